@@ -1,0 +1,206 @@
+"""What a site is: plain numbers and names, no tensors.
+
+A *site* is an internal axis of ``n_channels`` that some tensors write (left) and others read (right), so that scaling the
+writers' channel ``i`` by ``s_i > 0`` and the readers' channel ``i`` by ``1 / s_i`` leaves the function unchanged. Everything
+that is measured, predicted, applied and verified is derived from the same sites.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+PAIRS = ("qk", "vo")
+GRANULARITIES = ("tensor", "group", "channel")  # coarse to fine
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A strided block of indices: ``start + sum(coordinate * stride)`` over all coordinates below ``sizes``, row-major."""
+
+    start: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def indices(self) -> np.ndarray:
+        """int64, shape (prod(sizes),); shared and read-only."""
+        return _expand(self)
+
+    @property
+    def last(self) -> int:
+        """The largest index."""
+        return self.start + sum((n - 1) * s for n, s in zip(self.sizes, self.strides))
+
+
+@lru_cache(maxsize=4096)
+def _expand(grid: Grid) -> np.ndarray:
+    out = np.full((), grid.start, dtype=np.int64)
+    for n, stride in zip(grid.sizes, grid.strides):
+        out = out[..., None] + np.arange(n, dtype=np.int64) * stride
+    out = out.reshape(-1)
+    out.flags.writeable = False
+    return out
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One tensor's part in a site: which of its indices along ``axis`` carry which channels.
+
+    ``index`` and ``channel`` are grids over the same three coordinates (KV group, query head in the group, channel in the
+    head); a leg with one head a group has size 1 in the middle. Applying factor ``s`` multiplies the *effective* value
+    ``stored + offset`` by ``s ** exponent`` on the left and ``s ** -exponent`` on the right.
+
+    ``measured`` legs enter the norm; biases and other terms that merely have to follow do not.
+    ``offset`` is 1.0 where the stored value is gain - 1 (Gemma's norms), else 0.0.
+    ``fixed`` are (axis, index) pairs on other axes (3-D expert tensors).
+    """
+
+    tensor: str
+    axis: int
+    index: Grid
+    channel: Grid
+    side: str  # "left" | "right"
+    role: str  # q k v o up down gain a b
+    measured: bool = True
+    exponent: int = 1
+    offset: float = 0.0
+    fixed: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def signed_exponent(self) -> int:
+        return self.exponent if self.side == "left" else -self.exponent
+
+    @property
+    def n_heads(self) -> int:
+        return self.index.sizes[0] * self.index.sizes[1]
+
+    def heads(self) -> np.ndarray:
+        """Which head of the tensor each index belongs to; int64, same order as ``index.indices()``."""
+        groups, repeats, width = self.index.sizes
+        return _expand(Grid(0, (groups, repeats, width), (repeats, 1, 0)))
+
+    def groups(self) -> np.ndarray:
+        """Which KV group each index belongs to; int64, same order as ``index.indices()``."""
+        return _expand(Grid(0, self.index.sizes, (1, 0, 0)))
+
+
+@dataclass(frozen=True, order=True)
+class SiteKey:
+    """Name of a site, written ``decoder.3.self.qk`` (and ``.e5`` behind it for expert 5)."""
+
+    stack: str
+    layer: int
+    attention: str  # self | cross | none
+    pair: str
+    expert: int = -1  # -1: none
+
+    def __str__(self) -> str:
+        tail = f".e{self.expert}" if self.expert >= 0 else ""
+        return f"{self.stack}.{self.layer}.{self.attention}.{self.pair}{tail}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One pair in one layer.
+
+    ``exact_ties`` and ``group_ties``: grids whose *last* axis lists channels that share one factor. The first are what
+    exactness demands (rotary pairs), the second are the KV groups. Channels in no grid are free.
+    ``live`` says what carries the scale: "weights", or "gains" where a norm absorbs the scale of the weights.
+    """
+
+    key: SiteKey
+    n_channels: int
+    n_groups: int
+    legs: tuple[Leg, ...]
+    exact_ties: tuple[Grid, ...] = ()
+    group_ties: tuple[Grid, ...] = ()
+    live: str = "weights"
+    rule: str = ""
+    rotary: tuple[str, int] = ("none", 0)  # (layout, width), for axes of figures
+
+    @property
+    def name(self) -> str:
+        return str(self.key)
+
+    def measured_legs(self, side: str) -> tuple[Leg, ...]:
+        return tuple(leg for leg in self.legs if leg.measured and leg.side == side)
+
+    def exponent(self, side: str) -> int:
+        """The exponent its measured legs share on that side (method: a = b = 1, ReLU^2 has b = 2)."""
+        return self.measured_legs(side)[0].exponent
+
+    def labels(self, granularity: str) -> np.ndarray:
+        """Tie group of each channel at that granularity, never finer than exactness allows.
+
+        int64 (n_channels,), numbered 0.. in order of first channel; shared and read-only.
+        """
+        return _labels(self.n_channels, self.exact_ties, self.group_ties, granularity)
+
+    def n_cells(self, granularity: str) -> int:
+        return int(self.labels(granularity).max()) + 1
+
+    def used_granularity(self, granularity: str) -> str:
+        """The coarsest name for the partition that is really used: "tensor" where "group" was asked of one group."""
+        asked = self.labels(granularity)
+        return next(name for name in GRANULARITIES if np.array_equal(self.labels(name), asked))
+
+
+@lru_cache(maxsize=256)
+def _labels(n: int, exact: tuple[Grid, ...], group: tuple[Grid, ...], granularity: str) -> np.ndarray:
+    if granularity == "tensor":
+        out = np.zeros(n, dtype=np.int64)
+    else:
+        ties = exact + (group if granularity == "group" else ())
+        label = np.arange(n, dtype=np.int64)
+        changed = True
+        while changed:  # overlapping ties merge: repeat until every tie holds one label
+            before = label.copy()
+            for grid in ties:
+                members = grid.indices().reshape(-1, grid.sizes[-1])
+                lowest = label[members].min(axis=1)
+                for column in members.T:
+                    np.minimum.at(label, column, lowest)
+            changed = not np.array_equal(before, label)
+        out = np.unique(label, return_inverse=True)[1].astype(np.int64)
+    out.flags.writeable = False
+    return out
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A site (or the whole model, ``what="model"``) that is left alone, and why, in words for the person."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the figures say of the model's attention, read from config.json and checked against the weights."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+
+
+@dataclass(frozen=True)
+class Sites:
+    """All that was found in one checkpoint: sites, refusals, and remarks that belong on the page.
+
+    ``inert``: tensor names that a norm makes scale-free (Wq and Wk under QK-norm), with the reason in ``remarks``.
+    """
+
+    family: str  # rule name, "" where none matched
+    model_type: str
+    attention: Attention | None
+    sites: tuple[Site, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Site:
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(name)

@@ -1,0 +1,69 @@
+"""Every error a person can meet, one class a meaning.
+
+The message of each is written for the person who reads it: it names the thing, what was found, what was expected and
+the next step. The command line prints it and exits with ``exit_code``; the dashboard shows it as text.
+"""
+
+
+class WiscaError(Exception):
+    """Base of all named errors. ``exit_code`` is what the command line returns."""
+
+    exit_code = 2
+
+
+class UnreadableInput(WiscaError):
+    """A file or folder is missing, damaged or not what its name says."""
+
+
+class UnsafeInput(UnreadableInput):
+    """Input that would run code or leave its folder; nothing of it was used."""
+
+
+class HubError(UnreadableInput):
+    """A hub id is malformed, or the hub did not give the files."""
+
+
+class UnsupportedCheckpoint(WiscaError):
+    """Readable, but its stored values are not plain floating-point weights (quantised, custom code)."""
+
+
+class UnknownArchitecture(WiscaError):
+    """No site rule covers this model; it can be looked at, not rescaled."""
+
+
+class ConfigMismatch(WiscaError):
+    """config.json and the weights disagree."""
+
+
+class BadOption(WiscaError):
+    """An option has a value that is not allowed."""
+
+
+class PlanMismatch(WiscaError):
+    """A plan or report belongs to another checkpoint, or to a newer format."""
+
+
+class NothingToRescale(WiscaError):
+    """Nothing of what was asked can be rescaled; every refusal is listed in the message."""
+
+    exit_code = 1
+
+
+class ProofFailed(WiscaError):
+    """The rescaled model is not the same function; nothing was written."""
+
+    exit_code = 1
+
+
+class OutputRefused(WiscaError):
+    """The output folder exists, is the input, is taken by another export, or the disk is full; nothing was left behind."""
+
+
+class CheckpointChanged(WiscaError):
+    """A weight file changed while it was read."""
+
+
+class Cancelled(WiscaError):
+    """The person cancelled; nothing was left behind."""
+
+    exit_code = 130
