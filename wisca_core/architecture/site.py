@@ -116,7 +116,7 @@ class Site:
     group_ties: tuple[Grid, ...] = ()
     live: str = "weights"
     rule: str = ""
-    rotary: tuple[str, int] = ("none", 0)  # (layout, width), for axes of figures
+    rotary: tuple[str, int, float] = ("none", 0, 0.0)  # layout, rotating channels of a head, base; for axes of figures
 
     @property
     def name(self) -> str:
@@ -189,10 +189,10 @@ class Attention:
 class Sites:
     """All that was found in one checkpoint: sites, refusals, and remarks that belong on the page.
 
-    ``inert``: tensor names that a norm makes scale-free (Wq and Wk under QK-norm), with the reason in ``remarks``.
+    ``family`` is the row of families.toml, "" where none matched; the model itself is then the one refusal.
     """
 
-    family: str  # rule name, "" where none matched
+    family: str
     model_type: str
     attention: Attention | None
     sites: tuple[Site, ...] = ()

@@ -1,0 +1,25 @@
+"""Opening a model folder safely and reading its weights lazily; no model class, nothing executed.
+
+>>> checkpoint = open_checkpoint("path/to/model")  # doctest: +SKIP
+>>> with Reader(checkpoint) as reader:  # doctest: +SKIP
+...     for first_row, block in reader.blocks("model.embed_tokens.weight"): ...
+"""
+
+from wisca_core.checkpoint.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, TensorInfo
+from wisca_core.checkpoint.folder import Progress, open_checkpoint
+from wisca_core.checkpoint.quantised import quantisation
+from wisca_core.checkpoint.reader import Reader
+from wisca_core.checkpoint.safetensors_header import Header, read_header
+
+__all__ = [
+    "RESCALABLE",
+    "TORCH_DTYPES",
+    "Checkpoint",
+    "Header",
+    "Progress",
+    "Reader",
+    "TensorInfo",
+    "open_checkpoint",
+    "quantisation",
+    "read_header",
+]

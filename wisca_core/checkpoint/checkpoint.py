@@ -1,0 +1,81 @@
+"""What a checkpoint is once opened: names, shapes and byte positions, no tensors."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+# Bits a value, spelled as safetensors spells them; torch files are described in the same words.
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+# The dtypes torch holds one value an element; F4 and F6 are packed and have no such view.
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
+    "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64, "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+}  # fmt: skip
+
+RESCALABLE = ("F64", "F32", "BF16", "F16")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor: ``n_bytes`` from byte ``offset`` of ``file`` (relative to the folder), row-major, little-endian."""
+
+    name: str
+    dtype: str  # a key of DTYPE_BITS
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    n_bytes: int
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder that was looked through and found sound; nothing but headers has been read.
+
+    ``tensors`` are sorted by (file, offset). ``aliases`` are (name, name of the tensor that owns the storage), torch
+    files only; an alias is not in ``tensors``. ``stamps`` are (size in bytes, mtime_ns) of each of ``weight_files``
+    when it was looked at. ``remarks`` are sentences for the person: what was skipped or passed over.
+    """
+
+    path: Path  # real path of the folder
+    source: str  # what the person wrote
+    kind: str  # "safetensors" | "torch"
+    config_json: str  # raw text, "" where there is no config.json
+    tensors: tuple[TensorInfo, ...]
+    weight_files: tuple[str, ...]
+    index_file: str | None = None
+    aliases: tuple[tuple[str, str], ...] = ()
+    stamps: tuple[tuple[int, int], ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> dict:
+        """config.json parsed, a fresh dict each time; empty where there is none."""
+        return json.loads(self.config_json) if self.config_json else {}
+
+    @cached_property
+    def by_name(self) -> Mapping[str, TensorInfo]:
+        """Stored tensors by name, aliases not among them; shared, not to be changed."""
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    @property
+    def n_parameters(self) -> int:
+        """Stored floating-point values; integer tensors (buffers, packed quantised weights) are not counted."""
+        return sum(tensor.n_elements for tensor in self.tensors if tensor.dtype[0] in "FBC" and tensor.dtype != "BOOL")

@@ -1,0 +1,184 @@
+"""Reading stored values in blocks, with memory that does not grow with the model.
+
+The bytes of a tensor are its values: row-major and little-endian, in safetensors files and in uncompressed torch records
+alike, so one reader serves both. A big-endian host is refused.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Self
+
+import torch
+
+from wisca_core.checkpoint.checkpoint import TORCH_DTYPES, Checkpoint, TensorInfo
+from wisca_core.checkpoint.untrusted import locate, open_regular, shown
+from wisca_core.errors import CheckpointChanged, UnreadableInput, UnsupportedCheckpoint
+
+DISK_BYTES = 8 * 2**20  # one read: small ones lose the kernel's read-ahead
+
+if hasattr(os, "preadv"):
+
+    def _read_at(fd: int, into: memoryview, offset: int) -> int:
+        return os.preadv(fd, [into], offset)
+
+elif hasattr(os, "pread"):  # macOS before 11
+
+    def _read_at(fd: int, into: memoryview, offset: int) -> int:
+        data = os.pread(fd, len(into), offset)
+        into[: len(data)] = data
+        return len(data)
+
+else:  # Windows: moves the file position, so one thread a Reader
+
+    def _read_at(fd: int, into: memoryview, offset: int) -> int:
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(into))
+        into[: len(data)] = data
+        return len(data)
+
+
+class Reader:
+    """Open weight files of a checkpoint; use as a context manager.
+
+    Names are those of ``checkpoint.tensors`` and of its aliases; another name is a KeyError. Every method raises
+    CheckpointChanged where a file is not, in size and mtime, what it was when the checkpoint was opened, and
+    UnsupportedCheckpoint where torch has no dtype for the values (``raw`` reads those too).
+
+    ``blocks`` iterators each have their own buffer, so several may run at once; ``rows`` calls share one.
+    """
+
+    def __init__(self, checkpoint: Checkpoint):
+        if sys.byteorder != "little":
+            raise UnsupportedCheckpoint("this machine is big-endian; weights are stored little-endian and not converted here")
+        self.checkpoint = checkpoint
+        self._alias = dict(checkpoint.aliases)
+        self._stamp = dict(zip(checkpoint.weight_files, checkpoint.stamps))
+        self._fd: dict[str, int] = {}
+        self._spare: list[bytearray] = []
+        self._row_buffer = bytearray()
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opening:
+            for name in self.checkpoint.weight_files:
+                file = opening.enter_context(open_regular(locate(self.checkpoint.path, name)))
+                self._fd[name] = file.fileno()
+                self._check_unchanged(name)
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._fd.clear()
+        self._spare.clear()
+        self._row_buffer = bytearray()
+        self._open.close()
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start`` to ``stop`` of axis 0, stored dtype; valid until the next ``rows`` call. A scalar has one row."""
+        info = self._info(name)
+        n_rows, row_bytes = _row_layout(info)
+        if not 0 <= start <= stop <= n_rows:
+            raise IndexError(f"{name} has {n_rows} rows, not {start} to {stop}")
+        n_bytes = (stop - start) * row_bytes
+        if len(self._row_buffer) < n_bytes:
+            self._row_buffer = bytearray(n_bytes)
+        self._fill(info, start * row_bytes, memoryview(self._row_buffer)[:n_bytes])
+        return _as_tensor(self._row_buffer, info, 0, stop - start)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The whole tensor, stored dtype and shape, in memory of its own."""
+        info = self._info(name)
+        out = torch.empty(info.n_bytes, dtype=torch.uint8)
+        if info.n_bytes:
+            self._fill(info, 0, memoryview(out.numpy()))
+        return out.view(_torch_dtype(info)).reshape(info.shape)
+
+    def blocks(self, name: str, max_elements: int = 131072) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, rows) over the whole tensor in order, stored dtype; each block is valid until the next step.
+
+        A block has as many whole rows of axis 0 as fit into ``max_elements``, at least one; the last may have fewer.
+        """
+        info = self._info(name)
+        n_rows, row_bytes = _row_layout(info)
+        if not info.n_bytes:
+            return
+        row_elements = info.n_elements // n_rows
+        block = max(1, max_elements // row_elements)
+        chunk = max(1, DISK_BYTES // (block * row_bytes)) * block  # rows a disk read, a whole number of blocks
+        buffer = self._spare.pop() if self._spare else bytearray()
+        n_buffer = min(chunk, n_rows) * row_bytes
+        if len(buffer) < n_buffer:
+            buffer = bytearray(n_buffer)
+        try:
+            for first in range(0, n_rows, chunk):
+                n = min(chunk, n_rows - first)
+                self._fill(info, first * row_bytes, memoryview(buffer)[: n * row_bytes])
+                for row in range(0, n, block):
+                    yield first + row, _as_tensor(buffer, info, row * row_bytes, min(block, n - row))
+        finally:
+            if len(buffer) <= 2 * DISK_BYTES:  # one with very long rows is not kept
+                self._spare.append(buffer)
+
+    def raw(self, name: str) -> Iterator[memoryview]:
+        """The stored bytes in order, in pieces of at most 8 MB; each is read-only and valid until the next step."""
+        info = self._info(name)
+        buffer = memoryview(bytearray(min(DISK_BYTES, info.n_bytes)))
+        for start in range(0, info.n_bytes, DISK_BYTES):
+            piece = buffer[: min(DISK_BYTES, info.n_bytes - start)]
+            self._fill(info, start, piece)
+            yield piece.toreadonly()
+
+    def _info(self, name: str) -> TensorInfo:
+        return self.checkpoint.by_name[self._alias.get(name, name)]
+
+    def _fill(self, info: TensorInfo, start: int, into: memoryview) -> None:
+        fd, done = self._fd[info.file], 0
+        try:
+            while done < len(into):
+                # 1 GiB at a time: macOS refuses reads of 2 GiB and more.
+                n = _read_at(fd, into[done : done + 2**30], info.offset + start + done)
+                if n == 0:
+                    break
+                done += n
+        except OSError as error:
+            raise UnreadableInput(f"{shown(info.file)}: reading {shown(info.name)} failed: {error.strerror}.") from None
+        self._check_unchanged(info.file)
+        if done < len(into):
+            raise CheckpointChanged(
+                f"{shown(info.file)}: ended while {shown(info.name)} was read, {len(into) - done} bytes short. "
+                f"Open the checkpoint again once nothing writes to it."
+            )
+
+    def _check_unchanged(self, name: str) -> None:
+        status = os.fstat(self._fd[name])
+        now = (status.st_size, status.st_mtime_ns)
+        if now != self._stamp.setdefault(name, now):
+            raise CheckpointChanged(
+                f"{shown(self.checkpoint.path / name)}: changed since it was opened (was {self._stamp[name][0]} bytes, "
+                f"is {now[0]}). Open the checkpoint again once nothing writes to it."
+            )
+
+
+def _row_layout(info: TensorInfo) -> tuple[int, int]:
+    """(rows of axis 0, bytes a row); a scalar is one row."""
+    n_rows = info.shape[0] if info.shape else 1
+    return n_rows, info.n_bytes // n_rows if n_rows else 0
+
+
+def _torch_dtype(info: TensorInfo) -> torch.dtype:
+    try:
+        return TORCH_DTYPES[info.dtype]
+    except KeyError:
+        raise UnsupportedCheckpoint(
+            f"{shown(info.name)} is stored as {info.dtype}, a packed quantised format that is not read as numbers here."
+        ) from None
+
+
+def _as_tensor(buffer: bytearray, info: TensorInfo, offset: int, n_rows: int) -> torch.Tensor:
+    dtype, shape = _torch_dtype(info), (n_rows, *info.shape[1:])
+    if not (count := math.prod(shape)):  # frombuffer refuses empty ones
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).reshape(shape)

@@ -1,0 +1,191 @@
+"""Opening files of a model folder that may be damaged or hostile: where they lie, what they are, their JSON."""
+
+import json
+import os
+import re
+import stat
+import unicodedata
+from pathlib import Path, PureWindowsPath
+from typing import BinaryIO
+
+from wisca_core.errors import UnreadableInput, UnsafeInput
+
+MAX_JSON_DEPTH = 64
+MAX_NAME_LENGTH = 512
+
+# A JSON string, or what there is of one: the closing quote is optional so that the search stays linear on any bytes.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# Strong right-to-left letters and the invisible direction marks: they reorder the text around them on a screen.
+_RIGHT_TO_LEFT = {"R", "AL", "AN", "RLE", "RLO", "RLI", "LRE", "LRO", "LRI", "PDF", "PDI", "FSI"}
+
+
+def shown(text: object, limit: int = 120) -> str:
+    """``text`` fit for a message: one line, no control or direction characters, at most ``limit`` characters."""
+    text = str(text)
+    if name_fault(text, max_length=len(text)):
+        text = ascii(text)[1:-1]
+    return text if len(text) <= limit else f"{text[: limit - 20]}... ({len(text)} characters)"
+
+
+def name_fault(name: str, max_length: int = MAX_NAME_LENGTH) -> str | None:
+    """Why a tensor or file name is refused, in words; None where it is fine."""
+    if len(name) > max_length:
+        return f"is {len(name)} characters long, at most {max_length} are allowed"
+    if name.isascii() and name.isprintable():
+        return None
+    if not name.isprintable():
+        return "has control or invisible characters"
+    if any(unicodedata.bidirectional(character) in _RIGHT_TO_LEFT for character in name):
+        return "has right-to-left characters"
+    return None
+
+
+def check_name(folder: Path, name: str) -> None:
+    """UnsafeInput where ``name`` is not a plain name relative to the model folder (absolute, ``..``, backslashes)."""
+    parts = name.split("/")
+    if "\0" in name or "\\" in name or PureWindowsPath(name).drive or "" in parts or ".." in parts:
+        raise UnsafeInput(
+            f"{shown(folder)}: the file name {shown(name)!r} points outside the model folder or is not a plain relative "
+            f"name; nothing was read. Expected a file inside the folder: download the model again."
+        )
+
+
+def locate(folder: Path, name: str) -> Path:
+    """Real path of the regular file ``name`` of the model folder (a real path itself).
+
+    Links are followed inside the folder, and into the ``blobs`` folder of the same hub-cache repository, which is how
+    downloads look (``<repo>/snapshots/<revision>/file`` -> ``<repo>/blobs/<hash>``). Raises UnsafeInput where the name
+    or the link leads elsewhere, UnreadableInput where there is no regular file.
+    """
+    check_name(folder, name)
+    try:
+        real = Path(os.path.realpath(folder / name))
+        if not real.is_relative_to(folder) and real.parent != _blobs(folder):
+            raise UnsafeInput(
+                f"{shown(folder / name)}: this link points outside the model folder (to {shown(real)}); nothing was read. "
+                f"Put a copy of the file in its place, or open the folder it points to."
+            )
+        mode = os.stat(real).st_mode
+    except (OSError, ValueError) as error:
+        raise UnreadableInput(f"{shown(folder / name)}: cannot be opened: {_reason(error)}") from None
+    if not stat.S_ISREG(mode):
+        raise UnreadableInput(
+            f"{shown(folder / name)}: not a regular file but {_kind(mode)}; expected a file. It was not opened."
+        )
+    return real
+
+
+def _blobs(folder: Path) -> Path | None:
+    for parent in folder.parents:
+        if parent.name == "snapshots":
+            return parent.parent / "blobs"
+    return None
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a named pipe (FIFO)"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    return next((words for test, words in kinds if test(mode)), "something else")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file. Check the path, or download the model again."
+    if isinstance(error, PermissionError):
+        return "no permission to read it. Change its permissions or copy it."
+    return f"{getattr(error, 'strerror', None) or shown(error)}."
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens the regular file at a real path for reading, unbuffered; never waits on a pipe, never follows a last link."""
+    try:
+        if not stat.S_ISREG(mode := os.lstat(path).st_mode):  # opening some devices already has an effect
+            raise UnreadableInput(f"{shown(path)}: not a regular file but {_kind(mode)}; expected a file.")
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        file = open(os.open(path, flags), "rb", buffering=0)
+    except (OSError, ValueError) as error:
+        raise UnreadableInput(f"{shown(path)}: cannot be opened: {_reason(error)}") from None
+    if not stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UnreadableInput(f"{shown(path)}: not a regular file but {_kind(mode)}; expected a file.")
+    return file
+
+
+def read_exactly(file: BinaryIO, n_bytes: int, path: Path) -> bytes:
+    """The next ``n_bytes`` of ``file``; UnreadableInput where it ends before."""
+    out = bytearray(n_bytes)
+    view, done = memoryview(out), 0
+    try:
+        while done < n_bytes:
+            n = file.readinto(view[done:])
+            if not n:
+                raise UnreadableInput(f"{shown(path)}: ended while it was read, {n_bytes - done} bytes short.")
+            done += n
+    except OSError as error:
+        raise UnreadableInput(f"{shown(path)}: cannot be read: {_reason(error)}") from None
+    return bytes(out)
+
+
+def read_json_object(folder: Path, name: str, max_bytes: int, unique_keys: bool = True) -> tuple[str, dict]:
+    """(text, parsed object) of the JSON file ``name`` in a model folder, at most ``max_bytes`` long."""
+    path = locate(folder, name)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise UnreadableInput(f"{shown(folder / name)}: is {size} bytes, at most {max_bytes} are read.")
+        raw = read_exactly(file, size, path)
+    what = shown(folder / name)
+    if raw.startswith(b"version https://git-lfs"):
+        raise UnreadableInput(f"{what}: a git-lfs pointer, not the file itself. Run `git lfs pull` in the folder.")
+    return raw.decode("utf-8", "replace"), parse_json_object(raw, what, unique_keys)
+
+
+def parse_json_object(raw: bytes, what: str, unique_keys: bool = True) -> dict:
+    """The JSON object in ``raw``; UnreadableInput (its message begins with ``what``) for anything else.
+
+    Depth is checked on the bytes first: a parser that recurses could end the process. Integers have at most 20 digits.
+    Memory stays a fixed multiple of ``len(raw)``.
+    """
+    again = "Download the file again."
+    brackets = _STRING.sub(b"", raw).translate(None, _NOT_BRACKETS)
+    for _ in range(MAX_JSON_DEPTH):
+        fewer = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if len(fewer) == len(brackets):
+            break
+        brackets = fewer
+    if brackets:
+        raise UnreadableInput(
+            f"{what}: not valid JSON: its brackets nest deeper than {MAX_JSON_DEPTH} or do not match. {again}"
+        )
+    try:
+        value = json.loads(
+            raw.decode("utf-8"), parse_int=_bounded_int, object_pairs_hook=_unique if unique_keys else None
+        )
+    except UnicodeDecodeError as error:
+        raise UnreadableInput(f"{what}: not valid UTF-8 at byte {error.start}. {again}") from None
+    except (ValueError, RecursionError) as error:
+        raise UnreadableInput(f"{what}: not valid JSON: {shown(error)}. {again}") from None
+    if not isinstance(value, dict):
+        raise UnreadableInput(f"{what}: holds a JSON {type(value).__name__}, expected an object {{...}}. {again}")
+    return value
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"an integer of {len(digits)} digits, at most 20 are allowed")
+    return int(digits)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {shown(twice)!r} is there twice")
+    return out

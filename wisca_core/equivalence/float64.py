@@ -1,0 +1,49 @@
+"""True float64: every cast to a shorter floating-point type inside a model becomes a cast to float64.
+
+``model.double()`` is not enough: transformers casts to float32 inside norms, softmax and rotary embeddings, and at float32
+a right rule (5e-7) and scaling under a norm that absorbs it (6e-7) look the same. Under :func:`lifted` the first reads
+below 1e-13.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+SHORT = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
+
+class _Lift(TorchDispatchMode):
+    # Below the Python surface (not a TorchFunctionMode), so that casts made in C++ or in scripted functions are met too.
+    # torch.autocast needs no rule: it leaves float64 tensors alone.
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def longer(value):
+            return torch.float64 if isinstance(value, torch.dtype) and value in SHORT else value
+
+        out = func(*tree_map(longer, args), **tree_map(longer, kwargs or {}))
+        if func._schema.is_mutable:  # in place: the tensor handed in is the result, and it is float64 already
+            return out
+        return tree_map(lambda t: t.double() if isinstance(t, torch.Tensor) and t.dtype in SHORT else t, out)
+
+
+@contextmanager
+def lifted() -> Iterator[None]:
+    """Inside, whatever asks for float32, float16 or bfloat16 gets float64; float64 is also torch's default dtype.
+
+    Parameters and buffers must be float64 already (``model.double()``). What was computed before, such as the rotary
+    frequencies made in float32 at construction, keeps its rounding: the same in both models of a comparison.
+
+    >>> with lifted():
+    ...     torch.softmax(torch.zeros(3, dtype=torch.float64), dim=-1, dtype=torch.float32).dtype
+    torch.float64
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Lift():
+            yield
+    finally:
+        torch.set_default_dtype(default)

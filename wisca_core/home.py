@@ -1,0 +1,390 @@
+"""Everything kept between runs: one folder, ``WISCA_HOME``, and the two kinds of file that make it safe to share.
+
+``home()`` is the environment variable ``WISCA_HOME``, or the platform's user data folder. Under it lie ``FOLDERS``,
+each created for its owner only (mode 0700). JSON files start with their format and version and appear by rename, so a
+reader never sees half of one. A lock is a file somebody holds with ``flock``: the kernel lets go of it when its holder
+ends, however it ends, so "in use" never rests on a process number.
+
+Not covered: Windows (no ``flock``); power loss (nothing is synced to disk; a file damaged that way is refused by name
+when it is read), and network file systems on which two machines do not see each other's locks.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from wisca_core.errors import BadOption, OutputRefused, UnreadableInput, UnsafeInput
+
+FOLDERS = ("jobs", "measurements", "proofs", "comparisons", "exports", "uploads")
+
+# Lies in jobs/ beside the jobs and is never removed: two that hold two files of one name would not see each other.
+START_LOCK = "start.lock"
+
+# The largest plan (one factor a channel, 80 layers) is about 20 MB; beyond this a file is not one of ours.
+MAX_JSON_BYTES = 256 * 1024**2
+
+# Files being written beside their final name start with a dot; a younger one may still have its writer.
+_BESIDE_SECONDS = 600.0
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def home() -> Path:
+    """The absolute path of ``WISCA_HOME``, created (mode 0700) where it is missing.
+
+    Raises BadOption where it is a file, OutputRefused where it cannot be created.
+    """
+    named = os.environ.get("WISCA_HOME")
+    path = Path(named).expanduser() if named else platformdirs.user_data_path("wisca", appauthor=False)
+    path = Path(os.path.abspath(path))
+    _create(path)
+    return path
+
+
+def folder(name: str) -> Path:
+    """The folder ``name`` (one of ``FOLDERS``) under ``home()``, created (mode 0700) where it is missing.
+
+    Raises BadOption for another name, UnsafeInput where the folder is a link.
+    """
+    if name not in FOLDERS:
+        raise BadOption(f"there is no folder {name!r} under WISCA_HOME; it is one of {', '.join(FOLDERS)}.")
+    path = home() / name
+    if path.is_symlink():
+        raise UnsafeInput(
+            f"{path} is a link to {os.readlink(path)}; cleaning would reach outside WISCA_HOME. "
+            "Remove the link, and set WISCA_HOME itself to a folder on the disk you want."
+        )
+    _create(path)
+    return path
+
+
+def sizes() -> dict[str, int]:
+    """Bytes of the files in each folder (links are not followed), in the order of ``FOLDERS``."""
+    return {name: _n_bytes(folder(name)) for name in FOLDERS}
+
+
+def clean(names: Collection[str], *, keep_running: bool = True) -> int:
+    """Empty the named folders and return the bytes freed.
+
+    What is in use stays: a job folder whose lock is held, and in the other folders whatever the arguments of such a job
+    name. Links are removed, never followed. Files being written beside their final name stay for ten minutes.
+
+    ``keep_running=False`` refuses the whole clean (BadOption, nothing removed) while a job runs, instead of keeping
+    its files.
+    """
+    tops = [folder(name) for name in dict.fromkeys(names)]
+    running = [entry for entry in _entries(folder("jobs")) if is_held(entry / "lock")]
+    if running and not keep_running:
+        raise BadOption(f"job {running[0].name} is still running; cancel it or wait for it. Nothing was removed.")
+    texts = [text for entry in running for text in _texts(_plain_json(entry / "spec.json"))]
+    freed = 0
+    for top in tops:
+        used = _names_used(top, texts)
+        for entry in _entries(top):
+            # What is written beside its final name carries that name inside its own: .NAME.partial, NAME.tmp.
+            is_used = any(name in entry.name for name in used)
+            if not is_used and not _is_young_beside(entry) and entry.name != START_LOCK:
+                freed += remove_entry(entry) or 0
+    return freed
+
+
+def remove_entry(entry: Path, *, patience: float = 0.2) -> int | None:
+    """Remove a file, link or folder and return the bytes freed; None where it is in use.
+
+    A folder is in use where its ``lock`` stays held for ``patience`` seconds. The lock is held while the folder goes,
+    so two removals, or a removal and a job, cannot meet. A folder first gets another name, so no reader finds half of
+    it.
+    """
+    if entry.is_symlink() or not entry.is_dir():
+        before = _n_bytes(entry)
+        entry.unlink(missing_ok=True)
+        return before
+    descriptor = None
+    if _is_regular(entry / "lock"):
+        # Somebody else asking whether the lock is held holds it for an instant, hence never a single attempt.
+        descriptor = take_lock(entry / "lock", patience=max(patience, 0.2))
+        if descriptor is None:
+            return None
+    try:
+        before = _n_bytes(entry)
+        gone = entry.with_name(f".gone-{secrets.token_hex(8)}")
+        try:
+            os.rename(entry, gone)
+        except FileNotFoundError:
+            return 0
+        shutil.rmtree(gone, ignore_errors=True)
+        return before - _n_bytes(gone)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+# --- JSON files -------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: str | Path, format: str, version: int, payload: Mapping[str, Any]) -> None:
+    """Write ``payload`` as a JSON object that begins with ``format`` and ``version``, beside ``path``, then rename.
+
+    ``payload`` holds plain JSON values under text keys other than "format" and "version"; NaN and infinity are not
+    JSON (ValueError: write None or text). Raises OutputRefused where the file cannot be written; an existing file is
+    then as it was.
+
+    >>> write_json("plan.json", "wisca-plan", 1, {"strength": 1.0})  # doctest: +SKIP
+    """
+    if "format" in payload or "version" in payload:
+        raise ValueError('"format" and "version" are written by write_json; the payload may not hold them')
+    # One top-level key a line: readable in an editor, and a long list of factors is not one line a number.
+    text = "{\n" + ",\n".join(
+        f"{json.dumps(str(key))}: {_dumps(value)}"
+        for key, value in {"format": format, "version": version, **payload}.items()
+    )
+    path = Path(path)
+    beside = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write((text + "\n}\n").encode("utf-8"))
+        os.replace(beside, path)
+    except OSError as error:
+        raise OutputRefused(f"{path} cannot be written: {_reason(error)}. Nothing was left behind.") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
+def read_json(path: str | Path, format: str, version: int) -> dict[str, Any]:
+    """The payload of a file written by ``write_json`` with this format and version.
+
+    Raises UnreadableInput, naming the file, for anything else: missing, not a regular file, not JSON, another format,
+    and any other version (a newer one by its number).
+    """
+    path = Path(path)
+    content = _content(path)
+    try:
+        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise UnreadableInput(f"{path} is not text in UTF-8 (byte {error.start}); expected a {format} file.") from error
+    except RecursionError as error:
+        raise UnreadableInput(f"{path} is nested too deeply to be a {format} file.") from error
+    except ValueError as error:
+        found = "it is empty" if not content.strip() else str(error)
+        raise UnreadableInput(f"{path} is not a {format} file: {found}. It is damaged or was cut short.") from error
+    if not isinstance(document, dict) or document.get("format") != format:
+        found = document.get("format") if isinstance(document, dict) else None
+        shown = f"format {str(found)[:60]!r}" if found is not None else 'no "format"'
+        raise UnreadableInput(f"{path} has {shown}; expected {format!r}. Is it the right file?")
+    found = document.get("version")
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise UnreadableInput(f'{path} has no usable "version" ({str(found)[:60]}); expected {version}. It is damaged.')
+    if found != version:
+        advice = "Update wisca to read it." if found > version else "It is too old; make it again."
+        age = "newer" if found > version else "older"
+        raise UnreadableInput(
+            f"{path} is {format} version {found}, {age} than version {version}, which is read here. {advice}"
+        )
+    return {key: value for key, value in document.items() if key not in ("format", "version")}
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+def take_lock(path: Path, *, patience: float = 0.0) -> int | None:
+    """Hold ``path``, created where missing, and return its descriptor: closing it, or ending, lets go.
+
+    None where somebody else holds it for longer than ``patience`` seconds. OutputRefused where the file system has no
+    locks.
+
+    The lock belongs to the open file, so a child process that inherits the descriptor holds it too.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    until = time.monotonic() + patience
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    os.close(descriptor)
+                    return None
+                time.sleep(0.01)
+    except OSError as error:
+        os.close(descriptor)
+        raise OutputRefused(
+            f"{path} cannot be locked: {_reason(error)}. Set WISCA_HOME to a folder on a file system with locks."
+        ) from error
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock ``path``; False where there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        return True  # another user's lock: whoever cannot look may not remove either
+    except OSError:
+        return False
+    try:
+        # Shared: two that ask at once do not take each other for the holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, patience: float = 10.0) -> Iterator[None]:
+    """Hold ``path`` inside the block; OutputRefused where somebody else holds it for over ``patience`` seconds."""
+    descriptor = take_lock(path, patience=patience)
+    if descriptor is None:
+        raise OutputRefused(f"{path} has been held by another process for {patience:g} s. Try again.")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# --- inside -----------------------------------------------------------------------------------------------------------
+
+
+def _create(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadOption(f"{path} cannot be a folder: a file is in its place. Set WISCA_HOME to a folder.") from error
+    except OSError as error:
+        raise OutputRefused(
+            f"{path} cannot be created: {_reason(error)}. Set WISCA_HOME to a folder you can write."
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    return (error.strerror or str(error)).lower()
+
+
+def _dumps(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a file name that is not UTF-8 arrives as lone surrogates
+        text = json.dumps(value, allow_nan=False)
+    return text
+
+
+def _content(path: Path) -> bytes:
+    try:
+        # A FIFO would otherwise wait for a writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise UnreadableInput(f"{path} does not exist.") from error
+    except OSError as error:
+        raise UnreadableInput(f"{path} cannot be read: {_reason(error)}.") from error
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableInput(f"{path} is not a regular file.")
+        if found.st_size > MAX_JSON_BYTES:
+            raise UnreadableInput(f"{path} has {found.st_size} bytes; no file of this kind has over {MAX_JSON_BYTES}.")
+        try:
+            return file.read(MAX_JSON_BYTES)
+        except OSError as error:
+            raise UnreadableInput(f"{path} cannot be read: {_reason(error)}.") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:60]!r} is there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _entries(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except OSError:
+        return []
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _is_young_beside(entry: Path) -> bool:
+    try:
+        return entry.name.startswith(".") and time.time() - entry.lstat().st_mtime < _BESIDE_SECONDS
+    except OSError:
+        return False
+
+
+def _names_used(top: Path, texts: list[str]) -> set[str]:
+    """Names of the entries of ``top`` that a path among ``texts`` leads to or into."""
+    found = set()
+    for start in (f"{top}{os.sep}", f"{os.path.realpath(top)}{os.sep}"):
+        found |= {text.removeprefix(start).split(os.sep)[0] for text in texts if text.startswith(start)}
+    return found - {"", ".", ".."}
+
+
+def _n_bytes(path: Path) -> int:
+    """Bytes of a file, or of the files below a folder; links, and what vanishes meanwhile, count as nothing."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return 0
+    if stat.S_ISREG(found.st_mode):
+        return found.st_size
+    total = 0
+    if stat.S_ISDIR(found.st_mode):
+        for root, _, files in os.walk(path):
+            for name in files:
+                try:
+                    found = os.lstat(os.path.join(root, name))
+                except OSError:
+                    continue
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
+
+
+def _plain_json(path: Path) -> Any:
+    try:
+        return json.loads(_content(path))
+    except (UnreadableInput, ValueError, RecursionError):
+        return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)

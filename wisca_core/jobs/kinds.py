@@ -1,0 +1,36 @@
+"""The kinds of job there are, each with the function that does the work.
+
+A job function is ``function(arguments: dict, progress: Progress, folder: Path) -> dict``: ``arguments`` are plain JSON
+values (paths absolute), the result is too, and ``folder`` is the job's own folder. It writes beside and renames, so
+that an end at any moment leaves nothing half written. Its module is imported in the worker only, never by whoever
+starts the job.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from wisca_core.errors import BadOption
+from wisca_core.progress import Progress
+
+KINDS: dict[str, str] = {
+    "sleep": "wisca_core.jobs.kinds:sleep_job",
+}
+
+
+def sleep_job(arguments: dict[str, Any], progress: Progress, folder: Path) -> dict[str, Any]:
+    """The self-test job: count to ``steps`` (int), sleeping ``seconds`` (float) before each.
+
+    Returns {"counted": steps}. Raises BadOption for a negative number of steps.
+    """
+    steps, seconds = arguments["steps"], arguments["seconds"]
+    if steps < 0:
+        raise BadOption(f"steps is {steps}; expected 0 or more.")
+    print(f"counting to {steps}")
+    for step in range(steps):
+        progress("counting", step, steps)
+        time.sleep(seconds)
+    progress("counting", steps, steps)
+    return {"counted": steps}

@@ -1,0 +1,152 @@
+"""One pass over the weights of every site: the statistics of each channel, and a digest of each tensor read.
+
+Sums are taken in float32 over blocks of at most 131,072 values (float64 for F32 and F64 checkpoints) and accumulated in
+float64; bfloat16 is never accumulated. Everything shown or planned later is arithmetic on what this pass returns.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import xxhash
+
+from wisca_core.architecture.site import Leg, Sites
+from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
+from wisca_core.patterns.table import STATS, LOST_BITS, Patterns
+from wisca_core.progress import Progress, silent
+
+_ACCUMULATE = {"F64": torch.float64, "F32": torch.float64, "BF16": torch.float32, "F16": torch.float32}
+# float32 squares neither overflow nor vanish for magnitudes in here; a block outside is measured again in float64
+_SAFE_MIN, _SAFE_MAX = 1e-15, 1e15
+
+
+def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Patterns:
+    """Read every tensor that has a leg once, in file order, and return the table of channels.
+
+    Adds the rows' memory (about 60 bytes a channel and leg) and two disk buffers, whatever the size of the checkpoint.
+    Raises CheckpointChanged, UnreadableInput, Cancelled.
+    """
+    wanted = _axes(leg for site in sites.sites for leg in site.legs)
+    tensors = [t for t in checkpoint.tensors if t.name in wanted]
+    total = sum(t.n_bytes for t in tensors)
+    measured: dict[tuple[str, int, float], dict[str, np.ndarray]] = {}
+    digests: dict[str, str] = {}
+    done = 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads on small blocks cost far more than they bring
+    try:
+        with Reader(checkpoint) as reader:
+            for tensor in tensors:
+                progress("measuring", done, total)
+                digest = xxhash.xxh3_128()
+                stats = [_AxisStats(tensor, axis, offset) for axis, offset in wanted[tensor.name]]
+                for start, block in reader.blocks(tensor.name):
+                    digest.update(block.contiguous().view(torch.uint8).numpy())
+                    for one in stats:
+                        one.add(start, block)
+                for one in stats:
+                    measured[tensor.name, one.axis, one.offset] = one.finish()
+                digests[tensor.name] = digest.hexdigest()
+                done += tensor.n_bytes
+        progress("measuring", total, total)
+    finally:
+        torch.set_num_threads(threads)
+    return Patterns.gather(sites, measured, digests, header_digest(checkpoint), {t.name: t.dtype for t in tensors})
+
+
+def header_digest(checkpoint: Checkpoint) -> str:
+    """xxh3 over name, dtype and shape of every stored tensor, sorted by name."""
+    digest = xxhash.xxh3_128()
+    for tensor in sorted(checkpoint.tensors, key=lambda t: t.name):
+        digest.update(f"{tensor.name}\0{tensor.dtype}\0{tensor.shape}\n".encode())
+    return digest.hexdigest()
+
+
+def _axes(legs: Iterable[Leg]) -> dict[str, list[tuple[int, float]]]:
+    wanted: dict[str, list[tuple[int, float]]] = {}
+    for leg in legs:
+        axes = wanted.setdefault(leg.tensor, [])
+        if (leg.axis, leg.offset) not in axes:
+            axes.append((leg.axis, leg.offset))
+    return wanted
+
+
+class _AxisStats:
+    """Statistics of one tensor along one axis, gathered block by block."""
+
+    def __init__(self, tensor: TensorInfo, axis: int, offset: float):
+        self.axis, self.offset = axis, offset
+        self.dtype = _ACCUMULATE[tensor.dtype]
+        self.half = tensor.dtype == "F16"
+        n = tensor.shape[axis]
+        self.out = {name: np.zeros(n, dtype=dtype) for name, dtype in STATS.items()}
+        self.out["min_abs"][:] = np.inf
+        self.out["n"][:] = tensor.n_elements // n
+        self.lost = np.zeros((n, LOST_BITS), dtype=np.int64) if self.half else None
+        self.buffer = self.square = torch.empty(0, dtype=self.dtype)
+
+    def add(self, start: int, block: torch.Tensor) -> None:
+        block = block.reshape(block.shape[0], -1)
+        rows, columns = block.shape
+        if self.buffer.numel() < block.numel():
+            self.buffer, self.square = torch.empty(2, block.numel(), dtype=self.dtype)
+        work = self.buffer[: block.numel()].view(rows, columns)
+        work.copy_(block)
+        if self.offset:
+            work.add_(self.offset)
+        work.abs_()
+        over = 1 - self.axis  # the dimension that is summed away
+        at = slice(start, start + rows) if self.axis == 0 else slice(None)
+        biggest, smallest = work.amax(over), work.amin(over)
+        low, high = smallest.min().item(), biggest.max().item()
+        if low > 0 and high < _SAFE_MAX and (low > _SAFE_MIN or self.dtype == torch.float64):
+            square = torch.mul(work, work, out=self.square[: block.numel()].view(rows, columns))
+            self._merge(at, work.sum(over), square.sum(over), biggest, smallest)
+        else:
+            self._add_rare(at, work, over)
+        if self.lost is not None:
+            self._add_lost(at, block, over)
+
+    def _merge(self, at: slice, l1: torch.Tensor, l2_sq: torch.Tensor, biggest: torch.Tensor, smallest: torch.Tensor) -> None:
+        out = self.out
+        out["l1"][at] += l1.double().numpy()
+        out["l2_sq"][at] += l2_sq.double().numpy()
+        out["max"][at] = np.maximum(out["max"][at], biggest.double().numpy())
+        out["min_abs"][at] = np.minimum(out["min_abs"][at], smallest.double().numpy())
+
+    def _add_rare(self, at: slice, work: torch.Tensor, over: int) -> None:
+        """A block with zeros, non-finite or extreme values: count them, and sum in float64."""
+        wide = work.double()
+        finite = wide.isfinite()
+        zero = wide == 0
+        self.out["n_nonfinite"][at] += (~finite).sum(over).numpy()
+        self.out["n_zero"][at] += zero.sum(over).numpy()
+        smallest = wide.masked_fill(zero | ~finite, np.inf).amin(over)
+        # a NaN or infinity stays in the sums: a norm that is not finite is refused, never repaired
+        self._merge(at, wide.sum(over), (wide * wide).sum(over), wide.amax(over), smallest)
+
+    def _add_lost(self, at: slice, block: torch.Tensor, over: int) -> None:
+        """For k = 1..LOST_BITS, how many values of F16 lose bits when multiplied by 2^-k: those whose lowest set bit
+        lies below 2^(k - 24). Halving shifts only the exponent until the result is subnormal, where the lowest bits go."""
+        bit = _LOWEST_BIT[block.contiguous().view(torch.uint16).numpy().reshape(block.shape)]
+        n = self.lost[at].shape[0]
+        line = np.arange(block.shape[0]) if self.axis == 0 else np.arange(block.shape[1])
+        index = (line[:, None] if self.axis == 0 else line[None, :]) * (LOST_BITS + 1) + np.minimum(bit, LOST_BITS)
+        counts = np.bincount(index.reshape(-1), minlength=n * (LOST_BITS + 1)).reshape(n, LOST_BITS + 1)
+        self.lost[at] += counts[:, :LOST_BITS].cumsum(1)
+
+    def finish(self) -> dict[str, np.ndarray]:
+        return self.out | ({"lost": self.lost} if self.lost is not None else {})
+
+
+def _lowest_bits() -> np.ndarray:
+    """For each F16 bit pattern: exponent of its lowest set bit above 2^-24; 255 for zero and the non-finite."""
+    pattern = np.arange(65536)
+    exponent, mantissa = pattern >> 10 & 31, pattern & 1023
+    significand = np.where(exponent > 0, mantissa + 1024, mantissa)
+    trailing = np.log2((significand & -significand).clip(1)).astype(np.int64)
+    lowest = trailing + np.maximum(exponent, 1) - 1
+    return np.where((significand == 0) | (exponent == 31), 255, lowest).astype(np.uint8)
+
+
+_LOWEST_BIT = _lowest_bits()

@@ -1,0 +1,252 @@
+"""The table of channels: what was measured, in columns, and the sums over heads, groups and tensors made from it.
+
+Rows are in the order of ``sites``, their legs, and each leg's indices; numpy arrays underneath, pandas frames outside.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+import xxhash
+
+from wisca_core.architecture.site import Sites
+
+LOST_BITS = 12  # F16: factors down to 2^-12 are counted exactly
+
+# What the pass measures of each channel of each leg: column -> dtype. All of |stored + offset|.
+STATS = {
+    "n": np.int64,  # values in the channel
+    "l1": np.float64,  # sum
+    "l2_sq": np.float64,  # sum of squares
+    "max": np.float64,  # largest
+    "min_abs": np.float64,  # smallest that is not zero; inf where all are
+    "n_zero": np.int64,
+    "n_nonfinite": np.int64,
+}
+
+# Where a row belongs: column -> dtype
+PLACE = {
+    "site": np.int32,  # index into sites.sites
+    "leg": np.int32,  # index into the site's legs
+    "channel": np.int32,  # of the site
+    "group": np.int32,  # KV group
+    "head": np.int32,  # head of the tensor: query head for q and o, KV head for k and v
+    "index": np.int32,  # along the leg's axis of the tensor
+}
+
+NORMS = MappingProxyType({
+    "l1": "sum of |w|",
+    "l2": "root of the sum of w squared",
+    "max": "largest |w|",
+    "rms": "root of the mean of w squared",
+    "mean": "mean |w|",
+})
+
+
+def norm(name: str, stats: "pd.DataFrame | dict", factor: np.ndarray | float = 1.0) -> np.ndarray:
+    """That norm from columns n, l1, l2_sq, max, of weights multiplied by ``factor``; float64.
+
+    ``mean`` and ``rms`` do not grow with the number of entries; "l1" is the paper's.
+    """
+    n = np.asarray(stats["n"], dtype=np.float64)
+    values = {
+        "l1": lambda: np.asarray(stats["l1"]),
+        "l2": lambda: np.sqrt(stats["l2_sq"]),
+        "max": lambda: np.asarray(stats["max"]),
+        "rms": lambda: np.sqrt(np.asarray(stats["l2_sq"]) / n),
+        "mean": lambda: np.asarray(stats["l1"]) / n,
+    }
+    return values[name]() * factor
+
+
+def size_ratio(name: str, n_left: float, n_right: float) -> float | None:
+    """The part of a norm ratio that only says how many entries each side has; None for max, which has no such law."""
+    ratio = n_left / n_right
+    return {"l1": ratio, "l2": ratio**0.5, "rms": 1.0, "mean": 1.0, "max": None}[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Patterns:
+    """What one pass over a checkpoint found.
+
+    ``rows``: the columns of PLACE and STATS as arrays of equal length, and ``lost`` (rows, LOST_BITS) for F16.
+    ``digests``: tensor name -> xxh3 of its stored bytes; ``header``: digest over names, dtypes and shapes of all tensors.
+    """
+
+    sites: Sites
+    rows: MappingProxyType
+    digests: MappingProxyType
+    header: str
+    dtypes: MappingProxyType  # tensor name -> stored dtype
+    _cells: dict = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def gather(cls, sites: Sites, measured: dict, digests: dict, header: str, dtypes: dict) -> "Patterns":
+        """From statistics along tensor axes, ``{(tensor, axis, offset): {column: array}}``, to one row a channel and leg."""
+        columns: dict[str, list] = {name: [] for name in (*PLACE, *STATS)}
+        lost: list[np.ndarray] = []
+        any_half = any("lost" in stats for stats in measured.values())
+        for s, site in enumerate(sites.sites):
+            for i, leg in enumerate(site.legs):
+                stats = measured[leg.tensor, leg.axis, leg.offset]
+                index = leg.index.indices()
+                place = {"site": np.full(len(index), s), "leg": np.full(len(index), i), "channel": leg.channel.indices(),
+                         "group": leg.groups(), "head": leg.heads(), "index": index}  # fmt: skip
+                for name, dtype in PLACE.items():
+                    columns[name].append(place[name].astype(dtype))
+                for name in STATS:
+                    columns[name].append(stats[name][index])
+                if any_half:
+                    lost.append(stats["lost"][index] if "lost" in stats else np.zeros((len(index), LOST_BITS), np.int64))
+        dtype = PLACE | STATS
+        rows = {name: np.concatenate(parts) if parts else np.zeros(0, dtype[name]) for name, parts in columns.items()}
+        if lost:
+            rows["lost"] = np.concatenate(lost)
+        return cls(sites, MappingProxyType(rows), MappingProxyType(dict(digests)), header, MappingProxyType(dict(dtypes)))
+
+    @cached_property
+    def legs(self) -> pd.DataFrame:
+        """One row a leg: site, leg, name, layer, pair, role, side (0 left, 1 right), measured, exponent (signed), n_heads, first
+        (its first row in ``rows``), stop, tensor, dtype."""
+        out, first = [], 0
+        for s, site in enumerate(self.sites.sites):
+            for i, leg in enumerate(site.legs):
+                stop = first + len(leg.index.indices())
+                out.append((s, i, site.name, site.key.layer, site.key.pair, leg.role, int(leg.side == "right"), leg.measured,
+                            leg.signed_exponent, leg.n_heads, first, stop, leg.tensor, self.dtypes[leg.tensor]))  # fmt: skip
+                first = stop
+        names = "site leg name layer pair role side measured exponent n_heads first stop tensor dtype".split()
+        return pd.DataFrame(out, columns=names)
+
+    @cached_property
+    def leg_of_row(self) -> np.ndarray:
+        """int32, position in ``legs`` of each row."""
+        return np.repeat(np.arange(len(self.legs), dtype=np.int32), self.legs["stop"] - self.legs["first"])
+
+    @cached_property
+    def heads(self) -> "Segments":
+        """Rows of measured legs in segments, one a (leg, head)."""
+        legs = self.legs
+        base = np.concatenate([[0], np.cumsum(legs["n_heads"])])[:-1]
+        segment = base[self.leg_of_row] + self.rows["head"]
+        return Segments.of(segment, legs["measured"].to_numpy()[self.leg_of_row])
+
+    def cells(self, granularity: str) -> "Cells":
+        """Rows labelled by tie group at that granularity; kept once made."""
+        if granularity not in self._cells:
+            self._cells[granularity] = Cells.of(self, granularity)
+        return self._cells[granularity]
+
+    def fingerprint(self, tensors: "list[str] | tuple[str, ...]") -> str:
+        """Hash over every tensor's name, dtype and shape and the bytes of ``tensors``."""
+        digest = xxhash.xxh3_128(self.header.encode())
+        for name in sorted(tensors):
+            digest.update(f"{name}\0{self.digests[name]}\n".encode())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write an .npz beside and rename it; the sites are not in it (they follow from names and config)."""
+        words = {"format": "wisca-patterns", "version": 1, "digests": dict(self.digests), "header": self.header,
+                 "dtypes": dict(self.dtypes)}  # fmt: skip
+        beside = path.with_name(path.name + ".part")
+        with beside.open("wb") as file:
+            np.savez(file, words=np.frombuffer(json.dumps(words).encode(), dtype=np.uint8), **self.rows)
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, sites: Sites) -> "Patterns | None":
+        """A saved table, or None where it is of another version, damaged, or of other sites (it is then measured again)."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                words = json.loads(file["words"].tobytes())
+                rows = {name: file[name] for name in file.files if name != "words"}
+            if (words["format"], words["version"]) != ("wisca-patterns", 1) or not {*PLACE, *STATS} <= rows.keys():
+                return None
+            n_rows = sum(len(leg.index.indices()) for site in sites.sites for leg in site.legs)
+            touched = {leg.tensor for site in sites.sites for leg in site.legs}
+            if any(len(column) != n_rows for column in rows.values()) or touched != words["digests"].keys():
+                return None
+            return cls(sites, MappingProxyType(rows), MappingProxyType(words["digests"]), words["header"],
+                       MappingProxyType(words["dtypes"]))  # fmt: skip
+        except (OSError, ValueError, KeyError, EOFError):
+            return None
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Rows in disjoint segments, for fast sums: ``order`` sorts the chosen rows by segment, ``starts`` begins each."""
+
+    order: np.ndarray
+    starts: np.ndarray
+    ids: np.ndarray  # segment number of each start, ascending
+    n_segments: int
+
+    @classmethod
+    def of(cls, segment: np.ndarray, chosen: np.ndarray) -> "Segments":
+        rows = np.flatnonzero(chosen)
+        kept = segment[rows]
+        if not (kept[:-1] <= kept[1:]).all():
+            by = np.argsort(kept, kind="stable")
+            rows, kept = rows[by], kept[by]
+        starts = np.flatnonzero(np.r_[True, kept[1:] != kept[:-1]]) if len(kept) else np.zeros(0, np.int64)
+        return cls(rows, starts, kept[starts], int(segment.max()) + 1 if len(segment) else 0)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(values[self.order], self.starts) if len(self.starts) else np.zeros(0)
+
+    def max(self, values: np.ndarray) -> np.ndarray:
+        return np.maximum.reduceat(values[self.order], self.starts) if len(self.starts) else np.zeros(0)
+
+    def reduce(self, stats: dict, factor: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """n, l1, l2_sq, max, n_zero, n_nonfinite of each segment (in the order of ``ids``), rows multiplied by ``factor`` first."""
+        f = 1.0 if factor is None else factor
+        return {
+            "n": self.sum(stats["n"]),
+            "l1": self.sum(stats["l1"] * f),
+            "l2_sq": self.sum(stats["l2_sq"] * (f * f)),
+            "max": self.max(stats["max"] * f),
+            "n_zero": self.sum(stats["n_zero"]),
+            "n_nonfinite": self.sum(stats["n_nonfinite"]),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Tie groups of all sites at one granularity, numbered on: cell of each row, and the sums of both sides.
+
+    ``first``: first cell of each site, with the total behind the last. ``site``: site of each cell. ``group``: KV group of the
+    cell's first channel. ``sides``: statistics (n, l1, ...) as arrays (2, n_cells), left then right, of measured legs.
+    """
+
+    granularity: str
+    row: np.ndarray
+    first: np.ndarray
+    site: np.ndarray
+    group: np.ndarray
+    sides: dict
+
+    @classmethod
+    def of(cls, patterns: Patterns, granularity: str) -> "Cells":
+        sites, rows = patterns.sites.sites, patterns.rows
+        first = np.concatenate([[0], np.cumsum([site.n_cells(granularity) for site in sites])]).astype(np.int64)
+        site_first_channel = np.concatenate([[0], np.cumsum([site.n_channels for site in sites])]).astype(np.int64)
+        labels = (np.concatenate([site.labels(granularity) + first[i] for i, site in enumerate(sites)])
+                  if sites else np.zeros(0, np.int64))  # fmt: skip
+        cell = labels[site_first_channel[rows["site"]] + rows["channel"]]
+        legs = patterns.legs
+        side = legs["side"].to_numpy()[patterns.leg_of_row] if len(legs) else np.zeros(0, np.int64)
+        measured = legs["measured"].to_numpy()[patterns.leg_of_row] if len(legs) else np.zeros(0, bool)
+        segments = Segments.of(cell * 2 + side, measured)
+        sums = segments.reduce(rows)
+        sides = {}
+        for name, values in sums.items():
+            both = np.zeros(2 * first[-1], values.dtype)
+            both[segments.ids] = values
+            sides[name] = both.reshape(-1, 2).T
+        group = np.zeros(first[-1], np.int64)
+        group[cell[::-1]] = rows["group"][::-1]  # the first row of a cell is written last
+        return cls(granularity, cell, first, np.repeat(np.arange(len(sites)), np.diff(first)), group, sides)

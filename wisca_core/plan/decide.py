@@ -1,0 +1,296 @@
+"""Factors from norms, and every "after" from factors: arithmetic on the table of channels, never on the weights."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from wisca_core.architecture.site import Refusal
+from wisca_core.patterns.table import LOST_BITS, Cells, Patterns, Segments, norm
+from wisca_core.plan.options import Options
+
+LARGEST = {"F16": 65504.0, "BF16": 3.3895313892515355e38, "F32": 3.4028234663852886e38, "F64": 1.7976931348623157e308}
+SMALLEST_NORMAL = {"F16": 2.0**-14, "BF16": 2.0**-126, "F32": 2.0**-126, "F64": 2.0**-1022}
+
+# what became of a cell
+PLANNED, NOT_CHOSEN, ZERO, NON_FINITE, OVERFLOW = range(5)
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """One factor a cell, with what it was decided from.
+
+    ``full``: the factor that balances the cell fully; ``factor``: what strength and exact mode make of it, 1.0 where the cell is
+    left alone; ``fate``: PLANNED, NOT_CHOSEN, ZERO, NON_FINITE or OVERFLOW of each cell. Arrays over ``cells``.
+    """
+
+    patterns: Patterns
+    options: Options
+    cells: Cells
+    full: np.ndarray
+    factor: np.ndarray
+    fate: np.ndarray
+
+    @cached_property
+    def row_factor(self) -> np.ndarray:
+        """What each row of the table is multiplied by; float64."""
+        legs = self.patterns.legs
+        exponent = legs["exponent"].to_numpy(np.int64)[self.patterns.leg_of_row] if len(legs) else np.zeros(0, np.int64)
+        low, high = (int(exponent.min()), int(exponent.max())) if len(exponent) else (0, 0)
+        powers = np.stack([self.factor**e for e in range(low, high + 1)])
+        return powers.reshape(-1)[(exponent - low) * len(self.factor) + self.cells.row]
+
+    def side_norms(self, after: bool) -> np.ndarray:
+        """(2, n_cells): the chosen norm of the left and of the right side of each cell."""
+        before = norm(self.options.norm, self.cells.sides)
+        return before * self._side_factors() if after else before
+
+    def _side_factors(self) -> np.ndarray:
+        a, b = _exponents(self.patterns)
+        return np.stack([self.factor ** a[self.cells.site], self.factor ** -b[self.cells.site]])
+
+    @property
+    def n_changed(self) -> int:
+        """Cells whose factor is not 1."""
+        return int((self.factor != 1).sum())
+
+    @cached_property
+    def changed_sites(self) -> np.ndarray:
+        """bool, one a site."""
+        out = np.zeros(len(self.patterns.sites.sites), bool)
+        out[self.cells.site[self.factor != 1]] = True
+        return out
+
+    @cached_property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Cells that were asked for and are left alone, by name, with the reason."""
+        out = []
+        for cell in np.flatnonzero(self.fate >= ZERO):
+            out.append(Refusal(self._cell_name(cell), _reason(self, cell)))
+        return tuple(out)
+
+    def _cell_name(self, cell: int) -> str:
+        site = self.patterns.sites.sites[self.cells.site[cell]]
+        used = site.used_granularity(self.cells.granularity)
+        if used == "tensor":
+            return site.name
+        number = cell - self.cells.first[self.cells.site[cell]]
+        return f"{site.name} {'KV group' if used == 'group' else 'channel'} {number}"
+
+    @cached_property
+    def effects(self) -> dict[str, int]:
+        """What the factors will do to the stored values, counted before anything is written.
+
+        ``values``: stored values multiplied by a factor other than 1; ``rounded``: of those, 16-bit values whose factor is no power
+        of two (one rounding each); ``lost``: values that lose bits below the smallest normal number (F16: exact up to 2^-12, else an
+        upper bound); ``gains``: values of norms stored as gain - 1, which round in any case; ``overflow``: values in cells
+        that are left alone because they would overflow.
+        """
+        rows, legs = self.patterns.rows, self.patterns.legs
+        if not len(legs):
+            return dict.fromkeys(("values", "rounded", "lost", "gains", "overflow"), 0)
+        leg = self.patterns.leg_of_row
+        f, n = self.row_factor, rows["n"]
+        touched = f != 1
+        power = np.frexp(f)[0] == 0.5
+        dtype = legs["dtype"].to_numpy()
+        short = np.isin(dtype, ("F16", "BF16"))[leg]
+        offset = np.array([self.patterns.sites.sites[s].legs[i].offset != 0 for s, i in zip(legs["site"], legs["leg"])])[leg]
+        tiny = np.array([SMALLEST_NORMAL[d] for d in dtype])[leg]
+        below = touched & (f < 1) & (rows["min_abs"] * f < tiny)
+        if "lost" in rows:
+            half = below & (dtype == "F16")[leg]
+            halvings = np.ceil(-np.log2(f, where=half, out=np.zeros_like(f))).astype(np.int64)
+            known = half & (halvings <= LOST_BITS)
+            lost = int(rows["lost"][known, halvings[known] - 1].sum()) + int(n[below & ~known].sum())
+        else:
+            lost = int(n[below].sum())
+        return {
+            "values": int(n[touched].sum()),
+            "rounded": int(n[touched & short & ~power].sum()),
+            "lost": lost,
+            "gains": int(n[touched & offset].sum()),
+            "overflow": int(n[self.fate[self.cells.row] == OVERFLOW].sum()),
+        }
+
+    @cached_property
+    def bit_identical(self) -> bool:
+        """Whether powers of two alone promise bit-identical outputs: no rounding, no lost bits, no gain stored as gain - 1, no F16
+        (where activations may turn subnormal, so only the full check can say)."""
+        e = self.effects
+        half = self.patterns.legs["dtype"].eq("F16").any() if len(self.patterns.legs) else False
+        return bool((np.frexp(self.factor)[0] == 0.5).all()) and not (e["lost"] or e["gains"] or half)
+
+    def groups(self) -> pd.DataFrame:
+        """One row a (site, KV group): see ``GROUP_COLUMNS``; the chosen norm before and after."""
+        return group_table(self.patterns, self.options.norm, self.row_factor)
+
+    def heads(self, norm_name: str | None = None) -> pd.DataFrame:
+        """One row a (leg, head): name, layer, pair, role, head, n, n_zero, n_nonfinite, before, after (that norm)."""
+        return head_table(self.patterns, norm_name or self.options.norm, self.row_factor)
+
+
+GROUP_COLUMNS = {
+    "site": "index of the site",
+    "name": "site name",
+    "layer": "layer",
+    "pair": "qk or vo",
+    "group": "KV group",
+    "n_left": "values on the left side",
+    "n_right": "values on the right side",
+    "left": "norm of the left side (q, v) before",
+    "right": "norm of the right side (k, o) before",
+    "left_after": "norm of the left side after",
+    "right_after": "norm of the right side after",
+    "log2_ratio": "log2(left / right) before, octaves",
+    "log2_size": "part of log2_ratio that is only the number of entries; NaN for max",
+    "log2_after": "log2(left / right) after",
+}
+
+
+def decide(patterns: Patterns, options: Options) -> Decision:
+    """The factors of ``options`` for what was measured. ``s = (right / left) ** (strength / (a + b))`` a cell."""
+    cells = patterns.cells(options.granularity)
+    sites = patterns.sites.sites
+    left, right = norm(options.norm, cells.sides) if len(sites) else np.zeros((2, 0))
+    chosen = np.array([options.chooses(site.key) for site in sites], bool)[cells.site]
+    a, b = _exponents(patterns)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        log2_full = (np.log2(right) - np.log2(left)) / (a + b)[cells.site]
+        log2_s = log2_full * options.strength
+    fate = np.full(len(left), PLANNED)
+    fate[(left == 0) | (right == 0)] = ZERO
+    fate[~(np.isfinite(left) & np.isfinite(right))] = NON_FINITE
+    fate[~chosen] = NOT_CHOSEN
+    if options.exact:
+        log2_s = np.rint(log2_s)
+    usable = fate == PLANNED
+    full = np.where(fate <= NOT_CHOSEN, np.exp2(np.where(np.isfinite(log2_full), log2_full, 0.0)), 1.0)
+    factor = np.exp2(np.where(usable, log2_s, 0.0))
+    return _without_overflow(Decision(patterns, options, cells, full, factor, fate))
+
+
+def replay(patterns: Patterns, options: Options, factor: np.ndarray) -> Decision:
+    """A decision whose factors were made elsewhere (a saved plan, an undo): one a cell of ``options.granularity``."""
+    fresh = decide(patterns, options)
+    fate = np.where((fresh.fate == NOT_CHOSEN) | (fresh.fate == OVERFLOW), PLANNED, fresh.fate)
+    factor = np.where(fate == PLANNED, factor, 1.0)
+    return _without_overflow(Decision(patterns, options, fresh.cells, fresh.full, factor, fate))
+
+
+def _without_overflow(decision: Decision) -> Decision:
+    """Cells in which a value would leave the range of its dtype are left alone."""
+    rows, legs = decision.patterns.rows, decision.patterns.legs
+    if not len(legs):
+        return decision
+    limit = np.array([LARGEST[d] for d in legs["dtype"]])[decision.patterns.leg_of_row]
+    with np.errstate(over="ignore", invalid="ignore"):
+        over = rows["max"] * decision.row_factor > limit
+    over &= decision.row_factor != 1
+    if not over.any():
+        return decision
+    fate, factor = decision.fate.copy(), decision.factor.copy()
+    fate[decision.cells.row[over]] = OVERFLOW
+    factor[fate == OVERFLOW] = 1.0
+    return Decision(decision.patterns, decision.options, decision.cells, decision.full, factor, fate)
+
+
+def _exponents(patterns: Patterns) -> tuple[np.ndarray, np.ndarray]:
+    sites = patterns.sites.sites
+    return (np.array([s.exponent("left") for s in sites], np.int64), np.array([s.exponent("right") for s in sites], np.int64))
+
+
+def _reason(decision: Decision, cell: int) -> str:
+    fate = decision.fate[cell]
+    rows = decision.patterns.rows
+    legs = decision.patterns.legs
+    inside = decision.cells.row == cell
+    if fate == NON_FINITE:
+        bad = inside & (rows["n_nonfinite"] > 0)
+        if not bad.any():
+            return "a norm is not finite although every value is; left as it is"
+        leg = legs.iloc[decision.patterns.leg_of_row[np.flatnonzero(bad)[0]]]
+        of_leg = bad & (decision.patterns.leg_of_row == leg.name)
+        heads = np.unique(rows["head"][of_leg])
+        count = int(rows["n_nonfinite"][of_leg].sum())
+        where = f"head{'s' if len(heads) > 1 else ''} {', '.join(map(str, heads[:8]))} of layer {leg.layer}"
+        return f"{where} ({leg.tensor}) has {count:,} non-finite values; left as it is"
+    if fate == ZERO:
+        side = "left" if decision.side_norms(after=False)[0, cell] == 0 else "right"
+        role = legs[(legs["site"] == decision.cells.site[cell]) & (legs["side"] == (side == "right")) & legs["measured"]].iloc[0]
+        return f"every value of {role.tensor} in it is zero, so no finite factor balances it; left as it is"
+    return "a value would leave the range of its dtype (overflow); left as it is. A smaller strength may fit"
+
+
+def _groups(patterns: Patterns) -> Segments:
+    legs = patterns.legs
+    most = int(patterns.rows["group"].max()) + 1 if len(legs) else 1
+    side = legs["side"].to_numpy()[patterns.leg_of_row]
+    key = (patterns.rows["site"].astype(np.int64) * most + patterns.rows["group"]) * 2 + side
+    return Segments.of(key, legs["measured"].to_numpy()[patterns.leg_of_row])
+
+
+def group_table(patterns: Patterns, norm_name: str, row_factor: np.ndarray) -> pd.DataFrame:
+    """One row a (site, KV group), columns GROUP_COLUMNS."""
+    if not len(patterns.legs):
+        return pd.DataFrame(columns=list(GROUP_COLUMNS))
+    if "groups" not in patterns._cells:  # the segments do not depend on the options
+        patterns._cells["groups"] = _groups(patterns)
+    segments: Segments = patterns._cells["groups"]
+    before = _norm_of(segments, norm_name, patterns.rows, None)
+    after = _norm_of(segments, norm_name, patterns.rows, row_factor)
+    n = segments.sum(patterns.rows["n"])
+    most = int(patterns.rows["group"].max()) + 1
+    left, right = slice(0, None, 2), slice(1, None, 2)  # every group has both sides, left first
+    place = segments.ids[left] // 2
+    site = place // most
+    sites = patterns.sites.sites
+    size = {"l1": np.log2(n[left] / n[right]), "l2": np.log2(n[left] / n[right]) / 2}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return pd.DataFrame({
+            "site": site,
+            "name": np.array([s.name for s in sites], object)[site],
+            "layer": np.array([s.key.layer for s in sites])[site],
+            "pair": np.array([s.key.pair for s in sites], object)[site],
+            "group": place % most,
+            "n_left": n[left], "n_right": n[right],
+            "left": before[left], "right": before[right],
+            "left_after": after[left], "right_after": after[right],
+            "log2_ratio": np.log2(before[left] / before[right]),
+            "log2_size": size.get(norm_name, np.full(len(site), np.nan if norm_name == "max" else 0.0)),
+            "log2_after": np.log2(after[left] / after[right]),
+        })  # fmt: skip
+
+
+def head_table(patterns: Patterns, norm_name: str, row_factor: np.ndarray) -> pd.DataFrame:
+    """One row a (measured leg, head): site, name, layer, pair, role, head, n, n_zero, n_nonfinite, before, after."""
+    legs = patterns.legs
+    segments = patterns.heads
+    base = np.concatenate([[0], np.cumsum(legs["n_heads"])])
+    leg = np.searchsorted(base, segments.ids, side="right") - 1
+    return pd.DataFrame({
+        "site": legs["site"].to_numpy()[leg],
+        "name": legs["name"].to_numpy()[leg],
+        "layer": legs["layer"].to_numpy()[leg],
+        "pair": legs["pair"].to_numpy()[leg],
+        "role": legs["role"].to_numpy()[leg],
+        "head": segments.ids - base[leg],
+        "n": segments.sum(patterns.rows["n"]),
+        "n_zero": segments.sum(patterns.rows["n_zero"]),
+        "n_nonfinite": segments.sum(patterns.rows["n_nonfinite"]),
+        "before": _norm_of(segments, norm_name, patterns.rows, None),
+        "after": _norm_of(segments, norm_name, patterns.rows, row_factor),
+    })  # fmt: skip
+
+
+def _norm_of(segments: Segments, name: str, rows: dict, factor: np.ndarray | None) -> np.ndarray:
+    """That norm of each segment, summing only the columns it needs."""
+    f = 1.0 if factor is None else factor
+    if name == "max":
+        return segments.max(rows["max"] * f)
+    if name in ("l2", "rms"):
+        total = segments.sum(rows["l2_sq"] * (f * f))
+        return np.sqrt(total / segments.sum(rows["n"]) if name == "rms" else total)
+    total = segments.sum(rows["l1"] * f)
+    return total / segments.sum(rows["n"]) if name == "mean" else total

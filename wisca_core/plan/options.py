@@ -1,0 +1,76 @@
+"""What a person can choose, checked once, as a value."""
+
+import re
+from dataclasses import dataclass, field
+
+from wisca_core.architecture.site import GRANULARITIES, PAIRS, SiteKey
+from wisca_core.errors import BadOption
+
+PLAN_NORMS = ("l1", "l2", "max", "rms")
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """Layers ``first`` to ``last``, both included, of one stack ("" = every stack)."""
+
+    first: int
+    last: int
+    stack: str = ""
+
+    def holds(self, key: SiteKey) -> bool:
+        return self.first <= key.layer <= self.last and self.stack in ("", key.stack)
+
+    def __str__(self) -> str:
+        span = f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{self.stack}:{span}" if self.stack else span
+
+
+@dataclass(frozen=True)
+class Options:
+    """Defaults are the paper's: QK and VO, one factor a matrix, L1, full balance, at every layer.
+
+    ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to powers of two. ``layers``: empty
+    means all. ``exclude``: site names to leave alone. Raises BadOption.
+    """
+
+    pairs: tuple[str, ...] = PAIRS
+    granularity: str = "tensor"
+    norm: str = "l1"
+    strength: float = 1.0
+    layers: tuple[LayerRange, ...] = ()
+    exact: bool = False
+    exclude: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        unknown = [pair for pair in self.pairs if pair not in PAIRS]
+        if unknown or not self.pairs:
+            raise BadOption(f"pairs: {', '.join(unknown) or 'nothing'} was given; choose from {', '.join(PAIRS)}.")
+        if self.granularity not in GRANULARITIES:
+            raise BadOption(f"granularity: {self.granularity!r} was given; choose from {', '.join(GRANULARITIES)}.")
+        if self.norm not in PLAN_NORMS:
+            raise BadOption(f"norm: {self.norm!r} was given; choose from {', '.join(PLAN_NORMS)}.")
+        if not 0 <= self.strength <= 1:  # NaN too
+            raise BadOption(f"strength: {self.strength} was given; it lies between 0 (no change) and 1 (full balance).")
+
+    def chooses(self, key: SiteKey) -> bool:
+        return (
+            key.pair in self.pairs
+            and (not self.layers or any(span.holds(key) for span in self.layers))
+            and str(key) not in self.exclude
+        )
+
+
+def parse_pairs(text: str) -> tuple[str, ...]:
+    """``"qk,vo"`` -> ("qk", "vo")."""
+    return tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+
+
+def parse_layers(text: str) -> tuple[LayerRange, ...]:
+    """``"0-3,7,encoder:0-3"`` -> ranges, both ends included. Raises BadOption."""
+    out = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        match = re.fullmatch(r"(?:(\w+):)?(\d{1,6})(?:-(\d{1,6}))?", part)
+        if not match or (match[3] and int(match[3]) < int(match[2])):
+            raise BadOption(f"layers: {part!r} is not a layer, a range like 0-3 or a stack like encoder:0-3.")
+        out.append(LayerRange(int(match[2]), int(match[3] or match[2]), match[1] or ""))
+    return tuple(out)

@@ -1,0 +1,146 @@
+"""A plan: the factors as a value one can read, keep, compare and undo; applying it decides nothing."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from wisca_core.architecture.site import Refusal, Sites
+from wisca_core.errors import NothingToRescale, PlanMismatch, UnreadableInput
+from wisca_core.home import read_json, write_json
+from wisca_core.patterns.table import Patterns
+from wisca_core.plan.decide import Decision, replay
+from wisca_core.plan.options import Options, parse_layers
+
+FORMAT, VERSION = "wisca-plan", 1
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """``factors``: one a tie group of the site at the plan's granularity, in order of first channel; the left side is
+    multiplied by it, the right side divided. ``granularity``: the partition really used, where exactness ties more than asked."""
+
+    site: str
+    granularity: str
+    factors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``fingerprint``: of the checkpoint it was made for, over ``tensors`` (the stored tensors it changes)."""
+
+    options: Options
+    sites: tuple[SitePlan, ...]
+    tensors: tuple[str, ...]
+    fingerprint: str
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def n_changed(self) -> int:
+        """Factors other than 1."""
+        return sum(f != 1 for site in self.sites for f in site.factors)
+
+    @property
+    def powers_of_two(self) -> bool:
+        return all(math.frexp(f)[0] == 0.5 for site in self.sites for f in site.factors)
+
+    def undone(self, fingerprint: str) -> "Plan":
+        """The plan that takes the result of this one back; ``fingerprint`` is that of the result."""
+        sites = tuple(replace(s, factors=tuple(1 / f for f in s.factors)) for s in self.sites)
+        return replace(self, sites=sites, fingerprint=fingerprint, refusals=())
+
+    def to_json(self) -> dict:
+        """Plain JSON values; ``from_json`` gives an equal plan (floats are written exactly)."""
+        options = asdict(self.options) | {"layers": [str(span) for span in self.options.layers]}
+        return {
+            "options": options,
+            "fingerprint": self.fingerprint,
+            "tensors": list(self.tensors),
+            "sites": [asdict(site) for site in self.sites],
+            "refusals": [asdict(r) for r in self.refusals],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict, where: str) -> "Plan":
+        """Raises PlanMismatch naming ``where`` for anything that is not a plan."""
+        try:
+            o = data["options"]
+            options = Options(tuple(o["pairs"]), o["granularity"], o["norm"], float(o["strength"]),
+                              parse_layers(",".join(o["layers"])), bool(o["exact"]), tuple(o["exclude"]))  # fmt: skip
+            sites = tuple(SitePlan(s["site"], s["granularity"], tuple(map(float, s["factors"]))) for s in data["sites"])
+            refusals = tuple(Refusal(r["what"], r["reason"]) for r in data["refusals"])
+            plan = cls(options, sites, tuple(map(str, data["tensors"])), str(data["fingerprint"]), refusals)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanMismatch(f"{where} is no plan: {type(error).__name__} at {error}. Make it again with --save-plan.") from error
+        bad = [s.site for s in sites for f in s.factors if not (math.isfinite(f) and f > 0)]
+        if bad:
+            raise PlanMismatch(f"{where}: {bad[0]} has a factor that is not a positive finite number.")
+        return plan
+
+
+def make_plan(decision: Decision) -> Plan:
+    """The decision as a value. Sites all of whose factors are 1 are left out."""
+    patterns, cells = decision.patterns, decision.cells
+    sites, tensors = [], set()
+    for i in np.flatnonzero(decision.changed_sites):
+        site = patterns.sites.sites[i]
+        factors = decision.factor[cells.first[i] : cells.first[i + 1]]
+        sites.append(SitePlan(site.name, site.used_granularity(cells.granularity), tuple(factors.tolist())))
+        tensors |= {leg.tensor for leg in site.legs}
+    names = tuple(sorted(tensors))
+    return Plan(decision.options, tuple(sites), names, patterns.fingerprint(names), patterns.sites.refusals + decision.refusals)
+
+
+def decision_of(plan: Plan, patterns: Patterns) -> Decision:
+    """A saved plan against a measured checkpoint. Raises PlanMismatch where it belongs to another one."""
+    missing = [name for name in plan.tensors if name not in patterns.digests]
+    if missing:
+        raise PlanMismatch(f"the plan changes {missing[0]}, which is in no pair of this checkpoint. It belongs to another model.")
+    found = patterns.fingerprint(plan.tensors)
+    if found != plan.fingerprint:
+        raise PlanMismatch(
+            f"the plan was made for a checkpoint with fingerprint {plan.fingerprint}; this one has {found}. "
+            "Its weights differ, so the factors would not balance it. Make a new plan."
+        )
+    cells = patterns.cells(plan.options.granularity)
+    factor = np.ones(int(cells.first[-1]))
+    numbers = {site.name: i for i, site in enumerate(patterns.sites.sites)}
+    for part in plan.sites:
+        i = numbers.get(part.site)
+        if i is None or len(part.factors) != cells.first[i + 1] - cells.first[i]:
+            expected = "no such pair" if i is None else f"{cells.first[i + 1] - cells.first[i]} factors"
+            raise PlanMismatch(f"the plan has {len(part.factors)} factors for {part.site}; this checkpoint has {expected} there.")
+        factor[cells.first[i] : cells.first[i + 1]] = part.factors
+    return replay(patterns, plan.options, factor)
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write it as JSON, beside and renamed."""
+    write_json(path, FORMAT, VERSION, plan.to_json())
+
+
+def load_plan(path: Path) -> Plan:
+    """Raises UnreadableInput or PlanMismatch."""
+    return Plan.from_json(read_json(path, FORMAT, VERSION), str(path))
+
+
+def undo_plan(report: Path) -> Plan:
+    """The plan that undoes an export, from its wisca_report.json."""
+    data = read_json(report, "wisca-report", 1)
+    try:
+        return Plan.from_json(data["plan"], str(report)).undone(str(data["fingerprint_after"]))
+    except (KeyError, TypeError) as error:
+        raise UnreadableInput(f"{report} has no {error}; it is not a complete wisca_report.json.") from error
+
+
+def check_not_empty(plan: Plan, sites: Sites) -> None:
+    """Raises NothingToRescale where nothing that was asked for can be done, with every reason."""
+    if plan.n_changed:
+        return
+    asked = [r for r in plan.refusals] or list(sites.refusals)
+    if asked:
+        shown = "\n".join(f"  {r.what}: {r.reason}" for r in asked[:20])
+        more = f"\n  and {len(asked) - 20} more" if len(asked) > 20 else ""
+        raise NothingToRescale(f"nothing of what was asked can be rescaled:\n{shown}{more}")
+    raise NothingToRescale("every factor is 1: with these options nothing would change. Nothing was written.")
