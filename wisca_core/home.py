@@ -19,6 +19,7 @@ import secrets
 import shutil
 import stat
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -107,27 +108,28 @@ def remove_entry(entry: Path, *, patience: float = 0.2) -> int | None:
 
     A folder is in use where its ``lock`` stays held for ``patience`` seconds. The lock is held while the folder goes,
     so two removals, or a removal and a job, cannot meet. A folder first gets another name, so no reader finds half of
-    it.
+    it. Raises OutputRefused where it cannot be removed.
     """
-    if entry.is_symlink() or not entry.is_dir():
-        before = _n_bytes(entry)
-        entry.unlink(missing_ok=True)
-        return before
     descriptor = None
-    if _is_regular(entry / "lock"):
+    is_folder = entry.is_dir() and not entry.is_symlink()
+    if is_folder and _is_regular(entry / "lock"):
         # Somebody else asking whether the lock is held holds it for an instant, hence never a single attempt.
         descriptor = take_lock(entry / "lock", patience=max(patience, 0.2))
         if descriptor is None:
             return None
     try:
         before = _n_bytes(entry)
+        if not is_folder:
+            entry.unlink()
+            return before
         gone = entry.with_name(f".gone-{secrets.token_hex(8)}")
-        try:
-            os.rename(entry, gone)
-        except FileNotFoundError:
-            return 0
+        os.rename(entry, gone)
         shutil.rmtree(gone, ignore_errors=True)
         return before - _n_bytes(gone)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise OutputRefused(f"{entry} cannot be removed: {_reason(error)}.") from error
     finally:
         if descriptor is not None:
             os.close(descriptor)
@@ -194,7 +196,7 @@ def read_json(path: str | Path, format: str, version: int) -> dict[str, Any]:
         advice = "Update wisca to read it." if found > version else "It is too old; make it again."
         age = "newer" if found > version else "older"
         raise UnreadableInput(
-            f"{path} is {format} version {found}, {age} than version {version}, which is read here. {advice}"
+            f"{path} is {format} version {str(found)[:20]}, {age} than version {version}, which is read here. {advice}"
         )
     return {key: value for key, value in document.items() if key not in ("format", "version")}
 
@@ -210,20 +212,19 @@ def take_lock(path: Path, *, patience: float = 0.0) -> int | None:
 
     The lock belongs to the open file, so a child process that inherits the descriptor holds it too.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = None
     until = time.monotonic() + patience
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return descriptor
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    os.close(descriptor)
-                    return None
-                time.sleep(0.01)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        while not _flock(descriptor):
+            if time.monotonic() >= until:
+                os.close(descriptor)
+                return None
+            time.sleep(0.01)
+        return descriptor
     except OSError as error:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
         raise OutputRefused(
             f"{path} cannot be locked: {_reason(error)}. Set WISCA_HOME to a folder on a file system with locks."
         ) from error
@@ -264,6 +265,14 @@ def locked(path: Path, *, patience: float = 10.0) -> Iterator[None]:
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
+def _flock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _create(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -299,24 +308,25 @@ def _content(path: Path) -> bytes:
         raise UnreadableInput(f"{path} does not exist.") from error
     except OSError as error:
         raise UnreadableInput(f"{path} cannot be read: {_reason(error)}.") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise UnreadableInput(f"{path} is not a regular file.")
         if found.st_size > MAX_JSON_BYTES:
             raise UnreadableInput(f"{path} has {found.st_size} bytes; no file of this kind has over {MAX_JSON_BYTES}.")
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read(MAX_JSON_BYTES)
-        except OSError as error:
-            raise UnreadableInput(f"{path} cannot be read: {_reason(error)}.") from error
+    except OSError as error:
+        raise UnreadableInput(f"{path} cannot be read: {_reason(error)}.") from error
+    finally:
+        os.close(descriptor)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:60]!r} is there twice")
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {counts.most_common(1)[0][0][:60]!r} is there more than once")
     return found
 
 

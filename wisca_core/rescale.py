@@ -3,8 +3,9 @@
 16-bit values are multiplied in float32 and rounded once; F32 and F64 in float64. A value whose factor is 1 keeps its bits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,10 +23,17 @@ class Scaling:
     offset: float = 0.0
 
 
-def scalings(sites: Sites, cell_factors: Mapping[str, np.ndarray], granularity: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Scaling]:
+def scalings(
+    sites: Sites,
+    cell_factors: Mapping[str, Sequence[float] | np.ndarray],
+    granularity: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    only_side: str | None = None,
+) -> dict[str, Scaling]:
     """Tensor name -> Scaling, for the sites named in ``cell_factors`` (site name -> factor of each tie group).
 
-    Legs of several sites on one tensor multiply; tensors whose factors are all 1 are left out.
+    Legs of several sites on one tensor multiply; tensors whose factors are all 1 are left out. ``only_side`` ("left") scales one
+    side alone, which changes the function: the control that a pair is alive.
     """
     along: dict[str, dict[int, np.ndarray]] = {}
     offsets: dict[str, float] = {}
@@ -34,6 +42,8 @@ def scalings(sites: Sites, cell_factors: Mapping[str, np.ndarray], granularity: 
             continue
         channel_factor = np.asarray(cell_factors[site.name], np.float64)[site.labels(granularity)]
         for leg in site.legs:
+            if only_side not in (None, leg.side):
+                continue
             axes = along.setdefault(leg.tensor, {})
             vector = axes.setdefault(leg.axis, np.ones(shapes[leg.tensor][leg.axis]))
             vector[leg.index.indices()] *= channel_factor[leg.channel.indices()] ** leg.signed_exponent
@@ -64,6 +74,10 @@ def rescaled(block: torch.Tensor, scaling: Scaling, first_row: int = 0) -> torch
     return torch.where(kept, block, out) if kept.any() else out
 
 
-def rescaled_state(state: Mapping[str, torch.Tensor], scaling: Mapping[str, Scaling]) -> dict[str, torch.Tensor]:
-    """A state dict by stored names with the scaled tensors new and the others the same objects."""
-    return {name: rescaled(t, scaling[name]) if name in scaling else t for name, t in state.items()}
+def changes(scaling: Mapping[str, Scaling]) -> dict[str, Callable[[torch.Tensor, int], torch.Tensor]]:
+    """The same as functions (block, first row) -> block, as the writer of weight files takes them."""
+    return {name: partial(_change, one) for name, one in scaling.items()}
+
+
+def _change(scaling: Scaling, block: torch.Tensor, first_row: int) -> torch.Tensor:
+    return rescaled(block, scaling, first_row)

@@ -6,7 +6,8 @@
 """
 
 from wisca_core.checkpoint.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, TensorInfo
-from wisca_core.checkpoint.folder import Progress, open_checkpoint
+from wisca_core.checkpoint.hub import HubSize, hub_size
+from wisca_core.checkpoint.opening import open_checkpoint
 from wisca_core.checkpoint.quantised import quantisation
 from wisca_core.checkpoint.reader import Reader
 from wisca_core.checkpoint.safetensors_header import Header, read_header
@@ -16,9 +17,10 @@ __all__ = [
     "TORCH_DTYPES",
     "Checkpoint",
     "Header",
-    "Progress",
+    "HubSize",
     "Reader",
     "TensorInfo",
+    "hub_size",
     "open_checkpoint",
     "quantisation",
     "read_header",

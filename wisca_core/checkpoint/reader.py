@@ -52,7 +52,9 @@ class Reader:
 
     def __init__(self, checkpoint: Checkpoint):
         if sys.byteorder != "little":
-            raise UnsupportedCheckpoint("this machine is big-endian; weights are stored little-endian and not converted here")
+            raise UnsupportedCheckpoint(
+                "this machine is big-endian; weights are stored little-endian and not converted here"
+            )
         self.checkpoint = checkpoint
         self._alias = dict(checkpoint.aliases)
         self._stamp = dict(zip(checkpoint.weight_files, checkpoint.stamps))
@@ -157,8 +159,8 @@ class Reader:
         now = (status.st_size, status.st_mtime_ns)
         if now != self._stamp.setdefault(name, now):
             raise CheckpointChanged(
-                f"{shown(self.checkpoint.path / name)}: changed since it was opened (was {self._stamp[name][0]} bytes, "
-                f"is {now[0]}). Open the checkpoint again once nothing writes to it."
+                f"{shown(self.checkpoint.path / name)}: changed since it was looked through (size "
+                f"{self._stamp[name][0]}, now {now[0]} bytes; or written again). Open the checkpoint again once nothing writes to it."
             )
 
 

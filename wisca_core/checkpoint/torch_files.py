@@ -1,9 +1,387 @@
-"""A torch ``.bin`` file (zip written by torch.save) as names, shapes and byte positions, without running any of it."""
+"""A torch ``.bin`` file as names, shapes and byte positions; nothing in it is executed and no tensor is read.
 
+``torch.save`` writes a zip of uncompressed records: ``data.pkl`` and one record a storage, ``data/<key>``, whose bytes lie
+in the file as they lie in memory. A pickle is a program. ``torch.load(weights_only=True)`` runs it with an allow-list, but
+builds real storages and does not say where in the file they came from; so the few instructions that describe a dict of
+plain tensors are interpreted here, into inert records, and every other instruction or name is refused.
+"""
+
+import io
+import math
+import os
+import pickletools
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from wisca_core.checkpoint.safetensors_header import Header
+from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TORCH_DTYPES, TensorInfo
+from wisca_core.checkpoint.untrusted import locate, name_fault, open_regular, read_exactly, refuse_lookalike, shown
+from wisca_core.errors import UnreadableInput, UnsafeInput
+
+MAX_PICKLE_BYTES = 100_000_000
+MAX_INSTRUCTIONS = 4_000_000  # a tensor takes about 30
+_MAX_ELEMENTS = 2**63 - 1
+
+_CONVERT = (
+    "convert to safetensors on a machine where you trust it: "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
+)
+
+_STORAGES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
+    "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
+    "ComplexFloatStorage": "C64",
+}  # fmt: skip
 
 
-def read_torch_file(path: Path, name: str) -> Header:
-    raise NotImplementedError
+@dataclass(frozen=True)
+class TorchFile:
+    """``aliases`` are (name, name of the tensor in ``tensors`` that owns the storage)."""
+
+    tensors: tuple[TensorInfo, ...]
+    aliases: tuple[tuple[str, str], ...]
+    size: int  # of the whole file, bytes
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A name the pickle looked up, never the thing itself. ``dtype`` is set for storage classes and torch dtypes."""
+
+    what: str  # dict | tensor_v2 | tensor_v3 | parameter | storage | dtype
+    dtype: str = ""  # "" of an untyped storage: the tensor says
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    dtype: str
+    n_elements: int  # bytes of an untyped one
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    storage: _Storage
+    dtype: str
+    start: int  # elements
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+_GLOBALS: dict[tuple[str, str], _Global] = {
+    ("collections", "OrderedDict"): _Global("dict"),
+    ("torch._utils", "_rebuild_tensor_v2"): _Global("tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"): _Global("tensor_v3"),  # dtypes that have no storage class (fp8, uint16)
+    ("torch._utils", "_rebuild_parameter"): _Global("parameter"),
+    ("torch.storage", "UntypedStorage"): _Global("storage"),
+    **{("torch", name): _Global("storage", dtype) for name, dtype in _STORAGES.items()},
+    **{("torch", str(dtype).removeprefix("torch.")): _Global("dtype", name) for name, dtype in TORCH_DTYPES.items()},
+}
+_MARK = _Global("mark")
+
+
+class _NotPlain(Exception):
+    """The pickle does something other than describe plain tensors; the text says what."""
+
+
+def read_torch_file(folder: Path, name: str) -> TorchFile:
+    """What the torch file ``name`` in a model folder (a real path) holds.
+
+    UnsafeInput where it would run code or hides data (compressed, overlapping records, the formats before torch 1.6),
+    UnreadableInput where it is damaged, is not a flat dict of tensors, or a tensor is not stored in row-major order.
+    """
+    path, what = locate(folder, name), shown(folder / name)
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+        _refuse_other_formats(read_exactly(file, min(status.st_size, 512), what), what)
+        records = _records(path, status.st_size, what)
+        top = _top_folder(records, what)
+        program = _record(file, records, f"{top}/data.pkl", what)
+        order = _record(file, records, f"{top}/byteorder", what) if f"{top}/byteorder" in records else b"little"
+    if order != b"little":
+        raise UnreadableInput(
+            f"{what}: byte order {shown(order)}, expected little. Save it again on an ordinary machine."
+        )
+    try:
+        entries = _interpret(program)
+    except _NotPlain as error:
+        raise UnsafeInput(f"{what}: contains code: refused ({error}); {_CONVERT}.") from None
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UnreadableInput(f"{what}: data.pkl is damaged ({shown(repr(error))}). Download the file again.") from None
+    tensors, aliases = _tensors(entries, records, f"{top}/data/", name, what)
+    return TorchFile(tensors, aliases, status.st_size, status.st_mtime_ns)
+
+
+def _refuse_other_formats(start: bytes, what: str) -> None:
+    if not start:
+        raise UnreadableInput(f"{what}: not a torch file: it is empty. Download the file again.")
+    refuse_lookalike(start, what)
+    if start.startswith(b"\x80") or start[257:262] == b"ustar":
+        raise UnsafeInput(
+            f"{what}: the pickle or tar format torch wrote before 1.6, which contains code: refused; {_CONVERT}."
+        )
+    if start[8:9] == b"{":
+        raise UnreadableInput(f"{what}: this looks like a safetensors file. Rename it to .safetensors.")
+    if not start.startswith(b"PK\x03\x04"):
+        raise UnreadableInput(f"{what}: not a torch file: expected the zip that torch.save writes. Download it again.")
+
+
+class _BoundedFile(io.FileIO):
+    """zipfile reads the directory of a zip in one piece, of the size the zip itself claims."""
+
+    def read(self, n: int | None = -1, /) -> bytes:
+        if n is not None and n > MAX_PICKLE_BYTES:
+            raise zipfile.BadZipFile(f"its directory claims {n} bytes")
+        return super().read(n)
+
+
+def _records(path: Path, size: int, what: str) -> dict[str, tuple[int, int]]:
+    """{record: (first byte, bytes)} of the zip; every record uncompressed, inside the file, and overlapping no other."""
+    out: dict[str, tuple[int, int]] = {}
+    end, before = 0, "the beginning"
+    try:
+        with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
+            for record in sorted(archive.infolist(), key=lambda record: record.header_offset):
+                name = record.filename
+                if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
+                    raise UnsafeInput(
+                        f"{what}: record {shown(name)} is compressed or encrypted; torch never writes that: refused. "
+                        f"Expected uncompressed records; {_CONVERT}."
+                    )
+                file.seek(record.header_offset)
+                local = file.read(30)
+                first = record.header_offset + 30 + int.from_bytes(local[26:28], "little")
+                first += int.from_bytes(local[28:30], "little")
+                if local[:4] != b"PK\x03\x04" or record.header_offset < end or name in out:
+                    raise UnsafeInput(
+                        f"{what}: record {shown(name)} overlaps or repeats {shown(before)}: refused. Download the file again."
+                    )
+                if record.file_size != record.compress_size or first + record.file_size > size:
+                    raise UnreadableInput(
+                        f"{what}: record {shown(name)} claims {record.file_size} bytes from byte {first}; "
+                        f"the file has {size}. Download the file again."
+                    )
+                out[name] = (first, record.file_size)
+                end, before = first + record.file_size, name
+    except (zipfile.BadZipFile, OSError, ValueError, OverflowError, EOFError, NotImplementedError) as error:
+        raise UnreadableInput(
+            f"{what}: the zip that torch.save writes ends early or is damaged ({shown(error)}). Download the file again."
+        ) from None
+    return out
+
+
+def _top_folder(records: dict[str, tuple[int, int]], what: str) -> str:
+    folders = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")]
+    if any(name.endswith("/constants.pkl") for name in records):
+        raise UnsafeInput(
+            f"{what}: a TorchScript program, which contains code: refused. Expected weights saved by torch.save."
+        )
+    if len(folders) != 1:
+        raise UnreadableInput(
+            f"{what}: a zip with {len(folders)} data.pkl records, expected one: not weights saved by torch.save. "
+            f"Give the model's pytorch_model.bin."
+        )
+    return folders[0]
+
+
+def _record(file: io.FileIO, records: dict[str, tuple[int, int]], name: str, what: str) -> bytes:
+    first, n_bytes = records[name]
+    if n_bytes > MAX_PICKLE_BYTES:
+        raise UnreadableInput(f"{what}: record {shown(name)} is {n_bytes} bytes, at most {MAX_PICKLE_BYTES} are read.")
+    file.seek(first)
+    return read_exactly(file, n_bytes, what)
+
+
+def _interpret(program: bytes) -> object:
+    """The value the pickle describes, made of dicts, lists, tuples, numbers, strings and the records above."""
+    stack: list = []
+    memo: dict[int, object] = {}
+
+    def above_mark() -> list:
+        at = next(i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK)
+        items = stack[at + 1 :]
+        del stack[at:]
+        return items
+
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+        if count > MAX_INSTRUCTIONS:
+            raise ValueError(f"more than {MAX_INSTRUCTIONS} instructions")
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(argument)
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(opcode.name == "NEWTRUE")
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "MARK":
+                stack.append(_MARK)
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE":
+                stack.append(tuple(above_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                n = int(opcode.name[-1])
+                stack[-n:] = [tuple(stack[-n:])]
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(_look_up(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_look_up(module, name))
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_rebuilt(function, arguments))
+            case "APPEND":
+                item = stack.pop()
+                _target(stack, list).append(item)
+            case "APPENDS":
+                items = above_mark()
+                _target(stack, list).extend(items)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _target(stack, dict)[_key(key)] = value
+            case "SETITEMS":
+                items = above_mark()
+                _target(stack, dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
+            case "BUILD":  # attributes of the state dict (its _metadata of version numbers): not needed
+                stack.pop()
+                _target(stack, dict)
+            case "STOP":
+                return stack.pop()
+            case _:
+                raise _NotPlain(f"the pickle instruction {opcode.name}")
+    raise ValueError("the pickle has no end")
+
+
+def _look_up(module: object, name: object) -> _Global:
+    try:
+        return _GLOBALS[module, name]
+    except (KeyError, TypeError):
+        raise _NotPlain(f"it asks for {shown(module, 60)}.{shown(name, 60)}") from None
+
+
+def _target(stack: list, kind: type) -> list | dict:
+    if type(stack[-1]) is not kind:
+        raise _NotPlain(f"it changes an object that is no {kind.__name__}")
+    return stack[-1]
+
+
+def _key(key: object) -> str | int:
+    if type(key) not in (str, int):  # hashing nested tuples can take for ever
+        raise ValueError(f"a dict key that is a {type(key).__name__}")
+    return key
+
+
+def _storage(identity: object) -> _Storage:
+    kind, storage, key, _, n_elements = identity
+    if kind != "storage" or type(storage) is not _Global or storage.what != "storage":
+        raise _NotPlain("a reference to something other than a storage")
+    if type(key) is not str or type(n_elements) is not int:
+        raise ValueError("a storage without key and size")
+    return _Storage(key, storage.dtype, n_elements)
+
+
+def _rebuilt(function: object, arguments: object) -> object:
+    if type(function) is not _Global or type(arguments) is not tuple:
+        raise _NotPlain("it calls something unknown")
+    match function.what:
+        case "dict" if not arguments:
+            return {}
+        case "parameter" if arguments and type(arguments[0]) is _Tensor:
+            return arguments[0]
+        case "tensor_v2" | "tensor_v3" as version:
+            storage, start, shape, stride = arguments[:4]
+            dtype = storage.dtype if version == "tensor_v2" else arguments[6].dtype
+            if (
+                type(storage) is not _Storage
+                or dtype not in DTYPE_BITS
+                or type(shape) is not tuple
+                or type(stride) is not tuple
+            ):
+                raise ValueError("a tensor without storage, dtype, shape and stride")
+            if any(type(n) is not int for n in (start, *shape, *stride)):
+                raise ValueError("a tensor whose shape or stride is no integer")
+            return _Tensor(storage, dtype, start, shape, stride)
+    raise _NotPlain(f"it calls {function.what} with {len(arguments)} arguments")
+
+
+def _tensors(
+    entries: object, records: dict[str, tuple[int, int]], prefix: str, file: str, what: str
+) -> tuple[tuple[TensorInfo, ...], tuple[tuple[str, str], ...]]:
+    if type(entries) is not dict:
+        raise UnreadableInput(
+            f"{what}: holds a {shown(type(entries).__name__.strip('_'))}, expected a dict of tensors. "
+            f"Save the model's state_dict() with torch.save."
+        )
+    tensors: list[TensorInfo] = []
+    aliases: list[tuple[str, str]] = []
+    owners: dict[str, tuple[str, _Tensor]] = {}
+    for name, tensor in entries.items():
+        written = shown(name)
+        if type(name) is not str or name_fault(name):
+            raise UnreadableInput(
+                f"{what}: the tensor name {written!r} {name_fault(str(name)) or 'is no text'}. Rename it."
+            )
+        if type(tensor) is not _Tensor:
+            raise UnreadableInput(
+                f"{what}: the entry {written} is a {type(tensor).__name__}, expected tensors only. If this is a training "
+                f"checkpoint, save its model state dict alone."
+            )
+        record = records.get(prefix + tensor.storage.key)
+        if record is None:
+            raise UnreadableInput(f"{what}: the storage of tensor {written} is missing. Download the file again.")
+        first, n_stored = record
+        if fault := _layout_fault(tensor, n_stored):
+            raise UnreadableInput(f"{what}: layout invalid: tensor {written} {fault}.")
+        n_elements, item = math.prod(tensor.shape), DTYPE_BITS[tensor.dtype] // 8
+        if n_elements:
+            owner, owned = owners.setdefault(tensor.storage.key, (name, tensor))
+            if owner != name:
+                if tensor != owned:
+                    raise UnreadableInput(
+                        f"{what}: tensors {shown(owner)} and {written} are different views of one storage: refused. "
+                        f"Save contiguous copies ({{name: t.clone() for name, t in state_dict.items()}})."
+                    )
+                aliases.append((name, owner))
+                continue
+        tensors.append(
+            TensorInfo(name, tensor.dtype, tensor.shape, file, first + tensor.start * item, n_elements * item)
+        )
+    return tuple(tensors), tuple(aliases)
+
+
+def _layout_fault(tensor: _Tensor, n_stored: int) -> str | None:
+    """Why the tensor cannot be read as a run of bytes of its storage (``n_stored`` bytes), in words."""
+    shape, stride, item = tensor.shape, tensor.stride, DTYPE_BITS[tensor.dtype] // 8
+    if len(shape) != len(stride) or tensor.start < 0 or any(n < 0 for n in (*shape, *stride)):
+        return f"has the impossible shape {shown(shape)} and stride {shown(stride)}"
+    if (n_elements := math.prod(n for n in shape if n)) > _MAX_ELEMENTS:
+        return f"has the shape {shown(shape)}, whose product overflows"
+    n_declared = tensor.storage.n_elements * (DTYPE_BITS[tensor.storage.dtype] // 8 if tensor.storage.dtype else 1)
+    if not 0 <= n_declared <= n_stored:
+        return f"has a storage of {n_declared} bytes, the file holds {n_stored}"
+    if 0 in shape:
+        return None
+    expected = 1
+    for n, step in zip(reversed(shape), reversed(stride)):
+        if n > 1 and step != expected:
+            if step == 0:
+                return f"has stride 0: it claims {n_elements} values and is larger than its storage of {n_declared // item}"
+            return f"is not contiguous (shape {shown(shape)}, stride {shown(stride)}). Save t.contiguous() instead"
+        expected *= n
+    if (tensor.start + n_elements) * item > n_declared:
+        return f"needs {(tensor.start + n_elements) * item} bytes of a storage that has {n_declared}"
+    return None

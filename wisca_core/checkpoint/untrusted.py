@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
 
-from wisca_core.errors import UnreadableInput, UnsafeInput
+from wisca_core.errors import UnreadableInput, UnsafeInput, UnsupportedCheckpoint
 
 MAX_JSON_DEPTH = 64
 MAX_NAME_LENGTH = 512
@@ -108,7 +108,7 @@ def open_regular(path: Path) -> BinaryIO:
         if not stat.S_ISREG(mode := os.lstat(path).st_mode):  # opening some devices already has an effect
             raise UnreadableInput(f"{shown(path)}: not a regular file but {_kind(mode)}; expected a file.")
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        file = open(os.open(path, flags), "rb", buffering=0)
+        file = os.fdopen(os.open(path, flags), "rb", buffering=0)
     except (OSError, ValueError) as error:
         raise UnreadableInput(f"{shown(path)}: cannot be opened: {_reason(error)}") from None
     if not stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):
@@ -117,30 +117,45 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def read_exactly(file: BinaryIO, n_bytes: int, path: Path) -> bytes:
-    """The next ``n_bytes`` of ``file``; UnreadableInput where it ends before."""
+def read_exactly(file: BinaryIO, n_bytes: int, what: str) -> bytes:
+    """The next ``n_bytes`` of ``file``; UnreadableInput (its message begins with ``what``) where it ends before."""
     out = bytearray(n_bytes)
     view, done = memoryview(out), 0
     try:
         while done < n_bytes:
             n = file.readinto(view[done:])
             if not n:
-                raise UnreadableInput(f"{shown(path)}: ended while it was read, {n_bytes - done} bytes short.")
+                raise UnreadableInput(f"{what}: ended while it was read, {n_bytes - done} bytes short.")
             done += n
     except OSError as error:
-        raise UnreadableInput(f"{shown(path)}: cannot be read: {_reason(error)}") from None
+        raise UnreadableInput(f"{what}: cannot be read: {_reason(error)}") from None
     return bytes(out)
+
+
+def refuse_lookalike(start: bytes, what: str) -> None:
+    """Raises where the first bytes of a weight file show that it is something else, saying what and what to do."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        raise UnreadableInput(
+            f"{what}: this is a web page, not weights (an error or log-in page was saved under this name). "
+            f"Download the file itself, with huggingface_hub or from its download link."
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise UnreadableInput(f"{what}: this is a git-lfs pointer, not weights. Run `git lfs pull` in the folder.")
+    if start.startswith(b"GGUF"):
+        raise UnsupportedCheckpoint(
+            f"{what}: this is a GGUF file (llama.cpp), not safetensors. Get the original Hugging Face folder."
+        )
 
 
 def read_json_object(folder: Path, name: str, max_bytes: int, unique_keys: bool = True) -> tuple[str, dict]:
     """(text, parsed object) of the JSON file ``name`` in a model folder, at most ``max_bytes`` long."""
-    path = locate(folder, name)
+    path, what = locate(folder, name), shown(folder / name)
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
-            raise UnreadableInput(f"{shown(folder / name)}: is {size} bytes, at most {max_bytes} are read.")
-        raw = read_exactly(file, size, path)
-    what = shown(folder / name)
+            raise UnreadableInput(f"{what}: is {size} bytes, at most {max_bytes} are read.")
+        raw = read_exactly(file, size, what)
     if raw.startswith(b"version https://git-lfs"):
         raise UnreadableInput(f"{what}: a git-lfs pointer, not the file itself. Run `git lfs pull` in the folder.")
     return raw.decode("utf-8", "replace"), parse_json_object(raw, what, unique_keys)

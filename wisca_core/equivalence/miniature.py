@@ -151,13 +151,17 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float64, allow_extra: bool 
                 attn_implementation="eager",
                 local_files_only=True,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # to have them listed; they are refused below
                 output_loading_info=True,
             )
         except Exception as error:
             raise ConfigMismatch(f"{folder} does not load as {cls.__name__}: {' '.join(str(error).split())[:400]}") from error
     wrong = {
         "missing": sorted(info.get("missing_keys", ())),
-        "of another shape": sorted(str(entry) for entry in info.get("mismatched_keys", ())),
+        "of another shape": sorted(
+            f"{name} is {tuple(found)}, the model needs {tuple(needed)}"
+            for name, found, needed in info.get("mismatched_keys", ())
+        ),
         "without a place in the model": [] if allow_extra else sorted(info.get("unexpected_keys", ())),
     }
     problems = [f"{len(names)} {what}: {', '.join(names[:4])}" for what, names in wrong.items() if names]

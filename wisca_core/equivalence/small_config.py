@@ -13,7 +13,7 @@ from typing import Any
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
 VOCAB_SIZE = 61
-MAX_POSITIONS = 64
+MAX_POSITIONS = 70
 ORIGINAL_POSITIONS = 16  # between the lengths tried: rope scalings that change there are met on both sides
 WINDOW = 6  # even (some models halve it) and below the shorter lengths tried: pairs inside and beyond it occur
 MIN_LAYERS = 2
@@ -27,6 +27,7 @@ ROLES: dict[str, str] = {
         "hidden": "hidden_size n_embd d_model dim",
         "heads": "num_attention_heads n_head n_heads num_heads",
         "kv_heads": "num_key_value_heads num_kv_heads n_head_kv kv_n_heads",
+        "heads_by_layer": "num_attention_heads_per_layer",
         "head_dim": "head_dim",
         # scales of the scores that stand for head_dim ** -0.5 at the big width
         "score_width": "query_pre_attn_scalar",
@@ -56,6 +57,19 @@ ROLES: dict[str, str] = {
     for name in names.split()
 }
 
+# New values that follow from nothing else; all sizes differ, so that no axis can be taken for another.
+SMALL = {
+    "vocab": VOCAB_SIZE,
+    "positions": MAX_POSITIONS,
+    "relative_positions": MAX_POSITIONS,
+    "window": WINDOW,
+    "low_rank": 12,
+    "nope_width": 6,
+    "rope_width": 8,
+    "value_width": 10,
+}
+AT_MOST = {"types": 4, "interval": 2, "experts": 4, "active_experts": 2, "expert_groups": 2, "one": 1}
+
 # Roles of values inside a rope dictionary that have one entry per rotary pair.
 PER_ROTARY_PAIR = ("short_factor", "long_factor")
 ROPE = ("rope_parameters", "rope_scaling")
@@ -77,17 +91,18 @@ LARGEST_COUNT = 1 << 31
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Old sizes and the new ones they turn into."""
+    """What the values of a shrunk config follow from: a few old sizes, and the new ones."""
 
     old_hidden: int
-    old_heads: Any
-    old_head_dim: int
     old_positions: int
+    n_layers: int  # old
+    layers: tuple[int, ...]  # which old layers are kept
     heads: int
+    kv_heads: int
+    heads_by_layer: tuple[tuple[int, int], ...]  # (query heads, KV heads) of the kept layers
     hidden: int
     head_dim: int
     rotary_width: int
-    layers: tuple[int, ...]  # which old layers are kept
 
 
 def clean(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,19 +178,22 @@ def shrink(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     made = config_object(config)
     full = made.to_dict()
-    aliases = dict(type(made).attribute_map)
-    sizes = _sizes(full)
-
     cleaned = clean(config)
-    out = {key: _shrunk(key, value, sizes, full) for key, value in cleaned.items()}
-    spelled = set(cleaned) | {aliases.get(key, key) for key in cleaned}
-    if spelled.intersection(ROPE_SPELLINGS):
-        spelled.update(ROPE_SPELLINGS)
-    for key, value in clean(full).items():
-        small = _shrunk(key, value, sizes, full)
-        if key not in spelled and small != value:
-            out[key] = small
-    _renumber_special_tokens(out, full)
+    try:
+        sizes = _sizes(full)
+        out = {key: _shrunk(key, value, sizes) for key, value in cleaned.items()}
+        spelled = set(cleaned) | {type(made).attribute_map.get(key, key) for key in cleaned}
+        if spelled.intersection(ROPE_SPELLINGS):
+            spelled.update(ROPE_SPELLINGS)
+        for key, value in clean(full).items():  # defaults the person's file leaves out, where they are large
+            small = _shrunk(key, value, sizes)
+            if key not in spelled and small != value and "drop" not in key:
+                out[key] = small
+        _renumber_special_tokens(out, full)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # a value of a kind no config has
+        raise ConfigMismatch(
+            f'config.json of model_type "{config["model_type"]}" cannot be made small: {type(error).__name__}: {_one_line(error)}.'
+        ) from error
     return out
 
 
@@ -211,44 +229,61 @@ def _need(full: Mapping[str, Any], role: str) -> Any:
     return value
 
 
-def _small_heads(heads: int, kv_heads: int) -> tuple[int, int]:
-    if heads % kv_heads:
-        raise ConfigMismatch(f"config.json has {heads} query heads on {kv_heads} key/value heads, which do not divide.")
+def _small_heads(pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
+    """Old (query heads, KV heads) of every layer -> new ones: equal stays equal, one stays one, different stays different."""
+    pairs = set(pairs)
+    for heads, kv_heads in pairs:
+        if heads % kv_heads:
+            raise ConfigMismatch(f"config.json has {heads} query heads on {kv_heads} key/value heads, which do not divide.")
+    if len(pairs) > 1:
+        ratio, kv = _ranked(heads // kv for heads, kv in pairs), _ranked(kv for _, kv in pairs)
+        return {(q, k): (ratio[q // k] * kv[k], kv[k]) for q, k in pairs}
+    ((heads, kv_heads),) = pairs
     if heads == kv_heads:
-        return (4, 4) if heads > 1 else (1, 1)
-    return (4, 1) if kv_heads == 1 else (6, 2)  # 3 heads a group on 2 groups: the two cannot be taken for each other
+        return {(heads, kv_heads): (4, 4) if heads > 1 else (1, 1)}
+    # 3 heads a group on 2 groups: the two cannot be taken for each other
+    return {(heads, kv_heads): (4, 1) if kv_heads == 1 else (6, 2)}
+
+
+def _ranked(values: Iterable[int]) -> dict[int, int]:
+    """1 -> 1, the others -> 2, 3, ... in order."""
+    ordered = sorted(set(values))
+    return {value: rank + (2 if ordered[0] > 1 else 1) for rank, value in enumerate(ordered)}
 
 
 def _sizes(full: Mapping[str, Any]) -> _Sizes:
-    hidden, heads = _need(full, "hidden"), _need(full, "heads")
-    kv_heads = _first(full, "kv_heads") or heads
-    n_layers = _need(full, "layers")
-    if isinstance(heads, list) or isinstance(kv_heads, list):  # differs by layer: the largest small count sets the width
-        pairs = zip(_by_layer(heads, n_layers), _by_layer(kv_heads, n_layers))
-        new_heads = max(_small_heads(q, kv)[0] for q, kv in pairs)
-    else:
-        new_heads = _small_heads(heads, kv_heads)[0]
+    hidden, heads, n_layers = _need(full, "hidden"), _need(full, "heads"), _need(full, "layers")
+    layers = _kept_layers(full, n_layers)
+    kv_heads, by_layer = _first(full, "kv_heads") or heads, _first(full, "heads_by_layer") or heads
+    most, most_kv = (max(value) if isinstance(value, list) else value for value in (heads, kv_heads))
+    pairs = [(_at(by_layer, layer), _at(kv_heads, layer)) for layer in layers]
+    small = _small_heads([*pairs, (most, most_kv)])
+    new_heads = small[most, most_kv][0]
 
     explicit = _first(full, "head_dim")
-    if explicit is None and hidden % (heads if isinstance(heads, int) else max(heads)):
-        raise ConfigMismatch(f"config.json has hidden_size {hidden}, which {heads} heads do not divide.")
-    head_dim = explicit or hidden // (heads if isinstance(heads, int) else max(heads))
+    if explicit is None and hidden % most:
+        raise ConfigMismatch(f"config.json has hidden_size {hidden}, which {most} heads do not divide.")
+    head_dim = explicit or hidden // most
     width = _rotary_width(full, head_dim)
     new_head_dim = 8 if width in (0, head_dim) else _partial_head_dim(width, head_dim)
-    new_width = 0 if width == 0 else new_head_dim if width == head_dim else int(new_head_dim * (width_share(full, head_dim)))
-    total = head_dim * (heads if isinstance(heads, int) else max(heads))
-    beside = (total < hidden) - (total > hidden)  # hidden_size is not heads * head_dim in some families: keep which is larger
+    new_width = 0 if width == 0 else new_head_dim if width == head_dim else int(new_head_dim * width_share(full, head_dim))
+    beside = (head_dim * most < hidden) - (head_dim * most > hidden)  # where the two differ, keep which is larger
     return _Sizes(
         old_hidden=hidden,
-        old_heads=heads,
-        old_head_dim=head_dim,
         old_positions=_first(full, "positions") or 0,
+        n_layers=n_layers,
+        layers=layers,
         heads=new_heads,
+        kv_heads=small[most, most_kv][1],
+        heads_by_layer=tuple(small[pair] for pair in pairs),
         hidden=new_heads * (new_head_dim + 2 * beside),
         head_dim=new_head_dim,
         rotary_width=new_width,
-        layers=_kept_layers(full, n_layers),
     )
+
+
+def _at(value: Any, layer: int) -> Any:
+    return value[layer] if isinstance(value, list) else value
 
 
 def width_share(full: Mapping[str, Any], head_dim: int) -> float:
@@ -280,116 +315,83 @@ def _partial_head_dim(width: int, head_dim: int) -> int:
     raise ConfigMismatch(f"config.json rotates {width} of {head_dim} channels of a head, too few to keep in a miniature.")
 
 
-def _by_layer(value: Any, n_layers: int) -> list[Any]:
-    return value if isinstance(value, list) else [value] * n_layers
-
-
 def _is_by_layer(key: str, value: Any, n_layers: int) -> bool:
     return (
         isinstance(value, list)
         and len(value) == n_layers
         and key not in ROPE + PER_ROTARY_PAIR
         and ROLES.get(key) != "layer_indices"
-        and not key.endswith(("_token_id", "_token_ids", "architectures"))
+        and not key.endswith(("_token_id", "architectures"))
     )
 
 
 def _kept_layers(full: Mapping[str, Any], n_layers: int) -> tuple[int, ...]:
     """The first layer of every kind, where a kind is what the per-layer lists say of it; then the first ones to fill up."""
-    lists = [_by_layer(value, n_layers) for key, value in full.items() if _is_by_layer(key, value, n_layers)]
+    lists = [value for key, value in full.items() if _is_by_layer(key, value, n_layers)]
     named = [set(value) for key, value in full.items() if ROLES.get(key) == "layer_indices" and isinstance(value, list)]
     kinds: dict[str, int] = {}
     for layer in range(n_layers):
-        kind = repr(([values[layer] for values in lists], [layer in layers for layers in named]))
-        kinds.setdefault(kind, layer)
+        kinds.setdefault(repr(([values[layer] for values in lists], [layer in layers for layers in named])), layer)
     kept = set(list(kinds.values())[:MAX_LAYERS])
-    for layer in range(n_layers):
-        if len(kept) >= MIN_LAYERS:
-            break
-        kept.add(layer)
+    for layer in range(min(n_layers, MIN_LAYERS + MAX_LAYERS)):
+        if len(kept) < MIN_LAYERS:
+            kept.add(layer)
     return tuple(sorted(kept))
 
 
-def _shrunk(key: str, value: Any, sizes: _Sizes, full: Mapping[str, Any]) -> Any:
+def _shrunk(key: str, value: Any, sizes: _Sizes) -> Any:
     """The small value of one key."""
-    n_layers = _need(full, "layers")
     role = ROLES.get(key)
-    if key in FIXED:
-        return FIXED[key] if value is not None else None
-    if key in ("n_inner", "intermediate_size") and value is None or value is None:
+    if value is None:
         return None
+    if key in FIXED:
+        return FIXED[key]
     if key == "attention_types":  # gpt_neo: [[[kinds...], repeats], ...]
-        kinds = [kind for names, repeats in value for _ in range(repeats) for kind in names]
+        kinds = [kind for names, repeats in value for kind in names * repeats]
         return [[[kinds[layer] for layer in sizes.layers], 1]]
     if role == "layer_indices" and isinstance(value, list):
         return [new for new, old in enumerate(sizes.layers) if old in value]
-    if _is_by_layer(key, value, n_layers):
-        return [_shrunk(key, value[layer], sizes, full) for layer in sizes.layers]
+    if _is_by_layer(key, value, sizes.n_layers):
+        if role in ("heads", "heads_by_layer"):
+            return [heads for heads, _ in sizes.heads_by_layer]
+        if role == "kv_heads":
+            return [kv_heads for _, kv_heads in sizes.heads_by_layer]
+        return [_shrunk(key, value[layer], sizes) for layer in sizes.layers]
     if isinstance(value, dict):
-        return {inner: _shrunk(inner, v, sizes, full) for inner, v in value.items()}
+        return {inner: _shrunk(inner, v, sizes) for inner, v in value.items()}
     if key in PER_ROTARY_PAIR and isinstance(value, list) and value:
         return [value[i % len(value)] for i in range(sizes.rotary_width // 2)]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
     if "drop" in key:
-        return type(value)(0)
-    return _small_number(role, value, sizes, full)
+        return type(value)(0)  # some fields are typed int
+    return _small_number(role, value, sizes)
 
 
-def _small_number(role: str | None, value: Any, sizes: _Sizes, full: Mapping[str, Any]) -> Any:
-    beside = (value > sizes.old_hidden) - (value < sizes.old_hidden)
+def _small_number(role: str | None, value: Any, sizes: _Sizes) -> Any:
     match role:
         case "layers":
             return len(sizes.layers)
-        case "hidden":
-            return sizes.hidden
-        case "heads":
-            return _small_heads(value, _first(full, "kv_heads") if _is_int(_first(full, "kv_heads")) else value)[0]
-        case "kv_heads":
-            heads = sizes.old_heads if _is_int(sizes.old_heads) else max(sizes.old_heads)
-            return _small_heads(heads, value)[1]
-        case "head_dim":
-            return sizes.head_dim
+        case "hidden" | "heads" | "kv_heads" | "head_dim" | "rotary_width":
+            return getattr(sizes, role)
         case "score_width":
             return sizes.head_dim
         case "score_factor":
             return sizes.head_dim**-0.5
-        case "rotary_width":
-            return sizes.rotary_width
         case "beside_hidden":
-            return sizes.hidden + 4 * beside
+            return sizes.hidden + 4 * ((value > sizes.old_hidden) - (value < sizes.old_hidden))
         case "intermediate":
             return sizes.hidden + 12
-        case "vocab":
-            return VOCAB_SIZE
-        case "positions":
-            return MAX_POSITIONS
         case "original_positions":
             return ORIGINAL_POSITIONS if value < sizes.old_positions else MAX_POSITIONS
-        case "relative_positions":
-            return value if value < 1 else MAX_POSITIONS
-        case "window":
-            return value if value < 1 else WINDOW
-        case "types":
-            return min(value, 4)
+        case "relative_positions" | "window":
+            return value if value < 1 else SMALL[role]
         case "clip":
             return 0.5  # low enough to be reached
-        case "interval":
-            return min(value, 2)
-        case "experts":
-            return min(value, 4)
-        case "active_experts" | "expert_groups":
-            return min(value, 2)
-        case "one":
-            return min(value, 1)
-        case "low_rank":
-            return 12
-        case "nope_width":
-            return 6
-        case "rope_width":
-            return 8
-        case "value_width":
-            return 10
+        case _ if role in SMALL:
+            return SMALL[role]
+        case _ if role in AT_MOST:
+            return min(value, AT_MOST[role])
     return value
 
 

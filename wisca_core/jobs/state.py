@@ -171,7 +171,10 @@ def _status(path: Path) -> dict[str, Any]:
 
 def _ended_silently(path: Path, status: dict[str, Any]) -> dict[str, Any]:
     if os.path.lexists(path / "cancel"):
-        message = f"stopped by force during: {status['step']}. It was cancelled and did not stop by itself."
+        message = (
+            f"cancelled during: {status['step']}. "
+            "Its process ended without a last word (by force, or the disk was full)."
+        )
         error = {"class": "Cancelled", "message": message}
         return {"state": "cancelled", "finished": status["updated"], "error": error}
     message = (

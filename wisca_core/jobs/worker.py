@@ -13,12 +13,13 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from wisca_core import home
-from wisca_core.errors import Cancelled, UnreadableInput, WiscaError
+from wisca_core.errors import Cancelled, OutputRefused, UnreadableInput, WiscaError
 from wisca_core.jobs.control import LOCK_FORMAT, LOCK_VERSION
 from wisca_core.jobs.kinds import KINDS
 from wisca_core.jobs.state import RESULT_FORMAT, RESULT_VERSION, SPEC_FORMAT, SPEC_VERSION
@@ -59,7 +60,7 @@ def _work(folder: Path, progress: FolderProgress) -> tuple[str, dict[str, str] |
         _ignore_signals()
         if not isinstance(result, dict):
             raise TypeError(f"a job of kind {spec['kind']} returned {type(result).__name__}; expected dict")
-        home.write_json(folder / "result.json", RESULT_FORMAT, RESULT_VERSION, {"result": result})
+        _keep(folder / "result.json", result)
     except Cancelled as error:
         return "cancelled", _words(error, str(error))
     except WiscaError as error:
@@ -73,6 +74,18 @@ def _work(folder: Path, progress: FolderProgress) -> tuple[str, dict[str, str] |
         last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
         return "failed", _words(error, f"{last} (unexpected; the whole trace is in {folder / 'log.txt'})")
     return "done", None
+
+
+def _keep(path: Path, result: dict[str, Any]) -> None:
+    """Write the result, trying for five seconds on a full disk: the work itself is done and may have taken hours."""
+    until = time.monotonic() + 5.0
+    while True:
+        try:
+            return home.write_json(path, RESULT_FORMAT, RESULT_VERSION, {"result": result})
+        except OutputRefused as error:
+            if time.monotonic() >= until:
+                raise OutputRefused(f"the work was finished, but its result could not be kept: {error}") from error
+            time.sleep(0.2)
 
 
 def _function(kind: str) -> Any:

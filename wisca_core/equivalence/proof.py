@@ -1,0 +1,205 @@
+"""Proof by miniature: the very rule that will be used, applied to the model's own architecture made small, judged in true float64.
+
+Seconds, and no big model in memory. It says that the *rule* is right for this structure; what the rounding of 16-bit weights
+does to the real model is the full check's business.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from wisca_core.architecture.families import families
+from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.site import Site, Sites
+from wisca_core.checkpoint import Checkpoint, open_checkpoint
+from wisca_core.errors import ProofFailed, UnreadableInput, WiscaError
+from wisca_core.export.weights import write_weights
+from wisca_core.home import folder, read_json, write_json
+from wisca_core.progress import Progress, silent
+from wisca_core.rescale import changes, scalings
+
+# relative to max |output|: right rules read up to 8e-14, the nearest wrong one 6e-7
+TOLERANCE = 1e-11
+# a one-sided change of a live pair must move the outputs by more than this, or the pair is not run at all
+ALIVE = 1e-6
+OCTAVES = 10.0  # factors reach 2^10 both ways: modest ones never meet a clip
+
+FORMAT, VERSION = "wisca-proof", 1
+
+
+@dataclass(frozen=True)
+class Proof:
+    """``max_rel``: largest difference relative to max |output| over all cases and factor sets. ``liveness``: the smallest relative
+    change when only one side of one site is scaled. ``reason``: why it failed, "" where it passed."""
+
+    passed: bool
+    rule: str
+    what: str  # the miniature in words
+    n_cases: int
+    cases: tuple[str, ...]
+    max_rel: float
+    liveness: float
+    largest_factor: float
+    seconds: float
+    versions: Mapping[str, str]
+    reason: str = ""
+    not_checked: tuple[str, ...] = ()
+
+    def to_json(self) -> dict:
+        out = asdict(self)
+        for name in ("max_rel", "liveness"):  # JSON has no infinity
+            out[name] = repr(out[name])
+        return out
+
+    @classmethod
+    def from_json(cls, data: dict) -> "Proof":
+        fields = {name: data[name] for name in cls.__dataclass_fields__}
+        for name in ("max_rel", "liveness"):
+            fields[name] = float(fields[name])
+        for name in ("cases", "not_checked"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
+
+
+def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Proof:
+    """The proof for this checkpoint's structure: the kept one, or a fresh one, which is then kept.
+
+    Never raises for a rule that is wrong or a model that cannot be built: the proof has then not ``passed`` and says why.
+    """
+    kept = cached_proof(checkpoint, sites)
+    if kept is not None:
+        return kept
+    started = time.perf_counter()
+    try:
+        proof = _prove(checkpoint, sites, progress)
+    except WiscaError as error:
+        if error.exit_code == 130:
+            raise
+        proof = _failed(sites, str(error), time.perf_counter() - started)
+    write_json(_path(checkpoint, sites), FORMAT, VERSION, proof.to_json())
+    return proof
+
+
+def cached_proof(checkpoint: Checkpoint, sites: Sites) -> Proof | None:
+    """The kept proof of this structure under the installed versions, or None."""
+    try:
+        return Proof.from_json(read_json(_path(checkpoint, sites), FORMAT, VERSION))
+    except (UnreadableInput, KeyError, TypeError, ValueError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Of everything a proof depends on."""
+    return {name: metadata.version(name) for name in ("wisca", "torch", "transformers")}
+
+
+def _path(checkpoint: Checkpoint, sites: Sites) -> Path:
+    key = json.dumps([checkpoint.config, sorted(structure(sites)), versions(), repr(families().get(sites.model_type))],
+                     sort_keys=True)  # fmt: skip
+    return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
+
+
+def structure(sites: Sites) -> set[str]:
+    """What kinds of site there are, sizes left out: the miniature must show every one of them."""
+    return {_kind(site) for site in sites.sites}
+
+
+def _kind(site: Site) -> str:
+    legs = [(leg.role, leg.side, leg.axis, leg.measured, leg.exponent, leg.offset, leg.index.sizes[0] > 1, leg.index.sizes[1] > 1)
+            for leg in site.legs]  # fmt: skip
+    layout, width, _ = site.rotary
+    dim = site.legs[0].index.sizes[2]
+    rotary = (layout, "none" if not width else "all" if width >= dim else "part", len(site.exact_ties))
+    return f"{site.key.stack} {site.key.attention} {site.key.pair} {site.live} {rotary} {legs}"
+
+
+def _failed(sites: Sites, reason: str, seconds: float) -> Proof:
+    return Proof(False, sites.family, "", 0, (), float("inf"), 0.0, 0.0, seconds, versions(), reason)
+
+
+def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress) -> Proof:
+    from wisca_core.equivalence.miniature import build_miniature, load
+    from wisca_core.equivalence.outputs import difference, outputs
+    from wisca_core.equivalence.small_config import shrink
+
+    started = time.perf_counter()
+    if not sites.sites:
+        raise ProofFailed("no pair was found in this checkpoint, so there is no rule to prove.")
+    progress("building a miniature", 0, 1)
+    config = shrink(checkpoint.config)
+    with tempfile.TemporaryDirectory(prefix="wisca-proof-") as place:
+        original = Path(place) / "original"
+        original.mkdir()
+        build_miniature(config, original, seed=1)
+        small = open_checkpoint(original)
+        small_sites = find_sites(small)
+        lacking = structure(sites) - structure(small_sites)
+        if lacking:
+            why = "; ".join(f"{r.what}: {r.reason}" for r in small_sites.refusals[:3])
+            raise ProofFailed(
+                f"transformers' own {sites.model_type} with this config.json has no pair of the kind {sorted(lacking)[0]}; "
+                f"the weights and config.json disagree about the structure (a bias or norm that one has and the other lacks). {why}"
+            )
+        model = load(original)
+        reference = outputs(model, seed=2)
+        repeat = difference(reference, outputs(model, seed=2))
+        if repeat.max_rel > TOLERANCE:
+            raise ProofFailed(f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case}).")
+
+        trials = _trials(small_sites)
+        worst, where, alive = 0.0, "", float("inf")
+        for n, (name, factors, side) in enumerate(trials):
+            progress("proving the rule on a miniature", n, len(trials))
+            changed = Path(place) / f"changed-{n}"
+            _apply(small, small_sites, factors, side, changed)
+            moved = difference(reference, outputs(load(changed), seed=2))
+            if side is None and not moved.max_rel <= worst:
+                worst, where = moved.max_rel, f"{name}, {moved.worst_case}"
+            if side is not None:
+                alive = min(alive, moved.max_rel)
+                if not moved.max_rel > ALIVE:
+                    raise ProofFailed(f"{name}: scaling one side alone does not move the outputs, so this pair is not run and nothing is proved.")
+        progress("proving the rule on a miniature", len(trials), len(trials))
+    passed = worst <= TOLERANCE
+    a = small_sites.attention
+    return Proof(
+        passed=passed,
+        rule=sites.family,
+        what=f"{a.n_layers} layers, width {a.hidden_size}, {a.n_heads} query heads on {a.n_kv_heads} KV heads, random biases and gains",
+        n_cases=len(reference.cases) * sum(side is None for _, _, side in trials),
+        cases=tuple(reference.cases),
+        max_rel=worst,
+        liveness=alive,
+        largest_factor=2.0**OCTAVES,
+        seconds=time.perf_counter() - started,
+        versions=versions(),
+        reason="" if passed else f"the outputs differ by {worst:.1e} relative ({where}); {TOLERANCE:.0e} is the bound.",
+        not_checked=("attention kernels other than eager", "sequences longer than 33 tokens in the miniature"),
+    )
+
+
+def _trials(sites: Sites) -> list[tuple[str, dict[str, np.ndarray], str | None]]:
+    """(name, site -> factor of each channel cell, None or the one side that is scaled)."""
+    rng = np.random.default_rng(3)
+
+    def octaves(low: float, high: float) -> dict[str, np.ndarray]:
+        return {s.name: np.exp2(rng.uniform(low, high, s.n_cells("channel"))) for s in sites.sites}
+
+    both_ways = [("factors both ways", octaves(-OCTAVES, OCTAVES), None), ("left side up", octaves(OCTAVES - 1, OCTAVES), None),
+                 ("right side up", octaves(-OCTAVES, 1 - OCTAVES), None)]  # fmt: skip
+    # a norm swallows a uniform factor, so the control is not uniform
+    return both_ways + [(s.name, {s.name: np.exp2(rng.uniform(-1, 1, s.n_cells("channel")))}, "left") for s in sites.sites]
+
+
+def _apply(checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], side: str | None, out: Path) -> None:
+    out.mkdir()
+    shapes = {t.name: t.shape for t in checkpoint.tensors}
+    write_weights(checkpoint, changes(scalings(sites, factors, "channel", shapes, side)), out)
+    (out / "config.json").write_text(checkpoint.config_json, encoding="utf-8")

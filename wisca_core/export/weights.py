@@ -1,0 +1,148 @@
+"""Weight files written again with some tensors changed: same names, shapes, dtypes, order, shards and metadata.
+
+A changed tensor has the size of the old one, so in a safetensors file no offset moves: the header and every untouched byte are
+copied (by the kernel where it can), and only the changed tensors are computed. Torch files become safetensors with the same split.
+"""
+
+import json
+import os
+import re
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import xxhash
+
+from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
+from wisca_core.checkpoint.untrusted import locate, open_regular
+from wisca_core.progress import Progress, silent
+
+# (block in stored dtype, its first row) -> block of the same shape and dtype
+Change = Callable[[torch.Tensor, int], torch.Tensor]
+
+_COPY_BYTES = 64 * 2**20
+
+
+def write_weights(checkpoint: Checkpoint, changes: Mapping[str, Change], out: Path, progress: Progress = silent) -> dict[str, str]:
+    """Write every weight file of ``checkpoint`` into the folder ``out`` with ``changes`` applied.
+
+    Returns tensor name -> xxh3 of the written bytes for the changed tensors. Raises CheckpointChanged, Cancelled, OSError (disk full);
+    what was written until then stays in ``out``, which the caller throws away.
+    """
+    total = sum(t.n_bytes for t in checkpoint.tensors)
+    done = 0
+    digests: dict[str, str] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with Reader(checkpoint) as reader:
+            for file in checkpoint.weight_files:
+                tensors = [t for t in checkpoint.tensors if t.file == file]
+                target = out / written_name(checkpoint, file)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                copy = _open_copy(checkpoint, file, tensors, target)
+                with copy:
+                    for tensor in tensors:
+                        progress(f"writing {target.name}", done, total)
+                        if tensor.name in changes:
+                            digests[tensor.name] = copy.changed(tensor, reader, changes[tensor.name])
+                        else:
+                            copy.unchanged(tensor, reader)
+                        done += tensor.n_bytes
+        if checkpoint.kind == "torch":
+            _write_index(checkpoint, out)
+        progress("writing", total, total)
+    finally:
+        torch.set_num_threads(threads)
+    return digests
+
+
+def written_name(checkpoint: Checkpoint, file: str) -> str:
+    """The name a weight file is written under: its own, or for torch files the safetensors name of the same split."""
+    if checkpoint.kind == "safetensors":
+        return file
+    stem = re.sub(r"\.(bin|pt|pth)$", "", file)
+    return re.sub(r"(^|/)pytorch_model", r"\1model", stem) + ".safetensors"
+
+
+class _Copy:
+    """One weight file being written. ``at``: tensor name -> byte offset in the target."""
+
+    def __init__(self, source, target: Path, at: Mapping[str, int], head: bytes):
+        self.source, self.at = source, at
+        self.fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        _write_all(self.fd, head, 0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+        self.source.close()
+
+    def unchanged(self, tensor: TensorInfo, reader: Reader) -> None:
+        _copy_range(self.source.fileno(), tensor.offset, self.fd, self.at[tensor.name], tensor.n_bytes)
+
+    def changed(self, tensor: TensorInfo, reader: Reader, change: Change) -> str:
+        digest = xxhash.xxh3_128()
+        position = self.at[tensor.name]
+        for first, block in reader.blocks(tensor.name, max_elements=1 << 20):
+            data = change(block, first).contiguous().view(torch.uint8).numpy()
+            digest.update(data)
+            _write_all(self.fd, data, position)
+            position += data.nbytes
+        return digest.hexdigest()
+
+
+def _open_copy(checkpoint: Checkpoint, file: str, tensors: list[TensorInfo], target: Path) -> _Copy:
+    source = open_regular(locate(checkpoint.path, file))
+    if checkpoint.kind == "safetensors":
+        start = 8 + struct.unpack("<Q", os.pread(source.fileno(), 8, 0))[0]
+        return _Copy(source, target, {t.name: t.offset for t in tensors}, os.pread(source.fileno(), start, 0))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at, position = {}, 0
+    for tensor in tensors:
+        at[tensor.name] = position
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, position + tensor.n_bytes]}
+        position += tensor.n_bytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    head = struct.pack("<Q", len(text)) + text
+    return _Copy(source, target, {name: len(head) + offset for name, offset in at.items()}, head)
+
+
+def _write_index(checkpoint: Checkpoint, out: Path) -> None:
+    if checkpoint.index_file is None:
+        return
+    index = {
+        "metadata": {"total_size": sum(t.n_bytes for t in checkpoint.tensors)},
+        "weight_map": {t.name: written_name(checkpoint, t.file) for t in checkpoint.tensors},
+    }
+    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+
+def _write_all(fd: int, data, position: int) -> None:
+    view = memoryview(data).cast("B")
+    while len(view):
+        n = os.pwrite(fd, view, position)
+        view, position = view[n:], position + n
+
+
+def _copy_range(source: int, start: int, target: int, at: int, count: int) -> None:
+    """Kernel copy where the platform has it, else through a buffer of 64 MB."""
+    while count:
+        n = 0
+        if hasattr(os, "copy_file_range"):
+            try:
+                n = os.copy_file_range(source, target, min(count, 2**30), start, at)
+            except OSError as error:
+                if error.errno not in (18, 22, 38, 95):  # EXDEV, EINVAL, ENOSYS, EOPNOTSUPP: this pair of files cannot
+                    raise
+        if n == 0:
+            data = os.pread(source, min(count, _COPY_BYTES), start)
+            if not data:
+                raise OSError("the source ended early")
+            _write_all(target, data, at)
+            n = len(data)
+        count, start, at = count - n, start + n, at + n

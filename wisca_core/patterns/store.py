@@ -1,0 +1,45 @@
+"""Measured tables kept between runs, so that a checkpoint is read once."""
+
+import json
+
+import xxhash
+
+from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import Checkpoint
+from wisca_core.errors import WiscaError
+from wisca_core.home import folder
+from wisca_core.patterns.measure import header_digest, measure
+from wisca_core.patterns.table import Patterns
+from wisca_core.progress import Progress, silent
+
+
+def measured(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Patterns:
+    """The table of this checkpoint: from WISCA_HOME/measurements where its files are as they were, else by one pass."""
+    kept = cached(checkpoint, sites)
+    if kept is not None:
+        return kept
+    patterns = measure(checkpoint, sites, progress)
+    try:
+        patterns.save(_path(checkpoint, sites))
+    except (OSError, WiscaError):
+        pass  # a full disk only costs the next pass
+    return patterns
+
+
+def cached(checkpoint: Checkpoint, sites: Sites) -> Patterns | None:
+    """The kept table, or None where there is none (any more)."""
+    return Patterns.load(_path(checkpoint, sites), sites)
+
+
+def n_bytes_to_read(checkpoint: Checkpoint, sites: Sites) -> int:
+    """Bytes the measuring pass reads."""
+    touched = {leg.tensor for site in sites.sites for leg in site.legs}
+    return sum(t.n_bytes for t in checkpoint.tensors if t.name in touched)
+
+
+def _path(checkpoint: Checkpoint, sites: Sites):
+    """Named by real path, size and mtime of every weight file, the stored layout and the sites; the bytes are in the table's digests."""
+    layout = header_digest(checkpoint)
+    files = [(name, *stamp) for name, stamp in zip(checkpoint.weight_files, checkpoint.stamps)]
+    key = json.dumps([str(checkpoint.path), files, layout]) + repr(sites.sites)
+    return folder("measurements") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.npz"

@@ -1,0 +1,118 @@
+"""The measured imbalance in a few numbers and one sentence: how much of it is size, and what is left."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+SIDES = {"qk": ("query", "key"), "vo": ("value", "output")}
+
+
+@dataclass(frozen=True)
+class PairSummary:
+    """One kind of pair over the whole model. Ratios are >= 1 and go with ``heavier``, a word of SIDES or "" where balanced.
+
+    ``ratio``: of the median layer, each layer taken as the norm of all its channels. ``size``: the part that only says how many entries
+    each side has, None where the norm has no such law. ``rest``: ratio / size, >= 1, and ``rest_heavier`` the side it leans to.
+    ``n_cells``: (layer, KV group) cells measured; ``within_2x``, ``within_2x_after``: of these, how many are within a factor 2.
+    """
+
+    pair: str
+    heavier: str
+    ratio: float
+    size: float | None
+    size_heavier: str
+    rest: float
+    rest_heavier: str
+    ratio_after: float
+    heavier_after: str
+    n_layers: int
+    n_cells: int
+    within_2x: int
+    within_2x_after: int
+    n_unusable: int  # cells whose ratio is not finite
+
+
+def summaries(groups: pd.DataFrame, norm: str) -> dict[str, PairSummary]:
+    """pair -> PairSummary of a table made by ``Decision.groups()``."""
+    return {pair: _summary(pair, part, norm) for pair, part in groups.groupby("pair", sort=False)}
+
+
+def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
+    """One row a (pair, layer): log2_ratio, log2_size, log2_after of that norm over all KV groups together, in octaves."""
+    combine = {"l1": "sum", "mean": "mean", "l2": "root of squares", "rms": "root of squares", "max": "max"}[norm]
+    out = []
+    for (pair, layer), part in groups.groupby(["pair", "layer"], sort=False):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sides = {c: _combined(part[c].to_numpy(), combine) for c in ("left", "right", "left_after", "right_after")}
+            out.append((pair, layer, np.log2(sides["left"] / sides["right"]), part["log2_size"].iloc[0],
+                        np.log2(sides["left_after"] / sides["right_after"])))  # fmt: skip
+    return pd.DataFrame(out, columns=["pair", "layer", "log2_ratio", "log2_size", "log2_after"])
+
+
+def _combined(values: np.ndarray, how: str) -> float:
+    if how == "sum":
+        return values.sum()
+    if how == "max":
+        return values.max()
+    return values.mean() if how == "mean" else np.sqrt((values**2).sum())
+
+
+def _summary(pair: str, groups: pd.DataFrame, norm: str) -> PairSummary:
+    layers = layer_ratios(groups, norm)
+    ratio = _median(layers["log2_ratio"])
+    after = _median(layers["log2_after"])
+    size = layers["log2_size"].iloc[0]
+    rest = ratio - (0.0 if np.isnan(size) else size)
+    cells, cells_after = groups["log2_ratio"], groups["log2_after"]
+    return PairSummary(
+        pair=pair,
+        heavier=_side(pair, ratio),
+        ratio=2 ** abs(ratio),
+        size=None if np.isnan(size) else 2 ** abs(size),
+        size_heavier="" if np.isnan(size) else _side(pair, size),
+        rest=2 ** abs(rest),
+        rest_heavier=_side(pair, rest),
+        ratio_after=2 ** abs(after),
+        heavier_after=_side(pair, after),
+        n_layers=len(layers),
+        n_cells=len(groups),
+        within_2x=int((cells.abs() <= 1 + 1e-9).sum()),
+        within_2x_after=int((cells_after.abs() <= 1 + 1e-9).sum()),
+        n_unusable=int((~np.isfinite(cells)).sum()),
+    )
+
+
+def _median(octaves: pd.Series) -> float:
+    finite = octaves[np.isfinite(octaves)]
+    return float(finite.median()) if len(finite) else float("nan")
+
+
+def _side(pair: str, octaves: float) -> str:
+    """The heavier side in words; "" within 0.5 % of balance or where nothing is known."""
+    if not np.isfinite(octaves) or abs(octaves) < 0.007:
+        return ""
+    return SIDES[pair][0 if octaves > 0 else 1]
+
+
+def times(ratio: float) -> str:
+    """A ratio >= 1 in words: two decimals under 2, one up to 100, whole above."""
+    return f"{ratio:.2f}×" if ratio < 1.995 else f"{ratio:.1f}×" if ratio < 99.95 else f"{ratio:,.0f}×"
+
+
+def sentence(s: PairSummary) -> str:
+    """The verdict: which side is heavier by how much, and how much of that is only size."""
+    if not np.isfinite(s.ratio):
+        return f"No {SIDES[s.pair][0]} to {SIDES[s.pair][1]} ratio can be stated: every layer holds a zero or non-finite norm."
+    if not s.heavier:
+        first = f"{SIDES[s.pair][0].capitalize()} and {SIDES[s.pair][1]} are level in the median layer"
+    else:
+        first = f"The {s.heavier} side is {times(s.ratio)} heavier in the median layer"
+    if s.size is None or not s.size_heavier:
+        return first + "."
+    entries = f"{times(s.size)} of that is size" if s.heavier == s.size_heavier else f"size alone makes the {s.size_heavier} side {times(s.size)} heavier"
+    if not s.rest_heavier:
+        return f"{first}; {entries}, and nothing else is left."
+    if s.rest_heavier == s.heavier:
+        return f"{first}; {entries}, {times(s.rest)} is not."
+    return f"{first}; {entries}, and the rest leans {times(s.rest)} to the {s.rest_heavier} side."
