@@ -93,10 +93,10 @@ class Reader:
     def tensor(self, name: str) -> torch.Tensor:
         """The whole tensor, stored dtype and shape, in memory of its own."""
         info = self._info(name)
+        dtype = _torch_dtype(info)
         out = torch.empty(info.n_bytes, dtype=torch.uint8)
-        if info.n_bytes:
-            self._fill(info, 0, memoryview(out.numpy()))
-        return out.view(_torch_dtype(info)).reshape(info.shape)
+        self._fill(info, 0, memoryview(out.numpy()))
+        return out.view(dtype).reshape(info.shape)
 
     def blocks(self, name: str, max_elements: int = 131072) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, rows) over the whole tensor in order, stored dtype; each block is valid until the next step.
@@ -159,8 +159,8 @@ class Reader:
         now = (status.st_size, status.st_mtime_ns)
         if now != self._stamp.setdefault(name, now):
             raise CheckpointChanged(
-                f"{shown(self.checkpoint.path / name)}: changed since it was looked through (size "
-                f"{self._stamp[name][0]}, now {now[0]} bytes; or written again). Open the checkpoint again once nothing writes to it."
+                f"{shown(self.checkpoint.path / name)}: written to since it was looked through ({self._stamp[name][0]} bytes "
+                f"then, {now[0]} now). Open the checkpoint again once nothing writes to it."
             )
 
 

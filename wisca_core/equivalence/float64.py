@@ -1,8 +1,8 @@
 """True float64: every cast to a shorter floating-point type inside a model becomes a cast to float64.
 
-``model.double()`` is not enough: transformers casts to float32 inside norms, softmax and rotary embeddings, and at float32
-a right rule (5e-7) and scaling under a norm that absorbs it (6e-7) look the same. Under :func:`lifted` the first reads
-below 1e-13.
+``model.double()`` is not enough: transformers casts to float32 inside norms, softmax and rotary embeddings, and in
+float32 a right rule (5e-7) and scaling under a norm that absorbs it (9e-7) look the same. Under :func:`lifted` the
+first reads below 1e-13. A cast can hide a difference as well: a softmax in float32 swallows those below 1e-8.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ SHORT = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 class _Lift(TorchDispatchMode):
-    # Below the Python surface (not a TorchFunctionMode), so that casts made in C++ or in scripted functions are met too.
+    # Below the Python surface (no TorchFunctionMode), so that casts made in C++ or in scripted functions are met too.
     # torch.autocast needs no rule: it leaves float64 tensors alone.
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -1,7 +1,7 @@
 """A miniature: the model's own architecture, small, with every parameter random, saved as a checkpoint.
 
-A rule is proved on it before the real weights are touched. Fresh models will not do: their zero biases and unit gains hide
-the worst mistakes.
+A rule is proved on it before the real weights are touched. Fresh models will not do: their zero biases and unit gains
+hide the worst mistakes.
 
 Not covered: encoder-decoders, models of several towers, custom code.
 """
@@ -18,15 +18,19 @@ import torch
 from wisca_core.equivalence.small_config import config_class, config_object
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
-MAX_PARAMETERS = 5_000_000  # a shrunk config has some 10,000 to 200,000; more means a size this project did not know to shrink
+MAX_PARAMETERS = (
+    5_000_000  # a shrunk config has some 10,000 to 200,000; more means a size this project did not know to shrink
+)
 
 GAIN_SPREAD = 0.3  # of norm gains around their stored start (1, or 0 where gain - 1 is stored), and of biases around 0
 WEIGHT_GAIN = 1.2  # spread times sqrt(fan in): scores of order 1, attention neither uniform nor saturated
 
 
 def model_class(config: Mapping[str, Any]):
-    """The transformers class of a config.json (parsed): the one it names where transformers defines it for this model type,
-    else the causal or masked language model of the type, else the bare model.
+    """The transformers class of a config.json (parsed).
+
+    The one it names where transformers defines it for this model type, else the masked or causal language model of the
+    type, else the bare model.
 
     UnknownArchitecture for an unknown model type, code of the person's own, encoder-decoders.
     """
@@ -36,7 +40,8 @@ def model_class(config: Mapping[str, Any]):
     cls = config_class(config)
     if config.get("is_encoder_decoder") or (cls().is_encoder_decoder and config.get("is_encoder_decoder") is not False):
         raise UnknownArchitecture(
-            f'"{config["model_type"]}" is an encoder-decoder; no miniature of those can be made yet, so no rule can be proved.'
+            f'"{config["model_type"]}" is an encoder-decoder; '
+            "no miniature of those can be made yet, so no rule can be proved."
         )
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
@@ -50,8 +55,8 @@ def model_class(config: Mapping[str, Any]):
         return found
     if name and config.get("auto_map"):
         raise UnknownArchitecture(
-            f'config.json names "{name}" with code of its own (auto_map), which is never run, and transformers has no class of '
-            f'that name for model_type "{config["model_type"]}". The tensors can still be looked at.'
+            f'config.json names "{name}" with code of its own (auto_map), which is never run, and transformers has no '
+            f'class of that name for model_type "{config["model_type"]}". The tensors can still be looked at.'
         )
     masked = is_masked(config)
     for mapping in (
@@ -75,25 +80,31 @@ def is_masked(config: Mapping[str, Any]) -> bool:
 def build_miniature(config: Mapping[str, Any], folder: Path, seed: int) -> None:
     """Build the model of a *small* config.json in float64, make every parameter random and save it to ``folder``.
 
-    ``config``: what :func:`small_config.shrink` returned; written to config.json as it stands. The weights are safetensors
-    F64 under their on-disk names. The same seed gives the same bytes. ConfigMismatch where the model cannot be built or is
-    not small.
+    ``config``: what :func:`small_config.shrink` returned; written to config.json as it stands. The weights are
+    safetensors F64 under their on-disk names. The same seed gives the same bytes. ConfigMismatch where the model cannot
+    be built, UnknownArchitecture where it is not small.
     """
     cls = model_class(config)
-    with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         try:
             with torch.device("meta"):
-                size = sum(p.numel() for p in cls._from_config(config_object(config), attn_implementation="eager").parameters())
+                size = sum(
+                    p.numel() for p in cls._from_config(config_object(config), attn_implementation="eager").parameters()
+                )
         except Exception as error:
             raise _cannot_build(config, error) from error
         if size > MAX_PARAMETERS:
             raise UnknownArchitecture(
-                f'The miniature of "{config["model_type"]}" would have {size:,} parameters: its config has a size that is not '
-                f"known here and stayed large (at most {MAX_PARAMETERS:,} are built). No rule can be proved for it."
+                f'The miniature of "{config["model_type"]}" would have {size:,} parameters: its config has a size that is '
+                f"not known here and stayed large (at most {MAX_PARAMETERS:,} are built). No rule can be proved for it."
             )
         try:
-            model = cls._from_config(config_object(config), attn_implementation="eager", dtype=torch.float64).double().eval()
+            model = (
+                cls._from_config(config_object(config), attn_implementation="eager", dtype=torch.float64)
+                .double()
+                .eval()
+            )
             randomise_(model, seed)
             model.save_pretrained(folder)
         except Exception as error:
@@ -107,8 +118,8 @@ def build_miniature(config: Mapping[str, Any], folder: Path, seed: int) -> None:
 def randomise_(model: torch.nn.Module, seed: int) -> None:
     """Random values in every parameter and learned buffer of a freshly built model, in place, float64.
 
-    What starts constant (gains, biases) keeps its start and gains ``0.3 n``; matrices are normal with ``1.2 / sqrt(fan in)``;
-    embeddings are standard normal.
+    What starts constant (gains, biases) keeps its start and takes on ``0.3 n``; matrices are normal with spread
+    ``1.2 / sqrt(fan in)``; embeddings are standard normal.
     """
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
@@ -135,14 +146,14 @@ def randomise_(model: torch.nn.Module, seed: int) -> None:
 
 
 def load(folder: Path, *, dtype: torch.dtype = torch.float64, allow_extra: bool = False):
-    """The model of a checkpoint folder, every parameter and buffer of ``dtype``, eager attention, eval mode, on the CPU.
+    """The model of a checkpoint folder, every parameter and buffer of ``dtype``, eager attention, eval mode, on CPU.
 
     ConfigMismatch naming the tensors where one is missing (transformers would fill it with random numbers), has another
-    shape, or is there without a place in the model (unless ``allow_extra``: real checkpoints hold heads their class drops).
+    shape, or is there without a place in the model (unless ``allow_extra``: real files hold heads their class drops).
     """
     config = json.loads((Path(folder) / "config.json").read_text())
     cls = model_class(config)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         try:
             model, info = cls.from_pretrained(
                 folder,
@@ -155,7 +166,9 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float64, allow_extra: bool 
                 output_loading_info=True,
             )
         except Exception as error:
-            raise ConfigMismatch(f"{folder} does not load as {cls.__name__}: {' '.join(str(error).split())[:400]}") from error
+            raise ConfigMismatch(
+                f"{folder} does not load as {cls.__name__}: {' '.join(str(error).split())[:400]}"
+            ) from error
     wrong = {
         "missing": sorted(info.get("missing_keys", ())),
         "of another shape": sorted(
@@ -168,7 +181,8 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float64, allow_extra: bool 
     problems += [" ".join(str(message).split())[:200] for message in info.get("error_msgs", ())]
     if problems:
         raise ConfigMismatch(
-            f"{folder} does not hold the weights of a {cls.__name__} as its config.json describes it; {'; '.join(problems)}."
+            f"{folder} does not hold the weights of a {cls.__name__} as its config.json describes it; "
+            f"{'; '.join(problems)}."
         )
     return model.to(dtype).eval()
 
@@ -181,8 +195,8 @@ def _cannot_build(config: Mapping[str, Any], error: Exception) -> ConfigMismatch
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' remarks on a random miniature (ids, lengths, progress bars) say nothing about the person's model."""
+def quiet() -> Iterator[None]:
+    """transformers' remarks and progress bars on a random miniature say nothing about the person's model."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,7 +1,7 @@
 """A model's own config.json made small: few layers and small widths, the same structural switches.
 
-The keys keep the spelling the person's config.json has, so that what reads the big model's config reads the small one the
-same way. What each key counts is data (:data:`ROLES`); the new values follow from the ratios the old ones stand in.
+The keys keep the spelling the person's config.json has, so that what reads the big model's config reads the small one
+the same way. What each key counts is data (:data:`ROLES`); the new values follow from the ratios the old ones stand in.
 
 Not covered: configs with a config inside for another tower (``text_config``), encoder-decoders.
 """
@@ -76,12 +76,19 @@ ROPE = ("rope_parameters", "rope_scaling")
 # Older spellings that transformers folds into rope_parameters.
 ROPE_SPELLINGS = ROPE + ("rope_theta", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rope_local_base_freq")
 
-# Values that name a precision, a kernel or training, never a function; and names that would run code or change the loader.
-FIXED: dict[str, Any] = {"reorder_and_upcast_attn": False, "slow_but_exact": False, "pretraining_tp": 1, "layerdrop": 0.0}
+# Values that name a precision or training, never a function.
+FIXED: dict[str, Any] = {
+    "reorder_and_upcast_attn": False,
+    "slow_but_exact": False,
+    "pretraining_tp": 1,
+    "layerdrop": 0.0,
+}
+# Names that would run code, pick a kernel, change what loading does or size a head by its labels.
 DROPPED = frozenset(
     """auto_map quantization_config compression_config attn_implementation experts_implementation dtype torch_dtype
-    id2label label2id num_labels task_specific_params transformers_version output_attentions output_hidden_states return_dict
-    use_return_dict torchscript name_or_path suppress_tokens begin_suppress_tokens bad_words_ids tokenizer_class""".split()
+    id2label label2id num_labels task_specific_params transformers_version output_attentions output_hidden_states
+    return_dict use_return_dict torchscript name_or_path suppress_tokens begin_suppress_tokens bad_words_ids
+    tokenizer_class""".split()
 )
 TOWERS = ("text_config", "vision_config", "audio_config", "encoder", "decoder")
 
@@ -122,7 +129,9 @@ def clean(config: Mapping[str, Any]) -> dict[str, Any]:
         key: _without_dropped(value)
         for key, value in config.items()
         if key not in DROPPED
-        and (key in own or not key.startswith("_"))  # OPT's own _remove_final_layer_norm stays, _attn_implementation goes
+        and (
+            key in own or not key.startswith("_")
+        )  # OPT's own _remove_final_layer_norm stays, _attn_implementation goes
         and (key in own or key not in generation)  # older configs hold max_length, temperature ...; saving refuses them
         and not callable(getattr(cls, key, None))
     }
@@ -156,14 +165,16 @@ def config_class(config: Mapping[str, Any]):
 
 
 def config_object(config: Mapping[str, Any]):
-    """The transformers config of a config.json, cleaned, eager attention set; ConfigMismatch where transformers refuses it."""
+    """The transformers config of a config.json, cleaned, eager attention; ConfigMismatch where transformers refuses."""
     _check_counts(config)
     cleaned = clean(config)
     cls = config_class(config)
     try:
         made = cls(**{key: value for key, value in cleaned.items() if key != "model_type"})
     except Exception as error:  # any key may hold anything; the class raises whatever it meets
-        raise ConfigMismatch(f'config.json is not a valid "{config["model_type"]}" config: {_one_line(error)}') from error
+        raise ConfigMismatch(
+            f'config.json is not a valid "{config["model_type"]}" config: {_one_line(error)}'
+        ) from error
     made._attn_implementation = "eager"
     made._experts_implementation = "eager"  # the grouped kernels do not take float64
     return made
@@ -173,8 +184,8 @@ def shrink(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json (parsed) -> the same made small, in the same spelling. Shrinking twice changes nothing more.
 
     Kept: ratios of query heads to KV heads (MHA, MQA, GQA), partial rotary share, explicit head_dim beside hidden_size,
-    every kind of layer that per-layer lists name, ties, biases, activation. ConfigMismatch where the numbers cannot be (0
-    heads, heads that do not divide), UnknownArchitecture where transformers has no class.
+    every kind of layer that per-layer lists name, ties, biases, activation. ConfigMismatch where the numbers cannot be
+    (0 heads, heads that do not divide), UnknownArchitecture where transformers has no class.
     """
     made = config_object(config)
     full = made.to_dict()
@@ -190,9 +201,16 @@ def shrink(config: Mapping[str, Any]) -> dict[str, Any]:
             if key not in spelled and small != value and "drop" not in key:
                 out[key] = small
         _renumber_special_tokens(out, full)
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # a value of a kind no config has
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # a value of a kind no config has
         raise ConfigMismatch(
-            f'config.json of model_type "{config["model_type"]}" cannot be made small: {type(error).__name__}: {_one_line(error)}.'
+            f'config.json of model_type "{config["model_type"]}" cannot be made small: '
+            f"{type(error).__name__}: {_one_line(error)}."
         ) from error
     return out
 
@@ -203,15 +221,25 @@ def _check_counts(config: Mapping[str, Any]) -> None:
         if role is None or value is None or role in ("clip", "score_factor", "score_width", "layer_indices"):
             continue
         for count in value if isinstance(value, list) else [value]:
-            if role in ("window", "relative_positions", "types", "rotary_width", "experts", "interval", "one") and count in (0, -1):
+            if role in (
+                "window",
+                "relative_positions",
+                "types",
+                "rotary_width",
+                "experts",
+                "interval",
+                "one",
+            ) and count in (0, -1):
                 continue  # "off" in some families
             limit = LARGEST.get(role, LARGEST_COUNT)
             if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= limit:
-                raise ConfigMismatch(f"config.json has {key} = {count!r:.40}; a whole number from 1 to {limit} is expected.")
+                raise ConfigMismatch(
+                    f"config.json has {key} = {count!r:.40}; a whole number from 1 to {limit} is expected."
+                )
 
 
 def _first(full: Mapping[str, Any], role: str) -> Any:
-    """The value of the first key with that role, searched in nested dictionaries too (mpt's attn_config); None if absent."""
+    """The value of the first key with that role, in nested dictionaries too (mpt's attn_config); None if absent."""
     for key, value in full.items():
         if ROLES.get(key) == role and value is not None:
             return value
@@ -225,16 +253,20 @@ def _need(full: Mapping[str, Any], role: str) -> Any:
     value = _first(full, role)
     if value is None:
         names = ", ".join(name for name, r in ROLES.items() if r == role)
-        raise UnknownArchitecture(f'the config of "{full.get("model_type")}" has none of {names}; it cannot be made small.')
+        raise UnknownArchitecture(
+            f'the config of "{full.get("model_type")}" has none of {names}; it cannot be made small.'
+        )
     return value
 
 
 def _small_heads(pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
-    """Old (query heads, KV heads) of every layer -> new ones: equal stays equal, one stays one, different stays different."""
+    """Old (query heads, KV heads) of every layer -> new ones: equal stays equal, one stays one, unlike stays unlike."""
     pairs = set(pairs)
     for heads, kv_heads in pairs:
         if heads % kv_heads:
-            raise ConfigMismatch(f"config.json has {heads} query heads on {kv_heads} key/value heads, which do not divide.")
+            raise ConfigMismatch(
+                f"config.json has {heads} query heads on {kv_heads} key/value heads, which do not divide."
+            )
     if len(pairs) > 1:
         ratio, kv = _ranked(heads // kv for heads, kv in pairs), _ranked(kv for _, kv in pairs)
         return {(q, k): (ratio[q // k] * kv[k], kv[k]) for q, k in pairs}
@@ -266,7 +298,9 @@ def _sizes(full: Mapping[str, Any]) -> _Sizes:
     head_dim = explicit or hidden // most
     width = _rotary_width(full, head_dim)
     new_head_dim = 8 if width in (0, head_dim) else _partial_head_dim(width, head_dim)
-    new_width = 0 if width == 0 else new_head_dim if width == head_dim else int(new_head_dim * width_share(full, head_dim))
+    new_width = (
+        0 if width == 0 else new_head_dim if width == head_dim else int(new_head_dim * width_share(full, head_dim))
+    )
     beside = (head_dim * most < hidden) - (head_dim * most > hidden)  # where the two differ, keep which is larger
     return _Sizes(
         old_hidden=hidden,
@@ -312,7 +346,9 @@ def _partial_head_dim(width: int, head_dim: int) -> int:
     for small in range(8, 257, 2):
         if 4 <= int(small * share) < small and int(small * share) % 2 == width % 2:
             return small
-    raise ConfigMismatch(f"config.json rotates {width} of {head_dim} channels of a head, too few to keep in a miniature.")
+    raise ConfigMismatch(
+        f"config.json rotates {width} of {head_dim} channels of a head, too few to keep in a miniature."
+    )
 
 
 def _is_by_layer(key: str, value: Any, n_layers: int) -> bool:
@@ -326,7 +362,7 @@ def _is_by_layer(key: str, value: Any, n_layers: int) -> bool:
 
 
 def _kept_layers(full: Mapping[str, Any], n_layers: int) -> tuple[int, ...]:
-    """The first layer of every kind, where a kind is what the per-layer lists say of it; then the first ones to fill up."""
+    """The first layer of every kind (what the per-layer lists say of it); then the first ones to fill up."""
     lists = [value for key, value in full.items() if _is_by_layer(key, value, n_layers)]
     named = [set(value) for key, value in full.items() if ROLES.get(key) == "layer_indices" and isinstance(value, list)]
     kinds: dict[str, int] = {}
@@ -400,7 +436,10 @@ def _is_int(value: Any) -> bool:
 
 
 def _renumber_special_tokens(out: dict[str, Any], full: Mapping[str, Any]) -> None:
-    """Ids beyond the small vocabulary become the smallest free ones (some position tables start behind the pad id). In place."""
+    """Ids beyond the small vocabulary become the smallest free ones, in place.
+
+    The smallest, because some position tables start behind the pad id.
+    """
 
     def ids(value: Any) -> Iterable[int]:
         return [v for v in (value if isinstance(value, list) else [value]) if _is_int(v)]

@@ -16,6 +16,10 @@ from wisca_core.errors import BadOption
 from wisca_core.progress import Progress
 
 KINDS: dict[str, str] = {
+    "measure": "wisca_core.work:measure_job",
+    "prove": "wisca_core.work:prove_job",
+    "check": "wisca_core.work:check_job",
+    "export": "wisca_core.work:export_job",
     "sleep": "wisca_core.jobs.kinds:sleep_job",
 }
 

@@ -1,0 +1,105 @@
+"""What is kept between reruns. The only file with ``st.cache_*``.
+
+Keys are strings and numbers only (real path, sizes, times of change, options): Streamlit hashes large arrays from a sample
+and would return a stale table. What is kept is read-only and shared by all sessions.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import Checkpoint, open_checkpoint
+from wisca_core.patterns import store
+from wisca_core.patterns.head import HeadDetail, head_detail
+from wisca_core.patterns.table import Patterns
+from wisca_core.plan.decide import Decision, decide
+from wisca_core.plan.options import Options
+
+# Reading more than this takes over two seconds on a slow disk: it becomes a job.
+JOB_BYTES = 150_000_000
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that was looked through: nothing but headers has been read. ``key`` names it and its state on disk."""
+
+    key: str
+    checkpoint: Checkpoint
+    sites: Sites
+
+    @property
+    def refusal(self) -> str:
+        """Why the whole model is refused, in words; "" where it is not."""
+        return next((r.reason for r in self.sites.refusals if r.what == "model"), "")
+
+
+def opened(model: str) -> Opened:
+    """Raises WiscaError. A model of the hub is taken from its cache, or downloaded: ask first."""
+    return _opened(model, _stamp(model))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _opened(model: str, stamp: str) -> Opened:
+    checkpoint = open_checkpoint(model)
+    files = [f"{name} {size} {mtime}" for name, (size, mtime) in zip(checkpoint.weight_files, checkpoint.stamps)]
+    key = "\n".join([str(checkpoint.path), stamp, *files])
+    return Opened(key, checkpoint, find_sites(checkpoint))
+
+
+def _stamp(model: str) -> str:
+    """Name, size and time of change of the files beside or in ``model``, "" for anything that is no local path."""
+    if model.startswith("hub:") or "\0" in model:
+        return ""
+    path = Path(model).expanduser()
+    folder = path if path.is_dir() else path.parent
+    try:
+        with os.scandir(folder) as entries:
+            seen = sorted((e.name, s.st_size, s.st_mtime_ns) for e in entries if e.is_file() for s in (e.stat(),))
+    except OSError:
+        return ""
+    wanted = (".json", ".safetensors", ".bin", ".pt", ".pth")
+    return "\n".join(f"{name} {size} {mtime}" for name, size, mtime in seen if name.endswith(wanted))
+
+
+def needs_job(model: Opened) -> bool:
+    """Whether measuring it is more than two seconds of work that nobody has done yet."""
+    return (
+        store.n_bytes_to_read(model.checkpoint, model.sites) > JOB_BYTES
+        and store.cached(model.checkpoint, model.sites) is None
+    )
+
+
+def patterns(model: Opened) -> Patterns:
+    """The measured table; measures now where nobody has. Raises WiscaError."""
+    return _patterns(model.key, model)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Measuring the weights")
+def _patterns(key: str, _model: Opened) -> Patterns:
+    return store.measured(_model.checkpoint, _model.sites)
+
+
+def decision(model: Opened, options: Options) -> Decision:
+    """The factors of ``options`` and every "after" that follows from them; arithmetic on the table."""
+    return _decision(model.key, repr(options), model, options)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _decision(key: str, written: str, _model: Opened, _options: Options) -> Decision:
+    return decide(patterns(_model), _options)
+
+
+def head(model: Opened, options: Options, site: str, group: int, head_in_group: int = 0) -> HeadDetail:
+    """One KV group looked at closely: reads its weights again, a few MB."""
+    return _head(model.key, repr(options), site, group, head_in_group, model, options)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _head(
+    key: str, written: str, site: str, group: int, head_in_group: int, _model: Opened, _options: Options
+) -> HeadDetail:
+    return head_detail(_model.checkpoint, decision(_model, _options), site, group, head_in_group)

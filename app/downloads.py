@@ -1,0 +1,87 @@
+"""Finished exports as downloads that never pass through memory: one file, or one uncompressed archive.
+
+A link carries a token of 256 random bits that stands for one export folder; tokens live in this process only, so they
+end with the server. A file is found by comparing its name with the names in the folder, so no request can lead out.
+"""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from app.archive import Entry, archive, archive_bytes
+from wisca_core.errors import UnreadableInput
+
+_HEADERS = {"cache-control": "no-store", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
+REPORT = "wisca_report.json"
+
+_folders: dict[str, Path] = {}
+
+
+def link(folder: Path) -> str:
+    """The token of a finished export; the same one while the server lives. Raises UnreadableInput for any other folder."""
+    path = Path(os.path.realpath(folder))
+    if not (path / REPORT).is_file():
+        raise UnreadableInput(f"{path} has no {REPORT}, so it is no finished export. Export again.")
+    for token, known in _folders.items():
+        if known == path:
+            return token
+    token = secrets.token_urlsafe(32)
+    _folders[token] = path
+    return token
+
+
+def address(token: str, name: str = "") -> str:
+    """Where the browser finds the archive, or the file ``name`` of the folder."""
+    return f"/download/{token}/{quote(name)}" if name else f"/download/{token}"
+
+
+def files(folder: Path) -> list[Entry]:
+    """Regular files below ``folder``, links left out, by name."""
+    found = []
+    for top, _, names in os.walk(folder):
+        for name in names:
+            path = Path(top) / name
+            seen = path.lstat()
+            if stat.S_ISREG(seen.st_mode):
+                found.append(Entry(path.relative_to(folder).as_posix(), path, seen.st_size, seen.st_mtime))
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _folder(request: Request) -> Path:
+    folder = _folders.get(request.path_params["token"])
+    if folder is None or not (folder / REPORT).is_file():
+        raise HTTPException(404, "This link is no longer valid: the server was restarted or the export was removed.")
+    return folder
+
+
+def _archive(request: Request) -> Response:
+    folder = _folder(request)
+    entries = [Entry(f"{folder.name}/{e.name}", e.path, e.n_bytes, e.mtime) for e in files(folder)]
+    headers = _HEADERS | {
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(folder.name)}.zip",
+        "content-length": str(archive_bytes(entries)),
+    }
+    content: Iterator[bytes] = iter(()) if request.method == "HEAD" else archive(entries)
+    return StreamingResponse(content, headers=headers, media_type="application/zip")
+
+
+def _file(request: Request) -> Response:
+    folder, name = _folder(request), request.path_params["name"]
+    for entry in files(folder):
+        if entry.name == name:
+            return FileResponse(entry.path, headers=_HEADERS, filename=entry.path.name, media_type="application/octet-stream")
+    raise HTTPException(404, "There is no such file in this export.")
+
+
+ROUTES = [
+    Route("/download/{token}", _archive, methods=["GET"]),
+    Route("/download/{token}/{name:path}", _file, methods=["GET"]),
+]

@@ -1,0 +1,164 @@
+"""How numbers and names are written on the pages and in the figures; one spelling of each.
+
+Ratios name a side ("query 7.8×", never 0.13), factors that are powers of two are written 2⁻², a minus is a true minus.
+"""
+
+import html
+import math
+import re
+
+import numpy as np
+
+from wisca_core.patterns.summary import SIDES, times
+
+ROLES = {"q": "query", "k": "key", "v": "value", "o": "output"}
+MATRICES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo"}
+# Set theme colours of config.toml that are the roles, so that a coloured word in a caption is the legend.
+MARKDOWN_COLOURS = {"q": "blue", "k": "orange", "v": "green", "o": "violet"}
+PAIR_ROLES = {"qk": ("q", "k"), "vo": ("v", "o")}
+PAIR_LABELS = {"qk": "QK", "vo": "VO"}
+NORM_LABELS = {"l1": "L1", "l2": "L2", "max": "max", "rms": "RMS", "mean": "mean"}
+NORM_SYMBOLS = {"l1": "sum of |w|", "l2": "root of the sum of w²", "max": "largest |w|", "rms": "root of the mean of w²",
+                "mean": "mean |w|"}  # fmt: skip
+DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bf16", "F16": "fp16"}
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_HALVES = {-1: "½×", -2: "¼×", -3: "⅛×"}
+
+
+def superscript(whole: int) -> str:
+    """-2 -> "⁻²"."""
+    return str(whole).translate(_SUPERSCRIPTS)
+
+
+def side(pair: str, log2_ratio: float) -> str:
+    """The heavier side and by how much: "query 7.8×"; "equal" within 0.5 %; "×" where no ratio is known."""
+    if not math.isfinite(log2_ratio):
+        return "×"
+    if abs(log2_ratio) < 0.007:
+        return "equal"
+    return f"{SIDES[pair][0 if log2_ratio > 0 else 1]} {times(2 ** abs(log2_ratio))}"
+
+
+def ratio(log2_ratio: float) -> str:
+    """The ratio without its side: "7.8×"; "×" where no ratio is known."""
+    return times(2 ** abs(log2_ratio)) if math.isfinite(log2_ratio) else "×"
+
+
+def factor(value: float) -> str:
+    """2⁻² for a power of two, "1" for one, else three digits: "0.354"."""
+    if not math.isfinite(value):
+        return "×"
+    if value > 0 and math.frexp(value)[0] == 0.5:
+        power = round(math.log2(value))
+        return f"2{superscript(power)}" if power else "1"
+    return digits(value, 3)
+
+
+def factors(low: float, high: float) -> str:
+    """One factor, or the span of several: "0.31 to 0.52"."""
+    return factor(low) if low == high else f"{factor(low)} to {factor(high)}"
+
+
+def digits(value: float, n: int = 4) -> str:
+    """``n`` significant digits, no exponent between 10^-5 and 10^9, thousands with commas, true minus."""
+    if not math.isfinite(value):
+        return "×"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if not 1e-5 <= size < 1e9:
+        power = math.floor(math.log10(size))
+        return f"{minus(f'{value / 10**power:.{n - 1}f}')} × 10{superscript(power)}"
+    places = max(0, n - 1 - math.floor(math.log10(size)))
+    return minus(f"{value:,.{places}f}")
+
+
+def count(value: int) -> str:
+    """262,144."""
+    return f"{int(value):,}"
+
+
+def minus(text: str) -> str:
+    """A hyphen in front of a number as a true minus."""
+    return text.replace("-", "−")
+
+
+def signed(value: float, places: int = 3) -> str:
+    """A difference: "−0.002", "+0.018", zero unsigned."""
+    text = f"{abs(value):.{places}f}"
+    return text if float(text) == 0 else ("−" if value < 0 else "+") + text
+
+
+def plural(n: int, one: str, many: str = "") -> str:
+    """"1 head", "2 heads"."""
+    return f"{count(n)} {one if n == 1 else many or one + 's'}"
+
+
+def parameters(n: int) -> str:
+    """"3.1 B parameters"; under ten thousand in full."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n >= size and n >= 1e4:
+            value = n / size
+            return f"{value:.1f} {letter} parameters" if value < 99.95 else f"{value:.0f} {letter} parameters"
+    return f"{n:,} parameters"
+
+
+def size(n_bytes: int) -> str:
+    """"6.2 GB", "38.6 kB": decimal units."""
+    for unit, letter in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= unit:
+            return f"{n_bytes / unit:.1f} {letter}"
+    return f"{n_bytes} B"
+
+
+def axis_number(value: float) -> str:
+    """Tick of a linear or log axis: "10 k", "300", "0.3", "1 M"."""
+    if value == 0:
+        return "0"
+    for unit, letter in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"), (1e-4, "")):
+        if abs(value) >= unit:
+            return minus(f"{value / (unit if letter else 1):g}{letter}")
+    power = math.floor(math.log10(abs(value)))
+    lead = f"{abs(value) / 10**power:.0f}"
+    return ("−" if value < 0 else "") + (f"10{superscript(power)}" if lead == "1" else f"{lead}·10{superscript(power)}")
+
+
+def octave(power: int) -> str:
+    """Tick of a ratio axis: 3 -> "8×", -1 -> "½×", -5 -> "1/32×"."""
+    if power >= 0:
+        return f"{2**power}×"
+    return _HALVES.get(power, f"1/{2**-power}×")
+
+
+def power_of_two(power: int) -> str:
+    """Tick of a log2 |w| axis: -13 -> "2⁻¹³", 0 -> "1"."""
+    return "1" if power == 0 else "½" if power == -1 else f"2{superscript(power)}"
+
+
+def ranges(numbers: "np.ndarray | list[int]") -> str:
+    """[0, 1, 2, 5] -> "0 to 2 and 5"."""
+    values = sorted({int(n) for n in numbers})
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    parts = [f"{r[0]}" if len(r) == 1 else f"{r[0]} and {r[1]}" if len(r) == 2 else f"{r[0]} to {r[-1]}" for r in runs]
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + (f" and {parts[-1]}" if parts else "")
+
+
+def figure_text(text: str) -> str:
+    """A foreign name for a plotly title, label or hover text: plotly would read <a href> in it."""
+    return html.escape(text, quote=False)
+
+
+def markdown_text(text: str) -> str:
+    """A foreign name inside st.markdown: every ASCII sign is escaped, so that no link, image, colour or formula is read in it."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text).replace("\n", " ")
+
+
+def coloured(role: str) -> str:
+    """The role's word in its colour, for a caption: ":blue[query]"."""
+    return f":{MARKDOWN_COLOURS[role]}[{ROLES[role]}]"

@@ -1,0 +1,16 @@
+"""Entry of the dashboard: ``streamlit run app/main.py``."""
+
+import streamlit as st
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from app.downloads import ROUTES
+
+# A page elsewhere that makes its name point at 127.0.0.1 (DNS rebinding) must not read weights through this server.
+HOSTS = ["localhost", "127.0.0.1"]
+
+app = st.App(
+    "dashboard.py",
+    routes=ROUTES,
+    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)],
+)

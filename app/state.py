@@ -1,0 +1,203 @@
+"""What the person has chosen: the open model, the options of Rescale, what is selected on Inspect.
+
+The only file that touches ``st.session_state`` and ``st.query_params``. Every choice is declared once in CHOICES, is
+kept for the session under its name (a widget uses that name as its key, with ``persist_state="session"``), and stands in
+the address of the page wherever it is not the default, so that a reload or a shared address brings back the same view.
+
+Streamlit's own ``bind="query-params"`` drops from the address what belongs to a widget of another page; the options of
+Rescale also decide what Inspect draws as "after", so the address is written here.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from wisca_core.architecture.site import GRANULARITIES, PAIRS, Sites
+from wisca_core.patterns.table import NORMS
+from wisca_core.plan.options import PLAN_NORMS, LayerRange, Options, parse_layers, parse_pairs
+
+SAMPLE = Path(__file__).resolve().parents[1] / "sample_runs" / "gqa-docs"
+
+# An address is no place for megabytes; browsers and servers stop well before.
+MAX_ADDRESS_VALUE = 4096
+
+
+def sample_checkpoints() -> list[Path]:
+    """The bundled run's checkpoint folders, by step; empty where the project was installed without them."""
+    found = [path for path in SAMPLE.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def default_model() -> str:
+    """The bundled sample's last checkpoint, or "" where there is none."""
+    return str(sample_checkpoints()[-1]) if sample_checkpoints() else ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``read``: text of the address -> value, ValueError for anything else; ``write``: value -> text."""
+
+    default: Callable[[], Any]
+    read: Callable[[str], Any]
+    write: Callable[[Any], str]
+
+
+def _fixed(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(text)
+        return text
+
+    return read
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _read_pairs(text: str) -> list[str]:
+    pairs = [pair for pair in PAIRS if pair in parse_pairs(text)]
+    if not pairs:
+        raise ValueError(text)
+    return pairs
+
+
+def _read_strength(text: str) -> float:
+    value = round(float(text), 2)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
+    return value
+
+
+def _read_span(text: str) -> tuple[int, int]:
+    first, last = re.fullmatch(r"(\d{1,6})-(\d{1,6})", text).groups() if re.fullmatch(r"\d{1,6}-\d{1,6}", text) else (1, 0)
+    if int(first) > int(last):
+        raise ValueError(text)
+    return int(first), int(last)
+
+
+def _read_names(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, text.split(",")))
+    if not all(re.fullmatch(r"\w+\.\d+\.\w+\.\w+(\.e\d+)?", name) for name in names):
+        raise ValueError(text)
+    return names
+
+
+CHOICES: dict[str, Choice] = {
+    "model": Choice(default_model, str, str),
+    # Rescale, and the "after" of Inspect
+    "pairs": Choice(lambda: list(PAIRS), _read_pairs, ",".join),
+    "granularity": Choice(_fixed("tensor"), _one_of(*GRANULARITIES), str),
+    "norm": Choice(_fixed("l1"), _one_of(*PLAN_NORMS), str),
+    "strength": Choice(_fixed(1.0), _read_strength, "{:g}".format),
+    "layers": Choice(_fixed(None), _read_span, lambda span: f"{span[0]}-{span[1]}"),
+    "exact": Choice(_fixed(False), lambda text: _one_of("yes")(text) == "yes", lambda on: "yes"),
+    "exclude": Choice(_fixed(()), _read_names, ",".join),
+    # Inspect
+    "pair": Choice(_fixed("qk"), _one_of(*PAIRS), str),
+    "shown_norm": Choice(_fixed("l1"), _one_of(*NORMS), str),
+    "layer": Choice(_fixed(None), _whole, str),
+    "group": Choice(_fixed(None), _whole, str),
+}
+
+
+def begin() -> None:
+    """First call of every run: take the address of a fresh session as the choices, and write the choices into it."""
+    for name, choice in CHOICES.items():
+        if name not in st.session_state:
+            st.session_state[name] = _from_address(name, choice)
+    wanted = {}
+    for name, choice in CHOICES.items():
+        value = st.session_state[name]
+        if value is not None and value != choice.default():
+            wanted[name] = choice.write(value)
+    if st.query_params.to_dict() != wanted:
+        st.query_params.from_dict(wanted)
+
+
+def _from_address(name: str, choice: Choice) -> Any:
+    text = st.query_params.get(name)
+    if text is None or len(text) > MAX_ADDRESS_VALUE:
+        return choice.default()
+    try:
+        return choice.read(text)
+    except ValueError:
+        return choice.default()
+
+
+def get(name: str) -> Any:
+    """The value of a choice (a name of CHOICES)."""
+    return st.session_state[name] if name in st.session_state else CHOICES[name].default()
+
+
+def put(name: str, value: Any) -> None:
+    """Set a choice. Streamlit refuses it once this run has drawn the widget of that name: call it in a callback, or before."""
+    if name not in CHOICES:
+        raise KeyError(name)
+    st.session_state[name] = value
+
+
+def open_model(model: str) -> None:
+    """Another model: what was selected in the old one means nothing there."""
+    for name in ("layers", "exclude", "layer", "group"):
+        st.session_state[name] = CHOICES[name].default()
+    st.session_state["model"] = model
+
+
+def options(sites: Sites) -> Options:
+    """The options of Rescale as a value, layers brought into what this model has."""
+    span = layer_span(sites)
+    chosen = clamped_layers(sites)
+    layers = () if chosen == span else (LayerRange(*chosen),)
+    known = {site.name for site in sites.sites}
+    return Options(
+        pairs=tuple(get("pairs")) or PAIRS,
+        granularity=get("granularity"),
+        norm=get("norm"),
+        strength=float(get("strength")),
+        layers=layers,
+        exact=bool(get("exact")),
+        exclude=tuple(name for name in get("exclude") if name in known),
+    )
+
+
+def layer_span(sites: Sites) -> tuple[int, int]:
+    """First and last layer that has a site; (0, 0) where there is none."""
+    layers = [site.key.layer for site in sites.sites] or [0]
+    return min(layers), max(layers)
+
+
+def clamped_layers(sites: Sites) -> tuple[int, int]:
+    """The chosen layers, inside this model's."""
+    low, high = layer_span(sites)
+    first, last = get("layers") or (low, high)
+    first, last = min(max(first, low), high), min(max(last, low), high)
+    return first, last
+
+
+def note(name: str, value: Any = None) -> Any:
+    """A remark kept for this session only, outside the address (which job was started): read it, or set it with ``value``."""
+    if value is not None:
+        st.session_state[f"note:{name}"] = value
+    return st.session_state.get(f"note:{name}")
+
+
+def forget(name: str) -> None:
+    """Drop a note."""
+    st.session_state.pop(f"note:{name}", None)
+
+
+__all__ = [
+    "CHOICES", "SAMPLE", "begin", "clamped_layers", "default_model", "forget", "get", "layer_span", "note", "open_model",
+    "options", "parse_layers", "put", "sample_checkpoints",
+]  # fmt: skip

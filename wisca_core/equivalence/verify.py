@@ -1,0 +1,279 @@
+"""Two checkpoints compared: is the second the first one rescaled, and how exactly?
+
+The weights decide, the outputs are shown beside: outputs alone cannot tell a rounded right rescale from a wrong one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.site import Leg, Site, Sites
+from wisca_core.checkpoint import Checkpoint, Reader
+from wisca_core.equivalence.full_check import FullCheck, compare_folder
+from wisca_core.equivalence.proof import Proof, prove
+from wisca_core.errors import Cancelled, WiscaError
+from wisca_core.progress import Progress, silent
+
+BIT_IDENTICAL = "bit-identical"
+ROUNDING = "equivalent up to rounding"
+DIFFERENT = "not equivalent"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """``reasons``: what decided. ``n_changed``: tensors whose bytes differ. ``n_factors``: tie groups with a factor other than 1.
+    ``smallest``, ``largest``: of these factors. ``powers_of_two``: whether all are."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+    n_tensors: int
+    n_changed: int
+    n_factors: int
+    smallest: float
+    largest: float
+    powers_of_two: bool
+    proof: Proof | None
+    check: FullCheck | None
+    not_checked: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return int(self.verdict == DIFFERENT)
+
+    def to_json(self) -> dict:
+        return asdict(self) | {
+            "proof": self.proof.to_json() if self.proof else None,
+            "check": self.check.to_json() if self.check else None,
+        }
+
+
+def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, run_models: bool = True) -> Verification:
+    """One of *bit-identical*, *equivalent up to rounding*, *not equivalent* (method: weights explained by one factor a tie group within
+    one unit in the last place, everything else bit-equal, the rule proved, and the outputs).
+
+    *bit-identical* asks for more than equal outputs on the cases tried: the weights must also be explained by powers of two (or be
+    equal), since a changed row that no case meets leaves every output as it was. ``run_models=False`` compares weights alone.
+    """
+    sites = find_sites(before)
+    layout = _compare_layout(before, after)
+    if layout:
+        return _different(layout, before, 0, sites)
+    found = _compare_weights(before, after, sites, progress)
+    n = len(before.tensors)
+    if found.unexplained:
+        return _different(found.unexplained, before, found.n_changed, sites)
+    if not found.n_changed:
+        same_config = _function_config(before) == _function_config(after)
+        if not same_config:
+            return _different(["every tensor is bit-equal, but config.json differs in more than names and versions."], before, 0, sites)
+        return Verification(BIT_IDENTICAL, ("every tensor is bit-equal.",), n, 0, 0, 1.0, 1.0, True, None, None, ("outputs: equal weights need no run",))
+    if _function_config(before) != _function_config(after):
+        return _different(["config.json differs in more than names and versions."], before, found.n_changed, sites)
+    proof = prove(before, sites, progress)
+    if not proof.passed:
+        return _different([f"the rule {proof.rule} is not proved for this model: {proof.reason}"], before, found.n_changed, sites)
+    check, not_run = _run(before, after, sites, progress) if run_models else (None, "outputs of the models: not asked for")
+    not_checked = (*proof.not_checked, *(check.not_checked if check else (not_run,)))
+    reasons = [f"{found.n_changed} of {n} tensors changed; one factor a tie group ({found.n_factors:,} groups, factors {found.smallest:.4g} to "
+               f"{found.largest:.4g}) explains every value within one unit in the last place; all other tensors are bit-equal."]  # fmt: skip
+    verdict = ROUNDING
+    if check is not None and check.bit_identical and found.exact:
+        verdict = BIT_IDENTICAL
+        reasons.append(f"every factor is a power of two and no value lost a bit; all {check.n_values:,} compared outputs are bit-equal.")
+    elif check is not None:
+        reasons.append(check.words())
+    return Verification(verdict, tuple(reasons), n, found.n_changed, found.n_factors, found.smallest, found.largest, found.powers_of_two,
+                        proof, check, tuple(dict.fromkeys(not_checked)))  # fmt: skip
+
+
+def _run(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress) -> tuple[FullCheck | None, str]:
+    try:
+        return compare_folder(before, sites, None, after, progress), ""
+    except Cancelled:
+        raise
+    except WiscaError as error:
+        return None, f"outputs of the models: {error}"
+
+
+def _different(reasons: list[str], before: Checkpoint, n_changed: int, sites: Sites) -> Verification:
+    shown = reasons[:10] + ([f"and {len(reasons) - 10} more"] if len(reasons) > 10 else [])
+    return Verification(DIFFERENT, tuple(shown), len(before.tensors), n_changed, 0, 1.0, 1.0, False, None, None, ("outputs of the models: the weights decide",))
+
+
+# keys of config.json that say nothing about the function
+_NAMES = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "auto_map")
+
+
+def _function_config(checkpoint: Checkpoint) -> dict:
+    return {key: value for key, value in checkpoint.config.items() if key not in _NAMES}
+
+
+def _compare_layout(before: Checkpoint, after: Checkpoint) -> list[str]:
+    reasons = []
+    for name in sorted(before.by_name.keys() ^ after.by_name.keys()):
+        aliases = {alias for alias, _ in before.aliases + after.aliases}
+        if name not in aliases:
+            reasons.append(f"{name} is only in the {'first' if name in before.by_name else 'second'} checkpoint.")
+    for name in before.by_name.keys() & after.by_name.keys():
+        a, b = before.by_name[name], after.by_name[name]
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            reasons.append(f"{name} is {a.dtype} {a.shape} in the first and {b.dtype} {b.shape} in the second.")
+    return reasons
+
+
+@dataclass
+class _Found:
+    unexplained: list[str]
+    n_changed: int = 0
+    n_factors: int = 0
+    smallest: float = 1.0
+    largest: float = 1.0
+    powers_of_two: bool = True
+    exact: bool = True  # every value is the old one times its power of two, to the bit
+
+
+def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress) -> _Found:
+    legs: dict[str, list[tuple[Site, Leg]]] = {}
+    for site in sites.sites:
+        for leg in site.legs:
+            legs.setdefault(leg.tensor, []).append((site, leg))
+    # per tie group, the factors that every value met so far allows: low <= log-free s <= high
+    low = {s.name: np.zeros(s.n_cells("channel")) for s in sites.sites}
+    high = {s.name: np.full(s.n_cells("channel"), np.inf) for s in sites.sites}
+    found = _Found([])
+    changed: list[str] = []
+    total = sum(t.n_bytes for t in before.tensors)
+    done = 0
+    with Reader(before) as a, Reader(after) as b:
+        for tensor in before.tensors:
+            progress("comparing weights", done, total)
+            done += tensor.n_bytes
+            if _bits_equal(a, b, tensor.name):
+                if tensor.name in legs:  # a factor of 1 on this side holds the other side to it
+                    _narrow(a, a, tensor.name, legs[tensor.name], low, high)
+                continue
+            found.n_changed += 1
+            if tensor.name not in legs:
+                found.unexplained.append(f"{tensor.name} differs and is in no pair that may be rescaled.")
+                continue
+            changed.append(tensor.name)
+            found.unexplained += _narrow(a, b, tensor.name, legs[tensor.name], low, high)
+        if found.unexplained:
+            return found
+        factors = {}
+        for site in sites.sites:
+            lo, hi = low[site.name], high[site.name]
+            bad = np.flatnonzero(lo > hi)
+            if len(bad):
+                found.unexplained.append(f"{site.name}: no single factor explains both sides of tie group {bad[0]} (the values allow "
+                                         f"{lo[bad[0]]:.6g} from below and {hi[bad[0]]:.6g} from above).")  # fmt: skip
+                continue
+            factors[site.name] = _simplest(lo, hi)
+        if found.unexplained:
+            return found
+        every = np.concatenate(list(factors.values())) if factors else np.ones(1)
+        moved = every[every != 1]
+        found.n_factors = len(moved)
+        found.smallest, found.largest = (float(moved.min()), float(moved.max())) if len(moved) else (1.0, 1.0)
+        found.powers_of_two = bool((np.frexp(every)[0] == 0.5).all())
+        found.exact = found.powers_of_two and all(_exactly(a, b, name, legs[name], factors) for name in changed)
+    return found
+
+
+def _simplest(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """In each interval: 1 if allowed, else a power of two, else the geometric middle; 1 where nothing was learned."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        middle = np.where(np.isfinite(high) & (low > 0), np.sqrt(low) * np.sqrt(high), np.where(low > 0, low, 1.0))
+        power = np.exp2(np.rint(np.log2(middle)))
+    power = np.where((power >= low) & (power <= high), power, middle)
+    return np.where((low <= 1) & (high >= 1), 1.0, power)
+
+
+def _bits_equal(a: Reader, b: Reader, name: str) -> bool:
+    return all(bytes(x) == bytes(y) for x, y in zip(a.raw(name), b.raw(name)))
+
+
+def _narrow(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], low: Mapping, high: Mapping) -> list[str]:
+    """Narrow the factors that the values of one tensor allow: each new value within one unit in the last place of old x factor.
+    Returns what no factor explains."""
+    out: list[str] = []
+    shape = a.checkpoint.by_name[name].shape
+    axis = legs[0][1].axis
+    if any(leg.axis != axis for _, leg in legs):
+        return [f"{name} belongs to pairs on two of its axes; telling their factors apart is not known yet."]
+    n = shape[axis]
+    lo, hi, bad = np.zeros(n), np.full(n, np.inf), np.zeros(n, bool)
+    offset = legs[0][1].offset
+    for (start, x), (_, y) in zip(a.blocks(name), b.blocks(name)):
+        x, y = (t.reshape(t.shape[0], -1) for t in (x, y))
+        over = 1 - axis
+        at = slice(start, start + x.shape[0]) if axis == 0 else slice(None)
+        block_lo, block_hi, block_bad = _bounds(x, y, offset)
+        lo[at] = np.maximum(lo[at], block_lo.amax(over).numpy())
+        hi[at] = np.minimum(hi[at], block_hi.amin(over).numpy())
+        bad[at] |= block_bad.any(over).numpy()
+    covered = np.zeros(n, bool)
+    for site, leg in legs:
+        index = leg.index.indices()
+        covered[index] = True
+        cell = site.labels("channel")[leg.channel.indices()]
+        e = leg.signed_exponent
+        with np.errstate(divide="ignore"):
+            bounds = (lo[index] ** (1 / e), hi[index] ** (1 / e))
+        if e < 0:
+            bounds = bounds[::-1]
+        np.maximum.at(low[site.name], cell, bounds[0])
+        np.minimum.at(high[site.name], cell, bounds[1])
+        if bad[index].any():
+            out.append(f"{name}: a value changed its sign, became or was zero, or is not finite where its neighbour channel "
+                       f"{int(index[bad[index]][0])} was rescaled; no positive factor does that.")  # fmt: skip
+    if a is not b and not covered.all():
+        with np.errstate(invalid="ignore"):
+            stray = ~covered & ((lo > 1) | (hi < 1) | bad)
+        if stray.any():
+            out.append(f"{name} differs at index {int(np.flatnonzero(stray)[0])}, which is in no pair.")
+    return out
+
+
+def _bounds(x: torch.Tensor, y: torch.Tensor, offset: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """float64 (low, high, bad) of each value: the factors f > 0 with |y - x f| <= ulp(y), stored values plus ``offset``."""
+    finfo = torch.finfo(y.dtype)
+    wide_y = y.double()
+    # the unit in the last place of y: 2^(exponent) * eps, never below the smallest subnormal
+    exponent = torch.frexp(wide_y)[1].double() - 1
+    smallest = finfo.tiny * finfo.eps
+    ulp = torch.clamp(torch.exp2(exponent) * finfo.eps, min=smallest)
+    ulp = torch.where(wide_y == 0, torch.full_like(ulp, smallest), ulp)
+    new, old = wide_y + offset, x.double() + offset
+    same = (x == y) & (x == 0) & (offset == 0)  # zero stays zero under every factor
+    sign = torch.sign(old)
+    low, high = (new * sign - ulp) / old.abs(), (new * sign + ulp) / old.abs()
+    bad = ((old == 0) & ~same) | (high <= 0) | ~torch.isfinite(new) | ~torch.isfinite(old)
+    bad &= ~_bit_equal(x, y)  # values left alone, NaN included, explain themselves
+    free = same | bad | ((old == 0) & _bit_equal(x, y)) | ~torch.isfinite(old)
+    return torch.where(free, torch.zeros_like(low), low.clamp(min=0)), torch.where(free, torch.full_like(high, torch.inf), high), bad
+
+
+def _bit_equal(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return x.view(kind) == y.view(kind)
+
+
+def _exactly(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], factors: Mapping[str, np.ndarray]) -> bool:
+    """Whether every new value is the old one times its power of two in the stored dtype, and back, to the bit."""
+    axis = legs[0][1].axis
+    vector = np.ones(a.checkpoint.by_name[name].shape[axis])
+    for site, leg in legs:
+        if leg.offset:
+            return False  # a gain stored as gain - 1 rounds
+        vector[leg.index.indices()] *= factors[site.name][site.labels("channel")[leg.channel.indices()]] ** leg.signed_exponent
+    for (start, x), (_, y) in zip(a.blocks(name), b.blocks(name)):
+        part = torch.from_numpy(vector[start : start + x.shape[0]] if axis == 0 else vector)
+        shape = [1] * x.dim()
+        shape[axis] = -1
+        if not torch.equal(x.double() * part.reshape(shape), y.double()):
+            return False
+    return True

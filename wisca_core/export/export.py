@@ -1,0 +1,163 @@
+"""A rescaled checkpoint as a folder: written beside, checked, then renamed, so that it exists whole or not at all."""
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import xxhash
+
+from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import Checkpoint, Reader
+from wisca_core.checkpoint.untrusted import locate
+from wisca_core.equivalence.full_check import FullCheck
+from wisca_core.equivalence.proof import Proof, versions
+from wisca_core.errors import OutputRefused, ProofFailed
+from wisca_core.export.card import with_section
+from wisca_core.export.outlook import REPORT, n_bytes_free, outlook
+from wisca_core.export.weights import write_weights
+from wisca_core.home import folder, is_held, take_lock, write_json
+from wisca_core.patterns.measure import header_digest
+from wisca_core.plan.plan import Plan, check_not_empty
+from wisca_core.progress import Progress, silent
+from wisca_core.rescale import changes, scalings
+
+SPARE_BYTES = 64 * 2**20  # beyond the weights: report, card, the file system's own
+
+
+def export(
+    checkpoint: Checkpoint,
+    sites: Sites,
+    plan: Plan,
+    out: Path,
+    proof: Proof,
+    check: Callable[[Path, Progress], FullCheck] | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """Write the rescaled checkpoint into the new folder ``out`` and return the path of its wisca_report.json.
+
+    ``check`` is run on the folder while it still has its temporary name; a check that contradicts the plan stops the export.
+    Raises ProofFailed, NothingToRescale, OutputRefused (exists, is inside the model, disk full, taken), CheckpointChanged, Cancelled; in every case
+    nothing is left behind.
+    """
+    if not proof.passed:
+        raise ProofFailed(f"the proof by miniature failed: {proof.reason} Nothing was written.")
+    check_not_empty(plan, sites)
+    out = Path(os.path.abspath(out))
+    _refuse_place(checkpoint, out)
+    lock = _claim(out)
+    beside = out.with_name(f".{out.name}.wisca-partial")
+    try:
+        if beside.exists():
+            shutil.rmtree(beside)  # its writer is gone, the lock says so
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_full_disk(checkpoint, out)
+            beside.mkdir()
+            report = _write(checkpoint, sites, plan, proof, check, beside, progress)
+            if os.path.lexists(out):
+                raise OutputRefused(f"{out} appeared while the export ran; it was left alone and nothing was written. Choose another folder.")
+            beside.rename(out)
+        except OSError as error:
+            raise _words(error, out) from error
+    finally:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(beside)
+        os.close(lock)
+    return out / report
+
+
+def is_running(out: Path) -> bool:
+    """Whether an export to this folder is under way, in any process."""
+    return is_held(_lock_path(Path(os.path.abspath(out))))
+
+
+def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progress) -> str:
+    files = outlook(checkpoint)
+    shapes = {t.name: t.shape for t in checkpoint.tensors}
+    factors = {part.site: part.factors for part in plan.sites}
+    digests = write_weights(checkpoint, changes(scalings(sites, factors, plan.options.granularity, shapes)), beside, progress)
+    for name in files.copied:
+        progress("copying the other files", 0, 0)
+        target = beside / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(locate(checkpoint.path, name), target)  # a real file, never a link
+    with Reader(checkpoint):
+        pass  # raises CheckpointChanged where a weight file is no longer what it was
+    checked = check(beside, progress) if check else None
+    if checked is not None and not checked.agrees(plan):
+        raise ProofFailed(f"the full check contradicts the plan: {checked.words()} Nothing was written.")
+    card = beside / "README.md"
+    before = card.read_text(encoding="utf-8", errors="surrogateescape") if card.is_file() else ""
+    card.write_text(with_section(before, plan, proof, checked), encoding="utf-8", errors="surrogateescape")
+    write_json(beside / REPORT, "wisca-report", 1, {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": versions(),
+        "source": checkpoint.source,
+        "fingerprint_before": plan.fingerprint,
+        "fingerprint_after": fingerprint_after(checkpoint, plan, digests),
+        "plan": plan.to_json(),
+        "proof": proof.to_json(),
+        "full_check": checked.to_json() if checked else None,
+        "refused": [f"{r.what}: {r.reason}" for r in plan.refusals],
+        "files": {
+            "rewritten": [list(pair) for pair in files.rewritten],
+            "copied": list(files.copied),
+            "left_out": [list(pair) for pair in files.left_out],
+        },
+    })  # fmt: skip
+    return REPORT
+
+
+def fingerprint_after(checkpoint: Checkpoint, plan: Plan, digests: dict[str, str]) -> str:
+    """What ``Patterns.fingerprint`` will read off the exported folder for the plan's tensors."""
+    out = xxhash.xxh3_128(header_digest(checkpoint).encode())
+    kept = {}
+    with Reader(checkpoint) as reader:
+        for name in plan.tensors:
+            if name not in digests:  # a tensor of a changed pair all of whose factors are 1
+                one = xxhash.xxh3_128()
+                for piece in reader.raw(name):
+                    one.update(piece)
+                kept[name] = one.hexdigest()
+    for name in sorted(plan.tensors):
+        out.update(f"{name}\0{(digests | kept)[name]}\n".encode())
+    return out.hexdigest()
+
+
+def _refuse_place(checkpoint: Checkpoint, out: Path) -> None:
+    source = checkpoint.path
+    if out == source or os.path.realpath(out) == str(source):
+        raise OutputRefused(f"{out} is the model itself; it is never overwritten. Choose a new folder.")
+    if source in Path(os.path.realpath(out)).parents:
+        raise OutputRefused(f"{out} lies inside the model's folder {source}. Choose a folder beside it.")
+    if os.path.lexists(out):
+        raise OutputRefused(f"{out} exists already; nothing is overwritten. Choose a new folder or remove it first.")
+
+
+def _refuse_full_disk(checkpoint: Checkpoint, out: Path) -> None:
+    needed, free = outlook(checkpoint).n_bytes + SPARE_BYTES, n_bytes_free(out.parent)
+    if needed > free:
+        raise OutputRefused(f"the disk of {out.parent} has {free / 1e9:.2f} GB free; the export needs {needed / 1e9:.2f} GB. Nothing was written.")
+
+
+def _lock_path(out: Path) -> Path:
+    return folder("exports") / f".{hashlib.sha256(str(out).encode()).hexdigest()[:16]}.lock"
+
+
+def _claim(out: Path) -> int:
+    """Hold the name of the output folder for this process; the kernel lets go if it is killed."""
+    lock = take_lock(_lock_path(out))
+    if lock is None:
+        raise OutputRefused(f"another export to {out} is running; it goes on, and this one wrote nothing.")
+    return lock
+
+
+def _words(error: OSError, out: Path) -> OutputRefused:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputRefused(f"the disk of {out.parent} became full during the export; what was written is removed again.")
+    return OutputRefused(f"{out} could not be written: {error.strerror or error}. Nothing was left behind.")

@@ -1,0 +1,53 @@
+"""The long work as job functions: plain JSON values in, plain JSON values out. The command line calls the same library underneath."""
+
+from pathlib import Path
+
+from wisca_core.architecture.find import find_sites
+from wisca_core.checkpoint import open_checkpoint
+from wisca_core.equivalence.full_check import compare_folder, full_check
+from wisca_core.equivalence.proof import prove
+from wisca_core.export.export import export
+from wisca_core.patterns.store import measured
+from wisca_core.plan.plan import decision_of, load_plan
+from wisca_core.progress import Progress
+
+
+def measure_job(arguments: dict, progress: Progress, folder: Path) -> dict:
+    """{model} -> {}: the table is then in WISCA_HOME/measurements."""
+    checkpoint = open_checkpoint(arguments["model"], progress=progress)
+    measured(checkpoint, find_sites(checkpoint), progress)
+    return {}
+
+
+def prove_job(arguments: dict, progress: Progress, folder: Path) -> dict:
+    """{model} -> the proof."""
+    checkpoint = open_checkpoint(arguments["model"], progress=progress)
+    return prove(checkpoint, find_sites(checkpoint), progress).to_json()
+
+
+def check_job(arguments: dict, progress: Progress, folder: Path) -> dict:
+    """{model, plan: path of a saved plan} -> the full check."""
+    checkpoint, sites, plan = _planned(arguments, progress)
+    return full_check(checkpoint, sites, plan, progress).to_json()
+
+
+def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
+    """{model, plan: path, out: path, check: bool} -> {out, report, check}."""
+    checkpoint, sites, plan = _planned(arguments, progress)
+    checks = []
+
+    def check(written: Path, progress: Progress):
+        checks.append(compare_folder(checkpoint, sites, plan, written, progress))
+        return checks[-1]
+
+    report = export(checkpoint, sites, plan, Path(arguments["out"]), prove(checkpoint, sites, progress),
+                    check if arguments.get("check") else None, progress)  # fmt: skip
+    return {"out": str(report.parent), "report": str(report), "check": checks[0].to_json() if checks else None}
+
+
+def _planned(arguments: dict, progress: Progress):
+    checkpoint = open_checkpoint(arguments["model"], progress=progress)
+    sites = find_sites(checkpoint)
+    plan = load_plan(Path(arguments["plan"]))
+    decision_of(plan, measured(checkpoint, sites, progress))  # raises PlanMismatch where the weights are not those it was made for
+    return checkpoint, sites, plan
