@@ -31,7 +31,7 @@ RESCALABLE = ("F64", "F32", "BF16", "F16")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor: ``n_bytes`` from byte ``offset`` of ``file`` (relative to the folder), row-major, little-endian."""
+    """One stored tensor: ``n_bytes`` from byte ``offset`` of ``file`` (relative to the folder), row-major."""
 
     name: str
     dtype: str  # a key of DTYPE_BITS

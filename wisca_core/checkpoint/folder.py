@@ -27,7 +27,7 @@ _OTHER_KINDS: tuple[tuple[Callable[[str], bool], type[Exception], str], ...] = (
     (lambda name: name.endswith(".gguf"), UnsupportedCheckpoint,
      "a GGUF model (llama.cpp): get the original Hugging Face folder it was converted from"),
     (lambda name: name.endswith(".distcp") or name == ".metadata", UnsafeInput,
-     "a PyTorch distributed checkpoint, whose .metadata contains code: refused; convert to safetensors where you trust it"),
+     "a distributed torch checkpoint, whose .metadata contains code: refused; convert to safetensors where you trust it"),
     (lambda name: name == "model_index.json", UnsupportedCheckpoint,
      "a diffusers pipeline: open one of its sub-folders (transformer, unet, text_encoder)"),
     (lambda name: name.endswith((".h5", ".msgpack", ".onnx")), UnsupportedCheckpoint,
@@ -48,7 +48,7 @@ class Choice:
 
 
 def look_through(folder: Path, file: str | None, source: str, progress: Progress = silent) -> Checkpoint:
-    """The checkpoint in ``folder`` (a real path), all of its headers checked; only ``file`` of it where that is given."""
+    """The checkpoint in ``folder`` (a real path), every header checked; only ``file`` of it where that is given."""
     choice = _choose(folder) if file is None else _choose_file(folder, file)
     config_json = ""
     if os.path.lexists(folder / "config.json"):
@@ -61,8 +61,8 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
     for k, name in enumerate(files, 1):
         if not os.path.lexists(folder / name):
             raise UnreadableInput(
-                f"{shown(folder)}: shard {k} of {len(files)} missing: {shown(name)}, named in {choice.index}, is not in "
-                f"the folder. Download it and put it beside the others."
+                f"{shown(folder)}: shard {k} of {len(files)} missing: {shown(name)}, named in {choice.index}, is not "
+                f"in the folder. Download it and put it beside the others."
             )
         if choice.kind == "safetensors":
             header = read_header(folder, name)
@@ -155,7 +155,8 @@ def _choose_file(folder: Path, name: str) -> Choice:
             raise error(f"{shown(folder / name)}: this is {words}.")
     if _is_shard(name):
         raise UnreadableInput(
-            f"{shown(folder / name)}: this is one shard of several, not the whole model. Give the folder instead: {shown(folder)}"
+            f"{shown(folder / name)}: this is one shard of several, not the whole model. "
+            f"Give the folder instead: {shown(folder)}."
         )
     if name.endswith(".safetensors"):
         return Choice("safetensors", (name,))
@@ -163,7 +164,8 @@ def _choose_file(folder: Path, name: str) -> Choice:
         return Choice("torch", (name,))
     locate(folder, name)
     raise UnreadableInput(
-        f"{shown(folder / name)}: not a weight file. Expected a .safetensors (or torch .bin) file, or the model's folder."
+        f"{shown(folder / name)}: not a weight file. Expected a .safetensors (or torch .bin) file, "
+        f"or the model's folder."
     )
 
 

@@ -46,7 +46,8 @@ def hub_size(model_id: str) -> HubSize:
         tree = list(api.list_repo_tree(repo, revision=commit))
     except Exception as error:  # noqa: BLE001 - the HTTP library's own errors come through; it differs between versions
         raise _hub_error(error, model_id) from None
-    sizes = {entry.path: entry.size for entry in tree if getattr(entry, "size", None) is not None}
+    # Top level only, whatever the server lists: the library makes paths of these names.
+    sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size") and "/" not in entry.path}
     files = tuple((name, sizes[name]) for name in _wanted(sorted(sizes), model_id))
     return HubSize(model_id, commit, sum(size for _, size in files), files)
 
@@ -147,13 +148,18 @@ def _hub_error(error: Exception, model_id: str) -> HubError:
         return HubError(
             f"{what}: the disk is full. Free space, or set HF_HOME to another disk; it then goes on where it was."
         )
+    if isinstance(error, PermissionError):
+        return HubError(f"{what}: no permission to write {shown(error.filename)}. Set HF_HOME to a folder of your own.")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return _Unreachable(f"{what}: HF_HUB_OFFLINE is set and the model is not in the cache. Unset it to download.")
+        return _Unreachable(
+            f"{what}: HF_HUB_OFFLINE is set: the hub is not asked, and only a model in the cache can be opened. "
+            f"Unset it to download."
+        )
     if status and status < 500:
         return HubError(f"{what}: the hub answered {status}. Check the id and revision.")
     return _Unreachable(
-        f"{what}: the hub could not be reached ({shown(type(error).__name__)}{f', status {status}' if status else ''}) "
-        f"and the model is not in the cache. Check the connection, or give a folder on this machine."
+        f"{what}: the hub could not be reached ({type(error).__name__}{f', status {status}' if status else ''}). "
+        f"Check the connection and try again (a download goes on where it was), or give a folder on this machine."
     )
 
 

@@ -32,8 +32,8 @@ def open_checkpoint(model: str | Path, *, progress: Progress = silent) -> Checkp
     except (OSError, ValueError, RuntimeError) as error:
         hint = f" For a model on the hub write hub:{source}." if re.fullmatch(r"[\w.-]+/[\w.-]+", source) else ""
         raise UnreadableInput(
-            f"{shown(source)}: cannot be opened: {getattr(error, 'strerror', None) or shown(error)}. Give a model folder, a .safetensors file beside its "
-            f"config.json, or hub:owner/name.{hint}"
+            f"{shown(source)}: cannot be opened: {getattr(error, 'strerror', None) or shown(error)}. "
+            f"Give a model folder, a .safetensors file beside its config.json, or hub:owner/name.{hint}"
         ) from None
     if stat.S_ISDIR(mode):
         return look_through(Path(os.path.realpath(path)), None, source, progress)

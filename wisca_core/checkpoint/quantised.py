@@ -1,4 +1,4 @@
-"""Is a checkpoint quantised, and how: its stored values are then not the weights, and nothing is rescaled on a guess."""
+"""Is a checkpoint quantised, and how: its stored values are then not the weights, and are not rescaled."""
 
 from wisca_core.checkpoint.checkpoint import Checkpoint
 

@@ -1,7 +1,7 @@
 """Reading stored values in blocks, with memory that does not grow with the model.
 
-The bytes of a tensor are its values: row-major and little-endian, in safetensors files and in uncompressed torch records
-alike, so one reader serves both. A big-endian host is refused.
+The bytes of a tensor are its values, row-major and little-endian, in safetensors files and in uncompressed torch
+records alike, so one reader serves both. A big-endian host is refused.
 """
 
 import math
@@ -79,7 +79,7 @@ class Reader:
         self._open.close()
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start`` to ``stop`` of axis 0, stored dtype; valid until the next ``rows`` call. A scalar has one row."""
+        """Rows ``start`` to ``stop`` of axis 0, stored dtype; valid until the next ``rows``. A scalar has one row."""
         info = self._info(name)
         n_rows, row_bytes = _row_layout(info)
         if not 0 <= start <= stop <= n_rows:
@@ -159,8 +159,8 @@ class Reader:
         now = (status.st_size, status.st_mtime_ns)
         if now != self._stamp.setdefault(name, now):
             raise CheckpointChanged(
-                f"{shown(self.checkpoint.path / name)}: written to since it was looked through ({self._stamp[name][0]} bytes "
-                f"then, {now[0]} now). Open the checkpoint again once nothing writes to it."
+                f"{shown(self.checkpoint.path / name)}: written to since it was looked through "
+                f"({self._stamp[name][0]} bytes then, {now[0]} now). Open the checkpoint again once nothing writes to it."
             )
 
 

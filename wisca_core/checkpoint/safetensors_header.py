@@ -32,7 +32,7 @@ _AGAIN = "Download the file again."
 
 @dataclass(frozen=True)
 class Header:
-    """``tensors`` in order of offset; ``data_start`` is the byte where the data begins; ``metadata`` is the file's own."""
+    """``tensors`` in order of offset; the data begins at byte ``data_start``; ``metadata`` is the file's own."""
 
     tensors: tuple[TensorInfo, ...]
     metadata: tuple[tuple[str, str], ...]

@@ -1,9 +1,9 @@
 """A torch ``.bin`` file as names, shapes and byte positions; nothing in it is executed and no tensor is read.
 
-``torch.save`` writes a zip of uncompressed records: ``data.pkl`` and one record a storage, ``data/<key>``, whose bytes lie
-in the file as they lie in memory. A pickle is a program. ``torch.load(weights_only=True)`` runs it with an allow-list, but
-builds real storages and does not say where in the file they came from; so the few instructions that describe a dict of
-plain tensors are interpreted here, into inert records, and every other instruction or name is refused.
+``torch.save`` writes a zip of uncompressed records: ``data.pkl`` and one record a storage, ``data/<key>``, whose bytes
+lie in the file as they lie in memory. A pickle is a program. ``torch.load(weights_only=True)`` runs it with an
+allow-list, but builds real storages and does not say where in the file they came from; so the few instructions that
+describe a dict of plain tensors are interpreted here, into inert records, and every other instruction or name is refused.
 """
 
 import io
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TORCH_DTYPES, TensorInfo
+from wisca_core.checkpoint.safetensors_header import MAX_AXES
 from wisca_core.checkpoint.untrusted import locate, name_fault, open_regular, read_exactly, refuse_lookalike, shown
 from wisca_core.errors import UnreadableInput, UnsafeInput
 
 MAX_PICKLE_BYTES = 100_000_000
+MAX_DIRECTORY_BYTES = 20_000_000  # about 80 bytes a storage
 MAX_INSTRUCTIONS = 4_000_000  # a tensor takes about 30
 _MAX_ELEMENTS = 2**63 - 1
 
@@ -28,8 +30,8 @@ _CONVERT = (
 )
 
 _STORAGES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
-    "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
     "ComplexFloatStorage": "C64",
 }  # fmt: skip
 
@@ -100,7 +102,8 @@ def read_torch_file(folder: Path, name: str) -> TorchFile:
         order = _record(file, records, f"{top}/byteorder", what) if f"{top}/byteorder" in records else b"little"
     if order != b"little":
         raise UnreadableInput(
-            f"{what}: byte order {shown(order)}, expected little. Save it again on an ordinary machine."
+            f"{what}: byte order {shown(order.decode('ascii', 'replace'))}, expected little. "
+            f"Save it again on an ordinary machine."
         )
     try:
         entries = _interpret(program)
@@ -130,13 +133,13 @@ class _BoundedFile(io.FileIO):
     """zipfile reads the directory of a zip in one piece, of the size the zip itself claims."""
 
     def read(self, n: int | None = -1, /) -> bytes:
-        if n is not None and n > MAX_PICKLE_BYTES:
+        if n is not None and n > MAX_DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"its directory claims {n} bytes")
         return super().read(n)
 
 
 def _records(path: Path, size: int, what: str) -> dict[str, tuple[int, int]]:
-    """{record: (first byte, bytes)} of the zip; every record uncompressed, inside the file, and overlapping no other."""
+    """{record: (first byte, bytes)} of the zip; every one uncompressed, inside the file, overlapping no other."""
     out: dict[str, tuple[int, int]] = {}
     end, before = 0, "the beginning"
     try:
@@ -154,7 +157,8 @@ def _records(path: Path, size: int, what: str) -> dict[str, tuple[int, int]]:
                 first += int.from_bytes(local[28:30], "little")
                 if local[:4] != b"PK\x03\x04" or record.header_offset < end or name in out:
                     raise UnsafeInput(
-                        f"{what}: record {shown(name)} overlaps or repeats {shown(before)}: refused. Download the file again."
+                        f"{what}: record {shown(name)} overlaps or repeats {shown(before)}: refused. "
+                        f"Download the file again."
                     )
                 if record.file_size != record.compress_size or first + record.file_size > size:
                     raise UnreadableInput(
@@ -165,7 +169,8 @@ def _records(path: Path, size: int, what: str) -> dict[str, tuple[int, int]]:
                 end, before = first + record.file_size, name
     except (zipfile.BadZipFile, OSError, ValueError, OverflowError, EOFError, NotImplementedError) as error:
         raise UnreadableInput(
-            f"{what}: the zip that torch.save writes ends early or is damaged ({shown(error)}). Download the file again."
+            f"{what}: the zip that torch.save writes ends early or is damaged ({shown(error)}). "
+            f"Download the file again."
         ) from None
     return out
 
@@ -198,7 +203,9 @@ def _interpret(program: bytes) -> object:
     memo: dict[int, object] = {}
 
     def above_mark() -> list:
-        at = next(i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK)
+        at = next((i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK), None)
+        if at is None:
+            raise ValueError("an end without a beginning")
         items = stack[at + 1 :]
         del stack[at:]
         return items
@@ -267,10 +274,11 @@ def _interpret(program: bytes) -> object:
 
 
 def _look_up(module: object, name: object) -> _Global:
-    try:
-        return _GLOBALS[module, name]
-    except (KeyError, TypeError):
-        raise _NotPlain(f"it asks for {shown(module, 60)}.{shown(name, 60)}") from None
+    if type(module) is not str or type(name) is not str:
+        raise ValueError("a name that is no text")
+    if (module, name) not in _GLOBALS:
+        raise _NotPlain(f"it asks for {shown(module, 60)}.{shown(name, 60)}")
+    return _GLOBALS[module, name]
 
 
 def _target(stack: list, kind: type) -> list | dict:
@@ -280,7 +288,7 @@ def _target(stack: list, kind: type) -> list | dict:
 
 
 def _key(key: object) -> str | int:
-    if type(key) not in (str, int):  # hashing nested tuples can take for ever
+    if type(key) not in (str, int):  # the hash of tuples nested 200 deep may never end
         raise ValueError(f"a dict key that is a {type(key).__name__}")
     return key
 
@@ -312,6 +320,8 @@ def _rebuilt(function: object, arguments: object) -> object:
                 or type(stride) is not tuple
             ):
                 raise ValueError("a tensor without storage, dtype, shape and stride")
+            if max(len(shape), len(stride)) > MAX_AXES:
+                raise ValueError(f"a tensor of more than {MAX_AXES} axes")
             if any(type(n) is not int for n in (start, *shape, *stride)):
                 raise ValueError("a tensor whose shape or stride is no integer")
             return _Tensor(storage, dtype, start, shape, stride)
@@ -337,8 +347,8 @@ def _tensors(
             )
         if type(tensor) is not _Tensor:
             raise UnreadableInput(
-                f"{what}: the entry {written} is a {type(tensor).__name__}, expected tensors only. If this is a training "
-                f"checkpoint, save its model state dict alone."
+                f"{what}: the entry {written} is a {type(tensor).__name__}, expected tensors only. "
+                f"If this is a training checkpoint, save its model state dict alone."
             )
         record = records.get(prefix + tensor.storage.key)
         if record is None:
@@ -379,7 +389,7 @@ def _layout_fault(tensor: _Tensor, n_stored: int) -> str | None:
     for n, step in zip(reversed(shape), reversed(stride)):
         if n > 1 and step != expected:
             if step == 0:
-                return f"has stride 0: it claims {n_elements} values and is larger than its storage of {n_declared // item}"
+                return f"has stride 0: it claims {n_elements} values, larger than its storage of {n_declared // item}"
             return f"is not contiguous (shape {shown(shape)}, stride {shown(stride)}). Save t.contiguous() instead"
         expected *= n
     if (tensor.start + n_elements) * item > n_declared:

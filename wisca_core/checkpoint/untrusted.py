@@ -46,8 +46,8 @@ def check_name(folder: Path, name: str) -> None:
     parts = name.split("/")
     if "\0" in name or "\\" in name or PureWindowsPath(name).drive or "" in parts or ".." in parts:
         raise UnsafeInput(
-            f"{shown(folder)}: the file name {shown(name)!r} points outside the model folder or is not a plain relative "
-            f"name; nothing was read. Expected a file inside the folder: download the model again."
+            f"{shown(folder)}: the file name {shown(name)!r} points outside the model folder or is not a plain "
+            f"relative name; nothing was read. Expected a file inside the folder: download the model again."
         )
 
 
@@ -63,8 +63,8 @@ def locate(folder: Path, name: str) -> Path:
         real = Path(os.path.realpath(folder / name))
         if not real.is_relative_to(folder) and real.parent != _blobs(folder):
             raise UnsafeInput(
-                f"{shown(folder / name)}: this link points outside the model folder (to {shown(real)}); nothing was read. "
-                f"Put a copy of the file in its place, or open the folder it points to."
+                f"{shown(folder / name)}: this link points outside the model folder (to {shown(real)}); "
+                f"nothing was read. Put a copy of the file in its place, or open the folder it points to."
             )
         mode = os.stat(real).st_mode
     except (OSError, ValueError) as error:
@@ -103,7 +103,7 @@ def _reason(error: Exception) -> str:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens the regular file at a real path for reading, unbuffered; never waits on a pipe, never follows a last link."""
+    """Opens the regular file at a real path, unbuffered; never waits on a pipe, never follows a last link."""
     try:
         if not stat.S_ISREG(mode := os.lstat(path).st_mode):  # opening some devices already has an effect
             raise UnreadableInput(f"{shown(path)}: not a regular file but {_kind(mode)}; expected a file.")

@@ -51,12 +51,15 @@ class FullCheck:
     perplexity_before: float | None
     perplexity_after: float | None
     bit_identical: bool
+    comparable: bool  # False where the original's own outputs are not finite
     control_max_rel: float | None
     seconds: float
     not_checked: tuple[str, ...]
 
     def words(self) -> str:
         """One line for reports."""
+        if not self.comparable:
+            return "the original's own outputs are not finite, so nothing could be compared."
         if self.bit_identical:
             return f"all {self.n_values:,} {self.outputs} of {self.n_tokens:,} tokens are bit-identical in {self.dtype}."
         out = f"largest relative difference of the {self.outputs} {self.max_rel:.1e} on {self.n_tokens:,} tokens in {self.dtype}"
@@ -68,7 +71,7 @@ class FullCheck:
 
     def agrees(self, plan: Plan) -> bool:
         """Whether the figures are what the plan promises: outputs that are finite and move no more than rounding explains."""
-        if self.bit_identical:
+        if self.bit_identical or not self.comparable:
             return True
         if not self.max_rel < float("inf"):
             return False
@@ -125,7 +128,7 @@ def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, afte
     ``plan`` names the tensors that the control rounds at random; None (two given checkpoints) rounds those of all pairs.
     """
     from wisca_core.equivalence.miniature import load
-    from wisca_core.equivalence.outputs import difference, has_cache, on_tokens
+    from wisca_core.equivalence.outputs import difference, text_outputs
 
     started = time.perf_counter()
     needed, free = memory_needed(checkpoint), memory_free()
@@ -137,16 +140,16 @@ def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, afte
         progress("running the original", 0, 3)
         model = load(before, dtype=TORCH_DTYPES[dtype], allow_extra=True)
         ids, tokens = token_ids(checkpoint.path, model.config)
-        reference = on_tokens(model, ids)
-        again = difference(reference, on_tokens(model, ids))
-        causal = has_cache(model) and reference.kind == "logits"
+        reference = text_outputs(model, ids)
+        again = difference(reference, text_outputs(model, ids))
         del model
         progress("running the rescaled model", 1, 3)
         other_folder = _as_folder(after if isinstance(after, Checkpoint) else open_checkpoint(after), Path(place) / "after", progress)
         model = load(other_folder, dtype=TORCH_DTYPES[dtype], allow_extra=True)
-        other = on_tokens(model, ids)
+        other = text_outputs(model, ids)
         del model
         moved = difference(reference, other)
+        comparable = all(bool(values.isfinite().all()) for values in reference.cases.values())
         identical = moved.n_different == 0 and moved.max_abs == 0
         control = None
         if not identical:
@@ -156,16 +159,16 @@ def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, afte
             names = plan.tensors if plan else tuple({leg.tensor for site in sites.sites for leg in site.legs})
             write_weights(checkpoint, {n: partial(_rounded_at_random, torch.Generator().manual_seed(i)) for i, n in enumerate(names)}, rounded)
             shutil.copyfile(before / "config.json", rounded / "config.json")
-            control = difference(reference, on_tokens(load(rounded, dtype=TORCH_DTYPES[dtype], allow_extra=True), ids)).max_rel
+            control = difference(reference, text_outputs(load(rounded, dtype=TORCH_DTYPES[dtype], allow_extra=True), ids)).max_rel
     progress("running the control: the same weights rounded at random", 3, 3)
     not_checked = ["attention kernels other than eager", f"contexts beyond {ids.shape[1]} tokens", "quantised copies: their scales were chosen for the old weights"]
     if again.max_abs != 0:
         not_checked.append(f"the original does not repeat its own outputs (relative {again.max_rel:.1e})")
-    ppl_before, ppl_after = (_perplexity(o, ids) if causal else None for o in (reference, other))
+    ppl_before, ppl_after = (_perplexity(o, ids) if o.causal else None for o in (reference, other))
     return FullCheck(
         outputs=reference.kind, tokens=tokens, n_tokens=ids.numel(), dtype=dtype, max_abs=moved.max_abs, max_rel=moved.max_rel,
         n_values=moved.n_values, n_equal=moved.n_values - moved.n_different, top1_agreement=_top1(reference, other),
-        perplexity_before=ppl_before, perplexity_after=ppl_after, bit_identical=identical, control_max_rel=control,
+        perplexity_before=ppl_before, perplexity_after=ppl_after, bit_identical=identical, comparable=comparable, control_max_rel=control,
         seconds=time.perf_counter() - started, not_checked=tuple(not_checked),
     )  # fmt: skip
 

@@ -96,8 +96,9 @@ def build_miniature(config: Mapping[str, Any], folder: Path, seed: int) -> None:
             raise _cannot_build(config, error) from error
         if size > MAX_PARAMETERS:
             raise UnknownArchitecture(
-                f'The miniature of "{config["model_type"]}" would have {size:,} parameters: its config has a size that is '
-                f"not known here and stayed large (at most {MAX_PARAMETERS:,} are built). No rule can be proved for it."
+                f'The miniature of "{config["model_type"]}" would have {size:,} parameters: its config has a size '
+                f"that is not known here and stayed large "
+                f"(at most {MAX_PARAMETERS:,} are built). No rule can be proved for it."
             )
         try:
             model = (

@@ -61,9 +61,9 @@ def outputs(model, seed: int) -> Outputs:
 
 
 def text_outputs(model, ids: torch.Tensor) -> Outputs:
-    """The outputs on given token ids, one case a row; ``ids``: (rows, length), int64. float64 models as in :func:`outputs`.
+    """The outputs on given token ids, one case a row; ``ids``: (rows, length), int64.
 
-    UnknownArchitecture where the model does not run on token ids.
+    float64 models are run in true float64. UnknownArchitecture where the model does not run on token ids.
     """
     lift = lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
     kind, cases = "", {}
@@ -159,7 +159,7 @@ def _forward(model, inputs: dict[str, Any], kind: str):
 def _per_position(
     model, inputs: dict[str, Any], kind: str, mask: torch.Tensor | None = None
 ) -> tuple[str, torch.Tensor]:
-    """(kind, (n positions, width)) of the positions where ``mask`` (bool, (rows, length)) is true, else of all; a copy."""
+    """(kind, (n positions, width)) where ``mask`` (bool, (rows, length)) is true, without one everywhere; a copy."""
     shape = inputs["input_ids"].shape
     found, values = _pick(_forward(model, inputs, kind), shape)
     if values is None:
@@ -170,7 +170,7 @@ def _per_position(
 
 
 def _pick(result: Any, shape: torch.Size) -> tuple[str, torch.Tensor | None]:
-    """The output with a value for every position, (rows, length, width); None where hidden states have to be asked for."""
+    """The output with a value for every position, (rows, length, width); None where hidden states must be asked for."""
     for name in ("logits", "prediction_logits"):
         values = getattr(result, name, None)
         if values is not None and values.shape[:2] == shape:

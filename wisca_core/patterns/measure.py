@@ -1,6 +1,6 @@
 """One pass over the weights of every site: the statistics of each channel, and a digest of each tensor read.
 
-Sums are taken in float32 over blocks of at most 131,072 values (float64 for F32 and F64 checkpoints) and accumulated in
+Sums are taken in float32 over blocks of about 262,144 values (float64 for F32 and F64 checkpoints) and accumulated in
 float64; bfloat16 is never accumulated. Everything shown or planned later is arithmetic on what this pass returns.
 """
 
@@ -16,6 +16,8 @@ from wisca_core.patterns.table import STATS, LOST_BITS, Patterns
 from wisca_core.progress import Progress, silent
 
 _ACCUMULATE = {"F64": torch.float64, "F32": torch.float64, "BF16": torch.float32, "F16": torch.float32}
+# values a block: large enough that Python's share is small, small enough that the passes over it stay in the cache
+BLOCK = 1 << 18
 # float32 squares neither overflow nor vanish for magnitudes in here; a block outside is measured again in float64
 _SAFE_MIN, _SAFE_MAX = 1e-15, 1e15
 
@@ -40,7 +42,7 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
                 progress("measuring", done, total)
                 digest = xxhash.xxh3_128()
                 stats = [_AxisStats(tensor, axis, offset) for axis, offset in wanted[tensor.name]]
-                for start, block in reader.blocks(tensor.name):
+                for start, block in reader.blocks(tensor.name, BLOCK):
                     digest.update(block.contiguous().view(torch.uint8).numpy())
                     for one in stats:
                         one.add(start, block)
@@ -109,10 +111,10 @@ class _AxisStats:
 
     def _merge(self, at: slice, l1: torch.Tensor, l2_sq: torch.Tensor, biggest: torch.Tensor, smallest: torch.Tensor) -> None:
         out = self.out
-        out["l1"][at] += l1.double().numpy()
-        out["l2_sq"][at] += l2_sq.double().numpy()
-        out["max"][at] = np.maximum(out["max"][at], biggest.double().numpy())
-        out["min_abs"][at] = np.minimum(out["min_abs"][at], smallest.double().numpy())
+        out["l1"][at] += l1.numpy()  # numpy adds in float64
+        out["l2_sq"][at] += l2_sq.numpy()
+        out["max"][at] = np.maximum(out["max"][at], biggest.numpy())
+        out["min_abs"][at] = np.minimum(out["min_abs"][at], smallest.numpy())
 
     def _add_rare(self, at: slice, work: torch.Tensor, over: int) -> None:
         """A block with zeros, non-finite or extreme values: count them, and sum in float64."""

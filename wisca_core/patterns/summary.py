@@ -40,22 +40,21 @@ def summaries(groups: pd.DataFrame, norm: str) -> dict[str, PairSummary]:
 
 def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
     """One row a (pair, layer): log2_ratio, log2_size, log2_after of that norm over all KV groups together, in octaves."""
-    combine = {"l1": "sum", "mean": "mean", "l2": "root of squares", "rms": "root of squares", "max": "max"}[norm]
-    out = []
-    for (pair, layer), part in groups.groupby(["pair", "layer"], sort=False):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            sides = {c: _combined(part[c].to_numpy(), combine) for c in ("left", "right", "left_after", "right_after")}
-            out.append((pair, layer, np.log2(sides["left"] / sides["right"]), part["log2_size"].iloc[0],
-                        np.log2(sides["left_after"] / sides["right_after"])))  # fmt: skip
-    return pd.DataFrame(out, columns=["pair", "layer", "log2_ratio", "log2_size", "log2_after"])
-
-
-def _combined(values: np.ndarray, how: str) -> float:
-    if how == "sum":
-        return values.sum()
-    if how == "max":
-        return values.max()
-    return values.mean() if how == "mean" else np.sqrt((values**2).sum())
+    columns = ["left", "right", "left_after", "right_after"]
+    keys = groups[["pair", "layer", "log2_size"]]
+    if norm in ("l2", "rms"):  # of equally large groups
+        sides = (groups[columns] ** 2).groupby([keys["pair"], keys["layer"]], sort=False).sum() ** 0.5
+    else:
+        how = {"l1": "sum", "mean": "mean", "max": "max"}[norm]
+        sides = groups[columns].groupby([keys["pair"], keys["layer"]], sort=False).agg(how)
+    size = keys.groupby(["pair", "layer"], sort=False)["log2_size"].first()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out = pd.DataFrame({
+            "log2_ratio": np.log2(sides["left"] / sides["right"]),
+            "log2_size": size,
+            "log2_after": np.log2(sides["left_after"] / sides["right_after"]),
+        })  # fmt: skip
+    return out.reset_index()
 
 
 def _summary(pair: str, groups: pd.DataFrame, norm: str) -> PairSummary:
@@ -69,9 +68,9 @@ def _summary(pair: str, groups: pd.DataFrame, norm: str) -> PairSummary:
         pair=pair,
         heavier=_side(pair, ratio),
         ratio=2 ** abs(ratio),
-        size=None if np.isnan(size) else 2 ** abs(size),
+        size=None if np.isnan(size) else float(2 ** abs(size)),
         size_heavier="" if np.isnan(size) else _side(pair, size),
-        rest=2 ** abs(rest),
+        rest=float(2 ** abs(rest)),
         rest_heavier=_side(pair, rest),
         ratio_after=2 ** abs(after),
         heavier_after=_side(pair, after),
