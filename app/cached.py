@@ -8,16 +8,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
-from wisca_core.checkpoint import Checkpoint, open_checkpoint
+from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
 from wisca_core.patterns import store
 from wisca_core.patterns.head import HeadDetail, head_detail
 from wisca_core.patterns.table import Patterns
 from wisca_core.plan.decide import Decision, decide
 from wisca_core.plan.options import Options
+from wisca_core.plan.plan import Plan, make_plan
+from wisca_core.plan.rows import plan_rows
 
 # Reading more than this takes over two seconds on a slow disk: it becomes a job.
 JOB_BYTES = 150_000_000
@@ -103,3 +106,39 @@ def _head(
     key: str, written: str, site: str, group: int, head_in_group: int, _model: Opened, _options: Options
 ) -> HeadDetail:
     return head_detail(_model.checkpoint, decision(_model, _options), site, group, head_in_group)
+
+
+def rows(model: Opened, options: Options) -> pd.DataFrame:
+    """The plan for people, columns ROW_COLUMNS; not to be changed."""
+    return _rows(model.key, repr(options), model, options)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _rows(key: str, written: str, _model: Opened, _options: Options) -> pd.DataFrame:
+    return plan_rows(decision(_model, _options))
+
+
+def plan(model: Opened, options: Options) -> Plan:
+    """The decision as a value that can be saved and exported."""
+    return _plan(model.key, repr(options), model, options)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _plan(key: str, written: str, _model: Opened, _options: Options) -> Plan:
+    return make_plan(decision(_model, _options))
+
+
+@st.cache_data(ttl=300, max_entries=32, show_spinner="Asking the hub")
+def size_on_hub(model: str) -> HubSize:
+    """What a download would fetch. Raises HubError."""
+    return hub_size(model)
+
+
+@st.cache_data(show_spinner=False)
+def device() -> str:
+    """What this machine computes on, in words."""
+    import torch
+
+    cores = os.cpu_count() or 1
+    cpu = f"CPU, {cores} {'core' if cores == 1 else 'cores'}"
+    return f"{torch.cuda.get_device_name(0)}; {cpu}" if torch.cuda.is_available() else cpu

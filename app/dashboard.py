@@ -1,11 +1,16 @@
 """The dashboard's frame: address, sidebar, navigation, and the guard around every page."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from app import sidebar, state
 from app.messages import errors_as_messages
 
-st.set_page_config(page_title="WISCA", page_icon=":material/balance:", layout="wide", initial_sidebar_state=244)
+# A file: Streamlit fetches named icons and emojis from the network.
+ICON = str(Path(__file__).with_name("icon.svg"))
+
+st.set_page_config(page_title="WISCA", page_icon=ICON, layout="wide", initial_sidebar_state=244)
 state.begin()
 page = st.navigation(
     [

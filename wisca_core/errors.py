@@ -49,6 +49,12 @@ class NothingToRescale(WiscaError):
     exit_code = 1
 
 
+class StrictRefusal(WiscaError):
+    """Some of what was asked is refused, and all or nothing was asked for; nothing was written."""
+
+    exit_code = 1
+
+
 class ProofFailed(WiscaError):
     """The rescaled model is not the same function; nothing was written."""
 

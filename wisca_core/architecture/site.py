@@ -5,6 +5,7 @@ writers' channel ``i`` by ``s_i > 0`` and the readers' channel ``i`` by ``1 / s_
 that is measured, predicted, applied and verified is derived from the same sites.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -97,6 +98,14 @@ class SiteKey:
     def __str__(self) -> str:
         tail = f".e{self.expert}" if self.expert >= 0 else ""
         return f"{self.stack}.{self.layer}.{self.attention}.{self.pair}{tail}"
+
+    @classmethod
+    def parse(cls, text: str) -> "SiteKey":
+        """The key written like that. Raises ValueError."""
+        match = re.fullmatch(r"(\w+)\.(\d+)\.(\w+)\.(\w+)(?:\.e(\d+))?", text)
+        if not match:
+            raise ValueError(f"{text!r} is no name of a site")
+        return cls(match[1], int(match[2]), match[3], match[4], int(match[5] or -1))
 
 
 @dataclass(frozen=True)

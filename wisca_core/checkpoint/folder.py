@@ -27,7 +27,7 @@ _OTHER_KINDS: tuple[tuple[Callable[[str], bool], type[Exception], str], ...] = (
     (lambda name: name.endswith(".gguf"), UnsupportedCheckpoint,
      "a GGUF model (llama.cpp): get the original Hugging Face folder it was converted from"),
     (lambda name: name.endswith(".distcp") or name == ".metadata", UnsafeInput,
-     "a distributed torch checkpoint, whose .metadata contains code: refused; convert to safetensors where you trust it"),
+     "a distributed checkpoint, whose .metadata contains code: refused; convert to safetensors where you trust it"),
     (lambda name: name == "model_index.json", UnsupportedCheckpoint,
      "a diffusers pipeline: open one of its sub-folders (transformer, unet, text_encoder)"),
     (lambda name: name.endswith((".h5", ".msgpack", ".onnx")), UnsupportedCheckpoint,

@@ -52,6 +52,14 @@ def hub_size(model_id: str) -> HubSize:
     return HubSize(model_id, commit, sum(size for _, size in files), files)
 
 
+def n_bytes_missing(size: HubSize) -> int:
+    """Of what ``hub_size`` lists, the bytes that are not in the cache yet."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, _ = parse(size.model_id)
+    return sum(n for name, n in size.files if not isinstance(try_to_load_from_cache(repo, name, revision=size.commit), str))
+
+
 def download(model_id: str, progress: Progress = silent) -> Path:
     """Fetches what ``hub_size`` lists and is not in the cache yet; real path of the snapshot folder.
 

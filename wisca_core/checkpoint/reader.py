@@ -160,7 +160,8 @@ class Reader:
         if now != self._stamp.setdefault(name, now):
             raise CheckpointChanged(
                 f"{shown(self.checkpoint.path / name)}: written to since it was looked through "
-                f"({self._stamp[name][0]} bytes then, {now[0]} now). Open the checkpoint again once nothing writes to it."
+                f"({self._stamp[name][0]} bytes then, {now[0]} now). "
+                f"Open the checkpoint again once nothing writes to it."
             )
 
 

@@ -3,7 +3,7 @@
 ``torch.save`` writes a zip of uncompressed records: ``data.pkl`` and one record a storage, ``data/<key>``, whose bytes
 lie in the file as they lie in memory. A pickle is a program. ``torch.load(weights_only=True)`` runs it with an
 allow-list, but builds real storages and does not say where in the file they came from; so the few instructions that
-describe a dict of plain tensors are interpreted here, into inert records, and every other instruction or name is refused.
+describe a dict of plain tensors are interpreted here, into inert records, and all others are refused.
 """
 
 import io
@@ -31,7 +31,8 @@ _CONVERT = (
 
 _STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
     "ComplexFloatStorage": "C64",
 }  # fmt: skip
 

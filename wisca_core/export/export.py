@@ -48,7 +48,7 @@ def export(
         raise ProofFailed(f"the proof by miniature failed: {proof.reason} Nothing was written.")
     check_not_empty(plan, sites)
     out = Path(os.path.abspath(out))
-    _refuse_place(checkpoint, out)
+    refuse_place(checkpoint, out)
     lock = _claim(out)
     beside = out.with_name(f".{out.name}.wisca-partial")
     try:
@@ -129,8 +129,9 @@ def fingerprint_after(checkpoint: Checkpoint, plan: Plan, digests: dict[str, str
     return out.hexdigest()
 
 
-def _refuse_place(checkpoint: Checkpoint, out: Path) -> None:
-    source = checkpoint.path
+def refuse_place(checkpoint: Checkpoint, out: Path) -> None:
+    """Raises OutputRefused where ``out`` exists or is the model or inside it; asked early, it saves a wait for a proof."""
+    out, source = Path(os.path.abspath(out)), checkpoint.path
     if out == source or os.path.realpath(out) == str(source):
         raise OutputRefused(f"{out} is the model itself; it is never overwritten. Choose a new folder.")
     if source in Path(os.path.realpath(out)).parents:

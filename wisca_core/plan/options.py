@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from wisca_core.architecture.site import GRANULARITIES, PAIRS, SiteKey
+from wisca_core.architecture.site import GRANULARITIES, PAIRS, SiteKey, Sites
 from wisca_core.errors import BadOption
 
 PLAN_NORMS = ("l1", "l2", "max", "rms")
@@ -58,6 +58,28 @@ class Options:
             and (not self.layers or any(span.holds(key) for span in self.layers))
             and str(key) not in self.exclude
         )
+
+    def asks(self, what: str) -> bool:
+        """Whether a refusal of ``what`` (the model, or a site by name) is about something that was asked for."""
+        try:
+            return self.chooses(SiteKey.parse(what))
+        except ValueError:
+            return True
+
+    def check_against(self, sites: Sites) -> None:
+        """Raises BadOption where a layer or an excluded name is none of this model's, refused ones included."""
+        if not sites.family:
+            return
+        names = [*(site.name for site in sites.sites), *(r.what for r in sites.refusals)]
+        keys = [SiteKey.parse(name) for name in names]
+        for span in self.layers:
+            if not any(span.holds(key) for key in keys):
+                stacks = {key.stack for key in keys}
+                has = ", ".join(f"{s} {min(k.layer for k in keys if k.stack == s)}-{max(k.layer for k in keys if k.stack == s)}" for s in sorted(stacks))
+                raise BadOption(f"layers: {span} is in no stack of this model; it has {has}.")
+        for name in self.exclude:
+            if name not in names:
+                raise BadOption(f"exclude: {name!r} is no pair of this model; they are named like {names[0]}.")
 
 
 def parse_pairs(text: str) -> tuple[str, ...]:

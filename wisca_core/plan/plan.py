@@ -89,7 +89,8 @@ def make_plan(decision: Decision) -> Plan:
         sites.append(SitePlan(site.name, site.used_granularity(cells.granularity), tuple(factors.tolist())))
         tensors |= {leg.tensor for leg in site.legs}
     names = tuple(sorted(tensors))
-    return Plan(decision.options, tuple(sites), names, patterns.fingerprint(names), patterns.sites.refusals + decision.refusals)
+    refused = tuple(r for r in patterns.sites.refusals if decision.options.asks(r.what))
+    return Plan(decision.options, tuple(sites), names, patterns.fingerprint(names), refused + decision.refusals)
 
 
 def decision_of(plan: Plan, patterns: Patterns) -> Decision:
@@ -112,7 +113,13 @@ def decision_of(plan: Plan, patterns: Patterns) -> Decision:
             expected = "no such pair" if i is None else f"{cells.first[i + 1] - cells.first[i]} factors"
             raise PlanMismatch(f"the plan has {len(part.factors)} factors for {part.site}; this checkpoint has {expected} there.")
         factor[cells.first[i] : cells.first[i + 1]] = part.factors
-    return replay(patterns, plan.options, factor)
+    decision = replay(patterns, plan.options, factor)
+    stopped = np.flatnonzero(decision.factor != factor)
+    if len(stopped):
+        name = patterns.sites.sites[cells.site[stopped[0]]].name
+        raise PlanMismatch(f"the plan's factor {factor[stopped[0]]:.6g} for {name} cannot be applied: a norm is zero or not finite, or a "
+                           "value would leave the range of its dtype. Make a new plan.")  # fmt: skip
+    return decision
 
 
 def save_plan(plan: Plan, path: Path) -> None:
@@ -138,7 +145,7 @@ def check_not_empty(plan: Plan, sites: Sites) -> None:
     """Raises NothingToRescale where nothing that was asked for can be done, with every reason."""
     if plan.n_changed:
         return
-    asked = [r for r in plan.refusals] or list(sites.refusals)
+    asked = plan.refusals
     if asked:
         shown = "\n".join(f"  {r.what}: {r.reason}" for r in asked[:20])
         more = f"\n  and {len(asked) - 20} more" if len(asked) > 20 else ""

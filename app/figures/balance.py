@@ -1,0 +1,123 @@
+"""Norm against norm, one point a KV group: ring before, dot after, the diagonal is balance."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app.figures import words
+from app.figures.heatmap import has_size
+from app.figures.template import Theme, figure, log_ticks, see_through, unit
+from wisca_core.patterns.summary import SIDES
+
+MANY = 1000  # points from which they are drawn by WebGL
+
+
+def balance(
+    groups: pd.DataFrame, *, pair: str, norm: str, matrices: tuple[str, str], theme: Theme, selected: tuple[int, int] | None = None,
+) -> go.Figure:  # fmt: skip
+    """``groups``: rows of one pair, columns layer, group, left, right, left_after, right_after, log2_size. Points carry customdata
+    [layer, group]. ``matrices``: what the left and the right side are made of. Groups with a zero or non-finite norm have no place on log axes and are left out."""
+    left, right = SIDES[pair]
+    norms = groups[["left", "right", "left_after", "right_after"]].to_numpy(dtype=float)
+    shown = groups[np.isfinite(norms).all(1) & (norms > 0).all(1)]
+    fig = figure(theme, 440)
+    fig.update_layout(margin=dict(l=48, t=44, b=52, r=8), clickmode="event+select")
+    if not len(shown):
+        fig.add_annotation(text="no pair has two finite norms", xref="paper", yref="paper", x=0.5, y=0.5)
+        return fig
+    x0, y0, x1, y1 = (shown[c].to_numpy(dtype=float) for c in ("right", "left", "right_after", "left_after"))
+    low_x, high_x, low_y, high_y = _square(np.log10(np.r_[x0, x1]), np.log10(np.r_[y0, y1]))
+    ends = np.array([min(low_x, low_y) - 1, max(high_x, high_y) + 1])
+    line = dict(type="line", layer="below")
+
+    def diagonal(octaves: float, **kind) -> None:
+        fig.add_shape(**line, x0=10 ** ends[0], x1=10 ** ends[1], y0=10 ** (ends[0] + octaves * np.log10(2)),
+                      y1=10 ** (ends[1] + octaves * np.log10(2)), line=kind)  # fmt: skip
+
+    _band(fig, ends, theme)
+    diagonal(0, color=theme.quiet, width=1)
+    _along(fig, "equal norms", 0, (low_x, high_x, low_y, high_y), theme)
+    if has_size(groups):
+        size = float(groups["log2_size"].iloc[0])
+        diagonal(size, color=theme.quiet, width=1, dash="dot")
+        _along(fig, f"size alone, {words.ratio(size)}", size, (low_x, high_x, low_y, high_y), theme)
+
+    scatter = go.Scattergl if len(shown) > MANY else go.Scatter
+    customdata = shown[["layer", "group"]].to_numpy(np.int16)
+    before, after = _colours(y0 > x0, pair, theme), _colours(y1 > x1, pair, theme)
+    moved = (x0 != x1) | (y0 != y1)
+    for role in words.PAIR_ROLES[pair]:
+        part = moved & (before == theme.role[role])
+        if part.any():
+            path_x, path_y = (np.stack([a[part], b[part], np.full(part.sum(), np.nan)], 1).reshape(-1) for a, b in ((x0, x1), (y0, y1)))
+            fig.add_trace(scatter(x=path_x, y=path_y, mode="lines", hoverinfo="skip", name=f"path {words.ROLES[role]}",
+                                  line=dict(color=see_through(theme.role[role], 0.45 if len(shown) < 200 else 0.2), width=1)))  # fmt: skip
+    still = dict(unselected=dict(marker=dict(opacity=1)), selected=dict(marker=dict(opacity=1)))
+    for name, x, y, colour in (("before", x0, y0, before), ("after", x1, y1, after)):
+        ring = name == "before"
+        fig.add_trace(scatter(
+            x=x, y=y, mode="markers", name=name, customdata=customdata, **still,
+            marker=dict(size=7 if len(shown) < 400 else 4, opacity=1, color=theme.page if ring else colour,
+                        line=dict(color=colour, width=1.3 if ring else 0)),
+            text=[words.side(pair, v) for v in np.log2(y / x)],
+            hovertemplate=f"layer %{{customdata[0]:d}}, KV group %{{customdata[1]:d}}, {name}<br>%{{text}}<br>"
+                          f"{left} %{{y:,.4~g}}, {right} %{{x:,.4~g}}<extra></extra>",
+        ))  # fmt: skip
+    if selected is not None:
+        chosen = shown[(shown["layer"] == selected[0]) & (shown["group"] == selected[1])]
+        if len(chosen):
+            _arrow(fig, chosen.iloc[0], theme, high_y)
+    ticks_x, labels_x = log_ticks(10**low_x, 10**high_x, most=4)
+    ticks_y, labels_y = log_ticks(10**low_y, 10**high_y, most=5)
+    fig.update_layout(
+        xaxis=dict(type="log", range=[low_x, high_x], tickvals=ticks_x, ticktext=labels_x, constrain="domain", showgrid=True,
+                   title=dict(text=f"{matrices[1]}, {words.NORM_SYMBOLS[norm]} in the group")),
+        yaxis=dict(type="log", range=[low_y, high_y], tickvals=ticks_y, ticktext=labels_y, scaleanchor="x", scaleratio=1,
+                   constrain="domain"),
+    )  # fmt: skip
+    unit(fig, f"{matrices[0]}, {words.NORM_SYMBOLS[norm]} in the group", dx=-36, dy=10)
+    return fig
+
+
+def _square(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:
+    """Ranges of equal length (log10) around both clouds."""
+    span = max(np.ptp(x), np.ptp(y), 0.5) * 1.16
+    mid_x, mid_y = (x.max() + x.min()) / 2, (y.max() + y.min()) / 2
+    return mid_x - span / 2, mid_x + span / 2, mid_y - span / 2, mid_y + span / 2
+
+
+def _colours(left_heavier: np.ndarray, pair: str, theme: Theme) -> np.ndarray:
+    left, right = words.PAIR_ROLES[pair]
+    return np.where(left_heavier, theme.role[left], theme.role[right]).astype(object)
+
+
+def _band(fig: go.Figure, ends: np.ndarray, theme: Theme) -> None:
+    """Within 2x of balance. A filled trace: a shape's path takes no log axis."""
+    low, high = 10.0**ends
+    fig.add_trace(go.Scatter(x=[low, high, high, low], y=[2 * low, 2 * high, high / 2, low / 2], fill="toself", mode="lines", name="within 2×",
+                             line=dict(width=0), fillcolor=theme.middle, hoverinfo="skip"))  # fmt: skip
+
+
+def _along(fig: go.Figure, text: str, octaves: float, box: tuple[float, float, float, float], theme: Theme) -> None:
+    """A line's name, written along it near its upper end; left out where the line barely crosses the picture."""
+    low_x, high_x, low_y, high_y = box
+    shift = octaves * np.log10(2)
+    start, end = max(low_x, low_y - shift), min(high_x, high_y - shift)
+    if end - start < 0.25 * (high_x - low_x):
+        return
+    x = end - 0.14 * (high_x - low_x)
+    fig.add_annotation(text=text, x=x, y=x + shift, xref="x", yref="y", textangle=-45, xanchor="center", yanchor="middle",
+                       xshift=-8, yshift=8)  # fmt: skip
+
+
+def _arrow(fig: go.Figure, row: pd.Series, theme: Theme, high_y: float) -> None:
+    """From ring to dot of the selected group; a ring in ink where nothing moves."""
+    tail, head = (np.log10(row["right"]), np.log10(row["left"])), (np.log10(row["right_after"]), np.log10(row["left_after"]))
+    if abs(tail[0] - head[0]) > 1e-9 or abs(tail[1] - head[1]) > 1e-9:
+        fig.add_annotation(x=head[0], y=head[1], ax=tail[0], ay=tail[1], xref="x", yref="y", axref="x", ayref="y", showarrow=True, text="",
+                           arrowhead=2, arrowsize=1.1, arrowwidth=1.8, arrowcolor=theme.ink, standoff=3, startstandoff=4)  # fmt: skip
+    fig.add_trace(go.Scatter(x=[row["right"]], y=[row["left"]], mode="markers", hoverinfo="skip", name="selected",
+                             marker=dict(size=11, color="rgba(0,0,0,0)", line=dict(color=theme.ink, width=1.8))))  # fmt: skip
+    below = tail[1] > high_y - 0.05
+    fig.add_annotation(text=f"layer {int(row['layer'])}, group {int(row['group'])}", x=tail[0], y=tail[1], xref="x", yref="y",
+                       yshift=-14 if below else 14, font=dict(size=12, color=theme.ink))  # fmt: skip

@@ -1,0 +1,124 @@
+"""The factors of a plan over depth: what would balance fully, what is used, and what stays between them."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from app.figures import words
+from app.figures.template import Theme, blend, figure, layer_ticks, octave_ticks, unit
+from wisca_core.patterns.summary import times
+
+PANEL, GAP, TOP, BOTTOM = 190, 62, 34, 44
+_PLURALS = {"qk": "queries", "vo": "values"}
+_FINE = (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 1.75)
+_SHOWN = ("planned", "balanced already")
+
+
+def finding(rows: pd.DataFrame) -> str:
+    """The chart in one sentence: "Queries come down by 2.1×, values go up by 2.0×, in the median"."""
+    parts, typically = [], ""
+    for pair, part in rows.groupby("pair", sort=False):
+        planned = part[part["status"] == "planned"]
+        if planned.empty:
+            parts.append(f"{_PLURALS[pair]} stay as they are")
+            continue
+        middle = _log2_middle(planned, "factor")
+        down = int((middle < 0).sum())
+        typical = times(2 ** abs(float(np.median(middle))))
+        if down in (0, len(middle)):
+            parts.append(f"{_PLURALS[pair]} {'come down' if down else 'go up'} by {typical}")
+            typically = ", in the median"
+        else:
+            many, way = (down, "come down") if 2 * down >= len(middle) else (len(middle) - down, "go up")
+            parts.append(f"{_PLURALS[pair]} {way} in {words.count(many)} of {words.count(len(middle))} places")
+    text = ", ".join(parts) + typically
+    return text[:1].upper() + text[1:] if text else "No factor to show"
+
+
+def how_to_read(rows: pd.DataFrame) -> str:
+    """The sentence under the title."""
+    single = rows["n_cells"].gt(1).any()
+    place = "layer" if (rows["group"] < 0).all() else "KV group of a layer"
+    if single:
+        return (f"Factors on the left matrix of each pair, one mark a {place}. The bar spans the factors of its single channels; "
+                "the tick is the factor that would balance the whole fully.")  # fmt: skip
+    return (f"Factor on the left matrix of each pair, one mark a {place}; the right matrix gets its inverse. The tick would balance "
+            "fully, the square is what is used; the line between them is the imbalance that stays.")  # fmt: skip
+
+
+def factor_chart(rows: pd.DataFrame, theme: Theme) -> go.Figure:
+    """One panel a pair on a shared layer axis. ``rows``: the pairs asked for, columns of ``plan_rows``."""
+    pairs = list(dict.fromkeys(rows["pair"]))
+    height = TOP + BOTTOM + len(pairs) * PANEL + (len(pairs) - 1) * GAP
+    inner = height - TOP - BOTTOM
+    fig = make_subplots(len(pairs), 1, shared_xaxes=True, vertical_spacing=GAP / inner if len(pairs) > 1 else 0)
+    dress = figure(theme, height).layout
+    fig.update_layout(template=dress.template, height=height, margin=dict(l=44, r=12, t=TOP, b=BOTTOM))
+    layers = sorted(set(rows["layer"]))
+    for number, pair in enumerate(pairs, 1):
+        part = rows[rows["pair"] == pair]
+        _panel(fig, part, number, theme)
+        matrix = words.MATRICES[words.PAIR_ROLES[pair][0]]
+        gains = part["changes"].str.contains("gains").any()
+        unit(fig, f"factor on the {words.ROLES[words.PAIR_ROLES[pair][0]]} gains" if gains else f"factor on {matrix}",
+             axis="" if number == 1 else str(number))  # fmt: skip
+    fig.update_xaxes(range=[layers[0] - 0.6, layers[-1] + 0.6], tickvals=layer_ticks(layers), fixedrange=True)
+    fig.update_xaxes(title="layer", title_standoff=12, row=len(pairs), col=1)
+    return fig
+
+
+def _panel(fig: go.Figure, rows: pd.DataFrame, number: int, theme: Theme) -> None:
+    role = words.PAIR_ROLES[rows["pair"].iloc[0]][0]
+    colour = theme.role[role]
+    x = _places(rows)
+    low, high = np.log2(rows["factor_low"].to_numpy()), np.log2(rows["factor_high"].to_numpy())
+    full = _log2_middle(rows, "full")
+    used = rows["status"].isin(_SHOWN).to_numpy()
+    span = rows["n_cells"].gt(1).to_numpy()
+    near = np.where(span, low, np.where(full < low, full, low))
+    far = np.where(span, high, np.where(full < low, low, full))
+    faint = blend(theme.page, colour, 0.45)
+    width = 5 if span.any() else 1.5
+    fig.add_scatter(x=np.repeat(x, 3), y=np.column_stack([near, far, np.full(len(x), np.nan)]).ravel(), mode="lines",
+                    line=dict(color=faint, width=width), hoverinfo="skip", row=number, col=1)  # fmt: skip
+    size = 8 if len(x) <= 200 else 5
+    fig.add_scatter(x=x, y=full, mode="markers", marker=dict(symbol="line-ew", size=size + 4, line=dict(color=colour, width=2)),
+                    hoverinfo="skip", row=number, col=1)  # fmt: skip
+    hover = [_hover(row) for row in rows.itertuples()]
+    for chosen, symbol in ((used, "square"), (~used, "square-open")):
+        middle = (low + high) / 2
+        if (chosen & ~span).any() or (chosen & span).any():
+            fig.add_scatter(
+                x=x[chosen], y=middle[chosen], mode="markers", hovertext=np.array(hover, object)[chosen], hoverinfo="text",
+                marker=dict(symbol=symbol, size=np.where(span[chosen] & used[chosen], 1, size), color=colour), row=number, col=1,
+            )  # fmt: skip
+    values = np.concatenate([low, high, full[np.isfinite(full)], [0.0]])
+    bottom, top = values.min() - 0.35, values.max() + 0.35
+    ticks, text = octave_ticks(bottom, top)
+    if len(ticks) < 2:  # all within an octave
+        ticks = [np.log2(v) for v in _FINE if bottom <= np.log2(v) <= top]
+        text = [f"{v:g}×" for v in _FINE if bottom <= np.log2(v) <= top]
+    fig.update_yaxes(range=[bottom, top], tickvals=ticks, ticktext=text, fixedrange=True, row=number, col=1)
+    fig.add_hline(y=0, line=dict(color=theme.quiet, width=1, dash="dot"), row=number, col=1)
+
+
+def _places(rows: pd.DataFrame) -> np.ndarray:
+    """Layer, groups of a layer side by side around it."""
+    n_groups = int(rows["group"].max()) + 1
+    if n_groups <= 1:
+        return rows["layer"].to_numpy(float)
+    return rows["layer"].to_numpy() + (rows["group"].to_numpy() - (n_groups - 1) / 2) * 0.8 / n_groups
+
+
+def _log2_middle(rows: pd.DataFrame, name: str) -> np.ndarray:
+    return (np.log2(rows[f"{name}_low"].to_numpy()) + np.log2(rows[f"{name}_high"].to_numpy())) / 2
+
+
+def _hover(row) -> str:
+    place = f"layer {row.layer}" + (f", KV group {row.group}" if row.group >= 0 else "")
+    lines = [f"{words.PAIR_LABELS[row.pair]}, {place}", f"factor {words.factors(row.factor_low, row.factor_high)}",
+             f"before {words.side(row.pair, row.log2_ratio)}, after {words.side(row.pair, row.log2_after)}"]  # fmt: skip
+    if row.status not in _SHOWN:
+        lines.append(row.status)
+    return "<br>".join(words.figure_text(line) for line in lines)

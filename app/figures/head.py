@@ -1,0 +1,168 @@
+"""One KV group looked at closely: sizes of its weights, its channels along the head, its singular values."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app.figures import words
+from app.figures.template import Theme, figure, log_ticks, unit
+from wisca_core.patterns.head import HeadDetail
+
+
+def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Figure:
+    """log2 |w| in quarter octaves, one panel a side: outline before, filled after."""
+    n = len(detail.roles)
+    fig = figure(theme, 360)
+    fig.update_layout(margin=dict(l=34, t=40, b=46), bargap=0)
+    edges = [role.log2_edges for role in detail.roles if len(role.percent)]
+    if not edges:
+        fig.add_annotation(text="every value is zero or not finite", xref="paper", yref="paper", x=0.5, y=0.5)
+        return fig
+    low, high = min(e[0] for e in edges), max(e[-1] for e in edges)
+    most = max(max(r.percent.max(), r.percent_after.max()) for r in detail.roles if len(r.percent))
+    step = max(1, -(-round(high - low) // 5))
+    ticks = [t for t in range(int(np.ceil(low)), int(high) + 1) if t % step == 0]
+    panel = (1 - 0.14 * (n - 1)) / n
+    for number, role in enumerate(detail.roles):
+        axis = "" if number == 0 else str(number + 1)
+        top = 1 - number * (panel + 0.14)
+        colour = theme.role[role.role]
+        if len(role.percent):
+            centres = (role.log2_edges[:-1] + role.log2_edges[1:]) / 2
+            fig.add_trace(go.Bar(x=centres, y=role.percent_after, width=0.25, name=f"{role.role} after", xaxis="x", yaxis=f"y{axis}",
+                                 marker=dict(color=colour, opacity=0.8, line_width=0),
+                                 hovertemplate="%{y:.2f} % after<extra></extra>"))  # fmt: skip
+            x = np.concatenate([role.log2_edges, [role.log2_edges[-1]]])
+            y = np.concatenate([role.percent, [role.percent[-1], 0]])
+            fig.add_trace(go.Scatter(x=x, y=y, mode="lines", line=dict(shape="hv", color=theme.ink, width=1.3), name=f"{role.role} before",
+                                     xaxis="x", yaxis=f"y{axis}", hovertemplate="%{y:.2f} % before<extra></extra>"))  # fmt: skip
+        tail = " gains" if gains else f", {words.plural(role.n_heads, 'head')}"
+        fig.add_annotation(text=words.ROLES[role.role].capitalize() + tail, xref="x domain", x=0,
+                           yref=f"y{axis} domain", y=1, xanchor="left", yanchor="top", font=dict(size=13, color=colour))  # fmt: skip
+        fig.update_layout({f"yaxis{axis}": dict(domain=[max(0.0, top - panel), top], range=[0, most * 1.12], nticks=4, anchor="x")})
+    unit(fig, "% of weights per ¼ octave", dx=-30, dy=12)
+    fig.update_layout(xaxis=dict(domain=[0, 1], anchor=f"y{n}" if n > 1 else "y", range=[low, high], tickvals=ticks,
+                                 ticktext=[words.power_of_two(t) for t in ticks], title=dict(text="|w|", standoff=14)))  # fmt: skip
+    return fig
+
+
+def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
+    """L1 norm of each rotary pair over its tokens per turn, or of each channel over its number: dotted before, solid after."""
+    fig = figure(theme, 360)
+    fig.update_layout(margin=dict(l=44, t=40, b=46))
+    turns = detail.turns
+    rotary = turns is not None and np.isfinite(turns).any()
+    shown = np.isfinite(turns) if rotary else None
+    values = []
+    for role in detail.roles:
+        for y, kind in ((role.channel_l1, "before"), (role.channel_l1_after, "after")):
+            y = np.where(np.isfinite(y) & (y > 0), y, np.nan)
+            x = turns if rotary else np.arange(len(y))
+            if rotary:
+                x, y = x[shown], y[shown]
+            values.append(y)
+            dotted = kind == "before"
+            many = len(y) > 80
+            fig.add_trace(go.Scatter(
+                x=x, y=y, mode="lines" if dotted or many else "lines+markers", name=f"{words.ROLES[role.role]} {kind}",
+                line=dict(color=theme.role[role.role], width=1.4, dash="dot" if dotted else "solid"),
+                marker=dict(size=4, color=theme.role[role.role]),
+                hovertemplate=f"{words.ROLES[role.role]} {kind}<br>%{{y:,.4~g}} at %{{x:,.4~g}}{' tokens per turn' if rotary else ''}<extra></extra>",
+            ))  # fmt: skip
+    known = np.concatenate(values)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        fig.add_annotation(text="no channel has a finite norm above zero", xref="paper", yref="paper", x=0.5, y=0.5)
+        return fig
+    low, high = np.log10(known.min()) - 0.12, np.log10(known.max()) + 0.12
+    ticks, labels = log_ticks(10**low, 10**high)
+    fig.update_layout(yaxis=dict(type="log", range=[low, high], tickvals=ticks, ticktext=labels))
+    _name_curves(fig, detail, values, theme, rotary)
+    if rotary:
+        first, last = np.log10(turns[shown].min()), np.log10(turns[shown].max())
+        ticks, labels = log_ticks(10**first, 10 ** max(last, first + 0.5), most=5)
+        fig.update_layout(xaxis=dict(type="log", range=[first - 0.08, max(last, first + 0.5) + 0.08], tickvals=ticks, ticktext=labels,
+                                     title=dict(text="tokens per turn of the rotary pair", standoff=14)))  # fmt: skip
+    else:
+        fig.update_layout(xaxis=dict(title=dict(text="channel of the head", standoff=14), nticks=6))
+    unit(fig, f"L1 norm of {'a rotary pair' if rotary else 'a channel'}", dx=-40, dy=12)
+    return fig
+
+
+def _name_curves(fig: go.Figure, detail: HeadDetail, values: list[np.ndarray], theme: Theme, rotary: bool) -> None:
+    """Names at the two dotted curves, above the upper and below the lower one."""
+    if len(detail.roles) != 2 or any(not np.isfinite(v).any() for v in values):
+        return
+    upper = int(np.nanmedian(values[0]) < np.nanmedian(values[2]))
+    for number, role in enumerate(detail.roles):
+        before = values[2 * number]
+        part = before[: max(1, len(before) // 3)]
+        part = part[np.isfinite(part)]
+        if len(part):
+            up = number == upper
+            fig.add_annotation(text=f"{words.ROLES[role.role]} before", xref="x domain", x=0.02, xanchor="left", yref="y",
+                               y=np.log10(part.max() if up else part.min()), yanchor="bottom" if up else "top",
+                               font=dict(size=12, color=theme.role[role.role]))  # fmt: skip
+
+
+def spectrum(detail: HeadDetail, *, theme: Theme) -> go.Figure:
+    """Singular values of both matrices, dotted before and solid after, and of their product, one curve for both."""
+    fig = figure(theme, 360)
+    fig.update_layout(margin=dict(l=44, t=40, b=46))
+    if not detail.spectrum:
+        fig.add_annotation(text="none", xref="paper", yref="paper", x=0.5, y=0.5)
+        return fig
+    roles = {side: role.role for side, role in zip(("left", "right"), detail.roles)}
+    largest = max(float(v.max()) for v in detail.spectrum.values() if len(v))
+    floor = largest * 1e-6  # below it only rounding is left
+    seen = []
+    for side, name, colour, dash in (
+        ("left", "before", "", "dot"), ("right", "before", "", "dot"), ("left_after", "after", "", "solid"),
+        ("right_after", "after", "", "solid"), ("product", "", theme.ink, "solid"),
+    ):  # fmt: skip
+        role = roles.get(side.split("_")[0])
+        y = np.where(detail.spectrum[side] > floor, detail.spectrum[side], np.nan)
+        seen.append(y)
+        label = f"{words.ROLES[role]} {name}" if role else "product, before = after"
+        fig.add_trace(go.Scatter(x=np.arange(1, len(y) + 1), y=y, mode="lines", name=label,
+                                 line=dict(color=theme.role[role] if role else colour, width=1.6 if dash == "solid" else 1.4, dash=dash),
+                                 hovertemplate=f"{label}<br>%{{y:,.3~g}}, number %{{x}}<extra></extra>"))  # fmt: skip
+    known = np.concatenate(seen)
+    known = known[np.isfinite(known)]
+    if len(known):
+        low, high = np.log10(known.min()) - 0.08, np.log10(known.max()) + 0.1
+        ticks, labels = log_ticks(10**low, 10**high)
+        fig.update_layout(yaxis=dict(type="log", range=[low, high], tickvals=ticks, ticktext=labels))
+    product = seen[-1]
+    at = int(len(product) * 0.18)
+    if len(product) and np.isfinite(product[at]):
+        fig.add_annotation(text="product, before = after", x=at + 1, y=np.log10(product[at]), xref="x", yref="y", xanchor="left",
+                           yanchor="bottom", xshift=4, font=dict(size=12, color=theme.ink))  # fmt: skip
+    fig.update_layout(xaxis=dict(title=dict(text="number of the singular value", standoff=14), nticks=6, rangemode="tozero"))
+    unit(fig, "singular value", dx=-40, dy=12)
+    return fig
+
+
+def histogram_table(detail: HeadDetail) -> pd.DataFrame:
+    """One row a bin and side: log2 |w| from, to, percent before and after."""
+    parts = [pd.DataFrame({"side": words.ROLES[r.role], "tensor": r.tensor, "log2_from": r.log2_edges[:-1], "log2_to": r.log2_edges[1:],
+                           "percent_before": r.percent, "percent_after": r.percent_after}) for r in detail.roles]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def channel_table(detail: HeadDetail) -> pd.DataFrame:
+    """One row a rotary pair (or channel) and side."""
+    parts = []
+    for r in detail.roles:
+        n = len(r.channel_l1)
+        parts.append(pd.DataFrame({
+            "side": words.ROLES[r.role], "tensor": r.tensor, "number": np.arange(n),
+            "tokens_per_turn": np.full(n, np.nan) if detail.turns is None else detail.turns, "l1_before": r.channel_l1,
+            "l1_after": r.channel_l1_after,
+        }))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def spectrum_table(detail: HeadDetail) -> pd.DataFrame:
+    """One row a singular value; columns left, right, left_after, right_after, product."""
+    return pd.DataFrame({"number": np.arange(1, len(next(iter(detail.spectrum.values()), [])) + 1), **detail.spectrum})

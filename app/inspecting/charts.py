@@ -1,0 +1,100 @@
+"""The charts over the whole model, each under its finding, with one line how to read it and its data as CSV."""
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from app import cached
+from app.figures import balance, depth, findings, heatmap, words
+from app.figures.template import CONFIG, Theme
+from app.inspecting import selection
+from app.inspecting.shown import Shown, furthest
+from app.spreadsheet import csv_bytes
+
+
+def heading(finding: str, how_to_read: str, table: pd.DataFrame, name: str) -> None:
+    """Finding, download and how to read it. Both texts are ours, the table's names are not."""
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top", wrap=False):
+        st.subheader(finding, anchor=False)
+        st.download_button("CSV", lambda: csv_bytes(table), f"{name}.csv", "text/csv", type="tertiary", on_click="ignore", key=f"{name} csv")
+    st.markdown(f":small[:gray[{how_to_read}]]")
+
+
+def chart(fig: go.Figure, key: str, alt: str, source: str = "") -> None:
+    """``source``: of the selection, where a click in it selects a group."""
+    if source:
+        st.plotly_chart(fig, theme=None, config=CONFIG, key=selection.key(source), alt=alt, selection_mode="points",
+                        on_select=lambda: selection.clicked(source))  # fmt: skip
+    else:
+        st.plotly_chart(fig, theme=None, config=CONFIG, key=key, alt=alt)
+
+
+def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+    left, right = words.PAIR_ROLES[shown.pair]
+    finding = findings.map_title(shown.groups, shown.pair, one_group=shown.groups["group"].max() == 0)
+    why_two = ""
+    if not heatmap.has_size(shown.groups):
+        why_two = (" The largest value has no law of size, so nothing is divided out." if shown.norm == "max"
+                   else " Both sides are of one size in this norm, so nothing is divided out.")  # fmt: skip
+    missing = shown.n_layers - shown.groups["layer"].nunique()
+    blank = f" Blank: {words.plural(missing, 'layer')} not covered, named below." if missing else ""
+    heading(
+        finding,
+        f"A cell is one KV group (row) in one layer. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, "
+        f"its strength says by how much; balance fades into the page.{why_two}{blank} Below, each layer as a whole: ring before, dot after, "
+        "grey band within 2×. Click a cell to open its head.",
+        heatmap.columns(shown.groups), "ratios",
+    )  # fmt: skip
+    fig = heatmap.heatmap(shown.groups, shown.layers, pair=shown.pair, n_layers=shown.n_layers, theme=theme, after=shown.after,
+                          selected=selected)  # fmt: skip
+    chart(fig, "map", f"Ratio of every KV group over the layers. {finding}.", source="map")
+
+
+def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+    finding = findings.balance_title(shown.groups)
+    heading(
+        finding,
+        "One point is one KV group. Ring before, dot after; a factor moves it along the anti-diagonal, so the product of the norms stays. "
+        "Grey band: within 2×.",
+        shown.groups[["name", "layer", "group", "left", "right", "left_after", "right_after"]], "balance",
+    )  # fmt: skip
+    fig = balance.balance(shown.groups, pair=shown.pair, norm=shown.norm, matrices=shown.matrices, theme=theme, selected=selected)
+    chart(fig, "balance", f"Norm of the one side against the other. {finding}.", source="balance")
+
+
+def draw_furthest(shown: Shown) -> None:
+    table = furthest(shown.groups, cached.rows(shown.model, shown.options))
+    n = len(table)
+    number = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}.get(n, str(n))
+    heading(
+        f"The {number} {'pair' if n == 1 else 'pairs'} furthest from the rest" if n else "No pair has a ratio",
+        "Sorted by distance from the median. Click a row to open the head.", table, "furthest",
+    )  # fmt: skip
+    if not n:
+        return
+    left = words.PAIR_ROLES[shown.pair][0]
+    on = shown.matrices[0] if shown.gains else words.MATRICES[left]
+    view = pd.DataFrame({
+        "Layer": table["layer"], "Group": table["group"],
+        "Heavier side": [words.side(shown.pair, v) for v in table["log2_ratio"]],
+        f"Factor on {on}": [words.factors(a, b) for a, b in zip(table["factor_low"], table["factor_high"])],
+        "After": [words.side(shown.pair, v) for v in table["log2_after"]],
+    })  # fmt: skip
+    places = list(zip(table["layer"].tolist(), table["group"].tolist()))
+    st.dataframe(view, hide_index=True, selection_mode="single-row", key=selection.key("furthest"), height=36 * (n + 1) + 2,
+                 on_select=lambda: selection.picked(places, "furthest"), alt="The pairs furthest from the median ratio")  # fmt: skip
+
+
+def draw_depth(shown: Shown, theme: Theme) -> None:
+    heads = shown.decision.heads(shown.norm)
+    finding = findings.depth_title(heads)
+    bars = heads.groupby(["role", "layer"]).size().max() > depth.FEW
+    heading(
+        finding,
+        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one head, log axis. Outline before, filled after."
+        + (" Bars span 10–90 % of a layer's heads with the median as a notch; dots beyond a bar are outlying heads." if bars else ""),
+        depth.columns(heads), "heads",
+    )  # fmt: skip
+    gains = {role for site in shown.model.sites.sites if site.live == "gains" for role in words.PAIR_ROLES[site.key.pair]}
+    fig = depth.depth(heads, n_layers=shown.n_layers, theme=theme, gains=gains)
+    chart(fig, "depth", f"Norm of every head over the layers, one panel a matrix. {finding}.")

@@ -1,0 +1,112 @@
+"""The head panel: one KV group of one layer, its weights read again."""
+
+import pandas as pd
+import streamlit as st
+
+from app import cached
+from app.figures import findings, head, words
+from app.figures.template import Theme
+from app.inspecting import selection
+from app.inspecting.charts import chart, heading
+from app.inspecting.shown import Shown
+from wisca_core.patterns.head import HeadDetail
+from wisca_core.patterns.summary import times
+
+
+def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+    layer, group = selected
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
+        st.header(f"Layer {layer}, KV group {group}", anchor=False, width="content")
+        with st.container(horizontal=True, width="content"):
+            selection.boxes(shown)
+    row = shown.group(layer, group)
+    detail = cached.head(shown.model, shown.options, row["name"], group)
+    st.markdown(sentence(shown, row, detail))
+    for column, draw_one in zip(st.columns(3, gap="medium"), (_histogram, _channels, _spectrum)):
+        with column:
+            draw_one(detail, theme, shown.gains)
+    _matrices(shown, layer, group)
+
+
+def sentence(shown: Shown, row: pd.Series, detail: HeadDetail) -> str:
+    """"Query heads 12 to 17 are 29.8× heavier than key head 2. Factor 2⁻² on Wq and 2² on Wk leaves query 1.86×."""
+    names = [_who(shown, role, int(row["group"])) for role in words.PAIR_ROLES[shown.pair]]
+    octaves, after = row["log2_ratio"], row["log2_after"]
+    said = words.side(shown.pair, octaves)
+    if said == "×":
+        first = f"{names[0][0]} against {names[1][0].lower()}: no ratio, a norm is zero or not finite."
+    elif said == "equal":
+        first = f"{names[0][0]} and {names[1][0].lower()} weigh the same."
+    else:
+        heavy, light = names if octaves > 0 else names[::-1]
+        first = f"{heavy[0]} {heavy[1]} {times(2 ** abs(octaves))} heavier than {light[0].lower()}."
+    changes = [(on, role.factor) for on, role in zip(shown.matrices, detail.roles)]
+    if all(factor == (1.0, 1.0) for _, factor in changes):
+        return f"{first} With the options of Rescale it stays as it is."
+    on = " and ".join(f"{words.factors(*factor)} on {name}" for name, factor in changes)
+    left = words.side(shown.pair, after)
+    return f"{first} Factor {on} {'makes it level' if left == 'equal' else f'leaves {left}'}."
+
+
+def _who(shown: Shown, role: str, group: int) -> tuple[str, str]:
+    """Words for one side of this group, and its verb."""
+    a = shown.model.sites.attention
+    if shown.gains:
+        shared = shown.groups["group"].max() == 0
+        return f"{words.ROLES[role].capitalize()} gains" + (", shared by all heads," if shared else ""), "are"
+    size = a.n_heads // a.n_kv_heads
+    heads = words.ranges(range(group * size, (group + 1) * size))
+    several = size > 1
+    if role == "q":
+        return (f"Query heads {heads}", "are") if several else (f"Query head {heads}", "is")
+    if role == "o":
+        return f"Output columns of {'heads' if several else 'head'} {heads}", "are"
+    return f"{words.ROLES[role].capitalize()} head {group}", "is"
+
+
+def _histogram(detail: HeadDetail, theme: Theme, gains: bool) -> None:
+    finding = findings.histogram_title([role.factor for role in detail.roles])
+    heading(finding, "Thin outline before, filled after. Doubling a weight is one octave to the right.", head.histogram_table(detail), "histogram")
+    chart(head.histogram(detail, theme=theme, gains=gains), "histogram", f"Histogram of the sizes of the weights. {finding}.")
+
+
+def _channels(detail: HeadDetail, theme: Theme, gains: bool) -> None:
+    finding = findings.channel_title(detail.roles[0].channel_l1, detail.turns)
+    rotary = detail.turns is not None
+    fast = "Fast pairs (position) left, slow ones (content) right; channels that do not rotate are not drawn. " if rotary else "In the order of the matrix. "
+    heading(finding, fast + "Dotted before, solid after.", head.channel_table(detail), "channels")
+    chart(head.channels(detail, theme=theme), "channels", f"Norm of the channels along the head. {finding}.")
+
+
+def _spectrum(detail: HeadDetail, theme: Theme, gains: bool) -> None:
+    finding = findings.spectrum_title(detail.spectrum)
+    if not detail.spectrum:
+        st.subheader(finding, anchor=False)
+        st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
+        return
+    left, right = (words.coloured(role.role) for role in detail.roles)
+    heading(finding, f"{left[0]}{left[1:]} and {right} dotted before, solid after; their product is the third line. {words.markdown_text(detail.spectrum_note)}",
+            head.spectrum_table(detail), "singular values")  # fmt: skip
+    chart(head.spectrum(detail, theme=theme), "spectrum", f"Singular values of both matrices and their product. {finding}.")
+
+
+def _matrices(shown: Shown, layer: int, group: int) -> None:
+    """One line a matrix of the layer, of both pairs."""
+    lines = []
+    of_layer = shown.everything[shown.everything["layer"] == layer]
+    for name in dict.fromkeys(of_layer["name"]):
+        groups = of_layer.loc[of_layer["name"] == name, "group"]
+        one = min(group, int(groups.max()))
+        gains = shown.model.sites[name].live == "gains"
+        for role in cached.head(shown.model, shown.options, name, one).roles:
+            before, after = getattr(role, shown.norm)
+            label = words.NORM_LABELS[shown.norm]
+            lines.append({
+                "Matrix": f"{words.ROLES[role.role]} gains" if gains else words.MATRICES[role.role],
+                "Shape": " × ".join(map(str, role.shape)),
+                f"{label} before": words.digits(before, 5), f"{label} after": words.digits(after, 5),
+                "Mean |w| before": words.digits(role.mean[0]), "Mean |w| after": words.digits(role.mean[1]),
+                "Zeros": words.count(role.n_zero), "Not finite": words.count(role.n_nonfinite),
+                "Factor": words.factors(*role.factor), "Tensor": role.tensor,
+            })  # fmt: skip
+    st.dataframe(pd.DataFrame(lines), hide_index=True, key="matrices", alt="The matrices of this group, their norms and factors")

@@ -1,0 +1,105 @@
+"""Inspect's first screen: what this model is, one sentence with its number, and the few figures behind it."""
+
+import numpy as np
+import streamlit as st
+
+
+from app.cached import Opened
+from app.current import title
+from app.figures import words
+from app.inspecting.shown import NORMS, Shown
+from wisca_core.patterns.summary import SIDES, PairSummary, sentence, times
+from wisca_core.plan.options import Options
+
+_GRANULARITIES = {"tensor": "one factor a matrix", "group": "one factor a KV group", "channel": "one factor a channel"}
+
+
+def facts(model: Opened) -> str:
+    """The small line above the title: foreign names in it."""
+    a, sites, checkpoint = model.sites.attention, model.sites, model.checkpoint
+    parts = [title(checkpoint.source), sites.family or sites.model_type, words.parameters(checkpoint.n_parameters)]
+    if a is not None:
+        heads = f"{words.plural(a.n_heads, 'query head')} on {words.plural(a.n_kv_heads, 'KV head')}"
+        parts += [words.plural(a.n_layers, "layer"), f"{heads} (group size {a.n_heads // a.n_kv_heads})"]
+    dtypes = sorted({t.dtype for t in checkpoint.tensors} & set(words.DTYPES))
+    parts.append(" and ".join(words.DTYPES[d] for d in dtypes))
+    refused = sum(r.what != "model" for r in sites.refusals)
+    found = f"{words.plural(len(sites.sites), 'pair')} found, {words.count(refused) if refused else 'none'} refused"
+    return ", ".join(filter(None, parts)) + (f". {found}." if a is not None else ".")
+
+
+def draw(shown: Shown) -> None:
+    verdict = sentence(shown.summary)
+    if shown.gains:
+        verdict = f"In the norms' gains, {verdict[0].lower()}{verdict[1:]}"
+    st.title(verdict, anchor=False)
+    st.markdown(f"{outlook(shown)} Whether it then trains better is not known from here.")
+    st.space("small")
+    metrics(shown)
+
+
+def outlook(shown: Shown) -> str:
+    """What balancing with the options of Rescale would give."""
+    s, label = shown.summary, words.PAIR_LABELS[shown.pair]
+    if shown.pair not in shown.options.pairs:
+        return f"{label} is not among the pairs chosen on Rescale, so nothing of it would change."
+    changed = [shown.decision.changed_sites[i] for i, site in enumerate(shown.model.sites.sites) if site.key.pair == shown.pair]
+    if not any(changed):
+        return "With the options of Rescale nothing of it would change."
+    how = " with powers of two" if shown.options.exact else ""
+    function = "leave every output bit-identical" if shown.decision.bit_identical else "leave the outputs the same up to rounding"
+    if not np.isfinite(s.ratio_after):
+        return f"Balancing{how} would {function}."
+    reached = "level" if not s.heavier_after else f"to {s.heavier_after} {times(s.ratio_after)}"
+    return f"Balancing{how} would bring the median layer {reached}, and {function}."
+
+
+def metrics(shown: Shown) -> None:
+    s = shown.summary
+    with st.container(horizontal=True, gap="medium"):
+        for one in (s, *(other for pair, other in shown.found.items() if pair != shown.pair)):
+            _median(one)
+            if one is s and s.size is not None and np.isfinite(s.ratio):
+                left, right = SIDES[s.pair]
+                size_of = s.size_heavier or left
+                st.metric("of that, size" if s.size_heavier in ("", s.heavier) else f"Size alone, {size_of}", times(s.size), width=140,
+                          help="What the number of entries on both sides explains.")  # fmt: skip
+                rest_of = "the rest" if s.rest_heavier in ("", s.heavier) else f"The rest, {s.rest_heavier}"
+                st.metric(rest_of, times(s.rest), width=140,
+                          help="What size does not explain: the initialisation or training. One checkpoint cannot tell which.")  # fmt: skip
+        st.metric("Within 2× of balance", f"{words.count(s.within_2x)} of {words.count(s.n_cells)}", width=140,
+                  help=f"KV groups of {words.PAIR_LABELS[s.pair]}, before. After: {words.count(s.within_2x_after)}.")  # fmt: skip
+
+
+def _median(s: PairSummary) -> None:
+    left, right = SIDES[s.pair]
+    heavier, lighter = (right, left) if s.heavier == right else (left, right)
+    st.metric(f"{heavier.capitalize()} over {lighter}", times(s.ratio) if np.isfinite(s.ratio) else "none", width=140,
+              help="Median over the layers.")  # fmt: skip
+
+
+def controls(shown: Shown) -> None:
+    """Pair and norm of every chart below, and where the options of "after" are set."""
+    pairs = list(shown.found)
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+        st.segmented_control("Pair", pairs, key="pair", required=True, format_func=words.PAIR_LABELS.get, persist_state="session")
+        st.segmented_control("Norm", NORMS, key="shown_norm", required=True, format_func=words.NORM_LABELS.get, persist_state="session",
+                             help="; ".join(f"{words.NORM_LABELS[n]}: {words.NORM_SYMBOLS[n]}" for n in NORMS).replace("|", "\\|"))  # fmt: skip
+        with st.popover("What makes the after", type="tertiary"):
+            st.markdown(f"After: {describe(shown.options)}.")
+            st.page_link("views/rescale.py", label="Change it on Rescale")
+
+
+def describe(options: Options) -> str:
+    """The options of Rescale in one line."""
+    parts = [" and ".join(words.PAIR_LABELS[pair] for pair in options.pairs), _GRANULARITIES[options.granularity],
+             f"{words.NORM_LABELS[options.norm]} norm", "full strength" if options.strength == 1 else f"strength {options.strength:g}"]  # fmt: skip
+    if options.layers:
+        parts.append("layers " + ", ".join(str(span) for span in options.layers))
+    if options.exact:
+        parts.append("powers of two only")
+    if options.exclude:
+        parts.append(f"{words.plural(len(options.exclude), 'pair')} left out")
+    return ", ".join(parts)
+
+

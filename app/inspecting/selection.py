@@ -1,0 +1,79 @@
+"""Which layer and KV group is looked at closely: chosen by a click in a chart, a row of a table, or two boxes.
+
+A chart keeps its own clicked point in the browser. When the selection comes from elsewhere that point is stale, and a click
+on it would unselect instead of select; the chart then gets a new key, which is a fresh chart.
+"""
+
+from typing import Any
+
+import streamlit as st
+
+from app import state
+from app.inspecting.shown import Shown, furthest
+
+SOURCES = ("map", "balance", "furthest")
+
+
+def settle(shown: Shown) -> tuple[int, int]:
+    """The selected (layer, group) brought into what this pair has; at first the group furthest from the rest."""
+    groups = shown.groups
+    layer, group = state.get("layer"), state.get("group")
+    if layer not in set(groups["layer"]):
+        far = furthest(groups, groups.assign(factor_low=1.0, factor_high=1.0), most=1)
+        first = (far if len(far) else groups).iloc[0]
+        layer, group = int(first["layer"]), int(first["group"])
+    of_layer = groups.loc[groups["layer"] == layer, "group"].tolist()
+    if group not in of_layer:
+        group = of_layer[0]
+    state.put("layer", int(layer))
+    state.put("group", int(group))
+    return int(layer), int(group)
+
+
+def boxes(shown: Shown) -> None:
+    """The two boxes; their keys are names of ``state.CHOICES``."""
+    groups = shown.groups
+    layers = sorted(set(groups["layer"].tolist()))
+    st.selectbox("Layer", layers, key="layer", width=110, on_change=_moved, persist_state="session")
+    of_layer = groups.loc[groups["layer"] == state.get("layer"), "group"].tolist()
+    st.selectbox("KV group", of_layer, key="group", width=110, on_change=_moved, persist_state="session")
+
+
+def key(source: str) -> str:
+    """The widget key of a chart or table that can be clicked."""
+    return f"{source} {state.note(f'turn {source}') or 0}"
+
+
+def clicked(source: str) -> None:
+    """Callback of a chart: the point's customdata is (layer, group, ...)."""
+    points = _part(_part(state.get(key(source)), "selection"), "points") or []
+    for point in points:
+        data = _part(point, "customdata")
+        if data is not None:
+            values = list(data.values()) if isinstance(data, dict) else list(data)
+            return _select(int(values[0]), int(values[1]), source)
+    return None
+
+
+def picked(rows: list[tuple[int, int]], source: str) -> None:
+    """Callback of a table whose lines are these (layer, group)."""
+    lines = _part(_part(state.get(key(source)), "selection"), "rows") or []
+    if lines and lines[0] < len(rows):
+        _select(*rows[lines[0]], source)
+
+
+def _select(layer: int, group: int, source: str) -> None:
+    state.put("layer", layer)
+    state.put("group", group)
+    _moved(source)
+
+
+def _moved(by: str = "") -> None:
+    for source in SOURCES:
+        if source != by:
+            state.note(f"turn {source}", (state.note(f"turn {source}") or 0) + 1)
+
+
+def _part(value: Any, name: str) -> Any:
+    """Streamlit gives selections as dicts with attributes, plotly's typed arrays as dicts."""
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)

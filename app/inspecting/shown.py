@@ -1,0 +1,91 @@
+"""What Inspect draws: one pair in one norm, cut out of the tables once a run."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from app import cached, state
+from app.cached import Opened
+from app.figures import words
+from wisca_core.patterns.summary import PairSummary, layer_ratios, summaries
+from wisca_core.plan.decide import Decision, group_table
+from wisca_core.plan.options import Options
+
+NORMS = ("l1", "l2", "max", "mean")
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """``everything``: both pairs; ``groups``, ``layers``, ``heads``: rows of ``pair`` only. All in ``norm``."""
+
+    model: Opened
+    options: Options
+    decision: Decision
+    pair: str
+    norm: str
+    gains: bool
+    everything: pd.DataFrame
+    groups: pd.DataFrame
+    layers: pd.DataFrame
+    found: dict[str, PairSummary]
+
+    @property
+    def summary(self) -> PairSummary:
+        return self.found[self.pair]
+
+    @property
+    def n_layers(self) -> int:
+        return self.model.sites.attention.n_layers
+
+    @property
+    def matrices(self) -> tuple[str, str]:
+        """What the two sides are made of: "Wq" and "Wk", or "query gains" and "key gains"."""
+        left, right = words.PAIR_ROLES[self.pair]
+        return tuple(f"{words.ROLES[r]} gains" if self.gains else words.MATRICES[r] for r in (left, right))
+
+    @property
+    def after(self) -> str:
+        """Heading of what the options make of it."""
+        return "After, with powers of two" if self.options.exact else "After"
+
+    def group(self, layer: int, group: int) -> pd.Series:
+        """Its row of ``groups``."""
+        return self.groups[(self.groups["layer"] == layer) & (self.groups["group"] == group)].iloc[0]
+
+
+def shown(model: Opened) -> Shown:
+    """Of the pair and norm that are chosen; a pair this model does not have gives way to one it has."""
+    options = state.options(model.sites)
+    decision = cached.decision(model, options)
+    pairs = list(dict.fromkeys(site.key.pair for site in model.sites.sites))
+    if state.get("pair") not in pairs:
+        state.put("pair", pairs[0])
+    if state.get("shown_norm") not in NORMS:
+        state.put("shown_norm", NORMS[0])
+    pair, norm = state.get("pair"), state.get("shown_norm")
+    everything = group_table(decision.patterns, norm, decision.row_factor)
+    layers = layer_ratios(everything, norm)
+    return Shown(
+        model, options, decision, pair, norm,
+        gains=any(site.live == "gains" for site in model.sites.sites if site.key.pair == pair),
+        everything=everything,
+        groups=everything[everything["pair"] == pair].reset_index(drop=True),
+        layers=layers[layers["pair"] == pair].reset_index(drop=True),
+        found=summaries(everything, norm),
+    )  # fmt: skip
+
+
+def furthest(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd.DataFrame:
+    """The ``most`` groups furthest from the median ratio: layer, group, log2_ratio, off (octaves from it), factor_low,
+    factor_high (on the left side), log2_after; furthest first. ``plan_rows``: columns name, group (-1: the whole tensor),
+    factor_low, factor_high. Groups without a ratio are not in it."""
+    known = groups[np.isfinite(groups["log2_ratio"])]
+    off = (known["log2_ratio"] - known["log2_ratio"].median()).abs()
+    out = known.assign(off=off).sort_values("off", ascending=False, kind="stable").head(most)
+    rows = plan_rows[plan_rows["name"].isin(out["name"])]
+    factors = dict(zip(zip(rows["name"], rows["group"]), zip(rows["factor_low"], rows["factor_high"])))
+    pairs = [factors.get((name, group)) or factors.get((name, -1)) or (np.nan, np.nan) for name, group in zip(out["name"], out["group"])]
+    return out.assign(factor_low=[p[0] for p in pairs], factor_high=[p[1] for p in pairs])[
+        ["name", "layer", "group", "log2_ratio", "off", "factor_low", "factor_high", "log2_after"]
+    ].reset_index(drop=True)

@@ -1,0 +1,101 @@
+"""The block that gives the rescaled model away: to a folder, and from there as a download."""
+
+import re
+from pathlib import Path
+
+import streamlit as st
+
+from app import cached, downloads
+from app.cached import Opened
+from app.current import normal, title
+from app.figures import words
+from app.following import explain, follow, latest
+from app.messages import plain
+from app.rescaling import kept_plan
+from wisca_core import home, jobs
+from wisca_core.equivalence.full_check import memory_free, memory_needed
+from wisca_core.equivalence.proof import Proof
+from wisca_core.export.outlook import n_bytes_free, outlook
+from wisca_core.jobs import Job
+from wisca_core.plan.decide import Decision
+from wisca_core.plan.options import Options
+
+
+def draw(model: Opened, options: Options, decision: Decision, proof: Proof | None) -> None:
+    st.subheader("Export", anchor=False)
+    name, plan = normal(model.checkpoint.source), str(kept_plan.path(model, options))
+    job = latest("export", model=name, plan=plan)
+    out = st.text_input("Folder", str(_free_folder(name)), key=f"out {name} {job.id if job else ''}",
+                        help="A new folder on this machine; one that exists is refused.").strip()  # fmt: skip
+    _say_outlook(model, out)
+    fits = _fits(model)
+    check = st.toggle("Full check before it is renamed into place", value=fits, disabled=not fits, key="export_check", persist_state="session",
+                      help="Compares the written weights with the original on the same tokens; a contradiction stops the export.")  # fmt: skip
+    reason = _why_not(decision, proof, out)
+    if st.button("Export", key="export", type="primary" if st.context.theme.type != "dark" else "secondary",
+                 disabled=bool(reason) or (job is not None and job.is_active), help=reason or None):  # fmt: skip
+        arguments = {"model": name, "plan": kept_plan.written(model, options), "out": normal(out), "check": bool(check and fits)}
+        jobs.start("export", arguments, f"Export {title(normal(out))}", exclusive=normal(out))
+        st.rerun()
+    if job is not None:
+        _say_job(job)
+
+
+def _free_folder(name: str) -> Path:
+    stem = re.sub(r"[^\w.-]+", "-", title(name), flags=re.ASCII).strip("-.")[:80] or "model"
+    folder = home.folder("exports")
+    names = (f"{stem}-balanced{tail}" for tail in ["", *(f"-{n}" for n in range(2, 1000))])
+    return next(folder / one for one in names if not (folder / one).exists())
+
+
+def _say_outlook(model: Opened, out: str) -> None:
+    seen = outlook(model.checkpoint)
+    free = n_bytes_free(Path(normal(out))) if out else 0
+    st.markdown(f"{words.plural(len(seen.rewritten), 'weight file')} rewritten, {words.plural(len(seen.copied), 'file')} copied unchanged, "
+                "`wisca_report.json` and a section of README.md added.")  # fmt: skip
+    st.markdown(f":small[:gray[{words.size(seen.n_bytes)} to write, {words.size(free)} free.]]")
+    if seen.left_out:
+        with st.expander(f"Left out: {words.plural(len(seen.left_out), 'file')}", key="left_out"):
+            plain("\n".join(f"{name}: {why}" for name, why in seen.left_out))
+
+
+def _fits(model: Opened) -> bool:
+    free = memory_free()
+    return free is None or memory_needed(model.checkpoint) < free
+
+
+def _why_not(decision: Decision, proof: Proof | None, out: str) -> str:
+    if not decision.n_changed:
+        return "With these options nothing would change."
+    if proof is None:
+        return "The proof by miniature is not finished yet."
+    if not proof.passed:
+        return "The proof by miniature failed, and a failed proof stops the export."
+    return "" if out else "Give a folder."
+
+
+def _say_job(job: Job) -> None:
+    if job.is_active:
+        plain(f"Writing {job.arguments.get('out', '')}")
+        follow(job)
+        return
+    if job.state != "done":
+        explain(job, "The last export did not finish")
+        return
+    folder = Path(str((job.result or {}).get("out", "")))
+    if not (folder / downloads.REPORT).is_file():
+        return  # exported once, and removed since
+    st.markdown(f"**Exported** :gray-badge[:material/check: {(job.finished or 0) - (job.started or 0):.1f} s]")
+    st.code(str(folder), language=None, wrap_lines=True)
+    _say_download(folder)
+
+
+def _say_download(folder: Path) -> None:
+    token = downloads.link(folder)
+    files = downloads.files(folder)
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        st.link_button(f"Download, {words.size(sum(f.n_bytes for f in files))}", downloads.address(token), icon=":material/download:")
+        st.markdown(":small[:gray[One uncompressed zip. The link ends with this server.]]", width="content")
+    with st.expander("Single files", key="single_files"):
+        for file in files[:200]:
+            st.markdown(f"[{words.markdown_text(file.name)}]({downloads.address(token, file.name)}) :gray[{words.size(file.n_bytes)}]")

@@ -1,0 +1,24 @@
+"""The plan as a file that jobs are given: named by checkpoint and options, so that a job can be found again by it."""
+
+from pathlib import Path
+
+import xxhash
+
+from app import cached
+from app.cached import Opened
+from wisca_core import home
+from wisca_core.plan.options import Options
+from wisca_core.plan.plan import save_plan
+
+
+def path(model: Opened, options: Options) -> Path:
+    """Where it lies, written or not."""
+    name = xxhash.xxh3_128(f"{model.key}\n{options!r}".encode()).hexdigest()
+    return home.folder("proofs") / f"plan-{name}.json"
+
+
+def written(model: Opened, options: Options) -> str:
+    """The same, written now. Raises OutputRefused."""
+    where = path(model, options)
+    save_plan(cached.plan(model, options), where)
+    return str(where)

@@ -1,0 +1,120 @@
+"""The block that says whether it is the same function: the miniature, the full check, and what neither looked at."""
+
+import streamlit as st
+
+from app.cached import Opened
+from app.current import normal, title
+from app.figures import words
+from app.following import explain, follow, latest
+from app.messages import plain
+from app.rescaling import kept_plan
+from wisca_core import jobs
+from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed
+from wisca_core.equivalence.proof import Proof, cached_proof
+from wisca_core.plan.decide import Decision
+from wisca_core.plan.options import Options
+
+
+def draw(model: Opened, options: Options, decision: Decision) -> Proof | None:
+    """Draws the block; returns the miniature's proof, None while there is none."""
+    st.subheader("Proof", anchor=False)
+    proof = _miniature(model)
+    check = _full_check(model, options, decision)
+    not_checked = [*(proof.not_checked if proof else ()), *(check.not_checked if check else ())]
+    not_checked.append("copies of this model in other formats or quantised: a scale chosen for the old weights does not fit the new ones")
+    if check is None:
+        not_checked.insert(0, "the real weights: no full check was run with these options")
+    not_checked = list(dict.fromkeys(not_checked))
+    st.markdown(f"**Not checked** {_badge(words.plural(len(not_checked), 'thing'))}")
+    plain("\n".join(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in not_checked))
+    return proof
+
+
+def _miniature(model: Opened) -> Proof | None:
+    proof = cached_proof(model.checkpoint, model.sites)
+    if proof is None:
+        st.markdown("**Miniature**")
+        _run_miniature(model)
+        return None
+    if not proof.passed:
+        st.markdown(f"**Miniature** {_badge('failed', 'close')}")
+        plain(f"{proof.reason}\nA failed proof stops the export.")
+        return proof
+    st.markdown(f"**Miniature** {_badge(f'passed, {proof.seconds:.1f} s', 'check')}")
+    largest = "**0**" if proof.max_rel == 0 else f"**{words.digits(proof.max_rel, 2)}** of the largest output"
+    st.markdown(
+        f"{words.markdown_text(proof.what[:1].upper() + proof.what[1:])}. {words.plural(proof.n_cases, 'case')}: "
+        f"{words.markdown_text(', '.join(proof.cases[:5]))}{' and more' if len(proof.cases) > 5 else ''}. Factors up to "
+        f"{words.factor(proof.largest_factor)} both ways. Largest difference in float64: {largest}. Scaling one side alone moves the "
+        f"outputs by at least {words.digits(proof.liveness, 2)}, so the pairs are really run."
+    )
+    return proof
+
+
+def _run_miniature(model: Opened) -> None:
+    name = normal(model.checkpoint.source)
+    job = latest("prove", model=name)
+    if job is not None and not job.is_active and job.state != "done":
+        explain(job, "The proof did not finish")
+        if not st.button("Prove again", key="prove_again"):
+            return
+        job = None
+    if job is None or not job.is_active:
+        job = jobs.start("prove", {"model": name}, f"Prove the rule for {title(name)}", exclusive=f"prove {name}")
+    st.markdown(":gray[The very rule that will be used, on this architecture made small, in float64.]")
+    follow(job)
+
+
+def _full_check(model: Opened, options: Options, decision: Decision) -> FullCheck | None:
+    name, plan = normal(model.checkpoint.source), str(kept_plan.path(model, options))
+    job = latest("check", model=name, plan=plan)
+    exported = latest("export", model=name, plan=plan)
+    if job is not None and job.is_active:
+        st.markdown("**Full check**")
+        follow(job)
+        return None
+    result = job.result if job is not None and job.state == "done" else None
+    if result is None and exported is not None and exported.state == "done":
+        result = (exported.result or {}).get("check")
+    check = FullCheck.from_json(result) if result else None
+    if check is not None:
+        _say_full_check(check, model, options)
+    else:
+        st.markdown(f"**Full check** {_badge('not run')}")
+        if job is not None and job.state != "done":
+            explain(job, "The full check did not finish")
+    needed, free = memory_needed(model.checkpoint), memory_free()
+    fits = free is None or needed < free
+    if check is None:
+        st.markdown(f":gray[This checkpoint before and after on the same tokens, in its own dtype: about {words.size(needed)} of memory"
+                    + (f", {words.size(free)} free" if free is not None else "") + (".]" if fits else ": not enough.]"))  # fmt: skip
+    if st.button("Run the full check" + (" again" if check else ""), key="check", disabled=not fits or not decision.n_changed):
+        arguments = {"model": name, "plan": kept_plan.written(model, options)}
+        jobs.start("check", arguments, f"Full check of {title(name)}", exclusive=f"check {plan}")
+        st.rerun()
+    return check
+
+
+def _say_full_check(check: FullCheck, model: Opened, options: Options) -> None:
+    from app import cached
+
+    agrees = check.agrees(cached.plan(model, options))
+    mark = _badge(f"passed, {check.seconds:.0f} s", "check") if agrees else _badge("contradicts the plan", "close")
+    st.markdown(f"**Full check** {mark}")
+    lines = [f"{words.count(check.n_tokens)} tokens of {words.markdown_text(check.tokens)}, this checkpoint before and after, "
+             f"{words.DTYPES.get(check.dtype, check.dtype)}, eager attention.",
+             f"{words.markdown_text(check.outputs[:1].upper() + check.outputs[1:])} equal: **{words.count(check.n_equal)} of {words.count(check.n_values)}**."]  # fmt: skip
+    if not check.bit_identical:
+        lines.append(f"Largest difference {words.digits(check.max_rel, 2)} of the largest output"
+                     + (f"; the same weights rounded at random move it by {words.digits(check.control_max_rel, 2)}."
+                        if check.control_max_rel is not None else "."))  # fmt: skip
+    if check.top1_agreement is not None:
+        lines.append(f"Top-1 agreement {100 * check.top1_agreement:.2f} %.")
+    if check.perplexity_before is not None and check.perplexity_after is not None:
+        before, after = f"{check.perplexity_before:.3f}", f"{check.perplexity_after:.3f}"
+        lines.append(f"Perplexity {before} both times." if before == after else f"Perplexity {before} before, {after} after.")
+    st.markdown(" ".join(lines))
+
+
+def _badge(text: str, icon: str = "") -> str:
+    return f":gray-badge[{f':material/{icon}: ' if icon else ''}{text}]"

@@ -1,0 +1,78 @@
+"""The plan as a table of words over sortable numbers."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from app import state
+from app.figures import words
+from app.spreadsheet import csv_bytes
+
+MOST_STYLED_ROWS = 4000
+_CSV = ["name", "layer", "pair", "group", "n_cells", "left", "right", "log2_ratio", "full_low", "full_high", "factor_low",
+        "factor_high", "log2_after", "changes", "status"]  # fmt: skip
+
+
+def draw(rows: pd.DataFrame) -> None:
+    """``rows``: the pairs asked for, columns of ``plan_rows``."""
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
+        st.subheader("Plan", anchor=False, width="content")
+        st.download_button("CSV", csv_bytes(rows[_CSV]), "plan.csv", "text/csv", type="tertiary", on_click="ignore", key="plan_csv")
+    single = rows["n_cells"].gt(1).any()
+    st.markdown(
+        ":small[:gray[The left side is multiplied by its factor, the right side divided by it. "
+        + ("Single channels are gathered by KV group, with their smallest and largest factor. " if single else "")
+        + "Select rows to leave their pairs out.]]"
+    )
+    shown = _words(rows)
+    event = st.dataframe(
+        _styled(shown, rows) if len(rows) <= MOST_STYLED_ROWS else shown,
+        hide_index=True,
+        height=min(36 * (len(rows) + 1) + 2, 360),
+        on_select="rerun",
+        selection_mode="multi-row",
+        # a new set of left out pairs is a new table, so that no row stays selected
+        key=f"plan_rows {'-'.join(state.get('exclude'))}",
+        column_config={"What it changes": st.column_config.TextColumn(width="large")},
+        alt="The plan, one row a factor",
+    )
+    selected = [int(i) for i in event.selection.rows if i < len(rows)]
+    names = list(dict.fromkeys(rows["name"].iloc[selected]))
+    if names:
+        st.button(f"Leave out {words.plural(len(names), 'pair')}", on_click=_leave_out, args=(names,), key="leave_out")
+
+
+def _leave_out(names: list[str]) -> None:
+    state.put("exclude", list(dict.fromkeys([*state.get("exclude"), *names])))
+
+
+def _words(rows: pd.DataFrame) -> pd.DataFrame:
+    out = pd.DataFrame({"Layer": rows["layer"].to_numpy()})
+    if rows["stack"].nunique() > 1:
+        out.insert(0, "Stack", rows["stack"].to_numpy())
+    if (rows["group"] >= 0).any():
+        out["Group"] = ["all" if g < 0 else str(g) for g in rows["group"]]
+    out["Pair"] = [words.PAIR_LABELS[pair] for pair in rows["pair"]]
+    out["Heavier side"] = rows["log2_ratio"].to_numpy()
+    if rows["n_cells"].gt(1).any():
+        out["Left factors"] = [words.factors(a, b) for a, b in zip(rows["factor_low"], rows["factor_high"])]
+        out["Right factors"] = [words.factors(1 / b, 1 / a) for a, b in zip(rows["factor_low"], rows["factor_high"])]
+    else:
+        out["Left factor"] = rows["factor_low"].to_numpy()
+        out["Right factor"] = 1 / rows["factor_low"].to_numpy()
+    out["After"] = rows["log2_after"].to_numpy()
+    notes = {"planned": ""}
+    out["What it changes"] = [
+        changes if status == "planned" else f"nothing: {notes.get(status, status)}" for changes, status in zip(rows["changes"], rows["status"])
+    ]
+    return out
+
+
+def _styled(shown: pd.DataFrame, rows: pd.DataFrame):
+    style = shown.style
+    for pair in dict.fromkeys(rows["pair"]):
+        lines = np.flatnonzero(rows["pair"].to_numpy() == pair)
+        style = style.format(lambda value, pair=pair: words.side(pair, value), subset=pd.IndexSlice[lines, ["Heavier side", "After"]])
+    if "Left factor" in shown:
+        style = style.format(words.factor, subset=["Left factor", "Right factor"])
+    return style

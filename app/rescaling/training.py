@@ -1,0 +1,59 @@
+"""The same options outside the dashboard: the command line and a few lines of Python."""
+
+import shlex
+
+import streamlit as st
+
+from app.cached import Opened
+from app.current import normal
+from wisca_core.plan.options import Options
+
+
+def draw(model: Opened, options: Options) -> None:
+    with st.expander("In your own training", key="training"):
+        st.markdown("On the command line:")
+        st.code(command(normal(model.checkpoint.source), options), language="bash", wrap_lines=True)
+        st.markdown("On a checkpoint between two stages of training, in Python:")
+        st.code(snippet(normal(model.checkpoint.source), options), language="python", wrap_lines=True)
+
+
+def command(model: str, options: Options) -> str:
+    """The line that does what this page does; options at their default are left away."""
+    plain, parts = Options(), ["wisca", "rescale", model, "OUT"]
+    if options.pairs != plain.pairs:
+        parts += ["--pairs", ",".join(options.pairs)]
+    for name in ("granularity", "norm"):
+        if getattr(options, name) != getattr(plain, name):
+            parts += [f"--{name}", getattr(options, name)]
+    if options.strength != plain.strength:
+        parts += ["--strength", f"{options.strength:g}"]
+    if options.layers:
+        parts += ["--layers", ",".join(map(str, options.layers))]
+    for site in options.exclude:
+        parts += ["--exclude", site]
+    return shlex.join(parts + (["--exact"] if options.exact else []))
+
+
+def snippet(model: str, options: Options) -> str:
+    plain = Options()
+    given = [f"{name}={getattr(options, name)!r}" for name in ("pairs", "granularity", "norm", "strength", "exact", "exclude")
+             if getattr(options, name) != getattr(plain, name)]  # fmt: skip
+    layers = f"layers=parse_layers({','.join(map(str, options.layers))!r})" if options.layers else ""
+    arguments = ", ".join(filter(None, [*given, layers]))
+    imported = "Options, parse_layers" if layers else "Options"
+    return f"""from pathlib import Path
+
+from wisca_core.architecture.find import find_sites
+from wisca_core.checkpoint import open_checkpoint
+from wisca_core.equivalence.proof import prove
+from wisca_core.export.export import export
+from wisca_core.patterns.store import measured
+from wisca_core.plan.decide import decide
+from wisca_core.plan.options import {imported}
+from wisca_core.plan.plan import make_plan
+
+checkpoint = open_checkpoint({model!r})
+sites = find_sites(checkpoint)
+plan = make_plan(decide(measured(checkpoint, sites), Options({arguments})))
+export(checkpoint, sites, plan, Path("OUT"), prove(checkpoint, sites))
+"""

@@ -1,0 +1,32 @@
+"""Small uploaded files become a model folder of their own under WISCA_HOME/uploads."""
+
+import re
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from wisca_core import home
+from wisca_core.checkpoint.untrusted import shown
+from wisca_core.errors import OutputRefused, UnsafeInput
+
+ENDINGS = ("safetensors", "json", "model", "txt")
+
+
+def keep(files: Sequence[tuple[str, bytes]]) -> Path:
+    """Write (name, content) into a new folder and return it. Raises UnsafeInput for a name that is not a plain file name."""
+    for name, _ in files:
+        if not re.fullmatch(r"[\w-][\w .-]{0,119}", name, re.ASCII) or not name.endswith(ENDINGS):
+            raise UnsafeInput(f"{shown(name)} is not a plain file name ending in {', '.join(ENDINGS)}. Nothing was kept.")
+    id = secrets.token_hex(8)
+    folder = home.folder("uploads") / id
+    beside = folder.with_name(f".{id}")
+    try:
+        beside.mkdir(mode=0o700)
+        for name, content in files:
+            (beside / name).write_bytes(content)
+        beside.rename(folder)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise OutputRefused(f"the upload cannot be kept in {folder.parent}: {error.strerror}. Nothing was left behind.") from error
+    return folder

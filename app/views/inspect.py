@@ -1,0 +1,35 @@
+"""Inspect: is this model out of balance, and where?"""
+
+import streamlit as st
+
+from app.current import ready
+from app.figures import words
+from app.figures.template import theme_of
+from app.inspecting import charts, close, coverage, overview, selection
+from app.inspecting.shown import shown
+
+model = ready()
+st.markdown(f":small[:gray[{words.markdown_text(overview.facts(model))}]]")
+if model.refusal or not model.sites.sites:
+    coverage.draw_refused(model)
+    st.stop()
+
+theme = theme_of(st.context.theme.type)
+view = shown(model)
+selected = selection.settle(view)
+overview.draw(view)
+st.space("small")
+overview.controls(view)
+st.space("small")
+charts.draw_map(view, theme, selected)
+st.space("small")
+left, right = st.columns([1.1, 1], gap="large")
+with left:
+    charts.draw_balance(view, theme, selected)
+with right:
+    charts.draw_furthest(view)
+    coverage.draw(view)
+st.space("small")
+charts.draw_depth(view, theme)
+st.divider()
+close.draw(view, theme, selected)

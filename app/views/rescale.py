@@ -1,0 +1,60 @@
+"""Rescale: what would WISCA do to this model, is it the same function, and how to take it away."""
+
+import streamlit as st
+
+from app import cached, state
+from app.current import ready
+from app.figures import factors, words
+from app.figures.template import CONFIG, theme_of
+from app.messages import plain
+from app.rescaling import export, options, proof, table, training
+from app.rescaling.verdict import facts, metrics, sentence, what_applies
+from app.spreadsheet import csv_bytes
+
+model = ready()
+st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
+if model.refusal or not model.sites.sites:
+    st.title("This model cannot be rescaled.", anchor=False)
+    plain(model.refusal or "No pair was found in it whose scale can be moved.")
+    for refusal in model.sites.refusals:
+        if refusal.what != "model":
+            plain(f"{refusal.what}: {refusal.reason}")
+    st.markdown(":gray[Nothing is guessed, so there is nothing to press here. Inspect shows what can be looked at.]")
+    st.stop()
+
+head = st.container()  # filled when the options are known
+options.draw(model)
+chosen = state.options(model.sites)
+decision = cached.decision(model, chosen)
+rows = cached.rows(model, chosen)
+asked = rows[rows["pair"].isin(chosen.pairs) & rows["layer"].between(*state.clamped_layers(model.sites))]
+
+with head:
+    st.title(sentence(decision), anchor=False)
+    st.markdown(f"{what_applies(decision)} Nothing is written until you export; every number below is predicted from one pass over the weights.")
+st.space("small")
+metrics(decision)
+st.space("small")
+
+with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
+    st.subheader(factors.finding(asked), anchor=False, width="content")
+    st.download_button("CSV", csv_bytes(asked), "factors.csv", "text/csv", type="tertiary", on_click="ignore", key="factors_csv")
+st.markdown(f":small[:gray[{factors.how_to_read(asked)}]]")
+st.plotly_chart(
+    factors.factor_chart(asked, theme_of(st.context.theme.type)),
+    theme=None, config=CONFIG, key="factor_chart", alt=f"{factors.finding(asked)}. {factors.how_to_read(asked)}",
+)  # fmt: skip
+st.space("small")
+table.draw(asked)
+
+refusals = (*model.sites.refusals, *decision.refusals)
+if refusals:
+    with st.expander(f"Left alone, with the reason: {words.plural(len(refusals), 'place')}", key="refusals"):
+        plain("\n".join(f"{r.what}: {r.reason}" for r in refusals[:200]))
+st.space("small")
+left, right = st.columns(2, gap="medium")
+with left.container(border=True):
+    passed = proof.draw(model, chosen, decision)
+with right.container(border=True):
+    export.draw(model, chosen, decision, passed)
+    training.draw(model, chosen)

@@ -1,0 +1,153 @@
+"""The command line: ``wisca inspect | rescale | verify | clean | jobs``.
+
+This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command does is in
+the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled; 2 usage or unreadable input;
+130 cancelled.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wisca_core.cli.terminal import ending
+
+app = typer.Typer(
+    name="wisca",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # help is the same text in a terminal, a pipe and the README
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Are the attention weights of a transformer out of balance, and what would balancing them change?",
+    epilog="MODEL is a folder, one .safetensors file beside its config.json, or hub:owner/name[@revision].",
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, .safetensors file, or hub:owner/name[@revision].", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Download a hub: model without asking.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"wisca {version('wisca')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _wisca(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@ending
+def inspect(
+    model: Model,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the table of KV groups as CSV.")] = None,
+    norm: Annotated[str, typer.Option("--norm", metavar="l1|l2|max|rms|mean", help="Norm that is compared.")] = "l1",
+    json: Json = False,
+    yes: Yes = False,
+) -> int:
+    """Show which side of each attention pair is heavier: verdict, layers, worst heads, refusals."""
+    from wisca_core.cli.inspect import run
+
+    return run(model, csv, norm, json, yes)
+
+
+@app.command()
+@ending
+def rescale(
+    model: Model,
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="New folder for the rescaled model.", show_default=False)] = None,
+    pairs: Annotated[str | None, typer.Option("--pairs", metavar="qk,vo", help="Pairs to balance.", show_default="qk,vo")] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option("--granularity", metavar="tensor|group|channel", help="What shares one factor.", show_default="tensor"),
+    ] = None,
+    norm: Annotated[str | None, typer.Option("--norm", metavar="l1|l2|max|rms", help="Norm to balance.", show_default="l1")] = None,
+    strength: Annotated[
+        float | None, typer.Option("--strength", metavar="S", help="0 changes nothing, 1 balances fully.", show_default="1")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", metavar="0-3,7", help="Layers, both ends included; encoder:0-3 picks a stack.", show_default="all")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="SITE", help="Leave a pair alone, like decoder.3.self.qk; may be repeated.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Round factors to powers of two, which round no weight.")] = False,
+    plan: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="Apply a saved plan instead of options.")] = None,
+    save_plan: Annotated[Path | None, typer.Option("--save-plan", metavar="FILE", help="Save the plan as JSON.")] = None,
+    undo: Annotated[
+        Path | None, typer.Option("--undo", metavar="REPORT", help="Take back the rescale whose wisca_report.json this is.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 and write nothing where any pair is refused.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen and write no model.")] = False,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="Run both models on the same tokens before the export is kept.",
+            show_default="where the memory allows",
+        ),
+    ] = None,
+    json: Json = False,
+    yes: Yes = False,
+) -> int:
+    """Balance the pairs of MODEL into the new folder OUT, proved to compute the same function."""
+    from wisca_core.cli.rescale import Asked, run
+
+    options = Asked(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact)
+    return run(model, out, options, plan, undo, save_plan, strict, dry_run, check, json, yes)
+
+
+@app.command()
+@ending
+def verify(
+    before: Annotated[str, typer.Argument(metavar="BEFORE", help="The original model.", show_default=False)],
+    after: Annotated[str, typer.Argument(metavar="AFTER", help="The model compared with it.", show_default=False)],
+    weights_only: Annotated[bool, typer.Option("--weights-only", help="Compare weights and prove the rule, run no full model.")] = False,
+    json: Json = False,
+    yes: Yes = False,
+) -> int:
+    """Say whether AFTER is BEFORE rescaled: bit-identical, equivalent up to rounding, or not equivalent (exit 1)."""
+    from wisca_core.cli.verify import run
+
+    return run(before, after, weights_only, json, yes)
+
+
+@app.command()
+@ending
+def clean(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAMES]...", help="Folders to empty, or all.", show_default=False)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    json: Json = False,
+) -> int:
+    """Show what is kept between runs under WISCA_HOME, and empty the named folders."""
+    from wisca_core.cli.kept import run_clean
+
+    return run_clean(names or [], yes, json)
+
+
+@app.command()
+@ending
+def jobs(
+    cancel: Annotated[str | None, typer.Option("--cancel", metavar="ID", help="Ask a job to stop; by force after 10 s.")] = None,
+    json: Json = False,
+) -> int:
+    """List the jobs of the dashboard, newest first."""
+    from wisca_core.cli.kept import run_jobs
+
+    return run_jobs(cancel, json)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line (without the program's name; None: that of this process) and return its exit code."""
+    try:
+        app(args=arguments, prog_name="wisca")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

@@ -1,0 +1,70 @@
+"""Opening the models a person names, and saying what they are in a line."""
+
+from collections import Counter
+
+from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import Checkpoint, hub_size, open_checkpoint
+from wisca_core.checkpoint.hub import PREFIX, n_bytes_missing
+from wisca_core.cli.terminal import asked, bar
+from wisca_core.errors import Cancelled, HubError
+
+
+def opened(model: str, yes: bool) -> Checkpoint:
+    """The checkpoint; a download is announced with its size and asked for first, unless ``yes``."""
+    if model.startswith(PREFIX) and not yes:
+        _ask(model)
+    with bar() as progress:
+        return open_checkpoint(model, progress=progress)
+
+
+def _ask(model: str) -> None:
+    try:
+        size = hub_size(model)
+    except HubError:
+        return  # opening says why, or finds it in the cache
+    missing = n_bytes_missing(size)
+    if not missing:
+        return
+    what = f"{model} is {n_bytes(size.n_bytes)}, {n_bytes(missing)} of it to download"
+    if not asked(f"{what}. Download it?", f"{what}; nobody can be asked here. Add --yes to download it."):
+        raise Cancelled("not downloaded. Nothing was left behind.")
+
+
+def facts(checkpoint: Checkpoint, sites: Sites) -> str:
+    """Architecture, size, layers, heads, dtypes and pairs in one line."""
+    parts = [sites.family or sites.model_type or "unknown architecture", parameters(checkpoint.n_parameters)]
+    a = sites.attention
+    if a is not None:
+        heads = f"{a.n_heads} heads" if a.n_heads == a.n_kv_heads else f"{a.n_heads} query heads on {plural(a.n_kv_heads, 'KV head')}"
+        parts += [plural(a.n_layers, "layer"), f"{heads} of {a.head_dim}"]
+    parts += [" and ".join(dtypes(checkpoint)), f"{plural(len(sites.sites), 'pair')} found, {len(sites.refusals):,} refused"]
+    return ", ".join(parts)
+
+
+def dtypes(checkpoint: Checkpoint) -> list[str]:
+    """Stored dtypes, the one that holds most values first."""
+    count: Counter[str] = Counter()
+    for tensor in checkpoint.tensors:
+        count[tensor.dtype] += tensor.n_elements
+    return [name for name, _ in count.most_common()]
+
+
+def parameters(n: int) -> str:
+    """22713216 -> "22.7 M parameters"."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if n >= size:
+            return f"{n / size:.1f} {letter} parameters"
+    return plural(n, "parameter")
+
+
+def n_bytes(n: int) -> str:
+    """38600 -> "38.6 kB"; decimal units."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n} B"
+
+
+def plural(n: int, noun: str) -> str:
+    """1 -> "1 layer", 2 -> "2 layers"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
