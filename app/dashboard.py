@@ -20,5 +20,5 @@ page = st.navigation(
 )
 with st.sidebar:
     sidebar.draw()
-with errors_as_messages("That did not work"):
+with errors_as_messages("This page cannot be shown"):
     page.run()

@@ -22,7 +22,7 @@ def errors_as_messages(heading: str) -> Iterator[None]:
 def say(heading: str, text: str) -> None:
     """``heading`` is ours; ``text`` may quote names from files, so it is shown letter by letter."""
     with st.container(border=True, gap="xsmall"):
-        st.markdown(f":red[:material/error:] **{heading}**")
+        st.markdown(f":material/error: **{heading}**")
         plain(text)
 
 

@@ -100,7 +100,7 @@ CHOICES: dict[str, Choice] = {
     "granularity": Choice(_fixed("tensor"), _one_of(*GRANULARITIES), str),
     "norm": Choice(_fixed("l1"), _one_of(*PLAN_NORMS), str),
     "strength": Choice(_fixed(1.0), _read_strength, "{:g}".format),
-    "layers": Choice(_fixed(None), _read_span, lambda span: f"{span[0]}-{span[1]}"),
+    "layers": Choice(lambda: note("layer span"), _read_span, lambda span: f"{span[0]}-{span[1]}"),
     "exact": Choice(_fixed(False), lambda text: _one_of("yes")(text) == "yes", lambda on: "yes"),
     "exclude": Choice(list, _read_names, ",".join),
     # Inspect
@@ -149,6 +149,7 @@ def put(name: str, value: Any) -> None:
 
 def open_model(model: str) -> None:
     """Another model: what was selected in the old one means nothing there."""
+    forget("layer span")
     for name in ("layers", "exclude", "layer", "group"):
         st.session_state[name] = CHOICES[name].default()
     st.session_state["model"] = model

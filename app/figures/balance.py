@@ -13,7 +13,8 @@ MANY = 1000  # points from which they are drawn by WebGL
 
 
 def balance(
-    groups: pd.DataFrame, *, pair: str, norm: str, matrices: tuple[str, str], theme: Theme, selected: tuple[int, int] | None = None,
+    groups: pd.DataFrame, *, pair: str, norm: str, matrices: tuple[str, str], theme: Theme, unit_name: str = "KV group",
+    selected: tuple[int, int] | None = None,
 ) -> go.Figure:  # fmt: skip
     """``groups``: rows of one pair, columns layer, group, left, right, left_after, right_after, log2_size. Points carry customdata
     [layer, group]. ``matrices``: what the left and the right side are made of. Groups with a zero or non-finite norm have no place on log axes and are left out."""
@@ -36,11 +37,12 @@ def balance(
 
     _band(fig, ends, theme)
     diagonal(0, color=theme.quiet, width=1)
-    _along(fig, "equal norms", 0, (low_x, high_x, low_y, high_y), theme)
+    points = np.stack([np.log10(np.r_[x0, x1]), np.log10(np.r_[y0, y1])], 1)
+    _along(fig, "equal norms", 0, (low_x, high_x, low_y, high_y), points)
     if has_size(groups):
         size = float(groups["log2_size"].iloc[0])
         diagonal(size, color=theme.quiet, width=1, dash="dot")
-        _along(fig, f"size alone, {words.ratio(size)}", size, (low_x, high_x, low_y, high_y), theme)
+        _along(fig, f"size alone, {words.ratio(size)}", size, (low_x, high_x, low_y, high_y), points)
 
     scatter = go.Scattergl if len(shown) > MANY else go.Scatter
     customdata = shown[["layer", "group"]].to_numpy(np.int16)
@@ -60,13 +62,13 @@ def balance(
             marker=dict(size=7 if len(shown) < 400 else 4, opacity=1, color=theme.page if ring else colour,
                         line=dict(color=colour, width=1.3 if ring else 0)),
             text=[words.side(pair, v) for v in np.log2(y / x)],
-            hovertemplate=f"layer %{{customdata[0]:d}}, KV group %{{customdata[1]:d}}, {name}<br>%{{text}}<br>"
+            hovertemplate=f"layer %{{customdata[0]:d}}, {unit_name} %{{customdata[1]:d}}, {name}<br>%{{text}}<br>"
                           f"{left} %{{y:,.4~g}}, {right} %{{x:,.4~g}}<extra></extra>",
         ))  # fmt: skip
     if selected is not None:
         chosen = shown[(shown["layer"] == selected[0]) & (shown["group"] == selected[1])]
         if len(chosen):
-            _arrow(fig, chosen.iloc[0], theme, high_y)
+            _arrow(fig, chosen.iloc[0], unit_name, theme)
     ticks_x, labels_x = log_ticks(10**low_x, 10**high_x, most=4)
     ticks_y, labels_y = log_ticks(10**low_y, 10**high_y, most=5)
     fig.update_layout(
@@ -98,19 +100,21 @@ def _band(fig: go.Figure, ends: np.ndarray, theme: Theme) -> None:
                              line=dict(width=0), fillcolor=theme.middle, hoverinfo="skip"))  # fmt: skip
 
 
-def _along(fig: go.Figure, text: str, octaves: float, box: tuple[float, float, float, float], theme: Theme) -> None:
-    """A line's name, written along it near its upper end; left out where the line barely crosses the picture."""
+def _along(fig: go.Figure, text: str, octaves: float, box: tuple[float, float, float, float], points: np.ndarray) -> None:
+    """A line's name, written along it where the fewest points are near; left out where the line barely crosses the picture."""
     low_x, high_x, low_y, high_y = box
     shift = octaves * np.log10(2)
     start, end = max(low_x, low_y - shift), min(high_x, high_y - shift)
-    if end - start < 0.25 * (high_x - low_x):
+    if end - start < 0.3 * (high_x - low_x):
         return
-    x = end - 0.14 * (high_x - low_x)
+    places = np.linspace(start + 0.14 * (high_x - low_x), end - 0.14 * (high_x - low_x), 9)[::-1]
+    nearest = [np.hypot(points[:, 0] - x, points[:, 1] - x - shift).min() for x in places]
+    x = places[int(np.argmax(np.minimum(nearest, 0.15 * (high_x - low_x))))]
     fig.add_annotation(text=text, x=x, y=x + shift, xref="x", yref="y", textangle=-45, xanchor="center", yanchor="middle",
-                       xshift=-8, yshift=8)  # fmt: skip
+                       xshift=-7, yshift=7)  # fmt: skip
 
 
-def _arrow(fig: go.Figure, row: pd.Series, theme: Theme, high_y: float) -> None:
+def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, theme: Theme) -> None:
     """From ring to dot of the selected group; a ring in ink where nothing moves."""
     tail, head = (np.log10(row["right"]), np.log10(row["left"])), (np.log10(row["right_after"]), np.log10(row["left_after"]))
     if abs(tail[0] - head[0]) > 1e-9 or abs(tail[1] - head[1]) > 1e-9:
@@ -118,6 +122,5 @@ def _arrow(fig: go.Figure, row: pd.Series, theme: Theme, high_y: float) -> None:
                            arrowhead=2, arrowsize=1.1, arrowwidth=1.8, arrowcolor=theme.ink, standoff=3, startstandoff=4)  # fmt: skip
     fig.add_trace(go.Scatter(x=[row["right"]], y=[row["left"]], mode="markers", hoverinfo="skip", name="selected",
                              marker=dict(size=11, color="rgba(0,0,0,0)", line=dict(color=theme.ink, width=1.8))))  # fmt: skip
-    below = tail[1] > high_y - 0.05
-    fig.add_annotation(text=f"layer {int(row['layer'])}, group {int(row['group'])}", x=tail[0], y=tail[1], xref="x", yref="y",
-                       yshift=-14 if below else 14, font=dict(size=12, color=theme.ink))  # fmt: skip
+    fig.add_annotation(text=f"layer {int(row['layer'])}, {unit_name} {int(row['group'])}", x=tail[0], y=tail[1], xref="x", yref="y",
+                       yshift=18, borderpad=1, bgcolor=see_through(theme.page, 0.8), font=dict(size=12, color=theme.ink))  # fmt: skip

@@ -77,7 +77,7 @@ def _bars(fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme
         x, low, middle, high = spread.index.to_numpy(), *(spread[q].to_numpy() for q in (0.1, 0.5, 0.9))
         text = [f"{words.digits(m, 3)} ({words.digits(a, 3)} to {words.digits(b, 3)})" for a, m, b in zip(low, middle, high)]
         fig.add_trace(go.Bar(
-            x=x, y=high - low, base=low, width=0.62, name=column, text=text, textposition="none", **place,
+            x=x, y=high - low, base=low, width=0.62 if n_layers > 12 else 0.36, name=column, text=text, textposition="none", **place,
             marker=dict(color="rgba(0,0,0,0)" if ring else theme.role[role], line=dict(color=theme.role[role], width=1.2 if ring else 0)),
             hovertemplate=f"{words.ROLES[role]}, layer %{{x}}, {column}<br>median %{{text}}<extra></extra>",
         ))  # fmt: skip

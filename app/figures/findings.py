@@ -10,12 +10,12 @@ from wisca_core.patterns.summary import SIDES
 STEEPER = 2**0.25
 
 
-def map_title(groups: pd.DataFrame, pair: str, one_group: bool = False) -> str:
-    """Which side the (layer, KV group) cells of one pair lean to before, and where most. ``groups``: columns layer, log2_ratio."""
+def map_title(groups: pd.DataFrame, pair: str, unit: str = "KV group") -> str:
+    """Which side the cells of one pair lean to before, and where most; ``unit``: what a cell is. ``groups``: columns layer, log2_ratio."""
     left, right = SIDES[pair]
     known = groups[np.isfinite(groups["log2_ratio"])]
     octaves = known["log2_ratio"].to_numpy()
-    n, unit = len(known), "layer" if one_group else "KV group"
+    n = len(known)
     if not n:
         return f"{left.capitalize()} against {right}: no ratio is known"
     if (np.abs(octaves) <= 1).all():

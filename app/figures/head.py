@@ -133,14 +133,27 @@ def spectrum(detail: HeadDetail, *, theme: Theme) -> go.Figure:
         low, high = np.log10(known.min()) - 0.08, np.log10(known.max()) + 0.1
         ticks, labels = log_ticks(10**low, 10**high)
         fig.update_layout(yaxis=dict(type="log", range=[low, high], tickvals=ticks, ticktext=labels))
-    product = seen[-1]
-    at = int(len(product) * 0.18)
-    if len(product) and np.isfinite(product[at]):
-        fig.add_annotation(text="product, before = after", x=at + 1, y=np.log10(product[at]), xref="x", yref="y", xanchor="left",
-                           yanchor="bottom", xshift=4, font=dict(size=12, color=theme.ink))  # fmt: skip
+        _name_product(fig, seen, theme)
     fig.update_layout(xaxis=dict(title=dict(text="number of the singular value", standoff=14), nticks=6, rangemode="tozero"))
     unit(fig, "singular value", dx=-40, dy=12)
     return fig
+
+
+def _name_product(fig: go.Figure, curves: list[np.ndarray], theme: Theme) -> None:
+    """"product" beside its curve (the last of ``curves``), where no other curve is near on the side the name is on."""
+    product, others = np.log10(curves[-1]), np.log10(np.stack(curves[:-1]))
+    first, last = int(len(product) * 0.1), max(1, int(len(product) * 0.45))
+    best = (-1.0, 0, "bottom")
+    for i in range(first, last):
+        away = others[:, i] - product[i]
+        for anchor, side in (("bottom", away[away > 0]), ("top", -away[away <= 0])):
+            room = float(np.nanmin(side)) if len(side) else 9.0
+            # a falling curve runs through a name below and to the right of it
+            best = max(best, (room if anchor == "bottom" else room / 2, i, anchor)) if np.isfinite(room) else best
+    _, at, anchor = best
+    if len(product) and np.isfinite(product[at]):
+        fig.add_annotation(text="product", x=at + 1, y=product[at], xref="x", yref="y", xanchor="left" if anchor == "bottom" else "right",
+                           yanchor=anchor, xshift=3 if anchor == "bottom" else -3, font=dict(size=12, color=theme.ink))  # fmt: skip
 
 
 def histogram_table(detail: HeadDetail) -> pd.DataFrame:

@@ -8,18 +8,19 @@ from app.figures import words
 from app.figures.template import OCTAVES, Theme, figure, layer_ticks, octave_ticks, scale, unit
 from wisca_core.patterns.summary import SIDES
 
-TOP, BETWEEN, BOTTOM, LINE = 76, 40, 46, 92  # px: above the strips (colour bar), a strip's heading, below, the layers' panel
+TOP, BETWEEN, BOTTOM, LINE = 62, 42, 48, 96  # px: above the strips (colour bar), a strip's heading, below, the layers' panel
 MANY = 600  # cells in a strip from which the gaps between them are dropped
 
 
 def heatmap(
     groups: pd.DataFrame, layers: pd.DataFrame, *, pair: str, n_layers: int, theme: Theme, after: str,
-    selected: tuple[int, int] | None = None,
+    unit_name: str = "KV group", selected: tuple[int, int] | None = None,
 ) -> go.Figure:  # fmt: skip
     """Cells of one pair before, before with size divided out (left out where the norm has no size law or size is equal), after.
 
     ``groups``: rows of one pair, columns layer, group, log2_ratio, log2_size, log2_after (octaves, left over right).
     ``layers``: the same without group, one row a layer. ``after``: heading of the last strip. ``selected``: (layer, group).
+    ``unit_name``: what a row is.
     A cell without a ratio bears a cross; a (layer, group) without a row stays blank. Each cell's overlay point carries
     customdata [layer, group, times heavier], since plotly reports no click on a heatmap.
     """
@@ -41,7 +42,7 @@ def heatmap(
     for number, (heading, octaves) in enumerate(strips):
         axis = "" if number == 0 else str(number + 1)
         top = 1 - number * (strip + BETWEEN) / inner
-        _strip(fig, axis, (max(0.0, top - strip / inner), top), groups, octaves, n_layers, n_groups, pair, theme)
+        _strip(fig, axis, (max(0.0, top - strip / inner), top), groups, octaves, n_layers, n_groups, pair, unit_name, theme)
         fig.add_annotation(text=heading, xref="x domain", x=0, xanchor="left", yref="paper", y=top, yanchor="bottom", yshift=5,
                            font=dict(size=13, color=theme.ink))  # fmt: skip
         if selected is not None:
@@ -49,13 +50,14 @@ def heatmap(
             fig.add_shape(type="rect", xref="x", yref=f"y{axis}", x0=layer - 0.5, x1=layer + 0.5, y0=group - 0.5, y1=group + 0.5,
                           line=dict(color=theme.ink, width=2.5))  # fmt: skip
     _layers(fig, str(len(strips) + 1), (0, LINE / inner), layers, pair, theme)
+    # an axis title of stacked panels lands on the ticks or far below them
+    fig.add_annotation(text="layer", xref="paper", x=0.5, yref="paper", y=0, yanchor="top", yshift=-24)
     fig.update_layout(
-        xaxis=dict(domain=[0, 1], anchor=f"y{len(strips) + 1}", range=[-0.5, n_layers - 0.5], tickvals=ticks,
-                   title=dict(text="layer")),
+        xaxis=dict(domain=[0, 1], anchor=f"y{len(strips) + 1}", range=[-0.5, n_layers - 0.5], tickvals=ticks),
         coloraxis=dict(
             colorscale=scale(theme, *words.PAIR_ROLES[pair]), cmin=-OCTAVES, cmax=OCTAVES,
             colorbar=dict(
-                orientation="h", x=1, xanchor="right", y=1, yanchor="bottom", ypad=34, xpad=0, lenmode="pixels", len=190,
+                orientation="h", x=1, xanchor="right", yref="container", y=1, yanchor="top", ypad=4, xpad=0, lenmode="pixels", len=190,
                 thickness=8, outlinewidth=0, tickvals=[-3.32, 0, 3.32], ticktext=[f"{right} 10×", "equal", f"{left} 10×"],
                 tickangle=0, ticks="", ticklabeloverflow="allow", tickfont=dict(size=12, color=theme.text),
             ),
@@ -72,7 +74,7 @@ def has_size(groups: pd.DataFrame) -> bool:
 
 def _strip(
     fig: go.Figure, axis: str, domain: tuple[float, float], groups: pd.DataFrame, octaves: np.ndarray, n_layers: int, n_groups: int,
-    pair: str, theme: Theme,
+    pair: str, unit_name: str, theme: Theme,
 ) -> None:  # fmt: skip
     layer, group = groups["layer"].to_numpy(), groups["group"].to_numpy()
     known = np.isfinite(octaves)
@@ -92,7 +94,7 @@ def _strip(
             x=layer[chosen].astype(np.int16), y=group[chosen].astype(np.int16), customdata=data, mode="markers", xaxis="x",
             yaxis=f"y{axis}", name=word, marker=dict(size=12, opacity=0, color=theme.ink), unselected=dict(marker=dict(opacity=0)),
             selected=dict(marker=dict(opacity=0)),
-            hovertemplate=f"layer %{{customdata[0]:d}}, KV group %{{customdata[1]:d}}<br>{figure_of}<extra></extra>",
+            hovertemplate=f"layer %{{customdata[0]:d}}, {unit_name} %{{customdata[1]:d}}<br>{figure_of}<extra></extra>",
         ))  # fmt: skip
     if (~known).any():
         fig.add_trace(go.Scatter(

@@ -92,7 +92,7 @@ def figure(theme: Theme, height: int, **layout) -> go.Figure:
     )  # fmt: skip
     dress = go.layout.Template(layout=dict(
         font=dict(family=FONT, size=13, color=theme.ink), paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        xaxis=axis | dict(showgrid=False), yaxis=axis, dragmode=False, showlegend=False, hovermode="closest",
+        xaxis=axis | dict(showgrid=False, ticklabelstandoff=4), yaxis=axis, dragmode=False, showlegend=False, hovermode="closest",
         hoverlabel=dict(bgcolor=theme.sidebar, bordercolor=theme.border, align="left", namelength=-1,
                         font=dict(family=FONT, size=13, color=theme.ink)),
         annotationdefaults=dict(showarrow=False, font=dict(size=12, color=theme.text)),
@@ -110,7 +110,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> tuple[list[float], list
     """Ticks 1, 3, 10, 30, ... between two positive values; only 1, 10, 100 (or fewer) where those would be more than ``most``."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     values = [m * 10.0**p for p in range(first, last + 1) for m in (1, 3) if low <= m * 10.0**p <= high]
-    if len(values) < 2:  # less than half a decade: whole steps 1, 2 or 5 of a decimal place
+    if len(values) < 3:  # about half a decade: whole steps 1, 2 or 5 of a decimal place
         rough = (high - low) / 4
         step = next(m * 10.0 ** math.floor(math.log10(rough)) for m in (1, 2, 5, 10) if m * 10.0 ** math.floor(math.log10(rough)) >= rough)
         values = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -32,12 +32,11 @@ def superscript(whole: int) -> str:
 
 
 def side(pair: str, log2_ratio: float) -> str:
-    """The heavier side and by how much: "query 7.8×"; "equal" within 0.5 %; "×" where no ratio is known."""
+    """The heavier side and by how much: "query 7.8×"; "equal" where that rounds to 1.00×; "×" where no ratio is known."""
     if not math.isfinite(log2_ratio):
         return "×"
-    if abs(log2_ratio) < 0.007:
-        return "equal"
-    return f"{SIDES[pair][0 if log2_ratio > 0 else 1]} {times(2 ** abs(log2_ratio))}"
+    heavier = times(2 ** abs(log2_ratio))
+    return "equal" if heavier == "1.00×" else f"{SIDES[pair][0 if log2_ratio > 0 else 1]} {heavier}"
 
 
 def ratio(log2_ratio: float) -> str:

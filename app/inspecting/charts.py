@@ -14,10 +14,12 @@ from app.spreadsheet import csv_bytes
 
 def heading(finding: str, how_to_read: str, table: pd.DataFrame, name: str) -> None:
     """Finding, download and how to read it. Both texts are ours, the table's names are not."""
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top", wrap=False):
-        st.subheader(finding, anchor=False)
-        st.download_button("CSV", lambda: csv_bytes(table), f"{name}.csv", "text/csv", type="tertiary", on_click="ignore", key=f"{name} csv")
-    st.markdown(f":small[:gray[{how_to_read}]]")
+    with st.container(gap=None):
+        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", wrap=False):
+            st.subheader(finding, anchor=False)
+            st.download_button("CSV", lambda: csv_bytes(table), f"{name}.csv", "text/csv", type="tertiary", on_click="ignore",
+                               key=f"{name} csv")  # fmt: skip
+        st.markdown(f":small[:gray[{how_to_read}]]")
 
 
 def chart(fig: go.Figure, key: str, alt: str, source: str = "") -> None:
@@ -31,7 +33,7 @@ def chart(fig: go.Figure, key: str, alt: str, source: str = "") -> None:
 
 def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     left, right = words.PAIR_ROLES[shown.pair]
-    finding = findings.map_title(shown.groups, shown.pair, one_group=shown.groups["group"].max() == 0)
+    finding = findings.map_title(shown.groups, shown.pair, shown.unit)
     why_two = ""
     if not heatmap.has_size(shown.groups):
         why_two = (" The largest value has no law of size, so nothing is divided out." if shown.norm == "max"
@@ -40,48 +42,48 @@ def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     blank = f" Blank: {words.plural(missing, 'layer')} not covered, named below." if missing else ""
     heading(
         finding,
-        f"A cell is one KV group (row) in one layer. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, "
+        f"A cell is one {'layer' if shown.unit == 'layer' else f'{shown.unit} (row) in one layer'}. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, "
         f"its strength says by how much; balance fades into the page.{why_two}{blank} Below, each layer as a whole: ring before, dot after, "
         "grey band within 2×. Click a cell to open its head.",
         heatmap.columns(shown.groups), "ratios",
     )  # fmt: skip
     fig = heatmap.heatmap(shown.groups, shown.layers, pair=shown.pair, n_layers=shown.n_layers, theme=theme, after=shown.after,
-                          selected=selected)  # fmt: skip
-    chart(fig, "map", f"Ratio of every KV group over the layers. {finding}.", source="map")
+                          unit_name=shown.unit, selected=selected)  # fmt: skip
+    chart(fig, "map", f"Ratio of every {shown.unit} over the layers. {finding}.", source="map")
 
 
 def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     finding = findings.balance_title(shown.groups)
     heading(
         finding,
-        "One point is one KV group. Ring before, dot after; a factor moves it along the anti-diagonal, so the product of the norms stays. "
+        f"One point is one {shown.unit}. Ring before, dot after; a factor moves it along the anti-diagonal, so the product of the norms stays. "
         "Grey band: within 2×.",
         shown.groups[["name", "layer", "group", "left", "right", "left_after", "right_after"]], "balance",
     )  # fmt: skip
-    fig = balance.balance(shown.groups, pair=shown.pair, norm=shown.norm, matrices=shown.matrices, theme=theme, selected=selected)
+    fig = balance.balance(shown.groups, pair=shown.pair, norm=shown.norm, matrices=shown.matrices, theme=theme, unit_name=shown.unit,
+                          selected=selected)  # fmt: skip
     chart(fig, "balance", f"Norm of the one side against the other. {finding}.", source="balance")
 
 
 def draw_furthest(shown: Shown) -> None:
     table = furthest(shown.groups, cached.rows(shown.model, shown.options))
-    n = len(table)
+    n, on = len(table), shown.matrices[0]
     number = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}.get(n, str(n))
     heading(
         f"The {number} {'pair' if n == 1 else 'pairs'} furthest from the rest" if n else "No pair has a ratio",
-        "Sorted by distance from the median. Click a row to open the head.", table, "furthest",
+        f"Sorted by distance from the median; the factor is that on {on}. Click a row to open the head.", table, "furthest",
     )  # fmt: skip
     if not n:
         return
-    left = words.PAIR_ROLES[shown.pair][0]
-    on = shown.matrices[0] if shown.gains else words.MATRICES[left]
     view = pd.DataFrame({
-        "Layer": table["layer"], "Group": table["group"],
+        "Layer": table["layer"], "Head" if shown.unit == "head" else "Group": table["group"],
         "Heavier side": [words.side(shown.pair, v) for v in table["log2_ratio"]],
-        f"Factor on {on}": [words.factors(a, b) for a, b in zip(table["factor_low"], table["factor_high"])],
+        "Factor": [words.factors(a, b) for a, b in zip(table["factor_low"], table["factor_high"])],
         "After": [words.side(shown.pair, v) for v in table["log2_after"]],
     })  # fmt: skip
     places = list(zip(table["layer"].tolist(), table["group"].tolist()))
-    st.dataframe(view, hide_index=True, selection_mode="single-row", key=selection.key("furthest"), height=36 * (n + 1) + 2,
+    st.dataframe(view, hide_index=True, selection_mode="single-row", key=selection.key("furthest"),
+                 column_config={"Layer": st.column_config.NumberColumn(width=52), "Group": st.column_config.NumberColumn(width=56), "Head": st.column_config.NumberColumn(width=56)},
                  on_select=lambda: selection.picked(places, "furthest"), alt="The pairs furthest from the median ratio")  # fmt: skip
 
 

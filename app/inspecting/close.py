@@ -1,5 +1,6 @@
 """The head panel: one KV group of one layer, its weights read again."""
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -16,7 +17,7 @@ from wisca_core.patterns.summary import times
 def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     layer, group = selected
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        st.header(f"Layer {layer}, KV group {group}", anchor=False, width="content")
+        st.header("L" + shown.place(layer, group)[1:], anchor=False, width="content")
         with st.container(horizontal=True, width="content"):
             selection.boxes(shown)
     row = shown.group(layer, group)
@@ -73,9 +74,11 @@ def _histogram(detail: HeadDetail, theme: Theme, gains: bool) -> None:
 def _channels(detail: HeadDetail, theme: Theme, gains: bool) -> None:
     finding = findings.channel_title(detail.roles[0].channel_l1, detail.turns)
     rotary = detail.turns is not None
-    fast = "Fast pairs (position) left, slow ones (content) right; channels that do not rotate are not drawn. " if rotary else "In the order of the matrix. "
+    fast = "Fast pairs (position) left, slow ones (content) right. " if rotary else "In the order of the matrix. "
     heading(finding, fast + "Dotted before, solid after.", head.channel_table(detail), "channels")
     chart(head.channels(detail, theme=theme), "channels", f"Norm of the channels along the head. {finding}.")
+    if rotary and not np.isfinite(detail.turns).all():
+        st.markdown(f":small[:gray[{words.plural(int((~np.isfinite(detail.turns)).sum()), 'channel')} that do not rotate are in the CSV only.]]")
 
 
 def _spectrum(detail: HeadDetail, theme: Theme, gains: bool) -> None:
@@ -85,9 +88,10 @@ def _spectrum(detail: HeadDetail, theme: Theme, gains: bool) -> None:
         st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
         return
     left, right = (words.coloured(role.role) for role in detail.roles)
-    heading(finding, f"{left[0]}{left[1:]} and {right} dotted before, solid after; their product is the third line. {words.markdown_text(detail.spectrum_note)}",
-            head.spectrum_table(detail), "singular values")  # fmt: skip
+    heading(finding, f"{left} and {right}: dotted before, solid after; their product is the third curve.", head.spectrum_table(detail),
+            "singular values")  # fmt: skip
     chart(head.spectrum(detail, theme=theme), "spectrum", f"Singular values of both matrices and their product. {finding}.")
+    st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
 
 
 def _matrices(shown: Shown, layer: int, group: int) -> None:
@@ -98,14 +102,15 @@ def _matrices(shown: Shown, layer: int, group: int) -> None:
         groups = of_layer.loc[of_layer["name"] == name, "group"]
         one = min(group, int(groups.max()))
         gains = shown.model.sites[name].live == "gains"
+        columns = {leg.tensor for leg in shown.model.sites[name].legs if leg.axis == 1}
         for role in cached.head(shown.model, shown.options, name, one).roles:
             before, after = getattr(role, shown.norm)
             label = words.NORM_LABELS[shown.norm]
             lines.append({
                 "Matrix": f"{words.ROLES[role.role]} gains" if gains else words.MATRICES[role.role],
-                "Shape": " × ".join(map(str, role.shape)),
+                "Shape": " × ".join(map(str, role.shape[:: -1 if role.tensor in columns else 1])),
                 f"{label} before": words.digits(before, 5), f"{label} after": words.digits(after, 5),
-                "Mean |w| before": words.digits(role.mean[0]), "Mean |w| after": words.digits(role.mean[1]),
+                "Mean |w| before": words.digits(role.mean[0]),
                 "Zeros": words.count(role.n_zero), "Not finite": words.count(role.n_nonfinite),
                 "Factor": words.factors(*role.factor), "Tensor": role.tensor,
             })  # fmt: skip

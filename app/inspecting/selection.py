@@ -36,7 +36,7 @@ def boxes(shown: Shown) -> None:
     layers = sorted(set(groups["layer"].tolist()))
     st.selectbox("Layer", layers, key="layer", width=110, on_change=_moved, persist_state="session")
     of_layer = groups.loc[groups["layer"] == state.get("layer"), "group"].tolist()
-    st.selectbox("KV group", of_layer, key="group", width=110, on_change=_moved, persist_state="session")
+    st.selectbox("Head" if shown.unit == "head" else "KV group", of_layer, key="group", width=110, on_change=_moved, persist_state="session")
 
 
 def key(source: str) -> str:

@@ -45,6 +45,18 @@ class Shown:
         return tuple(f"{words.ROLES[r]} gains" if self.gains else words.MATRICES[r] for r in (left, right))
 
     @property
+    def unit(self) -> str:
+        """What one row of ``groups`` is: a head where every KV group is one, the layer where there is nothing to tell apart."""
+        a = self.model.sites.attention
+        if self.groups["group"].max() == 0:
+            return "layer"
+        return "head" if a.n_heads == a.n_kv_heads else "KV group"
+
+    def place(self, layer: int, group: int) -> str:
+        """"layer 17, KV group 2"."""
+        return f"layer {layer}" if self.unit == "layer" else f"layer {layer}, {self.unit} {group}"
+
+    @property
     def after(self) -> str:
         """Heading of what the options make of it."""
         return "After, with powers of two" if self.options.exact else "After"

@@ -25,7 +25,7 @@ def draw(model: Opened, options: Options, decision: Decision, proof: Proof | Non
     st.subheader("Export", anchor=False)
     name, plan = normal(model.checkpoint.source), str(kept_plan.path(model, options))
     job = latest("export", model=name, plan=plan)
-    out = st.text_input("Folder", str(_free_folder(name)), key=f"out {name} {job.id if job else ''}",
+    out = st.text_input("Folder", str(_free_folder(name)), key=f"out {name} {(job.id, job.state) if job else ''}",
                         help="A new folder on this machine; one that exists is refused.").strip()  # fmt: skip
     _say_outlook(model, out)
     fits = _fits(model)

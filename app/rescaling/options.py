@@ -18,6 +18,7 @@ def draw(model: Opened) -> None:
     low, high = state.layer_span(sites)
     state.put("pairs", [pair for pair in state.get("pairs") if pair in pairs] or pairs)
     state.put("layers", state.clamped_layers(sites))
+    state.note("layer span", (low, high))
     names = [site.name for site in sites.sites]
     state.put("exclude", [name for name in state.get("exclude") if name in names])
     with st.container(border=True):

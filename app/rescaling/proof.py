@@ -21,9 +21,9 @@ def draw(model: Opened, options: Options, decision: Decision) -> Proof | None:
     proof = _miniature(model)
     check = _full_check(model, options, decision)
     not_checked = [*(proof.not_checked if proof else ()), *(check.not_checked if check else ())]
-    not_checked.append("copies of this model in other formats or quantised: a scale chosen for the old weights does not fit the new ones")
     if check is None:
-        not_checked.insert(0, "the real weights: no full check was run with these options")
+        not_checked = ["the real weights: no full check was run with these options", *not_checked,
+                       "quantised copies: their scales were chosen for the old weights"]  # fmt: skip
     not_checked = list(dict.fromkeys(not_checked))
     st.markdown(f"**Not checked** {_badge(words.plural(len(not_checked), 'thing'))}")
     plain("\n".join(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in not_checked))

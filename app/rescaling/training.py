@@ -12,9 +12,9 @@ from wisca_core.plan.options import Options
 def draw(model: Opened, options: Options) -> None:
     with st.expander("In your own training", key="training"):
         st.markdown("On the command line:")
-        st.code(command(normal(model.checkpoint.source), options), language="bash", wrap_lines=True)
+        st.code(command(normal(model.checkpoint.source), options), language=None, wrap_lines=True)
         st.markdown("On a checkpoint between two stages of training, in Python:")
-        st.code(snippet(normal(model.checkpoint.source), options), language="python", wrap_lines=True)
+        st.code(snippet(normal(model.checkpoint.source), options), language=None, wrap_lines=True)
 
 
 def command(model: str, options: Options) -> str:

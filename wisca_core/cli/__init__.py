@@ -18,12 +18,12 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,  # help is the same text in a terminal, a pipe and the README
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Are the attention weights of a transformer out of balance, and what would balancing them change?",
     epilog="MODEL is a folder, one .safetensors file beside its config.json, or hub:owner/name[@revision].",
 )
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, .safetensors file, or hub:owner/name[@revision].", show_default=False)]
+Model = Annotated[str, typer.Argument(help="Model folder, .safetensors file, or hub:owner/name[@revision].", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Download a hub: model without asking.")]
 
@@ -52,7 +52,10 @@ def inspect(
     json: Json = False,
     yes: Yes = False,
 ) -> int:
-    """Show which side of each attention pair is heavier: verdict, layers, worst heads, refusals."""
+    """Show which side of each pair is heavier, and where: verdict, layers, worst heads, refusals.
+
+    Exit 1 where the model has no pair that could be rescaled.
+    """
     from wisca_core.cli.inspect import run
 
     return run(model, csv, norm, json, yes)
@@ -62,7 +65,7 @@ def inspect(
 @ending
 def rescale(
     model: Model,
-    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="New folder for the rescaled model.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Argument(help="New folder for the rescaled model.", show_default=False)] = None,
     pairs: Annotated[str | None, typer.Option("--pairs", metavar="qk,vo", help="Pairs to balance.", show_default="qk,vo")] = None,
     granularity: Annotated[
         str | None,
@@ -97,7 +100,10 @@ def rescale(
     json: Json = False,
     yes: Yes = False,
 ) -> int:
-    """Balance the pairs of MODEL into the new folder OUT, proved to compute the same function."""
+    """Write MODEL with its pairs balanced into the new folder OUT, proved to be the same function.
+
+    What the factors will do is shown before anything is written. Exit 1 where nothing can be rescaled, or a proof or check fails.
+    """
     from wisca_core.cli.rescale import Asked, run
 
     options = Asked(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact)
@@ -107,13 +113,16 @@ def rescale(
 @app.command()
 @ending
 def verify(
-    before: Annotated[str, typer.Argument(metavar="BEFORE", help="The original model.", show_default=False)],
-    after: Annotated[str, typer.Argument(metavar="AFTER", help="The model compared with it.", show_default=False)],
+    before: Annotated[str, typer.Argument(help="The original model.", show_default=False)],
+    after: Annotated[str, typer.Argument(help="The model compared with it.", show_default=False)],
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Compare weights and prove the rule, run no full model.")] = False,
     json: Json = False,
     yes: Yes = False,
 ) -> int:
-    """Say whether AFTER is BEFORE rescaled: bit-identical, equivalent up to rounding, or not equivalent (exit 1)."""
+    """Say whether AFTER is the same function as BEFORE.
+
+    One of: bit-identical, equivalent up to rounding, not equivalent (exit 1).
+    """
     from wisca_core.cli.verify import run
 
     return run(before, after, weights_only, json, yes)
@@ -122,11 +131,11 @@ def verify(
 @app.command()
 @ending
 def clean(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAMES]...", help="Folders to empty, or all.", show_default=False)] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Folders to empty, or all.", show_default=False)] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     json: Json = False,
 ) -> int:
-    """Show what is kept between runs under WISCA_HOME, and empty the named folders."""
+    """Show what is kept under WISCA_HOME, and empty the named folders."""
     from wisca_core.cli.kept import run_clean
 
     return run_clean(names or [], yes, json)

@@ -42,11 +42,11 @@ def facts(checkpoint: Checkpoint, sites: Sites) -> str:
 
 
 def dtypes(checkpoint: Checkpoint) -> list[str]:
-    """Stored dtypes, the one that holds most values first."""
+    """Stored dtypes that hold a hundredth of the values or more, the most frequent first."""
     count: Counter[str] = Counter()
     for tensor in checkpoint.tensors:
         count[tensor.dtype] += tensor.n_elements
-    return [name for name, _ in count.most_common()]
+    return [name for name, n in count.most_common() if 100 * n >= count.total()]
 
 
 def parameters(n: int) -> str:

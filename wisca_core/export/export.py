@@ -46,7 +46,7 @@ def export(
     """
     if not proof.passed:
         raise ProofFailed(f"the proof by miniature failed: {proof.reason} Nothing was written.")
-    check_not_empty(plan, sites)
+    check_not_empty(plan)
     out = Path(os.path.abspath(out))
     refuse_place(checkpoint, out)
     lock = _claim(out)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+LEVEL = 0.007  # octaves, 0.5 %: nearer than this is called level
 SIDES = {"qk": ("query", "key"), "vo": ("value", "output")}
 
 
@@ -57,6 +58,16 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
     return out.reset_index()
 
 
+def furthest(groups: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The ``n`` KV groups furthest from the median of their pair, furthest first: name, layer, pair, group, log2_ratio and log2_away
+    (log2_ratio less that median, octaves). Groups within 0.5 % of it, or without a ratio, are left out."""
+    out = groups[["name", "layer", "pair", "group", "log2_ratio"]].copy()
+    known = out["log2_ratio"].where(np.isfinite(out["log2_ratio"]))
+    out["log2_away"] = known - known.groupby(out["pair"]).transform("median")
+    out = out[out["log2_away"].abs() >= LEVEL]
+    return out.iloc[np.argsort(-out["log2_away"].abs().to_numpy(), kind="stable")[:n]].reset_index(drop=True)
+
+
 def _summary(pair: str, groups: pd.DataFrame, norm: str) -> PairSummary:
     layers = layer_ratios(groups, norm)
     ratio = _median(layers["log2_ratio"])
@@ -89,7 +100,7 @@ def _median(octaves: pd.Series) -> float:
 
 def _side(pair: str, octaves: float) -> str:
     """The heavier side in words; "" within 0.5 % of balance or where nothing is known."""
-    if not np.isfinite(octaves) or abs(octaves) < 0.007:
+    if not np.isfinite(octaves) or abs(octaves) < LEVEL:
         return ""
     return SIDES[pair][0 if octaves > 0 else 1]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wisca_core.architecture.site import Refusal, Sites
+from wisca_core.architecture.site import Refusal
 from wisca_core.errors import NothingToRescale, PlanMismatch, UnreadableInput
 from wisca_core.home import read_json, write_json
 from wisca_core.patterns.table import Patterns
@@ -141,13 +141,12 @@ def undo_plan(report: Path) -> Plan:
         raise UnreadableInput(f"{report} has no {error}; it is not a complete wisca_report.json.") from error
 
 
-def check_not_empty(plan: Plan, sites: Sites) -> None:
+def check_not_empty(plan: Plan) -> None:
     """Raises NothingToRescale where nothing that was asked for can be done, with every reason."""
     if plan.n_changed:
         return
-    asked = plan.refusals
-    if asked:
-        shown = "\n".join(f"  {r.what}: {r.reason}" for r in asked[:20])
-        more = f"\n  and {len(asked) - 20} more" if len(asked) > 20 else ""
+    if plan.refusals:
+        shown = "\n".join(f"  {r.what}: {r.reason}" for r in plan.refusals[:20])
+        more = f"\n  and {len(plan.refusals) - 20} more" if len(plan.refusals) > 20 else ""
         raise NothingToRescale(f"nothing of what was asked can be rescaled:\n{shown}{more}")
     raise NothingToRescale("every factor is 1: with these options nothing would change. Nothing was written.")

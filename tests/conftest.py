@@ -1,0 +1,115 @@
+"""Shared by all tests: a WISCA_HOME of their own, one thread, and small models with every parameter random.
+
+``small_model`` builds each kind once a session; a test that changes one works on a copy (``edited``).
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import Checkpoint, open_checkpoint
+from wisca_core.patterns.table import Patterns
+
+# model_type -> how far its default config is from a structure worth testing; the class it is saved as
+_CLASSES = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM", "xlm-roberta": "XLMRobertaForMaskedLM",
+            "camembert": "CamembertForMaskedLM", "electra": "ElectraForMaskedLM", "distilbert": "DistilBertForMaskedLM"}  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def wisca_home(tmp_path_factory) -> Path:
+    """WISCA_HOME for the whole run, so that proofs are made once; a test that needs an empty one sets its own."""
+    home = tmp_path_factory.mktemp("wisca-home")
+    before = os.environ.get("WISCA_HOME")
+    os.environ["WISCA_HOME"] = str(home)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more only cost time on models this small
+    yield home
+    torch.set_num_threads(threads)
+    if before is None:
+        del os.environ["WISCA_HOME"]
+    else:
+        os.environ["WISCA_HOME"] = before
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A checkpoint with what is found and measured in it."""
+
+    checkpoint: Checkpoint
+    sites: Sites
+    patterns: Patterns
+
+
+@pytest.fixture(scope="session")
+def look() -> Callable[[Path], Opened]:
+    """look(folder) -> Opened, measured anew."""
+    from wisca_core.patterns.measure import measure
+
+    def look(folder: Path) -> Opened:
+        checkpoint = open_checkpoint(folder)
+        sites = find_sites(checkpoint)
+        return Opened(checkpoint, sites, measure(checkpoint, sites))
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> Callable[..., Path]:
+    """small_model(model_type, dtype=torch.float64, **config changes) -> folder, the same one for the same arguments.
+
+    Two layers, heads as the config's ratio says, biases and gains random. Never to be changed in place.
+    """
+    from transformers import CONFIG_MAPPING
+
+    from wisca_core.equivalence.miniature import build_miniature
+    from wisca_core.equivalence.small_config import shrink
+
+    made: dict[str, Path] = {}
+
+    def small_model(model_type: str, dtype: torch.dtype = torch.float64, seed: int = 5, **changes) -> Path:
+        key = json.dumps([model_type, str(dtype), seed, changes], sort_keys=True)
+        if key not in made:
+            folder = tmp_path_factory.mktemp(model_type.replace("-", "_"))
+            config = CONFIG_MAPPING[model_type]().to_dict()
+            if model_type in _CLASSES:
+                config["architectures"] = [_CLASSES[model_type]]
+            build_miniature(shrink({**config, **changes}), folder, seed)
+            if dtype != torch.float64:
+                tensors = {name: t.to(dtype) for name, t in load_file(folder / "model.safetensors").items()}
+                save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+                written = json.loads((folder / "config.json").read_text())
+                written["dtype"] = str(dtype).removeprefix("torch.")
+                (folder / "config.json").write_text(json.dumps(written, indent=2))
+            made[key] = folder
+        return made[key]
+
+    return small_model
+
+
+@pytest.fixture
+def edited(tmp_path) -> Callable[..., Path]:
+    """edited(folder, change=None, config=None, name="edited") -> a copy with ``change(tensors)`` and ``config(dict)`` applied in place."""
+
+    def edited(folder: Path, change=None, config=None, name: str = "edited") -> Path:
+        copy = tmp_path / name
+        shutil.copytree(folder, copy)
+        if change is not None:
+            tensors = load_file(copy / "model.safetensors")
+            change(tensors)
+            save_file({n: t.contiguous() for n, t in tensors.items()}, copy / "model.safetensors", metadata={"format": "pt"})
+        if config is not None:
+            written = json.loads((copy / "config.json").read_text())
+            config(written)
+            (copy / "config.json").write_text(json.dumps(written, indent=2))
+        return copy
+
+    return edited

@@ -1,0 +1,373 @@
+"""The dashboard's frame: opening a model, bad and hostile input, jobs, what is kept, downloads."""
+
+import io
+import json
+import os
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.testclient import TestClient
+from streamlit.testing.v1 import AppTest
+
+from app import archive as archives
+from app import cached, current, downloads, state, uploads
+from app.archive import Entry, archive, archive_bytes
+from app.spreadsheet import csv_bytes
+from wisca_core import home, jobs
+from wisca_core.checkpoint import HubSize
+from wisca_core.errors import CheckpointChanged, HubError, UnreadableInput, UnsafeInput
+
+DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
+HOSTILE = "![x](http://evil.example/x.png)<script>alert(1)</script>:red[*hi*]"
+
+
+@pytest.fixture(autouse=True)
+def wisca_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
+    cached.size_on_hub.clear()
+    yield tmp_path / "home"
+    for job in jobs.every():
+        jobs.cancel(job.id, kill_after=0)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    """Two layers, four query heads on two KV heads, bf16, on disk as transformers writes it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                         vocab_size=64, max_position_embeddings=64)  # fmt: skip
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def shell(**address: str) -> AppTest:
+    at = AppTest.from_file(str(DASHBOARD), default_timeout=60)
+    for name, value in address.items():
+        at.query_params[name] = value
+    return at.run()
+
+
+def texts(at: AppTest) -> str:
+    return "\n".join(element.value for kind in ("text", "markdown", "title", "header", "subheader", "code") for element in at.get(kind))
+
+
+def button(at: AppTest, label: str):
+    return next(b for b in at.button if b.label == label)
+
+
+def send(at: AppTest, written: str) -> AppTest:
+    at.text_input(key="written").set_value(written)
+    return button(at, "Open").click().run()
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_screen_is_the_bundled_samples_last_checkpoint():
+    at = shell()
+    assert not at.exception
+    assert state.sample_checkpoints()[-1].name.replace("-", r"\-") in texts(at)
+    assert not at.query_params
+
+
+def test_a_path_on_this_machine_opens_and_stands_in_the_address(llama):
+    at = send(shell(), f"  {llama}  ")
+    assert not at.exception
+    assert at.query_params["model"] in (str(llama), [str(llama)])
+    assert "2 layers" in texts(at) and "4 query heads on 2 KV heads" in texts(at)
+
+
+def test_the_address_opens_the_model_again(llama):
+    assert "4 query heads on 2 KV heads" in texts(shell(model=str(llama)))
+
+
+def test_a_path_that_is_not_there_gives_a_message_and_keeps_the_open_model(tmp_path):
+    at = send(shell(), str(tmp_path / "nothing"))
+    assert not at.exception
+    assert "cannot be opened" in texts(at) and "That cannot be opened" in texts(at)
+    assert state.sample_checkpoints()[-1].name.replace("-", r"\-") in texts(at)
+    assert "model" not in at.query_params
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not weights</html>", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}"])
+def test_damaged_weights_give_a_message_and_the_page_lives(tmp_path, content):
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(content)
+    at = shell(model=str(folder))
+    assert not at.exception
+    assert "This page cannot be shown" in texts(at)
+    assert len(at.text_input) and "model.safetensors" in texts(at)
+
+
+def test_a_hostile_name_is_shown_letter_by_letter(tmp_path):
+    folder = tmp_path / HOSTILE.replace("/", "_")
+    folder.mkdir()
+    at = shell(model=str(folder))
+    assert not at.exception
+    assert any("<script>" in element.value for element in at.text)
+    for element in at.markdown:
+        assert "![x]" not in element.value and "<script" not in element.value and ":red[*" not in element.value
+    assert not any(element.allow_html for element in at.markdown)
+
+
+def test_a_sample_button_opens_that_checkpoint():
+    first = state.sample_checkpoints()[0]
+    at = shell()
+    button(at, f"step {first.name.split('-')[1]}").click().run()
+    assert str(first) in str(at.query_params["model"])
+
+
+def test_opening_another_model_forgets_what_was_selected_in_the_old_one(llama):
+    at = shell(exclude="decoder.7.self.qk", layers="5-6", granularity="group")
+    send(at, str(llama))
+    assert "exclude" not in at.query_params and "layers" not in at.query_params
+    assert "group" in str(at.query_params["granularity"])
+
+
+def test_values_of_the_address_that_make_no_sense_fall_back_to_the_default():
+    at = shell(granularity="<b>", strength="nan", layers="9-2", exact="maybe", exclude="../x", pairs="zz", norm="mean")
+    assert not at.exception
+    assert not at.query_params
+
+
+# --- hub --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_the_hub_shows_its_size_and_is_not_fetched_before_the_button(monkeypatch):
+    size = HubSize("hub:some/model", "c0ffee", 2_100_000_000, (("model.safetensors", 2_099_999_000), ("config.json", 1000)))
+    monkeypatch.setattr(cached, "hub_size", lambda model: size)
+    at = send(shell(), "hub:some/model")
+    assert not at.exception
+    assert "2.1 GB in 2 files" in texts(at)
+    assert not jobs.every()
+    started = []
+    monkeypatch.setattr(current, "start_measuring", started.append)
+    button(at, "Download and open").click().run()
+    assert started == ["hub:some/model"]
+
+
+def test_an_address_with_a_hub_model_asks_before_it_downloads(monkeypatch):
+    monkeypatch.setattr(cached, "hub_size", lambda model: HubSize(model, "c0ffee", 5_000_000, (("model.safetensors", 5_000_000),)))
+    monkeypatch.setattr(cached, "open_checkpoint", lambda model: pytest.fail("nothing may be fetched"))
+    at = shell(model="hub:some/model")
+    assert not at.exception
+    assert "Download this model?" in texts(at) and "5.0 MB in 1 file" in texts(at)
+    assert not jobs.every()
+
+
+def test_a_malformed_hub_id_is_refused_with_words():
+    at = send(shell(), "hub:../x")
+    assert not at.exception
+    assert "not a hub id" in texts(at)
+    with pytest.raises(HubError):
+        cached.size_on_hub("hub:../x")
+
+
+# --- measuring as a job, what is kept ---------------------------------------------------------------------------------
+
+
+def test_a_big_model_is_measured_by_a_job_and_the_page_goes_on_when_it_is_done(llama, monkeypatch):
+    monkeypatch.setattr(cached, "JOB_BYTES", 0)
+    at = shell(model=str(llama))
+    assert not at.exception
+    assert "Measuring the weights" in texts(at)
+    (job,) = jobs.every()
+    assert job.kind == "measure" and job.arguments == {"model": str(llama)}
+    at.run()
+    assert len(jobs.every()) == 1, "looking again must not start it again"
+    assert jobs.wait(job.id, 60).state == "done"
+    at.run()
+    assert not at.exception
+    assert "Measuring the weights" not in texts(at)
+
+
+def test_a_job_that_failed_says_why_and_can_be_started_again(llama, monkeypatch):
+    monkeypatch.setattr(cached, "JOB_BYTES", 0)
+    monkeypatch.setattr(current, "latest", lambda kind, **arguments: _failed_job(llama))
+    at = shell(model=str(llama))
+    assert not at.exception
+    assert "Measuring did not finish" in texts(at) and HOSTILE in [element.value for element in at.text]
+    assert button(at, "Measure again")
+
+
+def _failed_job(model: Path) -> jobs.Job:
+    return jobs.Job("1", "measure", "t", "failed", "", 0, 0, 0.0, None, None, None, {"class": "X", "message": HOSTILE}, model, {}, None)
+
+
+def test_a_running_job_shows_its_title_as_text_and_can_be_cancelled():
+    job = jobs.start("sleep", {"steps": 1000, "seconds": 0.05}, HOSTILE)
+    at = shell()
+    assert HOSTILE in [element.value for element in at.text]
+    at.button(key=f"sidebar cancel {job.id}").click().run()
+    assert jobs.wait(job.id, 20).state == "cancelled"
+    at.run()
+    assert HOSTILE not in [element.value for element in at.text]
+
+
+def test_cleaning_removes_what_can_be_made_again_and_leaves_exports(wisca_home):
+    export = home.folder("exports") / "mine"
+    export.mkdir()
+    (export / "model.safetensors").write_bytes(b"x" * 1000)
+    (home.folder("proofs") / "old.json").write_text("{}")
+    at = shell()
+    at.button(key="clean").click().run()
+    assert not at.exception
+    assert (export / "model.safetensors").exists()
+    assert not (home.folder("proofs") / "old.json").exists()
+
+
+# --- uploads ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_upload_becomes_a_folder_of_its_own_that_opens(llama):
+    names = ("config.json", "model.safetensors")
+    folder = uploads.keep([(name, (llama / name).read_bytes()) for name in names])
+    assert folder.parent == home.folder("uploads")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert len(cached.opened(str(folder)).sites.sites) == 4
+
+
+@pytest.mark.parametrize("name", ["../x.json", "/etc/x.json", ".hidden.json", "x.sh", "a\nb.json", "", "modeling.py"])
+def test_an_upload_with_a_name_that_leads_elsewhere_is_refused_whole(name):
+    with pytest.raises(UnsafeInput):
+        uploads.keep([("config.json", b"{}"), (name, b"")])
+    assert not list(home.folder("uploads").iterdir())
+
+
+# --- downloads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tmp_path):
+    folder = tmp_path / "balanced"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(os.urandom(9_000_001))
+    (folder / "deep" / "tokenizer ü.json").write_text("{}")
+    (folder / "empty.txt").touch()
+    (folder / downloads.REPORT).write_text(json.dumps({"format": "wisca-report"}))
+    (tmp_path / "secret").write_text("secret")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    return folder
+
+
+@pytest.fixture
+def client():
+    # the same routes and middleware as app/main.py, without Streamlit's own server around them
+    from app.main import HOSTS
+
+    server = Starlette(routes=downloads.ROUTES, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)])
+    return TestClient(server, base_url="http://127.0.0.1:8501")
+
+
+def test_the_archive_holds_the_folder_byte_for_byte(client, exported):
+    answer = client.get(downloads.address(downloads.link(exported)))
+    assert answer.status_code == 200
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert "attachment" in answer.headers["content-disposition"] and "balanced.zip" in answer.headers["content-disposition"]
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as zipped:
+        assert zipped.testzip() is None
+        assert sorted(zipped.namelist()) == [f"balanced/{n}" for n in ("deep/tokenizer ü.json", "empty.txt", "model.safetensors", downloads.REPORT)]
+        for info in zipped.infolist():
+            assert info.compress_type == zipfile.ZIP_STORED
+            assert zipped.read(info) == (exported.parent / info.filename).read_bytes()
+
+
+def test_one_file_comes_alone_and_in_ranges(client, exported):
+    address = downloads.address(downloads.link(exported), "model.safetensors")
+    content = (exported / "model.safetensors").read_bytes()
+    assert client.get(address).content == content
+    part = client.get(address, headers={"range": "bytes=100-199"})
+    assert part.status_code == 206 and part.content == content[100:200]
+    assert client.get(downloads.address(downloads.link(exported), "deep/tokenizer ü.json")).content == b"{}"
+
+
+@pytest.mark.parametrize("token", ["", "x", "A" * 43, "..", "%2e%2e"])
+def test_a_token_that_was_never_given_opens_nothing(client, exported, token):
+    downloads.link(exported)
+    assert client.get(f"/download/{token}").status_code == 404
+    assert client.get(f"/download/{token}/model.safetensors").status_code == 404
+
+
+@pytest.mark.parametrize("name", ["../secret", "..%2fsecret", "%2e%2e/secret", "deep/../../secret", "/etc/passwd", "%2fetc%2fpasswd", "link", "deep", ""])
+def test_no_name_leads_out_of_the_export(client, exported, name):
+    answer = client.get(f"/download/{downloads.link(exported)}/{name}")
+    assert answer.status_code == 404 and b"secret" != answer.content
+
+
+def test_another_host_name_is_refused(client, exported):
+    address = downloads.address(downloads.link(exported))
+    assert client.get(address, headers={"host": "evil.example"}).status_code == 400
+    assert client.get(address, headers={"host": "localhost:8501"}).status_code == 200
+
+
+def test_asking_for_the_headers_reads_no_weights(client, exported, monkeypatch):
+    monkeypatch.setattr(downloads, "archive", lambda entries: pytest.fail("the archive was read"))
+    assert int(client.head(downloads.address(downloads.link(exported))).headers["content-length"]) > 9_000_001
+
+
+def test_tokens_are_long_one_for_each_folder_and_only_for_finished_exports(tmp_path, exported):
+    assert downloads.link(exported) == downloads.link(exported / ".." / "balanced")
+    assert len(downloads.link(exported)) >= 43
+    with pytest.raises(UnreadableInput):
+        downloads.link(tmp_path)
+
+
+def test_a_removed_export_is_gone_for_its_link_too(client, exported):
+    address = downloads.address(downloads.link(exported))
+    (exported / downloads.REPORT).unlink()
+    assert client.get(address).status_code == 404
+
+
+def test_the_real_entry_refuses_foreign_hosts_and_has_the_routes():
+    from app.main import app
+
+    with TestClient(app, base_url="http://evil.example") as client:
+        assert client.get("/").status_code == 400
+    assert [route.path for route in downloads.ROUTES] == ["/download/{token}", "/download/{token}/{name:path}"]
+
+
+def _entries(tmp_path, contents: list[bytes]) -> list[Entry]:
+    out = []
+    for number, content in enumerate(contents):
+        path = tmp_path / f"{number}.bin"
+        path.write_bytes(content)
+        out.append(Entry(path.name, path, len(content), 1_700_000_000.0))
+    return out
+
+
+@pytest.mark.parametrize("limit", [1, 50, 1000])
+def test_archives_over_the_old_limits_carry_zip64_records(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(archives, "LIMIT", limit)
+    contents = [b"a" * 10, b"b" * 400, b"", b"c" * 2000]
+    entries = _entries(tmp_path, contents)
+    written = b"".join(archive(entries))
+    assert len(written) == archive_bytes(entries)
+    assert b"PK\x06\x06" in written
+    with zipfile.ZipFile(io.BytesIO(written)) as zipped:
+        assert zipped.testzip() is None
+        assert [zipped.read(entry.name) for entry in entries] == contents
+
+
+def test_a_file_that_shrinks_while_it_is_sent_ends_the_archive_with_an_error(tmp_path):
+    (entry,) = _entries(tmp_path, [b"a" * 10])
+    with pytest.raises(CheckpointChanged):
+        b"".join(archive([Entry(entry.name, entry.path, 11, entry.mtime)]))
+
+
+def test_cells_that_a_spreadsheet_would_run_are_disarmed():
+    import pandas as pd
+
+    table = pd.DataFrame({"=name": ["=1+1", "+x", "-y", "@z", "plain"], "value": [-1.5, 0.1, 2, 3, 4]})
+    lines = csv_bytes(table).decode().splitlines()
+    assert lines == ["'=name,value", "'=1+1,-1.5", "'+x,0.1", "'-y,2.0", "'@z,3.0", "plain,4.0"]

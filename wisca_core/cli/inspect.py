@@ -1,0 +1,183 @@
+"""``wisca inspect``: what the pairs of a model weigh, in words and tables."""
+
+import re
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import Checkpoint
+from wisca_core.cli import models
+from wisca_core.cli.terminal import bar, document, listed, note, say, table
+from wisca_core.errors import BadOption, OutputRefused
+from wisca_core.patterns.store import measured
+from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, layer_ratios, sentence, summaries, times
+from wisca_core.patterns.table import NORMS
+from wisca_core.plan.decide import GROUP_COLUMNS, group_table
+from wisca_core.spreadsheet import csv_bytes
+
+N_WORST = 10
+MOST_TENSORS = 100
+CSV_COLUMNS = ("name", "layer", "pair", "group", "n_left", "n_right", "left", "right", "log2_ratio", "log2_size")
+assert set(CSV_COLUMNS) <= GROUP_COLUMNS.keys()
+
+
+def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
+    """0, or 1 where the model has no pair that could be rescaled."""
+    if norm not in NORMS:
+        raise BadOption(f"norm: {norm!r} was given; choose from {', '.join(NORMS)}.")
+    if csv:
+        _check_replaceable(csv)
+    checkpoint = models.opened(model, yes)
+    sites = find_sites(checkpoint)
+    remarks = [*checkpoint.remarks, *sites.remarks]
+    common = {
+        "source": checkpoint.source, "path": str(checkpoint.path), "facts": _facts(checkpoint, sites), "norm": norm,
+        "refused": [asdict(r) for r in sites.refusals], "remarks": remarks,
+    }  # fmt: skip
+    if not sites.sites:
+        if csv:
+            note(f"{csv} was not written: there is no pair to put into it.")
+        if json:
+            document("wisca-inspect", common | {"pairs": {}, "layers": [], "worst": [], "groups": [], "tensors": _tensors(checkpoint)})
+        else:
+            _say_not_rescalable(checkpoint, sites, remarks)
+        return 1
+    with bar() as progress:
+        patterns = measured(checkpoint, sites, progress)
+    groups = group_table(patterns, norm, np.ones(len(patterns.rows["n"])))
+    if csv:
+        _write_csv(csv, groups[list(CSV_COLUMNS)])
+    pairs, layers, worst = summaries(groups, norm), layer_ratios(groups, norm), furthest(groups, N_WORST)
+    if json:
+        document("wisca-inspect", common | {
+            "pairs": {pair: _pair(s) for pair, s in pairs.items()},
+            "layers": _records(layers[["pair", "layer", "log2_ratio", "log2_size"]]),
+            "worst": _records(worst),
+            "groups": _records(groups[list(CSV_COLUMNS)]),
+        })  # fmt: skip
+        return 0
+    say(str(checkpoint.path))
+    say(models.facts(checkpoint, sites))
+    say()
+    for summary in pairs.values():
+        say(sentence(summary), style="bold")
+    say(f"Norm: {norm}, the {NORMS[norm]}.\n")
+    _say_layers(layers)
+    _say_worst(worst)
+    _say_left(sites, remarks)
+    if csv:
+        say(f"{len(groups):,} KV groups written to {csv}")
+    return 0
+
+
+def side(pair: str, log2_ratio: float) -> str:
+    """The heavier side and by how much: "query 7.8×"; "level" within 0.5 %; "none" where no ratio can be stated."""
+    if not np.isfinite(log2_ratio):
+        return "none"
+    if abs(log2_ratio) < LEVEL:
+        return "level"
+    return f"{SIDES[pair][0 if log2_ratio > 0 else 1]} {times(2 ** abs(log2_ratio))}"
+
+
+def _say_layers(layers: pd.DataFrame) -> None:
+    """One row a layer; the three columns of a pair are empty where it was refused."""
+    chosen = list(dict.fromkeys(layers["pair"]))
+    headers = ["layer", *(h for pair in chosen for h in (" / ".join(SIDES[pair]), "size", "the rest"))]
+    cells = {(row.pair, row.layer): row for row in layers.itertuples()}
+    rows = []
+    for layer in sorted(set(layers["layer"])):
+        row = [str(layer)]
+        for pair in chosen:
+            found = cells.get((pair, layer))
+            if found is None:
+                row += ["refused", "", ""]
+            else:
+                known = np.isfinite(found.log2_size)
+                row += [side(pair, found.log2_ratio), side(pair, found.log2_size) if known else "",
+                        side(pair, found.log2_ratio - found.log2_size) if known else ""]  # fmt: skip
+        rows.append(row)
+    table(headers, rows, numbers=(0,))
+
+
+def _say_worst(worst: pd.DataFrame) -> None:
+    if not len(worst):
+        say("Every KV group is at the median of its pair.\n")
+        return
+    say("KV groups furthest from the median of their pair:")
+    rows = [(w.name, str(w.group), side(w.pair, w.log2_ratio), f"{times(2 ** abs(w.log2_away))} to the {side(w.pair, w.log2_away).split()[0]}")
+            for w in worst.itertuples(index=False)]  # fmt: skip
+    table(("pair", "KV group", "ratio", "away from the median"), rows, numbers=(1,))
+
+
+def _say_left(sites: Sites, remarks: list[str]) -> None:
+    if sites.refusals:
+        say(f"Refused, {len(sites.refusals):,}:")
+        say(listed([f"{r.what}: {r.reason}" for r in sites.refusals]))
+    if remarks:
+        say("Remarks:")
+        say(listed(remarks))
+
+
+def _say_not_rescalable(checkpoint: Checkpoint, sites: Sites, remarks: list[str]) -> None:
+    say(str(checkpoint.path))
+    say(models.facts(checkpoint, sites))
+    say()
+    say("Nothing in this model can be rescaled.", style="bold")
+    _say_left(sites, remarks)
+    say()
+    kinds = Counter((re.sub(r"\d+", "*", t.name), t.dtype, t.shape) for t in checkpoint.tensors)
+    rows = [(name, f"{n:,}", dtype, " x ".join(map(str, shape)) or "1") for (name, dtype, shape), n in kinds.items()]
+    table(("tensor", "how many", "dtype", "shape"), rows[:MOST_TENSORS], numbers=(1,))
+    if len(rows) > MOST_TENSORS:
+        say(f"and {len(rows) - MOST_TENSORS:,} more kinds of tensor (--json lists all)")
+
+
+def _facts(checkpoint: Checkpoint, sites: Sites) -> dict:
+    attention = asdict(sites.attention) if sites.attention else {}
+    return {"architecture": sites.family, "model_type": sites.model_type, "n_parameters": checkpoint.n_parameters, "n_tensors": len(checkpoint.tensors),
+            "dtypes": models.dtypes(checkpoint), "n_pairs": len(sites.sites), "n_refused": len(sites.refusals)} | attention  # fmt: skip
+
+
+def _pair(s: PairSummary) -> dict:
+    """Without the fields that say what a plan would make of it."""
+    return {"sentence": sentence(s)} | {name: value for name, value in asdict(s).items() if not name.endswith("_after")}
+
+
+def _records(frame: pd.DataFrame) -> list[dict]:
+    return frame.to_dict("records")
+
+
+def _tensors(checkpoint: Checkpoint) -> list[dict]:
+    return [{"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file, "n_bytes": t.n_bytes} for t in checkpoint.tensors]
+
+
+def _check_replaceable(path: Path) -> None:
+    """An earlier table may be replaced; any other file, weights above all, may not."""
+    head = ",".join(CSV_COLUMNS).encode()
+    try:
+        with path.open("rb") as file:
+            if file.read(len(head)) == head:
+                return
+    except FileNotFoundError:
+        if path.absolute().parent.is_dir():
+            return
+        raise OutputRefused(f"{path} cannot be written: its folder does not exist.") from None
+    except OSError as error:
+        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
+    raise OutputRefused(f"{path} exists and is no table of KV groups; it is left alone. Choose another name.")
+
+
+def _write_csv(path: Path, groups: pd.DataFrame) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_bytes(csv_bytes(groups))
+        beside.replace(path)
+    except OSError as error:
+        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""``wisca clean`` and ``wisca jobs``: what is kept under WISCA_HOME."""
+
+import time
+from dataclasses import asdict
+
+from wisca_core import home
+from wisca_core import jobs as work
+from wisca_core.cli.terminal import asked, document, note, say, table
+
+KILL_AFTER_SECONDS = 10.0
+WHAT = {
+    "jobs": "work of the dashboard, results included",
+    "measurements": "tables of measured checkpoints",
+    "proofs": "proofs by miniature",
+    "comparisons": "comparisons",
+    "exports": "exports under way and finished downloads",
+    "uploads": "uploaded files",
+}
+
+
+def run_clean(names: list[str], yes: bool, json: bool) -> int:
+    """Without names: sizes. With names: empties these folders once that was agreed to."""
+    chosen = list(home.FOLDERS) if "all" in names else list(dict.fromkeys(names))
+    for name in chosen:
+        home.folder(name)  # raises BadOption for a name that is none
+    before = home.sizes()
+    if not json:
+        say(str(home.home()))
+        table(("folder", "size", "holds"), [(n, _size(size), WHAT[n]) for n, size in before.items()], numbers=(1,))
+    freed = None
+    if chosen:
+        n_bytes = sum(before[name] for name in chosen)
+        question = f"Remove {_size(n_bytes)} in {', '.join(chosen)}?"
+        if yes or asked(question, f"{_size(n_bytes)} in {', '.join(chosen)} would be removed, and nobody can be asked here. Add --yes."):
+            freed = home.clean(chosen)
+        else:
+            note("Nothing was removed.")
+    if json:
+        document("wisca-clean", {"home": str(home.home()), "n_bytes": before, "cleaned": chosen if freed is not None else [], "n_bytes_freed": freed or 0})
+    elif freed is not None:
+        say(f"{_size(freed)} freed. What a running job uses was kept." if freed < n_bytes else f"{_size(freed)} freed.")
+    return 0
+
+
+def run_jobs(cancel: str | None, json: bool) -> int:
+    """All jobs, newest first; ``cancel`` stops one of them first."""
+    if cancel is not None:
+        job = work.cancel(cancel, kill_after=KILL_AFTER_SECONDS)
+        note(f"{job.id} is {job.state}.")
+    found = work.every()
+    if json:
+        document("wisca-jobs", {"jobs": [asdict(job) for job in found]})
+    elif not found:
+        say("No job yet.")
+    else:
+        rows = [(job.id, job.state, f"{100 * job.done / job.total:.0f} %" if job.is_active and job.total else "",
+                 time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created)), job.title) for job in found]  # fmt: skip
+        table(("job", "state", "done", "created", "title"), rows, numbers=(2,))
+    return 0
+
+
+def _size(n_bytes: int) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes} B"

@@ -1,0 +1,260 @@
+"""``wisca rescale``: decide, show, prove, write, check; in that order, and nothing is written before all of it is known."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import Checkpoint
+from wisca_core.cli import models
+from wisca_core.cli.inspect import side
+from wisca_core.cli.terminal import bar, document, listed, say, table
+from wisca_core.cli.verify import say_check, say_not_checked, say_proof
+from wisca_core.equivalence.full_check import FullCheck, compare_folder, memory_free, memory_needed
+from wisca_core.equivalence.proof import Proof, prove
+from wisca_core.errors import BadOption, ConfigMismatch, OutputRefused, ProofFailed, StrictRefusal, UnreadableInput, UnsupportedCheckpoint
+from wisca_core.export.export import export, refuse_place
+from wisca_core.export.outlook import Outlook, n_bytes_free, outlook
+from wisca_core.home import read_json
+from wisca_core.patterns.store import measured
+from wisca_core.patterns.summary import SIDES, PairSummary, sentence, summaries
+from wisca_core.patterns.table import Patterns
+from wisca_core.plan import plan as plans
+from wisca_core.plan.decide import NOT_CHOSEN, Decision, decide
+from wisca_core.plan.options import Options, parse_layers, parse_pairs
+from wisca_core.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options as they were typed; None, () and False where they were not."""
+
+    pairs: str | None
+    granularity: str | None
+    norm: str | None
+    strength: float | None
+    layers: str | None
+    exclude: tuple[str, ...]
+    exact: bool
+
+    def given(self) -> list[str]:
+        """Names of the options that were typed."""
+        return [f"--{field.name}" for field in fields(self) if getattr(self, field.name) not in (None, (), False)]
+
+    def options(self) -> Options:
+        """Raises BadOption."""
+        layers = parse_layers(self.layers or "")
+        if self.layers is not None and not layers:
+            raise BadOption("layers: nothing was given; write layers like 0-3,7, or leave the option out for all of them.")
+        defaults = Options()
+        return Options(
+            pairs=defaults.pairs if self.pairs is None else parse_pairs(self.pairs),
+            granularity=self.granularity or defaults.granularity,
+            norm=self.norm or defaults.norm,
+            strength=defaults.strength if self.strength is None else self.strength,
+            layers=layers,
+            exact=self.exact,
+            exclude=self.exclude,
+        )
+
+
+def run(
+    model: str,
+    out: Path | None,
+    asked: Asked,
+    plan_file: Path | None,
+    undo: Path | None,
+    save_plan: Path | None,
+    strict: bool,
+    dry_run: bool,
+    check: bool | None,
+    json: bool,
+    yes: bool,
+) -> int:
+    """0 once it is done. Raises WiscaError, whose exit code is the command's; nothing is then left behind."""
+    _check_usage(out, asked, plan_file, undo, dry_run)
+    options = asked.options()
+    saved = plans.load_plan(plan_file) if plan_file else plans.undo_plan(undo) if undo else None
+    if save_plan:
+        _check_replaceable(save_plan, out)
+    checkpoint = models.opened(model, yes)
+    if out:
+        refuse_place(checkpoint, out)
+    sites = find_sites(checkpoint)
+    if saved is None:
+        options.check_against(sites)
+    with bar() as progress:
+        patterns = measured(checkpoint, sites, progress)
+    decision, plan = _decided(patterns, options, saved)
+    if strict and plan.refusals:
+        lines = listed([f"{r.what}: {r.reason}" for r in plan.refusals])
+        raise StrictRefusal(f"{models.plural(len(plan.refusals), 'refusal')}, and --strict asks for none:\n{lines}\nNothing was written.")
+    plans.check_not_empty(plan)
+
+    files = outlook(checkpoint)
+    pairs = summaries(decision.groups(), plan.options.norm)
+    if not json:
+        _say_plan(checkpoint, sites, decision, plan, pairs)
+        _say_files(files, out)
+    with bar() as progress:
+        proof = prove(checkpoint, sites, progress)
+    if not json:
+        say_proof(proof)
+    if not proof.passed:
+        raise ProofFailed(f"the proof by miniature failed: {proof.reason} Nothing was written.")
+
+    report, checked, not_run = None, None, "a dry run writes nothing that could be run"
+    if not dry_run:
+        not_run = _why_not_run(checkpoint, check)
+        report, checked = _exported(checkpoint, sites, plan, out, proof, run_models=not not_run)
+    if save_plan:
+        plans.save_plan(plan, save_plan)
+    if json:
+        document("wisca-rescale", {
+            "source": checkpoint.source, "path": str(checkpoint.path), "dry_run": dry_run, "out": str(report.parent) if report else None,
+            "report": str(report) if report else None, "saved_plan": str(save_plan) if save_plan else None,
+            "options": plan.to_json()["options"], "granularities": _granularities(plan), "n_factors_changed": plan.n_changed,
+            "n_pairs_changed": len(plan.sites), "pairs": {pair: {"sentence": sentence(s)} | asdict(s) for pair, s in pairs.items()},
+            "effects": decision.effects, "bit_identical_expected": decision.bit_identical, "refused": [asdict(r) for r in plan.refusals],
+            "remarks": [*checkpoint.remarks, *sites.remarks], "files": asdict(files), "proof": proof.to_json(),
+            "full_check": checked.to_json() if checked else None, "full_check_not_run": None if checked else not_run,
+        })  # fmt: skip
+        return 0
+    _say_done(report, save_plan, proof, checked, not_run)
+    return 0
+
+
+def _check_usage(out: Path | None, asked: Asked, plan_file: Path | None, undo: Path | None, dry_run: bool) -> None:
+    if plan_file and undo:
+        raise BadOption("--plan and --undo were both given; a rescale applies one of them.")
+    source = "--plan" if plan_file else "--undo" if undo else ""
+    if source and asked.given():
+        raise BadOption(f"{source} holds its own options; {', '.join(asked.given())} cannot be given with it.")
+    if out is None and not dry_run:
+        raise BadOption("OUT is missing: name a new folder for the rescaled model, or add --dry-run to see what would happen.")
+
+
+def _check_replaceable(path: Path, out: Path | None) -> None:
+    """An earlier plan may be replaced; any other file may not. Asked before the long work."""
+    if path.exists():
+        try:
+            read_json(path, plans.FORMAT, plans.VERSION)
+        except UnreadableInput as error:
+            raise OutputRefused(f"{path} exists and is no plan; it is left alone. Choose another name for --save-plan.") from error
+    elif not path.absolute().parent.is_dir() and path.absolute().parent != (out and out.absolute()):
+        raise OutputRefused(f"{path} cannot be written: its folder does not exist.")
+
+
+def _decided(patterns: Patterns, options: Options, saved: Plan | None) -> tuple[Decision, Plan]:
+    if saved is not None:
+        return plans.decision_of(saved, patterns), saved
+    decision = decide(patterns, options)
+    return decision, plans.make_plan(decision)
+
+
+def _why_not_run(checkpoint: Checkpoint, check: bool | None) -> str:
+    """"" where the full check is to run. Raises UnsupportedCheckpoint where it was asked for and does not fit."""
+    if check is False:
+        return "--no-check was given"
+    needed, free = memory_needed(checkpoint), memory_free()
+    if free is None or needed <= free:
+        return ""
+    reason = f"it needs about {models.n_bytes(needed)} of memory, {models.n_bytes(free)} are free"
+    if check:
+        raise UnsupportedCheckpoint(f"the full check was asked for, but {reason}. Nothing was written.")
+    return reason
+
+
+def _exported(
+    checkpoint: Checkpoint, sites: Sites, plan: Plan, out: Path, proof: Proof, run_models: bool
+) -> tuple[Path, FullCheck | None]:
+    checks: list[FullCheck] = []
+
+    def check(written: Path, progress) -> FullCheck:
+        try:
+            checks.append(compare_folder(checkpoint, sites, plan, written, progress))
+        except ConfigMismatch as error:
+            raise ConfigMismatch(f"{error} Nothing was written; --no-check exports without running the models.") from error
+        return checks[-1]
+
+    with bar() as progress:
+        report = export(checkpoint, sites, plan, out, proof, check if run_models else None, progress)
+    return report, checks[0] if checks else None
+
+
+def _granularities(plan: Plan) -> dict[str, int]:
+    """How many pairs use which partition; exactness may tie more than was asked."""
+    return {name: sum(s.granularity == name for s in plan.sites) for name in dict.fromkeys(s.granularity for s in plan.sites)}
+
+
+def _say_plan(checkpoint: Checkpoint, sites: Sites, decision: Decision, plan: Plan, pairs: dict[str, PairSummary]) -> None:
+    say(str(checkpoint.path))
+    say(models.facts(checkpoint, sites))
+    say()
+    o = plan.options
+    layers = f", layers {', '.join(map(str, o.layers))}" if o.layers else ""
+    exact = ", powers of two" if o.exact else ""
+    say(f"Plan: pairs {', '.join(o.pairs)}, granularity {o.granularity}, norm {o.norm}, strength {o.strength:g}{layers}{exact}", style="bold")
+    for name, n in _granularities(plan).items():
+        if name != o.granularity:
+            say(f"  {models.plural(n, 'pair')} use{'s' if n == 1 else ''} granularity {name}: there its channels are tied like that anyway")
+    rows = []
+    for pair, s in pairs.items():
+        rows.append((" / ".join(SIDES[pair]), _median(s.heavier, s.ratio, pair), _median(s.heavier_after, s.ratio_after, pair),
+                     f"{s.within_2x:,} of {s.n_cells:,}", f"{s.within_2x_after:,} of {s.n_cells:,}"))  # fmt: skip
+    table(("pair", "median layer before", "after", "KV groups within 2× before", "after"), rows)
+    n_asked = int((decision.fate != NOT_CHOSEN).sum()) if not plan.sites else max(plan.n_changed, int((decision.fate != NOT_CHOSEN).sum()))
+    factors = [f for s in plan.sites for f in s.factors if f != 1]
+    say(f"{plan.n_changed:,} of {models.plural(n_asked, 'factor')} differ{'s' if n_asked == 1 else ''} from 1, {min(factors):.4g} to "
+        f"{max(factors):.4g} on the query and value sides, in {models.plural(len(plan.sites), 'pair')}")  # fmt: skip
+    for line in _effects(decision):
+        say(f"  {line}")
+    if plan.refusals:
+        say(f"Refused and left as they are, {len(plan.refusals):,}:")
+        say(listed([f"{r.what}: {r.reason}" for r in plan.refusals]))
+    remarks = [*checkpoint.remarks, *sites.remarks]
+    if remarks:
+        say("Remarks:")
+        say(listed(remarks))
+
+
+def _median(heavier: str, ratio: float, pair: str) -> str:
+    import math
+
+    return side(pair, math.log2(ratio) * (1 if heavier == SIDES[pair][0] else -1)) if heavier else "level"
+
+
+def _effects(decision: Decision) -> list[str]:
+    """What the factors do to the stored values, one line an effect; none is left out because it is zero."""
+    e = decision.effects
+    lines = [f"{e['values']:,} stored values are multiplied"]
+    if decision.bit_identical:
+        lines.append("no value is rounded, loses bits or overflows: every output stays bit-identical")
+        return lines
+    lines.append(f"{e['rounded']:,} 16-bit values are rounded once")
+    lines.append(f"{e['lost']:,} values lose bits below the smallest normal number")
+    if e["gains"]:
+        lines.append(f"{e['gains']:,} gains are stored as gain - 1 and are rounded in any case")
+    lines.append(f"{e['overflow']:,} values would overflow; their groups are left as they are")
+    return lines
+
+
+def _say_files(files: Outlook, out: Path | None) -> None:
+    n_bytes = models.n_bytes(files.n_bytes)
+    free = f", {models.n_bytes(n_bytes_free(out.absolute().parent))} free there" if out else ""
+    say(f"Files: {models.plural(len(files.rewritten), 'weight file')} written again, {len(files.copied):,} copied, {n_bytes}{free}")
+    if files.left_out:
+        say(f"Left out, {len(files.left_out):,}:")
+        say(listed([f"{name}: {reason}" for name, reason in files.left_out]))
+
+
+def _say_done(report: Path | None, save_plan: Path | None, proof: Proof, checked: FullCheck | None, not_run: str) -> None:
+    if checked:
+        say_check(checked)
+        say_not_checked(tuple(dict.fromkeys((*proof.not_checked, *checked.not_checked))))
+    else:
+        say(f"Full check: not run ({not_run})")
+        say_not_checked((*proof.not_checked, "outputs of the whole model"))
+    if save_plan:
+        say(f"Plan saved in {save_plan}")
+    say(f"Written to {report.parent}" if report else "Dry run: nothing was written", style="bold")

@@ -1,0 +1,56 @@
+"""``wisca verify``: two checkpoints compared."""
+
+from wisca_core.cli import models
+from wisca_core.cli.terminal import bar, document, listed, say
+from wisca_core.equivalence.full_check import FullCheck
+from wisca_core.equivalence.proof import Proof
+from wisca_core.equivalence.verify import Verification
+from wisca_core.equivalence.verify import verify as compare
+
+
+def run(before: str, after: str, weights_only: bool, json: bool, yes: bool) -> int:
+    """0 for bit-identical and equivalent up to rounding, 1 for not equivalent."""
+    first, second = models.opened(before, yes), models.opened(after, yes)
+    with bar() as progress:
+        found = compare(first, second, progress, run_models=not weights_only)
+    if json:
+        document("wisca-verify", {"before": str(first.path), "after": str(second.path), "exit_code": found.exit_code} | found.to_json())
+        return found.exit_code
+    say(found.verdict, style="bold")
+    say(listed(found.reasons))
+    say(f"{found.n_changed:,} of {found.n_tensors:,} tensors differ")
+    if found.n_factors:
+        powers = ", all powers of two" if found.powers_of_two else ""
+        say(f"{models.plural(found.n_factors, 'factor')} other than 1, {found.smallest:.6g} to {found.largest:.6g}{powers}")
+    if found.proof:
+        say_proof(found.proof)
+    if found.check:
+        say_check(found.check)
+    say_not_checked(found.not_checked)
+    return found.exit_code
+
+
+def say_proof(proof: Proof) -> None:
+    """The proof by miniature: figures and cases."""
+    say(f"Proof by miniature of rule {proof.rule}: {'passed' if proof.passed else 'failed: ' + proof.reason}")
+    say(f"  {proof.what}")
+    say(f"  largest relative difference {proof.max_rel:.1e} in float64 over {models.plural(proof.n_cases, 'case')}, "
+        f"factors up to {proof.largest_factor:g}")  # fmt: skip
+    say(f"  scaling one side alone moves the outputs by at least {proof.liveness:.1e}")
+    say(f"  cases: {', '.join(proof.cases)}")
+
+
+def say_check(check: FullCheck) -> None:
+    """The full check: figures and what was run."""
+    say(f"Full check: {check.words()}")
+    say(f"  tokens: {check.tokens}")
+    say(f"  {check.n_equal:,} of {check.n_values:,} values bit-equal, largest absolute difference {check.max_abs:.3g}")
+    if check.perplexity_before is not None and check.perplexity_after is not None:
+        say(f"  perplexity {check.perplexity_before:.4f} before, {check.perplexity_after:.4f} after")
+
+
+def say_not_checked(reasons: tuple[str, ...]) -> None:
+    """What no figure above covers."""
+    if reasons:
+        say("Not checked:")
+        say(listed(reasons))
