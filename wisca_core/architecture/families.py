@@ -35,7 +35,7 @@ class Family:
     k: str
     v: str
     o: str
-    layout: MappingProxyType
+    layout: tuple[tuple[str, tuple[str, str, str]], ...]  # role -> (start, step a KV group, step a query head of it)
     n_layers: str
     n_heads: str
     n_kv_heads: str
@@ -57,7 +57,7 @@ def families() -> MappingProxyType:
     out = {}
     for name, row in data["families"].items():
         fields = data["defaults"] | row
-        fields["layout"] = MappingProxyType({role: tuple(grid) for role, grid in data["layouts"][fields["layout"]].items()})
+        fields["layout"] = tuple((role, tuple(grid)) for role, grid in data["layouts"][fields["layout"]].items())
         fields["norm"] = Norm(**fields["norm"]) if "norm" in fields else None
         fields["refuse"] = tuple(map(tuple, fields["refuse"]))
         for key in ("model_types", "roots", "inside", "inert"):

@@ -76,7 +76,7 @@ class _Found:
         """(index, channel) of one role along the output axis (o: the input axis)."""
         a = self.attention
         names = {"H": a.n_heads, "K": a.n_kv_heads, "g": self.g, "d": a.head_dim}
-        start, group, repeat = (evaluate(e, names) for e in self.family.layout[role])
+        start, group, repeat = (evaluate(e, names) for e in dict(self.family.layout)[role])
         sizes = (a.n_kv_heads, self.g if role in "qo" else 1, a.head_dim)
         return Grid(start, sizes, (group, repeat, 1)), Grid(0, sizes, (a.head_dim, 0, 1))
 

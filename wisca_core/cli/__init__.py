@@ -23,7 +23,7 @@ app = typer.Typer(
     epilog="MODEL is a folder, one .safetensors file beside its config.json, or hub:owner/name[@revision].",
 )
 
-Model = Annotated[str, typer.Argument(help="Model folder, .safetensors file, or hub:owner/name[@revision].", show_default=False)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, .safetensors file, or hub:owner/name[@revision].", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Download a hub: model without asking.")]
 
@@ -65,7 +65,7 @@ def inspect(
 @ending
 def rescale(
     model: Model,
-    out: Annotated[Path | None, typer.Argument(help="New folder for the rescaled model.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="New folder for the rescaled model.", show_default=False)] = None,
     pairs: Annotated[str | None, typer.Option("--pairs", metavar="qk,vo", help="Pairs to balance.", show_default="qk,vo")] = None,
     granularity: Annotated[
         str | None,
@@ -113,8 +113,8 @@ def rescale(
 @app.command()
 @ending
 def verify(
-    before: Annotated[str, typer.Argument(help="The original model.", show_default=False)],
-    after: Annotated[str, typer.Argument(help="The model compared with it.", show_default=False)],
+    before: Annotated[str, typer.Argument(metavar="BEFORE", help="The original model.", show_default=False)],
+    after: Annotated[str, typer.Argument(metavar="AFTER", help="The model compared with it.", show_default=False)],
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Compare weights and prove the rule, run no full model.")] = False,
     json: Json = False,
     yes: Yes = False,
@@ -131,7 +131,7 @@ def verify(
 @app.command()
 @ending
 def clean(
-    names: Annotated[list[str] | None, typer.Argument(help="Folders to empty, or all.", show_default=False)] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAMES", help="Folders to empty, or all.", show_default=False)] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     json: Json = False,
 ) -> int:

@@ -1,5 +1,6 @@
 """``wisca rescale``: decide, show, prove, write, check; in that order, and nothing is written before all of it is known."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -203,10 +204,10 @@ def _say_plan(checkpoint: Checkpoint, sites: Sites, decision: Decision, plan: Pl
         rows.append((" / ".join(SIDES[pair]), _median(s.heavier, s.ratio, pair), _median(s.heavier_after, s.ratio_after, pair),
                      f"{s.within_2x:,} of {s.n_cells:,}", f"{s.within_2x_after:,} of {s.n_cells:,}"))  # fmt: skip
     table(("pair", "median layer before", "after", "KV groups within 2× before", "after"), rows)
-    n_asked = int((decision.fate != NOT_CHOSEN).sum()) if not plan.sites else max(plan.n_changed, int((decision.fate != NOT_CHOSEN).sum()))
+    n_asked = int((decision.fate != NOT_CHOSEN).sum())
     factors = [f for s in plan.sites for f in s.factors if f != 1]
-    say(f"{plan.n_changed:,} of {models.plural(n_asked, 'factor')} differ{'s' if n_asked == 1 else ''} from 1, {min(factors):.4g} to "
-        f"{max(factors):.4g} on the query and value sides, in {models.plural(len(plan.sites), 'pair')}")  # fmt: skip
+    say(f"{plan.n_changed:,} of {models.plural(n_asked, 'factor')} differ from 1, in {models.plural(len(plan.sites), 'pair')}: {min(factors):.4g} to "
+        f"{max(factors):.4g} on the query and value sides, their inverses on the others")  # fmt: skip
     for line in _effects(decision):
         say(f"  {line}")
     if plan.refusals:
@@ -219,8 +220,6 @@ def _say_plan(checkpoint: Checkpoint, sites: Sites, decision: Decision, plan: Pl
 
 
 def _median(heavier: str, ratio: float, pair: str) -> str:
-    import math
-
     return side(pair, math.log2(ratio) * (1 if heavier == SIDES[pair][0] else -1)) if heavier else "level"
 
 
@@ -231,7 +230,10 @@ def _effects(decision: Decision) -> list[str]:
     if decision.bit_identical:
         lines.append("no value is rounded, loses bits or overflows: every output stays bit-identical")
         return lines
-    lines.append(f"{e['rounded']:,} 16-bit values are rounded once")
+    if e["rounded"]:
+        lines.append(f"{e['rounded']:,} of them are 16-bit and rounded once, by at most half a unit in the last place")
+    elif not all(math.frexp(f)[0] == 0.5 for f in decision.factor):
+        lines.append("each product is rounded once in its stored dtype, F32 or F64")
     lines.append(f"{e['lost']:,} values lose bits below the smallest normal number")
     if e["gains"]:
         lines.append(f"{e['gains']:,} gains are stored as gain - 1 and are rounded in any case")
@@ -250,6 +252,7 @@ def _say_files(files: Outlook, out: Path | None) -> None:
 
 def _say_done(report: Path | None, save_plan: Path | None, proof: Proof, checked: FullCheck | None, not_run: str) -> None:
     if checked:
+        say(f"Full check: {checked.words()}")
         say_check(checked)
         say_not_checked(tuple(dict.fromkeys((*proof.not_checked, *checked.not_checked))))
     else:

@@ -18,13 +18,12 @@ def run(before: str, after: str, weights_only: bool, json: bool, yes: bool) -> i
         return found.exit_code
     say(found.verdict, style="bold")
     say(listed(found.reasons))
-    say(f"{found.n_changed:,} of {found.n_tensors:,} tensors differ")
-    if found.n_factors:
-        powers = ", all powers of two" if found.powers_of_two else ""
-        say(f"{models.plural(found.n_factors, 'factor')} other than 1, {found.smallest:.6g} to {found.largest:.6g}{powers}")
+    if found.exit_code:
+        say(f"{found.n_changed:,} of {found.n_tensors:,} tensors differ")
     if found.proof:
         say_proof(found.proof)
     if found.check:
+        say("Full check:")
         say_check(found.check)
     say_not_checked(found.not_checked)
     return found.exit_code
@@ -41,8 +40,7 @@ def say_proof(proof: Proof) -> None:
 
 
 def say_check(check: FullCheck) -> None:
-    """The full check: figures and what was run."""
-    say(f"Full check: {check.words()}")
+    """The figures of a full check beside ``check.words()``."""
     say(f"  tokens: {check.tokens}")
     say(f"  {check.n_equal:,} of {check.n_values:,} values bit-equal, largest absolute difference {check.max_abs:.3g}")
     if check.perplexity_before is not None and check.perplexity_after is not None:
