@@ -1,8 +1,8 @@
 """An uncompressed zip as a stream of known length: nothing is held in memory, no copy lies on disk.
 
-Python's zipfile writes a stream too, but puts sizes and checksums behind the data, which some unpackers refuse for files over
-4 GB, and its length is not known beforehand, so a browser can show no progress. Here each file is read twice: once for its
-checksum, once to be sent.
+Python's zipfile writes a stream too, but puts sizes and checksums behind the data, which some unpackers refuse for files
+over 4 GB, and its length is not known beforehand, so a browser can show no progress. Here each file is read twice: once
+for its checksum, once to be sent.
 """
 
 import struct
@@ -76,8 +76,19 @@ def _local(entry: Entry, checksum: int) -> bytes:
     big = size >= LIMIT
     extra = struct.pack("<HHQQ", 1, 16, size, size) if big else b""
     shown = LIMIT_FIELD if big else size
-    head = struct.pack("<4sHHHHHIIIHH", b"PK\x03\x04", _version(big), _UTF8, _STORED, *_dos_time(entry.mtime),
-                       checksum, shown, shown, len(name), len(extra))  # fmt: skip
+    head = struct.pack(
+        "<4sHHHHHIIIHH",
+        b"PK\x03\x04",
+        _version(big),
+        _UTF8,
+        _STORED,
+        *_dos_time(entry.mtime),
+        checksum,
+        shown,
+        shown,
+        len(name),
+        len(extra),
+    )
     return head + name + extra
 
 
@@ -87,15 +98,40 @@ def _central(entry: Entry, checksum: int, at: int) -> bytes:
     values = ([size, size] if big else []) + ([at] if far else [])
     extra = struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values) if values else b""
     shown = LIMIT_FIELD if big else size
-    head = struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\x01\x02", _UNIX | _ZIP64_VERSION, _version(big or far), _UTF8, _STORED,
-                       *_dos_time(entry.mtime), checksum, shown, shown, len(name), len(extra), 0, 0, 0, 0o100644 << 16,
-                       LIMIT_FIELD if far else at)  # fmt: skip
+    head = struct.pack(
+        "<4sHHHHHHIIIHHHHHII",
+        b"PK\x01\x02",
+        _UNIX | _ZIP64_VERSION,
+        _version(big or far),
+        _UTF8,
+        _STORED,
+        *_dos_time(entry.mtime),
+        checksum,
+        shown,
+        shown,
+        len(name),
+        len(extra),
+        0,
+        0,
+        0,
+        0o100644 << 16,
+        LIMIT_FIELD if far else at,
+    )
     return head + name + extra
 
 
 def _end(n: int, at: int, size: int) -> bytes:
-    end = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, min(n, 0xFFFF), min(n, 0xFFFF), min(size, LIMIT_FIELD),
-                      LIMIT_FIELD if at >= LIMIT else at, 0)  # fmt: skip
+    end = struct.pack(
+        "<4sHHHHIIH",
+        b"PK\x05\x06",
+        0,
+        0,
+        min(n, 0xFFFF),
+        min(n, 0xFFFF),
+        min(size, LIMIT_FIELD),
+        LIMIT_FIELD if at >= LIMIT else at,
+        0,
+    )
     if n < MOST_ENTRIES and at < LIMIT and size < LIMIT:
         return end
     zip64 = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, _UNIX | _ZIP64_VERSION, _ZIP64_VERSION, 0, 0, n, n, size, at)
@@ -110,4 +146,3 @@ def _dos_time(mtime: float) -> tuple[int, int]:
     """(time, date) in the two-second steps of 1980, clamped to the years it can hold."""
     t = time.localtime(min(max(mtime, 315619200.0), 4354732800.0))
     return t.tm_hour << 11 | t.tm_min << 5 | t.tm_sec // 2, (t.tm_year - 1980) << 9 | t.tm_mon << 5 | t.tm_mday
-

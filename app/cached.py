@@ -1,7 +1,7 @@
 """What is kept between reruns. The only file with ``st.cache_*``.
 
-Keys are strings and numbers only (real path, sizes, times of change, options): Streamlit hashes large arrays from a sample
-and would return a stale table. What is kept is read-only and shared by all sessions.
+Keys are strings and numbers only (real path, sizes, times of change, options): Streamlit hashes large arrays from a
+sample and would return a stale table. What is kept is read-only and shared by all sessions.
 """
 
 import os

@@ -31,7 +31,7 @@ def title(model: str) -> str:
 
 
 def ready() -> Opened:
-    """The open model with its table measured; otherwise this page says what is missing and ends here. Raises WiscaError."""
+    """The open model; where it is not here or not measured, the page says so and ends. Raises WiscaError."""
     model = normal(state.get("model"))
     if not model:
         plain("No model is open. Open one in the sidebar: a path on this machine, a hub id or an upload.")
@@ -67,18 +67,20 @@ def _fetch(model: str) -> None:
     st.header("Download this model?")
     if job is not None:
         explain(job, "The last download did not finish")
-    ask_to_download(model)
+    job = ask_to_download(model, "page")
+    if job is not None:
+        follow(job)
     st.stop()
 
 
-def ask_to_download(model: str) -> None:
-    """Its size on the hub and the button that starts the download. Raises HubError."""
+def ask_to_download(model: str, place: str) -> jobs.Job | None:
+    """Its size on the hub and a button; the download's job once that is pressed. Raises HubError."""
     size = cached.size_on_hub(model)
-    plain(f"{title(model)}: {words.size(size.n_bytes)} in {words.plural(len(size.files), 'file')}, into the hub library's cache.")
-    if st.button("Download and open", type="primary", key="download"):
-        start_measuring(model)
-        state.open_model(model)
-        st.rerun()
+    plain(
+        f"{title(model)}: {words.size(size.n_bytes)} in {words.plural(len(size.files), 'file')}, "
+        "into the hub library's cache."
+    )
+    return start_measuring(model) if st.button("Download and open", key=f"download {place}") else None
 
 
 def _measure(model: str) -> None:

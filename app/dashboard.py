@@ -18,7 +18,8 @@ page = st.navigation(
         st.Page("views/rescale.py", title="Rescale"),
     ]
 )
-with st.sidebar:
+with st.sidebar, errors_as_messages("The sidebar cannot be shown"):
     sidebar.draw()
+state.share()
 with errors_as_messages("This page cannot be shown"):
     page.run()

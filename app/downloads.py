@@ -26,7 +26,7 @@ _folders: dict[str, Path] = {}
 
 
 def link(folder: Path) -> str:
-    """The token of a finished export; the same one while the server lives. Raises UnreadableInput for any other folder."""
+    """The token of a finished export, the same while the server lives. Raises UnreadableInput for another folder."""
     path = Path(os.path.realpath(folder))
     if not (path / REPORT).is_file():
         raise UnreadableInput(f"{path} has no {REPORT}, so it is no finished export. Export again.")
@@ -77,7 +77,9 @@ def _file(request: Request) -> Response:
     folder, name = _folder(request), request.path_params["name"]
     for entry in files(folder):
         if entry.name == name:
-            return FileResponse(entry.path, headers=_HEADERS, filename=entry.path.name, media_type="application/octet-stream")
+            return FileResponse(
+                entry.path, headers=_HEADERS, filename=entry.path.name, media_type="application/octet-stream"
+            )
     raise HTTPException(404, "There is no such file in this export.")
 
 

@@ -1,5 +1,7 @@
 """Entry of the dashboard: ``streamlit run app/main.py``."""
 
+from pathlib import Path
+
 import streamlit as st
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -10,7 +12,7 @@ from app.downloads import ROUTES
 HOSTS = ["localhost", "127.0.0.1"]
 
 app = st.App(
-    "dashboard.py",
+    Path(__file__).with_name("dashboard.py"),
     routes=ROUTES,
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)],
 )

@@ -15,7 +15,7 @@ REMAKABLE = ("jobs", "measurements", "proofs", "uploads")
 
 
 def draw() -> None:
-    _open_model()
+    place = st.container()  # filled last: what is below may open another model
     with st.expander("Open another", key="open_another"):
         with errors_as_messages("That cannot be opened"):
             _open_another()
@@ -24,6 +24,8 @@ def draw() -> None:
     with errors_as_messages("The folder cannot be cleaned"):
         _kept()
     st.markdown(f":small[:gray[Device: {words.markdown_text(cached.device())}]]")
+    with place:
+        _open_model()
 
 
 def _open_model() -> None:
@@ -39,7 +41,14 @@ def facts(opened: Opened) -> str:
     """One line: layers, heads, dtype, parameters, files."""
     a, checkpoint = opened.sites.attention, opened.checkpoint
     dtypes = {t.dtype for t in checkpoint.tensors if t.dtype in words.DTYPES}
-    parts = [words.plural(a.n_layers, "layer"), f"{words.plural(a.n_heads, 'query head')} on {words.plural(a.n_kv_heads, 'KV head')}"] if a else []
+    parts = (
+        [
+            words.plural(a.n_layers, "layer"),
+            f"{words.plural(a.n_heads, 'query head')} on {words.plural(a.n_kv_heads, 'KV head')}",
+        ]
+        if a
+        else []
+    )
     parts += [" and ".join(words.DTYPES[d] for d in sorted(dtypes)), words.parameters(checkpoint.n_parameters)]
     if len(checkpoint.weight_files) > 1:
         parts.append(f"{len(checkpoint.weight_files)} shards")
@@ -48,22 +57,27 @@ def facts(opened: Opened) -> str:
 
 def _open_another() -> None:
     with st.form("open", border=False):
-        written = st.text_input("Path on this machine, or hub:owner/name", key="written", placeholder="/models/my-model")
+        written = st.text_input(
+            "Path on this machine, or hub:owner/name", key="written", placeholder="/models/my-model"
+        )
         if st.form_submit_button("Open") and written.strip():
             _open(normal(written))
     asked = state.note("asked")
-    if asked:
-        ask_to_download(asked)
+    if asked and ask_to_download(asked, "sidebar"):
+        state.forget("asked")
+        state.open_model(asked)
     checkpoints = state.sample_checkpoints()
     if checkpoints:
-        st.markdown(":small[Bundled sample]")
-        with st.container(horizontal=True, gap="small"):
+        st.markdown(":small[Bundled sample, at training step]")
+        with st.container(horizontal=True, gap="xsmall"):
             for path in checkpoints:
                 step = path.name.split("-")[1]
-                if st.button(f"step {step}", key=f"sample {step}", disabled=str(path) == normal(state.get("model"))):
+                if st.button(step, key=f"sample {step}"):
                     _open(str(path))
     with st.form("upload", border=False, clear_on_submit=True):
-        files = st.file_uploader("Small files: .safetensors and config.json", type=list(uploads.ENDINGS), accept_multiple_files=True)
+        files = st.file_uploader(
+            "Small files: .safetensors and config.json", type=list(uploads.ENDINGS), accept_multiple_files=True
+        )
         if st.form_submit_button("Open the files") and files:
             _open(str(uploads.keep([(file.name, file.getvalue()) for file in files])))
 
@@ -77,7 +91,6 @@ def _open(model: str) -> None:
     cached.opened(model)
     state.forget("asked")
     state.open_model(model)
-    st.rerun()
 
 
 def _running() -> None:

@@ -7,7 +7,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
-    """UTF-8 with a header row; text that would be read as a formula gets an apostrophe in front, numbers are written in full."""
+    """UTF-8 with a header row; text that would be read as a formula gets an apostrophe, numbers stay whole."""
 
     def safe(value: object) -> object:
         return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value

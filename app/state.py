@@ -1,8 +1,9 @@
 """What the person has chosen: the open model, the options of Rescale, what is selected on Inspect.
 
 The only file that touches ``st.session_state`` and ``st.query_params``. Every choice is declared once in CHOICES, is
-kept for the session under its name (a widget uses that name as its key, with ``persist_state="session"``), and stands in
-the address of the page wherever it is not the default, so that a reload or a shared address brings back the same view.
+kept for the session under its name (a widget uses that name as its key, with ``persist_state="session"``), and stands
+in the address of the page wherever it is not the default, so that a reload or a shared address brings back the same
+view.
 
 Streamlit's own ``bind="query-params"`` drops from the address what belongs to a widget of another page; the options of
 Rescale also decide what Inspect draws as "after", so the address is written here.
@@ -80,7 +81,9 @@ def _read_strength(text: str) -> float:
 
 
 def _read_span(text: str) -> tuple[int, int]:
-    first, last = re.fullmatch(r"(\d{1,6})-(\d{1,6})", text).groups() if re.fullmatch(r"\d{1,6}-\d{1,6}", text) else (1, 0)
+    first, last = (
+        re.fullmatch(r"(\d{1,6})-(\d{1,6})", text).groups() if re.fullmatch(r"\d{1,6}-\d{1,6}", text) else (1, 0)
+    )
     if int(first) > int(last):
         raise ValueError(text)
     return int(first), int(last)
@@ -112,10 +115,14 @@ CHOICES: dict[str, Choice] = {
 
 
 def begin() -> None:
-    """First call of every run: take the address of a fresh session as the choices, and write the choices into it."""
+    """First call of every run: a fresh session takes its choices from the address."""
     for name, choice in CHOICES.items():
         if name not in st.session_state:
             st.session_state[name] = _from_address(name, choice)
+
+
+def share() -> None:
+    """Write the choices into the address."""
     wanted = {}
     for name, choice in CHOICES.items():
         value = st.session_state[name]
@@ -141,14 +148,18 @@ def get(name: str) -> Any:
 
 
 def put(name: str, value: Any) -> None:
-    """Set a choice. Streamlit refuses it once this run has drawn the widget of that name: call it in a callback, or before."""
+    """Set a choice, in a callback or before its widget is drawn: Streamlit refuses it afterwards."""
     if name not in CHOICES:
         raise KeyError(name)
     st.session_state[name] = value
 
 
 def open_model(model: str) -> None:
-    """Another model: what was selected in the old one means nothing there."""
+    """Another model: what was selected in the old one means nothing there.
+
+    To be called before the page is drawn, without a rerun behind it: widgets that were not drawn in between would bring
+    their old values back.
+    """
     forget("layer span")
     for name in ("layers", "exclude", "layer", "group"):
         st.session_state[name] = CHOICES[name].default()
@@ -187,7 +198,7 @@ def clamped_layers(sites: Sites) -> tuple[int, int]:
 
 
 def note(name: str, value: Any = None) -> Any:
-    """A remark kept for this session only, outside the address (which job was started): read it, or set it with ``value``."""
+    """A remark for this session only, outside the address: read it, or set it with ``value``."""
     if value is not None:
         st.session_state[f"note:{name}"] = value
     return st.session_state.get(f"note:{name}")
@@ -196,4 +207,3 @@ def note(name: str, value: Any = None) -> Any:
 def forget(name: str) -> None:
     """Drop a note."""
     st.session_state.pop(f"note:{name}", None)
-

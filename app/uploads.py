@@ -14,10 +14,12 @@ ENDINGS = ("safetensors", "json", "model", "txt")
 
 
 def keep(files: Sequence[tuple[str, bytes]]) -> Path:
-    """Write (name, content) into a new folder and return it. Raises UnsafeInput for a name that is not a plain file name."""
+    """Write (name, content) into a new folder and return it. Raises UnsafeInput for anything but plain file names."""
     for name, _ in files:
         if not re.fullmatch(r"[\w-][\w .-]{0,119}", name, re.ASCII) or not name.endswith(ENDINGS):
-            raise UnsafeInput(f"{shown(name)} is not a plain file name ending in {', '.join(ENDINGS)}. Nothing was kept.")
+            raise UnsafeInput(
+                f"{shown(name)} is not a plain file name ending in {', '.join(ENDINGS)}. Nothing was kept."
+            )
     id = secrets.token_hex(8)
     folder = home.folder("uploads") / id
     beside = folder.with_name(f".{id}")
@@ -28,5 +30,7 @@ def keep(files: Sequence[tuple[str, bytes]]) -> Path:
         beside.rename(folder)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise OutputRefused(f"the upload cannot be kept in {folder.parent}: {error.strerror}. Nothing was left behind.") from error
+        raise OutputRefused(
+            f"the upload cannot be kept in {folder.parent}: {error.strerror}. Nothing was left behind."
+        ) from error
     return folder

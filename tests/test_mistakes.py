@@ -105,7 +105,7 @@ def row(**changes):
 
 
 def layout(**roles):
-    return lambda family: replace(family, layout=family.layout | roles)
+    return lambda family: replace(family, layout=tuple((dict(family.layout) | roles).items()))
 
 
 WRONG_ROWS = {

@@ -1,6 +1,7 @@
 """Factors onto tensors: for each tensor, multiplication along its axes. Decides nothing.
 
-16-bit values are multiplied in float32 and rounded once; F32 and F64 in float64. A value whose factor is 1 keeps its bits.
+16-bit values are multiplied in float32 and rounded once; F32 and F64 in float64. Where an offset is added first, or a factor has no
+float32, 16-bit values too go through float64. A value whose factor is 1 keeps its bits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,9 @@ import torch
 from wisca_core.architecture.site import Sites
 
 _WORK = {torch.float64: torch.float64, torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
+_CACHED = 1 << 17  # values that stay in a core's cache in both precisions
+# factors in here have a float32 that is neither infinite nor subnormal
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +61,58 @@ def scalings(
 
 def rescaled(block: torch.Tensor, scaling: Scaling, first_row: int = 0) -> torch.Tensor:
     """``block`` (rows from ``first_row`` of axis 0, stored dtype) times its factors: a new tensor of the same shape and dtype."""
-    work = block.to(_WORK[block.dtype])
-    if scaling.offset:
-        work = work + scaling.offset
-    kept = torch.ones((), dtype=torch.bool)
+    factors = []
     for axis, vector in scaling.along.items():
         part = vector[first_row : first_row + block.shape[0]] if axis == 0 else vector
-        shape = [1] * block.dim()
-        shape[axis] = -1
-        factor = torch.from_numpy(part).reshape(shape)
-        work = work * factor.to(work.dtype)
-        kept = kept & (factor == 1)
-    if scaling.offset:
-        work = work - scaling.offset
-    out = work.to(block.dtype)
-    return torch.where(kept, block, out) if kept.any() else out
+        factors.append(along_axis(torch.from_numpy(part), axis, block.dim()))
+    return times_(block.clone(), factors, scaling.offset, work_dtype(block.dtype, scaling))
+
+
+def work_dtype(stored: torch.dtype, scaling: Scaling) -> torch.dtype:
+    """The precision values of dtype ``stored`` are multiplied in."""
+    if scaling.offset or not all(((v >= _SMALLEST) & (v <= _LARGEST)).all() for v in scaling.along.values()):
+        return torch.float64
+    return _WORK[stored]
+
+
+def along_axis(vector: torch.Tensor, axis: int, n_dims: int) -> torch.Tensor:
+    """A view of ``vector`` (n,) that multiplies axis ``axis`` of a tensor of ``n_dims`` dimensions."""
+    shape = [1] * n_dims
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def times_(block: torch.Tensor, factors: Sequence[torch.Tensor], offset: float, work: torch.dtype) -> torch.Tensor:
+    """Multiply the effective values ``block + offset`` in place, on the block's device, without asking the device anything.
+
+    ``factors``: float64, as many dimensions as ``block``, broadcasting against it; ``work``: what ``work_dtype`` says. One rounding
+    to the stored dtype a value, whatever the number of factors.
+    """
+    if not block.dim() or not block.numel():
+        return block
+    # off the CPU one kernel converts, multiplies and rounds; on it the conversion is fast only inside the cache
+    if block.device.type != "cpu":
+        if len(factors) == 1 and not offset:
+            return block.mul_(factors[0].to(work))
+        n_rows = block.shape[0]
+    else:
+        n_rows = max(1, _CACHED * block.shape[0] // block.numel())
+    for first in range(0, block.shape[0], n_rows):
+        rows = block[first : first + n_rows]
+        parts = [f if f.shape[0] == 1 else f[first : first + n_rows] for f in factors]
+        wide = rows.to(work, copy=True)
+        if offset:
+            wide += offset
+        for part in parts:
+            wide *= part.to(work)
+        if offset:
+            wide -= offset
+            kept = torch.ones((), dtype=torch.bool, device=block.device)
+            for part in parts:
+                kept = kept & (part == 1)
+            wide = torch.where(kept, rows, wide.to(block.dtype))
+        rows.copy_(wide)
+    return block
 
 
 def changes(scaling: Mapping[str, Scaling]) -> dict[str, Callable[[torch.Tensor, int], torch.Tensor]]:

@@ -7,7 +7,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
-    """UTF-8 with a header row; text that would be read as a formula gets an apostrophe in front, numbers are written in full.
+    """UTF-8 with a header row; text that would be read as a formula gets an apostrophe in front, numbers stay numbers.
 
     >>> csv_bytes(pd.DataFrame({"name": ["=1+1", "q"], "value": [-1, 2]}))
     b"name,value\\n'=1+1,-1\\nq,2\\n"
@@ -16,4 +16,9 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
     def safe(value: object) -> object:
         return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value
 
-    return table.rename(columns=safe).map(safe).to_csv(index=False, lineterminator="\n").encode("utf-8", "backslashreplace")
+    return (
+        table.rename(columns=safe)
+        .map(safe)
+        .to_csv(index=False, lineterminator="\n")
+        .encode("utf-8", "backslashreplace")
+    )

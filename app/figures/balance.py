@@ -9,15 +9,25 @@ from app.figures.heatmap import has_size
 from app.figures.template import Theme, figure, log_ticks, see_through, unit
 from wisca_core.patterns.summary import SIDES
 
+LEVEL = 0.007  # octaves: 0.5 %, what the words call level
 MANY = 1000  # points from which they are drawn by WebGL
 
 
 def balance(
-    groups: pd.DataFrame, *, pair: str, norm: str, matrices: tuple[str, str], theme: Theme, unit_name: str = "KV group",
+    groups: pd.DataFrame,
+    *,
+    pair: str,
+    norm: str,
+    matrices: tuple[str, str],
+    theme: Theme,
+    unit_name: str = "KV group",
     selected: tuple[int, int] | None = None,
-) -> go.Figure:  # fmt: skip
-    """``groups``: rows of one pair, columns layer, group, left, right, left_after, right_after, log2_size. Points carry customdata
-    [layer, group]. ``matrices``: what the left and the right side are made of. Groups with a zero or non-finite norm have no place on log axes and are left out."""
+) -> go.Figure:
+    """``groups``: rows of one pair, columns layer, group, left, right, left_after, right_after, log2_size, log2_ratio.
+
+    ``matrices``: what the left and the right side are made of. Points carry customdata [layer, group]. Groups with a zero
+    or non-finite norm have no place on log axes and are left out.
+    """
     left, right = SIDES[pair]
     norms = groups[["left", "right", "left_after", "right_after"]].to_numpy(dtype=float)
     shown = groups[np.isfinite(norms).all(1) & (norms > 0).all(1)]
@@ -32,8 +42,14 @@ def balance(
     line = dict(type="line", layer="below")
 
     def diagonal(octaves: float, **kind) -> None:
-        fig.add_shape(**line, x0=10 ** ends[0], x1=10 ** ends[1], y0=10 ** (ends[0] + octaves * np.log10(2)),
-                      y1=10 ** (ends[1] + octaves * np.log10(2)), line=kind)  # fmt: skip
+        fig.add_shape(
+            **line,
+            x0=10 ** ends[0],
+            x1=10 ** ends[1],
+            y0=10 ** (ends[0] + octaves * np.log10(2)),
+            y1=10 ** (ends[1] + octaves * np.log10(2)),
+            line=kind,
+        )
 
     _band(fig, ends, theme)
     diagonal(0, color=theme.quiet, width=1)
@@ -44,27 +60,48 @@ def balance(
         diagonal(size, color=theme.quiet, width=1, dash="dot")
         _along(fig, f"size alone, {words.ratio(size)}", size, (low_x, high_x, low_y, high_y), points)
 
-    scatter = go.Scattergl if len(shown) > MANY else go.Scatter
-    customdata = shown[["layer", "group"]].to_numpy(np.int16)
-    before, after = _colours(y0 > x0, pair, theme), _colours(y1 > x1, pair, theme)
-    moved = (x0 != x1) | (y0 != y1)
-    for role in words.PAIR_ROLES[pair]:
-        part = moved & (before == theme.role[role])
-        if part.any():
-            path_x, path_y = (np.stack([a[part], b[part], np.full(part.sum(), np.nan)], 1).reshape(-1) for a, b in ((x0, x1), (y0, y1)))
-            fig.add_trace(scatter(x=path_x, y=path_y, mode="lines", hoverinfo="skip", name=f"path {words.ROLES[role]}",
-                                  line=dict(color=see_through(theme.role[role], 0.45 if len(shown) < 200 else 0.2), width=1)))  # fmt: skip
-    still = dict(unselected=dict(marker=dict(opacity=1)), selected=dict(marker=dict(opacity=1)))
-    for name, x, y, colour in (("before", x0, y0, before), ("after", x1, y1, after)):
-        ring = name == "before"
-        fig.add_trace(scatter(
-            x=x, y=y, mode="markers", name=name, customdata=customdata, **still,
-            marker=dict(size=7 if len(shown) < 400 else 4, opacity=1, color=theme.page if ring else colour,
-                        line=dict(color=colour, width=1.3 if ring else 0)),
-            text=[words.side(pair, v) for v in np.log2(y / x)],
-            hovertemplate=f"layer %{{customdata[0]:d}}, {unit_name} %{{customdata[1]:d}}, {name}<br>%{{text}}<br>"
-                          f"{left} %{{y:,.4~g}}, {right} %{{x:,.4~g}}<extra></extra>",
-        ))  # fmt: skip
+    many = len(shown) > MANY
+    scatter = go.Scattergl if many else go.Scatter
+    places = shown[["layer", "group"]].to_numpy(np.int16)
+    ratios = {"before": np.log2(y0 / x0), "after": np.log2(y1 / x1)}
+    dots = []
+    for name, colour, least, most in (
+        (f"{left} heavier", theme.role[words.PAIR_ROLES[pair][0]], LEVEL, np.inf),
+        (f"{right} heavier", theme.role[words.PAIR_ROLES[pair][1]], -np.inf, -LEVEL),
+        ("level", theme.quiet, -LEVEL, LEVEL),
+    ):
+        of = {when: (octaves > least) & (octaves <= most) for when, octaves in ratios.items()}
+        moved = of["before"] & ((x0 != x1) | (y0 != y1))
+        if moved.any() and not many:  # thousands of lines are one smear
+            path = [_between(a[moved], b[moved]) for a, b in ((x0, x1), (y0, y1))]
+            alpha = 0.45 if len(shown) < 200 else 0.2
+            line = dict(color=see_through(colour, alpha), width=1)
+            fig.add_trace(
+                scatter(x=path[0], y=path[1], mode="lines", hoverinfo="skip", name=f"{name}, path", line=line)
+            )
+        for when, x, y in (("before", x0, y0), ("after", x1, y1)):
+            ring = when == "before"
+            here = of[when]
+            dots.append(
+                scatter(
+                    x=x[here].astype(np.float32),
+                    y=y[here].astype(np.float32),
+                    mode="markers",
+                    name=f"{name} {when}",
+                    customdata=places[here],
+                    unselected=dict(marker=dict(opacity=1)),
+                    selected=dict(marker=dict(opacity=1)),
+                    marker=dict(
+                        size=7 if len(shown) < 400 else 4,
+                        opacity=1,
+                        color=theme.page if ring else colour,
+                        line=dict(color=colour, width=1.3 if ring else 0),
+                    ),
+                    hovertemplate=f"{words.place('%{customdata[0]:d}', unit_name, '%{customdata[1]:d}')}, {when}<br>"
+                    f"{left} %{{y:,.4~g}}, {right} %{{x:,.4~g}}<extra></extra>",
+                )
+            )
+    fig.add_traces([dot for dot in sorted(dots, key=lambda dot: "after" in dot.name) if len(dot.x)])
     if selected is not None:
         chosen = shown[(shown["layer"] == selected[0]) & (shown["group"] == selected[1])]
         if len(chosen):
@@ -72,11 +109,25 @@ def balance(
     ticks_x, labels_x = log_ticks(10**low_x, 10**high_x, most=4)
     ticks_y, labels_y = log_ticks(10**low_y, 10**high_y, most=5)
     fig.update_layout(
-        xaxis=dict(type="log", range=[low_x, high_x], tickvals=ticks_x, ticktext=labels_x, constrain="domain", showgrid=True,
-                   title=dict(text=f"{matrices[1]}, {words.NORM_SYMBOLS[norm]} in the group")),
-        yaxis=dict(type="log", range=[low_y, high_y], tickvals=ticks_y, ticktext=labels_y, scaleanchor="x", scaleratio=1,
-                   constrain="domain"),
-    )  # fmt: skip
+        xaxis=dict(
+            type="log",
+            range=[low_x, high_x],
+            tickvals=ticks_x,
+            ticktext=labels_x,
+            constrain="domain",
+            showgrid=True,
+            title=dict(text=f"{matrices[1]}, {words.NORM_SYMBOLS[norm]} in the group"),
+        ),
+        yaxis=dict(
+            type="log",
+            range=[low_y, high_y],
+            tickvals=ticks_y,
+            ticktext=labels_y,
+            scaleanchor="x",
+            scaleratio=1,
+            constrain="domain",
+        ),
+    )
     unit(fig, f"{matrices[0]}, {words.NORM_SYMBOLS[norm]} in the group", dx=-36, dy=10)
     return fig
 
@@ -88,20 +139,32 @@ def _square(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, float]:
     return mid_x - span / 2, mid_x + span / 2, mid_y - span / 2, mid_y + span / 2
 
 
-def _colours(left_heavier: np.ndarray, pair: str, theme: Theme) -> np.ndarray:
-    left, right = words.PAIR_ROLES[pair]
-    return np.where(left_heavier, theme.role[left], theme.role[right]).astype(object)
+def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """One polyline with a gap behind each pair of points."""
+    return np.stack([start, end, np.full(len(start), np.nan)], axis=1).reshape(-1)
 
 
 def _band(fig: go.Figure, ends: np.ndarray, theme: Theme) -> None:
     """Within 2x of balance. A filled trace: a shape's path takes no log axis."""
     low, high = 10.0**ends
-    fig.add_trace(go.Scatter(x=[low, high, high, low], y=[2 * low, 2 * high, high / 2, low / 2], fill="toself", mode="lines", name="within 2×",
-                             line=dict(width=0), fillcolor=theme.middle, hoverinfo="skip"))  # fmt: skip
+    fig.add_trace(
+        go.Scatter(
+            x=[low, high, high, low],
+            y=[2 * low, 2 * high, high / 2, low / 2],
+            fill="toself",
+            mode="lines",
+            name="within 2×",
+            line=dict(width=0),
+            fillcolor=theme.middle,
+            hoverinfo="skip",
+        )
+    )
 
 
-def _along(fig: go.Figure, text: str, octaves: float, box: tuple[float, float, float, float], points: np.ndarray) -> None:
-    """A line's name, written along it where the fewest points are near; left out where the line barely crosses the picture."""
+def _along(
+    fig: go.Figure, text: str, octaves: float, box: tuple[float, float, float, float], points: np.ndarray
+) -> None:
+    """A line's name, written along it where the fewest points are near; none where it barely crosses."""
     low_x, high_x, low_y, high_y = box
     shift = octaves * np.log10(2)
     start, end = max(low_x, low_y - shift), min(high_x, high_y - shift)
@@ -110,17 +173,63 @@ def _along(fig: go.Figure, text: str, octaves: float, box: tuple[float, float, f
     places = np.linspace(start + 0.14 * (high_x - low_x), end - 0.14 * (high_x - low_x), 9)[::-1]
     nearest = [np.hypot(points[:, 0] - x, points[:, 1] - x - shift).min() for x in places]
     x = places[int(np.argmax(np.minimum(nearest, 0.15 * (high_x - low_x))))]
-    fig.add_annotation(text=text, x=x, y=x + shift, xref="x", yref="y", textangle=-45, xanchor="center", yanchor="middle",
-                       xshift=-7, yshift=7)  # fmt: skip
+    fig.add_annotation(
+        text=text,
+        x=x,
+        y=x + shift,
+        xref="x",
+        yref="y",
+        textangle=-45,
+        xanchor="center",
+        yanchor="middle",
+        xshift=-7,
+        yshift=7,
+    )
 
 
 def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, theme: Theme) -> None:
     """From ring to dot of the selected group; a ring in ink where nothing moves."""
-    tail, head = (np.log10(row["right"]), np.log10(row["left"])), (np.log10(row["right_after"]), np.log10(row["left_after"]))
+    tail, head = (
+        (np.log10(row["right"]), np.log10(row["left"])),
+        (np.log10(row["right_after"]), np.log10(row["left_after"])),
+    )
     if abs(tail[0] - head[0]) > 1e-9 or abs(tail[1] - head[1]) > 1e-9:
-        fig.add_annotation(x=head[0], y=head[1], ax=tail[0], ay=tail[1], xref="x", yref="y", axref="x", ayref="y", showarrow=True, text="",
-                           arrowhead=2, arrowsize=1.1, arrowwidth=1.8, arrowcolor=theme.ink, standoff=3, startstandoff=4)  # fmt: skip
-    fig.add_trace(go.Scatter(x=[row["right"]], y=[row["left"]], mode="markers", hoverinfo="skip", name="selected",
-                             marker=dict(size=11, color="rgba(0,0,0,0)", line=dict(color=theme.ink, width=1.8))))  # fmt: skip
-    fig.add_annotation(text=f"layer {int(row['layer'])}, {unit_name} {int(row['group'])}", x=tail[0], y=tail[1], xref="x", yref="y",
-                       yshift=18, borderpad=1, bgcolor=see_through(theme.page, 0.8), font=dict(size=12, color=theme.ink))  # fmt: skip
+        fig.add_annotation(
+            x=head[0],
+            y=head[1],
+            ax=tail[0],
+            ay=tail[1],
+            xref="x",
+            yref="y",
+            axref="x",
+            ayref="y",
+            showarrow=True,
+            text="",
+            arrowhead=2,
+            arrowsize=1.1,
+            arrowwidth=1.8,
+            arrowcolor=theme.ink,
+            standoff=3,
+            startstandoff=4,
+        )
+    fig.add_trace(
+        go.Scatter(
+            x=[row["right"]],
+            y=[row["left"]],
+            mode="markers",
+            hoverinfo="skip",
+            name="selected",
+            marker=dict(size=11, color="rgba(0,0,0,0)", line=dict(color=theme.ink, width=1.8)),
+        )
+    )
+    fig.add_annotation(
+        text=words.place(int(row["layer"]), unit_name, int(row["group"])),
+        x=tail[0],
+        y=tail[1],
+        xref="x",
+        yref="y",
+        yshift=18,
+        borderpad=1,
+        bgcolor=see_through(theme.page, 0.8),
+        font=dict(size=12, color=theme.ink),
+    )

@@ -14,9 +14,11 @@ ORDER = ("q", "k", "v", "o")
 
 
 def depth(heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection[str] = ()) -> go.Figure:
-    """``heads``: columns layer, role, head, before, after (one row a head). Outline before, filled after; a bar spans 10-90 % of
-    a layer's heads with the median as a notch, and heads further from it than its own length are dots. Heads with a zero
-    or non-finite norm have no place on a log axis and are left out. ``gains``: roles whose norm's gains are meant, not a matrix."""
+    """``heads``: columns layer, role, head, before, after (one row a head). ``gains``: roles whose norms' gains are meant.
+
+    Outline before, filled after; a bar spans 10-90 % of a layer's heads with the median as a notch, and heads further from
+    it than its own length are dots. Heads with a zero or non-finite norm have no place on a log axis and are left out.
+    """
     roles = [role for role in ORDER if (heads["role"] == role).any()]
     fig = figure(theme, 250 * max(1, -(-len(roles) // 2)) + 40)
     fig.update_layout(margin=dict(l=44, r=8, t=34, b=48), barmode="overlay", hoverdistance=8)
@@ -32,36 +34,74 @@ def depth(heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection
         axis = "" if number == 0 else str(number + 1)
         column, line = number % 2, number // 2
         top = 1 - line * (panel + 0.2)
-        fig.update_layout({
-            f"xaxis{axis}": dict(domain=[0, 0.46] if column == 0 else [0.54, 1], anchor=f"y{axis}", range=[-0.7, n_layers - 0.3],
-                                 tickvals=layer_ticks(list(range(n_layers)), most=6),
-                                 title=dict(text="layer" if line == rows - 1 else "", standoff=24)),
-            f"yaxis{axis}": dict(domain=[max(0.0, top - panel), top], anchor=f"x{axis}", type="log", range=[low, high], tickvals=ticks,
-                                 ticktext=labels if column == 0 else [""] * len(labels)),
-        })  # fmt: skip
+        fig.update_layout(
+            {
+                f"xaxis{axis}": dict(
+                    domain=[0, 0.46] if column == 0 else [0.54, 1],
+                    anchor=f"y{axis}",
+                    range=[-0.7, n_layers - 0.3],
+                    tickvals=layer_ticks(list(range(n_layers)), most=6),
+                    title=dict(text="layer" if line == rows - 1 else "", standoff=24),
+                ),
+                f"yaxis{axis}": dict(
+                    domain=[max(0.0, top - panel), top],
+                    anchor=f"x{axis}",
+                    type="log",
+                    range=[low, high],
+                    tickvals=ticks,
+                    ticktext=labels if column == 0 else [""] * len(labels),
+                ),
+            }
+        )
         part = usable[usable["role"] == role]
         per_layer = int(heads[heads["role"] == role].groupby("layer").size().max())
         (_dots if per_layer <= FEW else _bars)(fig, part, role, axis, theme, n_layers)
         what = words.ROLES[role].capitalize() + (" gains" if role in gains else "")
-        name = f"{what}, one set a layer" if role in gains and per_layer == 1 else f"{what}, {words.plural(per_layer, 'head')} a layer"
-        fig.add_annotation(text=name, xref=f"x{axis} domain", yref=f"y{axis} domain", x=0, y=1, xanchor="left", yanchor="bottom", yshift=8,
-                           font=dict(size=13, color=theme.role[role]))  # fmt: skip
+        name = (
+            f"{what}, one set a layer"
+            if role in gains and per_layer == 1
+            else f"{what}, {words.plural(per_layer, 'head')} a layer"
+        )
+        fig.add_annotation(
+            text=name,
+            xref=f"x{axis} domain",
+            yref=f"y{axis} domain",
+            x=0,
+            y=1,
+            xanchor="left",
+            yanchor="bottom",
+            yshift=8,
+            font=dict(size=13, color=theme.role[role]),
+        )
     return fig
 
 
 def _marker(theme: Theme, role: str, column: str, size: float) -> dict:
     ring = column == "before"
-    return dict(size=size, opacity=1, color=theme.page if ring else theme.role[role],
-                line=dict(color=theme.role[role], width=1.2 if ring else 0))  # fmt: skip
+    return dict(
+        size=size,
+        opacity=1,
+        color=theme.page if ring else theme.role[role],
+        line=dict(color=theme.role[role], width=1.2 if ring else 0),
+    )
 
 
 def _points(fig: go.Figure, part: pd.DataFrame, column: str, role: str, axis: str, theme: Theme, size: float) -> None:
     scatter = go.Scattergl if len(part) > 1500 else go.Scatter
-    fig.add_trace(scatter(
-        x=part["layer"].to_numpy(np.int32), y=part[column].to_numpy(np.float32), mode="markers", name=column, xaxis=f"x{axis}",
-        yaxis=f"y{axis}", marker=_marker(theme, role, column, size), customdata=part["head"].to_numpy(np.int32),
-        hovertemplate=f"{words.ROLES[role]} head %{{customdata:d}}, layer %{{x}}, {column}<br>%{{y:,.4~g}}<extra></extra>",
-    ))  # fmt: skip
+    fig.add_trace(
+        scatter(
+            x=part["layer"].to_numpy(np.int32),
+            y=part[column].to_numpy(np.float32),
+            mode="markers",
+            name=column,
+            xaxis=f"x{axis}",
+            yaxis=f"y{axis}",
+            marker=_marker(theme, role, column, size),
+            customdata=part["head"].to_numpy(np.int32),
+            hovertemplate=f"{words.ROLES[role]} head %{{customdata:d}}, layer %{{x}}, {column}"
+            "<br>%{y:,.4~g}<extra></extra>",
+        )
+    )
 
 
 def _dots(fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int) -> None:
@@ -73,22 +113,50 @@ def _bars(fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme
     place = dict(xaxis=f"x{axis}", yaxis=f"y{axis}")
     for column in ("before", "after"):
         ring = column == "before"
-        spread = part.groupby("layer")[column].quantile([0.1, 0.5, 0.9]).unstack()
-        x, low, middle, high = spread.index.to_numpy(), *(spread[q].to_numpy() for q in (0.1, 0.5, 0.9))
-        text = [f"{words.digits(m, 3)} ({words.digits(a, 3)} to {words.digits(b, 3)})" for a, m, b in zip(low, middle, high)]
-        fig.add_trace(go.Bar(
-            x=x, y=high - low, base=low, width=0.62 if n_layers > 12 else 0.36, name=column, text=text, textposition="none", **place,
-            marker=dict(color="rgba(0,0,0,0)" if ring else theme.role[role], line=dict(color=theme.role[role], width=1.2 if ring else 0)),
-            hovertemplate=f"{words.ROLES[role]}, layer %{{x}}, {column}<br>median %{{text}}<extra></extra>",
-        ))  # fmt: skip
-        fig.add_trace(go.Scatter(
-            x=x, y=middle, mode="markers", hoverinfo="skip", name=f"median {column}", **place,
-            marker=dict(symbol="line-ew-open", size=6 if n_layers <= 40 else 3, color=theme.role[role] if ring else theme.page,
-                        line=dict(width=1.6)),
-        ))  # fmt: skip
-        joined = part.join(spread, on="layer")
-        length = joined[0.9] / joined[0.1]
-        outside = (joined[column] > joined[0.9] * length) | (joined[column] < joined[0.1] / length)
+        table = part.pivot(index="layer", columns="head", values=column)
+        x, (low, middle, high) = (
+            table.index.to_numpy(),
+            np.nanquantile(table.to_numpy(dtype=float), (0.1, 0.5, 0.9), axis=1),
+        )
+        text = [
+            f"{words.digits(m, 3)} ({words.digits(a, 3)} to {words.digits(b, 3)})" for a, m, b in zip(low, middle, high)
+        ]
+        fig.add_trace(
+            go.Bar(
+                x=x,
+                y=high - low,
+                base=low,
+                width=0.62 if n_layers > 12 else 0.36,
+                name=column,
+                text=text,
+                textposition="none",
+                **place,
+                marker=dict(
+                    color="rgba(0,0,0,0)" if ring else theme.role[role],
+                    line=dict(color=theme.role[role], width=1.2 if ring else 0),
+                ),
+                hovertemplate=f"{words.ROLES[role]}, layer %{{x}}, {column}<br>median %{{text}}<extra></extra>",
+            )
+        )
+        fig.add_trace(
+            go.Scatter(
+                x=x,
+                y=middle,
+                mode="markers",
+                hoverinfo="skip",
+                name=f"median {column}",
+                **place,
+                marker=dict(
+                    symbol="line-ew-open",
+                    size=6 if n_layers <= 40 else 3,
+                    color=theme.role[role] if ring else theme.page,
+                    line=dict(width=1.6),
+                ),
+            )
+        )
+        place_of = np.searchsorted(x, part["layer"].to_numpy())
+        length, values = (high / low)[place_of], part[column].to_numpy(dtype=float)
+        outside = (values > high[place_of] * length) | (values < low[place_of] / length)
         if outside.any():
             _points(fig, part[outside], column, role, axis, theme, 5 if n_layers <= 40 else 3.5)
 

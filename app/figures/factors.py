@@ -41,10 +41,14 @@ def how_to_read(rows: pd.DataFrame) -> str:
     single = rows["n_cells"].gt(1).any()
     place = "layer" if (rows["group"] < 0).all() else "KV group of a layer"
     if single:
-        return (f"Factors on the left matrix of each pair, one mark a {place}. The bar spans the factors of its single channels; "
-                "the tick is the factor that would balance the whole fully.")  # fmt: skip
-    return (f"Factor on the left matrix of each pair, one mark a {place}; the right matrix gets its inverse. The tick would balance "
-            "fully, the square is what is used; the line between them is the imbalance that stays.")  # fmt: skip
+        return (
+            f"Factors on the left matrix of each pair, one mark a {place}. The bar spans the factors of its single "
+            "channels; the tick is the factor that would balance the whole fully."
+        )
+    return (
+        f"Factor on the left matrix of each pair, one mark a {place}; the right matrix gets its inverse. The tick would "
+        "balance fully, the square is what is used; the line between them is the imbalance that stays."
+    )
 
 
 def factor_chart(rows: pd.DataFrame, theme: Theme) -> go.Figure:
@@ -61,8 +65,11 @@ def factor_chart(rows: pd.DataFrame, theme: Theme) -> go.Figure:
         _panel(fig, part, number, theme)
         matrix = words.MATRICES[words.PAIR_ROLES[pair][0]]
         gains = part["changes"].str.contains("gains").any()
-        unit(fig, f"factor on the {words.ROLES[words.PAIR_ROLES[pair][0]]} gains" if gains else f"factor on {matrix}",
-             axis="" if number == 1 else str(number))  # fmt: skip
+        unit(
+            fig,
+            f"factor on the {words.ROLES[words.PAIR_ROLES[pair][0]]} gains" if gains else f"factor on {matrix}",
+            axis="" if number == 1 else str(number),
+        )
     fig.update_xaxes(range=[layers[0] - 0.6, layers[-1] + 0.6], tickvals=layer_ticks(layers), fixedrange=True)
     fig.update_xaxes(title="layer", title_standoff=12, row=len(pairs), col=1)
     return fig
@@ -80,19 +87,45 @@ def _panel(fig: go.Figure, rows: pd.DataFrame, number: int, theme: Theme) -> Non
     far = np.where(span, high, np.where(full < low, low, full))
     faint = blend(theme.page, colour, 0.45)
     width = 5 if span.any() else 1.5
-    fig.add_scatter(x=np.repeat(x, 3), y=np.column_stack([near, far, np.full(len(x), np.nan)]).ravel(), mode="lines",
-                    line=dict(color=faint, width=width), hoverinfo="skip", row=number, col=1)  # fmt: skip
+    fig.add_scatter(
+        x=np.repeat(x, 3),
+        y=np.column_stack([near, far, np.full(len(x), np.nan)]).ravel(),
+        mode="lines",
+        line=dict(color=faint, width=width),
+        hoverinfo="skip",
+        row=number,
+        col=1,
+    )
     size = 8 if len(x) <= 200 else 5
-    fig.add_scatter(x=x, y=full, mode="markers", marker=dict(symbol="line-ew", size=size + 4, line=dict(color=colour, width=2)),
-                    hoverinfo="skip", row=number, col=1)  # fmt: skip
+    fig.add_scatter(
+        x=x,
+        y=full,
+        mode="markers",
+        marker=dict(symbol="line-ew", size=size + 4, color=colour, line=dict(color=colour, width=2)),
+        hoverinfo="skip",
+        row=number,
+        col=1,
+    )
     hover = [_hover(row) for row in rows.itertuples()]
     for chosen, symbol in ((used, "square"), (~used, "square-open")):
         middle = (low + high) / 2
         if (chosen & ~span).any() or (chosen & span).any():
             fig.add_scatter(
-                x=x[chosen], y=middle[chosen], mode="markers", hovertext=np.array(hover, object)[chosen], hoverinfo="text",
-                marker=dict(symbol=symbol, size=np.where(span[chosen] & used[chosen], 1, size), color=colour), row=number, col=1,
-            )  # fmt: skip
+                x=x[chosen],
+                y=middle[chosen],
+                mode="markers",
+                hovertext=np.array(hover, object)[chosen],
+                hoverinfo="text",
+                marker=dict(
+                    symbol=symbol,
+                    size=np.where(span[chosen] & used[chosen], 1, size),
+                    color=colour,
+                    opacity=1,
+                    line=dict(width=0 if symbol == "square" else 1.5, color=colour),
+                ),
+                row=number,
+                col=1,
+            )
     values = np.concatenate([low, high, full[np.isfinite(full)], [0.0]])
     bottom, top = values.min() - 0.35, values.max() + 0.35
     ticks, text = octave_ticks(bottom, top)
@@ -117,8 +150,11 @@ def _log2_middle(rows: pd.DataFrame, name: str) -> np.ndarray:
 
 def _hover(row) -> str:
     place = f"layer {row.layer}" + (f", KV group {row.group}" if row.group >= 0 else "")
-    lines = [f"{words.PAIR_LABELS[row.pair]}, {place}", f"factor {words.factors(row.factor_low, row.factor_high)}",
-             f"before {words.side(row.pair, row.log2_ratio)}, after {words.side(row.pair, row.log2_after)}"]  # fmt: skip
+    lines = [
+        f"{words.PAIR_LABELS[row.pair]}, {place}",
+        f"factor {words.factors(row.factor_low, row.factor_high)}",
+        f"before {words.side(row.pair, row.log2_ratio)}, after {words.side(row.pair, row.log2_after)}",
+    ]
     if row.status not in _SHOWN:
         lines.append(row.status)
-    return "<br>".join(words.figure_text(line) for line in lines)
+    return "<br>".join(lines)  # no foreign name among them

@@ -11,13 +11,19 @@ STEEPER = 2**0.25
 
 
 def map_title(groups: pd.DataFrame, pair: str, unit: str = "KV group") -> str:
-    """Which side the cells of one pair lean to before, and where most; ``unit``: what a cell is. ``groups``: columns layer, log2_ratio."""
+    """Which side the cells of one pair lean to before, and where most.
+
+    ``groups``: columns layer, log2_ratio. ``unit``: what a cell is.
+    """
     left, right = SIDES[pair]
     known = groups[np.isfinite(groups["log2_ratio"])]
     octaves = known["log2_ratio"].to_numpy()
     n = len(known)
     if not n:
         return f"{left.capitalize()} against {right}: no ratio is known"
+    n_lost = len(groups) - n
+    if n_lost:
+        return f"{map_title(known, pair, unit)}; {n_lost:,} without a ratio"
     if (np.abs(octaves) <= 1).all():
         return f"The only {unit} is within 2× of balance" if n == 1 else f"All {n:,} {unit}s are within 2× of balance"
     if n == 1:
@@ -28,8 +34,10 @@ def map_title(groups: pd.DataFrame, pair: str, unit: str = "KV group") -> str:
     if n_few == 0:
         return f"All {n:,} {unit}s lean to the {most}{where}"
     if n_few <= 0.25 * n:
-        return f"{n_few:,} of {n:,} {unit}s {'leans' if n_few == 1 else 'lean'} to the {few}; the others lean to the {most}{where}"
-    return f"{to_left:,} of {n:,} {unit}s lean to the {left}, {to_right:,} to the {right}{where}"
+        lean = "leans" if n_few == 1 else "lean"
+        return f"{n_few:,} of {n:,} {unit}s {lean} to the {few}; the others lean to the {most}{where}"
+    lean = "leans" if to_left == 1 else "lean"
+    return f"{to_left:,} of {n:,} {unit}s {lean} to the {left}, {to_right:,} to the {right}{where}"
 
 
 def _where(known: pd.DataFrame) -> str:
@@ -67,7 +75,9 @@ def balance_title(groups: pd.DataFrame) -> str:
         return "Rescaling brings every pair nearer the diagonal"
     if nearer > n / 2:
         return f"Rescaling brings {nearer:,} of {n:,} pairs nearer the diagonal"
-    return f"Only {nearer:,} of {n:,} pairs come nearer the diagonal" if nearer else "Norm against norm: no pair comes nearer the diagonal"
+    if not nearer:
+        return "Norm against norm: no pair comes nearer the diagonal"
+    return f"Only {nearer:,} of {n:,} pairs {'comes' if nearer == 1 else 'come'} nearer the diagonal"
 
 
 def depth_title(heads: pd.DataFrame) -> str:
@@ -91,7 +101,11 @@ def histogram_title(factors: list[tuple[float, float]]) -> str:
     """``factors``: smallest and largest factor of each side."""
     if all(low == high == 1 for low, high in factors):
         return "Nothing moves with these options"
-    return "Same shape, shifted" if all(low == high for low, high in factors) else "Each channel is shifted by its own factor"
+    return (
+        "Same shape, shifted"
+        if all(low == high for low, high in factors)
+        else "Each channel is shifted by its own factor"
+    )
 
 
 def channel_title(before: np.ndarray, turns: np.ndarray | None) -> str:
@@ -105,15 +119,26 @@ def channel_title(before: np.ndarray, turns: np.ndarray | None) -> str:
         fast, slow = np.median(values[:third]), np.median(values[-third:])
         if slow > STEEPER * fast:
             return "Slow rotary pairs weigh most"
-        return "Fast rotary pairs weigh most" if fast > STEEPER * slow else "Fast and slow rotary pairs weigh about the same"
+        return (
+            "Fast rotary pairs weigh most"
+            if fast > STEEPER * slow
+            else "Fast and slow rotary pairs weigh about the same"
+        )
     spread = np.log2(values.max() / np.median(values))
-    return f"The heaviest channel is {words.ratio(spread)} the median" if spread > 1 else "Channels of the head weigh about the same"
+    return (
+        f"The heaviest channel is {words.ratio(spread)} the median"
+        if spread > 1
+        else "Channels of the head weigh about the same"
+    )
 
 
 def spectrum_title(spectrum: dict) -> str:
     """``spectrum`` of a HeadDetail."""
     if not spectrum:
         return "No singular values"
-    moved = any(np.abs(np.log2(spectrum[f"{side}_after"][:1] / spectrum[side][:1])).max(initial=0) > 0.007
-                for side in ("left", "right") if spectrum[side][0] > 0)  # fmt: skip
+    moved = any(
+        np.abs(np.log2(spectrum[f"{side}_after"][:1] / spectrum[side][:1])).max(initial=0) > 0.007
+        for side in ("left", "right")
+        if spectrum[side][0] > 0
+    )
     return "The product stays put" if moved else "Singular values of the head"

@@ -29,30 +29,68 @@ def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Fi
         colour = theme.role[role.role]
         if len(role.percent):
             centres = (role.log2_edges[:-1] + role.log2_edges[1:]) / 2
-            fig.add_trace(go.Bar(x=centres, y=role.percent_after, width=0.25, name=f"{role.role} after", xaxis="x", yaxis=f"y{axis}",
-                                 marker=dict(color=colour, opacity=0.8, line_width=0),
-                                 hovertemplate="%{y:.2f} % after<extra></extra>"))  # fmt: skip
+            fig.add_trace(
+                go.Bar(
+                    x=centres,
+                    y=role.percent_after,
+                    width=0.25,
+                    name=f"{role.role} after",
+                    xaxis="x",
+                    yaxis=f"y{axis}",
+                    marker=dict(color=colour, opacity=0.8, line_width=0),
+                    hovertemplate="%{y:.2f} % after<extra></extra>",
+                )
+            )
             x = np.concatenate([role.log2_edges, [role.log2_edges[-1]]])
             y = np.concatenate([role.percent, [role.percent[-1], 0]])
-            fig.add_trace(go.Scatter(x=x, y=y, mode="lines", line=dict(shape="hv", color=theme.ink, width=1.3), name=f"{role.role} before",
-                                     xaxis="x", yaxis=f"y{axis}", hovertemplate="%{y:.2f} % before<extra></extra>"))  # fmt: skip
+            fig.add_trace(
+                go.Scatter(
+                    x=x,
+                    y=y,
+                    mode="lines",
+                    line=dict(shape="hv", color=theme.ink, width=1.3),
+                    name=f"{role.role} before",
+                    xaxis="x",
+                    yaxis=f"y{axis}",
+                    hovertemplate="%{y:.2f} % before<extra></extra>",
+                )
+            )
         tail = " gains" if gains else f", {words.plural(role.n_heads, 'head')}"
-        fig.add_annotation(text=words.ROLES[role.role].capitalize() + tail, xref="x domain", x=0,
-                           yref=f"y{axis} domain", y=1, xanchor="left", yanchor="top", font=dict(size=13, color=colour))  # fmt: skip
-        fig.update_layout({f"yaxis{axis}": dict(domain=[max(0.0, top - panel), top], range=[0, most * 1.12], nticks=4, anchor="x")})
+        fig.add_annotation(
+            text=words.ROLES[role.role].capitalize() + tail,
+            xref="x domain",
+            x=0,
+            yref=f"y{axis} domain",
+            y=1,
+            xanchor="left",
+            yanchor="top",
+            font=dict(size=13, color=colour),
+        )
+        fig.update_layout(
+            {f"yaxis{axis}": dict(domain=[max(0.0, top - panel), top], range=[0, most * 1.12], nticks=4, anchor="x")}
+        )
     unit(fig, "% of weights per ¼ octave", dx=-30, dy=12)
-    fig.update_layout(xaxis=dict(domain=[0, 1], anchor=f"y{n}" if n > 1 else "y", range=[low, high], tickvals=ticks,
-                                 ticktext=[words.power_of_two(t) for t in ticks], title=dict(text="|w|", standoff=14)))  # fmt: skip
+    fig.update_layout(
+        xaxis=dict(
+            domain=[0, 1],
+            anchor=f"y{n}" if n > 1 else "y",
+            range=[low, high],
+            tickvals=ticks,
+            ticktext=[words.power_of_two(t) for t in ticks],
+            title=dict(text="|w|", standoff=14),
+        )
+    )
     return fig
 
 
 def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
-    """L1 norm of each rotary pair over its tokens per turn, or of each channel over its number: dotted before, solid after."""
+    """L1 norm of each rotary pair over its tokens per turn, or of each channel: dotted before, solid after."""
     fig = figure(theme, 360)
     fig.update_layout(margin=dict(l=44, t=40, b=46))
     turns = detail.turns
     rotary = turns is not None and np.isfinite(turns).any()
     shown = np.isfinite(turns) if rotary else None
+    place = "%{x:,.4~g} tokens per turn" if rotary else "channel %{x}"
     values = []
     for role in detail.roles:
         for y, kind in ((role.channel_l1, "before"), (role.channel_l1_after, "after")):
@@ -63,12 +101,17 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
             values.append(y)
             dotted = kind == "before"
             many = len(y) > 80
-            fig.add_trace(go.Scatter(
-                x=x, y=y, mode="lines" if dotted or many else "lines+markers", name=f"{words.ROLES[role.role]} {kind}",
-                line=dict(color=theme.role[role.role], width=1.4, dash="dot" if dotted else "solid"),
-                marker=dict(size=4, color=theme.role[role.role]),
-                hovertemplate=f"{words.ROLES[role.role]} {kind}<br>%{{y:,.4~g}} at %{{x:,.4~g}}{' tokens per turn' if rotary else ''}<extra></extra>",
-            ))  # fmt: skip
+            fig.add_trace(
+                go.Scatter(
+                    x=x,
+                    y=y,
+                    mode="lines" if dotted or many else "lines+markers",
+                    name=f"{words.ROLES[role.role]} {kind}",
+                    line=dict(color=theme.role[role.role], width=1.4, dash="dot" if dotted else "solid"),
+                    marker=dict(size=4, color=theme.role[role.role]),
+                    hovertemplate=f"{words.ROLES[role.role]} {kind}<br>%{{y:,.4~g}} at {place}<extra></extra>",
+                )
+            )
     known = np.concatenate(values)
     known = known[np.isfinite(known)]
     if not len(known):
@@ -81,8 +124,15 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
     if rotary:
         first, last = np.log10(turns[shown].min()), np.log10(turns[shown].max())
         ticks, labels = log_ticks(10**first, 10 ** max(last, first + 0.5), most=5)
-        fig.update_layout(xaxis=dict(type="log", range=[first - 0.08, max(last, first + 0.5) + 0.08], tickvals=ticks, ticktext=labels,
-                                     title=dict(text="tokens per turn of the rotary pair", standoff=14)))  # fmt: skip
+        fig.update_layout(
+            xaxis=dict(
+                type="log",
+                range=[first - 0.08, max(last, first + 0.5) + 0.08],
+                tickvals=ticks,
+                ticktext=labels,
+                title=dict(text="tokens per turn of the rotary pair", standoff=14),
+            )
+        )
     else:
         fig.update_layout(xaxis=dict(title=dict(text="channel of the head", standoff=14), nticks=6))
     unit(fig, f"L1 norm of {'a rotary pair' if rotary else 'a channel'}", dx=-40, dy=12)
@@ -100,9 +150,16 @@ def _name_curves(fig: go.Figure, detail: HeadDetail, values: list[np.ndarray], t
         part = part[np.isfinite(part)]
         if len(part):
             up = number == upper
-            fig.add_annotation(text=f"{words.ROLES[role.role]} before", xref="x domain", x=0.02, xanchor="left", yref="y",
-                               y=np.log10(part.max() if up else part.min()), yanchor="bottom" if up else "top",
-                               font=dict(size=12, color=theme.role[role.role]))  # fmt: skip
+            fig.add_annotation(
+                text=f"{words.ROLES[role.role]} before",
+                xref="x domain",
+                x=0.02,
+                xanchor="left",
+                yref="y",
+                y=np.log10(part.max() if up else part.min()),
+                yanchor="bottom" if up else "top",
+                font=dict(size=12, color=theme.role[role.role]),
+            )
 
 
 def spectrum(detail: HeadDetail, *, theme: Theme) -> go.Figure:
@@ -117,16 +174,26 @@ def spectrum(detail: HeadDetail, *, theme: Theme) -> go.Figure:
     floor = largest * 1e-6  # below it only rounding is left
     seen = []
     for side, name, colour, dash in (
-        ("left", "before", "", "dot"), ("right", "before", "", "dot"), ("left_after", "after", "", "solid"),
-        ("right_after", "after", "", "solid"), ("product", "", theme.ink, "solid"),
-    ):  # fmt: skip
+        ("left", "before", "", "dot"),
+        ("right", "before", "", "dot"),
+        ("left_after", "after", "", "solid"),
+        ("right_after", "after", "", "solid"),
+        ("product", "", theme.ink, "solid"),
+    ):
         role = roles.get(side.split("_")[0])
         y = np.where(detail.spectrum[side] > floor, detail.spectrum[side], np.nan)
         seen.append(y)
         label = f"{words.ROLES[role]} {name}" if role else "product, before = after"
-        fig.add_trace(go.Scatter(x=np.arange(1, len(y) + 1), y=y, mode="lines", name=label,
-                                 line=dict(color=theme.role[role] if role else colour, width=1.6 if dash == "solid" else 1.4, dash=dash),
-                                 hovertemplate=f"{label}<br>%{{y:,.3~g}}, number %{{x}}<extra></extra>"))  # fmt: skip
+        fig.add_trace(
+            go.Scatter(
+                x=np.arange(1, len(y) + 1),
+                y=y,
+                mode="lines",
+                name=label,
+                line=dict(color=theme.role[role] if role else colour, width=1.6 if dash == "solid" else 1.4, dash=dash),
+                hovertemplate=f"{label}<br>%{{y:,.3~g}}, number %{{x}}<extra></extra>",
+            )
+        )
     known = np.concatenate(seen)
     known = known[np.isfinite(known)]
     if len(known):
@@ -134,13 +201,15 @@ def spectrum(detail: HeadDetail, *, theme: Theme) -> go.Figure:
         ticks, labels = log_ticks(10**low, 10**high)
         fig.update_layout(yaxis=dict(type="log", range=[low, high], tickvals=ticks, ticktext=labels))
         _name_product(fig, seen, theme)
-    fig.update_layout(xaxis=dict(title=dict(text="number of the singular value", standoff=14), nticks=6, rangemode="tozero"))
+    fig.update_layout(
+        xaxis=dict(title=dict(text="number of the singular value", standoff=14), nticks=6, rangemode="tozero")
+    )
     unit(fig, "singular value", dx=-40, dy=12)
     return fig
 
 
 def _name_product(fig: go.Figure, curves: list[np.ndarray], theme: Theme) -> None:
-    """"product" beside its curve (the last of ``curves``), where no other curve is near on the side the name is on."""
+    """ "product" beside its curve (the last of ``curves``), where no other curve is near on the side the name is on."""
     product, others = np.log10(curves[-1]), np.log10(np.stack(curves[:-1]))
     first, last = int(len(product) * 0.1), max(1, int(len(product) * 0.45))
     best = (-1.0, 0, "bottom")
@@ -152,14 +221,34 @@ def _name_product(fig: go.Figure, curves: list[np.ndarray], theme: Theme) -> Non
             best = max(best, (room if anchor == "bottom" else room / 2, i, anchor)) if np.isfinite(room) else best
     _, at, anchor = best
     if len(product) and np.isfinite(product[at]):
-        fig.add_annotation(text="product", x=at + 1, y=product[at], xref="x", yref="y", xanchor="left" if anchor == "bottom" else "right",
-                           yanchor=anchor, xshift=3 if anchor == "bottom" else -3, font=dict(size=12, color=theme.ink))  # fmt: skip
+        fig.add_annotation(
+            text="product",
+            x=at + 1,
+            y=product[at],
+            xref="x",
+            yref="y",
+            xanchor="left" if anchor == "bottom" else "right",
+            yanchor=anchor,
+            xshift=3 if anchor == "bottom" else -3,
+            font=dict(size=12, color=theme.ink),
+        )
 
 
 def histogram_table(detail: HeadDetail) -> pd.DataFrame:
     """One row a bin and side: log2 |w| from, to, percent before and after."""
-    parts = [pd.DataFrame({"side": words.ROLES[r.role], "tensor": r.tensor, "log2_from": r.log2_edges[:-1], "log2_to": r.log2_edges[1:],
-                           "percent_before": r.percent, "percent_after": r.percent_after}) for r in detail.roles]  # fmt: skip
+    parts = [
+        pd.DataFrame(
+            {
+                "side": words.ROLES[r.role],
+                "tensor": r.tensor,
+                "log2_from": r.log2_edges[:-1],
+                "log2_to": r.log2_edges[1:],
+                "percent_before": r.percent,
+                "percent_after": r.percent_after,
+            }
+        )
+        for r in detail.roles
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -168,11 +257,18 @@ def channel_table(detail: HeadDetail) -> pd.DataFrame:
     parts = []
     for r in detail.roles:
         n = len(r.channel_l1)
-        parts.append(pd.DataFrame({
-            "side": words.ROLES[r.role], "tensor": r.tensor, "number": np.arange(n),
-            "tokens_per_turn": np.full(n, np.nan) if detail.turns is None else detail.turns, "l1_before": r.channel_l1,
-            "l1_after": r.channel_l1_after,
-        }))  # fmt: skip
+        parts.append(
+            pd.DataFrame(
+                {
+                    "side": words.ROLES[r.role],
+                    "tensor": r.tensor,
+                    "number": np.arange(n),
+                    "tokens_per_turn": np.full(n, np.nan) if detail.turns is None else detail.turns,
+                    "l1_before": r.channel_l1,
+                    "l1_after": r.channel_l1_after,
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 

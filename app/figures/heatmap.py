@@ -8,19 +8,31 @@ from app.figures import words
 from app.figures.template import OCTAVES, Theme, figure, layer_ticks, octave_ticks, scale, unit
 from wisca_core.patterns.summary import SIDES
 
-TOP, BETWEEN, BOTTOM, LINE = 62, 42, 48, 96  # px: above the strips (colour bar), a strip's heading, below, the layers' panel
+TOP, BETWEEN, BOTTOM, LINE = (
+    62,
+    42,
+    48,
+    96,
+)  # px: above the strips (colour bar), a strip's heading, below, the layers' panel
 MANY = 600  # cells in a strip from which the gaps between them are dropped
 
 
 def heatmap(
-    groups: pd.DataFrame, layers: pd.DataFrame, *, pair: str, n_layers: int, theme: Theme, after: str,
-    unit_name: str = "KV group", selected: tuple[int, int] | None = None,
-) -> go.Figure:  # fmt: skip
-    """Cells of one pair before, before with size divided out (left out where the norm has no size law or size is equal), after.
+    groups: pd.DataFrame,
+    layers: pd.DataFrame,
+    *,
+    pair: str,
+    n_layers: int,
+    theme: Theme,
+    after: str,
+    unit_name: str = "KV group",
+    selected: tuple[int, int] | None = None,
+) -> go.Figure:
+    """Cells of one pair: before, before with size divided out (no such strip where ``has_size`` says no), after.
 
     ``groups``: rows of one pair, columns layer, group, log2_ratio, log2_size, log2_after (octaves, left over right).
-    ``layers``: the same without group, one row a layer. ``after``: heading of the last strip. ``selected``: (layer, group).
-    ``unit_name``: what a row is.
+    ``layers``: the same without group, one row a layer. ``after``: heading of the last strip. ``unit_name``: what a row
+    is. ``selected``: (layer, group).
     A cell without a ratio bears a cross; a (layer, group) without a row stays blank. Each cell's overlay point carries
     customdata [layer, group, times heavier], since plotly reports no click on a heatmap.
     """
@@ -42,27 +54,63 @@ def heatmap(
     for number, (heading, octaves) in enumerate(strips):
         axis = "" if number == 0 else str(number + 1)
         top = 1 - number * (strip + BETWEEN) / inner
-        _strip(fig, axis, (max(0.0, top - strip / inner), top), groups, octaves, n_layers, n_groups, pair, unit_name, theme)
-        fig.add_annotation(text=heading, xref="x domain", x=0, xanchor="left", yref="paper", y=top, yanchor="bottom", yshift=5,
-                           font=dict(size=13, color=theme.ink))  # fmt: skip
+        _strip(
+            fig, axis, (max(0.0, top - strip / inner), top), groups, octaves, n_layers, n_groups, pair, unit_name, theme
+        )
+        fig.add_annotation(
+            text=heading,
+            xref="x domain",
+            x=0,
+            xanchor="left",
+            yref="paper",
+            y=top,
+            yanchor="bottom",
+            yshift=5,
+            font=dict(size=13, color=theme.ink),
+        )
         if selected is not None:
             layer, group = selected
-            fig.add_shape(type="rect", xref="x", yref=f"y{axis}", x0=layer - 0.5, x1=layer + 0.5, y0=group - 0.5, y1=group + 0.5,
-                          line=dict(color=theme.ink, width=2.5))  # fmt: skip
+            fig.add_shape(
+                type="rect",
+                xref="x",
+                yref=f"y{axis}",
+                x0=layer - 0.5,
+                x1=layer + 0.5,
+                y0=group - 0.5,
+                y1=group + 0.5,
+                line=dict(color=theme.ink, width=2.5),
+            )
     _layers(fig, str(len(strips) + 1), (0, LINE / inner), layers, pair, theme)
     # an axis title of stacked panels lands on the ticks or far below them
     fig.add_annotation(text="layer", xref="paper", x=0.5, yref="paper", y=0, yanchor="top", yshift=-24)
     fig.update_layout(
         xaxis=dict(domain=[0, 1], anchor=f"y{len(strips) + 1}", range=[-0.5, n_layers - 0.5], tickvals=ticks),
         coloraxis=dict(
-            colorscale=scale(theme, *words.PAIR_ROLES[pair]), cmin=-OCTAVES, cmax=OCTAVES,
+            colorscale=scale(theme, *words.PAIR_ROLES[pair]),
+            cmin=-OCTAVES,
+            cmax=OCTAVES,
             colorbar=dict(
-                orientation="h", x=1, xanchor="right", yref="container", y=1, yanchor="top", ypad=4, xpad=0, lenmode="pixels", len=190,
-                thickness=8, outlinewidth=0, tickvals=[-3.32, 0, 3.32], ticktext=[f"{right} 10×", "equal", f"{left} 10×"],
-                tickangle=0, ticks="", ticklabeloverflow="allow", tickfont=dict(size=12, color=theme.text),
+                orientation="h",
+                x=1,
+                xanchor="right",
+                yref="container",
+                y=1,
+                yanchor="top",
+                ypad=4,
+                xpad=0,
+                lenmode="pixels",
+                len=190,
+                thickness=8,
+                outlinewidth=0,
+                tickvals=[-3.32, 0, 3.32],
+                ticktext=[f"{right} 10×", "equal", f"{left} 10×"],
+                tickangle=0,
+                ticks="",
+                ticklabeloverflow="allow",
+                tickfont=dict(size=12, color=theme.text),
             ),
         ),
-    )  # fmt: skip
+    )
     return fig
 
 
@@ -73,43 +121,88 @@ def has_size(groups: pd.DataFrame) -> bool:
 
 
 def _strip(
-    fig: go.Figure, axis: str, domain: tuple[float, float], groups: pd.DataFrame, octaves: np.ndarray, n_layers: int, n_groups: int,
-    pair: str, unit_name: str, theme: Theme,
-) -> None:  # fmt: skip
+    fig: go.Figure,
+    axis: str,
+    domain: tuple[float, float],
+    groups: pd.DataFrame,
+    octaves: np.ndarray,
+    n_layers: int,
+    n_groups: int,
+    pair: str,
+    unit_name: str,
+    theme: Theme,
+) -> None:
     layer, group = groups["layer"].to_numpy(), groups["group"].to_numpy()
     known = np.isfinite(octaves)
     z = np.full((n_groups, n_layers), np.nan, np.float32)
     z[group[known], layer[known]] = np.clip(octaves[known], -OCTAVES, OCTAVES)
     gap = 0 if n_groups * n_layers > MANY else 2
-    fig.add_heatmap(z=z, coloraxis="coloraxis", hoverinfo="skip", xgap=gap, ygap=gap, xaxis="x", yaxis=f"y{axis}", hoverongaps=False)
+    fig.add_heatmap(
+        z=z, coloraxis="coloraxis", hoverinfo="skip", xgap=gap, ygap=gap, xaxis="x", yaxis=f"y{axis}", hoverongaps=False
+    )
     left, right = SIDES[pair]
+    place = words.place("%{customdata[0]:d}", unit_name, "%{customdata[1]:d}")
     sides = ((left, octaves > 0), (right, octaves < 0), ("", known & (octaves == 0)), ("no ratio", ~known))
     for word, chosen in sides:
         if not chosen.any():
             continue
         times = np.exp2(np.abs(np.where(known, octaves, 0.0)))[chosen]
         data = np.stack([layer[chosen], group[chosen], np.round(times, 2)], axis=1).astype(np.float32)
-        figure_of = "no ratio: a norm is zero or not finite" if word == "no ratio" else f"{word} %{{customdata[2]:.3~g}}×" if word else "equal"
-        fig.add_trace(go.Scattergl(
-            x=layer[chosen].astype(np.int16), y=group[chosen].astype(np.int16), customdata=data, mode="markers", xaxis="x",
-            yaxis=f"y{axis}", name=word, marker=dict(size=12, opacity=0, color=theme.ink), unselected=dict(marker=dict(opacity=0)),
-            selected=dict(marker=dict(opacity=0)),
-            hovertemplate=f"layer %{{customdata[0]:d}}, {unit_name} %{{customdata[1]:d}}<br>{figure_of}<extra></extra>",
-        ))  # fmt: skip
+        figure_of = (
+            "no ratio: a norm is zero or not finite"
+            if word == "no ratio"
+            else f"{word} %{{customdata[2]:.3~g}}×"
+            if word
+            else "equal"
+        )
+        fig.add_trace(
+            go.Scattergl(
+                x=layer[chosen].astype(np.int16),
+                y=group[chosen].astype(np.int16),
+                customdata=data,
+                mode="markers",
+                xaxis="x",
+                yaxis=f"y{axis}",
+                name=word,
+                marker=dict(size=12, opacity=0, color=theme.ink),
+                unselected=dict(marker=dict(opacity=0)),
+                selected=dict(marker=dict(opacity=0)),
+                hovertemplate=f"{place}<br>{figure_of}<extra></extra>",
+            )
+        )
     if (~known).any():
-        fig.add_trace(go.Scatter(
-            x=layer[~known], y=group[~known], mode="text", text="×", textfont=dict(size=12, color=theme.text), hoverinfo="skip",
-            xaxis="x", yaxis=f"y{axis}", name="no ratio, mark",
-        ))  # fmt: skip
+        fig.add_trace(
+            go.Scatter(
+                x=layer[~known],
+                y=group[~known],
+                mode="text",
+                text="×",
+                textfont=dict(size=12, color=theme.text),
+                hoverinfo="skip",
+                xaxis="x",
+                yaxis=f"y{axis}",
+                name="no ratio, mark",
+            )
+        )
     step = max(1, -(-n_groups // 8))
-    fig.update_layout({f"yaxis{axis}": dict(
-        domain=list(domain), range=[n_groups - 0.5, -0.5], showgrid=False, tickvals=list(range(0, n_groups, step)),
-        tickfont=dict(size=11), anchor="x",
-    )})  # fmt: skip
+    fig.update_layout(
+        {
+            f"yaxis{axis}": dict(
+                domain=list(domain),
+                range=[n_groups - 0.5, -0.5],
+                showgrid=False,
+                tickvals=list(range(0, n_groups, step)),
+                tickfont=dict(size=11),
+                anchor="x",
+            )
+        }
+    )
 
 
-def _layers(fig: go.Figure, axis: str, domain: tuple[float, float], layers: pd.DataFrame, pair: str, theme: Theme) -> None:
-    """Ratio of each whole layer: ring and line before, dot and line after, dotted line at size alone, band within 2x."""
+def _layers(
+    fig: go.Figure, axis: str, domain: tuple[float, float], layers: pd.DataFrame, pair: str, theme: Theme
+) -> None:
+    """Ratio of each whole layer: ring before, dot after, dotted line at size alone, band within 2x."""
     left, right = SIDES[pair]
     x = layers["layer"].to_numpy()
     many = len(x) > 40
@@ -117,30 +210,87 @@ def _layers(fig: go.Figure, axis: str, domain: tuple[float, float], layers: pd.D
         y = layers[column].to_numpy(dtype=float)
         y = np.where(np.isfinite(y), y, np.nan)
         ring = column == "log2_ratio"
-        fig.add_trace(go.Scatter(
-            x=x, y=y, mode="lines+markers", xaxis="x", yaxis=f"y{axis}", name=name, line=dict(color=colour, width=1.2),
-            marker=dict(size=4 if many else 6, color=theme.page if ring else colour, line=dict(color=colour, width=1.2)),
-            text=[words.side(pair, v) for v in y], hovertemplate=f"layer %{{x}}, {name}<br>%{{text}}<extra></extra>",
-        ))  # fmt: skip
+        fig.add_trace(
+            go.Scatter(
+                x=x,
+                y=y,
+                mode="lines+markers",
+                xaxis="x",
+                yaxis=f"y{axis}",
+                name=name,
+                line=dict(color=colour, width=1.2),
+                marker=dict(
+                    size=4 if many else 6, color=theme.page if ring else colour, line=dict(color=colour, width=1.2)
+                ),
+                text=[words.side(pair, v) for v in y],
+                hovertemplate=f"layer %{{x}}, {name}<br>%{{text}}<extra></extra>",
+            )
+        )
     values = layers[["log2_ratio", "log2_after"]].to_numpy(dtype=float)
     values = values[np.isfinite(values)]
     size = float(layers["log2_size"].iloc[0]) if len(layers) else np.nan
     reach = np.concatenate([values, [-1.0, 1.0], [size] if np.isfinite(size) else []])
     low, high = float(reach.min()) - 0.3, float(reach.max()) + 0.5
     ticks, labels = octave_ticks(low, high, most=5)
-    fig.add_shape(type="rect", layer="below", xref="x domain", yref=f"y{axis}", x0=0, x1=1, y0=-1, y1=1, line_width=0,
-                  fillcolor=theme.middle)  # fmt: skip
+    fig.add_shape(
+        type="rect",
+        layer="below",
+        xref="x domain",
+        yref=f"y{axis}",
+        x0=0,
+        x1=1,
+        y0=-1,
+        y1=1,
+        line_width=0,
+        fillcolor=theme.middle,
+    )
     if np.isfinite(size) and abs(size) > 1e-9:
-        fig.add_shape(type="line", xref="x domain", yref=f"y{axis}", x0=0, x1=1, y0=size, y1=size,
-                      line=dict(color=theme.quiet, width=1, dash="dot"))  # fmt: skip
-        fig.add_annotation(text=f"size alone, {words.ratio(size)}", xref="x domain", x=1, xanchor="right", yref=f"y{axis}", y=size,
-                           yanchor="top" if size > 0 else "bottom", font=dict(size=12, color=theme.text), bgcolor=None)  # fmt: skip
-    fig.update_layout({f"yaxis{axis}": dict(domain=list(domain), range=[low, high], tickvals=ticks, ticktext=labels,
-                                            tickfont=dict(size=11), anchor="x")})  # fmt: skip
+        fig.add_shape(
+            type="line",
+            xref="x domain",
+            yref=f"y{axis}",
+            x0=0,
+            x1=1,
+            y0=size,
+            y1=size,
+            line=dict(color=theme.quiet, width=1, dash="dot"),
+        )
+        fig.add_annotation(
+            text=f"size alone, {words.ratio(size)}",
+            xref="x domain",
+            x=1,
+            xanchor="right",
+            yref=f"y{axis}",
+            y=size,
+            yanchor="bottom" if _room_above(layers, size) else "top",
+            font=dict(size=12, color=theme.text),
+            bgcolor=None,
+        )
+    fig.update_layout(
+        {
+            f"yaxis{axis}": dict(
+                domain=list(domain),
+                range=[low, high],
+                tickvals=ticks,
+                ticktext=labels,
+                tickfont=dict(size=11),
+                anchor="x",
+            )
+        }
+    )
     unit(fig, f"whole layer, {left} over {right}", "", dx=-30, dy=6)
     fig.layout.annotations[-1].yref = f"y{axis} domain"
 
 
+def _room_above(layers: pd.DataFrame, size: float) -> bool:
+    """Whether the name of the size line has more room above it than below, at its right end."""
+    values = layers[["log2_ratio", "log2_after"]].to_numpy(dtype=float)[-max(1, len(layers) // 6) :]
+    above, below = values[values >= size] - size, size - values[values < size]
+    return above.min(initial=9.0) > below.min(initial=9.0)
+
+
 def columns(groups: pd.DataFrame) -> pd.DataFrame:
     """What the download holds: one row a cell."""
-    return groups[["name", "layer", "group", "n_left", "n_right", "left", "right", "log2_ratio", "log2_size", "log2_after"]]
+    return groups[
+        ["name", "layer", "group", "n_left", "n_right", "left", "right", "log2_ratio", "log2_size", "log2_after"]
+    ]

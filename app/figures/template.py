@@ -1,7 +1,7 @@
 """Colours, type and axes that every figure shares.
 
-The interface is ink on paper; colour means a matrix role and nothing else. Before is a ring, an outline or dotted; after is
-a dot or filled. No streamlit here: a figure is made from a table and a Theme.
+The interface is ink on paper; colour means a matrix role and nothing else. Before is a ring, an outline or dotted; after
+is a dot or filled. No streamlit here: a figure is made from a table and a Theme.
 """
 
 import math
@@ -20,7 +20,7 @@ CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]], "toImageButtonO
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one mode, "#RRGGBB". ``role`` and ``end`` by q, k, v, o; ``end`` is the far end of a diverging scale."""
+    """Colours of one mode, "#RRGGBB". ``role`` and ``end`` by q, k, v, o; ``end``: of a diverging scale."""
 
     name: str  # light | dark
     role: dict[str, str]
@@ -42,16 +42,28 @@ LIGHT = Theme(
     "light",
     role={"q": "#2158A4", "k": "#C57924", "v": "#0A9686", "o": "#79375A"},
     end={"q": "#12366B", "k": "#7E4706", "v": "#04584F", "o": "#4B1D36"},
-    page="#FCFBF9", middle="#EFECE6", sidebar="#F4F2EE", ink="#1D222B", text="#5C6069", quiet="#868990", grid="#EAE7E1",
+    page="#FCFBF9",
+    middle="#EFECE6",
+    sidebar="#F4F2EE",
+    ink="#1D222B",
+    text="#5C6069",
+    quiet="#868990",
+    grid="#EAE7E1",
     border="#D9D5CC",
-)  # fmt: skip
+)
 DARK = Theme(
     "dark",
     role={"q": "#6AA3F5", "k": "#E6902B", "v": "#45D3B7", "o": "#BC75A3"},
     end={"q": "#A9CBFF", "k": "#FFC27A", "v": "#9BF2DF", "o": "#E9B4D4"},
-    page="#14161A", middle="#22262C", sidebar="#1A1D22", ink="#ECEAE5", text="#A7A9AE", quiet="#6E727A", grid="#262A31",
+    page="#14161A",
+    middle="#22262C",
+    sidebar="#1A1D22",
+    ink="#ECEAE5",
+    text="#A7A9AE",
+    quiet="#6E727A",
+    grid="#262A31",
     border="#3A3F48",
-)  # fmt: skip
+)
 
 
 def theme_of(kind: str | None) -> Theme:
@@ -80,48 +92,91 @@ def scale(theme: Theme, left: str, right: str) -> list[tuple[float, str]]:
     def half(role: str) -> str:
         return blend(theme.middle, theme.role[role], 0.5)
 
-    return [(0.0, theme.end[right]), (0.14, theme.role[right]), (0.28, half(right)), (0.5, theme.middle), (0.72, half(left)),
-            (0.86, theme.role[left]), (1.0, theme.end[left])]  # fmt: skip
+    return [
+        (0.0, theme.end[right]),
+        (0.14, theme.role[right]),
+        (0.28, half(right)),
+        (0.5, theme.middle),
+        (0.72, half(left)),
+        (0.86, theme.role[left]),
+        (1.0, theme.end[left]),
+    ]
 
 
 def figure(theme: Theme, height: int, **layout) -> go.Figure:
     """An empty figure in this project's dress; ``layout`` are further keys of plotly's layout."""
     axis = dict(
-        fixedrange=True, zeroline=False, showline=False, ticks="", ticklen=4, gridcolor=theme.grid, gridwidth=1, automargin=False,
-        tickfont=dict(size=12, color=theme.text), title=dict(font=dict(size=12, color=theme.text), standoff=12),
-    )  # fmt: skip
-    dress = go.layout.Template(layout=dict(
-        font=dict(family=FONT, size=13, color=theme.ink), paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        xaxis=axis | dict(showgrid=False, ticklabelstandoff=4), yaxis=axis, dragmode=False, showlegend=False, hovermode="closest",
-        hoverlabel=dict(bgcolor=theme.sidebar, bordercolor=theme.border, align="left", namelength=-1,
-                        font=dict(family=FONT, size=13, color=theme.ink)),
-        annotationdefaults=dict(showarrow=False, font=dict(size=12, color=theme.text)),
-    ))  # fmt: skip
+        fixedrange=True,
+        zeroline=False,
+        showline=False,
+        ticks="",
+        ticklen=4,
+        gridcolor=theme.grid,
+        gridwidth=1,
+        automargin=False,
+        tickfont=dict(size=12, color=theme.text),
+        title=dict(font=dict(size=12, color=theme.text), standoff=12),
+    )
+    dress = go.layout.Template(
+        layout=dict(
+            font=dict(family=FONT, size=13, color=theme.ink),
+            paper_bgcolor="rgba(0,0,0,0)",
+            plot_bgcolor="rgba(0,0,0,0)",
+            xaxis=axis | dict(showgrid=False, ticklabelstandoff=4),
+            yaxis=axis,
+            dragmode=False,
+            showlegend=False,
+            hovermode="closest",
+            hoverlabel=dict(
+                bgcolor=theme.sidebar,
+                bordercolor=theme.border,
+                align="left",
+                namelength=-1,
+                font=dict(family=FONT, size=13, color=theme.ink),
+            ),
+            annotationdefaults=dict(showarrow=False, font=dict(size=12, color=theme.text)),
+        )
+    )
     return go.Figure(layout=dict(template=dress, height=height, margin=dict(l=44, r=12, t=30, b=40), **layout))
 
 
 def unit(fig: go.Figure, text: str, axis: str = "", dx: int = -40, dy: int = 8) -> None:
     """The y axis' unit, level above the axis (``axis``: "" or "2", "3", ...), instead of a turned title."""
-    fig.add_annotation(text=text, xref=f"x{axis} domain", yref=f"y{axis} domain", x=0, y=1, xanchor="left", yanchor="bottom",
-                       xshift=dx, yshift=dy)  # fmt: skip
+    fig.add_annotation(
+        text=text,
+        xref=f"x{axis} domain",
+        yref=f"y{axis} domain",
+        x=0,
+        y=1,
+        xanchor="left",
+        yanchor="bottom",
+        xshift=dx,
+        yshift=dy,
+    )
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> tuple[list[float], list[str]]:
-    """Ticks 1, 3, 10, 30, ... between two positive values; only 1, 10, 100 (or fewer) where those would be more than ``most``."""
+    """Ticks between two positive values: 1, 3, 10, 30, ..., closer where that gives fewer than three, and further apart
+    where it gives more than ``most``."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    values = [m * 10.0**p for p in range(first, last + 1) for m in (1, 3) if low <= m * 10.0**p <= high]
-    if len(values) < 3:  # about half a decade: whole steps 1, 2 or 5 of a decimal place
+    for steps in ((1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        values = [m * 10.0**p for p in range(first, last + 1) for m in steps if low <= m * 10.0**p <= high]
+        if len(values) >= 3:
+            break
+    else:  # a small part of a decade: even steps of 1, 2 or 5
         rough = (high - low) / 4
-        step = next(m * 10.0 ** math.floor(math.log10(rough)) for m in (1, 2, 5, 10) if m * 10.0 ** math.floor(math.log10(rough)) >= rough)
+        unit_step = 10.0 ** math.floor(math.log10(rough))
+        step = next(m * unit_step for m in (1, 2, 5, 10) if m * unit_step >= rough)
         values = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
     if len(values) > most:
         step = math.ceil((last - first) / most)
-        values = [10.0**p for p in range(first, last + 1, step) if low <= 10.0**p <= high]
+        decades = [10.0**p for p in range(first, last + 1, step) if low <= 10.0**p <= high]
+        values = decades if len(decades) > 1 else values[:: math.ceil(len(values) / most)]
     return values, [words.axis_number(round(v, 12 - math.floor(math.log10(v)))) for v in values]
 
 
 def octave_ticks(low: float, high: float, most: int = 6) -> tuple[list[int], list[str]]:
-    """Ticks of a log2 ratio axis between two octaves: whole powers, balance (0) always among them where it is inside."""
+    """Ticks of a log2 ratio axis between two octaves: whole powers, balance (0) among them where it is inside."""
     first, last = math.ceil(low - 1e-9), math.floor(high + 1e-9)
     step = max(1, math.ceil((last - first + 1) / most))
     values = [power for power in range(first, last + 1) if power % step == 0]
@@ -132,6 +187,8 @@ def layer_ticks(layers: list[int], most: int = 10) -> list[int]:
     """Layer numbers worth a tick: at even steps from the first, and the last where it does not crowd."""
     if len(layers) <= most:
         return list(layers)
-    step = next(s for s in (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 50, 100, 200, 500, 1000, 10**9) if len(layers) / s <= most)
+    step = next(
+        s for s in (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 50, 100, 200, 500, 1000, 10**9) if len(layers) / s <= most
+    )
     ticks = list(layers[::step])
     return ticks if len(layers) - 1 - (len(ticks) - 1) * step < step * 0.6 else [*ticks, layers[-1]]

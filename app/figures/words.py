@@ -3,7 +3,6 @@
 Ratios name a side ("query 7.8×", never 0.13), factors that are powers of two are written 2⁻², a minus is a true minus.
 """
 
-import html
 import math
 import re
 
@@ -18,8 +17,13 @@ MARKDOWN_COLOURS = {"q": "blue", "k": "orange", "v": "green", "o": "violet"}
 PAIR_ROLES = {"qk": ("q", "k"), "vo": ("v", "o")}
 PAIR_LABELS = {"qk": "QK", "vo": "VO"}
 NORM_LABELS = {"l1": "L1", "l2": "L2", "max": "max", "rms": "RMS", "mean": "mean"}
-NORM_SYMBOLS = {"l1": "sum of |w|", "l2": "root of the sum of w²", "max": "largest |w|", "rms": "root of the mean of w²",
-                "mean": "mean |w|"}  # fmt: skip
+NORM_SYMBOLS = {
+    "l1": "sum of |w|",
+    "l2": "root of the sum of w²",
+    "max": "largest |w|",
+    "rms": "root of the mean of w²",
+    "mean": "mean |w|",
+}
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bf16", "F16": "fp16"}
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -32,7 +36,7 @@ def superscript(whole: int) -> str:
 
 
 def side(pair: str, log2_ratio: float) -> str:
-    """The heavier side and by how much: "query 7.8×"; "equal" where that rounds to 1.00×; "×" where no ratio is known."""
+    """The heavier side and by how much: "query 7.8×"; "equal" at 1.00×; "×" where no ratio is known."""
     if not math.isfinite(log2_ratio):
         return "×"
     heavier = times(2 ** abs(log2_ratio))
@@ -83,19 +87,18 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def signed(value: float, places: int = 3) -> str:
-    """A difference: "−0.002", "+0.018", zero unsigned."""
-    text = f"{abs(value):.{places}f}"
-    return text if float(text) == 0 else ("−" if value < 0 else "+") + text
+def place(layer: int | str, unit: str, group: int | str) -> str:
+    """ "layer 17, KV group 2"; only the layer where ``unit`` is "layer". Numbers, or plotly's placeholders for them."""
+    return f"layer {layer}" if unit == "layer" else f"layer {layer}, {unit} {group}"
 
 
 def plural(n: int, one: str, many: str = "") -> str:
-    """"1 head", "2 heads"."""
+    """ "1 head", "2 heads"."""
     return f"{count(n)} {one if n == 1 else many or one + 's'}"
 
 
 def parameters(n: int) -> str:
-    """"3.1 B parameters"; under ten thousand in full."""
+    """ "3.1 B parameters"; under ten thousand in full."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if n >= size and n >= 1e4:
             value = n / size
@@ -104,7 +107,7 @@ def parameters(n: int) -> str:
 
 
 def size(n_bytes: int) -> str:
-    """"6.2 GB", "38.6 kB": decimal units."""
+    """ "6.2 GB", "38.6 kB": decimal units."""
     for unit, letter in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if n_bytes >= unit:
             return f"{n_bytes / unit:.1f} {letter}"
@@ -148,13 +151,8 @@ def ranges(numbers: "np.ndarray | list[int]") -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + (f" and {parts[-1]}" if parts else "")
 
 
-def figure_text(text: str) -> str:
-    """A foreign name for a plotly title, label or hover text: plotly would read <a href> in it."""
-    return html.escape(text, quote=False)
-
-
 def markdown_text(text: str) -> str:
-    """A foreign name inside st.markdown: every ASCII sign is escaped, so that no link, image, colour or formula is read in it."""
+    """A foreign name inside st.markdown: with every ASCII sign escaped no link, image, colour or formula is read in it."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text).replace("\n", " ")
 
 

@@ -14,19 +14,33 @@ from app.spreadsheet import csv_bytes
 
 def heading(finding: str, how_to_read: str, table: pd.DataFrame, name: str) -> None:
     """Finding, download and how to read it. Both texts are ours, the table's names are not."""
-    with st.container(gap=None):
+    with st.container(gap="xxsmall"):
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", wrap=False):
             st.subheader(finding, anchor=False)
-            st.download_button("CSV", lambda: csv_bytes(table), f"{name}.csv", "text/csv", type="tertiary", on_click="ignore",
-                               key=f"{name} csv")  # fmt: skip
+            st.download_button(
+                "CSV",
+                lambda: csv_bytes(table),
+                f"{name}.csv",
+                "text/csv",
+                type="tertiary",
+                on_click="ignore",
+                key=f"{name} csv",
+            )
         st.markdown(f":small[:gray[{how_to_read}]]")
 
 
 def chart(fig: go.Figure, key: str, alt: str, source: str = "") -> None:
     """``source``: of the selection, where a click in it selects a group."""
     if source:
-        st.plotly_chart(fig, theme=None, config=CONFIG, key=selection.key(source), alt=alt, selection_mode="points",
-                        on_select=lambda: selection.clicked(source))  # fmt: skip
+        st.plotly_chart(
+            fig,
+            theme=None,
+            config=CONFIG,
+            key=selection.key(source),
+            alt=alt,
+            selection_mode="points",
+            on_select=lambda: selection.clicked(source),
+        )
     else:
         st.plotly_chart(fig, theme=None, config=CONFIG, key=key, alt=alt)
 
@@ -34,21 +48,34 @@ def chart(fig: go.Figure, key: str, alt: str, source: str = "") -> None:
 def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     left, right = words.PAIR_ROLES[shown.pair]
     finding = findings.map_title(shown.groups, shown.pair, shown.unit)
+    cell = "layer" if shown.unit == "layer" else f"{shown.unit} (row) in one layer"
     why_two = ""
     if not heatmap.has_size(shown.groups):
-        why_two = (" The largest value has no law of size, so nothing is divided out." if shown.norm == "max"
-                   else " Both sides are of one size in this norm, so nothing is divided out.")  # fmt: skip
+        why_two = (
+            " The largest value has no law of size, so nothing is divided out."
+            if shown.norm == "max"
+            else " Both sides are of one size in this norm, so nothing is divided out."
+        )
     missing = shown.n_layers - shown.groups["layer"].nunique()
     blank = f" Blank: {words.plural(missing, 'layer')} not covered, named below." if missing else ""
     heading(
         finding,
-        f"A cell is one {'layer' if shown.unit == 'layer' else f'{shown.unit} (row) in one layer'}. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, "
-        f"its strength says by how much; balance fades into the page.{why_two}{blank} Below, each layer as a whole: ring before, dot after, "
-        "grey band within 2×. Click a cell to open its head.",
-        heatmap.columns(shown.groups), "ratios",
-    )  # fmt: skip
-    fig = heatmap.heatmap(shown.groups, shown.layers, pair=shown.pair, n_layers=shown.n_layers, theme=theme, after=shown.after,
-                          unit_name=shown.unit, selected=selected)  # fmt: skip
+        f"A cell is one {cell}. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, its "
+        f"strength says by how much; balance fades into the page.{why_two}{blank} Below, each layer as a whole: ring before, "
+        "dot after, grey band within 2×. Click a cell to open its head.",
+        heatmap.columns(shown.groups),
+        "ratios",
+    )
+    fig = heatmap.heatmap(
+        shown.groups,
+        shown.layers,
+        pair=shown.pair,
+        n_layers=shown.n_layers,
+        theme=theme,
+        after=shown.after,
+        unit_name=shown.unit,
+        selected=selected,
+    )
     chart(fig, "map", f"Ratio of every {shown.unit} over the layers. {finding}.", source="map")
 
 
@@ -56,35 +83,60 @@ def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     finding = findings.balance_title(shown.groups)
     heading(
         finding,
-        f"One point is one {shown.unit}. Ring before, dot after; a factor moves it along the anti-diagonal, so the product of the norms stays. "
-        "Grey band: within 2×.",
-        shown.groups[["name", "layer", "group", "left", "right", "left_after", "right_after"]], "balance",
-    )  # fmt: skip
-    fig = balance.balance(shown.groups, pair=shown.pair, norm=shown.norm, matrices=shown.matrices, theme=theme, unit_name=shown.unit,
-                          selected=selected)  # fmt: skip
+        f"One point is one {shown.unit}. Ring before, dot after; a factor moves it along the anti-diagonal, so the product "
+        "of the norms stays. Grey band: within 2×.",
+        shown.groups[["name", "layer", "group", "left", "right", "left_after", "right_after"]],
+        "balance",
+    )
+    fig = balance.balance(
+        shown.groups,
+        pair=shown.pair,
+        norm=shown.norm,
+        matrices=shown.matrices,
+        theme=theme,
+        unit_name=shown.unit,
+        selected=selected,
+    )
     chart(fig, "balance", f"Norm of the one side against the other. {finding}.", source="balance")
 
 
 def draw_furthest(shown: Shown) -> None:
     table = furthest(shown.groups, cached.rows(shown.model, shown.options))
     n, on = len(table), shown.matrices[0]
-    number = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}.get(n, str(n))
+    number = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}.get(n, str(n))
     heading(
-        f"The {number} {'pair' if n == 1 else 'pairs'} furthest from the rest" if n else "No pair has a ratio",
-        f"Sorted by distance from the median; the factor is that on {on}. Click a row to open the head.", table, "furthest",
-    )  # fmt: skip
+        {0: "No pair has a ratio", 1: "The only pair"}.get(n, f"The {number} pairs furthest from the rest"),
+        f"Sorted by distance from the median; the factor is that on {on}. Click a row to open the head.",
+        table,
+        "furthest",
+    )
     if not n:
         return
-    view = pd.DataFrame({
-        "Layer": table["layer"], "Head" if shown.unit == "head" else "Group": table["group"],
-        "Heavier side": [words.side(shown.pair, v) for v in table["log2_ratio"]],
-        "Factor": [words.factors(a, b) for a, b in zip(table["factor_low"], table["factor_high"])],
-        "After": [words.side(shown.pair, v) for v in table["log2_after"]],
-    })  # fmt: skip
+    view = pd.DataFrame(
+        {
+            "Layer": table["layer"],
+            "Head" if shown.unit == "head" else "Group": table["group"],
+            "Heavier side": [words.side(shown.pair, v) for v in table["log2_ratio"]],
+            "Factor": [words.factors(a, b) for a, b in zip(table["factor_low"], table["factor_high"])],
+            "After": [words.side(shown.pair, v) for v in table["log2_after"]],
+        }
+    )
+    if shown.unit == "layer":
+        view = view.drop(columns="Group")
     places = list(zip(table["layer"].tolist(), table["group"].tolist()))
-    st.dataframe(view, hide_index=True, selection_mode="single-row", key=selection.key("furthest"),
-                 column_config={"Layer": st.column_config.NumberColumn(width=52), "Group": st.column_config.NumberColumn(width=56), "Head": st.column_config.NumberColumn(width=56)},
-                 on_select=lambda: selection.picked(places, "furthest"), alt="The pairs furthest from the median ratio")  # fmt: skip
+    st.dataframe(
+        view,
+        hide_index=True,
+        selection_mode="single-row",
+        key=selection.key("furthest"),
+        column_config={
+            "Layer": st.column_config.NumberColumn(width=52),
+            "Group": st.column_config.NumberColumn(width=56),
+            "Head": st.column_config.NumberColumn(width=56),
+        },
+        on_select=lambda: selection.picked(places, "furthest"),
+        alt="The pairs furthest from the median ratio",
+    )
 
 
 def draw_depth(shown: Shown, theme: Theme) -> None:
@@ -94,9 +146,16 @@ def draw_depth(shown: Shown, theme: Theme) -> None:
     heading(
         finding,
         f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one head, log axis. Outline before, filled after."
-        + (" Bars span 10–90 % of a layer's heads with the median as a notch; dots beyond a bar are outlying heads." if bars else ""),
-        depth.columns(heads), "heads",
-    )  # fmt: skip
-    gains = {role for site in shown.model.sites.sites if site.live == "gains" for role in words.PAIR_ROLES[site.key.pair]}
+        + (
+            " Bars span 10–90 % of a layer's heads with the median as a notch; dots beyond a bar are outlying heads."
+            if bars
+            else ""
+        ),
+        depth.columns(heads),
+        "heads",
+    )
+    gains = {
+        role for site in shown.model.sites.sites if site.live == "gains" for role in words.PAIR_ROLES[site.key.pair]
+    }
     fig = depth.depth(heads, n_layers=shown.n_layers, theme=theme, gains=gains)
     chart(fig, "depth", f"Norm of every head over the layers, one panel a matrix. {finding}.")

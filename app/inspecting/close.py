@@ -30,7 +30,7 @@ def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
 
 
 def sentence(shown: Shown, row: pd.Series, detail: HeadDetail) -> str:
-    """"Query heads 12 to 17 are 29.8× heavier than key head 2. Factor 2⁻² on Wq and 2² on Wk leaves query 1.86×."""
+    """ "Query heads 12 to 17 are 29.8× heavier than key head 2. Factor 2⁻² on Wq and 2² on Wk leaves query 1.86×."""
     names = [_who(shown, role, int(row["group"])) for role in words.PAIR_ROLES[shown.pair]]
     octaves, after = row["log2_ratio"], row["log2_after"]
     said = words.side(shown.pair, octaves)
@@ -53,8 +53,7 @@ def _who(shown: Shown, role: str, group: int) -> tuple[str, str]:
     """Words for one side of this group, and its verb."""
     a = shown.model.sites.attention
     if shown.gains:
-        shared = shown.groups["group"].max() == 0
-        return f"{words.ROLES[role].capitalize()} gains" + (", shared by all heads," if shared else ""), "are"
+        return f"{words.ROLES[role].capitalize()} gains" + (" of all heads" if shown.unit == "layer" else ""), "are"
     size = a.n_heads // a.n_kv_heads
     heads = words.ranges(range(group * size, (group + 1) * size))
     several = size > 1
@@ -67,8 +66,17 @@ def _who(shown: Shown, role: str, group: int) -> tuple[str, str]:
 
 def _histogram(detail: HeadDetail, theme: Theme, gains: bool) -> None:
     finding = findings.histogram_title([role.factor for role in detail.roles])
-    heading(finding, "Thin outline before, filled after. Doubling a weight is one octave to the right.", head.histogram_table(detail), "histogram")
-    chart(head.histogram(detail, theme=theme, gains=gains), "histogram", f"Histogram of the sizes of the weights. {finding}.")
+    heading(
+        finding,
+        "Thin outline before, filled after. Doubling a weight is one octave to the right.",
+        head.histogram_table(detail),
+        "histogram",
+    )
+    chart(
+        head.histogram(detail, theme=theme, gains=gains),
+        "histogram",
+        f"Histogram of the sizes of the weights. {finding}.",
+    )
 
 
 def _channels(detail: HeadDetail, theme: Theme, gains: bool) -> None:
@@ -78,7 +86,8 @@ def _channels(detail: HeadDetail, theme: Theme, gains: bool) -> None:
     heading(finding, fast + "Dotted before, solid after.", head.channel_table(detail), "channels")
     chart(head.channels(detail, theme=theme), "channels", f"Norm of the channels along the head. {finding}.")
     if rotary and not np.isfinite(detail.turns).all():
-        st.markdown(f":small[:gray[{words.plural(int((~np.isfinite(detail.turns)).sum()), 'channel')} that do not rotate are in the CSV only.]]")
+        still = words.plural(int((~np.isfinite(detail.turns)).sum()), "channel")
+        st.markdown(f":small[:gray[{still} without rotation: in the CSV only.]]")
 
 
 def _spectrum(detail: HeadDetail, theme: Theme, gains: bool) -> None:
@@ -88,9 +97,17 @@ def _spectrum(detail: HeadDetail, theme: Theme, gains: bool) -> None:
         st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
         return
     left, right = (words.coloured(role.role) for role in detail.roles)
-    heading(finding, f"{left} and {right}: dotted before, solid after; their product is the third curve.", head.spectrum_table(detail),
-            "singular values")  # fmt: skip
-    chart(head.spectrum(detail, theme=theme), "spectrum", f"Singular values of both matrices and their product. {finding}.")
+    heading(
+        finding,
+        f"{left} and {right}: dotted before, solid after; their product is the third curve.",
+        head.spectrum_table(detail),
+        "singular values",
+    )
+    chart(
+        head.spectrum(detail, theme=theme),
+        "spectrum",
+        f"Singular values of both matrices and their product. {finding}.",
+    )
     st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
 
 
@@ -106,12 +123,19 @@ def _matrices(shown: Shown, layer: int, group: int) -> None:
         for role in cached.head(shown.model, shown.options, name, one).roles:
             before, after = getattr(role, shown.norm)
             label = words.NORM_LABELS[shown.norm]
-            lines.append({
-                "Matrix": f"{words.ROLES[role.role]} gains" if gains else words.MATRICES[role.role],
-                "Shape": " × ".join(map(str, role.shape[:: -1 if role.tensor in columns else 1])),
-                f"{label} before": words.digits(before, 5), f"{label} after": words.digits(after, 5),
-                "Mean |w| before": words.digits(role.mean[0]),
-                "Zeros": words.count(role.n_zero), "Not finite": words.count(role.n_nonfinite),
-                "Factor": words.factors(*role.factor), "Tensor": role.tensor,
-            })  # fmt: skip
-    st.dataframe(pd.DataFrame(lines), hide_index=True, key="matrices", alt="The matrices of this group, their norms and factors")
+            lines.append(
+                {
+                    "Matrix": f"{words.ROLES[role.role]} gains" if gains else words.MATRICES[role.role],
+                    "Shape": " × ".join(map(str, role.shape[:: -1 if role.tensor in columns else 1])),
+                    f"{label} before": words.digits(before, 5),
+                    f"{label} after": words.digits(after, 5),
+                    "Mean |w| before": words.digits(role.mean[0]),
+                    "Zeros": words.count(role.n_zero),
+                    "Not finite": words.count(role.n_nonfinite),
+                    "Factor": words.factors(*role.factor),
+                    "Tensor": role.tensor,
+                }
+            )
+    st.dataframe(
+        pd.DataFrame(lines), hide_index=True, key="matrices", alt="The matrices of this group, their norms and factors"
+    )

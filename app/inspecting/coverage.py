@@ -9,9 +9,12 @@ from app.figures import words
 from app.inspecting.charts import heading
 from app.inspecting.shown import Shown
 from app.messages import plain
+from wisca_core.patterns.summary import SIDES
 from wisca_core.plan.decide import ZERO
 
-MOST = 50  # reasons written out; a pruned model has thousands of zero channels, and one reason each costs a look at the table
+MOST = (
+    50  # reasons written out: a pruned model has thousands of zero channels, and each reason costs a look at the table
+)
 
 
 def draw(shown: Shown) -> None:
@@ -23,10 +26,13 @@ def draw(shown: Shown) -> None:
     left_alone = int((shown.decision.fate >= ZERO).sum())
     if left_alone <= MOST:
         refusals += [f"{r.what}: {r.reason}" for r in shown.decision.refusals]
-    refusals += _without_ratio(shown) if left_alone > MOST or not left_alone else []
-    if refusals:
-        n = len(model.sites.refusals) + max(left_alone, len(refusals) - len(model.sites.refusals))
-        with st.expander(f"Refused or left alone, with the reason: {words.plural(n, 'place')}", expanded=len(refusals) <= 4):
+    elsewhere = 0 if left_alone <= MOST else left_alone
+    refusals += _without_ratio(shown)
+    if refusals or elsewhere:
+        n = len(refusals) + elsewhere
+        with st.expander(
+            f"Refused or left alone, with the reason: {words.plural(n, 'place')}", expanded=len(refusals) <= 4
+        ):
             plain("\n".join(refusals[:MOST]))
             if n > MOST:
                 plain(f"and {n - min(len(refusals), MOST):,} more, in the plan's CSV on Rescale")
@@ -34,15 +40,26 @@ def draw(shown: Shown) -> None:
 
 def _never(shown: Shown) -> str:
     biases = any(not leg.measured for site in shown.model.sites.sites for leg in site.legs)
-    first = "Biases enter no norm; those of q, k and v follow the factors." if biases else "No bias of q, k or v follows a factor here."
+    first = (
+        "Biases enter no norm; those of q, k and v follow the factors."
+        if biases
+        else "No bias of q, k or v follows a factor here."
+    )
     return f"Not covered: the MLP, embeddings and norms outside attention. {first}"
 
 
 def _without_ratio(shown: Shown) -> list[str]:
     """Groups drawn as a cross."""
     bad = shown.everything[~np.isfinite(shown.everything["log2_ratio"])]
-    return [f"{row['name']} KV group {row['group']}: norms {words.digits(row['left'])} and {words.digits(row['right'])}, no ratio"
-            for _, row in bad.head(MOST).iterrows()]  # fmt: skip
+    lines = []
+    for row in bad.head(MOST).itertuples():
+        sides = [
+            f"{side} norm is {'zero' if value == 0 else 'not finite'}"
+            for side, value in zip(SIDES[row.pair], (row.left, row.right))
+            if value == 0 or not np.isfinite(value)
+        ]
+        lines.append(f"{row.name} KV group {row.group}: its {' and its '.join(sides)}, so it has no ratio")
+    return lines
 
 
 def draw_refused(model: Opened) -> None:
@@ -55,13 +72,30 @@ def draw_refused(model: Opened) -> None:
     for remark in (*model.sites.remarks, *model.checkpoint.remarks):
         plain(remark)
     tensors = model.checkpoint.tensors
-    table = pd.DataFrame({
-        "Name": [t.name for t in tensors], "dtype": [t.dtype for t in tensors],
-        "Shape": [" × ".join(map(str, t.shape)) or "a single number" for t in tensors],
-        "Values": [t.n_elements for t in tensors], "Bytes": [t.n_bytes for t in tensors], "File": [t.file for t in tensors],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "Name": [t.name for t in tensors],
+            "dtype": [t.dtype for t in tensors],
+            "Shape": [" × ".join(map(str, t.shape)) or "a single number" for t in tensors],
+            "Values": [t.n_elements for t in tensors],
+            "Bytes": [t.n_bytes for t in tensors],
+            "File": [t.file for t in tensors],
+        }
+    )
     st.space("small")
-    heading(f"{words.plural(len(tensors), 'tensor')}, {words.parameters(model.checkpoint.n_parameters)}", "As stored; nothing was read but the headers.",
-            table, "tensors")  # fmt: skip
-    st.dataframe(table, hide_index=True, key="tensors", alt="Every stored tensor with its dtype and shape",
-                 column_config={"Values": st.column_config.NumberColumn(format="localized"), "Bytes": st.column_config.NumberColumn(format="localized")})  # fmt: skip
+    heading(
+        f"{words.plural(len(tensors), 'tensor')}, {words.parameters(model.checkpoint.n_parameters)}",
+        "As stored; nothing was read but the headers.",
+        table,
+        "tensors",
+    )
+    st.dataframe(
+        table,
+        hide_index=True,
+        key="tensors",
+        alt="Every stored tensor with its dtype and shape",
+        column_config={
+            "Values": st.column_config.NumberColumn(format="localized"),
+            "Bytes": st.column_config.NumberColumn(format="localized"),
+        },
+    )

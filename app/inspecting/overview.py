@@ -3,7 +3,6 @@
 import numpy as np
 import streamlit as st
 
-
 from app.cached import Opened
 from app.current import title
 from app.figures import words
@@ -43,11 +42,17 @@ def outlook(shown: Shown) -> str:
     s, label = shown.summary, words.PAIR_LABELS[shown.pair]
     if shown.pair not in shown.options.pairs:
         return f"{label} is not among the pairs chosen on Rescale, so nothing of it would change."
-    changed = [shown.decision.changed_sites[i] for i, site in enumerate(shown.model.sites.sites) if site.key.pair == shown.pair]
+    changed = [
+        shown.decision.changed_sites[i] for i, site in enumerate(shown.model.sites.sites) if site.key.pair == shown.pair
+    ]
     if not any(changed):
         return "With the options of Rescale nothing of it would change."
     how = " with powers of two" if shown.options.exact else ""
-    function = "leave every output bit-identical" if shown.decision.bit_identical else "leave the outputs the same up to rounding"
+    function = (
+        "leave every output bit-identical"
+        if shown.decision.bit_identical
+        else "leave the outputs the same up to rounding"
+    )
     if not np.isfinite(s.ratio_after):
         return f"Balancing{how} would {function}."
     reached = "level" if not s.heavier_after else f"to {s.heavier_after} {times(s.ratio_after)}"
@@ -60,31 +65,54 @@ def metrics(shown: Shown) -> None:
         for one in (s, *(other for pair, other in shown.found.items() if pair != shown.pair)):
             _median(one)
             if one is s and s.size is not None and np.isfinite(s.ratio):
-                left, right = SIDES[s.pair]
-                size_of = s.size_heavier or left
-                st.metric("of that, size" if s.size_heavier in ("", s.heavier) else f"Size alone, {size_of}", times(s.size), width=140,
-                          help="What the number of entries on both sides explains.")  # fmt: skip
+                st.metric(
+                    "of that, size" if s.size_heavier in ("", s.heavier) else f"Size alone, {s.size_heavier}",
+                    times(s.size),
+                    width=140,
+                    help="What the number of entries on both sides explains.",
+                )
                 rest_of = "the rest" if s.rest_heavier in ("", s.heavier) else f"The rest, {s.rest_heavier}"
-                st.metric(rest_of, times(s.rest), width=140,
-                          help="What size does not explain: the initialisation or training. One checkpoint cannot tell which.")  # fmt: skip
-        st.metric("Within 2× of balance", f"{words.count(s.within_2x)} of {words.count(s.n_cells)}", width=140,
-                  help=f"KV groups of {words.PAIR_LABELS[s.pair]}, before. After: {words.count(s.within_2x_after)}.")  # fmt: skip
+                st.metric(
+                    rest_of,
+                    times(s.rest),
+                    width=140,
+                    help="What size does not explain: initialisation or training. One checkpoint cannot tell which.",
+                )
+        st.metric(
+            "Within 2× of balance",
+            f"{words.count(s.within_2x)} of {words.count(s.n_cells)}",
+            width=140,
+            help=f"KV groups of {words.PAIR_LABELS[s.pair]}, before. After: {words.count(s.within_2x_after)}.",
+        )
 
 
 def _median(s: PairSummary) -> None:
     left, right = SIDES[s.pair]
     heavier, lighter = (right, left) if s.heavier == right else (left, right)
-    st.metric(f"{heavier.capitalize()} over {lighter}", times(s.ratio) if np.isfinite(s.ratio) else "none", width=140,
-              help="Median over the layers.")  # fmt: skip
+    st.metric(
+        f"{heavier.capitalize()} over {lighter}",
+        times(s.ratio) if np.isfinite(s.ratio) else "none",
+        width=140,
+        help="Median over the layers.",
+    )
 
 
 def controls(shown: Shown) -> None:
     """Pair and norm of every chart below, and where the options of "after" are set."""
     pairs = list(shown.found)
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        st.segmented_control("Pair", pairs, key="pair", required=True, format_func=words.PAIR_LABELS.get, persist_state="session")
-        st.segmented_control("Norm", NORMS, key="shown_norm", required=True, format_func=words.NORM_LABELS.get, persist_state="session",
-                             help="; ".join(f"{words.NORM_LABELS[n]}: {words.NORM_SYMBOLS[n]}" for n in NORMS).replace("|", "\\|"))  # fmt: skip
+        st.segmented_control(
+            "Pair", pairs, key="pair", required=True, format_func=words.PAIR_LABELS.get, persist_state="session"
+        )
+        st.segmented_control(
+            "Norm",
+            NORMS,
+            key="shown_norm",
+            required=True,
+            format_func=words.NORM_LABELS.get,
+            persist_state="session",
+            help="; ".join(f"{words.NORM_LABELS[n]}: {words.NORM_SYMBOLS[n]}" for n in NORMS).replace("|", "\\|"),
+        )
         with st.popover("What makes the after", type="tertiary"):
             st.markdown(f"After: {describe(shown.options)}.")
             st.page_link("views/rescale.py", label="Change it on Rescale")
@@ -92,8 +120,12 @@ def controls(shown: Shown) -> None:
 
 def describe(options: Options) -> str:
     """The options of Rescale in one line."""
-    parts = [" and ".join(words.PAIR_LABELS[pair] for pair in options.pairs), _GRANULARITIES[options.granularity],
-             f"{words.NORM_LABELS[options.norm]} norm", "full strength" if options.strength == 1 else f"strength {options.strength:g}"]  # fmt: skip
+    parts = [
+        " and ".join(words.PAIR_LABELS[pair] for pair in options.pairs),
+        _GRANULARITIES[options.granularity],
+        f"{words.NORM_LABELS[options.norm]} norm",
+        "full strength" if options.strength == 1 else f"strength {options.strength:g}",
+    ]
     if options.layers:
         parts.append("layers " + ", ".join(str(span) for span in options.layers))
     if options.exact:
@@ -101,5 +133,3 @@ def describe(options: Options) -> str:
     if options.exclude:
         parts.append(f"{words.plural(len(options.exclude), 'pair')} left out")
     return ", ".join(parts)
-
-

@@ -1,7 +1,7 @@
 """Which layer and KV group is looked at closely: chosen by a click in a chart, a row of a table, or two boxes.
 
-A chart keeps its own clicked point in the browser. When the selection comes from elsewhere that point is stale, and a click
-on it would unselect instead of select; the chart then gets a new key, which is a fresh chart.
+A chart keeps its own clicked point in the browser. When the selection comes from elsewhere that point is stale, and a
+click on it would unselect instead of select; the chart then gets a new key, which is a fresh chart.
 """
 
 from typing import Any
@@ -36,7 +36,15 @@ def boxes(shown: Shown) -> None:
     layers = sorted(set(groups["layer"].tolist()))
     st.selectbox("Layer", layers, key="layer", width=110, on_change=_moved, persist_state="session")
     of_layer = groups.loc[groups["layer"] == state.get("layer"), "group"].tolist()
-    st.selectbox("Head" if shown.unit == "head" else "KV group", of_layer, key="group", width=110, on_change=_moved, persist_state="session")
+    if shown.unit != "layer":
+        st.selectbox(
+            "Head" if shown.unit == "head" else "KV group",
+            of_layer,
+            key="group",
+            width=110,
+            on_change=_moved,
+            persist_state="session",
+        )
 
 
 def key(source: str) -> str:

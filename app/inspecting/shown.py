@@ -46,15 +46,15 @@ class Shown:
 
     @property
     def unit(self) -> str:
-        """What one row of ``groups`` is: a head where every KV group is one, the layer where there is nothing to tell apart."""
+        """What one row of ``groups`` is: a head where every KV group is one, the layer where there is one group only."""
         a = self.model.sites.attention
         if self.groups["group"].max() == 0:
             return "layer"
         return "head" if a.n_heads == a.n_kv_heads else "KV group"
 
     def place(self, layer: int, group: int) -> str:
-        """"layer 17, KV group 2"."""
-        return f"layer {layer}" if self.unit == "layer" else f"layer {layer}, {self.unit} {group}"
+        """ "layer 17, KV group 2"."""
+        return words.place(layer, self.unit, group)
 
     @property
     def after(self) -> str:
@@ -79,25 +79,34 @@ def shown(model: Opened) -> Shown:
     everything = group_table(decision.patterns, norm, decision.row_factor)
     layers = layer_ratios(everything, norm)
     return Shown(
-        model, options, decision, pair, norm,
+        model,
+        options,
+        decision,
+        pair,
+        norm,
         gains=any(site.live == "gains" for site in model.sites.sites if site.key.pair == pair),
         everything=everything,
         groups=everything[everything["pair"] == pair].reset_index(drop=True),
         layers=layers[layers["pair"] == pair].reset_index(drop=True),
         found=summaries(everything, norm),
-    )  # fmt: skip
+    )
 
 
 def furthest(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd.DataFrame:
-    """The ``most`` groups furthest from the median ratio: layer, group, log2_ratio, off (octaves from it), factor_low,
-    factor_high (on the left side), log2_after; furthest first. ``plan_rows``: columns name, group (-1: the whole tensor),
-    factor_low, factor_high. Groups without a ratio are not in it."""
+    """The ``most`` groups furthest from the median ratio, furthest first; those without a ratio are not in it.
+
+    Columns name, layer, group, log2_ratio, off (octaves from the median), factor_low, factor_high (on the left side),
+    log2_after. ``plan_rows``: columns name, group (-1: the whole tensor), factor_low, factor_high.
+    """
     known = groups[np.isfinite(groups["log2_ratio"])]
     off = (known["log2_ratio"] - known["log2_ratio"].median()).abs()
     out = known.assign(off=off).sort_values("off", ascending=False, kind="stable").head(most)
     rows = plan_rows[plan_rows["name"].isin(out["name"])]
     factors = dict(zip(zip(rows["name"], rows["group"]), zip(rows["factor_low"], rows["factor_high"])))
-    pairs = [factors.get((name, group)) or factors.get((name, -1)) or (np.nan, np.nan) for name, group in zip(out["name"], out["group"])]
+    pairs = [
+        factors.get((name, group)) or factors.get((name, -1)) or (np.nan, np.nan)
+        for name, group in zip(out["name"], out["group"])
+    ]
     return out.assign(factor_low=[p[0] for p in pairs], factor_high=[p[1] for p in pairs])[
         ["name", "layer", "group", "log2_ratio", "off", "factor_low", "factor_high", "log2_after"]
     ].reset_index(drop=True)

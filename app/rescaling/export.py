@@ -5,7 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import cached, downloads
+from app import downloads
 from app.cached import Opened
 from app.current import normal, title
 from app.figures import words
@@ -25,16 +25,36 @@ def draw(model: Opened, options: Options, decision: Decision, proof: Proof | Non
     st.subheader("Export", anchor=False)
     name, plan = normal(model.checkpoint.source), str(kept_plan.path(model, options))
     job = latest("export", model=name, plan=plan)
-    out = st.text_input("Folder", str(_free_folder(name)), key=f"out {name} {(job.id, job.state) if job else ''}",
-                        help="A new folder on this machine; one that exists is refused.").strip()  # fmt: skip
+    out = st.text_input(
+        "Folder",
+        str(_free_folder(name)),
+        key=f"out {name} {(job.id, job.state) if job else ''}",
+        help="A new folder on this machine; one that exists is refused.",
+    ).strip()
     _say_outlook(model, out)
     fits = _fits(model)
-    check = st.toggle("Full check before it is renamed into place", value=fits, disabled=not fits, key="export_check", persist_state="session",
-                      help="Compares the written weights with the original on the same tokens; a contradiction stops the export.")  # fmt: skip
+    check = st.toggle(
+        "Full check before it is renamed into place",
+        value=fits,
+        disabled=not fits,
+        key="export_check",
+        persist_state="session",
+        help="Compares the written weights with the original on the same tokens; a contradiction stops the export.",
+    )
     reason = _why_not(decision, proof, out)
-    if st.button("Export", key="export", type="primary" if st.context.theme.type != "dark" else "secondary",
-                 disabled=bool(reason) or (job is not None and job.is_active), help=reason or None):  # fmt: skip
-        arguments = {"model": name, "plan": kept_plan.written(model, options), "out": normal(out), "check": bool(check and fits)}
+    if st.button(
+        "Export",
+        key="export",
+        type="primary" if st.context.theme.type != "dark" else "secondary",
+        disabled=bool(reason) or (job is not None and job.is_active),
+        help=reason or None,
+    ):
+        arguments = {
+            "model": name,
+            "plan": kept_plan.written(model, options),
+            "out": normal(out),
+            "check": bool(check and fits),
+        }
         jobs.start("export", arguments, f"Export {title(normal(out))}", exclusive=normal(out))
         st.rerun()
     if job is not None:
@@ -51,8 +71,11 @@ def _free_folder(name: str) -> Path:
 def _say_outlook(model: Opened, out: str) -> None:
     seen = outlook(model.checkpoint)
     free = n_bytes_free(Path(normal(out))) if out else 0
-    st.markdown(f"{words.plural(len(seen.rewritten), 'weight file')} rewritten, {words.plural(len(seen.copied), 'file')} copied unchanged, "
-                "`wisca_report.json` and a section of README.md added.")  # fmt: skip
+    st.markdown(
+        f"{words.plural(len(seen.rewritten), 'weight file')} rewritten, "
+        f"{words.plural(len(seen.copied), 'file')} copied unchanged, "
+        "`wisca_report.json` and a section of README.md added."
+    )
     st.markdown(f":small[:gray[{words.size(seen.n_bytes)} to write, {words.size(free)} free.]]")
     if seen.left_out:
         with st.expander(f"Left out: {words.plural(len(seen.left_out), 'file')}", key="left_out"):
@@ -94,8 +117,15 @@ def _say_download(folder: Path) -> None:
     token = downloads.link(folder)
     files = downloads.files(folder)
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
-        st.link_button(f"Download, {words.size(sum(f.n_bytes for f in files))}", downloads.address(token), icon=":material/download:")
+        st.link_button(
+            f"Download, {words.size(sum(f.n_bytes for f in files))}",
+            downloads.address(token),
+            icon=":material/download:",
+        )
         st.markdown(":small[:gray[One uncompressed zip. The link ends with this server.]]", width="content")
     with st.expander("Single files", key="single_files"):
         for file in files[:200]:
-            st.markdown(f"[{words.markdown_text(file.name)}]({downloads.address(token, file.name)}) :gray[{words.size(file.n_bytes)}]")
+            st.markdown(
+                f"[{words.markdown_text(file.name)}]({downloads.address(token, file.name)}) "
+                f":gray[{words.size(file.n_bytes)}]"
+            )

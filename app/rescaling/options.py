@@ -23,16 +23,46 @@ def draw(model: Opened) -> None:
     state.put("exclude", [name for name in state.get("exclude") if name in names])
     with st.container(border=True):
         with st.container(horizontal=True, gap="medium"):
-            st.segmented_control("Pairs", pairs, selection_mode="multi", key="pairs", format_func=words.PAIR_LABELS.get, **_KEPT)
-            st.segmented_control("Granularity", GRANULARITIES, required=True, key="granularity", format_func=_GRANULARITIES.get, **_KEPT,
-                                 help="How many channels share one factor: all of a matrix, those of one KV group, or as few as exactness "
-                                      "allows (rotary pairs share one).")  # fmt: skip
-            st.segmented_control("Norm", PLAN_NORMS, required=True, key="norm", format_func=words.NORM_LABELS.get, **_KEPT,
-                                 help="What is made equal on both sides. " + "; ".join(f"{words.NORM_LABELS[n]}: {words.NORM_SYMBOLS[n]}" for n in PLAN_NORMS).replace("|", "\\|"))  # fmt: skip
+            st.segmented_control(
+                "Pairs", pairs, selection_mode="multi", key="pairs", format_func=words.PAIR_LABELS.get, **_KEPT
+            )
+            st.segmented_control(
+                "Granularity",
+                GRANULARITIES,
+                required=True,
+                key="granularity",
+                format_func=_GRANULARITIES.get,
+                **_KEPT,
+                help="How many channels share one factor: all of a matrix, those of one KV group, or as few as "
+                "exactness allows (rotary pairs share one).",
+            )
+            st.segmented_control(
+                "Norm",
+                PLAN_NORMS,
+                required=True,
+                key="norm",
+                format_func=words.NORM_LABELS.get,
+                **_KEPT,
+                help="What is made equal on both sides. "
+                + "; ".join(f"{words.NORM_LABELS[n]}: {words.NORM_SYMBOLS[n]}" for n in PLAN_NORMS).replace("|", "\\|"),
+            )
         with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-            st.slider("Strength", 0.0, 1.0, step=0.05, key="strength", width=190, **_KEPT, help="1 balances fully, 0 changes nothing.")
+            st.slider(
+                "Strength",
+                0.0,
+                1.0,
+                step=0.05,
+                key="strength",
+                width=190,
+                **_KEPT,
+                help="1 balances fully, 0 changes nothing.",
+            )
             if low < high:
                 st.slider("Layers", low, high, key="layers", width=190, **_KEPT)
-            st.toggle("Exact: powers of two only", key="exact", **_KEPT,
-                      help="Multiplying by a power of two changes no digit of a bf16 or float32 weight.")  # fmt: skip
+            st.toggle(
+                "Exact: powers of two only",
+                key="exact",
+                **_KEPT,
+                help="Multiplying by a power of two changes no digit of a bf16 or float32 weight.",
+            )
         st.multiselect("Leave out", names, key="exclude", placeholder="no pair is left out", **_KEPT)

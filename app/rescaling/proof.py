@@ -22,8 +22,11 @@ def draw(model: Opened, options: Options, decision: Decision) -> Proof | None:
     check = _full_check(model, options, decision)
     not_checked = [*(proof.not_checked if proof else ()), *(check.not_checked if check else ())]
     if check is None:
-        not_checked = ["the real weights: no full check was run with these options", *not_checked,
-                       "quantised copies: their scales were chosen for the old weights"]  # fmt: skip
+        not_checked = [
+            "the real weights: no full check was run with these options",
+            *not_checked,
+            "quantised copies: their scales were chosen for the old weights",
+        ]
     not_checked = list(dict.fromkeys(not_checked))
     st.markdown(f"**Not checked** {_badge(words.plural(len(not_checked), 'thing'))}")
     plain("\n".join(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in not_checked))
@@ -44,9 +47,10 @@ def _miniature(model: Opened) -> Proof | None:
     largest = "**0**" if proof.max_rel == 0 else f"**{words.digits(proof.max_rel, 2)}** of the largest output"
     st.markdown(
         f"{words.markdown_text(proof.what[:1].upper() + proof.what[1:])}. {words.plural(proof.n_cases, 'case')}: "
-        f"{words.markdown_text(', '.join(proof.cases[:5]))}{' and more' if len(proof.cases) > 5 else ''}. Factors up to "
-        f"{words.factor(proof.largest_factor)} both ways. Largest difference in float64: {largest}. Scaling one side alone moves the "
-        f"outputs by at least {words.digits(proof.liveness, 2)}, so the pairs are really run."
+        f"{words.markdown_text(', '.join(proof.cases[:5]))}{' and more' if len(proof.cases) > 5 else ''}. "
+        f"Factors up to {words.factor(proof.largest_factor)} both ways. Largest difference in float64: {largest}. "
+        f"Scaling one side alone moves the outputs by at least {words.digits(proof.liveness, 2)}, so the pairs are "
+        "really run."
     )
     return proof
 
@@ -86,9 +90,15 @@ def _full_check(model: Opened, options: Options, decision: Decision) -> FullChec
     needed, free = memory_needed(model.checkpoint), memory_free()
     fits = free is None or needed < free
     if check is None:
-        st.markdown(f":gray[This checkpoint before and after on the same tokens, in its own dtype: about {words.size(needed)} of memory"
-                    + (f", {words.size(free)} free" if free is not None else "") + (".]" if fits else ": not enough.]"))  # fmt: skip
-    if st.button("Run the full check" + (" again" if check else ""), key="check", disabled=not fits or not decision.n_changed):
+        st.markdown(
+            ":gray[This checkpoint before and after on the same tokens, in its own dtype: "
+            f"about {words.size(needed)} of memory"
+            + (f", {words.size(free)} free" if free is not None else "")
+            + (".]" if fits else ": not enough.]")
+        )
+    if st.button(
+        "Run the full check" + (" again" if check else ""), key="check", disabled=not fits or not decision.n_changed
+    ):
         arguments = {"model": name, "plan": kept_plan.written(model, options)}
         jobs.start("check", arguments, f"Full check of {title(name)}", exclusive=f"check {plan}")
         st.rerun()
@@ -101,18 +111,29 @@ def _say_full_check(check: FullCheck, model: Opened, options: Options) -> None:
     agrees = check.agrees(cached.plan(model, options))
     mark = _badge(f"passed, {check.seconds:.0f} s", "check") if agrees else _badge("contradicts the plan", "close")
     st.markdown(f"**Full check** {mark}")
-    lines = [f"{words.count(check.n_tokens)} tokens of {words.markdown_text(check.tokens)}, this checkpoint before and after, "
-             f"{words.DTYPES.get(check.dtype, check.dtype)}, eager attention.",
-             f"{words.markdown_text(check.outputs[:1].upper() + check.outputs[1:])} equal: **{words.count(check.n_equal)} of {words.count(check.n_values)}**."]  # fmt: skip
+    lines = [
+        f"{words.count(check.n_tokens)} tokens of {words.markdown_text(check.tokens)}, "
+        "this checkpoint before and after, "
+        f"{words.DTYPES.get(check.dtype, check.dtype)}, eager attention.",
+        f"{words.markdown_text(check.outputs[:1].upper() + check.outputs[1:])} equal: "
+        f"**{words.count(check.n_equal)} of {words.count(check.n_values)}**.",
+    ]
     if not check.bit_identical:
-        lines.append(f"Largest difference {words.digits(check.max_rel, 2)} of the largest output"
-                     + (f"; the same weights rounded at random move it by {words.digits(check.control_max_rel, 2)}."
-                        if check.control_max_rel is not None else "."))  # fmt: skip
+        lines.append(
+            f"Largest difference {words.digits(check.max_rel, 2)} of the largest output"
+            + (
+                f"; the same weights rounded at random move it by {words.digits(check.control_max_rel, 2)}."
+                if check.control_max_rel is not None
+                else "."
+            )
+        )
     if check.top1_agreement is not None:
         lines.append(f"Top-1 agreement {100 * check.top1_agreement:.2f} %.")
     if check.perplexity_before is not None and check.perplexity_after is not None:
         before, after = f"{check.perplexity_before:.3f}", f"{check.perplexity_after:.3f}"
-        lines.append(f"Perplexity {before} both times." if before == after else f"Perplexity {before} before, {after} after.")
+        lines.append(
+            f"Perplexity {before} both times." if before == after else f"Perplexity {before} before, {after} after."
+        )
     st.markdown(" ".join(lines))
 
 

@@ -9,15 +9,32 @@ from app.figures import words
 from app.spreadsheet import csv_bytes
 
 MOST_STYLED_ROWS = 4000
-_CSV = ["name", "layer", "pair", "group", "n_cells", "left", "right", "log2_ratio", "full_low", "full_high", "factor_low",
-        "factor_high", "log2_after", "changes", "status"]  # fmt: skip
+_CSV = [
+    "name",
+    "layer",
+    "pair",
+    "group",
+    "n_cells",
+    "left",
+    "right",
+    "log2_ratio",
+    "full_low",
+    "full_high",
+    "factor_low",
+    "factor_high",
+    "log2_after",
+    "changes",
+    "status",
+]
 
 
 def draw(rows: pd.DataFrame) -> None:
     """``rows``: the pairs asked for, columns of ``plan_rows``."""
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
         st.subheader("Plan", anchor=False, width="content")
-        st.download_button("CSV", csv_bytes(rows[_CSV]), "plan.csv", "text/csv", type="tertiary", on_click="ignore", key="plan_csv")
+        st.download_button(
+            "CSV", csv_bytes(rows[_CSV]), "plan.csv", "text/csv", type="tertiary", on_click="ignore", key="plan_csv"
+        )
     single = rows["n_cells"].gt(1).any()
     st.markdown(
         ":small[:gray[The left side is multiplied by its factor, the right side divided by it. "
@@ -63,7 +80,8 @@ def _words(rows: pd.DataFrame) -> pd.DataFrame:
     out["After"] = rows["log2_after"].to_numpy()
     notes = {"planned": ""}
     out["What it changes"] = [
-        changes if status == "planned" else f"nothing: {notes.get(status, status)}" for changes, status in zip(rows["changes"], rows["status"])
+        changes if status == "planned" else f"nothing: {notes.get(status, status)}"
+        for changes, status in zip(rows["changes"], rows["status"])
     ]
     return out
 
@@ -72,7 +90,9 @@ def _styled(shown: pd.DataFrame, rows: pd.DataFrame):
     style = shown.style
     for pair in dict.fromkeys(rows["pair"]):
         lines = np.flatnonzero(rows["pair"].to_numpy() == pair)
-        style = style.format(lambda value, pair=pair: words.side(pair, value), subset=pd.IndexSlice[lines, ["Heavier side", "After"]])
+        style = style.format(
+            lambda value, pair=pair: words.side(pair, value), subset=pd.IndexSlice[lines, ["Heavier side", "After"]]
+        )
     if "Left factor" in shown:
         style = style.format(words.factor, subset=["Left factor", "Right factor"])
     return style

@@ -36,8 +36,11 @@ def command(model: str, options: Options) -> str:
 
 def snippet(model: str, options: Options) -> str:
     plain = Options()
-    given = [f"{name}={getattr(options, name)!r}" for name in ("pairs", "granularity", "norm", "strength", "exact", "exclude")
-             if getattr(options, name) != getattr(plain, name)]  # fmt: skip
+    given = [
+        f"{name}={getattr(options, name)!r}"
+        for name in ("pairs", "granularity", "norm", "strength", "exact", "exclude")
+        if getattr(options, name) != getattr(plain, name)
+    ]
     layers = f"layers=parse_layers({','.join(map(str, options.layers))!r})" if options.layers else ""
     arguments = ", ".join(filter(None, [*given, layers]))
     imported = "Options, parse_layers" if layers else "Options"

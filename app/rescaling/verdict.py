@@ -11,13 +11,16 @@ from wisca_core.plan.decide import Decision
 
 def facts(model: Opened) -> str:
     """The small line above the title."""
+    if model.refusal:
+        return f"{title(model.checkpoint.source)}, refused"
     refused = [r for r in model.sites.refusals if r.what != "model"]
-    found = f"{words.plural(len(model.sites.sites), 'pair')} found, {words.count(len(refused)) if refused else 'none'} refused"
+    n_refused = words.count(len(refused)) if refused else "none"
+    found = f"{words.plural(len(model.sites.sites), 'pair')} found, {n_refused} refused"
     return f"{title(model.checkpoint.source)}, {found}"
 
 
 def sentence(decision: Decision) -> str:
-    """"219 of 224 pairs would change, by powers of two; every output stays bit-identical."""
+    """ "219 of 224 pairs would change, by powers of two; every output stays bit-identical."""
     changed, found = int(decision.changed_sites.sum()), len(decision.patterns.sites.sites)
     if not changed:
         return f"None of {words.plural(found, 'pair')} would change with these options."
@@ -51,7 +54,11 @@ def what_applies(decision: Decision) -> str:
 def metrics(decision: Decision) -> None:
     effects = decision.effects
     found = summaries(decision.groups(), decision.options.norm)
-    shown = [(_label(s), f"{_ratio(s.ratio)} → {_ratio(s.ratio_after)}") for s in found.values() if s.pair in decision.options.pairs]
+    shown = [
+        (_label(s), f"{_ratio(s.ratio)} → {_ratio(s.ratio_after)}")
+        for s in found.values()
+        if s.pair in decision.options.pairs
+    ]
     within, n = sum(s.within_2x_after for s in found.values()), sum(s.n_cells for s in found.values())
     shown += [
         ("Within 2× after", f"{words.count(within)} of {words.count(n)}"),
@@ -61,10 +68,10 @@ def metrics(decision: Decision) -> None:
     ]
     with st.container(horizontal=True, gap="xsmall"):
         for label, value in shown:
-            st.metric(label, value, width=152 if "→" in value else 127)
+            st.metric(label, value, width=max(118, 11 * len(value) + 20))
     st.markdown(
-        ":small[:gray[Medians are over the layers, within 2× counts KV groups. Weights that would overflow are left alone; bits are lost "
-        "below the smallest normal number.]]"
+        ":small[:gray[Medians are over the layers, within 2× counts KV groups. Weights that would overflow are left "
+        "alone; bits are lost below the smallest normal number.]]"
     )
 
 

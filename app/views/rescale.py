@@ -31,19 +31,27 @@ asked = rows[rows["pair"].isin(chosen.pairs) & rows["layer"].between(*state.clam
 
 with head:
     st.title(sentence(decision), anchor=False)
-    st.markdown(f"{what_applies(decision)} Nothing is written until you export; every number below is predicted from one pass over the weights.")
+    st.markdown(
+        f"{what_applies(decision)} Nothing is written until you export; every number below is predicted from one pass "
+        "over the weights."
+    )
 st.space("small")
 metrics(decision)
 st.space("small")
 
 with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
     st.subheader(factors.finding(asked), anchor=False, width="content")
-    st.download_button("CSV", csv_bytes(asked), "factors.csv", "text/csv", type="tertiary", on_click="ignore", key="factors_csv")
+    st.download_button(
+        "CSV", csv_bytes(asked), "factors.csv", "text/csv", type="tertiary", on_click="ignore", key="factors_csv"
+    )
 st.markdown(f":small[:gray[{factors.how_to_read(asked)}]]")
 st.plotly_chart(
     factors.factor_chart(asked, theme_of(st.context.theme.type)),
-    theme=None, config=CONFIG, key="factor_chart", alt=f"{factors.finding(asked)}. {factors.how_to_read(asked)}",
-)  # fmt: skip
+    theme=None,
+    config=CONFIG,
+    key="factor_chart",
+    alt=f"{factors.finding(asked)}. {factors.how_to_read(asked)}",
+)
 st.space("small")
 table.draw(asked)
 

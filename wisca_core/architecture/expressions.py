@@ -4,6 +4,7 @@ Only our own data file is ever evaluated; values of config.json are operands, ne
 """
 
 import ast
+import math
 import operator
 from collections.abc import Mapping
 
@@ -31,7 +32,7 @@ def evaluate(expression: str, names: Mapping[str, object]) -> object:
 def whole(expression: str, names: Mapping[str, object], meaning: str, at_least: int = 1, at_most: int = 1 << 24) -> int:
     """The expression as a whole number within bounds, else ConfigMismatch that names ``meaning``."""
     value = evaluate(expression, names)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or int(value) != value:
+    if not _is_number(value) or abs(value) == math.inf or value != value or int(value) != value:
         raise ConfigMismatch(f"config.json gives {meaning} = {_shown(value)} ({expression}); a whole number is needed.")
     if not at_least <= value <= at_most:
         raise ConfigMismatch(f"config.json gives {meaning} = {_shown(value)}; between {at_least} and {at_most:,} is possible.")
@@ -41,6 +42,10 @@ def whole(expression: str, names: Mapping[str, object], meaning: str, at_least: 
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _value(node: ast.expr, names: Mapping[str, object]) -> object:
@@ -58,7 +63,10 @@ def _value(node: ast.expr, names: Mapping[str, object]) -> object:
                 return found
         return found
     if isinstance(node, ast.BinOp):
-        return _OPERATORS[type(node.op)](_value(node.left, names), _value(node.right, names))
+        left, right = _value(node.left, names), _value(node.right, names)
+        if not (_is_number(left) and _is_number(right)):
+            raise TypeError("text and lists can be multiplied too, to any size")
+        return _OPERATORS[type(node.op)](left, right)
     if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq):
         return _value(node.left, names) == _value(node.comparators[0], names)
     raise ValueError(f"families.toml uses {ast.dump(node)}, which the expressions do not know")

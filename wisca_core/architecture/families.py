@@ -46,6 +46,7 @@ class Family:
     rope_theta: str
     inert: tuple[str, ...]
     refuse: tuple[tuple[str, str], ...]
+    refuse_qk: tuple[tuple[str, str], ...]
     conv1d: bool = False
     norm: Norm | None = None
 
@@ -59,7 +60,8 @@ def families() -> MappingProxyType:
         fields = data["defaults"] | row
         fields["layout"] = tuple((role, tuple(grid)) for role, grid in data["layouts"][fields["layout"]].items())
         fields["norm"] = Norm(**fields["norm"]) if "norm" in fields else None
-        fields["refuse"] = tuple(map(tuple, fields["refuse"]))
+        for key in ("refuse", "refuse_qk"):
+            fields[key] = tuple(map(tuple, fields[key]))
         for key in ("model_types", "roots", "inside", "inert"):
             fields[key] = tuple(fields[key])
         family = Family(name=name, **fields)

@@ -14,8 +14,9 @@ from wisca_core.checkpoint import RESCALABLE, Checkpoint, quantisation
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
 
-def find_sites(checkpoint: Checkpoint) -> Sites:
-    """All QK and VO sites of the checkpoint, with everything that was refused and why.
+def find_sites(checkpoint: Checkpoint, family: Family | None = None) -> Sites:
+    """All QK and VO sites of the checkpoint, with everything that was refused and why. ``family``: judge by this row instead of the
+    one that families.toml has for the model type.
 
     Never raises for a model it does not know or whose config.json and weights disagree: the result then has no sites and
     a refusal of ``model``, so that the tensors can still be looked at.
@@ -23,7 +24,7 @@ def find_sites(checkpoint: Checkpoint) -> Sites:
     config = checkpoint.config
     model_type = str(config.get("model_type", ""))
     try:
-        family = _family(checkpoint, config, model_type)
+        family = family or _family(checkpoint, config, model_type)
         return _sites(checkpoint, config, model_type, family)
     except (UnknownArchitecture, ConfigMismatch) as error:
         return Sites(family="", model_type=model_type, attention=None, refusals=(Refusal("model", str(error)),))
@@ -130,7 +131,7 @@ def _numbers(checkpoint: Checkpoint, config: dict, family: Family) -> _Found:
             raise ConfigMismatch(f"config.json gives a rotary width of {stated!r} in heads of {attention.head_dim} ({family.rope_width}).")
         width = 2 * ((int(stated) + 1) // 2)
     theta = evaluate(family.rope_theta, config)
-    return _Found(family, attention, root, width, float(theta) if isinstance(theta, (int, float)) and theta > 0 else 0.0,
+    return _Found(family, attention, root, width, float(theta) if isinstance(theta, (int, float)) and 0 < theta < 1e300 else 0.0,
                   tuple(sorted(checkpoint.by_name)))
 
 
@@ -153,6 +154,9 @@ def _qk(checkpoint: Checkpoint, found: _Found, layer: int) -> Site | Refusal:
     a = found.attention
     key = SiteKey(family.stack, layer, "self", "qk")
     try:
+        for expression, reason in family.refuse_qk:
+            if evaluate(expression, checkpoint.config):
+                raise _Refused(f"{reason}.")
         _check_explained(checkpoint, found, layer)
         _check_shapes(checkpoint, found, layer, ("q", "k"))
         ties = _rotary_ties(found)
@@ -249,6 +253,9 @@ def _check_shapes(checkpoint: Checkpoint, found: _Found, layer: int, roles: tupl
 
 
 def _require(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], what: str, check: str) -> None:
+    shared = [other for pair in checkpoint.aliases if name in pair for other in pair if other != name]
+    if shared:
+        raise _Refused(f"{name} shares its storage with {', '.join(shared)}; scaling it would change both.")
     tensor = checkpoint.by_name.get(name)
     if tensor is None:
         raise _Refused(f"{name} is missing from the weights. Check whether a shard is missing or config.json belongs to another model.")
@@ -257,9 +264,6 @@ def _require(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], what: st
         raise _Refused(f"{name} is {found}; {what}, {' x '.join(map(str, shape))} is expected. Check {check} in config.json.")
     if tensor.dtype not in RESCALABLE:
         raise _Refused(f"{name} is stored as {tensor.dtype}; only {', '.join(RESCALABLE)} can be rescaled.")
-    shared = [alias for alias, owner in checkpoint.aliases if name in (alias, owner)]
-    if shared:
-        raise _Refused(f"{name} shares its storage with {', '.join(shared)}; scaling it would change both.")
 
 
 def _check_explained(checkpoint: Checkpoint, found: _Found, layer: int) -> None:

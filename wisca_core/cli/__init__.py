@@ -1,8 +1,8 @@
 """The command line: ``wisca inspect | rescale | verify | clean | jobs``.
 
-This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command does is in
-the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled; 2 usage or unreadable input;
-130 cancelled.
+This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command
+does is in the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled;
+2 usage or unreadable input; 130 cancelled.
 """
 
 from pathlib import Path
@@ -23,7 +23,12 @@ app = typer.Typer(
     epilog="MODEL is a folder, one .safetensors file beside its config.json, or hub:owner/name[@revision].",
 )
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, .safetensors file, or hub:owner/name[@revision].", show_default=False)]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Model folder, .safetensors file, or hub:owner/name[@revision].", show_default=False
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Download a hub: model without asking.")]
 
@@ -38,16 +43,20 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _wisca(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
 ) -> None:
     pass
 
 
-@app.command()
+@app.command("inspect")
 @ending
-def inspect(
+def _inspect(
     model: Model,
-    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the table of KV groups as CSV.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table of KV groups as CSV.")
+    ] = None,
     norm: Annotated[str, typer.Option("--norm", metavar="l1|l2|max|rms|mean", help="Norm that is compared.")] = "l1",
     json: Json = False,
     yes: Yes = False,
@@ -61,33 +70,58 @@ def inspect(
     return run(model, csv, norm, json, yes)
 
 
-@app.command()
+@app.command("rescale")
 @ending
-def rescale(
+def _rescale(
     model: Model,
-    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="New folder for the rescaled model.", show_default=False)] = None,
-    pairs: Annotated[str | None, typer.Option("--pairs", metavar="qk,vo", help="Pairs to balance.", show_default="qk,vo")] = None,
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="New folder for the rescaled model.", show_default=False)
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option("--pairs", metavar="qk,vo", help="Pairs to balance.", show_default="qk,vo")
+    ] = None,
     granularity: Annotated[
         str | None,
-        typer.Option("--granularity", metavar="tensor|group|channel", help="What shares one factor.", show_default="tensor"),
+        typer.Option(
+            "--granularity", metavar="tensor|group|channel", help="What shares one factor.", show_default="tensor"
+        ),
     ] = None,
-    norm: Annotated[str | None, typer.Option("--norm", metavar="l1|l2|max|rms", help="Norm to balance.", show_default="l1")] = None,
+    norm: Annotated[
+        str | None, typer.Option("--norm", metavar="l1|l2|max|rms", help="Norm to balance.", show_default="l1")
+    ] = None,
     strength: Annotated[
-        float | None, typer.Option("--strength", metavar="S", help="0 changes nothing, 1 balances fully.", show_default="1")
+        float | None,
+        typer.Option("--strength", metavar="S", help="0 changes nothing, 1 balances fully.", show_default="1"),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option("--layers", metavar="0-3,7", help="Layers, both ends included; encoder:0-3 picks a stack.", show_default="all")
+        str | None,
+        typer.Option(
+            "--layers",
+            metavar="0-3,7",
+            help="Layers, both ends included; encoder:0-3 picks a stack.",
+            show_default="all",
+        ),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", metavar="SITE", help="Leave a pair alone, like decoder.3.self.qk; may be repeated.")
+        list[str] | None,
+        typer.Option("--exclude", metavar="SITE", help="Leave a pair alone, like decoder.3.self.qk; may be repeated."),
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Round factors to powers of two, which round no weight.")] = False,
-    plan: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="Apply a saved plan instead of options.")] = None,
-    save_plan: Annotated[Path | None, typer.Option("--save-plan", metavar="FILE", help="Save the plan as JSON.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Round factors to powers of two, which round no weight.")
+    ] = False,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="Apply a saved plan instead of options.")
+    ] = None,
+    save_plan: Annotated[
+        Path | None, typer.Option("--save-plan", metavar="FILE", help="Save the plan as JSON.")
+    ] = None,
     undo: Annotated[
-        Path | None, typer.Option("--undo", metavar="REPORT", help="Take back the rescale whose wisca_report.json this is.")
+        Path | None,
+        typer.Option("--undo", metavar="REPORT", help="Take back the rescale whose wisca_report.json this is."),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 and write nothing where any pair is refused.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 and write nothing where any pair is refused.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen and write no model.")] = False,
     check: Annotated[
         bool | None,
@@ -102,7 +136,8 @@ def rescale(
 ) -> int:
     """Write MODEL with its pairs balanced into the new folder OUT, proved to be the same function.
 
-    What the factors will do is shown before anything is written. Exit 1 where nothing can be rescaled, or a proof or check fails.
+    What the factors will do is shown before anything is written. Exit 1 where nothing can be rescaled, or a proof or
+    check fails.
     """
     from wisca_core.cli.rescale import Asked, run
 
@@ -110,12 +145,14 @@ def rescale(
     return run(model, out, options, plan, undo, save_plan, strict, dry_run, check, json, yes)
 
 
-@app.command()
+@app.command("verify")
 @ending
-def verify(
+def _verify(
     before: Annotated[str, typer.Argument(metavar="BEFORE", help="The original model.", show_default=False)],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="The model compared with it.", show_default=False)],
-    weights_only: Annotated[bool, typer.Option("--weights-only", help="Compare weights and prove the rule, run no full model.")] = False,
+    weights_only: Annotated[
+        bool, typer.Option("--weights-only", help="Compare weights and prove the rule, run no full model.")
+    ] = False,
     json: Json = False,
     yes: Yes = False,
 ) -> int:
@@ -128,10 +165,12 @@ def verify(
     return run(before, after, weights_only, json, yes)
 
 
-@app.command()
+@app.command("clean")
 @ending
-def clean(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAMES", help="Folders to empty, or all.", show_default=False)] = None,
+def _clean(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAMES", help="Folders to empty, or all.", show_default=False)
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     json: Json = False,
 ) -> int:
@@ -141,10 +180,12 @@ def clean(
     return run_clean(names or [], yes, json)
 
 
-@app.command()
+@app.command("jobs")
 @ending
-def jobs(
-    cancel: Annotated[str | None, typer.Option("--cancel", metavar="ID", help="Ask a job to stop; by force after 10 s.")] = None,
+def _jobs(
+    cancel: Annotated[
+        str | None, typer.Option("--cancel", metavar="ID", help="Ask a job to stop; by force after 10 s.")
+    ] = None,
     json: Json = False,
 ) -> int:
     """List the jobs of the dashboard, newest first."""

@@ -17,13 +17,12 @@ from wisca_core.errors import BadOption, OutputRefused
 from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import NORMS
-from wisca_core.plan.decide import GROUP_COLUMNS, group_table
+from wisca_core.plan.decide import group_table
 from wisca_core.spreadsheet import csv_bytes
 
 N_WORST = 10
 MOST_TENSORS = 100
 CSV_COLUMNS = ("name", "layer", "pair", "group", "n_left", "n_right", "left", "right", "log2_ratio", "log2_size")
-assert set(CSV_COLUMNS) <= GROUP_COLUMNS.keys()
 
 
 def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
@@ -43,7 +42,10 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
         if csv:
             note(f"{csv} was not written: there is no pair to put into it.")
         if json:
-            document("wisca-inspect", common | {"pairs": {}, "layers": [], "worst": [], "groups": [], "tensors": _tensors(checkpoint)})
+            document(
+                "wisca-inspect",
+                common | {"pairs": {}, "layers": [], "worst": [], "groups": [], "tensors": _tensors(checkpoint)},
+            )
         else:
             _say_not_rescalable(checkpoint, sites, remarks)
         return 1
@@ -66,7 +68,7 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
     say()
     for summary in pairs.values():
         say(sentence(summary), style="bold")
-    say(f"Norm: {norm}, the {NORMS[norm]}.\n")
+    say(f"Norm: {norm}, the {NORMS[norm]}. Size is the part that only says how many entries each side has.\n")
     _say_layers(layers)
     _say_worst(worst)
     _say_left(sites, remarks)
@@ -109,8 +111,10 @@ def _say_worst(worst: pd.DataFrame) -> None:
         say("Every KV group is at the median of its pair.\n")
         return
     say("KV groups furthest from the median of their pair:")
-    rows = [(w.name, str(w.group), side(w.pair, w.log2_ratio), f"{times(2 ** abs(w.log2_away))} to the {side(w.pair, w.log2_away).split()[0]}")
-            for w in worst.itertuples(index=False)]  # fmt: skip
+    rows = []
+    for w in worst.itertuples(index=False):
+        away = f"{times(2 ** abs(w.log2_away))} to the {SIDES[w.pair][0 if w.log2_away > 0 else 1]}"
+        rows.append((w.name, str(w.group), side(w.pair, w.log2_ratio), away))
     table(("pair", "KV group", "ratio", "away from the median"), rows, numbers=(1,))
 
 
@@ -139,8 +143,15 @@ def _say_not_rescalable(checkpoint: Checkpoint, sites: Sites, remarks: list[str]
 
 def _facts(checkpoint: Checkpoint, sites: Sites) -> dict:
     attention = asdict(sites.attention) if sites.attention else {}
-    return {"architecture": sites.family, "model_type": sites.model_type, "n_parameters": checkpoint.n_parameters, "n_tensors": len(checkpoint.tensors),
-            "dtypes": models.dtypes(checkpoint), "n_pairs": len(sites.sites), "n_refused": len(sites.refusals)} | attention  # fmt: skip
+    return {
+        "architecture": sites.family,
+        "model_type": sites.model_type,
+        "n_parameters": checkpoint.n_parameters,
+        "n_tensors": len(checkpoint.tensors),
+        "dtypes": models.dtypes(checkpoint),
+        "n_pairs": len(sites.sites),
+        "n_refused": len(sites.refusals),
+    } | attention
 
 
 def _pair(s: PairSummary) -> dict:
@@ -153,7 +164,10 @@ def _records(frame: pd.DataFrame) -> list[dict]:
 
 
 def _tensors(checkpoint: Checkpoint) -> list[dict]:
-    return [{"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file, "n_bytes": t.n_bytes} for t in checkpoint.tensors]
+    return [
+        {"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file, "n_bytes": t.n_bytes}
+        for t in checkpoint.tensors
+    ]
 
 
 def _check_replaceable(path: Path) -> None:

@@ -31,12 +31,23 @@ def run_clean(names: list[str], yes: bool, json: bool) -> int:
     if chosen:
         n_bytes = sum(before[name] for name in chosen)
         question = f"Remove {_size(n_bytes)} in {', '.join(chosen)}?"
-        if yes or asked(question, f"{_size(n_bytes)} in {', '.join(chosen)} would be removed, and nobody can be asked here. Add --yes."):
+        if yes or asked(
+            question,
+            f"{_size(n_bytes)} in {', '.join(chosen)} would be removed, and nobody can be asked here. Add --yes.",
+        ):
             freed = home.clean(chosen)
         else:
             note("Nothing was removed.")
     if json:
-        document("wisca-clean", {"home": str(home.home()), "n_bytes": before, "cleaned": chosen if freed is not None else [], "n_bytes_freed": freed or 0})
+        document(
+            "wisca-clean",
+            {
+                "home": str(home.home()),
+                "n_bytes": before,
+                "cleaned": chosen if freed is not None else [],
+                "n_bytes_freed": freed or 0,
+            },
+        )
     elif freed is not None:
         say(f"{_size(freed)} freed. What a running job uses was kept." if freed < n_bytes else f"{_size(freed)} freed.")
     return 0

@@ -35,9 +35,16 @@ def facts(checkpoint: Checkpoint, sites: Sites) -> str:
     parts = [sites.family or sites.model_type or "unknown architecture", parameters(checkpoint.n_parameters)]
     a = sites.attention
     if a is not None:
-        heads = f"{a.n_heads} heads" if a.n_heads == a.n_kv_heads else f"{a.n_heads} query heads on {plural(a.n_kv_heads, 'KV head')}"
+        heads = (
+            f"{a.n_heads} heads"
+            if a.n_heads == a.n_kv_heads
+            else f"{a.n_heads} query heads on {plural(a.n_kv_heads, 'KV head')}"
+        )
         parts += [plural(a.n_layers, "layer"), f"{heads} of {a.head_dim}"]
-    parts += [" and ".join(dtypes(checkpoint)), f"{plural(len(sites.sites), 'pair')} found, {len(sites.refusals):,} refused"]
+    parts += [
+        " and ".join(dtypes(checkpoint)),
+        f"{plural(len(sites.sites), 'pair')} found, {len(sites.refusals):,} refused",
+    ]
     return ", ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""``wisca rescale``: decide, show, prove, write, check; in that order, and nothing is written before all of it is known."""
+"""``wisca rescale``: decide, show, prove, write, check, in that order; what stops it leaves nothing behind."""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -13,7 +13,15 @@ from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
 from wisca_core.equivalence.full_check import FullCheck, compare_folder, memory_free, memory_needed
 from wisca_core.equivalence.proof import Proof, prove
-from wisca_core.errors import BadOption, ConfigMismatch, OutputRefused, ProofFailed, StrictRefusal, UnreadableInput, UnsupportedCheckpoint
+from wisca_core.errors import (
+    BadOption,
+    ConfigMismatch,
+    OutputRefused,
+    ProofFailed,
+    StrictRefusal,
+    UnreadableInput,
+    UnsupportedCheckpoint,
+)
 from wisca_core.export.export import export, refuse_place
 from wisca_core.export.outlook import Outlook, n_bytes_free, outlook
 from wisca_core.home import read_json
@@ -21,7 +29,7 @@ from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import SIDES, PairSummary, sentence, summaries
 from wisca_core.patterns.table import Patterns
 from wisca_core.plan import plan as plans
-from wisca_core.plan.decide import NOT_CHOSEN, Decision, decide
+from wisca_core.plan.decide import Decision, decide
 from wisca_core.plan.options import Options, parse_layers, parse_pairs
 from wisca_core.plan.plan import Plan
 
@@ -46,12 +54,14 @@ class Asked:
         """Raises BadOption."""
         layers = parse_layers(self.layers or "")
         if self.layers is not None and not layers:
-            raise BadOption("layers: nothing was given; write layers like 0-3,7, or leave the option out for all of them.")
+            raise BadOption(
+                "layers: nothing was given; write layers like 0-3,7, or leave the option out for all of them."
+            )
         defaults = Options()
         return Options(
             pairs=defaults.pairs if self.pairs is None else parse_pairs(self.pairs),
-            granularity=self.granularity or defaults.granularity,
-            norm=self.norm or defaults.norm,
+            granularity=defaults.granularity if self.granularity is None else self.granularity,
+            norm=defaults.norm if self.norm is None else self.norm,
             strength=defaults.strength if self.strength is None else self.strength,
             layers=layers,
             exact=self.exact,
@@ -89,13 +99,15 @@ def run(
     decision, plan = _decided(patterns, options, saved)
     if strict and plan.refusals:
         lines = listed([f"{r.what}: {r.reason}" for r in plan.refusals])
-        raise StrictRefusal(f"{models.plural(len(plan.refusals), 'refusal')}, and --strict asks for none:\n{lines}\nNothing was written.")
+        n = models.plural(len(plan.refusals), "refusal")
+        raise StrictRefusal(f"{n}, and --strict asks for none:\n{lines}\nNothing was written.")
     plans.check_not_empty(plan)
 
     files = outlook(checkpoint)
     pairs = summaries(decision.groups(), plan.options.norm)
     if not json:
-        _say_plan(checkpoint, sites, decision, plan, pairs)
+        title = f"Undo of {undo}" if undo else f"Plan {plan_file}" if plan_file else "Plan"
+        _say_plan(checkpoint, sites, decision, plan, pairs, title)
         _say_files(files, out)
     with bar() as progress:
         proof = prove(checkpoint, sites, progress)
@@ -112,13 +124,25 @@ def run(
         plans.save_plan(plan, save_plan)
     if json:
         document("wisca-rescale", {
-            "source": checkpoint.source, "path": str(checkpoint.path), "dry_run": dry_run, "out": str(report.parent) if report else None,
-            "report": str(report) if report else None, "saved_plan": str(save_plan) if save_plan else None,
-            "options": plan.to_json()["options"], "granularities": _granularities(plan), "n_factors_changed": plan.n_changed,
-            "n_pairs_changed": len(plan.sites), "pairs": {pair: {"sentence": sentence(s)} | asdict(s) for pair, s in pairs.items()},
-            "effects": decision.effects, "bit_identical_expected": decision.bit_identical, "refused": [asdict(r) for r in plan.refusals],
-            "remarks": [*checkpoint.remarks, *sites.remarks], "files": asdict(files), "proof": proof.to_json(),
-            "full_check": checked.to_json() if checked else None, "full_check_not_run": None if checked else not_run,
+            "source": checkpoint.source,
+            "path": str(checkpoint.path),
+            "dry_run": dry_run,
+            "out": str(report.parent) if report else None,
+            "report": str(report) if report else None,
+            "saved_plan": str(save_plan) if save_plan else None,
+            "options": plan.to_json()["options"],
+            "granularities": _granularities(plan),
+            "n_factors_changed": plan.n_changed,
+            "n_pairs_changed": len(plan.sites),
+            "pairs": {pair: {"sentence": sentence(s)} | asdict(s) for pair, s in pairs.items()},
+            "effects": decision.effects,
+            "bit_identical_expected": decision.bit_identical,
+            "refused": [asdict(r) for r in plan.refusals],
+            "remarks": [*checkpoint.remarks, *sites.remarks],
+            "files": asdict(files),
+            "proof": proof.to_json(),
+            "full_check": checked.to_json() if checked else None,
+            "full_check_not_run": None if checked else not_run,
         })  # fmt: skip
         return 0
     _say_done(report, save_plan, proof, checked, not_run)
@@ -132,7 +156,9 @@ def _check_usage(out: Path | None, asked: Asked, plan_file: Path | None, undo: P
     if source and asked.given():
         raise BadOption(f"{source} holds its own options; {', '.join(asked.given())} cannot be given with it.")
     if out is None and not dry_run:
-        raise BadOption("OUT is missing: name a new folder for the rescaled model, or add --dry-run to see what would happen.")
+        raise BadOption(
+            "OUT is missing: name a new folder for the rescaled model, or add --dry-run to see what would happen."
+        )
 
 
 def _check_replaceable(path: Path, out: Path | None) -> None:
@@ -141,7 +167,9 @@ def _check_replaceable(path: Path, out: Path | None) -> None:
         try:
             read_json(path, plans.FORMAT, plans.VERSION)
         except UnreadableInput as error:
-            raise OutputRefused(f"{path} exists and is no plan; it is left alone. Choose another name for --save-plan.") from error
+            raise OutputRefused(
+                f"{path} exists and is no plan; it is left alone. Choose another name for --save-plan."
+            ) from error
     elif not path.absolute().parent.is_dir() and path.absolute().parent != (out and out.absolute()):
         raise OutputRefused(f"{path} cannot be written: its folder does not exist.")
 
@@ -154,7 +182,7 @@ def _decided(patterns: Patterns, options: Options, saved: Plan | None) -> tuple[
 
 
 def _why_not_run(checkpoint: Checkpoint, check: bool | None) -> str:
-    """"" where the full check is to run. Raises UnsupportedCheckpoint where it was asked for and does not fit."""
+    """ "" where the full check is to run. Raises UnsupportedCheckpoint where it was asked for and does not fit."""
     if check is False:
         return "--no-check was given"
     needed, free = memory_needed(checkpoint), memory_free()
@@ -175,7 +203,9 @@ def _exported(
         try:
             checks.append(compare_folder(checkpoint, sites, plan, written, progress))
         except ConfigMismatch as error:
-            raise ConfigMismatch(f"{error} Nothing was written; --no-check exports without running the models.") from error
+            raise ConfigMismatch(
+                f"{error} Nothing was written; --no-check exports without running the models."
+            ) from error
         return checks[-1]
 
     with bar() as progress:
@@ -185,29 +215,42 @@ def _exported(
 
 def _granularities(plan: Plan) -> dict[str, int]:
     """How many pairs use which partition; exactness may tie more than was asked."""
-    return {name: sum(s.granularity == name for s in plan.sites) for name in dict.fromkeys(s.granularity for s in plan.sites)}
+    return {
+        name: sum(s.granularity == name for s in plan.sites)
+        for name in dict.fromkeys(s.granularity for s in plan.sites)
+    }
 
 
-def _say_plan(checkpoint: Checkpoint, sites: Sites, decision: Decision, plan: Plan, pairs: dict[str, PairSummary]) -> None:
+def _say_plan(
+    checkpoint: Checkpoint, sites: Sites, decision: Decision, plan: Plan, pairs: dict[str, PairSummary], title: str
+) -> None:
     say(str(checkpoint.path))
     say(models.facts(checkpoint, sites))
     say()
     o = plan.options
     layers = f", layers {', '.join(map(str, o.layers))}" if o.layers else ""
     exact = ", powers of two" if o.exact else ""
-    say(f"Plan: pairs {', '.join(o.pairs)}, granularity {o.granularity}, norm {o.norm}, strength {o.strength:g}{layers}{exact}", style="bold")
+    say(
+        f"{title}: pairs {', '.join(o.pairs)}, granularity {o.granularity}, norm {o.norm}, "
+        f"strength {o.strength:g}{layers}{exact}",
+        style="bold",
+    )
     for name, n in _granularities(plan).items():
         if name != o.granularity:
-            say(f"  {models.plural(n, 'pair')} use{'s' if n == 1 else ''} granularity {name}: there its channels are tied like that anyway")
+            use = f"{models.plural(n, 'pair')} use{'s' if n == 1 else ''} granularity {name}"
+            say(f"  {use}: there its channels are tied like that anyway")
     rows = []
     for pair, s in pairs.items():
-        rows.append((" / ".join(SIDES[pair]), _median(s.heavier, s.ratio, pair), _median(s.heavier_after, s.ratio_after, pair),
-                     f"{s.within_2x:,} of {s.n_cells:,}", f"{s.within_2x_after:,} of {s.n_cells:,}"))  # fmt: skip
+        medians = _median(s.heavier, s.ratio, pair), _median(s.heavier_after, s.ratio_after, pair)
+        within = f"{s.within_2x:,} of {s.n_cells:,}", f"{s.within_2x_after:,} of {s.n_cells:,}"
+        rows.append((" / ".join(SIDES[pair]), *medians, *within))
     table(("pair", "median layer before", "after", "KV groups within 2× before", "after"), rows)
-    n_asked = int((decision.fate != NOT_CHOSEN).sum())
     factors = [f for s in plan.sites for f in s.factors if f != 1]
-    say(f"{plan.n_changed:,} of {models.plural(n_asked, 'factor')} differ from 1, in {models.plural(len(plan.sites), 'pair')}: {min(factors):.4g} to "
-        f"{max(factors):.4g} on the query and value sides, their inverses on the others")  # fmt: skip
+    n_pairs, n_factors = models.plural(len(sites.sites), "pair"), models.plural(len(factors), "factor")
+    say(
+        f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {min(factors):.4g} to {max(factors):.4g} on the "
+        "query and value sides, the inverse on the others"
+    )
     for line in _effects(decision):
         say(f"  {line}")
     if plan.refusals:
@@ -226,31 +269,38 @@ def _median(heavier: str, ratio: float, pair: str) -> str:
 def _effects(decision: Decision) -> list[str]:
     """What the factors do to the stored values, one line an effect; none is left out because it is zero."""
     e = decision.effects
-    lines = [f"{e['values']:,} stored values are multiplied"]
+    lines = [f"stored values multiplied: {e['values']:,}"]
     if decision.bit_identical:
         lines.append("no value is rounded, loses bits or overflows: every output stays bit-identical")
         return lines
     if e["rounded"]:
-        lines.append(f"{e['rounded']:,} of them are 16-bit and rounded once, by at most half a unit in the last place")
+        lines.append(
+            f"of these, 16-bit values rounded once, by at most half a unit in the last place: {e['rounded']:,}"
+        )
     elif not all(math.frexp(f)[0] == 0.5 for f in decision.factor):
         lines.append("each product is rounded once in its stored dtype, F32 or F64")
-    lines.append(f"{e['lost']:,} values lose bits below the smallest normal number")
+    lines.append(f"values that lose bits below the smallest normal number: {e['lost']:,}")
     if e["gains"]:
-        lines.append(f"{e['gains']:,} gains are stored as gain - 1 and are rounded in any case")
-    lines.append(f"{e['overflow']:,} values would overflow; their groups are left as they are")
+        lines.append(f"gains stored as gain - 1, rounded in any case: {e['gains']:,}")
+    lines.append(f"values whose cell would overflow and is left as it is: {e['overflow']:,}")
     return lines
 
 
 def _say_files(files: Outlook, out: Path | None) -> None:
     n_bytes = models.n_bytes(files.n_bytes)
     free = f", {models.n_bytes(n_bytes_free(out.absolute().parent))} free there" if out else ""
-    say(f"Files: {models.plural(len(files.rewritten), 'weight file')} written again, {len(files.copied):,} copied, {n_bytes}{free}")
+    say(
+        f"Files: {models.plural(len(files.rewritten), 'weight file')} written again, {len(files.copied):,} copied, "
+        f"{n_bytes}{free}"
+    )
     if files.left_out:
         say(f"Left out, {len(files.left_out):,}:")
         say(listed([f"{name}: {reason}" for name, reason in files.left_out]))
 
 
-def _say_done(report: Path | None, save_plan: Path | None, proof: Proof, checked: FullCheck | None, not_run: str) -> None:
+def _say_done(
+    report: Path | None, save_plan: Path | None, proof: Proof, checked: FullCheck | None, not_run: str
+) -> None:
     if checked:
         say(f"Full check: {checked.words()}")
         say_check(checked)

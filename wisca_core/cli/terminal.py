@@ -1,7 +1,7 @@
 """What every command shares: where text goes, the progress bar, one JSON document, and how an error ends the process.
 
-Results go to stdout, everything else to stderr. Names and messages are printed as they are: no markup is read in them, and
-control characters are written out.
+Results go to stdout, everything else to stderr, what libraries print included. Names and messages are printed as they
+are: no markup is read in them, and control characters are written out.
 """
 
 import functools
@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 import typer
 from rich import box
@@ -29,16 +29,23 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell reports for a program that the 
 PIPE_WIDTH = 240
 MOST_LISTED = 20
 
+# The real stdout while a command runs; sys.stdout is stderr then, because libraries print into it as they are imported.
+_results: TextIO | None = None
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # rich would leave with 1, which here says "not equivalent"
 
 
+def _stdout() -> TextIO:
+    return _results or sys.stdout
+
+
 def _console(stderr: bool = False) -> _Console:
-    stream = sys.stderr if stderr else sys.stdout
+    stream = sys.stderr if stderr else _stdout()
     width = None if stream.isatty() else PIPE_WIDTH
-    return _Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=True, width=width)
+    return _Console(file=stream, markup=False, highlight=False, emoji=False, soft_wrap=True, width=width)
 
 
 def say(text: str = "", style: str | None = None) -> None:
@@ -59,8 +66,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequen
     for row in rows:
         out.add_row(*map(_shown, row))
     console = _console()
-    console.print(out, soft_wrap=False)
-    console.print()
+    with console.capture() as captured:
+        console.print(out, soft_wrap=False)
+    _stdout().write("".join(f"{line.rstrip()}\n" for line in [*captured.get().splitlines(), ""]))
 
 
 def listed(lines: Sequence[str], most: int = MOST_LISTED) -> str:
@@ -71,8 +79,10 @@ def listed(lines: Sequence[str], most: int = MOST_LISTED) -> str:
 
 def document(format: str, payload: Mapping[str, Any]) -> None:
     """The one JSON document of a command on stdout; numbers that JSON cannot hold become null."""
-    text = json.dumps({"format": format, "version": 1, **_plain(payload)}, indent=2, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+    text = json.dumps(
+        {"format": format, "version": 1, **_plain(payload)}, indent=2, ensure_ascii=False, allow_nan=False
+    )
+    _stdout().write(text.encode("utf-8", "backslashreplace").decode() + "\n")
 
 
 @contextmanager
@@ -112,13 +122,16 @@ def ending(command: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
+        global _results
         # A scheduler's SIGTERM is to leave as little behind as Ctrl-C does.
         before = _on_terminate(_interrupt)
+        _results = sys.stdout
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a terminal without "×" shows "?", it does not end the command
+                stream.reconfigure(errors="replace")
         try:
-            for stream in (sys.stdout, sys.stderr):
-                if hasattr(stream, "reconfigure"):  # a terminal without "×" shows "?", it does not end the command
-                    stream.reconfigure(errors="replace")
-            code = command(*args, **options) or 0
+            with redirect_stdout(sys.stderr):
+                code = command(*args, **options) or 0
             sys.stdout.flush()
         except BrokenPipeError:
             _let_go_of_stdout()
@@ -131,6 +144,7 @@ def ending(command: Callable[..., int | None]) -> Callable[..., None]:
             if options.get("json"):
                 document("wisca-error", {"error": type(error).__name__, "message": str(error), "exit_code": code})
         finally:
+            _results = None
             _on_terminate(before)
         raise typer.Exit(code)
 

@@ -4,7 +4,6 @@ from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, say
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof
-from wisca_core.equivalence.verify import Verification
 from wisca_core.equivalence.verify import verify as compare
 
 
@@ -14,7 +13,10 @@ def run(before: str, after: str, weights_only: bool, json: bool, yes: bool) -> i
     with bar() as progress:
         found = compare(first, second, progress, run_models=not weights_only)
     if json:
-        document("wisca-verify", {"before": str(first.path), "after": str(second.path), "exit_code": found.exit_code} | found.to_json())
+        document(
+            "wisca-verify",
+            {"before": str(first.path), "after": str(second.path), "exit_code": found.exit_code} | found.to_json(),
+        )
         return found.exit_code
     say(found.verdict, style="bold")
     say(listed(found.reasons))

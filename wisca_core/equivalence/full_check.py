@@ -4,6 +4,7 @@ It shows what rounding does to this model. It cannot prove a rule: a rounded rig
 error in one matrix does, which is why the control (the same weights rounded at random) and the miniature stand beside it.
 """
 
+import math
 import os
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint
 from wisca_core.checkpoint.untrusted import locate
 from wisca_core.errors import OutputRefused, UnsupportedCheckpoint
-from wisca_core.export.weights import write_weights
+from wisca_core.export.weights import write_weights, written_name
 from wisca_core.home import folder
 from wisca_core.plan.plan import Plan
 from wisca_core.progress import Progress, silent
@@ -29,6 +30,7 @@ N_TOKENS = 1024
 SEQUENCE = 256
 # a control that is this much smaller says the difference is more than rounding
 SUSPICIOUS = 30.0
+WEIGHTS = "model.safetensors"  # what transformers looks for, and this + .index.json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
@@ -79,12 +81,17 @@ class FullCheck:
 
     def to_json(self) -> dict:
         out = asdict(self)
-        return out | {name: repr(out[name]) for name in ("max_abs", "max_rel")}
+        doubtful = [name for name in _MAYBE if out[name] is not None and not math.isfinite(out[name])]  # JSON has no infinity
+        return out | {name: repr(out[name]) for name in ("max_abs", "max_rel", *doubtful)}
 
     @classmethod
     def from_json(cls, data: Mapping) -> "FullCheck":
         fields = {name: data[name] for name in cls.__dataclass_fields__}
-        return cls(**(fields | {"max_abs": float(data["max_abs"]), "max_rel": float(data["max_rel"]), "not_checked": tuple(data["not_checked"])}))
+        numbers = {name: float(data[name]) for name in ("max_abs", "max_rel", *_MAYBE) if data[name] is not None}
+        return cls(**(fields | numbers | {"not_checked": tuple(data["not_checked"])}))
+
+
+_MAYBE = ("control_max_rel", "perplexity_before", "perplexity_after")
 
 
 def _rounding(dtype: str) -> float:
@@ -154,11 +161,12 @@ def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, afte
         control = None
         if not identical:
             progress("running the control: the same weights rounded at random", 2, 3)
-            rounded = Path(place) / "rounded"
-            rounded.mkdir()
+            written = Path(place) / "written"
+            written.mkdir()
             names = plan.tensors if plan else tuple({leg.tensor for site in sites.sites for leg in site.legs})
-            write_weights(checkpoint, {n: partial(_rounded_at_random, torch.Generator().manual_seed(i)) for i, n in enumerate(names)}, rounded)
-            shutil.copyfile(before / "config.json", rounded / "config.json")
+            write_weights(checkpoint, {n: partial(_rounded_at_random, torch.Generator().manual_seed(i)) for i, n in enumerate(names)}, written)
+            _finish_folder(checkpoint, written)
+            rounded = _as_folder(open_checkpoint(written), Path(place) / "rounded", progress)
             control = difference(reference, text_outputs(load(rounded, dtype=TORCH_DTYPES[dtype], allow_extra=True), ids)).max_rel
     progress("running the control: the same weights rounded at random", 3, 3)
     not_checked = ["attention kernels other than eager", f"contexts beyond {ids.shape[1]} tokens", "quantised copies: their scales were chosen for the old weights"]
@@ -185,7 +193,7 @@ def stored_dtype(checkpoint: Checkpoint, sites: Sites) -> str:
 
 def token_ids(path: Path, config) -> tuple[torch.Tensor, str]:
     """((rows, length) int64, where they come from): the Python documentation through the folder's tokenizer, else random ids."""
-    longest = min(SEQUENCE, *(v for v in (getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)) if v))
+    longest = min([SEQUENCE, *(v for v in (getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)) if v)])
     longest = max(2, longest - 2)  # RoBERTa-like models count positions from pad id + 1
     rows = max(1, N_TOKENS // longest)
     ids = _text_ids(path, rows * longest)
@@ -215,16 +223,18 @@ def _text_ids(path: Path, n: int) -> torch.Tensor | None:
 
 
 def _as_folder(checkpoint: Checkpoint, place: Path, progress: Progress) -> Path:
-    """A folder that transformers loads this very checkpoint from: links to its weight files, which were looked through."""
+    """A folder that transformers loads this very checkpoint from, under the names it looks for: links to its weight files, which were
+    looked through."""
+    place.mkdir()
     if checkpoint.kind == "torch":  # converted, so that nothing is unpickled
-        place.mkdir()
         write_weights(checkpoint, {}, place, progress)
+        if not checkpoint.index_file:
+            (place / written_name(checkpoint, checkpoint.weight_files[0])).rename(place / WEIGHTS)
     else:
-        place.mkdir()
-        names = [*checkpoint.weight_files, *([checkpoint.index_file] if checkpoint.index_file else [])]
-        for name in names:
-            target = place / ("model.safetensors" if len(checkpoint.weight_files) == 1 and not checkpoint.index_file else name)
-            os.symlink(locate(checkpoint.path, name), target)
+        for name in checkpoint.weight_files:
+            os.symlink(locate(checkpoint.path, name), place / (name if checkpoint.index_file else WEIGHTS))
+        if checkpoint.index_file:
+            os.symlink(locate(checkpoint.path, checkpoint.index_file), place / f"{WEIGHTS}.index.json")
     (place / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
     return place
 
@@ -233,6 +243,11 @@ def _write_plan(checkpoint: Checkpoint, sites: Sites, plan: Plan, out: Path, pro
     shapes = {t.name: t.shape for t in checkpoint.tensors}
     factors = {part.site: part.factors for part in plan.sites}
     write_weights(checkpoint, changes(scalings(sites, factors, plan.options.granularity, shapes)), out, progress)
+    _finish_folder(checkpoint, out)
+
+
+def _finish_folder(checkpoint: Checkpoint, out: Path) -> None:
+    """What beside its weight files makes a folder a checkpoint."""
     if checkpoint.kind == "safetensors" and checkpoint.index_file:
         shutil.copyfile(locate(checkpoint.path, checkpoint.index_file), out / checkpoint.index_file)
     (out / "config.json").write_text(checkpoint.config_json, encoding="utf-8")

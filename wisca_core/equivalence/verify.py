@@ -11,7 +11,7 @@ import torch
 
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Leg, Site, Sites
-from wisca_core.checkpoint import Checkpoint, Reader
+from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
 from wisca_core.equivalence.full_check import FullCheck, compare_folder
 from wisca_core.equivalence.proof import Proof, prove
 from wisca_core.errors import Cancelled, WiscaError
@@ -113,15 +113,20 @@ def _function_config(checkpoint: Checkpoint) -> dict:
 
 def _compare_layout(before: Checkpoint, after: Checkpoint) -> list[str]:
     reasons = []
-    for name in sorted(before.by_name.keys() ^ after.by_name.keys()):
-        aliases = {alias for alias, _ in before.aliases + after.aliases}
-        if name not in aliases:
-            reasons.append(f"{name} is only in the {'first' if name in before.by_name else 'second'} checkpoint.")
-    for name in before.by_name.keys() & after.by_name.keys():
-        a, b = before.by_name[name], after.by_name[name]
+    first, second = _with_aliases(before), _with_aliases(after)
+    # a torch file may say that two names share a storage where a safetensors file leaves one out, which transformers ties again
+    aliases = {alias for alias, _ in before.aliases + after.aliases}
+    for name in sorted((first.keys() ^ second.keys()) - aliases):
+        reasons.append(f"{name} is only in the {'first' if name in first else 'second'} checkpoint.")
+    for name in sorted(first.keys() & second.keys()):
+        a, b = first[name], second[name]
         if (a.dtype, a.shape) != (b.dtype, b.shape):
             reasons.append(f"{name} is {a.dtype} {a.shape} in the first and {b.dtype} {b.shape} in the second.")
     return reasons
+
+
+def _with_aliases(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    return dict(checkpoint.by_name) | {alias: checkpoint.by_name[owner] for alias, owner in checkpoint.aliases}
 
 
 @dataclass
@@ -147,8 +152,15 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
     changed: list[str] = []
     total = sum(t.n_bytes for t in before.tensors)
     done = 0
+    both = _with_aliases(before).keys() & _with_aliases(after).keys()
     with Reader(before) as a, Reader(after) as b:
+        for name in sorted(both - before.by_name.keys()):  # an alias in the first, perhaps a tensor of its own in the second
+            if not _bits_equal(a, b, name):
+                found.n_changed += 1
+                found.unexplained.append(f"{name} differs and is in no pair that may be rescaled.")
         for tensor in before.tensors:
+            if tensor.name not in both:
+                continue
             progress("comparing weights", done, total)
             done += tensor.n_bytes
             if _bits_equal(a, b, tensor.name):
@@ -168,8 +180,9 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
             lo, hi = low[site.name], high[site.name]
             bad = np.flatnonzero(lo > hi)
             if len(bad):
-                found.unexplained.append(f"{site.name}: no single factor explains both sides of tie group {bad[0]} (the values allow "
-                                         f"{lo[bad[0]]:.6g} from below and {hi[bad[0]]:.6g} from above).")  # fmt: skip
+                names = " and ".join(dict.fromkeys(leg.tensor for leg in site.legs if leg.measured))
+                found.unexplained.append(f"{site.name}: no single factor explains both sides of tie group {bad[0]} ({names}; the values "
+                                         f"allow {lo[bad[0]]:.6g} from below and {hi[bad[0]]:.6g} from above).")  # fmt: skip
                 continue
             factors[site.name] = _simplest(lo, hi)
         if found.unexplained:
@@ -205,7 +218,7 @@ def _narrow(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], low: 
     if any(leg.axis != axis for _, leg in legs):
         return [f"{name} belongs to pairs on two of its axes; telling their factors apart is not known yet."]
     n = shape[axis]
-    lo, hi, bad = np.zeros(n), np.full(n, np.inf), np.zeros(n, bool)
+    lo, hi, bad, differs = np.zeros(n), np.full(n, np.inf), np.zeros(n, bool), np.zeros(n, bool)
     offset = legs[0][1].offset
     for (start, x), (_, y) in zip(a.blocks(name), b.blocks(name)):
         x, y = (t.reshape(t.shape[0], -1) for t in (x, y))
@@ -215,6 +228,7 @@ def _narrow(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], low: 
         lo[at] = np.maximum(lo[at], block_lo.amax(over).numpy())
         hi[at] = np.minimum(hi[at], block_hi.amin(over).numpy())
         bad[at] |= block_bad.any(over).numpy()
+        differs[at] |= (~_bit_equal(x, y)).any(over).numpy()
     covered = np.zeros(n, bool)
     for site, leg in legs:
         index = leg.index.indices()
@@ -230,11 +244,14 @@ def _narrow(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], low: 
         if bad[index].any():
             out.append(f"{name}: a value changed its sign, became or was zero, or is not finite where its neighbour channel "
                        f"{int(index[bad[index]][0])} was rescaled; no positive factor does that.")  # fmt: skip
-    if a is not b and not covered.all():
-        with np.errstate(invalid="ignore"):
-            stray = ~covered & ((lo > 1) | (hi < 1) | bad)
-        if stray.any():
-            out.append(f"{name} differs at index {int(np.flatnonzero(stray)[0])}, which is in no pair.")
+    if out:
+        return out
+    if (lo > hi)[covered].any():
+        at = int(np.flatnonzero(covered & (lo > hi))[0])
+        out.append(f"{name}: no single factor explains all values of its channel {at} (they allow {lo[at]:.6g} from below and "
+                   f"{hi[at]:.6g} from above).")  # fmt: skip
+    if (differs & ~covered).any():
+        out.append(f"{name} differs at index {int(np.flatnonzero(differs & ~covered)[0])}, which is in no pair.")
     return out
 
 
@@ -250,7 +267,9 @@ def _bounds(x: torch.Tensor, y: torch.Tensor, offset: float) -> tuple[torch.Tens
     new, old = wide_y + offset, x.double() + offset
     same = (x == y) & (x == 0) & (offset == 0)  # zero stays zero under every factor
     sign = torch.sign(old)
-    low, high = (new * sign - ulp) / old.abs(), (new * sign + ulp) / old.abs()
+    # beside it, what float64 itself loses on the way there and here; with an offset that can be many units of a small y
+    allowed = ulp + 2.0**-51 * new.abs()
+    low, high = (new * sign - allowed) / old.abs(), (new * sign + allowed) / old.abs()
     bad = ((old == 0) & ~same) | (high <= 0) | ~torch.isfinite(new) | ~torch.isfinite(old)
     bad &= ~_bit_equal(x, y)  # values left alone, NaN included, explain themselves
     free = same | bad | ((old == 0) & _bit_equal(x, y)) | ~torch.isfinite(old)

@@ -19,7 +19,7 @@ from wisca_core.equivalence.proof import Proof, versions
 from wisca_core.errors import OutputRefused, ProofFailed
 from wisca_core.export.card import with_section
 from wisca_core.export.outlook import REPORT, n_bytes_free, outlook
-from wisca_core.export.weights import write_weights
+from wisca_core.export.weights import unshared, write_weights
 from wisca_core.home import folder, is_held, take_lock, write_json
 from wisca_core.patterns.measure import header_digest
 from wisca_core.plan.plan import Plan, check_not_empty
@@ -51,10 +51,11 @@ def export(
     refuse_place(checkpoint, out)
     lock = _claim(out)
     beside = out.with_name(f".{out.name}.wisca-partial")
+    made = [p for p in out.parents if not p.exists()]
     try:
-        if beside.exists():
-            shutil.rmtree(beside)  # its writer is gone, the lock says so
         try:
+            if os.path.lexists(beside):
+                shutil.rmtree(beside)  # its writer is gone, the lock says so
             out.parent.mkdir(parents=True, exist_ok=True)
             _refuse_full_disk(checkpoint, out)
             beside.mkdir()
@@ -65,8 +66,11 @@ def export(
         except OSError as error:
             raise _words(error, out) from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             shutil.rmtree(beside)
+        for parent in made:  # only where they are empty again
+            with suppress(OSError):
+                parent.rmdir()
         os.close(lock)
     return out / report
 
@@ -92,8 +96,8 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
     if checked is not None and not checked.agrees(plan):
         raise ProofFailed(f"the full check contradicts the plan: {checked.words()} Nothing was written.")
     card = beside / "README.md"
-    before = card.read_text(encoding="utf-8", errors="surrogateescape") if card.is_file() else ""
-    card.write_text(with_section(before, plan, proof, checked), encoding="utf-8", errors="surrogateescape")
+    before = card.read_bytes().decode("utf-8", "surrogateescape") if card.is_file() else ""  # bytes: line ends stay as they are
+    card.write_bytes(with_section(before, plan, proof, checked).encode("utf-8", "surrogateescape"))
     write_json(beside / REPORT, "wisca-report", 1, {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": versions(),
@@ -115,7 +119,7 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
 
 def fingerprint_after(checkpoint: Checkpoint, plan: Plan, digests: dict[str, str]) -> str:
     """What ``Patterns.fingerprint`` will read off the exported folder for the plan's tensors."""
-    out = xxhash.xxh3_128(header_digest(checkpoint).encode())
+    out = xxhash.xxh3_128(header_digest(unshared(checkpoint)).encode())
     kept = {}
     with Reader(checkpoint) as reader:
         for name in plan.tensors:
@@ -147,7 +151,8 @@ def _refuse_full_disk(checkpoint: Checkpoint, out: Path) -> None:
 
 
 def _lock_path(out: Path) -> Path:
-    return folder("exports") / f".{hashlib.sha256(str(out).encode()).hexdigest()[:16]}.lock"
+    place = os.path.join(os.path.realpath(out.parent), out.name)  # the same folder by whatever links it is reached
+    return folder("exports") / f".{hashlib.sha256(place.encode(errors='surrogateescape')).hexdigest()[:16]}.lock"
 
 
 def _claim(out: Path) -> int:

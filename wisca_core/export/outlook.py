@@ -1,5 +1,6 @@
 """What an export will do to a folder, listed before anything is written."""
 
+import json
 import re
 import shutil
 import stat
@@ -36,13 +37,14 @@ def outlook(checkpoint: Checkpoint) -> Outlook:
     """Every file of the folder in exactly one of three lists. Raises UnreadableInput for a folder of over 10,000 files."""
     copied, left_out, n_bytes = [], [], 0
     indexes = {checkpoint.index_file} if checkpoint.kind == "safetensors" else set()
+    modules = _module_folders(checkpoint.path)
     for name in _files(checkpoint.path):
         base = name.rsplit("/", 1)[-1]
         if name in checkpoint.weight_files:
             continue
         if base == REPORT:
             left_out.append((name, "the report of an earlier rescale; a new one is written"))
-        elif name not in indexes and _WEIGHTS.search(base) and not _HARMLESS.match(base):
+        elif name not in indexes and _WEIGHTS.search(base) and not _HARMLESS.match(base) and not name.startswith(modules):
             optimiser = "optim" in base.lower() or base.startswith(("zero_pp", "bf16_zero", "mp_rank"))
             left_out.append((name, "optimiser state, which does not fit the new weights" if optimiser else "another copy of weights, which would still be the old ones"))
         else:
@@ -52,8 +54,18 @@ def outlook(checkpoint: Checkpoint) -> Outlook:
             except (WiscaError, OSError):
                 left_out.append((name, "a link out of the folder or not a regular file"))
     rewritten = tuple((file, written_name(checkpoint, file)) for file in checkpoint.weight_files)
-    n_bytes += sum(size for size, _ in checkpoint.stamps)
+    n_bytes += sum(size for size, _ in checkpoint.stamps) + sum(checkpoint.by_name[owner].n_bytes for _, owner in checkpoint.aliases)
     return Outlook(rewritten, tuple(copied), tuple(left_out), n_bytes)
+
+
+def _module_folders(folder: Path) -> tuple[str, ...]:
+    """``2_Dense/`` and the like of a sentence-transformers folder: their weights are layers of their own, not copies."""
+    try:
+        modules = json.loads((locate(folder, "modules.json")).read_text(encoding="utf-8"))
+        paths = [module["path"] for module in modules if isinstance(module["path"], str)]
+    except (WiscaError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ()
+    return tuple(path.strip("/") + "/" for path in paths if path.strip("/"))
 
 
 def n_bytes_free(path: Path) -> int:

@@ -9,6 +9,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import xxhash
 
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
 from wisca_core.checkpoint.untrusted import locate, open_regular
+from wisca_core.errors import CheckpointChanged
 from wisca_core.progress import Progress, silent
 
 # (block in stored dtype, its first row) -> block of the same shape and dtype
@@ -30,6 +32,7 @@ def write_weights(checkpoint: Checkpoint, changes: Mapping[str, Change], out: Pa
     Returns tensor name -> xxh3 of the written bytes for the changed tensors. Raises CheckpointChanged, Cancelled, OSError (disk full);
     what was written until then stays in ``out``, which the caller throws away.
     """
+    checkpoint = unshared(checkpoint)
     total = sum(t.n_bytes for t in checkpoint.tensors)
     done = 0
     digests: dict[str, str] = {}
@@ -56,6 +59,14 @@ def write_weights(checkpoint: Checkpoint, changes: Mapping[str, Change], out: Pa
     finally:
         torch.set_num_threads(threads)
     return digests
+
+
+def unshared(checkpoint: Checkpoint) -> Checkpoint:
+    """The same with every alias as a tensor of its own, as it is written: safetensors files share no bytes, and where config.json
+    does not tie the two names a model would otherwise miss one. transformers ties equal tensors again where config.json says so."""
+    owners = checkpoint.by_name
+    tensors = checkpoint.tensors + tuple(replace(owners[owner], name=alias) for alias, owner in checkpoint.aliases)
+    return replace(checkpoint, tensors=tuple(sorted(tensors, key=lambda t: (t.file, t.offset, t.name))), aliases=())
 
 
 def written_name(checkpoint: Checkpoint, file: str) -> str:
@@ -142,7 +153,7 @@ def _copy_range(source: int, start: int, target: int, at: int, count: int) -> No
         if n == 0:
             data = os.pread(source, min(count, _COPY_BYTES), start)
             if not data:
-                raise OSError("the source ended early")
+                raise CheckpointChanged(f"a weight file ended {count:,} bytes early while it was copied. Open the checkpoint again once nothing writes to it.")
             _write_all(target, data, at)
             n = len(data)
         count, start, at = count - n, start + n, at + n

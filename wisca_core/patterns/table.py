@@ -4,6 +4,7 @@ Rows are in the order of ``sites``, their legs, and each leg's indices; numpy ar
 """
 
 import json
+import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -172,7 +173,7 @@ class Patterns:
                 return None
             return cls(sites, MappingProxyType(rows), MappingProxyType(words["digests"]), words["header"],
                        MappingProxyType(words["dtypes"]))  # fmt: skip
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
             return None
 
 

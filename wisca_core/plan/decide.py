@@ -156,8 +156,16 @@ def decide(patterns: Patterns, options: Options) -> Decision:
     left, right = norm(options.norm, cells.sides) if len(sites) else np.zeros((2, 0))
     chosen = np.array([options.chooses(site.key) for site in sites], bool)[cells.site]
     a, b = _exponents(patterns)
+    full, factor, fate = balance(left, right, (a + b)[cells.site], chosen, options)
+    return _without_overflow(Decision(patterns, options, cells, full, factor, fate))
+
+
+def balance(
+    left: np.ndarray, right: np.ndarray, exponents: np.ndarray, chosen: np.ndarray, options: Options
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(full, factor, fate) of cells with these norms, as Decision has them; ``exponents`` is a + b of each cell."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        log2_full = (np.log2(right) - np.log2(left)) / (a + b)[cells.site]
+        log2_full = (np.log2(right) - np.log2(left)) / exponents
         log2_s = log2_full * options.strength
     fate = np.full(len(left), PLANNED)
     fate[(left == 0) | (right == 0)] = ZERO
@@ -168,7 +176,7 @@ def decide(patterns: Patterns, options: Options) -> Decision:
     usable = fate == PLANNED
     full = np.where(fate <= NOT_CHOSEN, np.exp2(np.where(np.isfinite(log2_full), log2_full, 0.0)), 1.0)
     factor = np.exp2(np.where(usable, log2_s, 0.0))
-    return _without_overflow(Decision(patterns, options, cells, full, factor, fate))
+    return full, factor, fate
 
 
 def replay(patterns: Patterns, options: Options, factor: np.ndarray) -> Decision:

@@ -45,29 +45,36 @@ def plan_rows(decision: Decision) -> pd.DataFrame:
     factor, full, fate = decision.factor[order], decision.full[order], decision.fate[order]
     # a row of several cells says planned where any of them is
     planned = np.maximum.reduceat(fate == PLANNED, starts)
-    status = [_STATUS[PLANNED if any_planned else f] for any_planned, f in zip(planned, np.maximum.reduceat(fate, starts))]
+    status = [
+        _STATUS[PLANNED if any_planned else f] for any_planned, f in zip(planned, np.maximum.reduceat(fate, starts))
+    ]
     low, high = np.minimum.reduceat(factor, starts), np.maximum.reduceat(factor, starts)
     unchanged = (low == 1) & (high == 1)
     words = {}
     for i, g in set(zip(site.tolist(), group.tolist())):
         words[i, g] = _changes(sites[i], g)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return pd.DataFrame({
-            "site": site,
-            "name": [sites[i].name for i in site],
-            "stack": [sites[i].key.stack for i in site],
-            "layer": [sites[i].key.layer for i in site],
-            "pair": [sites[i].key.pair for i in site],
-            "group": group,
-            "n_cells": n,
-            "left": before[0], "right": before[1],
-            "log2_ratio": np.log2(before[0] / before[1]),
-            "log2_after": np.log2(after[0] / after[1]),
-            "full_low": np.minimum.reduceat(full, starts), "full_high": np.maximum.reduceat(full, starts),
-            "factor_low": low, "factor_high": high,
-            "changes": [words[i, g] for i, g in zip(site.tolist(), group.tolist())],
-            "status": ["balanced already" if s == "planned" and same else s for s, same in zip(status, unchanged)],
-        })  # fmt: skip
+        return pd.DataFrame(
+            {
+                "site": site,
+                "name": [sites[i].name for i in site],
+                "stack": [sites[i].key.stack for i in site],
+                "layer": [sites[i].key.layer for i in site],
+                "pair": [sites[i].key.pair for i in site],
+                "group": group,
+                "n_cells": n,
+                "left": before[0],
+                "right": before[1],
+                "log2_ratio": np.log2(before[0] / before[1]),
+                "log2_after": np.log2(after[0] / after[1]),
+                "full_low": np.minimum.reduceat(full, starts),
+                "full_high": np.maximum.reduceat(full, starts),
+                "factor_low": low,
+                "factor_high": high,
+                "changes": [words[i, g] for i, g in zip(site.tolist(), group.tolist())],
+                "status": ["balanced already" if s == "planned" and same else s for s, same in zip(status, unchanged)],
+            }
+        )
 
 
 def _layout(decision: Decision) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,7 +118,7 @@ def _norms(decision: Decision, row_of_cell: np.ndarray, n: int) -> tuple[np.ndar
 
 
 def _changes(site: Site, group: int) -> str:
-    """"6 query heads, 1 key head"; "1 value head, 768 inputs of Wo"."""
+    """ "6 query heads, 1 key head"; "1 value head, 768 inputs of Wo"."""
     parts = []
     for leg in site.legs:
         groups, repeats, width = leg.index.sizes

@@ -1,0 +1,121 @@
+"""trackio's SQLite file: one project, many runs. Opened read-only; rows that are new are read by their number."""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+from wisca_core.checkpoint.untrusted import open_regular, shown
+from wisca_core.errors import UnreadableInput
+from wisca_core.progress import Progress
+from wisca_core.runs.collect import Collected, Room
+from wisca_core.runs.columns import seconds
+from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.table import Run
+
+MAX_CELL = 4 << 20
+# How trackio spells in JSON what JSON cannot hold.
+_SPELLED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+def is_trackio(path: Path) -> bool:
+    """Whether the SQLite file has trackio's table of metrics."""
+    try:
+        with closing(_open(path)) as database:
+            return {"run_name", "step", "metrics", "timestamp"} <= _columns(database, "metrics")
+    except (sqlite3.Error, UnreadableInput):
+        return False
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    real = path.resolve()
+    open_regular(real).close()
+    address = f"file:{quote(str(real))}?mode=ro"
+    try:
+        database = sqlite3.connect(address, uri=True, timeout=5)
+        database.execute("select 1 from sqlite_master limit 1").fetchone()
+        return database
+    except sqlite3.OperationalError:  # a read-only folder cannot hold the shared-memory file of a live database
+        return sqlite3.connect(address + "&immutable=1", uri=True, timeout=5)
+
+
+def _columns(database: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in database.execute(f"pragma table_info({table})")}
+
+
+class Trackio:
+    """The runs of one project file."""
+
+    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
+        self.source, self._room, self._ask = source, room, ask
+        self._begin()
+
+    def _begin(self) -> None:
+        self._out = Collected(self._room)
+        self._last = 0
+        self._stamp = None
+        self._names: dict[str, str] = {}
+        self._identity = None
+
+    def advance(self, progress: Progress) -> bool:
+        path = self.source.path
+        stamp = [(p.stat().st_size, p.stat().st_mtime_ns) for p in (path, path.with_name(path.name + "-wal")) if p.exists()]
+        if stamp == self._stamp:
+            return False
+        try:
+            with closing(_open(path)) as database:
+                self._read(database, progress)
+        except sqlite3.DatabaseError as error:
+            raise UnreadableInput(f"{shown(path)}: SQLite cannot read it: {shown(error, 200)}. Copy the file while nothing writes to it.") from None
+        self._stamp = stamp
+        return True
+
+    def runs(self) -> tuple[Run, ...]:
+        return self._out.runs("trackio", str(self.source.path))
+
+    def _read(self, database: sqlite3.Connection, progress: Progress) -> None:
+        columns = _columns(database, "metrics")
+        highest = database.execute("select coalesce(max(id), 0) from metrics").fetchone()[0]
+        if highest < self._last:
+            self._out.release()
+            self._begin()
+        id_column = "run_id" if "run_id" in columns else "run_name"
+        if "config" in _columns(database, "configs"):
+            key = "run_id" if "run_id" in _columns(database, "configs") else "run_name"
+            for run_id, name, text in database.execute(f"select {key}, run_name, config from configs"):
+                config = _json(text)
+                if config is not None:
+                    own = {k: v for k, v in config.items() if not str(k).startswith("_")}
+                    self._out.config(self._name(run_id, name), own)
+        query = f"select id, {id_column}, run_name, step, timestamp, metrics from metrics where id > ? order by id"
+        for n, (number, run_id, name, step, when, text) in enumerate(database.execute(query, (self._last,))):
+            if n % 5000 == 0:
+                progress(f"reading {shown(self.source.path.name, 60)}", number, highest)
+            self._last = number
+            row = _json(text)
+            if row is None:
+                self._out.counts["damaged"] += 1
+            elif not isinstance(step, (int, float)):
+                self._out.counts["no_step"] += 1
+            else:
+                row = {key: _SPELLED.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+                self._out.values(self._name(run_id, name), row, float(step), seconds(when))
+
+    def _name(self, run_id: object, name: object) -> str:
+        """Runs of one name are told apart by the start of their ids."""
+        key = str(run_id)
+        if key not in self._names:
+            title = f"{self.source.run}/{name}"
+            self._names[key] = title if title not in self._names.values() else f"{title} ({key[:6]})"
+        return self._names[key]
+
+
+def _json(text: object) -> dict | None:
+    if not isinstance(text, (str, bytes)) or len(text) > MAX_CELL:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,46 @@
+"""transformers' trainer_state.json: its log_history, and what the file says of the run. It is read whole, and again where it changed."""
+
+from wisca_core.checkpoint.untrusted import parse_json_object, shown
+from wisca_core.errors import UnreadableInput
+from wisca_core.progress import Progress
+from wisca_core.runs.collect import Collected, Room
+from wisca_core.runs.growing import Growing
+from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.table import Run
+from wisca_core.runs.tables import Rows, whole_file
+
+_SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps", "total_flos", "best_metric")
+
+
+class TrainerState:
+    """One file; the newest of a run holds the whole history."""
+
+    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
+        self.source, self._room, self._ask = source, room, ask
+        self._file, self._out, self._rows = Growing(source.path), Collected(room), None
+
+    def advance(self, progress: Progress) -> bool:
+        if not self._file.changed():
+            return False
+        progress(f"reading {shown(self.source.path.name, 60)}", 0, 0)
+        file, out = Growing(self.source.path), Collected(self._room)
+        what = shown(self.source.path)
+        state = parse_json_object(whole_file(file), what, unique_keys=False)
+        history = state.get("log_history")
+        if not isinstance(history, list):
+            raise UnreadableInput(f"{what}: has no log_history; expected the trainer_state.json that transformers' Trainer writes.")
+        out.config(self.source.run, {name: state[name] for name in _SETTINGS if isinstance(state.get(name), (int, float))})
+        rows = Rows(out, self.source.run, self._ask.step_column or "step", what, key=False)
+        for row in history:
+            if isinstance(row, dict):
+                rows.add(row)
+            else:
+                out.counts["damaged"] += 1
+        rows.settle()
+        self._out.release()
+        self._file, self._out, self._rows = file, out, rows
+        return True
+
+    def runs(self) -> tuple[Run, ...]:
+        columns = tuple(self._rows.columns) if self._rows else ()
+        return self._out.runs("trainer_state", str(self.source.path), columns, (self._rows and self._rows.step_column) or "")

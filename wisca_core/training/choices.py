@@ -1,0 +1,57 @@
+"""What a person chooses for rescaling a live model, checked once, as a value."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from wisca_core.architecture.site import PAIRS, SiteKey
+from wisca_core.errors import BadOption
+from wisca_core.plan.options import LayerRange, Options
+
+LIVE_PAIRS = (*PAIRS, "lora")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The options of a checkpoint's plan, and what only a training run has.
+
+    ``pairs``: of qk, vo and lora (rank channels of LoRA's A and B). ``optimizer_state``: "transport" continues the same momentum in
+    the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained is left alone ("refuse") or
+    done all the same ("scale"). ``lora``: "rank" (one factor a rank channel or pair) or "gram" (A A^T = B^T B, arXiv 2605.31484).
+    Raises BadOption.
+    """
+
+    pairs: tuple[str, ...] = PAIRS
+    granularity: str = "tensor"
+    norm: str = "l1"
+    strength: float = 1.0
+    layers: tuple[LayerRange, ...] = ()
+    exact: bool = False
+    exclude: tuple[str, ...] = ()
+    optimizer_state: str = "transport"
+    frozen: str = "refuse"
+    lora: str = "rank"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pairs, str):
+            raise BadOption(f"pairs: {self.pairs!r} was given; a tuple is needed, such as {PAIRS!r}.")
+        object.__setattr__(self, "pairs", tuple(self.pairs))
+        unknown = [pair for pair in self.pairs if pair not in LIVE_PAIRS]
+        if unknown or not self.pairs:
+            raise BadOption(f"pairs: {', '.join(map(str, unknown)) or 'nothing'} was given; choose from {', '.join(LIVE_PAIRS)}.")
+        for name, allowed in (("optimizer_state", ("transport", "leave")), ("frozen", ("refuse", "scale")), ("lora", ("rank", "gram"))):
+            if getattr(self, name) not in allowed:
+                raise BadOption(f"{name}: {getattr(self, name)!r} was given; choose from {', '.join(allowed)}.")
+        if self.lora == "gram" and self.exact:
+            raise BadOption("lora='gram' mixes the rank channels, so its factors are no powers of two; leave out exact=True.")
+        _ = self.options
+
+    @cached_property
+    def options(self) -> Options:
+        """The same for a checkpoint's pairs and for the arithmetic; LoRA is not among its pairs."""
+        pairs = tuple(pair for pair in self.pairs if pair in PAIRS) or PAIRS
+        return Options(pairs, self.granularity, self.norm, self.strength, self.layers, self.exact, self.exclude)
+
+    def chooses(self, key: SiteKey) -> bool:
+        if key.pair not in self.pairs or str(key) in self.exclude:
+            return False
+        return not self.layers or any(span.holds(key) for span in self.layers)

@@ -1,0 +1,325 @@
+"""The sites of a live model, from its own config and parameter names, by the same rules as for checkpoints.
+
+Names are those the model has inside its wrappers: DDP, torch.compile, activation checkpointing, FSDP2 and peft leave no trace in them.
+Every rule is proved on a miniature before it is used, and the attention modules must be transformers' own classes: the proof is of those.
+
+Not covered: code that replaces a module's ``forward``; models with offloaded (meta) parameters; several transformers models in one.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from wisca_core.architecture.families import families
+from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.site import Refusal, Site, Sites
+from wisca_core.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, TensorInfo
+from wisca_core.equivalence.proof import Proof, prove
+from wisca_core.errors import NothingToRescale, PlanMismatch, ProofFailed, UnknownArchitecture
+from wisca_core.training import distributed, lora
+from wisca_core.training.choices import Choices
+
+_DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+# what wrappers put into parameter names
+_WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """A live model as the rules see it.
+
+    ``sites``: what can be rescaled, with the legs of adapters and copies that follow; ``refusals`` in it say what cannot and why.
+    ``parameters``: tensor name of the legs -> the live tensor; ``places``: name -> (module, attribute) that holds it.
+    ``columns``: DoRA magnitudes that follow a change of their weight's columns.
+    """
+
+    model: nn.Module
+    checkpoint: Checkpoint
+    sites: Sites
+    parameters: Mapping[str, torch.Tensor]
+    places: Mapping[str, tuple[nn.Module, str]]
+    columns: tuple["lora.Columns", ...]
+    groups: tuple
+    proof: Proof | None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: full_shape(p) for name, p in self.parameters.items()}
+
+    def is_current(self) -> bool:
+        """Whether the model still holds the very tensors that were found."""
+        return all(module._parameters.get(attribute) is self.parameters[name] for name, (module, attribute) in self.places.items())
+
+
+def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    """Of the whole parameter, also where ZeRO-3 has taken it apart."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Live:
+    """Find, check and prove. Raises UnknownArchitecture, ConfigMismatch, ProofFailed, NothingToRescale, UnsupportedCheckpoint.
+
+    ``replicated``: every rank of the default process group holds this model (data parallel without a wrapper to see).
+    """
+    if not isinstance(model, nn.Module):
+        raise UnknownArchitecture(f"a {type(model).__name__} was given where a torch module is needed.")
+    distributed.reshard(model)
+    inner = _transformer(model)
+    held = _Held.of(inner)
+    checkpoint = _as_checkpoint(inner, held)
+    found = find_sites(checkpoint)
+    wants_base = any(pair in choices.pairs for pair in ("qk", "vo"))
+    chosen = tuple(site for site in found.sites if choices.chooses(site.key))
+    refused = [r for r in found.refusals if wants_base and (r.what == "model" or choices.options.asks(r.what))]
+    adapters = lora.adapters(inner, held.names)
+    sites, columns = [], []
+    for site in chosen:
+        for one in (lambda s: _own_class(inner, s), lambda s: _shared(s, held), lambda s: lora.unknown(s, adapters)):
+            reason = one(site)
+            if reason:
+                refused.append(Refusal(site.name, reason))
+                break
+        else:
+            followed, more = lora.follow(site, adapters, held.copies)
+            sites.append(followed)
+            columns += more
+    sites, twice = _once(sites, held)
+    if "lora" in choices.pairs:
+        ranks, why = lora.rank_sites(adapters)
+        sites += [site for site in ranks if choices.chooses(site.key)]
+        refused += why
+        if not adapters:
+            refused.append(Refusal("lora", "the model has no LoRA adapters (peft); attach them first, or leave lora out of pairs"))
+    parameters, places = {}, {}
+    for name in {leg.tensor for site in sites for leg in site.legs} | {n for c in columns for n in c.names}:
+        parameters[name], places[name] = held.tensors[name], held.places[name]
+    kept = []
+    for site in sites:
+        reason = _unusable(site, parameters, choices)
+        if reason:
+            refused.append(Refusal(site.name, reason))
+        else:
+            kept.append(site)
+    names = {site.name for site in kept}
+    columns = tuple(c for c in columns if c.site in names)
+    if not kept:
+        _refuse(found, refused, checkpoint)
+    used = {leg.tensor for site in kept for leg in site.legs} | {n for c in columns for n in c.names}
+    parameters = {name: p for name, p in parameters.items() if name in used}
+    replicated = replicated or any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in parameters.values())
+    groups = distributed.agreement_groups(model, parameters.values(), replicated)
+    proof = None
+    if any(site.key.pair != "lora" for site in kept):
+        proof = distributed.once(lambda: prove(checkpoint, found), groups)
+        if not proof.passed:
+            raise ProofFailed(f"{found.model_type}: the rule {found.family} did not pass its proof on a miniature: {proof.reason} The model is unchanged.")
+    sites = Sites(found.family, found.model_type, found.attention, tuple(kept), tuple(refused), found.remarks + twice)
+    return Live(model, checkpoint, sites, parameters, {n: places[n] for n in parameters}, columns, groups, proof)
+
+
+def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
+    """Leg name -> tensor of another copy of the weights: a module (an EMA model) or a mapping of names. Raises PlanMismatch."""
+    if isinstance(copy, nn.Module):
+        distributed.reshard(copy)
+        found = dict(_Held.of(_transformer(copy)).tensors)
+    elif isinstance(copy, Mapping):
+        found = {}
+        for name, tensor in copy.items():
+            found.setdefault(clean(str(name)), tensor)
+    else:
+        raise PlanMismatch(f"also: a {type(copy).__name__} was given; a module or a mapping of parameter names to tensors is needed.")
+    out = {}
+    for name, parameter in live.parameters.items():
+        tensor = found.get(name)
+        if not isinstance(tensor, torch.Tensor):
+            raise PlanMismatch(f"also: the copy has no {name}; every tensor that is rescaled must be in it under the name the model has for it.")
+        if full_shape(tensor) != full_shape(parameter):
+            raise PlanMismatch(f"also: {name} is {tuple(tensor.shape)} in the copy and {full_shape(parameter)} in the model.")
+        if tensor is parameter or (tensor.numel() and not tensor.is_meta and distributed.local(tensor).data_ptr() == distributed.local(parameter).data_ptr()):
+            raise PlanMismatch(f"also: {name} of the copy is the model's own tensor; it would be scaled twice.")
+        out[name] = tensor
+    return out
+
+
+def clean(name: str) -> str:
+    """A parameter's name without what wrappers put into it."""
+    name = re.sub(r"^(module\.)+", "", _WRAPPERS.sub(r"\1", name))
+    name = re.sub(r"^base_model\.model\.", "", name)
+    return name.replace(".base_layer.", ".")
+
+
+def _transformer(model: nn.Module) -> nn.Module:
+    """The one transformers model inside whatever wraps it."""
+    from transformers import PreTrainedModel
+
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module) -> None:
+        if isinstance(module, PreTrainedModel):
+            if not any(module is one for one in found):
+                found.append(module)
+            return
+        for child in module.children():
+            look(child)
+
+    look(model)
+    if not found:
+        raise UnknownArchitecture(
+            f"{type(model).__name__} holds no transformers model, so there is no config to say which pairs are exact and nothing to prove them on. "
+            "The model is unchanged."
+        )
+    if len(found) > 1:
+        names = ", ".join(type(one).__name__ for one in found[:4])
+        raise UnknownArchitecture(f"{type(model).__name__} holds {len(found)} transformers models ({names}); give the one to rescale.")
+    return found[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """All tensors of a model under clean names. ``names``: those a checkpoint of the bare model has, each with every name of the
+    same storage in ``shared``; ``copies``: clean name -> names of further copies (peft's modules_to_save)."""
+
+    tensors: Mapping[str, torch.Tensor]
+    places: Mapping[str, tuple[nn.Module, str]]
+    names: Mapping[str, torch.Tensor]
+    shared: Mapping[str, tuple[str, ...]]
+    copies: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, inner: nn.Module) -> "_Held":
+        tensors, places, copies = {}, {}, {}
+        modules = dict(inner.named_modules(remove_duplicate=False))
+        active = {
+            clean(path + "."): set(getattr(module, "active_adapters", ()) or ())
+            for path, module in modules.items()
+            if type(module).__name__ == "ModulesToSaveWrapper"
+        }
+        for path, module in modules.items():
+            for attribute, tensor in module._parameters.items():
+                if tensor is None:
+                    continue
+                name = clean(f"{path}.{attribute}" if path else attribute)
+                for wrapper, adapters in active.items():
+                    inside = name.removeprefix(wrapper)
+                    if inside == name:
+                        continue
+                    kind, _, rest = inside.partition(".")
+                    which, _, last = rest.partition(".")
+                    if kind == "modules_to_save" and which in adapters:
+                        name = wrapper + last
+                    elif kind in ("modules_to_save", "original_module"):
+                        copies.setdefault(wrapper + (last if kind == "modules_to_save" else rest), []).append(name)
+                tensors[name], places[name] = tensor, (module, attribute)
+        beside = {name for names in copies.values() for name in names}
+        plain = {name: t for name, t in tensors.items() if name not in beside and not lora.is_adapter(name)}
+        by_owner: dict[object, list[str]] = {}
+        for name, tensor in tensors.items():
+            by_owner.setdefault(_storage(tensor), []).append(name)
+        shared = {name: tuple(names) for names in by_owner.values() if len(names) > 1 for name in names}
+        return cls(tensors, places, plain, shared, {name: tuple(names) for name, names in copies.items()})
+
+
+def _storage(tensor: torch.Tensor) -> object:
+    """What two names of the same memory have in common."""
+    if tensor.is_meta or hasattr(tensor, "ds_id"):
+        return id(tensor)
+    held = distributed.local(tensor)
+    return (held.device, held.data_ptr()) if held.numel() else id(tensor)
+
+
+def _as_checkpoint(inner: nn.Module, held: _Held) -> Checkpoint:
+    """The live model in the words of a checkpoint, so that one set of rules reads both."""
+    import transformers
+
+    config = json.loads(inner.config.to_json_string(use_diff=True))
+    config["model_type"] = inner.config.model_type
+    named = next((c.__name__ for c in type(inner).__mro__ if getattr(transformers, c.__name__, None) is c), None)
+    if named and named != "PreTrainedModel":
+        config["architectures"] = [named]
+    for unstable in ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache"):
+        config.pop(unstable, None)  # says nothing of the structure; without it a proof serves every dtype
+    tensors = [
+        TensorInfo(name, _DTYPE_NAMES.get(t.dtype, str(t.dtype)), full_shape(t), "", 0, t.numel() * t.element_size())
+        for name, t in held.names.items()
+    ]
+    return Checkpoint(Path(), type(inner).__name__, "live", json.dumps(config, sort_keys=True), tuple(tensors), ())
+
+
+def _own_class(inner: nn.Module, site: Site) -> str:
+    """Why the attention module is not what the proof is of; "" where it is transformers' own."""
+    family = families()[inner.config.model_type]
+    parents = {leg.tensor.rsplit(".", 2)[0] for leg in site.legs}
+    for path, module in inner.named_modules(remove_duplicate=False):
+        if clean(path + ".").rstrip(".") not in parents:
+            continue
+        kinds = [c for c in type(module).__mro__ if not c.__module__.startswith(("torch.", "accelerate."))]
+        kind = kinds[0] if kinds else type(module)
+        if not kind.__module__.startswith(("transformers.", "peft.", "builtins")) and type(module).__name__[:4] != "FSDP":
+            return (f"{path} is a {kind.__module__}.{kind.__qualname__}, not transformers' own attention of {family.name}; "
+                    "the proof says nothing of it")  # fmt: skip
+    return ""
+
+
+def _shared(site: Site, held: _Held) -> str:
+    """Why sharing forbids the site: a leg's storage is something else as well, other than the same leg of another layer."""
+    for leg in site.legs:
+        for other in held.shared.get(leg.tensor, ()):
+            if other != leg.tensor and _layerless(other) != _layerless(leg.tensor):
+                return f"{leg.tensor} shares its storage with {other}; scaling it would change both"
+    return ""
+
+
+def _layerless(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".#.", name, count=1)
+
+
+def _once(sites: Sequence[Site], held: _Held) -> tuple[list[Site], tuple[str, ...]]:
+    """Layers that are one and the same module are scaled once; a layer that shares only a part is refused by the check above it."""
+    kept: list[Site] = []
+    seen: dict[tuple, Site] = {}
+    remarks = []
+    for site in sites:
+        canonical = tuple(replace(leg, tensor=held.shared.get(leg.tensor, (leg.tensor,))[0]) for leg in site.legs)
+        if canonical in seen:
+            remarks.append(f"{site.name} is {seen[canonical].name}: the same parameters, scaled once.")
+            continue
+        seen[canonical] = site
+        kept.append(site)
+    # a tensor met in two sites that are not the same would be scaled twice along one axis
+    used: dict[tuple, list[str]] = {}
+    for site in kept:
+        for leg in site.legs:
+            owner = held.shared.get(leg.tensor, (leg.tensor,))[0]
+            used.setdefault((site.key.pair, owner, leg.axis), []).append(site.name)
+    wrong = {name for names in used.values() if len(names) > 1 for name in names}
+    for name in sorted(wrong):
+        remarks.append(f"{name} shares one of its tensors, not all, with another layer; left alone.")
+    return [site for site in kept if site.name not in wrong], tuple(remarks)
+
+
+def _unusable(site: Site, parameters: Mapping[str, torch.Tensor], choices: Choices) -> str:
+    for leg in site.legs:
+        tensor = parameters[leg.tensor]
+        if tensor.is_meta:
+            return f"{leg.tensor} is on the meta device (offloaded); it cannot be edited in place"
+        if _DTYPE_NAMES.get(tensor.dtype) not in RESCALABLE:
+            return f"{leg.tensor} is {tensor.dtype}; only {', '.join(RESCALABLE)} can be rescaled"
+        if not tensor.requires_grad and choices.frozen == "refuse":
+            return f"{leg.tensor} is frozen (requires_grad is False). frozen='scale' rescales frozen parameters too"
+    return ""
+
+
+def _refuse(found: Sites, refused: Iterable[Refusal], checkpoint: Checkpoint) -> None:
+    refused = list(dict.fromkeys(refused))
+    whole = next((r for r in refused if r.what == "model"), None)
+    if whole:
+        raise UnknownArchitecture(f"{checkpoint.source}: {whole.reason} The model is unchanged.")
+    shown = "\n".join(f"  {r.what}: {r.reason}" for r in refused[:20])
+    more = f"\n  and {len(refused) - 20} more" if len(refused) > 20 else ""
+    raise NothingToRescale(f"nothing of what was asked can be rescaled in this {checkpoint.source}:\n{shown}{more}" if refused
+                           else f"this {checkpoint.source} has no pair of the kind and layers that were asked for.")  # fmt: skip
