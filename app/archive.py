@@ -1,8 +1,8 @@
 """An uncompressed zip as a stream of known length: nothing is held in memory, no copy lies on disk.
 
-Python's zipfile writes a stream too, but puts sizes and checksums behind the data, which some unpackers refuse for files
-over 4 GB, and its length is not known beforehand, so a browser can show no progress. Here each file is read twice: once
-for its checksum, once to be sent.
+Python's zipfile writes a stream too, but puts sizes and checksums behind the data, which some unpackers refuse for
+files over 4 GB, and its length is not known beforehand, so a browser can show no progress. Here each file is read
+twice: once for its checksum, once to be sent.
 """
 
 import struct

@@ -29,8 +29,17 @@ def save(folder: Path, model, change=lambda tensors: None) -> Path:
 def config(**changes):
     from transformers import LlamaConfig
 
-    return LlamaConfig(**{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-                          "num_key_value_heads": 2, "vocab_size": 64, **changes})  # fmt: skip
+    return LlamaConfig(
+        **{
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 64,
+            **changes,
+        }
+    )
 
 
 def heavy_query(tensors):
@@ -60,7 +69,9 @@ def metrics(at: AppTest) -> dict[str, str]:
 
 
 def texts(at: AppTest) -> str:
-    return "\n".join(e.value for kind in ("text", "markdown", "title", "header", "subheader") for e in at.main.get(kind))
+    return "\n".join(
+        e.value for kind in ("text", "markdown", "title", "header", "subheader") for e in at.main.get(kind)
+    )
 
 
 def charts(at: AppTest) -> list[dict]:
@@ -87,14 +98,19 @@ def test_the_sentence_carries_the_median_layers_ratio_and_its_size(llama):
     name = "model.layers.{}.self_attn.{}_proj.weight"
     median = np.median([l1(tensors, name.format(i, "q")) / l1(tensors, name.format(i, "k")) for i in range(4)])
     at = inspect(llama)
-    assert at.title[0].value.startswith(f"The query side is {median:.1f}× heavier in the median layer; 2.0× of that is size")
+    assert at.title[0].value.startswith(
+        f"The query side is {median:.1f}× heavier in the median layer; 2.0× of that is size"
+    )
     shown = metrics(at)
     assert shown["Query over key"] == f"{median:.1f}×" and shown["of that, size"] == "2.0×"
     assert "training" not in at.title[0].value
 
 
 def test_the_page_says_what_balancing_would_give_and_that_training_is_another_question(llama):
-    assert "bring the median layer level, and leave the outputs the same up to rounding. Whether it then trains better is not known from here." in texts(inspect(llama))
+    assert (
+        "bring the median layer level, and leave the outputs the same up to rounding. Whether it then trains better is not known from here."
+        in texts(inspect(llama))
+    )
     exact = texts(inspect(llama, exact="yes"))
     assert "with powers of two" in exact and "leave every output bit-identical" in exact
     assert "QK is not among the pairs chosen on Rescale" in texts(inspect(llama, pairs="vo"))
@@ -103,10 +119,16 @@ def test_the_page_says_what_balancing_would_give_and_that_training_is_another_qu
 
 def test_facts_charts_and_downloads_are_all_there(llama):
     at = inspect(llama)
-    assert "4 layers, 4 query heads on 2 KV heads (group size 2), bf16. 8 pairs found, none refused" in texts(at).replace("\\", "")
+    assert "4 layers, 4 query heads on 2 KV heads (group size 2), bf16. 8 pairs found, none refused" in texts(
+        at
+    ).replace("\\", "")
     assert len(charts(at)) == 6
     assert [b.proto.label for b in at.main.get("download_button")] == ["CSV"] * 7
-    assert all(c.proto.alt for c in at.main.get("plotly_chart")) if hasattr(at.main.get("plotly_chart")[0].proto, "alt") else True
+    assert (
+        all(c.proto.alt for c in at.main.get("plotly_chart"))
+        if hasattr(at.main.get("plotly_chart")[0].proto, "alt")
+        else True
+    )
     assert "Not covered: the MLP" in texts(at)
 
 
@@ -163,7 +185,9 @@ def test_the_selection_survives_another_pair_and_another_page(llama):
     assert at.header[0].value == "Layer 3, KV group 0" and at.segmented_control(key="pair").value == "vo"
 
 
-@pytest.mark.parametrize("address", [{"layer": "99"}, {"layer": "-1"}, {"group": "7", "layer": "1"}, {"pair": "mlp"}, {"shown_norm": "rms"}])
+@pytest.mark.parametrize(
+    "address", [{"layer": "99"}, {"layer": "-1"}, {"group": "7", "layer": "1"}, {"pair": "mlp"}, {"shown_norm": "rms"}]
+)
 def test_an_address_that_means_nothing_here_falls_back(llama, address):
     at = inspect(llama, **address)
     assert at.selectbox(key="layer").value in range(4) and at.selectbox(key="group").value in range(2)
@@ -175,12 +199,16 @@ def test_the_options_of_rescale_make_the_after(llama):
     assert "After: QK and VO, one factor a matrix, L1 norm, full strength." in texts(at)
     assert at.subheader[1].value == "Rescaling brings 7 of 8 pairs nearer the diagonal"
     at = inspect(llama, granularity="group")
-    assert at.subheader[1].value == "Rescaling puts every pair on the diagonal" and set(furthest(at)["After"]) == {"equal"}
+    assert at.subheader[1].value == "Rescaling puts every pair on the diagonal" and set(furthest(at)["After"]) == {
+        "equal"
+    }
     at = inspect(llama, granularity="group", exact="yes", layers="0-1")
     assert headings(charts(at)[0])[-1] == "After, with powers of two"
     assert "one factor a KV group, L1 norm, full strength, layers 0-1, powers of two only" in texts(at)
     untouched = furthest(at).query("Layer > 1")
-    assert len(untouched) and set(untouched["Factor"]) == {"1"} and (untouched["After"] == untouched["Heavier side"]).all()
+    assert (
+        len(untouched) and set(untouched["Factor"]) == {"1"} and (untouched["After"] == untouched["Heavier side"]).all()
+    )
     at = inspect(llama, granularity="channel")
     assert all(" to " in f for f in furthest(at)["Factor"]) and "Each channel is shifted by its own factor" in texts(at)
 
@@ -275,14 +303,28 @@ def test_a_model_whose_norms_absorb_the_scale_speaks_of_gains(tmp_path):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     shape = config().to_dict() | {"head_dim": 8}
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "head_dim")
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+        "head_dim",
+    )
     at = inspect(save(tmp_path / "qwen3", Qwen3ForCausalLM(Qwen3Config(**{n: shape[n] for n in names}))))
     said = texts(at)
     assert at.title[0].value.startswith("In the norms' gains, ")
-    assert "the norm absorbs the scale of Wq and Wk" in said and "gains of all heads" in said and "have no spectrum" in said
+    assert (
+        "the norm absorbs the scale of Wq and Wk" in said
+        and "gains of all heads" in said
+        and "have no spectrum" in said
+    )
     assert furthest(at).columns.tolist() == ["Layer", "Heavier side", "Factor", "After"]
     matrices = at.main.dataframe[1].value
-    assert matrices["Matrix"].tolist() == ["query gains", "key gains", "Wv", "Wo"] and matrices["Shape"].tolist()[2:] == ["8 × 32", "32 × 16"]
+    assert matrices["Matrix"].tolist() == ["query gains", "key gains", "Wv", "Wo"] and matrices["Shape"].tolist()[
+        2:
+    ] == ["8 × 32", "32 × 16"]
     at.segmented_control(key="pair").set_value("vo").run()
     assert not at.exception and "gains" not in at.title[0].value
     at.selectbox(key="group").set_value(1).run()
@@ -294,14 +336,19 @@ def test_a_refused_model_shows_the_reason_and_its_tensors_as_text(tmp_path):
     folder = tmp_path / "strange"
     folder.mkdir()
     hostile = "![x](http://evil.example/x.png)<b>:red[hi]"
-    save_file({"=cmd|' /C calc'!A0": torch.zeros(2, 3), "blocks.0.weight": torch.zeros(4)}, folder / "model.safetensors")
+    save_file(
+        {"=cmd|' /C calc'!A0": torch.zeros(2, 3), "blocks.0.weight": torch.zeros(4)}, folder / "model.safetensors"
+    )
     (folder / "config.json").write_text(json.dumps({"model_type": hostile}))
     at = inspect(folder)
     assert at.title[0].value == "This model is not covered; its tensors can still be looked at."
     assert any("has no site rule" in t.value for t in at.main.text)
     assert not any("](http" in m.value for m in at.markdown)
     table = at.main.dataframe[0].value
-    assert sorted(table["Name"]) == ["=cmd|' /C calc'!A0", "blocks.0.weight"] and sorted(table["Shape"]) == ["2 × 3", "4"]
+    assert sorted(table["Name"]) == ["=cmd|' /C calc'!A0", "blocks.0.weight"] and sorted(table["Shape"]) == [
+        "2 × 3",
+        "4",
+    ]
     assert not charts(at) and not at.metric
 
 

@@ -19,12 +19,23 @@ def table(rows, size=0.0, pair="qk"):
     """rows: (layer, group, log2 before, log2 after); the right norm is 1 before."""
     rows = np.array(rows, dtype=float)
     before, after = rows[:, 2], rows[:, 3]
-    return pd.DataFrame({
-        "name": [f"decoder.{int(layer)}.self.{pair}" for layer in rows[:, 0]],
-        "layer": rows[:, 0].astype(int), "pair": pair, "group": rows[:, 1].astype(int), "n_left": 12, "n_right": 2,
-        "left": 2**before, "right": 1.0, "left_after": 2 ** ((before + after) / 2), "right_after": 2 ** ((before - after) / 2),
-        "log2_ratio": before, "log2_size": size, "log2_after": after,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "name": [f"decoder.{int(layer)}.self.{pair}" for layer in rows[:, 0]],
+            "layer": rows[:, 0].astype(int),
+            "pair": pair,
+            "group": rows[:, 1].astype(int),
+            "n_left": 12,
+            "n_right": 2,
+            "left": 2**before,
+            "right": 1.0,
+            "left_after": 2 ** ((before + after) / 2),
+            "right_after": 2 ** ((before - after) / 2),
+            "log2_ratio": before,
+            "log2_size": size,
+            "log2_after": after,
+        }
+    )
 
 
 def layers_of(groups):
@@ -33,7 +44,9 @@ def layers_of(groups):
 
 def draw(groups, theme=LIGHT, **more):
     n_layers = more.pop("n_layers", int(groups["layer"].max()) + 1)
-    return heatmap.heatmap(groups, layers_of(groups), pair=more.pop("pair", "qk"), n_layers=n_layers, theme=theme, after="After", **more)
+    return heatmap.heatmap(
+        groups, layers_of(groups), pair=more.pop("pair", "qk"), n_layers=n_layers, theme=theme, after="After", **more
+    )
 
 
 def named(fig, name):
@@ -51,9 +64,17 @@ def colour_at(colourscale, octaves):
 
 @pytest.mark.parametrize(
     ("octaves", "text"),
-    [(math.log2(7.8), "query 7.8×"), (-math.log2(1.5), "key 1.50×"), (0.0, "equal"), (math.log2(1.0049), "equal"),
-     (math.log2(1.006), "query 1.01×"), (10.0, "query 1,024×"), (NAN, "×"), (math.inf, "×")],
-)  # fmt: skip
+    [
+        (math.log2(7.8), "query 7.8×"),
+        (-math.log2(1.5), "key 1.50×"),
+        (0.0, "equal"),
+        (math.log2(1.0049), "equal"),
+        (math.log2(1.006), "query 1.01×"),
+        (10.0, "query 1,024×"),
+        (NAN, "×"),
+        (math.inf, "×"),
+    ],
+)
 def test_a_ratio_names_its_heavier_side(octaves, text):
     assert words.side("qk", octaves) == text
 
@@ -70,15 +91,37 @@ def test_factors_are_powers_of_two_or_three_digits():
 
 def test_counts_and_sizes():
     assert words.count(262144) == "262,144"
-    assert [words.parameters(n) for n in (3_100_000_000, 22_713_216, 512)] == ["3.1 B parameters", "22.7 M parameters", "512 parameters"]
+    assert [words.parameters(n) for n in (3_100_000_000, 22_713_216, 512)] == [
+        "3.1 B parameters",
+        "22.7 M parameters",
+        "512 parameters",
+    ]
     assert [words.size(n) for n in (6_200_000_000, 999, 38_600)] == ["6.2 GB", "999 B", "38.6 kB"]
-    assert [words.digits(v, 4) for v in (112384.2, 0.0476312, -3.14159, 0.0, 4e-9)] == ["112,384", "0.04763", "−3.142", "0", "4.000 × 10⁻⁹"]
+    assert [words.digits(v, 4) for v in (112384.2, 0.0476312, -3.14159, 0.0, 4e-9)] == [
+        "112,384",
+        "0.04763",
+        "−3.142",
+        "0",
+        "4.000 × 10⁻⁹",
+    ]
 
 
 def test_ticks_are_written_as_on_the_axes():
-    assert [words.axis_number(v) for v in (0, 0.3, 300, 10_000, 1e6, 2e-7, 1e-6)] == ["0", "0.3", "300", "10 k", "1 M", "2·10⁻⁷", "10⁻⁶"]
+    assert [words.axis_number(v) for v in (0, 0.3, 300, 10_000, 1e6, 2e-7, 1e-6)] == [
+        "0",
+        "0.3",
+        "300",
+        "10 k",
+        "1 M",
+        "2·10⁻⁷",
+        "10⁻⁶",
+    ]
     assert [words.octave(p) for p in (4, 0, -1, -2, -5)] == ["16×", "1×", "½×", "¼×", "1/32×"]
-    assert words.ranges([12, 13, 14, 17]) == "12 to 14 and 17" and words.ranges([3]) == "3" and words.ranges([0, 1]) == "0 and 1"
+    assert (
+        words.ranges([12, 13, 14, 17]) == "12 to 14 and 17"
+        and words.ranges([3]) == "3"
+        and words.ranges([0, 1]) == "0 and 1"
+    )
 
 
 def test_a_hostile_name_is_inert_in_markdown():
@@ -105,9 +148,13 @@ def test_the_scale_fades_into_the_middle_and_ends_in_the_heavier_sides_colour():
 
 @pytest.mark.parametrize(
     ("low", "high", "labels"),
-    [(0.8, 50_000, ["1", "3", "10", "30", "100", "300", "1 k", "3 k", "10 k", "30 k"]), (900, 40_000, ["1 k", "3 k", "10 k", "30 k"]),
-     (160, 650, ["200", "300", "400", "500", "600"]), (3.2, 3.9, ["3.2", "3.4", "3.6", "3.8"])],
-)  # fmt: skip
+    [
+        (0.8, 50_000, ["1", "3", "10", "30", "100", "300", "1 k", "3 k", "10 k", "30 k"]),
+        (900, 40_000, ["1 k", "3 k", "10 k", "30 k"]),
+        (160, 650, ["200", "300", "400", "500", "600"]),
+        (3.2, 3.9, ["3.2", "3.4", "3.6", "3.8"]),
+    ],
+)
 def test_log_ticks(low, high, labels):
     assert log_ticks(low, high, most=10)[1] == labels
 
@@ -148,7 +195,10 @@ def test_a_cell_takes_the_colour_of_its_heavier_side(theme):
     assert colour_at(axis.colorscale, -0.72 * OCTAVES) == theme.role["k"]
     assert colour_at(axis.colorscale, 0.0) == theme.middle
     vo = draw(table(THREE, pair="vo"), theme, pair="vo").layout.coloraxis
-    assert colour_at(vo.colorscale, 0.72 * OCTAVES) == theme.role["v"] and colour_at(vo.colorscale, -0.72 * OCTAVES) == theme.role["o"]
+    assert (
+        colour_at(vo.colorscale, 0.72 * OCTAVES) == theme.role["v"]
+        and colour_at(vo.colorscale, -0.72 * OCTAVES) == theme.role["o"]
+    )
 
 
 def test_every_click_point_lies_on_the_cell_it_names():
@@ -238,7 +288,9 @@ def test_rings_and_dots_lie_at_the_norms_in_the_heavier_sides_colour():
 
 def test_a_pair_that_tips_over_changes_its_colour():
     fig = plot(table([(0, 0, 2.0, -0.5)]))
-    assert named(fig, "query heavier before") and named(fig, "key heavier after") and not named(fig, "query heavier after")
+    assert (
+        named(fig, "query heavier before") and named(fig, "key heavier after") and not named(fig, "query heavier after")
+    )
 
 
 def test_a_level_pair_has_no_colour():
@@ -249,7 +301,11 @@ def test_a_level_pair_has_no_colour():
 
 def test_axes_are_logarithmic_of_equal_scale_and_length():
     layout = plot(table(THREE)).layout
-    assert layout.xaxis.type == layout.yaxis.type == "log" and layout.yaxis.scaleanchor == "x" and layout.yaxis.scaleratio == 1
+    assert (
+        layout.xaxis.type == layout.yaxis.type == "log"
+        and layout.yaxis.scaleanchor == "x"
+        and layout.yaxis.scaleratio == 1
+    )
     assert layout.xaxis.range[1] - layout.xaxis.range[0] == pytest.approx(layout.yaxis.range[1] - layout.yaxis.range[0])
 
 
@@ -283,7 +339,9 @@ def test_pairs_without_two_positive_norms_are_left_out_and_none_at_all_is_said()
 def test_thousands_of_pairs_are_drawn_by_webgl_without_lines():
     rng = np.random.default_rng(0)
     fig = plot(table([(i // 64, i % 64, *rng.normal(0, 2, 2)) for i in range(5120)]))
-    assert {t.type for t in fig.data if t.name.endswith(("before", "after"))} == {"scattergl"} and not [t for t in fig.data if t.name.endswith("path")]
+    assert {t.type for t in fig.data if t.name.endswith(("before", "after"))} == {"scattergl"} and not [
+        t for t in fig.data if t.name.endswith("path")
+    ]
     assert len(fig.to_json()) < 300_000
 
 
@@ -291,17 +349,34 @@ def test_thousands_of_pairs_are_drawn_by_webgl_without_lines():
 
 
 def heads_table(n_layers, counts, before=lambda role, layer, i: 10.0 + i, after=lambda role, layer, i: 5.0 + i):
-    return pd.DataFrame([
-        {"name": f"decoder.{layer}.self.{'qk' if role in 'qk' else 'vo'}", "layer": layer, "pair": "qk" if role in "qk" else "vo", "role": role,
-         "head": i, "n": 8, "n_zero": 0, "n_nonfinite": 0, "before": before(role, layer, i), "after": after(role, layer, i)}
-        for role, n in counts.items() for layer in range(n_layers) for i in range(n)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "name": f"decoder.{layer}.self.{'qk' if role in 'qk' else 'vo'}",
+                "layer": layer,
+                "pair": "qk" if role in "qk" else "vo",
+                "role": role,
+                "head": i,
+                "n": 8,
+                "n_zero": 0,
+                "n_nonfinite": 0,
+                "before": before(role, layer, i),
+                "after": after(role, layer, i),
+            }
+            for role, n in counts.items()
+            for layer in range(n_layers)
+            for i in range(n)
+        ]
+    )
 
 
 def test_few_heads_are_dots_and_many_are_bars_from_tenth_to_ninetieth_percentile():
     fig = depth.depth(heads_table(2, {"q": 11, "k": 4}), n_layers=2, theme=LIGHT)
     bars = [t for t in fig.data if t.type == "bar"]
-    assert [(t.name, list(t.base), list(t.y)) for t in bars] == [("before", [11.0, 11.0], [8.0, 8.0]), ("after", [6.0, 6.0], [8.0, 8.0])]
+    assert [(t.name, list(t.base), list(t.y)) for t in bars] == [
+        ("before", [11.0, 11.0], [8.0, 8.0]),
+        ("after", [6.0, 6.0], [8.0, 8.0]),
+    ]
     assert bars[0].marker.color == "rgba(0,0,0,0)" and bars[1].marker.color == LIGHT.role["q"]
     assert list(named(fig, "median before")[0].y) == [15.0, 15.0]
     dots = [t for t in fig.data if t.xaxis == "x2" and t.mode == "markers"]
@@ -310,7 +385,9 @@ def test_few_heads_are_dots_and_many_are_bars_from_tenth_to_ninetieth_percentile
 
 
 def test_a_head_far_beyond_its_bar_is_a_dot():
-    fig = depth.depth(heads_table(1, {"q": 30}, before=lambda r, layer, i: 1e4 if i == 29 else 100.0 + i), n_layers=1, theme=LIGHT)
+    fig = depth.depth(
+        heads_table(1, {"q": 30}, before=lambda r, layer, i: 1e4 if i == 29 else 100.0 + i), n_layers=1, theme=LIGHT
+    )
     (outlier,) = [t for t in fig.data if t.type != "bar" and t.name == "before"]
     assert list(outlier.y) == [1e4] and list(outlier.customdata) == [29]
 
@@ -327,7 +404,11 @@ def test_all_panels_share_one_log_axis_in_the_order_q_k_v_o():
 def test_gains_are_called_gains_and_nan_heads_do_not_break_the_axis():
     heads = heads_table(2, {"q": 1, "k": 1, "v": 2}, before=lambda r, layer, i: NAN if r == "v" and layer else 1.0)
     fig = depth.depth(heads, n_layers=2, theme=LIGHT, gains={"q", "k"})
-    assert [a.text for a in fig.layout.annotations] == ["Query gains, one set a layer", "Key gains, one set a layer", "Value, 2 heads a layer"]
+    assert [a.text for a in fig.layout.annotations] == [
+        "Query gains, one set a layer",
+        "Key gains, one set a layer",
+        "Value, 2 heads a layer",
+    ]
     assert all(np.isfinite(fig.layout.yaxis.range))
 
 
@@ -337,21 +418,52 @@ def test_gains_are_called_gains_and_nan_heads_do_not_break_the_axis():
 def role(name, factor=(0.5, 0.5), channels=(1.0, 2.0, 4.0, 8.0)):
     channels = np.array(channels)
     return RoleDetail(
-        name, f"{name}.weight", (8, 4), 2 if name == "q" else 1, (2.0, 1.0), (1.0, 0.5), (0.5, 0.25), (0.1, 0.05), factor, 0, 0,
-        np.array([-2.0, -1.75, -1.5, -1.25]), np.array([0.0, 25.0, 75.0]), np.array([25.0, 75.0, 0.0]), channels, channels * factor[0],
-    )  # fmt: skip
+        name,
+        f"{name}.weight",
+        (8, 4),
+        2 if name == "q" else 1,
+        (2.0, 1.0),
+        (1.0, 0.5),
+        (0.5, 0.25),
+        (0.1, 0.05),
+        factor,
+        0,
+        0,
+        np.array([-2.0, -1.75, -1.5, -1.25]),
+        np.array([0.0, 25.0, 75.0]),
+        np.array([25.0, 75.0, 0.0]),
+        channels,
+        channels * factor[0],
+    )
 
 
 def detail(turns=None, spectrum=True, **more):
-    values = {"left": [8.0, 2.0], "right": [1.0, 0.5], "left_after": [4.0, 1.0], "right_after": [2.0, 1.0], "product": [6.0, 0.5]}
-    return HeadDetail("decoder.0.self.qk", 0, (role("q", **more), role("k", (2.0, 2.0))), turns, 0,
-                      {k: np.array(v) for k, v in values.items()} if spectrum else {}, "note")  # fmt: skip
+    values = {
+        "left": [8.0, 2.0],
+        "right": [1.0, 0.5],
+        "left_after": [4.0, 1.0],
+        "right_after": [2.0, 1.0],
+        "product": [6.0, 0.5],
+    }
+    return HeadDetail(
+        "decoder.0.self.qk",
+        0,
+        (role("q", **more), role("k", (2.0, 2.0))),
+        turns,
+        0,
+        {k: np.array(v) for k, v in values.items()} if spectrum else {},
+        "note",
+    )
 
 
 def test_histogram_is_an_outline_before_and_filled_after_on_quarter_octaves():
     fig = head.histogram(detail(), theme=LIGHT)
     (bar,), (line,) = named(fig, "q after"), named(fig, "q before")
-    assert list(bar.x) == [-1.875, -1.625, -1.375] and list(bar.y) == [25.0, 75.0, 0.0] and bar.marker.color == LIGHT.role["q"]
+    assert (
+        list(bar.x) == [-1.875, -1.625, -1.375]
+        and list(bar.y) == [25.0, 75.0, 0.0]
+        and bar.marker.color == LIGHT.role["q"]
+    )
     assert list(line.x[:3]) == [-2.0, -1.75, -1.5] and list(line.y[:3]) == [0.0, 25.0, 75.0] and line.line.shape == "hv"
     assert line.line.color == LIGHT.ink
     assert [a.text for a in fig.layout.annotations][:2] == ["Query, 2 heads", "Key, 1 head"]
@@ -360,7 +472,9 @@ def test_histogram_is_an_outline_before_and_filled_after_on_quarter_octaves():
 def test_channels_lie_over_tokens_per_turn_and_only_rotating_ones_are_drawn():
     fig = head.channels(detail(turns=np.array([6.28, 62.8, 628.0, NAN])), theme=LIGHT)
     (before,), (after,) = named(fig, "query before"), named(fig, "query after")
-    assert list(before.x) == [6.28, 62.8, 628.0] and list(before.y) == [1.0, 2.0, 4.0] and list(after.y) == [0.5, 1.0, 2.0]
+    assert (
+        list(before.x) == [6.28, 62.8, 628.0] and list(before.y) == [1.0, 2.0, 4.0] and list(after.y) == [0.5, 1.0, 2.0]
+    )
     assert before.line.dash == "dot" and after.line.dash == "solid" and fig.layout.xaxis.type == "log"
     plain = head.channels(detail(), theme=LIGHT)
     assert list(named(plain, "query before")[0].x) == [0, 1, 2, 3] and plain.layout.xaxis.type is None
@@ -368,15 +482,37 @@ def test_channels_lie_over_tokens_per_turn_and_only_rotating_ones_are_drawn():
 
 def test_the_product_is_one_curve_and_its_factors_are_two_each():
     fig = head.spectrum(detail(), theme=LIGHT)
-    assert [t.name for t in fig.data] == ["query before", "key before", "query after", "key after", "product, before = after"]
+    assert [t.name for t in fig.data] == [
+        "query before",
+        "key before",
+        "query after",
+        "key after",
+        "product, before = after",
+    ]
     assert [t.line.dash for t in fig.data] == ["dot", "dot", "solid", "solid", "solid"]
     assert list(fig.data[-1].y) == [6.0, 0.5] and fig.data[-1].line.color == LIGHT.ink
     assert not head.spectrum(detail(spectrum=False), theme=LIGHT).data
 
 
 def test_a_head_of_nan_or_zero_is_drawn_without_a_crash():
-    empty = RoleDetail("q", "q.weight", (8, 4), 1, (NAN, NAN), (NAN, NAN), (NAN, NAN), (NAN, NAN), (1.0, 1.0), 0, 32, np.zeros(1), np.zeros(0),
-                       np.zeros(0), np.full(4, NAN), np.full(4, NAN))  # fmt: skip
+    empty = RoleDetail(
+        "q",
+        "q.weight",
+        (8, 4),
+        1,
+        (NAN, NAN),
+        (NAN, NAN),
+        (NAN, NAN),
+        (NAN, NAN),
+        (1.0, 1.0),
+        0,
+        32,
+        np.zeros(1),
+        np.zeros(0),
+        np.zeros(0),
+        np.full(4, NAN),
+        np.full(4, NAN),
+    )
     one = HeadDetail("x", 0, (empty, empty), None, 0, {}, "A value is not finite.")
     for draw_one in (head.histogram, head.channels, head.spectrum):
         assert not draw_one(one, theme=LIGHT).data or draw_one is head.channels
@@ -385,7 +521,9 @@ def test_a_head_of_nan_or_zero_is_drawn_without_a_crash():
 
 def test_head_tables_have_a_row_a_bin_a_channel_and_a_singular_value():
     one = detail(turns=np.array([6.28, 62.8, 628.0, NAN]))
-    assert len(head.histogram_table(one)) == 6 and len(head.channel_table(one)) == 8 and len(head.spectrum_table(one)) == 2
+    assert (
+        len(head.histogram_table(one)) == 6 and len(head.channel_table(one)) == 8 and len(head.spectrum_table(one)) == 2
+    )
     assert head.spectrum_table(one)["product"].tolist() == [6.0, 0.5]
 
 
@@ -420,9 +558,18 @@ def test_the_maps_title_counts_what_has_no_ratio_and_claims_nothing_without_one(
 
 def test_the_balance_title_follows_the_options():
     assert findings.balance_title(table([(0, 0, 3, 0), (1, 0, -2, 0)])) == "Rescaling puts every pair on the diagonal"
-    assert findings.balance_title(table([(0, 0, 3, 1), (1, 0, -2, 0)])) == "Rescaling brings every pair nearer the diagonal"
-    assert findings.balance_title(table([(0, 0, 3, 1), (1, 0, 0.5, 1), (2, 0, 2, 0)])) == "Rescaling brings 2 of 3 pairs nearer the diagonal"
-    assert findings.balance_title(table([(0, 0, 1, 2), (1, 0, 3, 2), (2, 0, 1, 2)])) == "Only 1 of 3 pairs comes nearer the diagonal"
+    assert (
+        findings.balance_title(table([(0, 0, 3, 1), (1, 0, -2, 0)]))
+        == "Rescaling brings every pair nearer the diagonal"
+    )
+    assert (
+        findings.balance_title(table([(0, 0, 3, 1), (1, 0, 0.5, 1), (2, 0, 2, 0)]))
+        == "Rescaling brings 2 of 3 pairs nearer the diagonal"
+    )
+    assert (
+        findings.balance_title(table([(0, 0, 1, 2), (1, 0, 3, 2), (2, 0, 1, 2)]))
+        == "Only 1 of 3 pairs comes nearer the diagonal"
+    )
     assert findings.balance_title(table([(0, 0, 3, 3)])) == "Norm against norm: nothing moves with these options"
     assert findings.balance_title(table([(0, 0, NAN, NAN)])) == "Norm against norm: nothing moves with these options"
 
@@ -447,7 +594,10 @@ def test_the_head_titles_are_findings_with_a_neutral_fallback():
     assert findings.channel_title(np.array([1, NAN, 1, 1]), None) == "Channels along the head"
     assert findings.spectrum_title(detail().spectrum) == "The product stays put"
     still = detail().spectrum | {"left_after": np.array([8.0, 2.0]), "right_after": np.array([1.0, 0.5])}
-    assert findings.spectrum_title(still) == "Singular values of the head" and findings.spectrum_title({}) == "No singular values"
+    assert (
+        findings.spectrum_title(still) == "Singular values of the head"
+        and findings.spectrum_title({}) == "No singular values"
+    )
 
 
 # --- furthest ---------------------------------------------------------------------------------------------------------
@@ -455,13 +605,26 @@ def test_the_head_titles_are_findings_with_a_neutral_fallback():
 
 def test_the_furthest_pairs_are_sorted_by_distance_from_the_median_not_from_balance():
     groups = table([(0, 0, 3, 0), (1, 0, 3, 0), (2, 0, 3.5, 0), (3, 0, 0, 0), (4, 0, NAN, NAN)])
-    plan = pd.DataFrame({"name": groups["name"], "group": -1, "factor_low": [0.5, 0.5, 0.25, 1.0, 1.0], "factor_high": [0.5, 0.5, 0.25, 1.0, 1.0]})
+    plan = pd.DataFrame(
+        {
+            "name": groups["name"],
+            "group": -1,
+            "factor_low": [0.5, 0.5, 0.25, 1.0, 1.0],
+            "factor_high": [0.5, 0.5, 0.25, 1.0, 1.0],
+        }
+    )
     out = furthest(groups, plan, most=2)
-    assert out["layer"].tolist() == [3, 2] and out["off"].tolist() == [3.0, 0.5] and out["factor_low"].tolist() == [1.0, 0.25]
+    assert (
+        out["layer"].tolist() == [3, 2]
+        and out["off"].tolist() == [3.0, 0.5]
+        and out["factor_low"].tolist() == [1.0, 0.25]
+    )
 
 
 def test_a_factor_of_the_group_wins_over_that_of_the_tensor():
     groups = table([(0, 0, 3, 0), (0, 1, 1, 0)])
-    plan = pd.DataFrame({"name": groups["name"], "group": [0, 1], "factor_low": [0.25, 0.5], "factor_high": [0.25, 0.6]})
+    plan = pd.DataFrame(
+        {"name": groups["name"], "group": [0, 1], "factor_low": [0.25, 0.5], "factor_high": [0.25, 0.6]}
+    )
     out = furthest(groups, plan)
     assert dict(zip(out["group"], zip(out["factor_low"], out["factor_high"]))) == {0: (0.25, 0.25), 1: (0.5, 0.6)}

@@ -65,7 +65,12 @@ def rescaled(block: torch.Tensor, scaling: Scaling, first_row: int = 0) -> torch
     for axis, vector in scaling.along.items():
         part = vector[first_row : first_row + block.shape[0]] if axis == 0 else vector
         factors.append(along_axis(torch.from_numpy(part), axis, block.dim()))
-    return times_(block.clone(), factors, scaling.offset, work_dtype(block.dtype, scaling))
+    out = times_(block.clone(), factors, scaling.offset, work_dtype(block.dtype, scaling))
+    kept = torch.ones((), dtype=torch.bool)
+    for factor in factors:
+        kept = kept & (factor == 1)
+    # a conversion there and back keeps every number but not the bits of a NaN
+    return torch.where(kept, block, out) if kept.any() else out
 
 
 def work_dtype(stored: torch.dtype, scaling: Scaling) -> torch.dtype:

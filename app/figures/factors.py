@@ -46,8 +46,8 @@ def how_to_read(rows: pd.DataFrame) -> str:
             "channels; the tick is the factor that would balance the whole fully."
         )
     return (
-        f"Factor on the left matrix of each pair, one mark a {place}; the right matrix gets its inverse. The tick would "
-        "balance fully, the square is what is used; the line between them is the imbalance that stays."
+        f"Factor on the left matrix of each pair, one mark a {place}; the right matrix gets its inverse. The tick "
+        "would balance fully, the square is what is used; the line between them is the imbalance that stays."
     )
 
 

@@ -1,7 +1,7 @@
 """Colours, type and axes that every figure shares.
 
-The interface is ink on paper; colour means a matrix role and nothing else. Before is a ring, an outline or dotted; after
-is a dot or filled. No streamlit here: a figure is made from a table and a Theme.
+The interface is ink on paper; colour means a matrix role and nothing else. Before is a ring, an outline or dotted;
+after is a dot or filled. No streamlit here: a figure is made from a table and a Theme.
 """
 
 import math

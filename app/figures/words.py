@@ -152,7 +152,7 @@ def ranges(numbers: "np.ndarray | list[int]") -> str:
 
 
 def markdown_text(text: str) -> str:
-    """A foreign name inside st.markdown: with every ASCII sign escaped no link, image, colour or formula is read in it."""
+    """A foreign name inside st.markdown: every ASCII sign escaped, so no link, image or formula is read."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text).replace("\n", " ")
 
 

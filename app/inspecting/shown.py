@@ -46,7 +46,7 @@ class Shown:
 
     @property
     def unit(self) -> str:
-        """What one row of ``groups`` is: a head where every KV group is one, the layer where there is one group only."""
+        """What one row of ``groups`` is: a head where every KV group is one, the layer where it has one group."""
         a = self.model.sites.attention
         if self.groups["group"].max() == 0:
             return "layer"

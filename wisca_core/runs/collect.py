@@ -301,7 +301,7 @@ def _cut(name: str) -> str:
 
 def _flat(row: Mapping, prefix: str = "", depth: int = 0):
     for name, value in row.items():
-        if isinstance(value, Mapping) and depth < 8:
+        if isinstance(value, Mapping) and depth < 8 and "_type" not in value:  # W&B marks its media so
             yield from _flat(value, f"{prefix}{name}.", depth + 1)
         else:
             yield f"{prefix}{name}", value

@@ -125,11 +125,11 @@ class Wandb:
             self._damaged(len(record))
 
     def _run(self, record: bytes, at: int, end: int) -> None:
-        for number, wire, start, stop in fields(record, at, end):
-            if number == 8 and wire == 2:
-                name = record[start:stop].decode("utf-8", "replace")
-                self._name = f"{self.source.run} ({name})" if name and name not in self.source.run else self.source.run
-            elif number == 4 and wire == 2:
+        parts = [(number, start, stop) for number, wire, start, stop in fields(record, at, end) if wire == 2]
+        name = next((record[start:stop].decode("utf-8", "replace") for number, start, stop in parts if number == 8), "")
+        self._name = name or self.source.run
+        for number, start, stop in parts:
+            if number == 4:
                 self._config(record, start, stop)
 
     def _config(self, record: bytes, at: int, end: int) -> None:

@@ -1,0 +1,116 @@
+"""Several logs opened together, and looked at again as they grow.
+
+>>> logs = read(["runs/"])  # doctest: +SKIP
+>>> logs.runs[0].series["train/loss"].value  # doctest: +SKIP
+>>> logs.poll()  # whether anything is new  # doctest: +SKIP
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from wisca_core.checkpoint.untrusted import shown
+from wisca_core.errors import UnreadableInput, WiscaError
+from wisca_core.progress import Progress, silent
+from wisca_core.runs.collect import Room
+from wisca_core.runs.recognise import find, reader
+from wisca_core.runs.source import Ask, Reader, Source
+from wisca_core.runs.table import Run
+
+
+class Logs:
+    """Everything found at ``paths``. ``runs`` after the last ``poll``; ``problems``: (path, why) of what could not be read.
+
+    ``live``: an unfinished last line of a text file waits until the file has rested for some seconds.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], step_column: str = "", live: bool = True) -> None:
+        self.paths = tuple(str(path) for path in paths)
+        self.ask = Ask(step_column, live)
+        self.runs: tuple[Run, ...] = ()
+        self.problems: tuple[tuple[str, str], ...] = ()
+        self._room = Room()
+        self._readers: dict[tuple[str, Path], Reader] = {}
+        self._runs: dict[tuple[str, Path], tuple[Run, ...]] = {}
+
+    def poll(self, progress: Progress = silent) -> bool:
+        """Look for new logs and new points in known ones; whether anything changed. Raises UnreadableInput where nothing can be read."""
+        sources, problems = self._sources()
+        changed = False
+        for source in sources:
+            key = (source.kind, _identity(source))
+            if key not in self._readers:
+                self._readers[key] = reader(source, self._room, self.ask)
+            one = self._readers[key]
+            if one.source != source and source.kind == "trainer_state":  # a newer checkpoint has the longer history
+                one = self._readers[key] = reader(source, self._room, self.ask)
+            try:
+                if one.advance(progress):
+                    self._runs[key] = one.runs()
+                    changed = True
+            except UnreadableInput as error:
+                problems.append((str(source.path), str(error)))
+        problems = tuple(dict.fromkeys(problems))
+        if changed or problems != self.problems:
+            self.problems = problems
+            self.runs = _named_apart([run for runs in self._runs.values() for run in runs if run.series])
+            changed = True
+        if not self.runs:
+            self._nothing(problems)
+        return changed
+
+    def _sources(self) -> tuple[list[Source], list[tuple[str, str]]]:
+        sources: list[Source] = []
+        problems: list[tuple[str, str]] = []
+        for path in self.paths:
+            try:
+                found = find(path)
+            except WiscaError as error:
+                problems.append((path, str(error)))
+                continue
+            sources += found.sources
+            problems += found.passed_over
+        return list({(s.kind, _identity(s)): s for s in sources}.values()), problems
+
+    def _nothing(self, problems: tuple[tuple[str, str], ...]) -> None:
+        remarks = [remark for runs in self._runs.values() for run in runs for remark in run.remarks]
+        if remarks:
+            raise UnreadableInput(f"{', '.join(shown(path) for path in self.paths)}: no number was found. {' '.join(remarks[:6])}")
+        if len(problems) == 1:
+            raise UnreadableInput(problems[0][1])
+        listed = " ".join(f"{shown(Path(path).name, 60)}: {why}" for path, why in problems[:6])
+        raise UnreadableInput(f"no log could be read at {', '.join(shown(path) for path in self.paths)}. {listed}")
+
+
+def read(paths: Sequence[str | Path], step_column: str = "", progress: Progress = silent) -> Logs:
+    """All logs at ``paths``, read once as they are now. Raises UnreadableInput where there is none, BadOption for a wrong ``step_column``."""
+    if not paths:
+        raise UnreadableInput("no path was given. Give log files or folders of logs.")
+    logs = Logs(paths, step_column, live=False)
+    logs.poll(progress)
+    return logs
+
+
+def _identity(source: Source) -> Path:
+    """What stays the same as a source grows: a Trainer's newest checkpoint moves on."""
+    if source.kind == "trainer_state" and len(source.files) > 1 or source.path.parent.name.startswith("checkpoint-"):
+        return source.root / source.run
+    return source.path
+
+
+def _named_apart(runs: list[Run]) -> tuple[Run, ...]:
+    """Runs of one name get the tool, then a number behind it."""
+    counts = Counter(run.name for run in runs)
+    kinds = Counter((run.name, run.kind) for run in runs)
+    used: Counter[str] = Counter()
+    out = []
+    for run in runs:
+        name = run.name
+        if counts[name] > 1:
+            name = f"{name} ({run.kind})" if kinds[run.name, run.kind] == 1 else f"{Path(run.source).parent.name}/{name}"
+        used[name] += 1
+        while used[name] > 1:
+            name = f"{name} ({used[name]})"
+            used[name] += 1
+        out.append(run.renamed(name))
+    return tuple(out)

@@ -1,0 +1,233 @@
+"""What a path holds: which logs, of which tools, and what their runs are called.
+
+Inside a folder only what is surely a log is taken (tables need a step column and numbers, text a line of a known format); a file that is
+named itself is read as far as it can be.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from wisca_core.checkpoint.untrusted import open_regular, shown
+from wisca_core.errors import UnreadableInput
+from wisca_core.runs import columns, console, own, trackio
+from wisca_core.runs.collect import Room
+from wisca_core.runs.source import Ask, Reader, Source
+from wisca_core.runs.tables import Csv, JsonLines, JsonList, Parquet, json_row
+from wisca_core.runs.tensorboard import TensorBoard
+from wisca_core.runs.trainer_state import TrainerState
+from wisca_core.runs.wandb_offline import HEADER, Wandb
+
+# kind -> (what a person calls it, its reader)
+KINDS: dict[str, tuple[str, Callable[[Source, Room, Ask], Reader]]] = {
+    "tensorboard": ("TensorBoard event files", TensorBoard),
+    "trainer_state": ("transformers' trainer_state.json", TrainerState),
+    "csv": ("a CSV table", Csv),
+    "jsonl": ("JSON lines", JsonLines),
+    "json": ("a JSON list of rows", JsonList),
+    "parquet": ("a parquet table", Parquet),
+    "trackio": ("a trackio project", trackio.Trackio),
+    "wandb": ("a W&B run file", Wandb),
+    "console": ("console output", console.Console),
+    "own": ("a run of this project", own.Own),
+}
+LOOKED_FOR = ("TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, trackio's .db, run-*.wandb, console logs of nanoGPT, "
+              "nanochat or Megatron-LM, and runs of this project")  # fmt: skip
+MOST_ENTRIES = 200_000
+MAX_DEPTH = 12
+_SNIFF = 64 << 10
+_SNIFF_CONSOLE = 1 << 20
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)\Z")
+_TEXT_ENDINGS = (".log", ".txt", ".out", ".err", ".stdout", "")
+
+
+@dataclass(frozen=True)
+class Found:
+    """``sources`` to read; ``passed_over``: (path, reason) of files that looked like logs and are none."""
+
+    sources: tuple[Source, ...]
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+def find(path: str | Path) -> Found:
+    """The logs at ``path``, a file or a folder with everything below it; links to folders are not followed.
+
+    Raises UnreadableInput where there are none.
+    """
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise UnreadableInput("the path is empty or has a zero byte. Give a log file or a folder of logs.")
+    try:
+        real = Path(os.path.abspath(os.path.expanduser(text)))
+        mode = os.stat(real).st_mode
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnreadableInput(f"{shown(text)}: cannot be opened: {getattr(error, 'strerror', None) or shown(error)}. Check the path.") from None
+    if stat.S_ISDIR(mode):
+        return _in_folder(real)
+    if not stat.S_ISREG(mode):
+        raise UnreadableInput(f"{shown(text)}: not a regular file; expected a log file or a folder of logs.")
+    kind, why = _kind(real, sure=False)
+    if not kind:
+        raise UnreadableInput(f"{shown(text)}: {why} Looked for {LOOKED_FOR}.")
+    return Found((Source(kind, real, (real,), _run_name(real, real.parent), real.parent),))
+
+
+def reader(source: Source, room: Room, ask: Ask = Ask()) -> Reader:
+    """The reader of a source."""
+    return KINDS[source.kind][1](source, room, ask)
+
+
+def _in_folder(root: Path) -> Found:
+    sources: list[Source] = []
+    passed_over: list[tuple[str, str]] = []
+    states: dict[Path, list[Path]] = {}
+    n_entries = 0
+    stack = [(root, 0)]
+    while stack:
+        folder, depth = stack.pop()
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            if folder == root:
+                raise UnreadableInput(f"{shown(folder)}: cannot be listed: {error.strerror}.") from None
+            passed_over.append((str(folder), f"cannot be listed: {error.strerror}"))
+            continue
+        n_entries += len(listed)
+        if n_entries > MOST_ENTRIES:
+            raise UnreadableInput(f"{shown(root)}: more than {MOST_ENTRIES:,} entries below it. Give a folder nearer to the logs.")
+        names = {entry.name for entry in listed}
+        events: list[Path] = []
+        inner = []
+        for entry in listed:
+            path = Path(entry.path)
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    if depth < MAX_DEPTH and not entry.name.startswith("."):
+                        inner.append((path, depth + 1))
+                    continue
+                if not entry.is_file():
+                    continue
+            except OSError:
+                continue
+            if "tfevents" in entry.name:
+                events.append(path)
+            elif entry.name == "trainer_state.json":
+                states.setdefault(folder.parent if _CHECKPOINT.search(folder.name) else folder, []).append(path)
+            elif _worth_a_look(entry.name, names):
+                kind, why = _kind(path, sure=True)
+                if kind:
+                    sources.append(Source(kind, path, (path,), _run_name(path, root), root))
+                elif why:
+                    passed_over.append((str(path), why))
+        if events:
+            sources.append(Source("tensorboard", folder, tuple(events), _relative(folder, root), root))
+        # what W&B keeps beside its run file is the same run again
+        stack += [item for item in reversed(inner) if not any(name.endswith(".wandb") for name in names)]
+    for folder, files in states.items():
+        newest = max(files, key=lambda path: int(m[1]) if (m := _CHECKPOINT.search(path.parent.name)) else 1 << 62)
+        sources.append(Source("trainer_state", newest, tuple(files), _relative(folder, root), root))
+    if not sources:
+        more = f" Passed over: {'; '.join(f'{shown(Path(p).name, 60)}: {why}' for p, why in passed_over[:3])}" if passed_over else ""
+        raise UnreadableInput(f"{shown(root)}: no logs in this folder or below it. Looked for {LOOKED_FOR}.{more}")
+    return Found(tuple(sorted(sources, key=lambda source: _natural(source.run))), tuple(passed_over))
+
+
+def _worth_a_look(name: str, beside: set[str]) -> bool:
+    ending = os.path.splitext(name)[1].lower()
+    if any(other.endswith(".wandb") for other in beside) and ending != ".wandb":
+        return False
+    return ending in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".db", ".sqlite", ".wandb", ".log", ".txt", ".out", ".stdout")
+
+
+def _kind(path: Path, sure: bool) -> tuple[str, str]:
+    """(kind, "") of a file, or ("", why it is none); with ``sure``, ("", "") where it plainly is something else."""
+    name, ending = path.name, path.suffix.lower()
+    if "tfevents" in name:
+        return "tensorboard", ""
+    if name == "trainer_state.json":
+        return "trainer_state", ""
+    try:
+        with open_regular(path.resolve()) as file:
+            start = file.read(_SNIFF_CONSOLE) or b""
+    except UnreadableInput as error:
+        return "", str(error)
+    except OSError as error:
+        return "", f"cannot be read: {error.strerror}."
+    if start.startswith(HEADER):
+        return "wandb", ""
+    if start.startswith(b"SQLite format 3\0"):
+        return ("trackio", "") if trackio.is_trackio(path) else ("", "an SQLite file without trackio's table of metrics.")
+    if start.startswith(b"PAR1"):
+        return ("parquet", "") if not sure or _parquet_has_step(path) else ("", "a parquet table without a step column.")
+    if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "", "a compressed file. Unpack it first."
+    if ending == ".wandb":
+        return "", "named .wandb, but does not begin as one does."
+    if not start.strip():
+        return "", "an empty file."
+    if b"\0" in start[:_SNIFF]:
+        return "", "not text."
+    if ending in (".csv", ".tsv"):
+        return ("csv", "") if not sure or _csv_has_step(start) else ("", "a table without a step column; name it itself to open it.")
+    rows = [json_row(line) for line in start[:_SNIFF].splitlines()[:8]]
+    if ending in (".jsonl", ".ndjson") or (rows and rows[0] is not None and ending != ".json"):
+        first = next((row for row in rows if row is not None), None)
+        if first is not None and first.get("format") == own.METRICS_FORMAT:
+            return "own", ""
+        if first is None and ending not in (".jsonl", ".ndjson"):
+            return "", "not lines of JSON."
+        numbers = first is not None and any(isinstance(v, (int, float)) and not isinstance(v, bool) for v in first.values())
+        has_step = first is not None and any(name.lower() in columns.STEP_NAMES for name in first)
+        return ("jsonl", "") if not sure or (numbers and has_step) else ("", "JSON lines without a step; name it itself to open it.")
+    if ending == ".json" or start.lstrip()[:1] in (b"{", b"["):
+        if start.lstrip()[:1] == b"[":
+            return ("json", "") if not sure else ("", "")
+        if b'"log_history"' in start:
+            return "trainer_state", ""
+        if ending == ".json":
+            return "", "JSON, but neither a list of rows nor a trainer_state.json."
+    for line in start.decode("utf-8", "replace").replace("\r", "\n").split("\n"):
+        if console.recognised(line) is not None:
+            return "console", ""
+    if sure:
+        return "", ""
+    if ending not in _TEXT_ENDINGS or _csv_has_step(start):
+        return "csv", ""
+    return "", "no line of a known console format in its first MB, and no table."
+
+
+def _csv_has_step(start: bytes) -> bool:
+    head = start.removeprefix(b"\xef\xbb\xbf").lstrip().partition(b"\n")[0].decode("utf-8", "replace")
+    delimiter = max(",\t;", key=head.count)
+    names = [name.strip().strip('"').lower() for name in head.split(delimiter)]
+    return len(names) > 1 and any(name in columns.STEP_NAMES for name in names)
+
+
+def _parquet_has_step(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as papq
+
+    try:
+        return any(name.lower() in columns.STEP_NAMES for name in papq.read_schema(path).names)
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+
+
+def _relative(folder: Path, root: Path) -> str:
+    return root.name or str(root) if folder == root else folder.relative_to(root).as_posix()
+
+
+def _run_name(path: Path, root: Path) -> str:
+    """A metrics file is called by its folder, any other by itself."""
+    if path.name in ("metrics.csv", "metrics.jsonl", "trainer_state.json") or "tfevents" in path.name:
+        return _relative(path.parent, root) if path.parent != root else path.parent.name
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def _natural(name: str) -> list:
+    """seed-2 before seed-10."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
