@@ -107,10 +107,9 @@ def test_the_sentence_carries_the_median_layers_ratio_and_its_size(llama):
 
 
 def test_the_page_says_what_balancing_would_give_and_that_training_is_another_question(llama):
-    assert (
-        "bring the median layer level, and leave the outputs the same up to rounding. Whether it then trains better is not known from here."
-        in texts(inspect(llama))
-    )
+    said = texts(inspect(llama))
+    assert "bring the median layer level, and leave the outputs the same up to rounding." in said
+    assert "Whether it then trains better is not known from here." in said
     exact = texts(inspect(llama, exact="yes"))
     assert "with powers of two" in exact and "leave every output bit-identical" in exact
     assert "QK is not among the pairs chosen on Rescale" in texts(inspect(llama, pairs="vo"))
@@ -124,11 +123,7 @@ def test_facts_charts_and_downloads_are_all_there(llama):
     ).replace("\\", "")
     assert len(charts(at)) == 6
     assert [b.proto.label for b in at.main.get("download_button")] == ["CSV"] * 7
-    assert (
-        all(c.proto.alt for c in at.main.get("plotly_chart"))
-        if hasattr(at.main.get("plotly_chart")[0].proto, "alt")
-        else True
-    )
+    assert all(len(c.proto.alt) > 20 for c in at.main.get("plotly_chart"))
     assert "Not covered: the MLP" in texts(at)
 
 

@@ -8,7 +8,17 @@ import pandas as pd
 import pytest
 
 from app.figures import balance, depth, findings, head, heatmap, words
-from app.figures.template import DARK, LIGHT, OCTAVES, blend, layer_ticks, log_ticks, octave_ticks, scale, theme_of
+from app.figures.template import (
+    DARK,
+    LIGHT,
+    OCTAVES,
+    blend,
+    layer_ticks,
+    log_ticks,
+    octave_ticks,
+    scale,
+    theme_of,
+)
 from app.inspecting.shown import furthest
 from wisca_core.patterns.head import HeadDetail, RoleDetail
 
@@ -616,7 +626,7 @@ def test_the_furthest_pairs_are_sorted_by_distance_from_the_median_not_from_bala
     out = furthest(groups, plan, most=2)
     assert (
         out["layer"].tolist() == [3, 2]
-        and out["off"].tolist() == [3.0, 0.5]
+        and out["log2_away"].tolist() == [-3.0, 0.5]
         and out["factor_low"].tolist() == [1.0, 0.25]
     )
 

@@ -7,9 +7,8 @@ import plotly.graph_objects as go
 from app.figures import words
 from app.figures.heatmap import has_size
 from app.figures.template import Theme, figure, log_ticks, see_through, unit
-from wisca_core.patterns.summary import SIDES
+from wisca_core.patterns.summary import LEVEL, SIDES
 
-LEVEL = 0.007  # octaves: 0.5 %, what the words call level
 MANY = 1000  # points from which they are drawn by WebGL
 
 
@@ -25,8 +24,8 @@ def balance(
 ) -> go.Figure:
     """``groups``: rows of one pair, columns layer, group, left, right, left_after, right_after, log2_size, log2_ratio.
 
-    ``matrices``: what the left and the right side are made of. Points carry customdata [layer, group]. Groups with a zero
-    or non-finite norm have no place on log axes and are left out.
+    ``matrices``: what the left and the right side are made of. Points carry customdata [layer, group]. Groups with a
+    zero or non-finite norm have no place on log axes and are left out.
     """
     left, right = SIDES[pair]
     norms = groups[["left", "right", "left_after", "right_after"]].to_numpy(dtype=float)
@@ -105,7 +104,7 @@ def balance(
     if selected is not None:
         chosen = shown[(shown["layer"] == selected[0]) & (shown["group"] == selected[1])]
         if len(chosen):
-            _arrow(fig, chosen.iloc[0], unit_name, theme)
+            _arrow(fig, chosen.iloc[0], unit_name, (low_x, high_x), theme)
     ticks_x, labels_x = log_ticks(10**low_x, 10**high_x, most=4)
     ticks_y, labels_y = log_ticks(10**low_y, 10**high_y, most=5)
     fig.update_layout(
@@ -187,12 +186,13 @@ def _along(
     )
 
 
-def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, theme: Theme) -> None:
-    """From ring to dot of the selected group; a ring in ink where nothing moves."""
+def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, span: tuple[float, float], theme: Theme) -> None:
+    """From ring to dot of the selected group; a ring in ink where nothing moves. ``span``: of the x axis, log10."""
     tail, head = (
         (np.log10(row["right"]), np.log10(row["left"])),
         (np.log10(row["right_after"]), np.log10(row["left_after"])),
     )
+    part = (tail[0] - span[0]) / (span[1] - span[0])
     if abs(tail[0] - head[0]) > 1e-9 or abs(tail[1] - head[1]) > 1e-9:
         fig.add_annotation(
             x=head[0],
@@ -228,6 +228,7 @@ def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, theme: Theme) -> None
         y=tail[1],
         xref="x",
         yref="y",
+        xanchor="left" if part < 0.3 else "right" if part > 0.7 else "center",
         yshift=18,
         borderpad=1,
         bgcolor=see_through(theme.page, 0.8),

@@ -14,10 +14,11 @@ ORDER = ("q", "k", "v", "o")
 
 
 def depth(heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection[str] = ()) -> go.Figure:
-    """``heads``: columns layer, role, head, before, after (one row a head). ``gains``: roles whose norms' gains are meant.
+    """``heads``: columns layer, role, head, before, after (one row a head). ``gains``: roles that are norms' gains.
 
-    Outline before, filled after; a bar spans 10-90 % of a layer's heads with the median as a notch, and heads further from
-    it than its own length are dots. Heads with a zero or non-finite norm have no place on a log axis and are left out.
+    Outline before, filled after; a bar spans 10-90 % of a layer's heads with the median as a notch, and heads further
+    from it than its own length are dots. Heads with a zero or non-finite norm have no place on a log axis and are left
+    out.
     """
     roles = [role for role in ORDER if (heads["role"] == role).any()]
     fig = figure(theme, 250 * max(1, -(-len(roles) // 2)) + 40)

@@ -43,7 +43,7 @@ def how_to_read(rows: pd.DataFrame) -> str:
     if single:
         return (
             f"Factors on the left matrix of each pair, one mark a {place}. The bar spans the factors of its single "
-            "channels; the tick is the factor that would balance the whole fully."
+            "channels; the tick is the middle of those that would balance them fully."
         )
     return (
         f"Factor on the left matrix of each pair, one mark a {place}; the right matrix gets its inverse. The tick "

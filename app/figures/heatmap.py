@@ -5,7 +5,16 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app.figures import words
-from app.figures.template import OCTAVES, Theme, figure, layer_ticks, octave_ticks, scale, unit
+from app.figures.template import (
+    OCTAVES,
+    Theme,
+    figure,
+    layer_ticks,
+    octave_ticks,
+    scale,
+    see_through,
+    unit,
+)
 from wisca_core.patterns.summary import SIDES
 
 TOP, BETWEEN, BOTTOM, LINE = (
@@ -264,7 +273,7 @@ def _layers(
             y=size,
             yanchor="bottom" if _room_above(layers, size) else "top",
             font=dict(size=12, color=theme.text),
-            bgcolor=None,
+            bgcolor=see_through(theme.page, 0.7),
         )
     fig.update_layout(
         {

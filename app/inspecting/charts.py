@@ -60,9 +60,9 @@ def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     blank = f" Blank: {words.plural(missing, 'layer')} not covered, named below." if missing else ""
     heading(
         finding,
-        f"A cell is one {cell}. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, its "
-        f"strength says by how much; balance fades into the page.{why_two}{blank} Below, each layer as a whole: ring before, "
-        "dot after, grey band within 2×. Click a cell to open its head.",
+        f"A cell is one {cell}. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, "
+        f"its strength says by how much; balance fades into the page.{why_two}{blank} Below, each layer as a whole: "
+        "ring before, dot after, grey band within 2×. Click a cell to open its head.",
         heatmap.columns(shown.groups),
         "ratios",
     )
@@ -83,8 +83,8 @@ def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     finding = findings.balance_title(shown.groups)
     heading(
         finding,
-        f"One point is one {shown.unit}. Ring before, dot after; a factor moves it along the anti-diagonal, so the product "
-        "of the norms stays. Grey band: within 2×.",
+        f"One point is one {shown.unit}. Ring before, dot after; a factor moves it along the anti-diagonal, so the "
+        "product of the norms stays. Grey band: within 2×.",
         shown.groups[["name", "layer", "group", "left", "right", "left_after", "right_after"]],
         "balance",
     )
@@ -105,7 +105,9 @@ def draw_furthest(shown: Shown) -> None:
     n, on = len(table), shown.matrices[0]
     number = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}.get(n, str(n))
     heading(
-        {0: "No pair has a ratio", 1: "The only pair"}.get(n, f"The {number} pairs furthest from the rest"),
+        {0: "No pair stands out from the rest", 1: "The pair furthest from the rest"}.get(
+            n, f"The {number} pairs furthest from the rest"
+        ),
         f"Sorted by distance from the median; the factor is that on {on}. Click a row to open the head.",
         table,
         "furthest",

@@ -9,7 +9,8 @@ from typing import Any
 import streamlit as st
 
 from app import state
-from app.inspecting.shown import Shown, furthest
+from app.inspecting.shown import Shown
+from wisca_core.patterns.summary import furthest
 
 SOURCES = ("map", "balance", "furthest")
 
@@ -19,7 +20,7 @@ def settle(shown: Shown) -> tuple[int, int]:
     groups = shown.groups
     layer, group = state.get("layer"), state.get("group")
     if layer not in set(groups["layer"]):
-        far = furthest(groups, groups.assign(factor_low=1.0, factor_high=1.0), most=1)
+        far = furthest(groups, 1)
         first = (far if len(far) else groups).iloc[0]
         layer, group = int(first["layer"]), int(first["group"])
     of_layer = groups.loc[groups["layer"] == layer, "group"].tolist()

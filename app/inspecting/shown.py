@@ -8,6 +8,7 @@ import pandas as pd
 from app import cached, state
 from app.cached import Opened
 from app.figures import words
+from wisca_core.patterns import summary
 from wisca_core.patterns.summary import PairSummary, layer_ratios, summaries
 from wisca_core.plan.decide import Decision, group_table
 from wisca_core.plan.options import Options
@@ -93,20 +94,13 @@ def shown(model: Opened) -> Shown:
 
 
 def furthest(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd.DataFrame:
-    """The ``most`` groups furthest from the median ratio, furthest first; those without a ratio are not in it.
+    """``summary.furthest`` of one pair, with factor_low, factor_high (on the left side) and log2_after of the plan.
 
-    Columns name, layer, group, log2_ratio, off (octaves from the median), factor_low, factor_high (on the left side),
-    log2_after. ``plan_rows``: columns name, group (-1: the whole tensor), factor_low, factor_high.
+    ``plan_rows``: columns name, group (-1: the whole tensor), factor_low, factor_high.
     """
-    known = groups[np.isfinite(groups["log2_ratio"])]
-    off = (known["log2_ratio"] - known["log2_ratio"].median()).abs()
-    out = known.assign(off=off).sort_values("off", ascending=False, kind="stable").head(most)
+    far = summary.furthest(groups, most)
+    out = far.merge(groups[["name", "group", "log2_after"]], on=["name", "group"], how="left")
     rows = plan_rows[plan_rows["name"].isin(out["name"])]
     factors = dict(zip(zip(rows["name"], rows["group"]), zip(rows["factor_low"], rows["factor_high"])))
-    pairs = [
-        factors.get((name, group)) or factors.get((name, -1)) or (np.nan, np.nan)
-        for name, group in zip(out["name"], out["group"])
-    ]
-    return out.assign(factor_low=[p[0] for p in pairs], factor_high=[p[1] for p in pairs])[
-        ["name", "layer", "group", "log2_ratio", "off", "factor_low", "factor_high", "log2_after"]
-    ].reset_index(drop=True)
+    found = [factors.get((n, g)) or factors.get((n, -1)) or (np.nan, np.nan) for n, g in zip(out["name"], out["group"])]
+    return out.assign(factor_low=[low for low, _ in found], factor_high=[high for _, high in found])

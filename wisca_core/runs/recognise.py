@@ -41,7 +41,6 @@ MAX_DEPTH = 12
 _SNIFF = 64 << 10
 _SNIFF_CONSOLE = 1 << 20
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\Z")
-_TEXT_ENDINGS = (".log", ".txt", ".out", ".err", ".stdout", "")
 
 
 @dataclass(frozen=True)
@@ -183,19 +182,16 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
         numbers = first is not None and any(isinstance(v, (int, float)) and not isinstance(v, bool) for v in first.values())
         has_step = first is not None and any(name.lower() in columns.STEP_NAMES for name in first)
         return ("jsonl", "") if not sure or (numbers and has_step) else ("", "JSON lines without a step; name it itself to open it.")
-    if ending == ".json" or start.lstrip()[:1] in (b"{", b"["):
+    if ending == ".json":
         if start.lstrip()[:1] == b"[":
             return ("json", "") if not sure else ("", "")
-        if b'"log_history"' in start:
-            return "trainer_state", ""
-        if ending == ".json":
-            return "", "JSON, but neither a list of rows nor a trainer_state.json."
+        return ("trainer_state", "") if b'"log_history"' in start else ("", "JSON, but neither a list of rows nor a trainer_state.json.")
     for line in start.decode("utf-8", "replace").replace("\r", "\n").split("\n"):
         if console.recognised(line) is not None:
             return "console", ""
     if sure:
         return "", ""
-    if ending not in _TEXT_ENDINGS or _csv_has_step(start):
+    if _csv_has_step(start):
         return "csv", ""
     return "", "no line of a known console format in its first MB, and no table."
 

@@ -34,7 +34,8 @@ _FEW = 8
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # DataType of a tensor (types.proto) -> how its bytes are read, and the field that holds packed values instead of tensor_content
 _TENSOR_DTYPES = {1: ("<f4", 5), 2: ("<f8", 6), 3: ("<i4", 0), 9: ("<i8", 0), 19: ("<f2", 0)}
-_HPARAMS = "_hparams_/session_start_info"
+# Tags that hold settings, not measurements.
+_HPARAMS, _ARGS = "_hparams_/", "args/text_summary"
 
 
 class Malformed(Exception):
@@ -316,7 +317,7 @@ class TensorBoard:
             return
         wall = np.frombuffer(record, "<f8", 1, event.wall_at) if event.wall_at >= 0 else np.full(1, np.nan)
         for value in event.values:
-            if value.tag == _HPARAMS or value.tag == "args/text_summary":
+            if value.tag.startswith(_HPARAMS) or value.tag == _ARGS:
                 continue
             if value.dtype and self._is_scalar(value):
                 number_read = np.frombuffer(record, value.dtype, 1, value.at).astype(np.float64)
@@ -337,9 +338,9 @@ class TensorBoard:
     def _settings(self, record: bytes, event: _Event) -> None:
         """Hyperparameters of SummaryWriter.add_hparams, and the arguments that transformers' Trainer writes as text."""
         for value in event.values:
-            if value.tag == _HPARAMS:
+            if value.tag == _HPARAMS + "session_start_info":
                 self._out.config(self.source.run, _hparams(record))
-            elif value.tag == "args/text_summary":
+            elif value.tag == _ARGS:
                 start = record.find(b"{")
                 try:
                     parsed, _ = json.JSONDecoder().raw_decode(record[start:].decode("utf-8", "replace"))

@@ -88,7 +88,8 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
             followed, more = lora.follow(site, adapters, held.copies)
             sites.append(followed)
             columns += more
-    sites, twice = _once(sites, held)
+    sites, twice, partly = _once(sites, held)
+    refused += partly
     if "lora" in choices.pairs:
         ranks, why = lora.rank_sites(adapters)
         sites += [site for site in ranks if choices.chooses(site.key)]
@@ -259,7 +260,7 @@ def _own_class(inner: nn.Module, site: Site) -> str:
             continue
         kinds = [c for c in type(module).__mro__ if not c.__module__.startswith(("torch.", "accelerate."))]
         kind = kinds[0] if kinds else type(module)
-        if not kind.__module__.startswith(("transformers.", "peft.", "builtins")) and type(module).__name__[:4] != "FSDP":
+        if not kind.__module__.startswith(("transformers.", "peft.", "builtins")):
             return (f"{path} is a {kind.__module__}.{kind.__qualname__}, not transformers' own attention of {family.name}; "
                     "the proof says nothing of it")  # fmt: skip
     return ""
@@ -278,28 +279,27 @@ def _layerless(name: str) -> str:
     return re.sub(r"\.\d+\.", ".#.", name, count=1)
 
 
-def _once(sites: Sequence[Site], held: _Held) -> tuple[list[Site], tuple[str, ...]]:
-    """Layers that are one and the same module are scaled once; a layer that shares only a part is refused by the check above it."""
-    kept: list[Site] = []
-    seen: dict[tuple, Site] = {}
+def _once(sites: Sequence[Site], held: _Held) -> tuple[list[Site], tuple[str, ...], list[Refusal]]:
+    """Layers that are one and the same module are scaled once; layers that share only a part of a pair are refused."""
+
+    def owner(name: str) -> str:
+        return held.shared.get(name, (name,))[0]
+
+    kept: dict[tuple, Site] = {}
     remarks = []
     for site in sites:
-        canonical = tuple(replace(leg, tensor=held.shared.get(leg.tensor, (leg.tensor,))[0]) for leg in site.legs)
-        if canonical in seen:
-            remarks.append(f"{site.name} is {seen[canonical].name}: the same parameters, scaled once.")
-            continue
-        seen[canonical] = site
-        kept.append(site)
-    # a tensor met in two sites that are not the same would be scaled twice along one axis
-    used: dict[tuple, list[str]] = {}
-    for site in kept:
+        canonical = tuple(replace(leg, tensor=owner(leg.tensor)) for leg in site.legs)
+        if canonical in kept:
+            remarks.append(f"{site.name} is {kept[canonical].name}: the same parameters, scaled once.")
+        else:
+            kept[canonical] = site
+    users: dict[tuple, set[str]] = {}
+    for site in kept.values():
         for leg in site.legs:
-            owner = held.shared.get(leg.tensor, (leg.tensor,))[0]
-            used.setdefault((site.key.pair, owner, leg.axis), []).append(site.name)
-    wrong = {name for names in used.values() if len(names) > 1 for name in names}
-    for name in sorted(wrong):
-        remarks.append(f"{name} shares one of its tensors, not all, with another layer; left alone.")
-    return [site for site in kept if site.name not in wrong], tuple(remarks)
+            users.setdefault((site.key.pair, owner(leg.tensor)), set()).add(site.name)
+    wrong = {name: sorted(names) for names in users.values() if len(names) > 1 for name in names}
+    refused = [Refusal(name, f"some of its tensors, not all, are those of {', '.join(n for n in names if n != name)} too") for name, names in wrong.items()]
+    return [site for site in kept.values() if site.name not in wrong], tuple(remarks), refused
 
 
 def _unusable(site: Site, parameters: Mapping[str, torch.Tensor], choices: Choices) -> str:

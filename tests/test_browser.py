@@ -1,0 +1,164 @@
+"""A person in a real browser: open the app, click a cell, change the options, export, download, and verify what came down.
+
+Needs Chromium or Chrome. Without one the tests are skipped, unless WISCA_BROWSER=required: then they fail.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from wisca_core.checkpoint import open_checkpoint
+from wisca_core.equivalence.verify import BIT_IDENTICAL, verify
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "sample_runs" / "gqa-docs" / "checkpoint-3600"
+
+
+def _browser_path() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    mac = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+    if found is None and mac.exists():
+        found = str(mac)
+    if found is None:
+        message = "no Chromium or Chrome on this machine; install one (Debian: apt install chromium) for the browser tests"
+        pytest.fail(message) if os.environ.get("WISCA_BROWSER") == "required" else pytest.skip(message)
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """(address, WISCA_HOME) of a dashboard started as the README says, from the repository's folder."""
+    home = tmp_path_factory.mktemp("browser-home")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (home / "server.log").open("wb")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)],
+        cwd=ROOT, env=os.environ | {"WISCA_HOME": str(home / "home"), "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                if urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).status == 200:
+                    break
+            except OSError:
+                time.sleep(0.25)
+        else:
+            pytest.fail((home / "server.log").read_text()[-2000:])
+        yield address, port
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+@pytest.fixture
+def page(server):
+    from playwright.sync_api import sync_playwright
+
+    path = _browser_path()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+        page = context.new_page()
+        page.set_default_timeout(90_000)
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" and "404" not in m.text else None)
+        yield page
+        assert not page.problems, page.problems
+        assert page.locator(".stException").count() == 0
+        browser.close()
+
+
+def test_from_the_first_screen_to_a_verified_download(page, server, tmp_path):
+    address, _ = server
+    page.goto(address)
+    page.get_by_text("The query side is 4.3× heavier in the median layer").first.wait_for()
+    page.locator(".js-plotly-plot").first.wait_for()
+
+    # a click on layer 2, KV group 1 of the strip "before" opens that head
+    strip = page.locator(".js-plotly-plot .nsewdrag").first
+    strip.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)
+    box = strip.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 2.5 / 8, box["y"] + box["height"] * 0.75)
+    page.get_by_text("Layer 2, KV group 1").wait_for()
+    page.wait_for_url(re.compile("layer=2.*group=1|group=1.*layer=2"))
+    page.reload()  # the link alone brings the same view back
+    page.get_by_text("Layer 2, KV group 1").wait_for()
+
+    page.get_by_role("link", name="Rescale").click()
+    page.get_by_text("16 of 16 pairs would change").wait_for()
+    assert page.get_by_text("every output stays bit-identical").count() == 0
+    page.get_by_text("KV group", exact=True).first.click()
+    page.wait_for_url(re.compile("granularity=group"))
+    page.get_by_text("Exact: powers of two only").click()
+    page.get_by_text(re.compile("every output\\s+stays bit-identical")).first.wait_for()
+
+    export = page.get_by_role("button", name="Export", exact=True)
+    page.wait_for_function("() => [...document.querySelectorAll('button')].some(b => b.innerText.trim() === 'Export' && !b.disabled)")
+    export.click()
+    page.get_by_text("Exported", exact=True).wait_for()
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name=re.compile("Download")).first.click()
+    archive = tmp_path / "down.zip"
+    waiting.value.save_as(archive)
+    with zipfile.ZipFile(archive) as zipped:
+        zipped.extractall(tmp_path / "down")
+    (folder,) = (tmp_path / "down").iterdir()
+    result = verify(open_checkpoint(SAMPLE), open_checkpoint(folder))
+    assert result.verdict == BIT_IDENTICAL, result.reasons
+    assert result.n_changed > 0
+
+
+def test_a_phone_in_the_dark_sees_both_pages_without_sideways_scrolling(page, server):
+    address, _ = server
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 390, "height": 844})
+    for path, text in (("", "The query side is"), ("/rescale", "pairs would change")):
+        page.goto(address + path)
+        page.get_by_text(re.compile(text)).first.wait_for()
+        page.locator(".js-plotly-plot").first.wait_for()
+        page.wait_for_timeout(1000)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 391
+
+
+def test_a_path_that_is_no_model_is_a_message_and_the_app_lives(page, server):
+    address, _ = server
+    page.goto(f"{address}/?model=/no/such/model")
+    page.get_by_text("/no/such/model").first.wait_for()
+    page.goto(address)
+    page.get_by_text("The query side is").first.wait_for()
+
+
+def test_the_server_answers_on_the_loopback_address_only(server):
+    _, port = server
+    listening = Path("/proc/net/tcp")
+    if not listening.exists():
+        pytest.skip("reads Linux' table of sockets")
+    hexadecimal = f":{port:04X}"
+    tables = [listening, Path("/proc/net/tcp6")]
+    local = [line.split()[1] for table in tables for line in table.read_text().splitlines()[1:] if line.split()[3] == "0A"]
+    ours = [address for address in local if address.endswith(hexadecimal)]
+    assert ours and all(address.startswith("0100007F:") for address in ours), ours
+
+
+def test_another_host_name_is_refused(server):
+    address, _ = server
+    request = urllib.request.Request(address, headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == 400

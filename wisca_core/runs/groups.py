@@ -1,0 +1,243 @@
+"""Runs side by side: what differs in their configuration, which belong together, and what their values say.
+
+Not covered: corrections for looking at many metrics or groups. A comparison planned beforehand is the place for a conclusion.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from wisca_core.runs.table import Run, Series
+
+# The last part of a setting's name that says which seed it was.
+SEED_NAMES = ("seed", "random_seed", "rng_seed", "data_seed", "torch_seed")
+_SEED_IN_NAME = re.compile(r"(?i)(?:^|[-_/., ])(?:seed|s)[-_= ]?(\d{1,9})(?=$|[-_/., )])")
+# Settings that differ between any two runs and say nothing of what was tried.
+_INCIDENTAL = re.compile(r"(?i)(^|[._/])(output_dir|logging_dir|run_name|name|id|run_id|time|date|timestamp|hostname|host|pid|wandb_id|best_metric|total_flos)$")
+_HIGHER_IS_BETTER = re.compile(r"(?i)(^|[/_. -])(acc|accuracy|f1|auc|auroc|bleu|rouge\w*|exact_match|em|precision|recall|reward|score|map|mrr|win_rate|mfu|"
+                               r"r2|throughput|tokens_per_second|tok/sec)([/_. -]|$)")  # fmt: skip
+
+
+def seed_of(run: Run) -> str | None:
+    """The run's seed as text: a setting named seed, else a part of its name such as seed-3 or s3; None where neither is there."""
+    for name in sorted(run.config, key=lambda name: (name.count("."), SEED_NAMES.index(n) if (n := name.rsplit(".", 1)[-1].lower()) in SEED_NAMES else 99)):
+        if name.rsplit(".", 1)[-1].lower() in SEED_NAMES and run.config[name] is not None:
+            return _cell(run.config[name])
+    found = _SEED_IN_NAME.findall(run.name)
+    return str(int(found[-1])) if found else None
+
+
+def differences(runs: Sequence[Run], *, incidental: bool = False) -> pd.DataFrame:
+    """Settings that are not the same in all runs: one row a run (index: its name), one column a setting, "" where a run does not say.
+
+    Folders, names and dates are left out unless ``incidental``.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.config)
+    out = {}
+    for name in names:
+        cells = [_cell(run.config[name]) if name in run.config else "" for run in runs]
+        if len(set(cells)) > 1 and (incidental or not _INCIDENTAL.search(name)):
+            out[name] = cells
+    return pd.DataFrame(out, index=pd.Index([run.name for run in runs], name="run"), dtype="str")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float) and value == math.floor(value) and abs(value) < 1e15:
+        return str(int(value))
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def by_configuration(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
+    """Runs that differ in nothing but their seed together: title -> runs. The title names what differs between the groups.
+
+    Without any configuration the name without its seed decides.
+    """
+    table = differences(runs)
+    kept = [name for name in table.columns if name.rsplit(".", 1)[-1].lower() not in SEED_NAMES]
+    out: dict[str, list[Run]] = {}
+    for k, run in enumerate(runs):
+        if kept:
+            title = ", ".join(f"{name.rsplit('.', 1)[-1]} {table.iloc[k][name] or 'not said'}" for name in kept)
+        else:
+            title = ""
+        stem = _SEED_IN_NAME.sub("", run.name).strip("-_/., ()") or "all runs"
+        # a configuration that does not tell two names apart is not all there is to know
+        out.setdefault(title if kept and run.config else stem if not kept else f"{stem} (no configuration)", []).append(run)
+    return {title: tuple(members) for title, members in out.items()}
+
+
+def by_seed(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
+    """seed -> runs with it; "no seed" for the rest."""
+    out: dict[str, list[Run]] = {}
+    for run in runs:
+        seed = seed_of(run)
+        out.setdefault("no seed" if seed is None else f"seed {seed}", []).append(run)
+    return {title: tuple(members) for title, members in out.items()}
+
+
+def lower_is_better(metric: str) -> bool:
+    """A guess by the name: losses fall, accuracies rise."""
+    return not _HIGHER_IS_BETTER.search(metric)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where a series ends: ``final`` is the last value logged (it may be NaN), ``best`` the lowest or highest finite one, at ``best_step``."""
+
+    final: float
+    final_step: float
+    best: float
+    best_step: float
+    n: int
+
+
+def ends(series: Series, lower: bool) -> Ends:
+    """Final and best value."""
+    value, step = series.value, series.step
+    if not len(value):
+        return Ends(math.nan, math.nan, math.nan, math.nan, 0)
+    finite = np.isfinite(value)
+    if not finite.any():
+        return Ends(float(value[-1]), float(step[-1]), math.nan, math.nan, len(value))
+    filled = np.where(finite, value, np.inf if lower else -np.inf)
+    at = int(np.argmin(filled) if lower else np.argmax(filled))
+    return Ends(float(value[-1]), float(step[-1]), float(value[at]), float(step[at]), len(value))
+
+
+ENDS_COLUMNS = {
+    "group": "title of the group",
+    "run": "name of the run",
+    "seed": "its seed, empty where unknown",
+    "final": "last value logged",
+    "final_step": "its step",
+    "best": "lowest or highest finite value",
+    "best_step": "its step",
+    "points": "values logged",
+}
+
+
+def ends_table(groups: Mapping[str, Sequence[Run]], metric: str, lower: bool) -> pd.DataFrame:
+    """One row a run that has ``metric``, columns ENDS_COLUMNS."""
+    rows = []
+    for title, members in groups.items():
+        for run in members:
+            if metric in run.series:
+                e = ends(run.series[metric], lower)
+                rows.append((title, run.name, seed_of(run) or "", e.final, e.final_step, e.best, e.best_step, e.n))
+    return pd.DataFrame(rows, columns=list(ENDS_COLUMNS))
+
+
+STATS_COLUMNS = {
+    "group": "title of the group",
+    "runs": "runs with a finite value",
+    "not_finite": "runs whose value is NaN or infinite",
+    "mean": "mean",
+    "sd": "standard deviation between runs (n - 1); NaN for one run",
+    "low": "95 % t interval of the mean, lower end",
+    "high": "upper end",
+    "min": "lowest",
+    "max": "highest",
+}
+
+
+def group_statistics(table: pd.DataFrame, value: str = "final") -> pd.DataFrame:
+    """One row a group of ``ends_table``, columns STATS_COLUMNS."""
+    rows = []
+    for title, part in table.groupby("group", sort=False):
+        values = part[value].to_numpy(float)
+        finite = values[np.isfinite(values)]
+        mean, sd, low, high = interval(finite)
+        rows.append((title, len(finite), len(values) - len(finite), mean, sd, low, high,
+                     finite.min() if len(finite) else math.nan, finite.max() if len(finite) else math.nan))  # fmt: skip
+    return pd.DataFrame(rows, columns=list(STATS_COLUMNS))
+
+
+def interval(values: Iterable[float]) -> tuple[float, float, float, float]:
+    """(mean, standard deviation, low, high) with the 95 % t interval of the mean; NaN where too few values say nothing."""
+    values = np.asarray(list(values), dtype=float)
+    n = len(values)
+    if n == 0:
+        return (math.nan,) * 4
+    mean = float(values.mean())
+    if n == 1:
+        return mean, math.nan, math.nan, math.nan
+    from scipy.stats import t
+
+    sd = float(values.std(ddof=1))
+    half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return mean, sd, mean - half, mean + half
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Group b minus group a in one value, seed by seed. ``seeds`` both have (one run each); ``left_out`` (seed or run, reason)."""
+
+    a: str
+    b: str
+    metric: str
+    value: str  # final | best
+    seeds: tuple[str, ...]
+    differences: tuple[float, ...]
+    mean: float
+    low: float
+    high: float
+    left_out: tuple[tuple[str, str], ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.seeds)
+
+
+def paired(groups: Mapping[str, Sequence[Run]], a: str, b: str, metric: str, lower: bool, value: str = "final") -> Paired:
+    """The difference between two groups over the seeds they share, 95 % t interval."""
+    left_out: list[tuple[str, str]] = []
+    sides = []
+    for title in (a, b):
+        found: dict[str, list[float]] = {}
+        for run in groups[title]:
+            seed = seed_of(run)
+            if metric not in run.series:
+                left_out.append((run.name, f"has no {metric}"))
+            elif seed is None:
+                left_out.append((run.name, "has no seed"))
+            else:
+                found.setdefault(seed, []).append(getattr(ends(run.series[metric], lower), value))
+        sides.append(found)
+    seeds, diffs = [], []
+    for seed in dict.fromkeys([*sides[0], *sides[1]]):
+        values = [side.get(seed, []) for side in sides]
+        if not all(values):
+            left_out.append((f"seed {seed}", f"only in {a if values[0] else b}"))
+        elif any(len(v) > 1 for v in values):
+            left_out.append((f"seed {seed}", "more than one run has it"))
+        elif not all(math.isfinite(v[0]) for v in values):
+            left_out.append((f"seed {seed}", "a value is not finite"))
+        else:
+            seeds.append(seed)
+            diffs.append(values[1][0] - values[0][0])
+    mean, _, low, high = interval(diffs)
+    return Paired(a, b, metric, value, tuple(seeds), tuple(diffs), mean, low, high, tuple(left_out))
+
+
+def paired_sentence(p: Paired, digits: int = 3) -> str:
+    """What the paired difference says, and no more: the mean with its interval, or that too few seeds are shared."""
+    if p.n == 0:
+        return f"No seed is in both groups, so {p.metric} cannot be compared in pairs."
+    number = f"{_signed(p.mean, digits)}"
+    seeds = f"{p.n} shared seed{'s' if p.n > 1 else ''}"
+    if p.n < 4:
+        return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric}, {seeds}; too few to conclude anything (4 are the least)."
+    span = f"95 % {_signed(p.low, digits)} to {_signed(p.high, digits)}"
+    preliminary = " Preliminary: fewer than 8 seeds." if p.n < 8 else ""
+    if p.low <= 0 <= p.high:
+        return f"Not distinguishable: {p.b} minus {p.a} is {number} in {p.value} {p.metric} ({span}), {seeds}.{preliminary}"
+    return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric} ({span}), {seeds}.{preliminary}"
+
+
+def _signed(value: float, digits: int) -> str:
+    text = f"{abs(value):.{digits}f}"
+    return text if float(text) == 0 else ("−" if value < 0 else "+") + text
