@@ -15,9 +15,9 @@ from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
 from wisca_core.patterns import store
-from wisca_core.patterns.head import HeadDetail, head_detail
 from wisca_core.patterns.table import Patterns
 from wisca_core.plan.decide import Decision, decide
+from wisca_core.plan.head import HeadDetail, head_detail
 from wisca_core.plan.options import Options
 from wisca_core.plan.plan import Plan, make_plan
 from wisca_core.plan.rows import plan_rows

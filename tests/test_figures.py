@@ -20,7 +20,7 @@ from app.figures.template import (
     theme_of,
 )
 from app.inspecting.shown import furthest
-from wisca_core.patterns.head import HeadDetail, RoleDetail
+from wisca_core.plan.head import HeadDetail, RoleDetail
 
 NAN = float("nan")
 

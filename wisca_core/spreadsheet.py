@@ -13,12 +13,14 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
     b"name,value\\n'=1+1,-1\\nq,2\\n"
     """
 
-    def safe(value: object) -> object:
-        return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value
-
     return (
-        table.rename(columns=safe)
-        .map(safe)
+        table.rename(columns=safe_cell)
+        .map(safe_cell)
         .to_csv(index=False, lineterminator="\n")
         .encode("utf-8", "backslashreplace")
     )
+
+
+def safe_cell(value: object) -> object:
+    """Text that would be read as a formula with an apostrophe in front; anything else as it is."""
+    return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from app.figures import words
 from app.figures.template import Theme, figure, log_ticks, unit
-from wisca_core.patterns.head import HeadDetail
+from wisca_core.plan.head import HeadDetail
 
 
 def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Figure:

@@ -10,8 +10,8 @@ from app.figures.template import Theme
 from app.inspecting import selection
 from app.inspecting.charts import chart, heading
 from app.inspecting.shown import Shown
-from wisca_core.patterns.head import HeadDetail
 from wisca_core.patterns.summary import times
+from wisca_core.plan.head import HeadDetail
 
 
 def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:

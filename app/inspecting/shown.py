@@ -10,7 +10,7 @@ from app.cached import Opened
 from app.figures import words
 from wisca_core.patterns import summary
 from wisca_core.patterns.summary import PairSummary, layer_ratios, summaries
-from wisca_core.plan.decide import Decision, group_table
+from wisca_core.plan.decide import Decision
 from wisca_core.plan.options import Options
 
 NORMS = ("l1", "l2", "max", "mean")
@@ -77,7 +77,7 @@ def shown(model: Opened) -> Shown:
     if state.get("shown_norm") not in NORMS:
         state.put("shown_norm", NORMS[0])
     pair, norm = state.get("pair"), state.get("shown_norm")
-    everything = group_table(decision.patterns, norm, decision.row_factor)
+    everything = decision.groups(norm)
     layers = layer_ratios(everything, norm)
     return Shown(
         model,

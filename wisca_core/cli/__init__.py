@@ -1,4 +1,4 @@
-"""The command line: ``wisca inspect | rescale | verify | clean | jobs``.
+"""The command line: ``wisca inspect | rescale | verify | runs | trajectory | clean | jobs``.
 
 This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command
 does is in the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled;
@@ -163,6 +163,66 @@ def _verify(
     from wisca_core.cli.verify import run
 
     return run(before, after, weights_only, json, yes)
+
+
+@app.command("runs")
+@ending
+def _runs(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Log files, or folders with logs below them.", show_default=False)
+    ],
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write every value as one long table.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="Metric to sum up.", show_default="the loss")
+    ] = None,
+    step_column: Annotated[
+        str | None,
+        typer.Option(
+            "--step-column", metavar="NAME", help="Step column of tables and JSON lines.", show_default="guessed"
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Print a line whenever a run has new values, until Ctrl-C.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Read training logs: TensorBoard, Trainer, CSV, JSONL, parquet, trackio, W&B, nanoGPT and Megatron text."""
+    from wisca_core.cli.runs import run
+
+    return run(paths, csv, metric or "", step_column or "", follow, json)
+
+
+@app.command("trajectory")
+@ending
+def _trajectory(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Folder of checkpoints: checkpoint-500, step_1000, ...", show_default=False),
+    ],
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the ratio of every KV group and step as CSV.")
+    ] = None,
+    norm: Annotated[str, typer.Option("--norm", metavar="l1|l2|max|rms|mean", help="Norm that is compared.")] = "l1",
+    every: Annotated[
+        int, typer.Option("--every", metavar="N", help="Steps between two rescalings the reading speaks of.")
+    ] = 250,
+    logs: Annotated[
+        Path | None,
+        typer.Option(
+            "--logs",
+            metavar="PATH",
+            help="Log with the loss of this training.",
+            show_default="beside the checkpoints",
+        ),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Show how the pairs of one training moved over its checkpoints, and what that says."""
+    from wisca_core.cli.trajectory import run
+
+    return run(folder, csv, norm, every, logs, json)
 
 
 @app.command("clean")

@@ -17,7 +17,8 @@ from wisca_core.errors import BadOption, OutputRefused
 from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import NORMS
-from wisca_core.plan.decide import group_table
+from wisca_core.plan.decide import decide
+from wisca_core.plan.options import Options
 from wisca_core.spreadsheet import csv_bytes
 
 N_WORST = 10
@@ -51,7 +52,7 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
         return 1
     with bar() as progress:
         patterns = measured(checkpoint, sites, progress)
-    groups = group_table(patterns, norm, np.ones(len(patterns.rows["n"])))
+    groups = decide(patterns, Options()).groups(norm)
     if csv:
         _write_csv(csv, groups[list(CSV_COLUMNS)])
     pairs, layers, worst = summaries(groups, norm), layer_ratios(groups, norm), furthest(groups, N_WORST)

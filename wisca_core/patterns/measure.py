@@ -12,7 +12,7 @@ import xxhash
 
 from wisca_core.architecture.site import Leg, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
-from wisca_core.patterns.table import STATS, LOST_BITS, Patterns
+from wisca_core.patterns.table import LOST_BITS, STATS, Patterns
 from wisca_core.progress import Progress, silent
 
 _ACCUMULATE = {"F64": torch.float64, "F32": torch.float64, "BF16": torch.float32, "F16": torch.float32}

@@ -48,6 +48,9 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
     else:
         how = {"l1": "sum", "mean": "mean", "max": "max"}[norm]
         sides = groups[columns].groupby([keys["pair"], keys["layer"]], sort=False).agg(how)
+    # a norm that is not known in one group is not known of the layer: pandas would leave it out and give the rest
+    unknown = groups[columns].isna().groupby([keys["pair"], keys["layer"]], sort=False).any()
+    sides = sides.mask(unknown)
     size = keys.groupby(["pair", "layer"], sort=False)["log2_size"].first()
     with np.errstate(divide="ignore", invalid="ignore"):
         out = pd.DataFrame({

@@ -5,16 +5,20 @@ Rows are in the order of ``sites``, their legs, and each leg's indices; numpy ar
 
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import xxhash
 
 from wisca_core.architecture.site import Sites
+
+T = TypeVar("T")
 
 LOST_BITS = 12  # F16: factors down to 2^-12 are counted exactly
 
@@ -28,6 +32,9 @@ STATS = {
     "n_zero": np.int64,
     "n_nonfinite": np.int64,
 }
+
+LARGEST = {"F16": 65504.0, "BF16": 3.3895313892515355e38, "F32": 3.4028234663852886e38, "F64": 1.7976931348623157e308}
+SMALLEST_NORMAL = {"F16": 2.0**-14, "BF16": 2.0**-126, "F32": 2.0**-126, "F64": 2.0**-1022}
 
 # Where a row belongs: column -> dtype
 PLACE = {
@@ -83,7 +90,7 @@ class Patterns:
     digests: MappingProxyType
     header: str
     dtypes: MappingProxyType  # tensor name -> stored dtype
-    _cells: dict = field(default_factory=dict, repr=False)
+    _kept: dict = field(default_factory=dict, repr=False)
 
     @classmethod
     def gather(cls, sites: Sites, measured: dict, digests: dict, header: str, dtypes: dict) -> "Patterns":
@@ -138,9 +145,13 @@ class Patterns:
 
     def cells(self, granularity: str) -> "Cells":
         """Rows labelled by tie group at that granularity; kept once made."""
-        if granularity not in self._cells:
-            self._cells[granularity] = Cells.of(self, granularity)
-        return self._cells[granularity]
+        return self.keep(("cells", granularity), lambda: Cells.of(self, granularity))
+
+    def keep(self, key: tuple, make: Callable[[], T]) -> T:
+        """What ``make`` gave the first time it was asked for under ``key``: parts that no option changes are worked out once."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def fingerprint(self, tensors: "list[str] | tuple[str, ...]") -> str:
         """Hash over every tensor's name, dtype and shape and the bytes of ``tensors``."""
@@ -196,6 +207,12 @@ class Segments:
         starts = np.flatnonzero(np.r_[True, kept[1:] != kept[:-1]]) if len(kept) else np.zeros(0, np.int64)
         return cls(rows, starts, kept[starts], int(segment.max()) + 1 if len(segment) else 0)
 
+    def constant(self, values: np.ndarray) -> bool:
+        """Whether ``values`` (one a row) is one value within every segment."""
+        inside = values[self.order]
+        changes = np.flatnonzero(inside[1:] != inside[:-1]) + 1
+        return bool(np.isin(changes, self.starts, assume_unique=True).all())
+
     def sum(self, values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values[self.order], self.starts) if len(self.starts) else np.zeros(0)
 
@@ -221,6 +238,8 @@ class Cells:
 
     ``first``: first cell of each site, with the total behind the last. ``site``: site of each cell. ``group``: KV group of the
     cell's first channel. ``sides``: statistics (n, l1, ...) as arrays (2, n_cells), left then right, of measured legs.
+    ``stored``: of all legs, the same shape: n, n_short (16-bit values), n_offset (gains stored as gain - 1), top (largest value as a share
+    of its dtype's largest), low (smallest nonzero value over its dtype's smallest normal number).
     """
 
     granularity: str
@@ -229,6 +248,7 @@ class Cells:
     site: np.ndarray
     group: np.ndarray
     sides: dict
+    stored: dict
 
     @classmethod
     def of(cls, patterns: Patterns, granularity: str) -> "Cells":
@@ -241,13 +261,39 @@ class Cells:
         legs = patterns.legs
         side = legs["side"].to_numpy()[patterns.leg_of_row] if len(legs) else np.zeros(0, np.int64)
         measured = legs["measured"].to_numpy()[patterns.leg_of_row] if len(legs) else np.zeros(0, bool)
-        segments = Segments.of(cell * 2 + side, measured)
-        sums = segments.reduce(rows)
-        sides = {}
-        for name, values in sums.items():
+        of_measured = Segments.of(cell * 2 + side, measured)
+        of_all = of_measured if measured.all() else Segments.of(cell * 2 + side, np.ones(len(cell), bool))
+
+        def by_side(segments: Segments, values: np.ndarray) -> np.ndarray:
             both = np.zeros(2 * first[-1], values.dtype)
             both[segments.ids] = values
-            sides[name] = both.reshape(-1, 2).T
+            return both.reshape(-1, 2).T
+
+        sides = {name: by_side(of_measured, values) for name, values in of_measured.reduce(rows).items()}
+        stored = {name: by_side(of_all, values) for name, values in _stored(patterns, of_all).items()}
         group = np.zeros(first[-1], np.int64)
         group[cell[::-1]] = rows["group"][::-1]  # the first row of a cell is written last
-        return cls(granularity, cell, first, np.repeat(np.arange(len(sites)), np.diff(first)), group, sides)
+        return cls(granularity, cell, first, np.repeat(np.arange(len(sites)), np.diff(first)), group, sides, stored)
+
+
+def _stored(patterns: Patterns, segments: Segments) -> dict[str, np.ndarray]:
+    legs, rows, leg = patterns.legs, patterns.rows, patterns.leg_of_row
+
+    def of_leg(values: list) -> np.ndarray:
+        return np.array(values)[leg] if values else np.zeros(0)
+
+    def some(chosen: list[bool]) -> np.ndarray:
+        """Sum of n over the rows of these legs; without a pass where there are none or all."""
+        if all(chosen):
+            return n
+        return segments.sum(rows["n"] * of_leg(chosen)) if any(chosen) else np.zeros_like(n)
+
+    n = segments.sum(rows["n"])
+    dtypes = legs["dtype"].tolist()
+    largest, smallest = {LARGEST[d] for d in dtypes}, {SMALLEST_NORMAL[d] for d in dtypes}
+    # one dtype is the rule: then the division waits until after the sums
+    top = (segments.max(rows["max"]) / largest.pop() if len(largest) == 1 else segments.max(rows["max"] / of_leg([LARGEST[d] for d in dtypes])))
+    low = -(segments.max(-rows["min_abs"]) / smallest.pop() if len(smallest) == 1
+            else segments.max(-rows["min_abs"] / of_leg([SMALLEST_NORMAL[d] for d in dtypes])))  # fmt: skip
+    offsets = [patterns.sites.sites[s].legs[i].offset != 0 for s, i in zip(legs["site"], legs["leg"])]
+    return {"n": n, "n_short": some([d in ("F16", "BF16") for d in dtypes]), "n_offset": some(offsets), "top": top, "low": low}

@@ -1,17 +1,14 @@
 """Factors from norms, and every "after" from factors: arithmetic on the table of channels, never on the weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from wisca_core.architecture.site import Refusal
-from wisca_core.patterns.table import LOST_BITS, Cells, Patterns, Segments, norm
+from wisca_core.patterns.table import LOST_BITS, SMALLEST_NORMAL, Cells, Patterns, Segments, norm
 from wisca_core.plan.options import Options
-
-LARGEST = {"F16": 65504.0, "BF16": 3.3895313892515355e38, "F32": 3.4028234663852886e38, "F64": 1.7976931348623157e308}
-SMALLEST_NORMAL = {"F16": 2.0**-14, "BF16": 2.0**-126, "F32": 2.0**-126, "F64": 2.0**-1022}
 
 # what became of a cell
 PLANNED, NOT_CHOSEN, ZERO, NON_FINITE, OVERFLOW = range(5)
@@ -87,32 +84,31 @@ class Decision:
         upper bound); ``gains``: values of norms stored as gain - 1, which round in any case; ``overflow``: values in cells
         that are left alone because they would overflow.
         """
-        rows, legs = self.patterns.rows, self.patterns.legs
-        if not len(legs):
-            return dict.fromkeys(("values", "rounded", "lost", "gains", "overflow"), 0)
-        leg = self.patterns.leg_of_row
-        f, n = self.row_factor, rows["n"]
+        stored, f = self.cells.stored, self._side_factors()
         touched = f != 1
         power = np.frexp(f)[0] == 0.5
-        dtype = legs["dtype"].to_numpy()
-        short = np.isin(dtype, ("F16", "BF16"))[leg]
-        offset = np.array([self.patterns.sites.sites[s].legs[i].offset != 0 for s, i in zip(legs["site"], legs["leg"])])[leg]
-        tiny = np.array([SMALLEST_NORMAL[d] for d in dtype])[leg]
-        below = touched & (f < 1) & (rows["min_abs"] * f < tiny)
-        if "lost" in rows:
-            half = below & (dtype == "F16")[leg]
-            halvings = np.ceil(-np.log2(f, where=half, out=np.zeros_like(f))).astype(np.int64)
-            known = half & (halvings <= LOST_BITS)
-            lost = int(rows["lost"][known, halvings[known] - 1].sum()) + int(n[below & ~known].sum())
-        else:
-            lost = int(n[below].sum())
         return {
-            "values": int(n[touched].sum()),
-            "rounded": int(n[touched & short & ~power].sum()),
-            "lost": lost,
-            "gains": int(n[touched & offset].sum()),
-            "overflow": int(n[self.fate[self.cells.row] == OVERFLOW].sum()),
+            "values": int(stored["n"][touched].sum()),
+            "rounded": int(stored["n_short"][touched & ~power].sum()),
+            "lost": self._n_lost((stored["low"] * f < 1) & (f < 1)),
+            "gains": int(stored["n_offset"][touched].sum()),
+            "overflow": int(stored["n"][:, self.fate == OVERFLOW].sum()),
         }
+
+    def _n_lost(self, below: np.ndarray) -> int:
+        """Values that lose bits, among the cells whose smallest value falls below the normal numbers: (2, n_cells) bool."""
+        if not below.any():
+            return 0
+        rows, legs, leg = self.patterns.rows, self.patterns.legs, self.patterns.leg_of_row
+        f, n = self.row_factor, rows["n"]
+        tiny = np.array([SMALLEST_NORMAL[d] for d in legs["dtype"]])[leg]
+        lossy = (f < 1) & (rows["min_abs"] * f < tiny)
+        if "lost" not in rows:
+            return int(n[lossy].sum())
+        half = lossy & (legs["dtype"].to_numpy() == "F16")[leg]
+        halvings = np.ceil(-np.log2(f, where=half, out=np.zeros_like(f))).astype(np.int64)
+        known = half & (halvings <= LOST_BITS)
+        return int(rows["lost"][known, halvings[known] - 1].sum()) + int(n[lossy & ~known].sum())
 
     @cached_property
     def bit_identical(self) -> bool:
@@ -122,13 +118,24 @@ class Decision:
         half = self.patterns.legs["dtype"].eq("F16").any() if len(self.patterns.legs) else False
         return bool((np.frexp(self.factor)[0] == 0.5).all()) and not (e["lost"] or e["gains"] or half)
 
-    def groups(self) -> pd.DataFrame:
-        """One row a (site, KV group): see ``GROUP_COLUMNS``; the chosen norm before and after."""
-        return group_table(self.patterns, self.options.norm, self.row_factor)
+    def groups(self, norm_name: str | None = None) -> pd.DataFrame:
+        """One row a (site, KV group): see ``GROUP_COLUMNS``; that norm (the chosen one) before and after."""
+        return _group_table(self, norm_name or self.options.norm)
 
     def heads(self, norm_name: str | None = None) -> pd.DataFrame:
         """One row a (leg, head): name, layer, pair, role, head, n, n_zero, n_nonfinite, before, after (that norm)."""
-        return head_table(self.patterns, norm_name or self.options.norm, self.row_factor)
+        return _head_table(self, norm_name or self.options.norm)
+
+    def norms(self, name: str, key: tuple, segments: Segments) -> tuple[np.ndarray, np.ndarray]:
+        """That norm of each segment of rows, before and after; ``key`` names the segments."""
+        patterns = self.patterns
+        before = patterns.keep((*key, name), lambda: _norm_of(segments, name, patterns.rows, None))
+        within = patterns.keep((*key, "in one cell", self.cells.granularity), lambda: segments.constant(self.cells.row))
+        if not within:
+            return before, _norm_of(segments, name, patterns.rows, self.row_factor)
+        rows = segments.order[segments.starts]  # one factor a segment: the norm scales with it
+        exponent = patterns.legs["exponent"].to_numpy(np.int64)[patterns.leg_of_row[rows]]
+        return before, before * self.factor[self.cells.row[rows]] ** exponent
 
 
 GROUP_COLUMNS = {
@@ -189,19 +196,13 @@ def replay(patterns: Patterns, options: Options, factor: np.ndarray) -> Decision
 
 def _without_overflow(decision: Decision) -> Decision:
     """Cells in which a value would leave the range of its dtype are left alone."""
-    rows, legs = decision.patterns.rows, decision.patterns.legs
-    if not len(legs):
-        return decision
-    limit = np.array([LARGEST[d] for d in legs["dtype"]])[decision.patterns.leg_of_row]
+    f = decision._side_factors()
     with np.errstate(over="ignore", invalid="ignore"):
-        over = rows["max"] * decision.row_factor > limit
-    over &= decision.row_factor != 1
+        over = ((decision.cells.stored["top"] * f > 1) & (f != 1)).any(axis=0)
     if not over.any():
         return decision
-    fate, factor = decision.fate.copy(), decision.factor.copy()
-    fate[decision.cells.row[over]] = OVERFLOW
-    factor[fate == OVERFLOW] = 1.0
-    return Decision(decision.patterns, decision.options, decision.cells, decision.full, factor, fate)
+    fate = np.where(over, OVERFLOW, decision.fate)
+    return replace(decision, factor=np.where(over, 1.0, decision.factor), fate=fate)
 
 
 def _exponents(patterns: Patterns) -> tuple[np.ndarray, np.ndarray]:
@@ -213,13 +214,13 @@ def _reason(decision: Decision, cell: int) -> str:
     fate = decision.fate[cell]
     rows = decision.patterns.rows
     legs = decision.patterns.legs
-    inside = decision.cells.row == cell
     if fate == NON_FINITE:
-        bad = inside & (rows["n_nonfinite"] > 0)
-        if not bad.any():
+        inside = _rows_of(decision, cell)
+        bad = inside[rows["n_nonfinite"][inside] > 0]
+        if not len(bad):
             return "a norm is not finite although every value is; left as it is"
-        leg = legs.iloc[decision.patterns.leg_of_row[np.flatnonzero(bad)[0]]]
-        of_leg = bad & (decision.patterns.leg_of_row == leg.name)
+        leg = legs.iloc[decision.patterns.leg_of_row[bad[0]]]
+        of_leg = bad[decision.patterns.leg_of_row[bad] == leg.name]
         heads = np.unique(rows["head"][of_leg])
         count = int(rows["n_nonfinite"][of_leg].sum())
         where = f"head{'s' if len(heads) > 1 else ''} {', '.join(map(str, heads[:8]))} of layer {leg.layer}"
@@ -231,6 +232,14 @@ def _reason(decision: Decision, cell: int) -> str:
     return "a value would leave the range of its dtype (overflow); left as it is. A smaller strength may fit"
 
 
+def _rows_of(decision: Decision, cell: int) -> np.ndarray:
+    """Rows of one cell, from an order that is sorted once a granularity: there may be thousands of cells to explain."""
+    row = decision.cells.row
+    order = decision.patterns.keep(("by cell", decision.cells.granularity), lambda: np.argsort(row, kind="stable"))
+    first, stop = np.searchsorted(row, [cell, cell + 1], sorter=order)
+    return order[first:stop]
+
+
 def _groups(patterns: Patterns) -> Segments:
     legs = patterns.legs
     most = int(patterns.rows["group"].max()) + 1 if len(legs) else 1
@@ -239,16 +248,14 @@ def _groups(patterns: Patterns) -> Segments:
     return Segments.of(key, legs["measured"].to_numpy()[patterns.leg_of_row])
 
 
-def group_table(patterns: Patterns, norm_name: str, row_factor: np.ndarray) -> pd.DataFrame:
+def _group_table(decision: Decision, norm_name: str) -> pd.DataFrame:
     """One row a (site, KV group), columns GROUP_COLUMNS."""
+    patterns = decision.patterns
     if not len(patterns.legs):
         return pd.DataFrame(columns=list(GROUP_COLUMNS))
-    if "groups" not in patterns._cells:  # the segments do not depend on the options
-        patterns._cells["groups"] = _groups(patterns)
-    segments: Segments = patterns._cells["groups"]
-    before = _norm_of(segments, norm_name, patterns.rows, None)
-    after = _norm_of(segments, norm_name, patterns.rows, row_factor)
-    n = segments.sum(patterns.rows["n"])
+    segments = patterns.keep(("groups",), lambda: _groups(patterns))
+    before, after = decision.norms(norm_name, ("groups",), segments)
+    n = patterns.keep(("groups", "n"), lambda: segments.sum(patterns.rows["n"]))
     most = int(patterns.rows["group"].max()) + 1
     left, right = slice(0, None, 2), slice(1, None, 2)  # every group has both sides, left first
     place = segments.ids[left] // 2
@@ -271,25 +278,23 @@ def group_table(patterns: Patterns, norm_name: str, row_factor: np.ndarray) -> p
         })  # fmt: skip
 
 
-def head_table(patterns: Patterns, norm_name: str, row_factor: np.ndarray) -> pd.DataFrame:
+def _head_table(decision: Decision, norm_name: str) -> pd.DataFrame:
     """One row a (measured leg, head): site, name, layer, pair, role, head, n, n_zero, n_nonfinite, before, after."""
-    legs = patterns.legs
+    patterns = decision.patterns
     segments = patterns.heads
+    before, after = decision.norms(norm_name, ("heads",), segments)
+    place = patterns.keep(("heads", "place"), lambda: _head_places(patterns, segments))
+    return place.assign(before=before, after=after)
+
+
+def _head_places(patterns: Patterns, segments: Segments) -> pd.DataFrame:
+    legs = patterns.legs
     base = np.concatenate([[0], np.cumsum(legs["n_heads"])])
     leg = np.searchsorted(base, segments.ids, side="right") - 1
-    return pd.DataFrame({
-        "site": legs["site"].to_numpy()[leg],
-        "name": legs["name"].to_numpy()[leg],
-        "layer": legs["layer"].to_numpy()[leg],
-        "pair": legs["pair"].to_numpy()[leg],
-        "role": legs["role"].to_numpy()[leg],
-        "head": segments.ids - base[leg],
-        "n": segments.sum(patterns.rows["n"]),
-        "n_zero": segments.sum(patterns.rows["n_zero"]),
-        "n_nonfinite": segments.sum(patterns.rows["n_nonfinite"]),
-        "before": _norm_of(segments, norm_name, patterns.rows, None),
-        "after": _norm_of(segments, norm_name, patterns.rows, row_factor),
-    })  # fmt: skip
+    columns = {name: legs[name].to_numpy()[leg] for name in ("site", "name", "layer", "pair", "role")}
+    columns["head"] = segments.ids - base[leg]
+    columns |= {name: segments.sum(patterns.rows[name]) for name in ("n", "n_zero", "n_nonfinite")}
+    return pd.DataFrame(columns)
 
 
 def _norm_of(segments: Segments, name: str, rows: dict, factor: np.ndarray | None) -> np.ndarray:

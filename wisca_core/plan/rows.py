@@ -5,7 +5,7 @@ import pandas as pd
 
 from wisca_core.architecture.site import Site
 from wisca_core.patterns.table import Segments
-from wisca_core.plan.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, Decision, _norm_of
+from wisca_core.plan.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, Decision
 
 ROW_COLUMNS = {
     "site": "index of the site",
@@ -102,17 +102,19 @@ def _spans_groups(decision: Decision) -> np.ndarray:
 def _norms(decision: Decision, row_of_cell: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The chosen norm of both sides of each table row, (2, n), before and after."""
     patterns = decision.patterns
-    kept = f"rows {decision.cells.granularity}"
-    if kept not in patterns._cells:  # the segments do not depend on the other options
+    key = ("rows", decision.cells.granularity)
+
+    def segments() -> Segments:
         legs = patterns.legs
         side = legs["side"].to_numpy()[patterns.leg_of_row]
         chosen = legs["measured"].to_numpy()[patterns.leg_of_row]
-        patterns._cells[kept] = Segments.of(row_of_cell[decision.cells.row].astype(np.int64) * 2 + side, chosen)
-    segments: Segments = patterns._cells[kept]
+        return Segments.of(row_of_cell[decision.cells.row].astype(np.int64) * 2 + side, chosen)
+
+    kept = patterns.keep(key, segments)  # they do not depend on the other options
     out = []
-    for factor in (None, decision.row_factor):
+    for values in decision.norms(decision.options.norm, key, kept):
         both = np.zeros(2 * n)
-        both[segments.ids] = _norm_of(segments, decision.options.norm, patterns.rows, factor)
+        both[kept.ids] = values
         out.append(both.reshape(-1, 2).T)
     return out[0], out[1]
 

@@ -84,6 +84,16 @@ def lower_is_better(metric: str) -> bool:
     return not _HIGHER_IS_BETTER.search(metric)
 
 
+LOSS_NAMES = ("loss", "train_loss", "train/loss", "lm loss", "train loss", "eval_loss", "val_loss", "val/loss", "eval/loss", "val loss", "train_loss_step")
+
+
+def loss_metric(run: Run) -> str | None:
+    """The metric of a run that is most likely its training loss, None where none is."""
+    lower = {metric.lower(): metric for metric in run.series}
+    named = next((lower[name] for name in LOSS_NAMES if name in lower), None)
+    return named or next((metric for metric in run.series if "loss" in metric.lower()), None)
+
+
 @dataclass(frozen=True)
 class Ends:
     """Where a series ends: ``final`` is the last value logged (it may be NaN), ``best`` the lowest or highest finite one, at ``best_step``."""

@@ -13,20 +13,20 @@ import torch
 
 from wisca_core.errors import BadOption
 
-# optimiser class (where it is defined) -> power of c of each tensor it keeps a parameter; "uniform": a tensor needs one single factor
+# package and class of the optimiser -> power of c of each tensor it keeps a parameter
 _ADAM = {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2}
 RULES: Mapping[str, Mapping[str, int]] = {
-    "torch.optim.adam.Adam": _ADAM,
-    "torch.optim.adamw.AdamW": _ADAM,
-    "torch.optim.sgd.SGD": {"momentum_buffer": -1},
+    "torch.Adam": _ADAM,
+    "torch.AdamW": _ADAM,
+    "torch.SGD": {"momentum_buffer": -1},
     # the update is orthogonalised, so only the direction of the momentum matters, and that of g / c is meant
-    "torch.optim._muon.Muon": {"momentum_buffer": -1},
+    "torch.Muon": {"momentum_buffer": -1},
     # row_var and col_var: means of squared gradients along the other axis
-    "torch.optim._adafactor.Adafactor": {"row_var": -2, "col_var": -2, "variance": -2},
-    "transformers.optimization.Adafactor": {"exp_avg_sq_row": -2, "exp_avg_sq_col": -2, "exp_avg_sq": -2},
-    "deepspeed.ops.adam.cpu_adam.DeepSpeedCPUAdam": _ADAM,
-    "deepspeed.ops.adam.fused_adam.FusedAdam": _ADAM,
-    "apex.optimizers.fused_adam.FusedAdam": _ADAM,
+    "torch.Adafactor": {"row_var": -2, "col_var": -2, "variance": -2},
+    "transformers.Adafactor": {"exp_avg_sq_row": -2, "exp_avg_sq_col": -2, "exp_avg_sq": -2},
+    "deepspeed.DeepSpeedCPUAdam": _ADAM,
+    "deepspeed.FusedAdam": _ADAM,
+    "apex.FusedAdam": _ADAM,
 }
 _FACTORED = ("row_var", "col_var", "exp_avg_sq_row", "exp_avg_sq_col")
 _IGNORED = ("step", "RMS")  # counts, and what is computed anew before it is used
@@ -46,11 +46,12 @@ def unwrapped(optimizer: object) -> torch.optim.Optimizer:
 
 def rule_of(optimizer: torch.optim.Optimizer) -> Mapping[str, int]:
     """Raises BadOption for an optimiser without a rule."""
-    kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    module, name = type(optimizer).__module__, type(optimizer).__qualname__
+    kind = f"{module.split('.')[0]}.{name}"
     if kind not in RULES:
-        known = sorted({name.rsplit(".", 1)[1] for name in RULES})
+        known = sorted({rule.rsplit(".", 1)[1] for rule in RULES})
         raise BadOption(
-            f"optimizer: there is no rule for the state of {kind}, so it cannot be carried into the new coordinates; there is one for "
+            f"optimizer: there is no rule for the state of {module}.{name}, so it cannot be carried into the new coordinates; there is one for "
             f"{', '.join(known)}. Give optimizer_state='leave' to rescale the weights alone."
         )
     return RULES[kind]

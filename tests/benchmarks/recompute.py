@@ -1,0 +1,83 @@
+"""The whole "after" of an 80-layer, 64-head model after one changed option, without touching weights. By hand: python tests/benchmarks/recompute.py
+
+The reference in the same run is one bare pass over the table: summing its L1 column once by tie group with numpy.bincount.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from wisca_core.architecture.site import Attention, Grid, Leg, Site, SiteKey, Sites
+from wisca_core.patterns.summary import summaries
+from wisca_core.patterns.table import STATS, Patterns
+from wisca_core.plan.decide import decide
+from wisca_core.plan.options import Options
+
+N_LAYERS, N_KV, G, DIM = 80, 8, 8, 128
+
+
+def big_table() -> Patterns:
+    """Made-up statistics of a 70B-like model: 80 layers, 64 query heads on 8 KV heads of 128."""
+    rng = np.random.default_rng(0)
+
+    def leg(name: str, axis: int, heads: int, side: str, role: str) -> Leg:
+        sizes = (N_KV, heads, DIM)
+        return Leg(name, axis, Grid(0, sizes, (heads * DIM, DIM, 1)), Grid(0, sizes, (DIM, 0, 1)), side, role)
+
+    sites = []
+    groups = (Grid(0, (N_KV, DIM), (DIM, 1)),)
+    for i in range(N_LAYERS):
+        qk = (leg(f"q{i}", 0, G, "left", "q"), leg(f"k{i}", 0, 1, "right", "k"))
+        vo = (leg(f"v{i}", 0, 1, "left", "v"), leg(f"o{i}", 1, G, "right", "o"))
+        rotary = (Grid(0, (N_KV, DIM // 2, 2), (DIM, 1, DIM // 2)),)
+        sites.append(Site(SiteKey("decoder", i, "self", "qk"), N_KV * DIM, N_KV, qk, rotary, groups))
+        sites.append(Site(SiteKey("decoder", i, "self", "vo"), N_KV * DIM, N_KV, vo, (), groups))
+    measured = {}
+    for site in sites:
+        for one in site.legs:
+            n = len(one.index.indices())
+            stats = {name: np.zeros(n, dtype) for name, dtype in STATS.items()}
+            stats["n"][:], stats["max"][:], stats["min_abs"][:] = 8192, 0.3, 1e-6
+            stats["l1"] = rng.uniform(50, 200, n)
+            stats["l2_sq"] = stats["l1"] ** 2 / 5000
+            measured[one.tensor, one.axis, 0.0] = stats
+    names = {name for name, _, _ in measured}
+    found = Sites("llama", "llama", Attention(N_LAYERS, N_KV * G, N_KV, DIM, 8192), tuple(sites))
+    return Patterns.gather(found, measured, dict.fromkeys(names, ""), "", dict.fromkeys(names, "BF16"))
+
+
+def median_ms(work: Callable[[], object], n: int = 7) -> float:
+    times = []
+    for _ in range(n):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def main() -> None:
+    patterns = big_table()
+    rows = patterns.rows
+    print(f"{len(rows['l1']):,} rows; medians of 7")
+    for options in (Options(), Options(granularity="group", exact=True), Options(granularity="channel"), Options(granularity="channel", norm="l2"),
+                    Options(granularity="group", norm="max", strength=0.5)):  # fmt: skip
+        start = time.perf_counter()
+        cells = patterns.cells(options.granularity)
+        first = 1e3 * (time.perf_counter() - start)
+
+        def after(options: Options = options) -> None:
+            decision = decide(patterns, options)
+            summaries(decision.groups(), options.norm)
+            decision.heads()
+            decision.effects
+
+        bare = median_ms(lambda: np.bincount(cells.row, rows["l1"]))
+        ours = median_ms(after)
+        print(f"{options.granularity:8s} {options.norm:4s} exact={options.exact!s:5s} {ours:6.1f} ms, {ours / bare:4.1f} bare passes of {bare:.1f} ms; "
+              f"first use of the granularity {first:.0f} ms more")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

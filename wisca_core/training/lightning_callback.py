@@ -1,0 +1,58 @@
+"""A callback for Lightning."""
+
+from collections.abc import Sequence
+
+from wisca_core.architecture.site import PAIRS
+from wisca_core.training.scaler import Scaler, made
+from wisca_core.training.schedule import Schedule
+from wisca_core.training.telemetry import scalars
+
+try:
+    from lightning.pytorch import Callback
+except ImportError:  # the older package name
+    from pytorch_lightning import Callback
+
+
+class LightningWisca(Callback):
+    """``Trainer(callbacks=[LightningWisca(every=250)])``. The LightningModule holds a transformers model in any attribute.
+
+    Steps are the trainer's ``global_step``: with several optimisers it counts each one's. wisca.jsonl lies in ``default_root_dir``; the ratios go to the
+    trainer's loggers; the state lies in Lightning's own checkpoints.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int | None = 250,
+        at_start: bool = True,
+        start: int = 0,
+        stop: int | None = None,
+        also: Sequence[object] = (),
+        pairs: Sequence[str] = PAIRS,
+        **choices,
+    ):
+        self.schedule = Schedule(every, at_start, start, stop)
+        self.choices = made(pairs, choices)
+        self._options = dict(every=every, at_start=at_start, start=start, stop=stop, also=also, pairs=pairs, **choices)
+        self._resumed: dict | None = None
+        self.scaler: Scaler | None = None
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        def log(step, done) -> None:
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars(done.ratios), step=step)
+
+        self.scaler = Scaler(pl_module, list(trainer.optimizers), **self._options, first_step=trainer.global_step, on_rescale=log,
+                             replicated=trainer.world_size > 1, output=trainer.default_root_dir if trainer.is_global_zero else None)  # fmt: skip
+        if self._resumed is not None:
+            self.scaler.load_state_dict(self._resumed)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step != self.scaler.steps:  # not in the middle of an accumulation
+            self.scaler.at(trainer.global_step)
+
+    def state_dict(self) -> dict:
+        return self.scaler.state_dict() if self.scaler is not None else {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._resumed = dict(state_dict) or None

@@ -1,0 +1,205 @@
+"""One rescale of a live model: measure, decide with the very arithmetic of a plan, apply in place."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from wisca_core.architecture.site import PAIRS, Refusal
+from wisca_core.equivalence.proof import Proof
+from wisca_core.errors import BadOption, PlanMismatch
+from wisca_core.patterns.table import norm
+from wisca_core.plan.decide import NON_FINITE, OVERFLOW, ZERO, balance
+from wisca_core.plan.plan import Plan
+from wisca_core.training import distributed, lora, norms, zero
+from wisca_core.training.apply import apply_, forget_caches
+from wisca_core.training.choices import Choices
+from wisca_core.training.factors import Factors
+from wisca_core.training.live import Live, copy_tensors, describe
+from wisca_core.training.optimizer_state import States, rule_of
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale:
+    """What one rescale did. ``factors``: other than 1 where something changed; ``ratios``: site -> norm of the left side over the right
+    one before; ``skipped``: site -> why it, or a part of it, was left alone this time; ``refusals``: what can never be done here;
+    ``proof``: None where only LoRA pairs were asked for."""
+
+    factors: Factors
+    ratios: Mapping[str, float]
+    skipped: Mapping[str, str]
+    refusals: tuple[Refusal, ...]
+    proof: Proof | None
+
+
+def rescale_(
+    model: nn.Module,
+    optimizer: object = None,
+    *,
+    plan: Factors | Plan | None = None,
+    also: Sequence[object] = (),
+    replicated: bool = False,
+    pairs: Sequence[str] = PAIRS,
+    **choices,
+) -> Rescale:
+    """Balance the pairs of a live model in place, once; its function stays the same.
+
+    ``optimizer``: a torch optimiser, a wrapped one, a list of them, or None before there is one. ``plan``: these factors instead of
+    balancing (``result.factors.undone()`` takes a rescale back). ``also``: other copies of the weights (EMA) that get the same
+    factors. ``replicated``: every rank holds this very model although no wrapper shows it. Further options: see ``Choices``.
+
+    Raises BadOption, UnknownArchitecture, ConfigMismatch, ProofFailed, NothingToRescale, PlanMismatch, UnsupportedCheckpoint; the model
+    is then unchanged.
+    """
+    try:
+        chosen = Choices(pairs=tuple(pairs) if not isinstance(pairs, str) else pairs, **choices)
+    except TypeError as error:
+        raise BadOption(f"{error}; the options are {', '.join(Choices.__dataclass_fields__)}.") from None
+    return Rescaler(model, optimizer, chosen, also, replicated).rescale_(plan)
+
+
+class Rescaler:
+    """A model made ready: found and proved once, so that each rescale only measures and multiplies."""
+
+    def __init__(self, model: nn.Module, optimizer: object, choices: Choices, also: Sequence[object] = (), replicated: bool = False):
+        self.model, self.choices, self.also, self.replicated = model, choices, tuple(also), replicated
+        self.states = States.of(optimizer, choices.optimizer_state)
+        self._warned: set[str] = set()
+        self._look()
+
+    def _look(self) -> None:
+        self.live: Live = describe(self.model, self.choices, self.replicated)
+        if any(zero.is_partitioned(p) for p in self.live.parameters.values()):
+            zero.check(self.states)
+            if any(site.key.pair == "lora" for site in self.live.sites.sites) or self.live.columns:
+                raise BadOption("pairs: LoRA under DeepSpeed is not supported.")
+        else:
+            self.states.check_holds(self.live.parameters)
+        if self._gram() and self.states.mode == "transport":
+            for optimizer in self.states.optimizers:
+                if set(rule_of(optimizer).values()) != {-1}:
+                    raise BadOption(
+                        f"optimizer: lora='gram' mixes the rank channels, and the squares {type(optimizer).__name__} keeps of single gradients "
+                        "cannot be mixed. Give optimizer_state='leave', or use SGD, or lora='rank'."
+                    )
+        if self._gram() and any(distributed.is_dtensor(p) for p in self.live.parameters.values()):
+            raise BadOption("lora: 'gram' of sharded adapters is not supported; use lora='rank'.")
+        if self.live.columns and any(distributed.is_dtensor(self.live.parameters[n]) for c in self.live.columns for n in c.names):
+            raise BadOption("pairs: the magnitudes of sharded DoRA adapters cannot follow a rescaled base; leave vo out of pairs.")
+        self.layout = norms.layout(self.live, self.choices.granularity)
+        self._layouts = {self.choices.granularity: self.layout}
+
+    def _gram(self) -> list:
+        return [s for s in self.live.sites.sites if s.key.pair == "lora"] if self.choices.lora == "gram" else []
+
+    @torch.no_grad()
+    def rescale_(self, plan: Factors | Plan | None = None) -> Rescale:
+        """Do it now. Collective where the model is spread over ranks: every rank calls it."""
+        distributed.reshard(self.model)
+        if not self.live.is_current():
+            self._look()
+        live = self.live
+        given = Factors.of(plan) if isinstance(plan, Plan) else plan
+        if given is not None:
+            if not isinstance(given, Factors):
+                raise PlanMismatch(f"plan: a {type(given).__name__} was given; a Plan or the factors of a rescale are needed.")
+            given.check(live.sites)
+        copies = [copy_tensors(copy, live) for copy in self.also]
+        stats = norms.sides(live, self.layout, self.choices.norm, self._read)
+        stats = dict(zip(stats, distributed.agree(np.stack(list(stats.values())), live.groups, self._device)))
+        ratios = norms.ratios(live.sites, self.layout, stats, self.choices.norm)
+        skipped: dict[str, str] = {}
+        if given is None:
+            factors = self._decide(stats, skipped)
+        else:
+            factors = given
+        apply_(live, factors, self.states, copies)
+        if given is None:
+            self._balance_grams(copies, skipped)
+        for name, reason in skipped.items():
+            # B = 0 is how every LoRA begins, so it is no news
+            if name not in self._warned and "not finite" in reason:
+                self._warned.add(name)
+                warnings.warn(f"wisca: {name} is left alone: {reason}", RuntimeWarning, stacklevel=2)
+        return Rescale(factors, ratios, skipped, live.sites.refusals, live.proof)
+
+    @property
+    def _device(self) -> torch.device:
+        return distributed.local(next(iter(self.live.parameters.values()))).device
+
+    def _read(self, name: str) -> torch.Tensor:
+        parameter = self.live.parameters[name]
+        return zero.read(name, parameter) if zero.is_partitioned(parameter) else distributed.local(parameter)
+
+    def _decide(self, stats: Mapping[str, np.ndarray], skipped: dict[str, str]) -> Factors:
+        sites, where = self.live.sites.sites, self.layout
+        left, right = norm(self.choices.norm, stats)
+        exponents = np.array([s.exponent("left") + s.exponent("right") for s in sites])[where.site]
+        grams = {s.name for s in self._gram()}
+        chosen = np.array([s.name not in grams for s in sites], bool)[where.site]
+        _, factor, fate = balance(left, right, exponents, chosen, self.choices.options)
+        self._stop_overflow(factor, fate)
+        out = []
+        for i, site in enumerate(sites):
+            cells = slice(where.first[i], where.first[i + 1])
+            reason = _reason(site, fate[cells], left[cells], right[cells])
+            if reason:
+                skipped[site.name] = reason
+            # a NaN somewhere in the pair: the whole pair is left alone
+            own = np.ones(cells.stop - cells.start) if (fate[cells] == NON_FINITE).any() else np.where(fate[cells] == OVERFLOW, 1.0, factor[cells])
+            if (own != 1).any():
+                out.append((site.name, tuple(own.tolist())))
+        return Factors(self.choices.granularity, tuple(out))
+
+    def _stop_overflow(self, factor: np.ndarray, fate: np.ndarray) -> None:
+        """float16 alone has so small a range that a balanced pair can leave it."""
+        if not any(p.dtype == torch.float16 for p in self.live.parameters.values()):
+            return
+        largest = norms.largest_half(self.live, self.layout, self._read)
+        largest = distributed.agree(largest, self.live.groups, self._device)
+        top = torch.finfo(torch.float16).max
+        with np.errstate(over="ignore", invalid="ignore"):
+            over = (largest[0] * factor > top) | (largest[1] / factor > top)
+        fate[over & (factor != 1)] = OVERFLOW
+
+    def _balance_grams(self, copies: Iterable[Mapping[str, torch.Tensor]], skipped: dict[str, str]) -> None:
+        """A' = M^-1 A, B' = B M; momentum, which is linear in the gradients, follows: g_A' = M g_A, g_B' = g_B M^-1."""
+        todo = []
+        for site in self._gram():
+            names = [leg.tensor for leg in site.legs]
+            a, b = (self.live.parameters[n] for n in names)
+            found = lora.balancing(a, b)
+            if isinstance(found, str):
+                skipped[site.name] = found
+                continue
+            plans = []
+            for name, parameter in zip(names, (a, b)):
+                plans.append([tensor for tensor, _ in self.states.plan(parameter, name, uniform=False)])
+            todo.append((names, found, plans))
+        for names, (m, inverse), (of_a, of_b) in todo:
+            for tensors in (self.live.parameters, *copies):
+                a, b = tensors[names[0]].detach(), tensors[names[1]].detach()
+                a.copy_(inverse @ a.double())
+                b.copy_(b.double() @ m)
+            for tensor in of_a:
+                tensor.copy_(m @ tensor.double())
+            for tensor in of_b:
+                tensor.copy_(tensor.double() @ inverse)
+        if todo:
+            forget_caches(self.live)
+
+
+def _reason(site, fate: np.ndarray, left: np.ndarray, right: np.ndarray) -> str:
+    if (fate == NON_FINITE).any():
+        side = "left" if not np.isfinite(left).all() else "right"
+        return f"a norm is not finite: {', '.join(leg.tensor for leg in site.measured_legs(side))} holds NaN or infinite values"
+    if (fate == ZERO).any():
+        side = "left" if (left == 0).any() else "right"
+        part = "" if (fate == ZERO).all() else f"in {int((fate == ZERO).sum())} of {len(fate)} cells "
+        return f"{part}every value of {site.measured_legs(side)[0].tensor} is zero, so no finite factor balances it"
+    if (fate == OVERFLOW).any():
+        return "a value would leave the range of float16. A smaller strength may fit"
+    return ""

@@ -1,0 +1,80 @@
+"""wisca.jsonl: one line a rescale, readable in an editor, continued by a resumed run.
+
+The first line is ``{"format": "wisca-telemetry", "version": 1, ...}`` with the choices, the proof's figures and what is refused. Each
+further line: step; ratios (site -> norm of the left side over the right one, before); factors (site -> list); skipped (site -> reason);
+seconds.
+"""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from wisca_core.errors import OutputRefused, UnreadableInput
+from wisca_core.training.choices import Choices
+from wisca_core.training.rescaling import Rescale
+
+FORMAT, VERSION = "wisca-telemetry", 1
+
+
+class Telemetry:
+    """Lines appended to ``path``. ``step``: a run resumed there keeps the lines up to it and drops later ones."""
+
+    def __init__(self, path: Path, choices: Choices, step: int):
+        self.path = Path(path)
+        self._header = asdict(choices) | {"layers": [str(span) for span in choices.layers]}
+        kept = [row for row in read(self.path) if row["step"] <= step] if step > 0 and self.path.exists() else []
+        self._started = False
+        self._kept = kept
+
+    def write(self, step: int, done: Rescale, seconds: float) -> None:
+        row = {"step": step, "ratios": {n: _number(r) for n, r in done.ratios.items()},
+               "factors": {n: list(f) for n, f in done.factors.sites}, "skipped": dict(done.skipped), "seconds": round(seconds, 6)}  # fmt: skip
+        try:
+            if not self._started:
+                self._begin(done)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise OutputRefused(f"{self.path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
+
+    def _begin(self, done: Rescale) -> None:
+        proof = {} if done.proof is None else {"rule": done.proof.rule, "max_rel": repr(done.proof.max_rel), "what": done.proof.what}
+        header = {"format": FORMAT, "version": VERSION, "choices": self._header, "proof": proof,
+                  "refusals": {r.what: r.reason for r in done.refusals}}  # fmt: skip
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(self.path.name + ".part")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in [header, *self._kept]), encoding="utf-8")
+        os.replace(beside, self.path)
+        self._started = True
+
+
+def read(path: Path) -> list[dict]:
+    """The rows behind the header. Raises UnreadableInput naming the file, also for a newer version."""
+    try:
+        header, *rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = (header.get("format"), header.get("version"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UnreadableInput(f"{path} is no {FORMAT} file: {error}.") from error
+    if found[0] != FORMAT:
+        raise UnreadableInput(f"{path} has format {found[0]!r}; expected {FORMAT!r}.")
+    if found[1] != VERSION:
+        raise UnreadableInput(f"{path} is {FORMAT} version {found[1]}; version {VERSION} is read here. Update wisca to read a newer one.")
+    return rows
+
+
+def scalars(ratios: Mapping[str, float]) -> dict[str, float]:
+    """What loggers get: log2 of the ratio of every site, and of each pair's median over the layers; 0 is balance."""
+    out, by_pair = {}, {}
+    for name, ratio in ratios.items():
+        if ratio > 0 and math.isfinite(ratio):
+            out[f"wisca/log2_ratio/{name}"] = math.log2(ratio)
+            by_pair.setdefault(name.split(".")[-1], []).append(math.log2(ratio))
+    return {f"wisca/median_log2_ratio/{pair}": statistics.median(values) for pair, values in by_pair.items()} | out
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else repr(value)
