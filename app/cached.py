@@ -12,7 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from wisca_core.architecture.find import find_sites
-from wisca_core.architecture.site import Sites
+from wisca_core.architecture.site import GRANULARITIES, Sites
 from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
 from wisca_core.patterns import store
 from wisca_core.patterns.table import Patterns
@@ -83,7 +83,10 @@ def patterns(model: Opened) -> Patterns:
 
 @st.cache_resource(max_entries=4, show_spinner="Measuring the weights")
 def _patterns(key: str, _model: Opened) -> Patterns:
-    return store.measured(_model.checkpoint, _model.sites)
+    table = store.measured(_model.checkpoint, _model.sites)
+    for granularity in GRANULARITIES:  # so that the first change of an option is as quick as the next
+        table.cells(granularity)
+    return table
 
 
 def decision(model: Opened, options: Options) -> Decision:

@@ -638,3 +638,14 @@ def test_a_factor_of_the_group_wins_over_that_of_the_tensor():
     )
     out = furthest(groups, plan)
     assert dict(zip(out["group"], zip(out["factor_low"], out["factor_high"]))) == {0: (0.25, 0.25), 1: (0.5, 0.6)}
+
+
+@pytest.mark.parametrize(
+    ("largest", "span", "label"), [(0.4, 1.0, "query 1.5×"), (2.3, 2.5, "query 4×"), (2.6, 4.5, "query 10×"), (9.0, 4.5, "query 10×")]
+)
+def test_colours_span_no_more_than_the_ratios_need(largest, span, label):
+    groups = pd.DataFrame({"layer": [0, 1], "group": [0, 0], "log2_ratio": [largest, -0.1], "log2_size": 0.0, "log2_after": [0.0, np.nan]})
+    layers = groups.drop(columns="group")
+    axis = heatmap.heatmap(groups, layers, pair="qk", n_layers=2, theme=LIGHT, after="After").layout.coloraxis
+    assert (axis.cmin, axis.cmax) == (-span, span)
+    assert axis.colorbar.ticktext[2] == label and 2 ** axis.colorbar.tickvals[2] == pytest.approx(float(label.split()[1][:-1]))

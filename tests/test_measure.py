@@ -30,7 +30,7 @@ def one_head(tmp_path, q, k=None, dtype=torch.float32):
     ones = torch.ones(2, 4)
     tensors = {"q": q, "k": ones if k is None else k, "v": ones, "o": torch.ones(4, 2)}
     tmp_path.mkdir(exist_ok=True)
-    save_file({f"{layer}{n}_proj.weight": t.to(dtype) for n, t in tensors.items()}, tmp_path / "model.safetensors")
+    save_file({f"{layer}{n}_proj.weight": t.to(dtype).clone() for n, t in tensors.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = open_checkpoint(tmp_path)
     return checkpoint, find_sites(checkpoint)
@@ -111,7 +111,7 @@ def test_bf16_is_never_accumulated_in_bf16(tmp_path):
     w = (0.02 * torch.randn(2, 50_000, generator=torch.Generator().manual_seed(0))).bfloat16()
     config = {"model_type": "llama", "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 2, "hidden_size": 50_000}
     layer = "model.layers.0.self_attn."
-    save_file({f"{layer}{n}_proj.weight": w for n in "qkv"} | {f"{layer}o_proj.weight": w.T.contiguous()}, tmp_path / "model.safetensors")
+    save_file({f"{layer}{n}_proj.weight": w.clone() for n in "qkv"} | {f"{layer}o_proj.weight": w.T.contiguous()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = open_checkpoint(tmp_path)
     patterns = measure(checkpoint, find_sites(checkpoint))

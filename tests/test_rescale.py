@@ -55,6 +55,12 @@ def test_an_offset_is_added_before_and_taken_off_after():
     assert out.tolist() == [2.0, 2.0, -0.5, -1.0]
 
 
+def test_a_gain_whose_offset_nearly_cancels_is_right_to_half_a_step_of_bf16():
+    """(1 + 0.25) * 0.8000008 - 1 = 1e-6: in float32 that would be off by six hundredths of itself, fifteen steps."""
+    out = rescaled(torch.tensor([0.25], dtype=torch.bfloat16), Scaling({0: np.array([0.8 * (1 + 1e-6)])}, 1.0))
+    assert out.item() == torch.tensor(1e-6, dtype=torch.bfloat16).item()
+
+
 def test_16_bit_values_are_rounded_once_and_those_of_factor_1_keep_their_bits():
     """In bf16 1.0078125 * 1.5 = 1.51171875 lies halfway between 1.5078125 and 1.515625: to even."""
     x = torch.tensor([1.0078125, float("nan"), -0.0, float("inf")], dtype=torch.bfloat16)
@@ -84,7 +90,7 @@ def test_a_factor_beyond_float32_is_applied_where_the_product_has_a_place(octave
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), octave=st.floats(-8, 8))
 def test_a_product_is_never_further_than_half_a_step_of_its_dtype(dtype, offset, seed, octave):
-    """Against exact rational arithmetic, plus what float64 (float32 for 16 bits) itself loses."""
+    """Against exact rational arithmetic, plus what float64 itself loses, or float32, through which torch reaches 16 bits."""
     from fractions import Fraction
 
     factor = 2.0**octave
@@ -94,8 +100,8 @@ def test_a_product_is_never_further_than_half_a_step_of_its_dtype(dtype, offset,
     for old, new in zip(x.double().tolist(), y.double().tolist()):
         exact = (Fraction(old) + Fraction(offset)) * Fraction(factor) - Fraction(offset)
         step = max(2.0 ** (np.frexp(new)[1] - 1) * info.eps, info.tiny * info.eps)
-        work = 2.0**-22 if dtype in DTYPES[2:] and not offset else 2.0**-51
-        assert abs(Fraction(new) - exact) <= Fraction(step) / 2 + abs(exact + Fraction(offset)) * Fraction(work)
+        work = 2.0**-22 if dtype in DTYPES[2:] else 2.0**-51
+        assert abs(Fraction(new) - exact) <= Fraction(step) / 2 + abs(exact + Fraction(offset)) * Fraction(2.0**-51) + abs(exact) * Fraction(work)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)

@@ -23,6 +23,9 @@ TOP, BETWEEN, BOTTOM, LINE = (
     48,
     96,
 )  # px: above the strips (colour bar), a strip's heading, below, the layers' panel
+# Half the span of the colours in octaves -> the ratio labelled on either side. The least that holds every cell is used:
+# on the widest one alone, a model that is nearly level would show nothing.
+SPANS = {1.0: 1.5, 2.5: 4.0, OCTAVES: 10.0}
 MANY = 600  # cells in a strip from which the gaps between them are dropped
 
 
@@ -52,6 +55,8 @@ def heatmap(
         strips.append(("Before, size divided out", (groups["log2_ratio"] - groups["log2_size"]).to_numpy()))
     strips.append((after, groups["log2_after"].to_numpy()))
 
+    span = span_of(np.concatenate([octaves for _, octaves in strips]))
+
     row = min(18.0, max(4.0, 220 / n_groups)) if n_groups > 1 else 24.0
     strip = row * n_groups
     height = TOP + len(strips) * strip + len(strips) * BETWEEN + LINE + BOTTOM
@@ -64,7 +69,7 @@ def heatmap(
         axis = "" if number == 0 else str(number + 1)
         top = 1 - number * (strip + BETWEEN) / inner
         _strip(
-            fig, axis, (max(0.0, top - strip / inner), top), groups, octaves, n_layers, n_groups, pair, unit_name, theme
+            fig, axis, (max(0.0, top - strip / inner), top), groups, octaves, n_layers, n_groups, pair, unit_name, theme, span
         )
         fig.add_annotation(
             text=heading,
@@ -96,8 +101,8 @@ def heatmap(
         xaxis=dict(domain=[0, 1], anchor=f"y{len(strips) + 1}", range=[-0.5, n_layers - 0.5], tickvals=ticks),
         coloraxis=dict(
             colorscale=scale(theme, *words.PAIR_ROLES[pair]),
-            cmin=-OCTAVES,
-            cmax=OCTAVES,
+            cmin=-span,
+            cmax=span,
             colorbar=dict(
                 orientation="h",
                 x=1,
@@ -111,8 +116,8 @@ def heatmap(
                 len=190,
                 thickness=8,
                 outlinewidth=0,
-                tickvals=[-3.32, 0, 3.32],
-                ticktext=[f"{right} 10×", "equal", f"{left} 10×"],
+                tickvals=[-np.log2(SPANS[span]), 0, np.log2(SPANS[span])],
+                ticktext=[f"{right} {SPANS[span]:.3g}×", "equal", f"{left} {SPANS[span]:.3g}×"],
                 tickangle=0,
                 ticks="",
                 ticklabeloverflow="allow",
@@ -129,6 +134,13 @@ def has_size(groups: pd.DataFrame) -> bool:
     return bool(len(octaves) and np.isfinite(octaves).all() and (np.abs(octaves) > 1e-9).any())
 
 
+def span_of(octaves: np.ndarray) -> float:
+    """The key of SPANS that holds every finite ratio; the widest where none does."""
+    finite = np.abs(octaves[np.isfinite(octaves)])
+    largest = finite.max() if len(finite) else 0.0
+    return next((span for span in SPANS if largest <= span), OCTAVES)
+
+
 def _strip(
     fig: go.Figure,
     axis: str,
@@ -140,11 +152,12 @@ def _strip(
     pair: str,
     unit_name: str,
     theme: Theme,
+    span: float,
 ) -> None:
     layer, group = groups["layer"].to_numpy(), groups["group"].to_numpy()
     known = np.isfinite(octaves)
     z = np.full((n_groups, n_layers), np.nan, np.float32)
-    z[group[known], layer[known]] = np.clip(octaves[known], -OCTAVES, OCTAVES)
+    z[group[known], layer[known]] = np.clip(octaves[known], -span, span)
     gap = 0 if n_groups * n_layers > MANY else 2
     fig.add_heatmap(
         z=z, coloraxis="coloraxis", hoverinfo="skip", xgap=gap, ygap=gap, xaxis="x", yaxis=f"y{axis}", hoverongaps=False

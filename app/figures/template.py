@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from app.figures import words
 
 FONT = "Source Sans, sans-serif"
-OCTAVES = 4.5  # half the span of a ratio's colours: with g = 6, less would hide all structure
+OCTAVES = 4.5  # half the widest span of a ratio's colours: with g = 6, less would hide all structure
 
 # Modebar on hover with one button. toImage saves PNG at twice the size.
 CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]], "toImageButtonOptions": {"format": "png", "scale": 2}}

@@ -292,8 +292,9 @@ def _stored(patterns: Patterns, segments: Segments) -> dict[str, np.ndarray]:
     dtypes = legs["dtype"].tolist()
     largest, smallest = {LARGEST[d] for d in dtypes}, {SMALLEST_NORMAL[d] for d in dtypes}
     # one dtype is the rule: then the division waits until after the sums
-    top = (segments.max(rows["max"]) / largest.pop() if len(largest) == 1 else segments.max(rows["max"] / of_leg([LARGEST[d] for d in dtypes])))
-    low = -(segments.max(-rows["min_abs"]) / smallest.pop() if len(smallest) == 1
-            else segments.max(-rows["min_abs"] / of_leg([SMALLEST_NORMAL[d] for d in dtypes])))  # fmt: skip
+    with np.errstate(over="ignore"):  # a ratio beyond float64 is as far away as infinity
+        top = (segments.max(rows["max"]) / largest.pop() if len(largest) == 1 else segments.max(rows["max"] / of_leg([LARGEST[d] for d in dtypes])))
+        low = -(segments.max(-rows["min_abs"]) / smallest.pop() if len(smallest) == 1
+                else segments.max(-rows["min_abs"] / of_leg([SMALLEST_NORMAL[d] for d in dtypes])))  # fmt: skip
     offsets = [patterns.sites.sites[s].legs[i].offset != 0 for s, i in zip(legs["site"], legs["leg"])]
     return {"n": n, "n_short": some([d in ("F16", "BF16") for d in dtypes]), "n_offset": some(offsets), "top": top, "low": low}

@@ -111,10 +111,10 @@ class _Column:
 
 
 class Collected:
-    """What one source gave so far. ``counts`` and ``notes`` are filled by the reader."""
+    """What one source, called ``run`` where it names no run itself, gave so far. ``counts`` and ``notes`` are filled by the reader."""
 
-    def __init__(self, room: Room) -> None:
-        self.room = room
+    def __init__(self, room: Room, run: str) -> None:
+        self.room, self.run = room, run
         self.counts: Counter[str] = Counter()
         self.notes: list[str] = []
         self.texts: Counter[str] = Counter()  # where text was met: metric -> how often
@@ -228,7 +228,7 @@ class Collected:
         """What was found, as values; later points do not change them."""
         self.flush()
         out = []
-        names = dict.fromkeys([*self._columns, *self.configs])
+        names = dict.fromkeys([*self._columns, *self.configs]) or [self.run]  # without a single number there are still remarks
         for name in names:
             series = {
                 metric: Series(name, metric, tuple(c.chunks), c.n_nan, c.n_infinite, c.n_repeated, c.n_back, c.first_back)
@@ -236,7 +236,7 @@ class Collected:
                 if c.n
             }
             out.append(Run(name, kind, source, MappingProxyType(series), MappingProxyType(dict(self.configs.get(name, {}))),
-                           MappingProxyType(dict(self.counts)), self._remarks(series), columns, step_column))  # fmt: skip
+                           MappingProxyType({key: self.counts[key] for key in COUNTS}), self._remarks(series), columns, step_column))  # fmt: skip
         return tuple(out)
 
     def _column(self, run: str, metric: str) -> _Column | None:

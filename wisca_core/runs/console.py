@@ -4,7 +4,6 @@ A line belongs to a format by its first words, and its numbers are taken under t
 lost: a console log is mostly something else.
 """
 
-import ast
 import math
 import re
 from collections.abc import Callable
@@ -23,6 +22,8 @@ _NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|n
 # "loss 2.31", "time 12.50ms", "mfu 1.23%": words, a number, a unit that becomes part of the name
 _WORDS_NUMBER = re.compile(rf"([A-Za-z][\w /()-]*?) ({_NUMBER})(ms|s|%)?\Z", re.IGNORECASE)
 _KEY_VALUE = re.compile(rf"(.+?): *({_NUMBER})(ms|s|m|%)?(?:/{_NUMBER})?\Z", re.IGNORECASE)
+# "'loss': 2.31" or, since transformers 5, "'loss': '2.31'"
+_QUOTED_NUMBER = re.compile(rf"'([^']+)': '?({_NUMBER})'?(?=[,}}])", re.IGNORECASE)
 _UNITS = {"ms": "ms", "s": "s", "m": "min", "%": "%"}
 
 
@@ -82,24 +83,9 @@ def _validation(match: re.Match, line: str) -> Line | None:
 
 
 def _trainer(match: re.Match, line: str) -> Line | None:
-    start = match.start("body")
-    end = line.rfind("}") + 1
-    try:
-        row = ast.literal_eval(re.sub(r"\b(nan|inf)\b", "None", line[start:end]))
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
-    if not isinstance(row, dict):
-        return None
-    values = []
-    for name, value in row.items():
-        literal = re.search(rf"'{re.escape(str(name))}': (-?(?:nan|inf))", line)
-        if value is None and literal:
-            value = literal[1]
-        try:
-            values.append((str(name), float(value)))
-        except (TypeError, ValueError):
-            continue
-    return Line(None, tuple(values)) if values else None
+    body = line[match.start("body") :]
+    values = tuple((name, _float(value)) for name, value in _QUOTED_NUMBER.findall(body))
+    return Line(None, values) if values and "}" in body else None
 
 
 # Source of each: the format string in the repository named, read in the state of 2026-11.
@@ -134,7 +120,7 @@ class Console:
         self._begin()
 
     def _begin(self) -> None:
-        self._out = Collected(self._room)
+        self._out = Collected(self._room, self.source.run)
         self._file = Growing(self.source.path)
         self._lines = Lines(self._file, self._ask.live)
         self._found: dict[str, None] = {}

@@ -32,7 +32,8 @@ def seed_of(run: Run) -> str | None:
 
 
 def differences(runs: Sequence[Run], *, incidental: bool = False) -> pd.DataFrame:
-    """Settings that are not the same in all runs: one row a run (index: its name), one column a setting, "" where a run does not say.
+    """Settings that are not the same in all runs that say any: one row a run (index: its name), one column a setting, "" where a run does
+    not say it.
 
     Folders, names and dates are left out unless ``incidental``.
     """
@@ -40,7 +41,7 @@ def differences(runs: Sequence[Run], *, incidental: bool = False) -> pd.DataFram
     out = {}
     for name in names:
         cells = [_cell(run.config[name]) if name in run.config else "" for run in runs]
-        if len(set(cells)) > 1 and (incidental or not _INCIDENTAL.search(name)):
+        if len({cell for cell, run in zip(cells, runs) if run.config}) > 1 and (incidental or not _INCIDENTAL.search(name)):
             out[name] = cells
     return pd.DataFrame(out, index=pd.Index([run.name for run in runs], name="run"), dtype="str")
 

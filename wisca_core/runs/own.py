@@ -27,7 +27,7 @@ class Own:
         self._begin()
 
     def _begin(self) -> None:
-        self._out = Collected(self._room)
+        self._out = Collected(self._room, self.source.run)
         self._file = Growing(self.source.path)
         self._lines = Lines(self._file, self._ask.live)
         self._rows = Rows(self._out, self.source.run, self._ask.step_column or "step", shown(self.source.path))

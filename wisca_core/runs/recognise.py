@@ -115,7 +115,7 @@ def _in_folder(root: Path) -> Found:
             if "tfevents" in entry.name:
                 events.append(path)
             elif entry.name == "trainer_state.json":
-                states.setdefault(folder.parent if _CHECKPOINT.search(folder.name) else folder, []).append(path)
+                states.setdefault(folder.parent if folder != root and _CHECKPOINT.search(folder.name) else folder, []).append(path)
             elif _worth_a_look(entry.name, names):
                 kind, why = _kind(path, sure=True)
                 if kind:

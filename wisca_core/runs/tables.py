@@ -40,7 +40,7 @@ class Csv:
         self._begin()
 
     def _begin(self) -> None:
-        self._out = Collected(self._room)
+        self._out = Collected(self._room, self.source.run)
         self._file = Growing(self.source.path, _PIECE_BYTES)
         self._header: list[str] = []
         self._delimiter = ","
@@ -348,7 +348,7 @@ class Rows:
         self._n += 1
         wall = seconds(rest.get(self._time)) if self._time else float("nan")
         if self._time and self._time.lower() not in ("seconds", "elapsed", "_runtime"):
-            del rest[self._time]
+            rest.pop(self._time, None)
         self.out.values(run, rest, float(step), wall)
 
 
@@ -360,7 +360,7 @@ class JsonLines:
         self._begin()
 
     def _begin(self) -> None:
-        self._out = Collected(self._room)
+        self._out = Collected(self._room, self.source.run)
         self._file = Growing(self.source.path)
         self._lines = Lines(self._file, self._ask.live)
         self._rows = Rows(self._out, self.source.run, self._ask.step_column, shown(self.source.path))
@@ -410,13 +410,13 @@ class JsonList:
     def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
         self._file = Growing(source.path)
-        self._out, self._rows = Collected(room), None
+        self._out, self._rows = Collected(room, source.run), None
 
     def advance(self, progress: Progress) -> bool:
         if not self._file.changed():
             return False
         self._out.release()
-        self._out = Collected(self._room)
+        self._out = Collected(self._room, self.source.run)
         self._file = Growing(self.source.path)
         self._rows = Rows(self._out, self.source.run, self._ask.step_column, shown(self.source.path))
         content = whole_file(self._file)

@@ -164,7 +164,7 @@ class TensorBoard:
         self._begin()
 
     def _begin(self) -> None:
-        self._out = Collected(self._room)
+        self._out = Collected(self._room, self.source.run)
         self._files: dict[Path, Growing] = {}
         self._cut: dict[Path, int] = {}
         self._plugins: dict[str, str] = {}
@@ -233,7 +233,7 @@ class TensorBoard:
 
     def _records(self, view: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
         """Sound records: decode, and hand over tag by tag in file order."""
-        found: dict[str, list] = {}
+        found: dict[tuple[str, bool], list] = {}
         number = np.arange(len(starts))
         for length in np.unique(lengths):
             if length > MAX_RECORD_BYTES:
@@ -241,7 +241,11 @@ class TensorBoard:
                 continue
             chosen = np.flatnonzero(lengths == length)
             self._of_length(view, starts[chosen], number[chosen], int(length), found)
-        for tag, parts in found.items():
+        for (tag, is_tensor), parts in found.items():
+            # a tensor is a scalar where its plugin says so; writers name the plugin with the first value of a tag only
+            if is_tensor and self._plugins.get(tag) != "scalars":
+                self._out.counts["not_scalar"] += sum(len(part[0]) for part in parts)
+                continue
             order = np.concatenate([p[0] for p in parts])
             columns = [np.concatenate([p[i] for p in parts]) for i in (1, 2, 3)]
             if len(parts) > 1:
@@ -302,10 +306,10 @@ class TensorBoard:
             step |= (rows[:, at] & 0x7F).astype(np.uint64) << np.uint64(7 * k)
         step = step.view(np.int64).astype(np.float64)
         for value in event.values:
-            if self._is_scalar(value):
-                found.setdefault(value.tag, []).append((number, step, _cut(rows, value.at, value.dtype).astype(np.float64), wall))
-            else:
-                self._out.counts["not_scalar"] += len(rows)
+            if value.plugin:
+                self._plugins.setdefault(value.tag, value.plugin)
+            part = (number, step, _cut(rows, value.at, value.dtype).astype(np.float64), wall)
+            found.setdefault((value.tag, value.tensor), []).append(part)
 
     def _single(self, record: bytes, number: np.ndarray, found: dict) -> None:
         try:
@@ -319,21 +323,13 @@ class TensorBoard:
         for value in event.values:
             if value.tag.startswith(_HPARAMS) or value.tag == _ARGS:
                 continue
-            if value.dtype and self._is_scalar(value):
-                number_read = np.frombuffer(record, value.dtype, 1, value.at).astype(np.float64)
-                found.setdefault(value.tag, []).append((number, np.array([float(event.step)]), number_read, wall))
+            if value.plugin:
+                self._plugins.setdefault(value.tag, value.plugin)
+            if value.dtype:
+                one = np.frombuffer(record, value.dtype, 1, value.at).astype(np.float64)
+                found.setdefault((value.tag, value.tensor), []).append((number, np.array([float(event.step)]), one, wall))
             else:
-                if value.plugin:
-                    self._plugins.setdefault(value.tag, value.plugin)
                 self._out.counts["not_scalar"] += 1
-
-    def _is_scalar(self, value: _Value) -> bool:
-        """A tensor is one where its plugin says so; writers name the plugin with the first value of a tag only."""
-        if not value.tensor:
-            return True
-        if value.plugin:
-            self._plugins.setdefault(value.tag, value.plugin)
-        return self._plugins.get(value.tag) == "scalars"
 
     def _settings(self, record: bytes, event: _Event) -> None:
         """Hyperparameters of SummaryWriter.add_hparams, and the arguments that transformers' Trainer writes as text."""

@@ -52,7 +52,7 @@ class Trackio:
         self._begin()
 
     def _begin(self) -> None:
-        self._out = Collected(self._room)
+        self._out = Collected(self._room, self.source.run)
         self._last = 0
         self._stamp = None
         self._names: dict[str, str] = {}

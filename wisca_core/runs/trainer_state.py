@@ -17,13 +17,13 @@ class TrainerState:
 
     def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
-        self._file, self._out, self._rows = Growing(source.path), Collected(room), None
+        self._file, self._out, self._rows = Growing(source.path), Collected(room, source.run), None
 
     def advance(self, progress: Progress) -> bool:
         if not self._file.changed():
             return False
         progress(f"reading {shown(self.source.path.name, 60)}", 0, 0)
-        file, out = Growing(self.source.path), Collected(self._room)
+        file, out = Growing(self.source.path), Collected(self._room, self.source.run)
         what = shown(self.source.path)
         state = parse_json_object(whole_file(file), what, unique_keys=False)
         history = state.get("log_history")

@@ -32,7 +32,7 @@ class Wandb:
         self._begin()
 
     def _begin(self) -> None:
-        self._out = Collected(self._room)
+        self._out = Collected(self._room, self.source.run)
         self._file = Growing(self.source.path)
         self._parts: list[bytes] | None = None
         self._name = ""
@@ -156,6 +156,9 @@ class Wandb:
         if step is None:
             self._out.counts["no_step"] += 1
             return
+        for media in [name.removesuffix("_type") for name in row if name.endswith("._type")]:  # an image or histogram, in parts
+            self._out.counts["not_scalar"] += 1
+            row = {name: value for name, value in row.items() if not name.startswith(media)}
         self._out.values(self._name or self.source.run, row, float(step), float(wall) if isinstance(wall, (int, float)) else float("nan"))
 
 

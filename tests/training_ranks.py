@@ -1,0 +1,212 @@
+"""What test_training_distributed.py starts on every rank with torchrun: rescale, train on, and write what one process wrote before.
+
+    torchrun ... training_ranks.py KIND MODEL_FOLDER OUT
+
+KIND: one (a single process, the reference) | ranks (DDP, FSDP2 in two ways, tensor parallel, on 2 ranks) | zero (DeepSpeed ZeRO-1, 2, 3)
+"""
+
+import json
+import sys
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM
+
+from wisca_core.equivalence.float64 import lifted
+from wisca_core.training import Rescale, Scaler, rescale_
+
+KIND, FOLDER, OUT = sys.argv[1:]
+STEPS = 5
+CHOICES = {"tensor": {}, "group": {"granularity": "group"}, "l2": {"granularity": "channel", "norm": "l2"}, "max": {"norm": "max"}}
+
+
+def load(dtype=torch.float64):
+    model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=dtype, attn_implementation="eager")
+    model.config.use_cache = False
+    return model.train()
+
+
+def batch(step: int, rank: int | None = None) -> torch.Tensor:
+    """Two sequences a step; a data-parallel rank gets one of them."""
+    ids = torch.randint(5, 60, (2, 9), generator=torch.Generator().manual_seed(step))
+    return ids if rank is None else ids[rank : rank + 1]
+
+
+def loss_of(model, ids):
+    logits = model(input_ids=ids).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1))
+
+
+def train(model, optimizer, step: int, rank: int | None, lift: bool = True) -> None:
+    if lift:
+        with lifted():
+            loss_of(model, batch(step, rank)).backward()
+    else:
+        loss_of(model, batch(step, rank)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def whole(model) -> dict[str, torch.Tensor]:
+    from torch.distributed.tensor import DTensor
+
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
+    return {name.removeprefix("module."): (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for name, p in model.named_parameters()}
+
+
+def run(wrap, build, rank: int | None, choices: dict, lift: bool = True, gathered: bool = False) -> dict:
+    """Two steps, a rescale, five steps: the weights after each, and the factors. ``gathered``: a forward pass has left whole parameters."""
+    model, inner = wrap(load())
+    optimizer = build(model.parameters())
+    for step in range(2):
+        train(model, optimizer, step, rank, lift)
+    if gathered:
+        with torch.no_grad(), lifted():
+            model(input_ids=batch(99))
+        assert not any(type(p).__name__ == "DTensor" for p in model.lm_head.parameters())
+    done: Rescale = rescale_(model, optimizer, **choices)
+    rescaled = whole(inner)
+    for step in range(2, 2 + STEPS):
+        train(model, optimizer, step, rank, lift)
+    return {"factors": done.factors.to_json()["sites"], "ratios": dict(done.ratios), "rescaled": rescaled, "trained": whole(inner)}
+
+
+def adamw(parameters, **more):
+    return torch.optim.AdamW(parameters, lr=1e-2, foreach=False, **more)
+
+
+def momentum(parameters):
+    return torch.optim.SGD(parameters, lr=5e-2, momentum=0.9)
+
+
+def one() -> dict:
+    def plain(model):
+        return model, model
+
+    out = {f"adamw {name}": run(plain, adamw, None, choices) for name, choices in CHOICES.items()}
+    out["momentum tensor"] = run(plain, momentum, None, {})
+    out["float32"] = zero_reference()
+    return out
+
+
+def ranks() -> dict:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
+
+    def ddp(model):
+        return torch.nn.parallel.DistributedDataParallel(model), model
+
+    def sharded(model):
+        assert all(isinstance(p, DTensor) for p in model.parameters())  # else this would be a test of nothing
+        return model, model
+
+    def fsdp(model):
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        return sharded(fully_shard(model, mesh=mesh))
+
+    def fsdp_root_only(model):
+        """One group, which a forward pass without a backward one leaves gathered: edits of what is gathered would be lost."""
+        return sharded(fully_shard(model, mesh=mesh, reshard_after_forward=False))
+
+    def tensor_parallel(model):
+        plan = {}
+        for i in range(len(model.model.layers)):
+            plan |= {f"model.layers.{i}.self_attn.{x}_proj": ColwiseParallel() for x in "qkv"}
+            plan[f"model.layers.{i}.self_attn.o_proj"] = RowwiseParallel()
+        parallelize_module(model, mesh, plan)
+        assert isinstance(model.model.layers[0].self_attn.o_proj.weight, DTensor)
+        return model, model
+
+    out = {}
+    for name, choices in CHOICES.items():
+        out[f"FSDP2, adamw {name}"] = run(fsdp, adamw, rank, choices)
+        # every rank sees the whole batch; autograd through DTensors does not take the lifting of casts, float32 norms remain
+        out[f"TP, adamw {name}"] = run(tensor_parallel, adamw, None, choices)
+    out["DDP, adamw tensor"] = run(ddp, adamw, rank, {})
+    out["DDP, momentum tensor"] = run(ddp, momentum, rank, {})
+    out["FSDP2, momentum tensor"] = run(fsdp, momentum, rank, {})
+    out["FSDP2 root only, adamw group"] = run(fsdp_root_only, adamw, rank, CHOICES["group"], gathered=True)
+    # the object on a schedule: all ranks at the same steps, and a proof that was made once
+    model, _ = ddp(load())
+    optimizer = adamw(model.parameters())
+    scaler = Scaler(model, optimizer, every=2, output=OUT + ".jsonl" if rank == 0 else None)
+    for step in range(4):
+        train(model, optimizer, step, rank)
+        scaler.step()
+    mine = torch.cat([p.detach().flatten() for p in model.parameters()])
+    theirs = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(theirs, mine)
+    out["replicas stay equal"] = bool(torch.equal(*theirs))
+    # FSDP1 and sharded DoRA columns are refused, on every rank
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    refused = {}
+    try:
+        rescale_(FullyShardedDataParallel(load(torch.float32), device_mesh=mesh, use_orig_params=True))
+    except Exception as error:
+        refused["FSDP1"] = f"{type(error).__name__}: {error}"
+    out["refused"] = refused
+    return out
+
+
+def zero_reference() -> dict:
+    """One process in float32 with masters, as ZeRO keeps them: two steps, a rescale, five steps."""
+    model = load(torch.float32)
+    optimizer = adamw(model.parameters(), weight_decay=0.0)
+    return _zero_run(model, model, optimizer, lambda step: train(model, optimizer, step, None, lift=False), lambda: whole(model))
+
+
+def _zero_run(model, inner, optimizer, one_step, weights) -> dict:
+    for step in range(2):
+        one_step(step)
+    before = model(input_ids=batch(50)).logits.detach()
+    done = rescale_(model, optimizer)
+    rescaled = weights()
+    after = model(input_ids=batch(50)).logits.detach()
+    for step in range(2, 2 + STEPS):
+        one_step(step)
+    return {"factors": done.factors.to_json()["sites"], "ratios": dict(done.ratios), "rescaled": rescaled, "trained": weights(),
+            "function": ((after - before).abs().max() / before.abs().max()).item()}  # fmt: skip
+
+
+def zero() -> dict:
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    deepspeed.init_distributed(dist_backend="gloo")
+    rank, out = dist.get_rank(), {}
+    for stage in (1, 2, 3):
+        model = load(torch.float32)
+        config = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+                  "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}  # fmt: skip
+        engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw(model.parameters(), weight_decay=0.0), config=config)
+
+        def one_step(step, engine=engine):
+            engine.backward(loss_of(engine, batch(step, rank)))
+            engine.step()
+
+        def weights(model=model):
+            return {name: safe_get_full_fp32_param(p).reshape(getattr(p, "ds_shape", p.shape)).clone() for name, p in model.named_parameters()}
+
+        out[f"ZeRO-{stage}"] = _zero_run(engine, model, optimizer, one_step, weights)
+    return out
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if KIND == "ranks":
+        dist.init_process_group("gloo")
+    found = {"one": one, "ranks": ranks, "zero": zero}[KIND]()
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    torch.save(found, f"{OUT}.{rank}.pt")
+    print(json.dumps({"rank": rank, "cases": list(found)}), flush=True)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
