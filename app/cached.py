@@ -21,6 +21,10 @@ from wisca_core.plan.head import HeadDetail, head_detail
 from wisca_core.plan.options import Options
 from wisca_core.plan.plan import Plan, make_plan
 from wisca_core.plan.rows import plan_rows
+from wisca_core.runs import Logs, Run, drawing
+from wisca_core.runs.drawing import Band, Line
+from wisca_core.trajectory import Trajectory, bytes_to_read, content_key, find_checkpoints
+from wisca_core.trajectory import trajectory as measure_trajectory
 
 # Reading more than this takes over two seconds on a slow disk: it becomes a job.
 JOB_BYTES = 150_000_000
@@ -129,6 +133,60 @@ def plan(model: Opened, options: Options) -> Plan:
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _plan(key: str, written: str, _model: Opened, _options: Options) -> Plan:
     return make_plan(decision(_model, _options))
+
+
+@st.cache_resource(max_entries=3, show_spinner="Reading the logs")
+def logs(paths: tuple[str, ...], step_column: str) -> Logs:
+    """The logs at ``paths``, read; whoever follows them polls. Raises WiscaError."""
+    found = Logs(paths, step_column)
+    found.poll()
+    return found
+
+
+def line(logs: Logs, run: Run, metric: str, x: str, smoothing: float, window: tuple[float, float] | None, most: int) -> Line | None:
+    """What is drawn of a metric of a run, see ``wisca_core.runs.drawing.line``; not to be changed."""
+    series = run.series.get(metric)
+    if series is None:
+        return None
+    return _line(logs.paths, logs.ask.step_column, run.name, len(series), metric, x, smoothing, window, most, run)
+
+
+@st.cache_resource(max_entries=3000, show_spinner=False)
+def _line(paths, step_column, name, n, metric, x, smoothing, window, most, _run) -> Line | None:
+    return drawing.line(_run, metric, x=x, smoothing=smoothing, window=window, most=most)
+
+
+def band(logs: Logs, runs: tuple[Run, ...], metric: str, x: str, smoothing: float, window: tuple[float, float] | None, most: int) -> Band | None:
+    """A group of runs as one line, see ``wisca_core.runs.drawing.band``; not to be changed."""
+    key = tuple((run.name, len(run.series[metric])) for run in runs if metric in run.series)
+    return _band(logs.paths, logs.ask.step_column, key, metric, x, smoothing, window, most, runs)
+
+
+@st.cache_resource(max_entries=200, show_spinner=False)
+def _band(paths, step_column, key, metric, x, smoothing, window, most, _runs) -> Band | None:
+    every = 1 << 62  # runs are compared at what they logged, not at what thinning left of it
+    lines = [drawing.line(run, metric, x=x, smoothing=smoothing, window=window, most=every) for run in _runs]
+    return drawing.band([(one.x, one.y) for one in lines if one is not None], most)
+
+
+def trajectory_waits(folder: str) -> bool:
+    """Whether measuring its checkpoints is more than two seconds of work that nobody has done yet. Raises WiscaError."""
+    return _trajectory_bytes(folder, content_key(folder)) > JOB_BYTES
+
+
+@st.cache_data(max_entries=16, ttl=5, show_spinner=False)
+def _trajectory_bytes(folder: str, key: str) -> int:
+    return bytes_to_read(find_checkpoints(folder))
+
+
+def trajectory(folder: str) -> Trajectory:
+    """The ratios over the checkpoints in ``folder``; measures now those that nobody has. Raises WiscaError."""
+    return _trajectory(folder, content_key(folder))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Measuring the checkpoints")
+def _trajectory(folder: str, key: str) -> Trajectory:
+    return measure_trajectory(folder)
 
 
 @st.cache_data(ttl=300, max_entries=32, show_spinner="Asking the hub")

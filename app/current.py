@@ -27,7 +27,7 @@ def title(model: str) -> str:
     """A short name for it, one line, still foreign: the last two parts of a path, or the hub id."""
     if model.startswith("hub:"):
         return shown(model.removeprefix("hub:"))
-    return shown("/".join(Path(model).parts[-2:]))
+    return shown(Path(*Path(model).parts[-2:]).as_posix())
 
 
 def ready() -> Opened:

@@ -9,6 +9,7 @@ Streamlit's own ``bind="query-params"`` drops from the address what belongs to a
 Rescale also decide what Inspect draws as "after", so the address is written here.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +97,20 @@ def _read_names(text: str) -> list[str]:
     return names
 
 
+def _read_smoothing(text: str) -> float:
+    value = round(float(text), 3)
+    if not 0 <= value <= 0.999:
+        raise ValueError(text)
+    return value
+
+
+def _read_window(text: str) -> tuple[float, float]:
+    first, last = map(float, text.split(".."))
+    if not (math.isfinite(first) and math.isfinite(last) and first <= last):
+        raise ValueError(text)
+    return first, last
+
+
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
     # Rescale, and the "after" of Inspect
@@ -111,6 +126,23 @@ CHOICES: dict[str, Choice] = {
     "shown_norm": Choice(_fixed("l1"), _one_of(*NORMS), str),
     "layer": Choice(_fixed(None), _whole, str),
     "group": Choice(_fixed(None), _whole, str),
+    # Runs
+    "logs": Choice(lambda: str(SAMPLE) if sample_checkpoints() else "", str, str),
+    "step_column": Choice(_fixed(""), str, str),
+    "follow": Choice(_fixed(True), lambda text: _one_of("no")(text) != "no", lambda on: "no"),
+    "curves": Choice(list, lambda text: text.split("\n"), "\n".join),
+    "x": Choice(_fixed("step"), str, str),
+    "smoothing": Choice(_fixed(0.0), _read_smoothing, "{:g}".format),
+    "together": Choice(_fixed("configuration"), _one_of("configuration", "seed", "none"), str),
+    "shape": Choice(_fixed("band"), _one_of("band", "lines"), str),
+    "log_axes": Choice(list, lambda text: [_one_of("x", "y")(axis) for axis in text.split(",")], ",".join),
+    "window": Choice(lambda: note("window span"), _read_window, lambda span: f"{span[0]:.9g}..{span[1]:.9g}"),
+    "highlight": Choice(_fixed(None), str, str),
+    "from_group": Choice(_fixed(None), str, str),
+    "to_group": Choice(_fixed(None), str, str),
+    "checkpoints": Choice(_fixed(""), str, str),
+    "moved_pair": Choice(_fixed("qk"), _one_of(*PAIRS), str),
+    "moved_layer": Choice(_fixed(None), _whole, str),
 }
 
 

@@ -12,12 +12,12 @@ from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.errors import Cancelled, CheckpointChanged
 from wisca_core.patterns import measure as module
-from wisca_core.plan.head import head_detail
 from wisca_core.patterns.measure import header_digest, measure
 from wisca_core.patterns.store import cached, measured, n_bytes_to_read
 from wisca_core.patterns.summary import layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import LOST_BITS, Patterns, norm, size_ratio
 from wisca_core.plan.decide import decide
+from wisca_core.plan.head import head_detail
 from wisca_core.plan.options import Options
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

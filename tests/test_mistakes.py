@@ -50,7 +50,7 @@ def only(role, change, measured=True):
 
 def heads_taken_across(leg):
     """Query heads j + r K instead of j g + r."""
-    groups, repeats, width = leg.index.sizes
+    groups, _, width = leg.index.sizes
     return replace(leg, index=Grid(leg.index.start, leg.index.sizes, (width, groups * width, 1)))
 
 

@@ -81,6 +81,39 @@ def momentum(parameters):
     return torch.optim.SGD(parameters, lr=5e-2, momentum=0.9)
 
 
+class Tokens(torch.utils.data.Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        ids = torch.randint(5, 60, (9,), generator=torch.Generator().manual_seed(100 + i))
+        return {"input_ids": ids, "labels": ids}
+
+
+def by_trainer(n_ranks: int, **arguments) -> dict:
+    """transformers' Trainer with the callback, two sequences a step over all ranks: the weights, and the lines of wisca.jsonl."""
+    from transformers import Trainer, TrainingArguments
+
+    from wisca_core.training import WiscaCallback
+    from wisca_core.training.telemetry import read
+
+    place = f"{OUT}-trainer-{len(arguments)}"
+    options = dict(output_dir=place, max_steps=5, per_device_train_batch_size=2 // n_ranks, learning_rate=1e-2, adam_epsilon=1e-2, report_to="none",
+                   lr_scheduler_type="constant", save_strategy="no", use_cpu=True, disable_tqdm=True, seed=1, data_seed=1, max_grad_norm=0.0,
+                   optim="adamw_torch", average_tokens_across_devices=False)  # fmt: skip
+    trainer = Trainer(load(torch.float32), TrainingArguments(**options, **arguments), train_dataset=Tokens(), callbacks=[WiscaCallback(every=2)])
+    trainer.train()
+    if "deepspeed" in arguments:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        model = trainer.model
+        weights = {name: safe_get_full_fp32_param(p).reshape(getattr(p, "ds_shape", p.shape)).clone() for name, p in model.named_parameters()}
+        dist.barrier()
+    else:
+        weights = whole(trainer.model)
+    return {"trained": weights, "rows": read(place + "/wisca.jsonl"), "wrapped": type(trainer.model_wrapped).__name__}
+
+
 def one() -> dict:
     def plain(model):
         return model, model
@@ -88,6 +121,7 @@ def one() -> dict:
     out = {f"adamw {name}": run(plain, adamw, None, choices) for name, choices in CHOICES.items()}
     out["momentum tensor"] = run(plain, momentum, None, {})
     out["float32"] = zero_reference()
+    out["Trainer"] = by_trainer(1)
     return out
 
 
@@ -127,8 +161,9 @@ def ranks() -> dict:
     out = {}
     for name, choices in CHOICES.items():
         out[f"FSDP2, adamw {name}"] = run(fsdp, adamw, rank, choices)
-        # every rank sees the whole batch; autograd through DTensors does not take the lifting of casts, float32 norms remain
-        out[f"TP, adamw {name}"] = run(tensor_parallel, adamw, None, choices)
+        # every rank sees the whole batch
+        if name != "max":
+            out[f"TP, adamw {name}"] = run(tensor_parallel, adamw, None, choices)
     out["DDP, adamw tensor"] = run(ddp, adamw, rank, {})
     out["DDP, momentum tensor"] = run(ddp, momentum, rank, {})
     out["FSDP2, momentum tensor"] = run(fsdp, momentum, rank, {})
@@ -144,22 +179,17 @@ def ranks() -> dict:
     theirs = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(theirs, mine)
     out["replicas stay equal"] = bool(torch.equal(*theirs))
-    # FSDP1 and sharded DoRA columns are refused, on every rank
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    refused = {}
-    try:
-        rescale_(FullyShardedDataParallel(load(torch.float32), device_mesh=mesh, use_orig_params=True))
-    except Exception as error:
-        refused["FSDP1"] = f"{type(error).__name__}: {error}"
-    out["refused"] = refused
+    out["Trainer, DDP"] = by_trainer(2, ddp_backend="gloo")
     return out
 
 
 def zero_reference() -> dict:
-    """One process in float32 with masters, as ZeRO keeps them: two steps, a rescale, five steps."""
+    """One process in float32, as ZeRO keeps its masters: two steps, a rescale, five steps.
+
+    eps is large because Adam's first steps are signs, and the sign of a gradient of 1e-9 is noise in float32.
+    """
     model = load(torch.float32)
-    optimizer = adamw(model.parameters(), weight_decay=0.0)
+    optimizer = adamw(model.parameters(), weight_decay=0.0, eps=1e-2)
     return _zero_run(model, model, optimizer, lambda step: train(model, optimizer, step, None, lift=False), lambda: whole(model))
 
 
@@ -184,9 +214,9 @@ def zero() -> dict:
     rank, out = dist.get_rank(), {}
     for stage in (1, 2, 3):
         model = load(torch.float32)
-        config = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+        config = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "gradient_clipping": 0.0,
                   "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}  # fmt: skip
-        engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw(model.parameters(), weight_decay=0.0), config=config)
+        engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw(model.parameters(), weight_decay=0.0, eps=1e-2), config=config)
 
         def one_step(step, engine=engine):
             engine.backward(loss_of(engine, batch(step, rank)))
@@ -196,6 +226,10 @@ def zero() -> dict:
             return {name: safe_get_full_fp32_param(p).reshape(getattr(p, "ds_shape", p.shape)).clone() for name, p in model.named_parameters()}
 
         out[f"ZeRO-{stage}"] = _zero_run(engine, model, optimizer, one_step, weights)
+    settings = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": 0.0,
+                "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+                "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}  # fmt: skip
+    out["Trainer, ZeRO-3"] = by_trainer(2, ddp_backend="gloo", deepspeed=settings)
     return out
 
 

@@ -39,6 +39,14 @@ class BadOption(WiscaError):
     """An option has a value that is not allowed."""
 
 
+class SpecError(BadOption):
+    """A field of a comparison's spec has a value that is not allowed. ``field``, ``value``, ``allowed`` say which and what."""
+
+    def __init__(self, field: str, value: object, allowed: str):
+        super().__init__(f"{field}: {str(value)[:200]!r} was given; allowed is {allowed}.")
+        self.field, self.value, self.allowed = field, value, allowed
+
+
 class PlanMismatch(WiscaError):
     """A plan or report belongs to another checkpoint, or to a newer format."""
 
@@ -57,6 +65,12 @@ class StrictRefusal(WiscaError):
 
 class ProofFailed(WiscaError):
     """The rescaled model is not the same function; nothing was written."""
+
+    exit_code = 1
+
+
+class UnequalStart(WiscaError):
+    """Arms of one seed do not start as the same function, so their paired difference would mean nothing."""
 
     exit_code = 1
 

@@ -102,10 +102,11 @@ def times_(block: torch.Tensor, factors: Sequence[torch.Tensor], offset: float, 
         n_rows = block.shape[0]
     else:
         n_rows = max(1, _CACHED * block.shape[0] // block.numel())
+    buffer = torch.empty((min(n_rows, block.shape[0]), *block.shape[1:]), dtype=work, device=block.device)
     for first in range(0, block.shape[0], n_rows):
         rows = block[first : first + n_rows]
         parts = [f if f.shape[0] == 1 else f[first : first + n_rows] for f in factors]
-        wide = rows.to(work, copy=True)
+        wide = buffer[: rows.shape[0]].copy_(rows)
         if offset:
             wide += offset
         for part in parts:

@@ -23,7 +23,7 @@ from wisca_core.architecture.site import Refusal
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.checkpoint.untrusted import open_regular, read_exactly, shown
 from wisca_core.errors import UnreadableInput, UnsafeInput, WiscaError
-from wisca_core.patterns.store import measured, n_bytes_to_read
+from wisca_core.patterns.store import cached, measured, n_bytes_to_read
 from wisca_core.patterns.summary import SIDES, layer_ratios, times
 from wisca_core.patterns.table import NORMS
 from wisca_core.plan.decide import decide
@@ -126,12 +126,13 @@ def _holds_model(folder: Path) -> bool:
 
 
 def bytes_to_read(checkpoints: Sequence[Labelled]) -> int:
-    """Bytes of all measuring passes together, those already kept among them; checkpoints that cannot be opened count as nothing."""
+    """Bytes that measuring them would read now: nothing of those already kept, nor of those that cannot be opened."""
     total = 0
     for labelled in checkpoints:
         try:
             checkpoint = open_checkpoint(labelled.path)
-            total += n_bytes_to_read(checkpoint, find_sites(checkpoint))
+            sites = find_sites(checkpoint)
+            total += 0 if cached(checkpoint, sites) is not None else n_bytes_to_read(checkpoint, sites)
         except WiscaError:
             continue
     return total

@@ -68,6 +68,7 @@ class _Found:
     rope_width: int
     theta: float
     names: tuple[str, ...]  # of all tensors, sorted
+    present: tuple[int, ...]  # layers the weights hold attention tensors of
 
     @property
     def g(self) -> int:
@@ -95,6 +96,12 @@ def _sites(checkpoint: Checkpoint, config: dict, model_type: str, family: Family
         remarks.append(
             f"{family.norm.q} and {family.norm.k}, {found.attention.n_layers} layers: the norm absorbs the scale of Wq and Wk, "
             "so scaling those does nothing; its gains are the live pair and are balanced instead."
+        )
+    beyond = [layer for layer in found.present if layer >= found.attention.n_layers]
+    if beyond:
+        remarks.append(
+            f"The weights hold {len(beyond)} further layers ({beyond[0]} to {beyond[-1]}) beyond the {found.attention.n_layers} of config.json; "
+            "the model does not run them, and they are left as they are."
         )
     if "auto_map" in config:
         remarks.append("config.json names custom code (auto_map); it is never run, and the proof is of transformers' own class.")
@@ -132,7 +139,7 @@ def _numbers(checkpoint: Checkpoint, config: dict, family: Family) -> _Found:
         width = 2 * ((int(stated) + 1) // 2)
     theta = evaluate(family.rope_theta, config)
     return _Found(family, attention, root, width, float(theta) if isinstance(theta, (int, float)) and 0 < theta < 1e300 else 0.0,
-                  tuple(sorted(checkpoint.by_name)))
+                  tuple(sorted(checkpoint.by_name)), tuple(present))
 
 
 def _layers(checkpoint: Checkpoint, family: Family) -> tuple[str, list[int]]:

@@ -8,6 +8,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,7 @@ from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Site, Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
-from wisca_core.errors import ProofFailed, UnreadableInput, WiscaError
+from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, WiscaError
 from wisca_core.export.weights import write_weights
 from wisca_core.home import folder, read_json, write_json
 from wisca_core.progress import Progress, silent
@@ -83,7 +84,8 @@ def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> 
         if error.exit_code == 130:
             raise
         proof = _failed(sites, str(error), time.perf_counter() - started)
-    write_json(_path(checkpoint, sites), FORMAT, VERSION, proof.to_json())
+    with suppress(OutputRefused):  # a full disk only costs the next proof
+        write_json(_path(checkpoint, sites), FORMAT, VERSION, proof.to_json())
     return proof
 
 

@@ -20,6 +20,7 @@ KINDS: dict[str, str] = {
     "prove": "wisca_core.work:prove_job",
     "check": "wisca_core.work:check_job",
     "export": "wisca_core.work:export_job",
+    "trajectory": "wisca_core.trajectory:trajectory_job",
     "sleep": "wisca_core.jobs.kinds:sleep_job",
 }
 

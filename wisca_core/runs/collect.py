@@ -158,10 +158,14 @@ class Collected:
 
     def values(self, run: str, row: Mapping[str, object], step: float, wall: float = float("nan")) -> None:
         """Every number of a row; text and lists are counted, None is nothing, mappings become dotted names."""
-        for metric, value in _flat(row):
-            number = self.number(value, metric)
-            if number is not None:
-                self.point(run, metric, step, number, wall)
+        for name, cell in row.items():
+            if type(cell) is float:  # nearly all of them
+                self.point(run, name, step, cell, wall)
+                continue
+            for metric, value in _flat({name: cell}):
+                number = self.number(value, metric)
+                if number is not None:
+                    self.point(run, metric, step, number, wall)
 
     def number(self, value: object, metric: str) -> float | None:
         """The value as a number, or None, counted."""

@@ -5,6 +5,7 @@
 >>> logs.poll()  # whether anything is new  # doctest: +SKIP
 """
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import UnreadableInput, WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.runs.collect import Room
-from wisca_core.runs.recognise import find, reader
+from wisca_core.runs.recognise import Looked, find, reader
 from wisca_core.runs.source import Ask, Reader, Source
 from wisca_core.runs.table import Run
 
 
 class Logs:
-    """Everything found at ``paths``. ``runs`` after the last ``poll``; ``problems``: (path, why) of what could not be read.
+    """Everything found at ``paths``. ``runs`` after the last ``poll``; ``problems``: (path, why) of what could not be read; ``version``: how
+    often that changed. Several threads may poll: one reads, the others wait.
 
     ``live``: an unfinished last line of a text file waits until the file has rested for some seconds.
     """
@@ -29,12 +31,19 @@ class Logs:
         self.ask = Ask(step_column, live)
         self.runs: tuple[Run, ...] = ()
         self.problems: tuple[tuple[str, str], ...] = ()
+        self.version = 0
+        self._lock = threading.Lock()
         self._room = Room()
+        self._looked = Looked()
         self._readers: dict[tuple[str, Path], Reader] = {}
         self._runs: dict[tuple[str, Path], tuple[Run, ...]] = {}
 
     def poll(self, progress: Progress = silent) -> bool:
         """Look for new logs and new points in known ones; whether anything changed. Raises UnreadableInput where nothing can be read."""
+        with self._lock:
+            return self._poll(progress)
+
+    def _poll(self, progress: Progress) -> bool:
         sources, problems = self._sources()
         changed = False
         for source in sources:
@@ -54,6 +63,7 @@ class Logs:
         if changed or problems != self.problems:
             self.problems = problems
             self.runs = _named_apart([run for runs in self._runs.values() for run in runs if run.series])
+            self.version += 1
             changed = True
         if not self.runs:
             self._nothing(problems)
@@ -64,7 +74,7 @@ class Logs:
         problems: list[tuple[str, str]] = []
         for path in self.paths:
             try:
-                found = find(path)
+                found = find(path, self._looked)
             except WiscaError as error:
                 problems.append((path, str(error)))
                 continue

@@ -51,11 +51,31 @@ class Found:
     passed_over: tuple[tuple[str, str], ...] = ()
 
 
-def find(path: str | Path) -> Found:
+class Looked:
+    """What files turned out to be, so that looking again is cheap: a log stays one, anything else is opened again once it changes."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Path, bool], tuple[tuple[int, int], str, str]] = {}
+
+    def kind(self, path: Path, sure: bool) -> tuple[str, str]:
+        """(kind, "") or ("", why not), see ``_kind``."""
+        try:
+            found = path.stat()
+        except OSError as error:
+            return "", f"cannot be opened: {error.strerror}."
+        stamp = (found.st_size, found.st_mtime_ns)
+        before = self._found.get((path, sure))
+        if before is None or (not before[1] and before[0] != stamp):
+            before = self._found[path, sure] = (stamp, *_kind(path, sure))
+        return before[1], before[2]
+
+
+def find(path: str | Path, looked: Looked | None = None) -> Found:
     """The logs at ``path``, a file or a folder with everything below it; links to folders are not followed.
 
-    Raises UnreadableInput where there are none.
+    ``looked``: kept between calls by whoever follows a folder. Raises UnreadableInput where there are none.
     """
+    looked = looked or Looked()
     text = os.fspath(path)
     if not text or "\0" in text:
         raise UnreadableInput("the path is empty or has a zero byte. Give a log file or a folder of logs.")
@@ -65,10 +85,10 @@ def find(path: str | Path) -> Found:
     except (OSError, ValueError, RuntimeError) as error:
         raise UnreadableInput(f"{shown(text)}: cannot be opened: {getattr(error, 'strerror', None) or shown(error)}. Check the path.") from None
     if stat.S_ISDIR(mode):
-        return _in_folder(real)
+        return _in_folder(real, looked)
     if not stat.S_ISREG(mode):
         raise UnreadableInput(f"{shown(text)}: not a regular file; expected a log file or a folder of logs.")
-    kind, why = _kind(real, sure=False)
+    kind, why = looked.kind(real, sure=False)
     if not kind:
         raise UnreadableInput(f"{shown(text)}: {why} Looked for {LOOKED_FOR}.")
     return Found((Source(kind, real, (real,), _run_name(real, real.parent), real.parent),))
@@ -79,7 +99,7 @@ def reader(source: Source, room: Room, ask: Ask = Ask()) -> Reader:
     return KINDS[source.kind][1](source, room, ask)
 
 
-def _in_folder(root: Path) -> Found:
+def _in_folder(root: Path, looked: Looked) -> Found:
     sources: list[Source] = []
     passed_over: list[tuple[str, str]] = []
     states: dict[Path, list[Path]] = {}
@@ -117,7 +137,7 @@ def _in_folder(root: Path) -> Found:
             elif entry.name == "trainer_state.json":
                 states.setdefault(folder.parent if folder != root and _CHECKPOINT.search(folder.name) else folder, []).append(path)
             elif _worth_a_look(entry.name, names):
-                kind, why = _kind(path, sure=True)
+                kind, why = looked.kind(path, sure=True)
                 if kind:
                     sources.append(Source(kind, path, (path,), _run_name(path, root), root))
                 elif why:

@@ -342,7 +342,7 @@ class Rows:
                     step = float(step)
                 except ValueError:
                     step = None
-            if isinstance(step, bool) or not isinstance(step, (int, float)) or not abs(step) < 1e300:
+            if type(step) not in (int, float) or not abs(step) < 1e300:
                 self.out.counts["no_step"] += 1
                 return
         self._n += 1
@@ -398,7 +398,7 @@ class JsonLines:
 def json_row(line: bytes) -> dict | None:
     """The JSON object in a line, None for anything else."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None

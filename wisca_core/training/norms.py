@@ -120,15 +120,16 @@ def _along(tensor: torch.Tensor, axis: int, stat: str, offset: float) -> torch.T
         return norms.square() if stat == "l2_sq" else norms
     out = []
     work = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    buffer = torch.empty((min(_ROWS, tensor.shape[0]), *tensor.shape[1:]), dtype=work)
     for first in range(0, tensor.shape[0], _ROWS):
-        block = tensor[first : first + _ROWS].to(work).abs()
+        rows = tensor[first : first + _ROWS]
+        block = buffer[: rows.shape[0]].copy_(rows).abs_() if rows.dtype != work else torch.abs(rows, out=buffer[: rows.shape[0]])
         if stat == "max":
             out.append(block.amax(over).double())
         elif stat == "l1":
             out.append(block.sum(over).double())
         else:
-            block = block.double() if work is torch.float32 and not axis else block  # squares of float32 overflow at 1e19
-            out.append((block.double() if axis else block).square_().sum(over).double())
+            out.append(block.double().square_().sum(over))  # squares of float32 overflow at 1e19
     if axis == 0:
         return torch.cat(out)
     stacked = torch.stack(out)

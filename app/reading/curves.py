@@ -1,0 +1,158 @@
+"""The curves and what decides how they are drawn."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from app import cached, state
+from app.figures import words
+from app.figures.runs import MOST_NAMED, Curve, curves
+from app.figures.template import CONFIG, Theme
+from app.reading.opening import table_heading
+from app.reading.shown import MOST_CURVES, X_LABELS, Shown, axes
+from wisca_core.runs.drawing import half_life
+from wisca_core.runs.groups import ends, lower_is_better
+
+_KEPT = {"persist_state": "session"}
+_TOGETHER = {"configuration": "Configuration", "seed": "Seed", "none": "Single runs"}
+
+
+def controls(shown: Shown) -> None:
+    with st.container(border=True):
+        st.multiselect("Metrics", shown.everything, key="curves", max_selections=MOST_CURVES, placeholder=shown.metrics[0], **_KEPT)
+        with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+            st.selectbox("Against", axes(shown.runs, shown.everything), key="x", format_func=lambda x: X_LABELS.get(x, x), width=190, **_KEPT)
+            if len(shown.runs) > 1:
+                st.segmented_control("Together", list(_TOGETHER), key="together", required=True, format_func=_TOGETHER.get, **_KEPT,
+                                     help="By configuration: runs that differ in nothing but their seed are one group.")  # fmt: skip
+                if state.get("together") != "none":
+                    st.segmented_control("As", ["band", "lines"], key="shape", required=True, format_func={"band": "Mean and band", "lines": "Lines"}.get, **_KEPT)
+            st.segmented_control("Log axes", ["x", "y"], selection_mode="multi", key="log_axes", **_KEPT)
+        with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+            st.slider("Smoothing", 0.0, 0.995, step=0.005, key="smoothing", width=230, **_KEPT,
+                      help="A mean over the past, in which a value k points back weighs strength to the k. Nothing later enters.")  # fmt: skip
+            _window(shown)
+            if shown.n_lines > MOST_NAMED:
+                names = list(shown.groups) if shown.as_band else [run.name for run in shown.runs]
+                if state.get("highlight") not in names:
+                    state.put("highlight", None)
+                st.selectbox("Bring out", names, key="highlight", placeholder="none", width=230, **_KEPT)
+
+
+def _window(shown: Shown) -> None:
+    """Where the chart begins and ends; points in between are drawn anew, in all their detail."""
+    spans = []
+    for run in shown.runs:
+        for metric in shown.metrics:
+            one = cached.line(shown.logs, run, metric, shown.x, 0.0, None, shown.most)
+            if one is not None and np.isfinite(one.x).any():
+                spans.append((float(np.nanmin(one.x)), float(np.nanmax(one.x))))
+    if not spans:
+        return
+    span = (min(a for a, _ in spans), max(b for _, b in spans))
+    whole = all(v == np.floor(v) and abs(v) < 2**53 for v in span)
+    if not span[1] > span[0]:
+        state.put("window", None)
+        return
+    before, chosen = state.note("window span"), state.get("window")
+    if chosen is None or chosen == before or not (span[0] <= chosen[0] <= chosen[1] <= span[1]):
+        chosen = span
+    state.note("window span", span)
+    kind = int if whole else float
+    state.put("window", tuple(kind(v) for v in chosen))
+    state.note("window span", tuple(kind(v) for v in span))
+    st.slider("From and to", kind(span[0]), kind(span[1]), key="window", width=300, help="Drawn anew with every point that fits.", **_KEPT)
+
+
+def _chosen_window() -> tuple[float, float] | None:
+    window = state.get("window")
+    return None if window is None or window == state.note("window span") else (float(window[0]), float(window[1]))
+
+
+def draw(shown: Shown, theme: Theme) -> list[tuple[str, str, go.Figure]]:
+    """All charts, one a metric; returns (finding, how to read it, figure) of each."""
+    out = []
+    for metric in shown.metrics:
+        lines, n = _lines(shown, metric)
+        finding = _finding(shown, metric)
+        if not lines:
+            st.subheader(words.markdown_text(metric), anchor=False)
+            st.markdown(f":gray[No run has {words.markdown_text(metric)} against {words.markdown_text(X_LABELS.get(shown.x, shown.x).lower())}.]")
+            continue
+        how = _how(shown, metric, lines, n)
+        table_heading(words.markdown_text(finding), words.markdown_text(how), _table(lines), f"curve {metric}"[:60])
+        fig = curves(lines, x_title=_x_title(shown), y_title=metric, theme=theme, log_x="x" in state.get("log_axes"), log_y="y" in state.get("log_axes"),
+                     highlight=state.get("highlight"))  # fmt: skip
+        st.plotly_chart(fig, theme=None, config=CONFIG, key=f"curve of {metric}", alt=f"{metric} of {words.plural(len(lines), 'line')}. {finding}.")
+        out.append((finding, how, fig))
+    return out
+
+
+def _lines(shown: Shown, metric: str) -> tuple[list[Curve], int]:
+    """The lines of a chart, and how many points were logged behind them."""
+    window, n, out = _chosen_window(), 0, []
+    scale = _time_unit(shown)[0] if shown.x == "time" else 1.0
+    for title, members in shown.groups.items():
+        having = tuple(run for run in members if metric in run.series)
+        if shown.as_band and len(having) > 1:
+            found = cached.band(shown.logs, having, metric, shown.x, shown.smoothing, window, shown.most)
+            if found is not None:
+                n += sum(len(run.series[metric]) for run in having)
+                out.append(Curve(title, found.x / scale, found.mean, found.low, found.high))
+                continue
+        for run in having:
+            one = cached.line(shown.logs, run, metric, shown.x, shown.smoothing, window, shown.most)
+            if one is not None and len(one.x):
+                n += one.n_window
+                name = title if shown.as_band and len(having) == 1 else run.name
+                out.append(Curve(name, one.x / scale, one.y, raw=one.raw if shown.smoothing and shown.n_lines <= 6 else None))
+    return out, n
+
+
+def _time_unit(shown: Shown) -> tuple[float, str]:
+    span = state.note("window span") or (0.0, 0.0)
+    return (3600.0, "hours") if span[1] > 3 * 3600 else (60.0, "minutes") if span[1] > 300 else (1.0, "seconds")
+
+
+def _x_title(shown: Shown) -> str:
+    if shown.x == "time":
+        return f"{_time_unit(shown)[1]} since the start"
+    return X_LABELS.get(shown.x, shown.x).lower() if shown.x in X_LABELS else shown.x
+
+
+def _finding(shown: Shown, metric: str) -> str:
+    """The chart's title: where the curves end."""
+    lower = lower_is_better(metric)
+    last = {run.name: ends(run.series[metric], lower).final for run in shown.runs if metric in run.series}
+    finite = [v for v in last.values() if np.isfinite(v)]
+    if not finite:
+        return f"{metric} ends without a finite value"
+    if len(last) == 1:
+        return f"{metric} ends at {words.digits(finite[0])}"
+    return f"{metric} ends between {words.digits(min(finite))} and {words.digits(max(finite))}"
+
+
+def _how(shown: Shown, metric: str, lines: list[Curve], n: int) -> str:
+    parts = []
+    if any(one.low is not None for one in lines):
+        parts.append("Line: mean of a group's runs, where all of them have a value; band: lowest to highest.")
+    if shown.smoothing:
+        parts.append(f"Smoothed with strength {shown.smoothing:g}: a value weighs half after {half_life(shown.smoothing):.1f} points; later points never enter."
+                     + (" Faint: as logged." if any(one.raw is not None for one in lines) else ""))  # fmt: skip
+    drawn = sum(len(one.x) for one in lines)
+    if drawn < n and not any(one.low is not None for one in lines):
+        parts.append(f"{words.count(drawn)} of {words.count(n)} points drawn, every extreme among them; a smaller window shows the rest.")
+    gaps = sum(run.series[metric].n_nan + run.series[metric].n_infinite for run in shown.runs if metric in run.series)
+    if gaps:
+        parts.append(f"{words.plural(gaps, 'value is', 'values are')} NaN or infinite: the line is broken there.")
+    missing = len(shown.runs) - sum(metric in run.series for run in shown.runs)
+    if missing:
+        parts.append(f"{words.plural(missing, 'run has', 'runs have')} no {metric}.")
+    return " ".join(parts) or "Every point as it was logged."
+
+
+def _table(lines: list[Curve]) -> pd.DataFrame:
+    """What is drawn, one row a point."""
+    frames = [pd.DataFrame({"line": one.name, "x": one.x, "y": one.y, "lowest": one.low, "highest": one.high, "as_logged": one.raw}) for one in lines]
+    return pd.concat(frames, ignore_index=True).dropna(axis=1, how="all") if frames else pd.DataFrame()

@@ -1,0 +1,125 @@
+"""What happened in the weights meanwhile: the ratios over the checkpoints of the same training."""
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from app import cached, state
+from app.figures import words
+from app.figures.runs_trajectory import trajectory as trajectory_figure
+from app.figures.template import CONFIG, Theme
+from app.following import explain, follow, latest
+from app.messages import errors_as_messages, plain
+from app.reading.opening import table_heading
+from app.reading.shown import Shown, checkpoint_folder
+from wisca_core import jobs
+from wisca_core.checkpoint.untrusted import shown as fit_for_a_line
+from wisca_core.runs import Run
+from wisca_core.runs.drawing import thin
+from wisca_core.runs.groups import loss_metric
+from wisca_core.trajectory import Trajectory, advice, drifts
+
+_KEPT = {"persist_state": "session"}
+_MOST_POINTS = 2000
+EVERY = 250
+
+
+def draw(shown: Shown | None, theme: Theme) -> list[tuple[str, str, go.Figure]]:
+    """The section; returns (finding, how to read it, figure) of its chart."""
+    st.header("In the weights", anchor=False)
+    folder = checkpoint_folder()
+    with st.expander("Folder of checkpoints", expanded=not folder):
+        st.text_input("A folder with checkpoint-500, step_1000, ...", key="checkpoints", placeholder=folder or "/runs/my-run", **_KEPT)
+    if not folder:
+        st.markdown(":gray[No checkpoints lie beside these logs. Name their folder to see how the pairs moved.]")
+        return []
+    with errors_as_messages("The checkpoints cannot be shown"):
+        if not _measured(folder):
+            return []
+        return _draw(cached.trajectory(folder), shown, theme)
+    return []
+
+
+def _measured(folder: str) -> bool:
+    """Whether everything is there to be drawn; else starts or follows the job that measures it."""
+    if not cached.trajectory_waits(folder):
+        return True
+    job = latest("trajectory", folder=folder)
+    if job is not None and job.is_active:
+        follow(job)
+        return False
+    if job is not None and job.state != "done":
+        explain(job, "Measuring did not finish")
+    elif job is not None:
+        return True  # what it measured could not be kept: measure here, with patience
+    st.markdown(":gray[One pass over the attention weights of every checkpoint; each is read once.]")
+    if st.button("Measure the checkpoints", type="primary", key="measure_checkpoints"):
+        jobs.start("trajectory", {"folder": folder}, f"Measure checkpoints in {fit_for_a_line(folder, 60)}", exclusive=f"trajectory {folder}")
+        st.rerun()
+    return False
+
+
+def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[str, str, go.Figure]]:
+    if state.get("moved_pair") not in found.pairs:
+        state.put("moved_pair", found.pairs[0])
+    pair = state.get("moved_pair")
+    table = found.layers("l1")
+    layers = table[table["pair"] == pair]
+    numbers = sorted(int(n) for n in layers["layer"].unique())
+    if state.get("moved_layer") not in numbers:
+        state.put("moved_layer", None)
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+        st.segmented_control("Pair", found.pairs, key="moved_pair", required=True, format_func=words.PAIR_LABELS.get, **_KEPT)
+        st.selectbox("Layer and its KV groups", numbers, key="moved_layer", placeholder="all, with the median", width=230, **_KEPT)
+    layer = state.get("moved_layer")
+    groups = found.tables["l1"]
+    groups = groups[groups["pair"] == pair]
+    loss = _loss(shown)
+    finding = _finding(found, pair)
+    left, right = words.PAIR_ROLES[pair]
+    lines = "The layer is bold, its KV groups are dots" if layer is not None else "Bold: the median layer; quiet: every layer"
+    how = (f"{lines}. Ratio of L1 norms, log axis: above 1× {words.coloured(left)} is heavier, below {words.coloured(right)}."
+           + (f" Below, {words.markdown_text(loss[0])} on the same axis." if loss else ""))  # fmt: skip
+    table_heading(finding, how, groups, "trajectory")
+    fig = trajectory_figure(layers, groups, pair=pair, theme=theme, layer=layer, loss=loss)
+    st.plotly_chart(fig, theme=None, config=CONFIG, key="trajectory chart", alt=f"Ratio of {words.PAIR_LABELS[pair]} over the checkpoints. {finding}.")
+    for one in advice(found, "l1", EVERY, loss):
+        st.markdown(words.markdown_text(one.text))
+    _say_labels(found)
+    plain_how = f"{lines}. Ratio of L1 norms, log axis: above 1× {words.ROLES[left]} is heavier, below {words.ROLES[right]}."
+    return [(finding, plain_how, fig)]
+
+
+def _finding(found: Trajectory, pair: str) -> str:
+    """The chart's title: how far the median layer moved."""
+    moved = [d for d in drifts(found, "l1") if d.pair == pair and d.growing]
+    steps = sorted(set(found.steps))
+    if len(steps) < 2:
+        return f"One checkpoint, at step {words.count(steps[0])}"
+    if not moved:
+        return f"{words.PAIR_LABELS[pair]} stays where it was from step {words.count(steps[0])} to {words.count(steps[-1])}"
+    most = max(moved, key=lambda d: len(d.layers))
+    return f"{most.growing.capitalize()} grows against {most.against} in {words.plural(len(most.layers), 'layer')}, by {words.ratio(most.octaves)}"
+
+
+def _loss(shown: Shown | None):
+    """(name, steps, values) of the loss, thinned, of the run that the checkpoints are most likely of: the only one there is."""
+    if shown is None or len(shown.runs) != 1:
+        return None
+    run: Run = shown.runs[0]
+    metric = loss_metric(run)
+    if metric is None:
+        return None
+    series = run.series[metric]
+    step, value = series.step, series.value
+    kept = thin(value, _MOST_POINTS)
+    return metric, step[kept], value[kept]
+
+
+def _say_labels(found: Trajectory) -> None:
+    lines = [*found.remarks, *(f"{r.what}: {r.reason}" for r in found.refusals)]
+    if lines:
+        st.markdown(f"**{words.plural(len(lines), 'remark')} on labels and what is not covered**")
+        for line in lines[:20]:
+            plain(line)
+        if len(lines) > 20:
+            st.markdown(f":gray[and {words.count(len(lines) - 20)} more.]")

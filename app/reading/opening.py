@@ -1,0 +1,107 @@
+"""Naming the logs, following them, and saying what was read of them and what was not."""
+
+import pandas as pd
+import streamlit as st
+
+from app import cached, state
+from app.figures import words
+from app.messages import errors_as_messages, plain
+from app.reading.shown import Shown, paths
+from app.spreadsheet import csv_bytes
+from wisca_core.runs.recognise import KINDS
+from wisca_core.runs.writing import csv_pieces
+
+FOLLOW_SECONDS = 3.0
+# More than this is no download of a page: it would lie in memory several times.
+MOST_DOWNLOADED = 1_000_000
+_MOST_REMARKS = 200
+
+
+def ask() -> None:
+    """The form with the paths; open while there is nothing to show."""
+    with st.expander("Open logs", expanded=not paths(), key="open_logs"), st.form("logs_form", border=False):
+        st.text_area(
+            "Files or folders on this machine, one a line", key="logs", persist_state="session", height=96,
+            help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, trackio's .db, W&B run files and exports, console "
+            "logs of nanoGPT, nanochat and Megatron-LM, and runs of this project.",
+        )  # fmt: skip
+        st.form_submit_button("Open")
+
+
+def facts(shown: Shown) -> str:
+    """The small line above the title."""
+    kinds = dict.fromkeys(KINDS[run.kind][0] for run in shown.runs)
+    n = sum(len(run) for run in shown.runs)
+    return f"{words.plural(len(shown.runs), 'run')} out of {' and '.join(kinds)}, {words.plural(len(shown.everything), 'metric')}, {words.plural(n, 'value')}."
+
+
+def follow(shown: Shown) -> None:
+    """Look for new points every few seconds while the switch is on; the page is drawn again when there are any."""
+    with st.container(horizontal=True, gap="medium", vertical_alignment="center"):
+        st.toggle("Follow files that grow", key="follow", persist_state="session")
+        columns = list(dict.fromkeys(name for run in shown.runs for name in run.columns))
+        tables = [run for run in shown.runs if run.columns]
+        if tables:
+            with st.popover("Step column", type="tertiary"):
+                taken = tables[0].step_column
+                options = ["", *columns]
+                if state.get("step_column") not in options:
+                    state.put("step_column", "")
+                st.selectbox(
+                    "Column that counts the steps", options, key="step_column", persist_state="session",
+                    format_func=lambda name: name or (f"guessed: {taken}" if taken else "guessed: none, rows are counted"),
+                )  # fmt: skip
+    if state.get("follow"):
+        st.fragment(_watch, run_every=FOLLOW_SECONDS)(shown.logs.version)
+
+
+def _watch(version: int) -> None:
+    with errors_as_messages("The logs cannot be read any more"):
+        logs = cached.logs(paths(), state.get("step_column"))
+        logs.poll()
+        if logs.version != version:
+            st.rerun()
+
+
+def remarks(shown: Shown) -> list[str]:
+    """Everything that is to be known about the reading, a sentence each, with the run or file in front."""
+    out = [f"{run.name}: {remark}" for run in shown.runs for remark in run.remarks]
+    return out + [f"{path}: {why}" for path, why in shown.logs.problems]
+
+
+def say_remarks(lines: list[str]) -> None:
+    if not lines:
+        st.markdown(":small[:gray[Everything in these logs was read; no step repeats or goes back.]]")
+        return
+    with st.expander(f"Read and not read: {words.plural(len(lines), 'remark')}"):
+        for line in lines[:_MOST_REMARKS]:
+            plain(line)
+        if len(lines) > _MOST_REMARKS:
+            st.markdown(f":gray[and {words.count(len(lines) - _MOST_REMARKS)} more; `wisca runs --json` lists all.]")
+
+
+def download(shown: Shown) -> None:
+    """All values as one long table, or the command that writes it."""
+    n = sum(len(run) for run in shown.runs)
+    if n <= MOST_DOWNLOADED:
+        st.download_button("All values as CSV", lambda: b"".join(csv_pieces(shown.runs)), "runs.csv", "text/csv", on_click="ignore", key="runs csv")
+    else:
+        with st.popover("All values as CSV"):
+            st.markdown(f"{words.count(n)} rows are too many for a page. This writes them:")
+            st.code(f"wisca runs {' '.join(map(_quoted, paths()))} --csv runs.csv", language=None)
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def table_heading(title: str, how: str, table: pd.DataFrame, name: str) -> None:
+    """A table's finding, its CSV, and how to read it."""
+    with st.container(gap="xxsmall"):
+        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", wrap=False):
+            st.subheader(title, anchor=False)
+            st.download_button("CSV", lambda: csv_bytes(table), f"{name}.csv", "text/csv", type="tertiary", on_click="ignore", key=f"{name} csv")
+        if how:
+            st.markdown(f":small[:gray[{how}]]")

@@ -1,0 +1,95 @@
+"""What Runs draws: the logs that are open, brought together with what the person has chosen."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from app import cached, state
+from wisca_core.errors import UnreadableInput
+from wisca_core.runs import Logs, Run
+from wisca_core.runs.drawing import token_metric
+from wisca_core.runs.groups import by_configuration, by_seed, loss_metric
+from wisca_core.runs.table import metrics
+from wisca_core.trajectory import find_checkpoints
+
+MOST_CURVES = 6
+X_LABELS = {"step": "Step", "tokens": "Tokens", "time": "Time"}
+# Points in all lines of a chart together, and the least and most of one: what a browser draws without a pause.
+_POINTS, _LEAST, _MOST = 120_000, 200, 4000
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """``groups``: title -> runs, single runs each under their name where nothing is put together. ``metrics``: those drawn."""
+
+    logs: Logs
+    runs: tuple[Run, ...]
+    groups: dict[str, tuple[Run, ...]]
+    everything: tuple[str, ...]
+    metrics: tuple[str, ...]
+    x: str
+    smoothing: float
+    as_band: bool
+
+    @property
+    def n_lines(self) -> int:
+        return len(self.groups) if self.as_band else len(self.runs)
+
+    @property
+    def most(self) -> int:
+        """Points a line."""
+        return max(_LEAST, min(_MOST, _POINTS // max(1, self.n_lines)))
+
+
+def paths() -> tuple[str, ...]:
+    """The paths that are open, one a line of what was written."""
+    return tuple(line.strip() for line in state.get("logs").splitlines() if line.strip())
+
+
+def shown() -> Shown:
+    """Raises UnreadableInput, BadOption. Choices that these logs do not have give way to ones they have."""
+    if not paths():
+        raise UnreadableInput("no log is open. Name files or folders above, one a line.")
+    logs = cached.logs(paths(), state.get("step_column"))
+    runs = logs.runs
+    everything = tuple(metrics(runs))
+    chosen = [metric for metric in state.get("curves") if metric in everything][:MOST_CURVES]
+    if chosen != state.get("curves"):
+        state.put("curves", chosen)
+    if state.get("x") not in axes(runs, everything):
+        state.put("x", "step")
+    together = state.get("together")
+    grouped = {"configuration": by_configuration, "seed": by_seed}.get(together, lambda runs: {run.name: (run,) for run in runs})(runs)
+    return Shown(
+        logs, runs, grouped, everything, tuple(chosen or [_first(runs, everything)]), state.get("x"), float(state.get("smoothing")),
+        as_band=together != "none" and state.get("shape") == "band",
+    )  # fmt: skip
+
+
+def _first(runs: tuple[Run, ...], everything: tuple[str, ...]) -> str:
+    losses = [loss_metric(run) for run in runs]
+    return max(losses, key=losses.count) or everything[0]
+
+
+def axes(runs: tuple[Run, ...], everything: tuple[str, ...]) -> list[str]:
+    """What x can be: step, tokens and time where some run has them, then every metric."""
+    out = ["step"]
+    if any(token_metric(run) for run in runs):
+        out.append("tokens")
+    if any(chunk[2] is not None for run in runs for series in run.series.values() for chunk in series.chunks[:1]):
+        out.append("time")
+    return [*out, *everything]
+
+
+def checkpoint_folder() -> str:
+    """The folder of checkpoints: the one that was named, else the first among the open logs that holds some; "" where there is none."""
+    if state.get("checkpoints").strip():
+        return str(Path(state.get("checkpoints").strip()).expanduser().absolute())
+    for path in paths():
+        folder = Path(path).expanduser().absolute()
+        for one in (folder, folder.parent):
+            try:
+                find_checkpoints(one)
+                return str(one)
+            except UnreadableInput:
+                continue
+    return ""

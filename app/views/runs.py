@@ -1,0 +1,48 @@
+"""Runs: what do my logs say, and what happened in the weights meanwhile?"""
+
+import streamlit as st
+
+from app.figures import words
+from app.figures.runs_report import report
+from app.figures.template import LIGHT, theme_of
+from app.messages import errors_as_messages
+from app.reading import curves, ends, moved, opening
+from app.reading.shown import shown
+
+theme = theme_of(st.context.theme.type)
+view = None
+with errors_as_messages("These logs cannot be read"):
+    view = shown()
+if view is None:
+    opening.ask()
+    st.stop()
+st.markdown(f":small[:gray[{words.markdown_text(opening.facts(view))}]]")
+title, sentence = ends.headline(view)
+st.title(words.markdown_text(title), anchor=False)
+st.markdown(words.markdown_text(sentence))
+opening.ask()
+opening.follow(view)
+st.space("small")
+curves.controls(view)
+st.space("small")
+figures = curves.draw(view, theme)
+st.space("small")
+tables = ends.draw(view)
+compared = ends.pairs(view)
+settings = ends.settings(view)
+st.space("small")
+lines = opening.remarks(view)
+opening.say_remarks(lines)
+st.divider()
+figures += moved.draw(view, theme)
+st.divider()
+if settings is not None:
+    tables.append(("Settings that differ", settings))
+with st.container(horizontal=True, gap="small"):
+    opening.download(view)
+    st.download_button(
+        "This page as HTML",
+        lambda: report(title, [sentence, *filter(None, [compared])], figures, tables, lines, theme if figures else LIGHT),
+        "runs.html", "text/html", on_click="ignore", key="runs html",
+        help="Curves and tables as they are now, in one file that needs no network.",
+    )  # fmt: skip

@@ -1,0 +1,163 @@
+"""The text of a comparison as a stream of bytes: bundled, one text file, or a column of a JSONL file.
+
+torch is imported inside functions: whoever starts a comparison only needs to know that its data is there.
+
+What is held out for validation is decided by the documents' names alone, so every run on the same corpus has the same split.
+The sha256 of the corpus is recorded and checked: results on different corpora are never pooled.
+"""
+
+import hashlib
+import json
+import platform
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wisca_core.comparison.spec import DataSpec, Spec
+from wisca_core.errors import SpecError, UnreadableInput
+
+DOCUMENT = 256  # the token before every document; bytes are 0..255
+N_TOKENS = 257
+HELD_OUT_ONE_IN = 20
+MAX_BYTES = 2 << 30
+
+# Parts of the standard library whose text is not prose or code one would learn from, or that differs by packager.
+LEFT_OUT = {"pydoc_data", "encodings", "idlelib", "lib2to3", "turtledemo", "test", "tests", "site-packages"}
+# Enough for these models and read in half a second; the topics of the documentation come first, then sources by name.
+BUNDLED_BYTES = 6_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """``train``, ``validation``: (n_tokens,) int16 arrays. ``facts``: plain values for the record, "sha256" among them."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    facts: dict
+
+
+def load_corpus(spec: Spec) -> Corpus:
+    """Raises UnreadableInput, and SpecError where the text is too short for one batch."""
+    documents = _DOCUMENTS[spec.data.source](spec.data)
+    held = [_is_held_out(name) for name, _ in documents]
+    if documents and (len(documents) < 2 * HELD_OUT_ONE_IN or not any(held) or all(held)):
+        documents, held = _cut(documents)
+    digest = hashlib.sha256()
+    for name, text in documents:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + text + b"\0")
+    train = _stream([text for (_, text), out in zip(documents, held) if not out])
+    validation = _stream([text for (_, text), out in zip(documents, held) if out])
+    facts = {
+        "source": spec.data.source,
+        "path": spec.data.path,
+        "sha256": digest.hexdigest(),
+        "n_documents": len(documents),
+        "n_train_tokens": len(train),
+        "n_validation_tokens": len(validation),
+        "python": platform.python_version(),
+    }
+    needed = spec.data.context + 1
+    for what, stream, least in (("training", train, spec.batch_size * needed), ("validation", validation, needed)):
+        if len(stream) < least:
+            raise SpecError(
+                "data", f"{len(stream):,} tokens of {what} text",
+                f"at least {least:,}, one {'batch' if what == 'training' else 'window'} of {needed:,} tokens a sequence; give more text, "
+                "or a smaller context or batch_size",
+            )  # fmt: skip
+    return Corpus(train, validation, facts)
+
+
+def batch(stream: np.ndarray, seed: int, step: int, batch_size: int, context: int):
+    """(batch_size, context + 1) int64 tensor; seed and step alone decide it, so every arm sees the same and a resumed run goes on."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    starts = torch.randint(len(stream) - context, (batch_size,), generator=generator)
+    return _rows(stream, starts.tolist(), context)
+
+
+def windows(stream: np.ndarray, n: int, context: int):
+    """(n, context + 1) int64 tensor: windows spread evenly over the stream, the same for every cell."""
+    last = len(stream) - context - 1
+    return _rows(stream, [i * last // max(1, n - 1) for i in range(n)], context)
+
+
+def _rows(stream: np.ndarray, starts: list[int], context: int):
+    import torch
+
+    return torch.from_numpy(np.stack([stream[s : s + context + 1] for s in starts]).astype(np.int64))
+
+
+def _is_held_out(name: str) -> bool:
+    return int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
+
+
+def _cut(documents: list[tuple[str, bytes]]) -> tuple[list[tuple[str, bytes]], list[bool]]:
+    """Few documents: the last twentieth of the whole text is held out."""
+    text = b"\n".join(text for _, text in documents)
+    at = len(text) - len(text) // HELD_OUT_ONE_IN
+    return [("train", text[:at]), ("validation", text[at:])], [False, True]
+
+
+def _stream(texts: list[bytes]) -> np.ndarray:
+    parts = [part for text in texts for part in (np.array([DOCUMENT], np.int16), np.frombuffer(text, np.uint8))]
+    return np.concatenate(parts).astype(np.int16) if parts else np.zeros(0, np.int16)
+
+
+def _bundled(data: DataSpec) -> list[tuple[str, bytes]]:
+    import sys
+
+    from pydoc_data import topics
+
+    found = [(f"topic:{name}", topics.topics[name].encode()) for name in sorted(topics.topics)]
+    size = sum(len(text) for _, text in found)
+    root = Path(sysconfig.get_path("stdlib"))
+    for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
+        path = file.relative_to(root)
+        module = path.parts[0].removesuffix(".py")
+        if module not in sys.stdlib_module_names or LEFT_OUT & set(path.parts) or "_sysconfigdata" in path.name:
+            continue
+        text = file.read_bytes().replace(b"\r\n", b"\n")
+        if size + len(text) > BUNDLED_BYTES:
+            break
+        size += len(text)
+        found.append((f"source:{path.as_posix()}", text))
+    return found
+
+
+def _text(data: DataSpec) -> list[tuple[str, bytes]]:
+    return [("text", _read(data.path))]
+
+
+def _jsonl(data: DataSpec) -> list[tuple[str, bytes]]:
+    out = []
+    for i, line in enumerate(_read(data.path).split(b"\n")):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UnreadableInput(f"{data.path}, line {i + 1}: not JSON ({error}); expected one object a line.") from error
+        value = row.get(data.column) if isinstance(row, dict) else None
+        if not isinstance(value, str):
+            has = ", ".join(map(str, list(row)[:8])) if isinstance(row, dict) else "no object"
+            raise UnreadableInput(f"{data.path}, line {i + 1}: no text under {data.column!r}; the line has {has[:200]}. Set data.column.")
+        out.append((f"row:{i}", value.encode("utf-8", "surrogatepass")))
+    return out
+
+
+def _read(path: str) -> bytes:
+    file = Path(path).expanduser()
+    try:
+        if not file.is_file():
+            raise UnreadableInput(f"data.path: {file} is not a regular file.")
+        if file.stat().st_size > MAX_BYTES:
+            raise UnreadableInput(f"data.path: {file} has {file.stat().st_size:,} bytes; at most {MAX_BYTES:,} are held in memory.")
+        return file.read_bytes()
+    except OSError as error:
+        raise UnreadableInput(f"data.path: {file} cannot be read: {(error.strerror or str(error)).lower()}.") from error
+
+
+_DOCUMENTS = {"bundled": _bundled, "text": _text, "jsonl": _jsonl}

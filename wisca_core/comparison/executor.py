@@ -1,0 +1,162 @@
+"""Running a comparison: one single-threaded process a core, each taking the next cell; all arms of a comparison by the same code.
+
+Measured on CPU, two such processes give 1.86 times the tokens of one thread, and one process with two threads 1.39 times: models
+this small leave little to share between threads.
+
+Not covered: GPUs, more than one machine.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from wisca_core import home
+from wisca_core.comparison import folder
+from wisca_core.comparison.data import load_corpus
+from wisca_core.comparison.folder import CORPUS, Comparison
+from wisca_core.errors import Cancelled, OutputRefused, PlanMismatch
+from wisca_core.progress import Progress, silent
+
+# A worker that dies without a word (killed, out of memory) gets a second try from its checkpoint, not a third.
+ATTEMPTS = 2
+LOOK_SECONDS = 0.25
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(path: Path, workers: int | None = None, progress: Progress = silent) -> Comparison:
+    """Train every unfinished cell of the comparison in ``path`` and return what the folder then says.
+
+    ``workers``: processes side by side, default one a core. Returns early, state "paused", where the folder is asked to pause.
+    Raises Cancelled (the folder keeps everything), OutputRefused where another process runs it, PlanMismatch where the text is
+    no longer the one it began with.
+    """
+    path = Path(path)
+    comparison = folder.read(path)
+    descriptor = home.take_lock(path / "lock", patience=0.5)
+    if descriptor is None:
+        raise OutputRefused(f"{path} is being run by another process. Follow it on the Compare page, or pause it there.")
+    try:
+        return _run(comparison, workers or cores(), progress)
+    finally:
+        os.close(descriptor)
+
+
+def _run(comparison: Comparison, workers: int, progress: Progress) -> Comparison:
+    path = comparison.path
+    for marker in ("pause", "cancel"):
+        (path / marker).unlink(missing_ok=True)
+    began, earlier = time.time(), comparison.seconds
+
+    def status(state: str, message: str = "") -> None:
+        ended = {} if state == "running" else {"finished": time.time()}
+        folder.write_status(path, state, message=message, started=began, workers=workers, seconds=round(earlier + time.time() - began, 1), **ended)
+
+    _same_corpus(comparison)
+    todo = [c for c in comparison.cells if c.state != "done" and not (c.state == "failed" and c.is_final)]
+    for cell in todo:
+        folder.write_cell_status(cell, state="waiting", reason="", attempts=0)
+    status("running")
+    processes: list[subprocess.Popen] = []
+    try:
+        for _ in range(min(workers, len(todo))):
+            processes.append(_start(path))
+        written = time.monotonic()
+        while processes:
+            time.sleep(LOOK_SECONDS)
+            ended = [one for one in processes if one.poll() is not None]
+            processes = [one for one in processes if one.poll() is None]
+            for one in ended:
+                if one.returncode and not folder.asked(path) and _mourn(path, one.returncode):
+                    processes.append(_start(path))
+            now = folder.read(path)
+            n = sum(c.state == "done" for c in now.cells)
+            progress(f"training, {n} of {len(now.cells)} runs finished", now.steps_done, now.steps_total)
+            if time.monotonic() - written > 2:
+                written = time.monotonic()
+                status("running")
+    except (Cancelled, KeyboardInterrupt) as stopped:
+        folder.ask(path, "cancel" if isinstance(stopped, Cancelled) else "pause")
+        _wait(processes)
+        status("cancelled" if isinstance(stopped, Cancelled) else "paused", "asked to stop; resuming continues from the last checkpoints")
+        raise
+    except BaseException as error:
+        _wait(processes, patience=0)
+        status("failed", f"{type(error).__name__}: {error}")
+        raise
+    marker = folder.asked(path)
+    if marker:
+        state = "paused" if marker == "pause" else "cancelled"
+        status(state, "asked to stop; resuming continues from the last checkpoints")
+    else:
+        failed = [c for c in folder.read(path).cells if c.state == "failed"]
+        left = [c for c in folder.read(path).cells if c.state not in ("done", "failed")]
+        if left:
+            status("failed", f"{len(left)} cells were not run: every worker ended early. What they printed is in {path / 'log.txt'}.")
+        else:
+            status("done", f"{len(failed)} of {len(comparison.cells)} runs failed" if failed else "")
+    return folder.read(path)
+
+
+def _start(path: Path) -> subprocess.Popen:
+    # -P: the current folder may be anybody's, and a torch.py in it must not be imported
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with (path / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "wisca_core.comparison.worker", str(path)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+        )  # fmt: skip
+
+
+def _mourn(path: Path, code: int) -> bool:
+    """A worker ended without a word: its cell gets another try, or is given up. Whether there is anything left to try."""
+    words = f"signal {-code}; 9 is a kill, most often for lack of memory" if code < 0 else f"exit code {code}"
+    found = False
+    for cell in folder.read(path).cells:
+        if cell.state == "running" and not home.is_held(cell.folder / "lock"):
+            found = True
+            if cell.attempts + 1 < ATTEMPTS:
+                folder.write_cell_status(cell, state="waiting", attempts=cell.attempts + 1)
+            else:
+                folder.write_cell_status(
+                    cell, state="failed", attempts=cell.attempts + 1, is_final=False,
+                    reason=f"its process ended {ATTEMPTS} times without a word ({words}).",
+                )  # fmt: skip
+    return found
+
+
+def _wait(processes: list[subprocess.Popen], patience: float = 30.0) -> None:
+    """For workers to write their checkpoints; then by force."""
+    until = time.monotonic() + patience
+    for one in processes:
+        try:
+            one.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            one.kill()
+            one.wait()
+
+
+def _same_corpus(comparison: Comparison) -> None:
+    facts = load_corpus(comparison.spec).facts
+    if comparison.corpus:
+        known = comparison.corpus["sha256"]
+        if facts["sha256"] != known:
+            raise PlanMismatch(
+                f"the text has sha256 {facts['sha256'][:16]}..., this comparison began with {known[:16]}... (Python {comparison.corpus['python']}). "
+                "Results on different texts are never pooled: restore the text, or start a new comparison."
+            )
+        return
+    machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": cores(), "versions": _versions()}
+    home.write_json(comparison.path / "corpus.json", CORPUS, 1, facts | {"machine": machine})
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"python": platform.python_version()} | {name: version(name) for name in ("torch", "transformers", "wisca")}

@@ -1,0 +1,302 @@
+"""The folder of a comparison: everything it is, readable while it runs and after.
+
+    spec.json               what was asked; never changed
+    corpus.json             which text it is, with its sha256, and on what it was trained; written at the first start
+    additions.jsonl         seeds added later, with what had been seen by then; append-only
+    status.json             running | paused | done | cancelled | failed; replaced by rename
+    lock                    held by the process that runs the comparison
+    pause, cancel           markers: somebody asked it to stop
+    cells/NAME/spec.json    arm, learning rate, seed
+    cells/NAME/metrics.jsonl   append-only rows; a resumed cell first drops what lies behind its checkpoint
+    cells/NAME/status.json  waiting | running | done | failed, reason, attempts
+    cells/NAME/resume.pt    the last checkpoint of an unfinished cell
+    cells/NAME/model/       final weights as a model folder, where the spec keeps them
+    report.json             what follows from the finished cells
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wisca_core import home
+from wisca_core.comparison.spec import FORMAT, VERSION, Spec, spec_from
+from wisca_core.errors import OutputRefused, SpecError, UnreadableInput
+
+CORPUS, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
+    "wisca-comparison-corpus", "wisca-comparison-additions", "wisca-comparison-status", "wisca-comparison-cell",
+    "wisca-comparison-cell-status", "wisca-metrics",
+)  # fmt: skip
+
+STATES = ("running", "paused", "done", "cancelled", "failed")
+CELL_STATES = ("waiting", "running", "done", "failed")
+
+# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; qk and vo are log2 of the left side's L1 norm
+# over the right one, the median over the layers; seconds are the cell's own time.
+CURVE_COLUMNS = ("cell", "arm", "rate", "seed", "step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "qk", "vo")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: an arm at a learning rate with a seed. ``step``: optimiser steps done; ``reason``: why it failed; ``seconds`` of its
+    own training; ``attempts``: processes that ended under it."""
+
+    name: str
+    arm: str
+    rate: float
+    seed: int
+    folder: Path
+    state: str = "waiting"
+    step: int = 0
+    reason: str = ""
+    seconds: float = 0.0
+    attempts: int = 0
+    is_final: bool = True
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Seeds added later; ``n_finished``: cells whose results were there to be seen by then."""
+
+    seeds: tuple[int, ...]
+    n_finished: int
+    when: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a folder says at one moment. ``spec.seeds`` holds the added ones too. ``state``: one of STATES, "new" before the first
+    start, "interrupted" where its process ended without a word."""
+
+    path: Path
+    spec: Spec
+    additions: tuple[Addition, ...]
+    state: str
+    message: str
+    started: float | None
+    finished: float | None
+    seconds: float
+    workers: int
+    corpus: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+
+    @property
+    def is_active(self) -> bool:
+        return self.state == "running"
+
+    @property
+    def is_extended(self) -> bool:
+        """Whether seeds were added after results could be seen."""
+        return any(a.n_finished for a in self.additions)
+
+    @property
+    def steps_done(self) -> int:
+        return sum(c.step for c in self.cells)
+
+    @property
+    def steps_total(self) -> int:
+        """Failed cells do not go on, so what they have done is all of theirs."""
+        return sum(c.step if c.state == "failed" else self.spec.steps for c in self.cells)
+
+
+def create(path: str | Path, spec: Spec) -> Path:
+    """A new comparison's folder. Raises OutputRefused where ``path`` exists and is not an empty folder."""
+    path = Path(os.path.abspath(Path(path).expanduser()))
+    if (path / "spec.json").exists():
+        raise OutputRefused(f"{path} holds a comparison already. Go on with --resume, or name a new folder.")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputRefused(f"{path} exists and is not an empty folder. Name a new one; nothing was written.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputRefused(f"{path} cannot be created: {(error.strerror or str(error)).lower()}.") from error
+    home.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
+    _make_cells(path, spec)
+    return path
+
+
+def read(path: str | Path) -> Comparison:
+    """Raises UnreadableInput, SpecError."""
+    path = Path(os.path.abspath(Path(path).expanduser()))
+    if not (path / "spec.json").is_file():
+        raise UnreadableInput(f"{path} is no comparison: it has no spec.json. Start one with: wisca compare SPEC --out {path}")
+    spec = spec_from(home.read_json(path / "spec.json", FORMAT, VERSION))
+    additions = _additions(path)
+    for addition in additions:
+        spec = replace(spec, seeds=spec.seeds + addition.seeds)
+    try:
+        status = home.read_json(path / "status.json", STATUS, 1) if (path / "status.json").exists() else {"state": "new"}
+        if status["state"] == "running" and not home.is_held(path / "lock"):
+            # it may have ended between the two looks; with the lock free a second reading is final
+            status = home.read_json(path / "status.json", STATUS, 1)
+            if status["state"] == "running":
+                status |= {"state": "interrupted", "message": "its process ended without a word; resuming continues from the last checkpoints"}
+        cells = tuple(_cell(path, spec, *one) for one in order(spec))
+        corpus = home.read_json(path / "corpus.json", CORPUS, 1) if (path / "corpus.json").exists() else {}
+        return Comparison(
+            path, spec, additions, str(status["state"]), str(status.get("message", "")), status.get("started"), status.get("finished"),
+            float(status.get("seconds", 0.0)), int(status.get("workers", 0)), corpus, cells,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnreadableInput(f"{path} cannot be understood: {type(error).__name__} at {error}. A file in it is damaged.") from error
+
+
+def order(spec: Spec) -> list[tuple[str, float, int]]:
+    """(arm, rate, seed) in the order of training: seed by seed, so that pairs are complete early."""
+    return [(arm.name, rate, seed) for seed in spec.seeds for rate in spec.optimiser.learning_rates for arm in spec.arms]
+
+
+def cell_name(arm: str, rate: float, seed: int) -> str:
+    return f"{arm}-lr{rate:g}-seed{seed}"
+
+
+def add_seeds(path: Path, n: int) -> Comparison:
+    """``n`` further seeds, marked as added after so many finished cells. Raises SpecError, OutputRefused."""
+    if not isinstance(n, int) or not 1 <= n <= 1000:
+        raise SpecError("add_seeds", n, "a whole number from 1 to 1,000")
+    comparison = read(path)
+    if comparison.is_active:
+        raise OutputRefused(f"{path} is running; seeds are added once it has stopped. Pause it first.")
+    first = max(comparison.spec.seeds) + 1
+    row = {"seeds": list(range(first, first + n)), "n_finished": sum(c.state == "done" for c in comparison.cells), "when": time.time()}
+    file = comparison.path / "additions.jsonl"
+    lines = [] if file.exists() else [{"format": ADDITIONS, "version": 1}]
+    with file.open("a", encoding="utf-8") as out:
+        out.write("".join(json.dumps(line) + "\n" for line in [*lines, row]))
+    _make_cells(comparison.path, replace(comparison.spec, seeds=tuple(row["seeds"])))
+    return read(path)
+
+
+def ask(path: Path, marker: str) -> None:
+    """Ask a running comparison to stop: "pause" or "cancel". Both keep everything, and both can be resumed."""
+    (Path(path) / marker).touch()
+
+
+def asked(path: Path) -> str:
+    """The marker that is set, "" for none."""
+    return next((marker for marker in ("cancel", "pause") if (path / marker).exists()), "")
+
+
+def write_status(path: Path, state: str, **more: Any) -> None:
+    home.write_json(path / "status.json", STATUS, 1, {"state": state, "updated": time.time(), **more})
+
+
+def write_cell_status(cell: Cell, **more: Any) -> None:
+    """``more``: what changes of state, reason, attempts, seconds, is_final."""
+    new = replace(cell, **more)
+    home.write_json(
+        cell.folder / "status.json", CELL_STATUS, 1,
+        {"state": new.state, "reason": new.reason, "seconds": round(new.seconds, 2), "attempts": new.attempts, "is_final": new.is_final},
+    )  # fmt: skip
+
+
+def rows(cell_folder: Path, behind: int | None = None) -> list[dict]:
+    """The rows of a cell's metrics; a last line cut short by a kill is left out. Raises UnreadableInput for another format."""
+    path = cell_folder / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    out = []
+    for i, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if i == len(lines) - 1:
+                break
+            raise UnreadableInput(f"{path}, line {i + 1}, is not JSON. It is damaged.") from None
+        if i == 0:
+            if row.get("format") != METRICS or row.get("version") != 1:
+                raise UnreadableInput(f"{path} begins with format {str(row.get('format'))[:60]!r}, version {row.get('version')}; "
+                                      f"expected {METRICS} version 1.")  # fmt: skip
+        elif behind is None or row["step"] <= behind:
+            out.append(row)
+    return out
+
+
+def curves(comparison: Comparison):
+    """All rows of all cells as one pandas frame with CURVE_COLUMNS; empty before the first row."""
+    import pandas as pd
+
+    found = [
+        {"cell": cell.name, "arm": cell.arm, "rate": cell.rate, "seed": cell.seed, **row} for cell in comparison.cells for row in rows(cell.folder)
+    ]
+    frame = pd.DataFrame(found, columns=list(CURVE_COLUMNS))
+    numbers = list(CURVE_COLUMNS[4:])
+    return frame.astype({name: float for name in numbers} | {"rate": float, "seed": int})
+
+
+def every(top: Path | None = None) -> list[Path]:
+    """Comparison folders under WISCA_HOME/comparisons, newest first."""
+    top = top or home.folder("comparisons")
+    found = [path for path in top.iterdir() if (path / "spec.json").is_file() and not path.name.startswith(".")]
+    return sorted(found, key=lambda path: (path / "spec.json").stat().st_mtime, reverse=True)
+
+
+def new_place(name: str) -> Path:
+    """A free folder under WISCA_HOME/comparisons for a comparison of that name."""
+    word = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower()).strip("-")[:40] or "comparison"
+    return home.folder("comparisons") / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{word}-{os.urandom(2).hex()}"
+
+
+def remove_checkpoint(cell: Cell) -> None:
+    for name in ("resume.pt", ".resume.pt.part"):
+        (cell.folder / name).unlink(missing_ok=True)
+    shutil.rmtree(cell.folder / ".model.part", ignore_errors=True)
+
+
+def _make_cells(path: Path, spec: Spec) -> None:
+    for arm, rate, seed in order(spec):
+        folder = path / "cells" / cell_name(arm, rate, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "spec.json").exists():
+            home.write_json(folder / "spec.json", CELL, 1, {"arm": arm, "learning_rate": rate, "seed": seed})
+
+
+def _cell(path: Path, spec: Spec, arm: str, rate: float, seed: int) -> Cell:
+    name = cell_name(arm, rate, seed)
+    folder = path / "cells" / name
+    cell = Cell(name, arm, rate, seed, folder)
+    if (folder / "status.json").exists():
+        status = home.read_json(folder / "status.json", CELL_STATUS, 1)
+        if status["state"] not in CELL_STATES:
+            raise ValueError(f"state {status['state']!r} of {name}")
+        cell = replace(cell, **{key: status[key] for key in ("state", "reason", "seconds", "attempts", "is_final")})
+    if cell.state == "done":
+        return replace(cell, step=spec.steps)
+    last = _last_row(folder / "metrics.jsonl")
+    return replace(cell, step=int(last.get("step", 0)), seconds=float(last.get("seconds") or cell.seconds))
+
+
+def _last_row(path: Path) -> dict:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4096))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        return row if isinstance(row, dict) and "format" not in row else {}
+    return {}
+
+
+def _additions(path: Path) -> tuple[Addition, ...]:
+    file = path / "additions.jsonl"
+    if not file.exists():
+        return ()
+    try:
+        head, *found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if (head.get("format"), head.get("version")) != (ADDITIONS, 1):
+            raise ValueError(f"format {head.get('format')!r}, version {head.get('version')}")
+        return tuple(Addition(tuple(map(int, row["seeds"])), int(row["n_finished"]), float(row["when"])) for row in found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableInput(f"{file} is no {ADDITIONS} file of version 1: {error}.") from error
