@@ -78,6 +78,14 @@ def test_a_difference_far_beyond_the_control_stops_the_export(small_model, look,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_that_promised_equal_bits_is_contradicted_by_rounding(small_model, look):
+    opened = look(small_model("llama", torch.bfloat16, num_key_value_heads=8, attention_bias=True))
+    _, free = planned(opened)
+    check = full_check(opened.checkpoint, opened.sites, free)
+    assert not free.bit_identical and check.agrees(free)
+    assert not check.agrees(replace(free, bit_identical=True))
+
+
 def without_subnormals(folder, to):
     """The same model in F16 on a coarse grid of large values: halving a few times loses no bit."""
     shutil.copytree(folder, to)

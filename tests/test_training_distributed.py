@@ -30,8 +30,22 @@ def launch(kind: str, model: Path, out: Path, n_ranks: int) -> list[dict]:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        run = ["-m", "torch.distributed.run", "--nproc_per_node", str(n_ranks), "--master_addr", "127.0.0.1", "--master_port", str(port), *arguments]
-        own_network = subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0 if os.path.exists("/usr/bin/unshare") else False
+        run = [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(n_ranks),
+            "--master_addr",
+            "127.0.0.1",
+            "--master_port",
+            str(port),
+            *arguments,
+        ]
+        own_network = (
+            subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
+            if os.path.exists("/usr/bin/unshare")
+            else False
+        )
         command = ["unshare", "-rn", sys.executable, "-c", ALONE, *run] if own_network else [sys.executable, *run]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
                                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip

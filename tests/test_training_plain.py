@@ -10,7 +10,15 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from wisca_core.equivalence.float64 import lifted
-from wisca_core.errors import BadOption, NothingToRescale, PlanMismatch, UnknownArchitecture, UnsupportedCheckpoint
+from wisca_core.equivalence.proof import prove
+from wisca_core.errors import (
+    BadOption,
+    NothingToRescale,
+    PlanMismatch,
+    ProofFailed,
+    UnknownArchitecture,
+    UnsupportedCheckpoint,
+)
 from wisca_core.plan.decide import decide
 from wisca_core.plan.options import Options
 from wisca_core.plan.plan import make_plan
@@ -47,12 +55,16 @@ def ids(seed: int = 0) -> torch.Tensor:
 
 def logits(model, x=None) -> torch.Tensor:
     with torch.no_grad(), lifted():
-        return model(input_ids=ids() if x is None else x, **({} if model.config.model_type == "bert" else {"use_cache": False})).logits
+        return model(
+            input_ids=ids() if x is None else x, **({} if model.config.model_type == "bert" else {"use_cache": False})
+        ).logits
 
 
 def loss_of(model, x=None) -> torch.Tensor:
     out = model(input_ids=ids() if x is None else x).logits
-    return torch.nn.functional.cross_entropy(out[:, :-1].reshape(-1, out.shape[-1]), (ids() if x is None else x)[:, 1:].reshape(-1))
+    return torch.nn.functional.cross_entropy(
+        out[:, :-1].reshape(-1, out.shape[-1]), (ids() if x is None else x)[:, 1:].reshape(-1)
+    )
 
 
 def step(model, optimizer, seed: int = 0) -> None:
@@ -113,7 +125,9 @@ def test_powers_of_two_leave_every_bit_of_the_output(make, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("family", ["biases and groups", "gains stored as gain - 1", "fused, stored [in, out]"])
-def test_a_live_model_and_its_checkpoint_get_the_same_bits_from_the_same_factors(make, look, small_model, family, dtype):
+def test_a_live_model_and_its_checkpoint_get_the_same_bits_from_the_same_factors(
+    make, look, small_model, family, dtype
+):
     opened = look(small_model(dtype=dtype, **FAMILIES[family]))
     decision = decide(opened.patterns, Options(granularity="group"))
     plan = make_plan(decision)
@@ -174,7 +188,13 @@ def test_the_next_momentum_sgd_step_is_what_the_change_of_coordinates_says(make,
 def test_the_next_adam_step_is_the_one_without_the_rescale(make, kind):
     """m / c over sqrt(v / c^2) is m over sqrt(v): every weight moves by the same amount as its unscaled twin."""
     models = [make(), make()]
-    how = {"foreach": {"foreach": True}, "for-loop": {"foreach": False}, "fused": {"fused": True}, "amsgrad": {"amsgrad": True}, "Adam": {}}[kind]
+    how = {
+        "foreach": {"foreach": True},
+        "for-loop": {"foreach": False},
+        "fused": {"fused": True},
+        "amsgrad": {"amsgrad": True},
+        "Adam": {},
+    }[kind]
     build = torch.optim.Adam if kind == "Adam" else torch.optim.AdamW
     optimizers = [build(m.parameters(), lr=0.01, weight_decay=0.0, eps=1e-40, **how) for m in models]
     for seed in range(3):
@@ -217,7 +237,9 @@ def test_adafactor_with_parameter_scaling_does_not_notice_a_factor_a_matrix(make
     build = {
         "torch": lambda p: torch.optim.Adafactor(p, lr=0.05, weight_decay=0.0),
         "transformers": lambda p: Adafactor(p, lr=0.05, relative_step=False, scale_parameter=True),
-        "transformers with momentum": lambda p: Adafactor(p, lr=0.05, relative_step=False, scale_parameter=True, beta1=0.9),
+        "transformers with momentum": lambda p: Adafactor(
+            p, lr=0.05, relative_step=False, scale_parameter=True, beta1=0.9
+        ),
     }[kind]
     # matrices alone: a bias of another size would hit the floor of its root mean square
     optimizers = [build([p for p in m.parameters() if p.dim() == 2]) for m in models]
@@ -239,7 +261,10 @@ def test_adafactor_with_parameter_scaling_does_not_notice_a_factor_a_matrix(make
 
 def test_muon_keeps_its_momentum_in_the_new_coordinates(make):
     models = [make(torch.float32), make(torch.float32)]
-    optimizers = [torch.optim.Muon([p for n, p in m.named_parameters() if p.dim() == 2 and "proj" in n], weight_decay=0.0) for m in models]
+    optimizers = [
+        torch.optim.Muon([p for n, p in m.named_parameters() if p.dim() == 2 and "proj" in n], weight_decay=0.0)
+        for m in models
+    ]
     for model, optimizer in zip(models, optimizers, strict=True):
         for name, p in model.named_parameters():
             p.requires_grad_(p.dim() == 2 and "proj" in name)
@@ -266,7 +291,9 @@ def test_an_optimiser_without_a_rule_is_refused_by_name_and_nothing_changes(make
         rescale_(model, torch.optim.RMSprop(model.parameters()))
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     rescale_(model, torch.optim.RMSprop(model.parameters()), optimizer_state="leave")
-    assert not torch.equal(model.model.layers[0].self_attn.q_proj.weight, before["model.layers.0.self_attn.q_proj.weight"])
+    assert not torch.equal(
+        model.model.layers[0].self_attn.q_proj.weight, before["model.layers.0.self_attn.q_proj.weight"]
+    )
 
 
 def test_adafactors_column_means_are_refused_where_channels_get_factors_of_their_own(make):
@@ -327,7 +354,9 @@ def test_a_pair_with_one_frozen_side_is_refused_or_done_as_configured(make):
     kept = frozen.detach().clone()
     done = rescale_(model)
     assert "decoder.0.self.qk" not in dict(done.factors.sites) and "decoder.0.self.vo" in dict(done.factors.sites)
-    assert [r.reason for r in done.refusals if r.what == "decoder.0.self.qk"][0].startswith("model.layers.0.self_attn.k_proj.weight is frozen")
+    assert [r.reason for r in done.refusals if r.what == "decoder.0.self.qk"][0].startswith(
+        "model.layers.0.self_attn.k_proj.weight is frozen"
+    )
     assert torch.equal(frozen, kept)
     assert "decoder.0.self.qk" in dict(rescale_(model, frozen="scale").factors.sites)
     assert not torch.equal(frozen, kept)
@@ -537,6 +566,21 @@ def test_an_attention_of_ones_own_is_refused_because_the_proof_is_not_of_it(make
         rescale_(model)
 
 
+def test_a_rule_that_fails_its_proof_changes_nothing(make, monkeypatch):
+    from dataclasses import replace
+
+    from wisca_core.training import live
+
+    monkeypatch.setattr(
+        live, "prove", lambda *given: replace(prove(*given), passed=False, reason="the outputs differ by 1e-3.")
+    )
+    model = make()
+    before = snapshot(model)
+    with pytest.raises(ProofFailed, match=r"llama: the rule llama did not pass its proof.*1e-3.*unchanged"):
+        rescale_(model)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
 def test_a_tensor_the_rule_does_not_know_is_refused(make):
     model = make()
     model.model.layers[0].self_attn.register_parameter("extra", nn.Parameter(torch.ones(3, dtype=torch.float64)))
@@ -562,7 +606,9 @@ def test_nan_weights_leave_their_pair_alone_are_warned_of_once_and_never_spread(
     with torch.no_grad():
         model.model.layers[1].self_attn.q_proj.weight[3, 2] = value
     q, k = (getattr(model.model.layers[1].self_attn, f"{x}_proj").weight.detach().clone() for x in "qk")
-    with pytest.warns(RuntimeWarning, match=r"decoder\.1\.self\.qk is left alone: a norm is not finite.*layers\.1\.self_attn\.q_proj"):
+    with pytest.warns(
+        RuntimeWarning, match=r"decoder\.1\.self\.qk is left alone: a norm is not finite.*layers\.1\.self_attn\.q_proj"
+    ):
         scaler.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -612,7 +658,9 @@ def test_parameters_that_are_not_there_are_refused(make):
 def test_fsdp1_is_refused_by_name(make):
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    wrapped = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # it needs an accelerator to be made in earnest
+    wrapped = FullyShardedDataParallel.__new__(
+        FullyShardedDataParallel
+    )  # it needs an accelerator to be made in earnest
     nn.Module.__init__(wrapped)
     wrapped.add_module("_fsdp_wrapped_module", make())
     with pytest.raises(UnsupportedCheckpoint, match=r"FullyShardedDataParallel \(FSDP1\).*fully_shard"):

@@ -37,7 +37,9 @@ def trainer(fresh, tmp_path):
         options = dict(output_dir=str(tmp_path / name), max_steps=N_STEPS, per_device_train_batch_size=2, learning_rate=1e-3, report_to="none",
                        save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=2, seed=1, data_seed=1)  # fmt: skip
         logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-        return Trainer(fresh(), TrainingArguments(**(options | arguments)), train_dataset=Tokens(), callbacks=list(callbacks))
+        return Trainer(
+            fresh(), TrainingArguments(**(options | arguments)), train_dataset=Tokens(), callbacks=list(callbacks)
+        )
 
     return trainer
 
@@ -75,7 +77,9 @@ def test_the_callback_does_what_a_plain_loop_with_a_scaler_does(trainer, fresh, 
         assert torch.allclose(p, q, rtol=0, atol=2e-6)  # the two sum the losses of a step in another order
     unscaled = trainer(name="without", lr_scheduler_type="constant", gradient_accumulation_steps=accumulation)
     unscaled.train()
-    assert not torch.allclose(unscaled.model.model.layers[0].self_attn.q_proj.weight, model.model.layers[0].self_attn.q_proj.weight, atol=1e-3)
+    assert not torch.allclose(
+        unscaled.model.model.layers[0].self_attn.q_proj.weight, model.model.layers[0].self_attn.q_proj.weight, atol=1e-3
+    )
 
 
 def test_the_ratios_are_in_the_output_folder_as_lines(trainer, fresh, tmp_path):
@@ -138,14 +142,21 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(trainer, tmp_path, sav
     state = json.loads((folder / "wisca_state.json").read_text())
     assert (state["format"], state["version"], state["step"]) == ("wisca-training-state", 1, saved_at)
     kept = Factors.from_json(state["kept"][0], "file")
-    product = [a * b for a, b in zip(rows[0][0]["factors"]["decoder.0.self.qk"], rows[0][1]["factors"]["decoder.0.self.qk"], strict=True)]
+    product = [
+        a * b
+        for a, b in zip(
+            rows[0][0]["factors"]["decoder.0.self.qk"], rows[0][1]["factors"]["decoder.0.self.qk"], strict=True
+        )
+    ]
     assert list(kept.by_site["decoder.0.self.qk"]) == product
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     undone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     rescale_(undone, plan=kept.undone(), granularity="group")
     ids = Tokens()[3]["input_ids"][None]
     assert torch.allclose(model(input_ids=ids).logits, undone(input_ids=ids).logits, rtol=0, atol=1e-6)
-    assert not torch.allclose(model.model.layers[0].self_attn.q_proj.weight, undone.model.layers[0].self_attn.q_proj.weight, rtol=0.05)
+    assert not torch.allclose(
+        model.model.layers[0].self_attn.q_proj.weight, undone.model.layers[0].self_attn.q_proj.weight, rtol=0.05
+    )
 
 
 def test_options_are_checked_before_the_training_starts():

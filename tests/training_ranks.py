@@ -17,7 +17,12 @@ from wisca_core.training import Rescale, Scaler, rescale_
 
 KIND, FOLDER, OUT = sys.argv[1:]
 STEPS = 5
-CHOICES = {"tensor": {}, "group": {"granularity": "group"}, "l2": {"granularity": "channel", "norm": "l2"}, "max": {"norm": "max"}}
+CHOICES = {
+    "tensor": {},
+    "group": {"granularity": "group"},
+    "l2": {"granularity": "channel", "norm": "l2"},
+    "max": {"norm": "max"},
+}
 
 
 def load(dtype=torch.float64):
@@ -53,7 +58,10 @@ def whole(model) -> dict[str, torch.Tensor]:
     for module in model.modules():
         if hasattr(module, "reshard"):
             module.reshard()
-    return {name.removeprefix("module."): (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for name, p in model.named_parameters()}
+    return {
+        name.removeprefix("module."): (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        for name, p in model.named_parameters()
+    }
 
 
 def run(wrap, build, rank: int | None, choices: dict, lift: bool = True, gathered: bool = False) -> dict:
@@ -70,7 +78,12 @@ def run(wrap, build, rank: int | None, choices: dict, lift: bool = True, gathere
     rescaled = whole(inner)
     for step in range(2, 2 + STEPS):
         train(model, optimizer, step, rank, lift)
-    return {"factors": done.factors.to_json()["sites"], "ratios": dict(done.ratios), "rescaled": rescaled, "trained": whole(inner)}
+    return {
+        "factors": done.factors.to_json()["sites"],
+        "ratios": dict(done.ratios),
+        "rescaled": rescaled,
+        "trained": whole(inner),
+    }
 
 
 def adamw(parameters, **more):
@@ -101,13 +114,21 @@ def by_trainer(n_ranks: int, **arguments) -> dict:
     options = dict(output_dir=place, max_steps=5, per_device_train_batch_size=2 // n_ranks, learning_rate=1e-2, adam_epsilon=1e-2, report_to="none",
                    lr_scheduler_type="constant", save_strategy="no", use_cpu=True, disable_tqdm=True, seed=1, data_seed=1, max_grad_norm=0.0,
                    optim="adamw_torch", average_tokens_across_devices=False)  # fmt: skip
-    trainer = Trainer(load(torch.float32), TrainingArguments(**options, **arguments), train_dataset=Tokens(), callbacks=[WiscaCallback(every=2)])
+    trainer = Trainer(
+        load(torch.float32),
+        TrainingArguments(**options, **arguments),
+        train_dataset=Tokens(),
+        callbacks=[WiscaCallback(every=2)],
+    )
     trainer.train()
     if "deepspeed" in arguments:
         from deepspeed.utils import safe_get_full_fp32_param
 
         model = trainer.model
-        weights = {name: safe_get_full_fp32_param(p).reshape(getattr(p, "ds_shape", p.shape)).clone() for name, p in model.named_parameters()}
+        weights = {
+            name: safe_get_full_fp32_param(p).reshape(getattr(p, "ds_shape", p.shape)).clone()
+            for name, p in model.named_parameters()
+        }
         dist.barrier()
     else:
         weights = whole(trainer.model)
@@ -190,7 +211,9 @@ def zero_reference() -> dict:
     """
     model = load(torch.float32)
     optimizer = adamw(model.parameters(), weight_decay=0.0, eps=1e-2)
-    return _zero_run(model, model, optimizer, lambda step: train(model, optimizer, step, None, lift=False), lambda: whole(model))
+    return _zero_run(
+        model, model, optimizer, lambda step: train(model, optimizer, step, None, lift=False), lambda: whole(model)
+    )
 
 
 def _zero_run(model, inner, optimizer, one_step, weights) -> dict:
@@ -216,14 +239,19 @@ def zero() -> dict:
         model = load(torch.float32)
         config = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "gradient_clipping": 0.0,
                   "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}  # fmt: skip
-        engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw(model.parameters(), weight_decay=0.0, eps=1e-2), config=config)
+        engine, optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=adamw(model.parameters(), weight_decay=0.0, eps=1e-2), config=config
+        )
 
         def one_step(step, engine=engine):
             engine.backward(loss_of(engine, batch(step, rank)))
             engine.step()
 
         def weights(model=model):
-            return {name: safe_get_full_fp32_param(p).reshape(getattr(p, "ds_shape", p.shape)).clone() for name, p in model.named_parameters()}
+            return {
+                name: safe_get_full_fp32_param(p).reshape(getattr(p, "ds_shape", p.shape)).clone()
+                for name, p in model.named_parameters()
+            }
 
         out[f"ZeRO-{stage}"] = _zero_run(engine, model, optimizer, one_step, weights)
     settings = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": 0.0,

@@ -1,5 +1,6 @@
 """Curves of logged runs: one line or band a group, ink and dashes, since colour means a matrix role."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,11 @@ class Curve:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     raw: np.ndarray | None = None
+
+
+def plain_text(text: str) -> str:
+    """A foreign name for a title, label or hover text: plotly would read <a href> in it."""
+    return html.escape(text, quote=False)
 
 
 def styles(theme: Theme, n: int) -> list[dict]:
@@ -76,7 +82,7 @@ def _band(fig: go.Figure, one: Curve, theme: Theme, log: bool) -> None:
 
 def _line(fig: go.Figure, one: Curve, style: dict, theme: Theme, log: bool) -> None:
     scatter = go.Scattergl if len(one.x) > 4000 else go.Scatter
-    name = words.figure_text(one.name)
+    name = plain_text(one.name)
     if one.raw is not None:
         fig.add_trace(scatter(x=one.x, y=_positive(one.raw, log), mode="lines", line=dict(color=see_through(theme.quiet, 0.35), width=1),
                               hoverinfo="skip", showlegend=False))  # fmt: skip
@@ -95,9 +101,9 @@ def _axis(fig: go.Figure, letter: str, lines: Sequence[Curve], log: bool, title:
     values = [v for v in values if len(v)]
     place = fig.update_xaxes if letter == "x" else fig.update_yaxes
     if letter == "x":
-        place(title=dict(text=words.figure_text(title), standoff=14))
+        place(title=dict(text=plain_text(title), standoff=14))
     else:
-        unit(fig, words.figure_text(title), dx=-44)
+        unit(fig, plain_text(title), dx=-44)
     if not values:
         return
     low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)

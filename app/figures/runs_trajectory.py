@@ -5,7 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app.figures import words
-from app.figures.runs import whole_ticks
+from app.figures.runs import plain_text, whole_ticks
 from app.figures.template import Theme, figure, octave_ticks, see_through
 
 
@@ -78,10 +78,10 @@ def trajectory(
     x_low, x_high = float(steps.min()), float(steps.max())
     if loss:
         name, at, y = loss
-        fig.add_scatter(x=at, y=y, mode="lines", xaxis="x", yaxis="y2", line=dict(color=theme.ink, width=1.6), name=words.figure_text(name),
-                        hovertemplate=f"{words.figure_text(name)}, step %{{x:,}}<br>%{{y:.4~g}}<extra></extra>")  # fmt: skip
+        fig.add_scatter(x=at, y=y, mode="lines", xaxis="x", yaxis="y2", line=dict(color=theme.ink, width=1.6), name=plain_text(name),
+                        hovertemplate=f"{plain_text(name)}, step %{{x:,}}<br>%{{y:.4~g}}<extra></extra>")  # fmt: skip
         fig.update_layout(yaxis2=dict(domain=[0, 0.3], anchor="x", nticks=4))
-        fig.add_annotation(text=words.figure_text(name), xref="x domain", yref="y2 domain", x=0, y=1, xanchor="left", yanchor="bottom", xshift=-44, yshift=8)
+        fig.add_annotation(text=plain_text(name), xref="x domain", yref="y2 domain", x=0, y=1, xanchor="left", yanchor="bottom", xshift=-44, yshift=8)
         inside = at[np.isfinite(at)]
         if len(inside):
             x_low, x_high = min(x_low, float(inside.min())), max(x_high, float(inside.max()))

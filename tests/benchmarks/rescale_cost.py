@@ -83,7 +83,9 @@ def main() -> None:
         model.zero_grad()
 
     n = sum(p.numel() for p in model.parameters())
-    print(f"{n / 1e6:,.0f}M parameters, {n_layers} layers, {options.granularity}, {options.device}, {options.threads} thread(s), torch {torch.__version__}")
+    print(
+        f"{n / 1e6:,.0f}M parameters, {n_layers} layers, {options.granularity}, {options.device}, {options.threads} thread(s), torch {torch.__version__}"
+    )
     for name, found in steps.items():
         print(f"AdamW {name:8s} optimiser step {found['step'] * 1e3:9.2f} ms   rescale {found['rescale'] * 1e3:9.2f} ms   ratio "
               f"{found['rescale'] / found['step']:.3f}   training step of {batch * length} tokens {found['train'] * 1e3:9.1f} ms   "

@@ -1,4 +1,4 @@
-"""The command line: ``wisca inspect | rescale | verify | runs | trajectory | clean | jobs``.
+"""The command line: ``wisca inspect | rescale | verify | runs | trajectory | compare | clean | jobs``.
 
 This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command
 does is in the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled;
@@ -223,6 +223,40 @@ def _trajectory(
     from wisca_core.cli.trajectory import run
 
     return run(folder, csv, norm, every, logs, json)
+
+
+@app.command("compare")
+@ending
+def _compare(
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="SPEC", help="Comparison spec, TOML or JSON.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the comparison.", show_default=False)
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="default|rates|thorough", help="A spec that is built in.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in DIR.")] = False,
+    add_seeds: Annotated[
+        int | None,
+        typer.Option("--add-seeds", metavar="N", help="Train N further seeds; the result is marked as extended."),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Show time, memory and the seeds needed, and start nothing.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Processes side by side.", show_default="one a core")
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Train arms with and without a rescale on the same seeds, and say what the differences allow one to say.
+
+    Exit 1 where a run failed or the comparison was paused.
+    """
+    from wisca_core.cli.compare import run
+
+    return run(spec, preset, out, resume, add_seeds, estimate, workers, json)
 
 
 @app.command("clean")

@@ -72,9 +72,12 @@ class FullCheck:
         return out + "."
 
     def agrees(self, plan: Plan) -> bool:
-        """Whether the figures are what the plan promises: outputs that are finite and move no more than rounding explains."""
+        """Whether the figures are what the plan promises: equal bits where it says so, else outputs that are finite and move no more than
+        rounding explains."""
         if self.bit_identical or not self.comparable:
             return True
+        if plan.bit_identical:
+            return False
         if not self.max_rel < float("inf"):
             return False
         return self.max_rel <= SUSPICIOUS * max(self.control_max_rel or 0.0, _rounding(self.dtype))

@@ -21,6 +21,7 @@ KINDS: dict[str, str] = {
     "check": "wisca_core.work:check_job",
     "export": "wisca_core.work:export_job",
     "trajectory": "wisca_core.trajectory:trajectory_job",
+    "compare": "wisca_core.comparison.reporting:compare_job",
     "sleep": "wisca_core.jobs.kinds:sleep_job",
 }
 

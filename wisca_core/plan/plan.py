@@ -28,13 +28,15 @@ class SitePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """``fingerprint``: of the checkpoint it was made for, over ``tensors`` (the stored tensors it changes)."""
+    """``fingerprint``: of the checkpoint it was made for, over ``tensors`` (the stored tensors it changes). ``bit_identical``: what it
+    promises of the outputs; a full check that finds otherwise contradicts it."""
 
     options: Options
     sites: tuple[SitePlan, ...]
     tensors: tuple[str, ...]
     fingerprint: str
     refusals: tuple[Refusal, ...] = ()
+    bit_identical: bool = False
 
     @property
     def n_changed(self) -> int:
@@ -55,6 +57,7 @@ class Plan:
         options = asdict(self.options) | {"layers": [str(span) for span in self.options.layers]}
         return {
             "options": options,
+            "bit_identical": self.bit_identical,
             "fingerprint": self.fingerprint,
             "tensors": list(self.tensors),
             "sites": [asdict(site) for site in self.sites],
@@ -70,7 +73,7 @@ class Plan:
                               parse_layers(",".join(o["layers"])), bool(o["exact"]), tuple(o["exclude"]))  # fmt: skip
             sites = tuple(SitePlan(s["site"], s["granularity"], tuple(map(float, s["factors"]))) for s in data["sites"])
             refusals = tuple(Refusal(r["what"], r["reason"]) for r in data["refusals"])
-            plan = cls(options, sites, tuple(map(str, data["tensors"])), str(data["fingerprint"]), refusals)
+            plan = cls(options, sites, tuple(map(str, data["tensors"])), str(data["fingerprint"]), refusals, data["bit_identical"] is True)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanMismatch(f"{where} is no plan: {type(error).__name__} at {error}. Make it again with --save-plan.") from error
         bad = [s.site for s in sites for f in s.factors if not (math.isfinite(f) and f > 0)]
@@ -90,7 +93,7 @@ def make_plan(decision: Decision) -> Plan:
         tensors |= {leg.tensor for leg in site.legs}
     names = tuple(sorted(tensors))
     refused = tuple(r for r in patterns.sites.refusals if decision.options.asks(r.what))
-    return Plan(decision.options, tuple(sites), names, patterns.fingerprint(names), refused + decision.refusals)
+    return Plan(decision.options, tuple(sites), names, patterns.fingerprint(names), refused + decision.refusals, decision.bit_identical)
 
 
 def decision_of(plan: Plan, patterns: Patterns) -> Decision:

@@ -98,7 +98,10 @@ def _perform(edits: Iterable[Edit]) -> None:
         flat = torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
         single: dict[float, list[torch.Tensor]] = {}
         for edit, power, where in places:
-            factors = [along_axis(flat[start : start + len(edit.vectors[axis])], axis, edit.tensor.dim()) for axis, start in where.items()]
+            factors = [
+                along_axis(flat[start : start + len(edit.vectors[axis])], axis, edit.tensor.dim())
+                for axis, start in where.items()
+            ]
             if power == 1:
                 times_(edit.tensor, factors, edit.offset, edit.work)
             for state, wanted in edit.states:

@@ -54,7 +54,9 @@ class WiscaCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         if model is None:
-            raise BadOption("the trainer gave its callbacks no model; WiscaCallback is for transformers' Trainer and those made from it.")
+            raise BadOption(
+                "the trainer gave its callbacks no model; WiscaCallback is for transformers' Trainer and those made from it."
+            )
         self._to_log = {}
         folder = Path(args.output_dir)
         self.scaler = Scaler(model, optimizer, **self._options, first_step=state.global_step, replicated=args.world_size > 1,

@@ -37,12 +37,20 @@ class Choices:
         object.__setattr__(self, "pairs", tuple(self.pairs))
         unknown = [pair for pair in self.pairs if pair not in LIVE_PAIRS]
         if unknown or not self.pairs:
-            raise BadOption(f"pairs: {', '.join(map(str, unknown)) or 'nothing'} was given; choose from {', '.join(LIVE_PAIRS)}.")
-        for name, allowed in (("optimizer_state", ("transport", "leave")), ("frozen", ("refuse", "scale")), ("lora", ("rank", "gram"))):
+            raise BadOption(
+                f"pairs: {', '.join(map(str, unknown)) or 'nothing'} was given; choose from {', '.join(LIVE_PAIRS)}."
+            )
+        for name, allowed in (
+            ("optimizer_state", ("transport", "leave")),
+            ("frozen", ("refuse", "scale")),
+            ("lora", ("rank", "gram")),
+        ):
             if getattr(self, name) not in allowed:
                 raise BadOption(f"{name}: {getattr(self, name)!r} was given; choose from {', '.join(allowed)}.")
         if self.lora == "gram" and self.exact:
-            raise BadOption("lora='gram' mixes the rank channels, so its factors are no powers of two; leave out exact=True.")
+            raise BadOption(
+                "lora='gram' mixes the rank channels, so its factors are no powers of two; leave out exact=True."
+            )
         _ = self.options
 
     @cached_property

@@ -42,7 +42,9 @@ def local_indices(tensor: torch.Tensor, axis: int) -> np.ndarray | None:
     placements = []
     for placement in tensor.placements:
         if placement.is_partial():
-            raise UnsupportedCheckpoint("a parameter is a partial DTensor, a sum still to be made; only whole or sharded ones can be rescaled.")
+            raise UnsupportedCheckpoint(
+                "a parameter is a partial DTensor, a sum still to be made; only whole or sharded ones can be rescaled."
+            )
         dim = getattr(placement, "dim", None)
         if dim is None:
             placements.append(placement)

@@ -31,12 +31,16 @@ class Factors:
     def then(self, later: "Factors") -> "Factors":
         """Both, one after the other. Raises PlanMismatch where the granularities differ."""
         if later.granularity != self.granularity:
-            raise PlanMismatch(f"factors at granularity {self.granularity} and at {later.granularity} cannot be combined; apply one after the other.")
+            raise PlanMismatch(
+                f"factors at granularity {self.granularity} and at {later.granularity} cannot be combined; apply one after the other."
+            )
         out = self.by_site
         for name, fs in later.sites:
             before = out.get(name, (1.0,) * len(fs))
             if len(before) != len(fs):
-                raise PlanMismatch(f"{name} has {len(before)} factors in one and {len(fs)} in the other; they are of different models.")
+                raise PlanMismatch(
+                    f"{name} has {len(before)} factors in one and {len(fs)} in the other; they are of different models."
+                )
             out[name] = tuple(a * b for a, b in zip(before, fs))
         return Factors(self.granularity, tuple(out.items()))
 
@@ -46,10 +50,14 @@ class Factors:
         for name, fs in self.sites:
             if name not in found:
                 why = next((r.reason for r in sites.refusals if r.what in (name, "model")), "")
-                raise PlanMismatch(f"the plan has factors for {name}; this model has no such pair to rescale. {why}".strip())
+                raise PlanMismatch(
+                    f"the plan has factors for {name}; this model has no such pair to rescale. {why}".strip()
+                )
             needed = found[name].n_cells(self.granularity)
             if needed != len(fs):
-                raise PlanMismatch(f"the plan has {len(fs)} factors for {name}; this model has {needed} there. It belongs to another model.")
+                raise PlanMismatch(
+                    f"the plan has {len(fs)} factors for {name}; this model has {needed} there. It belongs to another model."
+                )
             if not all(math.isfinite(f) and f > 0 for f in fs):
                 raise PlanMismatch(f"{name} has a factor that is not a positive finite number.")
 
@@ -60,6 +68,9 @@ class Factors:
     def from_json(cls, data: Mapping, where: str) -> "Factors":
         """Raises PlanMismatch naming ``where``."""
         try:
-            return cls(str(data["granularity"]), tuple((str(name), tuple(map(float, fs))) for name, fs in data["sites"].items()))
+            return cls(
+                str(data["granularity"]),
+                tuple((str(name), tuple(map(float, fs))) for name, fs in data["sites"].items()),
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanMismatch(f"{where} holds no factors: {type(error).__name__} at {error}.") from error

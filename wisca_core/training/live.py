@@ -53,7 +53,10 @@ class Live:
 
     def is_current(self) -> bool:
         """Whether the model still holds the very tensors that were found."""
-        return all(module._parameters.get(attribute) is self.parameters[name] for name, (module, attribute) in self.places.items())
+        return all(
+            module._parameters.get(attribute) is self.parameters[name]
+            for name, (module, attribute) in self.places.items()
+        )
 
 
 def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
@@ -95,7 +98,9 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
         sites += [site for site in ranks if choices.chooses(site.key)]
         refused += why
         if not adapters:
-            refused.append(Refusal("lora", "the model has no LoRA adapters (peft); attach them first, or leave lora out of pairs"))
+            refused.append(
+                Refusal("lora", "the model has no LoRA adapters (peft); attach them first, or leave lora out of pairs")
+            )
     parameters, places = {}, {}
     for name in {leg.tensor for site in sites for leg in site.legs} | {n for c in columns for n in c.names}:
         parameters[name], places[name] = held.tensors[name], held.places[name]
@@ -118,7 +123,9 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     if any(site.key.pair != "lora" for site in kept):
         proof = distributed.once(lambda: prove(checkpoint, found), groups)
         if not proof.passed:
-            raise ProofFailed(f"{found.model_type}: the rule {found.family} did not pass its proof on a miniature: {proof.reason} The model is unchanged.")
+            raise ProofFailed(
+                f"{found.model_type}: the rule {found.family} did not pass its proof on a miniature: {proof.reason} The model is unchanged."
+            )
     sites = Sites(found.family, found.model_type, found.attention, tuple(kept), tuple(refused), found.remarks + twice)
     return Live(model, checkpoint, sites, parameters, {n: places[n] for n in parameters}, columns, groups, proof)
 
@@ -133,15 +140,25 @@ def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
         for name, tensor in copy.items():
             found.setdefault(clean(str(name)), tensor)
     else:
-        raise PlanMismatch(f"also: a {type(copy).__name__} was given; a module or a mapping of parameter names to tensors is needed.")
+        raise PlanMismatch(
+            f"also: a {type(copy).__name__} was given; a module or a mapping of parameter names to tensors is needed."
+        )
     out = {}
     for name, parameter in live.parameters.items():
         tensor = found.get(name)
         if not isinstance(tensor, torch.Tensor):
-            raise PlanMismatch(f"also: the copy has no {name}; every tensor that is rescaled must be in it under the name the model has for it.")
+            raise PlanMismatch(
+                f"also: the copy has no {name}; every tensor that is rescaled must be in it under the name the model has for it."
+            )
         if full_shape(tensor) != full_shape(parameter):
-            raise PlanMismatch(f"also: {name} is {tuple(tensor.shape)} in the copy and {full_shape(parameter)} in the model.")
-        if tensor is parameter or (tensor.numel() and not tensor.is_meta and distributed.local(tensor).data_ptr() == distributed.local(parameter).data_ptr()):
+            raise PlanMismatch(
+                f"also: {name} is {tuple(tensor.shape)} in the copy and {full_shape(parameter)} in the model."
+            )
+        if tensor is parameter or (
+            tensor.numel()
+            and not tensor.is_meta
+            and distributed.local(tensor).data_ptr() == distributed.local(parameter).data_ptr()
+        ):
             raise PlanMismatch(f"also: {name} of the copy is the model's own tensor; it would be scaled twice.")
         out[name] = tensor
     return out
@@ -176,7 +193,9 @@ def _transformer(model: nn.Module) -> nn.Module:
         )
     if len(found) > 1:
         names = ", ".join(type(one).__name__ for one in found[:4])
-        raise UnknownArchitecture(f"{type(model).__name__} holds {len(found)} transformers models ({names}); give the one to rescale.")
+        raise UnknownArchitecture(
+            f"{type(model).__name__} holds {len(found)} transformers models ({names}); give the one to rescale."
+        )
     return found[0]
 
 
@@ -298,7 +317,10 @@ def _once(sites: Sequence[Site], held: _Held) -> tuple[list[Site], tuple[str, ..
         for leg in site.legs:
             users.setdefault((site.key.pair, owner(leg.tensor)), set()).add(site.name)
     wrong = {name: sorted(names) for names in users.values() if len(names) > 1 for name in names}
-    refused = [Refusal(name, f"some of its tensors, not all, are those of {', '.join(n for n in names if n != name)} too") for name, names in wrong.items()]
+    refused = [
+        Refusal(name, f"some of its tensors, not all, are those of {', '.join(n for n in names if n != name)} too")
+        for name, names in wrong.items()
+    ]
     return [site for site in kept.values() if site.name not in wrong], tuple(remarks), refused
 
 

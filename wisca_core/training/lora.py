@@ -96,7 +96,11 @@ def adapters(inner: nn.Module, base: Mapping[str, torch.Tensor]) -> tuple[Adapte
 def _adapter(module: str, name: str, layer: nn.Module) -> Adapter:
     a, b = layer.lora_A[name], layer.lora_B[name] if name in layer.lora_B else None
     variant = getattr(layer, "lora_variant", {}).get(name)
-    kind = type(variant).__name__ if variant is not None and not isinstance(variant, type) else getattr(variant, "__name__", "")
+    kind = (
+        type(variant).__name__
+        if variant is not None and not isinstance(variant, type)
+        else getattr(variant, "__name__", "")
+    )
     unknown = ""
     if kind not in ("", "DoraLinearVariant"):
         unknown = f"{kind.removesuffix('Variant')} is a variant of LoRA without a rule"

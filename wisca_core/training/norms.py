@@ -63,7 +63,12 @@ def layout(live: Live, granularity: str) -> Layout:
                 np.add.at(n[int(leg.side == "right")], own, np.prod(shape) / shape[leg.axis])
             here = distributed.local_indices(tensor, leg.axis)
             whole = len(set(cells.tolist())) == 1
-            part = Part(leg, int(cells[0]), None if whole else cells if here is None else cells[here], distributed.sum_groups(tensor))
+            part = Part(
+                leg,
+                int(cells[0]),
+                None if whole else cells if here is None else cells[here],
+                distributed.sum_groups(tensor),
+            )
             parts[not leg.measured].append(part)
     return Layout(first, np.repeat(np.arange(len(sites)), np.diff(first)), tuple(parts[0]), tuple(parts[1]), n)
 
@@ -80,7 +85,9 @@ def largest_half(live: Live, where: Layout, read: Callable[[str], torch.Tensor])
     return _table(live, parts, where.n_cells, "max", read)
 
 
-def _table(live: Live, parts: tuple[Part, ...], n_cells: int, stat: str, read: Callable[[str], torch.Tensor]) -> np.ndarray:
+def _table(
+    live: Live, parts: tuple[Part, ...], n_cells: int, stat: str, read: Callable[[str], torch.Tensor]
+) -> np.ndarray:
     by_key: dict[tuple, list[tuple[Part, torch.Tensor]]] = {}
     device = None
     for part in parts:
@@ -96,7 +103,9 @@ def _table(live: Live, parts: tuple[Part, ...], n_cells: int, stat: str, read: C
         cells = np.concatenate([part.cells if part.cells is not None else np.array([part.cell]) for part, _ in found])
         if stat == "max":
             table = np.zeros(2 * n_cells + 1)
-            np.maximum.at(table, cells, values)
+            np.maximum.at(
+                table, cells, np.where(np.isnan(values), np.inf, values)
+            )  # a reduction over ranks may drop a NaN
         else:
             table = np.bincount(cells, weights=values, minlength=2 * n_cells + 1)
         table = distributed.all_reduce(table, groups, "max" if stat == "max" else "sum", device)[:-1]
@@ -123,7 +132,11 @@ def _along(tensor: torch.Tensor, axis: int, stat: str, offset: float) -> torch.T
     buffer = torch.empty((min(_ROWS, tensor.shape[0]), *tensor.shape[1:]), dtype=work)
     for first in range(0, tensor.shape[0], _ROWS):
         rows = tensor[first : first + _ROWS]
-        block = buffer[: rows.shape[0]].copy_(rows).abs_() if rows.dtype != work else torch.abs(rows, out=buffer[: rows.shape[0]])
+        block = (
+            buffer[: rows.shape[0]].copy_(rows).abs_()
+            if rows.dtype != work
+            else torch.abs(rows, out=buffer[: rows.shape[0]])
+        )
         if stat == "max":
             out.append(block.amax(over).double())
         elif stat == "l1":
@@ -137,7 +150,11 @@ def _along(tensor: torch.Tensor, axis: int, stat: str, offset: float) -> torch.T
 
 
 def _total(vector: torch.Tensor, stat: str) -> torch.Tensor:
-    return (vector.amax(0, keepdim=True) if vector.numel() else vector.new_zeros(1)) if stat == "max" else vector.sum(0, keepdim=True)
+    return (
+        (vector.amax(0, keepdim=True) if vector.numel() else vector.new_zeros(1))
+        if stat == "max"
+        else vector.sum(0, keepdim=True)
+    )
 
 
 def ratios(sites: Sites, where: Layout, found: Mapping[str, np.ndarray], norm_name: str) -> dict[str, float]:

@@ -74,7 +74,9 @@ class States:
         found = tuple(unwrapped(one) for one in given)
         for one in found:
             if not hasattr(one, "param_groups") or not hasattr(one, "state"):
-                raise BadOption(f"optimizer: {type(one).__name__} was given; a torch optimiser (or a list of them) is needed.")
+                raise BadOption(
+                    f"optimizer: {type(one).__name__} was given; a torch optimiser (or a list of them) is needed."
+                )
             if mode == "transport":
                 rule_of(one)
         return cls(found, mode)
@@ -112,7 +114,9 @@ class States:
                 if key in _IGNORED or not isinstance(value, torch.Tensor):
                     continue
                 if key not in rule:
-                    raise BadOption(f"optimizer: {type(one).__name__} keeps {key!r} for {name}, which has no rule. Give optimizer_state='leave'.")
+                    raise BadOption(
+                        f"optimizer: {type(one).__name__} keeps {key!r} for {name}, which has no rule. Give optimizer_state='leave'."
+                    )
                 power = rule[key]
                 needs_one = key in _FACTORED or (type(one).__name__ == "Adafactor" and key == "exp_avg" and power)
                 if needs_one and not uniform:

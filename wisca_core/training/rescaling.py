@@ -64,11 +64,30 @@ def rescale_(
 class Rescaler:
     """A model made ready: found and proved once, so that each rescale only measures and multiplies."""
 
-    def __init__(self, model: nn.Module, optimizer: object, choices: Choices, also: Sequence[object] = (), replicated: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: object,
+        choices: Choices,
+        also: Sequence[object] = (),
+        replicated: bool = False,
+    ):
         self.model, self.choices, self.also, self.replicated = model, choices, tuple(also), replicated
         self.states = States.of(optimizer, choices.optimizer_state)
         self._warned: set[str] = set()
         self._look()
+        if any(
+            lora.is_adapter(leg.tensor)
+            for site in self.live.sites.sites
+            if site.key.pair != "lora"
+            for leg in site.legs
+        ):
+            warnings.warn(
+                "wisca: the base under LoRA adapters is rescaled. An adapter saved alone then fits only the rescaled base: save the base too, "
+                "merge, or take the factors back (plan=factors.undone()) before saving.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _look(self) -> None:
         self.live: Live = describe(self.model, self.choices, self.replicated)
@@ -87,8 +106,12 @@ class Rescaler:
                     )
         if self._gram() and any(distributed.is_dtensor(p) for p in self.live.parameters.values()):
             raise BadOption("lora: 'gram' of sharded adapters is not supported; use lora='rank'.")
-        if self.live.columns and any(distributed.is_dtensor(self.live.parameters[n]) for c in self.live.columns for n in c.names):
-            raise BadOption("pairs: the magnitudes of sharded DoRA adapters cannot follow a rescaled base; leave vo out of pairs.")
+        if self.live.columns and any(
+            distributed.is_dtensor(self.live.parameters[n]) for c in self.live.columns for n in c.names
+        ):
+            raise BadOption(
+                "pairs: the magnitudes of sharded DoRA adapters cannot follow a rescaled base; leave vo out of pairs."
+            )
         self.layout = norms.layout(self.live, self.choices.granularity)
         self._layouts = {self.choices.granularity: self.layout}
 
@@ -105,7 +128,9 @@ class Rescaler:
         given = Factors.of(plan) if isinstance(plan, Plan) else plan
         if given is not None:
             if not isinstance(given, Factors):
-                raise PlanMismatch(f"plan: a {type(given).__name__} was given; a Plan or the factors of a rescale are needed.")
+                raise PlanMismatch(
+                    f"plan: a {type(given).__name__} was given; a Plan or the factors of a rescale are needed."
+                )
             given.check(live.sites)
         copies = [copy_tensors(copy, live) for copy in self.also]
         stats = norms.sides(live, self.layout, self.choices.norm, self._read)
@@ -149,7 +174,11 @@ class Rescaler:
             if reason:
                 skipped[site.name] = reason
             # a NaN somewhere in the pair: the whole pair is left alone
-            own = np.ones(cells.stop - cells.start) if (fate[cells] == NON_FINITE).any() else np.where(fate[cells] == OVERFLOW, 1.0, factor[cells])
+            own = (
+                np.ones(cells.stop - cells.start)
+                if (fate[cells] == NON_FINITE).any()
+                else np.where(fate[cells] == OVERFLOW, 1.0, factor[cells])
+            )
             if (own != 1).any():
                 out.append((site.name, tuple(own.tolist())))
         return Factors(self.choices.granularity, tuple(out))

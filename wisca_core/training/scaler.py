@@ -55,7 +55,9 @@ class Scaler:
         self._telemetry = None
         if output is not None:
             path = Path(output)
-            self._telemetry = Telemetry(path if path.suffix == ".jsonl" else path / "wisca.jsonl", self.choices, first_step)
+            self._telemetry = Telemetry(
+                path if path.suffix == ".jsonl" else path / "wisca.jsonl", self.choices, first_step
+            )
         self._counted = [0]  # optimiser steps seen by the hooks since the last call of step()
         for one in self._rescaler.states.optimizers[:1]:
             _count(one, self._counted)
@@ -101,7 +103,9 @@ class Scaler:
     def load_state_dict(self, state: Mapping) -> None:
         """Raises BadOption for a newer state."""
         if state.get("state_version") != STATE_VERSION:
-            raise BadOption(f"the scaler's state has version {state.get('state_version')}; {STATE_VERSION} is read here. Update wisca.")
+            raise BadOption(
+                f"the scaler's state has version {state.get('state_version')}; {STATE_VERSION} is read here. Update wisca."
+            )
         self.steps = int(state["step"])
         found = [Factors.from_json(one, "the scaler's state") for one in state["kept"]]
         self.kept = {factors.granularity: factors for factors in found}
@@ -111,7 +115,9 @@ def made(pairs: Sequence[str], choices: Mapping) -> Choices:
     """Raises BadOption for an option there is none of."""
     unknown = set(choices) - set(Choices.__dataclass_fields__)
     if unknown:
-        raise BadOption(f"{', '.join(sorted(unknown))}: there is no such option; there are {', '.join(Choices.__dataclass_fields__)}.")
+        raise BadOption(
+            f"{', '.join(sorted(unknown))}: there is no such option; there are {', '.join(Choices.__dataclass_fields__)}."
+        )
     return Choices(pairs=pairs, **choices)
 
 

@@ -22,13 +22,19 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.every is not None and (not _whole(self.every) or self.every < 1):
-            raise BadOption(f"every: {self.every!r} was given; a whole number of optimiser steps from 1 is needed, or None for once at the start.")
+            raise BadOption(
+                f"every: {self.every!r} was given; a whole number of optimiser steps from 1 is needed, or None for once at the start."
+            )
         if not _whole(self.start) or self.start < 0:
             raise BadOption(f"start: {self.start!r} was given; a whole number of optimiser steps from 0 is needed.")
         if self.stop is not None and (not _whole(self.stop) or self.stop < self.start):
-            raise BadOption(f"stop: {self.stop!r} was given; a whole number not below start = {self.start} is needed, or None.")
+            raise BadOption(
+                f"stop: {self.stop!r} was given; a whole number not below start = {self.start} is needed, or None."
+            )
         if self.every is None and (not self.at_start or self.start > 0):
-            raise BadOption("every=None rescales once before the first step, and at_start=False or start > 0 forbids that; nothing would happen.")
+            raise BadOption(
+                "every=None rescales once before the first step, and at_start=False or start > 0 forbids that; nothing would happen."
+            )
 
     def due(self, step: int) -> bool:
         """Whether to rescale after ``step`` optimiser steps (0: before the first)."""

@@ -42,7 +42,11 @@ class Telemetry:
             raise OutputRefused(f"{self.path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
 
     def _begin(self, done: Rescale) -> None:
-        proof = {} if done.proof is None else {"rule": done.proof.rule, "max_rel": repr(done.proof.max_rel), "what": done.proof.what}
+        proof = (
+            {}
+            if done.proof is None
+            else {"rule": done.proof.rule, "max_rel": repr(done.proof.max_rel), "what": done.proof.what}
+        )
         header = {"format": FORMAT, "version": VERSION, "choices": self._header, "proof": proof,
                   "refusals": {r.what: r.reason for r in done.refusals}}  # fmt: skip
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,14 +59,18 @@ class Telemetry:
 def read(path: Path) -> list[dict]:
     """The rows behind the header. Raises UnreadableInput naming the file, also for a newer version."""
     try:
-        header, *rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        header, *rows = [
+            json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
         found = (header.get("format"), header.get("version"))
     except (OSError, ValueError, AttributeError) as error:
         raise UnreadableInput(f"{path} is no {FORMAT} file: {error}.") from error
     if found[0] != FORMAT:
         raise UnreadableInput(f"{path} has format {found[0]!r}; expected {FORMAT!r}.")
     if found[1] != VERSION:
-        raise UnreadableInput(f"{path} is {FORMAT} version {found[1]}; version {VERSION} is read here. Update wisca to read a newer one.")
+        raise UnreadableInput(
+            f"{path} is {FORMAT} version {found[1]}; version {VERSION} is read here. Update wisca to read a newer one."
+        )
     return rows
 
 

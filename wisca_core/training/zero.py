@@ -24,7 +24,9 @@ def read(name: str, parameter: torch.Tensor) -> torch.Tensor:
     from deepspeed.utils import safe_get_full_fp32_param
 
     if not parameter.requires_grad:
-        raise UnsupportedCheckpoint(f"{name} is frozen under DeepSpeed, so there is no master to rescale. Rescale it before deepspeed.initialize.")
+        raise UnsupportedCheckpoint(
+            f"{name} is frozen under DeepSpeed, so there is no master to rescale. Rescale it before deepspeed.initialize."
+        )
     found = safe_get_full_fp32_param(parameter)
     if found is None:
         raise UnsupportedCheckpoint(f"{name}: DeepSpeed gives no fp32 master for it; with this stage or offload it cannot be rescaled. "
@@ -37,7 +39,9 @@ def check(states: States) -> None:
     if states.mode == "leave":
         return
     if not states.optimizers:
-        raise BadOption("optimizer: under DeepSpeed the engine's optimiser is needed (engine.optimizer), or optimizer_state='leave'.")
+        raise BadOption(
+            "optimizer: under DeepSpeed the engine's optimiser is needed (engine.optimizer), or optimizer_state='leave'."
+        )
     for optimizer in states.optimizers:
         if "Adafactor" in type(optimizer).__name__ or "Muon" in type(optimizer).__name__:
             raise BadOption(f"optimizer: the state of {type(optimizer).__name__} is flattened under DeepSpeed and cannot be carried over. "
@@ -49,7 +53,10 @@ def times_(name: str, parameter: torch.Tensor, scaling: Scaling, states: States)
     from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     master = read(name, parameter).clone()
-    factors = [along_axis(torch.from_numpy(vector).to(master.device), axis, master.dim()) for axis, vector in scaling.along.items()]
+    factors = [
+        along_axis(torch.from_numpy(vector).to(master.device), axis, master.dim())
+        for axis, vector in scaling.along.items()
+    ]
     rescale.times_(master, factors, scaling.offset, work_dtype(master.dtype, scaling))
     safe_set_full_fp32_param(parameter, master)
     for key, power in _keys(states).items():

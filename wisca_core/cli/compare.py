@@ -1,0 +1,139 @@
+"""``wisca compare``: paired training runs with and without a rescale, and what their differences allow one to say."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from wisca_core.cli.terminal import bar, document, note, say, table
+from wisca_core.comparison import folder
+from wisca_core.comparison.folder import Comparison
+from wisca_core.comparison.spec import PRESETS, Spec, load_spec
+from wisca_core.errors import BadOption, OutputRefused
+
+PAPER = "For scale: the paper's difference on TinyLlama 1.1B is −0.044 nats."
+
+
+def run(spec: Path | None, preset: str | None, out: Path | None, resume: bool, add_seeds: int | None, estimate: bool, workers: int | None, json: bool) -> int:
+    """0 once the comparison is finished, 1 where some of its runs failed or it was paused."""
+    from wisca_core.comparison.executor import cores
+
+    workers = workers or cores()
+    if workers < 1:
+        raise BadOption(f"--workers: {workers} was given; a whole number from 1 is needed.")
+    goes_on = resume or add_seeds is not None
+    if (spec is not None) + (preset is not None) + goes_on != 1:
+        raise BadOption("give one of SPEC, --preset NAME, or --resume / --add-seeds N with the --out of a comparison that exists.")
+    if estimate:
+        chosen = folder.read(_named(out)).spec if goes_on else _spec(spec, preset)
+        return _estimate(chosen, workers, json)
+    place = _named(out)
+    if goes_on:
+        folder.read(place)
+        if add_seeds is not None:
+            folder.add_seeds(place, add_seeds)
+    else:
+        chosen = _spec(spec, preset)
+        _refuse_too_large(chosen, workers)
+        place = folder.create(place, chosen)
+    return train_and_report(place, workers, json)
+
+
+def train_and_report(place: Path, workers: int, json: bool) -> int:
+    from wisca_core.comparison.executor import run
+    from wisca_core.comparison.reporting import write_report
+
+    note(f"{place}: {workers} processes of one thread; Ctrl-C pauses, --resume continues")
+    with bar() as progress:
+        comparison = run(place, workers, progress)
+    report = write_report(comparison)
+    if json:
+        document("wisca-comparison-report", {"state": comparison.state, "folder": str(place), **dataclasses.asdict(report)})
+    else:
+        _say(comparison, report)
+    return 0 if comparison.state == "done" and not any(c.state == "failed" for c in comparison.cells) else 1
+
+
+def _named(out: Path | None) -> Path:
+    if out is None:
+        raise BadOption("--out: nothing was given; name the comparison's folder.")
+    return out
+
+
+def _spec(spec: Path | None, preset: str | None) -> Spec:
+    if spec is not None:
+        return load_spec(spec)
+    if preset not in PRESETS:
+        raise BadOption(f"--preset: {preset!r} was given; choose from {', '.join(PRESETS)}.")
+    return PRESETS[preset]
+
+
+def _refuse_too_large(spec: Spec, workers: int) -> None:
+    from wisca_core.comparison.estimate import estimate
+
+    e = estimate(spec, workers, seconds_per_step=0.0)
+    if not e.fits:
+        raise OutputRefused(
+            f"{e.workers} processes with a model of {e.n_parameters:,} parameters need about {e.memory_bytes / 1e9:.1f} GB of memory; "
+            f"{e.free_bytes / 1e9:.1f} GB are free. Use a smaller model, batch_size or context, or fewer --workers. Nothing was started."
+        )
+
+
+def _estimate(spec: Spec, workers: int, json: bool) -> int:
+    from wisca_core.comparison.data import load_corpus
+    from wisca_core.comparison.estimate import estimate
+
+    facts = load_corpus(spec).facts
+    found = estimate(spec, workers)
+    if json:
+        document("wisca-comparison-estimate", {**dataclasses.asdict(found), "fits": found.fits, "corpus": facts})
+        return 0
+    say(f"{spec.name}: {counts(spec)}", style="bold")
+    say(f"{found.n_parameters:,} parameters, {facts['n_train_tokens']:,} bytes of training text (sha256 {facts['sha256'][:16]}...)")
+    say(f"time    about {duration(found.seconds)} on {found.workers} processes ({found.seconds_per_step * 1000:.0f} ms a step, measured just now)"
+        if found.seconds == found.seconds else "time    unknown: the model was not built, because it does not fit")  # fmt: skip
+    free = f", {found.free_bytes / 1e9:.1f} GB free" if found.free_bytes is not None else ""
+    say(f"memory  about {found.memory_bytes / 1e9:.1f} GB{free}{'' if found.fits else ': too much'}; disk {found.disk_bytes / 1e6:.0f} MB")
+    say(f"seeds   {found.seeds_needed} to see a difference of {found.effect_nats:g} nats four times out of five at {spec.steps:,} steps "
+        f"(spread of paired differences {found.spread_nats:.3f} nats); planned: {len(spec.seeds)}")  # fmt: skip
+    return 0
+
+
+def counts(spec: Spec) -> str:
+    rates = spec.optimiser.learning_rates
+    parts = [f"{len(spec.arms)} arms", f"{len(rates)} learning rate{'' if len(rates) == 1 else 's'}", f"{len(spec.seeds)} seeds",
+             f"{spec.steps:,} steps", f"{spec.n_cells} runs"]  # fmt: skip
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "6 min", "2 h 5 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _say(comparison: Comparison, report) -> None:
+    from wisca_core.comparison.statistics import signed, verdict
+
+    say(report.sentence, style="bold")
+    say(report.reading)
+    say(PAPER + "\n")
+    rows: list[Sequence[str]] = []
+    for e in report.main:
+        rate = "own best" if e.rate is None else f"{e.rate:g}"
+        interval = f"{signed(e.loss.low)} to {signed(e.loss.high)}" if e.loss.n > 1 else ""
+        boot = f"{signed(e.bootstrap[0])} to {signed(e.bootstrap[1])}" if e.bootstrap else ""
+        saved = f"{e.steps_saved:,.0f}" if e.steps_saved is not None else f"{e.n_reached} of {e.loss.n}"
+        rows.append([e.arm, rate, f"{e.mean_final:.3f}", signed(e.loss.mean), interval, boot, f"{e.n_better} of {e.loss.n}", saved, verdict(e)])
+    table(["Arm", "Rate", "Loss", "Difference", "95 % t", "Bootstrap", "Better", "Steps saved", "Reading"], rows, numbers=range(2, 6))
+    say("Losses in nats per byte. Steps saved: median, or how many seeds reach the baseline's final loss at all.")
+    if report.noise:
+        say(f"The placebo, which changes rounding only, moves single runs by {signed(report.noise[0])} to {signed(report.noise[1])}.")
+    for arm, n, of in report.diverged:
+        say(f"{arm}: {n} of {of} runs diverged.")
+    for remark in report.remarks:
+        say(remark)
+    for cell, reason in report.missing:
+        say(f"no result: {cell}: {reason}")
+    say(f"text sha256 {report.corpus_sha256[:16]}...; all of it in {comparison.path}")

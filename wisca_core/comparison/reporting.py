@@ -1,0 +1,36 @@
+"""The report of a comparison as a file, and the whole of it as a job."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from wisca_core import home
+from wisca_core.comparison import executor, folder
+from wisca_core.comparison.folder import Comparison
+from wisca_core.comparison.statistics import Report, report
+from wisca_core.progress import Progress
+
+FORMAT = "wisca-comparison-report"
+
+
+def write_report(comparison: Comparison) -> Report:
+    """Work it out from the finished cells and keep it as report.json. Raises UnequalStart."""
+    found = report(comparison, folder.curves(comparison))
+    home.write_json(comparison.path / "report.json", FORMAT, 1, _plain(dataclasses.asdict(found)))
+    return found
+
+
+def compare_job(arguments: dict[str, Any], progress: Progress, job_folder: Path) -> dict[str, Any]:
+    """{comparison: path of its folder, workers: int or None} -> {state}. The very work of ``wisca compare --out DIR --resume``."""
+    comparison = executor.run(Path(arguments["comparison"]), arguments.get("workers"), progress)
+    write_report(comparison)
+    return {"state": comparison.state}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

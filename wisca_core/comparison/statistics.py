@@ -1,0 +1,406 @@
+"""What the finished cells of a comparison allow one to say.
+
+The unit is the seed: an arm's final validation loss minus the baseline's of the same seed, so that what two runs share (initial
+function, order of the data) drops out. The 95 % t interval of the mean decides; a bootstrap from 8 seeds on and the count of better
+seeds stand beside it. Fewer than 4 seeds conclude nothing, 4 to 7 are preliminary.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from wisca_core.comparison.folder import Comparison
+from wisca_core.errors import UnequalStart
+
+# Equal starts are checked in float32, where a rescale moves the loss by rounding only.
+START_TOLERANCE = 1e-5
+FEWEST, FIRM = 4, 8
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of ``n`` paired differences with its 95 % t interval and two-sided p; NaN where n < 2."""
+
+    n: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def spans_zero(self) -> bool:
+        """True as well where there is no interval: nothing is then excluded."""
+        return not (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One arm against the baseline. ``rate``: the learning rate, None where each arm is at its own best one (``rates``: the one
+    chosen for each seed, from the other seeds alone; ``baseline_rates`` the baseline's). ``perplexity``: the paired difference of exp(loss).
+    ``bootstrap``: 95 % percentile interval, None under 8 seeds. ``steps_saved``: median over seeds of how many steps earlier the arm
+    first reaches the baseline's final loss than the baseline does, None where it never does in some seed (``n_reached`` of n do)."""
+
+    arm: str
+    rate: float | None
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+    loss: Interval
+    perplexity: Interval
+    bootstrap: tuple[float, float] | None
+    n_better: int
+    p_corrected: float
+    steps_saved: float | None
+    n_reached: int
+    missing: tuple[int, ...]
+    mean_final: float
+    rates: tuple[float, ...] = ()
+    baseline_rates: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """``effects``: every arm at every rate; ``best``: every arm at its own best rate, empty with one rate. ``main``: the ones the
+    sentence and the correction are about. ``noise``: smallest and largest paired difference of the placebo, None without one.
+    ``grade``: none, preliminary or full. ``missing``: (cell, reason) of what has no result."""
+
+    name: str
+    sentence: str
+    reading: str
+    grade: str
+    n_seeds: int
+    is_extended: bool
+    effects: tuple[Effect, ...]
+    best: tuple[Effect, ...]
+    readings: tuple[tuple[str, str], ...]
+    baseline_final: tuple[tuple[float, float], ...]
+    noise: tuple[float, float] | None
+    diverged: tuple[tuple[str, int, int], ...]
+    missing: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...]
+    corpus_sha256: str
+
+    @property
+    def main(self) -> tuple[Effect, ...]:
+        return self.best or self.effects
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+# --- one sample of differences ----------------------------------------------------------------------------------------
+
+
+def paired(differences: Sequence[float]) -> Interval:
+    """
+    >>> i = paired([1.0, 2.0, 3.0, 4.0])
+    >>> i.mean, round(i.low, 3), round(i.high, 3), round(i.p, 4)
+    (2.5, 0.446, 4.554, 0.0305)
+    """
+    d = np.asarray(differences, float)
+    n = len(d)
+    if n < 2:
+        nan = math.nan
+        return Interval(n, float(d.mean()) if n else nan, nan, nan, nan, nan)
+    mean, sd = float(d.mean()), float(d.std(ddof=1))
+    error = sd / math.sqrt(n)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else (1.0 if mean == 0 else 0.0)
+    return Interval(n, mean, sd, mean - half, mean + half, p)
+
+
+def bootstrap(differences: Sequence[float]) -> tuple[float, float] | None:
+    """95 % percentile interval of the mean, always the same for the same values; None under 8 values, where it is too narrow."""
+    d = np.asarray(differences, float)
+    if len(d) < FIRM:
+        return None
+    means = d[np.random.default_rng(0).integers(0, len(d), (RESAMPLES, len(d)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction, in the given order; NaN stays NaN and counts for nothing.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    out, largest = [math.nan] * len(p_values), 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        out[i] = largest
+    return out
+
+
+def seeds_to_narrow(sd: float, half_width: float) -> int:
+    """Fewest seeds whose 95 % t interval has half the width ``half_width``, if the spread stays ``sd``."""
+    return _fewest(lambda n: stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * sd / math.sqrt(n) <= half_width)
+
+
+def seeds_to_see(effect: float, sd: float, power: float = 0.8) -> int:
+    """Fewest seeds (at least 4) whose paired t test finds a true difference ``effect`` with probability ``power``."""
+
+    def enough(n: int) -> bool:
+        critical, shift = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1), abs(effect) / sd * math.sqrt(n)
+        return stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift) >= power
+
+    return FEWEST if sd == 0 else max(FEWEST, _fewest(enough))
+
+
+def _fewest(enough) -> int:
+    low, high = 2, 2
+    while not enough(high):
+        low, high = high, high * 2
+        if high > 1_000_000:
+            return high
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return high
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def check_starts(curves: pd.DataFrame) -> None:
+    """Raises UnequalStart where the arms of a seed do not begin with the same validation loss, to 1e-5 relative in float32."""
+    starts = curves[(curves["step"] == 0) & curves["val_loss"].notna()]
+    for seed, rows in starts.groupby("seed"):
+        low, high = rows["val_loss"].min(), rows["val_loss"].max()
+        if high - low > START_TOLERANCE * abs(low):
+            a, b = rows.loc[rows["val_loss"].idxmin()], rows.loc[rows["val_loss"].idxmax()]
+            raise UnequalStart(
+                f"seed {seed}: {a['cell']} begins at {low:.7f} nats and {b['cell']} at {high:.7f}, {(high - low) / abs(low):.1e} apart; at most "
+                f"{START_TOLERANCE:g} is allowed. They are not the same function, so their difference would say nothing and is not reported."
+            )
+
+
+def finals(comparison: Comparison, curves: pd.DataFrame) -> pd.DataFrame:
+    """One row a finished cell: cell, arm, rate, seed, start, final (nats), diverged (final not below the start)."""
+    done = {c.name for c in comparison.cells if c.state == "done"}
+    rows = curves[curves["cell"].isin(done) & curves["val_loss"].notna()].sort_values("step")
+    grouped = rows.groupby("cell", sort=False)
+    out = grouped[["arm", "rate", "seed"]].first().assign(start=grouped["val_loss"].first(), final=grouped["val_loss"].last()).reset_index()
+    return out.assign(diverged=out["final"] >= out["start"])
+
+
+def bands(curves: pd.DataFrame, rate: float, column: str = "val_loss") -> pd.DataFrame:
+    """Mean, lowest and highest over the seeds that have the step: arm, step, mean, low, high, n."""
+    rows = curves[(curves["rate"] == rate) & curves[column].notna()]
+    grouped = rows.groupby(["arm", "step"], sort=False)[column]
+    return grouped.agg(["mean", "min", "max", "count"]).set_axis(["mean", "low", "high", "n"], axis=1).reset_index()
+
+
+def gaps(curves: pd.DataFrame, baseline: str, rate: float) -> pd.DataFrame:
+    """Paired difference to the baseline at every evaluated step: arm, step, mean, low, high (95 % t, NaN under 2 seeds), n."""
+    rows = curves[(curves["rate"] == rate) & curves["val_loss"].notna()]
+    table = rows.pivot_table(index=["seed", "step"], columns="arm", values="val_loss")
+    found = []
+    if baseline not in table:
+        return pd.DataFrame(found, columns=["arm", "step", "mean", "low", "high", "n"])
+    for arm in [a for a in dict.fromkeys(rows["arm"]) if a != baseline]:
+        for step, values in (table[arm] - table[baseline]).dropna().groupby("step"):
+            i = paired(values.to_list())
+            found.append((arm, step, i.mean, i.low, i.high, i.n))
+    return pd.DataFrame(found, columns=["arm", "step", "mean", "low", "high", "n"])
+
+
+def best_rates(table: pd.DataFrame, arm: str, rates: Sequence[float], seeds: Sequence[int]) -> dict[int, float]:
+    """Seed -> the rate with the lowest mean final loss over the *other* seeds; a rate that lacks one of them is not chosen."""
+    losses = table[table["arm"] == arm].pivot_table(index="seed", columns="rate", values="final").reindex(index=seeds, columns=rates)
+    out = {}
+    for seed in seeds:
+        others = losses.drop(index=seed)
+        means = others.mean().where(others.notna().all())
+        if len(others) and means.notna().any():
+            out[seed] = float(means.idxmin())
+    return out
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
+    """What follows from the cells that are finished. Raises UnequalStart."""
+    check_starts(curves)
+    spec, table = comparison.spec, finals(comparison, curves)
+    rates, base = spec.optimiser.learning_rates, spec.baseline.name
+    arms = [arm.name for arm in spec.arms if arm.name != base]
+    final = {(r.arm, r.rate, r.seed): r.final for r in table.itertuples()}
+    effects = _corrected([_effect(arm, rate, spec.seeds, final, base, curves) for rate in rates for arm in arms])
+    best: list[Effect] = []
+    if len(rates) > 1:
+        chosen = {arm: best_rates(table, arm, rates, spec.seeds) for arm in [base, *arms]}
+        best = _corrected([_effect(arm, None, spec.seeds, final, base, curves, chosen) for arm in arms])
+    kinds = {arm.name: arm.kind for arm in spec.arms}
+    main = best or effects
+    first = next((e for e in main if kinds[e.arm] == "balance"), main[0])
+    noise = [d for e in effects if kinds[e.arm] == "placebo" for d in e.differences]
+    grade = "none" if first.loss.n < FEWEST else "preliminary" if first.loss.n < FIRM else "full"
+    diverged = tuple(
+        (arm, int(table.loc[table["arm"] == arm, "diverged"].sum())
+         + sum(c.arm == arm and c.state == "failed" and "loss became" in c.reason for c in comparison.cells),
+         len(rates) * len(spec.seeds)) for arm in [base, *arms]
+    )  # fmt: skip
+    return Report(
+        name=spec.name,
+        sentence=sentence(first, grade, len(main), comparison.is_extended),
+        reading=_reading(first, grade, spec.detect_nats),
+        grade=grade,
+        n_seeds=first.loss.n,
+        is_extended=comparison.is_extended,
+        effects=tuple(effects),
+        best=tuple(best),
+        readings=tuple((e.arm, verdict(e)) for e in main),
+        baseline_final=tuple((rate, float(table.loc[(table["arm"] == base) & (table["rate"] == rate), "final"].mean())) for rate in rates),
+        noise=(min(noise), max(noise)) if noise else None,
+        diverged=tuple(row for row in diverged if row[1]),
+        missing=tuple((c.name, c.reason or f"{c.state}, step {c.step:,} of {spec.steps:,}") for c in comparison.cells if c.state != "done"),
+        remarks=_remarks(comparison, main, first, kinds, best),
+        corpus_sha256=str(comparison.corpus.get("sha256", "")),
+    )
+
+
+def verdict(effect: Effect) -> str:
+    """One arm in a few words."""
+    if effect.loss.n < FEWEST:
+        return f"too few seeds ({effect.loss.n})"
+    if effect.loss.spans_zero:
+        return "not distinguishable"
+    word = "lower" if effect.loss.mean < 0 else "higher"
+    if not effect.p_corrected < 1 - CONFIDENCE:
+        return f"{word}, but not after correction (p {_p(effect.p_corrected)})"
+    return f"{word} (p {_p(effect.p_corrected)} after correction)"
+
+
+def sentence(effect: Effect, grade: str, n_arms: int, extended: bool) -> str:
+    """What may be quoted."""
+    n = f"{effect.loss.n} seed{'' if effect.loss.n == 1 else 's'}"
+    if grade == "none":
+        return f"Nothing can be concluded from {n}; at least {FEWEST} are needed."
+    figures = f"{signed(effect.loss.mean)} nats (95 % {signed(effect.loss.low)} to {signed(effect.loss.high)}), {n}"
+    if effect.loss.spans_zero:
+        text = f"No detectable difference: {figures}."
+    else:
+        word = "Lower" if effect.loss.mean < 0 else "Higher"
+        stands = effect.p_corrected < 1 - CONFIDENCE
+        after = f"p {_p(effect.p_corrected)} after correcting for {n_arms} comparison{'' if n_arms == 1 else 's'}"
+        text = f"{word} loss than the baseline: {figures}; {after}." if stands else f"Not distinguishable after correction: {figures}; {after}."
+    if grade == "preliminary":
+        text = "Preliminary. " + text
+    return text + (" Seeds were added after looking." if extended else "")
+
+
+def signed(value: float) -> str:
+    """Three decimals with a sign and a true minus; zero unsigned."""
+    if math.isnan(value):
+        return "unknown"
+    text = f"{value:+.3f}".replace("-", "−")
+    return "0" if float(f"{value:.3f}") == 0 else text
+
+
+def _reading(effect: Effect, grade: str, wanted: float) -> str:
+    i = effect.loss
+    if grade == "none":
+        return "Differences of single seeds are shown; they are as large as chance makes them."
+    parts = []
+    if i.spans_zero:
+        excluded = [f"gains larger than {-i.low:.3f} nats" if i.low < 0 else "", f"harms larger than {i.high:.3f} nats" if i.high > 0 else ""]
+        parts.append("The interval excludes " + " and ".join(filter(None, excluded)) + "." if any(excluded) else "")
+        if i.sd > 0:
+            n = seeds_to_see(wanted, i.sd)
+            parts.append(f"With this spread, seeing a true difference of {wanted:.3f} nats four times out of five takes about {n} seeds.")
+    else:
+        parts.append(f"Better in {effect.n_better} of {i.n} seeds.")
+    if grade == "preliminary":
+        parts.append(f"{i.n} seeds have misled before; {FIRM} or more are needed for a firm answer.")
+    return " ".join(filter(None, parts))
+
+
+def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kinds: Mapping[str, str], best: Sequence[Effect]) -> tuple[str, ...]:
+    spec = comparison.spec
+    out = []
+    k = len(main)
+    if k > 1:
+        chance = 1 - CONFIDENCE**k
+        out.append(f"With no effect at all, at least one of {k} intervals excludes zero in up to {chance:.0%} of such comparisons; the p values are "
+                   "corrected for that (Holm), the intervals are not.")  # fmt: skip
+    mirrored = [e for e in main if kinds[e.arm] == "inverse"]
+    if not first.loss.spans_zero and any(not e.loss.spans_zero and (e.loss.mean < 0) == (first.loss.mean < 0) for e in mirrored):
+        out.append("The control that is scaled the other way moves the loss in the same direction: the disturbance, not the balance, may be what acts.")
+    if len(spec.optimiser.learning_rates) == 1:
+        out.append("One learning rate was tried. The sign of such a difference has been seen to change with the rate.")
+    for effect in best:
+        low, high = min(spec.optimiser.learning_rates), max(spec.optimiser.learning_rates)
+        if set(effect.rates) & {low, high}:
+            out.append(f"{effect.arm} is best at an end of the rates tried; its true best may lie outside.")
+    dropped = sorted({seed for e in main for seed in e.missing})
+    if dropped:
+        out.append(f"Seeds without a complete pair are left out: {', '.join(map(str, dropped))}. If the runs failed because of the arm, this flatters it.")
+    if comparison.is_extended:
+        n = sum(len(a.seeds) for a in comparison.additions)
+        out.append(f"Extended after looking: {n} seeds were added when results could be seen, so the intervals are narrower than they should be.")
+    return tuple(out)
+
+
+def _effect(
+    arm: str, rate: float | None, seeds: Sequence[int], final: Mapping, base: str, curves: pd.DataFrame, chosen: Mapping | None = None
+) -> Effect:  # fmt: skip
+    rates = {s: (rate, rate) if chosen is None else (chosen[arm].get(s), chosen[base].get(s)) for s in seeds}
+    pairs = {s: (final.get((arm, a, s)), final.get((base, b, s))) for s, (a, b) in rates.items()}
+    used = [s for s, (a, b) in pairs.items() if a is not None and b is not None]
+    differences = [pairs[s][0] - pairs[s][1] for s in used]
+    loss = paired(differences)
+    # exp of a diverged loss may overflow; the difference of losses still says what happened
+    with np.errstate(over="ignore", invalid="ignore"):
+        perplexity = paired([float(np.exp(pairs[s][0]) - np.exp(pairs[s][1])) for s in used])
+    saved = [_saved(curves, arm, base, rates[s], s, pairs[s][1]) for s in used]
+    reached = [x for x in saved if x is not None]
+    return Effect(
+        arm=arm, rate=rate, seeds=tuple(used), differences=tuple(differences), loss=loss, perplexity=perplexity, bootstrap=bootstrap(differences),
+        n_better=sum(d < 0 for d in differences), p_corrected=loss.p,
+        steps_saved=float(np.median(reached)) if reached and len(reached) == len(used) else None, n_reached=len(reached),
+        missing=tuple(s for s in seeds if s not in used), mean_final=float(np.mean([pairs[s][0] for s in used])) if used else math.nan,
+        rates=tuple(rates[s][0] for s in used) if chosen else (), baseline_rates=tuple(rates[s][1] for s in used) if chosen else (),
+    )  # fmt: skip
+
+
+def _corrected(effects: list[Effect]) -> list[Effect]:
+    return [replace(e, p_corrected=p) for e, p in zip(effects, holm([e.loss.p for e in effects]))]
+
+
+def _saved(curves: pd.DataFrame, arm: str, base: str, rates: tuple[float, float], seed: int, level: float) -> float | None:
+    theirs, own = first_reach(_curve(curves, arm, rates[0], seed), level), first_reach(_curve(curves, base, rates[1], seed), level)
+    return None if theirs is None or own is None else own - theirs
+
+
+def first_reach(curve: Sequence[tuple[float, float]], level: float) -> float | None:
+    """The step, interpolated, at which a curve of (step, loss) first comes down to ``level``; None where it never does.
+
+    >>> first_reach([(0, 5.0), (100, 3.0), (200, 2.0)], 2.5)
+    150.0
+    """
+    before: tuple[float, float] | None = None
+    for step, loss in curve:
+        if loss <= level:
+            if before is None or before[1] == loss:
+                return float(step)
+            return float(before[0] + (step - before[0]) * (before[1] - level) / (before[1] - loss))
+        before = (step, loss)
+    return None
+
+
+def _curve(curves: pd.DataFrame, arm: str, rate: float, seed: int) -> list[tuple[float, float]]:
+    rows = curves[(curves["arm"] == arm) & (curves["rate"] == rate) & (curves["seed"] == seed) & curves["val_loss"].notna()]
+    return list(zip(rows["step"], rows["val_loss"]))
+
+
+def _p(value: float) -> str:
+    return "unknown" if math.isnan(value) else "< 0.001" if value < 0.001 else f"= {value:.3f}"
