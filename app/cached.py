@@ -14,6 +14,7 @@ import streamlit as st
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import GRANULARITIES, Sites
 from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
+from wisca_core.comparison.spec import Spec
 from wisca_core.patterns import store
 from wisca_core.patterns.table import Patterns
 from wisca_core.plan.decide import Decision, decide
@@ -193,6 +194,18 @@ def _trajectory(folder: str, key: str) -> Trajectory:
 def size_on_hub(model: str) -> HubSize:
     """What a download would fetch. Raises HubError."""
     return hub_size(model)
+
+
+def seconds_per_step(spec: Spec) -> float:
+    """Of one training step of a comparison on one thread; measured now where this model and batch were not yet."""
+    return _seconds_per_step(repr((spec.model, spec.data.context, spec.batch_size, spec.optimiser.name)), spec)
+
+
+@st.cache_data(max_entries=32, show_spinner="Timing a few training steps")
+def _seconds_per_step(key: str, _spec: Spec) -> float:
+    from wisca_core.comparison.estimate import measure_step
+
+    return measure_step(_spec)
 
 
 @st.cache_data(show_spinner=False)

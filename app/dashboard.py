@@ -16,6 +16,7 @@ page = st.navigation(
     [
         st.Page("views/inspect.py", title="Inspect", default=True),
         st.Page("views/rescale.py", title="Rescale"),
+        st.Page("views/compare.py", title="Compare"),
         st.Page("views/runs.py", title="Runs"),
     ]
 )

@@ -111,6 +111,12 @@ def _read_window(text: str) -> tuple[float, float]:
     return first, last
 
 
+def _read_comparison(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}", text):
+        raise ValueError(text)
+    return text
+
+
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
     # Rescale, and the "after" of Inspect
@@ -126,6 +132,8 @@ CHOICES: dict[str, Choice] = {
     "shown_norm": Choice(_fixed("l1"), _one_of(*NORMS), str),
     "layer": Choice(_fixed(None), _whole, str),
     "group": Choice(_fixed(None), _whole, str),
+    # Compare: the folder's name under WISCA_HOME/comparisons, "sample", or "new"
+    "comparison": Choice(_fixed(""), _read_comparison, str),
     # Runs
     "logs": Choice(lambda: str(SAMPLE) if sample_checkpoints() else "", str, str),
     "step_column": Choice(_fixed(""), str, str),

@@ -13,12 +13,12 @@ from wisca_core.errors import OutputRefused, UnsafeInput
 ENDINGS = ("safetensors", "json", "model", "txt")
 
 
-def keep(files: Sequence[tuple[str, bytes]]) -> Path:
+def keep(files: Sequence[tuple[str, bytes]], endings: tuple[str, ...] = ENDINGS) -> Path:
     """Write (name, content) into a new folder and return it. Raises UnsafeInput for anything but plain file names."""
     for name, _ in files:
-        if not re.fullmatch(r"[\w-][\w .-]{0,119}", name, re.ASCII) or not name.endswith(ENDINGS):
+        if not re.fullmatch(r"[\w-][\w .-]{0,119}", name, re.ASCII) or not name.endswith(endings):
             raise UnsafeInput(
-                f"{shown(name)} is not a plain file name ending in {', '.join(ENDINGS)}. Nothing was kept."
+                f"{shown(name)} is not a plain file name ending in {', '.join(filter(None, endings)) or 'anything'}. Nothing was kept."
             )
     id = secrets.token_hex(8)
     folder = home.folder("uploads") / id

@@ -53,7 +53,9 @@ def test_zooming_brings_the_detail_back():
     whole = drawing.line(one, "loss", most=500)
     part = drawing.line(one, "loss", window=(50_000, 50_100), most=500)
     assert len(whole.x) <= 502 and whole.n == 100_000
-    assert part.x.tolist() == list(range(49_999, 50_102))  # every point, and one on each side so that the line leaves the window
+    assert part.x.tolist() == list(
+        range(49_999, 50_102)
+    )  # every point, and one on each side so that the line leaves the window
     assert drawing.line(one, "loss", window=(2e6, 3e6)).n_window == 0
 
 
@@ -91,7 +93,12 @@ def test_strength_is_checked_and_has_a_meaning():
 
 
 def test_the_x_axis_is_step_time_tokens_or_another_metric_never_from_ahead():
-    one = run("a", loss=([0, 10, 20, 30], [3, 2, 1, 0], [100, 101, 105, 109]), tokens=([0, 20], [0, 2000]), lr=([10, 30], [0.5, 0.1]))
+    one = run(
+        "a",
+        loss=([0, 10, 20, 30], [3, 2, 1, 0], [100, 101, 105, 109]),
+        tokens=([0, 20], [0, 2000]),
+        lr=([10, 30], [0.5, 0.1]),
+    )
     assert drawing.line(one, "loss", x="time").x.tolist() == [0, 1, 5, 9]
     assert drawing.line(one, "loss", x="tokens").x.tolist() == [0, 0, 2000, 2000]
     at = drawing.line(one, "loss", x="lr").x
@@ -106,7 +113,12 @@ def test_the_x_axis_is_step_time_tokens_or_another_metric_never_from_ahead():
 def test_a_band_on_shared_steps_is_mean_lowest_and_highest():
     x = np.array([0.0, 10.0, 20.0, 30.0])
     out = drawing.band([(x, np.array([1.0, 2, 3, 4])), (x[:3], np.array([3.0, 2, 7]))])
-    assert (out.x.tolist(), out.mean.tolist(), out.low.tolist(), out.high.tolist()) == ([0, 10, 20], [2, 2, 5], [1, 2, 3], [3, 2, 7])
+    assert (out.x.tolist(), out.mean.tolist(), out.low.tolist(), out.high.tolist()) == (
+        [0, 10, 20],
+        [2, 2, 5],
+        [1, 2, 3],
+        [3, 2, 7],
+    )
     assert (out.n_runs, out.grid) == (2, "steps")
 
 
@@ -127,13 +139,19 @@ def test_a_step_logged_twice_counts_with_its_last_value():
 
 
 def seeded(arm: str, seed: int, final: float, **config) -> Run:
-    return run(f"{arm}-seed-{seed}", config={"lr": config.pop("lr", 0.1), "arm": arm, "seed": seed, "output_dir": f"/x/{arm}{seed}", **config},
-               loss=([0, 1, 2], [5.0, final - 0.5, final]))  # fmt: skip
+    return run(
+        f"{arm}-seed-{seed}",
+        config={"lr": config.pop("lr", 0.1), "arm": arm, "seed": seed, "output_dir": f"/x/{arm}{seed}", **config},
+        loss=([0, 1, 2], [5.0, final - 0.5, final]),
+    )
 
 
 def test_only_settings_that_differ_are_listed():
     table = groups.differences([seeded("a", 1, 1.0), seeded("b", 2, 1.0), run("c", loss=([0], [1]))])
-    assert list(table.columns) == ["arm", "seed"]  # lr is the same, output_dir is incidental, a run without any settings decides nothing
+    assert list(table.columns) == [
+        "arm",
+        "seed",
+    ]  # lr is the same, output_dir is incidental, a run without any settings decides nothing
     assert table.loc["b-seed-2"].tolist() == ["b", "2"] and table.loc["c"].tolist() == ["", ""]
     assert "output_dir" in groups.differences([seeded("a", 1, 1.0), seeded("b", 2, 1.0)], incidental=True).columns
 
@@ -141,16 +159,27 @@ def test_only_settings_that_differ_are_listed():
 def test_runs_that_differ_in_their_seed_only_belong_together():
     found = groups.by_configuration([seeded(arm, seed, 1.0) for arm in ("a", "b") for seed in (1, 2)])
     assert {title: [r.name for r in members] for title, members in found.items()} == {
-        "arm a": ["a-seed-1", "a-seed-2"], "arm b": ["b-seed-1", "b-seed-2"]}  # fmt: skip
-    by_name = groups.by_configuration([run(name, loss=([0], [1])) for name in ("big/seed_1", "big/seed_2", "small/seed_1")])
+        "arm a": ["a-seed-1", "a-seed-2"],
+        "arm b": ["b-seed-1", "b-seed-2"],
+    }
+    by_name = groups.by_configuration(
+        [run(name, loss=([0], [1])) for name in ("big/seed_1", "big/seed_2", "small/seed_1")]
+    )
     assert {title: len(members) for title, members in by_name.items()} == {"big": 2, "small": 1}
 
 
 @pytest.mark.parametrize(
     ("name", "config", "seed"),
-    [("x", {"seed": 3}, "3"), ("x", {"training.random_seed": 4.0}, "4"), ("runs/lr1-s12", {}, "12"), ("seed7", {}, "7"), ("class3", {}, None),
-     ("x", {"data.seed": 5, "seed": 6}, "6"), ("seeds-1", {}, None)],
-)  # fmt: skip
+    [
+        ("x", {"seed": 3}, "3"),
+        ("x", {"training.random_seed": 4.0}, "4"),
+        ("runs/lr1-s12", {}, "12"),
+        ("seed7", {}, "7"),
+        ("class3", {}, None),
+        ("x", {"data.seed": 5, "seed": 6}, "6"),
+        ("seeds-1", {}, None),
+    ],
+)
 def test_a_seed_is_found_in_the_settings_or_the_name(name, config, seed):
     assert groups.seed_of(run(name, config=config)) == seed
 
@@ -180,13 +209,18 @@ def test_a_paired_difference_uses_shared_seeds_only_and_says_who_is_left_out():
     half = 3.182446305284263 * sd / 2  # t at 97.5 %, 3 degrees of freedom
     assert (p.mean, p.low, p.high) == pytest.approx((0.75, 0.75 - half, 0.75 + half))
     assert dict(p.left_out) == {"b-other": "has no seed", "seed 5": "only in A", "seed 6": "only in B"}
-    assert groups.paired_sentence(p) == (f"B minus A: +0.750 in final loss (95 % +{0.75 - half:.3f} to +{0.75 + half:.3f}), 4 shared seeds. "
-                                         "Preliminary: fewer than 8 seeds.")  # fmt: skip
+    assert groups.paired_sentence(p) == (
+        f"B minus A: +0.750 in final loss (95 % +{0.75 - half:.3f} to +{0.75 + half:.3f}), 4 shared seeds. "
+        "Preliminary: fewer than 8 seeds."
+    )
 
 
 def test_a_paired_sentence_never_claims_more_than_was_measured():
     def sentence(diffs):
-        members = {"A": [seeded("a", k, 1.0) for k in range(len(diffs))], "B": [seeded("b", k, 1.0 + d) for k, d in enumerate(diffs)]}
+        members = {
+            "A": [seeded("a", k, 1.0) for k in range(len(diffs))],
+            "B": [seeded("b", k, 1.0 + d) for k, d in enumerate(diffs)],
+        }
         return groups.paired_sentence(groups.paired(members, "A", "B", "loss", lower=True))
 
     assert sentence([0.1, -0.1, 0.1, -0.12]).startswith("Not distinguishable: B minus A is −0.005")
@@ -195,6 +229,8 @@ def test_a_paired_sentence_never_claims_more_than_was_measured():
 
 
 def test_losses_fall_and_accuracies_rise():
-    assert [groups.lower_is_better(m) for m in ("loss", "eval/loss", "perplexity", "eval_accuracy", "val/acc", "f1", "macro_f1", "mae")] == [
-        True, True, True, False, False, False, False, True]  # fmt: skip
+    assert [
+        groups.lower_is_better(m)
+        for m in ("loss", "eval/loss", "perplexity", "eval_accuracy", "val/acc", "f1", "macro_f1", "mae")
+    ] == [True, True, True, False, False, False, False, True]
     assert groups.loss_metric(run("a", lr=([0], [1]), eval_loss=([0], [1]), loss=([0], [1]))) == "loss"

@@ -22,7 +22,9 @@ def logs(tmp_path, monkeypatch):
             place = folder / f"{arm}-seed-{seed}"
             place.mkdir(parents=True)
             (place / "hparams.yaml").write_text(f"arm: {arm}\nseed: {seed}\n")
-            (place / "metrics.csv").write_text("step,loss,note\n" + "".join(f"{s},{3 - s + seed + shift},\n" for s in range(3)) + "3,nan,hello\n")
+            (place / "metrics.csv").write_text(
+                "step,loss,note\n" + "".join(f"{s},{3 - s + seed + shift},\n" for s in range(3)) + "3,nan,hello\n"
+            )
     return folder
 
 
@@ -40,8 +42,18 @@ def test_the_json_document_holds_the_same(logs, capsys):
     assert (found["format"], found["version"], found["metric"]) == ("wisca-runs", 1, "loss")
     run = next(run for run in found["runs"] if run["run"] == "wisca-seed-2")
     assert run["config"] == {"arm": "wisca", "seed": 2} and run["seed"] == "2" and run["step_column"] == "step"
-    assert run["metrics"]["loss"] == {"points": 4, "first_step": 0.0, "last_step": 3.0, "final": None, "best": 2.75, "best_step": 2.0, "nan": 1, "infinite": 0,
-                                      "repeated_steps": 0, "steps_back": 0}  # fmt: skip
+    assert run["metrics"]["loss"] == {
+        "points": 4,
+        "first_step": 0.0,
+        "last_step": 3.0,
+        "final": None,
+        "best": 2.75,
+        "best_step": 2.0,
+        "nan": 1,
+        "infinite": 0,
+        "repeated_steps": 0,
+        "steps_back": 0,
+    }
     assert [group["not_finite"] for group in found["groups"]] == [2, 2]
 
 
@@ -50,7 +62,10 @@ def test_the_csv_is_the_long_table(logs, tmp_path, capsys):
     assert main(["runs", str(logs), "--csv", str(out)]) == 0
     table = pd.read_csv(out)
     assert list(table.columns) == ["run", "step", "metric", "value", "wall_time", "source"] and len(table) == 16
-    assert table[table["run"] == "base-seed-1"]["value"].tolist()[:3] == [4.0, 3.0, 2.0] and table["value"].isna().sum() == 4
+    assert (
+        table[table["run"] == "base-seed-1"]["value"].tolist()[:3] == [4.0, 3.0, 2.0]
+        and table["value"].isna().sum() == 4
+    )
     assert main(["runs", str(logs), "--csv", str(out)]) == 0  # an earlier table is replaced
     out.write_text("something of mine")
     assert main(["runs", str(logs), "--csv", str(out)]) == 2 and out.read_text() == "something of mine"
@@ -75,8 +90,13 @@ def test_following_prints_new_values_until_it_is_stopped(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "loss": 3}\n')
     code = "import sys; from wisca_core.cli import runs; runs.FOLLOW_SECONDS = 0.1; from wisca_core.cli import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen([sys.executable, "-u", "-c", code, "runs", "--follow", str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               text=True, env=os.environ | {"WISCA_HOME": str(tmp_path / "home")})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code, "runs", "--follow", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"WISCA_HOME": str(tmp_path / "home")},
+    )
     try:
         assert process.stdout.readline() == "log: step 1, loss 3, best 3, 1 values\n"
         with path.open("a") as file:

@@ -20,7 +20,11 @@ from wisca_core.errors import UnreadableInput
 from wisca_core.runs import Logs, long_table, read
 from wisca_core.runs.crc32c import crc32c, masked
 
-TAGS = ("train/loss", "lr", "eval/accuracy of a rather long name that does not fit into one block of bytes at all, by far")
+TAGS = (
+    "train/loss",
+    "lr",
+    "eval/accuracy of a rather long name that does not fit into one block of bytes at all, by far",
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +128,16 @@ def test_zeros_in_the_middle_do_not_end_the_reading(written, tmp_path):
     first, last = places[50][0], places[60][0]
     data[first:last] = bytes(last - first)
     (tmp_path / event_file(written).name).write_bytes(data)
-    lost = sum(len([v for v in Event.FromString(bytes(event_file(written).read_bytes()[s + 12 : s + 12 + n])).summary.value
-                    if v.HasField("simple_value")]) for s, n in places[50:60])  # fmt: skip
+    lost = sum(
+        len(
+            [
+                v
+                for v in Event.FromString(bytes(event_file(written).read_bytes()[s + 12 : s + 12 + n])).summary.value
+                if v.HasField("simple_value")
+            ]
+        )
+        for s, n in places[50:60]
+    )
     assert len(read([tmp_path]).runs[0]) == 808 - lost
 
 
@@ -141,7 +153,10 @@ def test_no_damage_ever_invents_a_value(written, tmp_path, damage, cut):
         run = read([tmp_path]).runs[0]
     except UnreadableInput:
         return
-    true = {tag: list(zip(series.step, series.value.view(np.uint64))) for tag, series in read([written]).runs[0].series.items()}
+    true = {
+        tag: list(zip(series.step, series.value.view(np.uint64)))
+        for tag, series in read([written]).runs[0].series.items()
+    }
     for tag, series in run.series.items():
         rest = iter(true[tag])
         assert all(point in rest for point in zip(series.step, series.value.view(np.uint64)))  # a subsequence, in order
@@ -158,7 +173,9 @@ def test_a_growing_file_gives_only_what_is_new_and_waits_for_whole_records(tmp_p
     writer.add_scalar("new", 5.0, 2)
     writer.flush()
     assert logs.poll()
-    assert logs.runs[0].series["loss"].value.tolist() == [3.0, 2.0] and logs.runs[0].series["new"].value.tolist() == [5.0]
+    assert logs.runs[0].series["loss"].value.tolist() == [3.0, 2.0] and logs.runs[0].series["new"].value.tolist() == [
+        5.0
+    ]
     writer.add_scalar("loss", 1.0, 3)
     writer.close()
     path = event_file(tmp_path / "run")
@@ -246,4 +263,6 @@ def test_the_checksum_is_that_of_tensorboard_at_every_length():
     expected = [masked_crc32c(data[s : s + n].tobytes()) for s, n in zip(starts, lengths)]
     assert masked(crc32c(data, starts, lengths)).tolist() == expected
     for start, length in zip(starts, lengths):  # alone, where the block is only as wide as the record
-        assert masked(crc32c(data, np.array([start]), np.array([length]))).tolist() == [masked_crc32c(data[start : start + length].tobytes())]
+        assert masked(crc32c(data, np.array([start]), np.array([length]))).tolist() == [
+            masked_crc32c(data[start : start + length].tobytes())
+        ]

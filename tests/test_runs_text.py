@@ -31,15 +31,23 @@ def write(path, text):
 
 def test_a_csv_is_read_to_the_last_digit_and_in_order(tmp_path):
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"step": np.arange(3000) * 7, "loss": rng.normal(size=3000) * 10.0 ** rng.integers(-300, 300, 3000), "lr": 0.1})
+    table = pd.DataFrame(
+        {"step": np.arange(3000) * 7, "loss": rng.normal(size=3000) * 10.0 ** rng.integers(-300, 300, 3000), "lr": 0.1}
+    )
     table.to_csv(tmp_path / "log.csv", index=False)
     run = only(tmp_path / "log.csv")
-    assert run.series["loss"].value.tolist() == table["loss"].tolist() and run.series["loss"].step.tolist() == table["step"].tolist()
+    assert (
+        run.series["loss"].value.tolist() == table["loss"].tolist()
+        and run.series["loss"].step.tolist() == table["step"].tolist()
+    )
     assert run.step_column == "step" and not run.remarks
 
 
 def test_pieces_give_the_same_as_the_whole(tmp_path, monkeypatch):
-    write(tmp_path / "log.csv", "step,loss,note\n" + "".join(f"{i},{i / 7},{'a b' if i % 3 else ''}\n" for i in range(500)))
+    write(
+        tmp_path / "log.csv",
+        "step,loss,note\n" + "".join(f"{i},{i / 7},{'a b' if i % 3 else ''}\n" for i in range(500)),
+    )
     whole = only(tmp_path / "log.csv")
     monkeypatch.setattr(tables, "_PIECE_BYTES", 97)
     pieces = only(tmp_path / "log.csv")
@@ -49,7 +57,10 @@ def test_pieces_give_the_same_as_the_whole(tmp_path, monkeypatch):
 
 
 def test_text_nan_and_bad_rows_in_a_csv_are_counted(tmp_path):
-    path = write(tmp_path / "log.csv", "step,loss,acc\n0,1.5,0.1\n1,oops,0.2\n2,nan,\n3,-inf,0.4\n4,1,2,3,4\n,9.0,0.5\nx,9.5,0.6\n6,0.5,0.7\n")
+    path = write(
+        tmp_path / "log.csv",
+        "step,loss,acc\n0,1.5,0.1\n1,oops,0.2\n2,nan,\n3,-inf,0.4\n4,1,2,3,4\n,9.0,0.5\nx,9.5,0.6\n6,0.5,0.7\n",
+    )
     run = only(path)
     loss = run.series["loss"]
     assert loss.step.tolist() == [0, 2, 3, 6]
@@ -57,7 +68,9 @@ def test_text_nan_and_bad_rows_in_a_csv_are_counted(tmp_path):
     assert run.series["acc"].step.tolist() == [0, 1, 3, 6]
     assert (run.counts["text"], run.counts["damaged"], run.counts["no_step"]) == (1, 1, 2)
     said = " ".join(run.remarks)
-    assert "1 value is text" in said and "'loss'" in said and "1 damaged record" in said and "2 rows have no step" in said
+    assert (
+        "1 value is text" in said and "'loss'" in said and "1 damaged record" in said and "2 rows have no step" in said
+    )
 
 
 def test_a_step_column_is_guessed_said_and_can_be_corrected(tmp_path):
@@ -91,7 +104,9 @@ def test_a_header_repeated_by_a_restart_is_no_text(tmp_path):
 
 
 def test_run_and_seed_columns_tell_runs_apart(tmp_path):
-    text = "arm,seed,step,loss\n" + "".join(f"{arm},{seed},{s},{s + seed}\n" for s in range(3) for arm in ("base", "wisca") for seed in (1, 2))
+    text = "arm,seed,step,loss\n" + "".join(
+        f"{arm},{seed},{s},{s + seed}\n" for s in range(3) for arm in ("base", "wisca") for seed in (1, 2)
+    )
     runs = {run.name: run for run in read([write(tmp_path / "all.csv", text)]).runs}
     assert set(runs) == {"base, seed 1", "base, seed 2", "wisca, seed 1", "wisca, seed 2"}
     assert runs["wisca, seed 2"].series["loss"].value.tolist() == [2, 3, 4]
@@ -100,16 +115,31 @@ def test_run_and_seed_columns_tell_runs_apart(tmp_path):
 
 def test_a_chart_exported_from_wandb_gives_one_run_a_column(tmp_path):
     head = '"Step","lively-sun-1 - train/loss","lively-sun-1 - train/loss__MIN","lively-sun-1 - train/loss__MAX","a - b - train/loss"'
-    runs = {r.name: r for r in read([write(tmp_path / "export.csv", head + '\n"0","3","2.5","3.5","4"\n"10","2","1.5","2.5",""\n')]).runs}
+    runs = {
+        r.name: r
+        for r in read(
+            [write(tmp_path / "export.csv", head + '\n"0","3","2.5","3.5","4"\n"10","2","1.5","2.5",""\n')]
+        ).runs
+    }
     assert set(runs) == {"lively-sun-1", "a - b"}
     assert runs["lively-sun-1"].series["train/loss"].value.tolist() == [3, 2] and set(runs["lively-sun-1"].series) == {
-        "train/loss", "train/loss__MIN", "train/loss__MAX"}  # fmt: skip
+        "train/loss",
+        "train/loss__MIN",
+        "train/loss__MAX",
+    }
     assert runs["a - b"].series["train/loss"].step.tolist() == [0]
 
 
 def test_parquet_history_with_times_lists_and_missing_values(tmp_path):
-    table = pd.DataFrame({"_step": [0, 1, 2], "_timestamp": [1.7e9, 1.7e9 + 5, 1.7e9 + 9], "loss": [3.0, None, 1.0], "word": ["a", "b", "c"],
-                          "hist": [[1, 2], None, [3]]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "_step": [0, 1, 2],
+            "_timestamp": [1.7e9, 1.7e9 + 5, 1.7e9 + 9],
+            "loss": [3.0, None, 1.0],
+            "word": ["a", "b", "c"],
+            "hist": [[1, 2], None, [3]],
+        }
+    )
     table.to_parquet(tmp_path / "history.parquet")
     run = only(tmp_path / "history.parquet")
     assert run.kind == "parquet" and run.step_column == "_step"
@@ -124,12 +154,26 @@ def test_parquet_history_with_times_lists_and_missing_values(tmp_path):
 
 
 def test_json_lines_with_damage_text_nested_and_nan(tmp_path):
-    lines = ['{"step": 0, "loss": 3, "inner": {"a": 1}, "time": "2026-01-02T03:04:05+00:00"}', '{"step": 1, "loss": NaN, "word": "x"}', '{"step": 2, "lo',
-             '{"step": 3, "loss": "1.5", "list": [1, 2]}', '{"loss": 9}', "[1]", '{"step": 4, "loss": true}']  # fmt: skip
+    lines = [
+        '{"step": 0, "loss": 3, "inner": {"a": 1}, "time": "2026-01-02T03:04:05+00:00"}',
+        '{"step": 1, "loss": NaN, "word": "x"}',
+        '{"step": 2, "lo',
+        '{"step": 3, "loss": "1.5", "list": [1, 2]}',
+        '{"loss": 9}',
+        "[1]",
+        '{"step": 4, "loss": true}',
+    ]
     run = only(write(tmp_path / "log.jsonl", "\n".join(lines) + "\n"))
     loss = run.series["loss"]
-    assert loss.step.tolist() == [0, 1, 3, 4] and loss.value[[0, 2, 3]].tolist() == [3, 1.5, 1] and math.isnan(loss.value[1])
-    assert run.series["inner.a"].value.tolist() == [1] and loss.wall_time[0] == datetime.fromisoformat("2026-01-02T03:04:05+00:00").timestamp()
+    assert (
+        loss.step.tolist() == [0, 1, 3, 4]
+        and loss.value[[0, 2, 3]].tolist() == [3, 1.5, 1]
+        and math.isnan(loss.value[1])
+    )
+    assert (
+        run.series["inner.a"].value.tolist() == [1]
+        and loss.wall_time[0] == datetime.fromisoformat("2026-01-02T03:04:05+00:00").timestamp()
+    )
     c = run.counts
     assert (c["damaged"], c["text"], c["number_as_text"], c["not_scalar"], c["no_step"]) == (2, 1, 1, 1, 1)
 
@@ -161,9 +205,13 @@ def test_many_cells_of_a_comparison_share_the_spec_above_them(tmp_path):
     for arm in ("baseline", "wisca"):
         folder = tmp_path / "cells" / f"{arm}-seed-1"
         folder.mkdir(parents=True)
-        (folder / "metrics.jsonl").write_text('{"format": "wisca-metrics", "version": 1}\n{"step": 0, "loss": 2.0}\n{"step": 1, "loss": 1.0}\n')
+        (folder / "metrics.jsonl").write_text(
+            '{"format": "wisca-metrics", "version": 1}\n{"step": 0, "loss": 2.0}\n{"step": 1, "loss": 1.0}\n'
+        )
     runs = {run.name: run for run in read([tmp_path]).runs}
-    assert set(runs) == {"cells/baseline-seed-1", "cells/wisca-seed-1"} and dict(runs["cells/wisca-seed-1"].config) == {"steps": 3}
+    assert set(runs) == {"cells/baseline-seed-1", "cells/wisca-seed-1"} and dict(runs["cells/wisca-seed-1"].config) == {
+        "steps": 3
+    }
 
 
 # --- console ----------------------------------------------------------------------------------------------------------
@@ -176,12 +224,15 @@ def test_nanogpt_lines(tmp_path, capsys):
         # karpathy/nanoGPT, train.py: the two print calls of its loop
         print(f"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}")
         for it, lossf, dt, running_mfu in ((iter_num, 4.0, 0.0125, -1.0), (iter_num + 5, float("nan"), 1.5, 0.42)):
-            print(f"iter {it}: loss {lossf:.4f}, time {dt*1000:.2f}ms, mfu {running_mfu*100:.2f}%")
+            print(f"iter {it}: loss {lossf:.4f}, time {dt * 1000:.2f}ms, mfu {running_mfu * 100:.2f}%")
     print("iter 30: loss ")
     run = only(write(tmp_path / "train.log", capsys.readouterr().out))
     assert run.series["train loss"].value.tolist() == [4.1, 3.1] and run.series["train loss"].step.tolist() == [0, 10]
     assert run.series["loss"].step.tolist() == [0, 5, 10, 15] and run.series["loss"].n_nan == 2
-    assert run.series["time (ms)"].value.tolist() == [12.5, 1500.0] * 2 and run.series["mfu (%)"].value.tolist() == [-100.0, 42.0] * 2
+    assert (
+        run.series["time (ms)"].value.tolist() == [12.5, 1500.0] * 2
+        and run.series["mfu (%)"].value.tolist() == [-100.0, 42.0] * 2
+    )
     assert run.counts["other_lines"] == 1 and run.counts["damaged"] == 1 and "nanoGPT" in run.remarks[0]
 
 
@@ -212,7 +263,9 @@ def test_megatron_lines(tmp_path, capsys):
     assert run.series["elapsed time per iteration (ms)"].value.tolist() == [612.3, 612.3]
     assert run.series["learning rate"].value.tolist() == [1.5e-4] * 2 and run.series["grad norm"].n_infinite == 2
     assert run.series["number of nan iterations"].value.tolist() == [3, 3]
-    assert run.series["validation lm loss value"].value.tolist() == [4.5] and run.series["validation lm loss value"].step.tolist() == [200]
+    assert run.series["validation lm loss value"].value.tolist() == [4.5] and run.series[
+        "validation lm loss value"
+    ].step.tolist() == [200]
     assert run.series["lm loss"].wall_time[0] == datetime(2026, 1, 2, 3, 4, 5).timestamp()
     assert run.counts["other_lines"] == 2 and run.counts["damaged"] == 0
 
@@ -220,8 +273,10 @@ def test_megatron_lines(tmp_path, capsys):
 def test_nanochat_lines(tmp_path, capsys):
     # karpathy/nanochat, scripts/base_train.py: the print0 calls of its loop
     print(f"Step {0:05d} | Validation bpb: {1.25:.6f}")
-    print(f"step {10:05d}/{500:05d} ({2.0:.2f}%) | loss: {3.5:.6f} | lrm: {1.0:.2f} | dt: {0.25 * 1000:.2f}ms | tok/sec: {1234567:,} | bf16_mfu: {41.5:.2f}"
-          f" | epoch: {'1 pq: 0 rg: 3'} | total time: {30 / 60:.2f}m | eta: {1.0:.1f}m")  # fmt: skip
+    print(
+        f"step {10:05d}/{500:05d} ({2.0:.2f}%) | loss: {3.5:.6f} | lrm: {1.0:.2f} | dt: {0.25 * 1000:.2f}ms | tok/sec: {1234567:,} | bf16_mfu: {41.5:.2f}"
+        f" | epoch: {'1 pq: 0 rg: 3'} | total time: {30 / 60:.2f}m | eta: {1.0:.1f}m"
+    )
     run = only(write(tmp_path / "run.log", capsys.readouterr().out))
     assert run.series["Validation bpb"].value.tolist() == [1.25] and run.series["loss"].value.tolist() == [3.5]
     assert run.series["tok/sec"].value.tolist() == [1234567] and run.series["dt (ms)"].value.tolist() == [250.0]
@@ -233,14 +288,28 @@ def test_the_trainers_console_lines_say_that_they_have_no_step(tmp_path, capsys)
 
     state = TrainerState(is_local_process_zero=True)
     for loss in (2.5, float("nan")):
-        PrinterCallback().on_log(TrainingArguments(output_dir=str(tmp_path)), state, TrainerControl(), logs={"loss": loss, "grad_norm": 1.25, "epoch": 0.1})
+        PrinterCallback().on_log(
+            TrainingArguments(output_dir=str(tmp_path)),
+            state,
+            TrainerControl(),
+            logs={"loss": loss, "grad_norm": 1.25, "epoch": 0.1},
+        )
     run = only(write(tmp_path / "train.log", capsys.readouterr().out))
-    assert run.series["loss"].step.tolist() == [0, 1] and run.series["loss"].n_nan == 1 and run.series["grad_norm"].value.tolist() == [1.25, 1.25]
+    assert (
+        run.series["loss"].step.tolist() == [0, 1]
+        and run.series["loss"].n_nan == 1
+        and run.series["grad_norm"].value.tolist() == [1.25, 1.25]
+    )
     assert any("prints no step" in remark for remark in run.remarks)
 
 
 def test_a_progress_bars_carriage_returns_end_lines_too(tmp_path):
-    run = only(write(tmp_path / "a.log", "  3%|# | 1/9\riter 1: loss 2.5000, time 1.00ms, mfu 1.00%\r\n 5%|\riter 2: loss 2.0000, time 1.00ms, mfu 1.00%"))
+    run = only(
+        write(
+            tmp_path / "a.log",
+            "  3%|# | 1/9\riter 1: loss 2.5000, time 1.00ms, mfu 1.00%\r\n 5%|\riter 2: loss 2.0000, time 1.00ms, mfu 1.00%",
+        )
+    )
     assert run.series["loss"].value.tolist() == [2.5, 2.0]
 
 
@@ -249,7 +318,11 @@ def test_a_progress_bars_carriage_returns_end_lines_too(tmp_path):
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "log"])
 def test_growing_text_is_followed_without_taking_half_a_number(tmp_path, ending):
-    line = {"csv": "{},{}\n", "jsonl": '{{"step": {}, "loss": {}}}\n', "log": "iter {}: loss {}, time 1.00ms, mfu 1.00%\n"}[ending]
+    line = {
+        "csv": "{},{}\n",
+        "jsonl": '{{"step": {}, "loss": {}}}\n',
+        "log": "iter {}: loss {}, time 1.00ms, mfu 1.00%\n",
+    }[ending]
     head = "step,loss\n" if ending == "csv" else ""
     path = write(tmp_path / f"log.{ending}", head + line.format(0, 3.25) + line.format(1, 2.25))
     logs = Logs([path])
@@ -291,7 +364,9 @@ def test_a_file_written_anew_is_read_anew_and_new_files_join(tmp_path):
     logs.poll()
     path.write_text('{"step": 0, "loss": 7}\n')
     assert logs.poll() and logs.runs[0].series["loss"].value.tolist() == [7]
-    path.write_text("".join(f'{{"step": {i}, "loss": 8}}\n' for i in range(10)))  # longer than before, and another beginning
+    path.write_text(
+        "".join(f'{{"step": {i}, "loss": 8}}\n' for i in range(10))
+    )  # longer than before, and another beginning
     assert logs.poll() and logs.runs[0].series["loss"].value.tolist() == [8] * 10
     write(tmp_path / "b.jsonl", '{"step": 0, "loss": 5}\n')
     assert logs.poll() and {run.name for run in logs.runs} == {"a", "b"}
@@ -317,12 +392,20 @@ def test_a_folder_gives_its_logs_and_says_what_it_passed_over(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "name", "why"),
-    [(b"", "a.csv", "an empty file"), (b"\0\1\2" * 50, "a.csv", "not text"), (b"\x1f\x8b" + b"x" * 50, "a.csv.gz", "compressed"),
-     (b"SQLite format 3\0" + bytes(200), "a.db", "without trackio"), (b"hello\n", "a.log", "no line of a known console format"),
-     (b'{"a": 1}', "a.json", "neither a list of rows"), (b'{"log_history": [', "trainer_state.json", "not valid JSON"),
-     (b'{"log_history": 3}', "trainer_state.json", "has no log_history"), (b"step,loss\nx,y\n", "a.csv", "no number was found"),
-     (b"PAR1" + bytes(100), "a.parquet", "not a sound parquet file"), (b"[" * 100_000, "a.json", "nest deeper")],
-)  # fmt: skip
+    [
+        (b"", "a.csv", "an empty file"),
+        (b"\0\1\2" * 50, "a.csv", "not text"),
+        (b"\x1f\x8b" + b"x" * 50, "a.csv.gz", "compressed"),
+        (b"SQLite format 3\0" + bytes(200), "a.db", "without trackio"),
+        (b"hello\n", "a.log", "no line of a known console format"),
+        (b'{"a": 1}', "a.json", "neither a list of rows"),
+        (b'{"log_history": [', "trainer_state.json", "not valid JSON"),
+        (b'{"log_history": 3}', "trainer_state.json", "has no log_history"),
+        (b"step,loss\nx,y\n", "a.csv", "no number was found"),
+        (b"PAR1" + bytes(100), "a.parquet", "not a sound parquet file"),
+        (b"[" * 100_000, "a.json", "nest deeper"),
+    ],
+)
 def test_what_is_no_log_is_refused_by_name_with_the_reason(tmp_path, content, name, why):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnreadableInput, match=why) as error:
@@ -353,7 +436,10 @@ def test_two_logs_of_one_name_stay_two_runs(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         write(tmp_path / folder / "log.csv", "step,loss\n0,1\n")
-    assert {run.name for run in read([tmp_path / "a" / "log.csv", tmp_path / "b" / "log.csv"]).runs} == {"a/log", "b/log"}
+    assert {run.name for run in read([tmp_path / "a" / "log.csv", tmp_path / "b" / "log.csv"]).runs} == {
+        "a/log",
+        "b/log",
+    }
 
 
 def test_columns_beyond_the_memory_budget_go_to_disk_and_stay_the_same(tmp_path, monkeypatch):

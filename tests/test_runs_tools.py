@@ -31,7 +31,12 @@ arguments = TrainingArguments(output_dir=sys.argv[1], max_steps=6, logging_steps
                               per_device_train_batch_size=2, report_to=["tensorboard"], use_cpu=True, disable_tqdm=True, learning_rate=0.05)
 Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows[:2]).train()
 """
-    subprocess.run([sys.executable, "-c", script, str(out)], check=True, capture_output=True, env=os.environ | {"TENSORBOARD_LOGGING_DIR": str(out / "tb")})
+    subprocess.run(
+        [sys.executable, "-c", script, str(out)],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"TENSORBOARD_LOGGING_DIR": str(out / "tb")},
+    )
     return out
 
 
@@ -40,7 +45,10 @@ def test_trainer_state_gives_the_history_of_the_newest_checkpoint_once(trained):
     assert set(runs) == {"trainer_state", "tensorboard"}
     state, events = runs["trainer_state"], runs["tensorboard"]
     assert state.source.endswith("checkpoint-6/trainer_state.json")
-    assert state.series["loss"].step.tolist() == [1, 2, 3, 4, 5, 6] and state.series["eval_loss"].step.tolist() == [3, 6]
+    assert state.series["loss"].step.tolist() == [1, 2, 3, 4, 5, 6] and state.series["eval_loss"].step.tolist() == [
+        3,
+        6,
+    ]
     history = json.loads(Path(state.source).read_text())["log_history"]
     assert state.series["loss"].value.tolist() == [row["loss"] for row in history if "loss" in row]
     assert state.config["max_steps"] == 6
@@ -56,12 +64,16 @@ def test_the_whole_history_is_read_when_one_checkpoint_is_named(trained):
 
 def test_a_newer_checkpoint_replaces_the_history(trained, tmp_path):
     (tmp_path / "checkpoint-2").mkdir()
-    (tmp_path / "checkpoint-2" / "trainer_state.json").write_bytes((trained / "checkpoint-2" / "trainer_state.json").read_bytes())
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_bytes(
+        (trained / "checkpoint-2" / "trainer_state.json").read_bytes()
+    )
     logs = Logs([tmp_path])
     logs.poll()
     assert logs.runs[0].series["loss"].step.tolist() == [1, 2]
     (tmp_path / "checkpoint-6").mkdir()
-    (tmp_path / "checkpoint-6" / "trainer_state.json").write_bytes((trained / "checkpoint-6" / "trainer_state.json").read_bytes())
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_bytes(
+        (trained / "checkpoint-6" / "trainer_state.json").read_bytes()
+    )
     assert logs.poll()
     assert len(logs.runs) == 1 and logs.runs[0].series["loss"].step.tolist() == [1, 2, 3, 4, 5, 6]
 
@@ -83,8 +95,14 @@ def test_lightnings_csv_logger(tmp_path):
     run = runs["runs/seed-2"]
     assert (run.kind, run.step_column) == ("csv", "step")
     # the CSV of a NaN says "nan", an empty cell says that nothing was logged
-    assert run.series["train_loss"].step.tolist() == [0, 1, 2, 3, 4, 5] and math.isnan(run.series["train_loss"].value[-1])
-    assert run.series["val_loss"].step.tolist() == [0, 2, 4] and run.series["val_loss"].value.tolist() == [2.0, 0.0, -2.0]
+    assert run.series["train_loss"].step.tolist() == [0, 1, 2, 3, 4, 5] and math.isnan(
+        run.series["train_loss"].value[-1]
+    )
+    assert run.series["val_loss"].step.tolist() == [0, 2, 4] and run.series["val_loss"].value.tolist() == [
+        2.0,
+        0.0,
+        -2.0,
+    ]
     assert dict(run.config) == {"lr": 0.2, "seed": 2, "model.width": 8}
     assert "1 NaN value kept: 'train_loss' 1×." in run.remarks
 
@@ -105,7 +123,12 @@ for seed in (1, 2):
     runs = {run.name: run for run in logs.runs}
     assert set(runs) == {"demo/seed-1", "demo/seed-2"} and all(run.kind == "trackio" for run in runs.values())
     run = runs["demo/seed-2"]
-    assert run.series["train/loss"].step.tolist() == [0, 10, 20, 30] and run.series["train/loss"].value.tolist() == [2, 1, 2 / 3, 0.5]
+    assert run.series["train/loss"].step.tolist() == [0, 10, 20, 30] and run.series["train/loss"].value.tolist() == [
+        2,
+        1,
+        2 / 3,
+        0.5,
+    ]
     assert run.series["inner.a"].value.tolist() == [0, 1, 2, 3]
     assert all(map(math.isnan, run.series["bad"].value)) and run.series["far"].value.tolist() == [math.inf] * 4
     assert (run.series["train/loss"].wall_time > 1.7e9).all()
@@ -115,9 +138,14 @@ for seed in (1, 2):
     import sqlite3
 
     with sqlite3.connect(tmp_path / "demo.db") as database:
-        database.execute("insert into metrics (run_id, timestamp, run_name, step, metrics) select run_id, timestamp, run_name, 40, ? from metrics "
-                         "where run_name = 'seed-2' limit 1", ('{"train/loss": 0.25}',))  # fmt: skip
-        database.execute("insert into metrics (run_id, timestamp, run_name, step, metrics) values ('x', '', 'seed-2', 50, 'not json')")
+        database.execute(
+            "insert into metrics (run_id, timestamp, run_name, step, metrics) select run_id, timestamp, run_name, 40, ? from metrics "
+            "where run_name = 'seed-2' limit 1",
+            ('{"train/loss": 0.25}',),
+        )
+        database.execute(
+            "insert into metrics (run_id, timestamp, run_name, step, metrics) values ('x', '', 'seed-2', 50, 'not json')"
+        )
     database.close()
     assert logs.poll()
     run = {run.name: run for run in logs.runs}["demo/seed-2"]
@@ -157,7 +185,10 @@ def test_wandbs_file_damaged_or_cut_loses_what_is_damaged(wandb_file, tmp_path):
     whole = wandb_file.read_bytes()
     hurt = bytearray(whole)
     first = whole.index(b"train/loss", len(whole) // 2)
-    for place in (first, whole.index(b"train/loss", first + 1)):  # one is in the history, the other in the summary that follows it
+    for place in (
+        first,
+        whole.index(b"train/loss", first + 1),
+    ):  # one is in the history, the other in the summary that follows it
         hurt[place] ^= 0x01
     (tmp_path / "run-a.wandb").write_bytes(hurt)
     run = read([tmp_path / "run-a.wandb"]).runs[0]

@@ -1,6 +1,8 @@
-"""Several ranks as real torchrun processes on gloo, against one process: the factors themselves, the weights, and five more steps.
+"""Several ranks as real torchrun processes on gloo, against one process: the factors themselves, the weights, and five
+more steps.
 
-Preserving the function is not enough here: a wrong factor preserves it as well, and so does an edit of a parameter nobody uses.
+Preserving the function is not enough here: a wrong factor preserves it as well, and so does an edit of a parameter
+nobody uses.
 """
 
 import os
@@ -13,7 +15,8 @@ import pytest
 import torch
 
 WORKER = Path(__file__).with_name("training_ranks.py")
-# torchrun's store listens on all interfaces whatever address it is given, so it gets a network of its own: loopback and nothing else
+# torchrun's store listens on all interfaces whatever address it is given, so it gets a network of its own: loopback and
+# nothing else
 ALONE = """
 import fcntl, os, socket, struct, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
@@ -47,8 +50,13 @@ def launch(kind: str, model: Path, out: Path, n_ranks: int) -> list[dict]:
             else False
         )
         command = ["unshare", "-rn", sys.executable, "-c", ALONE, *run] if own_network else [sys.executable, *run]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-                                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     done = subprocess.run(command, capture_output=True, text=True, timeout=420, env=environment, cwd=out.parent)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return [torch.load(f"{out}.{rank}.pt") for rank in range(n_ranks)]
@@ -86,10 +94,18 @@ def worst_factor(found: dict, expected: dict) -> float:
 
 
 CASES = [
-    "DDP, adamw tensor", "DDP, momentum tensor",
-    "FSDP2, adamw tensor", "FSDP2, adamw group", "FSDP2, adamw l2", "FSDP2, adamw max", "FSDP2, momentum tensor", "FSDP2 root only, adamw group",
-    "TP, adamw tensor", "TP, adamw group", "TP, adamw l2",
-]  # fmt: skip
+    "DDP, adamw tensor",
+    "DDP, momentum tensor",
+    "FSDP2, adamw tensor",
+    "FSDP2, adamw group",
+    "FSDP2, adamw l2",
+    "FSDP2, adamw max",
+    "FSDP2, momentum tensor",
+    "FSDP2 root only, adamw group",
+    "TP, adamw tensor",
+    "TP, adamw group",
+    "TP, adamw l2",
+]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -23,7 +23,9 @@ EVERYWHERE = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
 
 @pytest.fixture
 def adapted(small_model):
-    """adapted(kind, fresh=False, model_type="llama") -> a peft model in float64; everything random unless ``fresh`` (B = 0)."""
+    """adapted(kind, fresh=False, model_type="llama") -> a peft model in float64; everything random unless ``fresh``
+    (B = 0).
+    """
 
     def adapted(kind="plain", fresh=False, model_type="llama", **more):
         changes = {"num_key_value_heads": 8, "attention_bias": True} if model_type == "llama" else {}

@@ -1,4 +1,6 @@
-"""Rescaling live models in a plain PyTorch loop: the function, the optimiser's state, and everything naive code gets wrong."""
+"""Rescaling live models in a plain PyTorch loop: the function, the optimiser's state, and everything naive code gets
+wrong.
+"""
 
 import copy
 import warnings
@@ -490,18 +492,32 @@ def test_a_wrapped_optimiser_is_looked_through(make):
 # --- schedule ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options, due", [
-    ({}, [0, 250, 500, 750, 1000]),
-    ({"at_start": False}, [250, 500, 750, 1000]),
-    ({"every": None}, [0]),
-    ({"every": 100, "start": 300, "stop": 500}, [300, 400, 500]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, due",
+    [
+        ({}, [0, 250, 500, 750, 1000]),
+        ({"at_start": False}, [250, 500, 750, 1000]),
+        ({"every": None}, [0]),
+        ({"every": 100, "start": 300, "stop": 500}, [300, 400, 500]),
+    ],
+)
 def test_steps_at_which_a_rescale_is_due(options, due):
     assert [step for step in range(1001) if Schedule(**options).due(step)] == due
 
 
-@pytest.mark.parametrize("options", [{"every": 0}, {"every": -1}, {"every": 2.5}, {"every": True}, {"start": -1}, {"start": 9, "stop": 3},
-                                     {"every": None, "at_start": False}, {"every": None, "start": 5}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"every": 0},
+        {"every": -1},
+        {"every": 2.5},
+        {"every": True},
+        {"start": -1},
+        {"start": 9, "stop": 3},
+        {"every": None, "at_start": False},
+        {"every": None, "start": 5},
+    ],
+)
 def test_schedules_that_cannot_be_are_refused(options):
     with pytest.raises(BadOption):
         Schedule(**options)
@@ -523,17 +539,20 @@ def test_the_scaler_rescales_at_the_start_and_then_as_scheduled(make):
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"pairs": ("qk", "kv")}, "pairs: kv was given; choose from qk, vo, lora"),
-    ({"pairs": "qk"}, "a tuple is needed"),
-    ({"pairs": ()}, "pairs: nothing"),
-    ({"granularity": "row"}, "granularity"),
-    ({"norm": "l3"}, "norm"),
-    ({"strength": 2}, "strength"),
-    ({"optimizer_state": "keep"}, "choose from transport, leave"),
-    ({"frozen": "yes"}, "choose from refuse, scale"),
-    ({"speed": 3}, "speed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"pairs": ("qk", "kv")}, "pairs: kv was given; choose from qk, vo, lora"),
+        ({"pairs": "qk"}, "a tuple is needed"),
+        ({"pairs": ()}, "pairs: nothing"),
+        ({"granularity": "row"}, "granularity"),
+        ({"norm": "l3"}, "norm"),
+        ({"strength": 2}, "strength"),
+        ({"optimizer_state": "keep"}, "choose from transport, leave"),
+        ({"frozen": "yes"}, "choose from refuse, scale"),
+        ({"speed": 3}, "speed"),
+    ],
+)
 def test_options_that_cannot_be_are_named(make, options, words):
     with pytest.raises(BadOption, match=words):
         rescale_(make(), **options)
@@ -658,10 +677,12 @@ def test_parameters_that_are_not_there_are_refused(make):
 def test_fsdp1_is_refused_by_name(make):
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    wrapped = FullyShardedDataParallel.__new__(
-        FullyShardedDataParallel
-    )  # it needs an accelerator to be made in earnest
-    nn.Module.__init__(wrapped)
-    wrapped.add_module("_fsdp_wrapped_module", make())
+    class Wrapped(FullyShardedDataParallel):  # a real one needs an accelerator
+        def __init__(self, model):
+            nn.Module.__init__(self)
+            self.inner = model
+
+        __getattr__ = nn.Module.__getattr__
+
     with pytest.raises(UnsupportedCheckpoint, match=r"FullyShardedDataParallel \(FSDP1\).*fully_shard"):
-        rescale_(wrapped)
+        rescale_(Wrapped(make()))

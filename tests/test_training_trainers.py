@@ -34,8 +34,19 @@ def trainer(fresh, tmp_path):
     """trainer(callbacks, name="run", **arguments) -> a Trainer on the CPU, 2 sequences a step in a fixed order."""
 
     def trainer(callbacks=(), name="run", **arguments):
-        options = dict(output_dir=str(tmp_path / name), max_steps=N_STEPS, per_device_train_batch_size=2, learning_rate=1e-3, report_to="none",
-                       save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=2, seed=1, data_seed=1)  # fmt: skip
+        options = dict(
+            output_dir=str(tmp_path / name),
+            max_steps=N_STEPS,
+            per_device_train_batch_size=2,
+            learning_rate=1e-3,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+            logging_steps=2,
+            seed=1,
+            data_seed=1,
+        )
         logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
         return Trainer(
             fresh(), TrainingArguments(**(options | arguments)), train_dataset=Tokens(), callbacks=list(callbacks)
@@ -53,8 +64,14 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("accumulation, max_grad_norm", [(1, 0.0), (2, 1.0)])
 def test_the_callback_does_what_a_plain_loop_with_a_scaler_does(trainer, fresh, accumulation, max_grad_norm):
-    ours = trainer([WiscaCallback(every=3)], gradient_accumulation_steps=accumulation, max_grad_norm=max_grad_norm, lr_scheduler_type="constant",
-                   per_device_train_batch_size=2, optim="adamw_torch")  # fmt: skip
+    ours = trainer(
+        [WiscaCallback(every=3)],
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=max_grad_norm,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=2,
+        optim="adamw_torch",
+    )
     batches = []
     collate = ours.data_collator
     ours.data_collator = lambda rows: batches.append(collate(rows)) or batches[-1]
@@ -138,7 +155,8 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(trainer, tmp_path, sav
     rows = [read(tmp_path / name / "wisca.jsonl") for name in ("whole", "broken")]
     assert [r["step"] for r in rows[0]] == [r["step"] for r in rows[1]] == [0, 3, 6]
     assert [r["factors"] for r in rows[0]] == [r["factors"] for r in rows[1]]
-    # the file in the folder holds the product of all factors so far: it brings that checkpoint into the first coordinates
+    # the file in the folder holds the product of all factors so far: it brings that checkpoint into the first
+    # coordinates
     state = json.loads((folder / "wisca_state.json").read_text())
     assert (state["format"], state["version"], state["step"]) == ("wisca-training-state", 1, saved_at)
     kept = Factors.from_json(state["kept"][0], "file")
@@ -199,8 +217,22 @@ def lightning_run(fresh, tmp_path):
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
     def lightning_run(callbacks=(), ckpt_path=None, name="lightning", by_step=False, **options):
-        trainer = pl.Trainer(**(dict(accelerator="cpu", devices=1, max_steps=N_STEPS, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
-                             enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path / name) | options))  # fmt: skip
+        trainer = pl.Trainer(
+            **(
+                dict(
+                    accelerator="cpu",
+                    devices=1,
+                    max_steps=N_STEPS,
+                    callbacks=list(callbacks),
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                    default_root_dir=tmp_path / name,
+                )
+                | options
+            )
+        )
         module = Module()
         module.by_step = by_step
         trainer.fit(module, torch.utils.data.DataLoader(Tokens(), batch_size=2), ckpt_path=ckpt_path)

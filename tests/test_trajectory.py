@@ -15,8 +15,18 @@ from wisca_core.cli import main
 from wisca_core.errors import UnreadableInput
 from wisca_core.trajectory import advice, content_key, drifts, find_checkpoints, trajectory
 
-CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-          "hidden_size": 8, "head_dim": 2, "intermediate_size": 8, "vocab_size": 4, "rope_theta": 10000.0}  # fmt: skip
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 8,
+    "head_dim": 2,
+    "intermediate_size": 8,
+    "vocab_size": 4,
+    "rope_theta": 10000.0,
+}
 Q_OVER_K = 1.0  # octaves: 4 query heads on 2, equal values
 
 
@@ -53,18 +63,29 @@ def test_ratios_of_every_pair_layer_and_group_over_the_steps(training):
     assert len(found.remarks) == 2  # the first three checkpoints hold the same weights
     table = found.tables["l1"]
     assert list(table.columns) == list(module.COLUMNS) and len(table) == 5 * 3 * 2 * 2
-    row = table[(table["step"] == 1000) & (table["layer"] == 0) & (table["pair"] == "qk") & (table["group"] == 1)].iloc[0]
+    row = table[(table["step"] == 1000) & (table["layer"] == 0) & (table["pair"] == "qk") & (table["group"] == 1)].iloc[
+        0
+    ]
     # a KV group: 2 query heads of 2 rows of 8 ones, against 1 key head of 2 rows of 8 twos
     assert (row["left"], row["right"], row["log2_ratio"], row["log2_size"]) == (32.0, 32.0, 0.0, 1.0)
     layers = found.layers("l1").pivot_table(index="step", columns=["pair", "layer"], values="log2_ratio")
-    assert layers[("qk", 0)].tolist() == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0], abs=1e-7) and layers[("qk", 2)].tolist() == [1.0] * 5
+    assert (
+        layers[("qk", 0)].tolist() == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0], abs=1e-7)
+        and layers[("qk", 2)].tolist() == [1.0] * 5
+    )
     assert layers[("vo", 1)].tolist() == [-1.0] * 5
     assert set(found.tables) == {"l1", "l2", "max", "rms", "mean"} and found.layers("mean")["log2_ratio"].max() == 0.0
 
 
 def test_a_drift_is_said_with_its_side_its_beginning_and_its_size(training):
     first, *rest = drifts(trajectory(training), "l1")
-    assert (first.pair, first.layers, first.growing, first.against, first.from_step) == ("qk", (0, 1), "key", "query", 500)
+    assert (first.pair, first.layers, first.growing, first.against, first.from_step) == (
+        "qk",
+        (0, 1),
+        "key",
+        "query",
+        500,
+    )
     assert (first.octaves, first.log2_first, first.log2_last, first.per_1000_steps) == (-1.0, 1.0, 0.0, -2.0)
     assert [(d.pair, d.layers, d.growing) for d in rest] == [("qk", (2,), ""), ("vo", (0, 1, 2), "")]
 
@@ -130,8 +151,16 @@ def test_what_cannot_be_measured_is_named_and_the_rest_is_shown(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [("checkpoint-500", 500), ("step_1000", 1000), ("iter_0002000", 2000), ("global_step30", 30), ("epoch-2-step-70", 70), ("0000400", 400), ("ckpt_9", 9)],
-)  # fmt: skip
+    [
+        ("checkpoint-500", 500),
+        ("step_1000", 1000),
+        ("iter_0002000", 2000),
+        ("global_step30", 30),
+        ("epoch-2-step-70", 70),
+        ("0000400", 400),
+        ("ckpt_9", 9),
+    ],
+)
 def test_labels_of_many_tools_are_read(tmp_path, name, step):
     (tmp_path / name).mkdir()
     (tmp_path / name / "model.safetensors").write_bytes(b"")
@@ -159,19 +188,25 @@ def test_the_key_for_caches_follows_the_files(training):
 
 
 def test_the_command_line_shows_writes_and_refuses(training, tmp_path, capsys):
-    (training / "log.jsonl").write_text("".join(f'{{"step": {s}, "loss": {5 - s / 500}}}\n' for s in range(0, 1001, 100)))
+    (training / "log.jsonl").write_text(
+        "".join(f'{{"step": {s}, "loss": {5 - s / 500}}}\n' for s in range(0, 1001, 100))
+    )
     assert main(["trajectory", str(training), "--csv", str(tmp_path / "t.csv")]) == 0
     out = capsys.readouterr().out
     assert "Key grows against query from step 500 on in layers 0-1" in out and "Meanwhile loss falls from 5.000" in out
     assert len(pd.read_csv(tmp_path / "t.csv")) == 60
     assert main(["trajectory", str(training), "--json", "--every", "500"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["format"], found["version"]) == ("wisca-trajectory", 1) and [c["step"] for c in found["checkpoints"]] == [0, 250, 500, 750, 1000]
+    assert (found["format"], found["version"]) == ("wisca-trajectory", 1) and [
+        c["step"] for c in found["checkpoints"]
+    ] == [0, 250, 500, 750, 1000]
     assert found["advice"][0]["numbers"]["ratio_per_interval"] == 2.0
     (tmp_path / "mine.txt").write_text("keep")
     assert main(["trajectory", str(training), "--csv", str(tmp_path / "mine.txt")]) == 2
     assert (tmp_path / "mine.txt").read_text() == "keep"
-    assert main(["trajectory", str(training), "--every", "0"]) == 2 and main(["trajectory", str(tmp_path / "none")]) == 2
+    assert (
+        main(["trajectory", str(training), "--every", "0"]) == 2 and main(["trajectory", str(tmp_path / "none")]) == 2
+    )
     assert main(["trajectory", str(training), "--norm", "l7"]) == 2
 
 
@@ -180,7 +215,9 @@ def test_checkpoints_of_a_real_training_by_transformers(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in CONFIG.items() if k not in ("model_type", "architectures", "rope_theta")})).bfloat16()
+    model = LlamaForCausalLM(
+        LlamaConfig(**{k: v for k, v in CONFIG.items() if k not in ("model_type", "architectures", "rope_theta")})
+    ).bfloat16()
     for step in (10, 20):
         model.save_pretrained(tmp_path / f"step_{step}", max_shard_size="1KB")
         with torch.no_grad():

@@ -1,8 +1,10 @@
-"""What test_training_distributed.py starts on every rank with torchrun: rescale, train on, and write what one process wrote before.
+"""What test_training_distributed.py starts on every rank with torchrun: rescale, train on, and write what one process
+wrote before.
 
-    torchrun ... training_ranks.py KIND MODEL_FOLDER OUT
+torchrun ... training_ranks.py KIND MODEL_FOLDER OUT
 
-KIND: one (a single process, the reference) | ranks (DDP, FSDP2 in two ways, tensor parallel, on 2 ranks) | zero (DeepSpeed ZeRO-1, 2, 3)
+KIND: one (a single process, the reference) | ranks (DDP, FSDP2 in two ways, tensor parallel, on 2 ranks) | zero
+(DeepSpeed ZeRO-1, 2, 3)
 """
 
 import json
@@ -65,7 +67,9 @@ def whole(model) -> dict[str, torch.Tensor]:
 
 
 def run(wrap, build, rank: int | None, choices: dict, lift: bool = True, gathered: bool = False) -> dict:
-    """Two steps, a rescale, five steps: the weights after each, and the factors. ``gathered``: a forward pass has left whole parameters."""
+    """Two steps, a rescale, five steps: the weights after each, and the factors. ``gathered``: a forward pass has
+    left whole parameters.
+    """
     model, inner = wrap(load())
     optimizer = build(model.parameters())
     for step in range(2):
@@ -104,16 +108,32 @@ class Tokens(torch.utils.data.Dataset):
 
 
 def by_trainer(n_ranks: int, **arguments) -> dict:
-    """transformers' Trainer with the callback, two sequences a step over all ranks: the weights, and the lines of wisca.jsonl."""
+    """transformers' Trainer with the callback, two sequences a step over all ranks: the weights, and the lines of
+    wisca.jsonl.
+    """
     from transformers import Trainer, TrainingArguments
 
     from wisca_core.training import WiscaCallback
     from wisca_core.training.telemetry import read
 
     place = f"{OUT}-trainer-{len(arguments)}"
-    options = dict(output_dir=place, max_steps=5, per_device_train_batch_size=2 // n_ranks, learning_rate=1e-2, adam_epsilon=1e-2, report_to="none",
-                   lr_scheduler_type="constant", save_strategy="no", use_cpu=True, disable_tqdm=True, seed=1, data_seed=1, max_grad_norm=0.0,
-                   optim="adamw_torch", average_tokens_across_devices=False)  # fmt: skip
+    options = dict(
+        output_dir=place,
+        max_steps=5,
+        per_device_train_batch_size=2 // n_ranks,
+        learning_rate=1e-2,
+        adam_epsilon=1e-2,
+        report_to="none",
+        lr_scheduler_type="constant",
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=1,
+        data_seed=1,
+        max_grad_norm=0.0,
+        optim="adamw_torch",
+        average_tokens_across_devices=False,
+    )
     trainer = Trainer(
         load(torch.float32),
         TrainingArguments(**options, **arguments),
@@ -167,7 +187,9 @@ def ranks() -> dict:
         return sharded(fully_shard(model, mesh=mesh))
 
     def fsdp_root_only(model):
-        """One group, which a forward pass without a backward one leaves gathered: edits of what is gathered would be lost."""
+        """One group, which a forward pass without a backward one leaves gathered: edits of what is gathered would be
+        lost.
+        """
         return sharded(fully_shard(model, mesh=mesh, reshard_after_forward=False))
 
     def tensor_parallel(model):
@@ -225,8 +247,13 @@ def _zero_run(model, inner, optimizer, one_step, weights) -> dict:
     after = model(input_ids=batch(50)).logits.detach()
     for step in range(2, 2 + STEPS):
         one_step(step)
-    return {"factors": done.factors.to_json()["sites"], "ratios": dict(done.ratios), "rescaled": rescaled, "trained": weights(),
-            "function": ((after - before).abs().max() / before.abs().max()).item()}  # fmt: skip
+    return {
+        "factors": done.factors.to_json()["sites"],
+        "ratios": dict(done.ratios),
+        "rescaled": rescaled,
+        "trained": weights(),
+        "function": ((after - before).abs().max() / before.abs().max()).item(),
+    }
 
 
 def zero() -> dict:
@@ -237,8 +264,13 @@ def zero() -> dict:
     rank, out = dist.get_rank(), {}
     for stage in (1, 2, 3):
         model = load(torch.float32)
-        config = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "gradient_clipping": 0.0,
-                  "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}  # fmt: skip
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "gradient_clipping": 0.0,
+            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        }
         engine, optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=adamw(model.parameters(), weight_decay=0.0, eps=1e-2), config=config
         )
@@ -254,9 +286,14 @@ def zero() -> dict:
             }
 
         out[f"ZeRO-{stage}"] = _zero_run(engine, model, optimizer, one_step, weights)
-    settings = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": 0.0,
-                "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-                "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}  # fmt: skip
+    settings = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    }
     out["Trainer, ZeRO-3"] = by_trainer(2, ddp_backend="gloo", deepspeed=settings)
     return out
 

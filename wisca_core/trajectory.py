@@ -82,8 +82,10 @@ class Trajectory:
     def layers(self, norm: str) -> pd.DataFrame:
         """One row a (step, pair, layer): log2_ratio and log2_size of all KV groups together, octaves."""
         table = self.tables[norm].assign(left_after=1.0, right_after=1.0)
-        parts = [layer_ratios(part, norm)[["pair", "layer", "log2_ratio", "log2_size"]].assign(step=step)
-                 for step, part in table.groupby("step", sort=True)]  # fmt: skip
+        parts = [
+            layer_ratios(part, norm)[["pair", "layer", "log2_ratio", "log2_size"]].assign(step=step)
+            for step, part in table.groupby("step", sort=True)
+        ]
         return pd.concat(parts, ignore_index=True)[["step", "pair", "layer", "log2_ratio", "log2_size"]]
 
 
@@ -94,7 +96,9 @@ def find_checkpoints(folder: str | Path) -> tuple[Labelled, ...]:
         with os.scandir(root) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise UnreadableInput(f"{shown(folder)}: cannot be listed: {error.strerror}. Give the folder that holds the checkpoints.") from None
+        raise UnreadableInput(
+            f"{shown(folder)}: cannot be listed: {error.strerror}. Give the folder that holds the checkpoints."
+        ) from None
     found = []
     for entry in listed:
         if entry.name.startswith("."):
@@ -122,7 +126,10 @@ def _holds_model(folder: Path) -> bool:
         names = os.listdir(folder)
     except OSError:
         return False
-    return any(name.endswith((*_MODEL_ENDINGS, ".distcp", ".safetensors.index.json")) or name in (".metadata", "config.json") for name in names)
+    return any(
+        name.endswith((*_MODEL_ENDINGS, ".distcp", ".safetensors.index.json")) or name in (".metadata", "config.json")
+        for name in names
+    )
 
 
 def bytes_to_read(checkpoints: Sequence[Labelled]) -> int:
@@ -164,7 +171,9 @@ def trajectory(folder: str | Path, progress: Progress = silent) -> Trajectory:
                 continue
             layout = tuple((site.name, site.n_channels) for site in sites.sites)
             if first_layout is not None and layout != first_layout:
-                refusals.append(Refusal(one.label, f"has other pairs than {used[0].label}, so it is not of the same training"))
+                refusals.append(
+                    Refusal(one.label, f"has other pairs than {used[0].label}, so it is not of the same training")
+                )
                 continue
             patterns = measured(checkpoint, sites, progress)
         except UnsafeInput as error:
@@ -187,11 +196,15 @@ def trajectory(folder: str | Path, progress: Progress = silent) -> Trajectory:
             )
         contents.setdefault(content, one)
         if one.step in reused:
-            remarks.append(f"{shown(one.label, 80)} and {shown(reused[one.step], 80)} both say step {one.step:,}; both are drawn there.")
+            remarks.append(
+                f"{shown(one.label, 80)} and {shown(reused[one.step], 80)} both say step {one.step:,}; both are drawn there."
+            )
         reused[one.step] = one.label
         stated = _stated_step(one.path)
         if stated is not None and stated != one.step:
-            remarks.append(f"{shown(one.label, 80)} says step {stated:,} in its trainer_state.json; it is drawn at {one.step:,}, as it is called.")
+            remarks.append(
+                f"{shown(one.label, 80)} says step {stated:,} in its trainer_state.json; it is drawn at {one.step:,}, as it is called."
+            )
         used.append(one)
         as_it_is = decide(patterns, Options(strength=0.0))
         for norm in NORMS:
@@ -252,7 +265,11 @@ def drifts(trajectory: Trajectory, norm: str) -> tuple[Drift, ...]:
     out = []
     table = trajectory.layers(norm)
     for pair in trajectory.pairs:
-        part = table[table["pair"] == pair].pivot_table(index="step", columns="layer", values="log2_ratio", aggfunc="last").sort_index()
+        part = (
+            table[table["pair"] == pair]
+            .pivot_table(index="step", columns="layer", values="log2_ratio", aggfunc="last")
+            .sort_index()
+        )
         part = part.loc[:, np.isfinite(part).all(axis=0)]
         if len(part) < 2 or not part.shape[1]:
             continue
@@ -265,17 +282,29 @@ def drifts(trajectory: Trajectory, norm: str) -> tuple[Drift, ...]:
                 grouped.setdefault((0, 0), []).append(int(layer))
                 continue
             outside = np.abs(moved) > _BEGUN * abs(whole)
-            begun = int(np.argmax(outside)) - 1  # the first that is outside has one inside before it: the start itself is
+            begun = (
+                int(np.argmax(outside)) - 1
+            )  # the first that is outside has one inside before it: the start itself is
             grouped.setdefault((1 if whole > 0 else -1, begun), []).append(int(layer))
         for (direction, begun), layers in sorted(grouped.items(), key=lambda item: (item[0][0] == 0, -len(item[1]))):
             chosen = part[layers].to_numpy()
             span = max(float(steps[-1] - steps[begun]), 1.0)
             left, right = SIDES[pair]
             growing, against = ((left, right) if direction > 0 else (right, left)) if direction else ("", "")
-            out.append(Drift(
-                pair, tuple(layers), growing, against, int(steps[begun]), int(steps[-1]), float(np.median(chosen[-1] - chosen[0])),
-                float(np.median(chosen[0])), float(np.median(chosen[-1])), float(np.median(chosen[-1] - chosen[begun])) / span * 1000,
-            ))  # fmt: skip
+            out.append(
+                Drift(
+                    pair,
+                    tuple(layers),
+                    growing,
+                    against,
+                    int(steps[begun]),
+                    int(steps[-1]),
+                    float(np.median(chosen[-1] - chosen[0])),
+                    float(np.median(chosen[0])),
+                    float(np.median(chosen[-1])),
+                    float(np.median(chosen[-1] - chosen[begun])) / span * 1000,
+                )
+            )
     return tuple(out)
 
 
@@ -287,7 +316,9 @@ class Advice:
     numbers: tuple[tuple[str, float], ...]
 
 
-def advice(trajectory: Trajectory, norm: str = "l1", every: int = 250, curve: tuple[str, np.ndarray, np.ndarray] | None = None) -> tuple[Advice, ...]:
+def advice(
+    trajectory: Trajectory, norm: str = "l1", every: int = 250, curve: tuple[str, np.ndarray, np.ndarray] | None = None
+) -> tuple[Advice, ...]:
     """What was measured and what balancing every ``every`` steps would have had to correct at that drift; nothing about whether it helps.
 
     ``curve``: (name, steps, values) of a loss logged in the same training.
@@ -302,23 +333,45 @@ def advice(trajectory: Trajectory, norm: str = "l1", every: int = 250, curve: tu
             where = f"{'layer' if len(d.layers) == 1 else 'layers'} {_ranges(d.layers)}"
             if not d.growing:
                 left, right = SIDES[pair]
-                out.append(Advice(
-                    f"{left.capitalize()} against {right} moves less than {STEADY_OCTAVES:g} octaves ({times(2**STEADY_OCTAVES)}) over the training in {where}.",
-                    (("octaves", d.octaves),),
-                ))  # fmt: skip
+                out.append(
+                    Advice(
+                        f"{left.capitalize()} against {right} moves less than {STEADY_OCTAVES:g} octaves ({times(2**STEADY_OCTAVES)}) over the training in {where}.",
+                        (("octaves", d.octaves),),
+                    )
+                )
                 continue
-            text = (f"{d.growing.capitalize()} grows against {d.against} from step {d.from_step:,} on in {where}: the ratio moves by "
-                    f"{times(2 ** abs(d.octaves))}, from {_side(pair, d.log2_first)} to {_side(pair, d.log2_last)} (median of these layers).")  # fmt: skip
+            text = (
+                f"{d.growing.capitalize()} grows against {d.against} from step {d.from_step:,} on in {where}: the ratio moves by "
+                f"{times(2 ** abs(d.octaves))}, from {_side(pair, d.log2_first)} to {_side(pair, d.log2_last)} (median of these layers)."
+            )
             drift = abs(d.per_1000_steps) * every / 1000
-            text += (f" At this drift {every:,} steps move the ratio by {_small_times(2**drift)}, so WISCA every {every:,} steps would have rescaled each side "
-                     f"by {_small_times(2 ** (drift / 2))} a time after the first.")  # fmt: skip
+            text += (
+                f" At this drift {every:,} steps move the ratio by {_small_times(2**drift)}, so WISCA every {every:,} steps would have rescaled each side "
+                f"by {_small_times(2 ** (drift / 2))} a time after the first."
+            )
             if gaps.max() > every:
                 text += f" Between checkpoints, up to {int(gaps.max()):,} steps apart, nothing was measured."
-            out.append(Advice(text, (("octaves", d.octaves), ("octaves_per_1000_steps", d.per_1000_steps), ("from_step", d.from_step),
-                                     ("log2_first", d.log2_first), ("log2_last", d.log2_last), ("ratio_per_interval", 2**drift),
-                                     ("factor_per_interval", 2 ** (drift / 2)))))  # fmt: skip
+            out.append(
+                Advice(
+                    text,
+                    (
+                        ("octaves", d.octaves),
+                        ("octaves_per_1000_steps", d.per_1000_steps),
+                        ("from_step", d.from_step),
+                        ("log2_first", d.log2_first),
+                        ("log2_last", d.log2_last),
+                        ("ratio_per_interval", 2**drift),
+                        ("factor_per_interval", 2 ** (drift / 2)),
+                    ),
+                )
+            )
     if any(d.growing for d in found):
-        out.append(Advice("A training that is rescaled may drift differently, and a drift alone does not say that balancing helps: a paired comparison does.", ()))
+        out.append(
+            Advice(
+                "A training that is rescaled may drift differently, and a drift alone does not say that balancing helps: a paired comparison does.",
+                (),
+            )
+        )
     if curve is not None:
         out += _beside(trajectory, curve)
     return tuple(out)
@@ -342,8 +395,13 @@ def _beside(trajectory: Trajectory, curve: tuple[str, np.ndarray, np.ndarray]) -
         return []
     (first_step, first), (last_step, last) = at
     way = "falls" if last < first else "rises" if last > first else "stays"
-    return [Advice(f"Meanwhile {shown(name, 60)} {way} from {first:.3f} at step {first_step:,g} to {last:.3f} at step {last_step:,g}. That both change says "
-                   "nothing about one causing the other.", (("first", first), ("last", last)))]  # fmt: skip
+    return [
+        Advice(
+            f"Meanwhile {shown(name, 60)} {way} from {first:.3f} at step {first_step:,g} to {last:.3f} at step {last_step:,g}. That both change says "
+            "nothing about one causing the other.",
+            (("first", first), ("last", last)),
+        )
+    ]
 
 
 def _side(pair: str, log2_ratio: float) -> str:

@@ -12,7 +12,7 @@ from app.figures.template import Theme, figure, log_ticks, see_through, unit
 
 # A legend of more names than this covers the chart; hovering still names every line.
 MOST_NAMED = 8
-MOST_SIGNS = 26
+MOST_SIGNS = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,27 +32,56 @@ def plain_text(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def styles(theme: Theme, n: int) -> list[dict]:
-    """A line style each: the first eight can be told apart, more are quiet."""
-    named = [(theme.ink, "solid"), (theme.quiet, "solid"), (theme.ink, "dash"), (theme.quiet, "dash"), (theme.ink, "dot"),
-             (theme.quiet, "dot"), (theme.ink, "dashdot"), (theme.quiet, "dashdot")]  # fmt: skip
-    if n <= MOST_NAMED:
-        return [dict(color=colour, dash=dash, width=1.8) for colour, dash in named[:n]]
-    return [dict(color=see_through(theme.quiet, 0.55 if n <= 60 else 0.3), width=1)] * n
+def styles(theme: Theme, names: Sequence[str]) -> list[dict]:
+    """A line style each: up to eight can be told apart, and a baseline is quiet; more are all quiet."""
+    n = len(names)
+    if n > MOST_NAMED:
+        return [dict(color=see_through(theme.quiet, 0.55 if n <= 60 else 0.3), width=1)] * n
+    quiet = [(theme.quiet, dash) for dash in ("solid", "dash", "dot", "dashdot")]
+    ink = [(theme.ink, dash) for dash in ("solid", "dash", "dot", "dashdot")]
+    left = [style for both in zip(ink, quiet) for style in both]
+    out = []
+    for name in names:
+        is_baseline = "baseline" in name.lower() and quiet[0] in left
+        out.append(left.pop(left.index(quiet[0]) if is_baseline else 0))
+    return [dict(color=colour, dash=dash, width=1.8) for colour, dash in out]
 
 
 def curves(
-    lines: Sequence[Curve], *, x_title: str, y_title: str, theme: Theme, log_x: bool = False, log_y: bool = False, highlight: str | None = None,
-) -> go.Figure:  # fmt: skip
+    lines: Sequence[Curve],
+    *,
+    x_title: str,
+    y_title: str,
+    theme: Theme,
+    log_x: bool = False,
+    log_y: bool = False,
+    highlight: str | None = None,
+) -> go.Figure:
     """``highlight``: the name of the line that is drawn bold, over the others."""
-    rows = -(-min(len(lines), MOST_NAMED) // 2) if 1 < len(lines) <= MOST_NAMED else 0
-    fig = figure(theme, 340 + 18 * rows)
-    fig.update_layout(margin=dict(l=52, r=14, t=34 + 20 * rows, b=48), hoverdistance=20)
+    rows = (
+        len(lines) if 1 < len(lines) <= MOST_NAMED else 0
+    )  # one below the other: the width of the screen is not known
+    fig = figure(theme, 344 + 19 * rows)
+    fig.update_layout(margin=dict(l=52, r=14, t=38 + 19 * rows, b=48), hoverdistance=20)
     if rows:
-        fig.update_layout(showlegend=True, legend=dict(
-            orientation="h", xref="container", x=0.01, y=1, yref="container", yanchor="top", font=dict(size=12, color=theme.text), itemwidth=34,
-            bgcolor="rgba(0,0,0,0)", itemclick=False, itemdoubleclick=False))  # fmt: skip
-    drawn = styles(theme, len(lines))
+        fig.update_layout(
+            showlegend=True,
+            legend=dict(
+                orientation="v",
+                xref="container",
+                x=0.01,
+                xanchor="left",
+                y=1,
+                yref="container",
+                yanchor="top",
+                font=dict(size=12, color=theme.text),
+                itemwidth=34,
+                bgcolor="rgba(0,0,0,0)",
+                itemclick=False,
+                itemdoubleclick=False,
+            ),
+        )
+    drawn = styles(theme, [one.name for one in lines])
     order = sorted(range(len(lines)), key=lambda i: lines[i].name == highlight)
     for i in order:
         one, style = lines[i], drawn[i]
@@ -75,28 +104,53 @@ def _band(fig: go.Figure, one: Curve, theme: Theme, log: bool) -> None:
     edges = (_positive(one.high, log), _positive(one.low, log)[::-1])
     known = np.isfinite(np.concatenate(edges))
     fig.add_scatter(
-        x=np.concatenate([one.x, one.x[::-1]])[known].astype(np.float32), y=np.concatenate(edges)[known].astype(np.float32), mode="lines",
-        line=dict(width=0), fill="toself", fillcolor=see_through(theme.quiet, 0.22), hoverinfo="skip", showlegend=False,
-    )  # fmt: skip
+        x=np.concatenate([one.x, one.x[::-1]])[known].astype(np.float32),
+        y=np.concatenate(edges)[known].astype(np.float32),
+        mode="lines",
+        line=dict(width=0),
+        fill="toself",
+        fillcolor=see_through(theme.quiet, 0.22),
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def _line(fig: go.Figure, one: Curve, style: dict, theme: Theme, log: bool) -> None:
     scatter = go.Scattergl if len(one.x) > 4000 else go.Scatter
     name = plain_text(one.name)
     if one.raw is not None:
-        fig.add_trace(scatter(x=one.x, y=_positive(one.raw, log), mode="lines", line=dict(color=see_through(theme.quiet, 0.35), width=1),
-                              hoverinfo="skip", showlegend=False))  # fmt: skip
+        fig.add_trace(
+            scatter(
+                x=one.x,
+                y=_positive(one.raw, log),
+                mode="lines",
+                line=dict(color=see_through(theme.quiet, 0.35), width=1),
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        )
     text = "<br>lowest %{customdata[0]:.5~g}, highest %{customdata[1]:.5~g}" if one.low is not None else ""
-    fig.add_trace(scatter(
-        x=one.x, y=_positive(one.y, log), mode="lines+markers" if len(one.x) <= 24 else "lines", marker=dict(size=5, color=style["color"]), line=style,
-        name=name if len(name) <= MOST_SIGNS else name[: MOST_SIGNS - 2] + "…",
-        customdata=None if one.low is None else np.stack([one.low, one.high], axis=1),
-        hovertemplate=f"{name}<br>%{{x:,.6~g}}: %{{y:.5~g}}{text}<extra></extra>",
-    ))  # fmt: skip
+    fig.add_trace(
+        scatter(
+            x=one.x,
+            y=_positive(one.y, log),
+            mode="lines+markers" if len(one.x) <= 24 else "lines",
+            marker=dict(size=5, color=style["color"]),
+            line=style,
+            name=name if len(name) <= MOST_SIGNS else name[: MOST_SIGNS - 2] + "…",
+            customdata=None if one.low is None else np.stack([one.low, one.high], axis=1),
+            hovertemplate=f"{name}<br>%{{x:,.6~g}}: %{{y:.5~g}}{text}<extra></extra>",
+        )
+    )
 
 
 def _axis(fig: go.Figure, letter: str, lines: Sequence[Curve], log: bool, title: str) -> None:
-    values = [v for one in lines for v in ([one.x] if letter == "x" else [one.y, one.low, one.high, one.raw]) if v is not None and len(v)]
+    values = [
+        v
+        for one in lines
+        for v in ([one.x] if letter == "x" else [one.y, one.low, one.high, one.raw])
+        if v is not None and len(v)
+    ]
     values = [v[np.isfinite(v) & ((v > 0) | (not log))] for v in values]
     values = [v for v in values if len(v)]
     place = fig.update_xaxes if letter == "x" else fig.update_yaxes

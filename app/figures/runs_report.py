@@ -20,9 +20,13 @@ p.quiet, li {{ color: {text}; }}
 
 
 def report(
-    title: str, sentences: Sequence[str], figures: Sequence[tuple[str, str, go.Figure]], tables: Sequence[tuple[str, pd.DataFrame]],
-    remarks: Sequence[str], theme: Theme,
-) -> bytes:  # fmt: skip
+    title: str,
+    sentences: Sequence[str],
+    figures: Sequence[tuple[str, str, go.Figure]],
+    tables: Sequence[tuple[str, pd.DataFrame]],
+    remarks: Sequence[str],
+    theme: Theme,
+) -> bytes:
     """``figures``: (heading, how to read it, figure); ``tables``: (heading, table). All text is escaped. UTF-8."""
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(one)}</p>" for one in sentences)]
     for i, (heading, how, fig) in enumerate(figures):

@@ -10,9 +10,14 @@ from app.figures.template import Theme, figure, octave_ticks, see_through
 
 
 def trajectory(
-    layers: pd.DataFrame, groups: pd.DataFrame, *, pair: str, theme: Theme, layer: int | None = None,
+    layers: pd.DataFrame,
+    groups: pd.DataFrame,
+    *,
+    pair: str,
+    theme: Theme,
+    layer: int | None = None,
     loss: tuple[str, np.ndarray, np.ndarray] | None = None,
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """``layers``: columns step, layer, log2_ratio, log2_size of one pair; ``groups``: step, layer, group, log2_ratio of it.
 
     Every layer is a quiet line, the median bold. With ``layer`` that one stands out, with its KV groups as dots. ``loss``: name, steps and
@@ -28,26 +33,43 @@ def trajectory(
         chosen = number == layer
         heavy = words.ROLES[left if wide[number].iloc[-1] >= 0 else right]
         fig.add_scatter(
-            x=steps, y=wide[number], mode="lines+markers", **upper, name=f"layer {number}",
+            x=steps,
+            y=wide[number],
+            mode="lines+markers",
+            **upper,
+            name=f"layer {number}",
             line=dict(color=theme.ink if chosen else see_through(theme.quiet, 0.5), width=2.2 if chosen else 1),
             marker=dict(size=5 if chosen else 3),
-            text=[words.side(pair, v) for v in wide[number]], hovertemplate=f"layer {number}, step %{{x:,}}<br>%{{text}}<extra></extra>",
-        )  # fmt: skip
+            text=[words.side(pair, v) for v in wide[number]],
+            hovertemplate=f"layer {number}, step %{{x:,}}<br>%{{text}}<extra></extra>",
+        )
         if chosen:
             part = groups[groups["layer"] == number]
             fig.add_scatter(
-                x=part["step"], y=part["log2_ratio"], mode="markers", **upper, name="KV groups", customdata=part["group"],
+                x=part["step"],
+                y=part["log2_ratio"],
+                mode="markers",
+                **upper,
+                name="KV groups",
+                customdata=part["group"],
                 marker=dict(size=7, color=[theme.role[left if v >= 0 else right] for v in part["log2_ratio"]]),
                 text=[words.side(pair, v) for v in part["log2_ratio"]],
                 hovertemplate=f"layer {number}, KV group %{{customdata}}, step %{{x:,}}<br>%{{text}} ({heavy} side heavier at the end)<extra></extra>",
-            )  # fmt: skip
+            )
     if layer is None:
         middle = wide.median(axis=1)
         last = middle.iloc[-1]
         fig.add_scatter(
-            x=steps, y=middle, mode="lines+markers", **upper, line=dict(color=theme.role[left if last >= 0 else right], width=2.6), marker=dict(size=6),
-            name="median", text=[words.side(pair, v) for v in middle], hovertemplate="median layer, step %{x:,}<br>%{text}<extra></extra>",
-        )  # fmt: skip
+            x=steps,
+            y=middle,
+            mode="lines+markers",
+            **upper,
+            line=dict(color=theme.role[left if last >= 0 else right], width=2.6),
+            marker=dict(size=6),
+            name="median",
+            text=[words.side(pair, v) for v in middle],
+            hovertemplate="median layer, step %{x:,}<br>%{text}<extra></extra>",
+        )
     shown = wide.to_numpy()
     if layer is not None:
         shown = np.concatenate([shown.ravel(), groups.loc[groups["layer"] == layer, "log2_ratio"].to_numpy()])
@@ -68,34 +90,84 @@ def trajectory(
         xaxis=dict(anchor="y2" if loss else "y", title=dict(text="step", standoff=14)),
         yaxis=dict(domain=[0.42, 1] if loss else [0, 1], range=[low, high], tickvals=values, ticktext=labels),
     )
-    fig.add_annotation(text=f"{words.ROLES[left]} over {words.ROLES[right]}", xref="x domain", yref="y domain", x=0, y=1, xanchor="left", yanchor="bottom",
-                       xshift=-44, yshift=8)  # fmt: skip
+    fig.add_annotation(
+        text=f"{words.ROLES[left]} over {words.ROLES[right]}",
+        xref="x domain",
+        yref="y domain",
+        x=0,
+        y=1,
+        xanchor="left",
+        yanchor="bottom",
+        xshift=-44,
+        yshift=8,
+    )
     if np.isfinite(size) and low < size < high:
-        fig.add_shape(type="line", xref="x domain", yref="y", x0=0, x1=1, y0=size, y1=size, line=dict(color=theme.quiet, width=1, dash="dot"))
-        fig.add_annotation(text="size alone", xref="x domain", yref="y", x=1, y=size, xanchor="right", yanchor="bottom", font=dict(size=11))
+        fig.add_shape(
+            type="line",
+            xref="x domain",
+            yref="y",
+            x0=0,
+            x1=1,
+            y0=size,
+            y1=size,
+            line=dict(color=theme.quiet, width=1, dash="dot"),
+        )
+        fig.add_annotation(
+            text="size alone",
+            xref="x domain",
+            yref="y",
+            x=1,
+            y=size,
+            xanchor="right",
+            yanchor="bottom",
+            font=dict(size=11),
+        )
     if low < 0 < high:
-        fig.add_shape(type="line", xref="x domain", yref="y", x0=0, x1=1, y0=0, y1=0, line=dict(color=theme.border, width=1.4))
+        fig.add_shape(
+            type="line", xref="x domain", yref="y", x0=0, x1=1, y0=0, y1=0, line=dict(color=theme.border, width=1.4)
+        )
     x_low, x_high = float(steps.min()), float(steps.max())
     if loss:
         name, at, y = loss
-        fig.add_scatter(x=at, y=y, mode="lines", xaxis="x", yaxis="y2", line=dict(color=theme.ink, width=1.6), name=plain_text(name),
-                        hovertemplate=f"{plain_text(name)}, step %{{x:,}}<br>%{{y:.4~g}}<extra></extra>")  # fmt: skip
+        fig.add_scatter(
+            x=at,
+            y=y,
+            mode="lines",
+            xaxis="x",
+            yaxis="y2",
+            line=dict(color=theme.ink, width=1.6),
+            name=plain_text(name),
+            hovertemplate=f"{plain_text(name)}, step %{{x:,}}<br>%{{y:.4~g}}<extra></extra>",
+        )
         fig.update_layout(yaxis2=dict(domain=[0, 0.3], anchor="x", nticks=4))
-        fig.add_annotation(text=plain_text(name), xref="x domain", yref="y2 domain", x=0, y=1, xanchor="left", yanchor="bottom", xshift=-44, yshift=8)
+        fig.add_annotation(
+            text=plain_text(name),
+            xref="x domain",
+            yref="y2 domain",
+            x=0,
+            y=1,
+            xanchor="left",
+            yanchor="bottom",
+            xshift=-44,
+            yshift=8,
+        )
         inside = at[np.isfinite(at)]
         if len(inside):
             x_low, x_high = min(x_low, float(inside.min())), max(x_high, float(inside.max()))
     space = 0.012 * (x_high - x_low) or 1.0
     ticks = whole_ticks(x_low, x_high)
-    fig.update_xaxes(range=[x_low - space, x_high + space], tickvals=ticks, ticktext=[words.axis_number(t) for t in ticks])
+    fig.update_xaxes(
+        range=[x_low - space, x_high + space], tickvals=ticks, ticktext=[words.axis_number(t) for t in ticks]
+    )
     return fig
 
 
 def _ratio_ticks(pair: str, low: float, high: float) -> tuple[list[float], list[str]]:
-    """Whole octaves; where there are fewer than three, ratios in finer steps, each naming its heavier side by its direction."""
+    """Whole octaves; where there are fewer than three, round ratios of the heavier side."""
     values, labels = octave_ticks(low, high)
     if len(values) >= 3:
         return list(values), list(labels)
-    step = next((s for s in (0.5, 0.25, 0.1, 0.05, 0.02) if (high - low) / s >= 3), 0.01)
-    values = [i * step for i in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
-    return values, [f"{2**v:.2f}×" if v >= 0 else f"1/{2**-v:.2f}×" for v in values]
+    sign = 1 if low + high >= 0 else -1
+    inside = sorted(2.0 ** (sign * v) for v in (low, high))
+    ratios = [r for r in whole_ticks(*inside, most=6) if r > 0]
+    return [sign * float(np.log2(r)) for r in ratios], [f"{r:g}×" if sign > 0 else f"1/{r:g}×" for r in ratios]

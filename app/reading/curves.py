@@ -20,18 +20,49 @@ _TOGETHER = {"configuration": "Configuration", "seed": "Seed", "none": "Single r
 
 def controls(shown: Shown) -> None:
     with st.container(border=True):
-        st.multiselect("Metrics", shown.everything, key="curves", max_selections=MOST_CURVES, placeholder=shown.metrics[0], **_KEPT)
+        st.multiselect(
+            "Metrics", shown.everything, key="curves", max_selections=MOST_CURVES, placeholder=shown.metrics[0], **_KEPT
+        )
         with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-            st.selectbox("Against", axes(shown.runs, shown.everything), key="x", format_func=lambda x: X_LABELS.get(x, x), width=190, **_KEPT)
+            st.selectbox(
+                "Against",
+                axes(shown.runs, shown.everything),
+                key="x",
+                format_func=lambda x: X_LABELS.get(x, x),
+                width=190,
+                **_KEPT,
+            )
             if len(shown.runs) > 1:
-                st.segmented_control("Together", list(_TOGETHER), key="together", required=True, format_func=_TOGETHER.get, **_KEPT,
-                                     help="By configuration: runs that differ in nothing but their seed are one group.")  # fmt: skip
+                st.segmented_control(
+                    "Together",
+                    list(_TOGETHER),
+                    key="together",
+                    required=True,
+                    format_func=_TOGETHER.get,
+                    **_KEPT,
+                    help="By configuration: runs that differ in nothing but their seed are one group.",
+                )
                 if state.get("together") != "none":
-                    st.segmented_control("As", ["band", "lines"], key="shape", required=True, format_func={"band": "Mean and band", "lines": "Lines"}.get, **_KEPT)
+                    st.segmented_control(
+                        "As",
+                        ["band", "lines"],
+                        key="shape",
+                        required=True,
+                        format_func={"band": "Mean and band", "lines": "Lines"}.get,
+                        **_KEPT,
+                    )
             st.segmented_control("Log axes", ["x", "y"], selection_mode="multi", key="log_axes", **_KEPT)
         with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-            st.slider("Smoothing", 0.0, 0.995, step=0.005, key="smoothing", width=230, **_KEPT,
-                      help="A mean over the past, in which a value k points back weighs strength to the k. Nothing later enters.")  # fmt: skip
+            st.slider(
+                "Smoothing",
+                0.0,
+                0.995,
+                step=0.005,
+                key="smoothing",
+                width=230,
+                **_KEPT,
+                help="A mean over the past, in which a value k points back weighs strength to the k. Nothing later enters.",
+            )
             _window(shown)
             if shown.n_lines > MOST_NAMED:
                 names = list(shown.groups) if shown.as_band else [run.name for run in shown.runs]
@@ -62,7 +93,15 @@ def _window(shown: Shown) -> None:
     kind = int if whole else float
     state.put("window", tuple(kind(v) for v in chosen))
     state.note("window span", tuple(kind(v) for v in span))
-    st.slider("From and to", kind(span[0]), kind(span[1]), key="window", width=300, help="Drawn anew with every point that fits.", **_KEPT)
+    st.slider(
+        "From and to",
+        kind(span[0]),
+        kind(span[1]),
+        key="window",
+        width=300,
+        help="Drawn anew with every point that fits.",
+        **_KEPT,
+    )
 
 
 def _chosen_window() -> tuple[float, float] | None:
@@ -78,13 +117,28 @@ def draw(shown: Shown, theme: Theme) -> list[tuple[str, str, go.Figure]]:
         finding = _finding(shown, metric)
         if not lines:
             st.subheader(words.markdown_text(metric), anchor=False)
-            st.markdown(f":gray[No run has {words.markdown_text(metric)} against {words.markdown_text(X_LABELS.get(shown.x, shown.x).lower())}.]")
+            st.markdown(
+                f":gray[No run has {words.markdown_text(metric)} against {words.markdown_text(X_LABELS.get(shown.x, shown.x).lower())}.]"
+            )
             continue
         how = _how(shown, metric, lines, n)
         table_heading(words.markdown_text(finding), words.markdown_text(how), _table(lines), f"curve {metric}"[:60])
-        fig = curves(lines, x_title=_x_title(shown), y_title=metric, theme=theme, log_x="x" in state.get("log_axes"), log_y="y" in state.get("log_axes"),
-                     highlight=state.get("highlight"))  # fmt: skip
-        st.plotly_chart(fig, theme=None, config=CONFIG, key=f"curve of {metric}", alt=f"{metric} of {words.plural(len(lines), 'line')}. {finding}.")
+        fig = curves(
+            lines,
+            x_title=_x_title(shown),
+            y_title=metric,
+            theme=theme,
+            log_x="x" in state.get("log_axes"),
+            log_y="y" in state.get("log_axes"),
+            highlight=state.get("highlight"),
+        )
+        st.plotly_chart(
+            fig,
+            theme=None,
+            config=CONFIG,
+            key=f"curve of {metric}",
+            alt=f"{metric} of {words.plural(len(lines), 'line')}. {finding}.",
+        )
         out.append((finding, how, fig))
     return out
 
@@ -106,7 +160,9 @@ def _lines(shown: Shown, metric: str) -> tuple[list[Curve], int]:
             if one is not None and len(one.x):
                 n += one.n_window
                 name = title if shown.as_band and len(having) == 1 else run.name
-                out.append(Curve(name, one.x / scale, one.y, raw=one.raw if shown.smoothing and shown.n_lines <= 6 else None))
+                out.append(
+                    Curve(name, one.x / scale, one.y, raw=one.raw if shown.smoothing and shown.n_lines <= 6 else None)
+                )
     return out, n
 
 
@@ -138,11 +194,15 @@ def _how(shown: Shown, metric: str, lines: list[Curve], n: int) -> str:
     if any(one.low is not None for one in lines):
         parts.append("Line: mean of a group's runs, where all of them have a value; band: lowest to highest.")
     if shown.smoothing:
-        parts.append(f"Smoothed with strength {shown.smoothing:g}: a value weighs half after {half_life(shown.smoothing):.1f} points; later points never enter."
-                     + (" Faint: as logged." if any(one.raw is not None for one in lines) else ""))  # fmt: skip
+        parts.append(
+            f"Smoothed with strength {shown.smoothing:g}: a value weighs half after {half_life(shown.smoothing):.1f} points; later points never enter."
+            + (" Faint: as logged." if any(one.raw is not None for one in lines) else "")
+        )
     drawn = sum(len(one.x) for one in lines)
     if drawn < n and not any(one.low is not None for one in lines):
-        parts.append(f"{words.count(drawn)} of {words.count(n)} points drawn, every extreme among them; a smaller window shows the rest.")
+        parts.append(
+            f"{words.count(drawn)} of {words.count(n)} points drawn, every extreme among them; a smaller window shows the rest."
+        )
     gaps = sum(run.series[metric].n_nan + run.series[metric].n_infinite for run in shown.runs if metric in run.series)
     if gaps:
         parts.append(f"{words.plural(gaps, 'value is', 'values are')} NaN or infinite: the line is broken there.")
@@ -154,5 +214,10 @@ def _how(shown: Shown, metric: str, lines: list[Curve], n: int) -> str:
 
 def _table(lines: list[Curve]) -> pd.DataFrame:
     """What is drawn, one row a point."""
-    frames = [pd.DataFrame({"line": one.name, "x": one.x, "y": one.y, "lowest": one.low, "highest": one.high, "as_logged": one.raw}) for one in lines]
+    frames = [
+        pd.DataFrame(
+            {"line": one.name, "x": one.x, "y": one.y, "lowest": one.low, "highest": one.high, "as_logged": one.raw}
+        )
+        for one in lines
+    ]
     return pd.concat(frames, ignore_index=True).dropna(axis=1, how="all") if frames else pd.DataFrame()

@@ -9,7 +9,15 @@ from app.figures import words
 from app.messages import plain
 from app.reading.opening import table_heading
 from app.reading.shown import Shown
-from wisca_core.runs.groups import by_configuration, differences, ends_table, group_statistics, lower_is_better, paired, paired_sentence
+from wisca_core.runs.groups import (
+    by_configuration,
+    differences,
+    ends_table,
+    group_statistics,
+    lower_is_better,
+    paired,
+    paired_sentence,
+)
 
 _KEPT = {"persist_state": "session"}
 _MOST_ROWS = 2000
@@ -27,7 +35,7 @@ def headline(shown: Shown) -> tuple[str, str]:
     if len(table) == 1:
         row = table.iloc[0]
         best = f"Its {'lowest' if lower else 'highest'} value is {words.digits(row['best'])}, at step {row['best_step']:,g}."
-        return f"{row['run']} ends at {words.digits(row['final'])} {metric} after {row['final_step']:,g} steps", best
+        return f"{row['run']}: {metric} {words.digits(row['final'])} at step {row['final_step']:,g}", best
     first = stats.sort_values("mean", ascending=lower).iloc[0]
     of = f"mean of {words.plural(int(first['runs']), 'run')}" if first["runs"] > 1 else "one run"
     title = f"{first['group']} ends {'lowest' if lower else 'highest'}: {metric} {words.digits(first['mean'])}, {of}"
@@ -35,8 +43,15 @@ def headline(shown: Shown) -> tuple[str, str]:
         spread = f"Single runs end between {words.digits(first['min'])} and {words.digits(first['max'])}."
         return f"{words.plural(len(table), 'run')} end at {metric} {words.digits(first['mean'])} on average", spread
     lost = int(stats["not_finite"].sum())
-    more = f" {words.plural(lost, 'run ends', 'runs end')} in NaN or infinity and {'is' if lost == 1 else 'are'} in no mean." if lost else ""
-    return title, f"An order of {words.plural(len(stats), 'group')}, not a conclusion: the paired difference below says whether two can be told apart.{more}"
+    more = (
+        f" {words.plural(lost, 'run ends', 'runs end')} in NaN or infinity and {'is' if lost == 1 else 'are'} in no mean."
+        if lost
+        else ""
+    )
+    return (
+        title,
+        f"An order of {words.plural(len(stats), 'group')}, not a conclusion: the paired difference below says whether two can be told apart.{more}",
+    )
 
 
 def draw(shown: Shown) -> list[tuple[str, pd.DataFrame]]:
@@ -45,23 +60,49 @@ def draw(shown: Shown) -> list[tuple[str, pd.DataFrame]]:
     lower = lower_is_better(metric)
     table = ends_table(shown.groups, metric, lower)
     out: list[tuple[str, pd.DataFrame]] = []
-    grouped = len(shown.groups) < len(table) or len(table) == 1 and False
+    grouped = len(shown.groups) < len(table)
     if grouped:
         stats = group_statistics(table)
-        view = pd.DataFrame({
-            "Group": stats["group"], "Runs": stats["runs"], "Not finite": stats["not_finite"], "Mean": stats["mean"], "SD": stats["sd"],
-            "95 % low": stats["low"], "95 % high": stats["high"], "Lowest": stats["min"], "Highest": stats["max"],
-        })  # fmt: skip
-        table_heading(f"Final {words.markdown_text(metric)} by group", "Mean over the runs with a finite value, with its 95 % t interval.", stats, "groups")
+        view = pd.DataFrame(
+            {
+                "Group": stats["group"],
+                "Runs": stats["runs"],
+                "Not finite": stats["not_finite"],
+                "Mean": stats["mean"],
+                "SD": stats["sd"],
+                "95 % low": stats["low"],
+                "95 % high": stats["high"],
+                "Lowest": stats["min"],
+                "Highest": stats["max"],
+            }
+        )
+        table_heading(
+            f"Final {words.markdown_text(metric)} by group",
+            "Mean over the runs with a finite value, with its 95 % t interval.",
+            stats,
+            "groups",
+        )
         _frame(view, "Final values by group")
         out.append((f"Final {metric} by group", view))
-    view = pd.DataFrame({
-        "Run": table["run"], "Group": table["group"], "Seed": table["seed"], "Final": table["final"], "At step": table["final_step"], "Best": table["best"],
-        "Best at": table["best_step"], "Values": table["points"],
-    })  # fmt: skip
+    view = pd.DataFrame(
+        {
+            "Run": table["run"],
+            "Group": table["group"],
+            "Seed": table["seed"],
+            "Final": table["final"],
+            "At step": table["final_step"],
+            "Best": table["best"],
+            "Best at": table["best_step"],
+            "Values": table["points"],
+        }
+    )
     view = view if grouped else view.drop(columns="Group")
-    table_heading(f"Final and best {words.markdown_text(metric)}", f"Final is the last value logged, best the {'lowest' if lower else 'highest'} finite one.",
-                  table, "ends")  # fmt: skip
+    table_heading(
+        f"Final and best {words.markdown_text(metric)}",
+        f"Final is the last value logged, best the {'lowest' if lower else 'highest'} finite one.",
+        table,
+        "ends",
+    )
     _frame(view.head(_MOST_ROWS), "Final and best value of every run")
     out.append((f"Final and best {metric}", view))
     return out
@@ -74,11 +115,13 @@ def pairs(shown: Shown) -> str:
     if len(titles) < 2:
         return ""
     if state.get("from_group") not in titles:
-        state.put("from_group", titles[0])
+        state.put("from_group", next((title for title in titles if "baseline" in title.lower()), titles[0]))
     if state.get("to_group") not in titles:
-        state.put("to_group", titles[1])
+        state.put("to_group", next(title for title in titles if title != state.get("from_group")))
     st.subheader("Paired difference", anchor=False)
-    st.markdown(":small[:gray[Runs of one seed are compared with each other, so that what the seed does falls out. 95 % t interval.]]")
+    st.markdown(
+        ":small[:gray[Runs of one seed are compared with each other, so that what the seed does falls out. 95 % t interval.]]"
+    )
     with st.container(horizontal=True, gap="medium"):
         st.selectbox("From", titles, key="from_group", width=300, **_KEPT)
         st.selectbox("To", titles, key="to_group", width=300, **_KEPT)
@@ -108,13 +151,27 @@ def settings(shown: Shown) -> pd.DataFrame | None:
             st.markdown(f":small[:gray[The settings of the {words.count(said)} runs that say them do not differ.]]")
         return None
     out = table.reset_index().rename(columns={"run": "Run"})
-    table_heading("Settings that differ", "Those that are the same everywhere, names, folders and dates are left out.", out, "settings")
+    table_heading(
+        "Settings that differ",
+        "Those that are the same everywhere, names, folders and dates are left out.",
+        out,
+        "settings",
+    )
     _frame(out.head(_MOST_ROWS), "Settings in which the runs differ")
     return out
 
 
 def _frame(view: pd.DataFrame, alt: str) -> None:
-    numbers = {name: st.column_config.NumberColumn(format="%.5g") for name in view.columns
-               if view[name].dtype.kind == "f" and name not in ("At step", "Best at")}  # fmt: skip
-    steps = {name: st.column_config.NumberColumn(format="localized") for name in view.columns if view[name].dtype.kind == "i" or name in ("At step", "Best at")}
-    st.dataframe(view, hide_index=True, height=min(36 * (len(view) + 1) + 2, 400), column_config=numbers | steps, alt=alt)
+    numbers = {
+        name: st.column_config.NumberColumn(format="%.5g")
+        for name in view.columns
+        if view[name].dtype.kind == "f" and name not in ("At step", "Best at")
+    }
+    steps = {
+        name: st.column_config.NumberColumn(format="localized")
+        for name in view.columns
+        if view[name].dtype.kind == "i" or name in ("At step", "Best at")
+    }
+    st.dataframe(
+        view, hide_index=True, height=min(36 * (len(view) + 1) + 2, 400), column_config=numbers | steps, alt=alt
+    )

@@ -28,7 +28,12 @@ def draw(shown: Shown | None, theme: Theme) -> list[tuple[str, str, go.Figure]]:
     st.header("In the weights", anchor=False)
     folder = checkpoint_folder()
     with st.expander("Folder of checkpoints", expanded=not folder):
-        st.text_input("A folder with checkpoint-500, step_1000, ...", key="checkpoints", placeholder=folder or "/runs/my-run", **_KEPT)
+        st.text_input(
+            "A folder with checkpoint-500, step_1000, ...",
+            key="checkpoints",
+            placeholder=folder or "/runs/my-run",
+            **_KEPT,
+        )
     if not folder:
         st.markdown(":gray[No checkpoints lie beside these logs. Name their folder to see how the pairs moved.]")
         return []
@@ -53,7 +58,12 @@ def _measured(folder: str) -> bool:
         return True  # what it measured could not be kept: measure here, with patience
     st.markdown(":gray[One pass over the attention weights of every checkpoint; each is read once.]")
     if st.button("Measure the checkpoints", type="primary", key="measure_checkpoints"):
-        jobs.start("trajectory", {"folder": folder}, f"Measure checkpoints in {fit_for_a_line(folder, 60)}", exclusive=f"trajectory {folder}")
+        jobs.start(
+            "trajectory",
+            {"folder": folder},
+            f"Measure checkpoints in {fit_for_a_line(folder, 60)}",
+            exclusive=f"trajectory {folder}",
+        )
         st.rerun()
     return False
 
@@ -68,24 +78,48 @@ def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[st
     if state.get("moved_layer") not in numbers:
         state.put("moved_layer", None)
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        st.segmented_control("Pair", found.pairs, key="moved_pair", required=True, format_func=words.PAIR_LABELS.get, **_KEPT)
-        st.selectbox("Layer and its KV groups", numbers, key="moved_layer", placeholder="all, with the median", width=230, **_KEPT)
+        st.segmented_control(
+            "Pair", found.pairs, key="moved_pair", required=True, format_func=words.PAIR_LABELS.get, **_KEPT
+        )
+        st.selectbox(
+            "Layer and its KV groups",
+            numbers,
+            key="moved_layer",
+            placeholder="all, with the median",
+            width=230,
+            **_KEPT,
+        )
+    st.space("small")
     layer = state.get("moved_layer")
     groups = found.tables["l1"]
     groups = groups[groups["pair"] == pair]
     loss = _loss(shown)
     finding = _finding(found, pair)
     left, right = words.PAIR_ROLES[pair]
-    lines = "The layer is bold, its KV groups are dots" if layer is not None else "Bold: the median layer; quiet: every layer"
-    how = (f"{lines}. Ratio of L1 norms, log axis: above 1× {words.coloured(left)} is heavier, below {words.coloured(right)}."
-           + (f" Below, {words.markdown_text(loss[0])} on the same axis." if loss else ""))  # fmt: skip
+    lines = (
+        "The layer is bold, its KV groups are dots"
+        if layer is not None
+        else "Bold: the median layer; quiet: every layer"
+    )
+    how = (
+        f"{lines}. Ratio of L1 norms, log axis: above 1× {words.coloured(left)} is heavier, below {words.coloured(right)}."
+        + (f" Below, {words.markdown_text(loss[0])} on the same axis." if loss else "")
+    )
     table_heading(finding, how, groups, "trajectory")
     fig = trajectory_figure(layers, groups, pair=pair, theme=theme, layer=layer, loss=loss)
-    st.plotly_chart(fig, theme=None, config=CONFIG, key="trajectory chart", alt=f"Ratio of {words.PAIR_LABELS[pair]} over the checkpoints. {finding}.")
+    st.plotly_chart(
+        fig,
+        theme=None,
+        config=CONFIG,
+        key="trajectory chart",
+        alt=f"Ratio of {words.PAIR_LABELS[pair]} over the checkpoints. {finding}.",
+    )
     for one in advice(found, "l1", EVERY, loss):
         st.markdown(words.markdown_text(one.text))
     _say_labels(found)
-    plain_how = f"{lines}. Ratio of L1 norms, log axis: above 1× {words.ROLES[left]} is heavier, below {words.ROLES[right]}."
+    plain_how = (
+        f"{lines}. Ratio of L1 norms, log axis: above 1× {words.ROLES[left]} is heavier, below {words.ROLES[right]}."
+    )
     return [(finding, plain_how, fig)]
 
 

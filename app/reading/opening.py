@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from app import cached, state
+from app import cached, state, uploads
 from app.figures import words
 from app.messages import errors_as_messages, plain
 from app.reading.shown import Shown, paths
@@ -15,32 +15,59 @@ FOLLOW_SECONDS = 3.0
 # More than this is no download of a page: it would lie in memory several times.
 MOST_DOWNLOADED = 1_000_000
 _MOST_REMARKS = 200
+_UPLOADED = "uploaded logs"
 
 
 def ask() -> None:
     """The form with the paths; open while there is nothing to show."""
-    with st.expander("Open logs", expanded=not paths(), key="open_logs"), st.form("logs_form", border=False):
+    with st.expander("Open logs", expanded=not paths(), key="open_logs"):
+        _ask_paths()
+        _ask_files()
+
+
+def _ask_paths() -> None:
+    with st.form("logs_form", border=False):
         st.text_area(
-            "Files or folders on this machine, one a line", key="logs", persist_state="session", height=96,
+            "Files or folders on this machine, one a line",
+            key="logs",
+            persist_state="session",
+            height=96,
             help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, trackio's .db, W&B run files and exports, console "
             "logs of nanoGPT, nanochat and Megatron-LM, and runs of this project.",
-        )  # fmt: skip
+        )
         st.form_submit_button("Open")
+
+
+def _ask_files() -> None:
+    with errors_as_messages("These files cannot be opened"), st.form("logs_upload", border=False, clear_on_submit=True):
+        # event files have no ending of their own, so any plain name is taken; what a file is, is seen when it is read
+        files = st.file_uploader("Or small files from this browser", accept_multiple_files=True)
+        if st.form_submit_button("Open the files") and files:
+            state.note(_UPLOADED, str(uploads.keep([(file.name, file.getvalue()) for file in files], endings=("",))))
+            st.rerun()
+
+
+def take_uploaded() -> None:
+    """Open what was just uploaded; before any widget of the page is drawn."""
+    folder = state.note(_UPLOADED)
+    if folder:
+        state.forget(_UPLOADED)
+        state.put("logs", folder)
 
 
 def facts(shown: Shown) -> str:
     """The small line above the title."""
     kinds = dict.fromkeys(KINDS[run.kind][0] for run in shown.runs)
     n = sum(len(run) for run in shown.runs)
-    return f"{words.plural(len(shown.runs), 'run')} out of {' and '.join(kinds)}, {words.plural(len(shown.everything), 'metric')}, {words.plural(n, 'value')}."
+    return f"{words.plural(len(shown.runs), 'run')}, {words.plural(len(shown.everything), 'metric')}, {words.plural(n, 'value')}. Read from: {', '.join(kinds)}."
 
 
 def follow(shown: Shown) -> None:
     """Look for new points every few seconds while the switch is on; the page is drawn again when there are any."""
     with st.container(horizontal=True, gap="medium", vertical_alignment="center"):
         st.toggle("Follow files that grow", key="follow", persist_state="session")
-        columns = list(dict.fromkeys(name for run in shown.runs for name in run.columns))
-        tables = [run for run in shown.runs if run.columns]
+        tables = [run for run in shown.runs if run.columns and run.kind in ("csv", "jsonl", "json", "parquet")]
+        columns = list(dict.fromkeys(name for run in tables for name in run.columns))
         if tables:
             with st.popover("Step column", type="tertiary"):
                 taken = tables[0].step_column
@@ -48,9 +75,14 @@ def follow(shown: Shown) -> None:
                 if state.get("step_column") not in options:
                     state.put("step_column", "")
                 st.selectbox(
-                    "Column that counts the steps", options, key="step_column", persist_state="session",
-                    format_func=lambda name: name or (f"guessed: {taken}" if taken else "guessed: none, rows are counted"),
-                )  # fmt: skip
+                    "Column that counts the steps",
+                    options,
+                    key="step_column",
+                    persist_state="session",
+                    format_func=lambda name: (
+                        name or (f"guessed: {taken}" if taken else "guessed: none, rows are counted")
+                    ),
+                )
     if state.get("follow"):
         st.fragment(_watch, run_every=FOLLOW_SECONDS)(shown.logs.version)
 
@@ -84,7 +116,14 @@ def download(shown: Shown) -> None:
     """All values as one long table, or the command that writes it."""
     n = sum(len(run) for run in shown.runs)
     if n <= MOST_DOWNLOADED:
-        st.download_button("All values as CSV", lambda: b"".join(csv_pieces(shown.runs)), "runs.csv", "text/csv", on_click="ignore", key="runs csv")
+        st.download_button(
+            "All values as CSV",
+            lambda: b"".join(csv_pieces(shown.runs)),
+            "runs.csv",
+            "text/csv",
+            on_click="ignore",
+            key="runs csv",
+        )
     else:
         with st.popover("All values as CSV"):
             st.markdown(f"{words.count(n)} rows are too many for a page. This writes them:")
@@ -102,6 +141,14 @@ def table_heading(title: str, how: str, table: pd.DataFrame, name: str) -> None:
     with st.container(gap="xxsmall"):
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", wrap=False):
             st.subheader(title, anchor=False)
-            st.download_button("CSV", lambda: csv_bytes(table), f"{name}.csv", "text/csv", type="tertiary", on_click="ignore", key=f"{name} csv")
+            st.download_button(
+                "CSV",
+                lambda: csv_bytes(table),
+                f"{name}.csv",
+                "text/csv",
+                type="tertiary",
+                on_click="ignore",
+                key=f"{name} csv",
+            )
         if how:
             st.markdown(f":small[:gray[{how}]]")

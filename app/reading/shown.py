@@ -58,11 +58,19 @@ def shown() -> Shown:
     if state.get("x") not in axes(runs, everything):
         state.put("x", "step")
     together = state.get("together")
-    grouped = {"configuration": by_configuration, "seed": by_seed}.get(together, lambda runs: {run.name: (run,) for run in runs})(runs)
+    grouped = {"configuration": by_configuration, "seed": by_seed}.get(
+        together, lambda runs: {run.name: (run,) for run in runs}
+    )(runs)
     return Shown(
-        logs, runs, grouped, everything, tuple(chosen or [_first(runs, everything)]), state.get("x"), float(state.get("smoothing")),
+        logs,
+        runs,
+        grouped,
+        everything,
+        tuple(chosen or [_first(runs, everything)]),
+        state.get("x"),
+        float(state.get("smoothing")),
         as_band=together != "none" and state.get("shape") == "band",
-    )  # fmt: skip
+    )
 
 
 def _first(runs: tuple[Run, ...], everything: tuple[str, ...]) -> str:

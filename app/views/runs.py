@@ -10,6 +10,7 @@ from app.reading import curves, ends, moved, opening
 from app.reading.shown import shown
 
 theme = theme_of(st.context.theme.type)
+opening.take_uploaded()
 view = None
 with errors_as_messages("These logs cannot be read"):
     view = shown()
@@ -42,7 +43,12 @@ with st.container(horizontal=True, gap="small"):
     opening.download(view)
     st.download_button(
         "This page as HTML",
-        lambda: report(title, [sentence, *filter(None, [compared])], figures, tables, lines, theme if figures else LIGHT),
-        "runs.html", "text/html", on_click="ignore", key="runs html",
+        lambda: report(
+            title, [sentence, *filter(None, [compared])], figures, tables, lines, theme if figures else LIGHT
+        ),
+        "runs.html",
+        "text/html",
+        on_click="ignore",
+        key="runs html",
         help="Curves and tables as they are now, in one file that needs no network.",
-    )  # fmt: skip
+    )

@@ -64,9 +64,14 @@ def tensorboard(folder: Path) -> None:
             assert function() == N_SCALARS, name
             seconds[name].append(time.process_time() - began)
     middle = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"{N_SCALARS:,} scalars, CPU seconds, median of 5: " + ", ".join(f"{name} {value:.3f}" for name, value in middle.items()))
-    print(f"ours / bare pass {middle['ours'] / middle['bare']:.2f} (at most 1.5), EventAccumulator / ours {middle['EventAccumulator'] / middle['ours']:.1f} "
-          "(at least 4); ours also checks every checksum")  # fmt: skip
+    print(
+        f"{N_SCALARS:,} scalars, CPU seconds, median of 5: "
+        + ", ".join(f"{name} {value:.3f}" for name, value in middle.items())
+    )
+    print(
+        f"ours / bare pass {middle['ours'] / middle['bare']:.2f} (at most 1.5), EventAccumulator / ours {middle['EventAccumulator'] / middle['ours']:.1f} "
+        "(at least 4); ours also checks every checksum"
+    )
 
 
 def write_gigabyte(path: Path, n_bytes: int = 1_000_000_000) -> None:
@@ -109,8 +114,10 @@ def measured(what: str, path: str) -> None:
         began, cpu = time.perf_counter(), time.process_time()
         logs = read([path])
         n = sum(len(run) for run in logs.runs)
-    print(f"{what}: {n:,} values in {time.perf_counter() - began:.1f} s ({time.process_time() - cpu:.1f} s CPU), "
-          f"{anonymous_mb() - base:.0f} MB of memory afterwards, peak {rss_mb():.0f} MB with mapped files and imports")  # fmt: skip
+    print(
+        f"{what}: {n:,} values in {time.perf_counter() - began:.1f} s ({time.process_time() - cpu:.1f} s CPU), "
+        f"{anonymous_mb() - base:.0f} MB of memory afterwards, peak {rss_mb():.0f} MB with mapped files and imports"
+    )
     if what != "pandas":
         draw(logs.runs, "metric_3" if what == "csv" else "loss")
 
@@ -119,7 +126,9 @@ def write_runs(folder: Path, n_runs: int = 500, n_steps: int = 10_000) -> None:
     for k in range(n_runs):
         place = folder / f"lr-{k % 5}" / f"seed-{k // 5}"
         place.mkdir(parents=True)
-        (place / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "loss": 1 / (s + 1) + k, "lr": 1e-3}) + "\n" for s in range(0, n_steps, 10)))
+        (place / "metrics.jsonl").write_text(
+            "".join(json.dumps({"step": s, "loss": 1 / (s + 1) + k, "lr": 1e-3}) + "\n" for s in range(0, n_steps, 10))
+        )
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """What a rescale costs in a training run, against an optimiser step of the same model in the same run. By hand:
 
-    python tests/benchmarks/rescale_cost.py [--layers 4] [--granularity tensor] [--device cpu|cuda] [--threads 1]
+python tests/benchmarks/rescale_cost.py [--layers 4] [--granularity tensor] [--device cpu|cuda] [--threads 1]
 
-Layers of TinyLlama-1.1B (width 2048, 32 query heads on 4 KV heads), with fewer of them the vocabulary is cut alike, so that attention
-has its share of the 1.1B parameters; AdamW in float32 with its state transported. The defaults are a 4-layer model on
-one CPU thread, and all 22 layers (1.1B parameters) where there is a GPU. Median of interleaved repetitions; on a GPU the
-clock stops after a synchronisation. Printed: optimiser step (foreach, fused), training step (forward, backward, step), rescale, and
-the share of a run that a rescale every 250 steps takes.
+Layers of TinyLlama-1.1B (width 2048, 32 query heads on 4 KV heads), with fewer of them the vocabulary is cut alike, so
+that attention has its share of the 1.1B parameters; AdamW in float32 with its state transported. The defaults are a
+4-layer model on one CPU thread, and all 22 layers (1.1B parameters) where there is a GPU. Median of interleaved
+repetitions; on a GPU the clock stops after a synchronisation. Printed: optimiser step (foreach, fused), training step
+(forward, backward, step), rescale, and the share of a run that a rescale every 250 steps takes.
 """
 
 import argparse
@@ -46,8 +46,15 @@ def main() -> None:
     torch.manual_seed(0)
     n_layers = options.layers or (22 if options.device == "cuda" else 4)
     vocab_size = 32000 * n_layers // 22
-    config = LlamaConfig(vocab_size=vocab_size, hidden_size=2048, intermediate_size=5632, num_hidden_layers=n_layers, num_attention_heads=32,
-                         num_key_value_heads=4, max_position_embeddings=2048)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=n_layers,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+    )
     with torch.device(options.device):
         model = LlamaForCausalLM(config)
     batch, length = TOKENS[options.device]
@@ -84,12 +91,17 @@ def main() -> None:
 
     n = sum(p.numel() for p in model.parameters())
     print(
-        f"{n / 1e6:,.0f}M parameters, {n_layers} layers, {options.granularity}, {options.device}, {options.threads} thread(s), torch {torch.__version__}"
+        f"{n / 1e6:,.0f}M parameters, {n_layers} layers, {options.granularity}, {options.device}, {options.threads} "
+        f"thread(s), torch {torch.__version__}"
     )
     for name, found in steps.items():
-        print(f"AdamW {name:8s} optimiser step {found['step'] * 1e3:9.2f} ms   rescale {found['rescale'] * 1e3:9.2f} ms   ratio "
-              f"{found['rescale'] / found['step']:.3f}   training step of {batch * length} tokens {found['train'] * 1e3:9.1f} ms   "
-              f"every 250 steps {100 * found['rescale'] / (250 * found['train']):.4f} %")  # fmt: skip
+        print(
+            f"AdamW {name:8s} optimiser step {found['step'] * 1e3:9.2f} ms   rescale {found['rescale'] * 1e3:9.2f} "
+            "ms   ratio "
+            f"{found['rescale'] / found['step']:.3f}   training step of {batch * length} tokens "
+            f"{found['train'] * 1e3:9.1f} ms   "
+            f"every 250 steps {100 * found['rescale'] / (250 * found['train']):.4f} %"
+        )
 
 
 if __name__ == "__main__":

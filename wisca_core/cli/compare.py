@@ -114,7 +114,7 @@ def duration(seconds: float) -> str:
 
 
 def _say(comparison: Comparison, report) -> None:
-    from wisca_core.comparison.statistics import signed, verdict
+    from wisca_core.comparison.statistics import placebo_words, signed, verdict
 
     say(report.sentence, style="bold")
     say(report.reading)
@@ -129,7 +129,7 @@ def _say(comparison: Comparison, report) -> None:
     table(["Arm", "Rate", "Loss", "Difference", "95 % t", "Bootstrap", "Better", "Steps saved", "Reading"], rows, numbers=range(2, 6))
     say("Losses in nats per byte. Steps saved: median, or how many seeds reach the baseline's final loss at all.")
     if report.noise:
-        say(f"The placebo, which changes rounding only, moves single runs by {signed(report.noise[0])} to {signed(report.noise[1])}.")
+        say(f"The placebo, which changes rounding only, moves single runs by {placebo_words(report.noise)}.")
     for arm, n, of in report.diverged:
         say(f"{arm}: {n} of {of} runs diverged.")
     for remark in report.remarks:

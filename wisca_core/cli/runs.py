@@ -9,7 +9,16 @@ import numpy as np
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
 from wisca_core.errors import BadOption
 from wisca_core.runs import Logs, Run, read
-from wisca_core.runs.groups import by_configuration, differences, ends, ends_table, group_statistics, loss_metric, lower_is_better, seed_of
+from wisca_core.runs.groups import (
+    by_configuration,
+    differences,
+    ends,
+    ends_table,
+    group_statistics,
+    loss_metric,
+    lower_is_better,
+    seed_of,
+)
 from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.table import metrics
 from wisca_core.runs.writing import HEAD, check_replaceable, write_csv
@@ -47,7 +56,9 @@ def _metric(runs: Sequence[Run], asked: str) -> str:
     found = metrics(runs)
     if asked:
         if asked not in found:
-            raise BadOption(f"metric: {asked!r} is in none of the runs; they have {', '.join(found[:12])}{' and others' if len(found) > 12 else ''}.")
+            raise BadOption(
+                f"metric: {asked!r} is in none of the runs; they have {', '.join(found[:12])}{' and others' if len(found) > 12 else ''}."
+            )
         return asked
     losses = [loss_metric(run) for run in runs]
     return max(losses, key=losses.count) or found[0]
@@ -56,7 +67,10 @@ def _metric(runs: Sequence[Run], asked: str) -> str:
 def _say(logs: Logs, metric: str) -> None:
     runs = logs.runs
     lower = lower_is_better(metric)
-    say(f"{_count(len(runs), 'run')}, {_count(sum(len(run) for run in runs), 'value')}, {_count(len(metrics(runs)), 'metric')}", style="bold")
+    say(
+        f"{_count(len(runs), 'run')}, {_count(sum(len(run) for run in runs), 'value')}, {_count(len(metrics(runs)), 'metric')}",
+        style="bold",
+    )
     say(f"{metric}: final is the last value logged, best the {'lowest' if lower else 'highest'}.\n")
     rows = []
     for one in runs[:MOST_RUNS]:
@@ -65,12 +79,16 @@ def _say(logs: Logs, metric: str) -> None:
             e = ends(one.series[metric], lower)
             cells = [f"{e.final_step:,.6g}", _number(e.final), _number(e.best), f"{e.best_step:,.6g}"]
         rows.append([one.name, one.kind, seed_of(one) or "", f"{len(one):,}", str(len(one.series)), *cells])
-    table(["Run", "Log", "Seed", "Values", "Metrics", "Last step", "Final", "Best", "at step"], rows, numbers=range(3, 9))
+    table(
+        ["Run", "Log", "Seed", "Values", "Metrics", "Last step", "Final", "Best", "at step"], rows, numbers=range(3, 9)
+    )
     if len(runs) > MOST_RUNS:
         say(f"and {len(runs) - MOST_RUNS:,} more (--json lists all)\n")
     _say_groups(runs, metric, lower)
     _say_settings(runs)
-    lines = [f"{one.name}: {remark}" for one in runs for remark in one.remarks] + [f"{path}: {why}" for path, why in logs.problems]
+    lines = [f"{one.name}: {remark}" for one in runs for remark in one.remarks] + [
+        f"{path}: {why}" for path, why in logs.problems
+    ]
     if lines:
         say("Read and not read:")
         say(listed(lines))
@@ -81,8 +99,18 @@ def _say_groups(runs: Sequence[Run], metric: str, lower: bool) -> None:
     if len(runs) < 2 or max(map(len, groups.values())) < 2:
         return
     stats = group_statistics(ends_table(groups, metric, lower))
-    rows = [[row.group, str(row.runs), str(row.not_finite), _number(row.mean), _number(row.sd), _number(row.low), _number(row.high)]
-            for row in stats.itertuples()]  # fmt: skip
+    rows = [
+        [
+            row.group,
+            str(row.runs),
+            str(row.not_finite),
+            _number(row.mean),
+            _number(row.sd),
+            _number(row.low),
+            _number(row.high),
+        ]
+        for row in stats.itertuples()
+    ]
     say(f"Final {metric} by configuration, runs that differ in their seed only together; 95 % t interval of the mean:")
     table(["Group", "Runs", "Not finite", "Mean", "SD", "Low", "High"], rows, numbers=range(1, 7))
 
@@ -106,7 +134,10 @@ def _document(logs: Logs, metric: str) -> dict:
         "metric": metric,
         "lower_is_better": lower,
         "runs": [_run(one) for one in logs.runs],
-        "groups": [{"runs": [r.name for r in groups[row["group"]]]} | {"n" if k == "runs" else k: v for k, v in row.items()} for row in stats.to_dict("records")],
+        "groups": [
+            {"runs": [r.name for r in groups[row["group"]]]} | {"n" if k == "runs" else k: v for k, v in row.items()}
+            for row in stats.to_dict("records")
+        ],
         "not_read": [{"path": path, "reason": why} for path, why in logs.problems],
     }
 
@@ -115,11 +146,30 @@ def _run(one: Run) -> dict:
     found = {}
     for metric, series in one.series.items():
         e = ends(series, lower_is_better(metric))
-        found[metric] = {"points": len(series), "first_step": series.chunks[0][0][0], "last_step": e.final_step, "final": e.final, "best": e.best,
-                         "best_step": e.best_step, "nan": series.n_nan, "infinite": series.n_infinite, "repeated_steps": series.n_repeated,
-                         "steps_back": series.n_back}  # fmt: skip
-    return {"run": one.name, "log": KINDS[one.kind][0], "source": one.source, "seed": seed_of(one), "counts": one.counts, "remarks": one.remarks,
-            "step_column": one.step_column, "columns": one.columns, "config": one.config, "metrics": found}  # fmt: skip
+        found[metric] = {
+            "points": len(series),
+            "first_step": series.chunks[0][0][0],
+            "last_step": e.final_step,
+            "final": e.final,
+            "best": e.best,
+            "best_step": e.best_step,
+            "nan": series.n_nan,
+            "infinite": series.n_infinite,
+            "repeated_steps": series.n_repeated,
+            "steps_back": series.n_back,
+        }
+    return {
+        "run": one.name,
+        "log": KINDS[one.kind][0],
+        "source": one.source,
+        "seed": seed_of(one),
+        "counts": one.counts,
+        "remarks": one.remarks,
+        "step_column": one.step_column,
+        "columns": one.columns,
+        "config": one.config,
+        "metrics": found,
+    }
 
 
 def _follow(paths: Sequence[str], metric: str, step_column: str) -> int:
@@ -133,7 +183,9 @@ def _follow(paths: Sequence[str], metric: str, step_column: str) -> int:
                     name = metric or loss_metric(one) or next(iter(one.series))
                     if name in one.series:
                         e = ends(one.series[name], lower_is_better(name))
-                        say(f"{one.name}: step {e.final_step:,.6g}, {name} {_number(e.final)}, best {_number(e.best)}, {len(one):,} values")
+                        say(
+                            f"{one.name}: step {e.final_step:,.6g}, {name} {_number(e.final)}, best {_number(e.best)}, {len(one):,} values"
+                        )
                     seen[one.name] = len(one)
         time.sleep(FOLLOW_SECONDS)
 

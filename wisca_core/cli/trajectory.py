@@ -35,15 +35,20 @@ def run(folder: Path, csv: Path | None, norm: str, every: int, logs: Path | None
     if csv:
         _write_csv(csv, found, norm)
     if json:
-        document("wisca-trajectory", {
-            "folder": str(found.folder), "norm": norm, "every": every,
-            "checkpoints": [{"step": c.step, "label": c.label} for c in found.checkpoints],
-            "layers": found.layers(norm).to_dict("records"),
-            "drifts": [asdict(d) for d in drifts(found, norm)],
-            "advice": [{"text": a.text, "numbers": dict(a.numbers)} for a in readings],
-            "remarks": found.remarks,
-            "refused": [{"what": r.what, "reason": r.reason} for r in found.refusals],
-        })  # fmt: skip
+        document(
+            "wisca-trajectory",
+            {
+                "folder": str(found.folder),
+                "norm": norm,
+                "every": every,
+                "checkpoints": [{"step": c.step, "label": c.label} for c in found.checkpoints],
+                "layers": found.layers(norm).to_dict("records"),
+                "drifts": [asdict(d) for d in drifts(found, norm)],
+                "advice": [{"text": a.text, "numbers": dict(a.numbers)} for a in readings],
+                "remarks": found.remarks,
+                "refused": [{"what": r.what, "reason": r.reason} for r in found.refusals],
+            },
+        )
         return 0
     _say(found, norm)
     for reading in readings:
@@ -82,12 +87,23 @@ def _say(found: Trajectory, norm: str) -> None:
     steps = sorted(set(found.steps))
     say(f"{found.folder}: {len(found.checkpoints)} checkpoints, steps {steps[0]:,} to {steps[-1]:,}", style="bold")
     layers = found.layers(norm)
-    shown = steps if len(steps) <= MOST_STEPS else [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, MOST_STEPS).astype(int))]
+    shown = (
+        steps
+        if len(steps) <= MOST_STEPS
+        else [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, MOST_STEPS).astype(int))]
+    )
     for pair in found.pairs:
-        part = layers[layers["pair"] == pair].pivot_table(index="layer", columns="step", values="log2_ratio", aggfunc="last")
+        part = layers[layers["pair"] == pair].pivot_table(
+            index="layer", columns="step", values="log2_ratio", aggfunc="last"
+        )
         left, right = SIDES[pair]
-        say(f"\n{left.capitalize()} to {right}, {norm}: the heavier side in each layer" + (f" ({len(shown)} of {len(steps)} steps)" if len(shown) < len(steps) else ""))
-        rows = [[str(layer), *(_side(pair, part.loc[layer].get(step, np.nan)) for step in shown)] for layer in part.index]
+        say(
+            f"\n{left.capitalize()} to {right}, {norm}: the heavier side in each layer"
+            + (f" ({len(shown)} of {len(steps)} steps)" if len(shown) < len(steps) else "")
+        )
+        rows = [
+            [str(layer), *(_side(pair, part.loc[layer].get(step, np.nan)) for step in shown)] for layer in part.index
+        ]
         rows.append(["median", *(_side(pair, part[step].median()) if step in part else "" for step in shown)])
         table(["Layer", *(f"step {step:,}" for step in shown)], rows, numbers=range(1, len(shown) + 1))
 

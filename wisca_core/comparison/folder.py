@@ -102,6 +102,17 @@ class Comparison:
         """Failed cells do not go on, so what they have done is all of theirs."""
         return sum(c.step if c.state == "failed" else self.spec.steps for c in self.cells)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace so far; None before the first steps."""
+        return self.seconds * (self.steps_total - self.steps_done) / self.steps_done if self.steps_done and self.seconds else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of all runs together, at the pace so far, starting up included."""
+        tokens = self.steps_done * self.spec.batch_size * self.spec.data.context
+        return tokens / self.seconds if tokens and self.seconds else None
+
 
 def create(path: str | Path, spec: Spec) -> Path:
     """A new comparison's folder. Raises OutputRefused where ``path`` exists and is not an empty folder."""

@@ -306,6 +306,11 @@ def signed(value: float) -> str:
     return "0" if float(f"{value:.3f}") == 0 else text
 
 
+def placebo_words(noise: tuple[float, float]) -> str:
+    """ "less than 0.001 nats", or from the smallest to the largest difference."""
+    return "less than 0.001 nats" if max(map(abs, noise)) < 0.0005 else f"{signed(noise[0])} to {signed(noise[1])} nats"
+
+
 def _reading(effect: Effect, grade: str, wanted: float) -> str:
     i = effect.loss
     if grade == "none":

@@ -27,12 +27,14 @@ COUNTS = {
     "cut": ("record at the end is cut short (still being written, or lost)", "records at the end are cut short"),
     "text": ("value is text and was skipped", "values are text and were skipped"),
     "number_as_text": ("number was written as text", "numbers were written as text"),
-    "not_scalar": ("entry is no single number (histogram, image, list) and was skipped",
-                   "entries are no single numbers (histograms, images, lists) and were skipped"),
+    "not_scalar": (
+        "entry is no single number (histogram, image, list) and was skipped",
+        "entries are no single numbers (histograms, images, lists) and were skipped",
+    ),
     "no_step": ("row has no step and was skipped", "rows have no step and were skipped"),
     "header": ("repeated header line was passed over", "repeated header lines were passed over"),
     "other_lines": ("line is not a measurement", "lines are not measurements"),
-}  # fmt: skip
+}
 
 # A reader with points one by one hands them over in pieces of this many.
 _ROWS_A_PIECE = 1 << 16
@@ -225,22 +227,39 @@ class Collected:
                     value = np.array(column.values, dtype=np.float64)
                     column.steps, column.values, column.walls = [], [], []
                     column.add(step, self.keep(value), None if np.isnan(wall).all() else wall)
-                    if len(column.chunks) > 64 and column.n < 4 * _ROWS_A_PIECE:  # a log that is followed grows by crumbs
+                    if (
+                        len(column.chunks) > 64 and column.n < 4 * _ROWS_A_PIECE
+                    ):  # a log that is followed grows by crumbs
                         column.chunks = [tuple(_stacked(column.chunks, i) for i in range(3))]
 
     def runs(self, kind: str, source: str, columns: tuple[str, ...] = (), step_column: str = "") -> tuple[Run, ...]:
         """What was found, as values; later points do not change them."""
         self.flush()
         out = []
-        names = dict.fromkeys([*self._columns, *self.configs]) or [self.run]  # without a single number there are still remarks
+        names = dict.fromkeys([*self._columns, *self.configs]) or [
+            self.run
+        ]  # without a single number there are still remarks
         for name in names:
             series = {
-                metric: Series(name, metric, tuple(c.chunks), c.n_nan, c.n_infinite, c.n_repeated, c.n_back, c.first_back)
+                metric: Series(
+                    name, metric, tuple(c.chunks), c.n_nan, c.n_infinite, c.n_repeated, c.n_back, c.first_back
+                )
                 for metric, c in self._columns.get(name, {}).items()
                 if c.n
             }
-            out.append(Run(name, kind, source, MappingProxyType(series), MappingProxyType(dict(self.configs.get(name, {}))),
-                           MappingProxyType({key: self.counts[key] for key in COUNTS}), self._remarks(series), columns, step_column))  # fmt: skip
+            out.append(
+                Run(
+                    name,
+                    kind,
+                    source,
+                    MappingProxyType(series),
+                    MappingProxyType(dict(self.configs.get(name, {}))),
+                    MappingProxyType({key: self.counts[key] for key in COUNTS}),
+                    self._remarks(series),
+                    columns,
+                    step_column,
+                )
+            )
         return tuple(out)
 
     def _column(self, run: str, metric: str) -> _Column | None:
@@ -274,15 +293,19 @@ class Collected:
         for what, key in (("NaN", "n_nan"), ("infinite", "n_infinite")):
             found = {metric: getattr(s, key) for metric, s in series.items() if getattr(s, key)}
             if found:
-                out.append(f"{sum(found.values()):,} {what} value{'s' if sum(found.values()) > 1 else ''} kept: {_listed(found)}.")
+                out.append(
+                    f"{sum(found.values()):,} {what} value{'s' if sum(found.values()) > 1 else ''} kept: {_listed(found)}."
+                )
         repeated = {metric: s.n_repeated for metric, s in series.items() if s.n_repeated}
         if repeated:
             out.append(f"steps repeat: {_listed(repeated)}; every point is kept.")
         back = {metric: s.n_back for metric, s in series.items() if s.n_back}
         if back:
             first = series[next(iter(back))].first_back
-            out.append(f"steps go back: {_listed(back)}, first from {first[0]:,g} to {first[1]:,g}; the run was continued from an earlier "
-                       "step, or several runs are in one log. Every point is kept.")  # fmt: skip
+            out.append(
+                f"steps go back: {_listed(back)}, first from {first[0]:,g} to {first[1]:,g}; the run was continued from an earlier "
+                "step, or several runs are in one log. Every point is kept."
+            )
         return tuple(out)
 
 

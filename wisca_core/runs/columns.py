@@ -11,10 +11,39 @@ from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import BadOption
 
 # Names of step columns, best first; compared without case. The last ones count something coarser than an optimiser step.
-STEP_NAMES = ("step", "global_step", "_step", "trainer/global_step", "train/global_step", "steps", "iteration", "iterations", "iter",
-              "iter_num", "it", "update", "updates", "num_updates", "batch", "epoch", "train/epoch", "epochs")  # fmt: skip
+STEP_NAMES = (
+    "step",
+    "global_step",
+    "_step",
+    "trainer/global_step",
+    "train/global_step",
+    "steps",
+    "iteration",
+    "iterations",
+    "iter",
+    "iter_num",
+    "it",
+    "update",
+    "updates",
+    "num_updates",
+    "batch",
+    "epoch",
+    "train/epoch",
+    "epochs",
+)
 # Seconds since 1970, an ISO date, or seconds since the start.
-TIME_NAMES = ("wall_time", "_timestamp", "timestamp", "walltime", "time", "datetime", "created_at", "seconds", "elapsed", "_runtime")
+TIME_NAMES = (
+    "wall_time",
+    "_timestamp",
+    "timestamp",
+    "walltime",
+    "time",
+    "datetime",
+    "created_at",
+    "seconds",
+    "elapsed",
+    "_runtime",
+)
 # A row belongs to the run that these columns name together.
 RUN_NAMES = ("run", "run_name", "cell", "arm", "seed")
 # pandas writes its index as a column of one of these names: it counts rows of the export, nothing of the run.
@@ -43,17 +72,25 @@ def roles(names: Sequence[str], samples: Mapping[int, np.ndarray], asked: str, w
     note = ""
     if asked:
         if asked not in names or names.index(asked) not in samples:
-            raise BadOption(f"step column: {shown(asked)!r} is no column of numbers in {what}; it has {_listed(names, samples)}.")
+            raise BadOption(
+                f"step column: {shown(asked)!r} is no column of numbers in {what}; it has {_listed(names, samples)}."
+            )
         step = list(names).index(asked)
     else:
         step, note = _guessed(names, lower, samples)
     time = next((lower.index(name) for name in TIME_NAMES if name in lower and lower.index(name) != step), None)
     runs = tuple(lower.index(name) for name in RUN_NAMES if name in lower and lower.index(name) != step)
     exported = [_WANDB_EXPORT.match(name) for name in names]
-    is_export = any(m and m[3] for m in exported)  # a chart of W&B saved as CSV: "run - metric", "run - metric__MIN", ...
+    is_export = any(
+        m and m[3] for m in exported
+    )  # a chart of W&B saved as CSV: "run - metric", "run - metric__MIN", ...
     series = []
     for i, name in enumerate(names):
-        if i in (step, *runs) or lower[i] in INDEX_NAMES or (i == time and lower[i] not in ("seconds", "elapsed", "_runtime")):
+        if (
+            i in (step, *runs)
+            or lower[i] in INDEX_NAMES
+            or (i == time and lower[i] not in ("seconds", "elapsed", "_runtime"))
+        ):
             continue
         match = exported[i] if is_export else None
         series.append((i, match[1], match[2] + (match[3] or "")) if match else (i, "", name))
@@ -65,13 +102,32 @@ def _guessed(names: Sequence[str], lower: Sequence[str], samples: Mapping[int, n
         for i, one in enumerate(lower):
             if one == name and i in samples and _counts(samples[i]):
                 sure = name in STEP_NAMES[:8] and sum(one in STEP_NAMES[:8] for one in lower) == 1
-                return i, "" if sure else f"column {shown(names[i], 60)!r} is taken as the step (guessed by its name); another one can be named."
+                return (
+                    i,
+                    ""
+                    if sure
+                    else f"column {shown(names[i], 60)!r} is taken as the step (guessed by its name); another one can be named.",
+                )
     for i, sample in samples.items():
         usable = sample[np.isfinite(sample)]
-        if (lower[i] not in INDEX_NAMES and lower[i] not in RUN_NAMES and lower[i] not in TIME_NAMES and len(usable) > 2
-                and (usable == np.floor(usable)).all() and (np.diff(usable) >= 0).all() and usable[-1] > usable[0] and usable[0] >= 0):  # fmt: skip
-            return i, f"column {shown(names[i], 60)!r} is taken as the step (whole numbers that never fall); another one can be named."
-    return None, f"no step column was found, so rows are counted from 0; a column can be named as the step: {_listed(names, samples)}."
+        if (
+            lower[i] not in INDEX_NAMES
+            and lower[i] not in RUN_NAMES
+            and lower[i] not in TIME_NAMES
+            and len(usable) > 2
+            and (usable == np.floor(usable)).all()
+            and (np.diff(usable) >= 0).all()
+            and usable[-1] > usable[0]
+            and usable[0] >= 0
+        ):
+            return (
+                i,
+                f"column {shown(names[i], 60)!r} is taken as the step (whole numbers that never fall); another one can be named.",
+            )
+    return (
+        None,
+        f"no step column was found, so rows are counted from 0; a column can be named as the step: {_listed(names, samples)}.",
+    )
 
 
 def _counts(sample: np.ndarray) -> bool:
@@ -108,7 +164,7 @@ def seconds(value: object) -> float:
 
 
 def run_name(base: str, names: Sequence[str], values: Sequence[object]) -> str:
-    """"train" with columns arm, seed -> "train, baseline, seed 3"; a run's own name stands alone."""
+    """ "train" with columns arm, seed -> "train, baseline, seed 3"; a run's own name stands alone."""
     parts = []
     for name, value in zip(names, values):
         if value is None or value == "":

@@ -79,7 +79,9 @@ def _bars(match: re.Match, line: str) -> Line | None:
 
 def _validation(match: re.Match, line: str) -> Line | None:
     values = _named(line[match.end() :].split("|"), _KEY_VALUE)
-    return Line(float(match["step"]), tuple((f"validation {name}", value) for name, value in values)) if values else None
+    return (
+        Line(float(match["step"]), tuple((f"validation {name}", value) for name, value in values)) if values else None
+    )
 
 
 def _trainer(match: re.Match, line: str) -> Line | None:
@@ -90,15 +92,39 @@ def _trainer(match: re.Match, line: str) -> Line | None:
 
 # Source of each: the format string in the repository named, read in the state of 2026-11.
 FORMATS: tuple[Format, ...] = (
-    Format("nanoGPT", "karpathy/nanoGPT train.py", re.compile(r"\b(?:iter|step) (?P<step>\d+): (?=(?:train )?loss )"), _nanogpt),
-    Format("Megatron-LM", "NVIDIA/Megatron-LM megatron/training/training.py training_log",
-           re.compile(r"(?:\[(?P<when>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?)\] )?iteration +(?P<step>\d+)/ *(?:\d+|infinity) \|"), _bars),
-    Format("Megatron-LM", "NVIDIA/Megatron-LM megatron/training/training.py evaluate_and_print_results",
-           re.compile(r"validation loss at iteration (?P<step>\d+)(?: on [^|]*)? \|"), _validation),
-    Format("nanochat", "karpathy/nanochat scripts/base_train.py", re.compile(r"\bstep (?P<step>\d+)(?:/\d+ \([\d.]+%\))? \|", re.IGNORECASE), _bars),
-    Format("transformers Trainer", "huggingface/transformers src/transformers/trainer_callback.py PrinterCallback",
-           re.compile(r"(?P<body>\{'(?:loss|eval_loss|eval_runtime|train_runtime|grad_norm)': )"), _trainer),
-)  # fmt: skip
+    Format(
+        "nanoGPT",
+        "karpathy/nanoGPT train.py",
+        re.compile(r"\b(?:iter|step) (?P<step>\d+): (?=(?:train )?loss )"),
+        _nanogpt,
+    ),
+    Format(
+        "Megatron-LM",
+        "NVIDIA/Megatron-LM megatron/training/training.py training_log",
+        re.compile(
+            r"(?:\[(?P<when>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?)\] )?iteration +(?P<step>\d+)/ *(?:\d+|infinity) \|"
+        ),
+        _bars,
+    ),
+    Format(
+        "Megatron-LM",
+        "NVIDIA/Megatron-LM megatron/training/training.py evaluate_and_print_results",
+        re.compile(r"validation loss at iteration (?P<step>\d+)(?: on [^|]*)? \|"),
+        _validation,
+    ),
+    Format(
+        "nanochat",
+        "karpathy/nanochat scripts/base_train.py",
+        re.compile(r"\bstep (?P<step>\d+)(?:/\d+ \([\d.]+%\))? \|", re.IGNORECASE),
+        _bars,
+    ),
+    Format(
+        "transformers Trainer",
+        "huggingface/transformers src/transformers/trainer_callback.py PrinterCallback",
+        re.compile(r"(?P<body>\{'(?:loss|eval_loss|eval_runtime|train_runtime|grad_norm)': )"),
+        _trainer,
+    ),
+)
 
 
 def recognised(line: str) -> tuple[Format, Line | None] | None:
@@ -143,7 +169,9 @@ class Console:
         if self._found:
             self._out.notes.append(f"read as {' and '.join(self._found)} console output.")
         if self._n_without_step:
-            self._out.notes.append("the Trainer prints no step, so its lines are counted from 0; trainer_state.json has the steps.")
+            self._out.notes.append(
+                "the Trainer prints no step, so its lines are counted from 0; trainer_state.json has the steps."
+            )
         out = self._out.runs("console", str(self.source.path))
         self._out.notes[:] = notes
         return out

@@ -22,7 +22,9 @@ def _table() -> np.ndarray:
 
 _TABLE = _table()
 # Two bytes at a time: the state after two zero bytes, for every value of its lower half.
-_TABLE_OF_TWO = (lambda x: _TABLE[x & 0xFF] ^ (x >> np.uint32(8)))(_TABLE[np.arange(1 << 16) & 0xFF] ^ (np.arange(1 << 16, dtype=np.uint32) >> 8))
+_TABLE_OF_TWO = (lambda x: _TABLE[x & 0xFF] ^ (x >> np.uint32(8)))(
+    _TABLE[np.arange(1 << 16) & 0xFF] ^ (np.arange(1 << 16, dtype=np.uint32) >> 8)
+)
 
 
 @lru_cache(maxsize=4096)
@@ -35,7 +37,12 @@ def _advance_tables(n_zeros: int) -> np.ndarray:
 
 
 def _advance(state: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    return tables[0][state & 0xFF] ^ tables[1][(state >> 8) & 0xFF] ^ tables[2][(state >> 16) & 0xFF] ^ tables[3][state >> 24]
+    return (
+        tables[0][state & 0xFF]
+        ^ tables[1][(state >> 8) & 0xFF]
+        ^ tables[2][(state >> 16) & 0xFF]
+        ^ tables[3][state >> 24]
+    )
 
 
 def crc32c(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -10,8 +10,18 @@ from wisca_core.errors import BadOption
 from wisca_core.runs.table import Run, Series
 
 # Metrics that count tokens, by their names without case, best first.
-TOKEN_METRICS = ("tokens", "train/tokens", "tokens_seen", "num_tokens", "n_tokens", "consumed_tokens", "num_input_tokens_seen",
-                 "train/num_input_tokens_seen", "total_tokens", "consumed tokens")  # fmt: skip
+TOKEN_METRICS = (
+    "tokens",
+    "train/tokens",
+    "tokens_seen",
+    "num_tokens",
+    "n_tokens",
+    "consumed_tokens",
+    "num_input_tokens_seen",
+    "train/num_input_tokens_seen",
+    "total_tokens",
+    "consumed tokens",
+)
 X_AXES = ("step", "tokens", "time")  # or the name of a metric
 
 
@@ -59,7 +69,12 @@ def smooth(values: np.ndarray, strength: float) -> np.ndarray:
     if strength == 0 or not len(values):
         return values
     finite = np.isfinite(values)
-    mean = pd.Series(np.where(finite, values, np.nan)).ewm(alpha=1 - strength, adjust=True, ignore_na=True).mean().to_numpy()
+    mean = (
+        pd.Series(np.where(finite, values, np.nan))
+        .ewm(alpha=1 - strength, adjust=True, ignore_na=True)
+        .mean()
+        .to_numpy()
+    )
     return np.where(finite, mean, values)
 
 
@@ -116,8 +131,15 @@ class Line:
     n_window: int
 
 
-def line(run: Run, metric: str, *, x: str = "step", smoothing: float = 0.0, window: tuple[float, float] | None = None,
-         most: int = 2000) -> Line | None:  # fmt: skip
+def line(
+    run: Run,
+    metric: str,
+    *,
+    x: str = "step",
+    smoothing: float = 0.0,
+    window: tuple[float, float] | None = None,
+    most: int = 2000,
+) -> Line | None:
     """What is drawn of a metric: smoothed over all points, cut to ``window`` (in x, with one point more on each side), thinned to
     about ``most``. None where the run has no such metric or axis."""
     series = run.series.get(metric)
@@ -161,7 +183,9 @@ def band(lines: Sequence[tuple[np.ndarray, np.ndarray]], most: int = 2000, n_bin
         return None
     common = lines[0][0]
     for x, _ in lines[1:]:
-        common = common if len(common) == len(x) and (common == x).all() else np.intersect1d(common, x, assume_unique=True)
+        common = (
+            common if len(common) == len(x) and (common == x).all() else np.intersect1d(common, x, assume_unique=True)
+        )
     shortest = min(len(x) for x, _ in lines)
     if len(common) >= max(2, shortest // 2) or (len(common) and shortest <= 2):
         values = np.stack([y[np.searchsorted(x, common)] for x, y in lines])

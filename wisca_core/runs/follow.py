@@ -85,7 +85,9 @@ class Logs:
     def _nothing(self, problems: tuple[tuple[str, str], ...]) -> None:
         remarks = [remark for runs in self._runs.values() for run in runs for remark in run.remarks]
         if remarks:
-            raise UnreadableInput(f"{', '.join(shown(path) for path in self.paths)}: no number was found. {' '.join(remarks[:6])}")
+            raise UnreadableInput(
+                f"{', '.join(shown(path) for path in self.paths)}: no number was found. {' '.join(remarks[:6])}"
+            )
         if len(problems) == 1:
             raise UnreadableInput(problems[0][1])
         listed = " ".join(f"{shown(Path(path).name, 60)}: {why}" for path, why in problems[:6])
@@ -117,7 +119,9 @@ def _named_apart(runs: list[Run]) -> tuple[Run, ...]:
     for run in runs:
         name = run.name
         if counts[name] > 1:
-            name = f"{name} ({run.kind})" if kinds[run.name, run.kind] == 1 else f"{Path(run.source).parent.name}/{name}"
+            name = (
+                f"{name} ({run.kind})" if kinds[run.name, run.kind] == 1 else f"{Path(run.source).parent.name}/{name}"
+            )
         used[name] += 1
         while used[name] > 1:
             name = f"{name} ({used[name]})"

@@ -17,14 +17,24 @@ from wisca_core.runs.table import Run, Series
 SEED_NAMES = ("seed", "random_seed", "rng_seed", "data_seed", "torch_seed")
 _SEED_IN_NAME = re.compile(r"(?i)(?:^|[-_/., ])(?:seed|s)[-_= ]?(\d{1,9})(?=$|[-_/., )])")
 # Settings that differ between any two runs and say nothing of what was tried.
-_INCIDENTAL = re.compile(r"(?i)(^|[._/])(output_dir|logging_dir|run_name|name|id|run_id|time|date|timestamp|hostname|host|pid|wandb_id|best_metric|total_flos)$")
-_HIGHER_IS_BETTER = re.compile(r"(?i)(^|[/_. -])(acc|accuracy|f1|auc|auroc|bleu|rouge\w*|exact_match|em|precision|recall|reward|score|map|mrr|win_rate|mfu|"
-                               r"r2|throughput|tokens_per_second|tok/sec)([/_. -]|$)")  # fmt: skip
+_INCIDENTAL = re.compile(
+    r"(?i)(^|[._/])(output_dir|logging_dir|run_name|name|id|run_id|time|date|timestamp|hostname|host|pid|wandb_id|best_metric|total_flos)$"
+)
+_HIGHER_IS_BETTER = re.compile(
+    r"(?i)(^|[/_. -])(acc|accuracy|f1|auc|auroc|bleu|rouge\w*|exact_match|em|precision|recall|reward|score|map|mrr|win_rate|mfu|"
+    r"r2|throughput|tokens_per_second|tok/sec)([/_. -]|$)"
+)
 
 
 def seed_of(run: Run) -> str | None:
     """The run's seed as text: a setting named seed, else a part of its name such as seed-3 or s3; None where neither is there."""
-    for name in sorted(run.config, key=lambda name: (name.count("."), SEED_NAMES.index(n) if (n := name.rsplit(".", 1)[-1].lower()) in SEED_NAMES else 99)):
+    for name in sorted(
+        run.config,
+        key=lambda name: (
+            name.count("."),
+            SEED_NAMES.index(n) if (n := name.rsplit(".", 1)[-1].lower()) in SEED_NAMES else 99,
+        ),
+    ):
         if name.rsplit(".", 1)[-1].lower() in SEED_NAMES and run.config[name] is not None:
             return _cell(run.config[name])
     found = _SEED_IN_NAME.findall(run.name)
@@ -41,7 +51,9 @@ def differences(runs: Sequence[Run], *, incidental: bool = False) -> pd.DataFram
     out = {}
     for name in names:
         cells = [_cell(run.config[name]) if name in run.config else "" for run in runs]
-        if len({cell for cell, run in zip(cells, runs) if run.config}) > 1 and (incidental or not _INCIDENTAL.search(name)):
+        if len({cell for cell, run in zip(cells, runs) if run.config}) > 1 and (
+            incidental or not _INCIDENTAL.search(name)
+        ):
             out[name] = cells
     return pd.DataFrame(out, index=pd.Index([run.name for run in runs], name="run"), dtype="str")
 
@@ -67,7 +79,9 @@ def by_configuration(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
             title = ""
         stem = _SEED_IN_NAME.sub("", run.name).strip("-_/., ()") or "all runs"
         # a configuration that does not tell two names apart is not all there is to know
-        out.setdefault(title if kept and run.config else stem if not kept else f"{stem} (no configuration)", []).append(run)
+        out.setdefault(title if kept and run.config else stem if not kept else f"{stem} (no configuration)", []).append(
+            run
+        )
     return {title: tuple(members) for title, members in out.items()}
 
 
@@ -85,7 +99,19 @@ def lower_is_better(metric: str) -> bool:
     return not _HIGHER_IS_BETTER.search(metric)
 
 
-LOSS_NAMES = ("loss", "train_loss", "train/loss", "lm loss", "train loss", "eval_loss", "val_loss", "val/loss", "eval/loss", "val loss", "train_loss_step")
+LOSS_NAMES = (
+    "loss",
+    "train_loss",
+    "train/loss",
+    "lm loss",
+    "train loss",
+    "eval_loss",
+    "val_loss",
+    "val/loss",
+    "eval/loss",
+    "val loss",
+    "train_loss_step",
+)
 
 
 def loss_metric(run: Run) -> str | None:
@@ -162,8 +188,19 @@ def group_statistics(table: pd.DataFrame, value: str = "final") -> pd.DataFrame:
         values = part[value].to_numpy(float)
         finite = values[np.isfinite(values)]
         mean, sd, low, high = interval(finite)
-        rows.append((title, len(finite), len(values) - len(finite), mean, sd, low, high,
-                     finite.min() if len(finite) else math.nan, finite.max() if len(finite) else math.nan))  # fmt: skip
+        rows.append(
+            (
+                title,
+                len(finite),
+                len(values) - len(finite),
+                mean,
+                sd,
+                low,
+                high,
+                finite.min() if len(finite) else math.nan,
+                finite.max() if len(finite) else math.nan,
+            )
+        )
     return pd.DataFrame(rows, columns=list(STATS_COLUMNS))
 
 
@@ -203,7 +240,9 @@ class Paired:
         return len(self.seeds)
 
 
-def paired(groups: Mapping[str, Sequence[Run]], a: str, b: str, metric: str, lower: bool, value: str = "final") -> Paired:
+def paired(
+    groups: Mapping[str, Sequence[Run]], a: str, b: str, metric: str, lower: bool, value: str = "final"
+) -> Paired:
     """The difference between two groups over the seeds they share, 95 % t interval."""
     left_out: list[tuple[str, str]] = []
     sides = []

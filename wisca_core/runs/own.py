@@ -34,7 +34,9 @@ class Own:
         self._headed = False
         spec = self._spec()
         if spec:
-            self._out.config(self.source.run, {name: value for name, value in spec.items() if name not in ("format", "version")})
+            self._out.config(
+                self.source.run, {name: value for name, value in spec.items() if name not in ("format", "version")}
+            )
 
     def _spec(self) -> dict | None:
         folder = self.source.path.parent
@@ -66,7 +68,9 @@ class Own:
         return True
 
     def runs(self) -> tuple[Run, ...]:
-        return self._out.runs("own", str(self.source.path.parent), tuple(self._rows.columns), self._rows.step_column or "")
+        return self._out.runs(
+            "own", str(self.source.path.parent), tuple(self._rows.columns), self._rows.step_column or ""
+        )
 
     def _take(self, lines: list[bytes]) -> None:
         for line in lines:
@@ -84,7 +88,9 @@ def check_version(head: dict, path: Path) -> None:
     """Raises UnreadableInput where the first line of a metrics file is of another format or a newer version."""
     version = head.get("version")
     if head.get("format") != METRICS_FORMAT:
-        raise UnreadableInput(f"{shown(path)}: begins with format {shown(head.get('format'), 60)!r}; expected {METRICS_FORMAT!r}.")
+        raise UnreadableInput(
+            f"{shown(path)}: begins with format {shown(head.get('format'), 60)!r}; expected {METRICS_FORMAT!r}."
+        )
     if version != METRICS_VERSION:
         raise UnreadableInput(
             f"{shown(path)}: is {METRICS_FORMAT} version {shown(json.dumps(version), 40)}; this program reads version {METRICS_VERSION}. "

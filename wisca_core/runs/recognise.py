@@ -25,17 +25,19 @@ from wisca_core.runs.wandb_offline import HEADER, Wandb
 KINDS: dict[str, tuple[str, Callable[[Source, Room, Ask], Reader]]] = {
     "tensorboard": ("TensorBoard event files", TensorBoard),
     "trainer_state": ("transformers' trainer_state.json", TrainerState),
-    "csv": ("a CSV table", Csv),
+    "csv": ("CSV table", Csv),
     "jsonl": ("JSON lines", JsonLines),
-    "json": ("a JSON list of rows", JsonList),
-    "parquet": ("a parquet table", Parquet),
-    "trackio": ("a trackio project", trackio.Trackio),
-    "wandb": ("a W&B run file", Wandb),
+    "json": ("JSON list of rows", JsonList),
+    "parquet": ("parquet table", Parquet),
+    "trackio": ("trackio project", trackio.Trackio),
+    "wandb": ("W&B run file", Wandb),
     "console": ("console output", console.Console),
-    "own": ("a run of this project", own.Own),
+    "own": ("run folder of this project", own.Own),
 }
-LOOKED_FOR = ("TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, trackio's .db, run-*.wandb, console logs of nanoGPT, "
-              "nanochat or Megatron-LM, and runs of this project")  # fmt: skip
+LOOKED_FOR = (
+    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, trackio's .db, run-*.wandb, console logs of nanoGPT, "
+    "nanochat or Megatron-LM, and runs of this project"
+)
 MOST_ENTRIES = 200_000
 MAX_DEPTH = 12
 _SNIFF = 64 << 10
@@ -83,7 +85,9 @@ def find(path: str | Path, looked: Looked | None = None) -> Found:
         real = Path(os.path.abspath(os.path.expanduser(text)))
         mode = os.stat(real).st_mode
     except (OSError, ValueError, RuntimeError) as error:
-        raise UnreadableInput(f"{shown(text)}: cannot be opened: {getattr(error, 'strerror', None) or shown(error)}. Check the path.") from None
+        raise UnreadableInput(
+            f"{shown(text)}: cannot be opened: {getattr(error, 'strerror', None) or shown(error)}. Check the path."
+        ) from None
     if stat.S_ISDIR(mode):
         return _in_folder(real, looked)
     if not stat.S_ISREG(mode):
@@ -117,7 +121,9 @@ def _in_folder(root: Path, looked: Looked) -> Found:
             continue
         n_entries += len(listed)
         if n_entries > MOST_ENTRIES:
-            raise UnreadableInput(f"{shown(root)}: more than {MOST_ENTRIES:,} entries below it. Give a folder nearer to the logs.")
+            raise UnreadableInput(
+                f"{shown(root)}: more than {MOST_ENTRIES:,} entries below it. Give a folder nearer to the logs."
+            )
         names = {entry.name for entry in listed}
         events: list[Path] = []
         inner = []
@@ -135,7 +141,9 @@ def _in_folder(root: Path, looked: Looked) -> Found:
             if "tfevents" in entry.name:
                 events.append(path)
             elif entry.name == "trainer_state.json":
-                states.setdefault(folder.parent if folder != root and _CHECKPOINT.search(folder.name) else folder, []).append(path)
+                states.setdefault(
+                    folder.parent if folder != root and _CHECKPOINT.search(folder.name) else folder, []
+                ).append(path)
             elif _worth_a_look(entry.name, names):
                 kind, why = looked.kind(path, sure=True)
                 if kind:
@@ -150,7 +158,11 @@ def _in_folder(root: Path, looked: Looked) -> Found:
         newest = max(files, key=lambda path: int(m[1]) if (m := _CHECKPOINT.search(path.parent.name)) else 1 << 62)
         sources.append(Source("trainer_state", newest, tuple(files), _relative(folder, root), root))
     if not sources:
-        more = f" Passed over: {'; '.join(f'{shown(Path(p).name, 60)}: {why}' for p, why in passed_over[:3])}" if passed_over else ""
+        more = (
+            f" Passed over: {'; '.join(f'{shown(Path(p).name, 60)}: {why}' for p, why in passed_over[:3])}"
+            if passed_over
+            else ""
+        )
         raise UnreadableInput(f"{shown(root)}: no logs in this folder or below it. Looked for {LOOKED_FOR}.{more}")
     return Found(tuple(sorted(sources, key=lambda source: _natural(source.run))), tuple(passed_over))
 
@@ -159,7 +171,20 @@ def _worth_a_look(name: str, beside: set[str]) -> bool:
     ending = os.path.splitext(name)[1].lower()
     if any(other.endswith(".wandb") for other in beside) and ending != ".wandb":
         return False
-    return ending in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".db", ".sqlite", ".wandb", ".log", ".txt", ".out", ".stdout")
+    return ending in (
+        ".csv",
+        ".tsv",
+        ".jsonl",
+        ".ndjson",
+        ".parquet",
+        ".db",
+        ".sqlite",
+        ".wandb",
+        ".log",
+        ".txt",
+        ".out",
+        ".stdout",
+    )
 
 
 def _kind(path: Path, sure: bool) -> tuple[str, str]:
@@ -179,9 +204,13 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
     if start.startswith(HEADER):
         return "wandb", ""
     if start.startswith(b"SQLite format 3\0"):
-        return ("trackio", "") if trackio.is_trackio(path) else ("", "an SQLite file without trackio's table of metrics.")
+        return (
+            ("trackio", "") if trackio.is_trackio(path) else ("", "an SQLite file without trackio's table of metrics.")
+        )
     if start.startswith(b"PAR1"):
-        return ("parquet", "") if not sure or _parquet_has_step(path) else ("", "a parquet table without a step column.")
+        return (
+            ("parquet", "") if not sure or _parquet_has_step(path) else ("", "a parquet table without a step column.")
+        )
     if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return "", "a compressed file. Unpack it first."
     if ending == ".wandb":
@@ -191,7 +220,11 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
     if b"\0" in start[:_SNIFF]:
         return "", "not text."
     if ending in (".csv", ".tsv"):
-        return ("csv", "") if not sure or _csv_has_step(start) else ("", "a table without a step column; name it itself to open it.")
+        return (
+            ("csv", "")
+            if not sure or _csv_has_step(start)
+            else ("", "a table without a step column; name it itself to open it.")
+        )
     rows = [json_row(line) for line in start[:_SNIFF].splitlines()[:8]]
     if ending in (".jsonl", ".ndjson") or (rows and rows[0] is not None and ending != ".json"):
         first = next((row for row in rows if row is not None), None)
@@ -199,13 +232,23 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
             return "own", ""
         if first is None and ending not in (".jsonl", ".ndjson"):
             return "", "not lines of JSON."
-        numbers = first is not None and any(isinstance(v, (int, float)) and not isinstance(v, bool) for v in first.values())
+        numbers = first is not None and any(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in first.values()
+        )
         has_step = first is not None and any(name.lower() in columns.STEP_NAMES for name in first)
-        return ("jsonl", "") if not sure or (numbers and has_step) else ("", "JSON lines without a step; name it itself to open it.")
+        return (
+            ("jsonl", "")
+            if not sure or (numbers and has_step)
+            else ("", "JSON lines without a step; name it itself to open it.")
+        )
     if ending == ".json":
         if start.lstrip()[:1] == b"[":
             return ("json", "") if not sure else ("", "")
-        return ("trainer_state", "") if b'"log_history"' in start else ("", "JSON, but neither a list of rows nor a trainer_state.json.")
+        return (
+            ("trainer_state", "")
+            if b'"log_history"' in start
+            else ("", "JSON, but neither a list of rows nor a trainer_state.json.")
+        )
     for line in start.decode("utf-8", "replace").replace("\r", "\n").split("\n"):
         if console.recognised(line) is not None:
             return "console", ""

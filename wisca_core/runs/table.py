@@ -88,10 +88,21 @@ class Run:
         """The same run under another name."""
         if name == self.name:
             return self
-        series = {metric: Series(name, metric, s.chunks, s.n_nan, s.n_infinite, s.n_repeated, s.n_back, s.first_back)
-                  for metric, s in self.series.items()}  # fmt: skip
-        return Run(name, self.kind, self.source, MappingProxyType(series), self.config, self.counts, self.remarks, self.columns,
-                   self.step_column)  # fmt: skip
+        series = {
+            metric: Series(name, metric, s.chunks, s.n_nan, s.n_infinite, s.n_repeated, s.n_back, s.first_back)
+            for metric, s in self.series.items()
+        }
+        return Run(
+            name,
+            self.kind,
+            self.source,
+            MappingProxyType(series),
+            self.config,
+            self.counts,
+            self.remarks,
+            self.columns,
+            self.step_column,
+        )
 
 
 def metrics(runs: Iterable[Run]) -> list[str]:
@@ -107,7 +118,9 @@ def long_table(runs: Iterable[Run]) -> pd.DataFrame:
     """All points of ``runs``, columns COLUMNS: by run, metric, and within a series as logged."""
     frames = list(long_pieces(runs, 1 << 62))
     if not frames:
-        return pd.DataFrame({name: pd.Series(dtype="float64" if name in ("step", "value", "wall_time") else "str") for name in COLUMNS})
+        return pd.DataFrame(
+            {name: pd.Series(dtype="float64" if name in ("step", "value", "wall_time") else "str") for name in COLUMNS}
+        )
     whole = all((frame["step"] == np.floor(frame["step"])).all() for frame in frames)
     out = pd.concat(frames, ignore_index=True)
     return out.astype({"step": "int64"}) if whole and (out["step"].abs() < 2**53).all() else out
@@ -121,11 +134,13 @@ def long_pieces(runs: Iterable[Run], most_rows: int = 200_000) -> Iterable[pd.Da
                 for at in range(0, len(step), most_rows):
                     part = slice(at, at + most_rows)
                     steps = np.array(step[part])
-                    yield pd.DataFrame({
-                        "run": run.name,
-                        "step": steps,
-                        "metric": metric,
-                        "value": np.array(value[part]),
-                        "wall_time": np.full(len(steps), np.nan) if wall is None else np.array(wall[part]),
-                        "source": run.source,
-                    })  # fmt: skip
+                    yield pd.DataFrame(
+                        {
+                            "run": run.name,
+                            "step": steps,
+                            "metric": metric,
+                            "value": np.array(value[part]),
+                            "wall_time": np.full(len(steps), np.nan) if wall is None else np.array(wall[part]),
+                            "source": run.source,
+                        }
+                    )

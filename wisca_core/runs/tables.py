@@ -95,7 +95,9 @@ class Csv:
         self._delimiter = max(",\t;", key=text.count)
         names = next(csv.reader([text], delimiter=self._delimiter))
         if len(names) > MAX_COLUMNS:
-            raise UnreadableInput(f"{shown(self.source.path)}: {len(names):,} columns, at most {MAX_COLUMNS:,} are read.")
+            raise UnreadableInput(
+                f"{shown(self.source.path)}: {len(names):,} columns, at most {MAX_COLUMNS:,} are read."
+            )
         seen: dict[str, int] = {}
         for name in names:  # two columns of one name stay two metrics
             seen[name] = seen.get(name, 0) + 1
@@ -135,9 +137,14 @@ class Csv:
                     io.BytesIO(body),
                     pacsv.ReadOptions(use_threads=False, column_names=names, block_size=max(1 << 20, len(body) + 1)),
                     pacsv.ParseOptions(delimiter=self._delimiter, invalid_row_handler=bad),
-                    pacsv.ConvertOptions(check_utf8=False, column_types=types, null_values=_EMPTY, strings_can_be_null=True,
-                                         quoted_strings_can_be_null=True),
-                )  # fmt: skip
+                    pacsv.ConvertOptions(
+                        check_utf8=False,
+                        column_types=types,
+                        null_values=_EMPTY,
+                        strings_can_be_null=True,
+                        quoted_strings_can_be_null=True,
+                    ),
+                )
             except pa.ArrowInvalid as error:
                 self._out.counts["damaged"] = before
                 if numeric:
@@ -195,7 +202,9 @@ class Csv:
             for i, exported, metric in role.series:
                 value, present, n_text = self._numbers(i, columns[i])
                 if n_text:
-                    self._out.text(metric, int(n_text - (0 if rows.all() else self._n_text_outside(i, columns[i], rows))))
+                    self._out.text(
+                        metric, int(n_text - (0 if rows.all() else self._n_text_outside(i, columns[i], rows)))
+                    )
                     self._numeric.discard(i)
                 elif present.any():
                     self._numeric.add(i)
@@ -227,7 +236,9 @@ class Csv:
         value, present, n_text = self._numbers(-1, column)
         if not n_text:
             return np.where(present, value, np.nan)
-        return np.array([seconds(None if cell is None else cell.decode("utf-8", "replace")) for cell in column.to_pylist()])
+        return np.array(
+            [seconds(None if cell is None else cell.decode("utf-8", "replace")) for cell in column.to_pylist()]
+        )
 
     def _by_run(self, columns: list[pa.Array], keep_row: np.ndarray):
         """(run, rows) for each run the run columns name, in the order of first appearance; no empty ones."""
@@ -310,7 +321,10 @@ class Rows:
         samples = {}
         for i, name in enumerate(names):
             cells = [row.get(name) for row in self._waiting]
-            numbers = [float(c) if isinstance(c, (int, float)) and not isinstance(c, bool) and abs(c) < 1e300 else np.nan for c in cells]
+            numbers = [
+                float(c) if isinstance(c, (int, float)) and not isinstance(c, bool) and abs(c) < 1e300 else np.nan
+                for c in cells
+            ]
             if any(isinstance(c, (int, float)) and not isinstance(c, bool) for c in cells):
                 samples[i] = np.array(numbers)
         found = roles(names, samples, self.asked, self.what)
@@ -423,7 +437,9 @@ class JsonList:
         wrapped = parse_json_object(b'{"rows":' + content + b"}", shown(self.source.path), unique_keys=False)
         rows = wrapped["rows"]
         if not isinstance(rows, list):
-            raise UnreadableInput(f"{shown(self.source.path)}: holds a JSON {type(rows).__name__}, expected a list of rows.")
+            raise UnreadableInput(
+                f"{shown(self.source.path)}: holds a JSON {type(rows).__name__}, expected a list of rows."
+            )
         for row in rows:
             if isinstance(row, dict):
                 self._rows.add(row)
@@ -446,7 +462,9 @@ def whole_file(file: Growing) -> bytes:
         parts.append(bytes(data))
         size += len(data)
         if size > MAX_JSON_BYTES:
-            raise UnreadableInput(f"{shown(file.path)}: larger than {MAX_JSON_BYTES >> 20} MB, which is the most that is read of a JSON file.")
+            raise UnreadableInput(
+                f"{shown(file.path)}: larger than {MAX_JSON_BYTES >> 20} MB, which is the most that is read of a JSON file."
+            )
         return len(data)
 
     for _ in file.pieces(consume):
@@ -481,7 +499,9 @@ class Parquet:
                 done += len(batch)
                 progress(f"reading {shown(self.source.path.name, 60)}", done, file.metadata.num_rows)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise UnreadableInput(f"{shown(self.source.path)}: not a sound parquet file: {shown(error, 200)}.") from None
+            raise UnreadableInput(
+                f"{shown(self.source.path)}: not a sound parquet file: {shown(error, 200)}."
+            ) from None
         self._table = taken
         found = self.source.path.stat()
         self._file._seen, self._file.offset = (found.st_size, found.st_mtime_ns), found.st_size
@@ -489,7 +509,10 @@ class Parquet:
 
     def runs(self) -> tuple[Run, ...]:
         runs = self._table.runs() if self._table is not None else ()
-        return tuple(Run(r.name, "parquet", r.source, r.series, r.config, r.counts, r.remarks, r.columns, r.step_column) for r in runs)
+        return tuple(
+            Run(r.name, "parquet", r.source, r.series, r.config, r.counts, r.remarks, r.columns, r.step_column)
+            for r in runs
+        )
 
 
 class _Arrow(Csv):
@@ -507,7 +530,12 @@ class _Arrow(Csv):
         for name in self._header:
             column = batch.column(batch.schema.get_field_index(name))
             kind = column.type
-            if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            if (
+                pa.types.is_boolean(kind)
+                or pa.types.is_integer(kind)
+                or pa.types.is_floating(kind)
+                or pa.types.is_decimal(kind)
+            ):
                 columns.append(column.cast(pa.float64(), safe=False))
             elif pa.types.is_timestamp(kind):
                 columns.append(pc.divide(column.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64()), 1e6))

@@ -108,7 +108,9 @@ def _event(data: bytes) -> _Event:
             step = whole(data, start, stop)
             out.step, out.step_span = step - (1 << 64) if step >> 63 else step, (start, stop)
         elif number == 5 and wire == _BYTES:
-            out.values += [_value(data, a, b) for inner, kind, a, b in fields(data, start, stop) if inner == 1 and kind == _BYTES]
+            out.values += [
+                _value(data, a, b) for inner, kind, a, b in fields(data, start, stop) if inner == 1 and kind == _BYTES
+            ]
     return out
 
 
@@ -286,8 +288,11 @@ class TensorBoard:
                     event = _event(here[first[g], :length].tobytes())
                 except Malformed:
                     continue
-                same = event.wall_at == shape.wall_at and event.step_span == shape.step_span and (
-                    [(v.dtype, v.at) for v in event.values] == [(v.dtype, v.at) for v in shape.values])  # fmt: skip
+                same = (
+                    event.wall_at == shape.wall_at
+                    and event.step_span == shape.step_span
+                    and ([(v.dtype, v.at) for v in event.values] == [(v.dtype, v.at) for v in shape.values])
+                )
                 # labels are sums of 64 bits: equal bytes are still compared before a record is cut by another one's shape
                 if not same or not ((here[members] & mask) == (here[first[g]] & mask)).all():
                     continue
@@ -327,7 +332,9 @@ class TensorBoard:
                 self._plugins.setdefault(value.tag, value.plugin)
             if value.dtype:
                 one = np.frombuffer(record, value.dtype, 1, value.at).astype(np.float64)
-                found.setdefault((value.tag, value.tensor), []).append((number, np.array([float(event.step)]), one, wall))
+                found.setdefault((value.tag, value.tensor), []).append(
+                    (number, np.array([float(event.step)]), one, wall)
+                )
             else:
                 self._out.counts["not_scalar"] += 1
 

@@ -60,14 +60,18 @@ class Trackio:
 
     def advance(self, progress: Progress) -> bool:
         path = self.source.path
-        stamp = [(p.stat().st_size, p.stat().st_mtime_ns) for p in (path, path.with_name(path.name + "-wal")) if p.exists()]
+        stamp = [
+            (p.stat().st_size, p.stat().st_mtime_ns) for p in (path, path.with_name(path.name + "-wal")) if p.exists()
+        ]
         if stamp == self._stamp:
             return False
         try:
             with closing(_open(path)) as database:
                 self._read(database, progress)
         except sqlite3.DatabaseError as error:
-            raise UnreadableInput(f"{shown(path)}: SQLite cannot read it: {shown(error, 200)}. Copy the file while nothing writes to it.") from None
+            raise UnreadableInput(
+                f"{shown(path)}: SQLite cannot read it: {shown(error, 200)}. Copy the file while nothing writes to it."
+            ) from None
         self._stamp = stamp
         return True
 
@@ -99,7 +103,9 @@ class Trackio:
             elif not isinstance(step, (int, float)):
                 self._out.counts["no_step"] += 1
             else:
-                row = {key: _SPELLED.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+                row = {
+                    key: _SPELLED.get(value, value) if isinstance(value, str) else value for key, value in row.items()
+                }
                 self._out.values(self._name(run_id, name), row, float(step), seconds(when))
 
     def _name(self, run_id: object, name: object) -> str:

@@ -9,7 +9,16 @@ from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
 from wisca_core.runs.tables import Rows, whole_file
 
-_SETTINGS = ("max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps", "save_steps", "total_flos", "best_metric")
+_SETTINGS = (
+    "max_steps",
+    "num_train_epochs",
+    "train_batch_size",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "total_flos",
+    "best_metric",
+)
 
 
 class TrainerState:
@@ -28,8 +37,12 @@ class TrainerState:
         state = parse_json_object(whole_file(file), what, unique_keys=False)
         history = state.get("log_history")
         if not isinstance(history, list):
-            raise UnreadableInput(f"{what}: has no log_history; expected the trainer_state.json that transformers' Trainer writes.")
-        out.config(self.source.run, {name: state[name] for name in _SETTINGS if isinstance(state.get(name), (int, float))})
+            raise UnreadableInput(
+                f"{what}: has no log_history; expected the trainer_state.json that transformers' Trainer writes."
+            )
+        out.config(
+            self.source.run, {name: state[name] for name in _SETTINGS if isinstance(state.get(name), (int, float))}
+        )
         rows = Rows(out, self.source.run, self._ask.step_column or "step", what, key=False)
         for row in history:
             if isinstance(row, dict):
@@ -43,4 +56,6 @@ class TrainerState:
 
     def runs(self) -> tuple[Run, ...]:
         columns = tuple(self._rows.columns) if self._rows else ()
-        return self._out.runs("trainer_state", str(self.source.path), columns, (self._rows and self._rows.step_column) or "")
+        return self._out.runs(
+            "trainer_state", str(self.source.path), columns, (self._rows and self._rows.step_column) or ""
+        )

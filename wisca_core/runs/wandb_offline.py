@@ -61,7 +61,9 @@ class Wandb:
             if len(data) < len(HEADER):
                 return 0
             if not data.startswith(HEADER):
-                raise UnreadableInput(f"{shown(self.source.path)}: does not begin as a .wandb file of version 0 does. Expected a run-*.wandb file.")
+                raise UnreadableInput(
+                    f"{shown(self.source.path)}: does not begin as a .wandb file of version 0 does. Expected a run-*.wandb file."
+                )
             at = len(HEADER)
         while True:
             left = _BLOCK - (base + at) % _BLOCK
@@ -77,7 +79,9 @@ class Wandb:
             if kind not in (_WHOLE, _FIRST, _MIDDLE, _LAST) or n + _CHUNK.size > left:
                 if at + left > len(data) and not at_end:
                     break
-                if kind == 0 and check == 0 and n == 0 and not any(data[at : at + left]):  # preallocated, not written yet
+                if (
+                    kind == 0 and check == 0 and n == 0 and not any(data[at : at + left])
+                ):  # preallocated, not written yet
                     break
                 self._damaged(min(left, len(data) - at))
                 at += min(left, len(data) - at)
@@ -156,10 +160,17 @@ class Wandb:
         if step is None:
             self._out.counts["no_step"] += 1
             return
-        for media in [name.removesuffix("_type") for name in row if name.endswith("._type")]:  # an image or histogram, in parts
+        for media in [
+            name.removesuffix("_type") for name in row if name.endswith("._type")
+        ]:  # an image or histogram, in parts
             self._out.counts["not_scalar"] += 1
             row = {name: value for name, value in row.items() if not name.startswith(media)}
-        self._out.values(self._name or self.source.run, row, float(step), float(wall) if isinstance(wall, (int, float)) else float("nan"))
+        self._out.values(
+            self._name or self.source.run,
+            row,
+            float(step),
+            float(wall) if isinstance(wall, (int, float)) else float("nan"),
+        )
 
 
 def _item(record: bytes, at: int, end: int) -> tuple[str, object]:

@@ -22,7 +22,11 @@ def csv_pieces(runs: Iterable[Run]) -> Iterator[bytes]:
             piece["step"] = step.astype(np.int64)
         for name in ("run", "metric", "source"):  # the same in every row of a piece
             piece[name] = safe_cell(piece[name].iloc[0])
-        yield piece[list(COLUMNS)].to_csv(index=False, header=False, lineterminator="\n", na_rep="nan").encode("utf-8", "backslashreplace")
+        yield (
+            piece[list(COLUMNS)]
+            .to_csv(index=False, header=False, lineterminator="\n", na_rep="nan")
+            .encode("utf-8", "backslashreplace")
+        )
 
 
 def write_csv(path: Path, runs: Iterable[Run], progress: Progress = silent) -> int:
@@ -43,7 +47,9 @@ def write_csv(path: Path, runs: Iterable[Run], progress: Progress = silent) -> i
                 file.write(piece)
         beside.replace(path)
     except OSError as error:
-        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}. Nothing was left behind.") from error
+        raise OutputRefused(
+            f"{path} cannot be written: {(error.strerror or str(error)).lower()}. Nothing was left behind."
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
     return total

@@ -1,4 +1,6 @@
-"""Factors onto live tensors and onto what the optimiser keeps for them. Everything is checked before the first value changes."""
+"""Factors onto live tensors and onto what the optimiser keeps for them. Everything is checked before the first value
+changes.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ from wisca_core.training.optimizer_state import States
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One tensor to be multiplied. ``vectors``: axis -> factors of the local indices, of length 1 where all are equal; ``states``:
-    (tensor, power) multiplied by the factors to that power."""
+    """One tensor to be multiplied. ``vectors``: axis -> factors of the local indices, of length 1 where all are
+    equal; ``states``: (tensor, power) multiplied by the factors to that power.
+    """
 
     tensor: torch.Tensor
     vectors: Mapping[int, np.ndarray]
@@ -26,7 +29,9 @@ class Edit:
 
 
 def apply_(live: Live, factors: Factors, states: States, copies: Iterable[Mapping[str, torch.Tensor]] = ()) -> None:
-    """Multiply the parameters, their optimiser state and gradients, and the same tensors of the copies. No value is asked of the device."""
+    """Multiply the parameters, their optimiser state and gradients, and the same tensors of the copies. No value is
+    asked of the device.
+    """
     scaling = scalings(live.sites, factors.by_site, factors.granularity, live.shapes)
     columns = [c for c in live.columns if c.weight in scaling]
     whole = [live.parameters] + list(copies)
@@ -46,10 +51,16 @@ def apply_(live: Live, factors: Factors, states: States, copies: Iterable[Mappin
         for name, parameter, one in partitioned:
             zero.times_(name, parameter, one, states)
         after = [c.norms(tensors) for c, tensors, _ in growing]
-        _perform([
-            _edit(tensors[c.magnitude], Scaling({0: (new / old).cpu().numpy()}), followers[c.magnitude] if is_model else [])
-            for (c, tensors, is_model), old, new in zip(growing, before, after)
-        ])  # fmt: skip
+        _perform(
+            [
+                _edit(
+                    tensors[c.magnitude],
+                    Scaling({0: (new / old).cpu().numpy()}),
+                    followers[c.magnitude] if is_model else [],
+                )
+                for (c, tensors, is_model), old, new in zip(growing, before, after)
+            ]
+        )
     forget_caches(live)
 
 

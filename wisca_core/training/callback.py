@@ -16,11 +16,12 @@ FILE, FORMAT, VERSION = "wisca_state.json", "wisca-training-state", 1
 
 
 class WiscaCallback(TrainerCallback):
-    """``Trainer(..., callbacks=[WiscaCallback(every=250)])``, or ``WiscaCallback(every=250).attach(trainer)`` to have the ratios in
-    everything ``report_to`` names. Options: ``Schedule``'s and ``Choices``'; ``also``: other copies of the weights.
+    """``Trainer(..., callbacks=[WiscaCallback(every=250)])``, or ``WiscaCallback(every=250).attach(trainer)`` to have
+    the ratios in everything ``report_to`` names. Options: ``Schedule``'s and ``Choices``'; ``also``: other copies of
+    the weights.
 
-    Steps are the trainer's ``global_step``. wisca.jsonl lies in the output folder, wisca_state.json in every checkpoint folder; a
-    resumed run needs no further argument.
+    Steps are the trainer's ``global_step``. wisca.jsonl lies in the output folder, wisca_state.json in every checkpoint
+    folder; a resumed run needs no further argument.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class WiscaCallback(TrainerCallback):
         self.scaler: Scaler | None = None
 
     def attach(self, trainer) -> "WiscaCallback":
-        """Put it ahead of the trainer's own integrations, so that TensorBoard, W&B and the others get the ratios. Returns itself."""
+        """Put it ahead of the trainer's own integrations, so that TensorBoard, W&B and the others get the ratios.
+        Returns itself.
+        """
         from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
         callbacks = trainer.callback_handler.callbacks
@@ -55,12 +58,20 @@ class WiscaCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         if model is None:
             raise BadOption(
-                "the trainer gave its callbacks no model; WiscaCallback is for transformers' Trainer and those made from it."
+                "the trainer gave its callbacks no model; WiscaCallback is for transformers' Trainer and those made "
+                "from it."
             )
         self._to_log = {}
         folder = Path(args.output_dir)
-        self.scaler = Scaler(model, optimizer, **self._options, first_step=state.global_step, replicated=args.world_size > 1,
-                             output=folder if state.is_world_process_zero else None, on_rescale=self._keep)  # fmt: skip
+        self.scaler = Scaler(
+            model,
+            optimizer,
+            **self._options,
+            first_step=state.global_step,
+            replicated=args.world_size > 1,
+            output=folder if state.is_world_process_zero else None,
+            on_rescale=self._keep,
+        )
         if state.global_step > 0:
             resumed = folder / f"checkpoint-{state.global_step}" / FILE
             if resumed.is_file():

@@ -14,10 +14,10 @@ LIVE_PAIRS = (*PAIRS, "lora")
 class Choices:
     """The options of a checkpoint's plan, and what only a training run has.
 
-    ``pairs``: of qk, vo and lora (rank channels of LoRA's A and B). ``optimizer_state``: "transport" continues the same momentum in
-    the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained is left alone ("refuse") or
-    done all the same ("scale"). ``lora``: "rank" (one factor a rank channel or pair) or "gram" (A A^T = B^T B, arXiv 2605.31484).
-    Raises BadOption.
+    ``pairs``: of qk, vo and lora (rank channels of LoRA's A and B). ``optimizer_state``: "transport" continues the same
+    momentum in the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained
+    is left alone ("refuse") or done all the same ("scale"). ``lora``: "rank" (one factor a rank channel or pair) or
+    "gram" (A A^T = B^T B, arXiv 2605.31484). Raises BadOption.
     """
 
     pairs: tuple[str, ...] = PAIRS

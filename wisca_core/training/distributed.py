@@ -1,7 +1,7 @@
 """Shards: which indices of a tensor a rank holds, sums over ranks, and agreement of all ranks on the same numbers.
 
-DDP, FSDP2 (``fully_shard``) and tensor parallelism as DTensors, alone or together. Not covered: FSDP1 (its flat parameters are
-refused by name), pipeline stages as one model.
+DDP, FSDP2 (``fully_shard``) and tensor parallelism as DTensors, alone or together. Not covered: FSDP1 (its flat
+parameters are refused by name), pipeline stages as one model.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +33,8 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def local_indices(tensor: torch.Tensor, axis: int) -> np.ndarray | None:
     """int64, the global index along ``axis`` of each local one; None where the rank holds all of them in order.
 
-    Found by sharding the numbers 0..n-1 in the very way the tensor is sharded, so uneven and strided shards come out right.
+    Found by sharding the numbers 0..n-1 in the very way the tensor is sharded, so uneven and strided shards come out
+    right.
     """
     if not is_dtensor(tensor):
         return None
@@ -69,7 +70,9 @@ def sum_groups(tensor: torch.Tensor) -> tuple:
 
 
 def agreement_groups(model: torch.nn.Module, tensors: Iterable[torch.Tensor], replicated: bool) -> tuple:
-    """The groups within which all ranks must use the very same factors: a last bit of difference would grow into two models."""
+    """The groups within which all ranks must use the very same factors: a last bit of difference would grow into two
+    models.
+    """
     from torch.nn.parallel import DistributedDataParallel
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -119,7 +122,9 @@ def once(make: Callable[[], T], groups: Sequence) -> T:
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """FSDP2: free what a forward pass gathered. Edits of gathered parameters are lost, and the optimiser holds the shards."""
+    """FSDP2: free what a forward pass gathered. Edits of gathered parameters are lost, and the optimiser holds the
+    shards.
+    """
     if not dist.is_available():
         return
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel

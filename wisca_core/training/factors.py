@@ -11,7 +11,9 @@ from wisca_core.plan.plan import Plan
 
 @dataclass(frozen=True)
 class Factors:
-    """``sites``: (site name, one factor a tie group at ``granularity``); the left side is multiplied by it, the right side divided."""
+    """``sites``: (site name, one factor a tie group at ``granularity``); the left side is multiplied by it, the
+    right side divided.
+    """
 
     granularity: str
     sites: tuple[tuple[str, tuple[float, ...]], ...] = ()
@@ -32,7 +34,8 @@ class Factors:
         """Both, one after the other. Raises PlanMismatch where the granularities differ."""
         if later.granularity != self.granularity:
             raise PlanMismatch(
-                f"factors at granularity {self.granularity} and at {later.granularity} cannot be combined; apply one after the other."
+                f"factors at granularity {self.granularity} and at {later.granularity} cannot be combined; apply one "
+                "after the other."
             )
         out = self.by_site
         for name, fs in later.sites:
@@ -56,7 +59,8 @@ class Factors:
             needed = found[name].n_cells(self.granularity)
             if needed != len(fs):
                 raise PlanMismatch(
-                    f"the plan has {len(fs)} factors for {name}; this model has {needed} there. It belongs to another model."
+                    f"the plan has {len(fs)} factors for {name}; this model has {needed} there. It belongs to "
+                    "another model."
                 )
             if not all(math.isfinite(f) and f > 0 for f in fs):
                 raise PlanMismatch(f"{name} has a factor that is not a positive finite number.")

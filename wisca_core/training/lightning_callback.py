@@ -14,10 +14,11 @@ except ImportError:  # the older package name
 
 
 class LightningWisca(Callback):
-    """``Trainer(callbacks=[LightningWisca(every=250)])``. The LightningModule holds a transformers model in any attribute.
+    """``Trainer(callbacks=[LightningWisca(every=250)])``. The LightningModule holds a transformers model in any
+    attribute.
 
-    Steps are the trainer's ``global_step``: with several optimisers it counts each one's. wisca.jsonl lies in ``default_root_dir``; the ratios go to the
-    trainer's loggers; the state lies in Lightning's own checkpoints.
+    Steps are the trainer's ``global_step``: with several optimisers it counts each one's. wisca.jsonl lies in
+    ``default_root_dir``; the ratios go to the trainer's loggers; the state lies in Lightning's own checkpoints.
     """
 
     def __init__(
@@ -42,8 +43,15 @@ class LightningWisca(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(scalars(done.ratios), step=step)
 
-        self.scaler = Scaler(pl_module, list(trainer.optimizers), **self._options, first_step=trainer.global_step, on_rescale=log,
-                             replicated=trainer.world_size > 1, output=trainer.default_root_dir if trainer.is_global_zero else None)  # fmt: skip
+        self.scaler = Scaler(
+            pl_module,
+            list(trainer.optimizers),
+            **self._options,
+            first_step=trainer.global_step,
+            on_rescale=log,
+            replicated=trainer.world_size > 1,
+            output=trainer.default_root_dir if trainer.is_global_zero else None,
+        )
         if self._resumed is not None:
             self.scaler.load_state_dict(self._resumed)
 

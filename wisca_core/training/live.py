@@ -1,9 +1,11 @@
 """The sites of a live model, from its own config and parameter names, by the same rules as for checkpoints.
 
-Names are those the model has inside its wrappers: DDP, torch.compile, activation checkpointing, FSDP2 and peft leave no trace in them.
-Every rule is proved on a miniature before it is used, and the attention modules must be transformers' own classes: the proof is of those.
+Names are those the model has inside its wrappers: DDP, torch.compile, activation checkpointing, FSDP2 and peft leave no
+trace in them. Every rule is proved on a miniature before it is used, and the attention modules must be transformers'
+own classes: the proof is of those.
 
-Not covered: code that replaces a module's ``forward``; models with offloaded (meta) parameters; several transformers models in one.
+Not covered: code that replaces a module's ``forward``; models with offloaded (meta) parameters; several transformers
+models in one.
 """
 
 import json
@@ -33,9 +35,9 @@ _WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_
 class Live:
     """A live model as the rules see it.
 
-    ``sites``: what can be rescaled, with the legs of adapters and copies that follow; ``refusals`` in it say what cannot and why.
-    ``parameters``: tensor name of the legs -> the live tensor; ``places``: name -> (module, attribute) that holds it.
-    ``columns``: DoRA magnitudes that follow a change of their weight's columns.
+    ``sites``: what can be rescaled, with the legs of adapters and copies that follow; ``refusals`` in it say what
+    cannot and why. ``parameters``: tensor name of the legs -> the live tensor; ``places``: name -> (module, attribute)
+    that holds it. ``columns``: DoRA magnitudes that follow a change of their weight's columns.
     """
 
     model: nn.Module
@@ -65,7 +67,8 @@ def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
 
 
 def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Live:
-    """Find, check and prove. Raises UnknownArchitecture, ConfigMismatch, ProofFailed, NothingToRescale, UnsupportedCheckpoint.
+    """Find, check and prove. Raises UnknownArchitecture, ConfigMismatch, ProofFailed, NothingToRescale,
+    UnsupportedCheckpoint.
 
     ``replicated``: every rank of the default process group holds this model (data parallel without a wrapper to see).
     """
@@ -124,14 +127,17 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
         proof = distributed.once(lambda: prove(checkpoint, found), groups)
         if not proof.passed:
             raise ProofFailed(
-                f"{found.model_type}: the rule {found.family} did not pass its proof on a miniature: {proof.reason} The model is unchanged."
+                f"{found.model_type}: the rule {found.family} did not pass its proof on a miniature: {proof.reason} "
+                "The model is unchanged."
             )
     sites = Sites(found.family, found.model_type, found.attention, tuple(kept), tuple(refused), found.remarks + twice)
     return Live(model, checkpoint, sites, parameters, {n: places[n] for n in parameters}, columns, groups, proof)
 
 
 def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
-    """Leg name -> tensor of another copy of the weights: a module (an EMA model) or a mapping of names. Raises PlanMismatch."""
+    """Leg name -> tensor of another copy of the weights: a module (an EMA model) or a mapping of names. Raises
+    PlanMismatch.
+    """
     if isinstance(copy, nn.Module):
         distributed.reshard(copy)
         found = dict(_Held.of(_transformer(copy)).tensors)
@@ -148,7 +154,8 @@ def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
         tensor = found.get(name)
         if not isinstance(tensor, torch.Tensor):
             raise PlanMismatch(
-                f"also: the copy has no {name}; every tensor that is rescaled must be in it under the name the model has for it."
+                f"also: the copy has no {name}; every tensor that is rescaled must be in it under the name the model "
+                "has for it."
             )
         if full_shape(tensor) != full_shape(parameter):
             raise PlanMismatch(
@@ -188,7 +195,8 @@ def _transformer(model: nn.Module) -> nn.Module:
     look(model)
     if not found:
         raise UnknownArchitecture(
-            f"{type(model).__name__} holds no transformers model, so there is no config to say which pairs are exact and nothing to prove them on. "
+            f"{type(model).__name__} holds no transformers model, so there is no config to say which pairs are exact "
+            "and nothing to prove them on. "
             "The model is unchanged."
         )
     if len(found) > 1:
@@ -201,8 +209,10 @@ def _transformer(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True, eq=False)
 class _Held:
-    """All tensors of a model under clean names. ``names``: those a checkpoint of the bare model has, each with every name of the
-    same storage in ``shared``; ``copies``: clean name -> names of further copies (peft's modules_to_save)."""
+    """All tensors of a model under clean names. ``names``: those a checkpoint of the bare model has, each with every
+    name of the same storage in ``shared``; ``copies``: clean name -> names of further copies (peft's
+    modules_to_save).
+    """
 
     tensors: Mapping[str, torch.Tensor]
     places: Mapping[str, tuple[nn.Module, str]]
@@ -280,13 +290,17 @@ def _own_class(inner: nn.Module, site: Site) -> str:
         kinds = [c for c in type(module).__mro__ if not c.__module__.startswith(("torch.", "accelerate."))]
         kind = kinds[0] if kinds else type(module)
         if not kind.__module__.startswith(("transformers.", "peft.", "builtins")):
-            return (f"{path} is a {kind.__module__}.{kind.__qualname__}, not transformers' own attention of {family.name}; "
-                    "the proof says nothing of it")  # fmt: skip
+            return (
+                f"{path} is a {kind.__module__}.{kind.__qualname__}, not transformers' own attention of {family.name}; "
+                "the proof says nothing of it"
+            )
     return ""
 
 
 def _shared(site: Site, held: _Held) -> str:
-    """Why sharing forbids the site: a leg's storage is something else as well, other than the same leg of another layer."""
+    """Why sharing forbids the site: a leg's storage is something else as well, other than the same leg of another
+    layer.
+    """
     for leg in site.legs:
         for other in held.shared.get(leg.tensor, ()):
             if other != leg.tensor and _layerless(other) != _layerless(leg.tensor):
@@ -343,5 +357,8 @@ def _refuse(found: Sites, refused: Iterable[Refusal], checkpoint: Checkpoint) ->
         raise UnknownArchitecture(f"{checkpoint.source}: {whole.reason} The model is unchanged.")
     shown = "\n".join(f"  {r.what}: {r.reason}" for r in refused[:20])
     more = f"\n  and {len(refused) - 20} more" if len(refused) > 20 else ""
-    raise NothingToRescale(f"nothing of what was asked can be rescaled in this {checkpoint.source}:\n{shown}{more}" if refused
-                           else f"this {checkpoint.source} has no pair of the kind and layers that were asked for.")  # fmt: skip
+    raise NothingToRescale(
+        f"nothing of what was asked can be rescaled in this {checkpoint.source}:\n{shown}{more}"
+        if refused
+        else f"this {checkpoint.source} has no pair of the kind and layers that were asked for."
+    )

@@ -1,10 +1,12 @@
 """LoRA (peft): the rank channels of (A, B) as sites, and adapters that follow when their base is rescaled.
 
-W x + scaling B (A x): rank channel r is written by A's row r and read by B's column r, so A's rows times s and B's columns over s keep the
-product, under rsLoRA and DoRA too. When rows of W are multiplied, B's rows follow; when columns are, A's columns follow. DoRA's magnitude
-follows the rows, and for columns is multiplied by the growth of the row norms of W + scaling B A.
+W x + scaling B (A x): rank channel r is written by A's row r and read by B's column r, so A's rows times s and B's
+columns over s keep the product, under rsLoRA and DoRA too. When rows of W are multiplied, B's rows follow; when columns
+are, A's columns follow. DoRA's magnitude follows the rows, and for columns is multiplied by the growth of the row norms
+of W + scaling B A.
 
-Not covered: adapters of convolutions, embeddings and expert tensors, and variants of LoRA other than DoRA: left alone, and a base under them refused.
+Not covered: adapters of convolutions, embeddings and expert tensors, and variants of LoRA other than DoRA: left alone,
+and a base under them refused.
 """
 
 import re
@@ -23,7 +25,9 @@ _PARTS = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".lora_embedding_A.
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One LoRA on one linear layer. ``module``: clean path of the layer; ``adapter``: its name; ``unknown``: why no rule covers it."""
+    """One LoRA on one linear layer. ``module``: clean path of the layer; ``adapter``: its name; ``unknown``: why no
+    rule covers it.
+    """
 
     module: str
     adapter: str
@@ -46,7 +50,9 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Columns:
-    """A DoRA magnitude that follows its weight's columns, by tensor names. ``transposed``: the weight is stored [in, out]."""
+    """A DoRA magnitude that follows its weight's columns, by tensor names. ``transposed``: the weight is stored [in,
+    out].
+    """
 
     site: str
     weight: str
@@ -166,8 +172,18 @@ def follow(site: Site, found: Sequence[Adapter], copies: Mapping[str, Sequence[s
             else:
                 legs.append(replace(leg, tensor=one.name("A"), axis=1, measured=False))
                 if one.dora:
-                    columns.append(Columns(site.name, leg.tensor, one.name("A"), one.name("B"), one.name("magnitude_vector"),
-                                           float(one.layer.scaling[one.adapter]), bool(one.layer.fan_in_fan_out), one.layer))  # fmt: skip
+                    columns.append(
+                        Columns(
+                            site.name,
+                            leg.tensor,
+                            one.name("A"),
+                            one.name("B"),
+                            one.name("magnitude_vector"),
+                            float(one.layer.scaling[one.adapter]),
+                            bool(one.layer.fan_in_fan_out),
+                            one.layer,
+                        )
+                    )
     return replace(site, legs=tuple(legs)), columns
 
 
@@ -178,7 +194,8 @@ def times_rows_(magnitude: torch.Tensor, growth: np.ndarray) -> None:
 
 
 def balancing(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | str:
-    """(M, M^-1), float64 (r, r): the symmetric positive M with (M^-1 A)(M^-1 A)^T = (B M)^T (B M); a reason in words where there is none.
+    """(M, M^-1), float64 (r, r): the symmetric positive M with (M^-1 A)(M^-1 A)^T = (B M)^T (B M); a reason in words
+    where there is none.
 
     X = M^2 solves X G_B X = G_A with G_A = A A^T and G_B = B^T B: their geometric mean. A: (r, in), B: (out, r).
     """

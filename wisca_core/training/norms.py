@@ -1,7 +1,8 @@
 """Norms of the two sides of every tie group of a live model: one reading of the weights, one transfer to the host.
 
-float64 weights are summed in float64; shorter ones in float32 over one row (or one block of rows of a column), then in float64. On a
-GPU all sums are in float64. Nothing asks the device for a single number on the way. Shards are summed locally, then over the ranks.
+float64 weights are summed in float64; shorter ones in float32 over one row (or one block of rows of a column), then in
+float64. On a GPU all sums are in float64. Nothing asks the device for a single number on the way. Shards are summed
+locally, then over the ranks.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,8 +22,9 @@ _ROWS = 128  # a block of rows stays in a core's cache
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One leg as this rank holds it. ``cells``: side * n_cells + cell of each local index along the axis, the last one (2 * n_cells)
-    for indices of other sites; None where all of the tensor belongs to ``cell``."""
+    """One leg as this rank holds it. ``cells``: side * n_cells + cell of each local index along the axis, the last
+    one (2 * n_cells) for indices of other sites; None where all of the tensor belongs to ``cell``.
+    """
 
     leg: Leg
     cell: int
@@ -32,7 +34,9 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Cells of all sites at one granularity, numbered on. ``first``: first cell of each site and the total; ``n``: (2, n_cells) values."""
+    """Cells of all sites at one granularity, numbered on. ``first``: first cell of each site and the total; ``n``:
+    (2, n_cells) values.
+    """
 
     first: np.ndarray
     site: np.ndarray
@@ -74,13 +78,17 @@ def layout(live: Live, granularity: str) -> Layout:
 
 
 def sides(live: Live, where: Layout, norm_name: str, read: Callable[[str], torch.Tensor]) -> dict[str, np.ndarray]:
-    """The statistics ``patterns.table.norm`` needs, each (2, n_cells) float64: left and right. ``read``: name -> local tensor."""
+    """The statistics ``patterns.table.norm`` needs, each (2, n_cells) float64: left and right. ``read``: name ->
+    local tensor.
+    """
     stat = STAT_OF[norm_name]
     return {"n": where.n, stat: _table(live, where.parts, where.n_cells, stat, read)}
 
 
 def largest_half(live: Live, where: Layout, read: Callable[[str], torch.Tensor]) -> np.ndarray:
-    """(2, n_cells): largest |w| among float16 tensors of each side, biases and followers included; 0 where there are none."""
+    """(2, n_cells): largest |w| among float16 tensors of each side, biases and followers included; 0 where there are
+    none.
+    """
     parts = tuple(p for p in where.parts + where.others if live.parameters[p.leg.tensor].dtype == torch.float16)
     return _table(live, parts, where.n_cells, "max", read)
 

@@ -1,9 +1,11 @@
 """What an optimiser remembers, carried into the new coordinates.
 
-Where W' = c W the gradient becomes g / c, so a running mean of gradients is divided by c and a running mean of their squares by c^2. The
-same momentum then continues. Each rule is data: state name -> power of c. Optimisers without a rule are refused by name.
+Where W' = c W the gradient becomes g / c, so a running mean of gradients is divided by c and a running mean of their
+squares by c^2. The same momentum then continues. Each rule is data: state name -> power of c. Optimisers without a rule
+are refused by name.
 
-Not covered: weight decay folded into the gradient (Adam(weight_decay=...)), whose share of the momentum does not scale so.
+Not covered: weight decay folded into the gradient (Adam(weight_decay=...)), whose share of the momentum does not scale
+so.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +53,8 @@ def rule_of(optimizer: torch.optim.Optimizer) -> Mapping[str, int]:
     if kind not in RULES:
         known = sorted({rule.rsplit(".", 1)[1] for rule in RULES})
         raise BadOption(
-            f"optimizer: there is no rule for the state of {module}.{name}, so it cannot be carried into the new coordinates; there is one for "
+            f"optimizer: there is no rule for the state of {module}.{name}, so it cannot be carried into the new "
+            "coordinates; there is one for "
             f"{', '.join(known)}. Give optimizer_state='leave' to rescale the weights alone."
         )
     return RULES[kind]
@@ -66,7 +69,9 @@ class States:
 
     @classmethod
     def of(cls, optimizer: object, mode: str) -> "States":
-        """``optimizer``: one, several, or None. Raises BadOption for one without a rule where its state is to be transported."""
+        """``optimizer``: one, several, or None. Raises BadOption for one without a rule where its state is to be
+        transported.
+        """
         if optimizer is None:
             given: Sequence[object] = ()
         else:
@@ -89,7 +94,8 @@ class States:
         missing = [name for name, p in parameters.items() if p.requires_grad and id(p) not in held]
         if missing:
             raise BadOption(
-                f"optimizer: {missing[0]} is trained but is in no parameter group ({len(missing)} of {len(parameters)} such). Was the optimiser "
+                f"optimizer: {missing[0]} is trained but is in no parameter group ({len(missing)} of "
+                f"{len(parameters)} such). Was the optimiser "
                 "made for another copy of the model, or before it was sharded? Make it from the parameters of this one."
             )
 
@@ -115,18 +121,22 @@ class States:
                     continue
                 if key not in rule:
                     raise BadOption(
-                        f"optimizer: {type(one).__name__} keeps {key!r} for {name}, which has no rule. Give optimizer_state='leave'."
+                        f"optimizer: {type(one).__name__} keeps {key!r} for {name}, which has no rule. Give "
+                        "optimizer_state='leave'."
                     )
                 power = rule[key]
                 needs_one = key in _FACTORED or (type(one).__name__ == "Adafactor" and key == "exp_avg" and power)
                 if needs_one and not uniform:
                     raise BadOption(
-                        f"optimizer: Adafactor keeps {key!r} of {name}, a mean over channels that now get different factors; it cannot be "
+                        f"optimizer: Adafactor keeps {key!r} of {name}, a mean over channels that now get different "
+                        "factors; it cannot be "
                         "recovered. Use granularity='tensor', or optimizer_state='leave'."
                     )
                 if value.numel() != parameter.numel() and key not in _FACTORED:
-                    raise BadOption(f"optimizer: {key!r} of {name} has {value.numel():,} values for {parameter.numel():,} weights. "
-                                    "Give optimizer_state='leave'.")  # fmt: skip
+                    raise BadOption(
+                        f"optimizer: {key!r} of {name} has {value.numel():,} values for {parameter.numel():,} weights. "
+                        "Give optimizer_state='leave'."
+                    )
                 if power:
                     out.append((value, power))
         return out

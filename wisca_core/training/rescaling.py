@@ -24,9 +24,10 @@ from wisca_core.training.optimizer_state import States, rule_of
 
 @dataclass(frozen=True, eq=False)
 class Rescale:
-    """What one rescale did. ``factors``: other than 1 where something changed; ``ratios``: site -> norm of the left side over the right
-    one before; ``skipped``: site -> why it, or a part of it, was left alone this time; ``refusals``: what can never be done here;
-    ``proof``: None where only LoRA pairs were asked for."""
+    """What one rescale did. ``factors``: other than 1 where something changed; ``ratios``: site -> norm of the left
+    side over the right one before; ``skipped``: site -> why it, or a part of it, was left alone this time;
+    ``refusals``: what can never be done here; ``proof``: None where only LoRA pairs were asked for.
+    """
 
     factors: Factors
     ratios: Mapping[str, float]
@@ -47,12 +48,13 @@ def rescale_(
 ) -> Rescale:
     """Balance the pairs of a live model in place, once; its function stays the same.
 
-    ``optimizer``: a torch optimiser, a wrapped one, a list of them, or None before there is one. ``plan``: these factors instead of
-    balancing (``result.factors.undone()`` takes a rescale back). ``also``: other copies of the weights (EMA) that get the same
-    factors. ``replicated``: every rank holds this very model although no wrapper shows it. Further options: see ``Choices``.
+    ``optimizer``: a torch optimiser, a wrapped one, a list of them, or None before there is one. ``plan``: these
+    factors instead of balancing (``result.factors.undone()`` takes a rescale back). ``also``: other copies of the
+    weights (EMA) that get the same factors. ``replicated``: every rank holds this very model although no wrapper shows
+    it. Further options: see ``Choices``.
 
-    Raises BadOption, UnknownArchitecture, ConfigMismatch, ProofFailed, NothingToRescale, PlanMismatch, UnsupportedCheckpoint; the model
-    is then unchanged.
+    Raises BadOption, UnknownArchitecture, ConfigMismatch, ProofFailed, NothingToRescale, PlanMismatch,
+    UnsupportedCheckpoint; the model is then unchanged.
     """
     try:
         chosen = Choices(pairs=tuple(pairs) if not isinstance(pairs, str) else pairs, **choices)
@@ -83,7 +85,8 @@ class Rescaler:
             for leg in site.legs
         ):
             warnings.warn(
-                "wisca: the base under LoRA adapters is rescaled. An adapter saved alone then fits only the rescaled base: save the base too, "
+                "wisca: the base under LoRA adapters is rescaled. An adapter saved alone then fits only the rescaled "
+                "base: save the base too, "
                 "merge, or take the factors back (plan=factors.undone()) before saving.",
                 RuntimeWarning,
                 stacklevel=3,
@@ -101,7 +104,8 @@ class Rescaler:
             for optimizer in self.states.optimizers:
                 if set(rule_of(optimizer).values()) != {-1}:
                     raise BadOption(
-                        f"optimizer: lora='gram' mixes the rank channels, and the squares {type(optimizer).__name__} keeps of single gradients "
+                        f"optimizer: lora='gram' mixes the rank channels, and the squares {type(optimizer).__name__} "
+                        "keeps of single gradients "
                         "cannot be mixed. Give optimizer_state='leave', or use SGD, or lora='rank'."
                     )
         if self._gram() and any(distributed.is_dtensor(p) for p in self.live.parameters.values()):
@@ -224,7 +228,8 @@ class Rescaler:
 def _reason(site, fate: np.ndarray, left: np.ndarray, right: np.ndarray) -> str:
     if (fate == NON_FINITE).any():
         side = "left" if not np.isfinite(left).all() else "right"
-        return f"a norm is not finite: {', '.join(leg.tensor for leg in site.measured_legs(side))} holds NaN or infinite values"
+        names = ", ".join(leg.tensor for leg in site.measured_legs(side))
+        return f"a norm is not finite: {names} holds NaN or infinite values"
     if (fate == ZERO).any():
         side = "left" if (left == 0).any() else "right"
         part = "" if (fate == ZERO).all() else f"in {int((fate == ZERO).sum())} of {len(fate)} cells "

@@ -20,9 +20,9 @@ STATE_VERSION = 1
 class Scaler:
     """Rescales a model on a schedule. Made after the optimiser, it rescales at once where the schedule has a step 0.
 
-    ``first_step``: optimiser steps already done (a resumed run). ``output``: folder or file for wisca.jsonl, None for none. The
-    schedule's options (every, at_start, start, stop) are ``Schedule``'s, the others ``Choices``'; ``also`` and ``replicated`` are
-    ``rescale_``'s. Steps that a GradScaler skipped are not counted.
+    ``first_step``: optimiser steps already done (a resumed run). ``output``: folder or file for wisca.jsonl, None for
+    none. The schedule's options (every, at_start, start, stop) are ``Schedule``'s, the others ``Choices``'; ``also``
+    and ``replicated`` are ``rescale_``'s. Steps that a GradScaler skipped are not counted.
 
     >>> scaler = Scaler(model, optimizer, every=250)  # doctest: +SKIP
     >>> for batch in data:  # doctest: +SKIP
@@ -97,14 +97,17 @@ class Scaler:
         return self._rescaler.live.sites.refusals
 
     def state_dict(self) -> dict:
-        """Plain JSON values: the step, and the product of all factors so far, which brings two checkpoints into one set of coordinates."""
+        """Plain JSON values: the step, and the product of all factors so far, which brings two checkpoints into one
+        set of coordinates.
+        """
         return {"state_version": STATE_VERSION, "step": self.steps, "kept": [f.to_json() for f in self.kept.values()]}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Raises BadOption for a newer state."""
         if state.get("state_version") != STATE_VERSION:
             raise BadOption(
-                f"the scaler's state has version {state.get('state_version')}; {STATE_VERSION} is read here. Update wisca."
+                f"the scaler's state has version {state.get('state_version')}; {STATE_VERSION} is read here. Update "
+                "wisca."
             )
         self.steps = int(state["step"])
         found = [Factors.from_json(one, "the scaler's state") for one in state["kept"]]
@@ -116,7 +119,8 @@ def made(pairs: Sequence[str], choices: Mapping) -> Choices:
     unknown = set(choices) - set(Choices.__dataclass_fields__)
     if unknown:
         raise BadOption(
-            f"{', '.join(sorted(unknown))}: there is no such option; there are {', '.join(Choices.__dataclass_fields__)}."
+            f"{', '.join(sorted(unknown))}: there is no such option; there are "
+            f"{', '.join(Choices.__dataclass_fields__)}."
         )
     return Choices(pairs=pairs, **choices)
 

@@ -1,8 +1,8 @@
 """wisca.jsonl: one line a rescale, readable in an editor, continued by a resumed run.
 
-The first line is ``{"format": "wisca-telemetry", "version": 1, ...}`` with the choices, the proof's figures and what is refused. Each
-further line: step; ratios (site -> norm of the left side over the right one, before); factors (site -> list); skipped (site -> reason);
-seconds.
+The first line is ``{"format": "wisca-telemetry", "version": 1, ...}`` with the choices, the proof's figures and what is
+refused. Each further line: step; ratios (site -> norm of the left side over the right one, before); factors (site ->
+list); skipped (site -> reason); seconds.
 """
 
 import json
@@ -31,8 +31,13 @@ class Telemetry:
         self._kept = kept
 
     def write(self, step: int, done: Rescale, seconds: float) -> None:
-        row = {"step": step, "ratios": {n: _number(r) for n, r in done.ratios.items()},
-               "factors": {n: list(f) for n, f in done.factors.sites}, "skipped": dict(done.skipped), "seconds": round(seconds, 6)}  # fmt: skip
+        row = {
+            "step": step,
+            "ratios": {n: _number(r) for n, r in done.ratios.items()},
+            "factors": {n: list(f) for n, f in done.factors.sites},
+            "skipped": dict(done.skipped),
+            "seconds": round(seconds, 6),
+        }
         try:
             if not self._started:
                 self._begin(done)
@@ -47,8 +52,13 @@ class Telemetry:
             if done.proof is None
             else {"rule": done.proof.rule, "max_rel": repr(done.proof.max_rel), "what": done.proof.what}
         )
-        header = {"format": FORMAT, "version": VERSION, "choices": self._header, "proof": proof,
-                  "refusals": {r.what: r.reason for r in done.refusals}}  # fmt: skip
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "choices": self._header,
+            "proof": proof,
+            "refusals": {r.what: r.reason for r in done.refusals},
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(self.path.name + ".part")
         beside.write_text("".join(json.dumps(line) + "\n" for line in [header, *self._kept]), encoding="utf-8")

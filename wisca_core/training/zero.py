@@ -1,10 +1,10 @@
 """DeepSpeed ZeRO-1, 2 and 3: the fp32 masters and the partitioned optimiser state, through DeepSpeed's own calls.
 
-A module's parameters are only copies there: what is written into them alone is undone at the next step. One tensor at a time is put
-together on every rank, multiplied, and taken apart again.
+A module's parameters are only copies there: what is written into them alone is undone at the next step. One tensor at a
+time is put together on every rank, multiplied, and taken apart again.
 
-Not covered: gradients in the middle of an accumulation (rescale after an optimiser step); optimisers other than Adam, AdamW and SGD,
-whose state is no longer one number a weight once it is flattened.
+Not covered: gradients in the middle of an accumulation (rescale after an optimiser step); optimisers other than Adam,
+AdamW and SGD, whose state is no longer one number a weight once it is flattened.
 """
 
 import torch
@@ -25,12 +25,15 @@ def read(name: str, parameter: torch.Tensor) -> torch.Tensor:
 
     if not parameter.requires_grad:
         raise UnsupportedCheckpoint(
-            f"{name} is frozen under DeepSpeed, so there is no master to rescale. Rescale it before deepspeed.initialize."
+            f"{name} is frozen under DeepSpeed, so there is no master to rescale. Rescale it before "
+            "deepspeed.initialize."
         )
     found = safe_get_full_fp32_param(parameter)
     if found is None:
-        raise UnsupportedCheckpoint(f"{name}: DeepSpeed gives no fp32 master for it; with this stage or offload it cannot be rescaled. "
-                                    "Rescale before deepspeed.initialize, or use stage 1, 2 or 3 without offload.")  # fmt: skip
+        raise UnsupportedCheckpoint(
+            f"{name}: DeepSpeed gives no fp32 master for it; with this stage or offload it cannot be rescaled. "
+            "Rescale before deepspeed.initialize, or use stage 1, 2 or 3 without offload."
+        )
     return found
 
 
@@ -40,12 +43,16 @@ def check(states: States) -> None:
         return
     if not states.optimizers:
         raise BadOption(
-            "optimizer: under DeepSpeed the engine's optimiser is needed (engine.optimizer), or optimizer_state='leave'."
+            "optimizer: under DeepSpeed the engine's optimiser is needed (engine.optimizer), or "
+            "optimizer_state='leave'."
         )
     for optimizer in states.optimizers:
         if "Adafactor" in type(optimizer).__name__ or "Muon" in type(optimizer).__name__:
-            raise BadOption(f"optimizer: the state of {type(optimizer).__name__} is flattened under DeepSpeed and cannot be carried over. "
-                            "Give optimizer_state='leave'.")  # fmt: skip
+            raise BadOption(
+                f"optimizer: the state of {type(optimizer).__name__} is flattened under DeepSpeed and cannot be "
+                "carried over. "
+                "Give optimizer_state='leave'."
+            )
 
 
 def times_(name: str, parameter: torch.Tensor, scaling: Scaling, states: States) -> None:

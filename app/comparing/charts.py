@@ -1,0 +1,123 @@
+"""The charts of a comparison, each under its finding, with one line how to read it and its data as CSV."""
+
+import pandas as pd
+import streamlit as st
+
+from app.figures import compare, words
+from app.figures.template import Theme
+from app.inspecting.charts import chart, heading
+from wisca_core.comparison import folder, statistics
+from wisca_core.comparison.folder import Comparison
+from wisca_core.comparison.statistics import Report, signed
+
+_STATES = {"waiting": "waiting", "running": "running", "done": "finished", "failed": "failed"}
+
+
+def draw_curves(comparison: Comparison, report: Report | None, theme: Theme, prefix: str = "") -> None:
+    """``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
+    spec, frame = comparison.spec, folder.curves(comparison)
+    rate = _rate(comparison, prefix)
+    bands, gaps = statistics.bands(frame, rate), statistics.gaps(frame, spec.baseline.name, rate)
+    names = compare.labels(spec.arms)
+    finding = compare.curves_finding(report, gaps, names)
+    heading(
+        finding,
+        "Above: validation loss, the mean of the seeds so far, bands from lowest to highest seed. Below: each run minus the baseline of its own "
+        f"seed, with the 95 % interval of {names[_first(comparison)]}; under zero is better.",
+        bands.merge(gaps, on=["arm", "step"], how="left", suffixes=("", "_difference")), f"{prefix}curves",
+    )  # fmt: skip
+    chart(compare.curves(bands, gaps, spec.arms, theme, spec.steps), f"{prefix}curves chart", f"Loss over the steps. {finding}.")
+    st.space("small")
+    pair = st.segmented_control("Pair", list(words.PAIR_LABELS), default="qk", required=True, key=f"{prefix}compare pair",
+                                format_func=words.PAIR_LABELS.get, label_visibility="collapsed")  # fmt: skip
+    ratios = statistics.bands(frame, rate, pair)
+    finding = compare.ratio_finding(ratios, spec.arms, pair)
+    heading(finding, "Sum of |w| of one matrix over that of the other, median over layers, mean of the seeds; measured before the rescale of a step.",
+            ratios, f"{prefix}ratios over steps")  # fmt: skip
+    chart(compare.ratio(ratios, spec.arms, pair, theme, spec.steps), f"{prefix}ratio chart", f"Ratio of norms over the steps. {finding}.")
+
+
+def draw_forest(comparison: Comparison, report: Report, theme: Theme) -> None:
+    finding = compare.forest_finding(report)
+    own = ", each arm at its own best rate, chosen without the seed it is judged on" if report.best else ""
+    noise = " Grey band: the placebo's spread." if report.noise else ""
+    heading(finding, f"Final loss minus the baseline of the same seed{own}. Rings: seeds. Bar: 95 % interval, diamond: mean.{noise}",
+            effects_table(report, comparison), "differences")  # fmt: skip
+    chart(compare.forest(report.main, report.noise, comparison.spec.arms, theme), "forest", f"Paired differences. {finding}.")
+
+
+def draw_rates(comparison: Comparison, report: Report, theme: Theme) -> None:
+    table = statistics.finals(comparison, folder.curves(comparison))
+    heading("Each arm has its own best rate", "Final loss against learning rate. Dots are seeds, lines their means, the ring is the lowest mean.",
+            table, "final losses")  # fmt: skip
+    chart(compare.rates(table, comparison.spec.arms, theme), "rates", "Final loss against the learning rate by arm.")
+
+
+def draw_table(comparison: Comparison, report: Report) -> None:
+    st.subheader("All arms", anchor=False)
+    st.markdown(
+        ":small[:gray[Loss in nats per byte. Steps saved: how much earlier the arm reaches the baseline's final loss, median of the seeds; where not "
+        "every seed does, how many do. Bootstrap from 8 seeds on.]]"
+    )
+    st.dataframe(shown_table(report, comparison), hide_index=True, alt="Every arm against the baseline")
+
+
+def shown_table(report: Report, comparison: Comparison) -> pd.DataFrame:
+    """The table as a person reads it."""
+    names, readings = compare.labels(comparison.spec.arms), {}
+    for effect, (_, text) in zip(report.main, report.readings):
+        readings[effect.arm, effect.rate] = text
+    rows = []
+    for rate, final in report.baseline_final:
+        rows.append({"Arm": names[comparison.spec.baseline.name], "Rate": f"{rate:g}", "Loss": f"{final:.3f}", "Reading": "reference"})
+    for e in (*report.best, *report.effects):
+        rows.append(
+            {
+                "Arm": names[e.arm],
+                "Rate": "own best" if e.rate is None else f"{e.rate:g}",
+                "Loss": f"{e.mean_final:.3f}",
+                "Difference": signed(e.loss.mean),
+                "95 % interval": f"{signed(e.loss.low)} to {signed(e.loss.high)}" if e.loss.n > 1 else "–",
+                "Bootstrap": f"{signed(e.bootstrap[0])} to {signed(e.bootstrap[1])}" if e.bootstrap else "–",
+                "Perplexity": signed(e.perplexity.mean),
+                "Better": f"{e.n_better} of {e.loss.n}",
+                "Steps saved": words.minus(f"{e.steps_saved:,.0f}") if e.steps_saved is not None else f"{e.n_reached} of {e.loss.n} reach it",
+                "Reading": readings.get((e.arm, e.rate), "beside the correction"),
+            }
+        )
+    return pd.DataFrame(rows).fillna("")
+
+
+def effects_table(report: Report, comparison: Comparison) -> pd.DataFrame:
+    """The same as numbers, one row a seed, for a spreadsheet."""
+    return pd.DataFrame(
+        [
+            {"arm": e.arm, "rate": "own best" if e.rate is None else e.rate, "seed": seed, "difference_nats": d, "mean": e.loss.mean, "low": e.loss.low,
+             "high": e.loss.high, "p": e.loss.p, "p_corrected": e.p_corrected}
+            for e in (*report.best, *report.effects) for seed, d in zip(e.seeds, e.differences)
+        ]
+    )  # fmt: skip
+
+
+def draw_runs(comparison: Comparison) -> None:
+    """Every run with its state; failures with their reason."""
+    failed = [c for c in comparison.cells if c.state == "failed"]
+    with st.expander(f"Runs: {len(comparison.cells)}" + (f", {len(failed)} failed" if failed else ""), key="compare_runs"):
+        names = compare.labels(comparison.spec.arms)
+        st.dataframe(
+            pd.DataFrame([{"Arm": names[c.arm], "Rate": f"{c.rate:g}", "Seed": c.seed, "State": _STATES[c.state], "Step": c.step,
+                           "Seconds": round(c.seconds, 1), "Reason": c.reason} for c in comparison.cells]),
+            hide_index=True, alt="All runs of this comparison",
+        )  # fmt: skip
+
+
+def _rate(comparison: Comparison, prefix: str) -> float:
+    rates = comparison.spec.optimiser.learning_rates
+    if len(rates) == 1:
+        return rates[0]
+    return st.segmented_control("Learning rate", rates, default=rates[0], required=True, key=f"{prefix}compare rate", format_func="{:g}".format)
+
+
+def _first(comparison: Comparison) -> str:
+    arms = comparison.spec.arms
+    return next((a.name for a in arms if a.kind == "balance"), next(a.name for a in arms if a.kind != "none"))

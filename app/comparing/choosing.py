@@ -1,0 +1,56 @@
+"""Which comparison is shown: the one in the address, else a running one, else the newest, else the bundled sample."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from app import state
+from app.messages import errors_as_messages
+from wisca_core import home
+from wisca_core.comparison import folder
+from wisca_core.errors import WiscaError
+
+SAMPLE = Path(__file__).resolve().parents[2] / "sample_runs" / "compare-gqa64"
+_STATES = {"running": "running", "done": "finished", "paused": "paused", "cancelled": "cancelled", "failed": "failed",
+           "interrupted": "interrupted", "new": "not started"}  # fmt: skip
+
+
+def place(name: str) -> Path:
+    """The folder of a name that ``known`` gave or that stood in the address."""
+    return SAMPLE if name == "sample" else home.folder("comparisons") / name
+
+
+def known() -> list[str]:
+    """Names of the comparisons there are, newest first, the bundled sample last."""
+    found = [path.name for path in folder.every()]
+    return [*found, *(["sample"] if (SAMPLE / "spec.json").is_file() else [])]
+
+
+def draw() -> str:
+    """The selector; returns the chosen name, "new" for a comparison that is still to be started."""
+    names = known()
+    chosen = state.get("comparison")
+    if chosen != "new" and chosen not in names:
+        if chosen:
+            st.markdown(f":small[:gray[The comparison in the address, {chosen}, is not on this machine.]]")
+        chosen = names[0] if names else "new"
+    state.put("comparison", chosen)
+    return st.selectbox("Comparison", [*names, "new"], key="comparison", format_func=_label, width=520, persist_state="session")
+
+
+def _label(name: str) -> str:
+    if name == "new":
+        return "A new comparison"
+    try:
+        comparison = folder.read(place(name))
+    except WiscaError:
+        return f"{name}, cannot be read"
+    where = "Bundled sample" if name == "sample" else f"{name[:8]} {name[9:13]}"
+    return f"{where}: {comparison.spec.name}, {_STATES.get(comparison.state, comparison.state)}"
+
+
+def opened(name: str) -> folder.Comparison | None:
+    """The comparison, None where it cannot be read: the page has then said why."""
+    with errors_as_messages("This comparison cannot be shown"):
+        return folder.read(place(name))
+    return None

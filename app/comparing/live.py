@@ -1,0 +1,39 @@
+"""A comparison that runs: how far it is, its curves so far, and how to stop it. Looked at anew every two seconds."""
+
+import streamlit as st
+
+from app.comparing import charts
+from app.comparing.setup import duration
+from app.figures import words
+from app.figures.template import theme_of
+from app.messages import errors_as_messages
+from wisca_core.comparison import folder
+from wisca_core.comparison.folder import Comparison
+
+
+def draw(comparison: Comparison) -> None:
+    st.fragment(_watch, run_every=2.0)(str(comparison.path))
+
+
+def _watch(path: str) -> None:
+    with errors_as_messages("This comparison cannot be followed"):
+        comparison = folder.read(path)
+        if not comparison.is_active:
+            st.rerun()
+        n = sum(c.state == "done" for c in comparison.cells)
+        left = comparison.seconds_left
+        st.title(f"Training: {n} of {words.plural(len(comparison.cells), 'run')}" + (f", about {duration(left)} left." if left else "."), anchor=False)
+        st.markdown("The curves are here to be watched, not to decide when to stop: the number of seeds was fixed beforehand.")
+        done, total = comparison.steps_done, max(1, comparison.steps_total)
+        pace = f", {words.axis_number(round(comparison.tokens_per_second, -2))} tokens per second" if comparison.tokens_per_second else ""
+        st.progress(min(1.0, done / total), f":small[{words.count(done)} of {words.count(total)} steps{pace}]")
+        with st.container(horizontal=True, gap="small"):
+            if st.button("Pause", key="compare pause"):
+                folder.ask(comparison.path, "pause")
+            if st.button("Cancel", key="compare cancel"):
+                folder.ask(comparison.path, "cancel")
+            if folder.asked(comparison.path):
+                st.markdown(":small[:gray[Stopping at the next step.]]")
+        st.space("small")
+        charts.draw_curves(comparison, None, theme_of(st.context.theme.type), "live ")
+        charts.draw_runs(comparison)

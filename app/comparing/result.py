@@ -1,0 +1,119 @@
+"""A comparison that has stopped: what may be said, the charts behind it, and what can be done next."""
+
+import streamlit as st
+
+from app import state
+from app.comparing import charts, setup
+from app.figures import words
+from app.figures.template import theme_of
+from app.messages import errors_as_messages, plain
+from wisca_core.comparison import folder, statistics
+from wisca_core.comparison.folder import Comparison
+from wisca_core.comparison.statistics import Report
+
+PAPER = "For scale: the paper reports −0.044 nats for TinyLlama 1.1B."
+_STOPPED = {
+    "new": "Not started yet.",
+    "paused": "Paused.",
+    "cancelled": "Cancelled.",
+    "failed": "Stopped by an error.",
+    "interrupted": "Interrupted: its process ended without a word.",
+}
+
+
+def facts(comparison: Comparison) -> str:
+    """One line: model, text, arms, rates, seeds, steps, time."""
+    spec, m, rates = comparison.spec, comparison.spec.model, comparison.spec.optimiser.learning_rates
+    parts = [
+        f"Decoder of width {m.width}, {words.plural(m.n_layers, 'layer')}, {words.plural(m.n_heads, 'query head')} on {words.plural(m.n_kv_heads, 'KV head')}",
+        {"bundled": "bundled text", "text": "a text file", "jsonl": "a JSONL file"}[spec.data.source],
+        words.plural(len(spec.arms), "arm"),
+        f"{spec.optimiser.name} at {', '.join(f'{rate:g}' for rate in rates)}",
+        words.plural(len(spec.seeds), "seed") + (", extended after looking" if comparison.is_extended else ""),
+        f"{words.count(spec.steps)} steps",
+    ]
+    if comparison.seconds and not comparison.is_active:
+        parts.append(f"{setup.duration(comparison.seconds)} of training")
+    return ", ".join(parts) + "."
+
+
+def draw(comparison: Comparison, is_sample: bool) -> None:
+    finished = sum(c.state == "done" for c in comparison.cells)
+    report = None
+    if finished:
+        report = statistics.report(comparison, folder.curves(comparison))
+    if comparison.state == "done":
+        st.title(words.markdown_text(report.sentence) if report else "No run finished, so nothing can be said.", anchor=False)
+    else:
+        st.title(f"{_STOPPED[comparison.state]} {finished} of {words.plural(len(comparison.cells), 'run')} finished.", anchor=False)
+        if comparison.message:
+            plain(comparison.message)
+        if report:
+            st.markdown(f":gray[So far, not to be quoted:] {words.markdown_text(report.sentence)}")
+    if report:
+        st.markdown(f"{words.markdown_text(report.reading)} {PAPER}")
+    _actions(comparison, report, is_sample)
+    if not report:
+        charts.draw_runs(comparison)
+        return
+    st.space("small")
+    theme = theme_of(st.context.theme.type)
+    charts.draw_curves(comparison, report, theme)
+    st.space("small")
+    if len(comparison.spec.optimiser.learning_rates) > 1:
+        left, right = st.columns(2, gap="large")
+        with left:
+            charts.draw_forest(comparison, report, theme)
+        with right:
+            charts.draw_rates(comparison, report, theme)
+    else:
+        charts.draw_forest(comparison, report, theme)
+    for remark in _remarks(report):
+        st.markdown(f":small[:gray[{words.markdown_text(remark)}]]")
+    st.space("small")
+    charts.draw_table(comparison, report)
+    charts.draw_runs(comparison)
+
+
+def _actions(comparison: Comparison, report: Report | None, is_sample: bool) -> None:
+    with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
+        unfinished = any(c.state != "done" and (c.state != "failed" or not c.is_final) for c in comparison.cells)
+        if unfinished and not is_sample and st.button("Resume", type="primary", key="compare resume"):
+            with errors_as_messages("It cannot be resumed"):
+                setup.go_on(comparison.path)
+                st.rerun()
+        if comparison.state == "done" and not is_sample:
+            n = st.number_input("Seeds to add", 1, 100, 4, key="compare more", width=120)
+            if st.button("Add seeds", key="compare add", help="The result is then marked as extended after looking."):
+                with errors_as_messages("Seeds cannot be added"):
+                    folder.add_seeds(comparison.path, int(n))
+                    setup.go_on(comparison.path)
+                    st.rerun()
+        if report:
+            with st.popover("Quote"):
+                st.code(f"{report.sentence} {report.reading}", language=None, wrap_lines=True)
+        with st.popover("Export"):
+            _exports(comparison)
+
+
+def _exports(comparison: Comparison) -> None:
+    spec = (comparison.path / "spec.json").read_bytes()
+    st.download_button("Spec, to run it again", spec, "spec.json", "application/json", on_click="ignore", key="compare spec", type="tertiary")
+    frame = folder.curves(comparison)
+    st.download_button("All curves as CSV", lambda: frame.to_csv(index=False).encode(), "curves.csv", "text/csv", on_click="ignore",
+                       key="compare metrics", type="tertiary")  # fmt: skip
+    st.code(f"wisca compare spec.json --out {comparison.path.name}-again", language="bash", wrap_lines=True)
+    kept = [cell for cell in comparison.cells if (cell.folder / "model" / "config.json").is_file()]
+    if kept:
+        cell = st.selectbox("Final weights of", kept, format_func=lambda c: c.name, key="compare weights")
+        plain(str(cell.folder / "model"))
+        st.button("Open on Inspect", on_click=state.open_model, args=(str(cell.folder / "model"),), key="compare inspect")
+
+
+def _remarks(report: Report) -> list[str]:
+    out = list(report.remarks)
+    if report.noise:
+        out.append(f"The placebo moves single runs by {statistics.placebo_words(report.noise)}.")
+    out += [f"{arm}: {n} of {of} runs diverged." for arm, n, of in report.diverged]
+    out += [f"No result from {cell}: {reason}" for cell, reason in report.missing]
+    return out

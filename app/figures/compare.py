@@ -1,0 +1,237 @@
+"""Figures of a comparison: curves with their paired difference, forest, final loss against the rate, ratio of norms.
+
+An arm that touches one pair takes that pair's left role; all others are ink or grey and differ in their dashes.
+"""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from app.figures import words
+from app.figures.template import Theme, figure, log_ticks, octave_ticks, see_through, unit
+from wisca_core.comparison.spec import Arm
+from wisca_core.comparison.statistics import Effect, Report, signed
+
+_NAMES = {
+    "baseline": "Baseline",
+    "wisca": "QK + VO",
+    "init_only": "QK + VO, at the start only",
+    "qk_only": "QK only",
+    "vo_only": "VO only",
+    "group": "QK + VO by KV group",
+    "channel": "QK + VO by channel",
+    "l2": "QK + VO in L2",
+    "state_left": "QK + VO, optimiser state left",
+    "placebo": "Placebo ×1.001",
+    "inverse": "Inverse scaling",
+}
+_DASHES = ("dashdot", "longdash", "longdashdot", "dash", "dot")
+LEGEND = dict(orientation="h", xref="container", yref="container", x=0, y=1, xanchor="left", yanchor="top", font=dict(size=12))
+
+
+def label(arm: Arm) -> str:
+    """An arm of our own in words, with how often it acts; a user's arm by its name."""
+    text = _NAMES.get(arm.name, arm.name)
+    return text + (f", every {arm.every:,}" if arm.kind == "balance" and arm.every and arm.name == "wisca" else "")
+
+
+def labels(arms: Sequence[Arm]) -> dict[str, str]:
+    return {arm.name: label(arm) for arm in arms}
+
+
+def styles(arms: Sequence[Arm], theme: Theme) -> dict[str, tuple[str, str]]:
+    """Arm name -> (colour, plotly's dash)."""
+    out, others = {}, 0
+    for arm in arms:
+        if arm.kind == "none":
+            out[arm.name] = (theme.quiet, "solid")
+        elif arm.kind == "placebo":
+            out[arm.name] = (theme.quiet, "dot")
+        elif arm.kind == "inverse":
+            out[arm.name] = (theme.text, "dashdot")
+        elif arm.name == "wisca":
+            out[arm.name] = (theme.ink, "solid")
+        elif arm.every is None:
+            out[arm.name] = (theme.ink, "dash")
+        elif len(arm.pairs) == 1:
+            out[arm.name] = (theme.role[arm.pairs[0][0]], "solid")
+        else:
+            out[arm.name] = (theme.text, _DASHES[others % len(_DASHES)])
+            others += 1
+    return out
+
+
+def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int) -> go.Figure:
+    """Validation loss (mean, lowest to highest seed) above the paired difference (mean, 95 % where there are two seeds)."""
+    fig = figure(theme, 520, showlegend=True, legend=LEGEND)
+    sub = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.13, figure=fig)
+    names, looks = labels(arms), styles(arms, theme)
+    for arm in arms:
+        colour, dash = looks[arm.name]
+        rows = bands[bands["arm"] == arm.name].sort_values("step")
+        if arm.kind == "none" or arm.name == "wisca":
+            _band(sub, rows, colour, 1)
+        hover = "%{customdata}<br>step %{x:,}: %{y:.3f} nats<extra></extra>"
+        _line(sub, rows, names[arm.name], colour, dash, 1, hover, legend=True)
+        rows = gaps[gaps["arm"] == arm.name].sort_values("step")
+        if len(rows):
+            if arm.kind == "balance" and arm.name == next(a.name for a in arms if a.kind == "balance"):
+                _band(sub, rows.dropna(), colour, 2)
+            texts = [_gap_words(names[arm.name], row) for row in rows.itertuples()]
+            _line(sub, rows, names[arm.name], colour, dash, 2, "%{customdata}<extra></extra>", texts=texts)
+    sub.add_hline(y=0, line=dict(color=theme.border, width=1), row=2, col=1, layer="below")
+    low, high = (bands["low"].min(), bands["high"].max()) if len(bands) else (1.0, 6.0)
+    ticks, texts = log_ticks(low, high)
+    sub.update_yaxes(type="log", tickvals=ticks, ticktext=texts, row=1, col=1)
+    span = _span(gaps)
+    sub.update_yaxes(range=[-span, span], tickformat="+.3~f", row=2, col=1)
+    sub.update_xaxes(range=[0, steps], tickformat=",", showticklabels=True)
+    sub.update_xaxes(title=dict(text="step", standoff=10), row=2, col=1)
+    sub.update_layout(margin=dict(l=58, r=12, t=92, b=48))
+    unit(sub, "validation loss, nats", dx=-54)
+    unit(sub, "difference to the baseline, nats; below 0 is better", "2", dx=-54)
+    return sub
+
+
+def _span(gaps: pd.DataFrame) -> float:
+    """Half the height of the difference panel: the later nine tenths of the run decide, so the wide first intervals do not flatten it."""
+    late = gaps[gaps["step"] > gaps["step"].max() / 10] if len(gaps) else gaps
+    values = late[["mean", "low", "high"]].abs().to_numpy().ravel() if len(late) else []
+    finite = sorted(v for v in values if math.isfinite(v))
+    return max(1.1 * finite[int(0.95 * (len(finite) - 1))], 0.002) if finite else 0.02
+
+
+def _gap_words(name: str, row) -> str:
+    between = f"<br>95 % {signed(row.low)} to {signed(row.high)}" if math.isfinite(row.low) else ""
+    return f"{name}<br>step {row.step:,.0f}: {signed(row.mean)} nats{between}<br>{words.plural(row.n, 'seed')}"
+
+
+def _line(fig, rows, name, colour, dash, row, hover, legend=False, texts=None) -> None:
+    fig.add_trace(
+        go.Scatter(
+            x=rows["step"], y=rows["mean"], mode="lines", name=name, line=dict(color=colour, dash=dash, width=1.8), showlegend=legend,
+            customdata=texts if texts is not None else [name] * len(rows), hovertemplate=hover, legendgroup=name,
+        ), row=row, col=1,
+    )  # fmt: skip
+
+
+def _band(fig, rows, colour, row) -> None:
+    x = [*rows["step"], *rows["step"][::-1]]
+    y = [*rows["high"], *rows["low"][::-1]]
+    fig.add_trace(
+        go.Scatter(x=x, y=y, fill="toself", fillcolor=see_through(colour, 0.16), line=dict(width=0), hoverinfo="skip", showlegend=False),
+        row=row, col=1,
+    )  # fmt: skip
+
+
+def curves_finding(report: Report | None, gaps: pd.DataFrame, names: dict[str, str]) -> str:
+    """The chart's title, computed."""
+    if report is None or not len(gaps):
+        return "Loss and its paired difference so far"
+    clear = [e for e in report.main if e.loss.n >= 4 and not e.loss.spans_zero]
+    if not clear:
+        return "At the end no arm can be told from the baseline" if report.grade != "none" else "Loss and its paired difference"
+    return f"{words.plural(len(clear), 'arm')} of {len(report.main)} ends apart from the baseline" if len(clear) == 1 else (
+        f"{len(clear)} of {len(report.main)} arms end apart from the baseline"
+    )  # fmt: skip
+
+
+def forest(effects: Sequence[Effect], noise: tuple[float, float] | None, arms: Sequence[Arm], theme: Theme) -> go.Figure:
+    """One row an arm: bar (95 %), diamond (mean), seeds below; the placebo's spread as a band."""
+    names, looks = labels(arms), styles(arms, theme)
+    effects = list(reversed(effects))
+    fig = figure(theme, 92 + 62 * len(effects))
+    if noise:
+        fig.add_vrect(x0=noise[0], x1=noise[1], fillcolor=theme.grid, line_width=0, layer="below")
+    fig.add_vline(x=0, line=dict(color=theme.quiet, width=1), layer="below")
+    ticktext = []
+    for i, e in enumerate(effects):
+        colour, _ = looks[e.arm]
+        rate = "" if e.rate is None or len({x.rate for x in effects}) == 1 else f"<br>rate {e.rate:g}"
+        ticktext.append(names[e.arm].replace(", ", ",<br>") + rate)
+        if e.loss.n > 1:
+            fig.add_trace(go.Scatter(x=[e.loss.low, e.loss.high], y=[i + 0.1] * 2, mode="lines", line=dict(color=colour, width=3), hoverinfo="skip"))
+        said = f"{names[e.arm]}: {signed(e.loss.mean)} nats<br>95 % {signed(e.loss.low)} to {signed(e.loss.high)}<br>better in {e.n_better} of {e.loss.n}"
+        if e.loss.n:
+            mark = dict(symbol="diamond", size=11, color=colour, line=dict(color=theme.page, width=1))
+            fig.add_trace(go.Scatter(x=[e.loss.mean], y=[i + 0.1], mode="markers", marker=mark, hovertemplate=said + "<extra></extra>"))
+        ring = dict(symbol="circle-open", size=7, color=colour, line=dict(width=1.3))
+        texts = [f"seed {s}: {signed(d)} nats" for s, d in zip(e.seeds, e.differences)]
+        fig.add_trace(go.Scatter(x=e.differences, y=[i - 0.17] * len(texts), mode="markers", marker=ring, customdata=texts,
+                                 hovertemplate="%{customdata}<extra></extra>"))  # fmt: skip
+    fig.update_yaxes(tickvals=list(range(len(effects))), ticktext=ticktext, range=[-0.5, len(effects) - 0.5], showgrid=False)
+    fig.update_xaxes(showgrid=True, tickformat="+.3~f", nticks=5, title=dict(text="nats against the baseline; left is better", standoff=14))
+    fig.update_layout(margin=dict(l=118, r=12, t=12, b=56))
+    return fig
+
+
+def forest_finding(report: Report) -> str:
+    if report.grade == "none":
+        return f"{words.plural(report.n_seeds, 'seed')}: too few for a conclusion"
+    clear = sum(not e.loss.spans_zero for e in report.main)
+    word = {0: "None", 1: "One"}.get(clear, str(clear))
+    return f"{word} of {len(report.main)} intervals {'clears' if clear < 2 else 'clear'} zero"
+
+
+def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme) -> go.Figure:
+    """Final loss against the learning rate: seeds as dots, means as lines, a ring at each arm's lowest mean."""
+    fig = figure(theme, 340, showlegend=True, legend=LEGEND)
+    names, looks = labels(arms), styles(arms, theme)
+    for arm in arms:
+        colour, dash = looks[arm.name]
+        rows = table[(table["arm"] == arm.name) & ~table["diverged"]]
+        if rows.empty:
+            continue
+        means = rows.groupby("rate")["final"].mean()
+        dots = dict(size=4, color=see_through(colour, 0.6))
+        fig.add_trace(go.Scatter(x=rows["rate"], y=rows["final"], mode="markers", marker=dots, showlegend=False, hoverinfo="skip"))
+        fig.add_trace(go.Scatter(x=means.index, y=means, mode="lines", name=names[arm.name], line=dict(color=colour, dash=dash, width=1.8),
+                                 hovertemplate=names[arm.name] + "<br>rate %{x:g}: %{y:.3f} nats<extra></extra>"))  # fmt: skip
+        best = means.idxmin()
+        ring = dict(symbol="circle", size=9, color=theme.page, line=dict(color=colour, width=1.8))
+        fig.add_trace(go.Scatter(x=[best], y=[means[best]], mode="markers", marker=ring, showlegend=False, hoverinfo="skip"))
+    values = sorted(table["rate"].unique())
+    fig.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:g}" for v in values], title=dict(text="learning rate", standoff=14))
+    fig.update_yaxes(tickformat=".2f")
+    fig.update_layout(margin=dict(l=48, r=12, t=92, b=56))
+    unit(fig, "final loss, nats", dx=-44)
+    return fig
+
+
+def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, steps: int) -> go.Figure:
+    """Median ratio of norms over the steps; ``bands``: arm, step, mean (log2)."""
+    fig = figure(theme, 320, showlegend=True, legend=LEGEND)
+    names, looks = labels(arms), styles(arms, theme)
+    for arm in arms:
+        colour, dash = looks[arm.name]
+        rows = bands[bands["arm"] == arm.name].sort_values("step")
+        texts = [f"{names[arm.name]}<br>step {r.step:,.0f}: {words.side(pair, r.mean)}" for r in rows.itertuples()]
+        fig.add_trace(go.Scatter(x=rows["step"], y=rows["mean"], mode="lines", name=names[arm.name], customdata=texts,
+                                 line=dict(color=colour, dash=dash, width=1.8), hovertemplate="%{customdata}<extra></extra>"))  # fmt: skip
+    low, high = (min(bands["mean"].min(), 0), max(bands["mean"].max(), 0)) if len(bands) else (0, 3)
+    ticks, texts = octave_ticks(low - 0.3, high + 0.3)
+    fig.update_yaxes(tickvals=ticks, ticktext=texts, range=[low - 0.3, high + 0.3])
+    fig.add_hline(y=0, line=dict(color=theme.border, width=1), layer="below")
+    fig.update_xaxes(range=[0, steps], tickformat=",", title=dict(text="step", standoff=14))
+    fig.update_layout(margin=dict(l=48, r=12, t=92, b=52))
+    left, right = (words.ROLES[role] for role in words.PAIR_ROLES[pair])
+    unit(fig, f"{left} over {right}", dx=-44)
+    return fig
+
+
+def ratio_finding(bands: pd.DataFrame, arms: Sequence[Arm], pair: str) -> str:
+    """Of the baseline and, where there is one, of the first arm that balances this pair again and again."""
+    def last(arm: Arm) -> float | None:
+        rows = bands[bands["arm"] == arm.name].sort_values("step")
+        return float(rows["mean"].iloc[-1]) if len(rows) else None
+
+    base = last(next(arm for arm in arms if arm.kind == "none"))
+    held = next((arm for arm in arms if arm.kind == "balance" and pair in arm.pairs and arm.every), None)
+    if base is None:
+        return f"The {words.PAIR_LABELS[pair]} ratio over the steps"
+    text = f"Left alone, {words.PAIR_LABELS[pair]} is at {words.side(pair, base)}"
+    with_it = last(held) if held else None
+    return text if with_it is None else f"{text}; rescaled, at {words.side(pair, with_it)}"

@@ -1,0 +1,27 @@
+"""Compare: would rescaling help a training? Set up, watch, and read what the differences allow one to say."""
+
+import streamlit as st
+
+from app import state
+from app.comparing import choosing, live, result, setup
+from app.figures import words
+
+wanted = state.note("comparison to show")
+if wanted:
+    state.put("comparison", wanted)
+    state.forget("comparison to show")
+
+chosen = choosing.draw()
+if chosen == "new":
+    st.title("Would rescaling help a training like yours?", anchor=False)
+    setup.draw()
+    st.stop()
+
+comparison = choosing.opened(chosen)
+if comparison is None:
+    st.stop()
+st.markdown(f":small[:gray[{words.markdown_text(result.facts(comparison))}]]")
+if comparison.is_active:
+    live.draw(comparison)
+else:
+    result.draw(comparison, chosen == "sample")
