@@ -171,7 +171,8 @@ def _band(paths, step_column, key, metric, x, smoothing, window, most, _runs) ->
 
 
 def trajectory_waits(folder: str) -> bool:
-    """Whether measuring its checkpoints is more than two seconds of work that nobody has done yet. Raises WiscaError."""
+    """Whether measuring its checkpoints is more than two seconds of work that nobody has done yet. Raises WiscaError.
+    """
     return _trajectory_bytes(folder, content_key(folder)) > JOB_BYTES
 
 

@@ -132,7 +132,7 @@ CHOICES: dict[str, Choice] = {
     "shown_norm": Choice(_fixed("l1"), _one_of(*NORMS), str),
     "layer": Choice(_fixed(None), _whole, str),
     "group": Choice(_fixed(None), _whole, str),
-    # Compare: the folder's name under WISCA_HOME/comparisons, "sample", or "new"
+    # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"
     "comparison": Choice(_fixed(""), _read_comparison, str),
     # Runs
     "logs": Choice(lambda: str(SAMPLE) if sample_checkpoints() else "", str, str),

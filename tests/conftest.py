@@ -97,7 +97,9 @@ def small_model(tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture
 def edited(tmp_path) -> Callable[..., Path]:
-    """edited(folder, change=None, config=None, name="edited") -> a copy with ``change(tensors)`` and ``config(dict)`` applied in place."""
+    """edited(folder, change=None, config=None, name="edited") -> a copy with ``change(tensors)`` and ``config(dict)``
+    applied in place.
+    """
 
     def edited(folder: Path, change=None, config=None, name: str = "edited") -> Path:
         copy = tmp_path / name

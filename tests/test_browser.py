@@ -1,4 +1,5 @@
-"""A person in a real browser: open the app, click a cell, change the options, export, download, and verify what came down.
+"""A person in a real browser: open the app, click a cell, change the options, export, download, and verify what came
+down.
 
 Needs Chromium or Chrome. Without one the tests are skipped, unless WISCA_BROWSER=required: then they fail.
 """

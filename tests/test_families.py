@@ -1,4 +1,6 @@
-"""Every supported model type is proved, and representative ones go the whole way: find, plan, export, reload, float64 logits."""
+"""Every supported model type is proved, and representative ones go the whole way: find, plan, export, reload, float64
+logits.
+"""
 
 import json
 import shutil
@@ -25,7 +27,8 @@ BOUND = 1e-11
 
 @pytest.mark.parametrize("model_type", sorted(families()))
 def test_every_supported_model_type_is_proved(model_type, small_model):
-    """The proof itself builds a miniature, rescales every channel cell by up to 2^10 both ways, reloads and compares."""
+    """The proof itself builds a miniature, rescales every channel cell by up to 2^10 both ways, reloads and compares.
+    """
     checkpoint = open_checkpoint(small_model(model_type))
     sites = find_sites(checkpoint)
     refuses_qk = bool(families()[model_type].refuse_qk)

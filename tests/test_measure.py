@@ -107,7 +107,9 @@ def test_every_row_equals_float64_arithmetic_on_the_tensor(layout, dtype, small_
 
 
 def test_bf16_is_never_accumulated_in_bf16(tmp_path):
-    """100,000 weights of spread 0.02: torch's own sum in bf16 is off by over a thousandth, this table by less than a millionth."""
+    """100,000 weights of spread 0.02: torch's own sum in bf16 is off by over a thousandth, this table by less than a
+    millionth.
+    """
     w = (0.02 * torch.randn(2, 50_000, generator=torch.Generator().manual_seed(0))).bfloat16()
     config = {"model_type": "llama", "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 2, "hidden_size": 50_000}
     layer = "model.layers.0.self_attn."
@@ -293,7 +295,9 @@ def test_the_summary_by_hand(tmp_path):
 
 
 def test_size_is_told_from_the_rest(small_model, look):
-    """Three query heads a KV head with the same spread: the whole of an L1 ratio of three is size, and of an L2 its root."""
+    """Three query heads a KV head with the same spread: the whole of an L1 ratio of three is size, and of an L2 its
+    root.
+    """
     groups = decide(look(small_model("llama", num_key_value_heads=8)).patterns, Options()).groups()
     s = summaries(groups, "l1")["qk"]
     assert s.size == pytest.approx(3) and s.size_heavier == "query" and s.ratio == pytest.approx(3, rel=0.1) and s.rest < 1.1

@@ -78,7 +78,9 @@ def test_strength_by_hand(tmp_path):
 
 
 def test_size_alone_in_gqa(tmp_path):
-    """Two query heads on one KV head, every weight 1: q has twice the entries, so s = 2 ** -0.5 under L1 and 1 under RMS."""
+    """Two query heads on one KV head, every weight 1: q has twice the entries, so s = 2 ** -0.5 under L1 and 1 under
+    RMS.
+    """
     patterns = model(tmp_path, torch.ones(4, 4), torch.ones(2, 4), kv=1)
     assert factors(patterns).tolist() == pytest.approx([0.5**0.5]) and factors(patterns, norm="l2").tolist() == pytest.approx([0.5**0.25])
     assert factors(patterns, norm="rms").tolist() == [1.0]

@@ -1,4 +1,5 @@
-"""all-MiniLM-L6-v2, a real trained encoder: looked at, rescaled at every granularity, exported, reloaded and compared."""
+"""all-MiniLM-L6-v2, a real trained encoder: looked at, rescaled at every granularity, exported, reloaded and compared.
+"""
 
 import json
 from dataclasses import replace
@@ -69,7 +70,9 @@ def test_every_head_is_summed_as_float64_torch_does(minilm, weights):
 
 
 def test_what_it_shows(minilm):
-    """Nearly in balance: V is 1.27 times heavier than O in the median layer, Q 1.03 times than K; no head is out by a factor of 2."""
+    """Nearly in balance: V is 1.27 times heavier than O in the median layer, Q 1.03 times than K; no head is out by a
+    factor of 2.
+    """
     groups = decide(minilm.patterns, Options()).groups()
     found = summaries(groups, "l1")
     assert sentence(found["qk"]) == "The query side is 1.03× heavier in the median layer."

@@ -90,7 +90,9 @@ def test_a_factor_beyond_float32_is_applied_where_the_product_has_a_place(octave
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), octave=st.floats(-8, 8))
 def test_a_product_is_never_further_than_half_a_step_of_its_dtype(dtype, offset, seed, octave):
-    """Against exact rational arithmetic, plus what float64 itself loses, or float32, through which torch reaches 16 bits."""
+    """Against exact rational arithmetic, plus what float64 itself loses, or float32, through which torch reaches 16
+    bits.
+    """
     from fractions import Fraction
 
     factor = 2.0**octave

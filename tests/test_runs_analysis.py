@@ -234,3 +234,21 @@ def test_losses_fall_and_accuracies_rise():
         for m in ("loss", "eval/loss", "perplexity", "eval_accuracy", "val/acc", "f1", "macro_f1", "mae")
     ] == [True, True, True, False, False, False, False, True]
     assert groups.loss_metric(run("a", lr=([0], [1]), eval_loss=([0], [1]), loss=([0], [1]))) == "loss"
+
+
+def test_a_group_is_named_by_the_fewest_settings_that_tell_it_apart():
+    runs = [
+        run(
+            "a",
+            config={"model.width": w, "lr": lr, "depth": w // 8, "rule": "x" * 90 + str(w), "seed": seed},
+            loss=([0], [1]),
+        )
+        for w in (64, 128)
+        for lr in (0.1, 0.2)
+        for seed in (1, 2)
+    ]
+    assert [(title, len(members)) for title, members in groups.by_configuration(runs).items()] == [
+        ("width 64, lr 0.1", 2), ("width 64, lr 0.2", 2), ("width 128, lr 0.1", 2), ("width 128, lr 0.2", 2)]  # fmt: skip
+    other = run("other/seed-3", config={"steps": 9}, loss=([0], [1]))
+    assert all(len(title) < 60 for title in groups.by_configuration([*runs, other]))
+    assert sum(map(len, groups.by_configuration([*runs, other]).values())) == 9

@@ -89,7 +89,7 @@ def test_the_command_reads_a_log_with_another_step_column(logs, capsys):
 def test_following_prints_new_values_until_it_is_stopped(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "loss": 3}\n')
-    code = "import sys; from wisca_core.cli import runs; runs.FOLLOW_SECONDS = 0.1; from wisca_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from wisca_core.cli import main, runs; runs.FOLLOW_SECONDS = 0.1; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", code, "runs", "--follow", str(path)],
         stdout=subprocess.PIPE,

@@ -29,7 +29,9 @@ TAGS = (
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """A run by SummaryWriter: three tags, steps up to 2**40, NaN and infinities, and a histogram and a text between them."""
+    """A run by SummaryWriter: three tags, steps up to 2**40, NaN and infinities, and a histogram and a text between
+    them.
+    """
     import torch
 
     folder = tmp_path_factory.mktemp("tb") / "run"

@@ -114,7 +114,8 @@ def test_run_and_seed_columns_tell_runs_apart(tmp_path):
 
 
 def test_a_chart_exported_from_wandb_gives_one_run_a_column(tmp_path):
-    head = '"Step","lively-sun-1 - train/loss","lively-sun-1 - train/loss__MIN","lively-sun-1 - train/loss__MAX","a - b - train/loss"'
+    names = ("Step", *(f"lively-sun-1 - train/loss{end}" for end in ("", "__MIN", "__MAX")), "a - b - train/loss")
+    head = ",".join(f'"{name}"' for name in names)
     runs = {
         r.name: r
         for r in read(
@@ -274,7 +275,8 @@ def test_nanochat_lines(tmp_path, capsys):
     # karpathy/nanochat, scripts/base_train.py: the print0 calls of its loop
     print(f"Step {0:05d} | Validation bpb: {1.25:.6f}")
     print(
-        f"step {10:05d}/{500:05d} ({2.0:.2f}%) | loss: {3.5:.6f} | lrm: {1.0:.2f} | dt: {0.25 * 1000:.2f}ms | tok/sec: {1234567:,} | bf16_mfu: {41.5:.2f}"
+        f"step {10:05d}/{500:05d} ({2.0:.2f}%) | loss: {3.5:.6f} | lrm: {1.0:.2f} | dt: {0.25 * 1000:.2f}ms | "
+        f"tok/sec: {1234567:,} | bf16_mfu: {41.5:.2f}"
         f" | epoch: {'1 pq: 0 rg: 3'} | total time: {30 / 60:.2f}m | eta: {1.0:.1f}m"
     )
     run = only(write(tmp_path / "run.log", capsys.readouterr().out))
@@ -307,7 +309,8 @@ def test_a_progress_bars_carriage_returns_end_lines_too(tmp_path):
     run = only(
         write(
             tmp_path / "a.log",
-            "  3%|# | 1/9\riter 1: loss 2.5000, time 1.00ms, mfu 1.00%\r\n 5%|\riter 2: loss 2.0000, time 1.00ms, mfu 1.00%",
+            "  3%|# | 1/9\riter 1: loss 2.5000, time 1.00ms, mfu 1.00%\r\n 5%|\riter 2: loss 2.0000, time 1.00ms, mfu "
+            "1.00%",
         )
     )
     assert run.series["loss"].value.tolist() == [2.5, 2.0]

@@ -24,11 +24,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 transformers.utils.logging.set_verbosity_error()
 torch.set_num_threads(1)
 torch.manual_seed(0)
-model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+                                     num_attention_heads=4,
                                      num_key_value_heads=2, head_dim=4))
 rows = [{"input_ids": torch.randint(0, 16, (8,)), "labels": torch.randint(0, 16, (8,))} for _ in range(12)]
-arguments = TrainingArguments(output_dir=sys.argv[1], max_steps=6, logging_steps=1, save_steps=2, eval_strategy="steps", eval_steps=3, seed=5,
-                              per_device_train_batch_size=2, report_to=["tensorboard"], use_cpu=True, disable_tqdm=True, learning_rate=0.05)
+arguments = TrainingArguments(output_dir=sys.argv[1], max_steps=6, logging_steps=1, save_steps=2,
+                              eval_strategy="steps", eval_steps=3, seed=5,
+                              per_device_train_batch_size=2, report_to=["tensorboard"], use_cpu=True,
+                              disable_tqdm=True, learning_rate=0.05)
 Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows[:2]).train()
 """
     subprocess.run(
@@ -79,7 +82,7 @@ def test_a_newer_checkpoint_replaces_the_history(trained, tmp_path):
 
 
 def test_lightnings_csv_logger(tmp_path):
-    from pytorch_lightning.loggers import CSVLogger
+    from lightning.pytorch.loggers import CSVLogger
 
     for seed in (1, 2):
         logger = CSVLogger(tmp_path, name="runs", version=f"seed-{seed}", flush_logs_every_n_steps=1)
@@ -111,9 +114,11 @@ def test_trackios_project_file_and_its_growth(tmp_path):
     script = """
 import sys, trackio
 for seed in (1, 2):
-    trackio.init(project="demo", name=f"seed-{seed}", config={"lr": 0.1, "seed": seed}, embed=False, auto_log_cpu=False, auto_log_gpu=False)
+    trackio.init(project="demo", name=f"seed-{seed}", config={"lr": 0.1, "seed": seed},
+                 embed=False, auto_log_cpu=False, auto_log_gpu=False)
     for step in range(4):
-        trackio.log({"train/loss": seed / (step + 1), "bad": float("nan"), "far": float("inf"), "word": "x", "inner": {"a": step}}, step=step * 10)
+        trackio.log({"train/loss": seed / (step + 1), "bad": float("nan"), "far": float("inf"), "word": "x",
+                     "inner": {"a": step}}, step=step * 10)
     trackio.finish()
 """
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "0"}
@@ -139,12 +144,14 @@ for seed in (1, 2):
 
     with sqlite3.connect(tmp_path / "demo.db") as database:
         database.execute(
-            "insert into metrics (run_id, timestamp, run_name, step, metrics) select run_id, timestamp, run_name, 40, ? from metrics "
+            "insert into metrics (run_id, timestamp, run_name, step, metrics) select run_id, timestamp, run_name, 40, "
+            "? from metrics "
             "where run_name = 'seed-2' limit 1",
             ('{"train/loss": 0.25}',),
         )
         database.execute(
-            "insert into metrics (run_id, timestamp, run_name, step, metrics) values ('x', '', 'seed-2', 50, 'not json')"
+            "insert into metrics (run_id, timestamp, run_name, step, metrics) values ('x', '', 'seed-2', 50, 'not "
+            "json')"
         )
     database.close()
     assert logs.poll()
@@ -158,9 +165,11 @@ def wandb_file(tmp_path_factory) -> Path:
     script = """
 import sys, wandb
 settings = wandb.Settings(x_disable_stats=True, x_disable_meta=True, console="off", silent=True)
-run = wandb.init(project="p", name="the name", dir=sys.argv[1], mode="offline", config={"lr": 0.1, "seed": 7, "model": {"d": 4}}, settings=settings)
+run = wandb.init(project="p", name="the name", dir=sys.argv[1], mode="offline", settings=settings,
+                 config={"lr": 0.1, "seed": 7, "model": {"d": 4}})
 for step in range(1500):
-    run.log({"train/loss": 1 / (step + 1), "inner": {"a": step}, "word": "x" * 40, "bad": float("nan"), "far": float("-inf")})
+    run.log({"train/loss": 1 / (step + 1), "inner": {"a": step}, "word": "x" * 40, "bad": float("nan"),
+             "far": float("-inf")})
 run.log({"picture": wandb.Histogram([1, 2, 3]), "train/loss": 5.0}, step=2000)
 run.finish()
 """

@@ -1,4 +1,6 @@
-"""Sites worked out by hand: which index of which tensor carries which channel, which channels are tied, and what is refused."""
+"""Sites worked out by hand: which index of which tensor carries which channel, which channels are tied, and what is
+refused.
+"""
 
 import json
 import re
@@ -169,7 +171,9 @@ def test_fused_by_head(tmp_path):
 
 
 def test_the_layout_by_group_by_hand(tmp_path, monkeypatch):
-    """[group][g q's, k, v]: 2 groups of 2 query heads of 2. No supported family has it yet; the row of data is checked here."""
+    """[group][g q's, k, v]: 2 groups of 2 query heads of 2. No supported family has it yet; the row of data is checked
+    here.
+    """
     import tomllib
     from dataclasses import replace
     from importlib import resources
@@ -194,7 +198,9 @@ def qk_norm(model_type, q_gains, k_gains):
 
 
 def test_gains_shared_by_all_heads_are_the_live_pair(tmp_path):
-    """Qwen3: one gain a channel of a head, for all heads; asking for KV groups gives one factor a site, and it is named."""
+    """Qwen3: one gain a channel of a head, for all heads; asking for KV groups gives one factor a site, and it is
+    named.
+    """
     sites = found(tmp_path, *qk_norm("qwen3", 4, 4))
     qk = sites["decoder.0.self.qk"]
     assert [leg.tensor[-13:] for leg in qk.legs] == ["q_norm.weight", "k_norm.weight"] and qk.live == "gains"

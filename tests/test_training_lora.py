@@ -225,3 +225,13 @@ def test_gram_balance_carries_momentum_and_refuses_adam(adapted):
         rescale_(model, torch.optim.AdamW(trained), pairs=("lora",), lora="gram")
     with pytest.raises(BadOption, match="powers of two"):
         rescale_(model, pairs=("lora",), lora="gram", exact=True)
+
+
+def test_norms_that_dora_keeps_between_calls_are_forgotten(adapted):
+    from peft.helpers import DoraCaching
+
+    model = adapted("DoRA")
+    with DoraCaching():
+        before = logits(model)
+        rescale_(model, frozen="scale")
+        assert relative(logits(model), before) < 1e-12

@@ -95,8 +95,10 @@ def test_the_reading_names_numbers_and_claims_nothing_else(training):
     texts = [a.text for a in advice(trajectory(training), "l1", 250, curve)]
     # half an octave in 250 steps is 1.41x in the ratio and its root, 1.19x, on each side
     assert texts[0] == (
-        "Key grows against query from step 500 on in layers 0-1: the ratio moves by 2.0×, from query 2.0× to level (median of these layers). "
-        "At this drift 250 steps move the ratio by 1.41×, so WISCA every 250 steps would have rescaled each side by 1.19× a time after the first."
+        "Key grows against query from step 500 on in layers 0-1: the ratio moves by 2.0×, from query 2.0× to level "
+        "(median of these layers). "
+        "At this drift 250 steps move the ratio by 1.41×, so WISCA every 250 steps would have rescaled each side by "
+        "1.19× a time after the first."
     )
     assert texts[1] == "Query against key moves less than 0.1 octaves (1.07×) over the training in layer 2."
     assert any("does not say that balancing helps" in text for text in texts)

@@ -1,4 +1,5 @@
-"""Verdicts on two checkpoints: right exports are explained value by value, and every small wrong is not, with its name."""
+"""Verdicts on two checkpoints: right exports are explained value by value, and every small wrong is not, with its name.
+"""
 
 import re
 import shutil
@@ -200,7 +201,9 @@ def test_a_rescale_under_a_norm_that_absorbs_it_is_not_equivalent(small_model, e
 
 
 def test_a_tied_head_that_was_changed_on_the_way_to_safetensors_is_seen(tmp_path, small_model):
-    """The torch file says that two names share a storage; a safetensors file may hold the second name with other values."""
+    """The torch file says that two names share a storage; a safetensors file may hold the second name with other
+    values.
+    """
     tensors = load_file(small_model("llama", torch.float32) / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     for name in ("bin", "same", "other"):

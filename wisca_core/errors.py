@@ -40,7 +40,9 @@ class BadOption(WiscaError):
 
 
 class SpecError(BadOption):
-    """A field of a comparison's spec has a value that is not allowed. ``field``, ``value``, ``allowed`` say which and what."""
+    """A field of a comparison's spec has a value that is not allowed. ``field``, ``value``, ``allowed`` say which and
+    what.
+    """
 
     def __init__(self, field: str, value: object, allowed: str):
         super().__init__(f"{field}: {str(value)[:200]!r} was given; allowed is {allowed}.")
@@ -76,7 +78,8 @@ class UnequalStart(WiscaError):
 
 
 class OutputRefused(WiscaError):
-    """The output folder exists, is the input, is taken by another export, or the disk is full; nothing was left behind."""
+    """The output folder exists, is the input, is taken by another export, or the disk is full; nothing was left behind.
+    """
 
 
 class CheckpointChanged(WiscaError):

@@ -1,7 +1,7 @@
 """Factors onto tensors: for each tensor, multiplication along its axes. Decides nothing.
 
-16-bit values are multiplied in float32 and rounded once; F32 and F64 in float64. Where an offset is added first, or a factor has no
-float32, 16-bit values too go through float64. A value whose factor is 1 keeps its bits.
+16-bit values are multiplied in float32 and rounded once; F32 and F64 in float64. Where an offset is added first, or a
+factor has no float32, 16-bit values too go through float64. A value whose factor is 1 keeps its bits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,9 @@ _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float3
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """What one tensor is multiplied by: ``along[axis]`` float64 of that axis' length, and the offset of its stored values."""
+    """What one tensor is multiplied by: ``along[axis]`` float64 of that axis' length, and the offset of its stored
+    values.
+    """
 
     along: Mapping[int, np.ndarray]
     offset: float = 0.0
@@ -36,8 +38,8 @@ def scalings(
 ) -> dict[str, Scaling]:
     """Tensor name -> Scaling, for the sites named in ``cell_factors`` (site name -> factor of each tie group).
 
-    Legs of several sites on one tensor multiply; tensors whose factors are all 1 are left out. ``only_side`` ("left") scales one
-    side alone, which changes the function: the control that a pair is alive.
+    Legs of several sites on one tensor multiply; tensors whose factors are all 1 are left out. ``only_side`` ("left")
+    scales one side alone, which changes the function: the control that a pair is alive.
     """
     along: dict[str, dict[int, np.ndarray]] = {}
     offsets: dict[str, float] = {}
@@ -60,7 +62,9 @@ def scalings(
 
 
 def rescaled(block: torch.Tensor, scaling: Scaling, first_row: int = 0) -> torch.Tensor:
-    """``block`` (rows from ``first_row`` of axis 0, stored dtype) times its factors: a new tensor of the same shape and dtype."""
+    """``block`` (rows from ``first_row`` of axis 0, stored dtype) times its factors: a new tensor of the same shape and
+    dtype.
+    """
     factors = []
     for axis, vector in scaling.along.items():
         part = vector[first_row : first_row + block.shape[0]] if axis == 0 else vector
@@ -88,10 +92,11 @@ def along_axis(vector: torch.Tensor, axis: int, n_dims: int) -> torch.Tensor:
 
 
 def times_(block: torch.Tensor, factors: Sequence[torch.Tensor], offset: float, work: torch.dtype) -> torch.Tensor:
-    """Multiply the effective values ``block + offset`` in place, on the block's device, without asking the device anything.
+    """Multiply the effective values ``block + offset`` in place, on the block's device, without asking the device
+    anything.
 
-    ``factors``: float64, as many dimensions as ``block``, broadcasting against it; ``work``: what ``work_dtype`` says. One rounding
-    to the stored dtype a value, whatever the number of factors.
+    ``factors``: float64, as many dimensions as ``block``, broadcasting against it; ``work``: what ``work_dtype`` says.
+    One rounding to the stored dtype a value, whatever the number of factors.
     """
     if not block.dim() or not block.numel():
         return block

@@ -1,9 +1,11 @@
 """What happened in the weights over a training: the ratio of every pair over the checkpoints of one run.
 
-A folder of checkpoints (``checkpoint-500``, ``step_1000``, ``iter_0002000``, ...) is measured one checkpoint after the other; each is read
-once, and kept in WISCA_HOME/measurements like any other model. Labels are checked against what the checkpoints say themselves.
+A folder of checkpoints (``checkpoint-500``, ``step_1000``, ``iter_0002000``, ...) is measured one checkpoint after the
+other; each is read once, and kept in WISCA_HOME/measurements like any other model. Labels are checked against what the
+checkpoints say themselves.
 
-Not covered: distributed checkpoints (their metadata is code; convert them first), Lightning's .ckpt files, optimiser state.
+Not covered: distributed checkpoints (their metadata is code; convert them first), Lightning's .ckpt files, optimiser
+state.
 """
 
 import json
@@ -62,8 +64,9 @@ class Labelled:
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """``tables``: norm -> frame of COLUMNS, by step. ``refusals``: checkpoints that could not be read, and pairs that are not covered.
-    ``remarks``: labels that do not fit, in sentences. ``pairs``: those that are there."""
+    """``tables``: norm -> frame of COLUMNS, by step. ``refusals``: checkpoints that could not be read, and pairs that
+    are not covered. ``remarks``: labels that do not fit, in sentences. ``pairs``: those that are there.
+    """
 
     folder: Path
     checkpoints: tuple[Labelled, ...]
@@ -90,7 +93,9 @@ class Trajectory:
 
 
 def find_checkpoints(folder: str | Path) -> tuple[Labelled, ...]:
-    """The checkpoints in ``folder`` by their labels, lowest step first, nothing opened. Raises UnreadableInput where there are none."""
+    """The checkpoints in ``folder`` by their labels, lowest step first, nothing opened. Raises UnreadableInput where
+    there are none.
+    """
     root = Path(os.path.abspath(os.path.expanduser(os.fspath(folder))))
     try:
         with os.scandir(root) as entries:
@@ -113,7 +118,8 @@ def find_checkpoints(folder: str | Path) -> tuple[Labelled, ...]:
             found.append(Labelled(Path(entry.path), step, entry.name))
     if not found:
         raise UnreadableInput(
-            f"{shown(root)}: no checkpoints in this folder. Expected folders such as checkpoint-500, step_1000 or iter_0002000 with a model in "
+            f"{shown(root)}: no checkpoints in this folder. Expected folders such as checkpoint-500, step_1000 or "
+            f"iter_0002000 with a model in "
             "each. For one model use inspect."
         )
     if len(found) > MAX_CHECKPOINTS:
@@ -148,8 +154,8 @@ def bytes_to_read(checkpoints: Sequence[Labelled]) -> int:
 def trajectory(folder: str | Path, progress: Progress = silent) -> Trajectory:
     """Measure every checkpoint in ``folder`` (kept ones are not read again).
 
-    A checkpoint that cannot be read, or is of another architecture than the first, is named in ``refusals``. Raises UnreadableInput where
-    none is left, Cancelled.
+    A checkpoint that cannot be read, or is of another architecture than the first, is named in ``refusals``. Raises
+    UnreadableInput where none is left, Cancelled.
     """
     root = Path(os.path.abspath(os.path.expanduser(os.fspath(folder))))
     labelled = find_checkpoints(root)
@@ -191,19 +197,22 @@ def trajectory(folder: str | Path, progress: Progress = silent) -> Trajectory:
         if content in contents:
             other = contents[content]
             remarks.append(
-                f"{shown(one.label, 80)} and {shown(other.label, 80)} hold byte-identical attention weights: a label is wrong, one is a copy of the other, "
+                f"{shown(one.label, 80)} and {shown(other.label, 80)} hold byte-identical attention weights: a label "
+                f"is wrong, one is a copy of the other, "
                 "or these weights were frozen between the two."
             )
         contents.setdefault(content, one)
         if one.step in reused:
             remarks.append(
-                f"{shown(one.label, 80)} and {shown(reused[one.step], 80)} both say step {one.step:,}; both are drawn there."
+                f"{shown(one.label, 80)} and {shown(reused[one.step], 80)} both say step {one.step:,}; both are drawn "
+                f"there."
             )
         reused[one.step] = one.label
         stated = _stated_step(one.path)
         if stated is not None and stated != one.step:
             remarks.append(
-                f"{shown(one.label, 80)} says step {stated:,} in its trainer_state.json; it is drawn at {one.step:,}, as it is called."
+                f"{shown(one.label, 80)} says step {stated:,} in its trainer_state.json; it is drawn at {one.step:,}, "
+                f"as it is called."
             )
         used.append(one)
         as_it_is = decide(patterns, Options(strength=0.0))
@@ -244,8 +253,9 @@ _BEGUN = 0.1
 class Drift:
     """Layers of one pair that moved the same way from the same checkpoint on.
 
-    ``growing``, ``against``: sides in words, "" where the layers are steady. ``octaves``: median change of log2(left / right) over the whole
-    training; ``per_1000_steps``: median, from ``from_step`` to the end. ``log2_first``, ``log2_last``: median ratio at both ends.
+    ``growing``, ``against``: sides in words, "" where the layers are steady. ``octaves``: median change of log2(left /
+    right) over the whole training; ``per_1000_steps``: median, from ``from_step`` to the end. ``log2_first``,
+    ``log2_last``: median ratio at both ends.
     """
 
     pair: str
@@ -319,7 +329,8 @@ class Advice:
 def advice(
     trajectory: Trajectory, norm: str = "l1", every: int = 250, curve: tuple[str, np.ndarray, np.ndarray] | None = None
 ) -> tuple[Advice, ...]:
-    """What was measured and what balancing every ``every`` steps would have had to correct at that drift; nothing about whether it helps.
+    """What was measured and what balancing every ``every`` steps would have had to correct at that drift; nothing about
+    whether it helps.
 
     ``curve``: (name, steps, values) of a loss logged in the same training.
     """
@@ -335,18 +346,22 @@ def advice(
                 left, right = SIDES[pair]
                 out.append(
                     Advice(
-                        f"{left.capitalize()} against {right} moves less than {STEADY_OCTAVES:g} octaves ({times(2**STEADY_OCTAVES)}) over the training in {where}.",
+                        f"{left.capitalize()} against {right} moves less than {STEADY_OCTAVES:g} octaves "
+                        f"({times(2**STEADY_OCTAVES)}) over the training in {where}.",
                         (("octaves", d.octaves),),
                     )
                 )
                 continue
             text = (
-                f"{d.growing.capitalize()} grows against {d.against} from step {d.from_step:,} on in {where}: the ratio moves by "
-                f"{times(2 ** abs(d.octaves))}, from {_side(pair, d.log2_first)} to {_side(pair, d.log2_last)} (median of these layers)."
+                f"{d.growing.capitalize()} grows against {d.against} from step {d.from_step:,} on in {where}: the "
+                f"ratio moves by "
+                f"{times(2 ** abs(d.octaves))}, from {_side(pair, d.log2_first)} to {_side(pair, d.log2_last)} "
+                f"(median of these layers)."
             )
             drift = abs(d.per_1000_steps) * every / 1000
             text += (
-                f" At this drift {every:,} steps move the ratio by {_small_times(2**drift)}, so WISCA every {every:,} steps would have rescaled each side "
+                f" At this drift {every:,} steps move the ratio by {_small_times(2**drift)}, so WISCA every {every:,} "
+                f"steps would have rescaled each side "
                 f"by {_small_times(2 ** (drift / 2))} a time after the first."
             )
             if gaps.max() > every:
@@ -368,7 +383,8 @@ def advice(
     if any(d.growing for d in found):
         out.append(
             Advice(
-                "A training that is rescaled may drift differently, and a drift alone does not say that balancing helps: a paired comparison does.",
+                "A training that is rescaled may drift differently, and a drift alone does not say that balancing "
+                "helps: a paired comparison does.",
                 (),
             )
         )
@@ -397,7 +413,8 @@ def _beside(trajectory: Trajectory, curve: tuple[str, np.ndarray, np.ndarray]) -
     way = "falls" if last < first else "rises" if last > first else "stays"
     return [
         Advice(
-            f"Meanwhile {shown(name, 60)} {way} from {first:.3f} at step {first_step:,g} to {last:.3f} at step {last_step:,g}. That both change says "
+            f"Meanwhile {shown(name, 60)} {way} from {first:.3f} at step {first_step:,g} to {last:.3f} at step "
+            f"{last_step:,g}. That both change says "
             "nothing about one causing the other.",
             (("first", first), ("last", last)),
         )

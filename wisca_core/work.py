@@ -1,4 +1,6 @@
-"""The long work as job functions: plain JSON values in, plain JSON values out. The command line calls the same library underneath."""
+"""The long work as job functions: plain JSON values in, plain JSON values out. The command line calls the same library
+underneath.
+"""
 
 from pathlib import Path
 

@@ -10,27 +10,33 @@ from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.statistics import Report, signed
 
+_SHOWN = ["Arm", "Rate", "Loss", "Difference", "95 % interval", "Bootstrap", "Perplexity", "Better", "Steps saved", "Reading"]
 _STATES = {"waiting": "waiting", "running": "running", "done": "finished", "failed": "failed"}
 
 
-def draw_curves(comparison: Comparison, report: Report | None, theme: Theme, prefix: str = "") -> None:
-    """``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
+def draw_curves(comparison: Comparison, report: Report | None, theme: Theme, prefix: str = "") -> float:
+    """Returns the learning rate that is shown. ``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
     spec, frame = comparison.spec, folder.curves(comparison)
-    rate = _rate(comparison, prefix)
+    rate = _choose_rate(comparison, prefix)
     bands, gaps = statistics.bands(frame, rate), statistics.gaps(frame, spec.baseline.name, rate)
     names = compare.labels(spec.arms)
     finding = compare.curves_finding(report, gaps, names)
     heading(
         finding,
-        "Above: validation loss, the mean of the seeds so far, bands from lowest to highest seed. Below: each run minus the baseline of its own "
-        f"seed, with the 95 % interval of {names[_first(comparison)]}; under zero is better.",
+        "Above: validation loss, the mean of the seeds that have the step, bands from lowest to highest seed. Below: each run "
+        "minus the baseline of its own "
+        f"seed, with the 95\u00a0% interval of {names[_first(comparison)]}; under zero is better.",
         bands.merge(gaps, on=["arm", "step"], how="left", suffixes=("", "_difference")), f"{prefix}curves",
     )  # fmt: skip
     chart(compare.curves(bands, gaps, spec.arms, theme, spec.steps), f"{prefix}curves chart", f"Loss over the steps. {finding}.")
-    st.space("small")
+    return rate
+
+
+def draw_ratios(comparison: Comparison, rate: float, theme: Theme, prefix: str = "") -> None:
+    spec = comparison.spec
     pair = st.segmented_control("Pair", list(words.PAIR_LABELS), default="qk", required=True, key=f"{prefix}compare pair",
                                 format_func=words.PAIR_LABELS.get, label_visibility="collapsed")  # fmt: skip
-    ratios = statistics.bands(frame, rate, pair)
+    ratios = statistics.bands(folder.curves(comparison), rate, pair)
     finding = compare.ratio_finding(ratios, spec.arms, pair)
     heading(finding, "Sum of |w| of one matrix over that of the other, median over layers, mean of the seeds; measured before the rescale of a step.",
             ratios, f"{prefix}ratios over steps")  # fmt: skip
@@ -41,7 +47,7 @@ def draw_forest(comparison: Comparison, report: Report, theme: Theme) -> None:
     finding = compare.forest_finding(report)
     own = ", each arm at its own best rate, chosen without the seed it is judged on" if report.best else ""
     noise = " Grey band: the placebo's spread." if report.noise else ""
-    heading(finding, f"Final loss minus the baseline of the same seed{own}. Rings: seeds. Bar: 95 % interval, diamond: mean.{noise}",
+    heading(finding, f"Final loss minus the baseline of the same seed{own}. Rings: seeds. Bar: 95\u00a0% interval, diamond: mean.{noise}",
             effects_table(report, comparison), "differences")  # fmt: skip
     chart(compare.forest(report.main, report.noise, comparison.spec.arms, theme), "forest", f"Paired differences. {finding}.")
 
@@ -56,7 +62,8 @@ def draw_rates(comparison: Comparison, report: Report, theme: Theme) -> None:
 def draw_table(comparison: Comparison, report: Report) -> None:
     st.subheader("All arms", anchor=False)
     st.markdown(
-        ":small[:gray[Loss in nats per byte. Steps saved: how much earlier the arm reaches the baseline's final loss, median of the seeds; where not "
+        ":small[:gray[Loss in nats per byte. Steps saved: how much earlier the arm reaches the baseline's final loss, "
+        "median of the seeds; where not "
         "every seed does, how many do. Bootstrap from 8 seeds on.]]"
     )
     st.dataframe(shown_table(report, comparison), hide_index=True, alt="Every arm against the baseline")
@@ -85,7 +92,7 @@ def shown_table(report: Report, comparison: Comparison) -> pd.DataFrame:
                 "Reading": readings.get((e.arm, e.rate), "beside the correction"),
             }
         )
-    return pd.DataFrame(rows).fillna("")
+    return pd.DataFrame(rows, columns=_SHOWN).fillna("")
 
 
 def effects_table(report: Report, comparison: Comparison) -> pd.DataFrame:
@@ -111,11 +118,11 @@ def draw_runs(comparison: Comparison) -> None:
         )  # fmt: skip
 
 
-def _rate(comparison: Comparison, prefix: str) -> float:
+def _choose_rate(comparison: Comparison, prefix: str) -> float:
     rates = comparison.spec.optimiser.learning_rates
     if len(rates) == 1:
         return rates[0]
-    return st.segmented_control("Learning rate", rates, default=rates[0], required=True, key=f"{prefix}compare rate", format_func="{:g}".format)
+    return st.segmented_control("Learning rate", rates, default=rates[len(rates) // 2], required=True, key=f"{prefix}compare rate", format_func="{:g}".format)
 
 
 def _first(comparison: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""Which comparison is shown: the one in the address, else a running one, else the newest, else the bundled sample."""
+"""Which comparison is shown: the one in the address, else a running one, else the newest, else a bundled sample."""
 
 from pathlib import Path
 
@@ -10,20 +10,25 @@ from wisca_core import home
 from wisca_core.comparison import folder
 from wisca_core.errors import WiscaError
 
-SAMPLE = Path(__file__).resolve().parents[2] / "sample_runs" / "compare-gqa64"
+SAMPLES = Path(__file__).resolve().parents[2] / "sample_runs"
+_SAMPLE = "sample-"  # in front of a bundled comparison's folder name
 _STATES = {"running": "running", "done": "finished", "paused": "paused", "cancelled": "cancelled", "failed": "failed",
            "interrupted": "interrupted", "new": "not started"}  # fmt: skip
 
 
 def place(name: str) -> Path:
     """The folder of a name that ``known`` gave or that stood in the address."""
-    return SAMPLE if name == "sample" else home.folder("comparisons") / name
+    return SAMPLES / name.removeprefix(_SAMPLE) if is_sample(name) else home.folder("comparisons") / name
+
+
+def is_sample(name: str) -> bool:
+    return name.startswith(_SAMPLE)
 
 
 def known() -> list[str]:
-    """Names of the comparisons there are, newest first, the bundled sample last."""
-    found = [path.name for path in folder.every()]
-    return [*found, *(["sample"] if (SAMPLE / "spec.json").is_file() else [])]
+    """Names of the comparisons there are, newest first, the bundled ones last."""
+    bundled = sorted((path.parent.name for path in SAMPLES.glob("compare-*/spec.json")), reverse=True)
+    return [*(path.name for path in folder.every()), *(_SAMPLE + name for name in bundled)]
 
 
 def draw() -> str:
@@ -45,7 +50,7 @@ def _label(name: str) -> str:
         comparison = folder.read(place(name))
     except WiscaError:
         return f"{name}, cannot be read"
-    where = "Bundled sample" if name == "sample" else f"{name[:8]} {name[9:13]}"
+    where = "Bundled sample" if is_sample(name) else f"{name[:8]} {name[9:13]}"
     return f"{where}: {comparison.spec.name}, {_STATES.get(comparison.state, comparison.state)}"
 
 

@@ -35,5 +35,8 @@ def _watch(path: str) -> None:
             if folder.asked(comparison.path):
                 st.markdown(":small[:gray[Stopping at the next step.]]")
         st.space("small")
-        charts.draw_curves(comparison, None, theme_of(st.context.theme.type), "live ")
+        theme = theme_of(st.context.theme.type)
+        rate = charts.draw_curves(comparison, None, theme, "live ")
+        st.space("small")
+        charts.draw_ratios(comparison, rate, theme, "live ")
         charts.draw_runs(comparison)

@@ -25,7 +25,8 @@ def facts(comparison: Comparison) -> str:
     """One line: model, text, arms, rates, seeds, steps, time."""
     spec, m, rates = comparison.spec, comparison.spec.model, comparison.spec.optimiser.learning_rates
     parts = [
-        f"Decoder of width {m.width}, {words.plural(m.n_layers, 'layer')}, {words.plural(m.n_heads, 'query head')} on {words.plural(m.n_kv_heads, 'KV head')}",
+        f"Decoder of width {m.width}, {words.plural(m.n_layers, 'layer')}, {words.plural(m.n_heads, 'query head')} on "
+        f"{words.plural(m.n_kv_heads, 'KV head')}",
         {"bundled": "bundled text", "text": "a text file", "jsonl": "a JSONL file"}[spec.data.source],
         words.plural(len(spec.arms), "arm"),
         f"{spec.optimiser.name} at {', '.join(f'{rate:g}' for rate in rates)}",
@@ -58,7 +59,7 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
         return
     st.space("small")
     theme = theme_of(st.context.theme.type)
-    charts.draw_curves(comparison, report, theme)
+    rate = charts.draw_curves(comparison, report, theme)
     st.space("small")
     if len(comparison.spec.optimiser.learning_rates) > 1:
         left, right = st.columns(2, gap="large")
@@ -70,6 +71,8 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
         charts.draw_forest(comparison, report, theme)
     for remark in _remarks(report):
         st.markdown(f":small[:gray[{words.markdown_text(remark)}]]")
+    st.space("small")
+    charts.draw_ratios(comparison, rate, theme)
     st.space("small")
     charts.draw_table(comparison, report)
     charts.draw_runs(comparison)

@@ -63,12 +63,12 @@ def _chosen() -> Spec:
             help="Placebo: factors of 1.001 in turn, which change rounding only. Inverse: each pair is held as far out of balance again as it began.",
         )  # fmt: skip
         with st.container(horizontal=True, gap="medium"):
-            every = st.number_input("Rescale every, steps", 1, 100_000, 25, key="compare every", width=150, **_KEPT)
-            seeds = st.number_input("Seeds", 1, 1000, len(preset.seeds), key=f"compare seeds {name}", width=120, **_KEPT)
-            steps = st.number_input("Steps", 10, 10_000_000, preset.steps, step=100, key=f"compare steps {name}", width=140, **_KEPT)
-            optimiser = st.selectbox("Optimiser", OPTIMISERS, key="compare optimiser", format_func=_OPTIMISERS.get, width=190, **_KEPT)
+            every = st.number_input("Rescale every, steps", 1, 100_000, 25, key="compare every", width=140, **_KEPT)
+            seeds = st.number_input("Seeds", 1, 1000, len(preset.seeds), key=f"compare seeds {name}", width=84, **_KEPT)
+            steps = st.number_input("Steps", 10, 10_000_000, preset.steps, step=100, key=f"compare steps {name}", width=126, **_KEPT)
+            optimiser = st.selectbox("Optimiser", OPTIMISERS, key="compare optimiser", format_func=_OPTIMISERS.get, width=176, **_KEPT)
             rates = st.text_input(
-                "Learning rates", ", ".join(f"{r:g}" for r in preset.optimiser.learning_rates), key=f"compare rates {name}", width=190, **_KEPT,
+                "Learning rates", ", ".join(f"{r:g}" for r in preset.optimiser.learning_rates), key=f"compare rates {name}", width=140, **_KEPT,
                 help="Several, separated by commas: each arm is then also compared at its own best rate.",
             )  # fmt: skip
     return spec_from(
@@ -126,9 +126,12 @@ def _estimate(spec: Spec) -> Estimate:
         st.metric("Seeds needed", words.count(found.seeds_needed), width=140)
     enough = "enough" if len(spec.seeds) >= found.seeds_needed else "fewer, so a difference of that size may well be missed"
     st.markdown(
-        f":small[:gray[Seeing a true difference of {found.effect_nats:g} nats, the paper's on TinyLlama, four times out of five takes "
-        f"{found.seeds_needed} seeds at {words.count(spec.steps)} steps, if paired differences spread as they did before "
-        f"({found.spread_nats:.3f} nats). {words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 conclude nothing, 4 to 7 are "
+        f":small[:gray[Seeing a true difference of {found.effect_nats:g} nats, the paper's on TinyLlama, four times "
+        f"out of five takes "
+        f"{found.seeds_needed} seeds at {words.count(spec.steps)} steps, if paired differences spread as they did "
+        f"before "
+        f"({found.spread_nats:.3f} nats). {words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 "
+        f"conclude nothing, 4 to 7 are "
         f"preliminary. Time is for {words.plural(found.workers, 'process', 'processes')} on a quiet machine.]]"
     )
     if not found.fits:

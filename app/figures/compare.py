@@ -65,7 +65,9 @@ def styles(arms: Sequence[Arm], theme: Theme) -> dict[str, tuple[str, str]]:
 
 
 def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int) -> go.Figure:
-    """Validation loss (mean, lowest to highest seed) above the paired difference (mean, 95 % where there are two seeds)."""
+    """Validation loss (mean, lowest to highest seed) above the paired difference (mean, 95 % where there are two
+    seeds).
+    """
     fig = figure(theme, 520, showlegend=True, legend=LEGEND)
     sub = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.13, figure=fig)
     names, looks = labels(arms), styles(arms, theme)
@@ -87,21 +89,41 @@ def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: 
     ticks, texts = log_ticks(low, high)
     sub.update_yaxes(type="log", tickvals=ticks, ticktext=texts, row=1, col=1)
     span = _span(gaps)
-    sub.update_yaxes(range=[-span, span], tickformat="+.3~f", row=2, col=1)
-    sub.update_xaxes(range=[0, steps], tickformat=",", showticklabels=True)
+    marks = signed_ticks(span)
+    sub.update_yaxes(range=[-span, span], tickvals=marks, ticktext=[_signed_tick(v) for v in marks], row=2, col=1)
+    sub.update_xaxes(range=[0, steps], tickformat=",", showticklabels=False, row=1, col=1)
+    sub.update_xaxes(range=[0, steps], tickformat=",", row=2, col=1)
     sub.update_xaxes(title=dict(text="step", standoff=10), row=2, col=1)
-    sub.update_layout(margin=dict(l=58, r=12, t=92, b=48))
+    sub.update_layout(margin=dict(l=58, r=12, t=80, b=48))
     unit(sub, "validation loss, nats", dx=-54)
     unit(sub, "difference to the baseline, nats; below 0 is better", "2", dx=-54)
     return sub
 
 
 def _span(gaps: pd.DataFrame) -> float:
-    """Half the height of the difference panel: the later nine tenths of the run decide, so the wide first intervals do not flatten it."""
+    """Half the height of the difference panel: the later nine tenths of the run decide, so the wide first intervals do
+    not flatten it.
+    """
     late = gaps[gaps["step"] > gaps["step"].max() / 10] if len(gaps) else gaps
     values = late[["mean", "low", "high"]].abs().to_numpy().ravel() if len(late) else []
     finite = sorted(v for v in values if math.isfinite(v))
     return max(1.1 * finite[int(0.95 * (len(finite) - 1))], 0.002) if finite else 0.02
+
+
+def signed_ticks(span: float) -> list[float]:
+    """Zero and one or two round values on either side of it, inside ``span``.
+
+    >>> signed_ticks(0.13)
+    [-0.1, -0.05, 0.0, 0.05, 0.1]
+    """
+    power = 10.0 ** math.floor(math.log10(span))
+    step = next(m * power for m in (5, 2, 1, 0.5) if m * power <= span * 0.55)
+    n = int(span / step + 1e-9)
+    return [round(i * step, 12) for i in range(-n, n + 1)]
+
+
+def _signed_tick(value: float) -> str:
+    return words.minus(f"{value:+g}") if value else "0"
 
 
 def _gap_words(name: str, row) -> str:
@@ -163,7 +185,10 @@ def forest(effects: Sequence[Effect], noise: tuple[float, float] | None, arms: S
         fig.add_trace(go.Scatter(x=e.differences, y=[i - 0.17] * len(texts), mode="markers", marker=ring, customdata=texts,
                                  hovertemplate="%{customdata}<extra></extra>"))  # fmt: skip
     fig.update_yaxes(tickvals=list(range(len(effects))), ticktext=ticktext, range=[-0.5, len(effects) - 0.5], showgrid=False)
-    fig.update_xaxes(showgrid=True, tickformat="+.3~f", nticks=5, title=dict(text="nats against the baseline; left is better", standoff=14))
+    ends = [abs(v) for e in effects for v in (*e.differences, e.loss.low, e.loss.high) if math.isfinite(v)] + [abs(v) for v in noise or ()]
+    span = 1.08 * max(ends, default=0.02) or 0.02
+    marks = signed_ticks(span)
+    fig.update_xaxes(showgrid=True, range=[-span, span], tickvals=marks, ticktext=[_signed_tick(v) for v in marks], title=dict(text="nats against the baseline; left is better", standoff=14))
     fig.update_layout(margin=dict(l=118, r=12, t=12, b=56))
     return fig
 
@@ -196,7 +221,7 @@ def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme) -> go.Figure:
     values = sorted(table["rate"].unique())
     fig.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:g}" for v in values], title=dict(text="learning rate", standoff=14))
     fig.update_yaxes(tickformat=".2f")
-    fig.update_layout(margin=dict(l=48, r=12, t=92, b=56))
+    fig.update_layout(margin=dict(l=48, r=12, t=80, b=56))
     unit(fig, "final loss, nats", dx=-44)
     return fig
 
@@ -216,7 +241,7 @@ def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, ste
     fig.update_yaxes(tickvals=ticks, ticktext=texts, range=[low - 0.3, high + 0.3])
     fig.add_hline(y=0, line=dict(color=theme.border, width=1), layer="below")
     fig.update_xaxes(range=[0, steps], tickformat=",", title=dict(text="step", standoff=14))
-    fig.update_layout(margin=dict(l=48, r=12, t=92, b=52))
+    fig.update_layout(margin=dict(l=48, r=12, t=80, b=52))
     left, right = (words.ROLES[role] for role in words.PAIR_ROLES[pair])
     unit(fig, f"{left} over {right}", dx=-44)
     return fig
@@ -232,6 +257,10 @@ def ratio_finding(bands: pd.DataFrame, arms: Sequence[Arm], pair: str) -> str:
     held = next((arm for arm in arms if arm.kind == "balance" and pair in arm.pairs and arm.every), None)
     if base is None:
         return f"The {words.PAIR_LABELS[pair]} ratio over the steps"
-    text = f"Left alone, {words.PAIR_LABELS[pair]} is at {words.side(pair, base)}"
+    where = words.side(pair, base)
+    side = where.split(" ")[0]
+    text = f"Left alone {words.PAIR_LABELS[pair]} is in balance" if where == "equal" else (
+        f"Left alone the {side} side is {words.ratio(base)} heavier"
+    )  # fmt: skip
     with_it = last(held) if held else None
-    return text if with_it is None else f"{text}; rescaled, at {words.side(pair, with_it)}"
+    return text if with_it is None else f"{text}; rescaling holds it at {words.ratio(with_it)}"

@@ -17,7 +17,9 @@ MOST_SIGNS = 40
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One line: x, y and, for a group of several runs, the lowest and highest; ``raw`` is drawn faintly behind a smoothed y."""
+    """One line: x, y and, for a group of several runs, the lowest and highest; ``raw`` is drawn faintly behind a
+    smoothed y.
+    """
 
     name: str
     x: np.ndarray
@@ -68,8 +70,8 @@ def curves(
             showlegend=True,
             legend=dict(
                 orientation="v",
-                xref="container",
-                x=0.01,
+                xref="paper",
+                x=0,
                 xanchor="left",
                 y=1,
                 yref="container",

@@ -10,11 +10,13 @@ import plotly.io as pio
 from app.figures.template import CONFIG, Theme
 
 _STYLE = """
-body {{ font-family: "Source Sans 3", "Source Sans Pro", "Helvetica Neue", Arial, sans-serif; color: {ink}; background: {page}; max-width: 1000px;
+body {{ font-family: "Source Sans 3", "Source Sans Pro", "Helvetica Neue", Arial, sans-serif;
+       color: {ink}; background: {page}; max-width: 1000px;
        margin: 2rem auto; padding: 0 1rem; line-height: 1.45; }}
 h1, h2 {{ font-family: Georgia, serif; font-weight: 500; }}
 table {{ border-collapse: collapse; font-size: 0.9rem; display: block; overflow-x: auto; }}
-th, td {{ border-bottom: 1px solid {border}; padding: 0.25rem 0.7rem; text-align: left; font-variant-numeric: tabular-nums; }}
+th, td {{ border-bottom: 1px solid {border}; padding: 0.25rem 0.7rem; text-align: left;
+          font-variant-numeric: tabular-nums; }}
 p.quiet, li {{ color: {text}; }}
 """
 
@@ -39,5 +41,6 @@ def report(
         listed = "".join(f"<li>{html.escape(one)}</li>" for one in remarks)
         parts += ["<h2>Read and not read</h2>", f"<ul>{listed}</ul>"]
     style = _STYLE.format(ink=theme.ink, page=theme.page, border=theme.border, text=theme.text)
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style></head>'
+    named = f"<title>{html.escape(title)}</title><style>{style}</style>"
+    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8">{named}</head>'
     return f"{head}<body>{''.join(parts)}</body></html>".encode("utf-8", "backslashreplace")

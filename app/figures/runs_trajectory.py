@@ -18,10 +18,11 @@ def trajectory(
     layer: int | None = None,
     loss: tuple[str, np.ndarray, np.ndarray] | None = None,
 ) -> go.Figure:
-    """``layers``: columns step, layer, log2_ratio, log2_size of one pair; ``groups``: step, layer, group, log2_ratio of it.
+    """``layers``: columns step, layer, log2_ratio, log2_size of one pair; ``groups``: step, layer, group, log2_ratio of
+    it.
 
-    Every layer is a quiet line, the median bold. With ``layer`` that one stands out, with its KV groups as dots. ``loss``: name, steps and
-    values, below.
+    Every layer is a quiet line, the median bold. With ``layer`` that one stands out, with its KV groups as dots.
+    ``loss``: name, steps and values, below.
     """
     left, right = words.PAIR_ROLES[pair]
     fig = figure(theme, 460 if loss else 330)
@@ -54,7 +55,8 @@ def trajectory(
                 customdata=part["group"],
                 marker=dict(size=7, color=[theme.role[left if v >= 0 else right] for v in part["log2_ratio"]]),
                 text=[words.side(pair, v) for v in part["log2_ratio"]],
-                hovertemplate=f"layer {number}, KV group %{{customdata}}, step %{{x:,}}<br>%{{text}} ({heavy} side heavier at the end)<extra></extra>",
+                hovertemplate=f"layer {number}, KV group %{{customdata}}, step %{{x:,}}"
+                f"<br>%{{text}} ({heavy} side heavier at the end)<extra></extra>",
             )
     if layer is None:
         middle = wide.median(axis=1)

@@ -61,7 +61,8 @@ def controls(shown: Shown) -> None:
                 key="smoothing",
                 width=230,
                 **_KEPT,
-                help="A mean over the past, in which a value k points back weighs strength to the k. Nothing later enters.",
+                help="A mean over the past, in which a value k points back weighs strength to the k. "
+                "Nothing later enters.",
             )
             _window(shown)
             if shown.n_lines > MOST_NAMED:
@@ -118,7 +119,8 @@ def draw(shown: Shown, theme: Theme) -> list[tuple[str, str, go.Figure]]:
         if not lines:
             st.subheader(words.markdown_text(metric), anchor=False)
             st.markdown(
-                f":gray[No run has {words.markdown_text(metric)} against {words.markdown_text(X_LABELS.get(shown.x, shown.x).lower())}.]"
+                f":gray[No run has {words.markdown_text(metric)} against "
+                f"{words.markdown_text(X_LABELS.get(shown.x, shown.x).lower())}.]"
             )
             continue
         how = _how(shown, metric, lines, n)
@@ -195,13 +197,15 @@ def _how(shown: Shown, metric: str, lines: list[Curve], n: int) -> str:
         parts.append("Line: mean of a group's runs, where all of them have a value; band: lowest to highest.")
     if shown.smoothing:
         parts.append(
-            f"Smoothed with strength {shown.smoothing:g}: a value weighs half after {half_life(shown.smoothing):.1f} points; later points never enter."
+            f"Smoothed with strength {shown.smoothing:g}: a value weighs half after {half_life(shown.smoothing):.1f} "
+            f"points; later points never enter."
             + (" Faint: as logged." if any(one.raw is not None for one in lines) else "")
         )
     drawn = sum(len(one.x) for one in lines)
     if drawn < n and not any(one.low is not None for one in lines):
         parts.append(
-            f"{words.count(drawn)} of {words.count(n)} points drawn, every extreme among them; a smaller window shows the rest."
+            f"{words.count(drawn)} of {words.count(n)} points drawn, every extreme among them; a smaller window shows "
+            f"the rest."
         )
     gaps = sum(run.series[metric].n_nan + run.series[metric].n_infinite for run in shown.runs if metric in run.series)
     if gaps:

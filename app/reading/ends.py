@@ -1,4 +1,6 @@
-"""Where the runs end: the headline, final and best values, groups, the paired difference, and what their settings differ in."""
+"""Where the runs end: the headline, final and best values, groups, the paired difference, and what their settings
+differ in.
+"""
 
 import numpy as np
 import pandas as pd
@@ -34,7 +36,8 @@ def headline(shown: Shown) -> tuple[str, str]:
     stats = stats[stats["runs"] > 0]
     if len(table) == 1:
         row = table.iloc[0]
-        best = f"Its {'lowest' if lower else 'highest'} value is {words.digits(row['best'])}, at step {row['best_step']:,g}."
+        extreme = "lowest" if lower else "highest"
+        best = f"Its {extreme} value is {words.digits(row['best'])}, at step {row['best_step']:,g}."
         return f"{row['run']}: {metric} {words.digits(row['final'])} at step {row['final_step']:,g}", best
     first = stats.sort_values("mean", ascending=lower).iloc[0]
     of = f"mean of {words.plural(int(first['runs']), 'run')}" if first["runs"] > 1 else "one run"
@@ -44,13 +47,15 @@ def headline(shown: Shown) -> tuple[str, str]:
         return f"{words.plural(len(table), 'run')} end at {metric} {words.digits(first['mean'])} on average", spread
     lost = int(stats["not_finite"].sum())
     more = (
-        f" {words.plural(lost, 'run ends', 'runs end')} in NaN or infinity and {'is' if lost == 1 else 'are'} in no mean."
+        f" {words.plural(lost, 'run ends', 'runs end')} in NaN or infinity and {'is' if lost == 1 else 'are'} in no "
+        f"mean."
         if lost
         else ""
     )
     return (
         title,
-        f"An order of {words.plural(len(stats), 'group')}, not a conclusion: the paired difference below says whether two can be told apart.{more}",
+        f"An order of {words.plural(len(stats), 'group')}, not a conclusion: the paired difference below says whether "
+        f"two can be told apart.{more}",
     )
 
 
@@ -120,7 +125,8 @@ def pairs(shown: Shown) -> str:
         state.put("to_group", next(title for title in titles if title != state.get("from_group")))
     st.subheader("Paired difference", anchor=False)
     st.markdown(
-        ":small[:gray[Runs of one seed are compared with each other, so that what the seed does falls out. 95 % t interval.]]"
+        ":small[:gray[Runs of one seed are compared with each other, so that what the seed does falls out. 95 % t "
+        "interval.]]"
     )
     with st.container(horizontal=True, gap="medium"):
         st.selectbox("From", titles, key="from_group", width=300, **_KEPT)

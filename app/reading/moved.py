@@ -102,8 +102,8 @@ def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[st
         else "Bold: the median layer; quiet: every layer"
     )
     how = (
-        f"{lines}. Ratio of L1 norms, log axis: above 1× {words.coloured(left)} is heavier, below {words.coloured(right)}."
-        + (f" Below, {words.markdown_text(loss[0])} on the same axis." if loss else "")
+        f"{lines}. Ratio of L1 norms, log axis: above 1× {words.coloured(left)} is heavier, below "
+        f"{words.coloured(right)}." + (f" Below, {words.markdown_text(loss[0])} on the same axis." if loss else "")
     )
     table_heading(finding, how, groups, "trajectory")
     fig = trajectory_figure(layers, groups, pair=pair, theme=theme, layer=layer, loss=loss)
@@ -130,13 +130,17 @@ def _finding(found: Trajectory, pair: str) -> str:
     if len(steps) < 2:
         return f"One checkpoint, at step {words.count(steps[0])}"
     if not moved:
-        return f"{words.PAIR_LABELS[pair]} stays where it was from step {words.count(steps[0])} to {words.count(steps[-1])}"
+        span = f"step {words.count(steps[0])} to {words.count(steps[-1])}"
+        return f"{words.PAIR_LABELS[pair]} stays where it was from {span}"
     most = max(moved, key=lambda d: len(d.layers))
-    return f"{most.growing.capitalize()} grows against {most.against} in {words.plural(len(most.layers), 'layer')}, by {words.ratio(most.octaves)}"
+    where = words.plural(len(most.layers), "layer")
+    return f"{most.growing.capitalize()} grows against {most.against} in {where}, by {words.ratio(most.octaves)}"
 
 
 def _loss(shown: Shown | None):
-    """(name, steps, values) of the loss, thinned, of the run that the checkpoints are most likely of: the only one there is."""
+    """(name, steps, values) of the loss, thinned, of the run that the checkpoints are most likely of: the only one
+    there is.
+    """
     if shown is None or len(shown.runs) != 1:
         return None
     run: Run = shown.runs[0]

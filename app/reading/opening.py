@@ -32,8 +32,8 @@ def _ask_paths() -> None:
             key="logs",
             persist_state="session",
             height=96,
-            help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, trackio's .db, W&B run files and exports, console "
-            "logs of nanoGPT, nanochat and Megatron-LM, and runs of this project.",
+            help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, trackio's .db, W&B run files "
+            "and exports, console logs of nanoGPT, nanochat and Megatron-LM, and runs of this project.",
         )
         st.form_submit_button("Open")
 
@@ -59,7 +59,8 @@ def facts(shown: Shown) -> str:
     """The small line above the title."""
     kinds = dict.fromkeys(KINDS[run.kind][0] for run in shown.runs)
     n = sum(len(run) for run in shown.runs)
-    return f"{words.plural(len(shown.runs), 'run')}, {words.plural(len(shown.everything), 'metric')}, {words.plural(n, 'value')}. Read from: {', '.join(kinds)}."
+    counts = ((len(shown.runs), "run"), (len(shown.everything), "metric"), (n, "value"))
+    return f"{', '.join(words.plural(*one) for one in counts)}. Read from: {', '.join(kinds)}."
 
 
 def follow(shown: Shown) -> None:

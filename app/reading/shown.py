@@ -19,7 +19,9 @@ _POINTS, _LEAST, _MOST = 120_000, 200, 4000
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """``groups``: title -> runs, single runs each under their name where nothing is put together. ``metrics``: those drawn."""
+    """``groups``: title -> runs, single runs each under their name where nothing is put together. ``metrics``: those
+    drawn.
+    """
 
     logs: Logs
     runs: tuple[Run, ...]
@@ -89,7 +91,9 @@ def axes(runs: tuple[Run, ...], everything: tuple[str, ...]) -> list[str]:
 
 
 def checkpoint_folder() -> str:
-    """The folder of checkpoints: the one that was named, else the first among the open logs that holds some; "" where there is none."""
+    """The folder of checkpoints: the one that was named, else the first among the open logs that holds some; "" where
+    there is none.
+    """
     if state.get("checkpoints").strip():
         return str(Path(state.get("checkpoints").strip()).expanduser().absolute())
     for path in paths():

@@ -24,4 +24,4 @@ st.markdown(f":small[:gray[{words.markdown_text(result.facts(comparison))}]]")
 if comparison.is_active:
     live.draw(comparison)
 else:
-    result.draw(comparison, chosen == "sample")
+    result.draw(comparison, choosing.is_sample(chosen))

@@ -1,8 +1,10 @@
-"""Time and memory of inspecting a 2 GB bf16 checkpoint, against the naive way in the same run. By hand: python tests/benchmarks/inspect_2gb.py
+"""Time and memory of inspecting a 2 GB bf16 checkpoint, against the naive way in the same run. By hand: python
+tests/benchmarks/inspect_2gb.py
 
-Naive: every tensor loaded, ``.float().abs().sum()``. Ours: open, find the pairs, measure every channel of every pair (and, as a
-second figure, the same on a checkpoint of attention tensors only, so that both read the same bytes). Each runs in a process of its
-own after the file was read once, alternating; wall, CPU and anonymous memory beyond the imports are printed with their ratios.
+Naive: every tensor loaded, ``.float().abs().sum()``. Ours: open, find the pairs, measure every channel of every pair
+(and, as a second figure, the same on a checkpoint of attention tensors only, so that both read the same bytes). Each
+runs in a process of its own after the file was read once, alternating; wall, CPU and anonymous memory beyond the
+imports are printed with their ratios.
 """
 
 import json

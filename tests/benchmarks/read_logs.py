@@ -1,7 +1,9 @@
-"""Time and memory of reading logs, against references in the same run. By hand: python tests/benchmarks/read_logs.py [tensorboard] [csv] [runs]
+"""Time and memory of reading logs, against references in the same run. By hand: python tests/benchmarks/read_logs.py
+[tensorboard] [csv] [runs]
 
-tensorboard: 200,000 scalars; beside it a bare pass that frames and parses every Event, and TensorBoard's own EventAccumulator, alternating.
-csv: a table of 1 GB; beside it pandas.read_csv. runs: a folder of 500 runs. The last two in processes of their own, with what drawing costs.
+tensorboard: 200,000 scalars; beside it a bare pass that frames and parses every Event, and TensorBoard's own
+EventAccumulator, alternating. csv: a table of 1 GB; beside it pandas.read_csv. runs: a folder of 500 runs. The last two
+in processes of their own, with what drawing costs.
 """
 
 import json
@@ -69,7 +71,8 @@ def tensorboard(folder: Path) -> None:
         + ", ".join(f"{name} {value:.3f}" for name, value in middle.items())
     )
     print(
-        f"ours / bare pass {middle['ours'] / middle['bare']:.2f} (at most 1.5), EventAccumulator / ours {middle['EventAccumulator'] / middle['ours']:.1f} "
+        f"ours / bare pass {middle['ours'] / middle['bare']:.2f} (at most 1.5), EventAccumulator / ours "
+        f"{middle['EventAccumulator'] / middle['ours']:.1f} "
         "(at least 4); ours also checks every checksum"
     )
 

@@ -1,6 +1,8 @@
-"""The whole "after" of an 80-layer, 64-head model after one changed option, without touching weights. By hand: python tests/benchmarks/recompute.py
+"""The whole "after" of an 80-layer, 64-head model after one changed option, without touching weights. By hand: python
+tests/benchmarks/recompute.py
 
-The reference in the same run is one bare pass over the table: summing its L1 column once by tie group with numpy.bincount.
+The reference in the same run is one bare pass over the table: summing its L1 column once by tie group with
+numpy.bincount.
 """
 
 import statistics

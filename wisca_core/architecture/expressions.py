@@ -20,7 +20,8 @@ _OPERATORS = {
 
 
 def evaluate(expression: str, names: Mapping[str, object]) -> object:
-    """Value of ``expression``; a missing name is None. Raises ConfigMismatch when an operand is no number or is zero."""
+    """Value of ``expression``; a missing name is None. Raises ConfigMismatch when an operand is no number or is zero.
+    """
     try:
         return _value(ast.parse(expression, mode="eval").body, names)
     except (TypeError, ZeroDivisionError, AttributeError, OverflowError) as error:

@@ -15,11 +15,11 @@ from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
 
 def find_sites(checkpoint: Checkpoint, family: Family | None = None) -> Sites:
-    """All QK and VO sites of the checkpoint, with everything that was refused and why. ``family``: judge by this row instead of the
-    one that families.toml has for the model type.
+    """All QK and VO sites of the checkpoint, with everything that was refused and why. ``family``: judge by this row
+    instead of the one that families.toml has for the model type.
 
-    Never raises for a model it does not know or whose config.json and weights disagree: the result then has no sites and
-    a refusal of ``model``, so that the tensors can still be looked at.
+    Never raises for a model it does not know or whose config.json and weights disagree: the result then has no sites
+    and a refusal of ``model``, so that the tensors can still be looked at.
     """
     config = checkpoint.config
     model_type = str(config.get("model_type", ""))
@@ -94,13 +94,15 @@ def _sites(checkpoint: Checkpoint, config: dict, model_type: str, family: Family
     remarks = []
     if family.norm:
         remarks.append(
-            f"{family.norm.q} and {family.norm.k}, {found.attention.n_layers} layers: the norm absorbs the scale of Wq and Wk, "
+            f"{family.norm.q} and {family.norm.k}, {found.attention.n_layers} layers: the norm absorbs the scale of "
+            f"Wq and Wk, "
             "so scaling those does nothing; its gains are the live pair and are balanced instead."
         )
     beyond = [layer for layer in found.present if layer >= found.attention.n_layers]
     if beyond:
         remarks.append(
-            f"The weights hold {len(beyond)} further layers ({beyond[0]} to {beyond[-1]}) beyond the {found.attention.n_layers} of config.json; "
+            f"The weights hold {len(beyond)} further layers ({beyond[0]} to {beyond[-1]}) beyond the "
+            f"{found.attention.n_layers} of config.json; "
             "the model does not run them, and they are left as they are."
         )
     if "auto_map" in config:
@@ -113,7 +115,8 @@ def _numbers(checkpoint: Checkpoint, config: dict, family: Family) -> _Found:
     n_kv_heads = whole(family.n_kv_heads, config, "key/value heads", at_most=1 << 14)
     if n_heads % n_kv_heads:
         raise ConfigMismatch(
-            f"config.json gives {n_heads} query heads on {n_kv_heads} key/value heads; the first must be a multiple of the second. "
+            f"config.json gives {n_heads} query heads on {n_kv_heads} key/value heads; the first must be a multiple "
+            f"of the second. "
             "Check num_key_value_heads."
         )
     attention = Attention(
@@ -212,7 +215,9 @@ def _group_ties(a: Attention) -> tuple[Grid, ...]:
 
 
 def _rotary_ties(found: _Found, n_heads: int | None = None) -> tuple[Grid, ...]:
-    """Each rotary pair shares one factor: (i, i + r/2) half-split, (2i, 2i + 1) interleaved; the rest of the head is free."""
+    """Each rotary pair shares one factor: (i, i + r/2) half-split, (2i, 2i + 1) interleaved; the rest of the head is
+    free.
+    """
     width, d = found.rope_width, found.attention.head_dim
     if not width:
         return ()

@@ -1,8 +1,8 @@
 """What a site is: plain numbers and names, no tensors.
 
-A *site* is an internal axis of ``n_channels`` that some tensors write (left) and others read (right), so that scaling the
-writers' channel ``i`` by ``s_i > 0`` and the readers' channel ``i`` by ``1 / s_i`` leaves the function unchanged. Everything
-that is measured, predicted, applied and verified is derived from the same sites.
+A *site* is an internal axis of ``n_channels`` that some tensors write (left) and others read (right), so that scaling
+the writers' channel ``i`` by ``s_i > 0`` and the readers' channel ``i`` by ``1 / s_i`` leaves the function unchanged.
+Everything that is measured, predicted, applied and verified is derived from the same sites.
 """
 
 import re
@@ -17,7 +17,8 @@ GRANULARITIES = ("tensor", "group", "channel")  # coarse to fine
 
 @dataclass(frozen=True)
 class Grid:
-    """A strided block of indices: ``start + sum(coordinate * stride)`` over all coordinates below ``sizes``, row-major."""
+    """A strided block of indices: ``start + sum(coordinate * stride)`` over all coordinates below ``sizes``, row-major.
+    """
 
     start: int
     sizes: tuple[int, ...]
@@ -47,9 +48,9 @@ def _expand(grid: Grid) -> np.ndarray:
 class Leg:
     """One tensor's part in a site: which of its indices along ``axis`` carry which channels.
 
-    ``index`` and ``channel`` are grids over the same three coordinates (KV group, query head in the group, channel in the
-    head); a leg with one head a group has size 1 in the middle. Applying factor ``s`` multiplies the *effective* value
-    ``stored + offset`` by ``s ** exponent`` on the left and ``s ** -exponent`` on the right.
+    ``index`` and ``channel`` are grids over the same three coordinates (KV group, query head in the group, channel in
+    the head); a leg with one head a group has size 1 in the middle. Applying factor ``s`` multiplies the *effective*
+    value ``stored + offset`` by ``s ** exponent`` on the left and ``s ** -exponent`` on the right.
 
     ``measured`` legs enter the norm; biases and other terms that merely have to follow do not.
     ``offset`` is 1.0 where the stored value is gain - 1 (Gemma's norms), else 0.0.

@@ -73,8 +73,10 @@ def _refuse_too_large(spec: Spec, workers: int) -> None:
     e = estimate(spec, workers, seconds_per_step=0.0)
     if not e.fits:
         raise OutputRefused(
-            f"{e.workers} processes with a model of {e.n_parameters:,} parameters need about {e.memory_bytes / 1e9:.1f} GB of memory; "
-            f"{e.free_bytes / 1e9:.1f} GB are free. Use a smaller model, batch_size or context, or fewer --workers. Nothing was started."
+            f"{e.workers} processes with a model of {e.n_parameters:,} parameters need about "
+            f"{e.memory_bytes / 1e9:.1f} GB of memory; "
+            f"{e.free_bytes / 1e9:.1f} GB are free. Use a smaller model, batch_size or context, or fewer --workers. "
+            f"Nothing was started."
         )
 
 

@@ -57,7 +57,8 @@ def _metric(runs: Sequence[Run], asked: str) -> str:
     if asked:
         if asked not in found:
             raise BadOption(
-                f"metric: {asked!r} is in none of the runs; they have {', '.join(found[:12])}{' and others' if len(found) > 12 else ''}."
+                f"metric: {asked!r} is in none of the runs; they have "
+                f"{', '.join(found[:12])}{' and others' if len(found) > 12 else ''}."
             )
         return asked
     losses = [loss_metric(run) for run in runs]
@@ -68,7 +69,8 @@ def _say(logs: Logs, metric: str) -> None:
     runs = logs.runs
     lower = lower_is_better(metric)
     say(
-        f"{_count(len(runs), 'run')}, {_count(sum(len(run) for run in runs), 'value')}, {_count(len(metrics(runs)), 'metric')}",
+        f"{_count(len(runs), 'run')}, {_count(sum(len(run) for run in runs), 'value')}, "
+        f"{_count(len(metrics(runs)), 'metric')}",
         style="bold",
     )
     say(f"{metric}: final is the last value logged, best the {'lowest' if lower else 'highest'}.\n")
@@ -184,7 +186,8 @@ def _follow(paths: Sequence[str], metric: str, step_column: str) -> int:
                     if name in one.series:
                         e = ends(one.series[name], lower_is_better(name))
                         say(
-                            f"{one.name}: step {e.final_step:,.6g}, {name} {_number(e.final)}, best {_number(e.best)}, {len(one):,} values"
+                            f"{one.name}: step {e.final_step:,.6g}, {name} {_number(e.final)}, best "
+                            f"{_number(e.best)}, {len(one):,} values"
                         )
                     seen[one.name] = len(one)
         time.sleep(FOLLOW_SECONDS)

@@ -1,4 +1,6 @@
-"""An arm at work on a live model. All rescaling is ``wisca_core.training``'s; here is only what each arm asks of it, and when."""
+"""An arm at work on a live model. All rescaling is ``wisca_core.training``'s; here is only what each arm asks of it,
+and when.
+"""
 
 import math
 import statistics
@@ -23,7 +25,8 @@ class Treatment:
     def __init__(self, arm: Arm, model: nn.Module, optimisers: list[torch.optim.Optimizer]):
         self.arm = arm
         self.schedule = None if arm.kind == "none" else Schedule(arm.every, arm.at_start)
-        # The baseline looks through one as well: its ratios are measured by the same code. "leave" asks nothing of the optimiser.
+        # The baseline looks through one as well: its ratios are measured by the same code. "leave" asks nothing of the
+        # optimiser.
         choices = Choices() if arm.kind == "none" else Choices(
             pairs=arm.pairs, granularity=arm.granularity, norm=arm.norm, strength=arm.strength, exact=arm.exact,
             optimizer_state=arm.optimizer_state,

@@ -1,7 +1,7 @@
 """Training one cell, from its last checkpoint where there is one.
 
-Everything is decided by the spec, the arm, the rate, the seed and the step, on one thread; a cell that was killed and resumed
-therefore ends at the same numbers on the same machine.
+Everything is decided by the spec, the arm, the rate, the seed and the step, on one thread; a cell that was killed and
+resumed therefore ends at the same numbers on the same machine.
 """
 
 import json
@@ -34,7 +34,9 @@ class CellFailed(Exception):
 
 
 def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool]) -> bool:
-    """Train ``cell`` to the end; False where ``stop()`` asked for a pause, after a checkpoint. Raises CellFailed where the loss is not finite."""
+    """Train ``cell`` to the end; False where ``stop()`` asked for a pause, after a checkpoint. Raises CellFailed where
+    the loss is not finite.
+    """
     validation = windows(corpus.validation, spec.data.validation_windows, spec.data.context)
     model = build_model(spec, cell.seed)
     optimisers = build_optimisers(model, spec.optimiser, cell.rate)

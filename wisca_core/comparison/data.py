@@ -2,8 +2,8 @@
 
 torch is imported inside functions: whoever starts a comparison only needs to know that its data is there.
 
-What is held out for validation is decided by the documents' names alone, so every run on the same corpus has the same split.
-The sha256 of the corpus is recorded and checked: results on different corpora are never pooled.
+What is held out for validation is decided by the documents' names alone, so every run on the same corpus has the same
+split. The sha256 of the corpus is recorded and checked: results on different corpora are never pooled.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ BUNDLED_BYTES = 6_000_000
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """``train``, ``validation``: (n_tokens,) int16 arrays. ``facts``: plain values for the record, "sha256" among them."""
+    """``train``, ``validation``: (n_tokens,) int16 arrays. ``facts``: plain values for the record, "sha256" among them.
+    """
 
     train: np.ndarray
     validation: np.ndarray
@@ -63,14 +64,17 @@ def load_corpus(spec: Spec) -> Corpus:
         if len(stream) < least:
             raise SpecError(
                 "data", f"{len(stream):,} tokens of {what} text",
-                f"at least {least:,}, one {'batch' if what == 'training' else 'window'} of {needed:,} tokens a sequence; give more text, "
+                f"at least {least:,}, one {'batch' if what == 'training' else 'window'} of {needed:,} tokens a "
+                f"sequence; give more text, "
                 "or a smaller context or batch_size",
             )  # fmt: skip
     return Corpus(train, validation, facts)
 
 
 def batch(stream: np.ndarray, seed: int, step: int, batch_size: int, context: int):
-    """(batch_size, context + 1) int64 tensor; seed and step alone decide it, so every arm sees the same and a resumed run goes on."""
+    """(batch_size, context + 1) int64 tensor; seed and step alone decide it, so every arm sees the same and a resumed
+    run goes on.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)

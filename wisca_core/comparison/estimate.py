@@ -1,6 +1,7 @@
 """What a comparison will take, before it is started: time, memory, disk, and the seeds an effect needs.
 
-The time rests on a few training steps of this very model on this machine, on one thread; other work on the machine stretches it.
+The time rests on a few training steps of this very model on this machine, on one thread; other work on the machine
+stretches it.
 """
 
 import math
@@ -13,7 +14,8 @@ from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.statistics import seeds_to_see
 from wisca_core.equivalence.full_check import memory_free
 
-# Steps -> standard deviation of paired final differences, in nats: byte-level decoders of width 64 to 128, 4 layers, AdamW.
+# Steps -> standard deviation of paired final differences, in nats: byte-level decoders of width 64 to 128, 4 layers,
+# AdamW.
 SPREAD = ((300, 0.07), (900, 0.028))
 # What a worker holds before it has a model: torch and transformers, measured.
 WORKER_BYTES = 450_000_000
@@ -25,8 +27,9 @@ PROBE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """``memory_bytes``: of all workers together; ``free_bytes``: None where it is not known. ``spread_nats``: assumed standard
-    deviation of a paired difference; ``seeds_needed``: to see ``effect_nats`` four times out of five with it."""
+    """``memory_bytes``: of all workers together; ``free_bytes``: None where it is not known. ``spread_nats``: assumed
+    standard deviation of a paired difference; ``seeds_needed``: to see ``effect_nats`` four times out of five with it.
+    """
 
     n_cells: int
     n_parameters: int
@@ -67,7 +70,8 @@ def estimate(spec: Spec, workers: int, seconds_per_step: float | None = None) ->
 
 
 def expected_spread(steps: int) -> float:
-    """Standard deviation of a paired final difference, nats, from what was measured: straight in the logarithms, constant outside.
+    """Standard deviation of a paired final difference, nats, from what was measured: straight in the logarithms,
+    constant outside.
 
     >>> expected_spread(300), expected_spread(5000)
     (0.07, 0.028)

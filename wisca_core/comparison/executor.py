@@ -1,7 +1,8 @@
-"""Running a comparison: one single-threaded process a core, each taking the next cell; all arms of a comparison by the same code.
+"""Running a comparison: one single-threaded process a core, each taking the next cell; all arms of a comparison by the
+same code.
 
-Measured on CPU, two such processes give 1.86 times the tokens of one thread, and one process with two threads 1.39 times: models
-this small leave little to share between threads.
+Measured on CPU, two such processes give 1.86 times the tokens of one thread, and one process with two threads 1.39
+times: models this small leave little to share between threads.
 
 Not covered: GPUs, more than one machine.
 """
@@ -33,9 +34,9 @@ def cores() -> int:
 def run(path: Path, workers: int | None = None, progress: Progress = silent) -> Comparison:
     """Train every unfinished cell of the comparison in ``path`` and return what the folder then says.
 
-    ``workers``: processes side by side, default one a core. Returns early, state "paused", where the folder is asked to pause.
-    Raises Cancelled (the folder keeps everything), OutputRefused where another process runs it, PlanMismatch where the text is
-    no longer the one it began with.
+    ``workers``: processes side by side, default one a core. Returns early, state "paused", where the folder is asked to
+    pause. Raises Cancelled (the folder keeps everything), OutputRefused where another process runs it, PlanMismatch
+    where the text is no longer the one it began with.
     """
     path = Path(path)
     comparison = folder.read(path)
@@ -115,7 +116,8 @@ def _start(path: Path) -> subprocess.Popen:
 
 
 def _mourn(path: Path, code: int) -> bool:
-    """A worker ended without a word: its cell gets another try, or is given up. Whether there is anything left to try."""
+    """A worker ended without a word: its cell gets another try, or is given up. Whether there is anything left to try.
+    """
     words = f"signal {-code}; 9 is a kill, most often for lack of memory" if code < 0 else f"exit code {code}"
     found = False
     for cell in folder.read(path).cells:
@@ -148,7 +150,8 @@ def _same_corpus(comparison: Comparison) -> None:
         known = comparison.corpus["sha256"]
         if facts["sha256"] != known:
             raise PlanMismatch(
-                f"the text has sha256 {facts['sha256'][:16]}..., this comparison began with {known[:16]}... (Python {comparison.corpus['python']}). "
+                f"the text has sha256 {facts['sha256'][:16]}..., this comparison began with {known[:16]}... (Python "
+                f"{comparison.corpus['python']}). "
                 "Results on different texts are never pooled: restore the text, or start a new comparison."
             )
         return

@@ -35,15 +35,17 @@ CORPUS, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
 STATES = ("running", "paused", "done", "cancelled", "failed")
 CELL_STATES = ("waiting", "running", "done", "failed")
 
-# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; qk and vo are log2 of the left side's L1 norm
+# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; qk and vo are log2 of the left
+# side's L1 norm
 # over the right one, the median over the layers; seconds are the cell's own time.
 CURVE_COLUMNS = ("cell", "arm", "rate", "seed", "step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "qk", "vo")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: an arm at a learning rate with a seed. ``step``: optimiser steps done; ``reason``: why it failed; ``seconds`` of its
-    own training; ``attempts``: processes that ended under it."""
+    """One run: an arm at a learning rate with a seed. ``step``: optimiser steps done; ``reason``: why it failed;
+    ``seconds`` of its own training; ``attempts``: processes that ended under it.
+    """
 
     name: str
     arm: str
@@ -69,8 +71,9 @@ class Addition:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a folder says at one moment. ``spec.seeds`` holds the added ones too. ``state``: one of STATES, "new" before the first
-    start, "interrupted" where its process ended without a word."""
+    """What a folder says at one moment. ``spec.seeds`` holds the added ones too. ``state``: one of STATES, "new" before
+    the first start, "interrupted" where its process ended without a word.
+    """
 
     path: Path
     spec: Spec
@@ -206,7 +209,9 @@ def write_cell_status(cell: Cell, **more: Any) -> None:
 
 
 def rows(cell_folder: Path, behind: int | None = None) -> list[dict]:
-    """The rows of a cell's metrics; a last line cut short by a kill is left out. Raises UnreadableInput for another format."""
+    """The rows of a cell's metrics; a last line cut short by a kill is left out. Raises UnreadableInput for another
+    format.
+    """
     path = cell_folder / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -22,7 +22,9 @@ def write_report(comparison: Comparison) -> Report:
 
 
 def compare_job(arguments: dict[str, Any], progress: Progress, job_folder: Path) -> dict[str, Any]:
-    """{comparison: path of its folder, workers: int or None} -> {state}. The very work of ``wisca compare --out DIR --resume``."""
+    """{comparison: path of its folder, workers: int or None} -> {state}. The very work of ``wisca compare --out DIR
+    --resume``.
+    """
     comparison = executor.run(Path(arguments["comparison"]), arguments.get("workers"), progress)
     write_report(comparison)
     return {"state": comparison.state}

@@ -1,7 +1,7 @@
 """What a comparison is, as a value: model, data, arms, optimiser, steps and seeds, checked field by field.
 
-A spec is a TOML or JSON file that begins with ``format = "wisca-comparison"`` and ``version = 1``; what it leaves out has the
-default below. Every wrong value is a SpecError that names the field, the value and what is allowed.
+A spec is a TOML or JSON file that begins with ``format = "wisca-comparison"`` and ``version = 1``; what it leaves out
+has the default below. Every wrong value is a SpecError that names the field, the value and what is allowed.
 """
 
 import json
@@ -67,7 +67,8 @@ _EVERY = Rule(lambda v: v is None or _whole(1, 10**9).fits(v), "a whole number o
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A Llama-style decoder over bytes, from scratch. ``mlp_width``: of the gated MLP; ``init_std``: of every matrix."""
+    """A Llama-style decoder over bytes, from scratch. ``mlp_width``: of the gated MLP; ``init_std``: of every matrix.
+    """
 
     width: int = 64
     n_layers: int = 4
@@ -79,8 +80,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """``source``: "bundled" (the text of Python's own standard library), "text" (one file) or "jsonl" (``column`` of one). A token
-    is a byte. ``context``: tokens a window; ``validation_windows``: windows spread evenly over the held-out text."""
+    """``source``: "bundled" (the text of Python's own standard library), "text" (one file) or "jsonl" (``column`` of
+    one). A token is a byte. ``context``: tokens a window; ``validation_windows``: windows spread evenly over the
+    held-out text.
+    """
 
     source: str = "bundled"
     path: str = ""
@@ -91,9 +94,10 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class OptimiserSpec:
-    """``learning_rates``: every arm is trained at each. ``momentum``: of sgd and muon. ``weight_decay``: on matrices, decoupled;
-    sgd has none, because a decay folded into the gradient does not follow a rescale. Muon takes the matrices of the layers, AdamW
-    the rest, both at the learning rate."""
+    """``learning_rates``: every arm is trained at each. ``momentum``: of sgd and muon. ``weight_decay``: on matrices,
+    decoupled; sgd has none, because a decay folded into the gradient does not follow a rescale. Muon takes the matrices
+    of the layers, AdamW the rest, both at the learning rate.
+    """
 
     name: str = "adamw"
     learning_rates: tuple[float, ...] = (1e-3,)
@@ -106,9 +110,10 @@ class OptimiserSpec:
 
 @dataclass(frozen=True)
 class Arm:
-    """One treatment. ``kind``: "none" (baseline), "balance" (WISCA), "placebo" (factors 1.001 and 1/1.001 in turn: numerical noise
-    only), "inverse" (each pair is held as far out of balance again as it began, on the same schedule: a change of the same size the
-    other way). ``every``: optimiser steps between rescales, None only at the start; the rest are the options of a live rescale.
+    """One treatment. ``kind``: "none" (baseline), "balance" (WISCA), "placebo" (factors 1.001 and 1/1.001 in turn:
+    numerical noise only), "inverse" (each pair is held as far out of balance again as it began, on the same schedule: a
+    change of the same size the other way). ``every``: optimiser steps between rescales, None only at the start; the
+    rest are the options of a live rescale.
     """
 
     name: str
@@ -130,8 +135,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Spec:
-    """One comparison. ``evaluate_every``: steps between validation losses, 0 for a twentieth of the run; ``save_weights``: keep every
-    cell's final weights as a model folder; ``detect_nats``: the effect one wants to be able to see."""
+    """One comparison. ``evaluate_every``: steps between validation losses, 0 for a twentieth of the run;
+    ``save_weights``: keep every cell's final weights as a model folder; ``detect_nats``: the effect one wants to be
+    able to see.
+    """
 
     name: str = "comparison"
     model: ModelSpec = ModelSpec()
@@ -196,7 +203,7 @@ _RULES: dict[type, dict[str, Rule]] = {
         "n_heads": _whole(1, 1024),
         "n_kv_heads": _whole(1, 1024),
         "mlp_width": _whole(1, 10**6),
-        "init_std": _number(0, 10, above=True),
+        "init_std": _number(0, 1, above=True),  # what transformers takes
     },
     DataSpec: {
         "source": _one_of(*SOURCES),
@@ -265,7 +272,8 @@ def load_spec(path: str | Path) -> Spec:
         raise UnreadableInput(f'{path} has format {str(found)[:60]!r}; a spec begins with format = "{FORMAT}" and version = {VERSION}.')
     if document.get("version") != VERSION:
         raise UnreadableInput(
-            f"{path} is {FORMAT} version {str(document.get('version'))[:20]}; version {VERSION} is read here. Update wisca to read a newer one."
+            f"{path} is {FORMAT} version {str(document.get('version'))[:20]}; version {VERSION} is read here. Update "
+            f"wisca to read a newer one."
         )
     spec = spec_from({k: v for k, v in document.items() if k not in ("format", "version")})
     if spec.data.path and not Path(spec.data.path).is_absolute():

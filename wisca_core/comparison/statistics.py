@@ -1,8 +1,8 @@
 """What the finished cells of a comparison allow one to say.
 
-The unit is the seed: an arm's final validation loss minus the baseline's of the same seed, so that what two runs share (initial
-function, order of the data) drops out. The 95 % t interval of the mean decides; a bootstrap from 8 seeds on and the count of better
-seeds stand beside it. Fewer than 4 seeds conclude nothing, 4 to 7 are preliminary.
+The unit is the seed: an arm's final validation loss minus the baseline's of the same seed, so that what two runs share
+(initial function, order of the data) drops out. The 95 % t interval of the mean decides; a bootstrap from 8 seeds on
+and the count of better seeds stand beside it. Fewer than 4 seeds conclude nothing, 4 to 7 are preliminary.
 """
 
 import math
@@ -42,10 +42,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Effect:
-    """One arm against the baseline. ``rate``: the learning rate, None where each arm is at its own best one (``rates``: the one
-    chosen for each seed, from the other seeds alone; ``baseline_rates`` the baseline's). ``perplexity``: the paired difference of exp(loss).
-    ``bootstrap``: 95 % percentile interval, None under 8 seeds. ``steps_saved``: median over seeds of how many steps earlier the arm
-    first reaches the baseline's final loss than the baseline does, None where it never does in some seed (``n_reached`` of n do)."""
+    """One arm against the baseline. ``rate``: the learning rate, None where each arm is at its own best one (``rates``:
+    the one chosen for each seed, from the other seeds alone; ``baseline_rates`` the baseline's). ``perplexity``: the
+    paired difference of exp(loss). ``bootstrap``: 95 % percentile interval, None under 8 seeds. ``steps_saved``: median
+    over seeds of how many steps earlier the arm first reaches the baseline's final loss than the baseline does, None
+    where it never does in some seed (``n_reached`` of n do).
+    """
 
     arm: str
     rate: float | None
@@ -66,9 +68,10 @@ class Effect:
 
 @dataclass(frozen=True)
 class Report:
-    """``effects``: every arm at every rate; ``best``: every arm at its own best rate, empty with one rate. ``main``: the ones the
-    sentence and the correction are about. ``noise``: smallest and largest paired difference of the placebo, None without one.
-    ``grade``: none, preliminary or full. ``missing``: (cell, reason) of what has no result."""
+    """``effects``: every arm at every rate; ``best``: every arm at its own best rate, empty with one rate. ``main``:
+    the ones the sentence and the correction are about. ``noise``: smallest and largest paired difference of the
+    placebo, None without one. ``grade``: none, preliminary or full. ``missing``: (cell, reason) of what has no result.
+    """
 
     name: str
     sentence: str
@@ -116,7 +119,9 @@ def paired(differences: Sequence[float]) -> Interval:
 
 
 def bootstrap(differences: Sequence[float]) -> tuple[float, float] | None:
-    """95 % percentile interval of the mean, always the same for the same values; None under 8 values, where it is too narrow."""
+    """95 % percentile interval of the mean, always the same for the same values; None under 8 values, where it is too
+    narrow.
+    """
     d = np.asarray(differences, float)
     if len(d) < FIRM:
         return None
@@ -170,15 +175,19 @@ def _fewest(enough) -> int:
 
 
 def check_starts(curves: pd.DataFrame) -> None:
-    """Raises UnequalStart where the arms of a seed do not begin with the same validation loss, to 1e-5 relative in float32."""
+    """Raises UnequalStart where the arms of a seed do not begin with the same validation loss, to 1e-5 relative in
+    float32.
+    """
     starts = curves[(curves["step"] == 0) & curves["val_loss"].notna()]
     for seed, rows in starts.groupby("seed"):
         low, high = rows["val_loss"].min(), rows["val_loss"].max()
         if high - low > START_TOLERANCE * abs(low):
             a, b = rows.loc[rows["val_loss"].idxmin()], rows.loc[rows["val_loss"].idxmax()]
             raise UnequalStart(
-                f"seed {seed}: {a['cell']} begins at {low:.7f} nats and {b['cell']} at {high:.7f}, {(high - low) / abs(low):.1e} apart; at most "
-                f"{START_TOLERANCE:g} is allowed. They are not the same function, so their difference would say nothing and is not reported."
+                f"seed {seed}: {a['cell']} begins at {low:.7f} nats and {b['cell']} at {high:.7f}, "
+                f"{(high - low) / abs(low):.1e} apart; at most "
+                f"{START_TOLERANCE:g} is allowed. They are not the same function, so their difference would say "
+                f"nothing and is not reported."
             )
 
 
@@ -199,7 +208,9 @@ def bands(curves: pd.DataFrame, rate: float, column: str = "val_loss") -> pd.Dat
 
 
 def gaps(curves: pd.DataFrame, baseline: str, rate: float) -> pd.DataFrame:
-    """Paired difference to the baseline at every evaluated step: arm, step, mean, low, high (95 % t, NaN under 2 seeds), n."""
+    """Paired difference to the baseline at every evaluated step: arm, step, mean, low, high (95 % t, NaN under 2
+    seeds), n.
+    """
     rows = curves[(curves["rate"] == rate) & curves["val_loss"].notna()]
     table = rows.pivot_table(index=["seed", "step"], columns="arm", values="val_loss")
     found = []
@@ -213,7 +224,9 @@ def gaps(curves: pd.DataFrame, baseline: str, rate: float) -> pd.DataFrame:
 
 
 def best_rates(table: pd.DataFrame, arm: str, rates: Sequence[float], seeds: Sequence[int]) -> dict[int, float]:
-    """Seed -> the rate with the lowest mean final loss over the *other* seeds; a rate that lacks one of them is not chosen."""
+    """Seed -> the rate with the lowest mean final loss over the *other* seeds; a rate that lacks one of them is not
+    chosen.
+    """
     losses = table[table["arm"] == arm].pivot_table(index="seed", columns="rate", values="final").reindex(index=seeds, columns=rates)
     out = {}
     for seed in seeds:

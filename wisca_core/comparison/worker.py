@@ -1,7 +1,8 @@
-"""One process that trains cells, one after the other: ``python -m wisca_core.comparison.worker FOLDER``, started by the executor only.
+"""One process that trains cells, one after the other: ``python -m wisca_core.comparison.worker FOLDER``, started by the
+executor only.
 
-It takes any cell that is not finished and that nobody holds. It ends when there is none, when it is asked to pause or cancel,
-or when the process that started it is gone; an unfinished cell then has a checkpoint.
+It takes any cell that is not finished and that nobody holds. It ends when there is none, when it is asked to pause or
+cancel, or when the process that started it is gone; an unfinished cell then has a checkpoint.
 """
 
 import os

@@ -1,7 +1,8 @@
 """The full check: the original and the rescaled checkpoint run on the same token ids, in the dtype they are stored in.
 
-It shows what rounding does to this model. It cannot prove a rule: a rounded right rescale moves the outputs more than a 1 %
-error in one matrix does, which is why the control (the same weights rounded at random) and the miniature stand beside it.
+It shows what rounding does to this model. It cannot prove a rule: a rounded right rescale moves the outputs more than a
+1 % error in one matrix does, which is why the control (the same weights rounded at random) and the miniature stand
+beside it.
 """
 
 import math
@@ -37,9 +38,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 
 @dataclass(frozen=True)
 class FullCheck:
-    """Differences of ``n_values`` outputs on ``n_tokens`` token ids. ``max_rel``: relative to max |output| of the original.
-    ``control_max_rel``: the same for the original with the touched weights rounded at random (None where the outputs are bit-equal).
-    Perplexities are per token, None where the model predicts no next token."""
+    """Differences of ``n_values`` outputs on ``n_tokens`` token ids. ``max_rel``: relative to max |output| of the
+    original. ``control_max_rel``: the same for the original with the touched weights rounded at random (None where the
+    outputs are bit-equal). Perplexities are per token, None where the model predicts no next token.
+    """
 
     outputs: str
     tokens: str
@@ -72,8 +74,9 @@ class FullCheck:
         return out + "."
 
     def agrees(self, plan: Plan) -> bool:
-        """Whether the figures are what the plan promises: equal bits where it says so, else outputs that are finite and move no more than
-        rounding explains."""
+        """Whether the figures are what the plan promises: equal bits where it says so, else outputs that are finite and
+        move no more than rounding explains.
+        """
         if self.bit_identical or not self.comparable:
             return True
         if plan.bit_identical:
@@ -120,7 +123,8 @@ def memory_free() -> int | None:
 def full_check(checkpoint: Checkpoint, sites: Sites, plan: Plan, progress: Progress = silent) -> FullCheck:
     """Write the rescaled weights into a folder under WISCA_HOME, compare, and remove it again.
 
-    Raises UnsupportedCheckpoint where the memory does not suffice, ConfigMismatch where transformers cannot load it, Cancelled.
+    Raises UnsupportedCheckpoint where the memory does not suffice, ConfigMismatch where transformers cannot load it,
+    Cancelled.
     """
     with tempfile.TemporaryDirectory(prefix=".check-", dir=folder("exports")) as place:
         after = Path(place) / "after"
@@ -133,9 +137,11 @@ def full_check(checkpoint: Checkpoint, sites: Sites, plan: Plan, progress: Progr
 
 
 def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, after: Path | Checkpoint, progress: Progress = silent) -> FullCheck:
-    """The check of ``checkpoint`` against a folder (or opened checkpoint) that holds the rescaled weights under the same names.
+    """The check of ``checkpoint`` against a folder (or opened checkpoint) that holds the rescaled weights under the
+    same names.
 
-    ``plan`` names the tensors that the control rounds at random; None (two given checkpoints) rounds those of all pairs.
+    ``plan`` names the tensors that the control rounds at random; None (two given checkpoints) rounds those of all
+    pairs.
     """
     from wisca_core.equivalence.miniature import load
     from wisca_core.equivalence.outputs import difference, text_outputs
@@ -195,7 +201,9 @@ def stored_dtype(checkpoint: Checkpoint, sites: Sites) -> str:
 
 
 def token_ids(path: Path, config) -> tuple[torch.Tensor, str]:
-    """((rows, length) int64, where they come from): the Python documentation through the folder's tokenizer, else random ids."""
+    """((rows, length) int64, where they come from): the Python documentation through the folder's tokenizer, else
+    random ids.
+    """
     longest = min([SEQUENCE, *(v for v in (getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)) if v)])
     longest = max(2, longest - 2)  # RoBERTa-like models count positions from pad id + 1
     rows = max(1, N_TOKENS // longest)
@@ -226,8 +234,9 @@ def _text_ids(path: Path, n: int) -> torch.Tensor | None:
 
 
 def _as_folder(checkpoint: Checkpoint, place: Path, progress: Progress) -> Path:
-    """A folder that transformers loads this very checkpoint from, under the names it looks for: links to its weight files, which were
-    looked through."""
+    """A folder that transformers loads this very checkpoint from, under the names it looks for: links to its weight
+    files, which were looked through.
+    """
     place.mkdir()
     if checkpoint.kind == "torch":  # converted, so that nothing is unpickled
         write_weights(checkpoint, {}, place, progress)
@@ -257,7 +266,9 @@ def _finish_folder(checkpoint: Checkpoint, out: Path) -> None:
 
 
 def _rounded_at_random(generator: torch.Generator, block: torch.Tensor, first_row: int) -> torch.Tensor:
-    """Each value one unit in the last place up or down with probability 1/12: the variance of one rounding (ulp^2 / 12)."""
+    """Each value one unit in the last place up or down with probability 1/12: the variance of one rounding (ulp^2 /
+    12).
+    """
     bits = block.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[block.element_size()])
     draw = torch.randint(24, block.shape, generator=generator)
     step = (draw == 0).to(bits.dtype) - (draw == 1).to(bits.dtype)

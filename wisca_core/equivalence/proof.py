@@ -1,7 +1,8 @@
-"""Proof by miniature: the very rule that will be used, applied to the model's own architecture made small, judged in true float64.
+"""Proof by miniature: the very rule that will be used, applied to the model's own architecture made small, judged in
+true float64.
 
-Seconds, and no big model in memory. It says that the *rule* is right for this structure; what the rounding of 16-bit weights
-does to the real model is the full check's business.
+Seconds, and no big model in memory. It says that the *rule* is right for this structure; what the rounding of 16-bit
+weights does to the real model is the full check's business.
 """
 
 import json
@@ -37,8 +38,9 @@ FORMAT, VERSION = "wisca-proof", 1
 
 @dataclass(frozen=True)
 class Proof:
-    """``max_rel``: largest difference relative to max |output| over all cases and factor sets. ``liveness``: the smallest relative
-    change when only one side of one site is scaled. ``reason``: why it failed, "" where it passed."""
+    """``max_rel``: largest difference relative to max |output| over all cases and factor sets. ``liveness``: the
+    smallest relative change when only one side of one site is scaled. ``reason``: why it failed, "" where it passed.
+    """
 
     passed: bool
     rule: str
@@ -72,7 +74,8 @@ class Proof:
 def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Proof:
     """The proof for this checkpoint's structure: the kept one, or a fresh one, which is then kept.
 
-    Never raises for a rule that is wrong or a model that cannot be built: the proof has then not ``passed`` and says why.
+    Never raises for a rule that is wrong or a model that cannot be built: the proof has then not ``passed`` and says
+    why.
     """
     kept = cached_proof(checkpoint, sites)
     if kept is not None:
@@ -146,8 +149,10 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress) -> Proof:
         if lacking:
             why = "; ".join(f"{r.what}: {r.reason}" for r in small_sites.refusals[:3])
             raise ProofFailed(
-                f"transformers' own {sites.model_type} with this config.json has no pair of the kind {sorted(lacking)[0]}; "
-                f"the weights and config.json disagree about the structure (a bias or norm that one has and the other lacks). {why}"
+                f"transformers' own {sites.model_type} with this config.json has no pair of the kind "
+                f"{sorted(lacking)[0]}; "
+                f"the weights and config.json disagree about the structure (a bias or norm that one has and the other "
+                f"lacks). {why}"
             )
         model = load(original)
         reference = outputs(model, seed=2)

@@ -24,8 +24,9 @@ DIFFERENT = "not equivalent"
 
 @dataclass(frozen=True)
 class Verification:
-    """``reasons``: what decided. ``n_changed``: tensors whose bytes differ. ``n_factors``: tie groups with a factor other than 1.
-    ``smallest``, ``largest``: of these factors. ``powers_of_two``: whether all are."""
+    """``reasons``: what decided. ``n_changed``: tensors whose bytes differ. ``n_factors``: tie groups with a factor
+    other than 1. ``smallest``, ``largest``: of these factors. ``powers_of_two``: whether all are.
+    """
 
     verdict: str
     reasons: tuple[str, ...]
@@ -51,11 +52,12 @@ class Verification:
 
 
 def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, run_models: bool = True) -> Verification:
-    """One of *bit-identical*, *equivalent up to rounding*, *not equivalent* (method: weights explained by one factor a tie group within
-    one unit in the last place, everything else bit-equal, the rule proved, and the outputs).
+    """One of *bit-identical*, *equivalent up to rounding*, *not equivalent* (method: weights explained by one factor a
+    tie group within one unit in the last place, everything else bit-equal, the rule proved, and the outputs).
 
-    *bit-identical* asks for more than equal outputs on the cases tried: the weights must also be explained by powers of two (or be
-    equal), since a changed row that no case meets leaves every output as it was. ``run_models=False`` compares weights alone.
+    *bit-identical* asks for more than equal outputs on the cases tried: the weights must also be explained by powers of
+    two (or be equal), since a changed row that no case meets leaves every output as it was. ``run_models=False``
+    compares weights alone.
     """
     sites = find_sites(before)
     layout = _compare_layout(before, after)
@@ -114,7 +116,8 @@ def _function_config(checkpoint: Checkpoint) -> dict:
 def _compare_layout(before: Checkpoint, after: Checkpoint) -> list[str]:
     reasons = []
     first, second = _with_aliases(before), _with_aliases(after)
-    # a torch file may say that two names share a storage where a safetensors file leaves one out, which transformers ties again
+    # a torch file may say that two names share a storage where a safetensors file leaves one out, which transformers
+    # ties again
     aliases = {alias for alias, _ in before.aliases + after.aliases}
     for name in sorted((first.keys() ^ second.keys()) - aliases):
         reasons.append(f"{name} is only in the {'first' if name in first else 'second'} checkpoint.")
@@ -210,8 +213,9 @@ def _bits_equal(a: Reader, b: Reader, name: str) -> bool:
 
 
 def _narrow(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], low: Mapping, high: Mapping) -> list[str]:
-    """Narrow the factors that the values of one tensor allow: each new value within one unit in the last place of old x factor.
-    Returns what no factor explains."""
+    """Narrow the factors that the values of one tensor allow: each new value within one unit in the last place of old x
+    factor. Returns what no factor explains.
+    """
     out: list[str] = []
     shape = a.checkpoint.by_name[name].shape
     axis = legs[0][1].axis
@@ -256,7 +260,9 @@ def _narrow(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], low: 
 
 
 def _bounds(x: torch.Tensor, y: torch.Tensor, offset: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """float64 (low, high, bad) of each value: the factors f > 0 with |y - x f| <= ulp(y), stored values plus ``offset``."""
+    """float64 (low, high, bad) of each value: the factors f > 0 with |y - x f| <= ulp(y), stored values plus
+    ``offset``.
+    """
     finfo = torch.finfo(y.dtype)
     wide_y = y.double()
     # the unit in the last place of y: 2^(exponent) * eps, never below the smallest subnormal

@@ -19,11 +19,14 @@ def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None)
         _START,
         "## Rescaled into an equivalent model",
         "",
-        f"The {pairs} pairs of the attention weights were rescaled (WISCA, arXiv 2508.16676; granularity {o.granularity}, norm {o.norm}, "
-        f"strength {o.strength:g}{layers}{exact}): {plan.n_changed} factors. The function is meant to be unchanged; whether training from "
+        f"The {pairs} pairs of the attention weights were rescaled (WISCA, arXiv 2508.16676; granularity "
+        f"{o.granularity}, norm {o.norm}, "
+        f"strength {o.strength:g}{layers}{exact}): {plan.n_changed} factors. The function is meant to be unchanged; "
+        f"whether training from "
         "here goes better is not claimed.",
         "",
-        f"- Rule `{proof.rule}`, proof by miniature ({proof.what}): largest relative difference {proof.max_rel:.1e} in float64.",
+        f"- Rule `{proof.rule}`, proof by miniature ({proof.what}): largest relative difference {proof.max_rel:.1e} "
+        f"in float64.",
     ]
     lines.append(f"- Full check on these weights: {check.words()}" if check else "- Full check on these weights: not run.")
     if plan.refusals:

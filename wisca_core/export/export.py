@@ -40,9 +40,9 @@ def export(
 ) -> Path:
     """Write the rescaled checkpoint into the new folder ``out`` and return the path of its wisca_report.json.
 
-    ``check`` is run on the folder while it still has its temporary name; a check that contradicts the plan stops the export.
-    Raises ProofFailed, NothingToRescale, OutputRefused (exists, is inside the model, disk full, taken), CheckpointChanged, Cancelled; in every case
-    nothing is left behind.
+    ``check`` is run on the folder while it still has its temporary name; a check that contradicts the plan stops the
+    export. Raises ProofFailed, NothingToRescale, OutputRefused (exists, is inside the model, disk full, taken),
+    CheckpointChanged, Cancelled; in every case nothing is left behind.
     """
     if not proof.passed:
         raise ProofFailed(f"the proof by miniature failed: {proof.reason} Nothing was written.")
@@ -134,7 +134,8 @@ def fingerprint_after(checkpoint: Checkpoint, plan: Plan, digests: dict[str, str
 
 
 def refuse_place(checkpoint: Checkpoint, out: Path) -> None:
-    """Raises OutputRefused where ``out`` exists or is the model or inside it; asked early, it saves a wait for a proof."""
+    """Raises OutputRefused where ``out`` exists or is the model or inside it; asked early, it saves a wait for a proof.
+    """
     out, source = Path(os.path.abspath(out)), checkpoint.path
     if out == source or os.path.realpath(out) == str(source):
         raise OutputRefused(f"{out} is the model itself; it is never overwritten. Choose a new folder.")

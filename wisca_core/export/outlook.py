@@ -24,8 +24,9 @@ MAX_FILES = 10_000
 
 @dataclass(frozen=True)
 class Outlook:
-    """``rewritten``: (file, name it is written under). ``copied``, ``left_out``: files relative to the folder, the latter with the
-    reason. ``n_bytes``: of everything to write."""
+    """``rewritten``: (file, name it is written under). ``copied``, ``left_out``: files relative to the folder, the
+    latter with the reason. ``n_bytes``: of everything to write.
+    """
 
     rewritten: tuple[tuple[str, str], ...]
     copied: tuple[str, ...]
@@ -34,7 +35,8 @@ class Outlook:
 
 
 def outlook(checkpoint: Checkpoint) -> Outlook:
-    """Every file of the folder in exactly one of three lists. Raises UnreadableInput for a folder of over 10,000 files."""
+    """Every file of the folder in exactly one of three lists. Raises UnreadableInput for a folder of over 10,000 files.
+    """
     copied, left_out, n_bytes = [], [], 0
     indexes = {checkpoint.index_file} if checkpoint.kind == "safetensors" else set()
     modules = _module_folders(checkpoint.path)
@@ -59,7 +61,8 @@ def outlook(checkpoint: Checkpoint) -> Outlook:
 
 
 def _module_folders(folder: Path) -> tuple[str, ...]:
-    """``2_Dense/`` and the like of a sentence-transformers folder: their weights are layers of their own, not copies."""
+    """``2_Dense/`` and the like of a sentence-transformers folder: their weights are layers of their own, not copies.
+    """
     try:
         modules = json.loads((locate(folder, "modules.json")).read_text(encoding="utf-8"))
         paths = [module["path"] for module in modules if isinstance(module["path"], str)]

@@ -1,7 +1,8 @@
 """Weight files written again with some tensors changed: same names, shapes, dtypes, order, shards and metadata.
 
-A changed tensor has the size of the old one, so in a safetensors file no offset moves: the header and every untouched byte are
-copied (by the kernel where it can), and only the changed tensors are computed. Torch files become safetensors with the same split.
+A changed tensor has the size of the old one, so in a safetensors file no offset moves: the header and every untouched
+byte are copied (by the kernel where it can), and only the changed tensors are computed. Torch files become safetensors
+with the same split.
 """
 
 import json
@@ -29,8 +30,8 @@ _COPY_BYTES = 64 * 2**20
 def write_weights(checkpoint: Checkpoint, changes: Mapping[str, Change], out: Path, progress: Progress = silent) -> dict[str, str]:
     """Write every weight file of ``checkpoint`` into the folder ``out`` with ``changes`` applied.
 
-    Returns tensor name -> xxh3 of the written bytes for the changed tensors. Raises CheckpointChanged, Cancelled, OSError (disk full);
-    what was written until then stays in ``out``, which the caller throws away.
+    Returns tensor name -> xxh3 of the written bytes for the changed tensors. Raises CheckpointChanged, Cancelled,
+    OSError (disk full); what was written until then stays in ``out``, which the caller throws away.
     """
     checkpoint = unshared(checkpoint)
     total = sum(t.n_bytes for t in checkpoint.tensors)
@@ -62,8 +63,10 @@ def write_weights(checkpoint: Checkpoint, changes: Mapping[str, Change], out: Pa
 
 
 def unshared(checkpoint: Checkpoint) -> Checkpoint:
-    """The same with every alias as a tensor of its own, as it is written: safetensors files share no bytes, and where config.json
-    does not tie the two names a model would otherwise miss one. transformers ties equal tensors again where config.json says so."""
+    """The same with every alias as a tensor of its own, as it is written: safetensors files share no bytes, and where
+    config.json does not tie the two names a model would otherwise miss one. transformers ties equal tensors again where
+    config.json says so.
+    """
     owners = checkpoint.by_name
     tensors = checkpoint.tensors + tuple(replace(owners[owner], name=alias) for alias, owner in checkpoint.aliases)
     return replace(checkpoint, tensors=tuple(sorted(tensors, key=lambda t: (t.file, t.offset, t.name))), aliases=())

@@ -129,7 +129,8 @@ class _AxisStats:
 
     def _add_lost(self, at: slice, block: torch.Tensor, over: int) -> None:
         """For k = 1..LOST_BITS, how many values of F16 lose bits when multiplied by 2^-k: those whose lowest set bit
-        lies below 2^(k - 24). Halving shifts only the exponent until the result is subnormal, where the lowest bits go."""
+        lies below 2^(k - 24). Halving shifts only the exponent until the result is subnormal, where the lowest bits go.
+        """
         bit = _LOWEST_BIT[block.contiguous().view(torch.uint16).numpy().reshape(block.shape)]
         n = self.lost[at].shape[0]
         line = np.arange(block.shape[0]) if self.axis == 0 else np.arange(block.shape[1])

@@ -38,7 +38,9 @@ def n_bytes_to_read(checkpoint: Checkpoint, sites: Sites) -> int:
 
 
 def _path(checkpoint: Checkpoint, sites: Sites):
-    """Named by real path, size and mtime of every weight file, the stored layout and the sites; the bytes are in the table's digests."""
+    """Named by real path, size and mtime of every weight file, the stored layout and the sites; the bytes are in the
+    table's digests.
+    """
     layout = header_digest(checkpoint)
     files = [(name, *stamp) for name, stamp in zip(checkpoint.weight_files, checkpoint.stamps)]
     key = json.dumps([str(checkpoint.path), files, layout]) + repr(sites.sites)

@@ -11,11 +11,13 @@ SIDES = {"qk": ("query", "key"), "vo": ("value", "output")}
 
 @dataclass(frozen=True)
 class PairSummary:
-    """One kind of pair over the whole model. Ratios are >= 1 and go with ``heavier``, a word of SIDES or "" where balanced.
+    """One kind of pair over the whole model. Ratios are >= 1 and go with ``heavier``, a word of SIDES or "" where
+    balanced.
 
-    ``ratio``: of the median layer, each layer taken as the norm of all its channels. ``size``: the part that only says how many entries
-    each side has, None where the norm has no such law. ``rest``: ratio / size, >= 1, and ``rest_heavier`` the side it leans to.
-    ``n_cells``: (layer, KV group) cells measured; ``within_2x``, ``within_2x_after``: of these, how many are within a factor 2.
+    ``ratio``: of the median layer, each layer taken as the norm of all its channels. ``size``: the part that only says
+    how many entries each side has, None where the norm has no such law. ``rest``: ratio / size, >= 1, and
+    ``rest_heavier`` the side it leans to. ``n_cells``: (layer, KV group) cells measured; ``within_2x``,
+    ``within_2x_after``: of these, how many are within a factor 2.
     """
 
     pair: str
@@ -40,7 +42,8 @@ def summaries(groups: pd.DataFrame, norm: str) -> dict[str, PairSummary]:
 
 
 def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
-    """One row a (pair, layer): log2_ratio, log2_size, log2_after of that norm over all KV groups together, in octaves."""
+    """One row a (pair, layer): log2_ratio, log2_size, log2_after of that norm over all KV groups together, in octaves.
+    """
     columns = ["left", "right", "left_after", "right_after"]
     keys = groups[["pair", "layer", "log2_size"]]
     if norm in ("l2", "rms"):  # of equally large groups
@@ -62,8 +65,9 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
 
 
 def furthest(groups: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The ``n`` KV groups furthest from the median of their pair, furthest first: name, layer, pair, group, log2_ratio and log2_away
-    (log2_ratio less that median, octaves). Groups within 0.5 % of it, or without a ratio, are left out."""
+    """The ``n`` KV groups furthest from the median of their pair, furthest first: name, layer, pair, group, log2_ratio
+    and log2_away (log2_ratio less that median, octaves). Groups within 0.5 % of it, or without a ratio, are left out.
+    """
     out = groups[["name", "layer", "pair", "group", "log2_ratio"]].copy()
     known = out["log2_ratio"].where(np.isfinite(out["log2_ratio"]))
     out["log2_away"] = known - known.groupby(out["pair"]).transform("median")

@@ -82,7 +82,8 @@ class Patterns:
     """What one pass over a checkpoint found.
 
     ``rows``: the columns of PLACE and STATS as arrays of equal length, and ``lost`` (rows, LOST_BITS) for F16.
-    ``digests``: tensor name -> xxh3 of its stored bytes; ``header``: digest over names, dtypes and shapes of all tensors.
+    ``digests``: tensor name -> xxh3 of its stored bytes; ``header``: digest over names, dtypes and shapes of all
+    tensors.
     """
 
     sites: Sites
@@ -94,7 +95,9 @@ class Patterns:
 
     @classmethod
     def gather(cls, sites: Sites, measured: dict, digests: dict, header: str, dtypes: dict) -> "Patterns":
-        """From statistics along tensor axes, ``{(tensor, axis, offset): {column: array}}``, to one row a channel and leg."""
+        """From statistics along tensor axes, ``{(tensor, axis, offset): {column: array}}``, to one row a channel and
+        leg.
+        """
         columns: dict[str, list] = {name: [] for name in (*PLACE, *STATS)}
         lost: list[np.ndarray] = []
         any_half = any("lost" in stats for stats in measured.values())
@@ -118,8 +121,9 @@ class Patterns:
 
     @cached_property
     def legs(self) -> pd.DataFrame:
-        """One row a leg: site, leg, name, layer, pair, role, side (0 left, 1 right), measured, exponent (signed), n_heads, first
-        (its first row in ``rows``), stop, tensor, dtype."""
+        """One row a leg: site, leg, name, layer, pair, role, side (0 left, 1 right), measured, exponent (signed),
+        n_heads, first (its first row in ``rows``), stop, tensor, dtype.
+        """
         out, first = [], 0
         for s, site in enumerate(self.sites.sites):
             for i, leg in enumerate(site.legs):
@@ -148,7 +152,9 @@ class Patterns:
         return self.keep(("cells", granularity), lambda: Cells.of(self, granularity))
 
     def keep(self, key: tuple, make: Callable[[], T]) -> T:
-        """What ``make`` gave the first time it was asked for under ``key``: parts that no option changes are worked out once."""
+        """What ``make`` gave the first time it was asked for under ``key``: parts that no option changes are worked out
+        once.
+        """
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
@@ -171,7 +177,9 @@ class Patterns:
 
     @classmethod
     def load(cls, path: Path, sites: Sites) -> "Patterns | None":
-        """A saved table, or None where it is of another version, damaged, or of other sites (it is then measured again)."""
+        """A saved table, or None where it is of another version, damaged, or of other sites (it is then measured
+        again).
+        """
         try:
             with np.load(path, allow_pickle=False) as file:
                 words = json.loads(file["words"].tobytes())
@@ -220,7 +228,9 @@ class Segments:
         return np.maximum.reduceat(values[self.order], self.starts) if len(self.starts) else np.zeros(0)
 
     def reduce(self, stats: dict, factor: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """n, l1, l2_sq, max, n_zero, n_nonfinite of each segment (in the order of ``ids``), rows multiplied by ``factor`` first."""
+        """n, l1, l2_sq, max, n_zero, n_nonfinite of each segment (in the order of ``ids``), rows multiplied by
+        ``factor`` first.
+        """
         f = 1.0 if factor is None else factor
         return {
             "n": self.sum(stats["n"]),
@@ -236,10 +246,11 @@ class Segments:
 class Cells:
     """Tie groups of all sites at one granularity, numbered on: cell of each row, and the sums of both sides.
 
-    ``first``: first cell of each site, with the total behind the last. ``site``: site of each cell. ``group``: KV group of the
-    cell's first channel. ``sides``: statistics (n, l1, ...) as arrays (2, n_cells), left then right, of measured legs.
-    ``stored``: of all legs, the same shape: n, n_short (16-bit values), n_offset (gains stored as gain - 1), top (largest value as a share
-    of its dtype's largest), low (smallest nonzero value over its dtype's smallest normal number).
+    ``first``: first cell of each site, with the total behind the last. ``site``: site of each cell. ``group``: KV group
+    of the cell's first channel. ``sides``: statistics (n, l1, ...) as arrays (2, n_cells), left then right, of measured
+    legs. ``stored``: of all legs, the same shape: n, n_short (16-bit values), n_offset (gains stored as gain - 1), top
+    (largest value as a share of its dtype's largest), low (smallest nonzero value over its dtype's smallest normal
+    number).
     """
 
     granularity: str

@@ -18,8 +18,9 @@ PLANNED, NOT_CHOSEN, ZERO, NON_FINITE, OVERFLOW = range(5)
 class Decision:
     """One factor a cell, with what it was decided from.
 
-    ``full``: the factor that balances the cell fully; ``factor``: what strength and exact mode make of it, 1.0 where the cell is
-    left alone; ``fate``: PLANNED, NOT_CHOSEN, ZERO, NON_FINITE or OVERFLOW of each cell. Arrays over ``cells``.
+    ``full``: the factor that balances the cell fully; ``factor``: what strength and exact mode make of it, 1.0 where
+    the cell is left alone; ``fate``: PLANNED, NOT_CHOSEN, ZERO, NON_FINITE or OVERFLOW of each cell. Arrays over
+    ``cells``.
     """
 
     patterns: Patterns
@@ -79,10 +80,10 @@ class Decision:
     def effects(self) -> dict[str, int]:
         """What the factors will do to the stored values, counted before anything is written.
 
-        ``values``: stored values multiplied by a factor other than 1; ``rounded``: of those, 16-bit values whose factor is no power
-        of two (one rounding each); ``lost``: values that lose bits below the smallest normal number (F16: exact up to 2^-12, else an
-        upper bound); ``gains``: values of norms stored as gain - 1, which round in any case; ``overflow``: values in cells
-        that are left alone because they would overflow.
+        ``values``: stored values multiplied by a factor other than 1; ``rounded``: of those, 16-bit values whose factor
+        is no power of two (one rounding each); ``lost``: values that lose bits below the smallest normal number (F16:
+        exact up to 2^-12, else an upper bound); ``gains``: values of norms stored as gain - 1, which round in any case;
+        ``overflow``: values in cells that are left alone because they would overflow.
         """
         stored, f = self.cells.stored, self._side_factors()
         touched = f != 1
@@ -96,7 +97,9 @@ class Decision:
         }
 
     def _n_lost(self, below: np.ndarray) -> int:
-        """Values that lose bits, among the cells whose smallest value falls below the normal numbers: (2, n_cells) bool."""
+        """Values that lose bits, among the cells whose smallest value falls below the normal numbers: (2, n_cells)
+        bool.
+        """
         if not below.any():
             return 0
         rows, legs, leg = self.patterns.rows, self.patterns.legs, self.patterns.leg_of_row
@@ -112,8 +115,9 @@ class Decision:
 
     @cached_property
     def bit_identical(self) -> bool:
-        """Whether powers of two alone promise bit-identical outputs: no rounding, no lost bits, no gain stored as gain - 1, no F16
-        (where activations may turn subnormal, so only the full check can say)."""
+        """Whether powers of two alone promise bit-identical outputs: no rounding, no lost bits, no gain stored as gain
+        - 1, no F16 (where activations may turn subnormal, so only the full check can say).
+        """
         e = self.effects
         half = self.patterns.legs["dtype"].eq("F16").any() if len(self.patterns.legs) else False
         return bool((np.frexp(self.factor)[0] == 0.5).all()) and not (e["lost"] or e["gains"] or half)

@@ -1,6 +1,7 @@
 """One KV group looked at closely: its weights are read again (a few MB), everything else follows from the factors.
 
-Not in the measuring pass: a quarter-octave histogram of every head would cost that pass more than reading one head here.
+Not in the measuring pass: a quarter-octave histogram of every head would cost that pass more than reading one head
+here.
 """
 
 from dataclasses import dataclass
@@ -40,9 +41,10 @@ class RoleDetail:
 
 @dataclass(frozen=True, eq=False)
 class HeadDetail:
-    """``spectrum``: singular values of left, right and of their product, for the first query head of the group; the product does
-    not change. ``turns``: tokens per turn of each rotary pair (base frequencies), None without rotation.
-    ``spectrum_note`` says what the product leaves out."""
+    """``spectrum``: singular values of left, right and of their product, for the first query head of the group; the
+    product does not change. ``turns``: tokens per turn of each rotary pair (base frequencies), None without rotation.
+    ``spectrum_note`` says what the product leaves out.
+    """
 
     site: str
     group: int
@@ -90,7 +92,8 @@ def _rows(decision: Decision, site: int, leg: int, group: int) -> np.ndarray:
 
 
 def _group_weight(reader: Reader, leg: Leg, group: int) -> torch.Tensor:
-    """(heads in the group * channels, values a channel), float64, effective values, in the order of the table's rows."""
+    """(heads in the group * channels, values a channel), float64, effective values, in the order of the table's rows.
+    """
     index = leg.index.indices()[leg.groups() == group]
     if leg.axis == 0:
         low, high = int(index.min()), int(index.max()) + 1
@@ -125,7 +128,8 @@ def _histograms(size: torch.Tensor, after: torch.Tensor) -> tuple[np.ndarray, np
 
 
 def _rotary_pairs(site: Site) -> np.ndarray:
-    """(head_dim,) rotary pair of each channel of a head, fastest first; channels that do not rotate follow, one each."""
+    """(head_dim,) rotary pair of each channel of a head, fastest first; channels that do not rotate follow, one each.
+    """
     layout, width, _ = site.rotary
     dim = next(leg for leg in site.legs if leg.measured).index.sizes[2]
     out = np.arange(dim)

@@ -29,8 +29,8 @@ class LayerRange:
 class Options:
     """Defaults are the paper's: QK and VO, one factor a matrix, L1, full balance, at every layer.
 
-    ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to powers of two. ``layers``: empty
-    means all. ``exclude``: site names to leave alone. Raises BadOption.
+    ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to powers of two. ``layers``:
+    empty means all. ``exclude``: site names to leave alone. Raises BadOption.
     """
 
     pairs: tuple[str, ...] = PAIRS

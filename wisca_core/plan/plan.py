@@ -19,7 +19,9 @@ FORMAT, VERSION = "wisca-plan", 1
 @dataclass(frozen=True)
 class SitePlan:
     """``factors``: one a tie group of the site at the plan's granularity, in order of first channel; the left side is
-    multiplied by it, the right side divided. ``granularity``: the partition really used, where exactness ties more than asked."""
+    multiplied by it, the right side divided. ``granularity``: the partition really used, where exactness ties more than
+    asked.
+    """
 
     site: str
     granularity: str
@@ -28,8 +30,9 @@ class SitePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """``fingerprint``: of the checkpoint it was made for, over ``tensors`` (the stored tensors it changes). ``bit_identical``: what it
-    promises of the outputs; a full check that finds otherwise contradicts it."""
+    """``fingerprint``: of the checkpoint it was made for, over ``tensors`` (the stored tensors it changes).
+    ``bit_identical``: what it promises of the outputs; a full check that finds otherwise contradicts it.
+    """
 
     options: Options
     sites: tuple[SitePlan, ...]

@@ -1,7 +1,9 @@
-"""Where a reader puts what it finds: points by run and metric, counts of what was skipped, and large columns moved to disk.
+"""Where a reader puts what it finds: points by run and metric, counts of what was skipped, and large columns moved to
+disk.
 
-Columns stay in memory up to a budget shared by everything that is open; beyond it they move into one unnamed file under WISCA_HOME and
-are mapped, so that a log of many gigabytes costs address space, not memory. The file has no name: it is gone with the process.
+Columns stay in memory up to a budget shared by everything that is open; beyond it they move into one unnamed file under
+WISCA_HOME and are mapped, so that a log of many gigabytes costs address space, not memory. The file has no name: it is
+gone with the process.
 """
 
 import mmap
@@ -70,7 +72,8 @@ class Room:
             mapped = mmap.mmap(self._file.fileno(), len(data), access=mmap.ACCESS_READ, offset=at)
         except (OSError, WiscaError) as error:
             raise OutputRefused(
-                f"the logs need more than {self.budget // 10**6} MB of memory and cannot be kept on disk under WISCA_HOME: "
+                f"the logs need more than {self.budget // 10**6} MB of memory and cannot be kept on disk under "
+                f"WISCA_HOME: "
                 f"{getattr(error, 'strerror', None) or error}. Free some space, or open fewer logs at once."
             ) from error
         return np.frombuffer(mapped, dtype=np.float64)
@@ -113,7 +116,9 @@ class _Column:
 
 
 class Collected:
-    """What one source, called ``run`` where it names no run itself, gave so far. ``counts`` and ``notes`` are filled by the reader."""
+    """What one source, called ``run`` where it names no run itself, gave so far. ``counts`` and ``notes`` are filled by
+    the reader.
+    """
 
     def __init__(self, room: Room, run: str) -> None:
         self.room, self.run = room, run
@@ -294,7 +299,8 @@ class Collected:
             found = {metric: getattr(s, key) for metric, s in series.items() if getattr(s, key)}
             if found:
                 out.append(
-                    f"{sum(found.values()):,} {what} value{'s' if sum(found.values()) > 1 else ''} kept: {_listed(found)}."
+                    f"{sum(found.values()):,} {what} value{'s' if sum(found.values()) > 1 else ''} kept: "
+                    f"{_listed(found)}."
                 )
         repeated = {metric: s.n_repeated for metric, s in series.items() if s.n_repeated}
         if repeated:
@@ -303,7 +309,8 @@ class Collected:
         if back:
             first = series[next(iter(back))].first_back
             out.append(
-                f"steps go back: {_listed(back)}, first from {first[0]:,g} to {first[1]:,g}; the run was continued from an earlier "
+                f"steps go back: {_listed(back)}, first from {first[0]:,g} to {first[1]:,g}; the run was continued "
+                f"from an earlier "
                 "step, or several runs are in one log. Every point is kept."
             )
         return tuple(out)

@@ -10,7 +10,8 @@ import numpy as np
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import BadOption
 
-# Names of step columns, best first; compared without case. The last ones count something coarser than an optimiser step.
+# Names of step columns, best first; compared without case. The last ones count something coarser than an optimiser
+# step.
 STEP_NAMES = (
     "step",
     "global_step",
@@ -64,7 +65,8 @@ class Roles:
 
 
 def roles(names: Sequence[str], samples: Mapping[int, np.ndarray], asked: str, what: str) -> Roles:
-    """``names``: of the columns; ``samples``: position -> first values of the columns that hold numbers (float64, NaN where empty).
+    """``names``: of the columns; ``samples``: position -> first values of the columns that hold numbers (float64, NaN
+    where empty).
 
     Raises BadOption where ``asked`` is no column that holds numbers.
     """
@@ -106,7 +108,8 @@ def _guessed(names: Sequence[str], lower: Sequence[str], samples: Mapping[int, n
                     i,
                     ""
                     if sure
-                    else f"column {shown(names[i], 60)!r} is taken as the step (guessed by its name); another one can be named.",
+                    else f"column {shown(names[i], 60)!r} is taken as the step (guessed by its name); another one can "
+                    f"be named.",
                 )
     for i, sample in samples.items():
         usable = sample[np.isfinite(sample)]
@@ -122,11 +125,13 @@ def _guessed(names: Sequence[str], lower: Sequence[str], samples: Mapping[int, n
         ):
             return (
                 i,
-                f"column {shown(names[i], 60)!r} is taken as the step (whole numbers that never fall); another one can be named.",
+                f"column {shown(names[i], 60)!r} is taken as the step (whole numbers that never fall); another one "
+                f"can be named.",
             )
     return (
         None,
-        f"no step column was found, so rows are counted from 0; a column can be named as the step: {_listed(names, samples)}.",
+        f"no step column was found, so rows are counted from 0; a column can be named as the step: "
+        f"{_listed(names, samples)}.",
     )
 
 
@@ -143,7 +148,9 @@ def _listed(names: Sequence[str], samples: Mapping[int, np.ndarray], most: int =
 
 
 def seconds(value: object) -> float:
-    """A time as seconds: a number as it is, an ISO 8601 date as seconds since 1970 (UTC where it names no zone), else NaN."""
+    """A time as seconds: a number as it is, an ISO 8601 date as seconds since 1970 (UTC where it names no zone), else
+    NaN.
+    """
     if isinstance(value, bool) or value is None:
         return math.nan
     if isinstance(value, (int, float)):

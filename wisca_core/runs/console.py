@@ -1,7 +1,7 @@
 """What training scripts print: nanoGPT, nanochat, Megatron-LM and transformers' Trainer on the console.
 
-A line belongs to a format by its first words, and its numbers are taken under the names that are printed. Lines of none are counted, not
-lost: a console log is mostly something else.
+A line belongs to a format by its first words, and its numbers are taken under the names that are printed. Lines of none
+are counted, not lost: a console log is mostly something else.
 """
 
 import math
@@ -38,7 +38,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Format:
-    """``starts``: matches lines of this format, wherever the launcher's prefix ends; ``parse`` returns None for a line cut short."""
+    """``starts``: matches lines of this format, wherever the launcher's prefix ends; ``parse`` returns None for a line
+    cut short.
+    """
 
     name: str
     source: str
@@ -102,7 +104,8 @@ FORMATS: tuple[Format, ...] = (
         "Megatron-LM",
         "NVIDIA/Megatron-LM megatron/training/training.py training_log",
         re.compile(
-            r"(?:\[(?P<when>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?)\] )?iteration +(?P<step>\d+)/ *(?:\d+|infinity) \|"
+            r"(?:\[(?P<when>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?)\] )?"
+            r"iteration +(?P<step>\d+)/ *(?:\d+|infinity) \|"
         ),
         _bars,
     ),
@@ -128,7 +131,9 @@ FORMATS: tuple[Format, ...] = (
 
 
 def recognised(line: str) -> tuple[Format, Line | None] | None:
-    """(format, what it says) of one line; None for a line of no format, (format, None) for one of a format that is cut short."""
+    """(format, what it says) of one line; None for a line of no format, (format, None) for one of a format that is cut
+    short.
+    """
     if len(line) > MAX_LINE:
         return None
     for format in FORMATS:

@@ -1,8 +1,8 @@
 """CRC-32C (Castagnoli) of many byte strings at once, as TensorBoard's record files need it.
 
-A loop over the bytes of one record in Python would cost more than reading the whole log; here the loop runs over byte positions, and
-numpy takes all records at each position together. Records longer than a block are cut, and the parts joined by advancing a state over
-a block of zero bytes, which is linear.
+A loop over the bytes of one record in Python would cost more than reading the whole log; here the loop runs over byte
+positions, and numpy takes all records at each position together. Records longer than a block are cut, and the parts
+joined by advancing a state over a block of zero bytes, which is linear.
 """
 
 from functools import lru_cache
@@ -77,7 +77,9 @@ def crc32c(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndar
 
 
 def _block(windows: np.ndarray, ends: np.ndarray, lengths: np.ndarray | None, width: int) -> np.ndarray:
-    """State after the ``width`` bytes that end at ``ends`` (of the unpadded data), from state 0; bytes before ``lengths`` count as zero."""
+    """State after the ``width`` bytes that end at ``ends`` (of the unpadded data), from state 0; bytes before
+    ``lengths`` count as zero.
+    """
     rows = windows[ends]
     if lengths is not None and (lengths < width).any():
         rows[np.arange(width)[None, :] < (width - lengths)[:, None]] = 0

@@ -1,4 +1,6 @@
-"""From a series to what is drawn of it: the x axis, smoothing that never looks ahead, and thinning that keeps the extremes."""
+"""From a series to what is drawn of it: the x axis, smoothing that never looks ahead, and thinning that keeps the
+extremes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +36,8 @@ def token_metric(run: Run) -> str | None:
 def x_values(run: Run, series: Series, x: str) -> np.ndarray | None:
     """Where the points of ``series`` lie on that axis; float64 (n,), None where the run has no such axis.
 
-    "step"; "tokens" (of a metric of TOKEN_METRICS); "time": seconds since the first point of the run; else the name of a metric, at each
-    step its value there, or the last one before.
+    "step"; "tokens" (of a metric of TOKEN_METRICS); "time": seconds since the first point of the run; else the name of
+    a metric, at each step its value there, or the last one before.
     """
     if x == "step":
         return series.step
@@ -59,7 +61,8 @@ def x_values(run: Run, series: Series, x: str) -> np.ndarray | None:
 def smooth(values: np.ndarray, strength: float) -> np.ndarray:
     """The mean of each value and those before it, the one k points back weighing strength**k; nothing after it enters.
 
-    ``strength`` in [0, 1): 0 changes nothing; see ``half_life``. NaN and infinities stay where they are and enter no mean.
+    ``strength`` in [0, 1): 0 changes nothing; see ``half_life``. NaN and infinities stay where they are and enter no
+    mean.
 
     >>> smooth(np.array([0.0, 3.0]), 0.5)  # (0 * 0.5 + 3) / 1.5
     array([0., 2.])
@@ -86,8 +89,9 @@ def half_life(strength: float) -> float:
 def thin(lows: np.ndarray, most: int, highs: np.ndarray | None = None) -> np.ndarray:
     """Positions of at most about ``most`` points whose line looks like the whole one; int64, ascending.
 
-    Neighbours are put into buckets of equal count, and of each the lowest of ``lows``, the highest of ``highs`` (default the same), the
-    first value that is not finite and, at both ends, the end itself are kept: no extreme and no gap is lost.
+    Neighbours are put into buckets of equal count, and of each the lowest of ``lows``, the highest of ``highs``
+    (default the same), the first value that is not finite and, at both ends, the end itself are kept: no extreme and no
+    gap is lost.
     """
     highs = lows if highs is None else highs
     n = len(lows)
@@ -121,8 +125,9 @@ def _extremes(low: np.ndarray, high: np.ndarray, start: int) -> list[np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """One line to draw: x, y (smoothed where asked) and raw, float64 of equal length; ``n`` points before thinning, ``n_window`` of them
-    in the window."""
+    """One line to draw: x, y (smoothed where asked) and raw, float64 of equal length; ``n`` points before thinning,
+    ``n_window`` of them in the window.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -140,8 +145,9 @@ def line(
     window: tuple[float, float] | None = None,
     most: int = 2000,
 ) -> Line | None:
-    """What is drawn of a metric: smoothed over all points, cut to ``window`` (in x, with one point more on each side), thinned to
-    about ``most``. None where the run has no such metric or axis."""
+    """What is drawn of a metric: smoothed over all points, cut to ``window`` (in x, with one point more on each side),
+    thinned to about ``most``. None where the run has no such metric or axis.
+    """
     series = run.series.get(metric)
     at = None if series is None else x_values(run, series, x)
     if at is None or not len(at):
@@ -161,8 +167,10 @@ def line(
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """A group of runs as one line: at each x the mean, lowest and highest of all ``n_runs``. ``grid``: "steps" where x are logged places
-    that all runs have, "bins" where the runs log at different places and x are middles of equal intervals."""
+    """A group of runs as one line: at each x the mean, lowest and highest of all ``n_runs``. ``grid``: "steps" where x
+    are logged places that all runs have, "bins" where the runs log at different places and x are middles of equal
+    intervals.
+    """
 
     x: np.ndarray
     mean: np.ndarray
@@ -173,10 +181,11 @@ class Band:
 
 
 def band(lines: Sequence[tuple[np.ndarray, np.ndarray]], most: int = 2000, n_bins: int = 400) -> Band | None:
-    """Mean, lowest and highest over (x, y) of several runs, only where all of them have a value; None where that is nowhere.
+    """Mean, lowest and highest over (x, y) of several runs, only where all of them have a value; None where that is
+    nowhere.
 
-    Runs that log at the same places are compared there. Otherwise each is averaged in ``n_bins`` equal intervals of the span they share.
-    A place that a run logged twice counts with its last value.
+    Runs that log at the same places are compared there. Otherwise each is averaged in ``n_bins`` equal intervals of the
+    span they share. A place that a run logged twice counts with its last value.
     """
     lines = [_rising(x, y) for x, y in lines]
     if not lines or any(not len(x) for x, _ in lines):

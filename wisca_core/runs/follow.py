@@ -20,8 +20,8 @@ from wisca_core.runs.table import Run
 
 
 class Logs:
-    """Everything found at ``paths``. ``runs`` after the last ``poll``; ``problems``: (path, why) of what could not be read; ``version``: how
-    often that changed. Several threads may poll: one reads, the others wait.
+    """Everything found at ``paths``. ``runs`` after the last ``poll``; ``problems``: (path, why) of what could not be
+    read; ``version``: how often that changed. Several threads may poll: one reads, the others wait.
 
     ``live``: an unfinished last line of a text file waits until the file has rested for some seconds.
     """
@@ -39,7 +39,9 @@ class Logs:
         self._runs: dict[tuple[str, Path], tuple[Run, ...]] = {}
 
     def poll(self, progress: Progress = silent) -> bool:
-        """Look for new logs and new points in known ones; whether anything changed. Raises UnreadableInput where nothing can be read."""
+        """Look for new logs and new points in known ones; whether anything changed. Raises UnreadableInput where
+        nothing can be read.
+        """
         with self._lock:
             return self._poll(progress)
 
@@ -95,7 +97,9 @@ class Logs:
 
 
 def read(paths: Sequence[str | Path], step_column: str = "", progress: Progress = silent) -> Logs:
-    """All logs at ``paths``, read once as they are now. Raises UnreadableInput where there is none, BadOption for a wrong ``step_column``."""
+    """All logs at ``paths``, read once as they are now. Raises UnreadableInput where there is none, BadOption for a
+    wrong ``step_column``.
+    """
     if not paths:
         raise UnreadableInput("no path was given. Give log files or folders of logs.")
     logs = Logs(paths, step_column, live=False)

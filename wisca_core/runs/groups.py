@@ -1,6 +1,7 @@
 """Runs side by side: what differs in their configuration, which belong together, and what their values say.
 
-Not covered: corrections for looking at many metrics or groups. A comparison planned beforehand is the place for a conclusion.
+Not covered: corrections for looking at many metrics or groups. A comparison planned beforehand is the place for a
+conclusion.
 """
 
 import math
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from wisca_core.checkpoint.untrusted import shown
 from wisca_core.runs.table import Run, Series
 
 # The last part of a setting's name that says which seed it was.
@@ -21,13 +23,16 @@ _INCIDENTAL = re.compile(
     r"(?i)(^|[._/])(output_dir|logging_dir|run_name|name|id|run_id|time|date|timestamp|hostname|host|pid|wandb_id|best_metric|total_flos)$"
 )
 _HIGHER_IS_BETTER = re.compile(
-    r"(?i)(^|[/_. -])(acc|accuracy|f1|auc|auroc|bleu|rouge\w*|exact_match|em|precision|recall|reward|score|map|mrr|win_rate|mfu|"
+    r"(?i)(^|[/_. -])(acc|accuracy|f1|auc|auroc|bleu|rouge\w*|"
+    r"exact_match|em|precision|recall|reward|score|map|mrr|win_rate|mfu|"
     r"r2|throughput|tokens_per_second|tok/sec)([/_. -]|$)"
 )
 
 
 def seed_of(run: Run) -> str | None:
-    """The run's seed as text: a setting named seed, else a part of its name such as seed-3 or s3; None where neither is there."""
+    """The run's seed as text: a setting named seed, else a part of its name such as seed-3 or s3; None where neither is
+    there.
+    """
     for name in sorted(
         run.config,
         key=lambda name: (
@@ -42,8 +47,8 @@ def seed_of(run: Run) -> str | None:
 
 
 def differences(runs: Sequence[Run], *, incidental: bool = False) -> pd.DataFrame:
-    """Settings that are not the same in all runs that say any: one row a run (index: its name), one column a setting, "" where a run does
-    not say it.
+    """Settings that are not the same in all runs that say any: one row a run (index: its name), one column a setting,
+    "" where a run does not say it.
 
     Folders, names and dates are left out unless ``incidental``.
     """
@@ -65,24 +70,54 @@ def _cell(value: object) -> str:
 
 
 def by_configuration(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
-    """Runs that differ in nothing but their seed together: title -> runs. The title names what differs between the groups.
+    """Runs that differ in nothing but their seed together: title -> runs.
 
-    Without any configuration the name without its seed decides.
+    The title names the fewest settings that tell the groups apart. Runs without any configuration go by their name without
+    its seed.
     """
     table = differences(runs)
     kept = [name for name in table.columns if name.rsplit(".", 1)[-1].lower() not in SEED_NAMES]
-    out: dict[str, list[Run]] = {}
+    members: dict[tuple[str, ...], list[Run]] = {}
     for k, run in enumerate(runs):
-        if kept:
-            title = ", ".join(f"{name.rsplit('.', 1)[-1]} {table.iloc[k][name] or 'not said'}" for name in kept)
-        else:
-            title = ""
         stem = _SEED_IN_NAME.sub("", run.name).strip("-_/., ()") or "all runs"
-        # a configuration that does not tell two names apart is not all there is to know
-        out.setdefault(title if kept and run.config else stem if not kept else f"{stem} (no configuration)", []).append(
-            run
-        )
-    return {title: tuple(members) for title, members in out.items()}
+        key = tuple(table[name].iloc[k] for name in kept) if kept and run.config else (stem,)
+        members.setdefault(key, []).append(run)
+    titles = _titles([key for key in members if len(key) == len(kept) and members[key][0].config], kept)
+    out: dict[str, tuple[Run, ...]] = {}
+    for key, group in members.items():
+        title, n = titles.get(key) or key[0], 1
+        while (title if n == 1 else f"{title} ({n})") in out:
+            n += 1
+        out[title if n == 1 else f"{title} ({n})"] = tuple(group)
+    return out
+
+
+def _titles(keys: Sequence[tuple[str, ...]], names: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """A title a key, of as few of its settings as tell all keys apart; "" where none of those is said."""
+    if not names or not keys:
+        return {}
+    chosen: list[int] = []
+    while True:
+        apart = len({tuple(key[i] for i in chosen) for key in keys})
+        if apart == len(keys) and chosen:
+            break
+        left = [i for i in range(len(names)) if i not in chosen]
+        if not left:
+            break
+        # of settings that tell equally many apart, the one that most groups say, and of those the first
+        gain = [
+            (len({tuple(key[i] for i in (*chosen, j)) for key in keys}), sum(key[j] != "" for key in keys), -j)
+            for j in left
+        ]
+        best = left[gain.index(max(gain))]
+        if chosen and max(gain)[0] == apart:
+            break
+        chosen.append(best)
+    chosen.sort()
+    return {
+        key: ", ".join(f"{names[i].rsplit('.', 1)[-1]} {shown(key[i], 40)}" for i in chosen if key[i] != "")
+        for key in keys
+    }
 
 
 def by_seed(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
@@ -123,7 +158,9 @@ def loss_metric(run: Run) -> str | None:
 
 @dataclass(frozen=True)
 class Ends:
-    """Where a series ends: ``final`` is the last value logged (it may be NaN), ``best`` the lowest or highest finite one, at ``best_step``."""
+    """Where a series ends: ``final`` is the last value logged (it may be NaN), ``best`` the lowest or highest finite
+    one, at ``best_step``.
+    """
 
     final: float
     final_step: float
@@ -205,7 +242,7 @@ def group_statistics(table: pd.DataFrame, value: str = "final") -> pd.DataFrame:
 
 
 def interval(values: Iterable[float]) -> tuple[float, float, float, float]:
-    """(mean, standard deviation, low, high) with the 95 % t interval of the mean; NaN where too few values say nothing."""
+    """(mean, standard deviation, low, high) with the 95 % t interval of the mean; NaN where values are too few."""
     values = np.asarray(list(values), dtype=float)
     n = len(values)
     if n == 0:
@@ -222,7 +259,9 @@ def interval(values: Iterable[float]) -> tuple[float, float, float, float]:
 
 @dataclass(frozen=True)
 class Paired:
-    """Group b minus group a in one value, seed by seed. ``seeds`` both have (one run each); ``left_out`` (seed or run, reason)."""
+    """Group b minus group a in one value, seed by seed. ``seeds`` both have (one run each); ``left_out`` (seed or run,
+    reason).
+    """
 
     a: str
     b: str
@@ -280,11 +319,13 @@ def paired_sentence(p: Paired, digits: int = 3) -> str:
     number = f"{_signed(p.mean, digits)}"
     seeds = f"{p.n} shared seed{'s' if p.n > 1 else ''}"
     if p.n < 4:
-        return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric}, {seeds}; too few to conclude anything (4 are the least)."
+        least = "too few to conclude anything (4 are the least)"
+        return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric}, {seeds}; {least}."
     span = f"95 % {_signed(p.low, digits)} to {_signed(p.high, digits)}"
     preliminary = " Preliminary: fewer than 8 seeds." if p.n < 8 else ""
     if p.low <= 0 <= p.high:
-        return f"Not distinguishable: {p.b} minus {p.a} is {number} in {p.value} {p.metric} ({span}), {seeds}.{preliminary}"
+        found = f"{p.b} minus {p.a} is {number} in {p.value} {p.metric} ({span})"
+        return f"Not distinguishable: {found}, {seeds}.{preliminary}"
     return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric} ({span}), {seeds}.{preliminary}"
 
 

@@ -1,4 +1,6 @@
-"""Reading a file that may still be growing: each look gives the bytes that are new, and notices when the file is another one."""
+"""Reading a file that may still be growing: each look gives the bytes that are new, and notices when the file is
+another one.
+"""
 
 import os
 import time
@@ -51,7 +53,8 @@ class Growing:
     def pieces(self, consume) -> Iterator[tuple[int, int]]:
         """Read on from ``offset``; ``consume(data: bytes, at_end: bool) -> int`` says how many of the bytes it used up.
 
-        What it leaves is put in front of the next piece. Yields (bytes consumed so far, size of the file) after each piece.
+        What it leaves is put in front of the next piece. Yields (bytes consumed so far, size of the file) after each
+        piece.
         """
         with open_regular(Path(os.path.realpath(self.path))) as file:
             found = os.fstat(file.fileno())

@@ -1,4 +1,5 @@
-"""The run folders this project writes: spec.json, append-only metrics.jsonl, status.json; comparisons hold many of them.
+"""The run folders this project writes: spec.json, append-only metrics.jsonl, status.json; comparisons hold many of
+them.
 
 The spec beside the metrics, or the nearest above them inside what was opened, is the run's configuration.
 """
@@ -93,6 +94,7 @@ def check_version(head: dict, path: Path) -> None:
         )
     if version != METRICS_VERSION:
         raise UnreadableInput(
-            f"{shown(path)}: is {METRICS_FORMAT} version {shown(json.dumps(version), 40)}; this program reads version {METRICS_VERSION}. "
+            f"{shown(path)}: is {METRICS_FORMAT} version {shown(json.dumps(version), 40)}; this program reads version "
+            f"{METRICS_VERSION}. "
             "Use the program that wrote it."
         )

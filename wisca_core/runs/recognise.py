@@ -1,7 +1,7 @@
 """What a path holds: which logs, of which tools, and what their runs are called.
 
-Inside a folder only what is surely a log is taken (tables need a step column and numbers, text a line of a known format); a file that is
-named itself is read as far as it can be.
+Inside a folder only what is surely a log is taken (tables need a step column and numbers, text a line of a known
+format); a file that is named itself is read as far as it can be.
 """
 
 import os
@@ -35,7 +35,8 @@ KINDS: dict[str, tuple[str, Callable[[Source, Room, Ask], Reader]]] = {
     "own": ("run folder of this project", own.Own),
 }
 LOOKED_FOR = (
-    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, trackio's .db, run-*.wandb, console logs of nanoGPT, "
+    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, trackio's .db, run-*.wandb, console logs "
+    "of nanoGPT, "
     "nanochat or Megatron-LM, and runs of this project"
 )
 MOST_ENTRIES = 200_000
@@ -54,7 +55,9 @@ class Found:
 
 
 class Looked:
-    """What files turned out to be, so that looking again is cheap: a log stays one, anything else is opened again once it changes."""
+    """What files turned out to be, so that looking again is cheap: a log stays one, anything else is opened again once
+    it changes.
+    """
 
     def __init__(self) -> None:
         self._found: dict[tuple[Path, bool], tuple[tuple[int, int], str, str]] = {}
@@ -215,8 +218,8 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
         return "", "a compressed file. Unpack it first."
     if ending == ".wandb":
         return "", "named .wandb, but does not begin as one does."
-    if not start.strip():
-        return "", "an empty file."
+    if not start.strip():  # beside logs, an empty text file is nothing to speak of
+        return "", "" if sure and ending in (".log", ".txt", ".out", ".stdout") else "an empty file."
     if b"\0" in start[:_SNIFF]:
         return "", "not text."
     if ending in (".csv", ".tsv"):

@@ -10,7 +10,9 @@ from wisca_core.runs.table import Run
 
 @dataclass(frozen=True)
 class Source:
-    """``kind``: a key of recognise.KINDS. ``files``: in the order in which they are read. ``run``: name of the run, where the log has none."""
+    """``kind``: a key of recognise.KINDS. ``files``: in the order in which they are read. ``run``: name of the run,
+    where the log has none.
+    """
 
     kind: str
     path: Path

@@ -1,6 +1,7 @@
 """What was read from logs: runs with their series, and the one long table they make.
 
-A run is one training (one seed, one configuration); a series is one metric of one run, in the order in which it was logged.
+A run is one training (one seed, one configuration); a series is one metric of one run, in the order in which it was
+logged.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,8 @@ COLUMNS = {
 class Series:
     """One metric of one run, in pieces as they were read; nothing is sorted, joined or dropped.
 
-    ``chunks``: (step, value, wall_time) of float64 arrays of equal length, read-only; wall_time is None where the log has none.
+    ``chunks``: (step, value, wall_time) of float64 arrays of equal length, read-only; wall_time is None where the log
+    has none.
     """
 
     run: str
@@ -66,9 +68,10 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 class Run:
     """One run as one log tells it.
 
-    ``config``: dotted name -> plain value (text, number, bool or None). ``columns``: what could be named as the step column, tables only;
-    ``step_column``: what was taken, "" where rows were counted. ``counts``: what was read and what was not, keys of ``collect.COUNTS``;
-    ``remarks``: the same and everything else worth knowing, in sentences, names in them still foreign.
+    ``config``: dotted name -> plain value (text, number, bool or None). ``columns``: what could be named as the step
+    column, tables only; ``step_column``: what was taken, "" where rows were counted. ``counts``: what was read and what
+    was not, keys of ``collect.COUNTS``; ``remarks``: the same and everything else worth knowing, in sentences, names in
+    them still foreign.
     """
 
     name: str

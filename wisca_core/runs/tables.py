@@ -1,7 +1,8 @@
-"""Tables: CSV and TSV, JSON lines, a JSON list of rows, parquet. Lightning's metrics.csv and what W&B exports are such tables.
+"""Tables: CSV and TSV, JSON lines, a JSON list of rows, parquet. Lightning's metrics.csv and what W&B exports are such
+tables.
 
-A CSV is read in pieces and columns, so that a gigabyte costs seconds and little memory; rows that do not fit the header are counted.
-Not covered: line breaks inside quoted cells (such rows are counted as damaged), compressed files.
+A CSV is read in pieces and columns, so that a gigabyte costs seconds and little memory; rows that do not fit the header
+are counted. Not covered: line breaks inside quoted cells (such rows are counted as damaged), compressed files.
 """
 
 import csv
@@ -463,7 +464,8 @@ def whole_file(file: Growing) -> bytes:
         size += len(data)
         if size > MAX_JSON_BYTES:
             raise UnreadableInput(
-                f"{shown(file.path)}: larger than {MAX_JSON_BYTES >> 20} MB, which is the most that is read of a JSON file."
+                f"{shown(file.path)}: larger than {MAX_JSON_BYTES >> 20} MB, which is the most that is read of a JSON "
+                f"file."
             )
         return len(data)
 

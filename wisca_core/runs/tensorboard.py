@@ -1,12 +1,12 @@
 """TensorBoard event files: every scalar of every tag, checked, in the order written; no tensorboard needed.
 
-A file is a sequence of records: length (uint64), masked CRC-32C of the length, that many bytes of an ``Event`` message, masked CRC of
-the bytes (tensorflow/core/lib/io/record_writer.h). A record whose bytes fail their check is counted and skipped; where a length fails,
-the file is searched for the next place at which one passes.
+A file is a sequence of records: length (uint64), masked CRC-32C of the length, that many bytes of an ``Event`` message,
+masked CRC of the bytes (tensorflow/core/lib/io/record_writer.h). A record whose bytes fail their check is counted and
+skipped; where a length fails, the file is searched for the next place at which one passes.
 
-Of the message (tensorflow/core/util/event.proto, summary.proto) four things count: wall_time 1, step 2, and in summary 5 each
-value's tag 1 with simple_value 2, or tensor 8 where the plugin in its metadata 9 is "scalars". Most records of a log have one shape: one
-of each shape is decoded field by field, and the others are cut at the same places, all at once.
+Of the message (tensorflow/core/util/event.proto, summary.proto) four things count: wall_time 1, step 2, and in summary
+5 each value's tag 1 with simple_value 2, or tensor 8 where the plugin in its metadata 9 is "scalars". Most records of a
+log have one shape: one of each shape is decoded field by field, and the others are cut at the same places, all at once.
 """
 
 import json
@@ -32,7 +32,8 @@ MAX_RECORD_BYTES = 8 << 20
 _FEW = 8
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# DataType of a tensor (types.proto) -> how its bytes are read, and the field that holds packed values instead of tensor_content
+# DataType of a tensor (types.proto) -> how its bytes are read, and the field that holds packed values instead of
+# tensor_content
 _TENSOR_DTYPES = {1: ("<f4", 5), 2: ("<f8", 6), 3: ("<i4", 0), 9: ("<i8", 0), 19: ("<f2", 0)}
 # Tags that hold settings, not measurements.
 _HPARAMS, _ARGS = "_hparams_/", "args/text_summary"
@@ -55,7 +56,7 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def fields(data: bytes, at: int, end: int):
-    """(number, wire type, start, end) of each field of a protobuf message in ``data[at:end]``; of a varint, its bytes."""
+    """(number, wire type, start, end) of each field of a protobuf message in ``data[at:end]``; a varint: its bytes."""
     while at < end:
         key, at = _varint(data, at, end)
         number, wire = key >> 3, key & 7
@@ -91,7 +92,9 @@ class _Value:
 
 @dataclass
 class _Event:
-    """An event taken apart: where its parts lie in the record. ``step_span`` (0, 0) where it has none, which means step 0."""
+    """An event taken apart: where its parts lie in the record. ``step_span`` (0, 0) where it has none, which means step
+    0.
+    """
 
     wall_at: int
     step_span: tuple[int, int]
@@ -158,7 +161,7 @@ def _scalar_tensor(data: bytes, at: int, end: int) -> tuple[str, int]:
 
 
 class TensorBoard:
-    """The event files of one folder, one after the other in the order of their names (their start times), as one run."""
+    """The event files of one folder as one run, in the order of their names, which begin with their start times."""
 
     def __init__(self, source: Source, room: Room, ask=None) -> None:
         self.source = source
@@ -293,7 +296,8 @@ class TensorBoard:
                     and event.step_span == shape.step_span
                     and ([(v.dtype, v.at) for v in event.values] == [(v.dtype, v.at) for v in shape.values])
                 )
-                # labels are sums of 64 bits: equal bytes are still compared before a record is cut by another one's shape
+                # labels are sums of 64 bits: equal bytes are still compared before a record is cut by another one's
+                # shape
                 if not same or not ((here[members] & mask) == (here[first[g]] & mask)).all():
                     continue
                 taken[members] = True
@@ -353,7 +357,9 @@ class TensorBoard:
 
 
 def _framed(data: bytes, view: np.ndarray, at: int) -> tuple[np.ndarray, np.ndarray, int, bool]:
-    """(starts of the records' bytes, lengths, where framing stopped, whether a sound record begins there and is not complete)."""
+    """(starts of the records' bytes, lengths, where framing stopped, whether a sound record begins there and is not
+    complete).
+    """
     starts, lengths, end, read = [], [], len(data), _LENGTH.unpack_from
     begin, add_start, add_length = at, starts.append, lengths.append
     last = end - _HEADER
@@ -413,7 +419,9 @@ def _cut(rows: np.ndarray, at: int, dtype: str) -> np.ndarray:
 
 
 def _hparams(record: bytes) -> dict[str, object]:
-    """Settings out of the metadata of an hparams value (tensorboard/plugins/hparams: plugin_data.proto, google.protobuf.Value)."""
+    """Settings out of the metadata of an hparams value (tensorboard/plugins/hparams: plugin_data.proto,
+    google.protobuf.Value).
+    """
     out: dict[str, object] = {}
 
     def inside(at: int, end: int, *path: int):

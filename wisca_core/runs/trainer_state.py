@@ -1,4 +1,6 @@
-"""transformers' trainer_state.json: its log_history, and what the file says of the run. It is read whole, and again where it changed."""
+"""transformers' trainer_state.json: its log_history, and what the file says of the run. It is read whole, and again
+where it changed.
+"""
 
 from wisca_core.checkpoint.untrusted import parse_json_object, shown
 from wisca_core.errors import UnreadableInput

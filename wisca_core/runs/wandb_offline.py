@@ -1,8 +1,9 @@
 """W&B's local run files (run-*.wandb, offline or synced): history and configuration; no wandb needed.
 
-The file is a LevelDB log: seven bytes of header (":W&B", 0xBEE1, version 0), then blocks of 32,768 bytes with chunks of CRC-32 of type and
-bytes, length (uint16), type (1 whole, 2 first, 3 middle, 4 last); the chunks of a record make one ``Record`` message
-(wandb/proto/wandb_internal.proto: history 2, config 5, run 17). A chunk that fails its check is counted and its record skipped.
+The file is a LevelDB log: seven bytes of header (":W&B", 0xBEE1, version 0), then blocks of 32,768 bytes with chunks of
+CRC-32 of type and bytes, length (uint16), type (1 whole, 2 first, 3 middle, 4 last); the chunks of a record make one
+``Record`` message (wandb/proto/wandb_internal.proto: history 2, config 5, run 17). A chunk that fails its check is
+counted and its record skipped.
 """
 
 import json
@@ -62,7 +63,8 @@ class Wandb:
                 return 0
             if not data.startswith(HEADER):
                 raise UnreadableInput(
-                    f"{shown(self.source.path)}: does not begin as a .wandb file of version 0 does. Expected a run-*.wandb file."
+                    f"{shown(self.source.path)}: does not begin as a .wandb file of version 0 does. Expected a "
+                    f"run-*.wandb file."
                 )
             at = len(HEADER)
         while True:

@@ -14,7 +14,9 @@ HEAD = ",".join(COLUMNS)
 
 
 def csv_pieces(runs: Iterable[Run]) -> Iterator[bytes]:
-    """UTF-8, the header first; names that a spreadsheet would run get an apostrophe, NaN is written "nan", numbers in full."""
+    """UTF-8, the header first; names that a spreadsheet would run get an apostrophe, NaN is written "nan", numbers in
+    full.
+    """
     yield f"{HEAD}\n".encode()
     for piece in long_pieces(runs):
         step = piece["step"].to_numpy()
@@ -30,7 +32,8 @@ def csv_pieces(runs: Iterable[Run]) -> Iterator[bytes]:
 
 
 def write_csv(path: Path, runs: Iterable[Run], progress: Progress = silent) -> int:
-    """Write the long table beside ``path`` and rename it; returns its rows. An earlier table of this kind is replaced, nothing else is.
+    """Write the long table beside ``path`` and rename it; returns its rows. An earlier table of this kind is replaced,
+    nothing else is.
 
     Raises OutputRefused.
     """

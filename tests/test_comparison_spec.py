@@ -1,0 +1,107 @@
+"""Specs of comparisons: what is left out has its default, and every wrong value is named with its field and what is allowed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from wisca_core.comparison.spec import ARMS, FORMAT, PRESETS, VERSION, Spec, checked, coinciding, load_spec, spec_from
+from wisca_core.errors import SpecError, UnreadableInput
+
+
+def test_the_default_preset_is_the_one_that_was_promised():
+    spec = PRESETS["default"]
+    assert (spec.model.width, spec.model.n_layers, spec.model.n_heads, spec.model.n_kv_heads) == (64, 4, 8, 1)
+    assert [arm.name for arm in spec.arms] == ["baseline", "wisca", "qk_only", "inverse"]
+    assert (spec.steps, len(spec.seeds), spec.n_cells) == (1200, 4, 16)
+    for one in PRESETS.values():
+        assert checked(one) is one
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": 1.5}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "seeds"),
+        ({"seeds": [1, -2]}, "seeds[1]"),
+        ({"seeds": 4}, "seeds"),
+        ({"batch": 4}, "batch"),
+        ({"model": []}, "model"),
+        ({"model": {"n_heads": 7}}, "model.n_heads"),
+        ({"model": {"n_heads": 64}}, "model.n_heads"),
+        ({"model": {"n_kv_heads": 3}}, "model.n_kv_heads"),
+        ({"model": {"depth": 3}}, "model.depth"),
+        ({"data": {"source": "web"}}, "data.source"),
+        ({"data": {"source": "text"}}, "data.path"),
+        ({"optimiser": {"name": "lion"}}, "optimiser.name"),
+        ({"optimiser": {"learning_rates": []}}, "optimiser.learning_rates"),
+        ({"optimiser": {"learning_rates": [1e-3, 0]}}, "optimiser.learning_rates[1]"),
+        ({"optimiser": {"learning_rates": [float("nan")]}}, "optimiser.learning_rates[0]"),
+        ({"optimiser": {"warmup_steps": 2000}}, "optimiser.warmup_steps"),
+        ({"evaluate_every": 5000}, "evaluate_every"),
+        ({"arms": ["baseline", "wiska"]}, "arms[1]"),
+        ({"arms": ["baseline"]}, "arms"),
+        ({"arms": ["wisca", "qk_only"]}, "arms"),
+        ({"arms": ["baseline", {"name": "mine", "every": 0}]}, "arms[1].every"),
+        ({"arms": ["baseline", {"name": "mine", "pairs": ["mlp"]}]}, "arms[1].pairs"),
+        ({"arms": ["baseline", {"name": "my arm"}]}, "arms[1].name"),
+        ({"arms": ["baseline", {"every": 3}]}, "arms[1].name"),
+        ({"arms": ["baseline", {"name": "mine", "kind": "inverse", "at_start": False}]}, "arms[1].at_start"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_field_and_what_is_allowed(given, field):
+    with pytest.raises(SpecError) as found:
+        spec_from(given)
+    assert found.value.field == field
+    assert str(found.value).startswith(f"{field}: ") and found.value.allowed in str(found.value)
+
+
+def test_arms_that_coincide_are_refused():
+    with pytest.raises(SpecError, match="group.*differs from wisca"):
+        spec_from({"arms": ["baseline", "wisca", "group"]})
+    assert spec_from({"arms": ["baseline", "wisca", "group"], "model": {"n_kv_heads": 2}}).n_cells == 12
+    assert coinciding("group", Spec().model) == "wisca"
+    assert coinciding("group", replace(Spec().model, n_kv_heads=2)) == ""
+    assert coinciding("channel", Spec().model) == ""
+
+
+def test_toml_and_json_give_the_same_spec_and_a_written_one_reads_back(tmp_path):
+    (tmp_path / "a.toml").write_text(
+        f'format = "{FORMAT}"\nversion = {VERSION}\nsteps = 50\nseeds = [3, 4]\narms = ["baseline", {{name = "mine", every = 7, norm = "l2"}}]\n'
+        "[optimiser]\nlearning_rates = [0.001, 0.002]\nwarmup_steps = 5\n"
+        '[data]\nsource = "text"\npath = "book.txt"\n'
+    )
+    spec = load_spec(tmp_path / "a.toml")
+    assert (spec.steps, spec.seeds, spec.n_cells) == (50, (3, 4), 8)
+    assert (spec.arms[1].name, spec.arms[1].every, spec.arms[1].norm) == ("mine", 7, "l2")
+    assert spec.data.path == str(tmp_path / "book.txt")  # beside the spec
+    (tmp_path / "b.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **spec.to_json()}))
+    assert load_spec(tmp_path / "b.json") == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "begins with format"),
+        ("steps = 5", "begins with format"),
+        (f'format = "{FORMAT}"\nversion = 2', "version 2; version 1 is read here"),
+        ("{", "neither TOML nor JSON"),
+        ("[" * 9, "neither TOML nor JSON"),
+    ],
+)
+def test_a_file_that_is_no_spec_is_refused_by_what_it_is(tmp_path, text, said):
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(UnreadableInput, match=said):
+        load_spec(tmp_path / "x.toml")
+
+
+def test_a_missing_spec_is_named(tmp_path):
+    with pytest.raises(UnreadableInput, match="nowhere.toml cannot be read"):
+        load_spec(tmp_path / "nowhere.toml")
+
+
+def test_every_known_arm_differs_from_the_others():
+    assert len({arm.does for arm in ARMS.values()}) == len(ARMS)

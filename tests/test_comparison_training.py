@@ -1,0 +1,323 @@
+"""Cells are trained as promised: equal starts, resumed runs at the same numbers, failures on their own, one folder that says all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wisca_core import home, jobs
+from wisca_core.cli import main
+from wisca_core.comparison import cell as cell_module
+from wisca_core.comparison import executor, folder, statistics
+from wisca_core.comparison.arms import Treatment
+from wisca_core.comparison.cell import CellFailed, train
+from wisca_core.comparison.data import load_corpus
+from wisca_core.comparison.models import build_model, build_optimisers, learning_rate, n_parameters
+from wisca_core.comparison.spec import ARMS, FORMAT, VERSION, Arm, DataSpec, ModelSpec, OptimiserSpec, Spec, checked
+from wisca_core.comparison.worker import _reason
+from wisca_core.errors import OutputRefused, PlanMismatch, SpecError, UnreadableInput
+
+TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]
+MODEL = ModelSpec(width=16, n_layers=2, n_heads=4, n_kv_heads=2, mlp_width=24, init_std=0.1)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_bytes(TEXT)
+    return path
+
+
+@pytest.fixture
+def small(text):
+    """small(**changes) -> a spec whose cells take a tenth of a second."""
+
+    def small(**changes) -> Spec:
+        given = dict(
+            name="small", model=MODEL, data=DataSpec("text", str(text), context=16, validation_windows=4), steps=12, seeds=(1, 2), batch_size=2,
+            arms=tuple(ARMS[a] for a in ("baseline", "wisca")), optimiser=OptimiserSpec(warmup_steps=2), evaluate_every=4, log_every=2,
+            save_weights=False,
+        )  # fmt: skip
+        return checked(Spec(**{**given, **changes}))
+
+    return small
+
+
+def never() -> bool:
+    return False
+
+
+def train_all(path: Path, spec: Spec) -> folder.Comparison:
+    """Every cell in this process."""
+    folder.create(path, spec)
+    corpus = load_corpus(spec)
+    for cell in folder.read(path).cells:
+        assert train(spec, cell, corpus, never)
+        folder.write_cell_status(cell, state="done")
+    return folder.read(path)
+
+
+def numbers(cell: folder.Cell) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in folder.rows(cell.folder)]
+
+
+# --- arms -------------------------------------------------------------------------------------------------------------
+
+
+def test_all_arms_of_a_seed_start_as_the_same_function_and_end_apart(tmp_path, small):
+    arms = tuple(replace(arm, every=arm.every and 3) for arm in ARMS.values())
+    comparison = train_all(tmp_path / "c", small(arms=arms, seeds=(1,)))
+    curves = folder.curves(comparison)
+    starts = curves[curves["step"] == 0].set_index("arm")["val_loss"]
+    assert len(starts) == len(ARMS) and starts.max() - starts.min() < 1e-6 * starts.min()
+    statistics.check_starts(curves)
+    ends = curves[curves["step"] == 12].set_index("arm")["val_loss"]
+    assert len(set(ends.drop(["baseline", "placebo"]))) == len(ARMS) - 2
+    assert abs(ends["placebo"] - ends["baseline"]) < 1e-4 < abs(ends["wisca"] - ends["baseline"])
+
+
+def test_what_each_arm_does_to_the_ratio_of_norms(small):
+    def ratios(arm: Arm, *steps: int) -> dict[str, float]:
+        spec = small(arms=(ARMS["baseline"], replace(arm, name="other")) if arm.kind != "none" else (arm, ARMS["wisca"]))
+        model = build_model(spec, 1)
+        treatment = Treatment(arm, model, build_optimisers(model, spec.optimiser, 1e-3))
+        for step in steps:
+            treatment.at(step)
+        return treatment.ratios()
+
+    base = ratios(ARMS["baseline"], 0)
+    assert base["qk"] > 0.5 and base["vo"] < -0.5  # two query heads to a KV head: one octave of size
+    assert np.allclose(list(ratios(ARMS["wisca"], 0).values()), 0, atol=1e-6)
+    only = ratios(ARMS["qk_only"], 0)
+    assert abs(only["qk"]) < 1e-6 and only["vo"] == base["vo"]
+    # the same number of octaves further away, and held there by every later rescale
+    assert np.allclose([ratios(ARMS["inverse"], 0)[p] for p in base], [2 * base[p] for p in base], atol=1e-5)
+    assert np.allclose([ratios(ARMS["inverse"], 0, 25, 50)[p] for p in base], [2 * base[p] for p in base], atol=1e-5)
+    # left times 1.001, right over it: twice log2(1.001); the second time it is taken back
+    assert np.isclose(ratios(ARMS["placebo"], 0)["qk"] - base["qk"], 2 * np.log2(1.001), atol=1e-5)
+    assert np.isclose(ratios(ARMS["placebo"], 0, 25)["qk"], base["qk"], atol=1e-6)
+
+
+def test_an_arm_acts_when_it_is_due(small):
+    spec = small()
+    for arm, due in ((ARMS["wisca"], [0, 25, 50]), (ARMS["init_only"], [0]), (ARMS["baseline"], []), (replace(ARMS["wisca"], at_start=False), [25, 50])):
+        model = build_model(spec, 1)
+        treatment = Treatment(arm, model, build_optimisers(model, spec.optimiser, 1e-3))
+        assert [step for step in range(60) if treatment.at(step)] == due
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_every_optimiser_trains_and_its_state_is_carried(tmp_path, small, name):
+    spec = small(optimiser=OptimiserSpec(name, learning_rates=(0.01,), warmup_steps=0), arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3)), seeds=(1,))
+    comparison = train_all(tmp_path / "c", spec)
+    curves = folder.curves(comparison)
+    for _, rows in curves[curves["val_loss"].notna()].groupby("arm"):
+        assert rows["val_loss"].iloc[-1] < rows["val_loss"].iloc[0] - 0.02
+
+
+def test_the_same_seed_gives_the_same_model_and_another_one_does_not(small):
+    a, b, c = (build_model(small(), seed).state_dict() for seed in (1, 1, 2))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(a[name], b[name]) and not torch.equal(a[name], c[name])
+    assert n_parameters(MODEL) == sum(p.numel() for p in build_model(small(), 1).parameters())
+
+
+def test_the_rate_warms_up_and_comes_down_to_a_tenth():
+    o = OptimiserSpec(warmup_steps=4)
+    assert [learning_rate(o, 1.0, s, 104) for s in (1, 4)] == [0.25, 1.0]
+    assert np.isclose(learning_rate(o, 1.0, 54, 104), 0.55) and np.isclose(learning_rate(o, 1.0, 104, 104), 0.1)
+    assert learning_rate(replace(o, schedule="constant"), 1.0, 104, 104) == 1.0
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm", ["wisca", "inverse", "placebo"])
+def test_a_stopped_cell_resumes_to_the_very_numbers_of_an_unbroken_one(tmp_path, small, arm, monkeypatch):
+    arms = (ARMS["baseline"], replace(ARMS[arm], every=3))
+    spec = small(arms=arms, seeds=(1,))
+    whole = train_all(tmp_path / "whole", spec).cells[1]
+    broken = folder.read(folder.create(tmp_path / "broken", spec)).cells[1]
+    corpus = load_corpus(spec)
+    monkeypatch.setattr(cell_module, "CHECKPOINT_SECONDS", 1e9)
+    for after in (4, 2):  # stops at step 5 and at step 8: off the rescaling steps, and once off the logged ones
+        calls = iter(range(100))
+        assert not train(spec, broken, corpus, lambda: next(calls) == after)
+    # a kill leaves rows behind the checkpoint, the last one cut short
+    with (broken.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10, "val_loss": 99}\n{"step": 11, "tr')
+    assert train(spec, broken, corpus, never)
+    assert numbers(broken) == numbers(whole)
+    assert [row["step"] for row in numbers(whole)] == [0, 2, 4, 6, 8, 10, 12]
+
+
+def test_a_loss_that_is_not_finite_fails_the_cell_with_its_step(tmp_path, small):
+    spec = small(optimiser=OptimiserSpec(learning_rates=(100.0,), warmup_steps=0, weight_decay=10.0), seeds=(1,), steps=60)  # each step times -999
+    cell = folder.read(folder.create(tmp_path / "c", spec)).cells[0]
+    with pytest.raises(CellFailed, match="loss became (nan|inf) at step"):
+        train(spec, cell, load_corpus(spec), never)
+
+
+def test_running_out_of_memory_is_said_in_words():
+    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+    assert _reason(error).startswith("out of memory. Make the model")
+    assert _reason(MemoryError()).startswith("out of memory")
+    assert _reason(RuntimeError("the device is gone\nmore")) == "RuntimeError: the device is gone"
+
+
+def test_final_weights_are_a_model_folder(tmp_path, small):
+    from wisca_core.checkpoint import open_checkpoint
+
+    spec = small(save_weights=True, seeds=(1,))
+    comparison = train_all(tmp_path / "c", spec)
+    checkpoint = open_checkpoint(comparison.cells[1].folder / "model")
+    assert checkpoint.config["hidden_size"] == 16 and not (comparison.cells[1].folder / "resume.pt").exists()
+
+
+# --- the folder and the processes -------------------------------------------------------------------------------------
+
+
+def test_a_worker_killed_in_mid_run_and_then_the_whole_comparison_lose_nothing(tmp_path, small):
+    """kill -9 on the worker, then on the process that runs the comparison, then --resume: the numbers of an unbroken run."""
+    spec = small(steps=400, seeds=(1,), evaluate_every=100, log_every=20)
+    whole = train_all(tmp_path / "whole", spec)
+    path = folder.create(tmp_path / "broken", spec)
+    # started from elsewhere, so that nothing here is its parent
+    code = "import sys; from pathlib import Path; from wisca_core.comparison import executor; executor.run(Path(sys.argv[1]), 1)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], start_new_session=True)
+    try:
+        _until(lambda: folder.read(path).cells[0].step >= 40, 90)
+        os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        process.wait(30)
+    now = folder.read(path)
+    assert now.state == "interrupted" and 0 < now.cells[0].step < 400 or now.cells[0].state == "done"
+    comparison = executor.run(path, 1)
+    assert comparison.state == "done" and [c.state for c in comparison.cells] == ["done", "done"]
+    for one, other in zip(comparison.cells, whole.cells):
+        assert numbers(one) == numbers(other)
+    assert json.loads((path / "corpus.json").read_text())["sha256"] == load_corpus(spec).facts["sha256"]
+    # another text is never pooled with this one
+    Path(spec.data.path).write_bytes(TEXT[::-1])
+    try:
+        folder.add_seeds(path, 1)
+        with pytest.raises(PlanMismatch, match="never pooled"):
+            executor.run(path, 1)
+    finally:
+        Path(spec.data.path).write_bytes(TEXT)
+
+
+def _until(condition, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_worker_that_dies_gets_one_more_try_and_its_cell_then_fails_with_a_reason(tmp_path, small):
+    path = folder.create(tmp_path / "c", small())
+    first = folder.read(path).cells[0]
+    folder.write_cell_status(first, state="running")
+    assert executor._mourn(path, -9)
+    again = folder.read(path).cells[0]
+    assert (again.state, again.attempts) == ("waiting", 1)
+    folder.write_cell_status(again, state="running")
+    assert executor._mourn(path, -9)
+    failed = folder.read(path).cells[0]
+    assert failed.state == "failed" and "signal 9; 9 is a kill, most often for lack of memory" in failed.reason and not failed.is_final
+    assert not executor._mourn(path, -9)  # nobody was training: nothing to restart for
+
+
+def test_one_failing_cell_leaves_the_others_alone_and_the_command_says_so(tmp_path, small, capsys):
+    spec = small(optimiser=OptimiserSpec(learning_rates=(0.01, 100.0), warmup_steps=0, weight_decay=10.0), seeds=(1,), steps=60)
+    (tmp_path / "spec.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **spec.to_json()}))
+    out = tmp_path / "c"
+    assert main(["compare", str(tmp_path / "spec.json"), "--out", str(out), "--workers", "1", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["format"] == "wisca-comparison-report" and found["state"] == "done"
+    assert {name for name, _ in found["missing"]} == {"baseline-lr100-seed1", "wisca-lr100-seed1"}
+    assert all("loss became" in reason for _, reason in found["missing"])
+    states = {c.name: c.state for c in folder.read(out).cells}
+    assert states["baseline-lr0.01-seed1"] == states["wisca-lr0.01-seed1"] == "done"
+    assert main(["compare", str(tmp_path / "spec.json"), "--out", str(out)]) == 2
+    assert "holds a comparison already" in capsys.readouterr().err
+
+
+def test_a_comparison_that_is_asked_to_pause_stops_and_says_so(tmp_path, small, monkeypatch):
+    path = folder.create(tmp_path / "c", small())
+    monkeypatch.setattr(executor, "_start", lambda where: (folder.ask(where, "pause"), subprocess.Popen([sys.executable, "-c", ""]))[1])
+    assert executor.run(path, 1).state == "paused"
+    monkeypatch.setattr(executor, "_start", lambda where: (folder.ask(where, "cancel"), subprocess.Popen([sys.executable, "-c", ""]))[1])
+    assert executor.run(path, 1).state == "cancelled"
+
+
+def test_workers_that_all_end_early_are_a_failure_not_a_finished_comparison(tmp_path, small, monkeypatch):
+    path = folder.create(tmp_path / "c", small())
+    monkeypatch.setattr(executor, "_start", lambda where: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
+    stopped = executor.run(path, 1)
+    assert stopped.state == "failed" and "4 cells were not run" in stopped.message
+
+
+def test_two_processes_do_not_run_one_comparison(tmp_path, small):
+    path = folder.create(tmp_path / "c", small())
+    held = home.take_lock(path / "lock")
+    try:
+        with pytest.raises(OutputRefused, match="being run by another process"):
+            executor.run(path, 1)
+        folder.write_status(path, "running")
+        with pytest.raises(OutputRefused, match="seeds are added once it has stopped"):
+            folder.add_seeds(path, 1)
+    finally:
+        os.close(held)
+
+
+def test_folders_that_are_no_comparison_are_refused(tmp_path, small):
+    with pytest.raises(UnreadableInput, match="is no comparison"):
+        folder.read(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    with pytest.raises(OutputRefused, match="not an empty folder"):
+        folder.create(tmp_path / "taken", small())
+    path = folder.create(tmp_path / "c", small())
+    with pytest.raises(SpecError, match="add_seeds"):
+        folder.add_seeds(path, 0)
+    (path / "spec.json").write_text(json.dumps({"format": FORMAT, "version": 2}))
+    with pytest.raises(UnreadableInput, match="newer"):
+        folder.read(path)
+
+
+def test_the_command_line_asks_for_one_thing(capsys, tmp_path):
+    for wrong in ([], ["--preset", "default", "--resume"], ["--preset", "default"], ["--preset", "nope", "--estimate"], ["--resume"]):
+        assert main(["compare", *wrong]) == 2
+    assert "choose from default, rates, thorough" in capsys.readouterr().err
+
+
+def test_the_estimate_starts_nothing_and_names_time_memory_and_seeds(capsys, tmp_path, small):
+    spec = small()
+    (tmp_path / "spec.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **spec.to_json()}))
+    assert main(["compare", str(tmp_path / "spec.json"), "--estimate", "--workers", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["n_cells"] == 4 and found["seconds"] > 0 and found["fits"] and found["seeds_needed"] == 22
+    assert main(["compare", "--preset", "default", "--estimate"]) == 0
+    said = capsys.readouterr().out
+    assert "16 runs" in said and "6 to see a difference of 0.044 nats" in said and "201,344 parameters" in said
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, small, capsys):
+    spec = small(model=ModelSpec(width=8192, n_layers=500, n_heads=8, mlp_width=32768))
+    (tmp_path / "spec.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **spec.to_json()}))
+    assert main(["compare", str(tmp_path / "spec.json"), "--out", str(tmp_path / "c")]) == 2
+    assert "GB are free" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_the_job_kind_is_the_same_work():
+    module, _, name = jobs.KINDS["compare"].partition(":")
+    assert (module, name) == ("wisca_core.comparison.reporting", "compare_job")
