@@ -1,5 +1,6 @@
 """The Rescale page: every control changes the plan that is shown, and what is taken away is that plan."""
 
+import ast
 import json
 import re
 import shlex
@@ -21,7 +22,7 @@ from wisca_core.checkpoint import Reader, open_checkpoint
 from wisca_core.equivalence.proof import Proof, prove
 from wisca_core.patterns.measure import measure
 from wisca_core.plan.decide import decide
-from wisca_core.plan.options import LayerRange, Options
+from wisca_core.plan.options import LayerRange, Options, parse_layers
 from wisca_core.plan.rows import ROW_COLUMNS, plan_rows
 
 DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
@@ -420,3 +421,16 @@ def test_opening_another_model_here_starts_with_all_its_layers(llama, tmp_path):
     assert at.slider(key="layers").value == (0, 2) and at.multiselect(key="exclude").value == []
     assert "layers" not in at.query_params and "exclude" not in at.query_params
     assert at.title[0].value.startswith("6 of 6 pairs")
+
+
+@pytest.mark.parametrize("options", [Options(), Options(pairs=("qk",), granularity="group", exact=True, layers=parse_layers("0-1")),
+                                     Options(norm="l2", strength=0.5, exclude=("decoder.0.self.vo",))])  # fmt: skip
+def test_the_lines_for_a_training_run_give_the_options_of_the_page(options):
+    from app.rescaling.training import in_training
+    from wisca_core.training.choices import Choices
+
+    line = next(line for line in in_training(options).splitlines() if line.startswith("WiscaCallback("))
+    call = ast.parse(line.split(".attach")[0], mode="eval").body
+    given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    assert given.pop("every") == 250
+    assert Choices(**given).options == options

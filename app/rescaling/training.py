@@ -13,6 +13,8 @@ def draw(model: Opened, options: Options) -> None:
     with st.expander("In your own training", key="training"):
         st.markdown("On the command line:")
         st.code(command(normal(model.checkpoint.source), options), language=None, wrap_lines=True)
+        st.markdown("While it trains: transformers' Trainer (and TRL's), Lightning, or a plain loop.")
+        st.code(in_training(options), language=None, wrap_lines=True)
         st.markdown("On a checkpoint between two stages of training, in Python:")
         st.code(snippet(normal(model.checkpoint.source), options), language=None, wrap_lines=True)
 
@@ -34,13 +36,32 @@ def command(model: str, options: Options) -> str:
     return shlex.join(parts + (["--exact"] if options.exact else []))
 
 
-def snippet(model: str, options: Options) -> str:
+def _given(options: Options) -> list[str]:
+    """Arguments as Python writes them; those at their default are left away."""
     plain = Options()
-    given = [
+    return [
         f"{name}={getattr(options, name)!r}"
         for name in ("pairs", "granularity", "norm", "strength", "exact", "exclude")
         if getattr(options, name) != getattr(plain, name)
     ]
+
+
+def in_training(options: Options) -> str:
+    """One line for each kind of loop, with these options, before the first step and after every 250."""
+    layers = [f"layers={','.join(map(str, options.layers))!r}"] if options.layers else []
+    arguments = ", ".join(["every=250", *_given(options), *layers])
+    return f"""from wisca_core.training import LightningWisca, Scaler, WiscaCallback
+
+WiscaCallback({arguments}).attach(trainer)  # transformers
+
+L.Trainer(callbacks=[LightningWisca({arguments})])  # Lightning
+
+scaler = Scaler(model, optimizer, {arguments})  # plain PyTorch: scaler.step() behind optimizer.step()
+"""
+
+
+def snippet(model: str, options: Options) -> str:
+    given = _given(options)
     layers = f"layers=parse_layers({','.join(map(str, options.layers))!r})" if options.layers else ""
     arguments = ", ".join(filter(None, [*given, layers]))
     imported = "Options, parse_layers" if layers else "Options"

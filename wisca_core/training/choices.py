@@ -5,7 +5,7 @@ from functools import cached_property
 
 from wisca_core.architecture.site import PAIRS, SiteKey
 from wisca_core.errors import BadOption
-from wisca_core.plan.options import LayerRange, Options
+from wisca_core.plan.options import LayerRange, Options, parse_layers
 
 LIVE_PAIRS = (*PAIRS, "lora")
 
@@ -14,7 +14,7 @@ LIVE_PAIRS = (*PAIRS, "lora")
 class Choices:
     """The options of a checkpoint's plan, and what only a training run has.
 
-    ``pairs``: of qk, vo and lora (rank channels of LoRA's A and B). ``optimizer_state``: "transport" continues the same
+    ``pairs``: of qk, vo and lora (rank channels of LoRA's A and B). ``layers``: ranges, or text such as "0-3,7". ``optimizer_state``: "transport" continues the same
     momentum in the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained
     is left alone ("refuse") or done all the same ("scale"). ``lora``: "rank" (one factor a rank channel or pair) or
     "gram" (A A^T = B^T B, arXiv 2605.31484). Raises BadOption.
@@ -35,6 +35,8 @@ class Choices:
         if isinstance(self.pairs, str):
             raise BadOption(f"pairs: {self.pairs!r} was given; a tuple is needed, such as {PAIRS!r}.")
         object.__setattr__(self, "pairs", tuple(self.pairs))
+        if isinstance(self.layers, str):  # "0-3,7" as on the command line
+            object.__setattr__(self, "layers", parse_layers(self.layers))
         unknown = [pair for pair in self.pairs if pair not in LIVE_PAIRS]
         if unknown or not self.pairs:
             raise BadOption(
