@@ -228,6 +228,13 @@ def test_a_paired_sentence_never_claims_more_than_was_measured():
     assert sentence([]) == "No seed is in both groups, so loss cannot be compared in pairs."
 
 
+def test_final_values_at_different_steps_are_no_pair():
+    short = run("b-seed-1", config={"seed": 1}, loss=([0, 1], [5.0, 4.0]))
+    p = groups.paired({"A": [seeded("a", 1, 1.0)], "B": [short]}, "A", "B", "loss", lower=True)
+    assert p.n == 0 and p.left_out == (("seed 1", "the runs end at different steps, 2 and 1"),)
+    assert groups.paired({"A": [seeded("a", 1, 1.0)], "B": [short]}, "A", "B", "loss", lower=True, value="best").n == 1
+
+
 def test_losses_fall_and_accuracies_rise():
     assert [
         groups.lower_is_better(m)
@@ -248,7 +255,11 @@ def test_a_group_is_named_by_the_fewest_settings_that_tell_it_apart():
         for seed in (1, 2)
     ]
     assert [(title, len(members)) for title, members in groups.by_configuration(runs).items()] == [
-        ("width 64, lr 0.1", 2), ("width 64, lr 0.2", 2), ("width 128, lr 0.1", 2), ("width 128, lr 0.2", 2)]  # fmt: skip
+        ("width 64, lr 0.1", 2),
+        ("width 64, lr 0.2", 2),
+        ("width 128, lr 0.1", 2),
+        ("width 128, lr 0.2", 2),
+    ]
     other = run("other/seed-3", config={"steps": 9}, loss=([0], [1]))
     assert all(len(title) < 60 for title in groups.by_configuration([*runs, other]))
     assert sum(map(len, groups.by_configuration([*runs, other]).values())) == 9

@@ -6,9 +6,16 @@ from app.comparing import charts
 from app.comparing.setup import duration
 from app.figures import words
 from app.figures.template import theme_of
+from app.following import latest
 from app.messages import errors_as_messages
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
+
+
+def is_going(comparison: Comparison) -> bool:
+    """Whether it runs, or a job that will run it is starting up."""
+    job = latest("compare", comparison=str(comparison.path))
+    return comparison.is_active or (job is not None and job.is_active)
 
 
 def draw(comparison: Comparison) -> None:
@@ -18,8 +25,11 @@ def draw(comparison: Comparison) -> None:
 def _watch(path: str) -> None:
     with errors_as_messages("This comparison cannot be followed"):
         comparison = folder.read(path)
-        if not comparison.is_active:
+        if not is_going(comparison):
             st.rerun()
+        if not comparison.is_active:
+            st.title("Starting: the first curves come in a few seconds.", anchor=False)
+            return
         n = sum(c.state == "done" for c in comparison.cells)
         left = comparison.seconds_left
         st.title(f"Training: {n} of {words.plural(len(comparison.cells), 'run')}" + (f", about {duration(left)} left." if left else "."), anchor=False)
@@ -35,6 +45,9 @@ def _watch(path: str) -> None:
             if folder.asked(comparison.path):
                 st.markdown(":small[:gray[Stopping at the next step.]]")
         st.space("small")
+        if not any(folder.rows(cell.folder) for cell in comparison.cells):
+            st.markdown(":gray[The first curves come in a few seconds.]")
+            return
         theme = theme_of(st.context.theme.type)
         rate = charts.draw_curves(comparison, None, theme, "live ")
         st.space("small")

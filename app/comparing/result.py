@@ -6,6 +6,7 @@ from app import state
 from app.comparing import charts, setup
 from app.figures import words
 from app.figures.template import theme_of
+from app.following import explain, latest
 from app.messages import errors_as_messages, plain
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.folder import Comparison
@@ -47,7 +48,10 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
         st.title(words.markdown_text(report.sentence) if report else "No run finished, so nothing can be said.", anchor=False)
     else:
         st.title(f"{_STOPPED[comparison.state]} {finished} of {words.plural(len(comparison.cells), 'run')} finished.", anchor=False)
-        if comparison.message:
+        job = latest("compare", comparison=str(comparison.path))
+        if job is not None and job.state == "failed":
+            explain(job, "What stopped it")
+        elif comparison.message:
             plain(comparison.message)
         if report:
             st.markdown(f":gray[So far, not to be quoted:] {words.markdown_text(report.sentence)}")
@@ -81,7 +85,7 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
 def _actions(comparison: Comparison, report: Report | None, is_sample: bool) -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         unfinished = any(c.state != "done" and (c.state != "failed" or not c.is_final) for c in comparison.cells)
-        if unfinished and not is_sample and st.button("Resume", type="primary", key="compare resume"):
+        if unfinished and not is_sample and st.button("Start" if comparison.state == "new" else "Resume", type="primary", key="compare resume"):
             with errors_as_messages("It cannot be resumed"):
                 setup.go_on(comparison.path)
                 st.rerun()

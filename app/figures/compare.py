@@ -28,7 +28,7 @@ _NAMES = {
     "placebo": "Placebo ×1.001",
     "inverse": "Inverse scaling",
 }
-_DASHES = ("dashdot", "longdash", "longdashdot", "dash", "dot")
+_DASHES = ("longdash", "longdashdot", "dash", "dot")
 LEGEND = dict(orientation="h", xref="container", yref="container", x=0, y=1, xanchor="left", yanchor="top", font=dict(size=12))
 
 
@@ -86,7 +86,7 @@ def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: 
             _line(sub, rows, names[arm.name], colour, dash, 2, "%{customdata}<extra></extra>", texts=texts)
     sub.add_hline(y=0, line=dict(color=theme.border, width=1), row=2, col=1, layer="below")
     low, high = (bands["low"].min(), bands["high"].max()) if len(bands) else (1.0, 6.0)
-    ticks, texts = log_ticks(low, high)
+    ticks, texts = log_ticks(0.98 * low, 1.02 * high)  # before the second evaluation there is one value only
     sub.update_yaxes(type="log", tickvals=ticks, ticktext=texts, row=1, col=1)
     span = _span(gaps)
     marks = signed_ticks(span)

@@ -46,17 +46,16 @@ def headline(shown: Shown) -> tuple[str, str]:
         spread = f"Single runs end between {words.digits(first['min'])} and {words.digits(first['max'])}."
         return f"{words.plural(len(table), 'run')} end at {metric} {words.digits(first['mean'])} on average", spread
     lost = int(stats["not_finite"].sum())
-    more = (
-        f" {words.plural(lost, 'run ends', 'runs end')} in NaN or infinity and {'is' if lost == 1 else 'are'} in no "
-        f"mean."
-        if lost
-        else ""
-    )
-    return (
-        title,
+    parts = [
         f"An order of {words.plural(len(stats), 'group')}, not a conclusion: the paired difference below says whether "
-        f"two can be told apart.{more}",
-    )
+        "two can be told apart."
+    ]
+    if lost:
+        those = "is" if lost == 1 else "are"
+        parts.append(f"{words.plural(lost, 'run ends', 'runs end')} in NaN or infinity and {those} in no mean.")
+    if table["final_step"].nunique() > 1:
+        parts.append("The runs do not all end at the same step.")
+    return title, " ".join(parts)
 
 
 def draw(shown: Shown) -> list[tuple[str, pd.DataFrame]]:

@@ -32,8 +32,8 @@ def _ask_paths() -> None:
             key="logs",
             persist_state="session",
             height=96,
-            help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, trackio's .db, W&B run files "
-            "and exports, console logs of nanoGPT, nanochat and Megatron-LM, and runs of this project.",
+            help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, trackio .db, "
+            "W&B run files and exports, console logs of nanoGPT, nanochat and Megatron-LM, and runs of this project.",
         )
         st.form_submit_button("Open")
 

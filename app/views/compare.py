@@ -10,6 +10,7 @@ wanted = state.note("comparison to show")
 if wanted:
     state.put("comparison", wanted)
     state.forget("comparison to show")
+    state.share()  # a reload right after the start must find it
 
 chosen = choosing.draw()
 if chosen == "new":
@@ -21,7 +22,7 @@ comparison = choosing.opened(chosen)
 if comparison is None:
     st.stop()
 st.markdown(f":small[:gray[{words.markdown_text(result.facts(comparison))}]]")
-if comparison.is_active:
+if live.is_going(comparison):
     live.draw(comparison)
 else:
     result.draw(comparison, choosing.is_sample(chosen))

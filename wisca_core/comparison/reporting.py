@@ -3,19 +3,23 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wisca_core import home
 from wisca_core.comparison import executor, folder
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.statistics import Report, report
 from wisca_core.progress import Progress
+
+if TYPE_CHECKING:
+    from wisca_core.comparison.statistics import Report
 
 FORMAT = "wisca-comparison-report"
 
 
-def write_report(comparison: Comparison) -> Report:
+def write_report(comparison: Comparison) -> "Report":
     """Work it out from the finished cells and keep it as report.json. Raises UnequalStart."""
+    from wisca_core.comparison.statistics import report  # scipy and pandas: two seconds that the start of a job need not wait for
+
     found = report(comparison, folder.curves(comparison))
     home.write_json(comparison.path / "report.json", FORMAT, 1, _plain(dataclasses.asdict(found)))
     return found

@@ -214,13 +214,12 @@ def gaps(curves: pd.DataFrame, baseline: str, rate: float) -> pd.DataFrame:
     rows = curves[(curves["rate"] == rate) & curves["val_loss"].notna()]
     table = rows.pivot_table(index=["seed", "step"], columns="arm", values="val_loss")
     found = []
-    if baseline not in table:
-        return pd.DataFrame(found, columns=["arm", "step", "mean", "low", "high", "n"])
-    for arm in [a for a in dict.fromkeys(rows["arm"]) if a != baseline]:
+    for arm in [a for a in dict.fromkeys(rows["arm"]) if a != baseline and baseline in table]:
         for step, values in (table[arm] - table[baseline]).dropna().groupby("step"):
             i = paired(values.to_list())
             found.append((arm, step, i.mean, i.low, i.high, i.n))
-    return pd.DataFrame(found, columns=["arm", "step", "mean", "low", "high", "n"])
+    numbers = {"step": float, "mean": float, "low": float, "high": float, "n": int}
+    return pd.DataFrame(found, columns=["arm", *numbers]).astype({"arm": str, **numbers})
 
 
 def best_rates(table: pd.DataFrame, arm: str, rates: Sequence[float], seeds: Sequence[int]) -> dict[int, float]:

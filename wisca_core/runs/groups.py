@@ -72,20 +72,22 @@ def _cell(value: object) -> str:
 def by_configuration(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
     """Runs that differ in nothing but their seed together: title -> runs.
 
-    The title names the fewest settings that tell the groups apart. Runs without any configuration go by their name without
-    its seed.
+    The title names the fewest settings that tell the groups apart. Runs without any configuration go by their name
+    without its seed.
     """
     table = differences(runs)
     kept = [name for name in table.columns if name.rsplit(".", 1)[-1].lower() not in SEED_NAMES]
     members: dict[tuple[str, ...], list[Run]] = {}
+    stems: dict[tuple[str, ...], str] = {}
     for k, run in enumerate(runs):
         stem = _SEED_IN_NAME.sub("", run.name).strip("-_/., ()") or "all runs"
         key = tuple(table[name].iloc[k] for name in kept) if kept and run.config else (stem,)
         members.setdefault(key, []).append(run)
+        stems.setdefault(key, stem)
     titles = _titles([key for key in members if len(key) == len(kept) and members[key][0].config], kept)
     out: dict[str, tuple[Run, ...]] = {}
     for key, group in members.items():
-        title, n = titles.get(key) or key[0], 1
+        title, n = titles.get(key) or stems[key], 1
         while (title if n == 1 else f"{title} ({n})") in out:
             n += 1
         out[title if n == 1 else f"{title} ({n})"] = tuple(group)
@@ -282,11 +284,14 @@ class Paired:
 def paired(
     groups: Mapping[str, Sequence[Run]], a: str, b: str, metric: str, lower: bool, value: str = "final"
 ) -> Paired:
-    """The difference between two groups over the seeds they share, 95 % t interval."""
+    """The difference between two groups over the seeds they share, 95 % t interval.
+
+    Final values at different steps are no pair.
+    """
     left_out: list[tuple[str, str]] = []
     sides = []
     for title in (a, b):
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[Ends]] = {}
         for run in groups[title]:
             seed = seed_of(run)
             if metric not in run.series:
@@ -294,7 +299,7 @@ def paired(
             elif seed is None:
                 left_out.append((run.name, "has no seed"))
             else:
-                found.setdefault(seed, []).append(getattr(ends(run.series[metric], lower), value))
+                found.setdefault(seed, []).append(ends(run.series[metric], lower))
         sides.append(found)
     seeds, diffs = [], []
     for seed in dict.fromkeys([*sides[0], *sides[1]]):
@@ -303,11 +308,14 @@ def paired(
             left_out.append((f"seed {seed}", f"only in {a if values[0] else b}"))
         elif any(len(v) > 1 for v in values):
             left_out.append((f"seed {seed}", "more than one run has it"))
-        elif not all(math.isfinite(v[0]) for v in values):
+        elif value == "final" and values[0][0].final_step != values[1][0].final_step:
+            steps = f"{values[0][0].final_step:,.9g} and {values[1][0].final_step:,.9g}"
+            left_out.append((f"seed {seed}", f"the runs end at different steps, {steps}"))
+        elif not all(math.isfinite(getattr(v[0], value)) for v in values):
             left_out.append((f"seed {seed}", "a value is not finite"))
         else:
             seeds.append(seed)
-            diffs.append(values[1][0] - values[0][0])
+            diffs.append(getattr(values[1][0], value) - getattr(values[0][0], value))
     mean, _, low, high = interval(diffs)
     return Paired(a, b, metric, value, tuple(seeds), tuple(diffs), mean, low, high, tuple(left_out))
 

@@ -1,0 +1,255 @@
+"""The Compare page: set up, start, watch, reattach, and read what may be said; never more than that."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.comparing.choosing import SAMPLES
+from app.figures import compare
+from app.figures.template import DARK, LIGHT
+from wisca_core import home, jobs
+from wisca_core.comparison import folder, statistics
+from wisca_core.comparison.spec import ARMS, Spec
+
+DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
+SAMPLE = SAMPLES / "compare-gqa64"
+
+
+@pytest.fixture(autouse=True)
+def wisca_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec: 0.05)
+    yield tmp_path / "home"
+    for job in jobs.every():
+        jobs.cancel(job.id, kill_after=0)
+
+
+def page(**address: str) -> AppTest:
+    at = AppTest.from_file(str(DASHBOARD), default_timeout=60)
+    for name, value in address.items():
+        at.query_params[name] = value
+    at.run().switch_page("views/compare.py").run()
+    assert not at.exception
+    return at
+
+
+def texts(at: AppTest) -> str:
+    return "\n".join(e.value for kind in ("text", "markdown", "title", "subheader", "code") for e in at.get(kind)).replace("\\", "")
+
+
+def metric(at: AppTest, label: str) -> str:
+    return next(m.value for m in at.metric if m.label == label)
+
+
+def kept(name: str = "20260101-000000-kept") -> Path:
+    """A copy of the sample under WISCA_HOME."""
+    place = home.folder("comparisons") / name
+    shutil.copytree(SAMPLE, place)
+    return place
+
+
+def fresh(name: str = "20260101-000000-fresh") -> Path:
+    return folder.create(home.folder("comparisons") / name, Spec("fresh", arms=(ARMS["baseline"], ARMS["wisca"]), steps=100))
+
+
+def started(monkeypatch) -> list:
+    """Starting a job is noted, not done."""
+    asked = []
+    monkeypatch.setattr(jobs, "start", lambda kind, arguments, title, exclusive=None: asked.append((kind, arguments)))
+    return asked
+
+
+# --- setting up -------------------------------------------------------------------------------------------------------
+
+
+def test_before_the_start_time_memory_and_seeds_are_said():
+    at = page(comparison="new")
+    assert metric(at, "Runs") == "16" and metric(at, "Seeds needed") == "6"
+    # 16 runs of 1,200 steps at 0.05 s, and what evaluating adds, on the cores there are: minutes, not seconds
+    assert "min" in metric(at, "Time, about") and metric(at, "Parameters") == "201 k"
+    assert "4 seeds planned: fewer" in texts(at)
+    at.number_input(key="compare seeds default").set_value(8).run()
+    assert metric(at, "Runs") == "32" and "8 seeds planned: enough" in texts(at)
+
+
+def test_start_creates_the_folder_and_asks_for_the_very_job(monkeypatch):
+    asked = started(monkeypatch)
+    at = page(comparison="new")
+    at.number_input(key="compare steps default").set_value(300).run()
+    at.text_input(key="compare rates default").set_value("0.001, 0.003").run()
+    at.multiselect(key="compare arms default").set_value(["wisca", "placebo"]).run()
+    at.button(key="compare start").click().run()
+    assert not at.exception
+    place = folder.every()[0]
+    assert asked == [("compare", {"comparison": str(place), "workers": None})]
+    spec = folder.read(place).spec
+    assert [arm.name for arm in spec.arms] == ["baseline", "wisca", "placebo"]
+    assert (spec.steps, spec.seeds, spec.optimiser.learning_rates, spec.optimiser.warmup_steps) == (300, (1, 2, 3, 4), (0.001, 0.003), 30)
+    assert at.query_params["comparison"] in (place.name, [place.name])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("compare rates default", "fast", "optimiser.learning_rates[0]: 'fast' was given; allowed is a number above 0"),
+        ("compare rates default", "", "optimiser.learning_rates"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_nothing_starts(key, value, said):
+    at = page(comparison="new")
+    at.text_input(key=key).set_value(value).run()
+    assert not at.exception and said in texts(at)
+    assert not [b for b in at.button if b.key == "compare start"] and not folder.every()
+
+
+def test_a_model_that_does_not_fit_cannot_be_started(monkeypatch):
+    monkeypatch.setattr("wisca_core.comparison.estimate.memory_free", lambda: 100)
+    at = page(comparison="new")
+    assert at.button(key="compare start").disabled and "100 B are free" in texts(at)
+
+
+def test_arms_that_coincide_with_this_model_are_not_offered():
+    at = page(comparison="new")
+    assert "QK + VO by KV group" not in at.multiselect(key="compare arms default").options
+    at.number_input(key="compare kv").set_value(2).run()
+    assert "QK + VO by KV group" in at.multiselect(key="compare arms default").options
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_bundled_comparison_is_shown_first_with_the_sentence_that_may_be_quoted():
+    at = page(comparison="sample-compare-gqa64")
+    comparison = folder.read(SAMPLE)
+    report = statistics.report(comparison, folder.curves(comparison))
+    assert at.title[0].value.replace("\\", "") == report.sentence and report.sentence.startswith("Preliminary. ")
+    assert "One learning rate was tried" in texts(at) and "at least one of 3 intervals" in texts(at)
+    assert len(at.get("plotly_chart")) == 3
+    table = at.dataframe[0].value
+    assert table["Arm"].tolist() == ["Baseline", "QK + VO, every 25", "QK only", "Inverse scaling"]
+    assert table["Better"].tolist()[1] == f"{report.effects[0].n_better} of 4"
+    assert not [b for b in at.button if b.key in ("compare add", "compare resume")]  # a sample stays as it is
+
+
+def test_seeds_added_to_a_finished_comparison_mark_it_as_extended(monkeypatch):
+    asked = started(monkeypatch)
+    place = kept()
+    at = page(comparison=place.name)
+    at.number_input(key="compare more").set_value(2).run()
+    at.button(key="compare add").click().run()
+    assert not at.exception and asked == [("compare", {"comparison": str(place), "workers": None})]
+    assert folder.read(place).spec.seeds == (1, 2, 3, 4, 5, 6)
+    at = page(comparison=place.name)
+    assert "extended after looking" in texts(at) and "Extended after looking: 2 seeds were added" in texts(at)
+
+
+def test_arms_that_do_not_start_equal_are_not_shown_as_a_result():
+    place = kept()
+    metrics = next((place / "cells").glob("wisca*seed2")) / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {"val_loss": 5.0})
+    metrics.write_text("\n".join(lines))
+    at = page(comparison=place.name)
+    assert "They are not the same function" in texts(at) and not at.get("plotly_chart")
+
+
+def test_a_failed_run_is_named_with_its_reason():
+    place = kept()
+    cell = next(c for c in folder.read(place).cells if c.name == "wisca-lr0.001-seed2")
+    folder.write_cell_status(cell, state="failed", reason="the training loss became nan at step 7 of 600.")
+    at = page(comparison=place.name)
+    assert at.title[0].value.replace("\\", "") == "Nothing can be concluded from 3 seeds; at least 4 are needed."
+    assert "No result from wisca-lr0.001-seed2: the training loss became nan at step 7 of 600." in texts(at)
+
+
+def test_a_damaged_folder_is_a_message():
+    place = kept()
+    (place / "status.json").write_text("{")
+    at = page(comparison=place.name)
+    assert "is not a wisca-comparison-status file" in texts(at)
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_running_comparison_is_attached_to_again_with_the_ways_to_stop_it():
+    place = kept()
+    running = next(c for c in folder.read(place).cells if c.name == "wisca-lr0.001-seed4")
+    folder.write_cell_status(running, state="running")
+    metrics = running.folder / "metrics.jsonl"
+    metrics.write_text("".join(line for line in metrics.read_text().splitlines(keepends=True)[:32]))
+    folder.write_status(place, "running", seconds=90.0, workers=2)
+    held = home.take_lock(place / "lock")
+    try:
+        for _ in range(2):  # a reload is another session
+            at = page()
+            assert at.title[0].value.startswith("Training: 15 of 16 runs, about") and "tokens per second" in str(at.get("progress"))
+            assert len(at.get("plotly_chart")) == 2
+        at.button(key="compare pause").click().run()
+        assert folder.asked(place) == "pause" and "Stopping at the next step" in texts(at)
+        at.button(key="compare cancel").click().run()
+        assert folder.asked(place) == "cancel"
+    finally:
+        os.close(held)
+    at = page()
+    assert at.title[0].value.startswith("Interrupted: its process ended without a word.") and "not to be quoted" in texts(at)
+    assert at.button(key="compare resume").label == "Resume"
+
+
+def test_a_comparison_without_a_single_row_waits_for_its_first_curves():
+    place = fresh()
+    folder.write_status(place, "running", seconds=0.5)
+    held = home.take_lock(place / "lock")
+    try:
+        at = page()
+        assert at.title[0].value == "Training: 0 of 8 runs." and "first curves come in a few seconds" in texts(at)
+        cell = folder.read(place).cells[0]
+        rows = [{"format": "wisca-metrics", "version": 1}, {"step": 0, "val_loss": 5.5, "qk": 3.0, "vo": -3.0, "seconds": 0.1, "tokens": 0}]
+        (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        at = page()
+        assert len(at.get("plotly_chart")) == 2  # the baseline alone, without any pair yet
+    finally:
+        os.close(held)
+
+
+def test_a_comparison_that_was_never_started_can_be(monkeypatch):
+    asked = started(monkeypatch)
+    place = fresh()
+    at = page(comparison=place.name)
+    assert at.title[0].value == "Not started yet. 0 of 8 runs finished."
+    at.button(key="compare resume").click().run()
+    assert asked == [("compare", {"comparison": str(place), "workers": None})]
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_the_figures_show_the_numbers_of_the_report(theme):
+    comparison = folder.read(SAMPLE)
+    curves = folder.curves(comparison)
+    report = statistics.report(comparison, curves)
+    fig = compare.forest(report.effects, None, comparison.spec.arms, theme)
+    diamonds = [t for t in fig.data if t.marker.symbol == "diamond"]
+    assert sorted(t.x[0] for t in diamonds) == pytest.approx(sorted(e.loss.mean for e in report.effects))
+    low, high = fig.layout.xaxis.range
+    assert all(low < v < high for e in report.effects for v in (e.loss.low, e.loss.high, *e.differences))
+    gaps = statistics.gaps(curves, "baseline", 1e-3)
+    fig = compare.curves(statistics.bands(curves, 1e-3), gaps, comparison.spec.arms, theme, 600)
+    last = [t.y[-1] for t in fig.data if t.yaxis == "y2" and t.mode == "lines"]
+    assert last[-3:] == pytest.approx([e.loss.mean for e in report.effects], abs=1e-9)
+
+
+def test_arms_look_different_from_each_other():
+    looks = compare.styles(tuple(ARMS.values()), LIGHT)
+    assert len(set(looks.values())) == len(looks)
+    assert looks["baseline"][0] == LIGHT.quiet and looks["qk_only"][0] == LIGHT.role["q"] and looks["vo_only"][0] == LIGHT.role["v"]
+
+
+def test_ticks_are_round_and_hold_zero():
+    assert compare.signed_ticks(0.13) == [-0.1, -0.05, 0.0, 0.05, 0.1]
+    assert compare.signed_ticks(0.0021) == [-0.002, -0.001, 0.0, 0.001, 0.002]
