@@ -127,6 +127,16 @@ def test_every_command_and_every_option_says_what_it_does():
             assert parameter.help and parameter.help.endswith("."), f"{name} {parameter.name}"
 
 
+def test_the_readme_names_every_command_and_every_option():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        assert f"wisca {name}" in readme, name
+        for parameter in command.params:
+            for option in parameter.opts:
+                known = {"--yes", "--cancel", "--json"}  # said once for all commands, or in the help alone
+                assert not option.startswith("--") or option in known or option in readme, f"{name} {option}"
+
+
 def test_the_choices_named_in_the_help_are_those_of_the_library():
     group = typer.main.get_command(cli.app)
     metavars = {(c, p.name): p.metavar for c, command in group.commands.items() for p in command.params}

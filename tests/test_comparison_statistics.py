@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -255,3 +256,16 @@ def test_a_comparison_without_a_process_reads_as_interrupted(tmp_path):
     folder.write_status(comparison.path, "running")
     assert folder.read(comparison.path).state == "interrupted"
     assert replace(comparison, state="running").is_active
+
+
+def test_the_bundled_comparison_says_what_its_metrics_say():
+    place = Path(__file__).parents[1] / "sample_runs" / "compare-gqa64"
+    comparison = folder.read(place)
+    assert comparison.state == "done" and len(comparison.cells) == 16 and comparison.corpus["sha256"]
+    kept = json.loads((place / "report.json").read_text())
+    found = report_of(comparison)
+    assert kept["sentence"] == found.sentence and kept["corpus_sha256"] == comparison.corpus["sha256"]
+    by_hand = [row["val_loss"] for seed in found.effects[0].seeds for row in folder.rows(place / "cells" / f"wisca-lr0.001-seed{seed}")[-1:]]
+    base = [row["val_loss"] for seed in found.effects[0].seeds for row in folder.rows(place / "cells" / f"baseline-lr0.001-seed{seed}")[-1:]]
+    assert np.allclose(found.effects[0].loss.mean, np.mean(by_hand) - np.mean(base))
+    assert sum(path.stat().st_size for path in place.rglob("*")) < 2_000_000

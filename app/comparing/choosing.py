@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import state
 from app.messages import errors_as_messages
-from wisca_core import home
+from wisca_core import home, jobs
 from wisca_core.comparison import folder
 from wisca_core.errors import WiscaError
 
@@ -50,8 +50,12 @@ def _label(name: str) -> str:
         comparison = folder.read(place(name))
     except WiscaError:
         return f"{name}, cannot be read"
+    if comparison.state != "running" and any(j.is_active and j.arguments.get("comparison") == str(comparison.path) for j in jobs.every()):
+        state_word = "running"
+    else:
+        state_word = _STATES.get(comparison.state, comparison.state)
     where = "Bundled sample" if is_sample(name) else f"{name[:8]} {name[9:13]}"
-    return f"{where}: {comparison.spec.name}, {_STATES.get(comparison.state, comparison.state)}"
+    return f"{where}: {comparison.spec.name}, {state_word}"
 
 
 def opened(name: str) -> folder.Comparison | None:

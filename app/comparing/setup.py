@@ -132,7 +132,7 @@ def _estimate(spec: Spec) -> Estimate:
         f"before "
         f"({found.spread_nats:.3f} nats). {words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 "
         f"conclude nothing, 4 to 7 are "
-        f"preliminary. Time is for {words.plural(found.workers, 'process', 'processes')} on a quiet machine.]]"
+        f"preliminary. Time is for {words.plural(found.workers, 'process', 'processes')}, at the pace of a few steps just taken.]]"
     )
     if not found.fits:
         free = words.size(found.free_bytes or 0)

@@ -106,8 +106,7 @@ def _span(gaps: pd.DataFrame) -> float:
     """
     late = gaps[gaps["step"] > gaps["step"].max() / 10] if len(gaps) else gaps
     values = late[["mean", "low", "high"]].abs().to_numpy().ravel() if len(late) else []
-    finite = sorted(v for v in values if math.isfinite(v))
-    return max(1.1 * finite[int(0.95 * (len(finite) - 1))], 0.002) if finite else 0.02
+    return max(1.1 * max((v for v in values if math.isfinite(v)), default=0.02), 0.002)
 
 
 def signed_ticks(span: float) -> list[float]:
@@ -144,7 +143,7 @@ def _band(fig, rows, colour, row) -> None:
     x = [*rows["step"], *rows["step"][::-1]]
     y = [*rows["high"], *rows["low"][::-1]]
     fig.add_trace(
-        go.Scatter(x=x, y=y, fill="toself", fillcolor=see_through(colour, 0.16), line=dict(width=0), hoverinfo="skip", showlegend=False),
+        go.Scatter(x=x, y=y, mode="lines", fill="toself", fillcolor=see_through(colour, 0.16), line=dict(width=0), hoverinfo="skip", showlegend=False),
         row=row, col=1,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from wisca_core.cli.terminal import bar, document, note, say, table
+from wisca_core.cli.terminal import CANCELLED, bar, document, note, say, table
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.spec import PRESETS, Spec, load_spec
@@ -14,7 +14,7 @@ PAPER = "For scale: the paper's difference on TinyLlama 1.1B is −0.044 nats."
 
 
 def run(spec: Path | None, preset: str | None, out: Path | None, resume: bool, add_seeds: int | None, estimate: bool, workers: int | None, json: bool) -> int:
-    """0 once the comparison is finished, 1 where some of its runs failed or it was paused."""
+    """0 once the comparison is finished, 1 where some of its runs failed or it was paused from elsewhere, 130 after Ctrl-C."""
     from wisca_core.comparison.executor import cores
 
     workers = workers or cores()
@@ -43,8 +43,12 @@ def train_and_report(place: Path, workers: int, json: bool) -> int:
     from wisca_core.comparison.reporting import write_report
 
     note(f"{place}: {workers} processes of one thread; Ctrl-C pauses, --resume continues")
-    with bar() as progress:
-        comparison = run(place, workers, progress)
+    try:
+        with bar() as progress:
+            comparison = run(place, workers, progress)
+    except KeyboardInterrupt:
+        note(f"paused; everything is kept. Go on with: wisca compare --out {place} --resume")
+        return CANCELLED
     report = write_report(comparison)
     if json:
         document("wisca-comparison-report", {"state": comparison.state, "folder": str(place), **dataclasses.asdict(report)})
