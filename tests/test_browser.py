@@ -96,10 +96,10 @@ def test_from_the_first_screen_to_a_verified_download(page, server, tmp_path):
     page.wait_for_timeout(1000)
     box = strip.bounding_box()
     page.mouse.click(box["x"] + box["width"] * 2.5 / 8, box["y"] + box["height"] * 0.75)
-    page.get_by_text("Layer 2, KV group 1").wait_for()
+    page.get_by_text("Layer 2, KV group 1", exact=True).wait_for()
     page.wait_for_url(re.compile("layer=2.*group=1|group=1.*layer=2"))
     page.reload()  # the link alone brings the same view back
-    page.get_by_text("Layer 2, KV group 1").wait_for()
+    page.get_by_text("Layer 2, KV group 1", exact=True).wait_for()
 
     page.get_by_role("link", name="Rescale").click()
     page.get_by_text("16 of 16 pairs would change").wait_for()

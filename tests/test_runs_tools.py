@@ -202,7 +202,7 @@ def test_wandbs_file_damaged_or_cut_loses_what_is_damaged(wandb_file, tmp_path):
     (tmp_path / "run-a.wandb").write_bytes(hurt)
     run = read([tmp_path / "run-a.wandb"]).runs[0]
     assert run.counts["damaged"] == 2 and len(run.series["train/loss"]) == 1500
-    (tmp_path / "run-b.wandb").write_bytes(whole[: len(whole) // 3])
+    (tmp_path / "run-b.wandb").write_bytes(whole[: whole.index(b"train/loss", len(whole) // 3) + 3])  # inside a record
     run = read([tmp_path / "run-b.wandb"]).runs[0]
     assert run.counts["cut"] == 1 and run.counts["damaged"] == 0
     n = len(run.series["train/loss"])
