@@ -18,7 +18,7 @@ from typing import Any
 
 import streamlit as st
 
-from wisca_core.architecture.site import GRANULARITIES, PAIRS, Sites
+from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, Sites
 from wisca_core.patterns.table import NORMS
 from wisca_core.plan.options import PLAN_NORMS, LayerRange, Options, parse_pairs
 
@@ -92,7 +92,7 @@ def _read_span(text: str) -> tuple[int, int]:
 
 def _read_names(text: str) -> list[str]:
     names = list(filter(None, text.split(",")))
-    if not all(re.fullmatch(r"\w+\.\d+\.\w+\.\w+(\.e\d+)?", name) for name in names):
+    if not all(re.fullmatch(r"\w+\.\d+\.\w+\.\w+(\.e\d+)?(:[\w.-]+)?", name) for name in names):
         raise ValueError(text)
     return names
 
@@ -120,7 +120,7 @@ def _read_comparison(text: str) -> str:
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
     # Rescale, and the "after" of Inspect
-    "pairs": Choice(lambda: list(PAIRS), _read_pairs, ",".join),
+    "pairs": Choice(lambda: list(DEFAULT_PAIRS), _read_pairs, ",".join),
     "granularity": Choice(_fixed("tensor"), _one_of(*GRANULARITIES), str),
     "norm": Choice(_fixed("l1"), _one_of(*PLAN_NORMS), str),
     "strength": Choice(_fixed(1.0), _read_strength, "{:g}".format),
@@ -213,7 +213,7 @@ def options(sites: Sites) -> Options:
     layers = () if chosen == span else (LayerRange(*chosen),)
     known = {site.name for site in sites.sites}
     return Options(
-        pairs=tuple(get("pairs")) or PAIRS,
+        pairs=tuple(get("pairs")) or DEFAULT_PAIRS,
         granularity=get("granularity"),
         norm=get("norm"),
         strength=float(get("strength")),

@@ -159,7 +159,7 @@ def test_options_are_checked_once():
     for text in ("3-1", "a", "-1", "1-", "1.5", "0-3;7", "99999999"):
         with pytest.raises(BadOption, match="layers"):
             parse_layers(text)
-    for bad in ({"pairs": ()}, {"pairs": ("mlp",)}, {"granularity": "head"}, {"norm": "mean"}, {"strength": 1.1}, {"strength": -0.1},
+    for bad in ({"pairs": ()}, {"pairs": ("q",)}, {"granularity": "head"}, {"norm": "mean"}, {"strength": 1.1}, {"strength": -0.1},
                 {"strength": math.nan}):  # fmt: skip
         with pytest.raises(BadOption, match=next(iter(bad))):
             Options(**bad)

@@ -6,6 +6,7 @@ import streamlit as st
 from app.figures import compare, words
 from app.figures.template import Theme
 from app.inspecting.charts import chart, heading
+from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.statistics import Report, signed
@@ -34,7 +35,7 @@ def draw_curves(comparison: Comparison, report: Report | None, theme: Theme, pre
 
 def draw_ratios(comparison: Comparison, rate: float, theme: Theme, prefix: str = "") -> None:
     spec = comparison.spec
-    pair = st.segmented_control("Pair", list(words.PAIR_LABELS), default="qk", required=True, key=f"{prefix}compare pair",
+    pair = st.segmented_control("Pair", list(DEFAULT_PAIRS), default="qk", required=True, key=f"{prefix}compare pair",
                                 format_func=words.PAIR_LABELS.get, label_visibility="collapsed")  # fmt: skip
     ratios = statistics.bands(folder.curves(comparison), rate, pair)
     finding = compare.ratio_finding(ratios, spec.arms, pair)

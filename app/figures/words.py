@@ -10,12 +10,12 @@ import numpy as np
 
 from wisca_core.patterns.summary import SIDES, times
 
-ROLES = {"q": "query", "k": "key", "v": "value", "o": "output"}
-MATRICES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo"}
+ROLES = {"q": "query", "k": "key", "v": "value", "o": "output", "up": "up", "down": "down", "a": "A", "b": "B"}
+MATRICES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "up": "W up", "down": "W down", "a": "A", "b": "B"}
 # Set theme colours of config.toml that are the roles, so that a coloured word in a caption is the legend.
 MARKDOWN_COLOURS = {"q": "blue", "k": "orange", "v": "green", "o": "violet"}
-PAIR_ROLES = {"qk": ("q", "k"), "vo": ("v", "o")}
-PAIR_LABELS = {"qk": "QK", "vo": "VO"}
+PAIR_ROLES = {"qk": ("q", "k"), "vo": ("v", "o"), "mlp": ("up", "down"), "lora": ("a", "b")}
+PAIR_LABELS = {"qk": "QK", "vo": "VO", "mlp": "MLP", "lora": "LoRA"}
 NORM_LABELS = {"l1": "L1", "l2": "L2", "max": "max", "rms": "RMS", "mean": "mean"}
 NORM_SYMBOLS = {
     "l1": "sum of |w|",

@@ -11,7 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-PAIRS = ("qk", "vo")
+PAIRS = ("qk", "vo", "mlp", "lora")
+DEFAULT_PAIRS = ("qk", "vo")  # the paper's
 GRANULARITIES = ("tensor", "group", "channel")  # coarse to fine
 
 
@@ -88,25 +89,29 @@ class Leg:
 
 @dataclass(frozen=True, order=True)
 class SiteKey:
-    """Name of a site, written ``decoder.3.self.qk`` (and ``.e5`` behind it for expert 5)."""
+    """Name of a site, written ``decoder.3.self.qk``, with ``.e5`` behind it for expert 5 and ``:part`` where a layer
+    holds several of one pair (``decoder.3.self.qk:rope``, ``decoder.3.none.lora:self_attn.q_proj``).
+    """
 
     stack: str
     layer: int
     attention: str  # self | cross | none
     pair: str
     expert: int = -1  # -1: none
+    part: str = ""
 
     def __str__(self) -> str:
         tail = f".e{self.expert}" if self.expert >= 0 else ""
-        return f"{self.stack}.{self.layer}.{self.attention}.{self.pair}{tail}"
+        part = f":{self.part}" if self.part else ""
+        return f"{self.stack}.{self.layer}.{self.attention}.{self.pair}{tail}{part}"
 
     @classmethod
     def parse(cls, text: str) -> "SiteKey":
         """The key written like that. Raises ValueError."""
-        match = re.fullmatch(r"(\w+)\.(\d+)\.(\w+)\.(\w+)(?:\.e(\d+))?", text)
+        match = re.fullmatch(r"(\w+)\.(\d+)\.(\w+)\.(\w+)(?:\.e(\d+))?(?::([\w.-]+))?", text)
         if not match:
             raise ValueError(f"{text!r} is no name of a site")
-        return cls(match[1], int(match[2]), match[3], match[4], int(match[5] or -1))
+        return cls(match[1], int(match[2]), match[3], match[4], -1 if match[5] is None else int(match[5]), match[6] or "")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from wisca_core.architecture.site import GRANULARITIES, PAIRS
+from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES
 from wisca_core.errors import SpecError, UnreadableInput
 from wisca_core.plan.options import PLAN_NORMS
 
@@ -120,7 +120,7 @@ class Arm:
     kind: str = "balance"
     every: int | None = 25
     at_start: bool = True
-    pairs: tuple[str, ...] = PAIRS
+    pairs: tuple[str, ...] = DEFAULT_PAIRS
     granularity: str = "tensor"
     norm: str = "l1"
     strength: float = 1.0
@@ -361,9 +361,9 @@ def _arms(given: Any) -> tuple[Arm, ...]:
             out.append(ARMS[one])
         elif isinstance(one, Mapping):
             one = dict(one)
-            pairs = one.pop("pairs", list(PAIRS))
-            if not isinstance(pairs, (list, tuple)) or not pairs or any(p not in PAIRS for p in pairs):
-                raise SpecError(f"arms[{i}].pairs", pairs, f"a list of {', '.join(PAIRS)}")
+            pairs = one.pop("pairs", list(DEFAULT_PAIRS))
+            if not isinstance(pairs, (list, tuple)) or not pairs or any(p not in DEFAULT_PAIRS for p in pairs):
+                raise SpecError(f"arms[{i}].pairs", pairs, f"a list of {', '.join(DEFAULT_PAIRS)}")
             if "name" not in one:
                 raise SpecError(f"arms[{i}].name", "", _NAME.allowed)
             out.append(_part(Arm, one, f"arms[{i}].", {"pairs": tuple(dict.fromkeys(pairs))}))

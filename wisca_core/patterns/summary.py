@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 LEVEL = 0.007  # octaves, 0.5 %: nearer than this is called level
-SIDES = {"qk": ("query", "key"), "vo": ("value", "output")}
+SIDES = {"qk": ("query", "key"), "vo": ("value", "output"), "mlp": ("up", "down"), "lora": ("A", "B")}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from wisca_core.architecture.site import GRANULARITIES, PAIRS, SiteKey, Sites
+from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, SiteKey, Sites
 from wisca_core.errors import BadOption
 
 PLAN_NORMS = ("l1", "l2", "max", "rms")
@@ -33,7 +33,7 @@ class Options:
     empty means all. ``exclude``: site names to leave alone. Raises BadOption.
     """
 
-    pairs: tuple[str, ...] = PAIRS
+    pairs: tuple[str, ...] = DEFAULT_PAIRS
     granularity: str = "tensor"
     norm: str = "l1"
     strength: float = 1.0

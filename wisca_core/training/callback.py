@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from wisca_core.architecture.site import PAIRS
+from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.errors import BadOption
 from wisca_core.home import read_json, write_json
 from wisca_core.training.scaler import STATE_VERSION, Scaler, made
@@ -32,7 +32,7 @@ class WiscaCallback(TrainerCallback):
         start: int = 0,
         stop: int | None = None,
         also: Sequence[object] = (),
-        pairs: Sequence[str] = PAIRS,
+        pairs: Sequence[str] = DEFAULT_PAIRS,
         **choices,
     ):
         self.schedule = Schedule(every, at_start, start, stop)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from wisca_core.architecture.site import PAIRS, SiteKey
+from wisca_core.architecture.site import DEFAULT_PAIRS, SiteKey
 from wisca_core.errors import BadOption
 from wisca_core.plan.options import LayerRange, Options, parse_layers
 
-LIVE_PAIRS = (*PAIRS, "lora")
+LIVE_PAIRS = (*DEFAULT_PAIRS, "lora")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Choices:
     "gram" (A A^T = B^T B, arXiv 2605.31484). Raises BadOption.
     """
 
-    pairs: tuple[str, ...] = PAIRS
+    pairs: tuple[str, ...] = DEFAULT_PAIRS
     granularity: str = "tensor"
     norm: str = "l1"
     strength: float = 1.0
@@ -33,7 +33,7 @@ class Choices:
 
     def __post_init__(self) -> None:
         if isinstance(self.pairs, str):
-            raise BadOption(f"pairs: {self.pairs!r} was given; a tuple is needed, such as {PAIRS!r}.")
+            raise BadOption(f"pairs: {self.pairs!r} was given; a tuple is needed, such as {DEFAULT_PAIRS!r}.")
         object.__setattr__(self, "pairs", tuple(self.pairs))
         if isinstance(self.layers, str):  # "0-3,7" as on the command line
             object.__setattr__(self, "layers", parse_layers(self.layers))
@@ -58,7 +58,7 @@ class Choices:
     @cached_property
     def options(self) -> Options:
         """The same for a checkpoint's pairs and for the arithmetic; LoRA is not among its pairs."""
-        pairs = tuple(pair for pair in self.pairs if pair in PAIRS) or PAIRS
+        pairs = tuple(pair for pair in self.pairs if pair in DEFAULT_PAIRS) or DEFAULT_PAIRS
         return Options(pairs, self.granularity, self.norm, self.strength, self.layers, self.exact, self.exclude)
 
     def chooses(self, key: SiteKey) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from wisca_core.architecture.site import PAIRS
+from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.training.scaler import Scaler, made
 from wisca_core.training.schedule import Schedule
 from wisca_core.training.telemetry import scalars
@@ -29,7 +29,7 @@ class LightningWisca(Callback):
         start: int = 0,
         stop: int | None = None,
         also: Sequence[object] = (),
-        pairs: Sequence[str] = PAIRS,
+        pairs: Sequence[str] = DEFAULT_PAIRS,
         **choices,
     ):
         self.schedule = Schedule(every, at_start, start, stop)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from wisca_core.architecture.site import PAIRS, Refusal
+from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal
 from wisca_core.equivalence.proof import Proof
 from wisca_core.errors import BadOption, PlanMismatch
 from wisca_core.patterns.table import norm
@@ -43,7 +43,7 @@ def rescale_(
     plan: Factors | Plan | None = None,
     also: Sequence[object] = (),
     replicated: bool = False,
-    pairs: Sequence[str] = PAIRS,
+    pairs: Sequence[str] = DEFAULT_PAIRS,
     **choices,
 ) -> Rescale:
     """Balance the pairs of a live model in place, once; its function stays the same.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from wisca_core.architecture.site import PAIRS
+from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.errors import BadOption
 from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
@@ -42,7 +42,7 @@ class Scaler:
         also: Sequence[object] = (),
         output: str | Path | None = None,
         replicated: bool = False,
-        pairs: Sequence[str] = PAIRS,
+        pairs: Sequence[str] = DEFAULT_PAIRS,
         on_rescale: Callable[[int, Rescale], None] | None = None,
         **choices,
     ):
