@@ -155,7 +155,7 @@ def test_the_bits_lost_by_every_f16_pattern_equal_brute_force(tmp_path):
     matrix = patterns.view(256, 256)
     info = type("Info", (), {"dtype": "F16", "shape": (256, 256), "n_elements": 65536})
     for axis in (0, 1):
-        stats = module._AxisStats(info, axis, 0.0)
+        stats = module._AxisStats(info, (axis,), 0.0)
         for start in range(0, 256, 100):
             stats.add(start, matrix[start : start + 100])
         lost = stats.finish()["lost"]

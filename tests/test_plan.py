@@ -96,7 +96,7 @@ def squared(n, weights):
     stats = {}
     for (tensor, axis), sums in zip((("up", 0), ("down", 1)), weights):
         sums = np.array(sums, np.float64)
-        stats[tensor, axis, 0.0] = {"n": np.ones(n, np.int64), "l1": sums, "l2_sq": sums**2, "max": sums, "min_abs": sums,
+        stats[tensor, (axis,), 0.0] = {"n": np.ones(n, np.int64), "l1": sums, "l2_sq": sums**2, "max": sums, "min_abs": sums,
                                     "n_zero": np.zeros(n, np.int64), "n_nonfinite": np.zeros(n, np.int64)}  # fmt: skip
     return Patterns.gather(sites, stats, {"up": "0", "down": "1"}, "h", {"up": "F32", "down": "F32"})
 
@@ -369,7 +369,7 @@ def test_80_layers_of_64_heads_are_decided_and_tabled_in_a_tenth_of_a_second():
                 name = f"{layer}.{role}"
                 legs.append(Leg(name, int(role == "o"), index, channel, side, role))
                 sums = rng.uniform(1, 2, len(index.indices()))
-                stats[name, int(role == "o"), 0.0] = {"n": np.full(len(sums), 8192), "l1": sums, "l2_sq": sums**2, "max": sums, "min_abs": sums,
+                stats[name, (int(role == "o"),), 0.0] = {"n": np.full(len(sums), 8192), "l1": sums, "l2_sq": sums**2, "max": sums, "min_abs": sums,
                                                      "n_zero": np.zeros(len(sums), np.int64), "n_nonfinite": np.zeros(len(sums), np.int64)}  # fmt: skip
             sites.append(Site(SiteKey("decoder", layer, "self", pair), kv * d, kv, tuple(legs), ties if pair == "qk" else (), groups))
     names = [name for name, _, _ in stats]

@@ -21,11 +21,11 @@ _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float3
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """What one tensor is multiplied by: ``along[axis]`` float64 of that axis' length, and the offset of its stored
-    values.
+    """What one tensor is multiplied by: ``along[axis]`` float64 of that axis' length (``along[axes]`` of the shape along
+    several, where an expert or a head is fixed), and the offset of its stored values.
     """
 
-    along: Mapping[int, np.ndarray]
+    along: Mapping[int | tuple[int, ...], np.ndarray]
     offset: float = 0.0
 
 
@@ -41,7 +41,7 @@ def scalings(
     Legs of several sites on one tensor multiply; tensors whose factors are all 1 are left out. ``only_side`` ("left")
     scales one side alone, which changes the function: the control that a pair is alive.
     """
-    along: dict[str, dict[int, np.ndarray]] = {}
+    along: dict[str, dict[int | tuple[int, ...], np.ndarray]] = {}
     offsets: dict[str, float] = {}
     for site in sites.sites:
         if site.name not in cell_factors:
@@ -51,8 +51,10 @@ def scalings(
             if only_side not in (None, leg.side):
                 continue
             axes = along.setdefault(leg.tensor, {})
-            vector = axes.setdefault(leg.axis, np.ones(shapes[leg.tensor][leg.axis]))
-            vector[leg.index.indices()] *= channel_factor[leg.channel.indices()] ** leg.signed_exponent
+            shape = shapes[leg.tensor]
+            key = leg.axes if leg.fixed else leg.axis
+            vector = axes.setdefault(key, np.ones([shape[axis] for axis in leg.axes]))
+            vector.reshape(-1)[leg.flat(shape)] *= channel_factor[leg.channel.indices()] ** leg.signed_exponent
             offsets[leg.tensor] = leg.offset
     return {
         name: Scaling(axes, offsets[name])
@@ -67,7 +69,7 @@ def rescaled(block: torch.Tensor, scaling: Scaling, first_row: int = 0) -> torch
     """
     factors = []
     for axis, vector in scaling.along.items():
-        part = vector[first_row : first_row + block.shape[0]] if axis == 0 else vector
+        part = vector[first_row : first_row + block.shape[0]] if axis == 0 or (isinstance(axis, tuple) and axis[0] == 0) else vector
         factors.append(along_axis(torch.from_numpy(part), axis, block.dim()))
     out = times_(block.clone(), factors, scaling.offset, work_dtype(block.dtype, scaling))
     kept = torch.ones((), dtype=torch.bool)
@@ -84,10 +86,13 @@ def work_dtype(stored: torch.dtype, scaling: Scaling) -> torch.dtype:
     return _WORK[stored]
 
 
-def along_axis(vector: torch.Tensor, axis: int, n_dims: int) -> torch.Tensor:
-    """A view of ``vector`` (n,) that multiplies axis ``axis`` of a tensor of ``n_dims`` dimensions."""
+def along_axis(vector: torch.Tensor, axis: int | tuple[int, ...], n_dims: int) -> torch.Tensor:
+    """A view of ``vector`` that multiplies axis ``axis`` (ascending axes, of its shape) of a tensor of ``n_dims``
+    dimensions.
+    """
     shape = [1] * n_dims
-    shape[axis] = -1
+    for one, n in zip((axis,) if isinstance(axis, int) else axis, vector.shape):
+        shape[one] = n
     return vector.reshape(shape)
 
 

@@ -44,7 +44,7 @@ def big_table() -> Patterns:
             stats["n"][:], stats["max"][:], stats["min_abs"][:] = 8192, 0.3, 1e-6
             stats["l1"] = rng.uniform(50, 200, n)
             stats["l2_sq"] = stats["l1"] ** 2 / 5000
-            measured[one.tensor, one.axis, 0.0] = stats
+            measured[one.tensor, one.axes, 0.0] = stats
     names = {name for name, _, _ in measured}
     found = Sites("llama", "llama", Attention(N_LAYERS, N_KV * G, N_KV, DIM, 8192), tuple(sites))
     return Patterns.gather(found, measured, dict.fromkeys(names, ""), "", dict.fromkeys(names, "BF16"))

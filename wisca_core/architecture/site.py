@@ -5,8 +5,10 @@ the writers' channel ``i`` by ``s_i > 0`` and the readers' channel ``i`` by ``1 
 Everything that is measured, predicted, applied and verified is derived from the same sites.
 """
 
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -49,13 +51,13 @@ def _expand(grid: Grid) -> np.ndarray:
 class Leg:
     """One tensor's part in a site: which of its indices along ``axis`` carry which channels.
 
-    ``index`` and ``channel`` are grids over the same three coordinates (KV group, query head in the group, channel in
-    the head); a leg with one head a group has size 1 in the middle. Applying factor ``s`` multiplies the *effective*
+    ``index`` and ``channel`` are grids over the same coordinates (KV group, query head in the group, channel in the
+    head; a layout may need several for the group); a leg with one head a group has size 1 before the last. Applying factor ``s`` multiplies the *effective*
     value ``stored + offset`` by ``s ** exponent`` on the left and ``s ** -exponent`` on the right.
 
     ``measured`` legs enter the norm; biases and other terms that merely have to follow do not.
     ``offset`` is 1.0 where the stored value is gain - 1 (Gemma's norms), else 0.0.
-    ``fixed`` are (axis, index) pairs on other axes (3-D expert tensors).
+    ``fixed`` is at most one (axis, index) on another axis: the expert of a 3-D tensor, the head of a gain (heads, width).
     """
 
     tensor: str
@@ -75,16 +77,30 @@ class Leg:
 
     @property
     def n_heads(self) -> int:
-        return self.index.sizes[0] * self.index.sizes[1]
+        return math.prod(self.index.sizes[:-1])
 
     def heads(self) -> np.ndarray:
         """Which head of the tensor each index belongs to; int64, same order as ``index.indices()``."""
-        groups, repeats, width = self.index.sizes
-        return _expand(Grid(0, (groups, repeats, width), (repeats, 1, 0)))
+        *_, width = self.index.sizes
+        return _expand(Grid(0, (self.n_heads, width), (1, 0)))
 
     def groups(self) -> np.ndarray:
         """Which KV group each index belongs to; int64, same order as ``index.indices()``."""
-        return _expand(Grid(0, self.index.sizes, (1, 0, 0)))
+        *leading, repeats, width = self.index.sizes
+        return _expand(Grid(0, (math.prod(leading), repeats, width), (1, 0, 0)))
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes its indices lie on, ascending: ``axis``, and the fixed one where there is one."""
+        return tuple(sorted((self.axis, *(axis for axis, _ in self.fixed))))
+
+    def flat(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Its indices among all of ``axes``, row-major, in a tensor of that shape; int64, order of ``index.indices()``."""
+        index = self.index.indices()
+        if not self.fixed:
+            return index
+        ((axis, at),) = self.fixed
+        return at * shape[self.axis] + index if axis < self.axis else index * shape[axis] + at
 
 
 @dataclass(frozen=True, order=True)
@@ -139,6 +155,11 @@ class Site:
 
     def measured_legs(self, side: str) -> tuple[Leg, ...]:
         return tuple(leg for leg in self.legs if leg.measured and leg.side == side)
+
+    @property
+    def block(self) -> str:
+        """Where in the model the pair sits, without its layer: "decoder.self", "decoder.cross", "decoder.self:rope"."""
+        return f"{self.key.stack}.{self.key.attention}" + (f":{self.key.part}" if self.key.part else "")
 
     def exponent(self, side: str) -> int:
         """The exponent its measured legs share on that side (method: a = b = 1, ReLU^2 has b = 2)."""
@@ -213,6 +234,10 @@ class Sites:
     sites: tuple[Site, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    def only(self, keep: Callable[[Site], bool]) -> "Sites":
+        """The same with the sites that ``keep`` is true of."""
+        return replace(self, sites=tuple(site for site in self.sites if keep(site)))
 
     def __getitem__(self, name: str) -> Site:
         for site in self.sites:

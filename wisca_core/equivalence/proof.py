@@ -117,10 +117,10 @@ def structure(sites: Sites) -> set[str]:
 
 
 def _kind(site: Site) -> str:
-    legs = [(leg.role, leg.side, leg.axis, leg.measured, leg.exponent, leg.offset, leg.index.sizes[0] > 1, leg.index.sizes[1] > 1)
+    legs = [(leg.role, leg.side, leg.axis, leg.measured, leg.exponent, leg.offset, leg.index.sizes[0] > 1, leg.index.sizes[-2] > 1)
             for leg in site.legs]  # fmt: skip
     layout, width, _ = site.rotary
-    dim = site.legs[0].index.sizes[2]
+    dim = site.legs[0].index.sizes[-1]
     rotary = (layout, "none" if not width else "all" if width >= dim else "part", len(site.exact_ties))
     return f"{site.key.stack} {site.key.attention} {site.key.pair} {site.live} {rotary} {legs}"
 

@@ -3,6 +3,7 @@
 The weights decide, the outputs are shown beside: outputs alone cannot tell a rounded right rescale from a wrong one.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -16,6 +17,7 @@ from wisca_core.equivalence.full_check import FullCheck, compare_folder
 from wisca_core.equivalence.proof import Proof, prove
 from wisca_core.errors import Cancelled, WiscaError
 from wisca_core.progress import Progress, silent
+from wisca_core.rescale import along_axis
 
 BIT_IDENTICAL = "bit-identical"
 ROUNDING = "equivalent up to rounding"
@@ -218,24 +220,26 @@ def _narrow(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], low: 
     """
     out: list[str] = []
     shape = a.checkpoint.by_name[name].shape
-    axis = legs[0][1].axis
-    if any(leg.axis != axis for _, leg in legs):
+    axes = legs[0][1].axes
+    if any(leg.axes != axes for _, leg in legs):
         return [f"{name} belongs to pairs on two of its axes; telling their factors apart is not known yet."]
-    n = shape[axis]
-    lo, hi, bad, differs = np.zeros(n), np.full(n, np.inf), np.zeros(n, bool), np.zeros(n, bool)
+    kept = [shape[axis] for axis in axes]
+    n = math.prod(kept)
+    lo, hi, bad, differs = np.zeros(kept), np.full(kept, np.inf), np.zeros(kept, bool), np.zeros(kept, bool)
+    over = tuple(d for d in range(len(shape)) if d not in axes) or (len(shape),)
     offset = legs[0][1].offset
     for (start, x), (_, y) in zip(a.blocks(name), b.blocks(name)):
-        x, y = (t.reshape(t.shape[0], -1) for t in (x, y))
-        over = 1 - axis
-        at = slice(start, start + x.shape[0]) if axis == 0 else slice(None)
+        x, y = (t.unsqueeze(-1) if over[0] == t.dim() else t for t in (x, y))
+        at = slice(start, start + x.shape[0]) if axes[0] == 0 else slice(None)
         block_lo, block_hi, block_bad = _bounds(x, y, offset)
         lo[at] = np.maximum(lo[at], block_lo.amax(over).numpy())
         hi[at] = np.minimum(hi[at], block_hi.amin(over).numpy())
-        bad[at] |= block_bad.any(over).numpy()
-        differs[at] |= (~_bit_equal(x, y)).any(over).numpy()
+        bad[at] |= block_bad.sum(over).numpy() > 0
+        differs[at] |= (~_bit_equal(x, y)).sum(over).numpy() > 0
+    lo, hi, bad, differs = (values.reshape(-1) for values in (lo, hi, bad, differs))
     covered = np.zeros(n, bool)
     for site, leg in legs:
-        index = leg.index.indices()
+        index = leg.flat(shape)
         covered[index] = True
         cell = site.labels("channel")[leg.channel.indices()]
         e = leg.signed_exponent
@@ -289,16 +293,14 @@ def _bit_equal(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _exactly(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], factors: Mapping[str, np.ndarray]) -> bool:
     """Whether every new value is the old one times its power of two in the stored dtype, and back, to the bit."""
-    axis = legs[0][1].axis
-    vector = np.ones(a.checkpoint.by_name[name].shape[axis])
+    axes, stored = legs[0][1].axes, a.checkpoint.by_name[name].shape
+    vector = np.ones([stored[axis] for axis in axes])
     for site, leg in legs:
         if leg.offset:
             return False  # a gain stored as gain - 1 rounds
-        vector[leg.index.indices()] *= factors[site.name][site.labels("channel")[leg.channel.indices()]] ** leg.signed_exponent
+        vector.reshape(-1)[leg.flat(stored)] *= factors[site.name][site.labels("channel")[leg.channel.indices()]] ** leg.signed_exponent
     for (start, x), (_, y) in zip(a.blocks(name), b.blocks(name)):
-        part = torch.from_numpy(vector[start : start + x.shape[0]] if axis == 0 else vector)
-        shape = [1] * x.dim()
-        shape[axis] = -1
-        if not torch.equal(x.double() * part.reshape(shape), y.double()):
+        part = torch.from_numpy(vector[start : start + x.shape[0]] if axes[0] == 0 else vector)
+        if not torch.equal(x.double() * along_axis(part, axes, x.dim()), y.double()):
             return False
     return True

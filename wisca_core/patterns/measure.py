@@ -4,6 +4,7 @@ Sums are taken in float32 over blocks of about 262,144 values (float64 for F32 a
 float64; bfloat16 is never accumulated. Everything shown or planned later is arithmetic on what this pass returns.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -31,7 +32,7 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     wanted = _axes(leg for site in sites.sites for leg in site.legs)
     tensors = [t for t in checkpoint.tensors if t.name in wanted]
     total = sum(t.n_bytes for t in tensors)
-    measured: dict[tuple[str, int, float], dict[str, np.ndarray]] = {}
+    measured: dict[tuple[str, tuple[int, ...], float], dict[str, np.ndarray]] = {}
     digests: dict[str, str] = {}
     done = 0
     threads = torch.get_num_threads()
@@ -41,19 +42,20 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
             for tensor in tensors:
                 progress("measuring", done, total)
                 digest = xxhash.xxh3_128()
-                stats = [_AxisStats(tensor, axis, offset) for axis, offset in wanted[tensor.name]]
+                stats = [_AxisStats(tensor, axes, offset) for axes, offset in wanted[tensor.name]]
                 for start, block in reader.blocks(tensor.name, BLOCK):
                     digest.update(block.contiguous().view(torch.uint8).numpy())
                     for one in stats:
                         one.add(start, block)
                 for one in stats:
-                    measured[tensor.name, one.axis, one.offset] = one.finish()
+                    measured[tensor.name, one.axes, one.offset] = one.finish()
                 digests[tensor.name] = digest.hexdigest()
                 done += tensor.n_bytes
         progress("measuring", total, total)
     finally:
         torch.set_num_threads(threads)
-    return Patterns.gather(sites, measured, digests, header_digest(checkpoint), {t.name: t.dtype for t in tensors})
+    shapes = {t.name: t.shape for t in tensors}
+    return Patterns.gather(sites, measured, digests, header_digest(checkpoint), {t.name: t.dtype for t in tensors}, shapes)
 
 
 def header_digest(checkpoint: Checkpoint) -> str:
@@ -64,45 +66,45 @@ def header_digest(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _axes(legs: Iterable[Leg]) -> dict[str, list[tuple[int, float]]]:
-    wanted: dict[str, list[tuple[int, float]]] = {}
+def _axes(legs: Iterable[Leg]) -> dict[str, list[tuple[tuple[int, ...], float]]]:
+    wanted: dict[str, dict[tuple[tuple[int, ...], float], None]] = {}
     for leg in legs:
-        axes = wanted.setdefault(leg.tensor, [])
-        if (leg.axis, leg.offset) not in axes:
-            axes.append((leg.axis, leg.offset))
-    return wanted
+        wanted.setdefault(leg.tensor, {})[leg.axes, leg.offset] = None
+    return {name: list(axes) for name, axes in wanted.items()}
 
 
 class _AxisStats:
-    """Statistics of one tensor along one axis, gathered block by block."""
+    """Statistics of one tensor along some of its axes, gathered block by block."""
 
-    def __init__(self, tensor: TensorInfo, axis: int, offset: float):
-        self.axis, self.offset = axis, offset
+    def __init__(self, tensor: TensorInfo, axes: tuple[int, ...], offset: float):
+        self.axes, self.offset = axes, offset
+        shape = tuple(tensor.shape[axis] for axis in axes)
+        # the dimensions that are summed away; a tensor all of whose axes are kept gets one more
+        self.over = tuple(d for d in range(len(tensor.shape)) if d not in axes) or (len(tensor.shape),)
         self.dtype = _ACCUMULATE[tensor.dtype]
         self.half = tensor.dtype == "F16"
-        n = tensor.shape[axis]
-        self.out = {name: np.zeros(n, dtype=dtype) for name, dtype in STATS.items()}
-        self.out["min_abs"][:] = np.inf
-        self.out["n"][:] = tensor.n_elements // n
-        self.lost = np.zeros((n, LOST_BITS), dtype=np.int64) if self.half else None
+        self.out = {name: np.zeros(shape, dtype=dtype) for name, dtype in STATS.items()}
+        self.out["min_abs"][...] = np.inf
+        self.out["n"][...] = tensor.n_elements // math.prod(shape)
+        self.lost = np.zeros((*shape, LOST_BITS), dtype=np.int64) if self.half else None
         self.buffer = self.square = torch.empty(0, dtype=self.dtype)
 
     def add(self, start: int, block: torch.Tensor) -> None:
-        block = block.reshape(block.shape[0], -1)
-        rows, columns = block.shape
+        if self.over[0] == block.dim():
+            block = block.unsqueeze(-1)
         if self.buffer.numel() < block.numel():
             self.buffer, self.square = torch.empty(2, block.numel(), dtype=self.dtype)
-        work = self.buffer[: block.numel()].view(rows, columns)
+        work = self.buffer[: block.numel()].view(block.shape)
         work.copy_(block)
         if self.offset:
             work.add_(self.offset)
         work.abs_()
-        over = 1 - self.axis  # the dimension that is summed away
-        at = slice(start, start + rows) if self.axis == 0 else slice(None)
+        over = self.over
+        at = slice(start, start + block.shape[0]) if self.axes[0] == 0 else slice(None)
         biggest, smallest = work.amax(over), work.amin(over)
         low, high = smallest.min().item(), biggest.max().item()
         if low > 0 and high < _SAFE_MAX and (low > _SAFE_MIN or self.dtype == torch.float64):
-            square = torch.mul(work, work, out=self.square[: block.numel()].view(rows, columns))
+            square = torch.mul(work, work, out=self.square[: block.numel()].view(block.shape))
             self._merge(at, work.sum(over), square.sum(over), biggest, smallest)
         else:
             self._add_rare(at, work, over)
@@ -116,7 +118,7 @@ class _AxisStats:
         out["max"][at] = np.maximum(out["max"][at], biggest.numpy())
         out["min_abs"][at] = np.minimum(out["min_abs"][at], smallest.numpy())
 
-    def _add_rare(self, at: slice, work: torch.Tensor, over: int) -> None:
+    def _add_rare(self, at: slice, work: torch.Tensor, over: tuple[int, ...]) -> None:
         """A block with zeros, non-finite or extreme values: count them, and sum in float64."""
         wide = work.double()
         finite = wide.isfinite()
@@ -127,19 +129,21 @@ class _AxisStats:
         # a NaN or infinity stays in the sums: a norm that is not finite is refused, never repaired
         self._merge(at, wide.sum(over), (wide * wide).sum(over), wide.amax(over), smallest)
 
-    def _add_lost(self, at: slice, block: torch.Tensor, over: int) -> None:
+    def _add_lost(self, at: slice, block: torch.Tensor, over: tuple[int, ...]) -> None:
         """For k = 1..LOST_BITS, how many values of F16 lose bits when multiplied by 2^-k: those whose lowest set bit
         lies below 2^(k - 24). Halving shifts only the exponent until the result is subnormal, where the lowest bits go.
         """
         bit = _LOWEST_BIT[block.contiguous().view(torch.uint16).numpy().reshape(block.shape)]
-        n = self.lost[at].shape[0]
-        line = np.arange(block.shape[0]) if self.axis == 0 else np.arange(block.shape[1])
-        index = (line[:, None] if self.axis == 0 else line[None, :]) * (LOST_BITS + 1) + np.minimum(bit, LOST_BITS)
-        counts = np.bincount(index.reshape(-1), minlength=n * (LOST_BITS + 1)).reshape(n, LOST_BITS + 1)
-        self.lost[at] += counts[:, :LOST_BITS].cumsum(1)
+        kept = self.lost[at].shape[:-1]
+        line = np.arange(math.prod(kept)).reshape([1 if d in over else n for d, n in enumerate(block.shape)])
+        index = line * (LOST_BITS + 1) + np.minimum(bit, LOST_BITS)
+        counts = np.bincount(index.reshape(-1), minlength=line.size * (LOST_BITS + 1)).reshape(*kept, LOST_BITS + 1)
+        self.lost[at] += counts[..., :LOST_BITS].cumsum(-1)
 
     def finish(self) -> dict[str, np.ndarray]:
-        return self.out | ({"lost": self.lost} if self.lost is not None else {})
+        """Each column flat over ``axes``, row-major."""
+        out = {name: column.reshape(-1) for name, column in self.out.items()}
+        return out | ({"lost": self.lost.reshape(-1, LOST_BITS)} if self.lost is not None else {})
 
 
 def _lowest_bits() -> np.ndarray:

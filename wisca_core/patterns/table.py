@@ -5,7 +5,7 @@ Rows are in the order of ``sites``, their legs, and each leg's indices; numpy ar
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ PLACE = {
     "channel": np.int32,  # of the site
     "group": np.int32,  # KV group
     "head": np.int32,  # head of the tensor: query head for q and o, KV head for k and v
-    "index": np.int32,  # along the leg's axis of the tensor
+    "index": np.int64,  # along the leg's axes of the tensor, row-major
 }
 
 NORMS = MappingProxyType({
@@ -94,17 +94,20 @@ class Patterns:
     _kept: dict = field(default_factory=dict, repr=False)
 
     @classmethod
-    def gather(cls, sites: Sites, measured: dict, digests: dict, header: str, dtypes: dict) -> "Patterns":
-        """From statistics along tensor axes, ``{(tensor, axis, offset): {column: array}}``, to one row a channel and
-        leg.
+    def gather(
+        cls, sites: Sites, measured: dict, digests: dict, header: str, dtypes: dict,
+        shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> "Patterns":
+        """From statistics along tensor axes, ``{(tensor, axes, offset): {column: array}}``, to one row a channel and
+        leg. ``shapes``: of the tensors whose legs have a fixed index.
         """
         columns: dict[str, list] = {name: [] for name in (*PLACE, *STATS)}
         lost: list[np.ndarray] = []
         any_half = any("lost" in stats for stats in measured.values())
         for s, site in enumerate(sites.sites):
             for i, leg in enumerate(site.legs):
-                stats = measured[leg.tensor, leg.axis, leg.offset]
-                index = leg.index.indices()
+                stats = measured[leg.tensor, leg.axes, leg.offset]
+                index = leg.flat(shapes.get(leg.tensor, ()))
                 place = {"site": np.full(len(index), s), "leg": np.full(len(index), i), "channel": leg.channel.indices(),
                          "group": leg.groups(), "head": leg.heads(), "index": index}  # fmt: skip
                 for name, dtype in PLACE.items():

@@ -72,15 +72,15 @@ def head_detail(checkpoint: Checkpoint, decision: Decision, site_name: str, grou
                 factor = decision.row_factor[rows]
                 roles.append(_role(leg, weight, factor, {c: decision.patterns.rows[c][rows] for c in ("n_zero", "n_nonfinite")},
                                    site, pairing))  # fmt: skip
-                width = leg.index.sizes[2]
-                chosen = slice(head_in_group * width, (head_in_group + 1) * width) if leg.index.sizes[1] > 1 else slice(0, width)
-                matrices[leg.side] = (weight[chosen], factor[chosen], leg.index.sizes[1])
+                width = leg.index.sizes[-1]
+                chosen = slice(head_in_group * width, (head_in_group + 1) * width) if leg.index.sizes[-2] > 1 else slice(0, width)
+                matrices[leg.side] = (weight[chosen], factor[chosen], leg.index.sizes[-2])
     return HeadDetail(site_name, group, tuple(roles), _turns(site, pairing), _head_number(site, group, head_in_group),
                       *_spectrum(site, matrices))  # fmt: skip
 
 
 def _head_number(site: Site, group: int, head_in_group: int) -> int:
-    repeats = max(leg.index.sizes[1] for leg in site.legs if leg.measured)
+    repeats = max(leg.index.sizes[-2] for leg in site.legs if leg.measured)
     return group * repeats + head_in_group
 
 
@@ -95,7 +95,11 @@ def _group_weight(reader: Reader, leg: Leg, group: int) -> torch.Tensor:
     """(heads in the group * channels, values a channel), float64, effective values, in the order of the table's rows.
     """
     index = leg.index.indices()[leg.groups() == group]
-    if leg.axis == 0:
+    if leg.fixed:
+        ((axis, at),) = leg.fixed
+        whole = reader.rows(leg.tensor, at, at + 1)[0] if axis == 0 else reader.tensor(leg.tensor).select(axis, at)
+        weight = whole.double().movedim(leg.axis - (axis < leg.axis), 0)[torch.from_numpy(index.copy())]
+    elif leg.axis == 0:
         low, high = int(index.min()), int(index.max()) + 1
         weight = reader.rows(leg.tensor, low, high)[torch.from_numpy(index - low)].double()
     else:
@@ -109,9 +113,9 @@ def _role(leg: Leg, weight: torch.Tensor, factor: np.ndarray, counts: dict, site
     edges, percent, percent_after = _histograms(size, after)
     stats = [{"n": w.numel(), "l1": w.sum().item(), "l2_sq": (w * w).sum().item(), "max": w.max().item()} for w in (size, after)]
     both = {name: tuple(float(norm(name, s)) for s in stats) for name in ("l1", "l2", "max", "mean")}
-    width = leg.index.sizes[2]
+    width = leg.index.sizes[-1]
     channel = [np.bincount(pairing, w.sum(1).reshape(-1, width).sum(0).numpy()) for w in (size, after)]
-    return RoleDetail(leg.role, leg.tensor, tuple(weight.shape), leg.index.sizes[1], both["l1"], both["l2"], both["max"], both["mean"],
+    return RoleDetail(leg.role, leg.tensor, tuple(weight.shape), leg.index.sizes[-2], both["l1"], both["l2"], both["max"], both["mean"],
                       (float(factor.min()), float(factor.max())), int(counts["n_zero"].sum()), int(counts["n_nonfinite"].sum()),
                       edges, percent, percent_after, *channel)  # fmt: skip
 
@@ -131,7 +135,7 @@ def _rotary_pairs(site: Site) -> np.ndarray:
     """(head_dim,) rotary pair of each channel of a head, fastest first; channels that do not rotate follow, one each.
     """
     layout, width, _ = site.rotary
-    dim = next(leg for leg in site.legs if leg.measured).index.sizes[2]
+    dim = next(leg for leg in site.legs if leg.measured).index.sizes[-1]
     out = np.arange(dim)
     if site.key.pair != "qk" or not width:
         return out
