@@ -393,7 +393,7 @@ def test_nothing_that_can_be_rescaled_exits_with_1(model, with_nan, unknown, tmp
     ("arguments", "words"),
     [
         ([], "OUT is missing"),
-        (["OUT", "--pairs", "qk,mlp"], "mlp"),
+        (["OUT", "--pairs", "qk,kv"], "kv"),
         (["OUT", "--pairs", ""], "pairs"),
         (["OUT", "--granularity", "head"], "'head'"),
         (["OUT", "--granularity", ""], "granularity"),

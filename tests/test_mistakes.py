@@ -15,7 +15,6 @@ from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Grid
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence import proof
-from wisca_core.errors import ProofFailed
 from wisca_core.progress import silent
 from wisca_core.rescale import Scaling
 
@@ -31,7 +30,7 @@ def test_the_right_rules_pass_far_below_the_bound(small_model):
     for model_type, changes in (GQA_BIASES, ("gpt2", {}), ("qwen3", {"num_key_value_heads": 8})):
         found = proved(small_model(model_type, **changes))
         assert found.passed and found.max_rel < 1e-12 and found.liveness > 1e-3 and found.reason == ""
-        assert found.n_cases == 3 * len(found.cases) and "padded on the left" in found.cases
+        assert found.n_cases == 4 * len(found.cases) and "padded on the left" in found.cases
 
 
 def each_leg(change):
@@ -94,7 +93,7 @@ def test_a_wrong_site_fails_the_proof(name, small_model, monkeypatch):
     folder = small_model(model_type, **changes)
     right = find_sites(open_checkpoint(folder))
     assert mutate(right) != right
-    monkeypatch.setattr(proof, "find_sites", lambda checkpoint: mutate(find_sites(checkpoint)))
+    monkeypatch.setattr(proof, "find_sites", lambda checkpoint, **more: mutate(find_sites(checkpoint, **more)))
     found = proved(folder)
     assert not found.passed and found.max_rel > at_least
     assert "relative" in found.reason and "1e-11 is the bound" in found.reason
@@ -165,8 +164,12 @@ def test_a_pair_that_is_never_run_is_refused(small_model, monkeypatch):
         return run(self, hidden_states, *arguments, **more)
 
     monkeypatch.setattr(modeling_llama.LlamaDecoderLayer, "forward", skips_the_last)
-    with pytest.raises(ProofFailed, match=r"decoder\.1\.self\.qk.*not run"):
-        proved(small_model("llama"))
+    folder = small_model("llama")
+    found = proved(folder)
+    assert not found.passed and found.proved == ()
+    assert "decoder.1.self.qk: scaling one side alone" in found.reason and "not run" in found.reason
+    left = proof.proved_only(find_sites(open_checkpoint(folder)), found)
+    assert left.sites == () and {r.what for r in left.refusals} == {f"decoder.{i}.self.{pair}" for i in (0, 1) for pair in ("qk", "vo")}
 
 
 def add_query_bias(tensors):

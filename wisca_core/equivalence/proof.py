@@ -6,11 +6,12 @@ weights does to the real model is the full check's business.
 """
 
 import json
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import xxhash
 
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
-from wisca_core.architecture.site import Site, Sites
+from wisca_core.architecture.site import Refusal, Site, Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, WiscaError
 from wisca_core.export.weights import write_weights
@@ -33,13 +34,15 @@ TOLERANCE = 1e-11
 ALIVE = 1e-6
 OCTAVES = 10.0  # factors reach 2^10 both ways: modest ones never meet a clip
 
-FORMAT, VERSION = "wisca-proof", 1
+FORMAT, VERSION = "wisca-proof", 2
 
 
 @dataclass(frozen=True)
 class Proof:
     """``max_rel``: largest difference relative to max |output| over all cases and factor sets. ``liveness``: the
     smallest relative change when only one side of one site is scaled. ``reason``: why it failed, "" where it passed.
+    ``proved`` and ``refused``: labels (``label(site)``: where in the model and which pair), the latter with the reason; it
+    has passed where none is refused.
     """
 
     passed: bool
@@ -54,6 +57,12 @@ class Proof:
     versions: Mapping[str, str]
     reason: str = ""
     not_checked: tuple[str, ...] = ()
+    proved: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+
+    def covers(self, site: Site) -> bool:
+        """Whether the rule of this site was proved."""
+        return label(site) in self.proved
 
     def to_json(self) -> dict:
         out = asdict(self)
@@ -66,8 +75,9 @@ class Proof:
         fields = {name: data[name] for name in cls.__dataclass_fields__}
         for name in ("max_rel", "liveness"):
             fields[name] = float(fields[name])
-        for name in ("cases", "not_checked"):
+        for name in ("cases", "not_checked", "proved"):
             fields[name] = tuple(fields[name])
+        fields["refused"] = tuple((str(name), str(reason)) for name, reason in fields["refused"])
         return cls(**fields)
 
 
@@ -111,6 +121,18 @@ def _path(checkpoint: Checkpoint, sites: Sites) -> Path:
     return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
 
 
+def label(site: Site) -> str:
+    """Where in the model the pair sits and which it is, without layer and expert: "decoder.self.qk"."""
+    return f"{site.block}.{site.key.pair}"
+
+
+def proved_only(sites: Sites, proof: Proof) -> Sites:
+    """The sites whose rule was proved; the others become refusals with the reason."""
+    reasons = dict(proof.refused)
+    refused = tuple(Refusal(s.name, reasons.get(label(s), proof.reason or "its rule was not proved")) for s in sites.sites if not proof.covers(s))
+    return replace(sites.only(proof.covers), refusals=(*sites.refusals, *refused))
+
+
 def structure(sites: Sites) -> set[str]:
     """What kinds of site there are, sizes left out: the miniature must show every one of them."""
     return {_kind(site) for site in sites.sites}
@@ -122,14 +144,14 @@ def _kind(site: Site) -> str:
     layout, width, _ = site.rotary
     dim = site.legs[0].index.sizes[-1]
     rotary = (layout, "none" if not width else "all" if width >= dim else "part", len(site.exact_ties))
-    return f"{site.key.stack} {site.key.attention} {site.key.pair} {site.live} {rotary} {legs}"
+    return f"{site.block} {site.key.pair} {site.live} {rotary} {legs}"
 
 
 def _failed(sites: Sites, reason: str, seconds: float) -> Proof:
     return Proof(False, sites.family, "", 0, (), float("inf"), 0.0, 0.0, seconds, versions(), reason)
 
 
-def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress) -> Proof:
+def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity: str = "channel") -> Proof:
     from wisca_core.equivalence.miniature import build_miniature, load
     from wisca_core.equivalence.outputs import difference, outputs
     from wisca_core.equivalence.small_config import shrink
@@ -139,12 +161,13 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress) -> Proof:
         raise ProofFailed("no pair was found in this checkpoint, so there is no rule to prove.")
     progress("building a miniature", 0, 1)
     config = shrink(checkpoint.config)
+    pairs = tuple(dict.fromkeys(site.key.pair for site in sites.sites))
     with tempfile.TemporaryDirectory(prefix="wisca-proof-") as place:
         original = Path(place) / "original"
         original.mkdir()
         build_miniature(config, original, seed=1)
         small = open_checkpoint(original)
-        small_sites = find_sites(small)
+        small_sites = find_sites(small, pairs=pairs)
         lacking = structure(sites) - structure(small_sites)
         if lacking:
             why = "; ".join(f"{r.what}: {r.reason}" for r in small_sites.refusals[:3])
@@ -160,53 +183,114 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress) -> Proof:
         if repeat.max_rel > TOLERANCE:
             raise ProofFailed(f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case}).")
 
-        trials = _trials(small_sites)
-        worst, where, alive = 0.0, "", float("inf")
-        for n, (name, factors, side) in enumerate(trials):
-            progress("proving the rule on a miniature", n, len(trials))
-            changed = Path(place) / f"changed-{n}"
-            _apply(small, small_sites, factors, side, changed)
-            moved = difference(reference, outputs(load(changed), seed=2))
-            if side is None and not moved.max_rel <= worst:
-                worst, where = moved.max_rel, f"{name}, {moved.worst_case}"
-            if side is not None:
-                alive = min(alive, moved.max_rel)
-                if not moved.max_rel > ALIVE:
-                    raise ProofFailed(f"{name}: scaling one side alone does not move the outputs, so this pair is not run and nothing is proved.")
-        progress("proving the rule on a miniature", len(trials), len(trials))
-    passed = worst <= TOLERANCE
+        def moved(trial: Trial):
+            changed = Path(place) / "changed"
+            _apply(small, small_sites, trial.factors, granularity, trial.side, changed)
+            try:
+                return difference(reference, outputs(load(changed), seed=2))
+            finally:
+                shutil.rmtree(changed)
+
+        verdict = _judge(small_sites, granularity, moved, progress)
     a = small_sites.attention
     return Proof(
-        passed=passed,
+        passed=not verdict.refused,
         rule=sites.family,
         what=f"{a.n_layers} layers, width {a.hidden_size}, {a.n_heads} query heads on {a.n_kv_heads} KV heads, random biases and gains",
-        n_cases=len(reference.cases) * sum(side is None for _, _, side in trials),
+        n_cases=len(reference.cases) * verdict.n_trials,
         cases=tuple(reference.cases),
-        max_rel=worst,
-        liveness=alive,
+        max_rel=verdict.worst,
+        liveness=verdict.alive,
         largest_factor=2.0**OCTAVES,
         seconds=time.perf_counter() - started,
         versions=versions(),
-        reason="" if passed else f"the outputs differ by {worst:.1e} relative ({where}); {TOLERANCE:.0e} is the bound.",
+        reason="; ".join(dict.fromkeys(reason for _, reason in verdict.refused)),
         not_checked=("attention kernels other than eager", "sequences longer than 33 tokens in the miniature"),
+        proved=verdict.proved,
+        refused=verdict.refused,
     )
 
 
-def _trials(sites: Sites) -> list[tuple[str, dict[str, np.ndarray], str | None]]:
-    """(name, site -> factor of each channel cell, None or the one side that is scaled)."""
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """``factors``: site -> factor of each cell; ``side``: the one side that is scaled, None for both."""
+
+    name: str
+    factors: dict[str, np.ndarray]
+    side: str | None = None
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    worst: float
+    alive: float
+    n_trials: int
+    proved: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+
+
+def _judge(sites: Sites, granularity: str, moved: Callable, progress: Progress) -> _Verdict:
+    """Every label by itself, both ways and for life; then all that passed together, each side pushed to the extreme.
+
+    ``moved(trial)`` gives the Difference that a trial makes.
+    """
     rng = np.random.default_rng(3)
 
-    def octaves(low: float, high: float) -> dict[str, np.ndarray]:
-        return {s.name: np.exp2(rng.uniform(low, high, s.n_cells("channel"))) for s in sites.sites}
+    def octaves(chosen: list[Site], low: float, high: float) -> dict[str, np.ndarray]:
+        return {s.name: np.exp2(rng.uniform(low, high, s.n_cells(granularity))) for s in chosen}
 
-    both_ways = [("factors both ways", octaves(-OCTAVES, OCTAVES), None), ("left side up", octaves(OCTAVES - 1, OCTAVES), None),
-                 ("right side up", octaves(-OCTAVES, 1 - OCTAVES), None)]  # fmt: skip
-    # a norm swallows a uniform factor, so the control is not uniform
-    return both_ways + [(s.name, {s.name: np.exp2(rng.uniform(-1, 1, s.n_cells("channel")))}, "left") for s in sites.sites]
+    by_label: dict[str, list[Site]] = {}
+    for site in sites.sites:
+        by_label.setdefault(label(site), []).append(site)
+    total, done, n_trials = len(sites.sites) + len(by_label) + 2, 0, 0
+    worst, where, alive = 0.0, "", float("inf")
+    refused: dict[str, str] = {}
+    for name, own in by_label.items():
+        progress("proving the rule on a miniature", done, total)
+        found = moved(Trial("factors both ways", octaves(own, -OCTAVES, OCTAVES)))
+        n_trials += 1
+        if not found.max_rel <= worst:
+            worst, where = found.max_rel, f"factors both ways, {found.worst_case}"
+        if not found.max_rel <= TOLERANCE:
+            refused[name] = f"the outputs differ by {found.max_rel:.1e} relative (factors both ways, {found.worst_case}); {TOLERANCE:.0e} is the bound."
+        living: set[tuple] = set()
+        dead: dict[tuple, str] = {}
+        for site in own if name not in refused else ():
+            progress("proving the rule on a miniature", done, total)
+            done += 1
+            # a router may never choose one of a layer's experts: one that is chosen stands for all, they are alike
+            place = (site.key.layer, site.key.expert >= 0, 0 if site.key.expert >= 0 else site.name)
+            if place in living:
+                continue
+            # a norm swallows a uniform factor, so the control is not uniform
+            n_cells = site.n_cells(granularity)
+            factors = np.exp2(rng.uniform(-1, 1, n_cells) if n_cells > 1 else np.array([1.0]))
+            one_sided = moved(Trial(site.name, {site.name: factors}, "left"))
+            if one_sided.max_rel > ALIVE:
+                living.add(place)
+                alive = min(alive, one_sided.max_rel)
+            else:
+                dead[place] = site.name
+        for place in dead.keys() - living:
+            refused.setdefault(name, f"{dead[place]}: scaling one side alone does not move the outputs, so this pair is not run and nothing is proved.")
+        done += 1
+    left = [site for site in sites.sites if label(site) not in refused]
+    for name, low, high in (("left side up", OCTAVES - 1, OCTAVES), ("right side up", -OCTAVES, 1 - OCTAVES)) if left else ():
+        progress("proving the rule on a miniature", total - 1, total)
+        found = moved(Trial(name, octaves(left, low, high)))
+        n_trials += 1
+        if not found.max_rel <= worst:
+            worst, where = found.max_rel, f"{name}, {found.worst_case}"
+        if not found.max_rel <= TOLERANCE:
+            reason = f"the outputs differ by {found.max_rel:.1e} relative ({where}); {TOLERANCE:.0e} is the bound."
+            refused |= dict.fromkeys(by_label, reason)
+            break
+    progress("proving the rule on a miniature", total, total)
+    return _Verdict(worst, alive if left else 0.0, n_trials, tuple(name for name in by_label if name not in refused), tuple(refused.items()))
 
 
-def _apply(checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], side: str | None, out: Path) -> None:
+def _apply(checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], granularity: str, side: str | None, out: Path) -> None:
     out.mkdir()
     shapes = {t.name: t.shape for t in checkpoint.tensors}
-    write_weights(checkpoint, changes(scalings(sites, factors, "channel", shapes, side)), out)
+    write_weights(checkpoint, changes(scalings(sites, factors, granularity, shapes, side)), out)
     (out / "config.json").write_text(checkpoint.config_json, encoding="utf-8")

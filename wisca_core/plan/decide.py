@@ -91,7 +91,7 @@ class Decision:
         return {
             "values": int(stored["n"][touched].sum()),
             "rounded": int(stored["n_short"][touched & ~power].sum()),
-            "lost": self._n_lost((stored["low"] * f < 1) & (f < 1)),
+            "lost": self._n_lost((stored["low"] < 1 / f) & (f < 1)),
             "gains": int(stored["n_offset"][touched].sum()),
             "overflow": int(stored["n"][:, self.fate == OVERFLOW].sum()),
         }
