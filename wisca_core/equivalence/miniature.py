@@ -3,7 +3,7 @@
 A rule is proved on it before the real weights are touched. Fresh models will not do: their zero biases and unit gains
 hide the worst mistakes.
 
-Not covered: encoder-decoders, models of several towers, custom code.
+Not covered: custom code.
 """
 
 import json
@@ -29,20 +29,14 @@ WEIGHT_GAIN = 1.2  # spread times sqrt(fan in): scores of order 1, attention nei
 def model_class(config: Mapping[str, Any]):
     """The transformers class of a config.json (parsed).
 
-    The one it names where transformers defines it for this model type, else the masked or causal language model of the
-    type, else the bare model.
+    The one it names where transformers defines it for this model type, else the masked, causal or sequence-to-sequence
+    language model of the type, else the model of several towers or the bare model.
 
-    UnknownArchitecture for an unknown model type, code of the person's own, encoder-decoders.
+    UnknownArchitecture for an unknown model type, code of the person's own.
     """
     import transformers
-    from transformers.models.auto import modeling_auto as auto
 
     cls = config_class(config)
-    if config.get("is_encoder_decoder") or (cls().is_encoder_decoder and config.get("is_encoder_decoder") is not False):
-        raise UnknownArchitecture(
-            f'"{config["model_type"]}" is an encoder-decoder; '
-            "no miniature of those can be made yet, so no rule can be proved."
-        )
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
     found = getattr(transformers, name, None) if name and name.isidentifier() else None
@@ -58,16 +52,28 @@ def model_class(config: Mapping[str, Any]):
             f'config.json names "{name}" with code of its own (auto_map), which is never run, and transformers has no '
             f'class of that name for model_type "{config["model_type"]}". The tensors can still be looked at.'
         )
-    masked = is_masked(config)
-    for mapping in (
-        *((auto.MODEL_FOR_MASKED_LM_MAPPING,) if masked else ()),
-        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
-        auto.MODEL_MAPPING,
-    ):
-        if cls in mapping:
-            found = mapping[cls]
-            return found[0] if isinstance(found, tuple) else found
+    for mapping in _mappings(config, cls):
+        found = mapping.get(cls, None)
+        found = found[0] if isinstance(found, tuple) else found
+        # a config of several towers is listed with the class of its language part too, which does not take it
+        if found is not None and (not isinstance(found.config_class, type) or issubclass(cls, found.config_class)):
+            return found
     raise UnknownArchitecture(f'transformers has no model class for model_type "{config["model_type"]}".')
+
+
+def _mappings(config: Mapping[str, Any], cls: type) -> list[Mapping]:
+    """Where to look for the class of a type, the first hit counts."""
+    from transformers.models.auto import modeling_auto as auto
+
+    both_halves = config.get("is_encoder_decoder", getattr(cls, "is_encoder_decoder", False))
+    return [
+        *((auto.MODEL_FOR_MASKED_LM_MAPPING,) if is_masked(config) else ()),
+        *((auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING) if both_halves else ()),
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+        auto.MODEL_MAPPING,
+    ]
 
 
 def is_masked(config: Mapping[str, Any]) -> bool:

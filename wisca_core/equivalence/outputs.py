@@ -1,11 +1,8 @@
-"""What a model computes on a fixed list of named cases, and how far two models are apart on them.
+"""What a model computes on a fixed list of named cases (:mod:`.inputs`), and how far two models are apart on them.
 
-Cases: lengths 1, 7 and 33; a batch padded on the left and one padded on the right (only the real positions are kept);
-for decoders, a prefill and single-token steps on its cache. Not covered: generation on a padded batch, sampling,
-training mode.
+Not covered: generation on a padded batch, sampling, training mode.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,13 +11,10 @@ from typing import Any
 import torch
 
 from wisca_core.equivalence.float64 import lifted
-from wisca_core.equivalence.miniature import is_masked
+from wisca_core.equivalence.inputs import Case, cached_steps, cases, has_cache, parameters
 from wisca_core.errors import UnknownArchitecture
 
-LENGTHS = (1, 7, 33)
-PADDED_LENGTHS = (12, 5, 9)
-PREFILL, STEPS = 7, 5
-LOGITS, HIDDEN = "logits", "last hidden state"
+LOGITS, HIDDEN, FEATURES = "logits", "last hidden state", "features"
 
 
 @dataclass(frozen=True, eq=False)  # holds tensors: == would be ambiguous
@@ -66,11 +60,14 @@ def text_outputs(model, ids: torch.Tensor) -> Outputs:
     float64 models are run in true float64. UnknownArchitecture where the model does not run on token ids.
     """
     lift = lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
-    kind, cases = "", {}
+    kind, values = "", {}
+    both = ("decoder_input_ids",) if "decoder_input_ids" in parameters(model) else ()
     with torch.no_grad(), lift:
         for row in range(len(ids)):
-            kind, cases[f"row {row}"] = _per_position(model, {"input_ids": ids[row : row + 1]}, kind)
-    return Outputs(kind, cases, causal=has_cache(model) and kind == "logits")
+            one = ids[row : row + 1]
+            case = Case(f"row {row}", dict.fromkeys(("input_ids", *both), one), one.shape)
+            kind, values[case.name] = _per_position(model, case, kind)
+    return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS)
 
 
 def difference(reference: Outputs, other: Outputs) -> Difference:
@@ -95,90 +92,86 @@ def difference(reference: Outputs, other: Outputs) -> Difference:
 
 
 def _outputs(model, seed: int) -> Outputs:
-    generator = torch.Generator().manual_seed(seed)
-    allowed = _plain_tokens(model.config)
-
-    def tokens(rows: int, length: int) -> torch.Tensor:
-        return allowed[torch.randint(len(allowed), (rows, length), generator=generator)]
-
-    kind = ""
-    cases: dict[str, torch.Tensor] = {}
-    for length in LENGTHS:
-        kind, cases[f"length {length}"] = _per_position(model, {"input_ids": tokens(1, length)}, kind)
-    pad = getattr(model.config, "pad_token_id", None)
-    pad = pad if isinstance(pad, int) and pad >= 0 else int(allowed[0])
-    for side in ("left", "right"):
-        place = torch.arange(max(PADDED_LENGTHS))
-        mask = torch.stack([place < length for length in PADDED_LENGTHS])
-        mask = mask.flip(1) if side == "left" else mask
-        ids = tokens(*mask.shape).masked_fill(~mask, pad)
-        inputs = {"input_ids": ids, "attention_mask": mask.to(torch.int64)}
-        kind, cases[f"padded on the {side}"] = _per_position(model, inputs, kind, mask)
+    kind, values = "", {}
+    for case in cases(model, seed):
+        kind, values[case.name] = _per_position(model, case, kind, seed)
     if has_cache(model):
-        prompt, rest = tokens(1, PREFILL), tokens(1, STEPS)
-        cache = None
-        for step in range(STEPS + 1):
-            inputs = {"input_ids": prompt if step == 0 else rest[:, step - 1 : step], "use_cache": True}
-            result = _forward(model, inputs | ({} if cache is None else {"past_key_values": cache}), kind)
-            cache = result.past_key_values
-            _, values = _pick(result, inputs["input_ids"].shape)
-            cases["cached prefill" if step == 0 else f"cached step {step}"] = values.flatten(0, 1).clone()
-    return Outputs(kind, cases, causal=has_cache(model) and kind == "logits")
+        for name, result, shape in cached_steps(model, seed, lambda inputs: _forward(model, Case("", inputs), kind, seed)):
+            values[name] = _pick(result, shape)[1].flatten(0, 1).clone()
+    return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS)
 
 
-def has_cache(model) -> bool:
-    """Whether the model decodes with a cache of keys and values."""
-    return "past_key_values" in inspect.signature(model.forward).parameters and not is_masked(model.config.to_dict())
+def is_causal(model) -> bool:
+    """Whether the logits at a position of the input are of the token that follows it."""
+    return has_cache(model) and "decoder_input_ids" not in parameters(model)
 
 
-def _plain_tokens(config: Any) -> torch.Tensor:
-    """Ids that are not special (a pad id would be masked or shift positions), int64."""
-    special = set()
-    for name, value in config.to_dict().items():
-        if name.endswith("_token_id"):
-            special.update(value if isinstance(value, list) else [value])
-    ids = torch.tensor([i for i in range(config.vocab_size) if i not in special], dtype=torch.int64)
-    if not len(ids):
-        raise UnknownArchitecture(
-            f"every one of the {config.vocab_size} token ids is special; nothing can be fed to the model."
-        )
-    return ids
+def _forward(model, case: Case, kind: str, seed: int = 0):
+    """One call; hidden states are kept only where they are the output (``kind``), for they are large in real models.
 
-
-def _forward(model, inputs: dict[str, Any], kind: str):
-    """One call; hidden states are kept only where they are the output (``kind``), for they are large in real models."""
+    The global random state is that of ``seed``, for some models draw at inference (hashes, random blocks)."""
+    inputs = dict(case.inputs)
+    if case.method == "forward":
+        inputs |= {"output_hidden_states": kind == HIDDEN, "return_dict": True}
     try:
-        return model(**inputs, output_hidden_states=kind == HIDDEN, return_dict=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return getattr(model, case.method)(**inputs) if case.method != "forward" else model(**inputs)
     except Exception as error:
         raise UnknownArchitecture(
-            f"{type(model).__name__} does not run on token ids ({', '.join(inputs)}): {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}. Its outputs cannot be compared."
+            f"{type(model).__name__} does not run on {case.name or 'a step on its cache'} ({', '.join(case.inputs)}): "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Its outputs cannot be compared."
         ) from error
 
 
-def _per_position(
-    model, inputs: dict[str, Any], kind: str, mask: torch.Tensor | None = None
-) -> tuple[str, torch.Tensor]:
-    """(kind, (n positions, width)) where ``mask`` (bool, (rows, length)) is true, without one everywhere; a copy."""
-    shape = inputs["input_ids"].shape
-    found, values = _pick(_forward(model, inputs, kind), shape)
+def _per_position(model, case: Case, kind: str, seed: int = 0) -> tuple[str, torch.Tensor]:
+    """(kind, (n positions, width)) where the case's mask is true, without one everywhere; a copy."""
+    result = _forward(model, case, kind, seed)
+    if case.shape is None or case.method != "forward":
+        return kind or FEATURES, _everything(result)
+    found, values = _pick(result, case.shape)
     if values is None:
-        found, values = _pick(_forward(model, inputs, HIDDEN), shape)
+        found, values = _pick(_forward(model, case, HIDDEN, seed), case.shape)
+    if values is None:
+        return kind or FEATURES, _everything(result)
     if kind and found != kind:
         raise UnknownArchitecture(f"{type(model).__name__} gives {found} for one input and {kind} for another.")
-    return found, values[mask] if mask is not None else values.flatten(0, 1).clone()
+    return found, values[case.mask] if case.mask is not None else values.flatten(0, 1).clone()
 
 
 def _pick(result: Any, shape: torch.Size) -> tuple[str, torch.Tensor | None]:
     """The output with a value for every position, (rows, length, width); None where hidden states must be asked for."""
     for name in ("logits", "prediction_logits"):
         values = getattr(result, name, None)
-        if values is not None and values.shape[:2] == shape:
+        if isinstance(values, torch.Tensor) and values.shape[:2] == shape:
             return LOGITS, values if values.ndim == 3 else values.unsqueeze(-1)
-    values = getattr(result, "last_hidden_state", None)
-    if values is None and getattr(result, "hidden_states", None):
-        values = result.hidden_states[-1]
-    return HIDDEN, values
+    for name in ("last_hidden_state", "hidden_states", "decoder_hidden_states"):
+        values = getattr(result, name, None)
+        values = values[-1] if isinstance(values, (tuple, list)) and values else values
+        if isinstance(values, torch.Tensor) and values.shape[:2] == shape and values.ndim == 3:
+            return HIDDEN, values
+    return HIDDEN, None
+
+
+def _everything(result: Any) -> torch.Tensor:
+    """Every floating value a call gives, in order, (n, 1), a copy: for outputs without a position per token."""
+    found: list[torch.Tensor] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            if value.is_floating_point():
+                found.append(value.reshape(-1, 1))
+        elif isinstance(value, Mapping):
+            for inner in value.values():
+                walk(inner)
+        elif isinstance(value, (tuple, list)):
+            for inner in value:
+                walk(inner)
+
+    walk(result)
+    if not found:
+        raise UnknownArchitecture(f"a call gives {type(result).__name__} without any floating value; nothing can be compared.")
+    return torch.cat(found)
 
 
 @contextmanager

@@ -1,0 +1,206 @@
+"""What a model takes in, and random inputs of it: the fixed list of named cases two models are compared on.
+
+Text: lengths 1, 7 and 33, a batch padded on the left and one padded on the right; for decoders a prefill and single-token
+steps on its cache. Encoder-decoders: the same with ids for the decoder. Pixels and sound: :mod:`.senses`. A model that
+reads text and is fed by another tower (``get_image_features``) runs that tower by itself.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from wisca_core.equivalence.miniature import is_masked
+from wisca_core.equivalence.senses import features_of, sense_inputs
+from wisca_core.errors import UnknownArchitecture
+
+LENGTHS = (1, 7, 33)
+DECODER_LENGTHS = (4, 9, 12)  # unlike the encoder's, so that the two axes of cross attention are told apart
+PADDED_LENGTHS = (12, 5, 9)
+PREFILL, STEPS = 7, 5
+TEXT, DECODER, PIXELS, SOUND = "text", "decoder text", "pixels", "sound"
+
+# Their step on the cache takes every id so far and cuts the past off itself.
+WHOLE_PROMPT = frozenset({"cpmant"})
+# Towers that are run by themselves, by the method that gives their features.
+TOWERS = {"get_image_features": PIXELS, "get_audio_features": SOUND}
+
+
+@dataclass(frozen=True, eq=False)  # holds tensors
+class Case:
+    """One call of ``method``. ``shape``: (rows, length) of the positions that the output has values for, None where it
+    has none; ``mask``: which of them count (bool, ``shape``), None for all."""
+
+    name: str
+    inputs: Mapping[str, Any]
+    shape: torch.Size | None = None
+    mask: torch.Tensor | None = None
+    method: str = "forward"
+
+
+def takes(model) -> tuple[str, ...]:
+    """The kinds of input this model is run on: of "text", "decoder text", "pixels", "sound" those that it has."""
+    found = {TOWERS.get(case.method) for case in tower_cases(model, 0)} - {None}
+    names = parameters(model)
+    if text_cases(model, 0):
+        found.add(TEXT)
+    if "decoder_input_ids" in names:
+        found.add(DECODER)
+    found |= {kind for kind, _, _ in _senses(model, 0)}
+    return tuple(kind for kind in (TEXT, DECODER, PIXELS, SOUND) if kind in found)
+
+
+def cases(model, seed: int) -> Iterator[Case]:
+    """Every call that is no step on a cache."""
+    found = False
+    for make in (text_cases, sense_cases, tower_cases):
+        for case in make(model, seed):
+            found = True
+            yield case
+    if not found:
+        raise UnknownArchitecture(
+            f"{type(model).__name__} takes {', '.join(list(parameters(model))[:4])} ...: neither text, pixels nor sound, so it cannot be run."
+        )
+
+
+def parameters(model, method: str = "forward") -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(getattr(model, method)).parameters
+
+
+def has_cache(model) -> bool:
+    """Whether the model decodes text with a cache of keys and values."""
+    names = parameters(model)
+    if "decoder_input_ids" in names:
+        return "past_key_values" in names and "encoder_outputs" in names
+    return "past_key_values" in names and "input_ids" in names and not is_masked(model.config.to_dict())
+
+
+def is_two_towers(model) -> bool:
+    """Whether text and another sense meet only at the end (CLIP): each tower is then run by itself."""
+    return hasattr(model, "get_text_features") and any(hasattr(model, name) for name in TOWERS)
+
+
+def text_cases(model, seed: int) -> list[Case]:
+    method = "get_text_features" if is_two_towers(model) else "forward"
+    names = parameters(model, method)
+    if "input_ids" not in names:
+        return []
+    draw = Draw(model, seed)
+    made = [(f"length {length}", {"input_ids": draw.ids(1, length)}, None) for length in LENGTHS]
+    if "attention_mask" in names:
+        for side in ("left", "right"):
+            mask = draw.mask(side)
+            ids = draw.ids(*mask.shape).masked_fill(~mask, draw.pad)
+            made.append((f"padded on the {side}", {"input_ids": ids, "attention_mask": mask.to(torch.int64)}, mask))
+    if "decoder_input_ids" in names:
+        return _with_decoder(made, draw, names)
+    return [Case(name, inputs, inputs["input_ids"].shape, mask, method) for name, inputs, mask in made]
+
+
+def _with_decoder(made: list, draw: "Draw", names: Mapping) -> list[Case]:
+    """The same encoder inputs, each with ids for the decoder; padded batches are padded on both halves where it can be."""
+    out = []
+    for i, (name, inputs, _) in enumerate(made):
+        rows = next(len(value) for value in inputs.values() if isinstance(value, torch.Tensor))
+        if name.startswith("padded on the right") and "decoder_attention_mask" in names:
+            mask = draw.mask("right")[:rows]
+            ids = draw.ids(*mask.shape).masked_fill(~mask, draw.pad)
+            more = {"decoder_input_ids": ids, "decoder_attention_mask": mask.to(torch.int64)}
+        else:
+            mask, more = None, {"decoder_input_ids": draw.ids(rows, DECODER_LENGTHS[i % len(DECODER_LENGTHS)])}
+        out.append(Case(name, inputs | more, more["decoder_input_ids"].shape, mask))
+    return out
+
+
+def sense_cases(model, seed: int) -> list[Case]:
+    """Pixels or sound where they are what the model itself takes."""
+    made = [(name, inputs, None) for _, name, inputs in _senses(model, seed)]
+    if "decoder_input_ids" in parameters(model):
+        return _with_decoder(made, Draw(model, seed), parameters(model))
+    return [Case(name, inputs) for name, inputs, _ in made]
+
+
+def _senses(model, seed: int) -> list[tuple[str, str, dict[str, Any]]]:
+    if "input_ids" in parameters(model):
+        return []
+    return sense_inputs(model.config, parameters(model), seed)
+
+
+def tower_cases(model, seed: int) -> list[Case]:
+    """Towers beside the language part, each by itself."""
+    out = []
+    for method in TOWERS:
+        if hasattr(model, method):
+            config = features_of(model.config, method)
+            out += [Case(f"{name} alone", inputs, method=method) for _, name, inputs in sense_inputs(config, parameters(model, method), seed)]
+    return out
+
+
+class Draw:
+    """Random ids of one seed that are not special (a pad id would be masked or shift positions), int64."""
+
+    def __init__(self, model, seed: int):
+        self.generator = torch.Generator().manual_seed(seed)
+        config = language_config(model)
+        self.allowed = plain_tokens(config, model.config)
+        pad = getattr(config, "pad_token_id", None)
+        self.pad = pad if isinstance(pad, int) and pad >= 0 else int(self.allowed[0])
+
+    def ids(self, rows: int, length: int) -> torch.Tensor:
+        return self.allowed[torch.randint(len(self.allowed), (rows, length), generator=self.generator)]
+
+    def mask(self, side: str) -> torch.Tensor:
+        """(rows, longest), true at the real positions."""
+        mask = torch.stack([torch.arange(max(PADDED_LENGTHS)) < length for length in PADDED_LENGTHS])
+        return mask.flip(1) if side == "left" else mask
+
+
+def language_config(model) -> Any:
+    """The config that holds the vocabulary."""
+    config = model.config
+    if getattr(config, "vocab_size", None) is None:
+        config = config.get_text_config()
+    if getattr(config, "vocab_size", None) is None:
+        raise UnknownArchitecture(f"the config of {type(model).__name__} names no vocabulary; no text can be fed to it.")
+    return config
+
+
+def plain_tokens(config: Any, *more: Any) -> torch.Tensor:
+    special = set()
+    for one in (config, *more):
+        for name, value in one.to_dict().items():
+            if name.endswith(("_token_id", "_token_index")):
+                special.update(value if isinstance(value, list) else [value])
+    ids = torch.tensor([i for i in range(config.vocab_size) if i not in special], dtype=torch.int64)
+    if not len(ids):
+        raise UnknownArchitecture(
+            f"every one of the {config.vocab_size} token ids is special; nothing can be fed to the model."
+        )
+    return ids
+
+
+def cached_steps(model, seed: int, call: Callable[[dict[str, Any]], Any]) -> Iterator[tuple[str, Any, torch.Size]]:
+    """(name, result, shape of its positions) of a prefill and single-token steps on its cache, by ``call(inputs)``.
+
+    Nothing where the model gives no cache back.
+    """
+    draw = Draw(model, seed + 1)
+    prompt, rest = draw.ids(1, PREFILL), draw.ids(1, STEPS)
+    key, fixed = "input_ids", {}
+    if "decoder_input_ids" in parameters(model):
+        key, first = "decoder_input_ids", (*text_cases(model, seed)[1:2], *sense_cases(model, seed)[:1])[0]
+        fixed = {name: value for name, value in first.inputs.items() if not name.startswith("decoder_")}
+    cache = None
+    for step in range(STEPS + 1):
+        ids = prompt if step == 0 else rest[:, step - 1 : step]
+        given = torch.cat([prompt, rest[:, :step]], 1) if model.config.model_type in WHOLE_PROMPT else ids
+        result = call(fixed | {key: given, "use_cache": True} | ({} if cache is None else {"past_key_values": cache}))
+        cache = getattr(result, "past_key_values", None)
+        if cache is None:
+            return
+        encoded = getattr(result, "encoder_last_hidden_state", None)
+        if encoded is not None and "encoder_outputs" not in fixed:
+            fixed = {k: v for k, v in fixed.items() if k == "attention_mask"} | {"encoder_outputs": (encoded,)}
+        yield "cached prefill" if step == 0 else f"cached step {step}", result, ids.shape
