@@ -19,7 +19,7 @@ def attention_sites(layer: Layer, readers: Sequence[Layer] = ()) -> list[Site | 
         return latent.latent_sites(layer, known)
     out: list[Site | Refusal] = []
     for pair, rules, build in (("qk", family.refuse_qk, _qk), ("vo", family.refuse_vo, _vo)):
-        key = SiteKey(family.stack, layer.number, family.attention, pair)
+        key = layer.key(pair)
         try:
             refuse(layer, rules)
             for one in (layer, *readers):

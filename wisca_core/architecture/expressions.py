@@ -90,7 +90,7 @@ def _value(node: ast.expr, names: Mapping[str, object]) -> object:
         case ast.Subscript(value=inner, slice=index):
             below, at = _value(inner, names), _value(index, names)
             if isinstance(below, Mapping):
-                return below.get(at)
+                return below.get(at, below.get(str(at)))  # JSON writes whole-number keys as text
             is_index = isinstance(below, (list, tuple)) and isinstance(at, int) and -len(below) <= at < len(below)
             return below[at] if is_index else None
         case ast.BoolOp(op=op, values=parts):

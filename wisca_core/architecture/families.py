@@ -113,6 +113,8 @@ class Family:
     mlp: str
     activation: str
     sub_norm: str
+    part: str = ""
+    by_expert: bool = False
     conv1d: bool = False
     heads_axis: bool = False
     norm: Norm | None = None

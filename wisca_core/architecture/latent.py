@@ -24,7 +24,7 @@ def latent_sites(layer: Layer, explained: set[str]) -> list[Site | Refusal]:
     out: list[Site | Refusal] = []
     for pair, part, rules, build in (("qk", "", family.refuse_qk, _content), ("qk", "rope", family.refuse_qk, _rotary),
                                      ("vo", "", family.refuse_vo, _values)):  # fmt: skip
-        key = SiteKey(family.stack, layer.number, family.attention, pair, part=part)
+        key = layer.key(pair, part)
         try:
             refuse(layer, rules)
             check_explained(layer, explained)
@@ -91,10 +91,10 @@ def _rotary(key: SiteKey, layer: Layer) -> list[Site]:
     else:
         k = _legs(layer, layer.prefix + one.kv_a, 0, rank + rope, Grid(rank, sizes, (0, 0, 1)), channel, "right", "k")
     ties = ()
-    if layer.family.rope != "none":
-        pair, between = (1, rope // 2) if layer.family.rope == "half" else (2, 1)
+    if layer.rope != "none":
+        pair, between = (1, rope // 2) if layer.rope == "half" else (2, 1)
         ties = (Grid(0, (1, rope // 2, 2), (0, pair, between)),)
-    rotary = (layer.family.rope, rope if ties else 0, layer.theta)
+    rotary = (layer.rope, rope if ties else 0, layer.theta)
     return [Site(key, rope, 1, (*q, *k), ties, (Grid(0, (1, rope), (0, 1)),), "weights", layer.family.name, rotary)]
 
 

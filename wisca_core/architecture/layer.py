@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from wisca_core.architecture.expressions import evaluate, whole
 from wisca_core.architecture.families import Family
-from wisca_core.architecture.site import Attention, Grid, Leg
+from wisca_core.architecture.site import Attention, Grid, Leg, SiteKey
 from wisca_core.checkpoint import RESCALABLE, Checkpoint
 from wisca_core.errors import ConfigMismatch
 
+ROPES = ("half", "interleaved", "none")
 HEADS = {"q": "query", "k": "key", "v": "value", "o": "query"}
 
 
@@ -74,8 +75,15 @@ class Layer:
     hidden_size: int
     kv_hidden: int
     out_hidden: int
+    rope: str
     rope_width: int
     theta: float
+
+    def key(self, pair: str, part: str = "", attention: str = "", expert: int = -1) -> SiteKey:
+        """Name of a site of this layer."""
+        family = self.family
+        parts = ".".join(filter(None, (family.part, part)))
+        return SiteKey(family.stack, self.number, attention or family.attention, pair, expert, parts)
 
     @property
     def g(self) -> int:
@@ -137,12 +145,12 @@ class Layer:
         """
         if not self.rope_width:
             return ()
-        pair, between = (1, self.rope_width // 2) if self.family.rope == "half" else (2, 1)
+        pair, between = (1, self.rope_width // 2) if self.rope == "half" else (2, 1)
         return (Grid(0, (n_heads, self.rope_width // 2, 2), (width, pair, between)),)
 
     @property
     def rotary(self) -> tuple[str, int, float]:
-        return (self.family.rope, self.rope_width, self.theta)
+        return (self.rope, self.rope_width, self.theta)
 
 
 def numbers(weights: Weights, family: Family, config: Mapping, number: int, prefix: str) -> Layer:
@@ -160,8 +168,8 @@ def numbers(weights: Weights, family: Family, config: Mapping, number: int, pref
     sizes = {}
     for key in ("hidden_size", "value_dim", "kv_hidden", "out_hidden"):
         names[key] = sizes[key] = whole(getattr(family, key), names, key, layer=number)
-    width = 0
-    if family.rope != "none":
+    width, rope = 0, family.rope if family.rope in ROPES else str(evaluate(family.rope, names))
+    if rope != "none":
         # the rotary width is 2 * len(inv_freq) = 2 * ceil(int(w) / 2), not int(w): 16 * 0.334 rotates 6 channels, not 5
         stated = evaluate(family.rope_width, names)
         if isinstance(stated, bool) or not isinstance(stated, (int, float)) or not 0 < stated <= head_dim:
@@ -169,7 +177,7 @@ def numbers(weights: Weights, family: Family, config: Mapping, number: int, pref
         width = 2 * ((int(stated) + 1) // 2)
     theta = evaluate(family.rope_theta, names)
     theta = float(theta) if isinstance(theta, (int, float)) and 0 < theta < 1e300 else 0.0
-    return Layer(weights, family, config, number, prefix, n_heads, n_kv_heads, head_dim, **sizes, rope_width=width, theta=theta)
+    return Layer(weights, family, config, number, prefix, n_heads, n_kv_heads, head_dim, **sizes, rope=rope, rope_width=width, theta=theta)
 
 
 def projection_legs(layer: Layer, role: str, side: str) -> tuple[Leg, ...]:
@@ -178,6 +186,8 @@ def projection_legs(layer: Layer, role: str, side: str) -> tuple[Leg, ...]:
     index, channel = layer.grids(role)
     if family.heads_axis:
         return _legs_by_head(layer, layer.tensor(module), 2, 1, role, side)
+    if family.by_expert and role in "qo":
+        return _legs_by_expert(layer, layer.tensor(module), 1 if role == "q" else 2, role, side)
     # a fused matrix holds every role that names the same module
     sharing = [r for r in "qkvo" if layer.module(r) == module]
     width = max(layer.grids(r)[0].last for r in sharing) + 1
@@ -215,6 +225,16 @@ def _legs_by_head(layer: Layer, tensor: str, axis: int, heads_axis: int, role: s
         legs.append(Leg(tensor, axis, Grid(0, (1, 1, width), (0, 0, 1)), Grid(start, (1, 1, width), (0, 0, 1)), side, role,
                         measured, offset=offset, fixed=((heads_axis, head),)))  # fmt: skip
     return tuple(legs)
+
+
+def _legs_by_expert(layer: Layer, tensor: str, axis: int, role: str, side: str) -> tuple[Leg, ...]:
+    """One leg an expert of a tensor (experts, out, in)."""
+    index, channel = layer.separate(role)
+    shape = layer.weights.shape(tensor) or (0, 0, 0)
+    width = layer.n_heads * layer.width(role)
+    wanted = (shape[0], width, layer.hidden_size) if role == "q" else (shape[0], layer.out_hidden, width)
+    layer.weights.require(tensor, wanted, f"every expert holds {layer.n_heads} {HEADS[role]} heads of {layer.width(role)}", "the head counts")
+    return tuple(Leg(tensor, axis, index, channel, side, role, fixed=((0, expert),)) for expert in range(shape[0]))
 
 
 def following_legs(layer: Layer, pair: str) -> tuple[Leg, ...]:

@@ -70,7 +70,7 @@ def mlp_sites(layer: Layer, layer_prefix: str) -> list[Site | Refusal]:
 
 
 def _blocks(layer: Layer, layer_prefix: str) -> Iterator[_Block]:
-    names = [n for n in layer.weights.below(layer_prefix) if not n.startswith(layer.prefix) or layer.prefix == layer_prefix]
+    names = list(layer.weights.below(layer_prefix))
     there, claimed = set(names), set()
     for rule in _rules():
         for name in names:
@@ -146,7 +146,7 @@ def _exponent(layer: Layer) -> int:
 
 def _check_explained(layer: Layer, prefix: str, names: _Names) -> None:
     own = tuple(m for m in (names.up, names.gate, names.down, names.fused) if m)
-    if prefix == layer.prefix or not re.search(r"(mlp|ffn|feed_forward|experts|moe|expert)\w*\.(\d+\.)?$", prefix):
+    if not re.search(r"(mlp|ffn|feed_forward|experts|moe|expert)\w*\.(\d+\.)?$", prefix):
         return
     for name in layer.weights.below(prefix):
         rest = name.removeprefix(prefix)
