@@ -14,6 +14,7 @@ import torch
 
 from wisca_core.equivalence.miniature import is_masked
 from wisca_core.equivalence.senses import features_of, sense_inputs
+from wisca_core.equivalence.small_config import LANGUAGE
 from wisca_core.errors import UnknownArchitecture
 
 LENGTHS = (1, 7, 33)
@@ -24,6 +25,8 @@ TEXT, DECODER, PIXELS, SOUND = "text", "decoder text", "pixels", "sound"
 
 # Their step on the cache takes every id so far and cuts the past off itself.
 WHOLE_PROMPT = frozenset({"cpmant"})
+# Their config lacks the number of layers that a cache is made with: run without one.
+WITHOUT_CACHE = frozenset({"blt"})
 # Towers that are run by themselves, by the method that gives their features.
 TOWERS = {"get_image_features": PIXELS, "get_audio_features": SOUND}
 
@@ -72,6 +75,8 @@ def parameters(model, method: str = "forward") -> Mapping[str, inspect.Parameter
 def has_cache(model) -> bool:
     """Whether the model decodes text with a cache of keys and values."""
     names = parameters(model)
+    if model.config.model_type in WITHOUT_CACHE:
+        return False
     if "decoder_input_ids" in names:
         return "past_key_values" in names and "encoder_outputs" in names
     return "past_key_values" in names and "input_ids" in names and not is_masked(model.config.to_dict())
@@ -96,7 +101,8 @@ def text_cases(model, seed: int) -> list[Case]:
             made.append((f"padded on the {side}", {"input_ids": ids, "attention_mask": mask.to(torch.int64)}, mask))
     if "decoder_input_ids" in names:
         return _with_decoder(made, draw, names)
-    return [Case(name, inputs, inputs["input_ids"].shape, mask, method) for name, inputs, mask in made]
+    fixed = {"use_cache": False} if model.config.model_type in WITHOUT_CACHE else {}
+    return [Case(name, inputs | fixed, inputs["input_ids"].shape, mask, method) for name, inputs, mask in made]
 
 
 def _with_decoder(made: list, draw: "Draw", names: Mapping) -> list[Case]:
@@ -161,7 +167,8 @@ def language_config(model) -> Any:
     """The config that holds the vocabulary."""
     config = model.config
     if getattr(config, "vocab_size", None) is None:
-        config = config.get_text_config()
+        inner = [getattr(config, key, None) for key in LANGUAGE]
+        config = next((one for one in inner if getattr(one, "vocab_size", None)), None) or config.get_text_config()
     if getattr(config, "vocab_size", None) is None:
         raise UnknownArchitecture(f"the config of {type(model).__name__} names no vocabulary; no text can be fed to it.")
     return config

@@ -52,12 +52,14 @@ def model_class(config: Mapping[str, Any]):
             f'config.json names "{name}" with code of its own (auto_map), which is never run, and transformers has no '
             f'class of that name for model_type "{config["model_type"]}". The tensors can still be looked at.'
         )
-    for mapping in _mappings(config, cls):
-        found = mapping.get(cls, None)
-        found = found[0] if isinstance(found, tuple) else found
-        # a config of several towers is listed with the class of its language part too, which does not take it
-        if found is not None and (not isinstance(found.config_class, type) or issubclass(cls, found.config_class)):
+    listed = [mapping[cls] for mapping in _mappings(config, cls) if cls in mapping]
+    listed = [found[0] if isinstance(found, tuple) else found for found in listed]
+    # a config of several towers is listed with the class of its language part too, which does not take it
+    for found in listed:
+        if isinstance(found.config_class, type) and issubclass(cls, found.config_class):
             return found
+    if listed:
+        return listed[0]
     raise UnknownArchitecture(f'transformers has no model class for model_type "{config["model_type"]}".')
 
 
@@ -71,7 +73,9 @@ def _mappings(config: Mapping[str, Any], cls: type) -> list[Mapping]:
         *((auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING) if both_halves else ()),
         auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
         auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+        auto.MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING,
         auto.MODEL_MAPPING,
     ]
 

@@ -18,6 +18,7 @@ MAX_LAYERS = 8
 DEFAULT_HEADS = 4  # where a config has none: models without attention
 ROPE = ("rope_parameters", "rope_scaling")
 PER_ROTARY_PAIR = ("short_factor", "long_factor")  # in a rope dictionary: one entry per rotary pair
+ONE_SIZE = ("intermediate", "expert_width", "layer_sources")  # by layer or not, they get one new size
 BY_LAYER = "per_layer_config"  # layer -> what it has instead of the common values
 
 
@@ -90,8 +91,11 @@ def has_sizes(full: Mapping[str, Any]) -> bool:
     return first(full, "layers") is not None and first(full, "hidden") is not None
 
 
-def sizes_of(full: Mapping[str, Any], spelled: Iterable[str], n_layers: int, model_type: str, text_hidden: int = 0) -> Sizes:
-    """``full``: the values of one tower, defaults filled in; ``spelled``: the keys the person's file has.
+def sizes_of(
+    full: Mapping[str, Any], n_layers: int, model_type: str, own_head_dim: bool, spelled: bool, text_hidden: int
+) -> Sizes:
+    """``full``: the values of one tower, defaults filled in. ``own_head_dim``: the type lets head_dim be set beside the
+    width; ``spelled``: the person's file does.
 
     ConfigMismatch where the numbers cannot be.
     """
@@ -105,7 +109,7 @@ def sizes_of(full: Mapping[str, Any], spelled: Iterable[str], n_layers: int, mod
     small = _small_heads(pairs)
     new_heads = small[most, most_kv][0]
 
-    explicit = first(full, "head_dim")
+    explicit = first(full, "head_dim") if own_head_dim else None
     head_dim = explicit or hidden // most
     width = _rotary_width(full, head_dim)
     new_head_dim = 8 if width in (0, head_dim) else _partial_head_dim(width, head_dim)
@@ -115,7 +119,7 @@ def sizes_of(full: Mapping[str, Any], spelled: Iterable[str], n_layers: int, mod
     beside = (head_dim * most < hidden) - (head_dim * most > hidden)  # where the two differ, keep which is larger
     if explicit is None:
         new_hidden = new_heads * new_head_dim + 2 * (hidden % most > 0)  # some types divide with a remainder
-    elif not beside and not row.get("square") and any(ROLES.get(key) == "head_dim" for key in spelled):
+    elif not beside and spelled and not row.get("square"):
         new_hidden = new_heads * (new_head_dim + 2)  # may differ, so does: no axis can be taken for another
     else:
         new_hidden = new_heads * (new_head_dim + 2 * beside)
@@ -228,15 +232,27 @@ def of_layer(own: Mapping[Any, Any] | None, layer: int) -> Any:
     return next((value for key, value in (own or {}).items() if int(key) == layer), None)
 
 
+def _beside(value: Any, common: Any) -> Any:
+    """How a layer's own value stands to the common one: all that is kept of it."""
+    numbers = all(isinstance(v, (int, float)) for v in (value, common))
+    return (value > common) - (value < common) if numbers else value
+
+
 def kept_layers(full: Mapping[str, Any], n_layers: int, of_a_kind: int = 1) -> tuple[int, ...]:
     """The first ``of_a_kind`` layers of every kind (what the config says of each); then the first ones to fill up."""
-    lists = [value for key, value in full.items() if is_by_layer(key, value, n_layers) and ROLES.get(key) != "layer_sources"]
+    lists = [
+        value
+        for key, value in full.items()
+        if is_by_layer(key, value, n_layers) and ROLES.get(key) not in (*TABLE.small, *TABLE.at_most, *ONE_SIZE)
+    ]
     named = [set(value) for key, value in full.items() if ROLES.get(key) == "layer_indices" and isinstance(value, list)]
     sources = first(full, "layer_sources")
     starts = [value for key, value in full.items() if ROLES.get(key) == "first_layers" and isinstance(value, int)]
     starts += [n_layers - value for key, value in full.items() if ROLES.get(key) == "last_layers" and isinstance(value, int)]
     kinds: dict[str, list[int]] = {}
-    by_layer = {int(key): value for key, value in (full.get(BY_LAYER) or {}).items()}
+    by_layer = {
+        int(key): sorted((k, _beside(v, full.get(k))) for k, v in own.items()) for key, own in (full.get(BY_LAYER) or {}).items()
+    }
     for layer in range(n_layers):
         says = (
             [values[layer] for values in lists],

@@ -6,6 +6,8 @@ in. A config inside for another tower (``text_config``, ``vision_config`` ...) i
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from wisca_core.architecture.expressions import evaluate
@@ -181,28 +183,39 @@ def _check_counts(config: Mapping[str, Any]) -> None:
                 )
 
 
-def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], outer: Sizes | None = None) -> dict[str, Any]:
+def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_hidden: int = 0) -> dict[str, Any]:
     """The small config of one tower and of those inside it.
 
     ``made``: its config object, ``full``: that as a dictionary, ``cleaned``: what the person's file has of it,
-    ``outer``: the sizes of the language part that it feeds.
+    ``text_hidden``: the new width of the language part that it feeds.
     """
     inside = {key: getattr(made, key, None) for key, value in full.items() if isinstance(value, dict)}
     towers = {key: tower for key, tower in inside.items() if hasattr(tower, "attribute_map") and has_sizes(full[key])}
-    ordered = sorted(towers, key=lambda key: key not in LANGUAGE)
-    sizes, small_towers = _own_sizes(made, full, cleaned, set(towers), outer), {}
-    for key in ordered:
+    sizes, small_towers = _own_sizes(made, full, cleaned, set(towers), text_hidden), {}
+    for key in sorted(towers, key=lambda key: key not in LANGUAGE):
         spelled = cleaned.get(key)
-        small, tower_sizes = _small_tower(towers[key], full[key], spelled if isinstance(spelled, dict) else {}, sizes or outer)
+        small = _small(towers[key], full[key], spelled if isinstance(spelled, dict) else {}, text_hidden or (sizes.hidden if sizes else 0))
+        if towers[key].model_type and "model_type" not in small:
+            small["model_type"] = towers[key].model_type  # by which the outer config finds its class
         small_towers[key] = small
-        sizes = sizes or tower_sizes
+        if sizes is None and (found := _language_sizes(towers[key], full[key], spelled or {})) is not None:
+            sizes = replace(found, hidden=first(small, "hidden") or found.hidden)
     if sizes is None:
         names = ", ".join(name for name, role in ROLES.items() if role in ("hidden", "layers"))
         raise UnknownArchitecture(
             f'the config of "{full.get("model_type")}" has no width and number of layers ({names:.160} ...); it cannot be made small.'
         )
 
-    out = {key: small_towers[key] if key in towers else _shrunk(key, value, sizes) for key, value in cleaned.items()}
+
+    def small_value(key: str, value: Any) -> Any:
+        if key in small_towers:
+            return small_towers[key]
+        small = _shrunk(key, value, sizes)
+        if isinstance(small, dict) and hasattr(inside.get(key), "attribute_map"):  # a part without layers of its own
+            _apply_row(small, inside[key].model_type, full[key], type(inside[key]).attribute_map)
+        return small
+
+    out = {key: small_value(key, value) for key, value in cleaned.items()}
     if BY_LAYER in full:
         out[BY_LAYER] = _by_layer(full, sizes)
     aliases = type(made).attribute_map
@@ -211,31 +224,40 @@ def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], outer
         spelled.update(ROPE_SPELLINGS)
     defaults = {k: _without_dropped(v, type(made)) for k, v in full.items() if k not in DROPPED and not k.startswith("_")}
     for key, value in defaults.items():  # what the person's file leaves out, where it is large
-        small = small_towers[key] if key in towers else _shrunk(key, value, sizes)
+        small = small_value(key, value)
         if key not in spelled and small != value and "drop" not in key:
             out[key] = small
     _apply_row(out, made.model_type, defaults, aliases)
     return out
 
 
-def _own_sizes(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], towers: set[str], outer: Sizes | None) -> Sizes | None:
+def _own_sizes(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], towers: set[str], text_hidden: int) -> Sizes | None:
     """The sizes of this tower itself; None where it only holds others."""
     own = {key: value for key, value in full.items() if key not in towers}
     n_layers = first(own, "layers") or getattr(made, "num_hidden_layers", None)
     if not n_layers or first(own, "hidden") is None:
         return None
-    return sizes_of(own, cleaned, n_layers, made.model_type, outer.hidden if outer else 0)
+    keys = [key for key in own if ROLES.get(key) == "head_dim" and isinstance(own[key], int)]
+    own_head_dim = not keys or _is_own(type(made), keys[0], own[keys[0]])
+    spelled = any(ROLES.get(type(made).attribute_map.get(key, key)) == "head_dim" for key in cleaned)
+    return sizes_of(own, n_layers, made.model_type, own_head_dim, spelled, text_hidden)
 
 
-def _small_tower(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], outer: Sizes | None) -> tuple[dict, Sizes | None]:
-    small = _small(made, full, cleaned, outer)
-    if made.model_type and "model_type" not in small:
-        small["model_type"] = made.model_type  # by which the outer config finds its class
-    language = {key for key in full if key in LANGUAGE and isinstance(full[key], dict)}
-    if language and first({k: v for k, v in full.items() if k not in language}, "layers") is None:
-        key = next(key for key in LANGUAGE if key in language)
-        return small, _small_tower(getattr(made, key), full[key], cleaned.get(key) or {}, outer)[1]
-    return small, _own_sizes(made, full, cleaned, set(), outer)
+def _language_sizes(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any]) -> Sizes | None:
+    """The sizes of a tower, or of the language part inside it."""
+    inner = next((key for key in LANGUAGE if isinstance(full.get(key), dict)), None)
+    return _own_sizes(made, full, cleaned, {inner} if inner else set(), 0) or (
+        _language_sizes(getattr(made, inner), full[inner], cleaned.get(inner) or {}) if inner else None
+    )
+
+
+@lru_cache(maxsize=512)
+def _is_own(cls: type, key: str, value: int) -> bool:
+    """Whether this value can be chosen; some types work it out anew from the others, or refuse all but one."""
+    try:
+        return getattr(cls(**{key: value + 2}), key) == value + 2
+    except Exception:  # whatever the class checks
+        return False
 
 
 def _apply_row(out: dict[str, Any], model_type: str, full: Mapping[str, Any], aliases: Mapping[str, str]) -> None:
@@ -251,7 +273,7 @@ def _apply_row(out: dict[str, Any], model_type: str, full: Mapping[str, Any], al
             place = place.get(name)
             if place is None:
                 break
-        if place is None or (not above and key not in names):
+        if place is None or (not above and names.get(key) is None):
             continue
         old = full.get(key) if not above else None
         new = _row_value(value, names)
@@ -314,7 +336,7 @@ def _shrunk(key: str, value: Any, sizes: Sizes) -> Any:
         return value
     if "drop" in key:
         return type(value)(0)  # some fields are typed int
-    return _small_number(role, value, sizes) if value else value
+    return _small_number(role, value, sizes) if value > 0 else value  # 0 and -1 mean none
 
 
 def _small_number(role: str | None, value: Any, sizes: Sizes) -> Any:
