@@ -100,6 +100,8 @@ def _each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tupl
     """(row, the config its numbers are read from), towers looked into."""
     for part in family.each:
         inner = config.get(part.config) if part.config else config
+        if part.config and isinstance(inner, Mapping):
+            inner = _completed(str(inner.get("model_type", "")), inner)
         yield part, inner if isinstance(inner, Mapping) else {}
     for tower in family.towers:
         inner = config.get(tower.config)
