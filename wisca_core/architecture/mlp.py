@@ -20,8 +20,8 @@ from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
 HOMOGENEOUS = {"relu": 1, "relu2": 2, "relu_squared": 2, "squared_relu": 2, "laplace_relu2": 2}
 # names of a layer's one feed-forward block; any other (shared_expert, dense_mlp) is said in the site's name
 _USUAL = {"mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "experts", ""}
-# what may lie beside the matrices: routers and the blocks that are found by themselves
-_BESIDE = re.compile(r"(gate|router|experts?|shared\w*|\w*gating|act\w*|e_score\w*|layer_?norm|balancing\w*)(\.|_|$)", re.I)
+# what may lie beside the matrices: routers, the blocks that are found by themselves, and a norm behind the block
+_BESIDE = re.compile(r"(gate|router|experts?|shared\w*|\w*gating|act\w*|e_score\w*|layer_?norm|output\.LayerNorm|balancing\w*)(\.|_|$)", re.I)
 
 
 @dataclass(frozen=True)
