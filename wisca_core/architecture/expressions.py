@@ -1,4 +1,4 @@
-"""The small arithmetic in the family files: names of config.json keys, ``and``, ``or``, ``not``, + - * / // %, ``a.b``,
+"""The small arithmetic in the family files: names of config.json keys, ``and``, ``or``, ``not``, + - * / // % **, ``a.b``,
 ``a[i]``, comparisons, ``in``, ``x if y else z`` and the functions of ``_FUNCTIONS``.
 
 Only our own data files are ever evaluated; values of config.json are operands, never code.
@@ -19,6 +19,7 @@ _OPERATORS = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
+    ast.Pow: lambda base, power: base**power if 0 <= power <= 64 and abs(base) <= 1 << 24 else None,
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
@@ -64,7 +65,14 @@ def _last_like(kinds: object, layer: object, before: object) -> int | None:
     return next((i for i in range(before - 1, -1, -1) if kinds[i] == kinds[layer]), None)
 
 
-_FUNCTIONS = {"last_like": _last_like, "len": len}
+def _repeat(value: object, times: object) -> list:
+    """A list of ``times`` equal entries."""
+    if not isinstance(times, int) or not 0 <= times <= 1 << 14:
+        raise TypeError("a list of this length")
+    return [value] * times
+
+
+_FUNCTIONS = {"last_like": _last_like, "len": len, "repeat": _repeat}
 
 
 def _shown(value: object) -> str:

@@ -97,6 +97,7 @@ class Family:
     value_dim: str
     hidden_size: str
     kv_hidden: str
+    v_hidden: str
     out_hidden: str
     rope: str
     rope_width: str
@@ -113,6 +114,10 @@ class Family:
     mlp: str
     activation: str
     sub_norm: str
+    o_inputs: str
+    stages: str
+    mlp_at: str
+    trailing: tuple[int, ...]
     part: str = ""
     by_expert: bool = False
     conv1d: bool = False
@@ -176,6 +181,6 @@ def _family(name: str, given: Mapping, defaults: Mapping) -> Family:
     fields["towers"] = tuple(Tower(**one | {"roots": tuple(one["roots"])}) for one in fields.get("towers", ()))
     for key in ("refuse", "refuse_qk", "refuse_vo", "refuse_mlp"):
         fields[key] = tuple(map(tuple, fields[key]))
-    for key in ("model_types", "roots", "inside", "inert"):
+    for key in ("model_types", "roots", "inside", "inert", "trailing"):
         fields[key] = tuple(fields[key])
     return Family(name=name, **fields, parts=parts)

@@ -134,29 +134,37 @@ def _completed(model_type: str, inner: Mapping) -> Mapping:
 def _part(
     weights: Weights, part: Family, config: Mapping, pairs: tuple[str, ...], remarks: list[str]
 ) -> tuple[Attention, list[Site | Refusal]]:
-    n_layers = whole(part.n_layers, config, "layers", at_most=1 << 14)
-    wanted = [i for i in range(n_layers) if evaluate(part.when, dict(config) | {"layer": i})]
-    root, present = _layers(weights.checkpoint, part)
+    places = _places(part, config)
+    n_layers = len(places)
+    numbers_at = [dict(config) | {"stage": stage, "layer": number} for number, (stage, _) in enumerate(places)]
+    wanted = [i for i in range(n_layers) if evaluate(part.when, numbers_at[i])]
+    root, present = _layers(weights.checkpoint, part, places)
     if not part.is_sparse and part.when == "True" and len(present) < n_layers and present == list(range(len(present))) or not present:
         # the head counts first: what they say explains more than a missing tensor
-        numbers(weights, part, config, 0, "")
+        numbers(weights, part, numbers_at[0], 0, "")
         raise ConfigMismatch(
             f"config.json claims {n_layers:,} layers; the weights hold attention tensors of {len(present):,} "
             f"({root}{part.layer}). Check num_hidden_layers, or whether a shard is missing."
         )
-    layers = [numbers(weights, part, config, i, root + part.layer.format(i=i)) for i in wanted]
+
+    def layer_at(i: int) -> Layer:
+        stage, inside = places[i]
+        return numbers(weights, part, numbers_at[i], i, root + part.layer.format(s=stage, i=inside))
+
+    layers = [layer_at(i) for i in wanted]
     if part.is_sparse:
         layers = [layer for layer in layers if layer.weights.shape(layer.tensor(layer.module("q"))) is not None]
     found: list[Site | Refusal] = []
     for layer, readers in _with_readers(layers):
         found += attention_sites(layer, readers)
     if "mlp" in pairs and part.mlp != "none":
-        before = part.layer.split("{i}")[0]
-        for layer in layers if part.when != "True" else [numbers(weights, part, config, i, root + part.layer.format(i=i)) for i in range(n_layers)]:
-            found += mlp_sites(layer, f"{root}{before}{layer.number}.")
+        beside = part.mlp_at or part.layer.split("{i}")[0] + "{i}."
+        for layer in layers if part.when != "True" else [layer_at(i) for i in range(n_layers)]:
+            stage, inside = places[layer.number]
+            found += mlp_sites(layer, root + beside.format(s=stage, i=inside))
     _remark(part, config, layers, n_layers, present, root, remarks)
     if not layers:
-        return numbers(weights, part, config, 0, "").attention(n_layers), found
+        return numbers(weights, part, numbers_at[0], 0, "").attention(n_layers), found
     return layers[0].attention(n_layers), found
 
 
@@ -218,11 +226,31 @@ def _spans(numbers_: list[int]) -> str:
     return ", ".join(f"{span[0]}" if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in out)
 
 
-def _layers(checkpoint: Checkpoint, family: Family) -> tuple[str, list[int]]:
-    """(root, layers present): the first root below which tensors of this family's attention are found."""
+def _places(part: Family, config: Mapping) -> list[tuple[int, int]]:
+    """(stage, number in the stage) of every layer in order; one stage where the family names none."""
+    if not part.stages:
+        return [(0, i) for i in range(whole(part.n_layers, config, "layers", at_most=1 << 14))]
+    depths = evaluate(part.stages, config)
+    if not isinstance(depths, list) or len(depths) > 64:
+        raise ConfigMismatch(f"config.json gives the depths of its stages as {depths!r:.60} ({part.stages}); a list is needed.")
+    each = [whole("depth", {"depth": depth}, "layers of a stage", at_least=0, at_most=1 << 12) for depth in depths]
+    if not sum(each):
+        raise ConfigMismatch(f"config.json gives no layer in any stage ({part.stages} = {depths!r:.60}).")
+    return [(stage, i) for stage, depth in enumerate(each) for i in range(depth)]
+
+
+def _layers(checkpoint: Checkpoint, family: Family, places: list[tuple[int, int]]) -> tuple[str, list[int]]:
+    """(root, layers present): the first root below which tensors of this family's attention are found. Layers beyond
+    the config's are counted on behind them.
+    """
+    number = {place: i for i, place in enumerate(places)}
     for root in family.roots:
-        pattern = re.compile(re.escape(root + family.layer).replace(re.escape("{i}"), r"(\d{1,6})"))
-        present = {int(m[1]) for t in checkpoint.tensors if (m := pattern.match(t.name))}
-        if present:
-            return root, sorted(present)
+        pattern = re.escape(root + family.layer).replace(re.escape("{i}"), r"(?P<i>\d{1,6})").replace(re.escape("{s}"), r"(?P<s>\d{1,6})")
+        matches = [m for t in checkpoint.tensors if (m := re.match(pattern, t.name))]
+        found = {(int(m.groupdict().get("s", 0)), int(m["i"])) for m in matches}
+        if found:
+            beyond = sorted(found - number.keys())
+            if not family.stages:
+                return root, sorted(i for _, i in found)
+            return root, sorted(number[place] for place in found & number.keys()) + [len(places) + i for i in range(len(beyond))]
     return family.roots[0], []

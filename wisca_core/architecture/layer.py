@@ -74,7 +74,9 @@ class Layer:
     value_dim: int
     hidden_size: int
     kv_hidden: int
+    v_hidden: int
     out_hidden: int
+    o_inputs: int
     rope: str
     rope_width: int
     theta: float
@@ -95,6 +97,10 @@ class Layer:
     def width(self, role: str) -> int:
         """Channels of one head of that role."""
         return self.head_dim if role in "qk" else self.value_dim
+
+    def beside(self, role: str) -> int:
+        """The size of the role's matrix on the other axis than its heads': inputs of q, k and v, outputs of o."""
+        return {"q": self.hidden_size, "k": self.kv_hidden, "v": self.v_hidden, "o": self.out_hidden}[role]
 
     def module(self, role: str) -> str:
         """The full name of the role's module; of alternatives, the first that is there."""
@@ -155,7 +161,7 @@ class Layer:
 
 def numbers(weights: Weights, family: Family, config: Mapping, number: int, prefix: str) -> Layer:
     """Raises ConfigMismatch, naming the keys of config.json."""
-    names = dict(config) | {"layer": number}
+    names = dict(config) | {"layer": number, "config": config}  # config.x: the key's own value where a field is named alike
     n_heads = whole(family.n_heads, names, "query heads", at_most=1 << 14, layer=number)
     n_kv_heads = whole(family.n_kv_heads, names, "key/value heads", at_most=1 << 14, layer=number)
     if n_heads % n_kv_heads:
@@ -166,8 +172,9 @@ def numbers(weights: Weights, family: Family, config: Mapping, number: int, pref
     head_dim = whole(family.head_dim, names, "head_dim", at_most=1 << 14, layer=number)
     names |= {"head_dim": head_dim}
     sizes = {}
-    for key in ("hidden_size", "value_dim", "kv_hidden", "out_hidden"):
-        names[key] = sizes[key] = whole(getattr(family, key), names, key, layer=number)
+    for key in ("hidden_size", "value_dim", "kv_hidden", "v_hidden", "out_hidden", "o_inputs"):
+        at_least = 0 if key == "o_inputs" else 1
+        names[key] = sizes[key] = whole(getattr(family, key), names, key, at_least, layer=number)
     width, rope = 0, family.rope if family.rope in ROPES else str(evaluate(family.rope, names))
     if rope != "none":
         # the rotary width is 2 * len(inv_freq) = 2 * ceil(int(w) / 2), not int(w): 16 * 0.334 rotates 6 channels, not 5
@@ -185,21 +192,24 @@ def projection_legs(layer: Layer, role: str, side: str) -> tuple[Leg, ...]:
     family, module = layer.family, layer.module(role)
     index, channel = layer.grids(role)
     if family.heads_axis:
+        heads = layer.n_heads if role in "qo" else layer.n_kv_heads
+        shape = (layer.beside(role), heads, layer.width(role))
+        layer.weights.require(layer.tensor(module), shape, f"{heads} {HEADS[role]} heads of {layer.width(role)}", "the head counts and head_dim")
         return _legs_by_head(layer, layer.tensor(module), 2, 1, role, side)
     if family.by_expert and role in "qo":
         return _legs_by_expert(layer, layer.tensor(module), 1 if role == "q" else 2, role, side)
     # a fused matrix holds every role that names the same module
     sharing = [r for r in "qkvo" if layer.module(r) == module]
     width = max(layer.grids(r)[0].last for r in sharing) + 1
-    width = max(width, _gate_width(layer, role))
-    inputs = {"q": layer.hidden_size, "o": layer.out_hidden}.get(role, layer.kv_hidden)
+    width = max(width, _gate_width(layer, role), layer.o_inputs if role == "o" else 0)
+    inputs = layer.beside(role)
     shape = (inputs, width) if role == "o" else (width, inputs)
     axis = 1 if role == "o" else 0
     named = f"{layer.n_heads if role in 'qo' else layer.n_kv_heads} {HEADS[role]} heads of {layer.width(role)}"
     lines = "columns" if (role == "o") != family.conv1d else "rows"
     what = f"{'the fused q, k and v' if len(sharing) > 1 else named} need {width:,} {lines}"
     tensor = layer.tensor(module)
-    layer.weights.require(tensor, shape[::-1] if family.conv1d else shape, what, "the head counts and head_dim")
+    layer.weights.require(tensor, (shape[::-1] if family.conv1d else shape) + family.trailing, what, "the head counts and head_dim")
     legs = [Leg(tensor, 1 - axis if family.conv1d else axis, index, channel, side, role)]
     bias = f"{module}.bias"
     # biases of q, k and v scale with their rows; the bias of the output projection does not

@@ -21,8 +21,10 @@ HOMOGENEOUS = {"relu": 1, "relu2": 2, "relu_squared": 2, "squared_relu": 2, "lap
 # names of a layer's one feed-forward block; any other (shared_expert, dense_mlp) is said in the site's name
 _USUAL = {"mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "experts", ""}
 _ROUTER = re.compile(r"(^|\.)(gate|\w*router\w*)\.")
-# what may lie beside the matrices: routers and the blocks that are found by themselves
-_BESIDE = re.compile(r"(bias$|gate|router|experts?|shared\w*|\w*gating|act\w*|e_score\w*|layer_?norm|balancing\w*)(\.|_|$)", re.I)
+# what may lie beside the matrices: an output bias, routers, the blocks that are found by themselves, a norm behind the block
+_BESIDE = re.compile(
+    r"(bias$|gate|router|experts?|shared\w*|\w*gating|act\w*|e_score\w*|layer_?norm|output\.LayerNorm|balancing\w*)(\.|_|$)", re.I
+)
 
 
 @dataclass(frozen=True)

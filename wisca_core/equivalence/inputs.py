@@ -25,6 +25,8 @@ TEXT, DECODER, PIXELS, SOUND = "text", "decoder text", "pixels", "sound"
 
 # Their step on the cache takes every id so far and cuts the past off itself.
 WHOLE_PROMPT = frozenset({"cpmant"})
+# Their decoder reads this many streams of tokens side by side, one row each.
+STREAMS = {"musicgen": "num_codebooks", "musicgen_melody": "num_codebooks"}
 # Their config lacks the number of layers that a cache is made with: run without one.
 WITHOUT_CACHE = frozenset({"blt"})
 # Towers that are run by themselves, by the method that gives their features.
@@ -99,6 +101,7 @@ def text_cases(model, seed: int) -> list[Case]:
             mask = draw.mask(side)
             ids = draw.ids(*mask.shape).masked_fill(~mask, draw.pad)
             made.append((f"padded on the {side}", {"input_ids": ids, "attention_mask": mask.to(torch.int64)}, mask))
+    made = [(name, inputs | needed_pixels(model, seed, len(inputs["input_ids"])), mask) for name, inputs, mask in made]
     if "decoder_input_ids" in names:
         return _with_decoder(made, draw, names)
     fixed = {"use_cache": False} if model.config.model_type in WITHOUT_CACHE else {}
@@ -109,15 +112,36 @@ def _with_decoder(made: list, draw: "Draw", names: Mapping) -> list[Case]:
     """The same encoder inputs, each with ids for the decoder; padded batches are padded on both halves where it can be."""
     out = []
     for i, (name, inputs, _) in enumerate(made):
-        rows = next(len(value) for value in inputs.values() if isinstance(value, torch.Tensor))
+        rows = _rows(inputs) * draw.streams
         if name.startswith("padded on the right") and "decoder_attention_mask" in names:
-            mask = draw.mask("right")[:rows]
+            mask = draw.mask("right").repeat_interleave(draw.streams, 0)[:rows]
             ids = draw.ids(*mask.shape).masked_fill(~mask, draw.pad)
             more = {"decoder_input_ids": ids, "decoder_attention_mask": mask.to(torch.int64)}
         else:
             mask, more = None, {"decoder_input_ids": draw.ids(rows, DECODER_LENGTHS[i % len(DECODER_LENGTHS)])}
         out.append(Case(name, inputs | more, more["decoder_input_ids"].shape, mask))
     return out
+
+
+def _rows(inputs: Mapping[str, Any]) -> int:
+    return next(len(value) for value in inputs.values() if isinstance(value, torch.Tensor))
+
+
+def needed_pixels(model, seed: int, rows: int) -> dict[str, Any]:
+    """Pixels for text that cannot be read without them; nothing where it can."""
+    names = parameters(model)
+    if "pixel_values" not in names or names["pixel_values"].default is not inspect.Parameter.empty:
+        return {}
+    config = features_of(model.config, "get_image_features")
+    _, _, inputs = sense_inputs(config, {"pixel_values": names["pixel_values"]}, seed)[0]
+    return {key: value[:1].expand(rows, *value.shape[1:]) for key, value in inputs.items()}
+
+
+def does_not_run(model, what: str, inputs: Mapping[str, Any], error: Exception) -> UnknownArchitecture:
+    return UnknownArchitecture(
+        f"{type(model).__name__} does not run on {what} ({', '.join(inputs)}): "
+        f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Its outputs cannot be compared."
+    )
 
 
 def sense_cases(model, seed: int) -> list[Case]:
@@ -140,7 +164,8 @@ def tower_cases(model, seed: int) -> list[Case]:
     for method in TOWERS:
         if hasattr(model, method):
             config = features_of(model.config, method)
-            out += [Case(f"{name} alone", inputs, method=method) for _, name, inputs in sense_inputs(config, parameters(model, method), seed)]
+            needed = [name for name, p in parameters(model, method).items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+            out += [Case(f"{name} alone", inputs, method=method) for _, name, inputs in sense_inputs(config, parameters(model, method), seed, needed)]
     return out
 
 
@@ -152,6 +177,7 @@ class Draw:
         config = language_config(model)
         self.allowed = plain_tokens(config, model.config)
         pad = getattr(config, "pad_token_id", None)
+        self.streams = getattr(config, STREAMS.get(model.config.model_type, ""), 1)
         self.pad = pad if isinstance(pad, int) and pad >= 0 else int(self.allowed[0])
 
     def ids(self, rows: int, length: int) -> torch.Tensor:
@@ -193,12 +219,19 @@ def cached_steps(model, seed: int, call: Callable[[dict[str, Any]], Any]) -> Ite
 
     Nothing where the model gives no cache back.
     """
-    draw = Draw(model, seed + 1)
-    prompt, rest = draw.ids(1, PREFILL), draw.ids(1, STEPS)
+    draw, rows = Draw(model, seed + 1), 1
     key, fixed = "input_ids", {}
-    if "decoder_input_ids" in parameters(model):
+    if "decoder_input_ids" in parameters(model):  # the encoder runs once
         key, first = "decoder_input_ids", (*text_cases(model, seed)[1:2], *sense_cases(model, seed)[:1])[0]
-        fixed = {name: value for name, value in first.inputs.items() if not name.startswith("decoder_")}
+        inputs = {name: value for name, value in first.inputs.items() if not name.startswith("decoder_")}
+        rows = _rows(inputs)
+        try:
+            fixed = {"encoder_outputs": model.get_encoder()(**inputs, return_dict=True)}
+        except Exception as error:
+            raise does_not_run(model, "its encoder alone", inputs, error) from error
+    else:
+        fixed = needed_pixels(model, seed, 1)
+    prompt, rest = draw.ids(rows * draw.streams, PREFILL), draw.ids(rows * draw.streams, STEPS)
     cache = None
     for step in range(STEPS + 1):
         ids = prompt if step == 0 else rest[:, step - 1 : step]
@@ -207,7 +240,4 @@ def cached_steps(model, seed: int, call: Callable[[dict[str, Any]], Any]) -> Ite
         cache = getattr(result, "past_key_values", None)
         if cache is None:
             return
-        encoded = getattr(result, "encoder_last_hidden_state", None)
-        if encoded is not None and "encoder_outputs" not in fixed:
-            fixed = {k: v for k, v in fixed.items() if k == "attention_mask"} | {"encoder_outputs": (encoded,)}
         yield "cached prefill" if step == 0 else f"cached step {step}", result, ids.shape

@@ -134,6 +134,11 @@ def randomise_(model: torch.nn.Module, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    convolutions = {
+        id(m.weight)
+        for m in model.modules()
+        if isinstance(m, torch.nn.modules.conv._ConvNd) and isinstance(getattr(m, "weight", None), torch.nn.Parameter)
+    }
     conv1d = {id(m.weight) for m in model.modules() if type(m).__name__ == "Conv1D"}  # stores [in, out]
 
     def normal(like: torch.Tensor) -> torch.Tensor:
@@ -148,12 +153,13 @@ def randomise_(model: torch.nn.Module, seed: int) -> None:
             parameter.copy_(normal(parameter))
         else:
             fan_in = parameter.shape[0] if id(parameter) in conv1d else parameter.shape[-1]
+            fan_in = parameter[0].numel() if id(parameter) in convolutions else fan_in
             parameter.copy_(WEIGHT_GAIN * fan_in**-0.5 * normal(parameter))
     saved = model.state_dict()
     for name, buffer in model.named_buffers():
         learned = name in saved and buffer.is_floating_point() and buffer.numel() > 1
         if learned and bool((buffer == buffer.reshape(-1)[0]).all()):  # a computed one (sine tables) is not constant
-            buffer.add_(GAIN_SPREAD * normal(buffer))
+            buffer.add_((GAIN_SPREAD * normal(buffer)).clamp(-0.8, 0.8))  # variances stay positive
 
 
 def load(folder: Path, *, dtype: torch.dtype = torch.float64, allow_extra: bool = False):

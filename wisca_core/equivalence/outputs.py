@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from wisca_core.equivalence.float64 import lifted
-from wisca_core.equivalence.inputs import Case, cached_steps, cases, has_cache, parameters
+from wisca_core.equivalence.inputs import TOWERS, Case, cached_steps, cases, does_not_run, has_cache, parameters
 from wisca_core.errors import UnknownArchitecture
 
 LOGITS, HIDDEN, FEATURES = "logits", "last hidden state", "features"
@@ -20,11 +20,14 @@ LOGITS, HIDDEN, FEATURES = "logits", "last hidden state", "features"
 @dataclass(frozen=True, eq=False)  # holds tensors: == would be ambiguous
 class Outputs:
     """``cases``: name -> (n positions, width), the model's dtype. ``kind``: "logits", or "last hidden state" where the
-    head gives none for every position. ``causal``: the logits at a position are of the next token."""
+    head gives none for every position, or "features" where there are no positions of text. ``causal``: the logits at a
+    position are of the next token. ``not_run``: towers beside the language part that do not run on the inputs known
+    here, with the reason; what is inside them is not compared."""
 
     kind: str
     cases: Mapping[str, torch.Tensor]
     causal: bool = False
+    not_run: tuple[str, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -92,13 +95,18 @@ def difference(reference: Outputs, other: Outputs) -> Difference:
 
 
 def _outputs(model, seed: int) -> Outputs:
-    kind, values = "", {}
+    kind, values, not_run = "", {}, []
     for case in cases(model, seed):
-        kind, values[case.name] = _per_position(model, case, kind, seed)
+        try:
+            kind, values[case.name] = _per_position(model, case, kind, seed)
+        except UnknownArchitecture as error:
+            if case.method not in TOWERS or not values:
+                raise
+            not_run.append(str(error))
     if has_cache(model):
         for name, result, shape in cached_steps(model, seed, lambda inputs: _forward(model, Case("", inputs), kind, seed)):
             values[name] = _pick(result, shape)[1].flatten(0, 1).clone()
-    return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS)
+    return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS, not_run=tuple(not_run))
 
 
 def is_causal(model) -> bool:
@@ -118,10 +126,7 @@ def _forward(model, case: Case, kind: str, seed: int = 0):
             torch.manual_seed(seed)
             return getattr(model, case.method)(**inputs) if case.method != "forward" else model(**inputs)
     except Exception as error:
-        raise UnknownArchitecture(
-            f"{type(model).__name__} does not run on {case.name or 'a step on its cache'} ({', '.join(case.inputs)}): "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Its outputs cannot be compared."
-        ) from error
+        raise does_not_run(model, case.name or "a step on its cache", case.inputs, error) from error
 
 
 def _per_position(model, case: Case, kind: str, seed: int = 0) -> tuple[str, torch.Tensor]:

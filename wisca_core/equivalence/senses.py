@@ -1,15 +1,140 @@
-"""Random pixels and sound for the towers that take them, sized by their configs."""
+"""Random pixels and sound for the models and towers that take them, sized by their configs.
 
-from collections.abc import Mapping
+What a function takes is read from its parameters; a few types have a form of their own (:data:`FORMS`). Two images (or
+sounds) a batch; a second size where the model can place it. Not covered: videos beside images, point and box prompts.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 PIXELS, SOUND = "pixels", "sound"
+GRIDS = ("image_grid_thw", "grid_thw", "image_grid_hw")
+FIXED_SIZE = frozenset({"aimv2_vision_model", "hiera"})  # their parameter for a larger picture is not used
+FRAMES = 40  # of sound, where the config leaves the length open
+RAW_SAMPLES = 3200  # of sound before its convolutions: nine or ten positions after those of wav2vec2
+
+Inputs = dict[str, Any]
 
 
-def sense_inputs(config: Any, names: Mapping[str, Any], seed: int) -> list[tuple[str, str, dict[str, Any]]]:
-    """(kind, name, inputs) for a function with parameters ``names``; nothing where it takes neither pixels nor sound."""
+def sense_inputs(config: Any, names: Mapping[str, Any], seed: int, needed: Sequence[str] = ()) -> list[tuple[str, str, Inputs]]:
+    """(kind, name, inputs) for a function with parameters ``names``, of which ``needed`` have no default; nothing where it
+    takes neither pixels nor sound."""
+    draw = _Draw(seed)
+    form = FORMS.get(getattr(config, "model_type", ""))
+    if form is not None:
+        return form(config, names, draw)
+    if any(name in names for name in ("pixel_values", "pixel_values_videos")) or _grid_key(names):
+        return [(PIXELS, name, inputs) for name, inputs in _pixels(config, names, draw)]
+    if "input_features" in names:
+        made = _features(config, names, draw)
+        if "input_features_mask" in needed:
+            made = [(name, one | {"input_features_mask": torch.ones(2, one["input_features"].shape[-1], dtype=torch.int64)}) for name, one in made]
+        return [(SOUND, name, inputs) for name, inputs in made]
+    if "input_values" in names:
+        return [(SOUND, name, inputs) for name, inputs in _samples(config, names, draw)]
     return []
 
 
 def features_of(config: Any, method: str) -> Any:
-    return config
+    """The config of the tower that gives these features."""
+    keys = ("audio_config", "encoder_config") if "audio" in method else ("vision_config", "vq_config", "encoder_config")
+    return next((getattr(config, key) for key in keys if hasattr(getattr(config, key, None), "to_dict")), config)
+
+
+class _Draw:
+    def __init__(self, seed: int):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int) -> torch.Tensor:
+        """Standard normal float64, rounded to float32: what a processor gives."""
+        return torch.randn(shape, generator=self.generator, dtype=torch.float32).double()
+
+
+def _of(config: Any, *names: str, default: Any = None) -> Any:
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), default)
+
+
+def _side(value: Any, default: int) -> tuple[int, int]:
+    """(height, width) of a size that may be one number, two of them or a dictionary."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return (value[0], value[-1]) if value else (default, default)
+    return (value or default,) * 2
+
+
+def _grid_key(names: Mapping[str, Any]) -> str | None:
+    return next((key for key in GRIDS if key in names), None)
+
+
+def _pixels(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, Inputs]]:
+    channels = _of(config, "num_channels", "in_channels", "in_chans", default=3)
+    channels = channels if isinstance(channels, int) else 3
+    patch = _side(_of(config, "patch_size", "spatial_patch_size"), 4)[0]
+    grid = _grid_key(names)
+    if grid is not None:  # patches in a row, and how many a picture has of them
+        key = next((key for key in ("pixel_values", "hidden_states") if key in names), "pixel_values")
+        width = channels * _side(_of(config, "temporal_patch_size"), 1)[0] * patch**2
+        made = [(1, 4, 4), (1, 2, 6)]
+        return [
+            ("two pictures", {key: draw(sum(math.prod(one) for one in made), width), grid: torch.tensor([one[-len(made[0]) :] for one in made])})
+        ]
+    height, width = _side(_of(config, "image_size", "input_size"), 16)
+    if "spatial_shapes" in names:
+        n = (height // patch) * (width // patch)
+        mask = torch.ones(2, n, dtype=torch.int64)
+        mask[1, 6:] = 0
+        return [("two pictures", {"pixel_values": draw(2, n, channels * patch**2), "pixel_attention_mask": mask,
+                                  "spatial_shapes": torch.tensor([[height // patch, width // patch], [2, 3]])})]  # fmt: skip
+    frames = _of(config, "num_frames", "frames_per_clip") if "input_ids" not in names else None
+    key = "pixel_values" if "pixel_values" in names else "pixel_values_videos"
+    before = (1, frames) if frames else (2,)
+    made = [("pictures", {key: draw(*before, channels, height, width)})]
+    if "interpolate_pos_encoding" in names and not frames and config.model_type not in FIXED_SIZE:
+        made.append(("larger pictures", {key: draw(1, channels, height + patch, width + 2 * patch), "interpolate_pos_encoding": True}))
+    if "image_sizes" in names:
+        made = [(name, inputs | {"image_sizes": torch.tensor([[height, width]] * 2)}) for name, inputs in made]
+    return made
+
+
+def _features(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, Inputs]]:
+    """Spectrograms: (rows, mels, frames) where positions are fixed, else (rows, frames, features)."""
+    mels = _of(config, "num_mel_bins", "feature_size", "n_mel_bins", default=8)
+    fixed = _of(config, "max_source_positions")
+    if fixed is not None and _of(config, "input_feat_per_channel", "feature_projection_input_dim") is None:
+        return [("sound", {"input_features": draw(2, mels, 2 * fixed)})]
+    width = _of(config, "feature_projection_input_dim", "input_feat_per_channel", "input_dim", default=mels)
+    made = [("sound", {"input_features": draw(2, FRAMES, width)})]
+    if "attention_mask" in names:
+        mask = torch.ones(2, FRAMES, dtype=torch.int64)
+        mask[1, FRAMES // 2 :] = 0
+        made.append(("padded sound", {"input_features": draw(2, FRAMES, width), "attention_mask": mask}))
+    return made
+
+
+def _samples(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, Inputs]]:
+    made = [("sound", {"input_values": draw(2, RAW_SAMPLES)})]
+    if "attention_mask" in names:
+        mask = torch.ones(2, RAW_SAMPLES, dtype=torch.int64)
+        mask[1, RAW_SAMPLES // 2 :] = 0
+        made.append(("padded sound", {"input_values": draw(2, RAW_SAMPLES), "attention_mask": mask}))
+    return made
+
+
+def _spectrogram(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
+    return [(SOUND, "sound", {"input_values": draw(2, config.max_length, config.num_mel_bins)})]
+
+
+def _clap(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
+    """A spectrogram that folds into a square picture."""
+    length = config.spec_size**2 // config.num_mel_bins
+    return [(SOUND, "sound", {"input_features": draw(2, 1, length, config.num_mel_bins), "is_longer": torch.zeros(2, 1, dtype=torch.bool)})]
+
+
+FORMS: dict[str, Callable[[Any, Mapping[str, Any], _Draw], list[tuple[str, str, Inputs]]]] = {
+    "audio-spectrogram-transformer": _spectrogram,
+    "clap_audio_model": _clap,
+}

@@ -78,7 +78,7 @@ class Sizes:
 def first(full: Mapping[str, Any], role: str) -> Any:
     """The value of the first key with that role, in nested dictionaries too (mpt's attn_config); None if absent."""
     for key, value in full.items():
-        if ROLES.get(key) == role and value is not None:
+        if ROLES.get(key) == role and value is not None and not (isinstance(value, list) and role in ("layers", "hidden")):
             return value
     for key, value in full.items():
         if isinstance(value, dict) and key not in (*ROPE, BY_LAYER) and (found := first(value, role)) is not None:
@@ -170,6 +170,11 @@ def _small_heads(pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tupl
             raise ConfigMismatch(
                 f"config.json has {heads} query heads on {kv_heads} key/value heads, which do not divide."
             )
+    if len(pairs) > 1 and len({heads for heads, _ in pairs}) == 1:  # one count of query heads for all layers
+        between = sorted({kv for heads, kv in pairs if 1 < kv < heads})
+        most = 2 ** (1 + max(1, len(between)))
+        new = {1: 1, pairs[0][0]: most} | {kv: min(2 ** (1 + rank), most // 2) for rank, kv in enumerate(between)}
+        return {(q, kv): (most, new[kv]) for q, kv in pairs}
     if len(pairs) > 1:
         ratio, kv = _ranked(heads // kv for heads, kv in pairs), _ranked(kv for _, kv in pairs)
         return {(q, k): (ratio[q // k] * kv[k], kv[k]) for q, k in pairs}
@@ -222,7 +227,7 @@ def is_by_layer(key: str, value: Any, n_layers: int) -> bool:
         isinstance(value, list)
         and len(value) == n_layers
         and key not in ROPE + PER_ROTARY_PAIR
-        and ROLES.get(key) not in ("layer_indices", "pattern", "image", "patch")
+        and ROLES.get(key) not in ("layer_indices", "pattern", "image", "patch", "widths")
         and not key.endswith(("_token_id", "architectures"))
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from wisca_core.architecture.expressions import evaluate
 from wisca_core.equivalence.sizes import (
     BY_LAYER,
+    MIN_LAYERS,
     PER_ROTARY_PAIR,
     ROLES,
     ROPE,
@@ -35,6 +36,8 @@ ORIGINAL_POSITIONS = 16  # between the lengths tried: rope scalings that change 
 # Older spellings that transformers folds into rope_parameters.
 ROPE_SPELLINGS = ROPE + ("rope_theta", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "rope_local_base_freq")
 
+ROTARY_SECTIONS = ("mrope_section", "xdrope_section")  # of the rotary pairs: they add up to all of them
+
 # Values that name a precision or training, never a function.
 FIXED: dict[str, Any] = {
     "reorder_and_upcast_attn": False,
@@ -47,8 +50,9 @@ DROPPED = frozenset(
     """auto_map quantization_config compression_config attn_implementation experts_implementation dtype torch_dtype
     id2label label2id num_labels task_specific_params transformers_version output_attentions output_hidden_states
     return_dict use_return_dict torchscript name_or_path suppress_tokens begin_suppress_tokens bad_words_ids
-    tokenizer_class""".split()
+    tokenizer_class out_features out_indices stage_names""".split()
 )
+SWITCHES = ("square", "of_a_kind", "stages")  # in a row of the table: no keys of a config
 # The part that reads and writes text, where a config holds several; the others feed it.
 LANGUAGE = ("text_config", "decoder", "decoder_config", "language_config", "llm_config", "thinker_config", "vlm_config")
 # Keys that name tokens: their values must lie in the small vocabulary and stay different.
@@ -190,7 +194,7 @@ def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_
     ``text_hidden``: the new width of the language part that it feeds.
     """
     inside = {key: getattr(made, key, None) for key, value in full.items() if isinstance(value, dict)}
-    towers = {key: tower for key, tower in inside.items() if hasattr(tower, "attribute_map") and has_sizes(full[key])}
+    towers = {key: tower for key, tower in inside.items() if hasattr(tower, "attribute_map") and (has_sizes(full[key]) or "stages" in TABLE.rows.get(tower.model_type, ()))}
     sizes, small_towers = _own_sizes(made, full, cleaned, set(towers), text_hidden), {}
     for key in sorted(towers, key=lambda key: key not in LANGUAGE):
         spelled = cleaned.get(key)
@@ -235,7 +239,9 @@ def _own_sizes(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], t
     """The sizes of this tower itself; None where it only holds others."""
     own = {key: value for key, value in full.items() if key not in towers}
     n_layers = first(own, "layers") or getattr(made, "num_hidden_layers", None)
-    if not n_layers or first(own, "hidden") is None:
+    if TABLE.rows.get(made.model_type, {}).get("stages"):
+        own, n_layers = {"hidden_size": 32}, MIN_LAYERS  # widths and heads by stage: the type's row names them all
+    elif not n_layers or first(own, "hidden") is None:
         return None
     keys = [key for key in own if ROLES.get(key) == "head_dim" and isinstance(own[key], int)]
     own_head_dim = not keys or _is_own(type(made), keys[0], own[keys[0]])
@@ -265,7 +271,7 @@ def _apply_row(out: dict[str, Any], model_type: str, full: Mapping[str, Any], al
     canonical = {aliases.get(key, key): key for key in out}
     names = {**full, **{name: out[key] for name, key in canonical.items()}, "old": full}
     for path, value in TABLE.rows.get(model_type, {}).items():
-        if path in ("square", "of_a_kind"):
+        if path in SWITCHES:
             continue
         *above, key = path.split(".")
         place = out
@@ -328,9 +334,14 @@ def _shrunk(key: str, value: Any, sizes: Sizes) -> Any:
         return [_shrunk(key, value[layer], sizes) for layer in sizes.layers]
     if isinstance(value, dict):
         return {inner: _shrunk(inner, v, sizes) for inner, v in value.items()}
+    if key in ROTARY_SECTIONS and isinstance(value, list):
+        pairs, n = sizes.rotary_width // 2, len(value)
+        return [pairs // n + (i < pairs % n) for i in range(n)]
+    if key == "vocabulary_map" and isinstance(value, dict):
+        return {name: i for i, name in enumerate(sorted(value, key=lambda name: (len(name), name))[: VOCAB_SIZE // 4], 3)}
     if key in PER_ROTARY_PAIR and isinstance(value, list) and value:
         return [value[i % len(value)] for i in range(sizes.rotary_width // 2)]
-    if role in ("image", "patch") and isinstance(value, list):
+    if role in ("image", "patch", "widths") and isinstance(value, list):
         return [_shrunk(key, v, sizes) for v in value]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
