@@ -52,6 +52,8 @@ class Checkpoint:
     ``tensors`` are sorted by (file, offset). ``aliases`` are (name, name of the tensor that owns the storage), torch
     files only; an alias is not in ``tensors``. ``stamps`` are (size in bytes, mtime_ns) of each of ``weight_files``
     when it was looked at. ``remarks`` are sentences for the person: what was skipped or passed over.
+
+    A LoRA adapter is a checkpoint of its own: ``adapter_json`` is then the raw text of its adapter_config.json.
     """
 
     path: Path  # real path of the folder
@@ -64,11 +66,17 @@ class Checkpoint:
     aliases: tuple[tuple[str, str], ...] = ()
     stamps: tuple[tuple[int, int], ...] = ()
     remarks: tuple[str, ...] = ()
+    adapter_json: str = ""
 
     @property
     def config(self) -> dict:
         """config.json parsed, a fresh dict each time; empty where there is none."""
         return json.loads(self.config_json) if self.config_json else {}
+
+    @property
+    def adapter(self) -> dict:
+        """adapter_config.json parsed, a fresh dict each time; empty where this is no adapter."""
+        return json.loads(self.adapter_json) if self.adapter_json else {}
 
     @cached_property
     def by_name(self) -> Mapping[str, TensorInfo]:

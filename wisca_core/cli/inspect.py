@@ -18,7 +18,7 @@ from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import NORMS
 from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
+from wisca_core.plan.options import Options, default_pairs
 from wisca_core.spreadsheet import csv_bytes
 
 N_WORST = 10
@@ -52,7 +52,7 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
         return 1
     with bar() as progress:
         patterns = measured(checkpoint, sites, progress)
-    groups = decide(patterns, Options()).groups(norm)
+    groups = decide(patterns, Options(default_pairs(sites))).groups(norm)
     if csv:
         _write_csv(csv, groups[list(CSV_COLUMNS)])
     pairs, layers, worst = summaries(groups, norm), layer_ratios(groups, norm), furthest(groups, N_WORST)
@@ -109,14 +109,18 @@ def _say_layers(layers: pd.DataFrame) -> None:
 
 def _say_worst(worst: pd.DataFrame) -> None:
     if not len(worst):
-        say("Every KV group is at the median of its pair.\n")
+        say("Every group is at the median of its pair.\n")
         return
-    say("KV groups furthest from the median of their pair:")
+    adapted = (worst["pair"] == "lora").all()
+    say(f"{'Adapted layers' if adapted else 'KV groups'} furthest from the median of their pair:")
     rows = []
     for w in worst.itertuples(index=False):
         away = f"{times(2 ** abs(w.log2_away))} to the {SIDES[w.pair][0 if w.log2_away > 0 else 1]}"
-        rows.append((w.name, str(w.group), side(w.pair, w.log2_ratio), away))
-    table(("pair", "KV group", "ratio", "away from the median"), rows, numbers=(1,))
+        rows.append((w.name, *(() if adapted else (str(w.group),)), side(w.pair, w.log2_ratio), away))
+    if adapted:
+        table(("pair", "ratio", "away from the median"), rows)
+    else:
+        table(("pair", "KV group", "ratio", "away from the median"), rows, numbers=(1,))
 
 
 def _say_left(sites: Sites, remarks: list[str]) -> None:

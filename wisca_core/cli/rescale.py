@@ -1,11 +1,11 @@
 """``wisca rescale``: decide, show, prove, write, check, in that order; what stops it leaves nothing behind."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from wisca_core.architecture.find import find_sites
-from wisca_core.architecture.site import Sites
+from wisca_core.architecture.site import SiteKey, Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.cli import models
 from wisca_core.cli.inspect import side
@@ -30,7 +30,7 @@ from wisca_core.patterns.summary import SIDES, PairSummary, sentence, summaries
 from wisca_core.patterns.table import Patterns
 from wisca_core.plan import plan as plans
 from wisca_core.plan.decide import Decision, decide
-from wisca_core.plan.options import Options, parse_layers, parse_pairs
+from wisca_core.plan.options import Options, default_pairs, parse_layers, parse_pairs
 from wisca_core.plan.plan import Plan
 
 
@@ -92,6 +92,8 @@ def run(
     if out:
         refuse_place(checkpoint, out)
     sites = find_sites(checkpoint)
+    if asked.pairs is None:
+        options = replace(options, pairs=default_pairs(sites))
     if saved is None:
         options.check_against(sites)
     with bar() as progress:
@@ -244,12 +246,13 @@ def _say_plan(
         medians = _median(s.heavier, s.ratio, pair), _median(s.heavier_after, s.ratio_after, pair)
         within = f"{s.within_2x:,} of {s.n_cells:,}", f"{s.within_2x_after:,} of {s.n_cells:,}"
         rows.append((" / ".join(SIDES[pair]), *medians, *within))
-    table(("pair", "median layer before", "after", "KV groups within 2× before", "after"), rows)
+    counted = "adapted layers" if set(pairs) == {"lora"} else "KV groups"
+    table(("pair", "median layer before", "after", f"{counted} within 2× before", "after"), rows)
     factors = [f for s in plan.sites for f in s.factors if f != 1]
     n_pairs, n_factors = models.plural(len(sites.sites), "pair"), models.plural(len(factors), "factor")
     say(
         f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {min(factors):.4g} to {max(factors):.4g} on the "
-        "query and value sides, the inverse on the others"
+        f"{_left_sides(plan)}"
     )
     for line in _effects(decision):
         say(f"  {line}")
@@ -264,6 +267,13 @@ def _say_plan(
 
 def _median(heavier: str, ratio: float, pair: str) -> str:
     return side(pair, math.log2(ratio) * (1 if heavier == SIDES[pair][0] else -1)) if heavier else "level"
+
+
+def _left_sides(plan: Plan) -> str:
+    pairs = {SiteKey.parse(s.site).pair for s in plan.sites}
+    words = {"qk": "query", "vo": "value", "lora": "A"}
+    sides = [word for pair, word in words.items() if pair in pairs]
+    return f"{' and '.join(sides)} side{'' if len(sides) == 1 else 's'}, the inverse on the other{'' if len(sides) == 1 else 's'}"
 
 
 def _effects(decision: Decision) -> list[str]:

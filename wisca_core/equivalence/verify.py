@@ -109,9 +109,12 @@ def _different(reasons: list[str], before: Checkpoint, n_changed: int, sites: Si
 
 # keys of config.json that say nothing about the function
 _NAMES = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "auto_map")
+_ADAPTER_NAMES = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "auto_mapping")
 
 
 def _function_config(checkpoint: Checkpoint) -> dict:
+    if checkpoint.adapter_json:
+        return {key: value for key, value in checkpoint.adapter.items() if key not in _ADAPTER_NAMES}
     return {key: value for key, value in checkpoint.config.items() if key not in _NAMES}
 
 

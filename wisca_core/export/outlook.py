@@ -44,11 +44,15 @@ def outlook(checkpoint: Checkpoint) -> Outlook:
         base = name.rsplit("/", 1)[-1]
         if name in checkpoint.weight_files:
             continue
+        adapter = base in ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
         if base == REPORT:
             left_out.append((name, "the report of an earlier rescale; a new one is written"))
-        elif name not in indexes and _WEIGHTS.search(base) and not _HARMLESS.match(base) and not name.startswith(modules):
+        elif adapter and not checkpoint.adapter_json:
+            left_out.append((name, "a LoRA adapter of the old weights, which does not fit the new ones; rescale it with its base (--adapter)"))
+        elif not (adapter and "/" in name) and name not in indexes and _WEIGHTS.search(base) and not _HARMLESS.match(base) and not name.startswith(modules):
             optimiser = "optim" in base.lower() or base.startswith(("zero_pp", "bf16_zero", "mp_rank"))
-            left_out.append((name, "optimiser state, which does not fit the new weights" if optimiser else "another copy of weights, which would still be the old ones"))
+            left_out.append((name, "optimiser state, which does not fit the new weights" if optimiser else
+                             "weights that are not this adapter's" if checkpoint.adapter_json else "another copy of weights, which would still be the old ones"))
         else:
             try:
                 n_bytes += locate(checkpoint.path, name).stat().st_size
