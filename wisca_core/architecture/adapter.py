@@ -16,7 +16,7 @@ from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey, Site
 from wisca_core.checkpoint import RESCALABLE, Checkpoint
 from wisca_core.checkpoint.untrusted import shown
 
-_ROOT = "base_model.model."
+ROOT = "base_model.model."
 _PART = re.compile(r"(.+)\.(?:lora_(A|B)\.(weight|bias)|lora_(magnitude_vector)(?:\.weight)?|lora_(embedding_[AB]))")
 _ANY_PART = re.compile(r"\.lora_|_lora\.|\.(?:hada|lokr|oft|ia3|vera|boft|hra)_")
 
@@ -92,7 +92,7 @@ def adapted(checkpoint: Checkpoint) -> tuple[Adapted, ...]:
     shared = {*owners, *owners.values()}
     found: dict[str, Adapted] = {}
     for name in (*checkpoint.by_name, *owners):
-        match = _PART.fullmatch(name.removeprefix(_ROOT))
+        match = _PART.fullmatch(name.removeprefix(ROOT))
         if not match:
             continue
         module, part, kind, magnitude, embedding = match.groups()

@@ -76,7 +76,7 @@ def _prove(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None, progre
     worst, where, alive = _products(checkpoint, sites, progress)
     n = len(sites.sites)
     what = f"{PRODUCT} of {'the one module' if n == 1 else f'all {n} modules'} at its own shape, on {N_INPUTS} random inputs"
-    cases = tuple(site.name for site in sites.sites)
+    cases = tuple(f"product of {name}" for name in sorted({site.key.module for site in sites.sites}))
     not_checked: tuple[str, ...] = ("the adapter on its base model, which was not given",)
     if base is not None:
         moved, place, living, small, more = on_miniature(checkpoint, base, progress)
