@@ -52,11 +52,8 @@ def follow(base: Checkpoint, sites: Sites, scaling: Mapping[str, Scaling], adapt
     _refuse_kind(adapter)
     out: dict[str, Scaling] = {}
     with Reader(base) as of_base, Reader(adapter) as of_adapter:
-        for one in fitted(base, sites, set(scaling), adapter):
-            factors = scaling.get(one.weight)
-            if factors is None:
-                continue
-            parts = one.adapted
+        for one in fitted(base, sites, scaling, adapter):
+            factors, parts = scaling[one.weight], one.adapted
             rows, columns = factors.along.get(one.out_axis), factors.along.get(1 - one.out_axis)
             if rows is not None:
                 out[parts.b] = Scaling({0: rows})
@@ -72,7 +69,7 @@ def follow(base: Checkpoint, sites: Sites, scaling: Mapping[str, Scaling], adapt
     return out | _copies(base, scaling, adapter)
 
 
-def fitted(base: Checkpoint, sites: Sites, changed: set[str], adapter: Checkpoint) -> tuple[Fitted, ...]:
+def fitted(base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapter: Checkpoint) -> tuple[Fitted, ...]:
     """Every adapted layer with its matrix of the base, checked by name and shape; only those in ``changed`` need a rule."""
     out_axis = _output_axes(sites)
     found = []
@@ -83,7 +80,7 @@ def fitted(base: Checkpoint, sites: Sites, changed: set[str], adapter: Checkpoin
         if one.unknown:
             raise UnsupportedCheckpoint(f"{one.module} of the adapter {adapter.path} cannot follow its base: {one.unknown}.")
         axis = out_axis.get(name)
-        if axis is None:
+        if axis is None or any(isinstance(key, tuple) for key in changed[name].along):
             raise UnsupportedCheckpoint(f"{name} is rescaled in a way that an adapter on it has no rule for; leave its pair out (--exclude).")
         weight, a, b = base.by_name[name].shape, adapter.by_name[one.a].shape, adapter.by_name[one.b].shape
         if len(weight) != 2 or (weight[axis], weight[1 - axis]) != (b[0], a[1]):

@@ -65,7 +65,7 @@ def adapter_sites(checkpoint: Checkpoint) -> Sites:
             refusals.append(Refusal(str(key), one.unknown))
         else:
             sites.append(_site(key, one, checkpoint))
-    order = sorted(range(len(sites)), key=lambda i: (sites[i].key.stack, sites[i].key.layer, sites[i].key.module))
+    order = sorted(range(len(sites)), key=lambda i: (sites[i].key.stack, sites[i].key.layer, sites[i].key.part))
     return Sites(kind, kind, None, tuple(sites[i] for i in order), tuple(refusals), tuple(_remarks(checkpoint, modules)))
 
 
@@ -150,7 +150,7 @@ def _site(key: SiteKey, one: Adapted, checkpoint: Checkpoint) -> Site:
 
 
 def _keys(modules: list[str]) -> dict[str, SiteKey]:
-    """Names of the sites: decoder.3.self_attn.q_proj.lora; where two would be equal, the stack is the whole path."""
+    """Names of the sites: decoder.3.none.lora:self_attn.q_proj; where two would be equal, the stack is the whole path."""
     keys = {module: _key(module) for module in modules}
     count = Counter(map(str, keys.values()))
     out = {m: _key(m, whole=True) if count[str(key)] > 1 else key for m, key in keys.items()}
@@ -158,21 +158,21 @@ def _keys(modules: list[str]) -> dict[str, SiteKey]:
     for module, key in out.items():  # names that differ only in signs a site name does not hold
         taken[str(key)] += 1
         if taken[str(key)] > 1:
-            out[module] = replace(key, module=f"{key.module}_{taken[str(key)]}")
+            out[module] = replace(key, part=f"{key.part}_{taken[str(key)]}")
     return out
 
 
 def _key(module: str, whole: bool = False) -> SiteKey:
     match = re.search(r"(?:^|\.)(\d{1,6})\.", module)
     if not match:
-        return SiteKey("outside", 0, "none", "lora", module=_word(module))
+        return SiteKey("outside", 0, "none", "lora", part=_word(module))
     before = module[: match.start()]
     stack = next((part for part in before.split(".") if part in ("encoder", "decoder")), "decoder")
-    return SiteKey(_word(before, "_") if whole else stack, int(match[1]), "none", "lora", module=_word(module[match.end() :]))
+    return SiteKey(re.sub(r"\W", "_", before) if whole and before else stack, int(match[1]), "none", "lora", part=_word(module[match.end() :]))
 
 
-def _word(text: str, dot: str = ".") -> str:
-    return dot.join(re.sub(r"\W", "_", part) or "_" for part in text.split("."))
+def _word(text: str) -> str:
+    return ".".join(re.sub(r"[^\w-]", "_", part) or "_" for part in text.split("."))
 
 
 def _remarks(checkpoint: Checkpoint, modules: tuple[Adapted, ...]) -> list[str]:

@@ -57,11 +57,12 @@ def cached_adapter_proof(checkpoint: Checkpoint, sites: Sites, base: Checkpoint 
 def _path(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None) -> Path:
     shapes = {t.name: t.shape for t in checkpoint.tensors}
     layout = [(site.name, [(leg.tensor, leg.axis, leg.side, shapes[leg.tensor]) for leg in site.legs]) for site in sites.sites]
-    key = json.dumps(["adapter", checkpoint.adapter, layout, base.config if base else None, versions(), _peft_version()], sort_keys=True)
+    key = json.dumps(["adapter", checkpoint.adapter, layout, base.config if base else None, versions(), peft_version()], sort_keys=True)
     return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
 
 
-def _peft_version() -> str:
+def peft_version() -> str:
+    """Of the installed peft, "" where there is none."""
     from importlib import metadata
 
     try:
@@ -76,7 +77,7 @@ def _prove(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None, progre
     worst, where, alive = _products(checkpoint, sites, progress)
     n = len(sites.sites)
     what = f"{PRODUCT} of {'the one module' if n == 1 else f'all {n} modules'} at its own shape, on {N_INPUTS} random inputs"
-    cases = tuple(f"product of {name}" for name in sorted({site.key.module for site in sites.sites}))
+    cases = tuple(f"product of {name}" for name in sorted({site.key.part for site in sites.sites}))
     not_checked: tuple[str, ...] = ("the adapter on its base model, which was not given",)
     if base is not None:
         moved, place, living, small, more = on_miniature(checkpoint, base, progress)

@@ -139,7 +139,7 @@ def _key(one: Adapter, whole_path: bool) -> SiteKey:
     """default.3.self_attn_q_proj.lora: adapter, layer, linear layer."""
     layer = re.search(r"\.(\d+)\.", one.module + ".")
     inside = one.module if whole_path or not layer else one.module[layer.end() :]
-    return SiteKey(_word(one.adapter), int(layer[1]) if layer else 0, "none", "lora", module=_word(inside))
+    return SiteKey(_word(one.adapter), int(layer[1]) if layer else 0, _word(inside), "lora")
 
 
 def _word(text: str) -> str:
