@@ -303,7 +303,7 @@ def test_a_config_may_be_missing_and_is_otherwise_kept_as_written(tmp_path):
     [
         ([], UnreadableInput, "looked for model.safetensors.*it is empty"),
         (["notes.txt", "a.csv"], UnreadableInput, "no model weights: looked for .*; it has a.csv, notes.txt"),
-        (["adapter_config.json", "adapter_model.safetensors"], UnsupportedCheckpoint, "LoRA adapter.*base model"),
+        (["adapter_model.safetensors"], UnreadableInput, "an adapter without adapter_config.json"),
         (["model-Q4.gguf"], UnsupportedCheckpoint, "GGUF"),
         (["events.out.tfevents.1.host"], UnreadableInput, "TensorBoard logs"),
         (
@@ -329,7 +329,7 @@ def test_a_folder_without_weights_is_named_for_what_it_is(tmp_path, names, error
     ("name", "error", "message"),
     [
         ("model.gguf", UnsupportedCheckpoint, "GGUF"),
-        ("adapter_model.safetensors", UnsupportedCheckpoint, "LoRA adapter"),
+        ("adapter_model.safetensors", UnreadableInput, "an adapter without adapter_config.json"),
         (ONE, UnreadableInput, "one shard of several.*Give the folder"),
         ("config.json", UnreadableInput, "not a weight file"),
     ],

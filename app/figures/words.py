@@ -92,6 +92,11 @@ def place(layer: int | str, unit: str, group: int | str) -> str:
     return f"layer {layer}" if unit == "layer" else f"layer {layer}, {unit} {group}"
 
 
+def lane(layer: int | str, name: str) -> str:
+    """The same for one of several adapted layers of a layer: "layer 17, self_attn.q_proj"."""
+    return f"layer {layer}, {name}"
+
+
 def plural(n: int, one: str, many: str = "") -> str:
     """ "1 head", "2 heads"."""
     return f"{count(n)} {one if n == 1 else many or one + 's'}"
@@ -158,4 +163,4 @@ def markdown_text(text: str) -> str:
 
 def coloured(role: str) -> str:
     """The role's word in its colour, for a caption: ":blue[query]"."""
-    return f":{MARKDOWN_COLOURS[role]}[{ROLES[role]}]"
+    return f":{MARKDOWN_COLOURS[role]}[{ROLES[role]}]" if role in MARKDOWN_COLOURS else f"**{ROLES[role]}**"

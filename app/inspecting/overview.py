@@ -11,6 +11,7 @@ from wisca_core.patterns.summary import SIDES, PairSummary, sentence, times
 from wisca_core.plan.options import Options
 
 _GRANULARITIES = {"tensor": "one factor a matrix", "group": "one factor a KV group", "channel": "one factor a channel"}
+_COUNTED = {"lora": "Adapted parts"}
 
 
 def facts(model: Opened) -> str:
@@ -24,7 +25,7 @@ def facts(model: Opened) -> str:
     parts.append(" and ".join(words.DTYPES[d] for d in dtypes))
     refused = sum(r.what != "model" for r in sites.refusals)
     found = f"{words.plural(len(sites.sites), 'pair')} found, {words.count(refused) if refused else 'none'} refused"
-    return ", ".join(filter(None, parts)) + (f". {found}." if a is not None else ".")
+    return ", ".join(filter(None, parts)) + (f". {found}." if sites.sites or a is not None else ".")
 
 
 def draw(shown: Shown) -> None:
@@ -82,7 +83,7 @@ def metrics(shown: Shown) -> None:
             "Within 2× of balance",
             f"{words.count(s.within_2x)} of {words.count(s.n_cells)}",
             width=140,
-            help=f"KV groups of {words.PAIR_LABELS[s.pair]}, before. After: {words.count(s.within_2x_after)}.",
+            help=f"{_COUNTED.get(shown.pair, 'KV groups')} of {words.PAIR_LABELS[s.pair]}, before. After: {words.count(s.within_2x_after)}.",
         )
 
 

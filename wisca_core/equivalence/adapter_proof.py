@@ -56,7 +56,7 @@ def cached_adapter_proof(checkpoint: Checkpoint, sites: Sites, base: Checkpoint 
 
 def _path(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None) -> Path:
     shapes = {t.name: t.shape for t in checkpoint.tensors}
-    layout = [(site.name, [(leg.tensor, leg.axis, leg.side, shapes[leg.tensor]) for leg in site.legs]) for site in sites.sites]
+    layout = [(repr(site), [shapes[leg.tensor] for leg in site.legs]) for site in sites.sites]
     key = json.dumps(["adapter", checkpoint.adapter, layout, base.config if base else None, versions(), peft_version()], sort_keys=True)
     return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
 
