@@ -59,6 +59,7 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
 
 def _planned(arguments: dict, progress: Progress):
     checkpoint = open_checkpoint(arguments["model"], progress=progress)
+    checkpoint.check_rescalable()
     sites = find_sites(checkpoint)
     plan = load_plan(Path(arguments["plan"]))
     decision_of(plan, measured(checkpoint, sites, progress))  # raises PlanMismatch where the weights are not those it was made for

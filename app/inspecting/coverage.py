@@ -73,7 +73,7 @@ def draw_refused(model: Opened) -> None:
             plain(f"{refusal.what}: {refusal.reason}")
     for remark in (*model.sites.remarks, *model.checkpoint.remarks):
         plain(remark)
-    tensors = model.checkpoint.tensors
+    tensors = model.checkpoint.stored or model.checkpoint.tensors
     table = pd.DataFrame(
         {
             "Name": [t.name for t in tensors],

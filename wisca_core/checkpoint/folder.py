@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wisca_core.checkpoint.checkpoint import Checkpoint, TensorInfo
+from wisca_core.checkpoint.gguf_files import read_gguf
+from wisca_core.checkpoint.quantised import viewed
 from wisca_core.checkpoint.safetensors_header import read_header
 from wisca_core.checkpoint.torch_files import read_torch_file
 from wisca_core.checkpoint.untrusted import check_name, locate, read_json_object, shown
@@ -19,12 +21,10 @@ MAX_INDEX_BYTES = 100_000_000
 _LOOKED_FOR = "model.safetensors, model.safetensors.index.json, one other .safetensors file, pytorch_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-_SHARD = re.compile(r"-(\d+)-of-(\d+)\.(safetensors|bin)$")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.(safetensors|bin|gguf)$")
 
 # (test of a name, what it is and what to do): what people point at that holds no plain weights.
 _OTHER_KINDS: tuple[tuple[Callable[[str], bool], type[Exception], str], ...] = (
-    (lambda name: name.endswith(".gguf"), UnsupportedCheckpoint,
-     "a GGUF model (llama.cpp): get the original Hugging Face folder it was converted from"),
     (lambda name: name.endswith(".distcp") or name == ".metadata", UnsafeInput,
      "a distributed checkpoint, whose .metadata contains code: refused; convert to safetensors where you trust it"),
     (lambda name: name == "model_index.json", UnsupportedCheckpoint,
@@ -50,6 +50,8 @@ class Choice:
 def look_through(folder: Path, file: str | None, source: str, progress: Progress = silent) -> Checkpoint:
     """The checkpoint in ``folder`` (a real path), every header checked; only ``file`` of it where that is given."""
     choice = _choose(folder) if file is None else _choose_file(folder, file)
+    if choice.kind == "gguf":
+        return read_gguf(folder, choice.files[0], source)
     adapter_json = _adapter_config(folder) if choice.adapter else ""
     config_json = ""
     if os.path.lexists(folder / "config.json"):
@@ -86,7 +88,7 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         raise UnreadableInput(
             f"{shown(folder)}: {', '.join(files)} holds no tensors. Give a folder with model weights."
         )
-    return Checkpoint(
+    return viewed(Checkpoint(
         path=folder,
         source=source,
         kind=choice.kind,
@@ -98,7 +100,7 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         stamps=tuple(stamps),
         remarks=tuple(remarks),
         adapter_json=adapter_json,
-    )
+    ))  # fmt: skip
 
 
 def _adapter_config(folder: Path) -> str:
@@ -151,6 +153,10 @@ def choose(names: Sequence[str], what: str) -> Choice:
         choice = Choice("torch", ("pytorch_model.bin",))
     elif "pytorch_model.bin.index.json" in names:
         choice = Choice("torch", index="pytorch_model.bin.index.json")
+    elif gguf := [name for name in names if name.endswith(".gguf")]:
+        if len(gguf) > 1 or _is_shard(gguf[0]):
+            raise UnsupportedCheckpoint(f"{what}: {len(gguf)} GGUF files ({_listed(gguf)}), copies or parts of a model. Give the path of one whole file.")
+        choice = Choice("gguf", tuple(gguf))
     elif adapter := next((name for name in _ADAPTERS if name in names), None):
         choice = _adapter_choice(adapter)
     elif ADAPTER_CONFIG in names:
@@ -195,6 +201,8 @@ def _choose_file(folder: Path, name: str) -> Choice:
         )
     if name.endswith(".safetensors"):
         return Choice("safetensors", (name,))
+    if name.endswith(".gguf"):
+        return Choice("gguf", (name,))
     if name.endswith((".bin", ".pt", ".pth")):
         return Choice("torch", (name,))
     locate(folder, name)

@@ -37,7 +37,7 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
     remarks = [*checkpoint.remarks, *sites.remarks]
     common = {
         "source": checkpoint.source, "path": str(checkpoint.path), "facts": _facts(checkpoint, sites), "norm": norm,
-        "refused": [asdict(r) for r in sites.refusals], "remarks": remarks,
+        "look_only": checkpoint.look_only, "refused": [asdict(r) for r in sites.refusals], "remarks": remarks,
     }  # fmt: skip
     if not sites.sites:
         if csv:
@@ -66,6 +66,8 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
         return 0
     say(str(checkpoint.path))
     say(models.facts(checkpoint, sites))
+    if checkpoint.look_only:
+        say(f"Look only: {checkpoint.look_only}")
     say()
     for summary in pairs.values():
         say(sentence(summary), style="bold")
@@ -137,9 +139,11 @@ def _say_not_rescalable(checkpoint: Checkpoint, sites: Sites, remarks: list[str]
     say(models.facts(checkpoint, sites))
     say()
     say("Nothing in this model can be rescaled.", style="bold")
+    if checkpoint.look_only:
+        say(f"Look only: {checkpoint.look_only}")
     _say_left(sites, remarks)
     say()
-    kinds = Counter((re.sub(r"\d+", "*", t.name), t.dtype, t.shape) for t in checkpoint.tensors)
+    kinds = Counter((re.sub(r"\d+", "*", t.name), t.dtype, t.shape) for t in checkpoint.stored or checkpoint.tensors)
     rows = [(name, f"{n:,}", dtype, " x ".join(map(str, shape)) or "1") for (name, dtype, shape), n in kinds.items()]
     table(("tensor", "how many", "dtype", "shape"), rows[:MOST_TENSORS], numbers=(1,))
     if len(rows) > MOST_TENSORS:
@@ -171,7 +175,7 @@ def _records(frame: pd.DataFrame) -> list[dict]:
 def _tensors(checkpoint: Checkpoint) -> list[dict]:
     return [
         {"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file, "n_bytes": t.n_bytes}
-        for t in checkpoint.tensors
+        for t in checkpoint.stored or checkpoint.tensors
     ]
 
 

@@ -115,6 +115,7 @@ def run(
     if save_plan:
         _check_replaceable(save_plan, out)
     checkpoint = models.opened(model, yes)
+    checkpoint.check_rescalable()
     if out:
         refuse_place(checkpoint, out)
     adapters, base = _opened_company(checkpoint, company, yes)

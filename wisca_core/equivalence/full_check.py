@@ -149,6 +149,7 @@ def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, afte
     ``plan`` names the tensors that the control rounds at random; None (two given checkpoints) rounds those of all
     pairs.
     """
+    checkpoint.check_rescalable()
     if checkpoint.adapter_json:
         from wisca_core.equivalence.adapter_check import compare_adapters
 

@@ -61,6 +61,8 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     two (or be equal), since a changed row that no case meets leaves every output as it was. ``run_models=False``
     compares weights alone.
     """
+    before.check_rescalable()
+    after.check_rescalable()
     sites = find_sites(before)
     layout = _compare_layout(before, after)
     if layout:

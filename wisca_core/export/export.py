@@ -44,6 +44,7 @@ def export(
     export. Raises ProofFailed, NothingToRescale, OutputRefused (exists, is inside the model, disk full, taken),
     CheckpointChanged, Cancelled; in every case nothing is left behind.
     """
+    checkpoint.check_rescalable()
     if not proof.passed:
         raise ProofFailed(f"the proof by miniature failed: {proof.reason} Nothing was written.")
     check_not_empty(plan)
