@@ -121,6 +121,21 @@ def _rotary_order(head: int, start: int, stop: int) -> tuple[torch.Tensor, int, 
     return row - at + at % half * 2 + at // half, start // head * head, -(-stop // head) * head
 
 
+def _shard_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+    """Put together from chunks. Settings: the offset of every chunk, one number an axis."""
+    shape, n_axes = made.info.shape, len(made.info.shape)
+    out = torch.empty((stop - start, *shape[1:]), dtype=TORCH_DTYPES[made.info.dtype])
+    if not n_axes:
+        return made.read(made.recipe.parts[0], 0, 1)
+    for number, part in enumerate(made.recipe.parts):
+        first, *others = made.recipe.settings[number * n_axes : (number + 1) * n_axes]
+        low, high = max(start, first), min(stop, first + part.shape[0])
+        if low < high:
+            place = (slice(low - start, high - start), *(slice(o, o + n) for o, n in zip(others, part.shape[1:])))
+            out[place] = made.read(part, low - first, high - first)
+    return out
+
+
 KINDS: dict[str, Callable[[Made, int, int], torch.Tensor]] = {
     "scaled": _scaled_rows,
     "int8": _int8_rows,
@@ -128,5 +143,6 @@ KINDS: dict[str, Callable[[Made, int, int], torch.Tensor]] = {
     "awq": _awq_rows,
     "reordered": _reordered_rows,
     "gguf": _gguf_rows,
+    "shards": _shard_rows,
 }
 STEPS: dict[str, int] = {"gptq": 64, "awq": 64}  # rows a block: fewer would unpack the same words again and again

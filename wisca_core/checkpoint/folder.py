@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wisca_core.checkpoint.checkpoint import Checkpoint, TensorInfo
+from wisca_core.checkpoint.distributed import read_distributed
 from wisca_core.checkpoint.gguf_files import read_gguf
 from wisca_core.checkpoint.quantised import viewed
 from wisca_core.checkpoint.safetensors_header import read_header
 from wisca_core.checkpoint.torch_files import read_torch_file
 from wisca_core.checkpoint.untrusted import check_name, locate, read_json_object, shown
-from wisca_core.errors import UnreadableInput, UnsafeInput, UnsupportedCheckpoint
+from wisca_core.errors import UnreadableInput, UnsupportedCheckpoint
 from wisca_core.progress import Progress, silent
 
 MAX_CONFIG_BYTES = 10_000_000
@@ -20,13 +21,12 @@ MAX_INDEX_BYTES = 100_000_000
 
 _LOOKED_FOR = "model.safetensors, model.safetensors.index.json, one other .safetensors file, pytorch_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
+DCP_METADATA = ".metadata"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.(safetensors|bin|gguf)$")
 
 # (test of a name, what it is and what to do): what people point at that holds no plain weights.
 _OTHER_KINDS: tuple[tuple[Callable[[str], bool], type[Exception], str], ...] = (
-    (lambda name: name.endswith(".distcp") or name == ".metadata", UnsafeInput,
-     "a distributed checkpoint, whose .metadata contains code: refused; convert to safetensors where you trust it"),
     (lambda name: name == "model_index.json", UnsupportedCheckpoint,
      "a diffusers pipeline: open one of its sub-folders (transformer, unet, text_encoder)"),
     (lambda name: name.endswith((".h5", ".msgpack", ".onnx")), UnsupportedCheckpoint,
@@ -56,10 +56,13 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
     config_json = ""
     if os.path.lexists(folder / "config.json"):
         config_json, _ = read_json_object(folder, "config.json", MAX_CONFIG_BYTES, unique_keys=False)
+    if choice.kind == "dcp":
+        return read_distributed(folder, choice.files[0], source, config_json, progress)
     expected = _read_index(folder, choice.index) if choice.index else None
     files = tuple(sorted(set(expected.values()))) if expected is not None else choice.files
     tensors: list[TensorInfo] = []
     aliases: list[tuple[str, str]] = []
+    torch_remarks: list[str] = []
     stamps = []
     for k, name in enumerate(files, 1):
         if not os.path.lexists(folder / name):
@@ -72,6 +75,7 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         else:
             header = read_torch_file(folder, name)
             aliases.extend(header.aliases)
+            torch_remarks.extend(header.remarks)
         tensors.extend(header.tensors)
         stamps.append((header.size, header.mtime_ns))
         progress("looking through the weight files", k, len(files))
@@ -80,7 +84,7 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         found = [(tensor.name, tensor.file) for tensor in tensors] + [(name, file_of[owner]) for name, owner in aliases]
         _compare_with_index(folder, choice.index, expected, found)
     empty = [tensor.name for tensor in tensors if not tensor.n_elements]
-    remarks = list(choice.remarks)
+    remarks = [*choice.remarks, *torch_remarks]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         remarks.append(f"Skipped, they hold no values: {', '.join(shown(name) for name in empty[:5])}{more}.")
@@ -120,6 +124,9 @@ def _choose(folder: Path) -> Choice:
     try:
         return choose(names, shown(folder))
     except UnreadableInput as error:
+        parts = [name for name in names[:1000] if os.path.lexists(folder / name / DCP_METADATA) and not name.startswith("optim")]
+        if len(parts) == 1:  # as accelerate leaves them: pytorch_model_fsdp_0 beside optimizer_0
+            return Choice("dcp", (f"{parts[0]}/{DCP_METADATA}",))
         below = [name for name in names[:1000] if os.path.lexists(folder / name / ADAPTER_CONFIG)]
         if below:
             raise UnreadableInput(
@@ -153,6 +160,8 @@ def choose(names: Sequence[str], what: str) -> Choice:
         choice = Choice("torch", ("pytorch_model.bin",))
     elif "pytorch_model.bin.index.json" in names:
         choice = Choice("torch", index="pytorch_model.bin.index.json")
+    elif DCP_METADATA in names:
+        choice = Choice("dcp", (DCP_METADATA,))
     elif gguf := [name for name in names if name.endswith(".gguf")]:
         if len(gguf) > 1 or _is_shard(gguf[0]):
             raise UnsupportedCheckpoint(f"{what}: {len(gguf)} GGUF files ({_listed(gguf)}), copies or parts of a model. Give the path of one whole file.")
@@ -203,7 +212,9 @@ def _choose_file(folder: Path, name: str) -> Choice:
         return Choice("safetensors", (name,))
     if name.endswith(".gguf"):
         return Choice("gguf", (name,))
-    if name.endswith((".bin", ".pt", ".pth")):
+    if name == DCP_METADATA or name.endswith(".distcp"):
+        return Choice("dcp", (DCP_METADATA,))
+    if name.endswith((".bin", ".pt", ".pth", ".ckpt")):
         return Choice("torch", (name,))
     locate(folder, name)
     raise UnreadableInput(

@@ -60,7 +60,7 @@ class Reader:
             )
         self.checkpoint = checkpoint
         self._alias = dict(checkpoint.aliases)
-        self._made = {name: Made(checkpoint.by_name[name], recipe, self._part) for name, recipe in checkpoint.recipes}
+        self.made = {name: Made(checkpoint.by_name[name], recipe, self._part) for name, recipe in checkpoint.recipes}
         self._stamp = dict(zip(checkpoint.weight_files, checkpoint.stamps))
         self._fd: dict[str, int] = {}
         self._spare: list[bytearray] = []
@@ -86,8 +86,8 @@ class Reader:
         """Rows ``start`` to ``stop`` of axis 0, stored dtype; valid until the next ``rows``. A scalar has one row."""
         info = self._info(name)
         n_rows, row_bytes = _row_layout(info)
-        if info.name in self._made and 0 <= start <= stop <= n_rows:
-            return self._made[info.name].rows(start, stop)
+        if info.name in self.made and 0 <= start <= stop <= n_rows:
+            return self.made[info.name].rows(start, stop)
         if not 0 <= start <= stop <= n_rows:
             raise IndexError(f"{name} has {n_rows} rows, not {start} to {stop}")
         n_bytes = (stop - start) * row_bytes
@@ -99,8 +99,8 @@ class Reader:
     def tensor(self, name: str) -> torch.Tensor:
         """The whole tensor, stored dtype and shape, in memory of its own."""
         info = self._info(name)
-        if info.name in self._made:
-            return self._made[info.name].rows(0, _row_layout(info)[0]).reshape(info.shape)
+        if info.name in self.made:
+            return self.made[info.name].rows(0, _row_layout(info)[0]).reshape(info.shape)
         dtype = _torch_dtype(info)
         out = torch.empty(info.n_bytes, dtype=torch.uint8)
         self._fill(info, 0, memoryview(out.numpy()))
@@ -117,8 +117,8 @@ class Reader:
             return
         row_elements = info.n_elements // n_rows
         block = max(1, max_elements // row_elements)
-        if info.name in self._made:
-            yield from self._made[info.name].blocks(block)
+        if info.name in self.made:
+            yield from self.made[info.name].blocks(block)
             return
         chunk = max(1, DISK_BYTES // (block * row_bytes)) * block  # rows a disk read, a whole number of blocks
         buffer = self._spare.pop() if self._spare else bytearray()
@@ -138,7 +138,7 @@ class Reader:
     def raw(self, name: str) -> Iterator[memoryview]:
         """The stored bytes in order, in pieces of at most 8 MB; each is read-only and valid until the next step."""
         info = self._info(name)
-        if info.name in self._made:
+        if info.name in self.made:
             for _, block in self.blocks(name, DISK_BYTES // 4):
                 yield memoryview(block.contiguous().view(torch.uint8).reshape(-1).numpy()).toreadonly()
             return

@@ -249,10 +249,10 @@ def _as_folder(checkpoint: Checkpoint, place: Path, progress: Progress) -> Path:
     files, which were looked through.
     """
     place.mkdir()
-    if checkpoint.kind == "torch":  # converted, so that nothing is unpickled
+    if checkpoint.kind != "safetensors":  # converted, so that nothing is unpickled
         write_weights(checkpoint, {}, place, progress)
         if not checkpoint.index_file:
-            (place / written_name(checkpoint, checkpoint.weight_files[0])).rename(place / WEIGHTS)
+            (place / written_name(checkpoint, checkpoint.weight_files[0])).replace(place / WEIGHTS)
     else:
         for name in checkpoint.weight_files:
             os.symlink(locate(checkpoint.path, name), place / (name if checkpoint.index_file else WEIGHTS))

@@ -10,10 +10,10 @@ from pathlib import Path
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.checkpoint.untrusted import locate
 from wisca_core.errors import WiscaError
-from wisca_core.export.weights import written_name
+from wisca_core.export.weights import rewritten_files, written_name
 
 # Other copies of the weights, which would still be the old ones, and optimiser state, which would no longer fit.
-_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|ot|tflite|mlmodel|npz|data)$|\.index\.json$", re.I)
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|ot|tflite|mlmodel|npz|data|distcp)$|\.index\.json$|(^|/)\.metadata$", re.I)
 # Of the same endings, but neither: states of a trainer that hold no weight.
 _HARMLESS = re.compile(r"^(training_args\.bin|scheduler\.pt|rng_state(_\d+)?\.pth)$")
 _SKIPPED_FOLDERS = (".git", ".cache", "__pycache__")
@@ -59,7 +59,7 @@ def outlook(checkpoint: Checkpoint) -> Outlook:
                 copied.append(name)
             except (WiscaError, OSError):
                 left_out.append((name, "a link out of the folder or not a regular file"))
-    rewritten = tuple((file, written_name(checkpoint, file)) for file in checkpoint.weight_files)
+    rewritten = tuple((file, written_name(checkpoint, file)) for file in rewritten_files(checkpoint))
     n_bytes += sum(size for size, _ in checkpoint.stamps) + sum(checkpoint.by_name[owner].n_bytes for _, owner in checkpoint.aliases)
     return Outlook(rewritten, tuple(copied), tuple(left_out), n_bytes)
 
