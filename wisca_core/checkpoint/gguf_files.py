@@ -70,7 +70,7 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
     path, what = locate(folder, name), shown(folder / name)
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
-        start = read_exactly(file, min(status.st_size, 8), what)
+        start = read_exactly(file, min(status.st_size, 512), what)
     _refuse_other_files(start, status.st_size, what)
     with path.open("rb") as buffered:
         header = _Header(buffered, status.st_size, what)
