@@ -109,6 +109,20 @@ def _rescale(
     exact: Annotated[
         bool, typer.Option("--exact", help="Round factors to powers of two, which round no weight.")
     ] = False,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter", metavar="ADAPTER", help="A LoRA adapter of MODEL that follows its new weights; may be repeated."
+        ),
+    ] = None,
+    adapter_out: Annotated[
+        list[Path] | None,
+        typer.Option("--adapter-out", metavar="DIR", help="New folder of each adapter.", show_default="OUT-NAME"),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="BASE", help="Where MODEL is a LoRA adapter: its base, to prove it on."),
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="Apply a saved plan instead of options.")
     ] = None,
@@ -139,10 +153,11 @@ def _rescale(
     What the factors will do is shown before anything is written. Exit 1 where nothing can be rescaled, or a proof or
     check fails.
     """
-    from wisca_core.cli.rescale import Asked, run
+    from wisca_core.cli.rescale import Asked, Company, run
 
     options = Asked(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact)
-    return run(model, out, options, plan, undo, save_plan, strict, dry_run, check, json, yes)
+    company = Company(tuple(adapter or ()), tuple(adapter_out or ()), base)
+    return run(model, out, options, company, plan, undo, save_plan, strict, dry_run, check, json, yes)
 
 
 @app.command("verify")
