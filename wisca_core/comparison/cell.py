@@ -7,7 +7,6 @@ resumed therefore ends at the same numbers on the same machine.
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
 
@@ -16,15 +15,16 @@ from torch import nn
 
 from wisca_core.comparison.arms import Treatment
 from wisca_core.comparison.data import Corpus, batch, windows
-from wisca_core.comparison.folder import METRICS, Cell, remove_checkpoint, rows
+from wisca_core.comparison.folder import METRICS, Cell, rows
 from wisca_core.comparison.models import build_model, build_optimisers, learning_rate, loss_nats, mean_loss
 from wisca_core.comparison.spec import Spec
+from wisca_core.comparison.weights import kept_state, load_state, save_weights
 
 CHECKPOINT_SECONDS = 10.0
 
 HEADER = {
-    "format": METRICS, "version": 1, "losses": "nats per byte; train_loss is the mean since the row before, before each update",
-    "qk, vo": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
+    "format": METRICS, "version": 1, "losses": "nats per token; train_loss is the mean since the row before, before each update",
+    "qk, vo, lora": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
     "seconds": "of this cell's own training",
 }  # fmt: skip
 
@@ -88,7 +88,7 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool]) -> b
             if stops and step < spec.steps:
                 return False
     if spec.save_weights:
-        _save_weights(cell, model)
+        save_weights(spec, cell, model, treatment)
     return True
 
 
@@ -99,7 +99,7 @@ def _rounded(value: float | None) -> float | None:
 def _keep(cell: Cell, step: int, model: nn.Module, optimisers: list, treatment: Treatment, recent: list[float], seconds: float) -> None:
     part = cell.folder / ".resume.pt.part"
     torch.save(
-        {"version": 1, "step": step, "model": model.state_dict(), "optimisers": [one.state_dict() for one in optimisers],
+        {"version": 1, "step": step, "model": kept_state(model, treatment), "optimisers": [one.state_dict() for one in optimisers],
          "treatment": treatment.state(), "recent": list(recent), "seconds": seconds}, part,
     )  # fmt: skip
     os.replace(part, cell.folder / "resume.pt")
@@ -116,17 +116,8 @@ def _restore(cell: Cell, model: nn.Module, optimisers: list, treatment: Treatmen
     os.replace(part, metrics)
     if state is None:
         return 0, 0.0, []
-    model.load_state_dict(state["model"])
+    load_state(model, state["model"])
     for one, saved in zip(optimisers, state["optimisers"], strict=True):
         one.load_state_dict(saved)
     treatment.restore(state["treatment"])
     return step, float(state["seconds"]), list(state["recent"])
-
-
-def _save_weights(cell: Cell, model: nn.Module) -> None:
-    part, final = cell.folder / ".model.part", cell.folder / "model"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    remove_checkpoint(cell)

@@ -35,10 +35,10 @@ CORPUS, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
 STATES = ("running", "paused", "done", "cancelled", "failed")
 CELL_STATES = ("waiting", "running", "done", "failed")
 
-# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; qk and vo are log2 of the left
+# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; qk, vo and lora are log2 of the left
 # side's L1 norm
 # over the right one, the median over the layers; seconds are the cell's own time.
-CURVE_COLUMNS = ("cell", "arm", "rate", "seed", "step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "qk", "vo")
+CURVE_COLUMNS = ("cell", "arm", "rate", "seed", "step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "qk", "vo", "lora")
 
 
 @dataclass(frozen=True)
