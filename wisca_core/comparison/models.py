@@ -5,6 +5,7 @@ trains, so a resumed run is the unbroken one.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,7 +128,7 @@ def with_adapters(model: nn.Module, lora: LoraSpec) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise BadOption('model.source: "lora" was given and peft is not installed. Install it with: pip install peft') from None
-    targets = list(lora.targets) or attention_projections(model)
+    targets = list(lora.targets) or attention_names(model)
     config = LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, target_modules=targets, use_rslora=lora.rslora, lora_dropout=0.0, bias="none",
         init_lora_weights=True if lora.init == "kaiming" else "gaussian", task_type="CAUSAL_LM",
@@ -138,22 +139,14 @@ def with_adapters(model: nn.Module, lora: LoraSpec) -> nn.Module:
         raise BadOption(f"lora.targets: {', '.join(targets)}: {' '.join(str(error).split())[:300]}") from error
 
 
-def attention_projections(model: nn.Module) -> list[str]:
+def attention_names(model: nn.Module) -> list[str]:
     """Last names of the linear layers that QK and VO pairs are made of."""
-    from wisca_core.training.choices import Choices
-    from wisca_core.training.live import describe
+    from wisca_core.training.live import seen_as_checkpoint
 
-    live = describe(model, Choices(frozen="scale"))
+    _, found = seen_as_checkpoint(model)
     modules = dict(model.named_modules())
-    found = {leg.tensor.rsplit(".", 1)[0] for site in live.sites.sites for leg in site.legs}
-    return sorted({name.rsplit(".", 1)[-1] for name in found if isinstance(modules.get(name), nn.Linear) or type(modules.get(name)).__name__ == "Conv1D"})
-
-
-def n_parameters(m: ModelSpec) -> int:
-    """Of a decoder, counted, not built: for an estimate of a model that may not fit."""
-    head = m.width // m.n_heads
-    layer = 2 * m.width * m.n_heads * head + 2 * m.width * m.n_kv_heads * head + 3 * m.width * m.mlp_width + 2 * m.width
-    return N_TOKENS * m.width + m.n_layers * layer + m.width
+    names = {leg.tensor.rsplit(".", 1)[0] for site in found.sites for leg in site.legs}
+    return sorted({name.rsplit(".", 1)[-1] for name in names if isinstance(modules.get(name), nn.Linear) or type(modules.get(name)).__name__ == "Conv1D"})
 
 
 def build_optimisers(model: nn.Module, o: OptimiserSpec, rate: float) -> list[torch.optim.Optimizer]:
@@ -170,8 +163,7 @@ def build_optimisers(model: nn.Module, o: OptimiserSpec, rate: float) -> list[to
         return [adamw(list(matrices.values()), others)]
     if o.name == "sgd":
         return [torch.optim.SGD(trained.values(), lr=rate, momentum=o.momentum)]
-    inner = {n: p for n, p in matrices.items() if ".layers." in n or ".h." in n or ".blocks." in n}
-    inner = {n: p for n, p in inner.items() if p.ndim == 2}
+    inner = {n: p for n, p in matrices.items() if re.search(r"\.\d+\.", n) and p.ndim == 2}
     muon = torch.optim.Muon(inner.values(), lr=rate, momentum=o.momentum, weight_decay=o.weight_decay)
     rest = [p for n, p in matrices.items() if n not in inner]
     return [muon, adamw(rest, others)] if rest or others else [muon]

@@ -463,12 +463,15 @@ def _check_arms(spec: Spec) -> None:
         if "lora" in arm.pairs and spec.model.source != "lora":
             raise SpecError(f"arms[{i}].pairs", list(arm.pairs), f"a list of {', '.join(DEFAULT_PAIRS)}; lora needs model.source = lora")
         if arm.gram:
-            _check_gram(arm, i)
+            _check_gram(arm, i, spec.optimiser.name)
     kv = spec.model.n_kv_heads if spec.model.source == "decoder" else None
     refuse_coinciding(spec, lambda arm: "tensor" if arm.granularity == "group" and kv == 1 else arm.granularity)
 
 
-def _check_gram(arm: Arm, i: int) -> None:
+def _check_gram(arm: Arm, i: int, optimiser: str) -> None:
+    if arm.optimizer_state == "transport" and optimiser != "sgd":
+        raise SpecError(f"arms[{i}].optimizer_state", "transport", f"leave, because {optimiser} keeps squares of single gradients, which no change of basis "
+                        "takes along; sgd may have transport")  # fmt: skip
     if arm.kind != "balance":
         raise SpecError(f"arms[{i}].gram", True, f"false for an arm of kind {arm.kind}")
     if arm.exact or arm.strength != 1:
