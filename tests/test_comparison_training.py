@@ -20,7 +20,8 @@ from wisca_core.comparison import executor, folder, statistics
 from wisca_core.comparison.arms import Treatment
 from wisca_core.comparison.cell import CellFailed, train
 from wisca_core.comparison.data import load_corpus
-from wisca_core.comparison.models import build_model, build_optimisers, learning_rate, n_parameters
+from wisca_core.comparison.models import build_model, build_optimisers, learning_rate
+from wisca_core.comparison.prepare import prepare
 from wisca_core.comparison.spec import ARMS, FORMAT, VERSION, Arm, DataSpec, ModelSpec, OptimiserSpec, Spec, checked
 from wisca_core.comparison.worker import _reason
 from wisca_core.errors import OutputRefused, PlanMismatch, SpecError, UnreadableInput
@@ -127,7 +128,7 @@ def test_the_same_seed_gives_the_same_model_and_another_one_does_not(small):
     a, b, c = (build_model(small(), seed).state_dict() for seed in (1, 1, 2))
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(a[name], b[name]) and not torch.equal(a[name], c[name])
-    assert n_parameters(MODEL) == sum(p.numel() for p in build_model(small(), 1).parameters())
+    assert prepare(small()).n_parameters == sum(p.numel() for p in build_model(small(), 1).parameters())
 
 
 def test_the_rate_warms_up_and_comes_down_to_a_tenth():

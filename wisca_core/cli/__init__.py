@@ -235,7 +235,12 @@ def _compare(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the comparison.", show_default=False)
     ] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", metavar="default|rates|thorough", help="A spec that is built in.")
+        str | None,
+        typer.Option("--preset", metavar="default|rates|thorough|lora|tinyllama|qwen2|qwen15_moe", help="A spec that is built in."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Model folder, for --preset lora; its tokenizer, for a set-up of the paper.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in DIR.")] = False,
     add_seeds: Annotated[
@@ -256,7 +261,7 @@ def _compare(
     """
     from wisca_core.cli.compare import run
 
-    return run(spec, preset, out, resume, add_seeds, estimate, workers, json)
+    return run(spec, preset, out, resume, add_seeds, estimate, workers, json, model)
 
 
 @app.command("clean")

@@ -42,9 +42,12 @@ class Treatment:
         self._base = Factors(arm.granularity)  # of a frozen base, all of them so far
         self._base_of = {site.name for site in self._rescaler.live.sites.sites if _is_frozen(site, self._rescaler.live)} if self._rescaler else set()
 
+    def is_due(self, step: int) -> bool:
+        return self.schedule is not None and self.schedule.due(step)
+
     def at(self, step: int) -> bool:
         """Rescale where it is due; says whether it was."""
-        if self.schedule is None or not self.schedule.due(step):
+        if not self.is_due(step):
             return False
         if self.arm.kind == "placebo":
             self._apply(self._even())

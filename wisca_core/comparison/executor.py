@@ -18,6 +18,7 @@ from wisca_core import home
 from wisca_core.comparison import folder
 from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.folder import CORPUS, Comparison
+from wisca_core.comparison.prepare import model_sha256
 from wisca_core.errors import Cancelled, OutputRefused, PlanMismatch
 from wisca_core.progress import Progress, silent
 
@@ -145,7 +146,7 @@ def _wait(processes: list[subprocess.Popen], patience: float = 30.0) -> None:
 
 
 def _same_corpus(comparison: Comparison) -> None:
-    facts = load_corpus(comparison.spec).facts
+    facts = load_corpus(comparison.spec).facts | {"model_sha256": model_sha256(comparison.spec)}
     if comparison.corpus:
         known = comparison.corpus["sha256"]
         if facts["sha256"] != known:
@@ -153,6 +154,12 @@ def _same_corpus(comparison: Comparison) -> None:
                 f"the text has sha256 {facts['sha256'][:16]}..., this comparison began with {known[:16]}... (Python "
                 f"{comparison.corpus['python']}). "
                 "Results on different texts are never pooled: restore the text, or start a new comparison."
+            )
+        begun = comparison.corpus.get("model_sha256", "")
+        if facts["model_sha256"] != begun:
+            raise PlanMismatch(
+                f"the model in {comparison.spec.model.path} has sha256 {facts['model_sha256'][:16]}..., this comparison began from {begun[:16]}.... "
+                "Runs from different models are never pooled: restore the model, or start a new comparison."
             )
         return
     machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": cores(), "versions": _versions()}

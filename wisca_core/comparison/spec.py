@@ -253,7 +253,7 @@ def _of_paper(name: str) -> Spec:
     return Spec(
         name, ModelSpec(source="paper", setup=name), DataSpec("hub", "hub:roneneldan/TinyStories", tokens="tokenizer", context=512),
         OptimiserSpec(learning_rates=(4e-4,), warmup_steps=500), (ARMS["baseline"], replace(ARMS["wisca"], every=250)),
-        steps=20_000, batch_size=32,
+        steps=20_000, batch_size=8,
     )  # fmt: skip
 
 
@@ -265,7 +265,7 @@ PRESETS: dict[str, Spec] = {
     ),
     "lora": Spec(
         "lora", ModelSpec(source="lora"), DataSpec(tokens="tokenizer"), OptimiserSpec(learning_rates=(1e-3,), warmup_steps=20, weight_decay=0.0),
-        tuple(LORA_ARMS[name] for name in _LORA_BASE), steps=300,
+        tuple(LORA_ARMS[name] for name in _LORA_BASE), steps=300, detect_nats=0.007,
     ),
     **{name: _of_paper(name) for name in SETUPS},
 }  # fmt: skip
@@ -335,6 +335,27 @@ _RULES: dict[type, dict[str, Rule]] = {
 _RATE = _number(0, 100, above=True)
 _SEED = _whole(0, 10**9)
 _MODULE = Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,120}", v) is not None, "the name of a linear layer")
+
+
+def with_model(spec: Spec, model: str | Path | None) -> Spec:
+    """A preset with the folder it leaves open: the model of LoRA, the tokenizer of a set-up of the paper. Raises SpecError.
+    """
+    if model is not None and spec.model.source == "paper":
+        return checked(replace(spec, data=replace(spec.data, tokenizer=str(Path(model).absolute()))))
+    if model is not None and spec.model.source == "decoder":
+        raise SpecError("model", str(model), "nothing: this preset has a model of its own")
+    return checked(replace(spec, model=replace(spec.model, path=str(Path(model).absolute()))) if model is not None else spec)
+
+
+def for_scale(spec: Spec) -> str:
+    """The paper's figure that stands beside a result of this kind."""
+    if spec.model.source == "lora":
+        return "For scale: the paper's differences with LoRA are −0.007 nats on Alpaca and −0.001 on MetaMath."
+    if spec.model.source == "paper":
+        (base, _), (with_it, _) = SETUPS[spec.model.setup].paper
+        change = f"{with_it - base:.3f}".replace("-", "−")
+        return f"The paper reports {change} nats of training loss for {SETUPS[spec.model.setup].title} with settings of its own."
+    return "For scale: the paper's difference on TinyLlama 1.1B is −0.044 nats."
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
