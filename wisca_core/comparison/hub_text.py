@@ -4,6 +4,7 @@ Rows are read as a stream up to ``max_bytes``; nothing of a data set is ever exe
 """
 
 import re
+from pathlib import Path
 
 from wisca_core.comparison.spec import MOST_BYTES, DataSpec
 from wisca_core.errors import HubError, SpecError
@@ -22,6 +23,9 @@ def hub_documents(data: DataSpec) -> list[tuple[str, bytes]]:
         raise SpecError("data.source", "hub", "bundled, text or jsonl on this machine: reading data sets of the hub needs the library "
                         "datasets, which is not installed (pip install datasets)") from None  # fmt: skip
     name, revision = match.groups()
+    if Path(name).exists():  # the library would take it for the data set
+        raise SpecError("data.path", data.path, f"a data set of the hub; there is a {name} in the current folder, which would be read instead. "
+                        "Start from another folder, or name the file itself with source = text or jsonl")  # fmt: skip
     most = data.max_bytes or MOST_BYTES
     # from version 4 on the library has no code of data sets to run and refuses the argument
     never = {} if int(datasets.__version__.split(".")[0]) >= 4 else {"trust_remote_code": False}
