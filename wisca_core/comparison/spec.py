@@ -28,6 +28,7 @@ SOURCES = ("bundled", "text", "jsonl", "hub")
 MODELS = ("decoder", "paper", "shrunk", "whole", "lora")
 ARM_PAIRS = (*DEFAULT_PAIRS, "lora")
 MOST_BYTES = 2 << 30  # of text, held in memory
+PRECISIONS = ("float32", "bfloat16", "float64")
 
 
 # --- what a value may be ----------------------------------------------------------------------------------------------
@@ -64,6 +65,7 @@ _YES_NO = Rule(lambda v: isinstance(v, bool), "true or false")
 _NAME = Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", v) is not None,
              "a lower-case word of letters, digits and _ (at most 32)")  # fmt: skip
 _NOTE = Rule(lambda v: isinstance(v, str) and len(v) <= 2000 and "\0" not in v, "text of at most 2,000 characters")
+_DEVICE = Rule(lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", v) is not None, "auto, cpu, cuda or cuda:N")
 _EVERY = Rule(lambda v: v is None or _whole(1, 10**9).fits(v), "a whole number of steps from 1, or nothing for once at the start")
 
 
@@ -181,6 +183,9 @@ class Spec:
     """One comparison. ``evaluate_every``: steps between validation losses, 0 for a twentieth of the run;
     ``save_weights``: keep every cell's final weights as a model folder; ``detect_nats``: the effect one wants to be
     able to see; ``note``: what a reader must know of how this comparison came about, shown with its result.
+    ``device``: "auto" (every CUDA GPU of the machine, else the CPU), "cpu", "cuda" or "cuda:N";
+    ``precision``: of the training step: "float32", "bfloat16" (autocast over float32 weights) or "float64";
+    validation is never autocast. ``processes_per_cell``: over 1 spreads each cell over so many processes (GPUs).
     """
 
     name: str = "comparison"
@@ -197,6 +202,9 @@ class Spec:
     detect_nats: float = 0.044
     lora: LoraSpec = LoraSpec()
     note: str = ""
+    device: str = "auto"
+    precision: str = "float32"
+    processes_per_cell: int = 1
 
     @property
     def baseline(self) -> Arm:
@@ -330,6 +338,9 @@ _RULES: dict[type, dict[str, Rule]] = {
         "save_weights": _YES_NO,
         "detect_nats": _number(0, 100, above=True),
         "note": _NOTE,
+        "device": _DEVICE,
+        "precision": _one_of(*PRECISIONS),
+        "processes_per_cell": _whole(1, 1024),
     },
 }
 _RATE = _number(0, 100, above=True)
@@ -432,6 +443,8 @@ def checked(spec: Spec) -> Spec:
         raise SpecError("seeds", list(spec.seeds), "one seed or more, each once")
     if spec.evaluate_every > spec.steps:
         raise SpecError("evaluate_every", spec.evaluate_every, f"at most steps = {spec.steps}")
+    if spec.batch_size % spec.processes_per_cell:
+        raise SpecError("processes_per_cell", spec.processes_per_cell, f"a divisor of batch_size = {spec.batch_size}")
     _check_arms(spec)
     return spec
 
