@@ -254,9 +254,9 @@ def test_one_failing_cell_leaves_the_others_alone_and_the_command_says_so(tmp_pa
 
 def test_a_comparison_that_is_asked_to_pause_stops_and_says_so(tmp_path, small, monkeypatch):
     path = folder.create(tmp_path / "c", small())
-    monkeypatch.setattr(executor, "_start", lambda where: (folder.ask(where, "pause"), subprocess.Popen([sys.executable, "-c", ""]))[1])
+    monkeypatch.setattr(executor, "_start", lambda where, *_: (folder.ask(where, "pause"), subprocess.Popen([sys.executable, "-c", ""]))[1])
     assert executor.run(path, 1).state == "paused"
-    monkeypatch.setattr(executor, "_start", lambda where: (folder.ask(where, "cancel"), subprocess.Popen([sys.executable, "-c", ""]))[1])
+    monkeypatch.setattr(executor, "_start", lambda where, *_: (folder.ask(where, "cancel"), subprocess.Popen([sys.executable, "-c", ""]))[1])
     assert executor.run(path, 1).state == "cancelled"
 
 
@@ -274,7 +274,7 @@ def test_ctrl_c_pauses_and_says_how_to_go_on(tmp_path, small, monkeypatch, capsy
 
 def test_workers_that_all_end_early_are_a_failure_not_a_finished_comparison(tmp_path, small, monkeypatch):
     path = folder.create(tmp_path / "c", small())
-    monkeypatch.setattr(executor, "_start", lambda where: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
+    monkeypatch.setattr(executor, "_start", lambda where, *_: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
     stopped = executor.run(path, 1)
     assert stopped.state == "failed" and "4 cells were not run" in stopped.message
 

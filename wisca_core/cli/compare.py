@@ -3,51 +3,63 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wisca_core.cli.terminal import CANCELLED, bar, document, note, say, table
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.spec import PRESETS, Spec, for_scale, load_spec, with_model
+from wisca_core.comparison.spec import PRESETS, Spec, for_scale, load_spec, spec_from, with_model
 from wisca_core.errors import BadOption, OutputRefused, SpecError, UnreadableInput
 
+if TYPE_CHECKING:
+    from wisca_core.comparison.ways import Way
 
 
 def run(
     spec: Path | None, preset: str | None, out: Path | None, resume: bool, add_seeds: int | None, estimate: bool, workers: int | None, json: bool,
-    model: Path | None = None,
+    model: Path | None = None, executor: str = "auto", device: str | None = None, precision: str | None = None,
 ) -> int:  # fmt: skip
     """0 once the comparison is finished, 1 where some of its runs failed or it was paused from elsewhere, 130 after Ctrl-C."""
-    from wisca_core.comparison.executor import cores
+    from wisca_core.comparison.ways import agreed, choose
 
-    workers = workers or cores()
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise BadOption(f"--workers: {workers} was given; a whole number from 1 is needed.")
     goes_on = resume or add_seeds is not None
     if (spec is not None) + (preset is not None) + goes_on != 1:
         raise BadOption("give one of SPEC, --preset NAME, or --resume / --add-seeds N with the --out of a comparison that exists.")
-    if estimate:
-        chosen = folder.read(_named(out)).spec if goes_on else _spec(spec, preset, model)
-        return _estimate(chosen, workers, json)
-    place = _named(out)
+    if goes_on and (device or precision):
+        raise BadOption("--device, --precision: a comparison goes on as its spec says; give them when it is started.")
     if goes_on:
-        folder.read(place)
+        place = _named(out)
+        comparison = folder.read(place)
+        way = agreed(comparison, executor, workers)
+        if estimate:
+            return _estimate(comparison.spec, way, json)
         if add_seeds is not None:
             folder.add_seeds(place, add_seeds)
     else:
         chosen = _spec(spec, preset, model)
-        _refuse_too_large(chosen, workers)
+        changed = {name: value for name, value in (("device", device), ("precision", precision)) if value}
+        if changed:
+            chosen = spec_from({**chosen.to_json(), **changed})
+        way = choose(chosen, executor, workers)
+        if estimate:
+            return _estimate(chosen, way, json)
+        place = _named(out)
+        _refuse_too_large(chosen, way)
         place = folder.create(place, chosen)
-    return train_and_report(place, workers, json)
+    return train_and_report(place, workers, json, executor)
 
 
-def train_and_report(place: Path, workers: int, json: bool) -> int:
+def train_and_report(place: Path, workers: int | None, json: bool, executor: str = "auto") -> int:
     from wisca_core.comparison.executor import run
     from wisca_core.comparison.reporting import write_report
+    from wisca_core.comparison.ways import agreed
 
-    note(f"{place}: {workers} processes of one thread; Ctrl-C pauses, --resume continues")
+    note(f"{place}: {in_words(agreed(folder.read(place), executor, workers))}; Ctrl-C pauses, --resume continues")
     try:
         with bar() as progress:
-            comparison = run(place, workers, progress)
+            comparison = run(place, workers, progress, executor)
     except KeyboardInterrupt:
         note(f"paused; everything is kept. Go on with: wisca compare --out {place} --resume")
         return CANCELLED
@@ -57,6 +69,15 @@ def train_and_report(place: Path, workers: int, json: bool) -> int:
     else:
         _say(comparison, report)
     return 0 if comparison.state == "done" and not any(c.state == "failed" for c in comparison.cells) else 1
+
+
+def in_words(way: "Way") -> str:
+    """ "2 processes of one thread", "2 processes on 2 GPUs, up to 16 runs at once in each"."""
+    where = f" on {len(way.gpus)} GPU{'' if len(way.gpus) == 1 else 's'}" if way.gpus else " of one thread"
+    each = f", up to {way.at_once} runs at once in each" if way.at_once else ""
+    if way.executor == "ray":
+        return "the workers of a Ray cluster"
+    return f"{way.workers} process{'' if way.workers == 1 else 'es'}{where}{each}"
 
 
 def _named(out: Path | None) -> Path:
@@ -75,10 +96,10 @@ def _spec(spec: Path | None, preset: str | None, model: Path | None) -> Spec:
     return with_model(PRESETS[preset], model)
 
 
-def _refuse_too_large(spec: Spec, workers: int) -> None:
+def _refuse_too_large(spec: Spec, way: "Way") -> None:
     from wisca_core.comparison.estimate import estimate
 
-    e = estimate(spec, workers, seconds_per_step=0.0)
+    e = estimate(spec, way.workers, seconds_per_step=0.0)
     if not e.fits and e.free_bytes is not None:
         raise OutputRefused(
             f"{e.workers} processes with a model of {e.n_parameters:,} parameters need about "
@@ -88,11 +109,11 @@ def _refuse_too_large(spec: Spec, workers: int) -> None:
         )
 
 
-def _estimate(spec: Spec, workers: int, json: bool) -> int:
+def _estimate(spec: Spec, way: "Way", json: bool) -> int:
     from wisca_core.comparison.data import load_corpus
     from wisca_core.comparison.estimate import GPU_FLOPS, estimate
 
-    found = estimate(spec, workers)
+    found = estimate(spec, way.workers)
     text: dict | None = None
     lacking = ""
     try:

@@ -7,6 +7,7 @@ import statistics
 import warnings
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -92,10 +93,18 @@ class Treatment:
         """Every tensor that this arm rescales, frozen ones of a base among them."""
         return list(self._rescaler.live.parameters.values()) if self._rescaler else []
 
-    def ratios(self) -> dict[str, float]:
-        """Pair -> log2 of the L1 norm of the left side over the right one, the median over the layers."""
+    def ratios(self, totals: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Pair -> log2 of the L1 norm of the left side over the right one, the median over the layers. ``totals``:
+        parameter name -> sum of |values|, where somebody has them already; used where whole matrices are all it takes.
+        """
         live, layout = self._measuring.live, self._layout
-        stats = norms.sides(live, layout, "l1", lambda name: live.parameters[name].detach())
+        if totals is not None and all(part.cells is None and not part.leg.offset and not part.groups for part in layout.parts):
+            l1 = np.zeros(2 * layout.n_cells)
+            for part in layout.parts:
+                l1[part.cell] += totals[part.leg.tensor]
+            stats = {"n": layout.n, "l1": l1.reshape(2, -1)}
+        else:
+            stats = norms.sides(live, layout, "l1", lambda name: live.parameters[name].detach())
         pairs = {site.name: site.key.pair for site in live.sites.sites}
         found: dict[str, list[float]] = {}
         for name, ratio in norms.ratios(live.sites, layout, stats, "l1").items():

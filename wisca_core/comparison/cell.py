@@ -29,7 +29,7 @@ CHECKPOINT_SECONDS = 10.0
 HEADER = {
     "format": METRICS, "version": 1, "losses": "nats per token; train_loss is the mean since the row before, before each update",
     "qk, vo, lora": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
-    "seconds": "of this cell's own training",
+    "seconds": "of training, this cell's own or that of the cells trained at once with it",
 }  # fmt: skip
 
 

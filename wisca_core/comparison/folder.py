@@ -2,6 +2,7 @@
 
     spec.json               what was asked; never changed
     corpus.json             which text it is, with its sha256, and on what it was trained; written at the first start
+    executor.json           in which way and on what kind of device all its cells are trained; written at the first start
     additions.jsonl         seeds added later, with what had been seen by then; append-only
     status.json             running | paused | done | cancelled | failed; replaced by rename
     lock                    held by the process that runs the comparison
@@ -27,8 +28,8 @@ from wisca_core import home
 from wisca_core.comparison.spec import FORMAT, VERSION, Spec, spec_from
 from wisca_core.errors import OutputRefused, SpecError, UnreadableInput
 
-CORPUS, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
-    "wisca-comparison-corpus", "wisca-comparison-additions", "wisca-comparison-status", "wisca-comparison-cell",
+CORPUS, EXECUTOR, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
+    "wisca-comparison-corpus", "wisca-comparison-executor", "wisca-comparison-additions", "wisca-comparison-status", "wisca-comparison-cell",
     "wisca-comparison-cell-status", "wisca-metrics",
 )  # fmt: skip
 

@@ -33,8 +33,8 @@ class Place:
         return (model.double() if self.precision == "float64" else model).to(self.device)
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """The forward pass of training: autocast to bfloat16, or true float64."""
+    def cast(self) -> Iterator[None]:
+        """bfloat16 by autocast where that is the precision."""
         import torch
 
         if self.precision == "bfloat16":
@@ -42,12 +42,19 @@ class Place:
             with torch.autocast(self.device.partition(":")[0], dtype=torch.bfloat16, cache_enabled=False):
                 yield
         else:
-            with self.measured():
-                yield
+            yield
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The forward pass of training of a transformers model."""
+        with self.cast(), self.measured():
+            yield
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """The forward pass of validation: never autocast, so that step 0 of all arms agrees to the digits of float32."""
+        """The forward pass of validation of a transformers model: true float64 where that is the precision. Never autocast,
+        so that step 0 of all arms agrees to the digits of float32.
+        """
         if self.precision == "float64":
             from wisca_core.equivalence.float64 import lifted
 
