@@ -345,7 +345,7 @@ def test_where_there_are_gpus_each_has_a_process_that_sees_no_other(tmp_path, sm
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", outside)
         for number in range(4):
             executor._start(tmp_path, way, number)
-        assert environments == [(gpu, "cuda:0") for gpu in expected]
+        assert environments == [(gpu, "cuda") for gpu in expected]
 
 
 def test_all_arms_are_trained_in_the_way_the_comparison_began(tmp_path, small, monkeypatch):

@@ -13,7 +13,7 @@ from torch import nn
 
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison.spec import Arm
-from wisca_core.training import lora, norms
+from wisca_core.training import distributed, lora, norms
 from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
 from wisca_core.training.rescaling import Rescaler
@@ -104,7 +104,7 @@ class Treatment:
                 l1[part.cell] += totals[part.leg.tensor]
             stats = {"n": layout.n, "l1": l1.reshape(2, -1)}
         else:
-            stats = norms.sides(live, layout, "l1", lambda name: live.parameters[name].detach())
+            stats = norms.sides(live, layout, "l1", lambda name: distributed.local(live.parameters[name]))
         pairs = {site.name: site.key.pair for site in live.sites.sites}
         found: dict[str, list[float]] = {}
         for name, ratio in norms.ratios(live.sites, layout, stats, "l1").items():

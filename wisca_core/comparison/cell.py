@@ -10,12 +10,14 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from wisca_core.comparison import ranks
 from wisca_core.comparison.arms import Treatment
 from wisca_core.comparison.data import Corpus, batch, windows
 from wisca_core.comparison.folder import METRICS, Cell, rows
@@ -55,6 +57,7 @@ class Run:
 def begin(spec: Spec, cell: Cell, place: Place) -> Run:
     """The cell as its last checkpoint left it, its metrics cut back to that step, or before its first step."""
     model = place.ready(build_model(spec, cell.seed))
+    ranks.shard_(model)
     optimisers = build_optimisers(model, spec.optimiser, cell.rate)
     run = Run(cell, model, optimisers, Treatment(spec.arm(cell.arm), model, optimisers))
     _restore(run)
@@ -65,7 +68,7 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
     """Train ``cell`` to the end; False where ``stop()`` asked for a pause, after a checkpoint. Raises CellFailed where
     the loss is not finite.
     """
-    validation = windows(corpus.validation, spec.data.validation_windows, spec.data.context).to(place.device)
+    validation = ranks.own(windows(corpus.validation, spec.data.validation_windows, spec.data.context).to(place.device))
     run = begin(spec, cell, place)
     model, optimisers, treatment, recent = run.model, run.optimisers, run.treatment, run.recent
     began = saved = time.monotonic()
@@ -73,7 +76,7 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
 
     def measured() -> float:
         with place.measured():
-            return mean_loss(model, validation)
+            return ranks.mean(mean_loss(model, validation), place.device)
 
     with metrics(cell) as log:
         if run.step == 0:
@@ -83,10 +86,10 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
             rate = learning_rate(spec.optimiser, cell.rate, step, spec.steps)
             for group in (group for one in optimisers for group in one.param_groups):
                 group["lr"] = rate
-            rows = batch(corpus.train, cell.seed, step, spec.batch_size, spec.data.context).to(place.device)
+            rows = ranks.own(batch(corpus.train, cell.seed, step, spec.batch_size, spec.data.context)).to(place.device)
             with place.step():
                 loss = loss_nats(model, rows)
-            value = loss.item()
+            value = ranks.mean(loss.item(), place.device)
             check_finite(value, step, spec)
             recent.append(value)
             loss.backward()
@@ -102,10 +105,10 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
             run.seconds = before + time.monotonic() - began
             if is_logged:
                 val_loss = measured() if evaluates(spec, step) else None
-                log.write(row(spec, step, sum(recent) / len(recent), val_loss, rate, norm.item(), ratios, run.seconds))
+                log.write(row(spec, step, sum(recent) / len(recent), val_loss, rate, ranks.number(norm), ratios, run.seconds))
                 recent.clear()
-            stops = stop()
-            if step < spec.steps and (stops or time.monotonic() - saved > CHECKPOINT_SECONDS):
+            stops, is_time = ranks.agreed((stop(), time.monotonic() - saved > CHECKPOINT_SECONDS))
+            if step < spec.steps and (stops or is_time):
                 keep([run])
                 saved = time.monotonic()
             if stops and step < spec.steps:
@@ -123,7 +126,8 @@ def logs(spec: Spec, step: int) -> bool:
 
 
 def metrics(cell: Cell) -> TextIO:
-    return (cell.folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+    """To be appended to; of several ranks the first one's are written."""
+    return (cell.folder / "metrics.jsonl" if ranks.is_first() else Path(os.devnull)).open("a", buffering=1, encoding="utf-8")
 
 
 def row(
@@ -152,14 +156,19 @@ def _rounded(value: float | None) -> float | None:
 def keep(runs: Sequence[Run]) -> None:
     """A checkpoint of each, written before the first takes its name: a kill rarely parts runs that train together."""
     for run in runs:
+        if ranks.n_ranks() == 1:
+            model, optimisers = _own(kept_state(run.model, run.treatment)), [_own(one.state_dict()) for one in run.optimisers]
+        else:
+            model, optimisers = ranks.model_state(run.model), ranks.optimiser_states(run.model, run.optimisers)
         state = {
-            "version": 1, "step": run.step, "model": _own(kept_state(run.model, run.treatment)),
-            "optimisers": [_own(one.state_dict()) for one in run.optimisers],
-            "treatment": run.treatment.state(), "recent": list(run.recent), "seconds": run.seconds,
+            "version": 1, "step": run.step, "model": model, "optimisers": optimisers, "treatment": run.treatment.state(),
+            "recent": list(run.recent), "seconds": run.seconds,
         }  # fmt: skip
-        torch.save(state, run.cell.folder / ".resume.pt.part")
+        if ranks.is_first():
+            torch.save(state, run.cell.folder / ".resume.pt.part")
     for run in runs:
-        os.replace(run.cell.folder / ".resume.pt.part", run.cell.folder / "resume.pt")
+        if ranks.is_first():
+            os.replace(run.cell.folder / ".resume.pt.part", run.cell.folder / "resume.pt")
 
 
 def _own(state: Mapping) -> dict:
@@ -170,20 +179,32 @@ def _own(state: Mapping) -> dict:
 def _restore(run: Run) -> None:
     file, metrics = run.cell.folder / "resume.pt", run.cell.folder / "metrics.jsonl"
     state = torch.load(file, weights_only=True, map_location="cpu") if file.exists() else None
-    kept = rows(run.cell.folder, behind=state["step"]) if state else []
-    part = run.cell.folder / ".metrics.part"
-    part.write_text("".join(json.dumps(line) + "\n" for line in [HEADER, *kept]), encoding="utf-8")
-    os.replace(part, metrics)
+    if ranks.is_first():
+        kept = rows(run.cell.folder, behind=state["step"]) if state else []
+        part = run.cell.folder / ".metrics.part"
+        part.write_text("".join(json.dumps(line) + "\n" for line in [HEADER, *kept]), encoding="utf-8")
+        os.replace(part, metrics)
     if state is None:
         return
-    load_state(run.model, state["model"])
-    for one, saved in zip(run.optimisers, state["optimisers"], strict=True):
-        one.load_state_dict(saved)
+    if ranks.n_ranks() == 1:
+        load_state(run.model, state["model"])
+        for one, saved in zip(run.optimisers, state["optimisers"], strict=True):
+            one.load_state_dict(saved)
+    else:
+        ranks.load_(run.model, run.optimisers, state["model"], state["optimisers"])
     run.treatment.restore(state["treatment"])
     run.step, run.seconds, run.recent = state["step"], float(state["seconds"]), list(state["recent"])
 
 
 def finish(spec: Spec, run: Run) -> None:
     """Final weights as a model folder where the spec keeps them; the run is used up."""
-    if spec.save_weights:
-        save_weights(spec, run.cell, run.model, run.treatment)
+    if not spec.save_weights:
+        return
+    model = run.model
+    if ranks.n_ranks() > 1:
+        state = ranks.model_state(model)
+        if not ranks.is_first():
+            return
+        model = build_model(spec, run.cell.seed).to(next(iter(state.values())).dtype)
+        model.load_state_dict(state)
+    save_weights(spec, run.cell, model, run.treatment)

@@ -110,15 +110,15 @@ def _run(comparison: Comparison, way: Way, progress: Progress) -> Comparison:
 def _start(path: Path, way: Way, number: int) -> subprocess.Popen:
     # -P: the current folder may be anybody's, and a torch.py in it must not be imported
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    gpu = way.device_of(number)
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = visible(gpu)
-    device = "cpu" if gpu is None else "cuda:0"
+    gpus = way.gpus_of(number)
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(visible, gpus))
+    program = ["wisca_core.comparison.worker"] if way.n_ranks == 1 else ["wisca_core.comparison.launch", str(way.n_ranks)]
+    options = ["--device", "cuda" if gpus else "cpu", "--at-once", str(way.at_once)]
     with (path / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "wisca_core.comparison.worker", str(path), "--device", device, "--at-once", str(way.at_once)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", *program, str(path), *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
 
 
 def _mourn(path: Path, code: int) -> bool:

@@ -25,7 +25,7 @@ AT_ONCE = {"cpu": 4, "cuda": 64}
 @dataclass(frozen=True)
 class Way:
     """``device``: "cpu" or "cuda"; ``gpus``: numbers of the GPUs in use; ``workers``: processes side by side;
-    ``at_once``: replicas in each, 0 where cells are trained one by one.
+    ``at_once``: replicas in each, 0 where cells are trained one by one; ``n_ranks``: processes that a worker is made of.
     """
 
     executor: str
@@ -33,10 +33,12 @@ class Way:
     gpus: tuple[int, ...]
     workers: int
     at_once: int
+    n_ranks: int = 1
 
-    def device_of(self, worker: int) -> int | None:
-        """The number of the GPU of that worker, None on CPU."""
-        return self.gpus[worker % len(self.gpus)] if self.gpus else None
+    def gpus_of(self, worker: int) -> tuple[int, ...]:
+        """Numbers of that worker's GPUs, none on CPU."""
+        first = worker * self.n_ranks % max(1, len(self.gpus) - self.n_ranks + 1)
+        return self.gpus[first : first + self.n_ranks]
 
 
 def cores() -> int:
@@ -61,14 +63,20 @@ def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cel
     why_not = "" if executor == "processes" or (executor == "auto" and not numbers) else _not_stackable(spec)
     if executor == "auto":
         executor = "replicas" if numbers and not why_not else "processes"
+    elif executor == "ray" and spec.processes_per_cell > 1:
+        raise BadOption(f"executor: ray trains a cell in one process; processes_per_cell is {spec.processes_per_cell}. Use --executor processes.")
     elif executor == "replicas" and why_not:
         raise BadOption(f"executor: replicas cannot train this comparison's models: {why_not}. Use --executor processes.")
-    workers = workers or (len(numbers) if numbers else cores())
+    n_ranks = spec.processes_per_cell
+    if numbers and len(numbers) < n_ranks:
+        raise DeviceMissing(f"processes_per_cell: {n_ranks} GPUs a cell were asked for; there {'is' if len(numbers) == 1 else 'are'} {len(numbers)}. "
+                            "Nothing was started.")  # fmt: skip
+    workers = workers or max(1, (len(numbers) if numbers else cores()) // n_ranks)
     left = spec.n_cells if n_cells is None else n_cells
     at_once = 0
     if executor == "replicas":
         at_once = max(1, min(AT_ONCE[device], math.ceil(left / workers)))
-    return Way(executor, device, numbers, workers, at_once)
+    return Way(executor, device, numbers, workers, at_once, n_ranks)
 
 
 def agreed(comparison: Comparison, executor: str = "auto", workers: int | None = None) -> Way:

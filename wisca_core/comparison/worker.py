@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
     options.add_argument("folder", type=Path)
     options.add_argument("--device", default="cpu")
     options.add_argument("--at-once", type=int, default=0, help="replicas; 0 for one cell after the other")
+    options.add_argument("--store", default="", help="file in which the ranks of one cell meet; started by torchrun they meet without")
     given = options.parse_args(arguments)
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the executor asks for a pause
@@ -36,67 +37,94 @@ def main(arguments: list[str]) -> int:
     def stop() -> bool:
         return bool(folder.asked(path)) or os.getppid() != parent
 
-    return work(path, given.device, given.at_once, stop)
+    return work(path, given.device, given.at_once, stop, given.store)
 
 
-def work(path: Path, device: str, at_once: int, stop: Callable[[], bool]) -> int:
+def work(path: Path, device: str, at_once: int, stop: Callable[[], bool], store: str = "") -> int:
     """Train what can be taken of the comparison in ``path``; an exit code. ``at_once``: replicas, 0 for one cell after
-    the other.
+    the other. Where RANK and WORLD_SIZE are set, this is one of several processes of each cell.
     """
     comparison = folder.read(path)
 
     import torch
     from transformers.utils import logging
 
+    from wisca_core.comparison import ranks
+
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
+    is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     place = Place(device, comparison.spec.precision)
     if place.is_cuda:
         try:
+            torch.cuda.set_device(device)
             torch.zeros(1, device=device)
         except Exception as error:
             print(f"{device} cannot be used: {error}", file=sys.stderr)
             return NO_DEVICE
     corpus = load_corpus(comparison.spec)
+    if is_rank:
+        ranks.join(store, device)
     try:
-        return _groups(comparison, corpus, stop, place, at_once) if at_once else _singles(comparison, corpus, stop, place)
+        _groups(comparison, corpus, stop, place, at_once) if at_once else _singles(comparison, corpus, stop, place)
     except _Lost:
         return LOST
+    ranks.leave()
+    return 0
 
 
 class _Lost(Exception):
     pass
 
 
-def _singles(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], place: Place) -> int:
-    from wisca_core.comparison.cell import train
+def _singles(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], place: Place) -> None:
+    from wisca_core.comparison import ranks
+    from wisca_core.comparison.cell import CellFailed, train
 
     for known in comparison.cells:
-        if stop():
-            return 0
-        taken = _take(comparison.path, known)
-        if taken is None:
+        if ranks.agreed(stop()):
+            return
+        cell, descriptor = _taken_by_first(comparison.path, known)
+        if cell is None:
             continue
-        cell, descriptor = taken
         try:
-            folder.write_cell_status(cell, state="running", reason="")
+            _say(cell, state="running", reason="")
             try:
                 if not train(comparison.spec, cell, corpus, stop, place):
-                    folder.write_cell_status(cell, state="waiting", reason="")
-                    return 0
+                    _say(cell, state="waiting", reason="")
+                    return
             except Exception as error:  # whatever it was, the other cells go on
-                _end(comparison.path, cell, error, place)
-                if is_device_lost(error):
-                    raise _Lost from error
+                if ranks.is_first() or not isinstance(error, CellFailed):
+                    _end(comparison.path, cell, error, place)
+                if is_device_lost(error) or (ranks.n_ranks() > 1 and not isinstance(error, CellFailed)):
+                    raise _Lost from error  # other ranks wait for this one: all of them start anew
             else:
-                _end(comparison.path, cell, None, place)
+                if ranks.is_first():
+                    _end(comparison.path, cell, None, place)
         finally:
-            os.close(descriptor)
-    return 0
+            if descriptor is not None:
+                os.close(descriptor)
 
 
-def _groups(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], place: Place, at_once: int) -> int:
+def _say(cell: Cell, **more) -> None:
+    from wisca_core.comparison import ranks
+
+    if ranks.is_first():
+        folder.write_cell_status(cell, **more)
+
+
+def _taken_by_first(path: Path, known: Cell) -> tuple[Cell | None, int | None]:
+    """The cell on every rank, its lock on the first; None where it is not to be had."""
+    from wisca_core.comparison import ranks
+
+    cell, descriptor = (_take(path, known) or (None, None)) if ranks.is_first() else (None, None)
+    return ranks.agreed(cell), descriptor
+
+
+def _groups(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], place: Place, at_once: int) -> None:
     import torch
 
     from wisca_core.comparison.replicas import train_group
@@ -112,7 +140,7 @@ def _groups(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], pl
                 limit = max(1, at_once // 2)
             held[known.name] = taken
         if not held:
-            return 0
+            return
 
         def ended(cell: Cell, error: BaseException | None, held: dict[str, tuple[Cell, int]] = held) -> None:
             _end(comparison.path, cell, error, place)
@@ -124,7 +152,7 @@ def _groups(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], pl
             if not train_group(comparison.spec, [cell for cell, _ in held.values()], corpus, stop, place, ended):
                 for cell, _ in held.values():
                     folder.write_cell_status(cell, state="waiting", reason="")
-                return 0
+                return
         except Exception as error:
             if is_out_of_memory(error) and len(held) > 1:
                 at_once = max(1, len(held) // 2)
@@ -141,7 +169,6 @@ def _groups(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], pl
                 os.close(descriptor)
         if place.is_cuda:
             torch.cuda.empty_cache()
-    return 0
 
 
 def _take(path: Path, known: Cell) -> tuple[Cell, int] | None:
