@@ -250,7 +250,12 @@ def _compare(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the comparison.", show_default=False)
     ] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", metavar="default|rates|thorough", help="A spec that is built in.")
+        str | None,
+        typer.Option("--preset", metavar="default|rates|thorough|lora|tinyllama|qwen2|qwen15_moe", help="A spec that is built in."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Model folder, for --preset lora; its tokenizer, for a set-up of the paper.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in DIR.")] = False,
     add_seeds: Annotated[
@@ -261,7 +266,24 @@ def _compare(
         bool, typer.Option("--estimate", help="Show time, memory and the seeds needed, and start nothing.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes side by side.", show_default="one a core")
+        int | None,
+        typer.Option("--workers", metavar="N", help="Processes side by side.", show_default="one a core or a GPU"),
+    ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            metavar="auto|processes|replicas|ray",
+            help="How runs are trained: one by one in each process, several at once in each (the default on GPUs), or on a Ray cluster.",
+        ),
+    ] = "auto",
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Instead of the spec's device.", show_default=False),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", metavar="float32|bfloat16|float64", help="Instead of the spec's precision.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> int:
@@ -271,7 +293,7 @@ def _compare(
     """
     from wisca_core.cli.compare import run
 
-    return run(spec, preset, out, resume, add_seeds, estimate, workers, json)
+    return run(spec, preset, out, resume, add_seeds, estimate, workers, json, model, executor, device, precision)
 
 
 @app.command("clean")
