@@ -261,7 +261,7 @@ def _language_sizes(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, An
 def _is_own(cls: type, key: str, value: int) -> bool:
     """Whether this value can be chosen; some types work it out anew from the others, or refuse all but one."""
     try:
-        return getattr(cls(**{key: value + 2}), key) == value + 2
+        return cls(**{key: value + 2}).to_dict().get(key) == value + 2
     except Exception:  # whatever the class checks
         return False
 
