@@ -126,7 +126,7 @@ def sizes_of(
     return Sizes(
         old_hidden=hidden,
         old_positions=first(full, "positions") or 0,
-        old_head_dim=head_dim,
+        old_head_dim=first(full, "head_dim") or head_dim,
         n_layers=n_layers,
         layers=layers,
         heads=new_heads,
