@@ -118,6 +118,8 @@ class Family:
     stages: str
     mlp_at: str
     trailing: tuple[int, ...]
+    is_optional: bool
+    up_first: bool
     part: str = ""
     by_expert: bool = False
     conv1d: bool = False

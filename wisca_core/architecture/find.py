@@ -84,6 +84,8 @@ def _sites(checkpoint: Checkpoint, config: dict, model_type: str, family: Family
         found += one[1]
     if attention is None and problems:
         raise problems[0]
+    if attention is None and not found:
+        raise ConfigMismatch(f"the weights hold no attention tensors of a {model_type}. {' '.join(remarks)}".strip())
     if "auto_map" in config:
         remarks.append("config.json names custom code (auto_map); it is never run, and the proof is of transformers' own class.")
     sites = tuple(one for one in found if isinstance(one, Site) and one.key.pair in pairs)
@@ -131,12 +133,15 @@ def _completed(model_type: str, inner: Mapping) -> Mapping:
 
 def _part(
     weights: Weights, part: Family, config: Mapping, pairs: tuple[str, ...], remarks: list[str]
-) -> tuple[Attention, list[Site | Refusal]]:
+) -> tuple[Attention | None, list[Site | Refusal]]:
     places = _places(part, config)
     n_layers = len(places)
     numbers_at = [dict(config) | {"stage": stage, "layer": number} for number, (stage, _) in enumerate(places)]
     wanted = [i for i in range(n_layers) if evaluate(part.when, numbers_at[i])]
     root, present = _layers(weights.checkpoint, part, places)
+    if part.is_optional and not present:
+        remarks.append(f"{part.stack}.{part.attention}: the file holds no such tensors ({root}{part.layer}).")
+        return None, []
     if not part.is_sparse and part.when == "True" and len(present) < n_layers and present == list(range(len(present))) or not present:
         # the head counts first: what they say explains more than a missing tensor
         numbers(weights, part, numbers_at[0], 0, "")

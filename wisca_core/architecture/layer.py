@@ -169,6 +169,7 @@ def numbers(weights: Weights, family: Family, config: Mapping, number: int, pref
             f"config.json gives {n_heads} query heads on {n_kv_heads} key/value heads; the first must be a multiple "
             f"of the second. Check num_key_value_heads."
         )
+    names |= {"n_heads": n_heads, "n_kv_heads": n_kv_heads}
     head_dim = whole(family.head_dim, names, "head_dim", at_most=1 << 14, layer=number)
     names |= {"head_dim": head_dim}
     sizes = {}
