@@ -136,7 +136,7 @@ def _part(
 ) -> tuple[Attention | None, list[Site | Refusal]]:
     places = _places(part, config)
     n_layers = len(places)
-    numbers_at = [dict(config) | {"stage": stage, "layer": number} for number, (stage, _) in enumerate(places)]
+    numbers_at = [dict(config) | {"stage": stage, "inside": inside, "layer": number} for number, (stage, inside) in enumerate(places)]
     wanted = [i for i in range(n_layers) if evaluate(part.when, numbers_at[i])]
     root, present = _layers(weights.checkpoint, part, places)
     if part.is_optional and not present:
@@ -250,7 +250,7 @@ def _layers(checkpoint: Checkpoint, family: Family, places: list[tuple[int, int]
     for root in family.roots:
         pattern = re.escape(root + family.layer).replace(re.escape("{i}"), r"(?P<i>\d{1,6})").replace(re.escape("{s}"), r"(?P<s>\d{1,6})")
         matches = [m for t in checkpoint.tensors if (m := re.match(pattern, t.name))]
-        found = {(int(m.groupdict().get("s", 0)), int(m["i"])) for m in matches}
+        found = {(int(m.groupdict().get("s", 0)), int(m.groupdict().get("i", 0))) for m in matches}
         if found:
             beyond = sorted(found - number.keys())
             if not family.stages:
