@@ -51,7 +51,7 @@ def takes(model) -> tuple[str, ...]:
     names = parameters(model)
     if text_cases(model, 0):
         found.add(TEXT)
-    if "decoder_input_ids" in names:
+    if has_decoder(model):
         found.add(DECODER)
     found |= {kind for kind, _, _ in _senses(model, 0)}
     return tuple(kind for kind in (TEXT, DECODER, PIXELS, SOUND) if kind in found)
@@ -79,7 +79,7 @@ def has_cache(model) -> bool:
     names = parameters(model)
     if model.config.model_type in WITHOUT_CACHE:
         return False
-    if "decoder_input_ids" in names:
+    if has_decoder(model):
         return "past_key_values" in names and "encoder_outputs" in names
     return "past_key_values" in names and "input_ids" in names and not is_masked(model.config.to_dict())
 
@@ -102,7 +102,7 @@ def text_cases(model, seed: int) -> list[Case]:
             ids = draw.ids(*mask.shape).masked_fill(~mask, draw.pad)
             made.append((f"padded on the {side}", {"input_ids": ids, "attention_mask": mask.to(torch.int64)}, mask))
     made = [(name, inputs | needed_pixels(model, seed, len(inputs["input_ids"])), mask) for name, inputs, mask in made]
-    if "decoder_input_ids" in names:
+    if has_decoder(model):
         return _with_decoder(made, draw, names)
     fixed = {"use_cache": False} if model.config.model_type in WITHOUT_CACHE else {}
     return [Case(name, inputs | fixed, inputs["input_ids"].shape, mask, method) for name, inputs, mask in made]
@@ -133,7 +133,9 @@ def needed_pixels(model, seed: int, rows: int) -> dict[str, Any]:
     if "pixel_values" not in names or names["pixel_values"].default is not inspect.Parameter.empty:
         return {}
     config = features_of(model.config, "get_image_features")
-    _, _, inputs = sense_inputs(config, {"pixel_values": names["pixel_values"]}, seed)[0]
+    _, _, inputs = sense_inputs(config, {"pixel_values": names["pixel_values"]}, seed, (), model.config.model_type)[0]
+    if "qformer_input_ids" in names:
+        inputs = inputs | {"qformer_input_ids": Draw(model, seed).ids(1, 5)}
     return {key: value[:1].expand(rows, *value.shape[1:]) for key, value in inputs.items()}
 
 
@@ -147,7 +149,7 @@ def does_not_run(model, what: str, inputs: Mapping[str, Any], error: Exception) 
 def sense_cases(model, seed: int) -> list[Case]:
     """Pixels or sound where they are what the model itself takes."""
     made = [(name, inputs, None) for _, name, inputs in _senses(model, seed)]
-    if "decoder_input_ids" in parameters(model):
+    if has_decoder(model):
         return _with_decoder(made, Draw(model, seed), parameters(model))
     return [Case(name, inputs) for name, inputs, _ in made]
 
@@ -158,6 +160,11 @@ def _senses(model, seed: int) -> list[tuple[str, str, dict[str, Any]]]:
     return sense_inputs(model.config, parameters(model), seed)
 
 
+def has_decoder(model) -> bool:
+    """Whether there are two halves, each with ids of its own."""
+    return "decoder_input_ids" in parameters(model) and not getattr(model.config, "use_decoder_only_language_model", False)
+
+
 def tower_cases(model, seed: int) -> list[Case]:
     """Towers beside the language part, each by itself."""
     out = []
@@ -165,7 +172,7 @@ def tower_cases(model, seed: int) -> list[Case]:
         if hasattr(model, method):
             config = features_of(model.config, method)
             needed = [name for name, p in parameters(model, method).items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-            out += [Case(f"{name} alone", inputs, method=method) for _, name, inputs in sense_inputs(config, parameters(model, method), seed, needed)]
+            out += [Case(f"{name} alone", inputs, method=method) for _, name, inputs in sense_inputs(config, parameters(model, method), seed, needed, model.config.model_type)]
     return out
 
 
@@ -221,7 +228,7 @@ def cached_steps(model, seed: int, call: Callable[[dict[str, Any]], Any]) -> Ite
     """
     draw, rows = Draw(model, seed + 1), 1
     key, fixed = "input_ids", {}
-    if "decoder_input_ids" in parameters(model):  # the encoder runs once
+    if has_decoder(model):  # the encoder runs once
         key, first = "decoder_input_ids", (*text_cases(model, seed)[1:2], *sense_cases(model, seed)[:1])[0]
         inputs = {name: value for name, value in first.inputs.items() if not name.startswith("decoder_")}
         rows = _rows(inputs)

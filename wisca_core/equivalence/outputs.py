@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from wisca_core.equivalence.float64 import lifted
-from wisca_core.equivalence.inputs import TOWERS, Case, cached_steps, cases, does_not_run, has_cache, parameters
+from wisca_core.equivalence.inputs import TOWERS, Case, cached_steps, cases, does_not_run, has_cache, has_decoder
 from wisca_core.errors import UnknownArchitecture
 
 LOGITS, HIDDEN, FEATURES = "logits", "last hidden state", "features"
@@ -64,7 +64,7 @@ def text_outputs(model, ids: torch.Tensor) -> Outputs:
     """
     lift = lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
     kind, values = "", {}
-    both = ("decoder_input_ids",) if "decoder_input_ids" in parameters(model) else ()
+    both = ("decoder_input_ids",) if has_decoder(model) else ()
     with torch.no_grad(), lift:
         for row in range(len(ids)):
             one = ids[row : row + 1]
@@ -111,7 +111,7 @@ def _outputs(model, seed: int) -> Outputs:
 
 def is_causal(model) -> bool:
     """Whether the logits at a position of the input are of the token that follows it."""
-    return has_cache(model) and "decoder_input_ids" not in parameters(model)
+    return has_cache(model) and not has_decoder(model)
 
 
 def _forward(model, case: Case, kind: str, seed: int = 0):

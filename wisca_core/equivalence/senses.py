@@ -19,11 +19,11 @@ RAW_SAMPLES = 3200  # of sound before its convolutions: nine or ten positions af
 Inputs = dict[str, Any]
 
 
-def sense_inputs(config: Any, names: Mapping[str, Any], seed: int, needed: Sequence[str] = ()) -> list[tuple[str, str, Inputs]]:
+def sense_inputs(config: Any, names: Mapping[str, Any], seed: int, needed: Sequence[str] = (), outer: str = "") -> list[tuple[str, str, Inputs]]:
     """(kind, name, inputs) for a function with parameters ``names``, of which ``needed`` have no default; nothing where it
-    takes neither pixels nor sound."""
+    takes neither pixels nor sound. ``outer``: the type of the model that the tower of ``config`` is in."""
     draw = _Draw(seed)
-    form = FORMS.get(getattr(config, "model_type", ""))
+    form = FORMS.get(outer) or FORMS.get(getattr(config, "model_type", ""))
     if form is not None:
         return form(config, names, draw)
     if any(name in names for name in ("pixel_values", "pixel_values_videos")) or _grid_key(names):
@@ -80,15 +80,15 @@ def _pixels(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[st
         width = channels * _side(_of(config, "temporal_patch_size"), 1)[0] * patch**2
         made = [(1, 4, 4), (1, 2, 6)]
         return [
-            ("two pictures", {key: draw(sum(math.prod(one) for one in made), width), grid: torch.tensor([one[-len(made[0]) :] for one in made])})
+            ("two pictures", {key: draw(sum(math.prod(one) for one in made), width), grid: torch.tensor(made)})
         ]
     height, width = _side(_of(config, "image_size", "input_size"), 16)
     if "spatial_shapes" in names:
         n = (height // patch) * (width // patch)
         mask = torch.ones(2, n, dtype=torch.int64)
-        mask[1, 6:] = 0
+        mask[1, 8:] = 0
         return [("two pictures", {"pixel_values": draw(2, n, channels * patch**2), "pixel_attention_mask": mask,
-                                  "spatial_shapes": torch.tensor([[height // patch, width // patch], [2, 3]])})]  # fmt: skip
+                                  "spatial_shapes": torch.tensor([[height // patch, width // patch], [2, 4]])})]  # fmt: skip
     frames = _of(config, "num_frames", "frames_per_clip") if "input_ids" not in names else None
     key = "pixel_values" if "pixel_values" in names else "pixel_values_videos"
     before = (1, frames) if frames else (2,)
@@ -134,7 +134,32 @@ def _clap(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str,
     return [(SOUND, "sound", {"input_features": draw(2, 1, length, config.num_mel_bins), "is_longer": torch.zeros(2, 1, dtype=torch.bool)})]
 
 
+def _pictures_by_row(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
+    """Every row of text has several pictures."""
+    channels, (height, width) = _of(config, "num_channels", default=3), _side(_of(config, "image_size"), 16)
+    return [(PIXELS, "two pictures", {"pixel_values": draw(1, 2, channels, height, width)})]
+
+
+def _tiles(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
+    """A picture whole and its two halves; the row of sizes.toml for the type lists such pictures."""
+    channels, (height, width) = _of(config, "num_channels", default=3), _side(_of(config, "image_size"), 16)
+    sizes = torch.tensor([[height, 2 * width], [2 * height, width]])
+    return [(PIXELS, "pictures in tiles", {"pixel_values": draw(2, 3, channels, height, width), "image_sizes": sizes})]
+
+
+def _placed_patches(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
+    """Patches in a row, each with its place (x, y); -1 where a smaller picture has none."""
+    side = 2 * _of(config, "pooling_kernel_size", "model_patch_size", default=2)
+    places = torch.tensor([[x, y] for y in range(side) for x in range(side)]).expand(2, -1, -1).clone()
+    patch = _side(_of(config, "patch_size"), 4)[0]
+    key = next((key for key in ("image_position_ids", "pixel_position_ids") if key in names), "image_position_ids")
+    return [(PIXELS, "placed patches", {"pixel_values": draw(2, side**2, 3 * patch**2), key: places})]
+
+
 FORMS: dict[str, Callable[[Any, Mapping[str, Any], _Draw], list[tuple[str, str, Inputs]]]] = {
     "audio-spectrogram-transformer": _spectrogram,
     "clap_audio_model": _clap,
+    "gemma4_vision": _placed_patches,
+    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), _pictures_by_row),
+    **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _tiles),
 }

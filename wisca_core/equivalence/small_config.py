@@ -261,7 +261,7 @@ def _language_sizes(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, An
 def _is_own(cls: type, key: str, value: int) -> bool:
     """Whether this value can be chosen; some types work it out anew from the others, or refuse all but one."""
     try:
-        return getattr(cls(**{key: value + 2}), key) == value + 2
+        return cls(**{key: value + 2}).to_dict().get(key) == value + 2
     except Exception:  # whatever the class checks
         return False
 
@@ -332,13 +332,13 @@ def _shrunk(key: str, value: Any, sizes: Sizes) -> Any:
         if role == "kv_heads":
             return [kv_heads for _, kv_heads in sizes.heads_by_layer]
         return [_shrunk(key, value[layer], sizes) for layer in sizes.layers]
-    if isinstance(value, dict):
-        return {inner: _shrunk(inner, v, sizes) for inner, v in value.items()}
-    if key in ROTARY_SECTIONS and isinstance(value, list):
-        pairs, n = sizes.rotary_width // 2, len(value)
-        return [pairs // n + (i < pairs % n) for i in range(n)]
     if key == "vocabulary_map" and isinstance(value, dict):
         return {name: i for i, name in enumerate(sorted(value, key=lambda name: (len(name), name))[: VOCAB_SIZE // 4], 3)}
+    if isinstance(value, dict):
+        return {inner: _shrunk(str(inner), v, sizes) for inner, v in value.items()}
+    if key in ROTARY_SECTIONS and isinstance(value, list):
+        pairs, n = (sizes.rotary_width + 1) // 2, len(value)
+        return [pairs // n + (i < pairs % n) for i in range(n)]
     if key in PER_ROTARY_PAIR and isinstance(value, list) and value:
         return [value[i % len(value)] for i in range(sizes.rotary_width // 2)]
     if role in ("image", "patch", "widths") and isinstance(value, list):
@@ -419,7 +419,7 @@ def _renumber_special_tokens(out: dict[str, Any], full: Mapping[str, Any]) -> No
 def _token_ids(out: dict[str, Any], full: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """(the dictionary to write to, key, value) of every key that names tokens, outermost first."""
     for key in dict.fromkeys([*full, *out]):
-        if key.endswith(TOKENS):
+        if str(key).endswith(TOKENS):
             yield out, key, out.get(key, full.get(key))
     for key, value in out.items():
         if isinstance(value, dict) and key not in ROPE:
