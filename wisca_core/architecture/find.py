@@ -112,12 +112,14 @@ def _each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tupl
         if row is None or depth > 2:
             yield Refusal(f"{tower.stack}.{tower.config}", f'its model_type "{model_type}" has no site rule'), {}
             continue
-        for part, numbers_of in _each_part(row, _completed(model_type, inner), depth + 1):
+        inside = list(_each_part(row, _completed(model_type, inner), depth + 1))
+        n_stacks = len({part.stack for part, _ in inside if not isinstance(part, Refusal)})
+        for part, numbers_of in inside:
             if isinstance(part, Refusal):
                 yield part, numbers_of
                 continue
-            stack = part.stack if part.stack not in ("decoder", "encoder") else tower.stack
-            yield replace(part, roots=tower.roots, stack=stack), numbers_of
+            roots = tuple(dict.fromkeys(before + behind for before in tower.roots for behind in (*part.roots, "")))
+            yield replace(part, roots=roots, stack=tower.stack if n_stacks == 1 else part.stack), numbers_of
 
 
 def _completed(model_type: str, inner: Mapping) -> Mapping:
@@ -138,7 +140,7 @@ def _part(
     n_layers = len(places)
     numbers_at = [dict(config) | {"stage": stage, "inside": inside, "layer": number} for number, (stage, inside) in enumerate(places)]
     wanted = [i for i in range(n_layers) if evaluate(part.when, numbers_at[i])]
-    root, present = _layers(weights.checkpoint, part, places)
+    root, present = _layers(weights, part, places)
     if part.is_optional and not present:
         remarks.append(f"{part.stack}.{part.attention}: the file holds no such tensors ({root}{part.layer}).")
         return None, []
@@ -242,14 +244,15 @@ def _places(part: Family, config: Mapping) -> list[tuple[int, int]]:
     return [(stage, i) for stage, depth in enumerate(each) for i in range(depth)]
 
 
-def _layers(checkpoint: Checkpoint, family: Family, places: list[tuple[int, int]]) -> tuple[str, list[int]]:
+def _layers(weights: Weights, family: Family, places: list[tuple[int, int]]) -> tuple[str, list[int]]:
     """(root, layers present): the first root below which tensors of this family's attention are found. Layers beyond
     the config's are counted on behind them.
     """
     number = {place: i for i, place in enumerate(places)}
     for root in family.roots:
         pattern = re.escape(root + family.layer).replace(re.escape("{i}"), r"(?P<i>\d{1,6})").replace(re.escape("{s}"), r"(?P<s>\d{1,6})")
-        matches = [m for t in checkpoint.tensors if (m := re.match(pattern, t.name))]
+        beginning = (root + family.layer).split("{")[0]
+        matches = [m for name in weights.below(beginning) if (m := re.match(pattern, name))]
         found = {(int(m.groupdict().get("s", 0)), int(m.groupdict().get("i", 0))) for m in matches}
         if found:
             beyond = sorted(found - number.keys())
