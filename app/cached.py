@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
+from wisca_core.adapter import adapters_near as adapters_of
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import GRANULARITIES, Sites
 from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
@@ -71,6 +72,16 @@ def _stamp(model: str) -> str:
         return ""
     wanted = (".json", ".safetensors", ".bin", ".pt", ".pth")
     return "\n".join(f"{name} {size} {mtime}" for name, size, mtime in seen if name.endswith(wanted))
+
+
+def adapters_near(model: Opened) -> tuple[str, ...]:
+    """Folders of LoRA adapters that belong to this model, as far as can be seen beside it."""
+    return _adapters_near(model.key, model)
+
+
+@st.cache_data(ttl=30, max_entries=16, show_spinner=False)
+def _adapters_near(key: str, _model: Opened) -> tuple[str, ...]:
+    return () if _model.checkpoint.adapter_json else tuple(map(str, adapters_of(_model.checkpoint)))
 
 
 def needs_job(model: Opened) -> bool:

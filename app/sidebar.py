@@ -40,7 +40,7 @@ def _open_model() -> None:
 def facts(opened: Opened) -> str:
     """One line: layers, heads, dtype, parameters, files."""
     a, checkpoint = opened.sites.attention, opened.checkpoint
-    dtypes = {t.dtype for t in checkpoint.tensors if t.dtype in words.DTYPES}
+    dtypes = {t.dtype for t in checkpoint.stored or checkpoint.tensors if t.dtype in words.DTYPES}
     parts = (
         [
             words.plural(a.n_layers, "layer"),
@@ -49,7 +49,7 @@ def facts(opened: Opened) -> str:
         if a
         else []
     )
-    parts += [" and ".join(words.DTYPES[d] for d in sorted(dtypes)), words.parameters(checkpoint.n_parameters)]
+    parts += [" and ".join(d for d in dict.fromkeys(words.DTYPES[d] for d in sorted(dtypes))), words.parameters(checkpoint.n_parameters)]
     if len(checkpoint.weight_files) > 1:
         parts.append(f"{len(checkpoint.weight_files)} shards")
     return ", ".join(filter(None, parts))

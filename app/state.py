@@ -20,7 +20,7 @@ import streamlit as st
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, Sites
 from wisca_core.patterns.table import NORMS
-from wisca_core.plan.options import PLAN_NORMS, LayerRange, Options, parse_pairs
+from wisca_core.plan.options import PLAN_NORMS, LayerRange, Options, default_pairs, parse_pairs
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample_runs" / "gqa-docs"
 
@@ -211,9 +211,9 @@ def options(sites: Sites) -> Options:
     span = layer_span(sites)
     chosen = clamped_layers(sites)
     layers = () if chosen == span else (LayerRange(*chosen),)
-    known = {site.name for site in sites.sites}
+    known, has = {site.name for site in sites.sites}, {site.key.pair for site in sites.sites}
     return Options(
-        pairs=tuple(get("pairs")) or DEFAULT_PAIRS,
+        pairs=tuple(pair for pair in get("pairs") if pair in has) or default_pairs(sites),
         granularity=get("granularity"),
         norm=get("norm"),
         strength=float(get("strength")),

@@ -303,13 +303,14 @@ def test_a_config_may_be_missing_and_is_otherwise_kept_as_written(tmp_path):
     [
         ([], UnreadableInput, "looked for model.safetensors.*it is empty"),
         (["notes.txt", "a.csv"], UnreadableInput, "no model weights: looked for .*; it has a.csv, notes.txt"),
-        (["adapter_config.json", "adapter_model.safetensors"], UnsupportedCheckpoint, "LoRA adapter.*base model"),
-        (["model-Q4.gguf"], UnsupportedCheckpoint, "GGUF"),
+        (["adapter_model.safetensors"], UnreadableInput, "an adapter without adapter_config.json"),
+        (["model-Q4.gguf"], UnreadableInput, "not a GGUF file"),
+        (["model-Q4.gguf", "model-Q8.gguf"], UnsupportedCheckpoint, "2 GGUF files"),
         (["events.out.tfevents.1.host"], UnreadableInput, "TensorBoard logs"),
         (
             [".metadata", "__0_0.distcp"],
-            UnsafeInput,
-            "distributed checkpoint.*contains code: refused; convert to safetensors",
+            UnreadableInput,
+            ".metadata: damaged",
         ),
         (["model_index.json"], UnsupportedCheckpoint, "diffusers"),
         (["tf_model.h5"], UnsupportedCheckpoint, "TensorFlow"),
@@ -328,8 +329,8 @@ def test_a_folder_without_weights_is_named_for_what_it_is(tmp_path, names, error
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("model.gguf", UnsupportedCheckpoint, "GGUF"),
-        ("adapter_model.safetensors", UnsupportedCheckpoint, "LoRA adapter"),
+        ("model.gguf", UnreadableInput, "not a GGUF file"),
+        ("adapter_model.safetensors", UnreadableInput, "an adapter without adapter_config.json"),
         (ONE, UnreadableInput, "one shard of several.*Give the folder"),
         ("config.json", UnreadableInput, "not a weight file"),
     ],

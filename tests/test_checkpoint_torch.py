@@ -131,7 +131,7 @@ def test_anything_but_plain_tensors_is_refused_by_name(tmp_path, value, name):
     ("value", "message"),
     [
         ({"epoch": 3, "w": torch.ones(2)}, "the entry epoch is a int, expected tensors only"),
-        ({"state_dict": {"w": torch.ones(2)}}, "the entry state_dict is a dict.*save its model state dict alone"),
+        ({"weights": {"w": torch.ones(2)}}, "the entry weights is a dict.*save its model state dict alone"),
         ([torch.ones(2)], "holds a list, expected a dict of tensors"),
         (torch.ones(2), "holds a Tensor, expected a dict of tensors"),
         ({3: torch.ones(2)}, "the tensor name '3' is no text"),
@@ -143,6 +143,7 @@ def test_anything_but_plain_tensors_is_refused_by_name(tmp_path, value, name):
             "tensor w has stride 0: it claims 1000000000 values, larger than its storage",
         ),
         ({"w": torch.ones(4, 4)[0], "v": torch.ones(2)}, None),
+        ({"state_dict": {"w": torch.ones(2), "v": torch.ones(3)}, "epoch": 3}, None),
     ],
 )
 def test_entries_that_are_no_plain_tensors_are_refused(tmp_path, value, message):

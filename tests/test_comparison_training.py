@@ -20,7 +20,8 @@ from wisca_core.comparison import executor, folder, statistics
 from wisca_core.comparison.arms import Treatment
 from wisca_core.comparison.cell import CellFailed, train
 from wisca_core.comparison.data import load_corpus
-from wisca_core.comparison.models import build_model, build_optimisers, learning_rate, n_parameters
+from wisca_core.comparison.models import build_model, build_optimisers, learning_rate
+from wisca_core.comparison.prepare import prepare
 from wisca_core.comparison.spec import ARMS, FORMAT, VERSION, Arm, DataSpec, ModelSpec, OptimiserSpec, Spec, checked
 from wisca_core.comparison.worker import _reason
 from wisca_core.errors import OutputRefused, PlanMismatch, SpecError, UnreadableInput
@@ -127,7 +128,7 @@ def test_the_same_seed_gives_the_same_model_and_another_one_does_not(small):
     a, b, c = (build_model(small(), seed).state_dict() for seed in (1, 1, 2))
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(a[name], b[name]) and not torch.equal(a[name], c[name])
-    assert n_parameters(MODEL) == sum(p.numel() for p in build_model(small(), 1).parameters())
+    assert prepare(small()).n_parameters == sum(p.numel() for p in build_model(small(), 1).parameters())
 
 
 def test_the_rate_warms_up_and_comes_down_to_a_tenth():
@@ -253,9 +254,9 @@ def test_one_failing_cell_leaves_the_others_alone_and_the_command_says_so(tmp_pa
 
 def test_a_comparison_that_is_asked_to_pause_stops_and_says_so(tmp_path, small, monkeypatch):
     path = folder.create(tmp_path / "c", small())
-    monkeypatch.setattr(executor, "_start", lambda where: (folder.ask(where, "pause"), subprocess.Popen([sys.executable, "-c", ""]))[1])
+    monkeypatch.setattr(executor, "_start", lambda where, *_: (folder.ask(where, "pause"), subprocess.Popen([sys.executable, "-c", ""]))[1])
     assert executor.run(path, 1).state == "paused"
-    monkeypatch.setattr(executor, "_start", lambda where: (folder.ask(where, "cancel"), subprocess.Popen([sys.executable, "-c", ""]))[1])
+    monkeypatch.setattr(executor, "_start", lambda where, *_: (folder.ask(where, "cancel"), subprocess.Popen([sys.executable, "-c", ""]))[1])
     assert executor.run(path, 1).state == "cancelled"
 
 
@@ -273,7 +274,7 @@ def test_ctrl_c_pauses_and_says_how_to_go_on(tmp_path, small, monkeypatch, capsy
 
 def test_workers_that_all_end_early_are_a_failure_not_a_finished_comparison(tmp_path, small, monkeypatch):
     path = folder.create(tmp_path / "c", small())
-    monkeypatch.setattr(executor, "_start", lambda where: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
+    monkeypatch.setattr(executor, "_start", lambda where, *_: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
     stopped = executor.run(path, 1)
     assert stopped.state == "failed" and "4 cells were not run" in stopped.message
 

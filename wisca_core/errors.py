@@ -77,6 +77,10 @@ class UnequalStart(WiscaError):
     exit_code = 1
 
 
+class DeviceMissing(WiscaError):
+    """A device that was asked for is not on this machine, or cannot do what was asked of it; nothing was started."""
+
+
 class OutputRefused(WiscaError):
     """The output folder exists, is the input, is taken by another export, or the disk is full; nothing was left behind.
     """

@@ -7,8 +7,10 @@ from pathlib import Path
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.full_check import compare_folder, full_check
+from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import prove
 from wisca_core.export.export import export
+from wisca_core.export.pair import Beside, export_pair
 from wisca_core.patterns.store import measured
 from wisca_core.plan.plan import decision_of, load_plan
 from wisca_core.progress import Progress
@@ -34,7 +36,8 @@ def check_job(arguments: dict, progress: Progress, folder: Path) -> dict:
 
 
 def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
-    """{model, plan: path, out: path, check: bool} -> {out, report, check}."""
+    """{model, plan: path, out: path, check: bool, adapters: paths} -> {out, report, check, adapters: their new folders}.
+    """
     checkpoint, sites, plan = _planned(arguments, progress)
     checks = []
 
@@ -42,13 +45,21 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
         checks.append(compare_folder(checkpoint, sites, plan, written, progress))
         return checks[-1]
 
-    report = export(checkpoint, sites, plan, Path(arguments["out"]), prove(checkpoint, sites, progress),
-                    check if arguments.get("check") else None, progress)  # fmt: skip
-    return {"out": str(report.parent), "report": str(report), "check": checks[0].to_json() if checks else None}
+    out, ran = Path(arguments["out"]), check if arguments.get("check") else None
+    adapters = [open_checkpoint(path, progress=progress) for path in arguments.get("adapters", ())]
+    proof = prove(checkpoint, sites, progress)
+    if adapters:
+        beside = [Beside(a, out.with_name(f"{out.name}-{a.path.name}"), prove_pair(checkpoint, sites, a, progress)) for a in adapters]
+        report, *others = export_pair(checkpoint, sites, plan, out, proof, beside, ran, progress)
+    else:
+        report, others = export(checkpoint, sites, plan, out, proof, ran, progress), []
+    return {"out": str(report.parent), "report": str(report), "check": checks[0].to_json() if checks else None,
+            "adapters": [str(other.parent) for other in others]}  # fmt: skip
 
 
 def _planned(arguments: dict, progress: Progress):
     checkpoint = open_checkpoint(arguments["model"], progress=progress)
+    checkpoint.check_rescalable()
     sites = find_sites(checkpoint)
     plan = load_plan(Path(arguments["plan"]))
     decision_of(plan, measured(checkpoint, sites, progress))  # raises PlanMismatch where the weights are not those it was made for

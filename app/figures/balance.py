@@ -21,13 +21,15 @@ def balance(
     theme: Theme,
     unit_name: str = "KV group",
     selected: tuple[int, int] | None = None,
+    lanes: tuple[str, ...] = (),
 ) -> go.Figure:
     """``groups``: rows of one pair, columns layer, group, left, right, left_after, right_after, log2_size, log2_ratio.
 
-    ``matrices``: what the left and the right side are made of. Points carry customdata [layer, group]. Groups with a
+    ``lanes``: names of the groups, where they have names instead of numbers. ``matrices``: what the left and the right side are made of. Points carry customdata [layer, group]. Groups with a
     zero or non-finite norm have no place on log axes and are left out.
     """
     left, right = SIDES[pair]
+    inside = "" if lanes else " in the group"
     norms = groups[["left", "right", "left_after", "right_after"]].to_numpy(dtype=float)
     shown = groups[np.isfinite(norms).all(1) & (norms > 0).all(1)]
     fig = figure(theme, 440)
@@ -54,7 +56,7 @@ def balance(
     diagonal(0, color=theme.quiet, width=1)
     points = np.stack([np.log10(np.r_[x0, x1]), np.log10(np.r_[y0, y1])], 1)
     _along(fig, "equal norms", 0, (low_x, high_x, low_y, high_y), points)
-    if has_size(groups):
+    if has_size(groups) and np.ptp(groups["log2_size"]) < 1e-9:
         size = float(groups["log2_size"].iloc[0])
         diagonal(size, color=theme.quiet, width=1, dash="dot")
         _along(fig, f"size alone, {words.ratio(size)}", size, (low_x, high_x, low_y, high_y), points)
@@ -64,6 +66,9 @@ def balance(
     places = shown[["layer", "group"]].to_numpy(np.int16)
     ratios = {"before": np.log2(y0 / x0), "after": np.log2(y1 / x1)}
     dots = []
+    place = words.place("%{customdata[0]:d}", unit_name, "%{customdata[1]:d}")
+    if lanes:
+        place = words.lane("%{customdata[0]:d}", "%{text}")
     for name, colour, least, most in (
         (f"{left} heavier", theme.role[words.PAIR_ROLES[pair][0]], LEVEL, np.inf),
         (f"{right} heavier", theme.role[words.PAIR_ROLES[pair][1]], -np.inf, -LEVEL),
@@ -88,6 +93,7 @@ def balance(
                     mode="markers",
                     name=f"{name} {when}",
                     customdata=places[here],
+                    text=[lanes[g] for g in places[here, 1]] if lanes else None,
                     unselected=dict(marker=dict(opacity=1)),
                     selected=dict(marker=dict(opacity=1)),
                     marker=dict(
@@ -96,7 +102,7 @@ def balance(
                         color=theme.page if ring else colour,
                         line=dict(color=colour, width=1.3 if ring else 0),
                     ),
-                    hovertemplate=f"{words.place('%{customdata[0]:d}', unit_name, '%{customdata[1]:d}')}, {when}<br>"
+                    hovertemplate=f"{place}, {when}<br>"
                     f"{left} %{{y:,.4~g}}, {right} %{{x:,.4~g}}<extra></extra>",
                 )
             )
@@ -104,7 +110,7 @@ def balance(
     if selected is not None:
         chosen = shown[(shown["layer"] == selected[0]) & (shown["group"] == selected[1])]
         if len(chosen):
-            _arrow(fig, chosen.iloc[0], unit_name, (low_x, high_x), theme)
+            _arrow(fig, chosen.iloc[0], unit_name, lanes, (low_x, high_x), theme)
     ticks_x, labels_x = log_ticks(10**low_x, 10**high_x, most=4)
     ticks_y, labels_y = log_ticks(10**low_y, 10**high_y, most=5)
     fig.update_layout(
@@ -115,7 +121,7 @@ def balance(
             ticktext=labels_x,
             constrain="domain",
             showgrid=True,
-            title=dict(text=f"{matrices[1]}, {words.NORM_SYMBOLS[norm]} in the group"),
+            title=dict(text=f"{matrices[1]}, {words.NORM_SYMBOLS[norm]}{inside}"),
         ),
         yaxis=dict(
             type="log",
@@ -127,7 +133,7 @@ def balance(
             constrain="domain",
         ),
     )
-    unit(fig, f"{matrices[0]}, {words.NORM_SYMBOLS[norm]} in the group", dx=-36, dy=10)
+    unit(fig, f"{matrices[0]}, {words.NORM_SYMBOLS[norm]}{inside}", dx=-36, dy=10)
     return fig
 
 
@@ -186,7 +192,7 @@ def _along(
     )
 
 
-def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, span: tuple[float, float], theme: Theme) -> None:
+def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, lanes: tuple[str, ...], span: tuple[float, float], theme: Theme) -> None:
     """From ring to dot of the selected group; a ring in ink where nothing moves. ``span``: of the x axis, log10."""
     tail, head = (
         (np.log10(row["right"]), np.log10(row["left"])),
@@ -223,7 +229,7 @@ def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, span: tuple[float, fl
         )
     )
     fig.add_annotation(
-        text=words.place(int(row["layer"]), unit_name, int(row["group"])),
+        text=words.lane(int(row["layer"]), lanes[int(row["group"])]) if lanes else words.place(int(row["layer"]), unit_name, int(row["group"])),
         x=tail[0],
         y=tail[1],
         xref="x",

@@ -10,7 +10,8 @@ from app.figures import words
 from app.figures.template import Theme, figure, layer_ticks, log_ticks
 
 FEW = 8  # heads a layer up to which each is a dot; above, a bar says more
-ORDER = ("q", "k", "v", "o")
+ORDER = ("q", "k", "v", "o", "up", "down", "a", "b")
+ADAPTED = ("a", "b")  # roles of which one "head" is an adapted layer
 
 
 def depth(heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection[str] = ()) -> go.Figure:
@@ -61,7 +62,7 @@ def depth(heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection
         name = (
             f"{what}, one set a layer"
             if role in gains and per_layer == 1
-            else f"{what}, {words.plural(per_layer, 'head')} a layer"
+            else f"{what}, {words.plural(per_layer, 'adapted part' if role in ADAPTED else 'head')} a layer"
         )
         fig.add_annotation(
             text=name,
@@ -99,7 +100,7 @@ def _points(fig: go.Figure, part: pd.DataFrame, column: str, role: str, axis: st
             yaxis=f"y{axis}",
             marker=_marker(theme, role, column, size),
             customdata=part["head"].to_numpy(np.int32),
-            hovertemplate=f"{words.ROLES[role]} head %{{customdata:d}}, layer %{{x}}, {column}"
+            hovertemplate=f"{words.ROLES[role]}{'' if role in ADAPTED else ' head %{customdata:d}'}, layer %{{x}}, {column}"
             "<br>%{y:,.4~g}<extra></extra>",
         )
     )

@@ -7,10 +7,11 @@ from plotly.subplots import make_subplots
 
 from app.figures import words
 from app.figures.template import Theme, blend, figure, layer_ticks, octave_ticks, unit
+from wisca_core.architecture.site import SiteKey
 from wisca_core.patterns.summary import times
 
 PANEL, GAP, TOP, BOTTOM = 190, 62, 34, 44
-_PLURALS = {"qk": "queries", "vo": "values"}
+_PLURALS = {"qk": "queries", "vo": "values", "mlp": "ups", "lora": "A matrices"}
 _FINE = (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 1.75)
 _SHOWN = ("planned", "balanced already")
 
@@ -39,14 +40,15 @@ def finding(rows: pd.DataFrame) -> str:
 def how_to_read(rows: pd.DataFrame) -> str:
     """The sentence under the title."""
     single = rows["n_cells"].gt(1).any()
-    place = "layer" if (rows["group"] < 0).all() else "KV group of a layer"
+    place = "a layer" if (rows["group"] < 0).all() else "a KV group of a layer"
+    place = "an adapted part of a layer" if (rows["pair"] == "lora").all() else place
     if single:
         return (
-            f"Factors on the left matrix of each pair, one mark a {place}. The bar spans the factors of its single "
+            f"Factors on the left matrix of each pair, one mark {place}. The bar spans the factors of its single "
             "channels; the tick is the middle of those that would balance them fully."
         )
     return (
-        f"Factor on the left matrix of each pair, one mark a {place}; the right matrix gets its inverse. The tick "
+        f"Factor on the left matrix of each pair, one mark {place}; the right matrix gets its inverse. The tick "
         "would balance fully, the square is what is used; the line between them is the imbalance that stays."
     )
 
@@ -139,8 +141,9 @@ def _panel(fig: go.Figure, rows: pd.DataFrame, number: int, theme: Theme) -> Non
 def _places(rows: pd.DataFrame) -> np.ndarray:
     """Layer, groups of a layer side by side around it."""
     n_groups = int(rows["group"].max()) + 1
-    if n_groups <= 1:
-        return rows["layer"].to_numpy(float)
+    if n_groups <= 1:  # several parts of a layer, or one
+        number, most = rows.groupby("layer").cumcount().to_numpy(), int(rows.groupby("layer").size().max())
+        return rows["layer"].to_numpy() + (number - (most - 1) / 2) * 0.8 / most if most > 1 else rows["layer"].to_numpy(float)
     return rows["layer"].to_numpy() + (rows["group"].to_numpy() - (n_groups - 1) / 2) * 0.8 / n_groups
 
 
@@ -149,7 +152,8 @@ def _log2_middle(rows: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def _hover(row) -> str:
-    place = f"layer {row.layer}" + (f", KV group {row.group}" if row.group >= 0 else "")
+    part = SiteKey.parse(row.name).part
+    place = f"layer {row.layer}" + (f", {part}" if part else f", KV group {row.group}" if row.group >= 0 else "")
     lines = [
         f"{words.PAIR_LABELS[row.pair]}, {place}",
         f"factor {words.factors(row.factor_low, row.factor_high)}",

@@ -83,14 +83,15 @@ def balance_title(groups: pd.DataFrame) -> str:
 def depth_title(heads: pd.DataFrame) -> str:
     """Which way each role's heads move. ``heads``: columns role, before, after."""
     moves: dict[str, list[str]] = {"come down": [], "go up": []}
-    plural = {"q": "queries", "k": "keys", "v": "values", "o": "outputs"}
+    plural = {"q": "queries", "k": "keys", "v": "values", "o": "outputs", "a": "A", "b": "B"}
+    whole = "Every adapted part" if set(heads["role"]) <= {"a", "b"} else "Every head"
     for role, part in heads.groupby("role", sort=False):
         usable = part[(part["before"] > 0) & np.isfinite(part["before"]) & np.isfinite(part["after"])]
         change = np.log2((usable["after"] / usable["before"]).to_numpy(dtype=float)) if len(usable) else np.zeros(0)
         if len(change) and abs(np.median(change)) > 0.007:
-            moves["go up" if np.median(change) > 0 else "come down"].append(plural[role])
+            moves["go up" if np.median(change) > 0 else "come down"].append(plural.get(role, role))
     parts = [f"{_and(roles)} {verb}" for verb, roles in moves.items() if roles]
-    return "Every head over depth: " + (", ".join(parts) if parts else "nothing moves with these options")
+    return f"{whole} over depth: " + (", ".join(parts) if parts else "nothing moves with these options")
 
 
 def _and(names: list[str]) -> str:
@@ -108,12 +109,12 @@ def histogram_title(factors: list[tuple[float, float]]) -> str:
     )
 
 
-def channel_title(before: np.ndarray, turns: np.ndarray | None) -> str:
+def channel_title(before: np.ndarray, turns: np.ndarray | None, kind: str = "Channels of the head") -> str:
     """Where along the head the weight lies, by the left side's channel norms ``before``."""
     rotating = turns is not None and np.isfinite(turns).sum() >= 4
     values = before[np.isfinite(turns)] if rotating else before
     if len(values) < 4 or not np.isfinite(values).all() or not (values > 0).all():
-        return "Rotary pairs along the head" if rotating else "Channels along the head"
+        return "Rotary pairs along the head" if rotating else kind.replace("of the", "along the")
     if rotating:
         third = max(1, len(values) // 3)
         fast, slow = np.median(values[:third]), np.median(values[-third:])
@@ -128,7 +129,7 @@ def channel_title(before: np.ndarray, turns: np.ndarray | None) -> str:
     return (
         f"The heaviest channel is {words.ratio(spread)} the median"
         if spread > 1
-        else "Channels of the head weigh about the same"
+        else f"{kind} weigh about the same"
     )
 
 

@@ -55,7 +55,7 @@ def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Fi
                     hovertemplate="%{y:.2f} % before<extra></extra>",
                 )
             )
-        tail = " gains" if gains else f", {words.plural(role.n_heads, 'head')}"
+        tail = " gains" if gains else "" if role.role in ("a", "b") else f", {words.plural(role.n_heads, 'head')}"
         fig.add_annotation(
             text=words.ROLES[role.role].capitalize() + tail,
             xref="x domain",
@@ -134,7 +134,7 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
             )
         )
     else:
-        fig.update_layout(xaxis=dict(title=dict(text="channel of the head", standoff=14), nticks=6))
+        fig.update_layout(xaxis=dict(title=dict(text="rank channel" if detail.roles[0].role == "a" else "channel of the head", standoff=14), nticks=6))
     unit(fig, f"L1 norm of {'a rotary pair' if rotary else 'a channel'}", dx=-40, dy=12)
     return fig
 

@@ -39,12 +39,13 @@ def heatmap(
     after: str,
     unit_name: str = "KV group",
     selected: tuple[int, int] | None = None,
+    lanes: tuple[str, ...] = (),
 ) -> go.Figure:
     """Cells of one pair: before, before with size divided out (no such strip where ``has_size`` says no), after.
 
     ``groups``: rows of one pair, columns layer, group, log2_ratio, log2_size, log2_after (octaves, left over right).
     ``layers``: the same without group, one row a layer. ``after``: heading of the last strip. ``unit_name``: what a row
-    is. ``selected``: (layer, group).
+    is. ``selected``: (layer, group). ``lanes``: names of the rows, where they have names instead of numbers.
     A cell without a ratio bears a cross; a (layer, group) without a row stays blank. Each cell's overlay point carries
     customdata [layer, group, times heavier], since plotly reports no click on a heatmap.
     """
@@ -57,19 +58,20 @@ def heatmap(
 
     span = span_of(np.concatenate([octaves for _, octaves in strips]))
 
-    row = min(18.0, max(4.0, 220 / n_groups)) if n_groups > 1 else 24.0
+    row = 18.0 if lanes else min(18.0, max(4.0, 220 / n_groups)) if n_groups > 1 else 24.0
     strip = row * n_groups
     height = TOP + len(strips) * strip + len(strips) * BETWEEN + LINE + BOTTOM
     inner = height - TOP - BOTTOM
     # A long headline of ticks would not fit a phone, and the server does not know the width.
     ticks = layer_ticks(list(range(n_layers)))
     fig = figure(theme, round(height))
-    fig.update_layout(margin=dict(t=TOP, b=BOTTOM, l=36), hoverdistance=-1, clickmode="event+select")
+    names = max((len(name) for name in lanes), default=0)
+    fig.update_layout(margin=dict(t=TOP, b=BOTTOM, l=min(150, 16 + 6 * names) if lanes else 36), hoverdistance=-1, clickmode="event+select")
     for number, (heading, octaves) in enumerate(strips):
         axis = "" if number == 0 else str(number + 1)
         top = 1 - number * (strip + BETWEEN) / inner
         _strip(
-            fig, axis, (max(0.0, top - strip / inner), top), groups, octaves, n_layers, n_groups, pair, unit_name, theme, span
+            fig, axis, (max(0.0, top - strip / inner), top), groups, octaves, n_layers, n_groups, pair, unit_name, theme, span, lanes
         )
         fig.add_annotation(
             text=heading,
@@ -153,6 +155,7 @@ def _strip(
     unit_name: str,
     theme: Theme,
     span: float,
+    lanes: tuple[str, ...] = (),
 ) -> None:
     layer, group = groups["layer"].to_numpy(), groups["group"].to_numpy()
     known = np.isfinite(octaves)
@@ -164,6 +167,8 @@ def _strip(
     )
     left, right = SIDES[pair]
     place = words.place("%{customdata[0]:d}", unit_name, "%{customdata[1]:d}")
+    if lanes:
+        place = words.lane("%{customdata[0]:d}", "%{text}")
     sides = ((left, octaves > 0), (right, octaves < 0), ("", known & (octaves == 0)), ("no ratio", ~known))
     for word, chosen in sides:
         if not chosen.any():
@@ -182,6 +187,7 @@ def _strip(
                 x=layer[chosen].astype(np.int16),
                 y=group[chosen].astype(np.int16),
                 customdata=data,
+                text=[lanes[g] for g in group[chosen]] if lanes else None,
                 mode="markers",
                 xaxis="x",
                 yaxis=f"y{axis}",
@@ -206,19 +212,25 @@ def _strip(
                 name="no ratio, mark",
             )
         )
-    step = max(1, -(-n_groups // 8))
+    step = 1 if lanes and n_groups <= 24 else max(1, -(-n_groups // 8))
+    ticks = list(range(0, n_groups, step))
     fig.update_layout(
         {
             f"yaxis{axis}": dict(
                 domain=list(domain),
                 range=[n_groups - 0.5, -0.5],
                 showgrid=False,
-                tickvals=list(range(0, n_groups, step)),
+                tickvals=ticks,
+                ticktext=[_short(lanes[i]) for i in ticks] if lanes else None,
                 tickfont=dict(size=11),
                 anchor="x",
             )
         }
     )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else f"…{name[-21:]}"
 
 
 def _layers(
@@ -250,7 +262,7 @@ def _layers(
         )
     values = layers[["log2_ratio", "log2_after"]].to_numpy(dtype=float)
     values = values[np.isfinite(values)]
-    size = float(layers["log2_size"].iloc[0]) if len(layers) else np.nan
+    size = float(layers["log2_size"].iloc[0]) if len(layers) and np.ptp(layers["log2_size"]) < 1e-9 else np.nan
     reach = np.concatenate([values, [-1.0, 1.0], [size] if np.isfinite(size) else []])
     low, high = float(reach.min()) - 0.3, float(reach.max()) + 0.5
     ticks, labels = octave_ticks(low, high, most=5)

@@ -24,7 +24,7 @@ NORM_SYMBOLS = {
     "rms": "root of the mean of w²",
     "mean": "mean |w|",
 }
-DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bf16", "F16": "fp16"}
+DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bf16", "F16": "fp16", "F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8"}
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _HALVES = {-1: "½×", -2: "¼×", -3: "⅛×"}
@@ -90,6 +90,11 @@ def minus(text: str) -> str:
 def place(layer: int | str, unit: str, group: int | str) -> str:
     """ "layer 17, KV group 2"; only the layer where ``unit`` is "layer". Numbers, or plotly's placeholders for them."""
     return f"layer {layer}" if unit == "layer" else f"layer {layer}, {unit} {group}"
+
+
+def lane(layer: int | str, name: str) -> str:
+    """The same for one of several adapted layers of a layer: "layer 17, self_attn.q_proj"."""
+    return f"layer {layer}, {name}"
 
 
 def plural(n: int, one: str, many: str = "") -> str:
@@ -158,4 +163,4 @@ def markdown_text(text: str) -> str:
 
 def coloured(role: str) -> str:
     """The role's word in its colour, for a caption: ":blue[query]"."""
-    return f":{MARKDOWN_COLOURS[role]}[{ROLES[role]}]"
+    return f":{MARKDOWN_COLOURS[role]}[{ROLES[role]}]" if role in MARKDOWN_COLOURS else f"**{ROLES[role]}**"

@@ -8,7 +8,7 @@ from app import cached
 from app.figures import balance, depth, findings, heatmap, words
 from app.figures.template import CONFIG, Theme
 from app.inspecting import selection
-from app.inspecting.shown import Shown, furthest
+from app.inspecting.shown import Shown, furthest, lane_numbers
 from app.spreadsheet import csv_bytes
 
 
@@ -62,7 +62,7 @@ def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
         finding,
         f"A cell is one {cell}. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, "
         f"its strength says by how much; balance fades into the page.{why_two}{blank} Below, each layer as a whole: "
-        "ring before, dot after, grey band within 2×. Click a cell to open its head.",
+        f"ring before, dot after, grey band within 2×. Click a cell to open {'it' if shown.lanes else 'its head'}.",
         heatmap.columns(shown.groups),
         "ratios",
     )
@@ -75,6 +75,7 @@ def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
         after=shown.after,
         unit_name=shown.unit,
         selected=selected,
+        lanes=shown.lanes,
     )
     chart(fig, "map", f"Ratio of every {shown.unit} over the layers. {finding}.", source="map")
 
@@ -96,6 +97,7 @@ def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
         theme=theme,
         unit_name=shown.unit,
         selected=selected,
+        lanes=shown.lanes,
     )
     chart(fig, "balance", f"Norm of the one side against the other. {finding}.", source="balance")
 
@@ -108,7 +110,7 @@ def draw_furthest(shown: Shown) -> None:
         {0: "No pair stands out from the rest", 1: "The pair furthest from the rest"}.get(
             n, f"The {number} pairs furthest from the rest"
         ),
-        f"Sorted by distance from the median; the factor is that on {on}. Click a row to open the head.",
+        f"Sorted by distance from the median; the factor is that on {on}. Click a row to open {'it' if shown.lanes else 'the head'}.",
         table,
         "furthest",
     )
@@ -117,7 +119,7 @@ def draw_furthest(shown: Shown) -> None:
     view = pd.DataFrame(
         {
             "Layer": table["layer"],
-            "Head" if shown.unit == "head" else "Group": table["group"],
+            _column(shown): [shown.lanes[g] for g in table["group"]] if shown.lanes else table["group"],
             "Heavier side": [words.side(shown.pair, v) for v in table["log2_ratio"]],
             "Factor": [words.factors(a, b) for a, b in zip(table["factor_low"], table["factor_high"])],
             "After": [words.side(shown.pair, v) for v in table["log2_after"]],
@@ -141,15 +143,21 @@ def draw_furthest(shown: Shown) -> None:
     )
 
 
+def _column(shown: Shown) -> str:
+    return "Adapted part" if shown.lanes else "Head" if shown.unit == "head" else "Group"
+
+
 def draw_depth(shown: Shown, theme: Theme) -> None:
     heads = shown.decision.heads(shown.norm)
+    if shown.lanes:  # one a (part, side)
+        heads = heads.assign(head=lane_numbers(shown.model.sites, heads["name"]))
     finding = findings.depth_title(heads)
     bars = heads.groupby(["role", "layer"]).size().max() > depth.FEW
     heading(
         finding,
-        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one head, log axis. Outline before, filled after."
+        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one {'part' if shown.lanes else 'head'}, log axis. Outline before, filled after."
         + (
-            " Bars span 10–90 % of a layer's heads with the median as a notch; dots beyond a bar are outlying heads."
+            " Bars span 10–90 % of a layer with the median as a notch; dots beyond a bar lie far out."
             if bars
             else ""
         ),

@@ -21,7 +21,7 @@ def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
         with st.container(horizontal=True, width="content"):
             selection.boxes(shown)
     row = shown.group(layer, group)
-    detail = cached.head(shown.model, shown.options, row["name"], group)
+    detail = cached.head(shown.model, shown.options, row["name"], 0 if shown.lanes else group)
     st.markdown(sentence(shown, row, detail))
     for column, draw_one in zip(st.columns(3, gap="medium"), (_histogram, _channels, _spectrum)):
         with column:
@@ -35,12 +35,12 @@ def sentence(shown: Shown, row: pd.Series, detail: HeadDetail) -> str:
     octaves, after = row["log2_ratio"], row["log2_after"]
     said = words.side(shown.pair, octaves)
     if said == "×":
-        first = f"{names[0][0]} against {names[1][0].lower()}: no ratio, a norm is zero or not finite."
+        first = f"{names[0][0]} against {_lower(names[1][0])}: no ratio, a norm is zero or not finite."
     elif said == "equal":
-        first = f"{names[0][0]} and {names[1][0].lower()} weigh the same."
+        first = f"{names[0][0]} and {_lower(names[1][0])} weigh the same."
     else:
         heavy, light = names if octaves > 0 else names[::-1]
-        first = f"{heavy[0]} {heavy[1]} {times(2 ** abs(octaves))} heavier than {light[0].lower()}."
+        first = f"{heavy[0]} {heavy[1]} {times(2 ** abs(octaves))} heavier than {_lower(light[0])}."
     changes = [(on, role.factor) for on, role in zip(shown.matrices, detail.roles)]
     if all(factor == (1.0, 1.0) for _, factor in changes):
         return f"{first} With the options of Rescale it stays as it is."
@@ -49,8 +49,15 @@ def sentence(shown: Shown, row: pd.Series, detail: HeadDetail) -> str:
     return f"{first} Factor {on} {'makes it level' if left == 'equal' else f'leaves {left}'}."
 
 
+def _lower(text: str) -> str:
+    """Inside a sentence; A and B keep their capital."""
+    return text if text[1:2] == " " else text[:1].lower() + text[1:]
+
+
 def _who(shown: Shown, role: str, group: int) -> tuple[str, str]:
     """Words for one side of this group, and its verb."""
+    if shown.lanes:
+        return f"{words.ROLES[role]} of {shown.lanes[group]}", "is"
     a = shown.model.sites.attention
     if shown.gains:
         return f"{words.ROLES[role].capitalize()} gains" + (" of all heads" if shown.unit == "layer" else ""), "are"
@@ -80,7 +87,8 @@ def _histogram(detail: HeadDetail, theme: Theme, gains: bool) -> None:
 
 
 def _channels(detail: HeadDetail, theme: Theme, gains: bool) -> None:
-    finding = findings.channel_title(detail.roles[0].channel_l1, detail.turns)
+    kind = "Rank channels" if detail.roles[0].role == "a" else "Channels of the head"
+    finding = findings.channel_title(detail.roles[0].channel_l1, detail.turns, kind)
     rotary = detail.turns is not None
     fast = "Fast pairs (position) left, slow ones (content) right. " if rotary else "In the order of the matrix. "
     heading(finding, fast + "Dotted before, solid after.", head.channel_table(detail), "channels")

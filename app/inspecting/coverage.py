@@ -39,6 +39,8 @@ def draw(shown: Shown) -> None:
 
 
 def _never(shown: Shown) -> str:
+    if shown.lanes:
+        return "Not covered: the base model, which stays as it is. Scaling, biases, magnitudes and saved modules of the adapter are copied."
     biases = any(not leg.measured for site in shown.model.sites.sites for leg in site.legs)
     first = (
         "Biases enter no norm; those of q, k and v follow the factors."
@@ -58,7 +60,7 @@ def _without_ratio(shown: Shown) -> list[str]:
             for side, value in zip(SIDES[row.pair], (row.left, row.right))
             if value == 0 or not np.isfinite(value)
         ]
-        lines.append(f"{row.name} KV group {row.group}: its {' and its '.join(sides)}, so it has no ratio")
+        lines.append(f"{row.name}{'' if row.pair == 'lora' else f' KV group {row.group}'}: its {' and its '.join(sides)}, so it has no ratio")
     return lines
 
 
@@ -71,7 +73,7 @@ def draw_refused(model: Opened) -> None:
             plain(f"{refusal.what}: {refusal.reason}")
     for remark in (*model.sites.remarks, *model.checkpoint.remarks):
         plain(remark)
-    tensors = model.checkpoint.tensors
+    tensors = model.checkpoint.stored or model.checkpoint.tensors
     table = pd.DataFrame(
         {
             "Name": [t.name for t in tensors],

@@ -11,6 +11,7 @@ from wisca_core.patterns.summary import SIDES, PairSummary, sentence, times
 from wisca_core.plan.options import Options
 
 _GRANULARITIES = {"tensor": "one factor a matrix", "group": "one factor a KV group", "channel": "one factor a channel"}
+_COUNTED = {"lora": "Adapted parts"}
 
 
 def facts(model: Opened) -> str:
@@ -20,11 +21,11 @@ def facts(model: Opened) -> str:
     if a is not None:
         heads = f"{words.plural(a.n_heads, 'query head')} on {words.plural(a.n_kv_heads, 'KV head')}"
         parts += [words.plural(a.n_layers, "layer"), f"{heads} (group size {a.n_heads // a.n_kv_heads})"]
-    dtypes = sorted({t.dtype for t in checkpoint.tensors} & set(words.DTYPES))
+    dtypes = sorted({t.dtype for t in checkpoint.stored or checkpoint.tensors} & set(words.DTYPES))
     parts.append(" and ".join(words.DTYPES[d] for d in dtypes))
     refused = sum(r.what != "model" for r in sites.refusals)
     found = f"{words.plural(len(sites.sites), 'pair')} found, {words.count(refused) if refused else 'none'} refused"
-    return ", ".join(filter(None, parts)) + (f". {found}." if a is not None else ".")
+    return ", ".join(filter(None, parts)) + (f". {found}." if sites.sites or a is not None else ".")
 
 
 def draw(shown: Shown) -> None:
@@ -32,7 +33,10 @@ def draw(shown: Shown) -> None:
     if shown.gains:
         verdict = f"In the norms' gains, {verdict[0].lower()}{verdict[1:]}"
     st.title(verdict, anchor=False)
-    st.markdown(f"{outlook(shown)} Whether it then trains better is not known from here.")
+    if shown.model.checkpoint.look_only:
+        st.markdown(f"**Look only:** {words.markdown_text(shown.model.checkpoint.look_only)}")
+    else:
+        st.markdown(f"{outlook(shown)} Whether it then trains better is not known from here.")
     st.space("small")
     metrics(shown)
 
@@ -82,7 +86,7 @@ def metrics(shown: Shown) -> None:
             "Within 2× of balance",
             f"{words.count(s.within_2x)} of {words.count(s.n_cells)}",
             width=140,
-            help=f"KV groups of {words.PAIR_LABELS[s.pair]}, before. After: {words.count(s.within_2x_after)}.",
+            help=f"{_COUNTED.get(shown.pair, 'KV groups')} of {words.PAIR_LABELS[s.pair]}, before. After: {words.count(s.within_2x_after)}.",
         )
 
 

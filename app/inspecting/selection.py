@@ -39,10 +39,11 @@ def boxes(shown: Shown) -> None:
     of_layer = groups.loc[groups["layer"] == state.get("layer"), "group"].tolist()
     if shown.unit != "layer":
         st.selectbox(
-            "Head" if shown.unit == "head" else "KV group",
+            "Adapted part" if shown.lanes else "Head" if shown.unit == "head" else "KV group",
             of_layer,
             key="group",
-            width=110,
+            width=220 if shown.lanes else 110,
+            format_func=(lambda group: shown.lanes[group]) if shown.lanes else str,
             on_change=_moved,
             persist_state="session",
         )

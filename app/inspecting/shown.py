@@ -8,6 +8,7 @@ import pandas as pd
 from app import cached, state
 from app.cached import Opened
 from app.figures import words
+from wisca_core.architecture.site import SiteKey, Sites
 from wisca_core.patterns import summary
 from wisca_core.patterns.summary import PairSummary, layer_ratios, summaries
 from wisca_core.plan.decide import Decision
@@ -30,6 +31,7 @@ class Shown:
     groups: pd.DataFrame
     layers: pd.DataFrame
     found: dict[str, PairSummary]
+    lanes: tuple[str, ...] = ()  # LoRA: the adapted parts of a layer, by name; ``group`` is then a number of these
 
     @property
     def summary(self) -> PairSummary:
@@ -37,7 +39,8 @@ class Shown:
 
     @property
     def n_layers(self) -> int:
-        return self.model.sites.attention.n_layers
+        a = self.model.sites.attention
+        return a.n_layers if a is not None else 1 + max(site.key.layer for site in self.model.sites.sites)
 
     @property
     def matrices(self) -> tuple[str, str]:
@@ -48,6 +51,8 @@ class Shown:
     @property
     def unit(self) -> str:
         """What one row of ``groups`` is: a head where every KV group is one, the layer where it has one group."""
+        if self.lanes:
+            return "adapted part"
         a = self.model.sites.attention
         if self.groups["group"].max() == 0:
             return "layer"
@@ -55,7 +60,7 @@ class Shown:
 
     def place(self, layer: int, group: int) -> str:
         """ "layer 17, KV group 2"."""
-        return words.place(layer, self.unit, group)
+        return words.lane(layer, self.lanes[group]) if self.lanes else words.place(layer, self.unit, group)
 
     @property
     def after(self) -> str:
@@ -79,6 +84,10 @@ def shown(model: Opened) -> Shown:
     pair, norm = state.get("pair"), state.get("shown_norm")
     everything = decision.groups(norm)
     layers = layer_ratios(everything, norm)
+    groups = everything[everything["pair"] == pair].reset_index(drop=True)
+    lanes = adapted_parts(model.sites) if pair == "lora" else ()
+    if lanes:
+        groups = groups.assign(group=lane_numbers(model.sites, groups["name"]))
     return Shown(
         model,
         options,
@@ -87,10 +96,28 @@ def shown(model: Opened) -> Shown:
         norm,
         gains=any(site.live == "gains" for site in model.sites.sites if site.key.pair == pair),
         everything=everything,
-        groups=everything[everything["pair"] == pair].reset_index(drop=True),
+        groups=groups,
         layers=layers[layers["pair"] == pair].reset_index(drop=True),
         found=summaries(everything, norm),
+        lanes=lanes,
     )
+
+
+def adapted_parts(sites: Sites) -> tuple[str, ...]:
+    """Names of the adapted parts of a layer, in order; the stack is in them where there are several."""
+    return tuple(sorted({_part(site.key, sites) for site in sites.sites if site.key.pair == "lora"}))
+
+
+def lane_numbers(sites: Sites, names: pd.Series) -> np.ndarray:
+    """Number of each site (by name) among ``adapted_parts``."""
+    number = {part: i for i, part in enumerate(adapted_parts(sites))}
+    of = {site.name: number.get(_part(site.key, sites), 0) for site in sites.sites}
+    return names.map(of).to_numpy(np.int64)
+
+
+def _part(key: SiteKey, sites: Sites) -> str:
+    stacks = {site.key.stack for site in sites.sites} - {"outside"}
+    return key.part if len(stacks) <= 1 or key.stack == "outside" else f"{key.stack} {key.part}"
 
 
 def furthest(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd.DataFrame:
@@ -102,5 +129,5 @@ def furthest(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd
     out = far.merge(groups[["name", "group", "log2_after"]], on=["name", "group"], how="left")
     rows = plan_rows[plan_rows["name"].isin(out["name"])]
     factors = dict(zip(zip(rows["name"], rows["group"]), zip(rows["factor_low"], rows["factor_high"])))
-    found = [factors.get((n, g)) or factors.get((n, -1)) or (np.nan, np.nan) for n, g in zip(out["name"], out["group"])]
+    found = [factors.get((n, g)) or factors.get((n, -1)) or factors.get((n, 0)) or (np.nan, np.nan) for n, g in zip(out["name"], out["group"])]
     return out.assign(factor_low=[low for low, _ in found], factor_high=[high for _, high in found])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import downloads
+from app import cached, downloads
 from app.cached import Opened
 from app.current import normal, title
 from app.figures import words
@@ -32,6 +32,7 @@ def draw(model: Opened, options: Options, decision: Decision, proof: Proof | Non
         help="A new folder on this machine; one that exists is refused.",
     ).strip()
     _say_outlook(model, out)
+    adapters = _adapters(model, name)
     fits = _fits(model)
     check = st.toggle(
         "Full check before it is renamed into place",
@@ -54,11 +55,34 @@ def draw(model: Opened, options: Options, decision: Decision, proof: Proof | Non
             "plan": kept_plan.written(model, options),
             "out": normal(out),
             "check": bool(check and fits),
+            "adapters": adapters,
         }
         jobs.start("export", arguments, f"Export {title(normal(out))}", exclusive=normal(out))
         st.rerun()
     if job is not None:
         _say_job(job)
+
+
+def _adapters(model: Opened, name: str) -> list[str]:
+    """LoRA adapters that are written again with the model: those seen near it, and others that are named."""
+    if model.checkpoint.adapter_json:
+        return []
+    near = list(cached.adapters_near(model))
+    chosen = st.multiselect(
+        "LoRA adapters that go with it",
+        near,
+        default=near,
+        key=f"adapters {name}",
+        accept_new_options=True,
+        format_func=title,
+        placeholder="none; write the path of one to add it",
+        help="An adapter fits these weights only as they are. Chosen ones follow into folders of their own, beside "
+        "the model's, proved together with it.",
+    )
+    behind = [one for one in near if one not in chosen]
+    if behind:
+        plain(f"Left behind: {', '.join(map(title, behind))} would break on the rescaled weights.")
+    return [normal(one) for one in chosen]
 
 
 def _free_folder(name: str) -> Path:
@@ -110,6 +134,9 @@ def _say_job(job: Job) -> None:
         return  # exported once, and removed since
     st.markdown(f"**Exported** :gray-badge[:material/check: {(job.finished or 0) - (job.started or 0):.1f} s]")
     st.code(str(folder), language=None, wrap_lines=True)
+    for other in (job.result or {}).get("adapters") or ():
+        st.markdown(":small[:gray[Its adapter, which fits only this folder:]]")
+        st.code(str(other), language=None, wrap_lines=True)
     _say_download(folder)
 
 

@@ -9,12 +9,16 @@ from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.plan.options import PLAN_NORMS
 
 _GRANULARITIES = {"tensor": "Tensor", "group": "KV group", "channel": "Channel"}
+_ADAPTED = {"tensor": "Module", "channel": "Rank channel"}
 _KEPT = {"persist_state": "session"}
 
 
 def draw(model: Opened) -> None:
     sites = model.sites
     pairs = list(dict.fromkeys(site.key.pair for site in sites.sites))
+    adapter = pairs == ["lora"]
+    if adapter and state.get("granularity") == "group":  # one factor a module either way
+        state.put("granularity", "tensor")
     low, high = state.layer_span(sites)
     state.put("pairs", [pair for pair in state.get("pairs") if pair in pairs] or pairs)
     state.put("layers", state.clamped_layers(sites))
@@ -28,10 +32,10 @@ def draw(model: Opened) -> None:
             )
             st.segmented_control(
                 "Granularity",
-                GRANULARITIES,
+                [g for g in GRANULARITIES if not (adapter and g == "group")],
                 required=True,
                 key="granularity",
-                format_func=_GRANULARITIES.get,
+                format_func=(_ADAPTED if adapter else _GRANULARITIES).get,
                 **_KEPT,
                 help="How many channels share one factor: all of a matrix, those of one KV group, or as few as "
                 "exactness allows (rotary pairs share one).",

@@ -25,7 +25,7 @@ def draw(model: Opened, options: Options, decision: Decision) -> Proof | None:
         not_checked = [
             "the real weights: no full check was run with these options",
             *not_checked,
-            "quantised copies: their scales were chosen for the old weights",
+            *(() if model.checkpoint.adapter_json else ("quantised copies: their scales were chosen for the old weights",)),
         ]
     not_checked = list(dict.fromkeys(not_checked))
     st.markdown(f"**Not checked** {_badge(words.plural(len(not_checked), 'thing'))}")
@@ -39,17 +39,18 @@ def _miniature(model: Opened) -> Proof | None:
         st.markdown("**Miniature**")
         _run_miniature(model)
         return None
+    title = proof.kind.rpartition(" ")[2].capitalize()
     if not proof.passed:
-        st.markdown(f"**Miniature** {_badge('failed', 'close')}")
+        st.markdown(f"**{title}** {_badge('failed', 'close')}")
         plain(f"{proof.reason}\nA failed proof stops the export.")
         return proof
-    st.markdown(f"**Miniature** {_badge(f'passed, {proof.seconds:.1f} s', 'check')}")
+    st.markdown(f"**{title}** {_badge(f'passed, {proof.seconds:.1f} s', 'check')}")
     largest = "**0**" if proof.max_rel == 0 else f"**{words.digits(proof.max_rel, 2)}** of the largest output"
     st.markdown(
         f"{words.markdown_text(proof.what[:1].upper() + proof.what[1:])}. {words.plural(proof.n_cases, 'case')}: "
         f"{words.markdown_text(', '.join(proof.cases[:5]))}{' and more' if len(proof.cases) > 5 else ''}. "
         f"Factors up to {words.factor(proof.largest_factor)} both ways. Largest difference in float64: {largest}. "
-        f"Scaling one side alone moves the outputs by at least {words.digits(proof.liveness, 2)}, so the pairs are "
+        f"Scaling one side alone moves the {'products' if title == 'Products' else 'outputs'} by at least {words.digits(proof.liveness, 2)}, so the pairs are "
         "really run."
     )
     return proof
@@ -91,7 +92,7 @@ def _full_check(model: Opened, options: Options, decision: Decision) -> FullChec
     fits = free is None or needed < free
     if check is None:
         st.markdown(
-            ":gray[This checkpoint before and after on the same tokens, in its own dtype: "
+            f":gray[{'Every product B A before and after on the same inputs' if model.checkpoint.adapter_json else 'This checkpoint before and after on the same tokens, in its own dtype'}: "
             f"about {words.size(needed)} of memory"
             + (f", {words.size(free)} free" if free is not None else "")
             + (".]" if fits else ": not enough.]")
@@ -105,6 +106,10 @@ def _full_check(model: Opened, options: Options, decision: Decision) -> FullChec
     return check
 
 
+def _fed(check: FullCheck) -> str:
+    return check.fed if check.fed == check.tokens else f"tokens of {words.markdown_text(check.tokens)}"
+
+
 def _say_full_check(check: FullCheck, model: Opened, options: Options) -> None:
     from app import cached
 
@@ -112,9 +117,8 @@ def _say_full_check(check: FullCheck, model: Opened, options: Options) -> None:
     mark = _badge(f"passed, {check.seconds:.0f} s", "check") if agrees else _badge("contradicts the plan", "close")
     st.markdown(f"**Full check** {mark}")
     lines = [
-        f"{words.count(check.n_tokens)} tokens of {words.markdown_text(check.tokens)}, "
-        "this checkpoint before and after, "
-        f"{words.DTYPES.get(check.dtype, check.dtype)}, eager attention.",
+        f"{words.count(check.n_tokens)} {_fed(check)}, this checkpoint before and after, {words.DTYPES.get(check.dtype, check.dtype)}"
+        + (", every product in float64." if check.fed == check.tokens else ", eager attention."),
         f"{words.markdown_text(check.outputs[:1].upper() + check.outputs[1:])} equal: "
         f"**{words.count(check.n_equal)} of {words.count(check.n_values)}**.",
     ]

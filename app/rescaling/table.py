@@ -7,6 +7,7 @@ import streamlit as st
 from app import state
 from app.figures import words
 from app.spreadsheet import csv_bytes
+from wisca_core.architecture.site import SiteKey
 
 MOST_STYLED_ROWS = 4000
 _CSV = [
@@ -35,10 +36,10 @@ def draw(rows: pd.DataFrame) -> None:
         st.download_button(
             "CSV", csv_bytes(rows[_CSV]), "plan.csv", "text/csv", type="tertiary", on_click="ignore", key="plan_csv"
         )
-    single = rows["n_cells"].gt(1).any()
+    single, of = rows["n_cells"].gt(1).any(), "part" if (rows["pair"] == "lora").all() else "KV group"
     st.markdown(
         ":small[:gray[The left side is multiplied by its factor, the right side divided by it. "
-        + ("Single channels are gathered by KV group, with their smallest and largest factor. " if single else "")
+        + (f"Single channels are gathered by {of}, with their smallest and largest factor. " if single else "")
         + "Select rows to leave their pairs out.]]"
     )
     shown = _words(rows)
@@ -67,8 +68,11 @@ def _words(rows: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame({"Layer": rows["layer"].to_numpy()})
     if rows["stack"].nunique() > 1:
         out.insert(0, "Stack", rows["stack"].to_numpy())
-    if (rows["group"] >= 0).any():
+    parts = [SiteKey.parse(name).part for name in rows["name"]]
+    if (rows.loc[rows["pair"] != "lora", "group"] >= 0).any():
         out["Group"] = ["all" if g < 0 else str(g) for g in rows["group"]]
+    if any(parts):
+        out["Part"] = parts
     out["Pair"] = [words.PAIR_LABELS[pair] for pair in rows["pair"]]
     out["Heavier side"] = rows["log2_ratio"].to_numpy()
     if rows["n_cells"].gt(1).any():

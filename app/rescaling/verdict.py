@@ -70,7 +70,7 @@ def metrics(decision: Decision) -> None:
         for label, value in shown:
             st.metric(label, value, width=max(118, 11 * len(value) + 20))
     st.markdown(
-        ":small[:gray[Medians are over the layers, within 2× counts KV groups. Weights that would overflow are left "
+        f":small[:gray[Medians are over the layers, within 2× counts {'adapted parts' if list(found) == ['lora'] else 'KV groups'}. Weights that would overflow are left "
         "alone; bits are lost below the smallest normal number.]]"
     )
 

@@ -13,9 +13,9 @@ from app.spreadsheet import csv_bytes
 
 model = ready()
 st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
-if model.refusal or not model.sites.sites:
+if model.checkpoint.look_only or model.refusal or not model.sites.sites:
     st.title("This model cannot be rescaled.", anchor=False)
-    plain(model.refusal or "No pair was found in it whose scale can be moved.")
+    plain(f"Look only: {model.checkpoint.look_only}" if model.checkpoint.look_only else model.refusal or "No pair was found in it whose scale can be moved.")
     for refusal in model.sites.refusals:
         if refusal.what != "model":
             plain(f"{refusal.what}: {refusal.reason}")

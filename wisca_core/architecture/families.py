@@ -31,7 +31,7 @@ class Norm:
 class Latent:
     """Multi-head latent attention: keys and values from one narrow stream (``rank`` wide), and a rotary key that all
     heads share. Fields are modules and expressions; ``rope_gain``: a norm's gain on that shared key, which is then live
-    in the place of ``kv_a``'s rows.
+    in the place of ``kv_a``'s rows; ``behind``: rows behind each head's query in the matrix of q (a gate).
     """
 
     kv_a: str
@@ -41,7 +41,7 @@ class Latent:
     rope: str
     value: str
     rope_gain: str = ""
-    is_rope_first: bool = False
+    behind: str = "0"
 
 
 @dataclass(frozen=True)

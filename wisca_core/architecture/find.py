@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from wisca_core.architecture.adapter import adapter_sites
 from wisca_core.architecture.attention import attention_sites, norm_of
 from wisca_core.architecture.expressions import evaluate, whole
 from wisca_core.architecture.families import Family, families
@@ -24,6 +25,8 @@ def find_sites(checkpoint: Checkpoint, family: Family | None = None, pairs: Iter
     Never raises for a model it does not know or whose config.json and weights disagree: the result then has no sites
     and a refusal of ``model``, so that the tensors can still be looked at.
     """
+    if checkpoint.adapter_json:
+        return adapter_sites(checkpoint)
     config = checkpoint.config
     model_type = str(config.get("model_type", ""))
     try:
@@ -102,6 +105,8 @@ def _each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tupl
     """(row, the config its numbers are read from), towers looked into."""
     for part in family.each:
         inner = config.get(part.config) if part.config else config
+        if part.config and isinstance(inner, Mapping):
+            inner = _completed(str(inner.get("model_type", "")), inner)
         yield part, inner if isinstance(inner, Mapping) else {}
     for tower in family.towers:
         inner = config.get(tower.config)

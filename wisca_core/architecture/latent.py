@@ -34,12 +34,12 @@ def latent_sites(layer: Layer, explained: set[str]) -> list[Site | Refusal]:
     return out
 
 
-def _sizes(layer: Layer) -> tuple[int, int, int, int]:
-    """(rank, content channels, rotary channels, value channels) of a head."""
+def _sizes(layer: Layer) -> tuple[int, int, int, int, int]:
+    """(rank, content channels, rotary channels, value channels, rows behind its query) of a head."""
     one, names = layer.family.latent, dict(layer.config) | {"layer": layer.number}
     return tuple(
-        whole(getattr(one, key), names, key, at_least=0 if key in ("nope", "rope") else 1, layer=layer.number)
-        for key in ("rank", "nope", "rope", "value")
+        whole(getattr(one, key), names, key, at_least=int(key in ("rank", "value")), layer=layer.number)
+        for key in ("rank", "nope", "rope", "value", "behind")
     )
 
 
@@ -57,8 +57,8 @@ def _legs(layer: Layer, module: str, axis: int, width: int, index: Grid, channel
 
 
 def _queries(layer: Layer, first: int, size: int, is_shared: bool) -> list[Leg]:
-    _, nope, rope, _ = _sizes(layer)
-    n, step = layer.n_heads, nope + rope
+    _, nope, rope, _, behind = _sizes(layer)
+    n, step = layer.n_heads, nope + rope + behind
     sizes = (1, n, size) if is_shared else (n, 1, size)
     strides = (0, step, 1) if is_shared else (step, 0, 1)
     channel = Grid(0, sizes, (0, 0, 1) if is_shared else (size, 0, 1))
@@ -66,11 +66,11 @@ def _queries(layer: Layer, first: int, size: int, is_shared: bool) -> list[Leg]:
 
 
 def _content(key: SiteKey, layer: Layer) -> list[Site]:
-    _, nope, rope, value = _sizes(layer)
+    _, nope, _, value, _ = _sizes(layer)
     if not nope:
         return []
     n, sizes = layer.n_heads, (layer.n_heads, 1, nope)
-    q = _queries(layer, rope if layer.family.latent.is_rope_first else 0, nope, is_shared=False)
+    q = _queries(layer, 0, nope, is_shared=False)
     k = _legs(layer, layer.prefix + layer.family.latent.kv_b, 0, n * (nope + value), Grid(0, sizes, (nope + value, 0, 1)),
               Grid(0, sizes, (nope, 0, 1)), "right", "k")  # fmt: skip
     return [Site(key, n * nope, n, (*q, *k), (), (Grid(0, (n, nope), (nope, 1)),), "weights", layer.family.name)]
@@ -78,10 +78,10 @@ def _content(key: SiteKey, layer: Layer) -> list[Site]:
 
 def _rotary(key: SiteKey, layer: Layer) -> list[Site]:
     one = layer.family.latent
-    rank, nope, rope, _ = _sizes(layer)
+    rank, nope, rope, *_ = _sizes(layer)
     if not rope:
         return []
-    q = _queries(layer, 0 if one.is_rope_first else nope, rope, is_shared=True)
+    q = _queries(layer, nope, rope, is_shared=True)
     sizes = (1, 1, rope)
     channel = Grid(0, sizes, (0, 0, 1))
     if one.rope_gain:
@@ -99,7 +99,7 @@ def _rotary(key: SiteKey, layer: Layer) -> list[Site]:
 
 
 def _values(key: SiteKey, layer: Layer) -> list[Site]:
-    _, nope, _, value = _sizes(layer)
+    _, nope, _, value, _ = _sizes(layer)
     n, sizes = layer.n_heads, (layer.n_heads, 1, value)
     channel = Grid(0, sizes, (value, 0, 1))
     v = _legs(layer, layer.prefix + layer.family.latent.kv_b, 0, n * (nope + value), Grid(nope, sizes, (nope + value, 0, 1)), channel,

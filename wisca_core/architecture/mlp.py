@@ -20,8 +20,11 @@ from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
 HOMOGENEOUS = {"relu": 1, "relu2": 2, "relu_squared": 2, "squared_relu": 2, "laplace_relu2": 2}
 # names of a layer's one feed-forward block; any other (shared_expert, dense_mlp) is said in the site's name
 _USUAL = {"mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "experts", "DenseReluDense", ""}
-# what may lie beside the matrices: routers, the blocks that are found by themselves, and a norm behind the block
-_BESIDE = re.compile(r"(gate|router|experts?|shared\w*|\w*gating|act\w*|e_score\w*|layer_?norm|output\.LayerNorm|balancing\w*)(\.|_|$)", re.I)
+_ROUTER = re.compile(r"(^|\.)(gate|\w*router\w*)\.")
+# what may lie beside the matrices: an output bias, routers, the blocks that are found by themselves, a norm behind the block
+_BESIDE = re.compile(
+    r"(bias$|gate|router|experts?|shared\w*|\w*gating|act\w*|e_score\w*|layer_?norm|output\.LayerNorm|balancing\w*)(\.|_|$)", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def mlp_sites(layer: Layer, layer_prefix: str) -> list[Site | Refusal]:
 def _blocks(layer: Layer, layer_prefix: str) -> Iterator[_Block]:
     names = list(layer.weights.below(layer_prefix))
     there, claimed = set(names), set()
+    attention = {layer.tensor(layer.module(role)) for role in "qkvo"}
     for rule in _rules():
         for name in names:
             for suffix in (f"{rule.down}.weight", rule.down):
@@ -80,7 +84,7 @@ def _blocks(layer: Layer, layer_prefix: str) -> Iterator[_Block]:
                 path = name[: -len(suffix)].removeprefix(layer_prefix)
                 ending = suffix.removeprefix(rule.down)
                 needed = [f"{layer_prefix}{path}{m}{ending}" for m in (rule.up, rule.gate, rule.fused) if m]
-                if all(one in there for one in needed):
+                if all(one in there and one not in attention for one in needed) and not _ROUTER.search(path):
                     claimed.add(name)
                     yield _Block(path, rule)
 
@@ -124,6 +128,8 @@ def _axes(layer: Layer, up: str, down: str, up_shape, down_shape, is_fused: bool
         if b == c and a in ((2 * d,) if is_fused else (d, 2 * d)):
             up_axis, down_axis = len(up_shape) - (1 if is_turned else 2), len(up_shape) - (2 if is_turned else 1)
             ways.append((up_axis, down_axis, d, a == 2 * d))
+    if len(ways) == 2 and len(up_shape) == 3:  # inputs of up and outputs of down are the hidden state
+        ways = [way for way in ways if up_shape[3 - way[0]] == layer.hidden_size != up_shape[way[0]]]
     if len(ways) == 2 and len(up_shape) == 2:
         ways = ways[1:] if layer.family.conv1d else ways[:1]
     if len(ways) != 1:

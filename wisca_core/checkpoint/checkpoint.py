@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from wisca_core.errors import UnsupportedCheckpoint
+
 # Bits a value, spelled as safetensors spells them; torch files are described in the same words.
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -46,12 +48,29 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a tensor is made that is not stored as one run of its own values: ``kind`` names the arithmetic in
+    ``checkpoint.derived``, ``parts`` are the stored tensors it takes, ``settings`` the numbers it needs.
+    """
+
+    kind: str
+    parts: tuple[TensorInfo, ...]
+    settings: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model folder that was looked through and found sound; nothing but headers has been read.
 
     ``tensors`` are sorted by (file, offset). ``aliases`` are (name, name of the tensor that owns the storage), torch
     files only; an alias is not in ``tensors``. ``stamps`` are (size in bytes, mtime_ns) of each of ``weight_files``
     when it was looked at. ``remarks`` are sentences for the person: what was skipped or passed over.
+
+    ``recipes``: of the tensors that are made of others when they are read (dequantised, put together from shards); what
+    lies in the files is then ``stored``. ``look_only``: why the values may be looked at but never rescaled, "" where they
+    may be.
+
+    A LoRA adapter is a checkpoint of its own: ``adapter_json`` is then the raw text of its adapter_config.json.
     """
 
     path: Path  # real path of the folder
@@ -64,11 +83,25 @@ class Checkpoint:
     aliases: tuple[tuple[str, str], ...] = ()
     stamps: tuple[tuple[int, int], ...] = ()
     remarks: tuple[str, ...] = ()
+    adapter_json: str = ""
+    recipes: tuple[tuple[str, Recipe], ...] = ()
+    stored: tuple[TensorInfo, ...] = ()
+    look_only: str = ""
+
+    def check_rescalable(self) -> None:
+        """Raises UnsupportedCheckpoint where its values may only be looked at."""
+        if self.look_only:
+            raise UnsupportedCheckpoint(f"{self.path} can be looked at, not rescaled: {self.look_only} Nothing was written.")
 
     @property
     def config(self) -> dict:
         """config.json parsed, a fresh dict each time; empty where there is none."""
         return json.loads(self.config_json) if self.config_json else {}
+
+    @property
+    def adapter(self) -> dict:
+        """adapter_config.json parsed, a fresh dict each time; empty where this is no adapter."""
+        return json.loads(self.adapter_json) if self.adapter_json else {}
 
     @cached_property
     def by_name(self) -> Mapping[str, TensorInfo]:

@@ -7,27 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wisca_core.checkpoint.checkpoint import Checkpoint, TensorInfo
+from wisca_core.checkpoint.distributed import read_distributed
+from wisca_core.checkpoint.gguf_files import read_gguf
+from wisca_core.checkpoint.quantised import viewed
 from wisca_core.checkpoint.safetensors_header import read_header
 from wisca_core.checkpoint.torch_files import read_torch_file
 from wisca_core.checkpoint.untrusted import check_name, locate, read_json_object, shown
-from wisca_core.errors import UnreadableInput, UnsafeInput, UnsupportedCheckpoint
+from wisca_core.errors import UnreadableInput, UnsupportedCheckpoint
 from wisca_core.progress import Progress, silent
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_INDEX_BYTES = 100_000_000
 
 _LOOKED_FOR = "model.safetensors, model.safetensors.index.json, one other .safetensors file, pytorch_model.bin"
-_ADAPTER = "adapter_model.safetensors"
-_SHARD = re.compile(r"-(\d+)-of-(\d+)\.(safetensors|bin)$")
+ADAPTER_CONFIG = "adapter_config.json"
+DCP_METADATA = ".metadata"
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.(safetensors|bin|gguf)$")
 
 # (test of a name, what it is and what to do): what people point at that holds no plain weights.
 _OTHER_KINDS: tuple[tuple[Callable[[str], bool], type[Exception], str], ...] = (
-    (lambda name: name in ("adapter_config.json", _ADAPTER, "adapter_model.bin"), UnsupportedCheckpoint,
-     "a LoRA adapter, not a model: merge it into its base model, or open the base model"),
-    (lambda name: name.endswith(".gguf"), UnsupportedCheckpoint,
-     "a GGUF model (llama.cpp): get the original Hugging Face folder it was converted from"),
-    (lambda name: name.endswith(".distcp") or name == ".metadata", UnsafeInput,
-     "a distributed checkpoint, whose .metadata contains code: refused; convert to safetensors where you trust it"),
     (lambda name: name == "model_index.json", UnsupportedCheckpoint,
      "a diffusers pipeline: open one of its sub-folders (transformer, unet, text_encoder)"),
     (lambda name: name.endswith((".h5", ".msgpack", ".onnx")), UnsupportedCheckpoint,
@@ -45,18 +44,25 @@ class Choice:
     files: tuple[str, ...] = ()
     index: str | None = None
     remarks: tuple[str, ...] = ()
+    adapter: bool = False  # the weights of a LoRA adapter, which stand beside an adapter_config.json
 
 
 def look_through(folder: Path, file: str | None, source: str, progress: Progress = silent) -> Checkpoint:
     """The checkpoint in ``folder`` (a real path), every header checked; only ``file`` of it where that is given."""
     choice = _choose(folder) if file is None else _choose_file(folder, file)
+    if choice.kind == "gguf":
+        return read_gguf(folder, choice.files[0], source)
+    adapter_json = _adapter_config(folder) if choice.adapter else ""
     config_json = ""
     if os.path.lexists(folder / "config.json"):
         config_json, _ = read_json_object(folder, "config.json", MAX_CONFIG_BYTES, unique_keys=False)
+    if choice.kind == "dcp":
+        return read_distributed(folder, choice.files[0], source, config_json, progress)
     expected = _read_index(folder, choice.index) if choice.index else None
     files = tuple(sorted(set(expected.values()))) if expected is not None else choice.files
     tensors: list[TensorInfo] = []
     aliases: list[tuple[str, str]] = []
+    torch_remarks: list[str] = []
     stamps = []
     for k, name in enumerate(files, 1):
         if not os.path.lexists(folder / name):
@@ -69,6 +75,7 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         else:
             header = read_torch_file(folder, name)
             aliases.extend(header.aliases)
+            torch_remarks.extend(header.remarks)
         tensors.extend(header.tensors)
         stamps.append((header.size, header.mtime_ns))
         progress("looking through the weight files", k, len(files))
@@ -77,7 +84,7 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         found = [(tensor.name, tensor.file) for tensor in tensors] + [(name, file_of[owner]) for name, owner in aliases]
         _compare_with_index(folder, choice.index, expected, found)
     empty = [tensor.name for tensor in tensors if not tensor.n_elements]
-    remarks = list(choice.remarks)
+    remarks = [*choice.remarks, *torch_remarks]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         remarks.append(f"Skipped, they hold no values: {', '.join(shown(name) for name in empty[:5])}{more}.")
@@ -85,7 +92,7 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         raise UnreadableInput(
             f"{shown(folder)}: {', '.join(files)} holds no tensors. Give a folder with model weights."
         )
-    return Checkpoint(
+    return viewed(Checkpoint(
         path=folder,
         source=source,
         kind=choice.kind,
@@ -96,7 +103,17 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         aliases=tuple(aliases),
         stamps=tuple(stamps),
         remarks=tuple(remarks),
-    )
+        adapter_json=adapter_json,
+    ))  # fmt: skip
+
+
+def _adapter_config(folder: Path) -> str:
+    if not os.path.lexists(folder / ADAPTER_CONFIG):
+        raise UnreadableInput(
+            f"{shown(folder)}: the weights of an adapter without {ADAPTER_CONFIG}, which says what they adapt. "
+            f"Put the adapter's own {ADAPTER_CONFIG} beside them."
+        )
+    return read_json_object(folder, ADAPTER_CONFIG, MAX_CONFIG_BYTES, unique_keys=False)[0]
 
 
 def _choose(folder: Path) -> Choice:
@@ -104,7 +121,18 @@ def _choose(folder: Path) -> Choice:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise UnreadableInput(f"{shown(folder)}: cannot be listed: {error.strerror}. Check its permissions.") from None
-    return choose(names, shown(folder))
+    try:
+        return choose(names, shown(folder))
+    except UnreadableInput as error:
+        parts = [name for name in names[:1000] if os.path.lexists(folder / name / DCP_METADATA) and not name.startswith("optim")]
+        if len(parts) == 1:  # as accelerate leaves them: pytorch_model_fsdp_0 beside optimizer_0
+            return Choice("dcp", (f"{parts[0]}/{DCP_METADATA}",))
+        below = [name for name in names[:1000] if os.path.lexists(folder / name / ADAPTER_CONFIG)]
+        if below:
+            raise UnreadableInput(
+                f"{shown(folder)}: no weights of its own; there are adapters in {_listed(below)}. Open one of them."
+            ) from error
+        raise
 
 
 def choose(names: Sequence[str], what: str) -> Choice:
@@ -113,7 +141,7 @@ def choose(names: Sequence[str], what: str) -> Choice:
     Raises where none are, or where it cannot be told; the message begins with ``what``.
     """
     names = [name for name in names if not name.startswith("._")]  # macOS leaves these beside every copied file
-    safe = [name for name in names if name.endswith(".safetensors") and name != _ADAPTER]
+    safe = [name for name in names if name.endswith(".safetensors") and name not in _ADAPTERS]
     safe_index = [name for name in names if name.endswith(".safetensors.index.json")]
     if "model.safetensors" in safe:
         choice = Choice("safetensors", ("model.safetensors",))
@@ -132,6 +160,16 @@ def choose(names: Sequence[str], what: str) -> Choice:
         choice = Choice("torch", ("pytorch_model.bin",))
     elif "pytorch_model.bin.index.json" in names:
         choice = Choice("torch", index="pytorch_model.bin.index.json")
+    elif DCP_METADATA in names:
+        choice = Choice("dcp", (DCP_METADATA,))
+    elif gguf := [name for name in names if name.endswith(".gguf")]:
+        if len(gguf) > 1 or _is_shard(gguf[0]):
+            raise UnsupportedCheckpoint(f"{what}: {len(gguf)} GGUF files ({_listed(gguf)}), copies or parts of a model. Give the path of one whole file.")
+        choice = Choice("gguf", tuple(gguf))
+    elif adapter := next((name for name in _ADAPTERS if name in names), None):
+        choice = _adapter_choice(adapter)
+    elif ADAPTER_CONFIG in names:
+        raise UnreadableInput(f"{what}: {ADAPTER_CONFIG} without the adapter's weights ({' or '.join(_ADAPTERS)}). Download them too.")
     else:
         raise _no_weights(what, names)
     stem = choice.index.partition(".")[0] if choice.index else None
@@ -142,14 +180,26 @@ def choose(names: Sequence[str], what: str) -> Choice:
         and name not in choice.files
         and not (stem and name.startswith(f"{stem}-"))
     ]
+    remarks = []
     if passed_over:
-        return replace(
-            choice, remarks=(f"Read from {choice.index or choice.files[0]}; not looked at: {_listed(passed_over)}.",)
+        remarks.append(f"Read from {choice.index or choice.files[0]}; not looked at: {_listed(passed_over)}.")
+    if ADAPTER_CONFIG in names and not choice.adapter:
+        remarks.append(
+            f"A LoRA adapter lies in this folder ({ADAPTER_CONFIG}). It fits these weights only as they are: rescale both "
+            f"together (--adapter), or the pair breaks."
         )
-    return choice
+    return replace(choice, remarks=tuple(remarks))
+
+
+def _adapter_choice(name: str) -> Choice:
+    return Choice("safetensors" if name.endswith(".safetensors") else "torch", (name,), adapter=True)
 
 
 def _choose_file(folder: Path, name: str) -> Choice:
+    if name == ADAPTER_CONFIG:
+        name = next((one for one in _ADAPTERS if os.path.lexists(folder / one)), _ADAPTERS[0])
+    if name in _ADAPTERS:
+        return _adapter_choice(name)
     for test, error, words in _OTHER_KINDS:
         if test(name):
             raise error(f"{shown(folder / name)}: this is {words}.")
@@ -160,7 +210,11 @@ def _choose_file(folder: Path, name: str) -> Choice:
         )
     if name.endswith(".safetensors"):
         return Choice("safetensors", (name,))
-    if name.endswith((".bin", ".pt", ".pth")):
+    if name.endswith(".gguf"):
+        return Choice("gguf", (name,))
+    if name == DCP_METADATA or name.endswith(".distcp"):
+        return Choice("dcp", (DCP_METADATA,))
+    if name.endswith((".bin", ".pt", ".pth", ".ckpt")):
         return Choice("torch", (name,))
     locate(folder, name)
     raise UnreadableInput(

@@ -122,7 +122,8 @@ def _wanted(names: list[str], model_id: str) -> list[str]:
 def _cached(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
+    for name in ("config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                 "adapter_config.json"):  # fmt: skip
         found = try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(found, str):
             return Path(os.path.realpath(os.path.dirname(found)))

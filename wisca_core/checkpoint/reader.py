@@ -14,6 +14,7 @@ from typing import Self
 import torch
 
 from wisca_core.checkpoint.checkpoint import TORCH_DTYPES, Checkpoint, TensorInfo
+from wisca_core.checkpoint.derived import Made
 from wisca_core.checkpoint.untrusted import locate, open_regular, shown
 from wisca_core.errors import CheckpointChanged, UnreadableInput, UnsupportedCheckpoint
 
@@ -47,6 +48,8 @@ class Reader:
     CheckpointChanged where a file is not, in size and mtime, what it was when the checkpoint was opened, and
     UnsupportedCheckpoint where torch has no dtype for the values (``raw`` reads those too).
 
+    Tensors with a recipe are made of their stored parts as they are read.
+
     ``blocks`` iterators each have their own buffer, so several may run at once; ``rows`` calls share one.
     """
 
@@ -57,6 +60,7 @@ class Reader:
             )
         self.checkpoint = checkpoint
         self._alias = dict(checkpoint.aliases)
+        self.made = {name: Made(checkpoint.by_name[name], recipe, self._part) for name, recipe in checkpoint.recipes}
         self._stamp = dict(zip(checkpoint.weight_files, checkpoint.stamps))
         self._fd: dict[str, int] = {}
         self._spare: list[bytearray] = []
@@ -82,6 +86,8 @@ class Reader:
         """Rows ``start`` to ``stop`` of axis 0, stored dtype; valid until the next ``rows``. A scalar has one row."""
         info = self._info(name)
         n_rows, row_bytes = _row_layout(info)
+        if info.name in self.made and 0 <= start <= stop <= n_rows:
+            return self.made[info.name].rows(start, stop)
         if not 0 <= start <= stop <= n_rows:
             raise IndexError(f"{name} has {n_rows} rows, not {start} to {stop}")
         n_bytes = (stop - start) * row_bytes
@@ -93,6 +99,8 @@ class Reader:
     def tensor(self, name: str) -> torch.Tensor:
         """The whole tensor, stored dtype and shape, in memory of its own."""
         info = self._info(name)
+        if info.name in self.made:
+            return self.made[info.name].rows(0, _row_layout(info)[0]).reshape(info.shape)
         dtype = _torch_dtype(info)
         out = torch.empty(info.n_bytes, dtype=torch.uint8)
         self._fill(info, 0, memoryview(out.numpy()))
@@ -109,6 +117,9 @@ class Reader:
             return
         row_elements = info.n_elements // n_rows
         block = max(1, max_elements // row_elements)
+        if info.name in self.made:
+            yield from self.made[info.name].blocks(block)
+            return
         chunk = max(1, DISK_BYTES // (block * row_bytes)) * block  # rows a disk read, a whole number of blocks
         buffer = self._spare.pop() if self._spare else bytearray()
         n_buffer = min(chunk, n_rows) * row_bytes
@@ -127,11 +138,22 @@ class Reader:
     def raw(self, name: str) -> Iterator[memoryview]:
         """The stored bytes in order, in pieces of at most 8 MB; each is read-only and valid until the next step."""
         info = self._info(name)
+        if info.name in self.made:
+            for _, block in self.blocks(name, DISK_BYTES // 4):
+                yield memoryview(block.contiguous().view(torch.uint8).reshape(-1).numpy()).toreadonly()
+            return
         buffer = memoryview(bytearray(min(DISK_BYTES, info.n_bytes)))
         for start in range(0, info.n_bytes, DISK_BYTES):
             piece = buffer[: min(DISK_BYTES, info.n_bytes - start)]
             self._fill(info, start, piece)
             yield piece.toreadonly()
+
+    def _part(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+        """Rows of one stored part of a tensor that is made of several, in memory of their own."""
+        _, row_bytes = _row_layout(info)
+        buffer = bytearray((stop - start) * row_bytes)
+        self._fill(info, start * row_bytes, memoryview(buffer))
+        return _as_tensor(buffer, info, 0, stop - start)
 
     def _info(self, name: str) -> TensorInfo:
         return self.checkpoint.by_name[self._alias.get(name, name)]

@@ -9,25 +9,28 @@ describe a dict of plain tensors are interpreted here, into inert records, and a
 import io
 import math
 import os
-import pickletools
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TORCH_DTYPES, TensorInfo
+from wisca_core.checkpoint.inert_pickle import NotPlain, Rules, interpret
 from wisca_core.checkpoint.safetensors_header import MAX_AXES
 from wisca_core.checkpoint.untrusted import locate, name_fault, open_regular, read_exactly, refuse_lookalike, shown
 from wisca_core.errors import UnreadableInput, UnsafeInput
 
 MAX_PICKLE_BYTES = 100_000_000
 MAX_DIRECTORY_BYTES = 20_000_000  # about 80 bytes a storage
-MAX_INSTRUCTIONS = 4_000_000  # a tensor takes about 30
 _MAX_ELEMENTS = 2**63 - 1
 
 _CONVERT = (
     "convert to safetensors on a machine where you trust it: "
     "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
 )
+
+MODEL_KEYS = ("state_dict", "model_state_dict", "model", "module")  # where a training checkpoint keeps its model
+# first parts of names inside a transformers model: behind them, "model." is the model's own and no wrapper's
+_INNER = ("layers", "embed_tokens", "decoder", "encoder", "norm", "language_model", "visual", "vision_tower", "shared")
 
 _STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
@@ -45,6 +48,7 @@ class TorchFile:
     aliases: tuple[tuple[str, str], ...]
     size: int  # of the whole file, bytes
     mtime_ns: int
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,6 @@ _GLOBALS: dict[tuple[str, str], _Global] = {
     **{("torch", name): _Global("storage", dtype) for name, dtype in _STORAGES.items()},
     **{("torch", str(dtype).removeprefix("torch.")): _Global("dtype", name) for name, dtype in TORCH_DTYPES.items()},
 }
-_MARK = _Global("mark")
-
-
-class _NotPlain(Exception):
-    """The pickle does something other than describe plain tensors; the text says what."""
 
 
 def read_torch_file(folder: Path, name: str) -> TorchFile:
@@ -106,14 +105,63 @@ def read_torch_file(folder: Path, name: str) -> TorchFile:
             f"{what}: byte order {shown(order.decode('ascii', 'replace'))}, expected little. "
             f"Save it again on an ordinary machine."
         )
+    entries, remarks = _model_part(_program(program, what))
+    tensors, aliases = _tensors(entries, records, f"{top}/data/", name, what)
+    return TorchFile(tensors, aliases, status.st_size, status.st_mtime_ns, remarks)
+
+
+def _model_part(entries: object) -> tuple[object, tuple[str, ...]]:
+    """The state dict of the model inside a training checkpoint (Lightning and the like), and what is said about it."""
+    if type(entries) is not dict or any(type(value) is _Tensor for value in entries.values()):
+        return entries, ()
+    found = [key for key in MODEL_KEYS if type(entries.get(key)) is dict and entries[key]]
+    if len(found) != 1:
+        return entries, ()
+    inner = entries[found[0]]
+    names = without_wrapper([name for name in inner if type(name) is str])
+    others = ", ".join(shown(key, 40) for key in list(entries)[:8] if key != found[0])
+    remark = f"Of a training checkpoint, {found[0]!r} was read" + (f"; not looked at: {others}." if others else ".")
+    return {names.get(name, name): tensor for name, tensor in inner.items()}, (remark,)
+
+
+def read_torch_tensor(folder: Path, name: str, start: int, n_bytes: int, key: str) -> TensorInfo:
+    """The one tensor that torch.save wrote into ``n_bytes`` from byte ``start`` of the file ``name``; it is called
+    ``key``. Raises as ``read_torch_file``.
+    """
+    path, what = locate(folder, name), f"{shown(folder / name)}, {shown(key)}"
+    with open_regular(path) as file:
+        if start < 0 or n_bytes < 22 or start + n_bytes > os.fstat(file.fileno()).st_size:
+            raise UnreadableInput(f"{what}: should lie at bytes {start} to {start + n_bytes}, which the file does not have. Copy it again.")
+        records = _records(path, n_bytes, what, start)
+        top = _top_folder(records, what)
+        program = _record(file, records, f"{top}/data.pkl", what)
+        order = _record(file, records, f"{top}/byteorder", what) if f"{top}/byteorder" in records else b"little"
+    if order != b"little":
+        raise UnreadableInput(f"{what}: byte order {shown(order.decode('ascii', 'replace'))}, expected little.")
+    (tensor,) = _tensors({key: _program(program, what)}, records, f"{top}/data/", name, what)[0]
+    return tensor
+
+
+def _program(program: bytes, what: str) -> object:
     try:
-        entries = _interpret(program)
-    except _NotPlain as error:
+        return interpret(program, _RULES)
+    except NotPlain as error:
         raise UnsafeInput(f"{what}: contains code: refused ({error}); {_CONVERT}.") from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UnreadableInput(f"{what}: data.pkl is damaged ({shown(repr(error))}). Download the file again.") from None
-    tensors, aliases = _tensors(entries, records, f"{top}/data/", name, what)
-    return TorchFile(tensors, aliases, status.st_size, status.st_mtime_ns)
+
+
+def without_wrapper(names: list[str]) -> dict[str, str]:
+    """Name -> name as transformers spells it: without the "model." (or "module.", "_orig_mod.") that a trainer's own class
+    put before every one of them. Empty where there is none.
+    """
+    out = {name: name for name in names}
+    for wrapper in ("module.", "_orig_mod.", "model.", "_orig_mod.", "module."):
+        now = list(out.values())
+        own = wrapper == "model." and any(name.split(".")[1:2] and name.split(".")[1] in _INNER for name in now)
+        if now and all(name.startswith(wrapper) for name in now) and not own:
+            out = {name: new.removeprefix(wrapper) for name, new in out.items()}
+    return {name: new for name, new in out.items() if new != name}
 
 
 def _refuse_other_formats(start: bytes, what: str) -> None:
@@ -131,20 +179,39 @@ def _refuse_other_formats(start: bytes, what: str) -> None:
 
 
 class _BoundedFile(io.FileIO):
-    """zipfile reads the directory of a zip in one piece, of the size the zip itself claims."""
+    """The bytes ``start`` to ``start + size`` of a file. zipfile reads the directory of a zip in one piece, of the size
+    the zip itself claims.
+    """
+
+    def __init__(self, path: Path, start: int, size: int):
+        super().__init__(path)
+        self.start, self.size = start, size
+        self.seek(0)
 
     def read(self, n: int | None = -1, /) -> bytes:
         if n is not None and n > MAX_DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"its directory claims {n} bytes")
-        return super().read(n)
+        left = max(0, self.size - self.tell())
+        return super().read(left if n is None or n < 0 else min(n, left))
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        place = offset + (0, self.tell() if whence == 1 else 0, self.size)[whence]
+        if place < 0:
+            raise zipfile.BadZipFile("it points before its beginning")
+        return super().seek(self.start + place) - self.start
+
+    def tell(self) -> int:
+        return super().tell() - self.start
 
 
-def _records(path: Path, size: int, what: str) -> dict[str, tuple[int, int]]:
-    """{record: (first byte, bytes)} of the zip; every one uncompressed, inside the file, overlapping no other."""
+def _records(path: Path, size: int, what: str, start: int = 0) -> dict[str, tuple[int, int]]:
+    """{record: (first byte in the file, bytes)} of the zip that lies at ``start`` and is ``size`` bytes long; every one
+    uncompressed, inside the zip, overlapping no other.
+    """
     out: dict[str, tuple[int, int]] = {}
     end, before = 0, "the beginning"
     try:
-        with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
+        with _BoundedFile(path, start, size) as file, zipfile.ZipFile(file) as archive:
             for record in sorted(archive.infolist(), key=lambda record: record.header_offset):
                 name = record.filename
                 if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
@@ -166,7 +233,7 @@ def _records(path: Path, size: int, what: str) -> dict[str, tuple[int, int]]:
                         f"{what}: record {shown(name)} claims {record.file_size} bytes from byte {first}; "
                         f"the file has {size}. Download the file again."
                     )
-                out[name] = (first, record.file_size)
+                out[name] = (start + first, record.file_size)
                 end, before = first + record.file_size, name
     except (zipfile.BadZipFile, OSError, ValueError, OverflowError, EOFError, NotImplementedError) as error:
         raise UnreadableInput(
@@ -198,94 +265,12 @@ def _record(file: io.FileIO, records: dict[str, tuple[int, int]], name: str, wha
     return read_exactly(file, n_bytes, what)
 
 
-def _interpret(program: bytes) -> object:
-    """The value the pickle describes, made of dicts, lists, tuples, numbers, strings and the records above."""
-    stack: list = []
-    memo: dict[int, object] = {}
-
-    def above_mark() -> list:
-        at = next((i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK), None)
-        if at is None:
-            raise ValueError("an end without a beginning")
-        items = stack[at + 1 :]
-        del stack[at:]
-        return items
-
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
-        if count > MAX_INSTRUCTIONS:
-            raise ValueError(f"more than {MAX_INSTRUCTIONS} instructions")
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
-                stack.append(argument)
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "MARK":
-                stack.append(_MARK)
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE":
-                stack.append(tuple(above_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                n = int(opcode.name[-1])
-                stack[-n:] = [tuple(stack[-n:])]
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "GLOBAL":
-                stack.append(_look_up(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(_look_up(module, name))
-            case "BINPERSID":
-                stack.append(_storage(stack.pop()))
-            case "REDUCE":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(_rebuilt(function, arguments))
-            case "APPEND":
-                item = stack.pop()
-                _target(stack, list).append(item)
-            case "APPENDS":
-                items = above_mark()
-                _target(stack, list).extend(items)
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                _target(stack, dict)[_key(key)] = value
-            case "SETITEMS":
-                items = above_mark()
-                _target(stack, dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
-            case "BUILD":  # attributes of the state dict (its _metadata of version numbers): not needed
-                stack.pop()
-                _target(stack, dict)
-            case "STOP":
-                return stack.pop()
-            case _:
-                raise _NotPlain(f"the pickle instruction {opcode.name}")
-    raise ValueError("the pickle has no end")
-
-
 def _look_up(module: object, name: object) -> _Global:
     if type(module) is not str or type(name) is not str:
         raise ValueError("a name that is no text")
     if (module, name) not in _GLOBALS:
-        raise _NotPlain(f"it asks for {shown(module, 60)}.{shown(name, 60)}")
+        raise NotPlain(f"it asks for {shown(module, 60)}.{shown(name, 60)}")
     return _GLOBALS[module, name]
-
-
-def _target(stack: list, kind: type) -> list | dict:
-    if type(stack[-1]) is not kind:
-        raise _NotPlain(f"it changes an object that is no {kind.__name__}")
-    return stack[-1]
 
 
 def _key(key: object) -> str | int:
@@ -297,7 +282,7 @@ def _key(key: object) -> str | int:
 def _storage(identity: object) -> _Storage:
     kind, storage, key, _, n_elements = identity
     if kind != "storage" or type(storage) is not _Global or storage.what != "storage":
-        raise _NotPlain("a reference to something other than a storage")
+        raise NotPlain("a reference to something other than a storage")
     if type(key) is not str or type(n_elements) is not int:
         raise ValueError("a storage without key and size")
     return _Storage(key, storage.dtype, n_elements)
@@ -305,7 +290,7 @@ def _storage(identity: object) -> _Storage:
 
 def _rebuilt(function: object, arguments: object) -> object:
     if type(function) is not _Global or type(arguments) is not tuple:
-        raise _NotPlain("it calls something unknown")
+        raise NotPlain("it calls something unknown")
     match function.what:
         case "dict" if not arguments:
             return {}
@@ -326,7 +311,16 @@ def _rebuilt(function: object, arguments: object) -> object:
             if any(type(n) is not int for n in (start, *shape, *stride)):
                 raise ValueError("a tensor whose shape or stride is no integer")
             return _Tensor(storage, dtype, start, shape, stride)
-    raise _NotPlain(f"it calls {function.what} with {len(arguments)} arguments")
+    raise NotPlain(f"it calls {function.what} with {len(arguments)} arguments")
+
+
+def _built(target: object, state: object) -> None:
+    """Attributes of the state dict (its _metadata of version numbers) are not needed."""
+    if type(target) is not dict:
+        raise NotPlain("it changes an object that is no dict")
+
+
+_RULES = Rules(_look_up, _rebuilt, _key, _built, _storage)
 
 
 def _tensors(

@@ -109,6 +109,20 @@ def _rescale(
     exact: Annotated[
         bool, typer.Option("--exact", help="Round factors to powers of two, which round no weight.")
     ] = False,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter", metavar="ADAPTER", help="A LoRA adapter of MODEL that follows its new weights; may be repeated."
+        ),
+    ] = None,
+    adapter_out: Annotated[
+        list[Path] | None,
+        typer.Option("--adapter-out", metavar="DIR", help="New folder of each adapter.", show_default="OUT-NAME"),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="BASE", help="Where MODEL is a LoRA adapter: its base, to prove it on."),
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option("--plan", metavar="FILE", help="Apply a saved plan instead of options.")
     ] = None,
@@ -139,10 +153,11 @@ def _rescale(
     What the factors will do is shown before anything is written. Exit 1 where nothing can be rescaled, or a proof or
     check fails.
     """
-    from wisca_core.cli.rescale import Asked, run
+    from wisca_core.cli.rescale import Asked, Company, run
 
     options = Asked(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact)
-    return run(model, out, options, plan, undo, save_plan, strict, dry_run, check, json, yes)
+    company = Company(tuple(adapter or ()), tuple(adapter_out or ()), base)
+    return run(model, out, options, company, plan, undo, save_plan, strict, dry_run, check, json, yes)
 
 
 @app.command("verify")
@@ -235,7 +250,12 @@ def _compare(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the comparison.", show_default=False)
     ] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", metavar="default|rates|thorough", help="A spec that is built in.")
+        str | None,
+        typer.Option("--preset", metavar="default|rates|thorough|lora|tinyllama|qwen2|qwen15_moe", help="A spec that is built in."),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="DIR", help="Model folder, for --preset lora; its tokenizer, for a set-up of the paper.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in DIR.")] = False,
     add_seeds: Annotated[
@@ -246,7 +266,24 @@ def _compare(
         bool, typer.Option("--estimate", help="Show time, memory and the seeds needed, and start nothing.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes side by side.", show_default="one a core")
+        int | None,
+        typer.Option("--workers", metavar="N", help="Processes side by side.", show_default="one a core or a GPU"),
+    ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor",
+            metavar="auto|processes|replicas|ray",
+            help="How runs are trained: one by one in each process, several at once in each (the default on GPUs), or on a Ray cluster.",
+        ),
+    ] = "auto",
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Instead of the spec's device.", show_default=False),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", metavar="float32|bfloat16|float64", help="Instead of the spec's precision.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> int:
@@ -256,7 +293,7 @@ def _compare(
     """
     from wisca_core.cli.compare import run
 
-    return run(spec, preset, out, resume, add_seeds, estimate, workers, json)
+    return run(spec, preset, out, resume, add_seeds, estimate, workers, json, model, executor, device, precision)
 
 
 @app.command("clean")

@@ -3,49 +3,63 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wisca_core.cli.terminal import CANCELLED, bar, document, note, say, table
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.spec import PRESETS, Spec, load_spec
-from wisca_core.errors import BadOption, OutputRefused
+from wisca_core.comparison.spec import PRESETS, Spec, for_scale, load_spec, spec_from, with_model
+from wisca_core.errors import BadOption, OutputRefused, SpecError, UnreadableInput
 
-PAPER = "For scale: the paper's difference on TinyLlama 1.1B is −0.044 nats."
+if TYPE_CHECKING:
+    from wisca_core.comparison.ways import Way
 
 
-def run(spec: Path | None, preset: str | None, out: Path | None, resume: bool, add_seeds: int | None, estimate: bool, workers: int | None, json: bool) -> int:
+def run(
+    spec: Path | None, preset: str | None, out: Path | None, resume: bool, add_seeds: int | None, estimate: bool, workers: int | None, json: bool,
+    model: Path | None = None, executor: str = "auto", device: str | None = None, precision: str | None = None,
+) -> int:  # fmt: skip
     """0 once the comparison is finished, 1 where some of its runs failed or it was paused from elsewhere, 130 after Ctrl-C."""
-    from wisca_core.comparison.executor import cores
+    from wisca_core.comparison.ways import agreed, choose
 
-    workers = workers or cores()
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise BadOption(f"--workers: {workers} was given; a whole number from 1 is needed.")
     goes_on = resume or add_seeds is not None
     if (spec is not None) + (preset is not None) + goes_on != 1:
         raise BadOption("give one of SPEC, --preset NAME, or --resume / --add-seeds N with the --out of a comparison that exists.")
-    if estimate:
-        chosen = folder.read(_named(out)).spec if goes_on else _spec(spec, preset)
-        return _estimate(chosen, workers, json)
-    place = _named(out)
+    if goes_on and (device or precision):
+        raise BadOption("--device, --precision: a comparison goes on as its spec says; give them when it is started.")
     if goes_on:
-        folder.read(place)
+        place = _named(out)
+        comparison = folder.read(place)
+        way = agreed(comparison, executor, workers)
+        if estimate:
+            return _estimate(comparison.spec, way, json)
         if add_seeds is not None:
             folder.add_seeds(place, add_seeds)
     else:
-        chosen = _spec(spec, preset)
-        _refuse_too_large(chosen, workers)
+        chosen = _spec(spec, preset, model)
+        changed = {name: value for name, value in (("device", device), ("precision", precision)) if value}
+        if changed:
+            chosen = spec_from({**chosen.to_json(), **changed})
+        way = choose(chosen, executor, workers)
+        if estimate:
+            return _estimate(chosen, way, json)
+        place = _named(out)
+        _refuse_too_large(chosen, way)
         place = folder.create(place, chosen)
-    return train_and_report(place, workers, json)
+    return train_and_report(place, workers, json, executor)
 
 
-def train_and_report(place: Path, workers: int, json: bool) -> int:
+def train_and_report(place: Path, workers: int | None, json: bool, executor: str = "auto") -> int:
     from wisca_core.comparison.executor import run
     from wisca_core.comparison.reporting import write_report
+    from wisca_core.comparison.ways import agreed
 
-    note(f"{place}: {workers} processes of one thread; Ctrl-C pauses, --resume continues")
+    note(f"{place}: {in_words(agreed(folder.read(place), executor, workers))}; Ctrl-C pauses, --resume continues")
     try:
         with bar() as progress:
-            comparison = run(place, workers, progress)
+            comparison = run(place, workers, progress, executor)
     except KeyboardInterrupt:
         note(f"paused; everything is kept. Go on with: wisca compare --out {place} --resume")
         return CANCELLED
@@ -57,25 +71,36 @@ def train_and_report(place: Path, workers: int, json: bool) -> int:
     return 0 if comparison.state == "done" and not any(c.state == "failed" for c in comparison.cells) else 1
 
 
+def in_words(way: "Way") -> str:
+    """ "2 processes of one thread", "2 processes on 2 GPUs, up to 16 runs at once in each"."""
+    where = f" on {len(way.gpus)} GPU{'' if len(way.gpus) == 1 else 's'}" if way.gpus else " of one thread"
+    each = f", up to {way.at_once} runs at once in each" if way.at_once else ""
+    if way.executor == "ray":
+        return "the workers of a Ray cluster"
+    return f"{way.workers} process{'' if way.workers == 1 else 'es'}{where}{each}"
+
+
 def _named(out: Path | None) -> Path:
     if out is None:
         raise BadOption("--out: nothing was given; name the comparison's folder.")
     return out
 
 
-def _spec(spec: Path | None, preset: str | None) -> Spec:
+def _spec(spec: Path | None, preset: str | None, model: Path | None) -> Spec:
     if spec is not None:
+        if model is not None:
+            raise BadOption("--model: it belongs to --preset; a spec names its model under model.path.")
         return load_spec(spec)
     if preset not in PRESETS:
         raise BadOption(f"--preset: {preset!r} was given; choose from {', '.join(PRESETS)}.")
-    return PRESETS[preset]
+    return with_model(PRESETS[preset], model)
 
 
-def _refuse_too_large(spec: Spec, workers: int) -> None:
+def _refuse_too_large(spec: Spec, way: "Way") -> None:
     from wisca_core.comparison.estimate import estimate
 
-    e = estimate(spec, workers, seconds_per_step=0.0)
-    if not e.fits:
+    e = estimate(spec, way.workers, seconds_per_step=0.0)
+    if not e.fits and e.free_bytes is not None:
         raise OutputRefused(
             f"{e.workers} processes with a model of {e.n_parameters:,} parameters need about "
             f"{e.memory_bytes / 1e9:.1f} GB of memory; "
@@ -84,23 +109,38 @@ def _refuse_too_large(spec: Spec, workers: int) -> None:
         )
 
 
-def _estimate(spec: Spec, workers: int, json: bool) -> int:
+def _estimate(spec: Spec, way: "Way", json: bool) -> int:
     from wisca_core.comparison.data import load_corpus
-    from wisca_core.comparison.estimate import estimate
+    from wisca_core.comparison.estimate import GPU_FLOPS, estimate
 
-    facts = load_corpus(spec).facts
-    found = estimate(spec, workers)
+    found = estimate(spec, way.workers)
+    text: dict | None = None
+    lacking = ""
+    try:
+        text = load_corpus(spec).facts
+    except (UnreadableInput, SpecError) as error:  # what it would take can be said before its text is at hand
+        if spec.model.source != "paper":
+            raise
+        lacking = str(error)
     if json:
-        document("wisca-comparison-estimate", {**dataclasses.asdict(found), "fits": found.fits, "corpus": facts})
+        document("wisca-comparison-estimate", {**dataclasses.asdict(found), "fits": found.fits, "corpus": text, "text_missing": lacking})
         return 0
     say(f"{spec.name}: {counts(spec)}", style="bold")
-    say(f"{found.n_parameters:,} parameters, {facts['n_train_tokens']:,} bytes of training text (sha256 {facts['sha256'][:16]}...)")
-    say(f"time    about {duration(found.seconds)} on {found.workers} processes ({found.seconds_per_step * 1000:.0f} ms a step, measured just now)"
-        if found.seconds == found.seconds else "time    unknown: the model was not built, because it does not fit")  # fmt: skip
+    trained = f", {found.n_trained:,} of them trained" if found.n_trained < found.n_parameters else ""
+    say(f"model   {found.title}; {found.n_parameters:,} parameters{trained}")
+    say(f"text    {text['n_train_tokens']:,} tokens for training (sha256 {text['sha256'][:16]}...)" if text else f"text    not at hand: {lacking}")
+    basis = (f"{found.seconds_per_step * 1000:.0f} ms a step, measured just now" if found.is_measured else
+             f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix product reaches here")  # fmt: skip
+    say(f"time    about {duration(found.seconds)} on {found.workers} processes ({basis})")
+    if not found.is_measured:
+        say(f"gpu     about {duration(found.gpu_seconds)} for all runs one after the other, and {found.gpu_bytes / 1e9:.0f} GB a run, on a GPU that trains at "
+            f"{GPU_FLOPS / 1e12:.0f} TFLOP/s: an assumption, nothing was run")  # fmt: skip
     free = f", {found.free_bytes / 1e9:.1f} GB free" if found.free_bytes is not None else ""
     say(f"memory  about {found.memory_bytes / 1e9:.1f} GB{free}{'' if found.fits else ': too much'}; disk {found.disk_bytes / 1e6:.0f} MB")
     say(f"seeds   {found.seeds_needed} to see a difference of {found.effect_nats:g} nats four times out of five at {spec.steps:,} steps "
         f"(spread of paired differences {found.spread_nats:.3f} nats); planned: {len(spec.seeds)}")  # fmt: skip
+    if found.steps_needed:
+        say("        with other lengths: " + ", ".join(f"{n} seeds at {steps:,} steps" for steps, n in found.steps_needed))
     return 0
 
 
@@ -116,24 +156,33 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 60 * 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    days = seconds / 86400
+    return f"{days:.0f} days" if days < 730 else f"{days / 365:,.0f} years"
 
 
 def _say(comparison: Comparison, report) -> None:
     from wisca_core.comparison.statistics import placebo_words, signed, verdict
 
+    readings = {(e.arm, e.rate): verdict(e) for e in report.main}
     say(report.sentence, style="bold")
-    say(report.reading)
-    say(PAPER + "\n")
+    say(f"It is about: {report.subject}. {report.reading}")
+    say(for_scale(comparison.spec) + "\n")
+    if comparison.spec.note:
+        say(f"Note: {comparison.spec.note}\n")
+    per_byte = f" (divide by {report.bytes_per_token:.2f} for nats per byte)" if report.unit != "nats per byte" else ""
     rows: list[Sequence[str]] = []
-    for e in report.main:
+    for e in (*report.best, *report.effects):
         rate = "own best" if e.rate is None else f"{e.rate:g}"
         interval = f"{signed(e.loss.low)} to {signed(e.loss.high)}" if e.loss.n > 1 else ""
         boot = f"{signed(e.bootstrap[0])} to {signed(e.bootstrap[1])}" if e.bootstrap else ""
         saved = f"{e.steps_saved:,.0f}" if e.steps_saved is not None else f"{e.n_reached} of {e.loss.n}"
-        rows.append([e.arm, rate, f"{e.mean_final:.3f}", signed(e.loss.mean), interval, boot, f"{e.n_better} of {e.loss.n}", saved, verdict(e)])
-    table(["Arm", "Rate", "Loss", "Difference", "95 % t", "Bootstrap", "Better", "Steps saved", "Reading"], rows, numbers=range(2, 6))
-    say("Losses in nats per byte. Steps saved: median, or how many seeds reach the baseline's final loss at all.")
+        rows.append([e.arm, rate, f"{e.mean_final:.3f}", signed(e.loss.mean), interval, boot, signed(e.perplexity.mean), f"{e.n_better} of {e.loss.n}", saved, readings.get((e.arm, e.rate), "beside the correction")])
+    table(["Arm", "Rate", "Loss", "Difference", "95 % t", "Bootstrap", "Perplexity", "Better", "Steps saved", "Reading"], rows, numbers=range(2, 7))
+    say(f"Losses in {report.unit}{per_byte}, perplexity the same as exp. Steps saved: median, or how many seeds reach the baseline's final loss at all.")
     if report.noise:
         say(f"The placebo, which changes rounding only, moves single runs by {placebo_words(report.noise)}.")
     for arm, n, of in report.diverged:

@@ -18,7 +18,7 @@ from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import NORMS
 from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
+from wisca_core.plan.options import Options, default_pairs
 from wisca_core.spreadsheet import csv_bytes
 
 N_WORST = 10
@@ -37,7 +37,7 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
     remarks = [*checkpoint.remarks, *sites.remarks]
     common = {
         "source": checkpoint.source, "path": str(checkpoint.path), "facts": _facts(checkpoint, sites), "norm": norm,
-        "refused": [asdict(r) for r in sites.refusals], "remarks": remarks,
+        "look_only": checkpoint.look_only, "refused": [asdict(r) for r in sites.refusals], "remarks": remarks,
     }  # fmt: skip
     if not sites.sites:
         if csv:
@@ -52,7 +52,7 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
         return 1
     with bar() as progress:
         patterns = measured(checkpoint, sites, progress)
-    groups = decide(patterns, Options()).groups(norm)
+    groups = decide(patterns, Options(default_pairs(sites))).groups(norm)
     if csv:
         _write_csv(csv, groups[list(CSV_COLUMNS)])
     pairs, layers, worst = summaries(groups, norm), layer_ratios(groups, norm), furthest(groups, N_WORST)
@@ -66,6 +66,8 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
         return 0
     say(str(checkpoint.path))
     say(models.facts(checkpoint, sites))
+    if checkpoint.look_only:
+        say(f"Look only: {checkpoint.look_only}")
     say()
     for summary in pairs.values():
         say(sentence(summary), style="bold")
@@ -109,14 +111,18 @@ def _say_layers(layers: pd.DataFrame) -> None:
 
 def _say_worst(worst: pd.DataFrame) -> None:
     if not len(worst):
-        say("Every KV group is at the median of its pair.\n")
+        say("Every group is at the median of its pair.\n")
         return
-    say("KV groups furthest from the median of their pair:")
+    adapted = (worst["pair"] == "lora").all()
+    say(f"{'Adapted layers' if adapted else 'KV groups'} furthest from the median of their pair:")
     rows = []
     for w in worst.itertuples(index=False):
         away = f"{times(2 ** abs(w.log2_away))} to the {SIDES[w.pair][0 if w.log2_away > 0 else 1]}"
-        rows.append((w.name, str(w.group), side(w.pair, w.log2_ratio), away))
-    table(("pair", "KV group", "ratio", "away from the median"), rows, numbers=(1,))
+        rows.append((w.name, *(() if adapted else (str(w.group),)), side(w.pair, w.log2_ratio), away))
+    if adapted:
+        table(("pair", "ratio", "away from the median"), rows)
+    else:
+        table(("pair", "KV group", "ratio", "away from the median"), rows, numbers=(1,))
 
 
 def _say_left(sites: Sites, remarks: list[str]) -> None:
@@ -133,9 +139,11 @@ def _say_not_rescalable(checkpoint: Checkpoint, sites: Sites, remarks: list[str]
     say(models.facts(checkpoint, sites))
     say()
     say("Nothing in this model can be rescaled.", style="bold")
+    if checkpoint.look_only:
+        say(f"Look only: {checkpoint.look_only}")
     _say_left(sites, remarks)
     say()
-    kinds = Counter((re.sub(r"\d+", "*", t.name), t.dtype, t.shape) for t in checkpoint.tensors)
+    kinds = Counter((re.sub(r"\d+", "*", t.name), t.dtype, t.shape) for t in checkpoint.stored or checkpoint.tensors)
     rows = [(name, f"{n:,}", dtype, " x ".join(map(str, shape)) or "1") for (name, dtype, shape), n in kinds.items()]
     table(("tensor", "how many", "dtype", "shape"), rows[:MOST_TENSORS], numbers=(1,))
     if len(rows) > MOST_TENSORS:
@@ -167,7 +175,7 @@ def _records(frame: pd.DataFrame) -> list[dict]:
 def _tensors(checkpoint: Checkpoint) -> list[dict]:
     return [
         {"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file, "n_bytes": t.n_bytes}
-        for t in checkpoint.tensors
+        for t in checkpoint.stored or checkpoint.tensors
     ]
 
 

@@ -45,13 +45,15 @@ def facts(checkpoint: Checkpoint, sites: Sites) -> str:
         " and ".join(dtypes(checkpoint)),
         f"{plural(len(sites.sites), 'pair')} found, {len(sites.refusals):,} refused",
     ]
-    return ", ".join(parts)
+    return ", ".join(filter(None, parts))
 
 
 def dtypes(checkpoint: Checkpoint) -> list[str]:
     """Stored dtypes that hold a hundredth of the values or more, the most frequent first."""
+    if checkpoint.kind == "gguf":  # its formats are no dtypes; the sentence on looking names them
+        return []
     count: Counter[str] = Counter()
-    for tensor in checkpoint.tensors:
+    for tensor in checkpoint.stored or checkpoint.tensors:
         count[tensor.dtype] += tensor.n_elements
     return [name for name, n in count.most_common() if 100 * n >= count.total()]
 

@@ -1,17 +1,20 @@
 """``wisca rescale``: decide, show, prove, write, check, in that order; what stops it leaves nothing behind."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from wisca_core.adapter import adapters_near, fitted, follow
 from wisca_core.architecture.find import find_sites
-from wisca_core.architecture.site import Sites
+from wisca_core.architecture.site import SiteKey, Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.cli import models
 from wisca_core.cli.inspect import side
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
+from wisca_core.equivalence.adapter_proof import prove_adapter
 from wisca_core.equivalence.full_check import FullCheck, compare_folder, memory_free, memory_needed
+from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import Proof, prove
 from wisca_core.errors import (
     BadOption,
@@ -24,14 +27,16 @@ from wisca_core.errors import (
 )
 from wisca_core.export.export import export, refuse_place
 from wisca_core.export.outlook import Outlook, n_bytes_free, outlook
+from wisca_core.export.pair import Beside, export_pair
 from wisca_core.home import read_json
 from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import SIDES, PairSummary, sentence, summaries
 from wisca_core.patterns.table import Patterns
 from wisca_core.plan import plan as plans
 from wisca_core.plan.decide import Decision, decide
-from wisca_core.plan.options import Options, parse_layers, parse_pairs
+from wisca_core.plan.options import Options, default_pairs, parse_layers, parse_pairs
 from wisca_core.plan.plan import Plan
+from wisca_core.rescale import scalings
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,30 @@ class Asked:
         )
 
 
+@dataclass(frozen=True)
+class Company:
+    """Who comes along: the adapters of a base model with their new folders ("" beside OUT), or the base of an adapter."""
+
+    adapters: tuple[str, ...] = ()
+    outs: tuple[Path, ...] = ()
+    base: str | None = None
+
+    def check(self) -> None:
+        """Raises BadOption."""
+        if self.outs and len(self.outs) != len(self.adapters):
+            raise BadOption(f"--adapter-out was given {len(self.outs)} times, --adapter {len(self.adapters)} times; give one for each, or none.")
+
+    def places(self, out: Path | None, adapters: list[Checkpoint]) -> list[Path]:
+        """The new folder of each adapter; OUT-NAME where none was given."""
+        out = out or Path("OUT")
+        return list(self.outs) or [out.with_name(f"{out.name}-{adapter.path.name}") for adapter in adapters]
+
+
 def run(
     model: str,
     out: Path | None,
     asked: Asked,
+    company: Company,
     plan_file: Path | None,
     undo: Path | None,
     save_plan: Path | None,
@@ -84,14 +109,22 @@ def run(
 ) -> int:
     """0 once it is done. Raises WiscaError, whose exit code is the command's; nothing is then left behind."""
     _check_usage(out, asked, plan_file, undo, dry_run)
+    company.check()
     options = asked.options()
     saved = plans.load_plan(plan_file) if plan_file else plans.undo_plan(undo) if undo else None
     if save_plan:
         _check_replaceable(save_plan, out)
     checkpoint = models.opened(model, yes)
+    checkpoint.check_rescalable()
     if out:
         refuse_place(checkpoint, out)
+    adapters, base = _opened_company(checkpoint, company, yes)
+    places = company.places(out, adapters)
+    for adapter, place in zip(adapters, places):
+        refuse_place(adapter, place)
     sites = find_sites(checkpoint)
+    if asked.pairs is None:
+        options = replace(options, pairs=default_pairs(sites))
     if saved is None:
         options.check_against(sites)
     with bar() as progress:
@@ -102,6 +135,8 @@ def run(
         n = models.plural(len(plan.refusals), "refusal")
         raise StrictRefusal(f"{n}, and --strict asks for none:\n{lines}\nNothing was written.")
     plans.check_not_empty(plan)
+    following = [_followed(checkpoint, sites, plan, adapter) for adapter in adapters]
+    left_behind = _left_behind(checkpoint, adapters)
 
     files = outlook(checkpoint)
     pairs = summaries(decision.groups(), plan.options.norm)
@@ -109,17 +144,26 @@ def run(
         title = f"Undo of {undo}" if undo else f"Plan {plan_file}" if plan_file else "Plan"
         _say_plan(checkpoint, sites, decision, plan, pairs, title)
         _say_files(files, out)
+        for adapter, place, line in zip(adapters, places, following):
+            say(f"Adapter {adapter.path}, to be written to {place}: {line}")
+        for line in left_behind:
+            say(line, style="bold")
     with bar() as progress:
-        proof = prove(checkpoint, sites, progress)
+        proof = prove_adapter(checkpoint, sites, base, progress) if base else prove(checkpoint, sites, progress)
+        together = [prove_pair(checkpoint, sites, adapter, progress) for adapter in adapters]
     if not json:
         say_proof(proof)
-    if not proof.passed:
-        raise ProofFailed(f"the proof by miniature failed: {proof.reason} Nothing was written.")
+        for one in together:
+            say_proof(one)
+    for one in (proof, *together):
+        if not one.passed:
+            raise ProofFailed(f"the {one.kind[:1].lower()}{one.kind[1:]} failed: {one.reason} Nothing was written.")
+    beside = [Beside(*three) for three in zip(adapters, places, together)]
 
     report, checked, not_run = None, None, "a dry run writes nothing that could be run"
     if not dry_run:
         not_run = _why_not_run(checkpoint, check)
-        report, checked = _exported(checkpoint, sites, plan, out, proof, run_models=not not_run)
+        report, checked = _exported(checkpoint, sites, plan, out, proof, beside, run_models=not not_run)
     if save_plan:
         plans.save_plan(plan, save_plan)
     if json:
@@ -141,12 +185,47 @@ def run(
             "remarks": [*checkpoint.remarks, *sites.remarks],
             "files": asdict(files),
             "proof": proof.to_json(),
+            "adapters": [
+                {"path": str(a.path), "out": str(place), "follows": line, "proof": one.to_json()}
+                for a, place, line, one in zip(adapters, places, following, together)
+            ],
+            "left_behind": left_behind,
             "full_check": checked.to_json() if checked else None,
             "full_check_not_run": None if checked else not_run,
         })  # fmt: skip
         return 0
     _say_done(report, save_plan, proof, checked, not_run)
+    for one in beside if report else ():
+        say(f"Adapter written to {one.out}; it fits {report.parent} only, and its adapter_config.json names that folder", style="bold")
     return 0
+
+
+def _opened_company(checkpoint: Checkpoint, company: Company, yes: bool) -> tuple[list[Checkpoint], Checkpoint | None]:
+    """The adapters and the base that were given. Raises BadOption where MODEL is not what they belong to."""
+    if company.adapters and checkpoint.adapter_json:
+        raise BadOption(f"{checkpoint.path} is an adapter itself; --adapter goes with a base model. Give its base with --base.")
+    if company.base and not checkpoint.adapter_json:
+        raise BadOption(f"{checkpoint.path} is no adapter; --base goes with a LoRA adapter. Give its adapters with --adapter.")
+    adapters = [models.opened(name, yes) for name in company.adapters]
+    for name, adapter in zip(company.adapters, adapters):
+        if not adapter.adapter_json:
+            raise BadOption(f"--adapter {name} is a model, not a LoRA adapter. Give the folder that holds adapter_config.json.")
+    return adapters, models.opened(company.base, yes) if company.base else None
+
+
+def _followed(base: Checkpoint, sites: Sites, plan: Plan, adapter: Checkpoint) -> str:
+    """What follows, in words; raises early what the export would raise late."""
+    factors = {part.site: part.factors for part in plan.sites}
+    scaling = scalings(sites, factors, plan.options.granularity, {t.name: t.shape for t in base.tensors})
+    n = len(fitted(base, sites, scaling, adapter))
+    n_tensors = len(follow(base, sites, scaling, adapter))
+    return f"{models.plural(n, 'adapted layer')} of rescaled weights, {models.plural(n_tensors, 'tensor')} follow"
+
+
+def _left_behind(checkpoint: Checkpoint, adapters: list[Checkpoint]) -> list[str]:
+    given = {adapter.path for adapter in adapters}
+    near = [] if checkpoint.adapter_json else [place for place in adapters_near(checkpoint) if place not in given]
+    return [f"Left behind: the LoRA adapter in {place} belongs to these weights and breaks on the rescaled ones; give it with --adapter." for place in near]
 
 
 def _check_usage(out: Path | None, asked: Asked, plan_file: Path | None, undo: Path | None, dry_run: bool) -> None:
@@ -195,7 +274,7 @@ def _why_not_run(checkpoint: Checkpoint, check: bool | None) -> str:
 
 
 def _exported(
-    checkpoint: Checkpoint, sites: Sites, plan: Plan, out: Path, proof: Proof, run_models: bool
+    checkpoint: Checkpoint, sites: Sites, plan: Plan, out: Path, proof: Proof, beside: list[Beside], run_models: bool
 ) -> tuple[Path, FullCheck | None]:
     checks: list[FullCheck] = []
 
@@ -209,7 +288,11 @@ def _exported(
         return checks[-1]
 
     with bar() as progress:
-        report = export(checkpoint, sites, plan, out, proof, check if run_models else None, progress)
+        ran = check if run_models else None
+        if beside:
+            report = export_pair(checkpoint, sites, plan, out, proof, beside, ran, progress)[0]
+        else:
+            report = export(checkpoint, sites, plan, out, proof, ran, progress)
     return report, checks[0] if checks else None
 
 
@@ -244,12 +327,13 @@ def _say_plan(
         medians = _median(s.heavier, s.ratio, pair), _median(s.heavier_after, s.ratio_after, pair)
         within = f"{s.within_2x:,} of {s.n_cells:,}", f"{s.within_2x_after:,} of {s.n_cells:,}"
         rows.append((" / ".join(SIDES[pair]), *medians, *within))
-    table(("pair", "median layer before", "after", "KV groups within 2× before", "after"), rows)
+    counted = "adapted layers" if set(pairs) == {"lora"} else "KV groups"
+    table(("pair", "median layer before", "after", f"{counted} within 2× before", "after"), rows)
     factors = [f for s in plan.sites for f in s.factors if f != 1]
     n_pairs, n_factors = models.plural(len(sites.sites), "pair"), models.plural(len(factors), "factor")
     say(
         f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {min(factors):.4g} to {max(factors):.4g} on the "
-        "query and value sides, the inverse on the others"
+        f"{_left_sides(plan)}"
     )
     for line in _effects(decision):
         say(f"  {line}")
@@ -264,6 +348,13 @@ def _say_plan(
 
 def _median(heavier: str, ratio: float, pair: str) -> str:
     return side(pair, math.log2(ratio) * (1 if heavier == SIDES[pair][0] else -1)) if heavier else "level"
+
+
+def _left_sides(plan: Plan) -> str:
+    pairs = {SiteKey.parse(s.site).pair for s in plan.sites}
+    words = {"qk": "query", "vo": "value", "lora": "A"}
+    sides = [word for pair, word in words.items() if pair in pairs]
+    return f"{' and '.join(sides)} side{'' if len(sides) == 1 else 's'}, the inverse on the other{'' if len(sides) == 1 else 's'}"
 
 
 def _effects(decision: Decision) -> list[str]:

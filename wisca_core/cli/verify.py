@@ -33,17 +33,18 @@ def run(before: str, after: str, weights_only: bool, json: bool, yes: bool) -> i
 
 def say_proof(proof: Proof) -> None:
     """The proof by miniature: figures and cases."""
-    say(f"Proof by miniature of rule {proof.rule}: {'passed' if proof.passed else 'failed: ' + proof.reason}")
+    say(f"{proof.kind} of rule {proof.rule}: {'passed' if proof.passed else 'failed: ' + proof.reason}")
     say(f"  {proof.what}")
     say(f"  largest relative difference {proof.max_rel:.1e} in float64 over {models.plural(proof.n_cases, 'case')}, "
         f"factors up to {proof.largest_factor:g}")  # fmt: skip
-    say(f"  scaling one side alone moves the outputs by at least {proof.liveness:.1e}")
+    say(f"  scaling one side alone moves the {'products' if proof.kind == 'Proof by products' else 'outputs'} by at least {proof.liveness:.1e}")
     say(f"  cases: {', '.join(proof.cases)}")
 
 
 def say_check(check: FullCheck) -> None:
     """The figures of a full check beside ``check.words()``."""
-    say(f"  tokens: {check.tokens}")
+    if check.fed != check.tokens:
+        say(f"  tokens: {check.tokens}")
     say(f"  {check.n_equal:,} of {check.n_values:,} values bit-equal, largest absolute difference {check.max_abs:.3g}")
     if check.perplexity_before is not None and check.perplexity_after is not None:
         say(f"  perplexity {check.perplexity_before:.4f} before, {check.perplexity_after:.4f} after")

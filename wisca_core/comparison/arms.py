@@ -4,13 +4,16 @@ and when.
 
 import math
 import statistics
+import warnings
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
+from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison.spec import Arm
-from wisca_core.training import norms
+from wisca_core.training import distributed, lora, norms
 from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
 from wisca_core.training.rescaling import Rescaler
@@ -25,52 +28,110 @@ class Treatment:
     def __init__(self, arm: Arm, model: nn.Module, optimisers: list[torch.optim.Optimizer]):
         self.arm = arm
         self.schedule = None if arm.kind == "none" else Schedule(arm.every, arm.at_start)
-        # The baseline looks through one as well: its ratios are measured by the same code. "leave" asks nothing of the
-        # optimiser.
-        choices = Choices() if arm.kind == "none" else Choices(
-            pairs=arm.pairs, granularity=arm.granularity, norm=arm.norm, strength=arm.strength, exact=arm.exact,
-            optimizer_state=arm.optimizer_state,
-        )  # fmt: skip
-        self._rescaler = Rescaler(model, optimisers, choices)
-        self._measuring = self._rescaler if choices.norm == "l1" and set(choices.pairs) == {"qk", "vo"} else Rescaler(model, None, Choices())
+        with warnings.catch_warnings():
+            # about saving adapters of a rescaled base: ``in_original_coordinates_`` is the answer
+            warnings.filterwarnings("ignore", "wisca: the base under LoRA", RuntimeWarning)
+            # The baseline looks through one as well: its ratios are measured by the same code. "leave" asks nothing of
+            # the optimiser.
+            watched = DEFAULT_PAIRS + (("lora",) if any(map(lora.is_adapter, dict(model.named_parameters()))) else ())
+            watching = Choices(watched, frozen="scale")
+            self._measuring = Rescaler(model, None, watching)
+            self._rescaler = None if arm.kind == "none" else Rescaler(model, optimisers, choices_of(arm))
         self._layout = norms.layout(self._measuring.live, "tensor")
-        self._mirror: Factors | None = None
-        self._n_done = 0
+        self._mirror: dict[str, tuple[float, ...]] = {}
+        self._placebo: dict[str, float] = {}
+        self._base = Factors(arm.granularity)  # of a frozen base, all of them so far
+        self._base_of = {site.name for site in self._rescaler.live.sites.sites if _is_frozen(site, self._rescaler.live)} if self._rescaler else set()
+
+    def is_due(self, step: int) -> bool:
+        return self.schedule is not None and self.schedule.due(step)
 
     def at(self, step: int) -> bool:
         """Rescale where it is due; says whether it was."""
-        if self.schedule is None or not self.schedule.due(step):
+        if not self.is_due(step):
             return False
         if self.arm.kind == "placebo":
-            # in turn, so that nothing but rounding accumulates
-            self._rescaler.rescale_(plan=self._even(PLACEBO if self._n_done % 2 == 0 else 1 / PLACEBO))
+            self._apply(self._even())
         else:
             done = self._rescaler.rescale_()
+            self._note_base(done.factors)
             if self.arm.kind == "inverse":
-                if self._mirror is None:
-                    self._mirror = Factors(done.factors.granularity, tuple((n, tuple(f**-2 for f in fs)) for n, fs in done.factors.sites))
-                self._rescaler.rescale_(plan=self._mirror)
-        self._n_done += 1
+                # each pair is mirrored where it is first met: a LoRA pair has no ratio while B is zero
+                for site in self._rescaler.live.sites.sites:
+                    if site.name not in done.skipped and site.name not in self._mirror:
+                        factors = done.factors.by_site.get(site.name, (1.0,) * site.n_cells(self.arm.granularity))
+                        self._mirror[site.name] = tuple(f**-2 for f in factors)
+                self._apply({name: fs for name, fs in self._mirror.items() if name not in done.skipped})
         return True
 
-    def ratios(self) -> dict[str, float]:
-        """Pair -> log2 of the L1 norm of the left side over the right one, the median over the layers."""
+    def _apply(self, factors: Mapping[str, tuple[float, ...]]) -> None:
+        plan = Factors(self.arm.granularity, tuple(factors.items()))
+        self._rescaler.rescale_(plan=plan)
+        self._note_base(plan)
+
+    def _note_base(self, factors: Factors) -> None:
+        self._base = self._base.then(Factors(factors.granularity, tuple((n, fs) for n, fs in factors.sites if n in self._base_of)))
+
+    def _even(self) -> dict[str, tuple[float, ...]]:
+        """1.001 and 1/1.001 in turn, so that nothing but rounding accumulates; pairs of adapters from when B is not zero."""
+        live = self._rescaler.live
+        out = {}
+        for site in live.sites.sites:
+            if site.key.pair == "lora" and not all(bool(live.parameters[leg.tensor].any()) for leg in site.legs):
+                continue
+            self._placebo[site.name] = factor = 1 / self._placebo.get(site.name, 1 / PLACEBO)
+            out[site.name] = (factor,) * site.n_cells(self.arm.granularity)
+        return out
+
+    def in_original_coordinates_(self) -> None:
+        """Take back what was done to a frozen base, so that its adapters fit the base as it was. In place, for good."""
+        if self._base.sites:
+            self._rescaler.rescale_(plan=self._base.undone())
+            self._base = Factors(self.arm.granularity)
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Every tensor that this arm rescales, frozen ones of a base among them."""
+        return list(self._rescaler.live.parameters.values()) if self._rescaler else []
+
+    def ratios(self, totals: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Pair -> log2 of the L1 norm of the left side over the right one, the median over the layers. ``totals``:
+        parameter name -> sum of |values|, where somebody has them already; used where whole matrices are all it takes.
+        """
         live, layout = self._measuring.live, self._layout
-        stats = norms.sides(live, layout, "l1", lambda name: live.parameters[name].detach())
+        if totals is not None and all(part.cells is None and not part.leg.offset and not part.groups for part in layout.parts):
+            l1 = np.zeros(2 * layout.n_cells)
+            for part in layout.parts:
+                l1[part.cell] += totals[part.leg.tensor]
+            stats = {"n": layout.n, "l1": l1.reshape(2, -1)}
+        else:
+            stats = norms.sides(live, layout, "l1", lambda name: distributed.local(live.parameters[name]))
+        pairs = {site.name: site.key.pair for site in live.sites.sites}
         found: dict[str, list[float]] = {}
         for name, ratio in norms.ratios(live.sites, layout, stats, "l1").items():
             if ratio > 0 and math.isfinite(ratio):
-                found.setdefault(name.rsplit(".", 1)[-1], []).append(math.log2(ratio))
+                found.setdefault(pairs[name], []).append(math.log2(ratio))
         return {pair: statistics.median(values) for pair, values in found.items()}
-
-    def _even(self, factor: float) -> Factors:
-        sites = self._rescaler.live.sites.sites
-        return Factors(self.arm.granularity, tuple((s.name, (factor,) * s.n_cells(self.arm.granularity)) for s in sites))
 
     def state(self) -> dict:
         """Plain values that ``restore`` takes in a resumed run."""
-        return {"n_done": self._n_done, "mirror": None if self._mirror is None else self._mirror.to_json()}
+        return {
+            "mirror": {n: list(fs) for n, fs in self._mirror.items()}, "placebo": dict(self._placebo), "base": self._base.to_json()
+        }  # fmt: skip
 
     def restore(self, state: Mapping) -> None:
-        self._n_done = int(state["n_done"])
-        self._mirror = None if state["mirror"] is None else Factors.from_json(state["mirror"], "the cell's checkpoint")
+        self._mirror = {n: tuple(fs) for n, fs in state["mirror"].items()}
+        self._placebo = dict(state["placebo"])
+        self._base = Factors.from_json(state["base"], "the cell's checkpoint")
+
+
+def choices_of(arm: Arm) -> Choices:
+    """The options of a live rescale that an arm stands for."""
+    return Choices(
+        pairs=arm.pairs, granularity=arm.granularity, norm=arm.norm, strength=arm.strength, exact=arm.exact,
+        optimizer_state=arm.optimizer_state, frozen="scale", lora="gram" if arm.gram else "rank", vo="gram" if arm.gram else "factor",
+    )  # fmt: skip
+
+
+def _is_frozen(site, live) -> bool:
+    """A pair of the base under adapters: its own weights are not trained."""
+    return site.key.pair != "lora" and not any(live.parameters[leg.tensor].requires_grad for leg in site.measured_legs("left"))

@@ -7,25 +7,31 @@ resumed therefore ends at the same numbers on the same machine.
 import json
 import math
 import os
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
+from wisca_core.comparison import ranks
 from wisca_core.comparison.arms import Treatment
 from wisca_core.comparison.data import Corpus, batch, windows
-from wisca_core.comparison.folder import METRICS, Cell, remove_checkpoint, rows
+from wisca_core.comparison.folder import METRICS, Cell, rows
 from wisca_core.comparison.models import build_model, build_optimisers, learning_rate, loss_nats, mean_loss
+from wisca_core.comparison.place import Place
 from wisca_core.comparison.spec import Spec
+from wisca_core.comparison.weights import kept_state, load_state, save_weights
 
 CHECKPOINT_SECONDS = 10.0
 
 HEADER = {
-    "format": METRICS, "version": 1, "losses": "nats per byte; train_loss is the mean since the row before, before each update",
-    "qk, vo": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
-    "seconds": "of this cell's own training",
+    "format": METRICS, "version": 1, "losses": "nats per token; train_loss is the mean since the row before, before each update",
+    "qk, vo, lora": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
+    "seconds": "of training, this cell's own or that of the cells trained at once with it",
 }  # fmt: skip
 
 
@@ -33,100 +39,172 @@ class CellFailed(Exception):
     """The run itself came to nothing; running it again would give the same."""
 
 
-def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool]) -> bool:
+@dataclass(eq=False)
+class Run:
+    """A cell in memory at optimiser step ``step``. ``seconds`` of training behind it; ``recent``: training losses since
+    the last row.
+    """
+
+    cell: Cell
+    model: nn.Module
+    optimisers: list[torch.optim.Optimizer]
+    treatment: Treatment
+    step: int = 0
+    seconds: float = 0.0
+    recent: list[float] = field(default_factory=list)
+
+
+def begin(spec: Spec, cell: Cell, place: Place) -> Run:
+    """The cell as its last checkpoint left it, its metrics cut back to that step, or before its first step."""
+    model = place.ready(build_model(spec, cell.seed))
+    ranks.shard_(model)
+    optimisers = build_optimisers(model, spec.optimiser, cell.rate)
+    run = Run(cell, model, optimisers, Treatment(spec.arm(cell.arm), model, optimisers))
+    _restore(run)
+    return run
+
+
+def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], place: Place = Place()) -> bool:
     """Train ``cell`` to the end; False where ``stop()`` asked for a pause, after a checkpoint. Raises CellFailed where
     the loss is not finite.
     """
-    validation = windows(corpus.validation, spec.data.validation_windows, spec.data.context)
-    model = build_model(spec, cell.seed)
-    optimisers = build_optimisers(model, spec.optimiser, cell.rate)
-    treatment = Treatment(spec.arm(cell.arm), model, optimisers)
-    first, before, recent = _restore(cell, model, optimisers, treatment)
+    validation = ranks.own(windows(corpus.validation, spec.data.validation_windows, spec.data.context).to(place.device))
+    run = begin(spec, cell, place)
+    model, optimisers, treatment, recent = run.model, run.optimisers, run.treatment, run.recent
     began = saved = time.monotonic()
-    each = spec.evaluation_steps
+    before = run.seconds
 
-    def row(step: int, train_loss: float | None, rate: float, norm: float | None, ratios: dict[str, float]) -> dict:
-        evaluates = step % each == 0 or step == spec.steps
-        val_loss = mean_loss(model, validation) if evaluates else None
-        if val_loss is not None and not math.isfinite(val_loss):
-            raise CellFailed(f"the validation loss became {val_loss} at step {step:,}.")
-        return {
-            "step": step, "train_loss": _rounded(train_loss), "val_loss": _rounded(val_loss), "lr": rate, "grad_norm": _rounded(norm),
-            "tokens": step * spec.batch_size * spec.data.context, "seconds": round(before + time.monotonic() - began, 2),
-            **{pair: _rounded(value) for pair, value in ratios.items()},
-        }  # fmt: skip
+    def measured() -> float:
+        with place.measured():
+            return ranks.mean(mean_loss(model, validation), place.device)
 
-    with (cell.folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8") as log:
-        if first == 0:
+    with metrics(cell) as log:
+        if run.step == 0:
             treatment.at(0)
-            log.write(json.dumps(row(0, None, 0.0, None, treatment.ratios())) + "\n")
-        for step in range(first + 1, spec.steps + 1):
+            log.write(row(spec, 0, None, measured(), 0.0, None, treatment.ratios(), before))
+        for step in range(run.step + 1, spec.steps + 1):
             rate = learning_rate(spec.optimiser, cell.rate, step, spec.steps)
             for group in (group for one in optimisers for group in one.param_groups):
                 group["lr"] = rate
-            loss = loss_nats(model, batch(corpus.train, cell.seed, step, spec.batch_size, spec.data.context))
-            value = loss.item()
-            if not math.isfinite(value):
-                raise CellFailed(f"the training loss became {value} at step {step:,} of {spec.steps:,}.")
+            rows = ranks.own(batch(corpus.train, cell.seed, step, spec.batch_size, spec.data.context)).to(place.device)
+            with place.step():
+                loss = loss_nats(model, rows)
+            value = ranks.mean(loss.item(), place.device)
+            check_finite(value, step, spec)
             recent.append(value)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), spec.optimiser.clip)
             for one in optimisers:
                 one.step()
                 one.zero_grad()
+            run.step = step
             # before the rescale of this step: a chart then shows what each one finds
-            is_logged = step % spec.log_every == 0 or step % each == 0 or step == spec.steps
+            is_logged = logs(spec, step)
             ratios = treatment.ratios() if is_logged else {}
             treatment.at(step)
+            run.seconds = before + time.monotonic() - began
             if is_logged:
-                log.write(json.dumps(row(step, sum(recent) / len(recent), rate, norm.item(), ratios)) + "\n")
+                val_loss = measured() if evaluates(spec, step) else None
+                log.write(row(spec, step, sum(recent) / len(recent), val_loss, rate, ranks.number(norm), ratios, run.seconds))
                 recent.clear()
-            stops = stop()
-            if step < spec.steps and (stops or time.monotonic() - saved > CHECKPOINT_SECONDS):
-                _keep(cell, step, model, optimisers, treatment, recent, before + time.monotonic() - began)
+            stops, is_time = ranks.agreed((stop(), time.monotonic() - saved > CHECKPOINT_SECONDS))
+            if step < spec.steps and (stops or is_time):
+                keep([run])
                 saved = time.monotonic()
             if stops and step < spec.steps:
                 return False
-    if spec.save_weights:
-        _save_weights(cell, model)
+    finish(spec, run)
     return True
+
+
+def evaluates(spec: Spec, step: int) -> bool:
+    return step % spec.evaluation_steps == 0 or step == spec.steps
+
+
+def logs(spec: Spec, step: int) -> bool:
+    return step % spec.log_every == 0 or evaluates(spec, step)
+
+
+def metrics(cell: Cell) -> TextIO:
+    """To be appended to; of several ranks the first one's are written."""
+    return (cell.folder / "metrics.jsonl" if ranks.is_first() else Path(os.devnull)).open("a", buffering=1, encoding="utf-8")
+
+
+def row(
+    spec: Spec, step: int, train_loss: float | None, val_loss: float | None, rate: float, norm: float | None, ratios: dict[str, float], seconds: float
+) -> str:
+    """One line of a cell's metrics. Raises CellFailed for a validation loss that is not finite."""
+    if val_loss is not None and not math.isfinite(val_loss):
+        raise CellFailed(f"the validation loss became {val_loss} at step {step:,}.")
+    found = {
+        "step": step, "train_loss": _rounded(train_loss), "val_loss": _rounded(val_loss), "lr": rate, "grad_norm": _rounded(norm),
+        "tokens": step * spec.batch_size * spec.data.context, "seconds": round(seconds, 2),
+        **{pair: _rounded(value) for pair, value in ratios.items()},
+    }  # fmt: skip
+    return json.dumps(found) + "\n"
+
+
+def check_finite(loss: float, step: int, spec: Spec) -> None:
+    if not math.isfinite(loss):
+        raise CellFailed(f"the training loss became {loss} at step {step:,} of {spec.steps:,}.")
 
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 7)
 
 
-def _keep(cell: Cell, step: int, model: nn.Module, optimisers: list, treatment: Treatment, recent: list[float], seconds: float) -> None:
-    part = cell.folder / ".resume.pt.part"
-    torch.save(
-        {"version": 1, "step": step, "model": model.state_dict(), "optimisers": [one.state_dict() for one in optimisers],
-         "treatment": treatment.state(), "recent": list(recent), "seconds": seconds}, part,
-    )  # fmt: skip
-    os.replace(part, cell.folder / "resume.pt")
+def keep(runs: Sequence[Run]) -> None:
+    """A checkpoint of each, written before the first takes its name: a kill rarely parts runs that train together."""
+    for run in runs:
+        if ranks.n_ranks() == 1:
+            model, optimisers = _own(kept_state(run.model, run.treatment)), [_own(one.state_dict()) for one in run.optimisers]
+        else:
+            model, optimisers = ranks.model_state(run.model), ranks.optimiser_states(run.model, run.optimisers)
+        state = {
+            "version": 1, "step": run.step, "model": model, "optimisers": optimisers, "treatment": run.treatment.state(),
+            "recent": list(run.recent), "seconds": run.seconds,
+        }  # fmt: skip
+        if ranks.is_first():
+            torch.save(state, run.cell.folder / ".resume.pt.part")
+    for run in runs:
+        if ranks.is_first():
+            os.replace(run.cell.folder / ".resume.pt.part", run.cell.folder / "resume.pt")
 
 
-def _restore(cell: Cell, model: nn.Module, optimisers: list, treatment: Treatment) -> tuple[int, float, list[float]]:
-    """Step, seconds and losses since the last row; the metrics are cut back to that step."""
-    file, metrics = cell.folder / "resume.pt", cell.folder / "metrics.jsonl"
-    state = torch.load(file, weights_only=True) if file.exists() else None
-    step = state["step"] if state else 0
-    kept = rows(cell.folder, behind=step) if state else []
-    part = cell.folder / ".metrics.part"
-    part.write_text("".join(json.dumps(line) + "\n" for line in [HEADER, *kept]), encoding="utf-8")
-    os.replace(part, metrics)
+def _own(state: Mapping) -> dict:
+    """Tensors on the CPU with a memory of their own: of a view, torch.save would write all that it is a view of."""
+    return tree_map(lambda value: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value, dict(state))
+
+
+def _restore(run: Run) -> None:
+    file, metrics = run.cell.folder / "resume.pt", run.cell.folder / "metrics.jsonl"
+    state = torch.load(file, weights_only=True, map_location="cpu") if file.exists() else None
+    if ranks.is_first():
+        kept = rows(run.cell.folder, behind=state["step"]) if state else []
+        part = run.cell.folder / ".metrics.part"
+        part.write_text("".join(json.dumps(line) + "\n" for line in [HEADER, *kept]), encoding="utf-8")
+        os.replace(part, metrics)
     if state is None:
-        return 0, 0.0, []
-    model.load_state_dict(state["model"])
-    for one, saved in zip(optimisers, state["optimisers"], strict=True):
-        one.load_state_dict(saved)
-    treatment.restore(state["treatment"])
-    return step, float(state["seconds"]), list(state["recent"])
+        return
+    if ranks.n_ranks() == 1:
+        load_state(run.model, state["model"])
+        for one, saved in zip(run.optimisers, state["optimisers"], strict=True):
+            one.load_state_dict(saved)
+    else:
+        ranks.load_(run.model, run.optimisers, state["model"], state["optimisers"])
+    run.treatment.restore(state["treatment"])
+    run.step, run.seconds, run.recent = state["step"], float(state["seconds"]), list(state["recent"])
 
 
-def _save_weights(cell: Cell, model: nn.Module) -> None:
-    part, final = cell.folder / ".model.part", cell.folder / "model"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    remove_checkpoint(cell)
+def finish(spec: Spec, run: Run) -> None:
+    """Final weights as a model folder where the spec keeps them; the run is used up."""
+    if not spec.save_weights:
+        return
+    model = run.model
+    if ranks.n_ranks() > 1:
+        state = ranks.model_state(model)
+        if not ranks.is_first():
+            return
+        model = build_model(spec, run.cell.seed).to(next(iter(state.values())).dtype)
+        model.load_state_dict(state)
+    save_weights(spec, run.cell, model, run.treatment)

@@ -1,4 +1,4 @@
-"""The text of a comparison as a stream of bytes: bundled, one text file, or a column of a JSONL file.
+"""The text of a comparison as a stream of tokens: bundled, one text file, a column of a JSONL file or of a hub data set.
 
 torch is imported inside functions: whoever starts a comparison only needs to know that its data is there.
 
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from wisca_core.comparison.spec import DataSpec, Spec
+from wisca_core.comparison.spec import MOST_BYTES, DataSpec, Spec
+from wisca_core.comparison.tokens import DOCUMENT, N_TOKENS, byte_stream, token_stream, tokenizer_of
 from wisca_core.errors import SpecError, UnreadableInput
 
-DOCUMENT = 256  # the token before every document; bytes are 0..255
-N_TOKENS = 257
+__all__ = ["DOCUMENT", "N_TOKENS", "Corpus", "batch", "load_corpus", "windows"]
+
 HELD_OUT_ONE_IN = 20
-MAX_BYTES = 2 << 30
 
 # Parts of the standard library whose text is not prose or code one would learn from, or that differs by packager.
 LEFT_OUT = {"pydoc_data", "encodings", "idlelib", "lib2to3", "turtledemo", "test", "tests", "site-packages"}
@@ -31,7 +31,8 @@ BUNDLED_BYTES = 6_000_000
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """``train``, ``validation``: (n_tokens,) int16 arrays. ``facts``: plain values for the record, "sha256" among them.
+    """``train``, ``validation``: (n_tokens,) integer arrays. ``facts``: plain values for the record: "sha256" of the
+    documents and, where a tokenizer is used, of what it made of them; "bytes_per_token" of the held-out text.
     """
 
     train: np.ndarray
@@ -40,7 +41,7 @@ class Corpus:
 
 
 def load_corpus(spec: Spec) -> Corpus:
-    """Raises UnreadableInput, and SpecError where the text is too short for one batch."""
+    """Raises UnreadableInput (HubError), and SpecError where the text is too short for one batch."""
     documents = _DOCUMENTS[spec.data.source](spec.data)
     held = [_is_held_out(name) for name, _ in documents]
     if documents and (len(documents) < 2 * HELD_OUT_ONE_IN or not any(held) or all(held)):
@@ -48,8 +49,14 @@ def load_corpus(spec: Spec) -> Corpus:
     digest = hashlib.sha256()
     for name, text in documents:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + text + b"\0")
-    train = _stream([text for (_, text), out in zip(documents, held) if not out])
-    validation = _stream([text for (_, text), out in zip(documents, held) if out])
+    learned = [text for (_, text), out in zip(documents, held) if not out]
+    kept = [text for (_, text), out in zip(documents, held) if out]
+    if spec.data.tokens == "bytes":
+        train, validation = byte_stream(learned), byte_stream(kept)
+    else:
+        tokenizer = tokenizer_of(spec)
+        train, validation = token_stream(learned, tokenizer), token_stream(kept, tokenizer)
+        digest.update(train.tobytes() + validation.tobytes())  # another tokenizer makes another text of it
     facts = {
         "source": spec.data.source,
         "path": spec.data.path,
@@ -57,6 +64,9 @@ def load_corpus(spec: Spec) -> Corpus:
         "n_documents": len(documents),
         "n_train_tokens": len(train),
         "n_validation_tokens": len(validation),
+        "tokens": spec.data.tokens,
+        "bytes_per_token": sum(map(len, kept)) / len(validation) if spec.data.tokens != "bytes" and len(validation) else 1.0,
+        "largest_token": int(max(train.max(initial=0), validation.max(initial=0))),
         "python": platform.python_version(),
     }
     needed = spec.data.context + 1
@@ -105,18 +115,19 @@ def _cut(documents: list[tuple[str, bytes]]) -> tuple[list[tuple[str, bytes]], l
     return [("train", text[:at]), ("validation", text[at:])], [False, True]
 
 
-def _stream(texts: list[bytes]) -> np.ndarray:
-    parts = [part for text in texts for part in (np.array([DOCUMENT], np.int16), np.frombuffer(text, np.uint8))]
-    return np.concatenate(parts).astype(np.int16) if parts else np.zeros(0, np.int16)
-
-
 def _bundled(data: DataSpec) -> list[tuple[str, bytes]]:
     import sys
 
     from pydoc_data import topics
 
-    found = [(f"topic:{name}", topics.topics[name].encode()) for name in sorted(topics.topics)]
-    size = sum(len(text) for _, text in found)
+    most = min(data.max_bytes or BUNDLED_BYTES, BUNDLED_BYTES)
+    found, size = [], 0
+    for name in sorted(topics.topics):
+        text = topics.topics[name].encode()
+        if size + len(text) > most:
+            return found
+        size += len(text)
+        found.append((f"topic:{name}", text))
     root = Path(sysconfig.get_path("stdlib"))
     for file in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
         path = file.relative_to(root)
@@ -124,7 +135,7 @@ def _bundled(data: DataSpec) -> list[tuple[str, bytes]]:
         if module not in sys.stdlib_module_names or LEFT_OUT & set(path.parts) or "_sysconfigdata" in path.name:
             continue
         text = file.read_bytes().replace(b"\r\n", b"\n")
-        if size + len(text) > BUNDLED_BYTES:
+        if size + len(text) > most:
             break
         size += len(text)
         found.append((f"source:{path.as_posix()}", text))
@@ -132,14 +143,17 @@ def _bundled(data: DataSpec) -> list[tuple[str, bytes]]:
 
 
 def _text(data: DataSpec) -> list[tuple[str, bytes]]:
-    return [("text", _read(data.path))]
+    text = _read(data.path)
+    return [("text", text[: data.max_bytes] if data.max_bytes else text)]
 
 
 def _jsonl(data: DataSpec) -> list[tuple[str, bytes]]:
-    out = []
+    out, size = [], 0
     for i, line in enumerate(_read(data.path).split(b"\n")):
         if not line.strip():
             continue
+        if data.max_bytes and size >= data.max_bytes:
+            break
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -149,7 +163,14 @@ def _jsonl(data: DataSpec) -> list[tuple[str, bytes]]:
             has = ", ".join(map(str, list(row)[:8])) if isinstance(row, dict) else "no object"
             raise UnreadableInput(f"{data.path}, line {i + 1}: no text under {data.column!r}; the line has {has[:200]}. Set data.column.")
         out.append((f"row:{i}", value.encode("utf-8", "surrogatepass")))
+        size += len(out[-1][1])
     return out
+
+
+def _hub(data: DataSpec) -> list[tuple[str, bytes]]:
+    from wisca_core.comparison.hub_text import hub_documents
+
+    return hub_documents(data)
 
 
 def _read(path: str) -> bytes:
@@ -157,11 +178,11 @@ def _read(path: str) -> bytes:
     try:
         if not file.is_file():
             raise UnreadableInput(f"data.path: {file} is not a regular file.")
-        if file.stat().st_size > MAX_BYTES:
-            raise UnreadableInput(f"data.path: {file} has {file.stat().st_size:,} bytes; at most {MAX_BYTES:,} are held in memory.")
+        if file.stat().st_size > MOST_BYTES:
+            raise UnreadableInput(f"data.path: {file} has {file.stat().st_size:,} bytes; at most {MOST_BYTES:,} are held in memory.")
         return file.read_bytes()
     except OSError as error:
         raise UnreadableInput(f"data.path: {file} cannot be read: {(error.strerror or str(error)).lower()}.") from error
 
 
-_DOCUMENTS = {"bundled": _bundled, "text": _text, "jsonl": _jsonl}
+_DOCUMENTS = {"bundled": _bundled, "text": _text, "jsonl": _jsonl, "hub": _hub}

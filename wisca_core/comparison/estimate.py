@@ -1,7 +1,7 @@
 """What a comparison will take, before it is started: time, memory, disk, and the seeds an effect needs.
 
-The time rests on a few training steps of this very model on this machine, on one thread; other work on the machine
-stretches it.
+Where the model fits and a step is short, the time rests on a few training steps of this very model on this machine, on
+one thread; other work on the machine stretches it. Else it is reckoned from the number of parameters, and says so.
 """
 
 import math
@@ -9,7 +9,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from wisca_core.comparison.models import n_parameters
+from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.statistics import seeds_to_see
 from wisca_core.equivalence.full_check import memory_free
@@ -17,63 +17,120 @@ from wisca_core.equivalence.full_check import memory_free
 # Steps -> standard deviation of paired final differences, in nats: byte-level decoders of width 64 to 128, 4 layers,
 # AdamW.
 SPREAD = ((300, 0.07), (900, 0.028))
+# The same where training goes on from trained weights: LoRA of rank 8 on such a decoder, 4 seeds a rate.
+SPREAD_CONTINUED = 0.005
 # What a worker holds before it has a model: torch and transformers, measured.
 WORKER_BYTES = 450_000_000
 # Importing torch and transformers and reading the text, in a worker.
 START_SECONDS = 6.0
 # A small step is too short to be timed once.
 PROBE_SECONDS = 1.0
+# A step that would take longer than this is not tried.
+LONGEST_STEP = 3.0
+# Of what a plain matrix product reaches, a training step on one thread gets about half.
+STEP_SHARE = 0.5
+# One data-centre GPU training in bf16: an assumption, of that order for those of 300 to 1,000 TFLOP/s on paper.
+GPU_FLOPS = 1e14
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``memory_bytes``: of all workers together; ``free_bytes``: None where it is not known. ``spread_nats``: assumed
-    standard deviation of a paired difference; ``seeds_needed``: to see ``effect_nats`` four times out of five with it.
+    """``memory_bytes``: of all workers together; ``free_bytes``: None where it is not known. ``is_measured``: whether
+    the time rests on steps taken; else on ``flops_per_second``, this thread's. ``gpu_seconds``, ``gpu_bytes``: all cells
+    one after the other on one GPU of GPU_FLOPS, and one cell's memory there; never measured. ``spread_nats``: assumed
+    standard deviation of a paired difference; ``seeds_needed``: to see ``effect_nats`` four times out of five with it;
+    ``steps_needed``: (steps, seeds) for other lengths, empty where the spread does not depend on them.
     """
 
     n_cells: int
+    title: str
     n_parameters: int
+    n_trained: int
     seconds_per_step: float
+    is_measured: bool
+    flops_per_second: float
     seconds: float
     workers: int
     memory_bytes: int
     free_bytes: int | None
     disk_bytes: int
+    gpu_seconds: float
+    gpu_bytes: int
     effect_nats: float
     spread_nats: float
     seeds_needed: int
+    steps_needed: tuple[tuple[int, int], ...]
 
     @property
     def fits(self) -> bool:
         return self.free_bytes is None or self.memory_bytes < self.free_bytes
 
 
-def estimate(spec: Spec, workers: int, seconds_per_step: float | None = None) -> Estimate:
-    """``seconds_per_step``: measured here where it is not given, unless the model does not fit (then NaN)."""
-    n, m, d = n_parameters(spec.model), spec.model, spec.data
-    # weights, gradients, two moments, and a copy while a checkpoint is written; what a backward pass keeps
-    kept = spec.batch_size * d.context * (m.n_layers * (16 * m.width + 6 * m.mlp_width + 2 * m.n_heads * d.context) + 4 * 257) * 4
+def estimate(spec: Spec, workers: int, seconds_per_step: float | None = None, facts: Facts | None = None) -> Estimate:
+    """``seconds_per_step``: measured here where it is not given, unless the model does not fit or a step is long: it is
+    then reckoned. Raises what ``prepare`` raises.
+    """
+    facts = facts or prepare(spec)
     used = min(workers, spec.n_cells)
-    memory = used * (WORKER_BYTES + 5 * 4 * n + kept)
+    cell_bytes = _cell_bytes(spec, facts)
+    memory = used * (WORKER_BYTES + cell_bytes)
     free = memory_free()
+    work, speed, is_measured = flops_per_step(spec, facts), 0.0, True
     if seconds_per_step is None:
-        seconds_per_step = measure_step(spec) if free is None or memory < free else math.nan
+        speed = STEP_SHARE * thread_flops()
+        is_measured = (free is None or memory < free) and work / speed < LONGEST_STEP
+        seconds_per_step = measure_step(spec) if is_measured else work / speed
     each = spec.steps * seconds_per_step * _overhead(spec)
     rounds = math.ceil(spec.n_cells / used)
-    spread = expected_spread(spec.steps)
+    spread = expected_spread(spec)
     rows = spec.steps / min(spec.log_every, spec.evaluation_steps)
-    disk = int(spec.n_cells * (220 * rows + (4 * n if spec.save_weights else 0)) + used * 12 * n)
+    kept = 4 * (facts.n_parameters + (facts.n_trained if spec.model.source == "lora" else 0))
+    disk = int(spec.n_cells * (220 * rows + (kept if spec.save_weights else 0)) + used * 12 * facts.n_trained)
     return Estimate(
-        spec.n_cells, n, seconds_per_step, START_SECONDS + rounds * each, used, int(memory), free, disk, spec.detect_nats, spread,
-        seeds_to_see(spec.detect_nats, spread),
+        spec.n_cells, facts.title, facts.n_parameters, facts.n_trained, seconds_per_step, is_measured, speed, START_SECONDS + rounds * each, used,
+        int(memory), free, disk, spec.n_cells * spec.steps * _overhead(spec) * work / GPU_FLOPS, int(cell_bytes), spec.detect_nats, spread,
+        seeds_to_see(spec.detect_nats, spread), _steps_needed(spec),
     )  # fmt: skip
 
 
-def expected_spread(steps: int) -> float:
-    """Standard deviation of a paired final difference, nats, from what was measured: straight in the logarithms,
-    constant outside.
+def flops_per_step(spec: Spec, facts: Facts) -> float:
+    """Floating-point operations of one optimiser step: 6 a parameter a token passes through (4 where it is frozen, since
+    no gradient of it is needed), and the scores of the attention.
+    """
+    tokens = spec.batch_size * spec.data.context
+    frozen = facts.n_active if facts.n_trained < facts.n_parameters else 0
+    a_token = 4 * frozen + 6 * (facts.n_trained if frozen else facts.n_active)
+    return tokens * (a_token + 12 * facts.n_layers * facts.width * spec.data.context)
 
-    >>> expected_spread(300), expected_spread(5000)
+
+def thread_flops() -> float:
+    """Floating-point operations a second of a matrix product in float32 on one thread, measured for a tenth of a second.
+    """
+    import torch
+
+    n, threads = 384, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        a, b = torch.ones(n, n), torch.ones(n, n)
+        a @ b
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < 0.1:
+            a @ b
+            done += 1
+        return done * 2 * n**3 / (time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def expected_spread(spec: Spec) -> float:
+    """Standard deviation of a paired final difference, nats, from what was measured."""
+    return SPREAD_CONTINUED if spec.model.is_trained_before else spread_at(spec.steps)
+
+
+def spread_at(steps: int) -> float:
+    """Of a small decoder from scratch: straight in the logarithms, constant outside.
+
+    >>> spread_at(300), spread_at(5000)
     (0.07, 0.028)
     """
     (a, high), (b, low) = SPREAD
@@ -83,6 +140,19 @@ def expected_spread(steps: int) -> float:
         return low
     part = math.log(steps / a) / math.log(b / a)
     return math.exp(math.log(high) + part * (math.log(low) - math.log(high)))
+
+
+def _steps_needed(spec: Spec) -> tuple[tuple[int, int], ...]:
+    if spec.model.is_trained_before:
+        return ()
+    return tuple((steps, seeds_to_see(spec.detect_nats, spread_at(steps))) for steps in (300, 600, 900))
+
+
+def _cell_bytes(spec: Spec, facts: Facts) -> float:
+    """Weights, gradients, two moments, and a copy while a checkpoint is written; what a backward pass keeps."""
+    context = spec.data.context
+    a_token = facts.n_layers * (16 * facts.width + 6 * facts.mlp_width + 2 * facts.n_heads * context) + 4 * facts.vocabulary
+    return 4 * facts.n_parameters + 16 * facts.n_trained + 4 * spec.batch_size * context * a_token
 
 
 def measure_step(spec: Spec) -> float:

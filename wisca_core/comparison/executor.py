@@ -1,10 +1,8 @@
-"""Running a comparison: one single-threaded process a core, each taking the next cell; all arms of a comparison by the
-same code.
+"""Running a comparison: processes side by side, each taking the next cells; all arms of a comparison by the same code.
 
-Measured on CPU, two such processes give 1.86 times the tokens of one thread, and one process with two threads 1.39
-times: models this small leave little to share between threads.
-
-Not covered: GPUs, more than one machine.
+Measured on CPU, two processes of one thread give 1.86 times the tokens of one thread, and one process with two threads
+1.39 times: models this small leave little to share between threads. Of several GPUs each has a process of its own, which
+sees no other. Which way it is done: see ``ways``.
 """
 
 import os
@@ -18,6 +16,10 @@ from wisca_core import home
 from wisca_core.comparison import folder
 from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.folder import CORPUS, Comparison
+from wisca_core.comparison.place import visible
+from wisca_core.comparison.prepare import model_sha256
+from wisca_core.comparison.ways import Way, agreed, cores, record
+from wisca_core.comparison.worker import LOST, NO_DEVICE
 from wisca_core.errors import Cancelled, OutputRefused, PlanMismatch
 from wisca_core.progress import Progress, silent
 
@@ -26,30 +28,27 @@ ATTEMPTS = 2
 LOOK_SECONDS = 0.25
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def run(path: Path, workers: int | None = None, progress: Progress = silent) -> Comparison:
+def run(path: Path, workers: int | None = None, progress: Progress = silent, executor: str = "auto") -> Comparison:
     """Train every unfinished cell of the comparison in ``path`` and return what the folder then says.
 
-    ``workers``: processes side by side, default one a core. Returns early, state "paused", where the folder is asked to
-    pause. Raises Cancelled (the folder keeps everything), OutputRefused where another process runs it, PlanMismatch
-    where the text is no longer the one it began with.
+    ``workers``: processes side by side, default one a core or a GPU; ``executor``: one of ways.EXECUTORS, or "auto".
+    Returns early, state "paused", where the folder is asked to pause. Raises Cancelled (the folder keeps everything),
+    OutputRefused where another process runs it, PlanMismatch where the text or the way of training is no longer the one
+    it began with, BadOption and DeviceMissing where it cannot be trained in that way here.
     """
     path = Path(path)
     comparison = folder.read(path)
+    way = agreed(comparison, executor, workers)
     descriptor = home.take_lock(path / "lock", patience=0.5)
     if descriptor is None:
         raise OutputRefused(f"{path} is being run by another process. Follow it on the Compare page, or pause it there.")
     try:
-        return _run(comparison, workers or cores(), progress)
+        return _run(comparison, way, progress)
     finally:
         os.close(descriptor)
 
 
-def _run(comparison: Comparison, workers: int, progress: Progress) -> Comparison:
+def _run(comparison: Comparison, way: Way, progress: Progress) -> Comparison:
     path = comparison.path
     for marker in ("pause", "cancel"):
         (path / marker).unlink(missing_ok=True)
@@ -57,25 +56,28 @@ def _run(comparison: Comparison, workers: int, progress: Progress) -> Comparison
 
     def status(state: str, message: str = "") -> None:
         ended = {} if state == "running" else {"finished": time.time()}
-        folder.write_status(path, state, message=message, started=began, workers=workers, seconds=round(earlier + time.time() - began, 1), **ended)
+        folder.write_status(path, state, message=message, started=began, workers=way.workers, seconds=round(earlier + time.time() - began, 1), **ended)
 
     _same_corpus(comparison)
+    record(path, way, comparison.spec)
     todo = [c for c in comparison.cells if c.state != "done" and not (c.state == "failed" and c.is_final)]
     for cell in todo:
         folder.write_cell_status(cell, state="waiting", reason="", attempts=0)
     status("running")
-    processes: list[subprocess.Popen] = []
+    # worker number -> its process; the number decides its GPU
+    processes: dict[int, subprocess.Popen] = {}
     try:
-        for _ in range(min(workers, len(todo))):
-            processes.append(_start(path))
+        for number in range(min(way.workers, len(todo))):
+            processes[number] = _start(path, way, number)
         written = time.monotonic()
         while processes:
             time.sleep(LOOK_SECONDS)
-            ended = [one for one in processes if one.poll() is not None]
-            processes = [one for one in processes if one.poll() is None]
-            for one in ended:
-                if one.returncode and not folder.asked(path) and _mourn(path, one.returncode):
-                    processes.append(_start(path))
+            for number, one in [(n, p) for n, p in processes.items() if p.poll() is not None]:
+                del processes[number]
+                # a device that failed may be there again for a fresh process; one that is not there stays without
+                has_more = one.returncode == LOST or (one.returncode not in (0, NO_DEVICE) and _mourn(path, one.returncode))
+                if has_more and not folder.asked(path):
+                    processes[number] = _start(path, way, number)
             now = folder.read(path)
             n = sum(c.state == "done" for c in now.cells)
             progress(f"training, {n} of {len(now.cells)} runs finished", now.steps_done, now.steps_total)
@@ -84,11 +86,11 @@ def _run(comparison: Comparison, workers: int, progress: Progress) -> Comparison
                 status("running")
     except (Cancelled, KeyboardInterrupt) as stopped:
         folder.ask(path, "cancel" if isinstance(stopped, Cancelled) else "pause")
-        _wait(processes)
+        _wait(list(processes.values()))
         status("cancelled" if isinstance(stopped, Cancelled) else "paused", "asked to stop; resuming continues from the last checkpoints")
         raise
     except BaseException as error:
-        _wait(processes, patience=0)
+        _wait(list(processes.values()), patience=0)
         status("failed", f"{type(error).__name__}: {error}")
         raise
     marker = folder.asked(path)
@@ -105,19 +107,22 @@ def _run(comparison: Comparison, workers: int, progress: Progress) -> Comparison
     return folder.read(path)
 
 
-def _start(path: Path) -> subprocess.Popen:
+def _start(path: Path, way: Way, number: int) -> subprocess.Popen:
     # -P: the current folder may be anybody's, and a torch.py in it must not be imported
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    gpus = way.gpus_of(number)
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(visible, gpus))
+    program = ["wisca_core.comparison.worker"] if way.n_ranks == 1 else ["wisca_core.comparison.launch", str(way.n_ranks)]
+    options = ["--device", "cuda" if gpus else "cpu", "--at-once", str(way.at_once)]
     with (path / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "wisca_core.comparison.worker", str(path)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", *program, str(path), *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
 
 
 def _mourn(path: Path, code: int) -> bool:
-    """A worker ended without a word: its cell gets another try, or is given up. Whether there is anything left to try.
-    """
+    """A worker ended without a word: each cell it had gets another try, or is given up. Whether there was any."""
     words = f"signal {-code}; 9 is a kill, most often for lack of memory" if code < 0 else f"exit code {code}"
     found = False
     for cell in folder.read(path).cells:
@@ -145,7 +150,7 @@ def _wait(processes: list[subprocess.Popen], patience: float = 30.0) -> None:
 
 
 def _same_corpus(comparison: Comparison) -> None:
-    facts = load_corpus(comparison.spec).facts
+    facts = load_corpus(comparison.spec).facts | {"model_sha256": model_sha256(comparison.spec)}
     if comparison.corpus:
         known = comparison.corpus["sha256"]
         if facts["sha256"] != known:
@@ -153,6 +158,12 @@ def _same_corpus(comparison: Comparison) -> None:
                 f"the text has sha256 {facts['sha256'][:16]}..., this comparison began with {known[:16]}... (Python "
                 f"{comparison.corpus['python']}). "
                 "Results on different texts are never pooled: restore the text, or start a new comparison."
+            )
+        begun = comparison.corpus.get("model_sha256", "")
+        if facts["model_sha256"] != begun:
+            raise PlanMismatch(
+                f"the model in {comparison.spec.model.path} has sha256 {facts['model_sha256'][:16]}..., this comparison began from {begun[:16]}.... "
+                "Runs from different models are never pooled: restore the model, or start a new comparison."
             )
         return
     machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": cores(), "versions": _versions()}

@@ -2,6 +2,7 @@
 
     spec.json               what was asked; never changed
     corpus.json             which text it is, with its sha256, and on what it was trained; written at the first start
+    executor.json           in which way and on what kind of device all its cells are trained; written at the first start
     additions.jsonl         seeds added later, with what had been seen by then; append-only
     status.json             running | paused | done | cancelled | failed; replaced by rename
     lock                    held by the process that runs the comparison
@@ -27,18 +28,18 @@ from wisca_core import home
 from wisca_core.comparison.spec import FORMAT, VERSION, Spec, spec_from
 from wisca_core.errors import OutputRefused, SpecError, UnreadableInput
 
-CORPUS, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
-    "wisca-comparison-corpus", "wisca-comparison-additions", "wisca-comparison-status", "wisca-comparison-cell",
+CORPUS, EXECUTOR, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
+    "wisca-comparison-corpus", "wisca-comparison-executor", "wisca-comparison-additions", "wisca-comparison-status", "wisca-comparison-cell",
     "wisca-comparison-cell-status", "wisca-metrics",
 )  # fmt: skip
 
 STATES = ("running", "paused", "done", "cancelled", "failed")
 CELL_STATES = ("waiting", "running", "done", "failed")
 
-# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; qk and vo are log2 of the left
+# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; qk, vo and lora are log2 of the left
 # side's L1 norm
 # over the right one, the median over the layers; seconds are the cell's own time.
-CURVE_COLUMNS = ("cell", "arm", "rate", "seed", "step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "qk", "vo")
+CURVE_COLUMNS = ("cell", "arm", "rate", "seed", "step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "qk", "vo", "lora")
 
 
 @dataclass(frozen=True)

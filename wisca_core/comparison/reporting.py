@@ -26,10 +26,10 @@ def write_report(comparison: Comparison) -> "Report":
 
 
 def compare_job(arguments: dict[str, Any], progress: Progress, job_folder: Path) -> dict[str, Any]:
-    """{comparison: path of its folder, workers: int or None} -> {state}. The very work of ``wisca compare --out DIR
-    --resume``.
+    """{comparison: path of its folder, workers: int or None, executor: optional} -> {state}. The very work of ``wisca
+    compare --out DIR --resume``.
     """
-    comparison = executor.run(Path(arguments["comparison"]), arguments.get("workers"), progress)
+    comparison = executor.run(Path(arguments["comparison"]), arguments.get("workers"), progress, arguments.get("executor") or "auto")
     write_report(comparison)
     return {"state": comparison.state}
 

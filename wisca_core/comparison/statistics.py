@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from wisca_core.comparison.folder import Comparison
+from wisca_core.comparison.spec import Arm, Spec
 from wisca_core.errors import UnequalStart
 
 # Equal starts are checked in float32, where a rescale moves the loss by rounding only.
@@ -69,13 +70,17 @@ class Effect:
 @dataclass(frozen=True)
 class Report:
     """``effects``: every arm at every rate; ``best``: every arm at its own best rate, empty with one rate. ``main``:
-    the ones the sentence and the correction are about. ``noise``: smallest and largest paired difference of the
+    the ones the sentence and the correction are about; ``subject``: the arm of the sentence, in words. ``unit`` of every
+    loss; ``bytes_per_token`` of the held-out text, so that a loss divided by it is one per byte. ``noise``: smallest and largest paired difference of the
     placebo, None without one. ``grade``: none, preliminary or full. ``missing``: (cell, reason) of what has no result.
     """
 
     name: str
+    subject: str
     sentence: str
     reading: str
+    unit: str
+    bytes_per_token: float
     grade: str
     n_seeds: int
     is_extended: bool
@@ -192,12 +197,15 @@ def check_starts(curves: pd.DataFrame) -> None:
 
 
 def finals(comparison: Comparison, curves: pd.DataFrame) -> pd.DataFrame:
-    """One row a finished cell: cell, arm, rate, seed, start, final (nats), diverged (final not below the start)."""
+    """One row a finished cell: cell, arm, rate, seed, start, final (nats), diverged: the final loss is not below that of
+    the start, or, where training went on from trained weights, more than a tenth above it.
+    """
     done = {c.name for c in comparison.cells if c.state == "done"}
     rows = curves[curves["cell"].isin(done) & curves["val_loss"].notna()].sort_values("step")
     grouped = rows.groupby("cell", sort=False)
     out = grouped[["arm", "rate", "seed"]].first().assign(start=grouped["val_loss"].first(), final=grouped["val_loss"].last()).reset_index()
-    return out.assign(diverged=out["final"] >= out["start"])
+    bound = out["start"] * (1.1 if comparison.spec.model.is_trained_before else 1.0)
+    return out.assign(diverged=out["final"] >= bound)
 
 
 def bands(curves: pd.DataFrame, rate: float, column: str = "val_loss") -> pd.DataFrame:
@@ -263,6 +271,9 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
     )  # fmt: skip
     return Report(
         name=spec.name,
+        subject=in_words(spec.arm(first.arm)),
+        unit=unit(spec),
+        bytes_per_token=float(comparison.corpus.get("bytes_per_token", 1.0)),
         sentence=sentence(first, grade, len(main), comparison.is_extended),
         reading=_reading(first, grade, spec.detect_nats),
         grade=grade,
@@ -278,6 +289,25 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
         remarks=_remarks(comparison, main, first, kinds, best),
         corpus_sha256=str(comparison.corpus.get("sha256", "")),
     )
+
+
+def unit(spec: Spec) -> str:
+    """What a loss of this comparison is measured in."""
+    return "nats per byte" if spec.data.tokens == "bytes" else "nats per token"
+
+
+def in_words(arm: Arm) -> str:
+    """What an arm does: "QK and VO balanced every 25 steps"."""
+    if arm.kind == "none":
+        return "nothing is rescaled"
+    pairs = " and ".join({"qk": "QK", "vo": "VO", "lora": "LoRA's A and B"}[pair] for pair in arm.pairs)
+    does = {"balance": "balanced", "inverse": "scaled the other way", "placebo": "scaled by 1.001 and back"}[arm.kind]
+    how = [] if arm.norm == "l1" else [f"in {arm.norm}"]
+    how += [f"by {arm.granularity}"] if arm.granularity != "tensor" else []
+    how += ["by full changes of basis"] if arm.gram else []
+    how += [f"to {arm.strength:.0%} of the way"] if arm.strength != 1 else []
+    when = f"every {arm.every:,} steps" if arm.every else "once, at the start"
+    return " ".join([pairs, does, *how, when])
 
 
 def verdict(effect: Effect) -> str:

@@ -1,77 +1,208 @@
-"""One process that trains cells, one after the other: ``python -m wisca_core.comparison.worker FOLDER``, started by the
-executor only.
+"""One process that trains cells: ``python -m wisca_core.comparison.worker FOLDER``, started by the executor only.
 
-It takes any cell that is not finished and that nobody holds. It ends when there is none, when it is asked to pause or
-cancel, or when the process that started it is gone; an unfinished cell then has a checkpoint.
+It takes any cell that is not finished and that nobody holds, or with ``--at-once N`` up to N of them as replicas. It
+ends when there is none, when it is asked to pause or cancel, or when the process that started it is gone; an unfinished
+cell then has a checkpoint.
 """
 
+import argparse
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from wisca_core import home
 from wisca_core.comparison import folder
-from wisca_core.comparison.data import load_corpus
+from wisca_core.comparison.data import Corpus, load_corpus
+from wisca_core.comparison.folder import Cell, Comparison
+from wisca_core.comparison.place import Place, is_device_lost, is_out_of_memory
+
+# Exit codes: the device failed while cells were trained (a fresh process may find it again), or was not there at all.
+LOST, NO_DEVICE = 75, 76
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m wisca_core.comparison.worker FOLDER (use wisca compare)", file=sys.stderr)
-        return 2
+    options = argparse.ArgumentParser(prog="wisca_core.comparison.worker", description="Use wisca compare.")
+    options.add_argument("folder", type=Path)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--at-once", type=int, default=0, help="replicas; 0 for one cell after the other")
+    options.add_argument("--store", default="", help="file in which the ranks of one cell meet; started by torchrun they meet without")
+    given = options.parse_args(arguments)
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the executor asks for a pause
-    path = Path(arguments[0])
+    path: Path = given.folder
+
+    def stop() -> bool:
+        return bool(folder.asked(path)) or os.getppid() != parent
+
+    return work(path, given.device, given.at_once, stop, given.store)
+
+
+def work(path: Path, device: str, at_once: int, stop: Callable[[], bool], store: str = "") -> int:
+    """Train what can be taken of the comparison in ``path``; an exit code. ``at_once``: replicas, 0 for one cell after
+    the other. Where RANK and WORLD_SIZE are set, this is one of several processes of each cell.
+    """
     comparison = folder.read(path)
 
     import torch
     from transformers.utils import logging
 
-    from wisca_core.comparison.cell import CellFailed, train
+    from wisca_core.comparison import ranks
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(1)
-    corpus = load_corpus(comparison.spec)
-
-    def stop() -> bool:
-        return bool(folder.asked(path)) or os.getppid() != parent
-
-    for known in comparison.cells:
-        if stop():
-            return 0
-        descriptor = home.take_lock(known.folder / "lock")
-        if descriptor is None:
-            continue
+    is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    place = Place(device, comparison.spec.precision)
+    if place.is_cuda:
         try:
-            cell = next(c for c in folder.read(path).cells if c.name == known.name)
-            if cell.state == "done" or (cell.state == "failed" and cell.is_final):
-                continue
-            folder.write_cell_status(cell, state="running", reason="")
-            try:
-                if not train(comparison.spec, cell, corpus, stop):
-                    folder.write_cell_status(cell, state="waiting", reason="")
-                    return 0
-            except CellFailed as error:
-                folder.write_cell_status(cell, state="failed", reason=str(error), is_final=True)
-            except Exception as error:  # whatever it was, the other cells go on
-                traceback.print_exc()
-                folder.write_cell_status(cell, state="failed", reason=_reason(error), is_final=False)
-            else:
-                done = next(c for c in folder.read(path).cells if c.name == known.name)
-                folder.write_cell_status(done, state="done", reason="")
-                folder.remove_checkpoint(done)
-        finally:
-            os.close(descriptor)
+            torch.cuda.set_device(device)
+            torch.zeros(1, device=device)
+        except Exception as error:
+            print(f"{device} cannot be used: {error}", file=sys.stderr)
+            return NO_DEVICE
+    corpus = load_corpus(comparison.spec)
+    if is_rank:
+        ranks.join(store, device)
+    try:
+        _groups(comparison, corpus, stop, place, at_once) if at_once else _singles(comparison, corpus, stop, place)
+    except _Lost:
+        return LOST
+    ranks.leave()
     return 0
 
 
-def _reason(error: BaseException) -> str:
+class _Lost(Exception):
+    pass
+
+
+def _singles(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], place: Place) -> None:
+    from wisca_core.comparison import ranks
+    from wisca_core.comparison.cell import CellFailed, train
+
+    for known in comparison.cells:
+        if ranks.agreed(stop()):
+            return
+        cell, descriptor = _taken_by_first(comparison.path, known)
+        if cell is None:
+            continue
+        try:
+            _say(cell, state="running", reason="")
+            try:
+                if not train(comparison.spec, cell, corpus, stop, place):
+                    _say(cell, state="waiting", reason="")
+                    return
+            except Exception as error:  # whatever it was, the other cells go on
+                if ranks.is_first() or not isinstance(error, CellFailed):
+                    _end(comparison.path, cell, error, place)
+                if is_device_lost(error) or (ranks.n_ranks() > 1 and not isinstance(error, CellFailed)):
+                    raise _Lost from error  # other ranks wait for this one: all of them start anew
+            else:
+                if ranks.is_first():
+                    _end(comparison.path, cell, None, place)
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _say(cell: Cell, **more) -> None:
+    from wisca_core.comparison import ranks
+
+    if ranks.is_first():
+        folder.write_cell_status(cell, **more)
+
+
+def _taken_by_first(path: Path, known: Cell) -> tuple[Cell | None, int | None]:
+    """The cell on every rank, its lock on the first; None where it is not to be had."""
+    from wisca_core.comparison import ranks
+
+    cell, descriptor = (_take(path, known) or (None, None)) if ranks.is_first() else (None, None)
+    return ranks.agreed(cell), descriptor
+
+
+def _groups(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], place: Place, at_once: int) -> None:
+    import torch
+
+    from wisca_core.comparison.replicas import train_group
+
+    while not stop():
+        held: dict[str, tuple[Cell, int]] = {}
+        limit = at_once
+        for known in comparison.cells:
+            taken = _take(comparison.path, known) if len(held) < limit else None
+            if taken is None:
+                continue
+            if not held and taken[0].attempts:  # a process ended under it, perhaps for lack of memory
+                limit = max(1, at_once // 2)
+            held[known.name] = taken
+        if not held:
+            return
+
+        def ended(cell: Cell, error: BaseException | None, held: dict[str, tuple[Cell, int]] = held) -> None:
+            _end(comparison.path, cell, error, place)
+            os.close(held.pop(cell.name)[1])
+
+        try:
+            for cell, _ in held.values():
+                folder.write_cell_status(cell, state="running", reason="")
+            if not train_group(comparison.spec, [cell for cell, _ in held.values()], corpus, stop, place, ended):
+                for cell, _ in held.values():
+                    folder.write_cell_status(cell, state="waiting", reason="")
+                return
+        except Exception as error:
+            if is_out_of_memory(error) and len(held) > 1:
+                at_once = max(1, len(held) // 2)
+                print(f"out of memory with {len(held)} replicas at once; going on with {at_once}", flush=True)
+                for cell, _ in held.values():
+                    folder.write_cell_status(cell, state="waiting", reason="")
+            else:
+                for cell, _ in list(held.values()):
+                    ended(cell, error)
+                if is_device_lost(error):
+                    raise _Lost from error
+        finally:
+            for _, descriptor in held.values():
+                os.close(descriptor)
+        if place.is_cuda:
+            torch.cuda.empty_cache()
+
+
+def _take(path: Path, known: Cell) -> tuple[Cell, int] | None:
+    """The cell as it is now and the descriptor of its lock; None where somebody has it or nothing is left to do."""
+    descriptor = home.take_lock(known.folder / "lock")
+    if descriptor is None:
+        return None
+    cell = next(c for c in folder.read(path).cells if c.name == known.name)
+    if cell.state == "done" or cell.state == "failed":
+        os.close(descriptor)
+        return None
+    return cell, descriptor
+
+
+def _end(path: Path, cell: Cell, error: BaseException | None, place: Place) -> None:
+    from wisca_core.comparison.cell import CellFailed
+
+    if error is None:
+        done = next(c for c in folder.read(path).cells if c.name == cell.name)
+        folder.write_cell_status(done, state="done", reason="")
+        folder.remove_checkpoint(done)
+    elif isinstance(error, CellFailed):
+        folder.write_cell_status(cell, state="failed", reason=str(error), is_final=True)
+    else:
+        traceback.print_exception(error)
+        folder.write_cell_status(cell, state="failed", reason=_reason(error, place.device), is_final=False)
+
+
+def _reason(error: BaseException, device: str = "cpu") -> str:
     text = str(error).splitlines()[0][:300] if str(error) else ""
-    is_memory = isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower()
-    if is_memory:
-        return "out of memory. Make the model, the batch or the context smaller, or use a larger machine."
+    if is_out_of_memory(error):
+        return f"out of memory{'' if device == 'cpu' else f' on {device}'}. Make the model, the batch or the context smaller, or use a larger machine."
+    if is_device_lost(error):
+        return f"the device failed: {text}. Resume once it is back; the cell goes on from its last checkpoint."
     return f"{type(error).__name__}: {text}"
 
 

@@ -31,6 +31,7 @@ N_TOKENS = 1024
 SEQUENCE = 256
 # a control that is this much smaller says the difference is more than rounding
 SUSPICIOUS = 30.0
+INPUTS = "random inputs"  # of a LoRA adapter's products, in place of tokens
 WEIGHTS = "model.safetensors"  # what transformers looks for, and this + .index.json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -60,13 +61,18 @@ class FullCheck:
     seconds: float
     not_checked: tuple[str, ...]
 
+    @property
+    def fed(self) -> str:
+        """What ``n_tokens`` counts."""
+        return INPUTS if self.tokens == INPUTS else "tokens"
+
     def words(self) -> str:
         """One line for reports."""
         if not self.comparable:
             return "the original's own outputs are not finite, so nothing could be compared."
         if self.bit_identical:
-            return f"all {self.n_values:,} {self.outputs} of {self.n_tokens:,} tokens are bit-identical in {self.dtype}."
-        out = f"largest relative difference of the {self.outputs} {self.max_rel:.1e} on {self.n_tokens:,} tokens in {self.dtype}"
+            return f"all {self.n_values:,} {self.outputs} of {self.n_tokens:,} {self.fed} are bit-identical in {self.dtype}."
+        out = f"largest relative difference of the {self.outputs} {self.max_rel:.1e} on {self.n_tokens:,} {self.fed} in {self.dtype}"
         if self.control_max_rel is not None:
             out += f"; the same weights rounded at random move them by {self.control_max_rel:.1e}"
         if self.top1_agreement is not None:
@@ -143,6 +149,11 @@ def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, afte
     ``plan`` names the tensors that the control rounds at random; None (two given checkpoints) rounds those of all
     pairs.
     """
+    checkpoint.check_rescalable()
+    if checkpoint.adapter_json:
+        from wisca_core.equivalence.adapter_check import compare_adapters
+
+        return compare_adapters(checkpoint, sites, after, progress)
     from wisca_core.equivalence.miniature import load
     from wisca_core.equivalence.outputs import difference, text_outputs
 
@@ -173,7 +184,7 @@ def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, afte
             written = Path(place) / "written"
             written.mkdir()
             names = plan.tensors if plan else tuple({leg.tensor for site in sites.sites for leg in site.legs})
-            write_weights(checkpoint, {n: partial(_rounded_at_random, torch.Generator().manual_seed(i)) for i, n in enumerate(names)}, written)
+            write_weights(checkpoint, {n: partial(rounded_at_random, torch.Generator().manual_seed(i)) for i, n in enumerate(names)}, written)
             _finish_folder(checkpoint, written)
             rounded = _as_folder(open_checkpoint(written), Path(place) / "rounded", progress)
             control = difference(reference, text_outputs(load(rounded, dtype=TORCH_DTYPES[dtype], allow_extra=True), ids)).max_rel
@@ -238,10 +249,10 @@ def _as_folder(checkpoint: Checkpoint, place: Path, progress: Progress) -> Path:
     files, which were looked through.
     """
     place.mkdir()
-    if checkpoint.kind == "torch":  # converted, so that nothing is unpickled
+    if checkpoint.kind != "safetensors":  # converted, so that nothing is unpickled
         write_weights(checkpoint, {}, place, progress)
         if not checkpoint.index_file:
-            (place / written_name(checkpoint, checkpoint.weight_files[0])).rename(place / WEIGHTS)
+            (place / written_name(checkpoint, checkpoint.weight_files[0])).replace(place / WEIGHTS)
     else:
         for name in checkpoint.weight_files:
             os.symlink(locate(checkpoint.path, name), place / (name if checkpoint.index_file else WEIGHTS))
@@ -262,10 +273,13 @@ def _finish_folder(checkpoint: Checkpoint, out: Path) -> None:
     """What beside its weight files makes a folder a checkpoint."""
     if checkpoint.kind == "safetensors" and checkpoint.index_file:
         shutil.copyfile(locate(checkpoint.path, checkpoint.index_file), out / checkpoint.index_file)
+    if checkpoint.adapter_json:
+        (out / "adapter_config.json").write_text(checkpoint.adapter_json, encoding="utf-8")
+        return
     (out / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
 
 
-def _rounded_at_random(generator: torch.Generator, block: torch.Tensor, first_row: int) -> torch.Tensor:
+def rounded_at_random(generator: torch.Generator, block: torch.Tensor, first_row: int) -> torch.Tensor:
     """Each value one unit in the last place up or down with probability 1/12: the variance of one rounding (ulp^2 /
     12).
     """

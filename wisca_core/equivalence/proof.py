@@ -34,6 +34,8 @@ TOLERANCE = 1e-11
 ALIVE = 1e-6
 OCTAVES = 10.0  # factors reach 2^10 both ways: modest ones never meet a clip
 
+PRODUCT = "the product B A"  # how the words of a LoRA adapter's proof begin
+
 FORMAT, VERSION = "wisca-proof", 2
 
 
@@ -64,6 +66,11 @@ class Proof:
         """Whether the rule of this site was proved."""
         return label(site) in self.proved
 
+    @property
+    def kind(self) -> str:
+        """What it is called: a LoRA adapter is proved by its products first."""
+        return "Proof by products" if self.what.startswith(PRODUCT) else "Proof by miniature"
+
     def to_json(self) -> dict:
         out = asdict(self)
         for name in ("max_rel", "liveness"):  # JSON has no infinity
@@ -85,8 +92,12 @@ def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> 
     """The proof for this checkpoint's structure: the kept one, or a fresh one, which is then kept.
 
     Never raises for a rule that is wrong or a model that cannot be built: the proof has then not ``passed`` and says
-    why.
+    why. A LoRA adapter is proved without its base model; ``adapter_proof.prove_adapter`` takes one.
     """
+    if checkpoint.adapter_json:
+        from wisca_core.equivalence.adapter_proof import prove_adapter
+
+        return prove_adapter(checkpoint, sites, progress=progress)
     kept = cached_proof(checkpoint, sites)
     if kept is not None:
         return kept
@@ -104,6 +115,10 @@ def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> 
 
 def cached_proof(checkpoint: Checkpoint, sites: Sites) -> Proof | None:
     """The kept proof of this structure under the installed versions, or None."""
+    if checkpoint.adapter_json:
+        from wisca_core.equivalence.adapter_proof import cached_adapter_proof
+
+        return cached_adapter_proof(checkpoint, sites)
     try:
         return Proof.from_json(read_json(_path(checkpoint, sites), FORMAT, VERSION))
     except (UnreadableInput, KeyError, TypeError, ValueError):

@@ -61,6 +61,8 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     two (or be equal), since a changed row that no case meets leaves every output as it was. ``run_models=False``
     compares weights alone.
     """
+    before.check_rescalable()
+    after.check_rescalable()
     sites = find_sites(before)
     layout = _compare_layout(before, after)
     if layout:
@@ -109,9 +111,12 @@ def _different(reasons: list[str], before: Checkpoint, n_changed: int, sites: Si
 
 # keys of config.json that say nothing about the function
 _NAMES = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "auto_map")
+_ADAPTER_NAMES = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "auto_mapping")
 
 
 def _function_config(checkpoint: Checkpoint) -> dict:
+    if checkpoint.adapter_json:
+        return {key: value for key, value in checkpoint.adapter.items() if key not in _ADAPTER_NAMES}
     return {key: value for key, value in checkpoint.config.items() if key not in _NAMES}
 
 

@@ -12,25 +12,28 @@ def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None)
     if _START in readme and _END in readme:
         readme = readme[: readme.index(_START)] + readme[readme.index(_END) + len(_END) :]
     o = plan.options
+    adapter = o.pairs == ("lora",)
     pairs = " and ".join(pair.upper() for pair in o.pairs)
+    what = "rank channels of the LoRA adapter" if adapter else f"{pairs} pairs of the attention weights"
     exact = ", powers of two only" if o.exact else ""
     layers = f", layers {', '.join(map(str, o.layers))}" if o.layers else ""
     lines = [
         _START,
         "## Rescaled into an equivalent model",
         "",
-        f"The {pairs} pairs of the attention weights were rescaled (WISCA, arXiv 2508.16676; granularity "
+        f"The {what} were rescaled (WISCA, arXiv 2508.16676; granularity "
         f"{o.granularity}, norm {o.norm}, "
         f"strength {o.strength:g}{layers}{exact}): {plan.n_changed} factors. The function is meant to be unchanged; "
         f"whether training from "
         "here goes better is not claimed.",
         "",
-        f"- Rule `{proof.rule}`, proof by miniature ({proof.what}): largest relative difference {proof.max_rel:.1e} "
+        f"- Rule `{proof.rule}`, {proof.kind.lower()} ({proof.what}): largest relative difference {proof.max_rel:.1e} "
         f"in float64.",
     ]
     lines.append(f"- Full check on these weights: {check.words()}" if check else "- Full check on these weights: not run.")
     if plan.refusals:
         lines.append(f"- Left as they were: {len(plan.refusals)} pairs, listed with the reasons in `wisca_report.json`.")
-    lines += ["- A quantised copy or optimiser state of the original does not fit these weights.", _END, ""]
+    lines += ["- Optimiser state of the original does not fit these weights." if adapter else
+              "- A quantised copy, a LoRA adapter or optimiser state of the original does not fit these weights.", _END, ""]
     head = readme.rstrip("\n") + "\n\n" if readme.strip() else ""
     return head + "\n".join(lines)

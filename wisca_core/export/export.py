@@ -44,12 +44,13 @@ def export(
     export. Raises ProofFailed, NothingToRescale, OutputRefused (exists, is inside the model, disk full, taken),
     CheckpointChanged, Cancelled; in every case nothing is left behind.
     """
+    checkpoint.check_rescalable()
     if not proof.passed:
         raise ProofFailed(f"the proof by miniature failed: {proof.reason} Nothing was written.")
     check_not_empty(plan)
     out = Path(os.path.abspath(out))
     refuse_place(checkpoint, out)
-    lock = _claim(out)
+    lock = claim(out)
     beside = out.with_name(f".{out.name}.wisca-partial")
     made = [p for p in out.parents if not p.exists()]
     try:
@@ -64,7 +65,7 @@ def export(
                 raise OutputRefused(f"{out} appeared while the export ran; it was left alone and nothing was written. Choose another folder.")
             beside.rename(out)
         except OSError as error:
-            raise _words(error, out) from error
+            raise words_of(error, out) from error
     finally:
         with suppress(OSError):
             shutil.rmtree(beside)
@@ -156,7 +157,7 @@ def _lock_path(out: Path) -> Path:
     return folder("exports") / f".{hashlib.sha256(place.encode(errors='surrogateescape')).hexdigest()[:16]}.lock"
 
 
-def _claim(out: Path) -> int:
+def claim(out: Path) -> int:
     """Hold the name of the output folder for this process; the kernel lets go if it is killed."""
     lock = take_lock(_lock_path(out))
     if lock is None:
@@ -164,7 +165,8 @@ def _claim(out: Path) -> int:
     return lock
 
 
-def _words(error: OSError, out: Path) -> OutputRefused:
+def words_of(error: OSError, out: Path) -> OutputRefused:
+    """The error of a write that failed, in words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputRefused(f"the disk of {out.parent} became full during the export; what was written is removed again.")
     return OutputRefused(f"{out} could not be written: {error.strerror or error}. Nothing was left behind.")

@@ -10,10 +10,10 @@ from pathlib import Path
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.checkpoint.untrusted import locate
 from wisca_core.errors import WiscaError
-from wisca_core.export.weights import written_name
+from wisca_core.export.weights import rewritten_files, written_name
 
 # Other copies of the weights, which would still be the old ones, and optimiser state, which would no longer fit.
-_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|ot|tflite|mlmodel|npz|data)$|\.index\.json$", re.I)
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|ot|tflite|mlmodel|npz|data|distcp)$|\.index\.json$|(^|/)\.metadata$", re.I)
 # Of the same endings, but neither: states of a trainer that hold no weight.
 _HARMLESS = re.compile(r"^(training_args\.bin|scheduler\.pt|rng_state(_\d+)?\.pth)$")
 _SKIPPED_FOLDERS = (".git", ".cache", "__pycache__")
@@ -44,18 +44,22 @@ def outlook(checkpoint: Checkpoint) -> Outlook:
         base = name.rsplit("/", 1)[-1]
         if name in checkpoint.weight_files:
             continue
+        adapter = base in ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
         if base == REPORT:
             left_out.append((name, "the report of an earlier rescale; a new one is written"))
-        elif name not in indexes and _WEIGHTS.search(base) and not _HARMLESS.match(base) and not name.startswith(modules):
+        elif adapter and not checkpoint.adapter_json:
+            left_out.append((name, "a LoRA adapter of the old weights, which does not fit the new ones; rescale it with its base (--adapter)"))
+        elif not (adapter and "/" in name) and name not in indexes and _WEIGHTS.search(base) and not _HARMLESS.match(base) and not name.startswith(modules):
             optimiser = "optim" in base.lower() or base.startswith(("zero_pp", "bf16_zero", "mp_rank"))
-            left_out.append((name, "optimiser state, which does not fit the new weights" if optimiser else "another copy of weights, which would still be the old ones"))
+            left_out.append((name, "optimiser state, which does not fit the new weights" if optimiser else
+                             "weights that are not this adapter's" if checkpoint.adapter_json else "another copy of weights, which would still be the old ones"))
         else:
             try:
                 n_bytes += locate(checkpoint.path, name).stat().st_size
                 copied.append(name)
             except (WiscaError, OSError):
                 left_out.append((name, "a link out of the folder or not a regular file"))
-    rewritten = tuple((file, written_name(checkpoint, file)) for file in checkpoint.weight_files)
+    rewritten = tuple((file, written_name(checkpoint, file)) for file in rewritten_files(checkpoint))
     n_bytes += sum(size for size, _ in checkpoint.stamps) + sum(checkpoint.by_name[owner].n_bytes for _, owner in checkpoint.aliases)
     return Outlook(rewritten, tuple(copied), tuple(left_out), n_bytes)
 

@@ -41,7 +41,7 @@ def write_weights(checkpoint: Checkpoint, changes: Mapping[str, Change], out: Pa
     torch.set_num_threads(1)
     try:
         with Reader(checkpoint) as reader:
-            for file in checkpoint.weight_files:
+            for file in rewritten_files(checkpoint):
                 tensors = [t for t in checkpoint.tensors if t.file == file]
                 target = out / written_name(checkpoint, file)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +76,15 @@ def written_name(checkpoint: Checkpoint, file: str) -> str:
     """The name a weight file is written under: its own, or for torch files the safetensors name of the same split."""
     if checkpoint.kind == "safetensors":
         return file
-    stem = re.sub(r"\.(bin|pt|pth)$", "", file)
+    if checkpoint.kind == "dcp":
+        return "model.safetensors"
+    stem = re.sub(r"\.(bin|pt|pth|ckpt)$", "", file)
     return re.sub(r"(^|/)pytorch_model", r"\1model", stem) + ".safetensors"
+
+
+def rewritten_files(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The weight files that are written again, each under ``written_name``; a distributed checkpoint becomes one file."""
+    return checkpoint.weight_files[:1] if checkpoint.kind == "dcp" else checkpoint.weight_files
 
 
 class _Copy:
@@ -96,6 +103,12 @@ class _Copy:
         self.source.close()
 
     def unchanged(self, tensor: TensorInfo, reader: Reader) -> None:
+        if tensor.name in reader.made:
+            position = self.at[tensor.name]
+            for piece in reader.raw(tensor.name):
+                _write_all(self.fd, piece, position)
+                position += piece.nbytes
+            return
         _copy_range(self.source.fileno(), tensor.offset, self.fd, self.at[tensor.name], tensor.n_bytes)
 
     def changed(self, tensor: TensorInfo, reader: Reader, change: Change) -> str:

@@ -54,7 +54,7 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
     # a norm that is not known in one group is not known of the layer: pandas would leave it out and give the rest
     unknown = groups[columns].isna().groupby([keys["pair"], keys["layer"]], sort=False).any()
     sides = sides.mask(unknown)
-    size = keys.groupby(["pair", "layer"], sort=False)["log2_size"].first()
+    size = _size(groups, keys, norm)
     with np.errstate(divide="ignore", invalid="ignore"):
         out = pd.DataFrame({
             "log2_ratio": np.log2(sides["left"] / sides["right"]),
@@ -62,6 +62,15 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
             "log2_after": np.log2(sides["left_after"] / sides["right_after"]),
         })  # fmt: skip
     return out.reset_index()
+
+
+def _size(groups: pd.DataFrame, keys: pd.DataFrame, norm: str) -> pd.Series:
+    """log2_size of each (pair, layer). Adapted layers differ in shape, so entries are added before they are compared."""
+    first = keys.groupby(["pair", "layer"], sort=False)["log2_size"].first()
+    if norm not in ("l1", "l2") or "n_left" not in groups:
+        return first
+    n = groups[["n_left", "n_right"]].groupby([keys["pair"], keys["layer"]], sort=False).sum()
+    return np.log2(n["n_left"] / n["n_right"]).rename("log2_size") / (1 if norm == "l1" else 2)
 
 
 def furthest(groups: pd.DataFrame, n: int) -> pd.DataFrame:
@@ -79,7 +88,7 @@ def _summary(pair: str, groups: pd.DataFrame, norm: str) -> PairSummary:
     layers = layer_ratios(groups, norm)
     ratio = _median(layers["log2_ratio"])
     after = _median(layers["log2_after"])
-    size = layers["log2_size"].iloc[0]
+    size = float(layers["log2_size"].median())
     rest = ratio - (0.0 if np.isnan(size) else size)
     cells, cells_after = groups["log2_ratio"], groups["log2_after"]
     return PairSummary(

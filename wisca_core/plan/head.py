@@ -176,5 +176,7 @@ def _spectrum(site: Site, matrices: dict) -> tuple[dict[str, np.ndarray], str]:
         "left_after": values(left, left_factor), "right_after": values(right, right_factor),
         "product": torch.linalg.svdvals(r_left @ r_right.T).numpy(),
     }  # fmt: skip
+    if site.key.pair == "lora":
+        return spectrum, "Of the whole product B A, without its scaling."
     note = "Of the first query head, without biases" + ("; Q K^T at distance 0, before any rotation." if site.rotary[1] else ".")
     return spectrum, note

@@ -82,6 +82,13 @@ class Options:
                 raise BadOption(f"exclude: {name!r} is no pair of this model; they are named like {names[0]}.")
 
 
+def default_pairs(sites: Sites) -> tuple[str, ...]:
+    """The pairs that are balanced where none were asked for: the paper's, or all it has of a model without those."""
+    keys = [site.key for site in sites.sites] + [SiteKey.parse(r.what) for r in sites.refusals if r.what != "model"]
+    has = tuple(pair for pair in PAIRS if any(key.pair == pair for key in keys))
+    return DEFAULT_PAIRS if not has or set(has) & set(DEFAULT_PAIRS) else has
+
+
 def parse_pairs(text: str) -> tuple[str, ...]:
     """``"qk,vo"`` -> ("qk", "vo")."""
     return tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))

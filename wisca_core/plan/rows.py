@@ -129,6 +129,8 @@ def _changes(site: Site, group: int) -> str:
             parts.append(f"{n:,} {_NOUNS[leg.role][n != 1]}")
         elif leg.role == "o":
             parts.append(f"{n * width:,} inputs of Wo")
+        elif leg.role in ("a", "b"):
+            parts.append(f"{n * width:,} {'rows of A' if leg.role == 'a' else 'columns of B'}")
         elif leg.role == "gain":
             parts.append(f"{n * width:,} {'query' if leg.side == 'left' else 'key'} gains")
     n_more = sum(not leg.measured for leg in site.legs if leg.role != "gain")

@@ -17,7 +17,8 @@ class Choices:
     ``pairs``: of qk, vo and lora (rank channels of LoRA's A and B). ``layers``: ranges, or text such as "0-3,7". ``optimizer_state``: "transport" continues the same
     momentum in the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained
     is left alone ("refuse") or done all the same ("scale"). ``lora``: "rank" (one factor a rank channel or pair) or
-    "gram" (A A^T = B^T B, arXiv 2605.31484). Raises BadOption.
+    "gram" (A A^T = B^T B, arXiv 2605.31484). ``vo``: "factor", or "gram" (the full change of basis of a KV head that
+    makes the Gram matrices of its two sides equal, see ``gram.py``). Raises BadOption.
     """
 
     pairs: tuple[str, ...] = DEFAULT_PAIRS
@@ -30,6 +31,7 @@ class Choices:
     optimizer_state: str = "transport"
     frozen: str = "refuse"
     lora: str = "rank"
+    vo: str = "factor"
 
     def __post_init__(self) -> None:
         if isinstance(self.pairs, str):
@@ -46,6 +48,7 @@ class Choices:
             ("optimizer_state", ("transport", "leave")),
             ("frozen", ("refuse", "scale")),
             ("lora", ("rank", "gram")),
+            ("vo", ("factor", "gram")),
         ):
             if getattr(self, name) not in allowed:
                 raise BadOption(f"{name}: {getattr(self, name)!r} was given; choose from {', '.join(allowed)}.")
@@ -53,6 +56,8 @@ class Choices:
             raise BadOption(
                 "lora='gram' mixes the rank channels, so its factors are no powers of two; leave out exact=True."
             )
+        if self.vo == "gram" and (self.exact or self.strength != 1):
+            raise BadOption("vo='gram' mixes the channels of a head, by more than factors; leave out exact=True and strength.")
         _ = self.options
 
     @cached_property

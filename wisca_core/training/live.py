@@ -134,6 +134,13 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     return Live(model, checkpoint, sites, parameters, {n: places[n] for n in parameters}, columns, groups, proof)
 
 
+def seen_as_checkpoint(model: nn.Module) -> tuple[Checkpoint, Sites]:
+    """The model in the words of a checkpoint and its pairs, unproved; it may lie on the meta device, without values."""
+    inner = _transformer(model)
+    checkpoint = _as_checkpoint(inner, _Held.of(inner))
+    return checkpoint, find_sites(checkpoint)
+
+
 def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
     """Leg name -> tensor of another copy of the weights: a module (an EMA model) or a mapping of names. Raises
     PlanMismatch.

@@ -202,13 +202,19 @@ def balancing(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     a, b = a.detach().double(), b.detach().double()
     if not (a.isfinite().all() and b.isfinite().all()):
         return "A or B is not finite"
-    gram_a, gram_b = a @ a.T, b.T @ b
-    for name, gram in (("A", gram_a), ("B", gram_b)):
+    return between(a @ a.T, b.T @ b, ("A", "B"))
+
+
+def between(left: torch.Tensor, right: torch.Tensor, names: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor] | str:
+    """(M, M^-1), the symmetric positive M with M^-1 left M^-1 = M right M, for two symmetric float64 matrices; a reason
+    in words, with ``names``, where there is none.
+    """
+    for name, gram in zip(names, (left, right)):
         values = torch.linalg.eigvalsh(gram)
         if not values[0] > 1e-12 * values[-1]:
             return f"{name} has not full rank yet, so no finite change of basis balances it"
-    root, inverse = _roots(gram_b)
-    middle, _ = _roots(root @ gram_a @ root)
+    root, inverse = _roots(right)
+    middle, _ = _roots(root @ left @ root)
     return _roots(inverse @ middle @ inverse)
 
 

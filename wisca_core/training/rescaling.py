@@ -14,7 +14,7 @@ from wisca_core.errors import BadOption, PlanMismatch
 from wisca_core.patterns.table import norm
 from wisca_core.plan.decide import NON_FINITE, OVERFLOW, ZERO, balance
 from wisca_core.plan.plan import Plan
-from wisca_core.training import distributed, lora, norms, zero
+from wisca_core.training import distributed, gram, lora, norms, zero
 from wisca_core.training.apply import apply_, forget_caches
 from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
@@ -110,6 +110,7 @@ class Rescaler:
                     )
         if self._gram() and any(distributed.is_dtensor(p) for p in self.live.parameters.values()):
             raise BadOption("lora: 'gram' of sharded adapters is not supported; use lora='rank'.")
+        self._look_at_values()
         if self.live.columns and any(
             distributed.is_dtensor(self.live.parameters[n]) for c in self.live.columns for n in c.names
         ):
@@ -121,6 +122,29 @@ class Rescaler:
 
     def _gram(self) -> list:
         return [s for s in self.live.sites.sites if s.key.pair == "lora"] if self.choices.lora == "gram" else []
+
+    def _mixed(self) -> list:
+        return [s for s in self.live.sites.sites if s.key.pair == "vo"] if self.choices.vo == "gram" else []
+
+    def _look_at_values(self) -> None:
+        """What a full change of basis of VO needs. Raises BadOption, ProofFailed."""
+        mixed = self._mixed()
+        self._groups = {site.name: gram.groups_of(site) for site in mixed}
+        if not mixed:
+            return
+        wrong = next(((s.name, gram.unusable(s)) for s in mixed if gram.unusable(s)), None)
+        if wrong:
+            raise BadOption(f"vo: 'gram' was given; {wrong[0]}: {wrong[1]}. Use vo='factor'.")
+        if any(distributed.is_dtensor(p) or zero.is_partitioned(p) for p in self.live.parameters.values()):
+            raise BadOption("vo: 'gram' of sharded parameters is not supported; use vo='factor'.")
+        if self.states.mode == "transport":
+            for optimizer in self.states.optimizers:
+                if set(rule_of(optimizer).values()) != {-1}:
+                    raise BadOption(
+                        f"optimizer: vo='gram' mixes the channels of a head, and the squares {type(optimizer).__name__} keeps of "
+                        "single gradients cannot be mixed. Give optimizer_state='leave', or use SGD, or vo='factor'."
+                    )
+        gram.prove_mixing(self.live.checkpoint)
 
     @torch.no_grad()
     def rescale_(self, plan: Factors | Plan | None = None) -> Rescale:
@@ -148,6 +172,7 @@ class Rescaler:
         apply_(live, factors, self.states, copies)
         if given is None:
             self._balance_grams(copies, skipped)
+            self._balance_values(copies, skipped)
         for name, reason in skipped.items():
             # B = 0 is how every LoRA begins, so it is no news
             if name not in self._warned and "not finite" in reason:
@@ -167,7 +192,7 @@ class Rescaler:
         sites, where = self.live.sites.sites, self.layout
         left, right = norm(self.choices.norm, stats)
         exponents = np.array([s.exponent("left") + s.exponent("right") for s in sites])[where.site]
-        grams = {s.name for s in self._gram()}
+        grams = {s.name for s in self._gram() + self._mixed()}
         chosen = np.array([s.name not in grams for s in sites], bool)[where.site]
         _, factor, fate = balance(left, right, exponents, chosen, self.choices.options)
         self._stop_overflow(factor, fate)
@@ -223,6 +248,23 @@ class Rescaler:
                 tensor.copy_(tensor.double() @ inverse)
         if todo:
             forget_caches(self.live)
+
+
+    def _balance_values(self, copies: Iterable[Mapping[str, torch.Tensor]], skipped: dict[str, str]) -> None:
+        """Wv' = S^-1 Wv, Wo' = Wo S in every KV group; momentum follows: g_v' = S g_v, g_o' = g_o S^-1."""
+        for site in self._mixed():
+            found = [gram.basis(self.live.parameters, rows) for rows in self._groups[site.name]]
+            reason = next((one for one in found if isinstance(one, str)), None)
+            if reason:
+                skipped[site.name] = reason
+                continue
+            kept = {leg.tensor: self.states.plan(self.live.parameters[leg.tensor], leg.tensor, uniform=False) for leg in site.legs}
+            for rows, (s, inverse) in zip(self._groups[site.name], found):
+                for tensors in (self.live.parameters, *copies):
+                    gram.mix_({name: t.detach() for name, t in tensors.items()}, rows, s, inverse)
+                for one in rows:
+                    for tensor, _ in kept[one.leg.tensor]:
+                        gram.apply_(tensor, one, s.T if one.leg.side == "left" else inverse)
 
 
 def _reason(site, fate: np.ndarray, left: np.ndarray, right: np.ndarray) -> str:

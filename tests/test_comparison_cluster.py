@@ -1,0 +1,90 @@
+"""One cell on two processes, and cells on the workers of a Ray cluster: the numbers of one process, whoever is killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from wisca_core.comparison import executor, folder
+from wisca_core.comparison.cell import train
+from wisca_core.comparison.data import load_corpus
+from wisca_core.comparison.spec import ARMS, DataSpec, ModelSpec, OptimiserSpec, Spec, checked
+
+TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]
+# torchrun's store and Ray listen on all interfaces whatever address they are given, so they get a network of their own:
+# loopback and nothing else
+ALONE = """
+import fcntl, os, socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    fcntl.ioctl(s, 0x8914, struct.pack("16sh", b"lo", 0x41))  # SIOCSIFFLAGS: up and running
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def in_a_network_of_its_own(*arguments: str, **more) -> subprocess.Popen:
+    allowed = subprocess.run(["unshare", "-rn", "true"], capture_output=True, text=True)
+    assert allowed.returncode == 0, f"this machine allows no network namespace (unshare -rn: {allowed.stderr.strip()}), and without one it would listen on all interfaces"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", **more}
+    return subprocess.Popen(["unshare", "-rn", sys.executable, "-c", ALONE, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_bytes(TEXT)
+
+    def small(**changes) -> Spec:
+        given = dict(
+            name="small", model=ModelSpec(width=16, n_layers=2, n_heads=4, n_kv_heads=2, mlp_width=24, init_std=0.1),
+            data=DataSpec("text", str(path), context=16, validation_windows=4), steps=60, seeds=(1,), batch_size=2,
+            arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3)), optimiser=OptimiserSpec(warmup_steps=2, learning_rates=(1e-2,)),
+            evaluate_every=20, log_every=5, save_weights=False,
+        )  # fmt: skip
+        return checked(Spec(**{**given, **changes}))
+
+    return small
+
+
+def alone(path: Path, spec: Spec) -> tuple[folder.Cell, ...]:
+    folder.create(path, spec)
+    cells = folder.read(path).cells
+    for cell in cells:
+        assert train(spec, cell, load_corpus(spec), lambda: False)
+    return cells
+
+
+def rows(cell: folder.Cell) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in folder.rows(cell.folder)]
+
+
+def test_a_cell_on_two_processes_paused_and_resumed_under_torchrun_has_the_losses_of_one(tmp_path, small):
+    spec = small(save_weights=True, arms=(replace(ARMS["wisca"], every=3), ARMS["baseline"]))
+    whole = alone(tmp_path / "alone", spec)
+    path = folder.create(tmp_path / "c", replace(spec, processes_per_cell=2))
+
+    def pause(message: str, done: int, total: int) -> None:
+        if done >= 10:
+            folder.ask(path, "pause")
+
+    paused = executor.run(path, 1, pause)
+    assert paused.state == "paused" and 10 <= paused.steps_done < 60 and (paused.cells[0].folder / "resume.pt").exists()
+    assert not list(path.glob(".ranks-*"))
+    (path / "pause").unlink()
+    run = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", "29500"]
+    done = in_a_network_of_its_own(*run, "-m", "wisca_core.comparison.worker", str(path))
+    said = done.communicate(timeout=300)[0]
+    assert done.returncode == 0, said[-4000:]
+    for one, other in zip(folder.read(path).cells, whole, strict=True):
+        assert one.state == "done"
+        for a, b in zip(rows(one), rows(other), strict=True):
+            assert a.keys() == b.keys() and a["step"] == b["step"]
+            assert all(a[k] == b[k] or abs(a[k] - b[k]) < 1e-5 * max(1, abs(b[k])) for k in a)
+        a, b = (load_file(cell.folder / "model" / "model.safetensors") for cell in (one, other))
+        assert a.keys() == b.keys() and all((a[n] - b[n]).abs().max() < 1e-4 * b[n].abs().max() for n in b)

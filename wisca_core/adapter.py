@@ -1,0 +1,221 @@
+"""An adapter that belongs to a base model which is rescaled: its factors follow the base's, decided here, applied by
+the same arithmetic.
+
+A linear layer with LoRA computes (W + scaling B A) x. Where the base's rescale multiplies W's output channels by s and
+its input channels by f, B's rows (and the bias of B) are multiplied by s and A's columns by f. DoRA's magnitude m of each
+output row becomes m s |(W + scaling B A) f| / |W + scaling B A|, rows at a time. Tensors of the base that the adapter
+brings along (modules_to_save, biases) are multiplied like the base's own. Left alone, the adapter would no longer fit.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wisca_core.architecture.adapter import ROOT, Adapted, adapted
+from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import RESCALABLE, Checkpoint, Reader
+from wisca_core.checkpoint.folder import ADAPTER_CONFIG, MAX_CONFIG_BYTES
+from wisca_core.checkpoint.untrusted import read_json_object, shown
+from wisca_core.errors import ConfigMismatch, UnsupportedCheckpoint, WiscaError
+from wisca_core.rescale import Scaling
+
+# legs whose axis is their matrix's output, and those whose axis is its input
+_OUTPUTS, _INPUTS = ("q", "k", "v", "up"), ("o", "down")
+_PLAIN_START = (True, False, None, "gaussian")  # init_lora_weights that do not rewrite the base when it is loaded
+MOST_NEAR = 500  # folders looked at for adapters
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One adapted layer and the base's matrix it adapts. ``out_axis``: the stored axis of its outputs."""
+
+    adapted: Adapted
+    weight: str
+    out_axis: int
+
+
+def follow(base: Checkpoint, sites: Sites, scaling: Mapping[str, Scaling], adapter: Checkpoint) -> dict[str, Scaling]:
+    """What the adapter's tensors are multiplied by so that it fits the base rescaled by ``scaling`` (base tensor ->
+    Scaling, of ``sites``). Reads the base's weights only for DoRA on rescaled columns.
+
+    Raises ConfigMismatch where the adapter is not one of this base, UnsupportedCheckpoint where a layer that is rescaled
+    carries something no rule covers.
+    """
+    if not adapter.adapter_json:
+        raise ConfigMismatch(f"{adapter.path} is a model, not a LoRA adapter. Give an adapter's folder.")
+    _refuse_kind(adapter)
+    out: dict[str, Scaling] = {}
+    with Reader(base) as of_base, Reader(adapter) as of_adapter:
+        for one in fitted(base, sites, scaling, adapter):
+            factors, parts = scaling[one.weight], one.adapted
+            rows, columns = factors.along.get(one.out_axis), factors.along.get(1 - one.out_axis)
+            if rows is not None:
+                out[parts.b] = Scaling({0: rows})
+                if parts.bias:
+                    out[parts.bias] = Scaling({0: rows})
+            if columns is not None:
+                out[parts.a] = Scaling({1: columns})
+            if parts.magnitude:
+                growth = np.ones(adapter.by_name[parts.b].shape[0]) if rows is None else rows.copy()
+                if columns is not None:
+                    growth *= _growth(of_base, of_adapter, one, columns)
+                out[parts.magnitude] = Scaling({_long_axis(adapter, parts.magnitude): growth})
+    return out | _copies(base, scaling, adapter)
+
+
+def fitted(base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapter: Checkpoint) -> tuple[Fitted, ...]:
+    """Every adapted layer with its matrix of the base, checked by name and shape; only those in ``changed`` need a rule."""
+    out_axis = _output_axes(sites)
+    found = []
+    for one in adapted(adapter):
+        name = _named(base, f"{_bare(one.module)}.weight", one.module)
+        if name not in changed:
+            continue
+        if one.unknown:
+            raise UnsupportedCheckpoint(f"{one.module} of the adapter {adapter.path} cannot follow its base: {one.unknown}.")
+        axis = out_axis.get(name)
+        if axis is None or any(isinstance(key, tuple) for key in changed[name].along):
+            raise UnsupportedCheckpoint(f"{name} is rescaled in a way that an adapter on it has no rule for; leave its pair out (--exclude).")
+        weight, a, b = base.by_name[name].shape, adapter.by_name[one.a].shape, adapter.by_name[one.b].shape
+        if len(weight) != 2 or (weight[axis], weight[1 - axis]) != (b[0], a[1]):
+            raise ConfigMismatch(f"{one.module}: the adapter maps {a[1]} inputs to {b[0]} outputs, {name} of the base is {weight}. "
+                                 "This adapter belongs to another base.")  # fmt: skip
+        for part in (one.bias, one.magnitude):
+            if part and adapter.by_name[part].n_elements != b[0]:
+                raise ConfigMismatch(f"{part} has {adapter.by_name[part].n_elements} values, its layer has {b[0]} outputs.")
+        found.append(Fitted(one, name, axis))
+    return tuple(found)
+
+
+def _refuse_kind(adapter: Checkpoint) -> None:
+    config = adapter.adapter
+    if config.get("peft_type") != "LORA":
+        raise UnsupportedCheckpoint(f"{adapter.path} is no LoRA (peft_type {shown(config.get('peft_type'), 40)!r}); it cannot follow its base.")
+    if config.get("layer_replication"):
+        raise UnsupportedCheckpoint(f"{adapter.path} repeats layers of its base (layer_replication); it cannot follow its base.")
+    start = config.get("init_lora_weights", True)
+    if start not in _PLAIN_START:
+        raise UnsupportedCheckpoint(
+            f"{adapter.path} was begun from its base's weights (init_lora_weights {shown(start, 40)!r}), which peft takes off the base again when "
+            f"it is loaded. Convert it to a plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion)."
+        )
+
+
+def _output_axes(sites: Sites) -> dict[str, int]:
+    """Matrix -> the stored axis of its outputs, from the roles of its legs; left out where they do not say or disagree."""
+    out: dict[str, set[int | None]] = {}
+    for site in sites.sites:
+        for leg in site.legs:
+            axis = leg.axis if leg.role in _OUTPUTS else 1 - leg.axis if leg.role in _INPUTS else None
+            out.setdefault(leg.tensor, set()).add(axis)
+    return {name: axes.pop() for name, axes in out.items() if len(axes) == 1 and axes <= {0, 1}}
+
+
+def _bare(module: str) -> str:
+    return module.replace(".base_layer", "")
+
+
+def _named(base: Checkpoint, name: str, module: str) -> str:
+    """The base's tensor of that name, which may lack or have the first parts of its path (model., transformer.)."""
+    known = base.by_name
+    if name in known:
+        return name
+    ends = [other for other in known if other.endswith(f".{name}") or name.endswith(f".{other}")]
+    if len(ends) != 1:
+        many = f"{len(ends)} tensors of that name" if ends else "no tensor of that name"
+        raise ConfigMismatch(f"the adapter is on {shown(module)}; the base {base.path} has {many}. This adapter belongs to another base.")
+    return ends[0]
+
+
+def _long_axis(adapter: Checkpoint, name: str) -> int:
+    shape = adapter.by_name[name].shape
+    return max(range(len(shape)), key=lambda i: shape[i]) if shape else 0
+
+
+def _growth(of_base: Reader, of_adapter: Reader, one: Fitted, columns: np.ndarray) -> np.ndarray:
+    """(out,), float64: |(W + scaling B A) f| / |W + scaling B A| of each output row, f along its inputs."""
+    parts = one.adapted
+    a, b = (of_adapter.tensor(name).double() for name in (parts.a, parts.b))
+    product = _scaling(of_adapter.checkpoint, a.shape[0]) * (b @ a)
+    weight = of_base.tensor(one.weight).double()
+    both = (weight if one.out_axis == 0 else weight.T) + product
+    before, after = (torch.linalg.vector_norm(m, dim=1) for m in (both, both * torch.from_numpy(columns)))
+    growth = (after / before).numpy()
+    if not (np.isfinite(growth) & (growth > 0)).all():
+        raise UnsupportedCheckpoint(f"{parts.magnitude}: a row of the weights below it is zero or not finite, so its magnitude cannot follow.")
+    return growth
+
+
+def _scaling(adapter: Checkpoint, rank: int) -> float:
+    config = adapter.adapter
+    alpha = config.get("lora_alpha")
+    if config.get("alpha_pattern") or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise UnsupportedCheckpoint(f"{adapter.path}: DoRA on rescaled columns needs one lora_alpha; alpha_pattern is not read. Leave VO and MLP out.")
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _copies(base: Checkpoint, scaling: Mapping[str, Scaling], adapter: Checkpoint) -> dict[str, Scaling]:
+    """The adapter's own copies of base tensors that are rescaled: modules_to_save and biases."""
+    lora = {name for one in adapted(adapter) for name in (one.a, one.b, one.bias, one.magnitude)}
+    out = {}
+    for tensor in adapter.tensors:
+        if tensor.name in lora or ".lora_" in tensor.name:
+            continue
+        name = _bare(tensor.name.removeprefix(ROOT)).replace(".modules_to_save", "")
+        ends = [other for other in scaling if other == name or other.endswith(f".{name}") or name.endswith(f".{other}")]
+        if not ends:
+            continue
+        if len(ends) > 1 or base.by_name[ends[0]].shape != tensor.shape or tensor.dtype not in RESCALABLE:
+            raise ConfigMismatch(f"{tensor.name} of the adapter stands for {ends[0]} of the base, but is {tensor.dtype} {tensor.shape}.")
+        out[tensor.name] = scaling[ends[0]]
+    return out
+
+
+def config_on(adapter: Checkpoint, base: Path) -> str:
+    """adapter_config.json of the adapter that fits the rescaled base in ``base``: it names that folder, so that nobody
+    loads it on the old one.
+    """
+    return json.dumps(adapter.adapter | {"base_model_name_or_path": str(base), "revision": None}, indent=2) + "\n"
+
+
+def adapters_near(base: Checkpoint) -> tuple[Path, ...]:
+    """Adapters that belong to this base as far as can be seen: in its folder, in folders below it, and in the folders
+    beside it that name it as their base.
+    """
+    here, found = base.path, []
+    for place, must_name in ((here, False), *((p, False) for p in _folders(here)), *((p, True) for p in _folders(here.parent) if p != here)):
+        try:
+            if not os.path.lexists(place / ADAPTER_CONFIG):
+                continue
+            _, config = read_json_object(place, ADAPTER_CONFIG, MAX_CONFIG_BYTES, unique_keys=False)
+        except (WiscaError, OSError):
+            continue
+        if not must_name or _names(config.get("base_model_name_or_path"), base):
+            found.append(place)
+    return tuple(found)
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        with os.scandir(place) as entries:
+            names = sorted(e.name for _, e in zip(range(20 * MOST_NEAR), entries) if e.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+    return [place / name for name in names[:MOST_NEAR] if not name.startswith(".")]
+
+
+def _names(stated: object, base: Checkpoint) -> bool:
+    if not isinstance(stated, str) or not stated or "\0" in stated:
+        return False
+    if base.source.startswith("hub:"):
+        return base.source.removeprefix("hub:").partition("@")[0] == stated
+    try:
+        return os.path.realpath(stated) == str(base.path)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,188 @@
+"""Before the first cell: what model the spec stands for, and whether every arm has something to do on it.
+
+The model is built without memory (on torch's meta device), its pairs are found and their rules proved on a miniature, so
+that what cannot be done is said now and not once a cell.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wisca_core.architecture.site import Refusal, Site
+from wisca_core.comparison.data import N_TOKENS
+from wisca_core.comparison.paper import SETUPS
+from wisca_core.comparison.spec import Arm, Spec, refuse_coinciding
+from wisca_core.errors import ConfigMismatch, NothingToRescale, ProofFailed, SpecError, UnknownArchitecture
+
+# a vocabulary that may be one of bytes
+FEW_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The model in numbers. ``n_active``: parameters a token passes through; ``n_trained``: those that training changes.
+    ``mlp_width``: of what a token passes through. ``sha256``: of config.json and, where training goes on from weights,
+    of these, "" where the spec alone decides. ``refusals``: pairs left alone in every arm.
+    """
+
+    title: str
+    n_parameters: int
+    n_active: int
+    n_trained: int
+    width: int
+    mlp_width: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    vocabulary: int
+    sha256: str
+    refusals: tuple[Refusal, ...]
+    sites: tuple[Site, ...]
+
+
+def prepare(spec: Spec) -> Facts:
+    """Raises SpecError and what opening, building and proving raise: WiscaError."""
+    import torch
+
+    from wisca_core.comparison.models import language_model_class, model_config
+    from wisca_core.equivalence.miniature import quiet
+    from wisca_core.equivalence.proof import prove
+    from wisca_core.training.live import seen_as_checkpoint
+
+    config = model_config(spec)
+    cls = language_model_class(config)
+    with quiet(), torch.device("meta"):
+        try:
+            model = cls._from_config(config, attn_implementation="eager")
+        except Exception as error:  # any value of a config may be one its class does not take
+            raise ConfigMismatch(f"{cls.__name__} cannot be built from this config: {' '.join(str(error).split())[:300]}") from error
+    _check_tokens(spec, config)
+    checkpoint, found = seen_as_checkpoint(model)
+    whole = next((r for r in found.refusals if r.what == "model"), None)
+    if whole:
+        raise UnknownArchitecture(f"model: {whole.reason}")
+    proof = prove(checkpoint, found)
+    if not proof.passed:
+        raise ProofFailed(f"model: the rule {found.family} did not pass its proof on a miniature: {proof.reason}")
+    _check_arms(spec, found.sites, found.refusals, checkpoint)
+    if spec.model.source in ("shrunk", "whole", "lora"):
+        _check_looks_back(checkpoint.config)
+    n = sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    total, used = (getattr(config, name, None) or 1 for name in ("num_experts", "num_experts_per_tok"))
+    total = getattr(config, "num_local_experts", None) or total
+    a = found.attention
+    mlp = getattr(config, "moe_intermediate_size", None)
+    mlp = mlp * used + (getattr(config, "shared_expert_intermediate_size", 0) or 0) if mlp else getattr(config, "intermediate_size", None) or 4 * a.hidden_size
+    return Facts(
+        _title(spec, a), n, n - experts + experts * used // total, _n_trained(spec, model, n), a.hidden_size, int(mlp), a.n_layers, a.n_heads, a.n_kv_heads,
+        config.vocab_size, model_sha256(spec), found.refusals, found.sites,
+    )  # fmt: skip
+
+
+def model_sha256(spec: Spec) -> str:
+    """What the cells begin from, beside the spec; "" where that is all."""
+    m = spec.model
+    if m.source in ("decoder", "paper"):
+        return ""
+    from wisca_core.checkpoint import open_checkpoint
+    from wisca_core.checkpoint.untrusted import locate
+
+    checkpoint = open_checkpoint(m.path)
+    digest = hashlib.sha256(checkpoint.config_json.encode())
+    if m.is_trained_before:
+        for name in checkpoint.weight_files:
+            with open(locate(checkpoint.path, name), "rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _title(spec: Spec, a) -> str:
+    m = spec.model
+    heads = f"{a.n_heads} query heads on {a.n_kv_heads} KV head{'' if a.n_kv_heads == 1 else 's'}"
+    shape = f"width {a.hidden_size}, {a.n_layers} layers, {heads}"
+    match m.source:
+        case "decoder":
+            return f"Decoder, {shape}"
+        case "paper":
+            return f"{SETUPS[m.setup].title}, {shape}"
+        case "shrunk":
+            return f"The open model's config made smaller: {shape}"
+        case "whole":
+            return f"The open model, {'from scratch' if m.weights == 'fresh' else 'its training continued'}: {shape}"
+    return f"LoRA of rank {spec.lora.r} on the open model: {shape}"
+
+
+def _n_trained(spec: Spec, model, n: int) -> int:
+    if spec.model.source != "lora":
+        return n
+    from wisca_core.comparison.models import attention_names
+
+    names = list(spec.lora.targets) or attention_names(model)
+    found = [m for name, m in model.named_modules() if any(name == t or name.endswith("." + t) for t in names) and hasattr(m, "weight")]
+    if not found:
+        raise SpecError("lora.targets", ", ".join(names), "names of linear layers of this model")
+    return sum(spec.lora.r * sum(m.weight.shape) for m in found)
+
+
+def _check_tokens(spec: Spec, config) -> None:
+    from wisca_core.comparison.models import vocabulary_of
+
+    vocabulary, longest = config.vocab_size, getattr(config, "max_position_embeddings", None)
+    if longest and spec.data.context > longest:
+        raise SpecError("data.context", spec.data.context, f"at most {longest}, the positions this model has")
+    if spec.data.tokens == "bytes":
+        if vocabulary < N_TOKENS:
+            raise SpecError("data.tokens", "bytes", f"tokenizer: bytes need {N_TOKENS} tokens, this model has {vocabulary}")
+        if spec.model.is_trained_before and vocabulary > FEW_TOKENS:
+            raise SpecError("data.tokens", "bytes", f"tokenizer: the weights at model.path know {vocabulary:,} tokens of their own, which are no bytes")
+    elif spec.model.source != "paper" or spec.data.tokenizer:
+        n = vocabulary_of(spec)
+        if n > vocabulary:
+            raise SpecError("data.tokenizer", spec.data.tokenizer or spec.model.path, f"a tokenizer of at most {vocabulary:,} tokens, the model's vocabulary; this one has {n:,}")
+
+
+def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], checkpoint) -> None:
+    from wisca_core.training import gram
+
+    def cells(arm: Arm) -> tuple:
+        rank = (spec.lora.r if arm.granularity == "channel" else 1) if "lora" in arm.pairs else 0
+        return (rank, *(site.n_cells(arm.granularity) for site in sites if site.key.pair in arm.pairs))
+
+    have = {site.key.pair for site in sites} | ({"lora"} if spec.model.source == "lora" else set())
+    for i, arm in enumerate(spec.arms):
+        if arm.kind == "none":
+            continue
+        if not have & set(arm.pairs):
+            why = "; ".join(f"{r.what}: {r.reason}" for r in refusals[:3])
+            raise SpecError(f"arms[{i}].pairs", list(arm.pairs), f"a pair this model has ({', '.join(sorted(have)) or 'it has none'}). {why}".strip())
+        if arm.gram and "vo" in arm.pairs and "vo" in have:
+            wrong = next((f"{s.name}: {gram.unusable(s)}" for s in sites if s.key.pair == "vo" and gram.unusable(s)), "")
+            if wrong:
+                raise SpecError(f"arms[{i}].gram", True, f"false for this model. {wrong}")
+            gram.prove_mixing(checkpoint)
+    if not have:
+        raise NothingToRescale("model: it has no pair that can be rescaled.")
+    refuse_coinciding(spec, cells)
+
+
+def _check_looks_back(config) -> None:
+    """Raises UnknownArchitecture where a later token changes an earlier prediction: predicting it would be copying it."""
+    import torch
+
+    from wisca_core.comparison.models import language_model_class
+    from wisca_core.equivalence.miniature import quiet
+    from wisca_core.equivalence.small_config import config_object, shrink
+
+    with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        small = config_object(shrink(config))
+        model = language_model_class(small)._from_config(small, attn_implementation="eager", dtype=torch.float32).eval()
+        a = torch.randint(3, small.vocab_size, (1, 8))
+        b = a.clone()
+        b[0, -1] = 3 + (a[0, -1] - 2) % (small.vocab_size - 3)
+        one, other = (model(input_ids=ids, use_cache=False).logits[0, :-1] for ids in (a, b))
+    if not torch.allclose(one, other, atol=1e-5):
+        raise UnknownArchitecture(f'model: with this config.json "{config.get("model_type")}" sees later tokens (an encoder), so it cannot be trained '
+                                  "to predict the next one.")  # fmt: skip

@@ -1,0 +1,83 @@
+"""From documents to a stream of tokens: bytes, or a model's own tokenizer.
+
+The tokenizer is read from a folder, never with code of the folder's own. Between documents stands its end-of-text token
+where it has one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from wisca_core.comparison.spec import Spec
+from wisca_core.errors import SpecError, UnreadableInput
+
+DOCUMENT = 256  # the byte stream's token before every document; bytes are 0..255
+N_TOKENS = 257
+# A document is encoded in pieces: a tokenizer's own memory grows with the text it is given at once.
+PIECE = 200_000
+
+
+def byte_stream(texts: Sequence[bytes]) -> np.ndarray:
+    """(n,) int16: every document behind DOCUMENT."""
+    parts = [part for text in texts for part in (np.array([DOCUMENT], np.int16), np.frombuffer(text, np.uint8))]
+    return np.concatenate(parts).astype(np.int16) if parts else np.zeros(0, np.int16)
+
+
+def token_stream(texts: Sequence[bytes], tokenizer) -> np.ndarray:
+    """(n,) int32: every document behind the end-of-text token, where there is one. Bytes that are no UTF-8 become U+FFFD."""
+    end = next((i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if i is not None), None)
+    parts: list[np.ndarray] = []
+    for text in texts:
+        if end is not None:
+            parts.append(np.array([end], np.int32))
+        pieces = list(_pieces(text.decode("utf-8", "replace")))
+        if pieces:
+            encoded = tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            parts += [np.array(ids, np.int32) for ids in encoded]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+def _pieces(text: str):
+    """Cut behind a line where there is one."""
+    while len(text) > PIECE:
+        at = text.rfind("\n", PIECE // 2, PIECE) + 1 or PIECE
+        yield text[:at]
+        text = text[at:]
+    if text:
+        yield text
+
+
+def tokenizer_folder(spec: Spec) -> Path:
+    """Where the tokenizer lies. Raises SpecError."""
+    folder = spec.data.tokenizer or (spec.model.path if spec.model.source != "decoder" else "")
+    if not folder:
+        raise SpecError("data.tokenizer", "", "a folder with a tokenizer (tokenizer.json), because data.tokens is tokenizer"
+                        + (f"; that of {_published(spec)} is published with the model" if spec.model.source == "paper" else ""))  # fmt: skip
+    path = Path(folder).expanduser()
+    return path if path.is_dir() else path.parent
+
+
+def _published(spec: Spec) -> str:
+    from wisca_core.comparison.paper import SETUPS
+
+    return SETUPS[spec.model.setup].hub_id
+
+
+def tokenizer_of(spec: Spec):
+    """transformers' tokenizer of the folder. Raises SpecError, UnreadableInput."""
+    from transformers import AutoTokenizer
+
+    from wisca_core.equivalence.full_check import TOKENIZER_FILES
+    from wisca_core.equivalence.miniature import quiet
+
+    folder = tokenizer_folder(spec)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        field = "data.tokenizer" if spec.data.tokenizer else "data.tokens"
+        raise SpecError(field, spec.data.tokenizer or "tokenizer", f'a folder with one of {", ".join(TOKENIZER_FILES)}; {folder} has none. '
+                        'Name one under data.tokenizer, or use tokens = "bytes"')  # fmt: skip
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a folder holds that is no tokenizer
+        raise UnreadableInput(f"the tokenizer in {folder} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error

@@ -1,0 +1,131 @@
+"""Which way a comparison's cells are trained, decided once and the same for all its arms, and recorded in its folder.
+
+    processes   one cell after the other in each process: one thread a core, or one process a GPU
+    replicas    several cells at once in each process, stacked; where there are GPUs, one process each
+    ray         one cell after the other in each worker of a Ray cluster
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from wisca_core import home
+from wisca_core.comparison import place
+from wisca_core.comparison.folder import EXECUTOR, Comparison
+from wisca_core.comparison.spec import Spec
+from wisca_core.errors import BadOption, DeviceMissing, PlanMismatch
+
+EXECUTORS = ("processes", "replicas", "ray")
+
+# Replicas of one process where nothing else limits them. On CPU more at once gain nothing and leave the caches.
+AT_ONCE = {"cpu": 4, "cuda": 64}
+
+
+@dataclass(frozen=True)
+class Way:
+    """``device``: "cpu" or "cuda"; ``gpus``: numbers of the GPUs in use; ``workers``: processes side by side;
+    ``at_once``: replicas in each, 0 where cells are trained one by one; ``n_ranks``: processes that a worker is made of.
+    """
+
+    executor: str
+    device: str
+    gpus: tuple[int, ...]
+    workers: int
+    at_once: int
+    n_ranks: int = 1
+
+    def gpus_of(self, worker: int) -> tuple[int, ...]:
+        """Numbers of that worker's GPUs, none on CPU."""
+        first = worker * self.n_ranks % max(1, len(self.gpus) - self.n_ranks + 1)
+        return self.gpus[first : first + self.n_ranks]
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cells: int | None = None) -> Way:
+    """``n_cells``: those still to train. Raises BadOption, DeviceMissing.
+
+    >>> from wisca_core.comparison.spec import PRESETS
+    >>> choose(PRESETS["default"], "replicas", workers=2).at_once
+    4
+    """
+    if executor not in ("auto", *EXECUTORS):
+        raise BadOption(f"executor: {executor!r} was given; choose from auto, {', '.join(EXECUTORS)}.")
+    if workers is not None and workers < 1:
+        raise BadOption(f"workers: {workers} was given; a whole number from 1 is needed.")
+    numbers = place.gpus(spec.device)
+    place.check_precision(spec.precision, numbers)
+    device = "cuda" if numbers else "cpu"
+    why_not = "" if executor == "processes" or (executor == "auto" and not numbers) else _not_stackable(spec)
+    if executor == "auto":
+        executor = "replicas" if numbers and not why_not else "processes"
+    elif executor == "ray" and spec.processes_per_cell > 1:
+        raise BadOption(f"executor: ray trains a cell in one process; processes_per_cell is {spec.processes_per_cell}. Use --executor processes.")
+    elif executor == "replicas" and why_not:
+        raise BadOption(f"executor: replicas cannot train this comparison's models: {why_not}. Use --executor processes.")
+    n_ranks = spec.processes_per_cell
+    if numbers and len(numbers) < n_ranks:
+        raise DeviceMissing(f"processes_per_cell: {n_ranks} GPUs a cell were asked for; there {'is' if len(numbers) == 1 else 'are'} {len(numbers)}. "
+                            "Nothing was started.")  # fmt: skip
+    workers = workers or max(1, (len(numbers) if numbers else cores()) // n_ranks)
+    left = spec.n_cells if n_cells is None else n_cells
+    at_once = 0
+    if executor == "replicas":
+        at_once = max(1, min(AT_ONCE[device], math.ceil(left / workers)))
+    return Way(executor, device, numbers, workers, at_once, n_ranks)
+
+
+def agreed(comparison: Comparison, executor: str = "auto", workers: int | None = None) -> Way:
+    """The way this comparison began, or a new one where it is new. Raises PlanMismatch where it began in another."""
+    known = recorded(comparison)
+    left = sum(c.state != "done" for c in comparison.cells)
+    if not known:
+        return choose(comparison.spec, executor, workers, left)
+    began = f"this comparison's runs were trained by {known['executor']} on {known['device']}"
+    rest = "All its runs are trained in one way, or their differences would hold that one too: go on as it began, or start a new comparison."
+    if executor not in ("auto", known["executor"]):
+        raise PlanMismatch(f"{began}; --executor {executor} was given. {rest}")
+    spec = comparison.spec
+    if spec.device == "auto" and known["device"] == "cpu":
+        from dataclasses import replace
+
+        spec = replace(spec, device="cpu")
+    way = choose(spec, known["executor"], workers, left)
+    if way.device != known["device"]:
+        raise DeviceMissing(f"{began}; there is only {way.device} here. {rest}")
+    return way
+
+
+def recorded(comparison: Comparison) -> dict:
+    """executor and device it began with; empty for one that never began."""
+    file = comparison.path / "executor.json"
+    if file.exists():
+        return home.read_json(file, EXECUTOR, 1)
+    # begun before there was a choice
+    return {"executor": "processes", "device": "cpu"} if comparison.corpus else {}
+
+
+def record(path: Path, way: Way, spec: Spec) -> None:
+    if (path / "executor.json").exists():
+        return
+    names = []
+    if way.gpus:
+        import torch
+
+        names = [torch.cuda.get_device_name(number) for number in way.gpus]
+    home.write_json(path / "executor.json", EXECUTOR, 1, {"executor": way.executor, "device": way.device, "device_names": names, "precision": spec.precision})
+
+
+def _not_stackable(spec: Spec) -> str:
+    if spec.processes_per_cell > 1:
+        return f"processes_per_cell = {spec.processes_per_cell} spreads each cell over several processes"
+    if spec.model.source == "lora":
+        return "they are adapters on a frozen model"
+    from wisca_core.comparison.models import model_config
+    from wisca_core.comparison.stack import why_not
+
+    return why_not(model_config(spec))

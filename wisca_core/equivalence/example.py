@@ -1,0 +1,27 @@
+"""A typical config of each model type: the defaults of its class, and what those lack to be a model (``sizes.toml``)."""
+
+from typing import Any
+
+from wisca_core.equivalence.sizes import TABLE
+from wisca_core.errors import UnknownArchitecture
+
+
+def example_config(model_type: str, **changes: Any) -> dict[str, Any]:
+    """config.json as a plain dict, with the class of the causal language model where transformers has one.
+
+    >>> example_config("llama", num_key_value_heads=8)["architectures"]
+    ['LlamaForCausalLM']
+
+    Raises UnknownArchitecture for a model type that the installed transformers does not know.
+    """
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if model_type not in CONFIG_MAPPING:
+        raise UnknownArchitecture(f'the installed transformers has no model type "{model_type}".')
+    given = TABLE.examples.get(model_type, {}) | changes
+    config = CONFIG_MAPPING[model_type](**given).to_dict() | given
+    named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    if named and not config.get("architectures"):
+        config["architectures"] = [named if isinstance(named, str) else named[0]]
+    return config | {"model_type": model_type}
