@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from wisca_core.architecture import latent
 from wisca_core.architecture.expressions import evaluate
 from wisca_core.architecture.families import Norm, Rules
-from wisca_core.architecture.layer import Layer, Refused, check_explained, following_legs, projection_legs
+from wisca_core.architecture.layer import Layer, Refused, check_explained, following_legs, projection_legs, shared_ties
 from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
 
 
@@ -47,7 +47,7 @@ def norm_of(layer: Layer) -> Norm | None:
 def _known(layer: Layer) -> set[str]:
     family, norm = layer.family, norm_of(layer)
     modules = [layer.module(role) for role in "qkvo"]
-    known = {name for m in modules for name in (layer.tensor(m), f"{m}.bias")}
+    known = {name for m in modules for name in (layer.tensor(m), layer.bias(m))}
     if norm:
         for name in (norm.q, norm.k):
             for head in range(layer.n_heads if norm.per == "heads" else 1):
@@ -67,7 +67,8 @@ def _qk(key: SiteKey, layer: Layer, readers: Sequence[Layer]) -> Site:
         legs = [leg for one in (layer, *readers) for leg in projection_legs(one, "q", "left")]
         legs += [*projection_legs(layer, "k", "right"), *follow]
         n, width = layer.n_kv_heads * layer.head_dim, layer.head_dim
-        return Site(key, n, layer.n_kv_heads, tuple(legs), layer.rotary_ties(layer.n_kv_heads, width), layer.group_ties(width),
+        ties = (*layer.rotary_ties(layer.n_kv_heads, width), *shared_ties(layer, "qk"))
+        return Site(key, n, layer.n_kv_heads, tuple(legs), ties, layer.group_ties(width),
                     "weights", layer.family.name, layer.rotary)  # fmt: skip
     if norm.per == "head":
         n, groups = layer.head_dim, 1

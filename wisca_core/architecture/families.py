@@ -62,7 +62,9 @@ class Follower:
 
 @dataclass(frozen=True)
 class Tower:
-    """A model inside a model: the config of its own, and where its tensors begin."""
+    """A model inside a model: the config of its own, and where its tensors begin (the roots of its own row follow).
+    ``stack``: what its sites are called, where its row does not tell several apart.
+    """
 
     config: str
     roots: tuple[str, ...]
@@ -118,6 +120,8 @@ class Family:
     stages: str
     mlp_at: str
     trailing: tuple[int, ...]
+    is_optional: bool
+    up_first: bool
     part: str = ""
     by_expert: bool = False
     conv1d: bool = False

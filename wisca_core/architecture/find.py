@@ -87,6 +87,8 @@ def _sites(checkpoint: Checkpoint, config: dict, model_type: str, family: Family
         found += one[1]
     if attention is None and problems:
         raise problems[0]
+    if attention is None and not found:
+        raise ConfigMismatch(f"the weights hold no attention tensors of a {model_type}. {' '.join(remarks)}".strip())
     if "auto_map" in config:
         remarks.append("config.json names custom code (auto_map); it is never run, and the proof is of transformers' own class.")
     sites = tuple(one for one in found if isinstance(one, Site) and one.key.pair in pairs)
@@ -115,12 +117,14 @@ def _each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tupl
         if row is None or depth > 2:
             yield Refusal(f"{tower.stack}.{tower.config}", f'its model_type "{model_type}" has no site rule'), {}
             continue
-        for part, numbers_of in _each_part(row, _completed(model_type, inner), depth + 1):
+        inside = list(_each_part(row, _completed(model_type, inner), depth + 1))
+        n_stacks = len({part.stack for part, _ in inside if not isinstance(part, Refusal)})
+        for part, numbers_of in inside:
             if isinstance(part, Refusal):
                 yield part, numbers_of
                 continue
-            stack = part.stack if part.stack not in ("decoder", "encoder") else tower.stack
-            yield replace(part, roots=tower.roots, stack=stack), numbers_of
+            roots = tuple(dict.fromkeys(before + behind for before in tower.roots for behind in (*part.roots, "")))
+            yield replace(part, roots=roots, stack=tower.stack if n_stacks == 1 else part.stack), numbers_of
 
 
 def _completed(model_type: str, inner: Mapping) -> Mapping:
@@ -136,12 +140,15 @@ def _completed(model_type: str, inner: Mapping) -> Mapping:
 
 def _part(
     weights: Weights, part: Family, config: Mapping, pairs: tuple[str, ...], remarks: list[str]
-) -> tuple[Attention, list[Site | Refusal]]:
+) -> tuple[Attention | None, list[Site | Refusal]]:
     places = _places(part, config)
     n_layers = len(places)
-    numbers_at = [dict(config) | {"stage": stage, "layer": number} for number, (stage, _) in enumerate(places)]
+    numbers_at = [dict(config) | {"stage": stage, "inside": inside, "layer": number} for number, (stage, inside) in enumerate(places)]
     wanted = [i for i in range(n_layers) if evaluate(part.when, numbers_at[i])]
-    root, present = _layers(weights.checkpoint, part, places)
+    root, present = _layers(weights, part, places)
+    if part.is_optional and not present:
+        remarks.append(f"{part.stack}.{part.attention}: the file holds no such tensors ({root}{part.layer}).")
+        return None, []
     if not part.is_sparse and part.when == "True" and len(present) < n_layers and present == list(range(len(present))) or not present:
         # the head counts first: what they say explains more than a missing tensor
         numbers(weights, part, numbers_at[0], 0, "")
@@ -242,15 +249,16 @@ def _places(part: Family, config: Mapping) -> list[tuple[int, int]]:
     return [(stage, i) for stage, depth in enumerate(each) for i in range(depth)]
 
 
-def _layers(checkpoint: Checkpoint, family: Family, places: list[tuple[int, int]]) -> tuple[str, list[int]]:
+def _layers(weights: Weights, family: Family, places: list[tuple[int, int]]) -> tuple[str, list[int]]:
     """(root, layers present): the first root below which tensors of this family's attention are found. Layers beyond
     the config's are counted on behind them.
     """
     number = {place: i for i, place in enumerate(places)}
     for root in family.roots:
         pattern = re.escape(root + family.layer).replace(re.escape("{i}"), r"(?P<i>\d{1,6})").replace(re.escape("{s}"), r"(?P<s>\d{1,6})")
-        matches = [m for t in checkpoint.tensors if (m := re.match(pattern, t.name))]
-        found = {(int(m.groupdict().get("s", 0)), int(m["i"])) for m in matches}
+        beginning = (root + family.layer).split("{")[0]
+        matches = [m for name in weights.below(beginning) if (m := re.match(pattern, name))]
+        found = {(int(m.groupdict().get("s", 0)), int(m.groupdict().get("i", 0))) for m in matches}
         if found:
             beyond = sorted(found - number.keys())
             if not family.stages:

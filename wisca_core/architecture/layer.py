@@ -116,6 +116,11 @@ class Layer:
     def tensor(module: str) -> str:
         return module[:-1] if module.endswith("!") else f"{module}.weight"
 
+    @staticmethod
+    def bias(module: str) -> str:
+        """The name of a module's bias; torch's own attention keeps in_proj_bias beside in_proj_weight."""
+        return module[:-1].removesuffix("_weight") + "_bias" if module.endswith("_weight!") else f"{module}.bias"
+
     def grids(self, role: str) -> tuple[Grid, Grid]:
         """(index, channel) of one role along the output axis (o: the input axis)."""
         names = {"H": self.n_heads, "K": self.n_kv_heads, "g": self.g, "d": self.head_dim, "dv": self.value_dim}
@@ -169,6 +174,7 @@ def numbers(weights: Weights, family: Family, config: Mapping, number: int, pref
             f"config.json gives {n_heads} query heads on {n_kv_heads} key/value heads; the first must be a multiple "
             f"of the second. Check num_key_value_heads."
         )
+    names |= {"n_heads": n_heads, "n_kv_heads": n_kv_heads}
     head_dim = whole(family.head_dim, names, "head_dim", at_most=1 << 14, layer=number)
     names |= {"head_dim": head_dim}
     sizes = {}
@@ -211,7 +217,7 @@ def projection_legs(layer: Layer, role: str, side: str) -> tuple[Leg, ...]:
     tensor = layer.tensor(module)
     layer.weights.require(tensor, (shape[::-1] if family.conv1d else shape) + family.trailing, what, "the head counts and head_dim")
     legs = [Leg(tensor, 1 - axis if family.conv1d else axis, index, channel, side, role)]
-    bias = f"{module}.bias"
+    bias = layer.bias(module)
     # biases of q, k and v scale with their rows; the bias of the output projection does not
     if role != "o" and bias in layer.weights:
         layer.weights.require(bias, (width,), "the bias has one value a row", "the head counts")
@@ -264,6 +270,14 @@ def following_legs(layer: Layer, pair: str) -> tuple[Leg, ...]:
             raise Refused(f"{tensor} is {' x '.join(map(str, shape))}; {index.last + 1} along axis {one.axis} are expected.")
         legs.append(Leg(tensor, one.axis, index, channel, one.side, role, measured=False, offset=one.offset))
     return tuple(legs)
+
+
+def shared_ties(layer: Layer, pair: str) -> tuple[Grid, ...]:
+    """A table that meets every head's channel i ties the heads there."""
+    tables = [one for one in layer.family.follow if one.pair == pair and one.like == "head"]
+    if not any(layer.prefix + one.tensor in layer.weights for one in tables) or layer.n_kv_heads == 1:
+        return ()
+    return (Grid(0, (layer.head_dim, layer.n_kv_heads), (1, layer.head_dim)),)
 
 
 def check_explained(layer: Layer, known: Iterable[str]) -> None:

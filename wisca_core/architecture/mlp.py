@@ -19,7 +19,7 @@ from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
 # activations f with f(s x) = s^b f(x) for s > 0, by the names of config.json -> b
 HOMOGENEOUS = {"relu": 1, "relu2": 2, "relu_squared": 2, "squared_relu": 2, "laplace_relu2": 2}
 # names of a layer's one feed-forward block; any other (shared_expert, dense_mlp) is said in the site's name
-_USUAL = {"mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "experts", ""}
+_USUAL = {"mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "experts", "DenseReluDense", ""}
 _ROUTER = re.compile(r"(^|\.)(gate|\w*router\w*)\.")
 # what may lie beside the matrices: an output bias, routers, the blocks that are found by themselves, a norm behind the block
 _BESIDE = re.compile(
@@ -50,12 +50,12 @@ class _Block:
 
     @property
     def expert(self) -> int:
-        found = re.search(r"(?:^|\.)experts\.(\d+)\.$", self.path)
+        found = re.search(r"(?:^|\.)experts\.(?:expert_)?(\d+)\.$", self.path)
         return int(found[1]) if found else -1
 
     @property
     def part(self) -> str:
-        last = re.sub(r"(^|\.)experts(\.\d+)?\.$", ".", self.path).strip(".").rsplit(".", 1)[-1]
+        last = re.sub(r"(^|\.)experts(\.(expert_)?\d+)?\.$", ".", self.path).strip(".").rsplit(".", 1)[-1]
         return "" if last in _USUAL else last
 
 
@@ -99,7 +99,7 @@ def _sites(layer: Layer, prefix: str, block: _Block, key: SiteKey) -> Iterator[S
         raise Refused(f"{up} and {down} have {len(up_shape)} and {len(down_shape)} dimensions; two or three of both are expected.")
     up_axis, down_axis, n, is_fused = _axes(layer, up, down, up_shape, down_shape, bool(names.fused))
     exponent = 1 if names.gate or is_fused else _exponent(layer)
-    first = n if is_fused else 0
+    first = n if is_fused and not layer.family.up_first else 0
     channel = Grid(0, (1, 1, n), (0, 0, 1))
     for expert in range(down_shape[0]) if len(down_shape) == 3 else [None]:
         fixed = () if expert is None else ((0, expert),)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from wisca_core.equivalence.small_config import config_class, config_object
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
@@ -201,7 +202,23 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float64, allow_extra: bool 
             f"{folder} does not hold the weights of a {cls.__name__} as its config.json describes it; "
             f"{'; '.join(problems)}."
         )
-    return model.to(dtype).eval()
+    _unround_(model, folder, dtype)
+    return model.eval()
+
+
+def _unround_(model, folder: Path, dtype: torch.dtype) -> None:
+    """The whole model in ``dtype``; parameters that its class makes in a dtype of its own were rounded to that when they
+    were loaded, and are read again.
+    """
+    rounded = {name: p for name, p in model.named_parameters() if p.dtype != dtype}
+    model.to(dtype)
+    prefix = f"{model.base_model_prefix}."
+    for file in sorted(Path(folder).glob("*.safetensors")) if rounded else ():
+        with safe_open(file, "pt") as weights, torch.no_grad():
+            for name in weights.keys():
+                place = rounded.get(name, rounded.get(prefix + name, rounded.get(name.removeprefix(prefix))))
+                if place is not None and tuple(weights.get_slice(name).get_shape()) == tuple(place.shape):
+                    place.copy_(weights.get_tensor(name))
 
 
 def _cannot_build(config: Mapping[str, Any], error: Exception) -> ConfigMismatch:
