@@ -112,7 +112,7 @@ def sizes_of(
     explicit = first(full, "head_dim") if own_head_dim else None
     head_dim = explicit or hidden // most
     width = _rotary_width(full, head_dim)
-    new_head_dim = 8 if width in (0, head_dim) else _partial_head_dim(width, head_dim)
+    new_head_dim = 8 if width in (0, head_dim) else _partial_head_dim(width, head_dim, width_share(full, head_dim))
     new_width = (
         0 if width == 0 else new_head_dim if width == head_dim else int(new_head_dim * width_share(full, head_dim))
     )
@@ -211,9 +211,8 @@ def _rotary_width(full: Mapping[str, Any], head_dim: int) -> int:
     return int(head_dim * share)
 
 
-def _partial_head_dim(width: int, head_dim: int) -> int:
+def _partial_head_dim(width: int, head_dim: int, share: float) -> int:
     """Smallest even head_dim of which the same share leaves two or more rotary pairs and free channels, parity kept."""
-    share = width / head_dim
     for small in range(8, 257, 2):
         if 4 <= int(small * share) < small and int(small * share) % 2 == width % 2:
             return small

@@ -332,13 +332,13 @@ def _shrunk(key: str, value: Any, sizes: Sizes) -> Any:
         if role == "kv_heads":
             return [kv_heads for _, kv_heads in sizes.heads_by_layer]
         return [_shrunk(key, value[layer], sizes) for layer in sizes.layers]
+    if key == "vocabulary_map" and isinstance(value, dict):
+        return {name: i for i, name in enumerate(sorted(value, key=lambda name: (len(name), name))[: VOCAB_SIZE // 4], 3)}
     if isinstance(value, dict):
         return {inner: _shrunk(str(inner), v, sizes) for inner, v in value.items()}
     if key in ROTARY_SECTIONS and isinstance(value, list):
         pairs, n = (sizes.rotary_width + 1) // 2, len(value)
         return [pairs // n + (i < pairs % n) for i in range(n)]
-    if key == "vocabulary_map" and isinstance(value, dict):
-        return {name: i for i, name in enumerate(sorted(value, key=lambda name: (len(name), name))[: VOCAB_SIZE // 4], 3)}
     if key in PER_ROTARY_PAIR and isinstance(value, list) and value:
         return [value[i % len(value)] for i in range(sizes.rotary_width // 2)]
     if role in ("image", "patch", "widths") and isinstance(value, list):
