@@ -92,6 +92,8 @@ def test_rescale_plans_an_adapter_by_module_and_rank_channel(adapter):
     assert table["Part"].tolist() == ["mlp.down_proj", "self_attn.q_proj"] * 2 and "4 rows of A, 4 columns of B" in table["What it changes"].tolist()
     at.segmented_control(key="granularity").set_value("channel").run()
     assert not at.exception and at.title[0].value.startswith("3 of 4")
+    at.text_input(key=f"base of {adapter}").set_value("/nowhere").run()
+    assert "The base model cannot be opened" in texts(at) and not at.exception
     assert "--pairs lora" in "\n".join(code.value for code in at.code)
 
 
