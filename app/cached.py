@@ -70,7 +70,7 @@ def _stamp(model: str) -> str:
             seen = sorted((e.name, s.st_size, s.st_mtime_ns) for e in entries if e.is_file() for s in (e.stat(),))
     except OSError:
         return ""
-    wanted = (".json", ".safetensors", ".bin", ".pt", ".pth")
+    wanted = (".json", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".distcp", ".metadata")
     return "\n".join(f"{name} {size} {mtime}" for name, size, mtime in seen if name.endswith(wanted))
 
 
