@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from wisca_core.census.entry import NOT_REACHED, OPEN, PAIRS, PROVED, VERDICTS, Entry
+from wisca_core.census.entry import NOT_REACHED, OPEN, PAIRS, PARTLY, PROVED, VERDICTS, Entry
 
 N_SLOWEST = 10
 
@@ -39,14 +39,14 @@ class Coverage:
     @property
     def sentence(self) -> str:
         """How far the rules reach, in words with numbers."""
-        if self.n_open == self.n_types:
-            return f"Of {self.n_types} architectures none was proved here yet."
         proved = self.n_types - self.n_open
+        if not any(self.n(pair, verdict) for pair in PAIRS for verdict in (PROVED, PARTLY)):
+            return f"Of {self.n_types} architectures none was proved here yet."
+        waiting = f" {self.n_open} more were not proved here yet." if self.n_open else ""
+        missed = f", and {len_of(self.not_reached)} were not reached" if self.not_reached else ""
         return (
             f"Of {proved} architectures, QK is exact on {self.n('qk')}, VO on {self.n('vo')} and the MLP pair on {self.n('mlp')}; "
-            "the others are refused by name"
-            + (f", {len_of(self.not_reached)} were not reached" if self.not_reached else "")
-            + "."
+            f"the others are refused by name{missed}.{waiting}"
         )
 
 

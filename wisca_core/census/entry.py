@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from wisca_core.architecture.site import GRANULARITIES
 
 PAIRS = ("qk", "vo", "mlp")
+LABELS = {"qk": "QK", "vo": "VO", "mlp": "MLP"}
+FINEST = {"tensor": "whole tensors", "group": "KV groups", "channel": "single channels"}
 
 # Verdicts. Attention or feed-forward layers that the model holds and never runs are passed over.
 PROVED = "proved"  # every place of the pair, at every granularity that was tried
@@ -104,6 +106,22 @@ class Entry:
             return (self.not_reached,)
         return tuple(dict.fromkeys(reason for pair in self.pairs for reason in pair.reasons))
 
+    @property
+    def sentence(self) -> str:
+        """Whether it is covered, in words."""
+        exact = [LABELS[p.pair] for p in self.pairs if p.verdict == PROVED]
+        partly = [LABELS[p.pair] for p in self.pairs if p.verdict == PARTLY]
+        if self.not_reached:
+            return f"{self.model_type} was not reached: no proof could be made, so nothing of it is scaled."
+        if any(pair.verdict == OPEN for pair in self.pairs):
+            return f"{self.model_type} {'has a rule' if self.family else 'has no rule of its own'}; it was not proved here yet."
+        if not exact and not partly:
+            return f"{self.model_type} is refused: nothing of it can be rescaled exactly."
+        finest = max((self[pair].finest for pair in PAIRS if self[pair].finest), key=GRANULARITIES.index)
+        parts = [f"{_listed(exact)} {'is' if len(exact) == 1 else 'are'} exact"] if exact else []
+        parts += [f"{_listed(partly)} in {'part' if exact else 'part only'}"] if partly else []
+        return f"{self.model_type} is covered: {', '.join(parts)}, down to {FINEST[finest]}."
+
     def to_json(self) -> dict:
         return asdict(self)
 
@@ -119,6 +137,11 @@ class Entry:
         for name in ("max_rel", "liveness", "seconds", "when"):
             fields[name] = float(fields[name])
         return cls(**fields)
+
+
+def _listed(names: list[str]) -> str:
+    """["QK", "VO", "MLP"] -> "QK, VO and MLP"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _pair(data: Mapping) -> Pair:

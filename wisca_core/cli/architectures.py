@@ -113,7 +113,11 @@ def _one(found: Entry, json: bool) -> int:
         return code
     family = families().get(found.model_type)
     say(found.model_type + (f", {found.model_class}" if found.model_class else ""))
-    say(_sentence(found), style="bold")
+    say(found.sentence, style="bold")
+    if found.not_reached:
+        say(found.not_reached)
+    if is_open(found):
+        say("Add --prove to prove it.")
     say()
     say("Rule:")
     say(listed(rule_lines(family), most=1000) if family else "  none: no row covers this architecture" + (f", discovered as {found.family}" if found.family else ""))
@@ -130,21 +134,13 @@ def _one(found: Entry, json: bool) -> int:
         table(("pair", "where", "sites", "proved at", "finest", "why not"), rows, numbers=(2,))
     if found.n_trials:
         say(f"Proved on {time.strftime('%Y-%m-%d', time.localtime(found.when))} with {_versions()}, on a miniature of its default config: "
-            f"{plural(found.n_trials, 'rescaled copy')} on {plural(found.n_cases, 'input')} each in float64, {found.seconds:.1f} s.")  # fmt: skip
+            f"{found.n_trials:,} rescaled {'copy' if found.n_trials == 1 else 'copies'} on {plural(found.n_cases, 'input')} each in float64, {found.seconds:.1f} s.")  # fmt: skip
         say(f"Largest difference {found.max_rel:.1e} of the largest output; a factor on one side alone moves it by at least {found.liveness:.1e}.")
     if family:
         say()
         say(f"The row, wisca_core/architecture/rows/{row_file(family.name)}:")
         say("\n".join(f"  {line}" for line in row_text(family.name).splitlines()))
     return code
-
-
-def _sentence(found: Entry) -> str:
-    if found.not_reached:
-        return f"Not reached: {found.not_reached}"
-    if is_open(found):
-        return "Not proved here with these versions yet: add --prove."
-    return "; ".join(f"{pair.pair.upper()} {in_words(pair)}" for pair in found.pairs) + "."
 
 
 def _versions() -> str:
