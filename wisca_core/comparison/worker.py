@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from wisca_core import home
@@ -40,11 +41,14 @@ def main(arguments: list[str]) -> int:
     return work(path, given.device, given.at_once, stop, given.store)
 
 
-def work(path: Path, device: str, at_once: int, stop: Callable[[], bool], store: str = "") -> int:
+def work(path: Path, device: str, at_once: int, stop: Callable[[], bool], store: str = "", only: str = "") -> int:
     """Train what can be taken of the comparison in ``path``; an exit code. ``at_once``: replicas, 0 for one cell after
-    the other. Where RANK and WORLD_SIZE are set, this is one of several processes of each cell.
+    the other; ``only``: the name of the one cell to train. Where RANK and WORLD_SIZE are set, this is one of several
+    processes of each cell.
     """
     comparison = folder.read(path)
+    if only:
+        comparison = replace(comparison, cells=tuple(c for c in comparison.cells if c.name == only))
 
     import torch
     from transformers.utils import logging
