@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.float64 import lifted
 from wisca_core.equivalence.inputs import PADDED_LENGTHS, cases, has_cache, takes
-from wisca_core.equivalence.miniature import build_miniature, load
+from wisca_core.equivalence.miniature import build_miniature, load, model_class
 from wisca_core.equivalence.outputs import difference, outputs, text_outputs
-from wisca_core.equivalence.small_config import VOCAB_SIZE, example, shrink
+from wisca_core.equivalence.small_config import VOCAB_SIZE, shrink
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,8 @@ def built(tmp_path_factory):
     @lru_cache
     def built(model_type: str, architecture: str | None = None) -> Path:
         folder = tmp_path_factory.mktemp(model_type)
-        config = example(model_type) | ({"architectures": [architecture]} if architecture else {})
+        config = example_config(model_type) | {"architectures": [architecture]}
+        config["architectures"] = [architecture or model_class(config | {"architectures": None}).__name__]
         build_miniature(shrink(config), folder, seed=0)
         return folder
 
