@@ -20,13 +20,22 @@ class _Lift(TorchDispatchMode):
     # torch.autocast needs no rule: it leaves float64 tensors alone.
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        def longer(value):
-            return torch.float64 if isinstance(value, torch.dtype) and value in SHORT else value
-
-        out = func(*tree_map(longer, args), **tree_map(longer, kwargs or {}))
-        if func._schema.is_mutable:  # in place: the tensor handed in is the result, and it is float64 already
+        # dtypes stand among the arguments themselves, never inside lists: no tree need be walked on the way in
+        if any(isinstance(value, torch.dtype) for value in args):
+            args = tuple(map(_longer, args))
+        if kwargs:
+            kwargs = {name: _longer(value) for name, value in kwargs.items()}
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            # in place: the tensor handed in is the result, and it is float64 already
+            return out.double() if out.dtype in SHORT and not func._schema.is_mutable else out
+        if func._schema.is_mutable:
             return out
         return tree_map(lambda t: t.double() if isinstance(t, torch.Tensor) and t.dtype in SHORT else t, out)
+
+
+def _longer(value):
+    return torch.float64 if isinstance(value, torch.dtype) and value in SHORT else value
 
 
 @contextmanager

@@ -25,10 +25,18 @@ TEXT, DECODER, PIXELS, SOUND = "text", "decoder text", "pixels", "sound"
 
 # Their step on the cache takes every id so far and cuts the past off itself.
 WHOLE_PROMPT = frozenset({"cpmant"})
+# Below these lengths nothing is left after layers that pool positions, or attention by sparse blocks turns into the full one,
+# once and for all the calls that follow.
+SHORTEST = {"funnel": 8, "canine": 16, "big_bird": 16, "bigbird_pegasus": 16}
+# Text that is never read without pixels, though their parameter has a default.
+NEEDS_PIXELS = frozenset({"vilt", "kosmos-2"})
+# Hash their ids: any number is a token.
+HASHED = {"canine": 61}
 # Their decoder reads this many streams of tokens side by side, one row each.
 STREAMS = {"musicgen": "num_codebooks", "musicgen_melody": "num_codebooks"}
-# Their config lacks the number of layers that a cache is made with: run without one.
-WITHOUT_CACHE = frozenset({"blt"})
+# Run without a cache: the config of the first lacks the number of layers that one is made with, the steps of the others need
+# positions that only their generate() works out.
+WITHOUT_CACHE = frozenset({"blt", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"})
 # Towers that are run by themselves, by the method that gives their features.
 TOWERS = {"get_image_features": PIXELS, "get_audio_features": SOUND}
 
@@ -95,12 +103,13 @@ def text_cases(model, seed: int) -> list[Case]:
     if "input_ids" not in names:
         return []
     draw = Draw(model, seed)
-    made = [(f"length {length}", {"input_ids": draw.ids(1, length)}, None) for length in LENGTHS]
+    made = [(f"length {length}", {"input_ids": draw.ids(1, max(length, draw.shortest))}, None) for length in LENGTHS]
     if "attention_mask" in names:
         for side in ("left", "right"):
             mask = draw.mask(side)
             ids = draw.ids(*mask.shape).masked_fill(~mask, draw.pad)
             made.append((f"padded on the {side}", {"input_ids": ids, "attention_mask": mask.to(torch.int64)}, mask))
+    made = [(name, inputs | _boxes(draw, names, inputs["input_ids"].shape), mask) for name, inputs, mask in made]
     made = [(name, inputs | needed_pixels(model, seed, len(inputs["input_ids"])), mask) for name, inputs, mask in made]
     if has_decoder(model):
         return _with_decoder(made, draw, names)
@@ -123,6 +132,15 @@ def _with_decoder(made: list, draw: "Draw", names: Mapping) -> list[Case]:
     return out
 
 
+def _boxes(draw: "Draw", names: Mapping, shape: torch.Size) -> dict[str, Any]:
+    """Where on a page every token stands, (rows, length, 4): left, top, right, bottom; for models of documents."""
+    if "bbox" not in names:
+        return {}
+    near = torch.randint(0, 30, (*shape, 2), generator=draw.generator)
+    boxes = torch.cat([near, near + torch.randint(1, 30, (*shape, 2), generator=draw.generator)], -1)
+    return {"bbox": boxes / 70 if draw.fractions else boxes}
+
+
 def _rows(inputs: Mapping[str, Any]) -> int:
     return next(len(value) for value in inputs.values() if isinstance(value, torch.Tensor))
 
@@ -130,7 +148,9 @@ def _rows(inputs: Mapping[str, Any]) -> int:
 def needed_pixels(model, seed: int, rows: int) -> dict[str, Any]:
     """Pixels for text that cannot be read without them; nothing where it can."""
     names = parameters(model)
-    if "pixel_values" not in names or names["pixel_values"].default is not inspect.Parameter.empty:
+    if "pixel_values" not in names:
+        return {}
+    if names["pixel_values"].default is not inspect.Parameter.empty and model.config.model_type not in NEEDS_PIXELS:
         return {}
     config = features_of(model.config, "get_image_features")
     _, _, inputs = sense_inputs(config, {"pixel_values": names["pixel_values"]}, seed, (), model.config.model_type)[0]
@@ -181,9 +201,12 @@ class Draw:
 
     def __init__(self, model, seed: int):
         self.generator = torch.Generator().manual_seed(seed)
-        config = language_config(model)
-        self.allowed = plain_tokens(config, model.config)
+        hashed = HASHED.get(model.config.model_type)
+        config = language_config(model) if hashed is None else model.config
+        self.allowed = plain_tokens(config, model.config) if hashed is None else torch.arange(10, hashed)
         pad = getattr(config, "pad_token_id", None)
+        self.shortest = SHORTEST.get(model.config.model_type, 1)
+        self.fractions = model.config.model_type == "udop"  # its boxes are shares of the page
         self.streams = getattr(config, STREAMS.get(model.config.model_type, ""), 1)
         self.pad = pad if isinstance(pad, int) and pad >= 0 else int(self.allowed[0])
 
@@ -192,7 +215,8 @@ class Draw:
 
     def mask(self, side: str) -> torch.Tensor:
         """(rows, longest), true at the real positions."""
-        mask = torch.stack([torch.arange(max(PADDED_LENGTHS)) < length for length in PADDED_LENGTHS])
+        lengths = (max(PADDED_LENGTHS[0], self.shortest), *PADDED_LENGTHS[1:])
+        mask = torch.stack([torch.arange(lengths[0]) < length for length in lengths])
         return mask.flip(1) if side == "left" else mask
 
 

@@ -28,7 +28,10 @@ def sense_inputs(config: Any, names: Mapping[str, Any], seed: int, needed: Seque
         return form(config, names, draw)
     if any(name in names for name in ("pixel_values", "pixel_values_videos")) or _grid_key(names):
         return [(PIXELS, name, inputs) for name, inputs in _pixels(config, names, draw)]
-    if "input_features" in names:
+    if "flattened_patches" in names:
+        return [(PIXELS, "placed patches", {"flattened_patches": _with_places(config, draw)})]
+    speech = getattr(config, "encoder", config)  # of an encoder and a decoder put together
+    if "input_features" in names and not ("input_values" in names and hasattr(speech, "conv_stride")):
         made = _features(config, names, draw)
         if "input_features_mask" in needed:
             made = [(name, one | {"input_features_mask": torch.ones(2, one["input_features"].shape[-1], dtype=torch.int64)}) for name, one in made]
@@ -122,6 +125,13 @@ def _samples(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[s
         mask[1, RAW_SAMPLES // 2 :] = 0
         made.append(("padded sound", {"input_values": draw(2, RAW_SAMPLES), "attention_mask": mask}))
     return made
+
+
+def _with_places(config: Any, draw: _Draw) -> torch.Tensor:
+    """(2, 16, 2 + values of a patch): row and column, counted from 1, before each patch."""
+    patch = draw(2, 16, _of(config, "vision_config", default=config).patch_embed_hidden_size)
+    place = torch.tensor([[row, column] for row in range(1, 5) for column in range(1, 5)], dtype=patch.dtype)
+    return torch.cat([place.expand(2, -1, -1), patch], -1)
 
 
 def _spectrogram(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:

@@ -178,8 +178,9 @@ def _check_counts(config: Mapping[str, Any]) -> None:
         if role not in COUNTED or value is None:
             continue
         for count in value if isinstance(value, list) else [value]:
-            if count == 0 and not isinstance(count, bool) and role == "intermediate":
+            if count == 0 and not isinstance(count, bool) and role in ("intermediate", "head_dim"):
                 continue  # "none" in some families
+            count = int(count) if isinstance(count, float) and count.is_integer() else count  # 1200.0 in some
             limit = LARGEST.get(role, LARGEST_COUNT)
             if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= limit:
                 raise ConfigMismatch(
