@@ -14,6 +14,10 @@ import streamlit as st
 from wisca_core.adapter import adapters_near as adapters_of
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import GRANULARITIES, Sites
+from wisca_core.census import kept, known
+from wisca_core.census.coverage import Coverage, coverage
+from wisca_core.census.entry import Entry
+from wisca_core.census.table import table as census_table
 from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
 from wisca_core.comparison.spec import Spec
 from wisca_core.patterns import store
@@ -46,6 +50,16 @@ class Opened:
         return next((r.reason for r in self.sites.refusals if r.what == "model"), "")
 
 
+@dataclass(frozen=True, eq=False)
+class Census:
+    """Entries in order and by name, their counts, and their table (columns of wisca_core.census.table)."""
+
+    entries: tuple[Entry, ...]
+    by_name: dict[str, Entry]
+    coverage: Coverage
+    table: pd.DataFrame
+
+
 def opened(model: str) -> Opened:
     """Raises WiscaError. A model of the hub is taken from its cache, or downloaded: ask first."""
     return _opened(model, _stamp(model))
@@ -70,7 +84,7 @@ def _stamp(model: str) -> str:
             seen = sorted((e.name, s.st_size, s.st_mtime_ns) for e in entries if e.is_file() for s in (e.stat(),))
     except OSError:
         return ""
-    wanted = (".json", ".safetensors", ".bin", ".pt", ".pth")
+    wanted = (".json", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".distcp", ".metadata")
     return "\n".join(f"{name} {size} {mtime}" for name, size, mtime in seen if name.endswith(wanted))
 
 
@@ -218,6 +232,17 @@ def _seconds_per_step(key: str, _spec: Spec) -> float:
     from wisca_core.comparison.estimate import measure_step
 
     return measure_step(_spec)
+
+
+def census(which: str) -> Census:
+    """What is known of every causal language model ("causal"), or of every type that has a rule ("all")."""
+    return _census(which, kept.stamp())
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the rules")
+def _census(which: str, stamp: str) -> Census:
+    found = kept.entries(known.all_types() if which == "all" else known.causal_types())
+    return Census(found, {entry.model_type: entry for entry in found}, coverage(found), census_table(found))
 
 
 @st.cache_data(show_spinner=False)

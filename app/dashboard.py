@@ -18,6 +18,7 @@ page = st.navigation(
         st.Page("views/rescale.py", title="Rescale"),
         st.Page("views/compare.py", title="Compare"),
         st.Page("views/runs.py", title="Runs"),
+        st.Page("views/architectures.py", title="Architectures"),
     ]
 )
 with st.sidebar, errors_as_messages("The sidebar cannot be shown"):

@@ -19,6 +19,7 @@ from typing import Any
 import streamlit as st
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, Sites
+from wisca_core.census.entry import VERDICTS
 from wisca_core.patterns.table import NORMS
 from wisca_core.plan.options import PLAN_NORMS, LayerRange, Options, default_pairs, parse_pairs
 
@@ -117,6 +118,12 @@ def _read_comparison(text: str) -> str:
     return text
 
 
+def _read_model_type(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]{1,100}", text):
+        raise ValueError(text)
+    return text
+
+
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
     # Rescale, and the "after" of Inspect
@@ -134,6 +141,11 @@ CHOICES: dict[str, Choice] = {
     "group": Choice(_fixed(None), _whole, str),
     # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"
     "comparison": Choice(_fixed(""), _read_comparison, str),
+    # Architectures
+    "architecture": Choice(_fixed(None), _read_model_type, str),
+    "search": Choice(_fixed(""), str, str),
+    "verdict": Choice(_fixed("all"), _one_of("all", *VERDICTS), str),
+    "kinds": Choice(_fixed("causal"), _one_of("causal", "all"), str),
     # Runs
     "logs": Choice(lambda: str(SAMPLE) if sample_checkpoints() else "", str, str),
     "step_column": Choice(_fixed(""), str, str),

@@ -68,8 +68,7 @@ def small_model(tmp_path_factory) -> Callable[..., Path]:
 
     Two layers, heads as the config's ratio says, biases and gains random. Never to be changed in place.
     """
-    from transformers import CONFIG_MAPPING
-
+    from wisca_core.equivalence.example import example_config
     from wisca_core.equivalence.miniature import build_miniature
     from wisca_core.equivalence.small_config import shrink
 
@@ -79,10 +78,10 @@ def small_model(tmp_path_factory) -> Callable[..., Path]:
         key = json.dumps([model_type, str(dtype), seed, changes], sort_keys=True)
         if key not in made:
             folder = tmp_path_factory.mktemp(model_type.replace("-", "_"))
-            config = CONFIG_MAPPING[model_type]().to_dict()
-            if model_type in _CLASSES:
+            config = example_config(model_type, **changes)
+            if model_type in _CLASSES and "architectures" not in changes:
                 config["architectures"] = [_CLASSES[model_type]]
-            build_miniature(shrink({**config, **changes}), folder, seed)
+            build_miniature(shrink(config), folder, seed)
             if dtype != torch.float64:
                 tensors = {name: t.to(dtype) for name, t in load_file(folder / "model.safetensors").items()}
                 save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

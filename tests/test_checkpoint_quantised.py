@@ -83,6 +83,40 @@ def awq(weight: torch.Tensor, group_size: int, seed: int):
     return packed(q), packed(zero), scales, torch.tensor(meant, dtype=torch.float32).T
 
 
+def four_bits(shape, seed: int, nested: bool):
+    """bitsandbytes' names, and the weight: table[first nibble, then second] * largest of its block of 32 values."""
+    rng = np.random.default_rng(seed)
+    rows, columns = shape
+    table, q = np.sort(rng.normal(size=16)).astype(np.float32), rng.integers(0, 16, rows * columns)
+    stored = [(int(q[2 * i]) << 4) + int(q[2 * i + 1]) for i in range(len(q) // 2)]
+    n_blocks = -(-len(q) // 32)
+    told = {"quant_type": "nf4", "blocksize": 32, "dtype": "float32", "shape": [rows, columns]}
+    if nested:
+        codes, outer = np.sort(rng.normal(size=256)).astype(np.float32), rng.uniform(0.5, 1.5, -(-n_blocks // 8)).astype(np.float32)
+        absmax = rng.integers(0, 256, n_blocks)
+        largest = [float(codes[a]) * float(outer[b // 8]) + 0.75 for b, a in enumerate(absmax)]
+        parts = {"absmax": torch.tensor(absmax, dtype=torch.uint8), "nested_absmax": torch.tensor(outer), "nested_quant_map": torch.tensor(codes)}
+        told |= {"nested_blocksize": 8, "nested_dtype": "float32", "nested_offset": 0.75}
+    else:
+        largest = rng.uniform(0.1, 0.3, n_blocks).astype(np.float32).tolist()
+        parts = {"absmax": torch.tensor(largest)}
+    parts |= {"": torch.tensor(stored, dtype=torch.uint8).reshape(-1, 1), "quant_map": torch.tensor(table),
+              "quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)}  # fmt: skip
+    meant = torch.tensor([float(table[v]) * largest[i // 32] for i, v in enumerate(q)]).reshape(rows, columns)
+    return parts, meant
+
+
+def packed_integers(shape, group_size: int, seed: int):
+    """compressed-tensors' names: along a row, lowest bits first, 8 added."""
+    rng = np.random.default_rng(seed)
+    rows, columns = shape
+    q = rng.integers(-8, 8, (rows, columns))
+    words = [[sum((int(v) + 8) << (4 * i) for i, v in enumerate(row[at : at + 8])) for at in range(0, columns, 8)] for row in q]
+    scales = torch.tensor(rng.uniform(0.01, 0.02, (rows, columns // group_size)), dtype=torch.bfloat16)
+    meant = torch.tensor([[float(v) * float(scales[r, c // group_size]) for c, v in enumerate(row)] for r, row in enumerate(q)])
+    return {"weight_packed": _words(words), "weight_scale": scales, "weight_shape": torch.tensor([rows, columns])}, meant
+
+
 def _words(values) -> torch.Tensor:
     return torch.tensor(np.array(values, dtype=np.uint32).view(np.int32))
 
@@ -113,6 +147,9 @@ def _quantised(base: Path, path: Path, kind: str) -> tuple[Path, dict[str, torch
         "gptq v2": {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2"},
         "gptq 8 bits": {"quant_method": "gptq", "bits": 8},
         "awq": {"quant_method": "awq", "bits": 4, "version": "gemm"},
+        "bitsandbytes nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        "bitsandbytes nf4 nested": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        "packed 4 bits": {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}},
     }[kind]
     for number, (name, weight) in enumerate(sorted(load_file(base / "model.safetensors").items())):
         stem = name.removesuffix(".weight")
@@ -137,6 +174,12 @@ def _quantised(base: Path, path: Path, kind: str) -> tuple[Path, dict[str, torch
             out[name] = (weight / largest[:, None] * 127).round().to(torch.int8)
             out |= {f"{stem}.SCB": largest, f"{stem}.weight_format": torch.tensor(0, dtype=torch.uint8)}
             meant[name] = torch.tensor([[v / 127 * m for v in row] for row, m in zip(out[name].tolist(), largest.tolist())])
+        elif kind.startswith("bitsandbytes nf4"):
+            parts, meant[name] = four_bits(weight.shape, number, nested=kind.endswith("nested"))
+            out |= {f"{name}{'.' if part else ''}{part}": tensor for part, tensor in parts.items()}
+        elif kind == "packed 4 bits":
+            parts, meant[name] = packed_integers(weight.shape, 16, number)
+            out |= {f"{stem}.{part}": tensor for part, tensor in parts.items()}
         elif kind == "awq":
             out[f"{stem}.qweight"], out[f"{stem}.qzeros"], out[f"{stem}.scales"], meant[name] = awq(weight, 16, number)
         else:
@@ -147,8 +190,9 @@ def _quantised(base: Path, path: Path, kind: str) -> tuple[Path, dict[str, torch
 
 
 @pytest.mark.parametrize(
-    "kind", ["fp8 blocks", "fp8 rows", "fp8 tensor", "int8 rows", "bitsandbytes int8", "gptq", "gptq v2", "gptq 8 bits", "awq"]
-)
+    "kind", ["fp8 blocks", "fp8 rows", "fp8 tensor", "int8 rows", "bitsandbytes int8", "gptq", "gptq v2", "gptq 8 bits", "awq",
+             "bitsandbytes nf4", "bitsandbytes nf4 nested", "packed 4 bits"],
+)  # fmt: skip
 def test_the_weights_are_those_that_were_packed(base, tmp_path, kind):
     path, meant = _quantised(base, tmp_path / "model", kind)
     checkpoint = open_checkpoint(path)
@@ -157,7 +201,7 @@ def test_the_weights_are_those_that_were_packed(base, tmp_path, kind):
         for name, weight in meant.items():
             got = reader.tensor(name)
             assert got.shape == weight.shape and got.dtype == torch.float32
-            assert torch.allclose(got, weight, rtol=1e-6, atol=0), name
+            assert torch.allclose(got, weight, rtol=1e-6, atol=1e-6 if kind.endswith("nested") else 0), name  # a sum of floats there
             assert torch.equal(reader.rows(name, 5, 13), got[5:13])
             blocks = [(first, block.clone()) for first, block in reader.blocks(name, 300)]
             assert torch.equal(torch.cat([block for _, block in blocks]), got) and [f for f, _ in blocks] == sorted({f for f, _ in blocks})
@@ -207,7 +251,6 @@ def test_nothing_writes_a_quantised_model_even_where_asked_directly(base, tmp_pa
         ({"qweight": torch.zeros(3, 32, dtype=torch.int32), "qzeros": torch.zeros(1, 3, dtype=torch.int32), "scales": torch.ones(1, 32),
           "g_idx": torch.zeros(32, dtype=torch.int32)}, {"quant_method": "gptq", "bits": 3}, "GPTQ"),
         ({"qweight": torch.zeros(8, 4, dtype=torch.int32)}, {"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ"),
-        ({"down_proj_blocks": torch.zeros(2, 2, dtype=torch.uint8), "down_proj_scales": torch.zeros(2, 1, dtype=torch.uint8)}, {"quant_method": "mxfp4"}, "MXFP4"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )  # fmt: skip
@@ -221,6 +264,16 @@ def test_formats_that_are_not_unpacked_are_named_and_listed(base, tmp_path, caps
     said = " ".join(capsys.readouterr().out.split())
     assert f"the checkpoint is quantised ({named}" in said and "self_attn" in said
     assert main(["rescale", str(path), str(tmp_path / "out")]) in (1, 2) and not (tmp_path / "out").exists()
+
+
+def test_beside_quantised_experts_the_plain_attention_is_looked_at(base, tmp_path):
+    tensors = load_file(base / "model.safetensors")
+    plain = {n: t for n, t in tensors.items() if "mlp" not in n}
+    experts = {f"model.layers.{i}.mlp.experts.{n}": torch.zeros(2, 4, 2, 16, dtype=torch.uint8) for i in (0, 1) for n in ("down_proj_blocks", "down_proj_scales")}
+    checkpoint = open_checkpoint(folder_of(tmp_path / "model", base, plain | experts, {"quant_method": "mxfp4"}))
+    assert "MXFP4" in checkpoint.look_only and "2 quantised expert matrices are not unpacked" in checkpoint.look_only
+    sites = find_sites(checkpoint)
+    assert len(sites.sites) == 4 and sites.sites == find_sites(open_checkpoint(base)).sites
 
 
 def test_damaged_groups_and_foreign_layouts_are_named(base, tmp_path):

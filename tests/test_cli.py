@@ -120,7 +120,7 @@ def the_document(capsys, format: str) -> dict:
 
 def test_every_command_and_every_option_says_what_it_does():
     group = typer.main.get_command(cli.app)
-    assert set(group.commands) == {"inspect", "rescale", "verify", "runs", "trajectory", "compare", "clean", "jobs"}
+    assert set(group.commands) == {"inspect", "rescale", "verify", "architectures", "runs", "trajectory", "compare", "clean", "jobs"}
     for name, command in group.commands.items():
         assert command.help and len(command.get_short_help_str(200)) > 20, name
         for parameter in command.params:

@@ -1,21 +1,20 @@
 """One cell on two processes, and cells on the workers of a Ray cluster: the numbers of one process, whoever is killed."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from wisca_core.comparison import executor, folder
+from wisca_core.comparison import cluster, executor, folder, ways
 from wisca_core.comparison.cell import train
 from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.spec import ARMS, DataSpec, ModelSpec, OptimiserSpec, Spec, checked
+from wisca_core.errors import BadOption, DeviceMissing, OutputRefused
 
 TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]
 # torchrun's store and Ray listen on all interfaces whatever address they are given, so they get a network of their own:
@@ -88,3 +87,56 @@ def test_a_cell_on_two_processes_paused_and_resumed_under_torchrun_has_the_losse
             assert all(a[k] == b[k] or abs(a[k] - b[k]) < 1e-5 * max(1, abs(b[k])) for k in a)
         a, b = (load_file(cell.folder / "model" / "model.safetensors") for cell in (one, other))
         assert a.keys() == b.keys() and all((a[n] - b[n]).abs().max() < 1e-4 * b[n].abs().max() for n in b)
+
+
+ON_RAY = """
+import os, signal, sys
+from pathlib import Path
+import ray
+from wisca_core.comparison import cluster, executor, folder, ways
+
+path, kills = Path(sys.argv[1]), [True]
+ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=80_000_000, log_to_driver=False, configure_logging=False)
+
+def kill(message, done, total):
+    first = folder.read(path).cells[0]
+    if kills and first.step >= 10:
+        inode = os.stat(first.folder / "lock").st_ino
+        holder = [line.split()[4] for line in Path("/proc/locks").read_text().splitlines() if line.split()[5].endswith(f":{inode}")]
+        if holder:
+            os.kill(int(holder[0]), signal.SIGKILL)
+            kills.clear()
+            print("killed", flush=True)
+
+comparison = executor.run(path, None, kill, executor="ray")
+print(comparison.state, comparison.workers, comparison.message, [(c.state, c.attempts, c.reason) for c in comparison.cells], flush=True)
+"""
+
+
+def test_a_ray_worker_killed_in_mid_run_loses_nothing(tmp_path, small):
+    spec = small(steps=240, evaluate_every=60)
+    whole = alone(tmp_path / "alone", spec)
+    path = folder.create(tmp_path / "c", spec)
+    with tempfile.TemporaryDirectory(prefix="ray") as short:  # the paths of its sockets have at most 107 characters
+        process = in_a_network_of_its_own("-c", ON_RAY, str(path), RAY_TMPDIR=short, RAY_USAGE_STATS_ENABLED="0")
+        said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and "killed" in said, said[-4000:]
+    comparison = folder.read(path)
+    assert comparison.state == "done" and comparison.workers == 2
+    assert [(c.state, c.attempts) for c in comparison.cells] == [("done", 1), ("done", 0)]
+    assert [rows(cell) for cell in comparison.cells] == [rows(cell) for cell in whole]
+    assert not list(path.glob(".cluster-*"))
+
+
+def test_without_a_cluster_or_a_shared_folder_ray_is_refused_by_name(tmp_path, small, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(DeviceMissing, match="no Ray cluster was reached at 127.0.0.1:1.*ray start --head"):
+        executor.run(folder.create(tmp_path / "c", small()), executor="ray")
+    assert not (tmp_path / "c" / "executor.json").exists()
+    with pytest.raises(OutputRefused, match="is not the folder it is here. Put the comparison on a file system"):
+        cluster.train_cell(str(tmp_path / "c"), "baseline-lr0.01-seed1", ".cluster-elsewhere", "cpu")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BadOption, match=r"pip install 'wisca\[ray\]'"):
+        executor.run(tmp_path / "c", executor="ray")
+    with pytest.raises(BadOption, match="processes_per_cell is 2. Use --executor processes"):
+        ways.choose(small(processes_per_cell=2), "ray")

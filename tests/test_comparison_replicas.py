@@ -239,6 +239,39 @@ def test_biases_untied_heads_and_random_norms_are_stacked_too(small_model):
     assert stack.losses(ids).detach().numpy() == pytest.approx(own, rel=1e-12) and abs(own[0] - own[1]) > 1e-3
 
 
+def test_the_kernels_chosen_for_a_gpu_compute_the_same(small):
+    spec = small()
+    models = [build_model(spec, seed) for seed in (1, 2)]
+    stack = Stack(models, [build_optimisers(m, spec.optimiser, 1e-3) for m in models])
+    ids = torch.randint(257, (2, 3, 17), generator=torch.Generator().manual_seed(0))
+    found = []
+    for stack.for_gpu in (False, True):
+        stack.gradients.zero_()
+        losses = stack.losses(ids)
+        losses.sum().backward()
+        found.append((losses.detach(), stack.gradients.clone()))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-6)
+    assert (found[0][1] - found[1][1]).abs().max() < 1e-6 < found[0][1].abs().max() / 100
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_losses_looked_at_only_now_and_then_as_on_a_gpu_are_the_same(tmp_path, small, monkeypatch, fails):
+    rates = (0.01, 100.0) if fails else (0.01,)
+    optimiser = OptimiserSpec(learning_rates=rates, warmup_steps=0, weight_decay=10.0 if fails else 0.1)
+    spec = small(optimiser=optimiser, steps=23, log_every=10, evaluate_every=10, arms=arms("baseline", "wisca", every=7))
+    usual, as_usual = at_once(tmp_path / "usual", spec)
+    looked, look = [], replicas._Group._looked_at
+    monkeypatch.setattr(replicas._Group, "_looked_at", lambda group, losses, step: looked.append((step, len(losses))) or look(group, losses, step))
+    monkeypatch.setattr(Place, "is_cuda", True)
+    monkeypatch.setattr(replicas, "_captured", lambda stack, rows, clip, place: lambda new: replicas._one_step(stack, new, clip, place))
+    seldom, ended = at_once(tmp_path / "seldom", spec)
+    assert [step for step, _ in looked] == [7, 10, 14, 20, 21, 23] and sum(n for _, n in looked) == 23
+    assert {name: str(error) for name, error in ended.items()} == {name: str(error) for name, error in as_usual.items()}
+    for one, other in zip(seldom, usual, strict=True):
+        if ended[one.name] is None:
+            assert rows(one) == rows(other)
+
+
 def test_a_model_that_computes_something_else_is_refused_before_the_first_step(tmp_path, small, monkeypatch):
     build = cell_module.build_model
 

@@ -16,7 +16,7 @@ from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.miniature import load
 from wisca_core.equivalence.outputs import difference, outputs
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.proof import label, prove
 from wisca_core.export.export import export
 from wisca_core.plan.decide import decide
 from wisca_core.plan.options import Options
@@ -25,18 +25,41 @@ from wisca_core.plan.plan import make_plan
 BOUND = 1e-11
 
 
+# What a row does not know: none of these words may stand in a refusal of a model that the row is about.
+MISFITS = ("is missing from the weights", "is not part of", "expected", "config.json gives", "claims", "not meet", "fit")
+
+
 @pytest.mark.parametrize("model_type", sorted(families()))
 def test_every_supported_model_type_is_proved(model_type, small_model):
     """The proof itself builds a miniature, rescales every channel cell by up to 2^10 both ways, reloads and compares.
+
+    Whatever is not a site is refused by its row with a reason; nothing is left over.
     """
     checkpoint = open_checkpoint(small_model(model_type))
-    sites = find_sites(checkpoint)
-    refuses_qk = bool(families()[model_type].refuse_qk)
-    n_layers = sites.attention.n_layers
-    assert len(sites.sites) == n_layers * (1 if refuses_qk else 2) and len(sites.refusals) == n_layers * refuses_qk
+    sites = find_sites(checkpoint, pairs=("qk", "vo", "mlp"))
+    for refusal in sites.refusals:
+        assert not any(words in refusal.reason for words in MISFITS), refusal
+    if not sites.sites:
+        assert sites.refusals
+        return
     found = prove(checkpoint, sites)
-    assert found.passed, found.reason
-    assert 0 <= found.max_rel < BOUND and found.liveness > 1e-6 and len(found.cases) >= 5 and found.largest_factor == 1024
+    assert found.passed and set(found.proved) == {label(site) for site in sites.sites}, found.reason
+    assert 0 <= found.max_rel < BOUND and found.liveness > 1e-6 and len(found.cases) >= 3 and found.largest_factor == 1024
+
+
+# Model types of the causal-LM mapping without a site of that pair, and why; every other one has it.
+WITHOUT_QK = {
+    "attention-free": ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
+    "a norm without weights": ("deepseek_v4", "nanochat", "zaya"),
+    "a clip": ("dbrx", "inkling2_text"),
+}  # fmt: skip
+WITHOUT_VO = {
+    "attention-free": ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
+    "a norm without weights": ("diffllama", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "inkling2_text"),
+    "values that are keys": ("deepseek_v4",),
+    "a clip": ("dbrx",),
+    "no rule yet": ("zaya",),
+}  # fmt: skip
 
 
 GQA = {"num_key_value_heads": 8}
@@ -76,6 +99,16 @@ VARIANTS = {
     "bert base model": ("bert", {"architectures": ["BertModel"]}),
     "bert classifier": ("bert", {"architectures": ["BertForSequenceClassification"]}),
     "electra small": ("electra", {"hidden_size": 256, "embedding_size": 128}),
+    "cohere norms": ("cohere", GQA | {"use_qk_norm": True}),
+    "phi norms": ("phi", {"qk_layernorm": True}),
+    "stablelm norms": ("stablelm", GQA | {"qk_layernorm": True}),
+    "falcon new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 8, "num_attention_heads": 64, "hidden_size": 4096}),
+    "falcon MHA": ("falcon", {"multi_query": False, "alibi": True}),
+    "dbrx without a clip": ("dbrx", {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 8, "clip_qkv": None}}),
+    "deepseek_v3 without a narrow query": ("deepseek_v3", {"q_lora_rank": None}),
+    "deepseek_v3 half-split": ("deepseek_v3", {"rope_interleave": False}),
+    "llama4 without norms": ("llama4_text", {"use_qk_norm": False}),
+    "glm4_moe norms": ("glm4_moe", {"use_qk_norm": True}),
     "granite multipliers": ("granite", GQA | {"attention_multiplier": 0.0078125, "residual_multiplier": 0.22}),
     "starcoder2 no biases": ("starcoder2", {"use_bias": False}),
 }  # fmt: skip

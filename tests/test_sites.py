@@ -288,7 +288,7 @@ def test_heads_that_do_not_fit_the_weights_are_named_with_both_numbers(tmp_path)
     ({"model_type": "mamba"}, "the model has no attention"),
     ({"model_type": "bert", "position_embedding_type": "relative_key"}, "relative position"),
     ({"model_type": "bert", "position_embedding_type": "relative_key_query"}, "both q and k"),
-    ({"model_type": "bert", "is_decoder": True}, "cross-attention"),
+    ({"model_type": "bert", "is_decoder": True, "add_cross_attention": True}, "cross-attention"),
     ({"model_type": "gpt2", "add_cross_attention": True}, "cross-attention"),
     ({"model_type": "phi", "partial_rotary_factor": 1.5}, "rotary width of 6"),
     ({"model_type": "phi", "partial_rotary_factor": "half"}, "config.json does not give"),
@@ -384,19 +384,19 @@ def test_every_row_has_a_known_type_layout_and_expressions_that_parse():
     from transformers import CONFIG_MAPPING
 
     from wisca_core.architecture.expressions import evaluate
+    from wisca_core.equivalence.example import example_config
 
     for model_type, family in families().items():
         assert model_type in CONFIG_MAPPING, model_type
-        layout = dict(family.layout)
-        assert layout.keys() == {"q", "k", "v", "o"} and all(len(grid) in (3, 5) for grid in layout.values())
-        assert family.rope in ("half", "interleaved", "none") and family.stack in ("decoder", "encoder")
-        assert "{i}" in family.layer and family.roots[-1] in ("", "decoder.") and hash(family) is not None
-        config = CONFIG_MAPPING[model_type]().to_dict()
-        for expression in (family.n_layers, family.n_heads, family.n_kv_heads, family.head_dim, family.hidden_size):
-            assert isinstance(evaluate(expression, config), int), (model_type, expression)
-        for expression, reason in family.refuse:
-            assert not evaluate(expression, config) and reason
-    assert len(families()) == len(set(families())) >= 25
+        assert bool(family.each) != bool(family.towers) or family.parts
+        config = example_config(model_type)
+        for part in family.each:
+            assert dict(part.layout).keys() == {"q", "k", "v", "o"} and all(len(grid) in (3, 5) for grid in dict(part.layout).values())
+            assert ("{i}" in part.layer or part.n_layers == "1") and hash(part) is not None and (part.when == "True" or part.otherwise)
+            for expression, reason in (*part.refuse, *part.refuse_qk, *part.refuse_vo, *part.refuse_mlp):
+                assert len(reason) > 20 and not reason.endswith(".")
+                evaluate(expression, config | {"layer": 0})
+    assert len(families()) >= 150
 
 
 def test_labels_never_tie_less_than_exactness_demands():

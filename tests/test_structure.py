@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 # Each part may import those before it (and errors, progress, home, which stand below all). Leaves come last.
-ORDER = ["checkpoint", "architecture", "patterns", "plan", "rescale", "export.weights", "export.outlook", "equivalence", "export", "work",
+ORDER = ["checkpoint", "architecture", "patterns", "plan", "rescale", "export.weights", "export.outlook", "equivalence", "export", "census", "work",
          "jobs", "cli"]  # fmt: skip
 
 

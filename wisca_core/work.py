@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
+from wisca_core.equivalence.adapter_proof import prove_adapter
 from wisca_core.equivalence.full_check import compare_folder, full_check
 from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import prove
@@ -24,8 +25,11 @@ def measure_job(arguments: dict, progress: Progress, folder: Path) -> dict:
 
 
 def prove_job(arguments: dict, progress: Progress, folder: Path) -> dict:
-    """{model} -> the proof."""
+    """{model, base: of a LoRA adapter, to prove it on} -> the proof."""
     checkpoint = open_checkpoint(arguments["model"], progress=progress)
+    if arguments.get("base"):
+        base = open_checkpoint(arguments["base"], progress=progress)
+        return prove_adapter(checkpoint, find_sites(checkpoint), base, progress).to_json()
     return prove(checkpoint, find_sites(checkpoint), progress).to_json()
 
 

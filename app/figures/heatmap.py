@@ -44,7 +44,7 @@ def heatmap(
     """Cells of one pair: before, before with size divided out (no such strip where ``has_size`` says no), after.
 
     ``groups``: rows of one pair, columns layer, group, log2_ratio, log2_size, log2_after (octaves, left over right).
-    ``layers``: the same without group, one row a layer. ``after``: heading of the last strip. ``unit_name``: what a row
+    ``layers``: the same without group, one row a layer. ``after``: heading of the last strip, "" where there is none. ``unit_name``: what a row
     is. ``selected``: (layer, group). ``lanes``: names of the rows, where they have names instead of numbers.
     A cell without a ratio bears a cross; a (layer, group) without a row stays blank. Each cell's overlay point carries
     customdata [layer, group, times heavier], since plotly reports no click on a heatmap.
@@ -54,7 +54,8 @@ def heatmap(
     strips = [("Before", groups["log2_ratio"].to_numpy())]
     if has_size(groups):
         strips.append(("Before, size divided out", (groups["log2_ratio"] - groups["log2_size"]).to_numpy()))
-    strips.append((after, groups["log2_after"].to_numpy()))
+    if after:
+        strips.append((after, groups["log2_after"].to_numpy()))
 
     span = span_of(np.concatenate([octaves for _, octaves in strips]))
 

@@ -62,7 +62,7 @@ def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
         finding,
         f"A cell is one {cell}. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, "
         f"its strength says by how much; balance fades into the page.{why_two}{blank} Below, each layer as a whole: "
-        f"ring before, dot after, grey band within 2×. Click a cell to open {'it' if shown.lanes else 'its head'}.",
+        f"{'ring before, dot after, ' if shown.after else ''}grey band within 2×. Click a cell to open {'it' if shown.lanes else 'its head'}.",
         heatmap.columns(shown.groups),
         "ratios",
     )
@@ -84,7 +84,9 @@ def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     finding = findings.balance_title(shown.groups)
     heading(
         finding,
-        f"One point is one {shown.unit}. Ring before, dot after; a factor moves it along the anti-diagonal, so the "
+        f"One point is one {shown.unit}. Grey band: within 2×."
+        if not shown.after
+        else f"One point is one {shown.unit}. Ring before, dot after; a factor moves it along the anti-diagonal, so the "
         "product of the norms stays. Grey band: within 2×.",
         shown.groups[["name", "layer", "group", "left", "right", "left_after", "right_after"]],
         "balance",
@@ -110,7 +112,7 @@ def draw_furthest(shown: Shown) -> None:
         {0: "No pair stands out from the rest", 1: "The pair furthest from the rest"}.get(
             n, f"The {number} pairs furthest from the rest"
         ),
-        f"Sorted by distance from the median; the factor is that on {on}. Click a row to open {'it' if shown.lanes else 'the head'}.",
+        f"Sorted by distance from the median{f'; the factor is that on {on}' if shown.after else ''}. Click a row to open {'it' if shown.lanes else 'the head'}.",
         table,
         "furthest",
     )
@@ -127,6 +129,8 @@ def draw_furthest(shown: Shown) -> None:
     )
     if shown.unit == "layer":
         view = view.drop(columns="Group")
+    if not shown.after:
+        view = view.drop(columns=["Factor", "After"])
     places = list(zip(table["layer"].tolist(), table["group"].tolist()))
     st.dataframe(
         view,
@@ -155,7 +159,7 @@ def draw_depth(shown: Shown, theme: Theme) -> None:
     bars = heads.groupby(["role", "layer"]).size().max() > depth.FEW
     heading(
         finding,
-        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one {'part' if shown.lanes else 'head'}, log axis. Outline before, filled after."
+        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one {'part' if shown.lanes else 'head'}, log axis.{' Outline before, filled after.' if shown.after else ''}"
         + (
             " Bars span 10–90 % of a layer with the median as a notch; dots beyond a bar lie far out."
             if bars

@@ -42,6 +42,8 @@ def sentence(shown: Shown, row: pd.Series, detail: HeadDetail) -> str:
         heavy, light = names if octaves > 0 else names[::-1]
         first = f"{heavy[0]} {heavy[1]} {times(2 ** abs(octaves))} heavier than {_lower(light[0])}."
     changes = [(on, role.factor) for on, role in zip(shown.matrices, detail.roles)]
+    if not shown.after:
+        return first
     if all(factor == (1.0, 1.0) for _, factor in changes):
         return f"{first} With the options of Rescale it stays as it is."
     on = " and ".join(f"{words.factors(*factor)} on {name}" for name, factor in changes)

@@ -86,7 +86,7 @@ def metrics(shown: Shown) -> None:
             "Within 2× of balance",
             f"{words.count(s.within_2x)} of {words.count(s.n_cells)}",
             width=140,
-            help=f"{_COUNTED.get(shown.pair, 'KV groups')} of {words.PAIR_LABELS[s.pair]}, before. After: {words.count(s.within_2x_after)}.",
+            help=f"{_COUNTED.get(shown.pair, 'KV groups')} of {words.PAIR_LABELS[s.pair]}, before.{f' After: {words.count(s.within_2x_after)}.' if shown.after else ''}",
         )
 
 
@@ -117,6 +117,8 @@ def controls(shown: Shown) -> None:
             persist_state="session",
             help="; ".join(f"{words.NORM_LABELS[n]}: {words.NORM_SYMBOLS[n]}" for n in NORMS).replace("|", "\\|"),
         )
+        if not shown.after:
+            return
         with st.popover("What makes the after", type="tertiary"):
             st.markdown(f"After: {describe(shown.options)}.")
             st.page_link("views/rescale.py", label="Change it on Rescale")

@@ -1,6 +1,6 @@
 """What Inspect draws: one pair in one norm, cut out of the tables once a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,9 @@ class Shown:
 
     @property
     def after(self) -> str:
-        """Heading of what the options make of it."""
+        """Heading of what the options make of it, "" where it may only be looked at."""
+        if self.model.checkpoint.look_only:
+            return ""
         return "After, with powers of two" if self.options.exact else "After"
 
     def group(self, layer: int, group: int) -> pd.Series:
@@ -75,6 +77,8 @@ class Shown:
 def shown(model: Opened) -> Shown:
     """Of the pair and norm that are chosen; a pair this model does not have gives way to one it has."""
     options = state.options(model.sites)
+    if model.checkpoint.look_only:
+        options = replace(options, strength=0.0)  # nothing moves, so there is no after
     decision = cached.decision(model, options)
     pairs = list(dict.fromkeys(site.key.pair for site in model.sites.sites))
     if state.get("pair") not in pairs:

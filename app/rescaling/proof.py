@@ -2,13 +2,15 @@
 
 import streamlit as st
 
+from app import cached
 from app.cached import Opened
 from app.current import normal, title
 from app.figures import words
 from app.following import explain, follow, latest
-from app.messages import plain
+from app.messages import errors_as_messages, plain
 from app.rescaling import kept_plan
 from wisca_core import jobs
+from wisca_core.equivalence.adapter_proof import cached_adapter_proof
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed
 from wisca_core.equivalence.proof import Proof, cached_proof
 from wisca_core.plan.decide import Decision
@@ -34,10 +36,11 @@ def draw(model: Opened, options: Options, decision: Decision) -> Proof | None:
 
 
 def _miniature(model: Opened) -> Proof | None:
-    proof = cached_proof(model.checkpoint, model.sites)
+    base = _base(model) if model.checkpoint.adapter_json else ""
+    proof = _kept(model, base)
     if proof is None:
-        st.markdown("**Miniature**")
-        _run_miniature(model)
+        st.markdown("**Products**" if model.checkpoint.adapter_json else "**Miniature**")
+        _run_miniature(model, base)
         return None
     title = proof.kind.rpartition(" ")[2].capitalize()
     if not proof.passed:
@@ -56,16 +59,39 @@ def _miniature(model: Opened) -> Proof | None:
     return proof
 
 
-def _run_miniature(model: Opened) -> None:
+def _base(model: Opened) -> str:
+    """The base model of an adapter, as the person wrote it; the path that the adapter itself names is never followed."""
+    written = st.text_input(
+        "Base model, to prove it there too",
+        key=f"base of {model.checkpoint.path}",
+        placeholder=str(model.checkpoint.adapter.get("base_model_name_or_path") or "a path on this machine"),
+        help="The adapter is proved by its products B A. With its base model's config.json it is also run on a miniature of "
+        "that base, through peft.",
+    ).strip()
+    with errors_as_messages("The base model cannot be opened"):
+        if written:
+            cached.opened(normal(written))
+            return normal(written)
+    return ""
+
+
+def _kept(model: Opened, base: str) -> Proof | None:
+    if not base:
+        return cached_proof(model.checkpoint, model.sites)
+    return cached_adapter_proof(model.checkpoint, model.sites, cached.opened(base).checkpoint)
+
+
+def _run_miniature(model: Opened, base: str = "") -> None:
     name = normal(model.checkpoint.source)
-    job = latest("prove", model=name)
+    asked = {"model": name, **({"base": base} if base else {})}
+    job = latest("prove", **asked)
     if job is not None and not job.is_active and job.state != "done":
         explain(job, "The proof did not finish")
         if not st.button("Prove again", key="prove_again"):
             return
         job = None
     if job is None or not job.is_active:
-        job = jobs.start("prove", {"model": name}, f"Prove the rule for {title(name)}", exclusive=f"prove {name}")
+        job = jobs.start("prove", asked, f"Prove the rule for {title(name)}", exclusive=f"prove {name} {base}".strip())
     st.markdown(":gray[The very rule that will be used, on this architecture made small, in float64.]")
     follow(job)
 
@@ -111,8 +137,6 @@ def _fed(check: FullCheck) -> str:
 
 
 def _say_full_check(check: FullCheck, model: Opened, options: Options) -> None:
-    from app import cached
-
     agrees = check.agrees(cached.plan(model, options))
     mark = _badge(f"passed, {check.seconds:.0f} s", "check") if agrees else _badge("contradicts the plan", "close")
     st.markdown(f"**Full check** {mark}")

@@ -55,7 +55,7 @@ class Recipe:
 
     kind: str
     parts: tuple[TensorInfo, ...]
-    settings: tuple[int, ...] = ()
+    settings: tuple[int | float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Made:
 
 def _scaled_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     """Stored rows times a scale for each block of rows and columns. Settings: rows and columns of a block."""
-    weight, (block_rows, block_columns) = made.recipe.parts[0], made.recipe.settings
+    weight, (block_rows, block_columns) = made.recipe.parts[0], map(int, made.recipe.settings)
     values = made.read(weight, start, stop).float()
     scale = made.whole(1).float()
     scale = scale.reshape(1, 1) if scale.numel() == 1 else scale.reshape(-1, 1) if scale.dim() == 1 else scale
@@ -64,11 +64,40 @@ def _int8_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     return made.read(made.recipe.parts[0], start, stop).float() * (made.whole(1).float()[start:stop, None] / 127)
 
 
+def _four_bit_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+    """bitsandbytes' 4 bits: two values a byte, the first one high, looked up in a table of 16 and multiplied by their
+    block's largest value; these may be stored as bytes themselves, looked up and scaled by blocks in turn. Settings:
+    values a block, largest values a block of those (0: stored plainly), their mean. Parts: bytes, largest, table, and for
+    the latter their scales and table.
+    """
+    block, outer, mean = made.recipe.settings
+    columns = made.info.shape[1]
+    first, last = start * columns, stop * columns
+    bytes_ = made.read(made.recipe.parts[0], first // 2, -(-last // 2)).reshape(-1)
+    values = torch.stack([bytes_ >> 4, bytes_ & 15], 1).reshape(-1)
+    of_block = torch.arange(first, last) // int(block)
+    largest = made.whole(1).reshape(-1)[of_block]
+    if outer:
+        largest = made.whole(4)[largest.long()] * made.whole(3).reshape(-1)[of_block // int(outer)] + mean
+    return (made.whole(2)[values.long()] * largest.float()).reshape(stop - start, columns)
+
+
+def _packed_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+    """compressed-tensors' packed integers: along the rows, lowest bits first, 2^(bits - 1) added. Settings: bits, inputs
+    a scale. Parts: words, scales.
+    """
+    bits, group = map(int, made.recipe.settings)
+    words, columns = made.read(made.recipe.parts[0], start, stop), made.info.shape[1]
+    shifts = torch.arange(32 // bits, dtype=torch.int32) * bits
+    values = ((words[:, :, None] >> shifts) & ((1 << bits) - 1)).reshape(stop - start, -1)[:, :columns] - (1 << bits - 1)
+    return values.float() * made.whole(1)[start:stop].float()[:, torch.arange(columns) // group]
+
+
 def _gptq_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     """(q - zero) * scale, q packed down the input axis, zeros along the output axis. Settings: bits, what is added to a
     stored zero. Parts: qweight, qzeros, scales, g_idx.
     """
-    bits, one_more = made.recipe.settings
+    bits, one_more = map(int, made.recipe.settings)
     words, zeros, scales, group = (made.whole(i) for i in range(4))
     per_word, mask = 32 // bits, (1 << bits) - 1
     shifts = torch.arange(per_word, dtype=torch.int32) * bits
@@ -86,7 +115,7 @@ def _awq_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     """(q - zero) * scale, q and zeros packed along the output axis in AWQ_ORDER. Settings: inputs a group. Parts:
     qweight, qzeros, scales.
     """
-    (group_size,) = made.recipe.settings
+    group_size = int(made.recipe.settings[0])
     place = {column: number for number, column in enumerate(AWQ_ORDER)}
     columns = torch.arange(start, stop)
     shifts = torch.tensor([4 * place[int(c) % 8] for c in columns], dtype=torch.int32)
@@ -97,7 +126,7 @@ def _awq_rows(made: Made, start: int, stop: int) -> torch.Tensor:
 
 def _reordered_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     """Rows that a converter stored in another order inside each head. Settings: rows a head."""
-    order, first, last = _rotary_order(made.recipe.settings[0], start, stop)
+    order, first, last = _rotary_order(int(made.recipe.settings[0]), start, stop)
     return made.read(made.recipe.parts[0], first, last)[order - first]
 
 
@@ -105,7 +134,7 @@ def _gguf_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     """llama.cpp's block formats, unpacked by the gguf package. Settings: type number, rows a head (0: as they lie)."""
     from gguf import GGMLQuantizationType, quants
 
-    kind, head = made.recipe.settings
+    kind, head = map(int, made.recipe.settings)
     order, first, last = _rotary_order(head, start, stop) if head else (torch.arange(start, stop), start, stop)
     stored = made.read(made.recipe.parts[0], first, last)[order - first]
     per_row = made.info.n_elements // made.info.shape[0]
@@ -141,6 +170,8 @@ KINDS: dict[str, Callable[[Made, int, int], torch.Tensor]] = {
     "int8": _int8_rows,
     "gptq": _gptq_rows,
     "awq": _awq_rows,
+    "four bits": _four_bit_rows,
+    "packed": _packed_rows,
     "reordered": _reordered_rows,
     "gguf": _gguf_rows,
     "shards": _shard_rows,

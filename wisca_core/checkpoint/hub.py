@@ -114,6 +114,8 @@ def _wanted(names: list[str], model_id: str) -> list[str]:
         weights = {choice.index, *(name for name in names if shard.fullmatch(name))}
     else:
         weights = set(choice.files)
+        if choice.kind == "dcp":
+            weights |= {name for name in names if name.endswith(".distcp")}
     small = (name for name in names if name.endswith(_SMALL_FILES) and not name.endswith(".index.json"))
     bare = (name for name in names if name in _BARE_FILES)
     return sorted({*weights, *small, *bare})

@@ -1,4 +1,4 @@
-"""The command line: ``wisca inspect | rescale | verify | runs | trajectory | compare | clean | jobs``.
+"""The command line: ``wisca inspect | rescale | verify | architectures | runs | trajectory | compare | clean | jobs``.
 
 This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command
 does is in the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled;
@@ -178,6 +178,37 @@ def _verify(
     from wisca_core.cli.verify import run
 
     return run(before, after, weights_only, json, yes)
+
+
+@app.command("architectures")
+@ending
+def _architectures(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One architecture: the model_type of config.json.", show_default="all")
+    ] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Prove on miniatures what has no kept result for the installed versions.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Prove what has a kept result too.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Encoders, encoder-decoders, vision and speech too, not only causal language models.")
+    ] = False,
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            "--granularity", metavar="tensor|group|channel", help="What is proved; several with commas.", show_default="all three"
+        ),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV.")] = None,
+    json: Json = False,
+) -> int:
+    """Show which architectures are covered, by which rule, and what was proved of each.
+
+    With NAME: everything about one. Exit 1 where nothing of it can be rescaled.
+    """
+    from wisca_core.cli.architectures import run
+
+    return run(name, prove, again, everything, granularity, csv, json)
 
 
 @app.command("runs")

@@ -99,7 +99,12 @@ def _spec(spec: Path | None, preset: str | None, model: Path | None) -> Spec:
 def _refuse_too_large(spec: Spec, way: "Way") -> None:
     from wisca_core.comparison.estimate import estimate
 
-    e = estimate(spec, way.workers, seconds_per_step=0.0)
+    e = estimate(spec, way.workers, seconds_per_step=0.0, way=way)
+    if e.device_free_bytes is not None and e.device_memory_bytes >= e.device_free_bytes:
+        raise OutputRefused(
+            f"one run of a model of {e.n_parameters:,} parameters needs about {e.device_memory_bytes / 1e9:.1f} GB on its GPU; {e.device_free_bytes / 1e9:.1f} GB "
+            f"are free there. Use a smaller model, batch_size or context, or more GPUs a run (processes_per_cell). Nothing was started."
+        )
     if not e.fits and e.free_bytes is not None:
         raise OutputRefused(
             f"{e.workers} processes with a model of {e.n_parameters:,} parameters need about "
@@ -113,7 +118,7 @@ def _estimate(spec: Spec, way: "Way", json: bool) -> int:
     from wisca_core.comparison.data import load_corpus
     from wisca_core.comparison.estimate import GPU_FLOPS, estimate
 
-    found = estimate(spec, way.workers)
+    found = estimate(spec, way.workers, way=way)
     text: dict | None = None
     lacking = ""
     try:
@@ -131,12 +136,14 @@ def _estimate(spec: Spec, way: "Way", json: bool) -> int:
     say(f"text    {text['n_train_tokens']:,} tokens for training (sha256 {text['sha256'][:16]}...)" if text else f"text    not at hand: {lacking}")
     basis = (f"{found.seconds_per_step * 1000:.0f} ms a step, measured just now" if found.is_measured else
              f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix product reaches here")  # fmt: skip
-    say(f"time    about {duration(found.seconds)} on {found.workers} processes ({basis})")
+    say(f"time    about {duration(found.seconds)} on {in_words(way)} ({basis}{', one run at a time' if way.gpus else ''})")
     if not found.is_measured:
         say(f"gpu     about {duration(found.gpu_seconds)} for all runs one after the other, and {found.gpu_bytes / 1e9:.0f} GB a run, on a GPU that trains at "
             f"{GPU_FLOPS / 1e12:.0f} TFLOP/s: an assumption, nothing was run")  # fmt: skip
     free = f", {found.free_bytes / 1e9:.1f} GB free" if found.free_bytes is not None else ""
     say(f"memory  about {found.memory_bytes / 1e9:.1f} GB{free}{'' if found.fits else ': too much'}; disk {found.disk_bytes / 1e6:.0f} MB")
+    if found.device_free_bytes is not None:
+        say(f"gpu     about {found.device_memory_bytes / 1e9:.1f} GB for a run, {found.device_free_bytes / 1e9:.1f} GB free")
     say(f"seeds   {found.seeds_needed} to see a difference of {found.effect_nats:g} nats four times out of five at {spec.steps:,} steps "
         f"(spread of paired differences {found.spread_nats:.3f} nats); planned: {len(spec.seeds)}")  # fmt: skip
     if found.steps_needed:

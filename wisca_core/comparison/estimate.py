@@ -9,9 +9,11 @@ import statistics
 import time
 from dataclasses import dataclass
 
+from wisca_core.comparison.place import Place, free_bytes
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.statistics import seeds_to_see
+from wisca_core.comparison.ways import Way
 from wisca_core.equivalence.full_check import memory_free
 
 # Steps -> standard deviation of paired final differences, in nats: byte-level decoders of width 64 to 128, 4 layers,
@@ -21,6 +23,8 @@ SPREAD = ((300, 0.07), (900, 0.028))
 SPREAD_CONTINUED = 0.005
 # What a worker holds before it has a model: torch and transformers, measured.
 WORKER_BYTES = 450_000_000
+# The same of one that uses a GPU, and what CUDA's context takes there: assumptions, of the usual order.
+CUDA_WORKER_BYTES, CUDA_BYTES = 3_000_000_000, 600_000_000
 # Importing torch and transformers and reading the text, in a worker.
 START_SECONDS = 6.0
 # A small step is too short to be timed once.
@@ -39,7 +43,8 @@ class Estimate:
     the time rests on steps taken; else on ``flops_per_second``, this thread's. ``gpu_seconds``, ``gpu_bytes``: all cells
     one after the other on one GPU of GPU_FLOPS, and one cell's memory there; never measured. ``spread_nats``: assumed
     standard deviation of a paired difference; ``seeds_needed``: to see ``effect_nats`` four times out of five with it;
-    ``steps_needed``: (steps, seeds) for other lengths, empty where the spread does not depend on them.
+    ``steps_needed``: (steps, seeds) for other lengths, empty where the spread does not depend on them;
+    ``device_memory_bytes``: of one cell on each GPU, ``device_free_bytes`` there, where it is trained on GPUs.
     """
 
     n_cells: int
@@ -60,26 +65,37 @@ class Estimate:
     spread_nats: float
     seeds_needed: int
     steps_needed: tuple[tuple[int, int], ...]
+    device_memory_bytes: int = 0
+    device_free_bytes: int | None = None
 
     @property
     def fits(self) -> bool:
-        return self.free_bytes is None or self.memory_bytes < self.free_bytes
+        fits_device = self.device_free_bytes is None or self.device_memory_bytes < self.device_free_bytes
+        return fits_device and (self.free_bytes is None or self.memory_bytes < self.free_bytes)
 
 
-def estimate(spec: Spec, workers: int, seconds_per_step: float | None = None, facts: Facts | None = None) -> Estimate:
+def estimate(spec: Spec, workers: int, seconds_per_step: float | None = None, facts: Facts | None = None, way: Way | None = None) -> Estimate:
     """``seconds_per_step``: measured here where it is not given, unless the model does not fit or a step is long: it is
-    then reckoned. Raises what ``prepare`` raises.
+    then reckoned. ``way``: how it will be trained, by default one by one on CPU; a step is measured on its device, one
+    cell at a time, so replicas on a GPU take less than is said. Raises what ``prepare`` raises.
     """
     facts = facts or prepare(spec)
     used = min(workers, spec.n_cells)
-    cell_bytes = _cell_bytes(spec, facts)
-    memory = used * (WORKER_BYTES + cell_bytes)
-    free = memory_free()
+    a_cell = cell_bytes(spec, facts)
+    if way is not None and way.device == "cuda":
+        # the weights pass through the main memory on their way to the GPU
+        memory, free = used * (CUDA_WORKER_BYTES + 4 * facts.n_parameters), memory_free()
+        device_memory, device_free = int(CUDA_BYTES + a_cell / way.n_ranks), min((free_bytes(n) for n in way.gpus), default=None)
+    else:
+        memory, free = used * (WORKER_BYTES * _n_ranks(way) + max(1, way.at_once if way else 1) * a_cell), memory_free()
+        device_memory, device_free = 0, None
     work, speed, is_measured = flops_per_step(spec, facts), 0.0, True
     if seconds_per_step is None:
         speed = STEP_SHARE * thread_flops()
-        is_measured = (free is None or memory < free) and work / speed < LONGEST_STEP
-        seconds_per_step = measure_step(spec) if is_measured else work / speed
+        fits = (free is None or memory < free) and (device_free is None or device_memory < device_free)
+        device = f"cuda:{way.gpus[0]}" if way and way.gpus else "cpu"
+        is_measured = fits and _n_ranks(way) == 1 and (device != "cpu" or work / speed < LONGEST_STEP)
+        seconds_per_step = measure_step(spec, device) if is_measured else work / speed
     each = spec.steps * seconds_per_step * _overhead(spec)
     rounds = math.ceil(spec.n_cells / used)
     spread = expected_spread(spec)
@@ -88,9 +104,13 @@ def estimate(spec: Spec, workers: int, seconds_per_step: float | None = None, fa
     disk = int(spec.n_cells * (220 * rows + (kept if spec.save_weights else 0)) + used * 12 * facts.n_trained)
     return Estimate(
         spec.n_cells, facts.title, facts.n_parameters, facts.n_trained, seconds_per_step, is_measured, speed, START_SECONDS + rounds * each, used,
-        int(memory), free, disk, spec.n_cells * spec.steps * _overhead(spec) * work / GPU_FLOPS, int(cell_bytes), spec.detect_nats, spread,
-        seeds_to_see(spec.detect_nats, spread), _steps_needed(spec),
+        int(memory), free, disk, spec.n_cells * spec.steps * _overhead(spec) * work / GPU_FLOPS, int(a_cell), spec.detect_nats, spread,
+        seeds_to_see(spec.detect_nats, spread), _steps_needed(spec), device_memory, device_free,
     )  # fmt: skip
+
+
+def _n_ranks(way: Way | None) -> int:
+    return way.n_ranks if way else 1
 
 
 def flops_per_step(spec: Spec, facts: Facts) -> float:
@@ -148,15 +168,15 @@ def _steps_needed(spec: Spec) -> tuple[tuple[int, int], ...]:
     return tuple((steps, seeds_to_see(spec.detect_nats, spread_at(steps))) for steps in (300, 600, 900))
 
 
-def _cell_bytes(spec: Spec, facts: Facts) -> float:
+def cell_bytes(spec: Spec, facts: Facts) -> float:
     """Weights, gradients, two moments, and a copy while a checkpoint is written; what a backward pass keeps."""
     context = spec.data.context
     a_token = facts.n_layers * (16 * facts.width + 6 * facts.mlp_width + 2 * facts.n_heads * context) + 4 * facts.vocabulary
     return 4 * facts.n_parameters + 16 * facts.n_trained + 4 * spec.batch_size * context * a_token
 
 
-def measure_step(spec: Spec) -> float:
-    """Seconds of one training step on one thread: the median of those that fit into a second, at least three."""
+def measure_step(spec: Spec, device: str = "cpu") -> float:
+    """Seconds of one training step of one cell, on one thread or on a GPU: the median of those that fit into a second, at least three."""
     import torch
 
     from wisca_core.comparison.models import build_model, build_optimisers, loss_nats
@@ -164,17 +184,22 @@ def measure_step(spec: Spec) -> float:
     threads, random = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(1)
     try:
-        model = build_model(spec, 0)
+        place = Place(device, spec.precision)
+        model = place.ready(build_model(spec, 0))
         optimisers = build_optimisers(model, spec.optimiser, spec.optimiser.learning_rates[0])
-        rows = torch.randint(256, (spec.batch_size, spec.data.context + 1), generator=torch.Generator().manual_seed(0))
+        rows = torch.randint(256, (spec.batch_size, spec.data.context + 1), generator=torch.Generator().manual_seed(0)).to(device)
         taken: list[float] = []
         began = time.perf_counter()
         while len(taken) < 4 or (time.perf_counter() - began < PROBE_SECONDS and len(taken) < 100):
             start = time.perf_counter()
-            loss_nats(model, rows).backward()
+            with place.step():
+                loss = loss_nats(model, rows)
+            loss.backward()
             for one in optimisers:
                 one.step()
                 one.zero_grad()
+            if place.is_cuda:
+                torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - start)
         return statistics.median(taken[1:])
     finally:

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from wisca_core import home
@@ -64,33 +65,28 @@ def _run(comparison: Comparison, way: Way, progress: Progress) -> Comparison:
     for cell in todo:
         folder.write_cell_status(cell, state="waiting", reason="", attempts=0)
     status("running")
-    # worker number -> its process; the number decides its GPU
-    processes: dict[int, subprocess.Popen] = {}
+    written = time.monotonic()
+
+    def look() -> None:
+        nonlocal written
+        now = folder.read(path)
+        n = sum(c.state == "done" for c in now.cells)
+        progress(f"training, {n} of {len(now.cells)} runs finished", now.steps_done, now.steps_total)
+        if time.monotonic() - written > 2:
+            written = time.monotonic()
+            status("running")
+
     try:
-        for number in range(min(way.workers, len(todo))):
-            processes[number] = _start(path, way, number)
-        written = time.monotonic()
-        while processes:
-            time.sleep(LOOK_SECONDS)
-            for number, one in [(n, p) for n, p in processes.items() if p.poll() is not None]:
-                del processes[number]
-                # a device that failed may be there again for a fresh process; one that is not there stays without
-                has_more = one.returncode == LOST or (one.returncode not in (0, NO_DEVICE) and _mourn(path, one.returncode))
-                if has_more and not folder.asked(path):
-                    processes[number] = _start(path, way, number)
-            now = folder.read(path)
-            n = sum(c.state == "done" for c in now.cells)
-            progress(f"training, {n} of {len(now.cells)} runs finished", now.steps_done, now.steps_total)
-            if time.monotonic() - written > 2:
-                written = time.monotonic()
-                status("running")
+        if way.executor == "ray":
+            from wisca_core.comparison.cluster import spread
+
+            spread(path, way, todo, look, lambda code: _mourn(path, code))
+        else:
+            _side_by_side(path, way, len(todo), look)
     except (Cancelled, KeyboardInterrupt) as stopped:
-        folder.ask(path, "cancel" if isinstance(stopped, Cancelled) else "pause")
-        _wait(list(processes.values()))
         status("cancelled" if isinstance(stopped, Cancelled) else "paused", "asked to stop; resuming continues from the last checkpoints")
         raise
     except BaseException as error:
-        _wait(list(processes.values()), patience=0)
         status("failed", f"{type(error).__name__}: {error}")
         raise
     marker = folder.asked(path)
@@ -105,6 +101,30 @@ def _run(comparison: Comparison, way: Way, progress: Progress) -> Comparison:
         else:
             status("done", f"{len(failed)} of {len(comparison.cells)} runs failed" if failed else "")
     return folder.read(path)
+
+
+def _side_by_side(path: Path, way: Way, n_todo: int, look: Callable[[], None]) -> None:
+    """Processes until every cell is trained, or all have ended; a number decides a process's GPUs."""
+    processes: dict[int, subprocess.Popen] = {}
+    try:
+        for number in range(min(way.workers, n_todo)):
+            processes[number] = _start(path, way, number)
+        while processes:
+            time.sleep(LOOK_SECONDS)
+            for number, one in [(n, p) for n, p in processes.items() if p.poll() is not None]:
+                del processes[number]
+                # a device that failed may be there again for a fresh process; one that is not there stays without
+                has_more = one.returncode == LOST or (one.returncode not in (0, NO_DEVICE) and _mourn(path, one.returncode))
+                if has_more and not folder.asked(path):
+                    processes[number] = _start(path, way, number)
+            look()
+    except (Cancelled, KeyboardInterrupt) as stopped:
+        folder.ask(path, "cancel" if isinstance(stopped, Cancelled) else "pause")
+        _wait(list(processes.values()))
+        raise
+    except BaseException:
+        _wait(list(processes.values()), patience=0)
+        raise
 
 
 def _start(path: Path, way: Way, number: int) -> subprocess.Popen:

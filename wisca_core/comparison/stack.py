@@ -87,6 +87,8 @@ class Stack:
         self.n = len(models)
         parameter = next(first.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        # whether kernels are chosen that suit a GPU; they compute the same
+        self.for_gpu = self.device.type != "cpu"
         self.groups, self.row_length = _laid_out(first, self.optimisers[0])
         size = (self.n, self.row_length)
         self.values, self.gradients, *self.moments = (torch.zeros(size, dtype=self.dtype, device=self.device) for _ in range(4))
@@ -142,7 +144,7 @@ class Stack:
 
     def _embedded(self, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         n_tokens = table.shape[1]
-        if self.device.type == "cuda" and n_tokens <= _ONE_HOT_TOKENS:
+        if self.for_gpu and n_tokens <= _ONE_HOT_TOKENS:
             # the gradient of a look-up sorts or adds atomically; a product does neither and can be captured
             one_hot = (ids[..., None] == torch.arange(n_tokens, device=self.device)).to(table.dtype)
             with torch.autocast(self.device.type, enabled=False):
@@ -159,7 +161,7 @@ class Stack:
         q, k, v = heads("q_proj", n_heads), heads("k_proj", n_kv_heads), heads("v_proj", n_kv_heads)
         q, k = q * cos + _half_turned(q) * sin, k * cos + _half_turned(k) * sin
         shares = n_heads > n_kv_heads
-        if shares and self.device.type != "cpu":  # CUDA's kernels for float32 know no shared heads
+        if shares and self.for_gpu:  # CUDA's kernels for float32 know no shared heads
             k, v = (t.repeat_interleave(n_heads // n_kv_heads, dim=1) for t in (k, v))
             shares = False
         out = functional.scaled_dot_product_attention(q, k, v, is_causal=length > 1, scale=size**-0.5, enable_gqa=shares)

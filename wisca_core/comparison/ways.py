@@ -57,14 +57,14 @@ def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cel
         raise BadOption(f"executor: {executor!r} was given; choose from auto, {', '.join(EXECUTORS)}.")
     if workers is not None and workers < 1:
         raise BadOption(f"workers: {workers} was given; a whole number from 1 is needed.")
+    if executor == "ray":
+        return _on_cluster(spec)
     numbers = place.gpus(spec.device)
     place.check_precision(spec.precision, numbers)
     device = "cuda" if numbers else "cpu"
     why_not = "" if executor == "processes" or (executor == "auto" and not numbers) else _not_stackable(spec)
     if executor == "auto":
         executor = "replicas" if numbers and not why_not else "processes"
-    elif executor == "ray" and spec.processes_per_cell > 1:
-        raise BadOption(f"executor: ray trains a cell in one process; processes_per_cell is {spec.processes_per_cell}. Use --executor processes.")
     elif executor == "replicas" and why_not:
         raise BadOption(f"executor: replicas cannot train this comparison's models: {why_not}. Use --executor processes.")
     n_ranks = spec.processes_per_cell
@@ -118,6 +118,18 @@ def record(path: Path, way: Way, spec: Spec) -> None:
 
         names = [torch.cuda.get_device_name(number) for number in way.gpus]
     home.write_json(path / "executor.json", EXECUTOR, 1, {"executor": way.executor, "device": way.device, "device_names": names, "precision": spec.precision})
+
+
+def _on_cluster(spec: Spec) -> Way:
+    if spec.processes_per_cell > 1:
+        raise BadOption(f"executor: ray trains a cell in one process; processes_per_cell is {spec.processes_per_cell}. Use --executor processes.")
+    from wisca_core.comparison.cluster import connect
+
+    found = connect()
+    if spec.device.startswith("cuda") and not found["GPU"]:
+        raise DeviceMissing(f"device: {spec.device} was asked for; no node of the Ray cluster has a GPU. Nothing was started.")
+    device = "cpu" if spec.device == "cpu" or not found["GPU"] else "cuda"
+    return Way("ray", device, (), max(1, found["GPU" if device == "cuda" else "CPU"]), 0)
 
 
 def _not_stackable(spec: Spec) -> str:

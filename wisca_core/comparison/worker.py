@@ -11,13 +11,15 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from wisca_core import home
 from wisca_core.comparison import folder
 from wisca_core.comparison.data import Corpus, load_corpus
 from wisca_core.comparison.folder import Cell, Comparison
-from wisca_core.comparison.place import Place, is_device_lost, is_out_of_memory
+from wisca_core.comparison.place import Place, free_bytes, is_device_lost, is_out_of_memory
+from wisca_core.comparison.spec import Spec
 
 # Exit codes: the device failed while cells were trained (a fresh process may find it again), or was not there at all.
 LOST, NO_DEVICE = 75, 76
@@ -40,11 +42,14 @@ def main(arguments: list[str]) -> int:
     return work(path, given.device, given.at_once, stop, given.store)
 
 
-def work(path: Path, device: str, at_once: int, stop: Callable[[], bool], store: str = "") -> int:
+def work(path: Path, device: str, at_once: int, stop: Callable[[], bool], store: str = "", only: str = "") -> int:
     """Train what can be taken of the comparison in ``path``; an exit code. ``at_once``: replicas, 0 for one cell after
-    the other. Where RANK and WORLD_SIZE are set, this is one of several processes of each cell.
+    the other; ``only``: the name of the one cell to train. Where RANK and WORLD_SIZE are set, this is one of several
+    processes of each cell.
     """
     comparison = folder.read(path)
+    if only:
+        comparison = replace(comparison, cells=tuple(c for c in comparison.cells if c.name == only))
 
     import torch
     from transformers.utils import logging
@@ -129,6 +134,8 @@ def _groups(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], pl
 
     from wisca_core.comparison.replicas import train_group
 
+    if place.is_cuda:
+        at_once = min(at_once, _fitting(comparison.spec, place))
     while not stop():
         held: dict[str, tuple[Cell, int]] = {}
         limit = at_once
@@ -169,6 +176,15 @@ def _groups(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], pl
                 os.close(descriptor)
         if place.is_cuda:
             torch.cuda.empty_cache()
+
+
+def _fitting(spec: Spec, place: Place) -> int:
+    """Replicas that the GPU's free memory should hold; where it does not, running out of it makes them fewer."""
+    from wisca_core.comparison.estimate import cell_bytes
+    from wisca_core.comparison.prepare import prepare
+
+    # half as much again: while a step is captured, weights and moments are there twice
+    return max(1, int(0.9 * free_bytes(int(place.device.partition(":")[2])) / (1.5 * cell_bytes(spec, prepare(spec)))))
 
 
 def _take(path: Path, known: Cell) -> tuple[Cell, int] | None:

@@ -19,7 +19,7 @@ from wisca_core.architecture.adapter import adapted
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
-from wisca_core.equivalence.proof import ALIVE, FORMAT, OCTAVES, PRODUCT, TOLERANCE, VERSION, Proof, versions
+from wisca_core.equivalence.proof import ALIVE, FORMAT, OCTAVES, PRODUCT, TOLERANCE, VERSION, Proof, label, versions
 from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, WiscaError
 from wisca_core.export.weights import write_weights
 from wisca_core.home import folder, read_json, write_json
@@ -86,6 +86,8 @@ def _prove(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None, progre
         cases += more
         not_checked = ("sequences longer than 33 tokens in the miniature",)
     passed = worst <= TOLERANCE
+    reason = "" if passed else f"{where} differs by {worst:.1e} relative; {TOLERANCE:.0e} is the bound."
+    labels = tuple(dict.fromkeys(map(label, sites.sites)))
     return Proof(
         passed=passed,
         rule=sites.family,
@@ -97,8 +99,10 @@ def _prove(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None, progre
         largest_factor=2.0**OCTAVES,
         seconds=time.perf_counter() - started,
         versions=versions(),
-        reason="" if passed else f"{where} differs by {worst:.1e} relative; {TOLERANCE:.0e} is the bound.",
+        reason=reason,
         not_checked=not_checked,
+        proved=labels if passed else (),
+        refused=() if passed else tuple((name, reason) for name in labels),
     )
 
 

@@ -94,6 +94,27 @@ def difference(reference: Outputs, other: Outputs) -> Difference:
     return Difference(max_abs, max_rel, n_values, n_different, worst)
 
 
+def first_move(reference: Outputs, model, seed: int, above: float) -> float:
+    """Relative difference of the first case in which ``model`` moves away from ``reference`` by more than ``above``; the
+    largest seen where none does. Most models move in the first case, so this costs a fraction of ``outputs``.
+    """
+    lift = lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
+    largest = 0.0
+    with _one_thread(), torch.no_grad(), lift:
+        # the longest first: scores do not matter at length 1, nor do experts that are not chosen
+        for case in sorted(cases(model, seed), key=lambda case: -max((t.numel() for t in case.inputs.values() if isinstance(t, torch.Tensor)), default=0)):
+            left = reference.cases.get(case.name)
+            if left is None:
+                continue
+            _, right = _per_position(model, case, reference.kind if case.method == "forward" else "", seed)
+            size = left.double().abs().max().item()
+            gap = (left.double() - right.double()).abs().max().item()
+            largest = max(largest, float("inf") if gap != gap else gap / size if size else gap)
+            if largest > above:
+                break
+    return largest
+
+
 def _outputs(model, seed: int) -> Outputs:
     kind, values, not_run = "", {}, []
     for case in cases(model, seed):

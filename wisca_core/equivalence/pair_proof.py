@@ -18,7 +18,7 @@ from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.equivalence.adapter_proof import extreme, peft_version
-from wisca_core.equivalence.proof import ALIVE, FORMAT, OCTAVES, TOLERANCE, VERSION, Proof, structure, versions
+from wisca_core.equivalence.proof import ALIVE, FORMAT, OCTAVES, TOLERANCE, VERSION, Proof, label, structure, versions
 from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, WiscaError
 from wisca_core.export.weights import write_weights
 from wisca_core.home import folder, read_json, write_json
@@ -62,6 +62,7 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
     targets = {inside(one.module) for one in adapted(adapter) if not one.unknown}
     if not sites.sites or not targets:
         raise ProofFailed("the base has no pair or the adapter no layer that a rule covers, so there is nothing to prove.")
+    labels, pairs = {label(site) for site in sites.sites}, tuple(dict.fromkeys(site.key.pair for site in sites.sites))
     progress("building a miniature with an adapter", 0, 1)
     with tempfile.TemporaryDirectory(prefix="wisca-proof-") as place:
         original, beside = Path(place) / "base", Path(place) / "adapter"
@@ -69,7 +70,7 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         build_miniature(shrink(base.config), original, seed=1)
         build_adapter(original, beside, adapter.adapter, targets, seed=4)
         small, small_adapter = open_checkpoint(original), open_checkpoint(beside)
-        small_sites = find_sites(small).only(lambda site: site.key.pair in {s.key.pair for s in sites.sites})
+        small_sites = find_sites(small, pairs=pairs).only(lambda site: label(site) in labels)
         lacking = structure(sites) - structure(small_sites)
         if lacking:
             raise ProofFailed(f"transformers' own {sites.model_type} with this config.json has no pair of the kind {sorted(lacking)[0]}; the weights and config.json disagree.")
@@ -93,6 +94,7 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
     if followed and not alone > ALIVE:
         raise ProofFailed("leaving the adapter as it is does not move the outputs, so it is not run and nothing is proved.")
     passed = worst <= TOLERANCE
+    reason = "" if passed else f"the outputs differ by {worst:.1e} relative ({where}); {TOLERANCE:.0e} is the bound."
     return Proof(
         passed=passed,
         rule=f"{sites.family} with its adapter",
@@ -104,7 +106,9 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         largest_factor=2.0**OCTAVES,
         seconds=time.perf_counter() - started,
         versions=versions(),
-        reason="" if passed else f"the outputs differ by {worst:.1e} relative ({where}); {TOLERANCE:.0e} is the bound.",
+        reason=reason,
+        proved=tuple(sorted(labels)) if passed else (),
+        refused=() if passed else tuple((name, reason) for name in sorted(labels)),
         not_checked=("base and adapter together at their full size", "attention kernels other than eager", "sequences longer than 33 tokens in the miniature"),
     )
 

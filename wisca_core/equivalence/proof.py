@@ -34,6 +34,8 @@ TOLERANCE = 1e-11
 ALIVE = 1e-6
 OCTAVES = 10.0  # factors reach 2^10 both ways: modest ones never meet a clip
 
+NOT_RUN = "scaling one side alone does not move the outputs"  # in the reason of a pair that the model holds and never runs
+
 PRODUCT = "the product B A"  # how the words of a LoRA adapter's proof begin
 
 FORMAT, VERSION = "wisca-proof", 2
@@ -167,8 +169,7 @@ def _failed(sites: Sites, reason: str, seconds: float) -> Proof:
 
 
 def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity: str = "channel") -> Proof:
-    from wisca_core.equivalence.miniature import build_miniature, load
-    from wisca_core.equivalence.outputs import difference, outputs
+    from wisca_core.equivalence.miniature import build_miniature
     from wisca_core.equivalence.small_config import shrink
 
     started = time.perf_counter()
@@ -192,35 +193,22 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
                 f"the weights and config.json disagree about the structure (a bias or norm that one has and the other "
                 f"lacks). {why}"
             )
-        model = load(original)
-        reference = outputs(model, seed=2)
-        repeat = difference(reference, outputs(model, seed=2))
-        if repeat.max_rel > TOLERANCE:
-            raise ProofFailed(f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case}).")
-
-        def moved(trial: Trial):
-            changed = Path(place) / "changed"
-            _apply(small, small_sites, trial.factors, granularity, trial.side, changed)
-            try:
-                return difference(reference, outputs(load(changed), seed=2))
-            finally:
-                shutil.rmtree(changed)
-
-        verdict = _judge(small_sites, granularity, moved, progress)
+        bench = open_bench(small, small_sites, Path(place))
+        verdict = judge(bench, granularity, progress)
     a = small_sites.attention
     return Proof(
         passed=not verdict.refused,
         rule=sites.family,
         what=f"{a.n_layers} layers, width {a.hidden_size}, {a.n_heads} query heads on {a.n_kv_heads} KV heads, random biases and gains",
-        n_cases=len(reference.cases) * verdict.n_trials,
-        cases=tuple(reference.cases),
+        n_cases=len(bench.cases) * verdict.n_trials,
+        cases=bench.cases,
         max_rel=verdict.worst,
         liveness=verdict.alive,
         largest_factor=2.0**OCTAVES,
         seconds=time.perf_counter() - started,
         versions=versions(),
         reason="; ".join(dict.fromkeys(reason for _, reason in verdict.refused)),
-        not_checked=("attention kernels other than eager", "sequences longer than 33 tokens in the miniature"),
+        not_checked=("attention kernels other than eager", "sequences longer than 33 tokens in the miniature", *bench.not_run),
         proved=verdict.proved,
         refused=verdict.refused,
     )
@@ -236,19 +224,66 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class _Verdict:
+class Verdict:
+    """``worst``: the largest relative difference of a trial, ``held``: that of what was proved; ``alive``: the smallest
+    change of a one-sided one, 0 where none was asked for. ``proved`` and ``refused`` as in a Proof."""
+
     worst: float
+    held: float
     alive: float
     n_trials: int
     proved: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
 
 
-def _judge(sites: Sites, granularity: str, moved: Callable, progress: Progress) -> _Verdict:
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A miniature with its own outputs. ``moved(trial, granularity)`` rescales it on disk, loads it again and gives the
+    Difference of the outputs; ``lives(trial, granularity)`` how far they move at least. ``not_run``: towers that no case
+    reaches."""
+
+    sites: Sites
+    cases: tuple[str, ...]
+    moved: Callable
+    lives: Callable
+    not_run: tuple[str, ...] = ()
+
+
+def open_bench(small: Checkpoint, sites: Sites, place: Path) -> Bench:
+    """``small``: the miniature's checkpoint, ``place``: a folder for its rescaled copies. ProofFailed where it does not
+    repeat its own outputs."""
+    from wisca_core.equivalence.miniature import load
+    from wisca_core.equivalence.outputs import difference, first_move, outputs
+
+    model = load(small.path)
+    reference = outputs(model, seed=2)
+    repeat = difference(reference, outputs(model, seed=2))
+    if repeat.max_rel > TOLERANCE:
+        raise ProofFailed(f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case}).")
+
+    def changed_model(trial: Trial, granularity: str):
+        changed = place / "changed"
+        _apply(small, sites, trial.factors, granularity, trial.side, changed)
+        try:
+            return load(changed)
+        finally:
+            shutil.rmtree(changed)
+
+    def moved(trial: Trial, granularity: str):
+        return difference(reference, outputs(changed_model(trial, granularity), seed=2))
+
+    def lives(trial: Trial, granularity: str) -> float:
+        return first_move(reference, changed_model(trial, granularity), 2, ALIVE)
+
+    return Bench(sites, tuple(reference.cases), moved, lives, reference.not_run)
+
+
+def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = True) -> Verdict:
     """Every label by itself, both ways and for life; then all that passed together, each side pushed to the extreme.
 
-    ``moved(trial)`` gives the Difference that a trial makes.
+    ``controls``: whether to look for life; what is alive at one granularity is so at every other.
     """
+    sites = bench.sites
     rng = np.random.default_rng(3)
 
     def octaves(chosen: list[Site], low: float, high: float) -> dict[str, np.ndarray]:
@@ -259,18 +294,20 @@ def _judge(sites: Sites, granularity: str, moved: Callable, progress: Progress) 
         by_label.setdefault(label(site), []).append(site)
     total, done, n_trials = len(sites.sites) + len(by_label) + 2, 0, 0
     worst, where, alive = 0.0, "", float("inf")
+    by_itself: dict[str, float] = {}
     refused: dict[str, str] = {}
     for name, own in by_label.items():
         progress("proving the rule on a miniature", done, total)
-        found = moved(Trial("factors both ways", octaves(own, -OCTAVES, OCTAVES)))
+        found = bench.moved(Trial("factors both ways", octaves(own, -OCTAVES, OCTAVES)), granularity)
         n_trials += 1
+        by_itself[name] = found.max_rel
         if not found.max_rel <= worst:
             worst, where = found.max_rel, f"factors both ways, {found.worst_case}"
         if not found.max_rel <= TOLERANCE:
             refused[name] = f"the outputs differ by {found.max_rel:.1e} relative (factors both ways, {found.worst_case}); {TOLERANCE:.0e} is the bound."
         living: set[tuple] = set()
         dead: dict[tuple, str] = {}
-        for site in own if name not in refused else ():
+        for site in own if controls and name not in refused else ():
             progress("proving the rule on a miniature", done, total)
             done += 1
             # a router may never choose one of a layer's experts: one that is chosen stands for all, they are alike
@@ -280,20 +317,22 @@ def _judge(sites: Sites, granularity: str, moved: Callable, progress: Progress) 
             # a norm swallows a uniform factor, so the control is not uniform
             n_cells = site.n_cells(granularity)
             factors = np.exp2(rng.uniform(-1, 1, n_cells) if n_cells > 1 else np.array([1.0]))
-            one_sided = moved(Trial(site.name, {site.name: factors}, "left"))
-            if one_sided.max_rel > ALIVE:
+            one_sided = bench.lives(Trial(site.name, {site.name: factors}, "left"), granularity)
+            if one_sided > ALIVE:
                 living.add(place)
-                alive = min(alive, one_sided.max_rel)
+                alive = min(alive, one_sided)
             else:
                 dead[place] = site.name
         for place in dead.keys() - living:
-            refused.setdefault(name, f"{dead[place]}: scaling one side alone does not move the outputs, so this pair is not run and nothing is proved.")
+            refused.setdefault(name, f"{dead[place]}: {NOT_RUN}, so this pair is not run and nothing is proved.")
         done += 1
     left = [site for site in sites.sites if label(site) not in refused]
+    together = 0.0
     for name, low, high in (("left side up", OCTAVES - 1, OCTAVES), ("right side up", -OCTAVES, 1 - OCTAVES)) if left else ():
         progress("proving the rule on a miniature", total - 1, total)
-        found = moved(Trial(name, octaves(left, low, high)))
+        found = bench.moved(Trial(name, octaves(left, low, high)), granularity)
         n_trials += 1
+        together = max(together, found.max_rel)
         if not found.max_rel <= worst:
             worst, where = found.max_rel, f"{name}, {found.worst_case}"
         if not found.max_rel <= TOLERANCE:
@@ -301,7 +340,9 @@ def _judge(sites: Sites, granularity: str, moved: Callable, progress: Progress) 
             refused |= dict.fromkeys(by_label, reason)
             break
     progress("proving the rule on a miniature", total, total)
-    return _Verdict(worst, alive if left else 0.0, n_trials, tuple(name for name in by_label if name not in refused), tuple(refused.items()))
+    proved = tuple(name for name in by_label if name not in refused)
+    held = max((by_itself[name] for name in proved), default=0.0)
+    return Verdict(worst, max(held, together) if proved else 0.0, alive if left and controls else 0.0, n_trials, proved, tuple(refused.items()))
 
 
 def _apply(checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], granularity: str, side: str | None, out: Path) -> None:

@@ -22,6 +22,7 @@ KINDS: dict[str, str] = {
     "export": "wisca_core.work:export_job",
     "trajectory": "wisca_core.trajectory:trajectory_job",
     "compare": "wisca_core.comparison.reporting:compare_job",
+    "census": "wisca_core.census.run:census_job",
     "sleep": "wisca_core.jobs.kinds:sleep_job",
 }
 

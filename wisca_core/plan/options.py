@@ -1,6 +1,7 @@
 """What a person can choose, checked once, as a value."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, SiteKey, Sites
@@ -84,8 +85,11 @@ class Options:
 
 def default_pairs(sites: Sites) -> tuple[str, ...]:
     """The pairs that are balanced where none were asked for: the paper's, or all it has of a model without those."""
-    keys = [site.key for site in sites.sites] + [SiteKey.parse(r.what) for r in sites.refusals if r.what != "model"]
-    has = tuple(pair for pair in PAIRS if any(key.pair == pair for key in keys))
+    found = {site.key.pair for site in sites.sites}
+    for refusal in sites.refusals:
+        with suppress(ValueError):  # of a whole part of the model
+            found.add(SiteKey.parse(refusal.what).pair)
+    has = tuple(pair for pair in PAIRS if pair in found)
     return DEFAULT_PAIRS if not has or set(has) & set(DEFAULT_PAIRS) else has
 
 

@@ -1,0 +1,98 @@
+"""All of them: counts, the table, and the reasons of what is refused."""
+
+import pandas as pd
+import streamlit as st
+
+from app import state
+from app.cached import Census
+from app.figures import words
+from app.spreadsheet import csv_bytes
+from wisca_core.census.coverage import Coverage
+from wisca_core.census.entry import ABSENT, LABELS, NOT_REACHED, OPEN, PARTLY, PROVED, REFUSED
+from wisca_core.equivalence.proof import versions
+
+_KEPT = {"persist_state": "session"}
+_VERDICTS = {"all": "All", PROVED: "Proved", PARTLY: "In part", REFUSED: "Refused", NOT_REACHED: "Not reached", OPEN: "Not proved yet"}
+_KINDS = {"causal": "Causal language models", "all": "All with a rule"}
+
+
+def facts(census: Census) -> str:
+    n = census.coverage.n_types
+    return f"transformers {versions()['transformers']}, torch {versions()['torch']}, {words.plural(n, 'architecture')}"
+
+
+def metrics(coverage: Coverage) -> None:
+    n = coverage.n_types
+    with st.container(horizontal=True):
+        for pair, label in LABELS.items():
+            st.metric(f"{label} exact", f"{coverage.n(pair)} of {n}", width=140)
+        st.metric("VO in part", coverage.n("vo", PARTLY), width=140)
+        st.metric("Not reached", coverage.n("qk", NOT_REACHED), width=140)
+
+
+def draw_table(census: Census) -> None:
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
+        st.subheader("Every architecture", anchor=False, width="content")
+        st.download_button("CSV", csv_bytes(census.table), "architectures.csv", "text/csv", type="tertiary", on_click="ignore", key="census_csv")
+    st.markdown(":small[:gray[Behind a verdict: the finest granularity at which the pair was proved. Difference: relative to the largest output, in float64.]]")
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+        st.text_input("Search", key="search", placeholder="name, rule or reason", width=260, **_KEPT)
+        st.segmented_control("Attention", [v for v in _VERDICTS if v == "all" or (census.table["attention"] == v).any() or v == state.get("verdict")],
+                             key="verdict", required=True, format_func=_VERDICTS.get, **_KEPT)  # fmt: skip
+        st.segmented_control("Of", list(_KINDS), key="kinds", required=True, format_func=_KINDS.get, **_KEPT)
+    found = _filtered(census.table)
+    if not len(found):
+        st.markdown(":gray[No architecture fits. Clear the search or choose another verdict.]")
+        return
+    if len(found) < len(census.table):
+        st.markdown(f":small[:gray[{words.count(len(found))} of {words.count(len(census.table))} shown]]")
+    shown = found.rename(columns={"architecture": "Architecture", "rule": "Rule", **LABELS, "reasons": "Why not", "max_rel": "Difference", "seconds": "Seconds"})
+    st.dataframe(
+        shown[["Architecture", *LABELS.values(), "Rule", "Why not", "Difference", "Seconds"]],
+        hide_index=True,
+        key="census",
+        height=560,
+        alt="One row an architecture: the verdict on each pair, the rule, and why what is refused is refused",
+        column_config={
+            "Architecture": st.column_config.TextColumn(pinned=True),
+            "Rule": st.column_config.TextColumn(width="medium"),
+            "Why not": st.column_config.TextColumn(width="large"),
+            "Difference": st.column_config.NumberColumn(format="%.1e"),
+            "Seconds": st.column_config.NumberColumn(format="%.1f"),
+        },
+    )
+
+
+def _filtered(table: pd.DataFrame) -> pd.DataFrame:
+    keep = pd.Series(True, index=table.index)
+    if state.get("verdict") != "all":
+        keep &= table["attention"] == state.get("verdict")
+    for word in str(state.get("search")).lower().split():
+        keep &= table[["architecture", "row", "rule", "reasons"]].apply(lambda column: column.str.lower().str.contains(word, regex=False)).any(axis=1)
+    return table[keep]
+
+
+def draw_reasons(coverage: Coverage) -> None:
+    """Why pairs are refused and types not reached, each reason once."""
+    reasons = [(LABELS[pair], r) for pair, r in coverage.reasons] + [("all", r) for r in coverage.not_reached]
+    if not reasons:
+        return
+    rows = pd.DataFrame(
+        {
+            "Pair": [pair for pair, _ in reasons],
+            "Architectures": [len(r.model_types) for _, r in reasons],
+            "Why": [r.text for _, r in reasons],
+            "Which": [", ".join(r.model_types) for _, r in reasons],
+        }
+    )
+    absent = coverage.n("mlp", ABSENT)
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
+        st.subheader("What is refused, and why", anchor=False, width="content")
+        st.download_button("CSV", csv_bytes(rows), "refusals.csv", "text/csv", type="tertiary", on_click="ignore", key="reasons_csv")
+    st.markdown(
+        ":small[:gray[A refused pair is left as it is; the others of the same model are still rescaled."
+        + (f" No up and down pair was found in {words.plural(absent, 'architecture')}." if absent else "")
+        + "]]"
+    )
+    st.dataframe(rows, hide_index=True, key="reasons", alt="Each reason with the pair and the architectures it is true of",
+                 column_config={"Why": st.column_config.TextColumn(width="large")})  # fmt: skip

@@ -1,0 +1,73 @@
+"""One architecture: the open model's, or the one that was looked up."""
+
+import pandas as pd
+import streamlit as st
+
+from app import state
+from app.cached import Census
+from app.current import glance
+from app.figures import words
+from app.messages import plain
+from wisca_core.architecture.families import families
+from wisca_core.census import row_file, row_text, rule_lines
+from wisca_core.census.entry import LABELS, Entry
+
+
+def settle(census: Census) -> Entry | None:
+    """The architecture that is shown: the chosen one, else the open model's where it is known."""
+    opened = glance()
+    wanted = state.get("architecture") or (opened.sites.model_type if opened else "")
+    if wanted not in census.by_name:
+        state.put("architecture", None)
+        return None
+    state.put("architecture", wanted)
+    return census.by_name[wanted]
+
+
+def beside(chosen: Entry | None, census: Census) -> str:
+    """The line under the title."""
+    if chosen is None:
+        return "Look one up by the model_type of its config.json."
+    about = "" if chosen.n_trials == 0 else "This speaks of its default config; Rescale proves the open model's own. "
+    return about + census.coverage.sentence
+
+
+def draw(census: Census, chosen: Entry | None) -> None:
+    with st.container(border=True):
+        st.selectbox(
+            "Look one up", list(census.by_name), key="architecture", placeholder="model_type of config.json", width=420, persist_state="session"
+        )
+        if chosen is None:
+            return
+        if chosen.not_reached:
+            plain(chosen.not_reached)
+        family = families().get(chosen.model_type)
+        plain("\n".join(rule_lines(family)) if family else "No row covers it, so a checkpoint of it is refused by name.")
+        for remark in chosen.remarks:
+            plain(remark)
+        if chosen.n_trials:
+            st.markdown(
+                f":small[:gray[Proved on a miniature: {words.plural(chosen.n_trials, 'rescaled copy', 'rescaled copies')}, "
+                f"{words.plural(chosen.n_cases, 'input')} each, float64. Largest difference {words.digits(chosen.max_rel, 2)} of the largest output; "
+                f"a factor on one side alone moves it by at least {words.digits(chosen.liveness, 2)}.]]"
+            )
+        _places(chosen)
+        if family:
+            with st.expander(f"Its row in {row_file(family.name)}", key="row"):
+                st.code(row_text(family.name), language="toml", wrap_lines=True)
+
+
+def _places(chosen: Entry) -> None:
+    rows = [
+        {
+            "Pair": LABELS[pair.pair],
+            "Where": place.name,
+            "Proved at": ", ".join(place.held) or "nothing",
+            "Finest": ", ".join(place.finest) if place.held else "",
+            "Why not": "not run by the model" if place.is_idle else place.reason,
+        }
+        for pair in chosen.pairs
+        for place in pair.places
+    ]
+    if rows:
+        st.dataframe(pd.DataFrame(rows), hide_index=True, key="places", alt=f"The pairs of {chosen.model_type} and what was proved of each")

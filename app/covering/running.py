@@ -1,0 +1,38 @@
+"""Running the census in the background."""
+
+import streamlit as st
+
+from app import state
+from app.cached import Census
+from app.figures import words
+from app.following import explain, follow, latest
+from app.messages import errors_as_messages
+from wisca_core import jobs
+
+SECONDS_EACH = 3.0  # of one architecture on one core, three granularities; two are proved side by side
+
+
+def draw(census: Census) -> None:
+    job = latest("census")
+    if job is not None and job.is_active:
+        st.markdown(":gray[Every rule is tried on a miniature in float64, two at a time. What is proved stays if you cancel.]")
+        follow(job)
+        return
+    if job is not None and job.state not in ("done", "cancelled"):
+        explain(job, "The census did not finish")
+    n, missing = census.coverage.n_types, census.coverage.n_open + census.coverage.n("qk", "not reached")
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        with errors_as_messages("The census cannot be started"):
+            if missing and st.button("Prove them here" if missing == n else f"Prove the {words.count(missing)} that are missing", key="prove_all"):
+                _start(False)
+            if missing < n and st.button("Prove all again", key="prove_again"):
+                _start(True)
+        minutes = max(1, round((missing or n) * SECONDS_EACH / 120))
+        st.markdown(f":small[:gray[Each rule on a miniature of that architecture, at three granularities: about {words.plural(minutes, 'minute')} on two free cores.]]")
+
+
+def _start(again: bool) -> None:
+    everything = state.get("kinds") == "all"
+    title = "Prove every architecture" if everything else "Prove every causal language model"
+    jobs.start("census", {"all": everything, "again": again}, title, exclusive="census")
+    st.rerun()

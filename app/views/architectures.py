@@ -1,0 +1,24 @@
+"""Architectures: is mine covered, by which rule, and what was proved of it here?"""
+
+import streamlit as st
+
+from app import cached, state
+from app.covering import many, one, running
+from app.figures import words
+
+census = cached.census("all")
+chosen = one.settle(census)
+shown = cached.census(state.get("kinds"))
+st.markdown(f":small[:gray[{words.markdown_text(many.facts(shown))}]]")
+st.title(words.markdown_text(chosen.sentence if chosen else shown.coverage.sentence), anchor=False)
+st.markdown(words.markdown_text(one.beside(chosen, shown)))
+st.space("small")
+many.metrics(shown.coverage)
+st.space("small")
+one.draw(census, chosen)
+st.space("small")
+running.draw(shown)
+st.space("small")
+many.draw_table(shown)
+st.space("small")
+many.draw_reasons(shown.coverage)

@@ -1,0 +1,153 @@
+"""What the census knows of one model type."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from wisca_core.architecture.site import GRANULARITIES
+
+PAIRS = ("qk", "vo", "mlp")
+LABELS = {"qk": "QK", "vo": "VO", "mlp": "MLP"}
+FINEST = {"tensor": "whole tensors", "group": "KV groups", "channel": "single channels"}
+
+# Verdicts. Attention or feed-forward layers that the model holds and never runs are passed over.
+PROVED = "proved"  # every place of the pair, at every granularity that was tried
+PARTLY = "partly"  # some places or granularities; the others are refused
+REFUSED = "refused"
+ABSENT = "none found"  # no such pair among the tensors
+NOT_REACHED = "not reached"  # no miniature, or it took too long: nothing is known, so nothing is scaled
+OPEN = "not proved yet"  # no result is kept for the installed versions
+VERDICTS = (PROVED, PARTLY, REFUSED, ABSENT, NOT_REACHED, OPEN)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the model a pair sits, "decoder.self". ``n_sites``: of the miniature. ``finest``: the names of the
+    partitions that exactness allows, over its sites; ``held``: the granularities at which it was proved. ``reason``: why
+    it was not at the others; ``is_idle``: the model holds it and never runs it.
+    """
+
+    name: str
+    n_sites: int
+    finest: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    reason: str = ""
+    is_idle: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair of one model type over all its places."""
+
+    pair: str
+    verdict: str
+    places: tuple[Place, ...] = ()
+
+    @property
+    def finest(self) -> str:
+        """The finest granularity at which it was proved, "" where it was not."""
+        found = [name for place in self.places if place.held for name in place.finest]
+        return max(found, key=GRANULARITIES.index, default="")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it was refused, where it was; each once."""
+        return tuple(dict.fromkeys(place.reason for place in self.places if place.reason and not place.is_idle)) or tuple(
+            dict.fromkeys(place.reason for place in self.places if place.reason and self.verdict == REFUSED)
+        )
+
+
+def pair_of(pair: str, places: tuple[Place, ...], asked: tuple[str, ...]) -> Pair:
+    """The verdict over ``places``, tried at the granularities ``asked``."""
+    if not places:
+        return Pair(pair, ABSENT)
+    live = [place for place in places if not place.is_idle]
+    if live and all(not place.reason and set(place.held) == set(asked) for place in live):
+        return Pair(pair, PROVED, places)
+    return Pair(pair, PARTLY if any(place.held for place in live) else REFUSED, places)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model type. ``family``: the row that covers it, "" for none. ``not_reached``: why nothing could be proved.
+    ``max_rel``: the largest difference of what was proved, ``liveness``: the smallest change by a one-sided factor, both
+    relative to the outputs of the miniature; ``n_trials`` rescaled miniatures of ``n_cases`` inputs each. ``when``:
+    seconds since 1970, 0 where it was not proved here yet.
+    """
+
+    model_type: str
+    model_class: str = ""
+    family: str = ""
+    pairs: tuple[Pair, ...] = ()
+    granularities: tuple[str, ...] = ()
+    not_reached: str = ""
+    remarks: tuple[str, ...] = ()
+    n_cases: int = 0
+    n_trials: int = 0
+    max_rel: float = 0.0
+    liveness: float = 0.0
+    seconds: float = 0.0
+    when: float = 0.0
+
+    def __getitem__(self, pair: str) -> Pair:
+        return next(one for one in self.pairs if one.pair == pair)
+
+    @property
+    def verdict(self) -> str:
+        """Over its attention: proved where QK and VO both are."""
+        verdicts = {self["qk"].verdict, self["vo"].verdict}
+        if len(verdicts) == 1:
+            return verdicts.pop()
+        return PARTLY if verdicts & {PROVED, PARTLY} else next(v for v in (NOT_REACHED, OPEN, REFUSED) if v in verdicts)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Of all its pairs, each once; why it was not reached, where it was not."""
+        if self.not_reached:
+            return (self.not_reached,)
+        return tuple(dict.fromkeys(reason for pair in self.pairs for reason in pair.reasons))
+
+    @property
+    def sentence(self) -> str:
+        """Whether it is covered, in words."""
+        exact = [LABELS[p.pair] for p in self.pairs if p.verdict == PROVED]
+        partly = [LABELS[p.pair] for p in self.pairs if p.verdict == PARTLY]
+        if self.not_reached:
+            return f"{self.model_type} was not reached: no proof could be made, so nothing of it is scaled."
+        if any(pair.verdict == OPEN for pair in self.pairs):
+            return f"{self.model_type} {'has a rule' if self.family else 'has no rule of its own'}; it was not proved here yet."
+        if not exact and not partly:
+            return f"{self.model_type} is refused: nothing of it can be rescaled exactly."
+        finest = max((self[pair].finest for pair in PAIRS if self[pair].finest), key=GRANULARITIES.index)
+        parts = [f"{_listed(exact)} {'is' if len(exact) == 1 else 'are'} exact"] if exact else []
+        parts += [f"{_listed(partly)} in {'part' if exact else 'part only'}"] if partly else []
+        return f"{self.model_type} is covered: {', '.join(parts)}, down to {FINEST[finest]}."
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping) -> "Entry":
+        """KeyError, TypeError or ValueError for anything but what ``to_json`` wrote."""
+        fields = {name: data[name] for name in cls.__dataclass_fields__}
+        fields["pairs"] = tuple(_pair(pair) for pair in fields["pairs"])
+        if tuple(pair.pair for pair in fields["pairs"]) != PAIRS:
+            raise ValueError("pairs")
+        for name in ("granularities", "remarks"):
+            fields[name] = tuple(map(str, fields[name]))
+        for name in ("max_rel", "liveness", "seconds", "when"):
+            fields[name] = float(fields[name])
+        return cls(**fields)
+
+
+def _listed(names: list[str]) -> str:
+    """["QK", "VO", "MLP"] -> "QK, VO and MLP"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _pair(data: Mapping) -> Pair:
+    if data["verdict"] not in VERDICTS:
+        raise ValueError(data["verdict"])
+    places = tuple(Place(**{**place, "finest": tuple(place["finest"]), "held": tuple(place["held"])}) for place in data["places"])
+    if any(name not in GRANULARITIES for place in places for name in (*place.finest, *place.held)):
+        raise ValueError("granularity")
+    return Pair(data["pair"], data["verdict"], places)

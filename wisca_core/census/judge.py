@@ -1,0 +1,155 @@
+"""One model type: its typical config made small, its rule tried at every granularity on one miniature."""
+
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from wisca_core.architecture.families import Family, families
+from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.site import GRANULARITIES, Refusal, Site, SiteKey, Sites
+from wisca_core.census.entry import NOT_REACHED, PAIRS, Entry, Pair, Place, pair_of
+from wisca_core.checkpoint import open_checkpoint
+from wisca_core.equivalence.example import example_config
+from wisca_core.equivalence.proof import NOT_RUN, Verdict, judge, label, open_bench
+from wisca_core.errors import WiscaError
+from wisca_core.progress import Progress, silent
+
+LONGEST_REASON = 400
+
+
+def judged(model_type: str, granularities: Iterable[str] = GRANULARITIES, progress: Progress = silent) -> Entry:
+    """What the proof says of this type. Never raises for a type that cannot be built or whose rule fails: the entry says
+    so. ``granularities``: from GRANULARITIES; the finest is tried with every control, the others by their outputs.
+    """
+    asked = tuple(name for name in GRANULARITIES if name in set(granularities))
+    started = time.perf_counter()
+    family = families().get(model_type)
+    refused = always_refused(family)
+    if refused:
+        places = {pair: (Place("model", 0, reason=refused),) for pair in PAIRS}
+        entry = _entry(model_type, family, asked, places)
+    else:
+        try:
+            entry = _proved(model_type, family, asked, progress)
+        except WiscaError as error:
+            if error.exit_code == 130:
+                raise
+            entry = not_reached(model_type, str(error), asked)
+        except Exception as error:  # whatever a model's code raises is the reason why it was not reached
+            entry = not_reached(model_type, f"{type(error).__name__}: {error}", asked)
+    return replace(entry, seconds=time.perf_counter() - started, when=time.time())
+
+
+def not_reached(model_type: str, why: str, granularities: tuple[str, ...], seconds: float = 0.0) -> Entry:
+    """The entry of a type of which nothing could be found out."""
+    family = families().get(model_type)
+    pairs = tuple(Pair(pair, NOT_REACHED) for pair in PAIRS)
+    return Entry(model_type, family=family.name if family else "", pairs=pairs, granularities=granularities,
+                 not_reached=_one_line(why), seconds=seconds, when=time.time())  # fmt: skip
+
+
+def always_refused(family: Family | None) -> str:
+    """Why the row refuses this architecture whatever its config says, "" where it does not."""
+    reasons = [next((reason for expression, reason in part.refuse if expression == "True"), "") for part in family.each] if family else []
+    return reasons[0] if reasons and all(reasons) and not family.towers else ""
+
+
+def _proved(model_type: str, family: Family | None, asked: tuple[str, ...], progress: Progress) -> Entry:
+    from wisca_core.equivalence.miniature import build_miniature, model_class
+    from wisca_core.equivalence.small_config import shrink
+
+    progress("building a miniature", 0, 1)
+    config = shrink(example_config(model_type))
+    with tempfile.TemporaryDirectory(prefix="wisca-census-") as place:
+        folder = Path(place) / "original"
+        folder.mkdir()
+        build_miniature(config, folder, seed=1)
+        small = open_checkpoint(folder)
+        sites = find_sites(small, pairs=PAIRS)
+        verdicts, n_cases = {}, 0
+        if sites.sites:
+            bench = open_bench(small, sites, Path(place))
+            n_cases = len(bench.cases)
+            verdicts = _at_each(bench, asked, progress)
+    entry = _entry(model_type, family, asked, _places(sites, verdicts, model_type))
+    tried = [verdict for name, verdict in verdicts.items() if _is_own(sites, name, asked)]
+    return replace(
+        entry,
+        model_class=model_class(config).__name__,
+        family=sites.family or entry.family,
+        remarks=sites.remarks,
+        n_cases=n_cases,
+        n_trials=sum(verdict.n_trials for verdict in tried),
+        max_rel=max((verdict.held for verdict in tried if np.isfinite(verdict.held)), default=0.0),
+        liveness=next((v.alive for v in verdicts.values() if v.alive and np.isfinite(v.alive)), 0.0),
+    )
+
+
+def _at_each(bench, asked: tuple[str, ...], progress: Progress) -> dict[str, Verdict]:
+    """The finest first. A granularity that ties the same channels as a finer one is that one."""
+    out: dict[str, Verdict] = {}
+    for name in reversed(asked):
+        same = _same_as(bench.sites, name, tuple(out))
+        out[name] = out[same] if same else judge(bench, name, progress, controls=not out)
+    return out
+
+
+def _same_as(sites: Sites, granularity: str, others: tuple[str, ...]) -> str:
+    return next((other for other in others if all(np.array_equal(s.labels(granularity), s.labels(other)) for s in sites.sites)), "")
+
+
+def _is_own(sites: Sites, granularity: str, asked: tuple[str, ...]) -> bool:
+    return not _same_as(sites, granularity, asked[asked.index(granularity) + 1 :])
+
+
+def _places(sites: Sites, verdicts: Mapping[str, Verdict], model_type: str) -> dict[str, tuple[Place, ...]]:
+    """Pair -> its places, those of its sites first, then what was refused before any proof."""
+    by_label: dict[str, list[Site]] = {}
+    for site in sites.sites:
+        by_label.setdefault(label(site), []).append(site)
+    out: dict[str, list[Place]] = {pair: [] for pair in PAIRS}
+    idle: set[str] = set()
+    for name, own in by_label.items():
+        # the finest granularity looks for life; a pair that is not run moves nothing at the others either
+        reasons = {g: dict(v.refused).get(name, "") for g, v in verdicts.items()}
+        if any(NOT_RUN in reason for reason in reasons.values()):
+            idle.add(name)
+        held = () if name in idle else tuple(g for g in GRANULARITIES if g in verdicts and name in verdicts[g].proved)
+        reason = next(filter(None, reasons.values()), "")
+        finest = tuple(dict.fromkeys(site.used_granularity("channel") for site in own))
+        out[own[0].key.pair].append(Place(own[0].block, len(own), finest, held, _one_line(reason), name in idle))
+    for refusal in sites.refusals:
+        for pair, where in _refused_place(refusal):
+            place = Place(where, 0, reason=_plain_reason(refusal, model_type))
+            if place not in out[pair]:
+                out[pair].append(place)
+    return {pair: tuple(places) for pair, places in out.items()}
+
+
+def _refused_place(refusal: Refusal) -> list[tuple[str, str]]:
+    """(pair, place) of a refusal; one without a pair is of every pair there."""
+    try:
+        key = SiteKey.parse(refusal.what)
+    except ValueError:
+        return [(pair, refusal.what) for pair in PAIRS]
+    return [(key.pair, f"{key.stack}.{key.attention}" + (f":{key.part}" if key.part else ""))] if key.pair in PAIRS else []
+
+
+def _plain_reason(refusal: Refusal, model_type: str) -> str:
+    """Without the names of type and layer in front, so that one reason reads the same in every layer."""
+    return _one_line(re.sub(r"\d+", "N", refusal.reason.removeprefix(f"{model_type}: ")) if refusal.what.count(".") >= 3 else refusal.reason.removeprefix(f"{model_type}: "))
+
+
+def _entry(model_type: str, family: Family | None, asked: tuple[str, ...], places: Mapping[str, tuple[Place, ...]]) -> Entry:
+    pairs = tuple(pair_of(pair, places[pair], asked) for pair in PAIRS)
+    return Entry(model_type, family=family.name if family else "", pairs=pairs, granularities=asked)
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " ..."
