@@ -122,6 +122,7 @@ class Family:
     trailing: tuple[int, ...]
     is_optional: bool
     up_first: bool
+    rope_blocks: int
     part: str = ""
     by_expert: bool = False
     conv1d: bool = False

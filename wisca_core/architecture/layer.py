@@ -151,13 +151,15 @@ class Layer:
         return (Grid(0, (self.n_kv_heads, width), (width, 1)),)
 
     def rotary_ties(self, n_heads: int, width: int) -> tuple[Grid, ...]:
-        """Each rotary pair shares one factor: (i, i + r/2) half-split, (2i, 2i + 1) interleaved; the rest of a head of
-        ``width`` is free.
+        """Each rotary pair shares one factor: (i, i + r/2) half-split in each of its blocks, (2i, 2i + 1) interleaved; the
+        rest of a head of ``width`` is free.
         """
         if not self.rope_width:
             return ()
-        pair, between = (1, self.rope_width // 2) if self.rope == "half" else (2, 1)
-        return (Grid(0, (n_heads, self.rope_width // 2, 2), (width, pair, between)),)
+        blocks = self.family.rope_blocks
+        pairs = self.rope_width // (2 * blocks)
+        pair, between = (1, pairs) if self.rope == "half" else (2, 1)
+        return (Grid(0, (n_heads, blocks, pairs, 2), (width, 2 * pairs, pair, between)),)
 
     @property
     def rotary(self) -> tuple[str, int, float]:
