@@ -437,3 +437,10 @@ def test_options_that_do_not_belong_are_named(small):
     ):
         with pytest.raises(BadOption, match=message):
             attempt(model, company)
+
+
+def test_pairs_that_are_not_there_are_named(small, tmp_path, capsys):
+    base, make = small
+    for model, pairs, words in ((base, "lora", "this model has no adapter in it"), (make(), "qk,vo", "this LoRA adapter has rank channels")):
+        assert main(["rescale", str(model), str(tmp_path / "out"), "--pairs", pairs]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
