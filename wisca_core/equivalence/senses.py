@@ -14,6 +14,7 @@ PIXELS, SOUND = "pixels", "sound"
 GRIDS = ("image_grid_thw", "grid_thw", "image_grid_hw")
 FIXED_SIZE = frozenset({"aimv2_vision_model", "hiera"})  # their parameter for a larger picture is not used
 FRAMES = 40  # of sound, where the config leaves the length open
+PICTURES = 2  # of a row of text, where it has several
 RAW_SAMPLES = 3200  # of sound before its convolutions: nine or ten positions after those of wav2vec2
 
 Inputs = dict[str, Any]
@@ -147,7 +148,7 @@ def _clap(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str,
 def _pictures_by_row(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
     """Every row of text has several pictures."""
     channels, (height, width) = _of(config, "num_channels", default=3), _side(_of(config, "image_size"), 16)
-    return [(PIXELS, "two pictures", {"pixel_values": draw(1, 2, channels, height, width)})]
+    return [(PIXELS, "two pictures", {"pixel_values": draw(1, PICTURES, channels, height, width)})]
 
 
 def _tiles(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
@@ -170,6 +171,6 @@ FORMS: dict[str, Callable[[Any, Mapping[str, Any], _Draw], list[tuple[str, str, 
     "audio-spectrogram-transformer": _spectrogram,
     "clap_audio_model": _clap,
     "gemma4_vision": _placed_patches,
-    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), _pictures_by_row),
+    **dict.fromkeys(("idefics", "idefics2", "idefics3", "smolvlm"), _pictures_by_row),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _tiles),
 }
