@@ -28,8 +28,10 @@ WHOLE_PROMPT = frozenset({"cpmant"})
 # Below these lengths nothing is left after layers that pool positions, or attention by sparse blocks turns into the full one,
 # once and for all the calls that follow.
 SHORTEST = {"funnel": 8, "canine": 16, "big_bird": 16, "bigbird_pegasus": 16}
-# Text that is never read without pixels, though their parameter has a default.
-NEEDS_PIXELS = frozenset({"vilt", "idefics"})
+# Text that is not read without pixels, or without them passes by whole layers, though their parameter has a default.
+NEEDS_PIXELS = frozenset({"vilt", "idefics", "mllama"})
+# Their cache keeps what was seen: pixels given to a later step would be seen again.
+SEEN_ONCE = frozenset({"mllama"})
 # Hash their ids: any number is a token.
 HASHED = {"canine": 61}
 # Their decoder reads this many streams of tokens side by side, one row each.
@@ -146,6 +148,8 @@ def _beside_text(model, draw: "Draw", shape: torch.Size) -> dict[str, Any]:
         out["bbox"] = boxes / 70 if draw.fractions else boxes
     if "image_attention_mask" in names and model.config.model_type in NEEDS_PIXELS:
         out["image_attention_mask"] = torch.ones(*shape, PICTURES, dtype=torch.int64)
+    if "cross_attention_mask" in names and model.config.model_type in NEEDS_PIXELS:
+        out["cross_attention_mask"] = torch.ones(*shape, 1, model.config.vision_config.max_num_tiles, dtype=torch.int64)
     return out
 
 
@@ -275,6 +279,8 @@ def cached_steps(model, seed: int, call: Callable[[dict[str, Any]], Any]) -> Ite
     for step in range(STEPS + 1):
         ids = prompt if step == 0 else rest[:, step - 1 : step]
         given = torch.cat([prompt, rest[:, :step]], 1) if model.config.model_type in WHOLE_PROMPT else ids
+        if step == 1 and model.config.model_type in SEEN_ONCE:
+            fixed = {}
         beside = _beside_text(model, draw, given.shape) if key == "input_ids" else {}
         result = call(fixed | beside | {key: given, "use_cache": True} | ({} if cache is None else {"past_key_values": cache}))
         cache = getattr(result, "past_key_values", None)

@@ -158,6 +158,14 @@ def _tiles(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str
     return [(PIXELS, "pictures in tiles", {"pixel_values": draw(2, 3, channels, height, width), "image_sizes": sizes})]
 
 
+def _tiles_of_one(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
+    """A picture cut into as many tiles as there may be."""
+    n, (height, width) = config.max_num_tiles, _side(config.image_size, 16)
+    pixels = draw(1, 1, n, config.num_channels, height, width)
+    return [(PIXELS, "tiles of one picture", {"pixel_values": pixels, "aspect_ratio_ids": torch.full((1, 1), 4),
+                                              "aspect_ratio_mask": torch.ones(1, 1, n, dtype=torch.int64)})]  # fmt: skip
+
+
 def _placed_patches(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
     """Patches in a row, each with its place (x, y); -1 where a smaller picture has none."""
     side = 2 * _of(config, "pooling_kernel_size", "model_patch_size", default=2)
@@ -170,6 +178,7 @@ def _placed_patches(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[
 FORMS: dict[str, Callable[[Any, Mapping[str, Any], _Draw], list[tuple[str, str, Inputs]]]] = {
     "audio-spectrogram-transformer": _spectrogram,
     "clap_audio_model": _clap,
+    "mllama": _tiles_of_one,
     "gemma4_vision": _placed_patches,
     **dict.fromkeys(("idefics", "idefics2", "idefics3", "smolvlm"), _pictures_by_row),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _tiles),
