@@ -27,8 +27,15 @@ _NAMES = {
     "state_left": "QK + VO, optimiser state left",
     "placebo": "Placebo ×1.001",
     "inverse": "Inverse scaling",
+    "gram": "QK + VO, Gram-balanced",
+    "lora_ab": "A/B balance",
+    "lora_channel": "A/B balance by rank",
+    "lora_gram": "A/B Gram balance",
+    "base": "Base balanced",
+    "base_and_ab": "Base and A/B balance",
+    "lora_placebo": "Placebo ×1.001",
 }
-_DASHES = ("longdash", "longdashdot", "dash", "dot")
+_DASHES = ("longdash", "longdashdot", "dash", "dot", "4px 2px 1px 2px", "8px 2px 2px 2px", "2px 2px")
 LEGEND = dict(orientation="h", xref="container", yref="container", x=0, y=1, xanchor="left", yanchor="top", font=dict(size=12))
 
 
@@ -52,16 +59,21 @@ def styles(arms: Sequence[Arm], theme: Theme) -> dict[str, tuple[str, str]]:
             out[arm.name] = (theme.quiet, "dot")
         elif arm.kind == "inverse":
             out[arm.name] = (theme.text, "dashdot")
-        elif arm.name == "wisca":
+        elif arm.name in ("wisca", "lora_ab"):
             out[arm.name] = (theme.ink, "solid")
-        elif arm.every is None:
+        elif arm.every is None and (theme.ink, "dash") not in out.values():
             out[arm.name] = (theme.ink, "dash")
-        elif len(arm.pairs) == 1:
-            out[arm.name] = (theme.role[arm.pairs[0][0]], "solid")
+        elif len(arm.pairs) == 1 and arm.pairs[0] in words.PAIR_ROLES and (colour := _role(arm, theme)) and (colour, "solid") not in out.values():
+            out[arm.name] = (colour, "solid")
         else:
             out[arm.name] = (theme.text, _DASHES[others % len(_DASHES)])
             others += 1
     return out
+
+
+def _role(arm: Arm, theme: Theme) -> str | None:
+    """The left role of an arm's one pair, where that role has a colour."""
+    return theme.role.get(words.PAIR_ROLES[arm.pairs[0]][0])
 
 
 def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int) -> go.Figure:
@@ -74,7 +86,7 @@ def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: 
     for arm in arms:
         colour, dash = looks[arm.name]
         rows = bands[bands["arm"] == arm.name].sort_values("step")
-        if arm.kind == "none" or arm.name == "wisca":
+        if arm.kind == "none" or arm.name in ("wisca", "lora_ab"):
             _band(sub, rows, colour, 1)
         hover = "%{customdata}<br>step %{x:,}: %{y:.3f} nats<extra></extra>"
         _line(sub, rows, names[arm.name], colour, dash, 1, hover, legend=True)
@@ -244,6 +256,40 @@ def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, ste
     left, right = (words.ROLES[role] for role in words.PAIR_ROLES[pair])
     unit(fig, f"{left} over {right}", dx=-44)
     return fig
+
+
+def gradients(bands: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int) -> go.Figure:
+    """Norm of the gradient before clipping over the steps, log axis; ``bands``: arm, step, mean."""
+    fig = figure(theme, 300, showlegend=True, legend=LEGEND)
+    names, looks = labels(arms), styles(arms, theme)
+    for arm in arms:
+        colour, dash = looks[arm.name]
+        rows = bands[(bands["arm"] == arm.name) & (bands["mean"] > 0)].sort_values("step")
+        fig.add_trace(go.Scatter(x=rows["step"], y=rows["mean"], mode="lines", name=names[arm.name], line=dict(color=colour, dash=dash, width=1.5),
+                                 hovertemplate=names[arm.name] + "<br>step %{x:,}: %{y:.3g}<extra></extra>"))  # fmt: skip
+    values = bands.loc[bands["mean"] > 0, "mean"]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.1, 10.0)
+    ticks, texts = log_ticks(0.9 * low, 1.1 * high)
+    fig.update_yaxes(type="log", tickvals=ticks, ticktext=texts)
+    fig.update_xaxes(range=[0, steps], tickformat=",", title=dict(text="step", standoff=14))
+    fig.update_layout(margin=dict(l=58, r=12, t=80, b=52))
+    unit(fig, "norm of the gradient", dx=-54)
+    return fig
+
+
+def gradient_finding(bands: pd.DataFrame, arms: Sequence[Arm]) -> str:
+    """How far the arms are apart in the last quarter of the run."""
+    late = bands[bands["step"] >= 0.75 * bands["step"].max()] if len(bands) else bands
+    means = late[late["mean"] > 0].groupby("arm")["mean"].median()
+    base = next(arm.name for arm in arms if arm.kind == "none")
+    if base not in means or len(means) < 2:
+        return "Gradient norms"
+    others = (means.drop(base) / means[base]).map(lambda r: max(r, 1 / r))
+    far = others.idxmax()
+    if others[far] < 1.05:
+        return "Gradients of all arms are within 5 % of the baseline's"
+    word = "larger" if means[far] > means[base] else "smaller"
+    return f"Gradients of {labels(arms)[far]} are {words.times(others[far])} {word} than the baseline's late in the run"
 
 
 def ratio_finding(bands: pd.DataFrame, arms: Sequence[Arm], pair: str) -> str:

@@ -247,6 +247,18 @@ def curves(comparison: Comparison):
     return frame.astype({name: float for name in numbers} | {"rate": float, "seed": int})
 
 
+def log_lines(comparison: Comparison, most: int = 60) -> list[str]:
+    """The last lines of what the training processes printed."""
+    try:
+        with (comparison.path / "log.txt").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 20_000))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-most:]
+
+
 def every(top: Path | None = None) -> list[Path]:
     """Comparison folders under WISCA_HOME/comparisons, newest first."""
     top = top or home.folder("comparisons")
