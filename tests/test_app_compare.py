@@ -13,7 +13,7 @@ from app.figures import compare
 from app.figures.template import DARK, LIGHT
 from wisca_core import home, jobs
 from wisca_core.comparison import folder, statistics
-from wisca_core.comparison.spec import ARMS, Spec
+from wisca_core.comparison.spec import ARMS, LORA_ARMS, Spec
 
 DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
 SAMPLE = SAMPLES / "compare-gqa64"
@@ -128,7 +128,7 @@ def test_the_bundled_comparison_is_shown_first_with_the_sentence_that_may_be_quo
     report = statistics.report(comparison, folder.curves(comparison))
     assert at.title[0].value.replace("\\", "") == report.sentence and report.sentence.startswith("Preliminary. ")
     assert "One learning rate was tried" in texts(at) and "at least one of 3 intervals" in texts(at)
-    assert len(at.get("plotly_chart")) == 3
+    assert len(at.get("plotly_chart")) == 4
     table = at.dataframe[0].value
     assert table["Arm"].tolist() == ["Baseline", "QK + VO, every 25", "QK only", "Inverse scaling"]
     assert table["Better"].tolist()[1] == f"{report.effects[0].n_better} of 4"
@@ -188,7 +188,7 @@ def test_a_running_comparison_is_attached_to_again_with_the_ways_to_stop_it():
         for _ in range(2):  # a reload is another session
             at = page()
             assert at.title[0].value.startswith("Training: 15 of 16 runs, about")
-            assert len(at.get("plotly_chart")) == 2
+            assert len(at.get("plotly_chart")) == 3
         at.button(key="compare pause").click().run()
         assert folder.asked(place) == "pause" and "Stopping at the next step" in texts(at)
         at.button(key="compare cancel").click().run()
@@ -211,7 +211,7 @@ def test_a_comparison_without_a_single_row_waits_for_its_first_curves():
         rows = [{"format": "wisca-metrics", "version": 1}, {"step": 0, "val_loss": 5.5, "qk": 3.0, "vo": -3.0, "seconds": 0.1, "tokens": 0}]
         (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         at = page()
-        assert len(at.get("plotly_chart")) == 2  # the baseline alone, without any pair yet
+        assert len(at.get("plotly_chart")) == 3  # the baseline alone, without any pair yet
     finally:
         os.close(held)
 
@@ -245,8 +245,10 @@ def test_the_figures_show_the_numbers_of_the_report(theme):
 
 
 def test_arms_look_different_from_each_other():
+    for known in (ARMS, LORA_ARMS):
+        looks = compare.styles(tuple(known.values()), LIGHT)
+        assert len(set(looks.values())) == len(looks)
     looks = compare.styles(tuple(ARMS.values()), LIGHT)
-    assert len(set(looks.values())) == len(looks)
     assert looks["baseline"][0] == LIGHT.quiet and looks["qk_only"][0] == LIGHT.role["q"] and looks["vo_only"][0] == LIGHT.role["v"]
 
 
