@@ -11,7 +11,7 @@ from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.statistics import Report, signed
 
-_SHOWN = ["Arm", "Rate", "Loss", "Difference", "95 % interval", "Bootstrap", "Perplexity", "Better", "Steps saved", "Reading"]
+_SHOWN = ["Arm", "Rate", "Loss", "Difference", "95 % interval", "Reading", "Better", "Steps saved", "Perplexity", "Bootstrap"]
 _STATES = {"waiting": "waiting", "running": "running", "done": "finished", "failed": "failed"}
 
 

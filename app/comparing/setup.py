@@ -13,7 +13,7 @@ from app.messages import errors_as_messages, plain
 from wisca_core import jobs
 from wisca_core.comparison import executor, folder
 from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, estimate
-from wisca_core.comparison.spec import ARMS, LORA_ARMS, OPTIMISERS, PRESETS, Spec, coinciding, spec_from
+from wisca_core.comparison.spec import ARMS, LORA_ARMS, OPTIMISERS, PRESETS, Arm, Spec, coinciding, spec_from
 from wisca_core.errors import SpecError
 
 _PRESETS = {"default": "Default", "rates": "Three learning rates", "thorough": "Thorough"}
@@ -28,7 +28,8 @@ def draw() -> None:
     with errors_as_messages("This comparison cannot be started"):
         spec = _chosen()
         found = _estimate(spec)
-        if st.button("Start the comparison", type="primary", disabled=not found.fits, key="compare start"):
+        is_complete = spec.model.source != "paper" or _has_tokenizer(spec)
+        if st.button("Start the comparison", type="primary", disabled=not (found.fits and is_complete), key="compare start"):
             start(spec)
 
 
@@ -51,11 +52,12 @@ def _chosen() -> Spec:
         preset = _preset(source)
         name = preset.name
         above = st.container()  # which arms there are depends on the model, which is drawn below
-        with st.expander("Model and text", key="compare_model", expanded=source not in ("decoder", "lora")):
+        with st.expander("Model and text", key=f"compare_model_{source}", expanded=source not in ("decoder", "lora")):
             asked = asking.model_and_text(source, preset)
         with above:
             arms = _arms(source, preset, asked)
             with st.container(horizontal=True, gap="medium"):
+                every = st.number_input("Rescale every, steps", 1, 1_000_000, _every(preset), key=f"compare every {name}", width=150, **KEPT)
                 seeds = st.number_input("Seeds", 1, 1000, len(preset.seeds), key=f"compare seeds {name}", width=84, **KEPT)
                 steps = st.number_input("Steps", 10, 10_000_000, preset.steps, step=100, key=f"compare steps {name}", width=126, **KEPT)
                 optimiser = st.selectbox("Optimiser", OPTIMISERS, key="compare optimiser", format_func=_OPTIMISERS.get, width=176, **KEPT)
@@ -67,14 +69,15 @@ def _chosen() -> Spec:
                     "Effect to see, nats", 0.001, 10.0, preset.detect_nats, 0.001, format="%.3f", key=f"compare effect {name}", width=150, **KEPT,
                     help="The smallest true difference you would want to notice. The paper's on TinyLlama is 0.044 nats, with LoRA 0.007.",
                 )
-    adapted = [a for a in arms if a["gram"] and optimiser == "sgd"]
-    for arm in adapted:
-        arm["optimizer_state"] = "transport"
+            own = asking.own_arm(source, int(every))
+    arms = [{**asdict(arm), "every": arm.every and int(every)} for arm in arms]
+    if optimiser == "sgd":  # its momentum follows a change of basis; the squares of the others cannot
+        arms = [{**arm, "optimizer_state": "transport"} if arm["gram"] else arm for arm in arms]
     return spec_from(
         {
             **asked,
             "name": f"{asking.title(asked['model'])}, {words.count(steps)} steps"[:120],
-            "arms": [asdict(ARMS["baseline"]), *arms],
+            "arms": [asdict(ARMS["baseline"]), *arms, *own],
             "steps": int(steps),
             "seeds": list(range(1, int(seeds) + 1)),
             "detect_nats": float(effect),
@@ -98,21 +101,18 @@ def _preset(source: str) -> Spec:
     ]
 
 
-def _arms(source: str, preset: Spec, asked: dict) -> list[dict]:
-    """The chosen arms beside the baseline, as tables of a spec."""
+def _arms(source: str, preset: Spec, asked: dict) -> list[Arm]:
+    """The known arms chosen beside the baseline."""
     known = LORA_ARMS if source == "lora" else ARMS
     like = replace(preset, model=replace(preset.model, **{k: v for k, v in asked["model"].items() if k in ("n_kv_heads", "source")}))
     offered = [arm for arm in known if arm != "baseline" and not coinciding(arm, like)]
-    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        arms = st.multiselect(
-            "Arms beside the baseline", offered, default=[a.name for a in preset.arms if a.kind != "none" and a.name in offered],
-            key=f"compare arms {preset.name}", format_func=lambda arm: compare.label(replace(known[arm], every=None) if arm == "wisca" else known[arm]), **KEPT,
-            help="Placebo: factors of 1.001 in turn, which change rounding only. Inverse: each pair is held as far out of balance again as it began. "
-            "Gram: the full change of basis of a head (or of A and B) instead of one factor.",
-        )  # fmt: skip
-        every = st.number_input("Rescale every, steps", 1, 100_000, _every(preset), key=f"compare every {preset.name}", width=150, **KEPT)
-    own = asking.own_arm(source, int(every))
-    return [{**asdict(known[arm]), "every": known[arm].every and int(every)} for arm in arms] + own
+    chosen = st.multiselect(
+        "Arms beside the baseline", offered, default=[a.name for a in preset.arms if a.kind != "none" and a.name in offered],
+        key=f"compare arms {preset.name}", format_func=lambda arm: compare.label(replace(known[arm], every=None) if arm == "wisca" else known[arm]), **KEPT,
+        help="Placebo: factors of 1.001 in turn, which change rounding only. Inverse: each pair is held as far out of balance again as it began. "
+        "Gram: the full change of basis of a head (or of A and B) instead of one factor.",
+    )  # fmt: skip
+    return [known[arm] for arm in chosen]
 
 
 def _every(preset: Spec) -> int:
@@ -130,7 +130,7 @@ def _estimate(spec: Spec) -> Estimate:
     found = estimate(spec, executor.cores(), cached.seconds_per_step, cached.comparison_facts(spec))
     with st.container(horizontal=True, gap="medium"):
         st.metric("Runs", words.count(found.n_cells), width=140)
-        st.metric("Time, about" if found.is_measured else "Time here, reckoned", duration(found.seconds) if found.fits else "–", width=140)
+        st.metric("Time, about" if found.is_measured else "Time here, reckoned", duration(found.seconds), width=140)
         st.metric("Memory, about", words.size(found.memory_bytes), width=140)
         st.metric("Parameters", words.parameters(found.n_parameters).removesuffix(" parameters"), width=140)
         st.metric("Seeds needed", words.count(found.seeds_needed), width=140)
@@ -156,13 +156,11 @@ def _estimate(spec: Spec) -> Estimate:
     if not found.fits:
         free = words.size(found.free_bytes or 0)
         st.markdown(f"This needs {words.size(found.memory_bytes)} of memory and {free} are free. Make the model, the batch or the context smaller.")
-    if spec.model.source == "paper":
-        _needs(spec)
     return found
 
 
-def _needs(spec: Spec) -> None:
-    """What one has to have for a set-up of the paper, and whether it is there."""
+def _has_tokenizer(spec: Spec) -> bool:
+    """Says what one has to have for a set-up of the paper; whether its tokenizer is there."""
     from wisca_core.comparison.paper import SETUPS
     from wisca_core.comparison.tokens import tokenizer_folder
 
@@ -172,9 +170,10 @@ def _needs(spec: Spec) -> None:
         "datasets, or as a JSONL file here), and a GPU of that size. Steps, batch and rate are not the paper's, which are not restated here."
     )
     try:
-        tokenizer_folder(spec)
+        return bool(tokenizer_folder(spec))
     except SpecError as error:
         plain(str(error))
+        return False
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app.figures import words
+from app.figures.compare import LEGEND
 from app.figures.template import Theme, figure, layer_ticks, octave_ticks, unit
 
 
@@ -13,7 +14,7 @@ def beside(both: pd.DataFrame, *, pair: str, theme: Theme, names: tuple[str, str
     The open model is filled dots, the one beside it rings; a line joins the two of a layer.
     """
     left, right = words.PAIR_ROLES[pair]
-    fig = figure(theme, 330, showlegend=True, legend=dict(orientation="h", x=0, y=1.16, xanchor="left", yanchor="top", font=dict(size=12)))
+    fig = figure(theme, 340, showlegend=True, legend=LEGEND)
     for row in both.itertuples():
         if np.isfinite(row.log2_ratio) and np.isfinite(row.log2_beside):
             fig.add_trace(go.Scatter(x=[row.layer] * 2, y=[row.log2_beside, row.log2_ratio], mode="lines", line=dict(color=theme.border, width=1),
@@ -36,7 +37,7 @@ def beside(both: pd.DataFrame, *, pair: str, theme: Theme, names: tuple[str, str
     fig.add_hline(y=0, line=dict(color=theme.border, width=1), layer="below")
     layers = sorted(both["layer"].unique())
     fig.update_xaxes(tickvals=layer_ticks(layers), title=dict(text="layer", standoff=14), range=[layers[0] - 0.5, layers[-1] + 0.5])
-    fig.update_layout(margin=dict(l=52, r=12, t=72, b=52))
+    fig.update_layout(margin=dict(l=52, r=12, t=80, b=52))
     unit(fig, f"{words.ROLES[left]} over {words.ROLES[right]}", dx=-48)
     return fig
 

@@ -39,6 +39,11 @@ _DASHES = ("longdash", "longdashdot", "dash", "dot", "4px 2px 1px 2px", "8px 2px
 LEGEND = dict(orientation="h", xref="container", yref="container", x=0, y=1, xanchor="left", yanchor="top", font=dict(size=12))
 
 
+def _top(arms: Sequence[Arm]) -> int:
+    """Room for the legend, px: on a phone it has two entries a row."""
+    return 64 + 16 * math.ceil(len(arms) / 2)
+
+
 def label(arm: Arm) -> str:
     """An arm of our own in words, with how often it acts; a user's arm by its name."""
     text = _NAMES.get(arm.name, arm.name)
@@ -80,7 +85,7 @@ def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: 
     """Validation loss (mean, lowest to highest seed) above the paired difference (mean, 95 % where there are two
     seeds).
     """
-    fig = figure(theme, 520, showlegend=True, legend=LEGEND)
+    fig = figure(theme, 440 + _top(arms), showlegend=True, legend=LEGEND)
     sub = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.13, figure=fig)
     names, looks = labels(arms), styles(arms, theme)
     for arm in arms:
@@ -106,7 +111,7 @@ def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: 
     sub.update_xaxes(range=[0, steps], tickformat=",", showticklabels=False, row=1, col=1)
     sub.update_xaxes(range=[0, steps], tickformat=",", row=2, col=1)
     sub.update_xaxes(title=dict(text="step", standoff=10), row=2, col=1)
-    sub.update_layout(margin=dict(l=58, r=12, t=80, b=48))
+    sub.update_layout(margin=dict(l=58, r=12, t=_top(arms), b=48))
     unit(sub, "validation loss, nats", dx=-54)
     unit(sub, "difference to the baseline, nats; below 0 is better", "2", dx=-54)
     return sub
@@ -214,7 +219,7 @@ def forest_finding(report: Report) -> str:
 
 def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme) -> go.Figure:
     """Final loss against the learning rate: seeds as dots, means as lines, a ring at each arm's lowest mean."""
-    fig = figure(theme, 340, showlegend=True, legend=LEGEND)
+    fig = figure(theme, 260 + _top(arms), showlegend=True, legend=LEGEND)
     names, looks = labels(arms), styles(arms, theme)
     for arm in arms:
         colour, dash = looks[arm.name]
@@ -232,14 +237,14 @@ def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme) -> go.Figure:
     values = sorted(table["rate"].unique())
     fig.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:g}" for v in values], title=dict(text="learning rate", standoff=14))
     fig.update_yaxes(tickformat=".2f")
-    fig.update_layout(margin=dict(l=48, r=12, t=80, b=56))
+    fig.update_layout(margin=dict(l=48, r=12, t=_top(arms), b=56))
     unit(fig, "final loss, nats", dx=-44)
     return fig
 
 
 def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, steps: int) -> go.Figure:
     """Median ratio of norms over the steps; ``bands``: arm, step, mean (log2)."""
-    fig = figure(theme, 320, showlegend=True, legend=LEGEND)
+    fig = figure(theme, 240 + _top(arms), showlegend=True, legend=LEGEND)
     names, looks = labels(arms), styles(arms, theme)
     for arm in arms:
         colour, dash = looks[arm.name]
@@ -252,7 +257,7 @@ def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, ste
     fig.update_yaxes(tickvals=ticks, ticktext=texts, range=[low - 0.3, high + 0.3])
     fig.add_hline(y=0, line=dict(color=theme.border, width=1), layer="below")
     fig.update_xaxes(range=[0, steps], tickformat=",", title=dict(text="step", standoff=14))
-    fig.update_layout(margin=dict(l=48, r=12, t=80, b=52))
+    fig.update_layout(margin=dict(l=48, r=12, t=_top(arms), b=52))
     left, right = (words.ROLES[role] for role in words.PAIR_ROLES[pair])
     unit(fig, f"{left} over {right}", dx=-44)
     return fig
@@ -260,7 +265,7 @@ def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, ste
 
 def gradients(bands: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int) -> go.Figure:
     """Norm of the gradient before clipping over the steps, log axis; ``bands``: arm, step, mean."""
-    fig = figure(theme, 300, showlegend=True, legend=LEGEND)
+    fig = figure(theme, 220 + _top(arms), showlegend=True, legend=LEGEND)
     names, looks = labels(arms), styles(arms, theme)
     for arm in arms:
         colour, dash = looks[arm.name]
@@ -272,7 +277,7 @@ def gradients(bands: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int
     ticks, texts = log_ticks(0.9 * low, 1.1 * high)
     fig.update_yaxes(type="log", tickvals=ticks, ticktext=texts)
     fig.update_xaxes(range=[0, steps], tickformat=",", title=dict(text="step", standoff=14))
-    fig.update_layout(margin=dict(l=58, r=12, t=80, b=52))
+    fig.update_layout(margin=dict(l=58, r=12, t=_top(arms), b=52))
     unit(fig, "norm of the gradient", dx=-54)
     return fig
 
@@ -282,12 +287,13 @@ def gradient_finding(bands: pd.DataFrame, arms: Sequence[Arm]) -> str:
     late = bands[bands["step"] >= 0.75 * bands["step"].max()] if len(bands) else bands
     means = late[late["mean"] > 0].groupby("arm")["mean"].median()
     base = next(arm.name for arm in arms if arm.kind == "none")
-    if base not in means or len(means) < 2:
+    rescaled = [arm.name for arm in arms if arm.kind in ("balance", "inverse") and arm.name in means]
+    if base not in means or not rescaled:
         return "Gradient norms"
-    others = (means.drop(base) / means[base]).map(lambda r: max(r, 1 / r))
+    others = (means[rescaled] / means[base]).map(lambda r: max(r, 1 / r))
     far = others.idxmax()
-    if others[far] < 1.05:
-        return "Gradients of all arms are within 5 % of the baseline's"
+    if others[far] < 1.1:
+        return "Late in the run the gradients of all arms are within 10 % of the baseline's"
     word = "larger" if means[far] > means[base] else "smaller"
     return f"Gradients of {labels(arms)[far]} are {words.times(others[far])} {word} than the baseline's late in the run"
 

@@ -384,10 +384,12 @@ def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kind
         out.append("The control that is scaled the other way moves the loss in the same direction: the disturbance, not the balance, may be what acts.")
     if len(spec.optimiser.learning_rates) == 1:
         out.append("One learning rate was tried. The sign of such a difference has been seen to change with the rate.")
-    for effect in best:
-        low, high = min(spec.optimiser.learning_rates), max(spec.optimiser.learning_rates)
-        if set(effect.rates) & {low, high}:
-            out.append(f"{effect.arm} is best at an end of the rates tried; its true best may lie outside.")
+    ends = {min(spec.optimiser.learning_rates), max(spec.optimiser.learning_rates)}
+    at_end = [spec.baseline.name] if any(set(e.baseline_rates) & ends for e in best) else []
+    at_end += [e.arm for e in best if set(e.rates) & ends]
+    if at_end:
+        are, their = ("is", "its") if len(at_end) == 1 else ("are", "their")
+        out.append(f"{_listed(at_end)} {are} best at an end of the rates tried; {their} true best may lie outside.")
     dropped = sorted({seed for e in main for seed in e.missing})
     if dropped:
         out.append(f"Seeds without a complete pair are left out: {', '.join(map(str, dropped))}. If the runs failed because of the arm, this flatters it.")
@@ -395,6 +397,10 @@ def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kind
         n = sum(len(a.seeds) for a in comparison.additions)
         out.append(f"Extended after looking: {n} seeds were added when results could be seen, so the intervals are narrower than they should be.")
     return tuple(out)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _effect(
