@@ -140,7 +140,7 @@ def own_arm(kind: str, every: int) -> list[dict[str, Any]]:
                                     format_func={"every": f"Every {every:,} steps", "start": "At the start only"}.get, **KEPT)  # fmt: skip
         granularity = st.segmented_control("Granularity", GRANULARITIES, default="tensor", required=True, key="compare own granularity", **KEPT)
         norm = st.segmented_control("Norm", PLAN_NORMS, default="l1", required=True, key="compare own norm", format_func=words.NORM_LABELS.get, **KEPT)
-        strength = st.slider("Strength", 0.0, 1.0, 1.0, 0.05, key="compare own strength", **KEPT)
+        strength = st.slider("Strength", 0.0, 1.0, 0.5, 0.05, key="compare own strength", **KEPT)
         exact = st.checkbox("Powers of two only", key="compare own exact", **KEPT)
         kept = st.checkbox("Carry the optimiser's state along", True, key="compare own state", **KEPT)
     return [

@@ -65,11 +65,12 @@ def _chosen() -> Spec:
                     "Learning rates", ", ".join(f"{r:g}" for r in preset.optimiser.learning_rates), key=f"compare rates {name}", width=140, **KEPT,
                     help="Several, separated by commas: each arm is then also compared at its own best rate.",
                 )  # fmt: skip
+            with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
                 effect = st.number_input(
                     "Effect to see, nats", 0.001, 10.0, preset.detect_nats, 0.001, format="%.3f", key=f"compare effect {name}", width=150, **KEPT,
                     help="The smallest true difference you would want to notice. The paper's on TinyLlama is 0.044 nats, with LoRA 0.007.",
-                )
-            own = asking.own_arm(source, int(every))
+                )  # fmt: skip
+                own = asking.own_arm(source, int(every))
     arms = [{**asdict(arm), "every": arm.every and int(every)} for arm in arms]
     if optimiser == "sgd":  # its momentum follows a change of basis; the squares of the others cannot
         arms = [{**arm, "optimizer_state": "transport"} if arm["gram"] else arm for arm in arms]
