@@ -79,6 +79,9 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
             plain(comparison.spec.note)
     _actions(comparison, report, is_sample)
     if not report:
+        if any(folder.rows(cell.folder) for cell in comparison.cells):
+            st.space("small")
+            charts.draw_curves(comparison, None, theme_of(st.context.theme.type))
         charts.draw_runs(comparison)
         charts.draw_log(comparison)
         return
