@@ -169,7 +169,7 @@ def curves_finding(report: Report | None, gaps: pd.DataFrame, names: dict[str, s
     """The chart's title, computed."""
     if report is None or not len(gaps):
         return "Loss and its paired difference so far"
-    clear = [e for e in report.main if e.loss.n >= 4 and not e.loss.spans_zero]
+    clear = [e for e in report.main if e.loss.n >= 4 and not e.loss.spans_zero and not e.loss.is_nothing]
     if not clear:
         return "At the end no arm can be told from the baseline" if report.grade != "none" else "Loss and its paired difference"
     return f"{words.plural(len(clear), 'arm')} of {len(report.main)} ends apart from the baseline" if len(clear) == 1 else (
@@ -212,9 +212,9 @@ def forest(effects: Sequence[Effect], noise: tuple[float, float] | None, arms: S
 def forest_finding(report: Report) -> str:
     if report.grade == "none":
         return f"{words.plural(report.n_seeds, 'seed')}: too few for a conclusion"
-    clear = sum(not e.loss.spans_zero for e in report.main)
+    clear = sum(not e.loss.spans_zero and not e.loss.is_nothing for e in report.main)
     word = {0: "None", 1: "One"}.get(clear, str(clear))
-    return f"{word} of {len(report.main)} intervals {'clears' if clear < 2 else 'clear'} zero"
+    return f"{word} of {len(report.main)} intervals {'clears' if clear < 2 else 'clear'} zero by more than rounding"
 
 
 def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme) -> go.Figure:

@@ -2,6 +2,7 @@
 
     spec.json               what was asked; never changed
     corpus.json             which text it is, with its sha256, and on what it was trained; written at the first start
+    corpus/                 its tokens, where making them takes long: what every process maps into memory
     executor.json           in which way and on what kind of device all its cells are trained; written at the first start
     additions.jsonl         seeds added later, with what had been seen by then; append-only
     status.json             running | paused | done | cancelled | failed; replaced by rename

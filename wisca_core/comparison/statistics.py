@@ -20,6 +20,8 @@ from wisca_core.errors import UnequalStart
 # Equal starts are checked in float32, where a rescale moves the loss by rounding only.
 START_TOLERANCE = 1e-5
 FEWEST, FIRM = 4, 8
+# What no figure here is written finer than: an interval inside it says that nothing is there, however clear of zero.
+NOTHING_NATS = 0.0005
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 
@@ -34,6 +36,11 @@ class Interval:
     low: float
     high: float
     p: float
+
+    @property
+    def is_nothing(self) -> bool:
+        """The whole interval is below what is written: rounding, say, that always goes one way."""
+        return max(abs(self.low), abs(self.high)) < NOTHING_NATS
 
     @property
     def spans_zero(self) -> bool:
@@ -159,7 +166,8 @@ def seeds_to_see(effect: float, sd: float, power: float = 0.8) -> int:
 
     def enough(n: int) -> bool:
         critical, shift = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1), abs(effect) / sd * math.sqrt(n)
-        return stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift) >= power
+        # scipy gives NaN for the far tail on the other side, which is nothing
+        return stats.nct.sf(critical, n - 1, shift) + np.nan_to_num(stats.nct.cdf(-critical, n - 1, shift)) >= power
 
     return FEWEST if sd == 0 else max(FEWEST, _fewest(enough))
 
@@ -314,6 +322,8 @@ def verdict(effect: Effect) -> str:
     """One arm in a few words."""
     if effect.loss.n < FEWEST:
         return f"too few seeds ({effect.loss.n})"
+    if effect.loss.is_nothing:
+        return "no difference (under 0.001 nats)"
     if effect.loss.spans_zero:
         return "not distinguishable"
     word = "lower" if effect.loss.mean < 0 else "higher"
@@ -328,7 +338,9 @@ def sentence(effect: Effect, grade: str, n_arms: int, extended: bool) -> str:
     if grade == "none":
         return f"Nothing can be concluded from {n}; at least {FEWEST} are needed."
     figures = f"{signed(effect.loss.mean)} nats (95 % {signed(effect.loss.low)} to {signed(effect.loss.high)}), {n}"
-    if effect.loss.spans_zero:
+    if effect.loss.is_nothing:
+        text = f"No difference: under 0.001 nats either way, {n}."
+    elif effect.loss.spans_zero:
         text = f"No detectable difference: {figures}."
     else:
         word = "Lower" if effect.loss.mean < 0 else "Higher"
@@ -358,7 +370,9 @@ def _reading(effect: Effect, grade: str, wanted: float) -> str:
     if grade == "none":
         return "Differences of single seeds are shown; they are as large as chance makes them."
     parts = []
-    if i.spans_zero:
+    if i.is_nothing:
+        pass
+    elif i.spans_zero:
         excluded = [f"gains larger than {-i.low:.3f} nats" if i.low < 0 else "", f"harms larger than {i.high:.3f} nats" if i.high > 0 else ""]
         parts.append("The interval excludes " + " and ".join(filter(None, excluded)) + "." if any(excluded) else "")
         if i.sd > 0:
@@ -373,7 +387,8 @@ def _reading(effect: Effect, grade: str, wanted: float) -> str:
 
 def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kinds: Mapping[str, str], best: Sequence[Effect]) -> tuple[str, ...]:
     spec = comparison.spec
-    out = []
+    clear = [e for e in main if e is not first and e.loss.n >= FEWEST and not e.loss.spans_zero and not e.loss.is_nothing]
+    out = [f"Beside it, {e.arm}: {signed(e.loss.mean)} nats (95 % {signed(e.loss.low)} to {signed(e.loss.high)}), {verdict(e)}." for e in clear]
     k = len(main)
     if k > 1:
         chance = 1 - CONFIDENCE**k
