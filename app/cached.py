@@ -259,6 +259,14 @@ def _census(which: str, stamp: str) -> Census:
 
 
 @st.cache_data(show_spinner=False)
+def has_gpu() -> bool:
+    """Whether there is a CUDA GPU to train on."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@st.cache_data(show_spinner=False)
 def device() -> str:
     """What this machine computes on, in words."""
     import torch

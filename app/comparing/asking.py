@@ -10,7 +10,7 @@ from app.current import title as model_title
 from app.figures import words
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
-from wisca_core.comparison.spec import ARM_PAIRS, Spec
+from wisca_core.comparison.spec import ARM_PAIRS, PRECISIONS, Spec
 from wisca_core.errors import SpecError
 from wisca_core.plan.options import PLAN_NORMS
 
@@ -21,6 +21,7 @@ _MODELS = {
 }  # fmt: skip
 _TEXTS = {"bundled": "Bundled: Python's own library", "text": "A text file", "jsonl": "A column of a JSONL file", "hub": "A data set of the hub"}
 _TOKENS = {"bytes": "Bytes", "tokenizer": "The model's tokenizer"}
+_DEVICES = {"auto": "Every GPU", "cpu": "CPU", "cuda": "One GPU"}
 _KINDS = {"balance": "Balance", "inverse": "Inverse", "placebo": "Placebo"}
 
 
@@ -49,7 +50,7 @@ def title(model: dict) -> str:
 
 
 def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
-    """The tables model, data and lora of a spec, and batch_size."""
+    """The tables model, data and lora of a spec, batch_size, precision and device."""
     model: dict[str, Any] = {"source": kind}
     out: dict[str, Any] = {}
     if kind in ("shrunk", "whole", "lora"):
@@ -70,6 +71,10 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
             out["lora"] = _lora(preset)
         context = st.number_input("Context", 8, 8192, preset.data.context, step=32, key=f"compare context {kind}", width=120, **KEPT)
         batch_size = st.number_input("Batch", 1, 1024, preset.batch_size, key=f"compare batch {kind}", width=110, **KEPT)
+        out["precision"] = st.selectbox("Precision", PRECISIONS, key="compare precision", width=140, **KEPT,
+                                        help="Of a training step. Validation is always computed without rounding to bfloat16.")  # fmt: skip
+        if cached.has_gpu():
+            out["device"] = st.selectbox("Device", ["auto", "cpu", "cuda"], key="compare device", width=110, format_func=_DEVICES.get, **KEPT)
     return {**out, "model": model, "data": _text(kind, preset, model) | {"context": int(context)}, "batch_size": int(batch_size)}
 
 

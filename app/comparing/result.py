@@ -126,7 +126,7 @@ def _actions(comparison: Comparison, report: Report | None, is_sample: bool) -> 
                     st.rerun()
         if report:
             with st.popover("Quote"):
-                st.code(f"{report.sentence} {report.reading}", language=None, wrap_lines=True)
+                st.code(f"{report.sentence} {report.subject}. {report.reading}", language=None, wrap_lines=True)
         with st.popover("Export"):
             _exports(comparison)
 
