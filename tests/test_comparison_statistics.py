@@ -284,7 +284,7 @@ def test_an_interval_below_what_is_written_is_no_difference_however_clear_of_zer
 
 def test_a_clear_arm_beside_the_one_of_the_sentence_is_named(tmp_path):
     r = report_of(made(tmp_path / "c", plus(wisca=(0.01, -0.01, 0.02, -0.02), inverse=(0.1, 0.11, 0.12, 0.09)), arms=("baseline", "wisca", "inverse")))
-    assert r.remarks[0].startswith("Beside it, inverse: +0.105 nats (95 % +0.084 to +0.126), higher (p ")
+    assert len(r.beside) == 1 and r.beside[0].startswith("Beside it, inverse: +0.105 nats (95 % +0.084 to +0.126), higher (p ")
 
 
 def test_a_large_effect_needs_no_more_seeds_than_the_fewest():

@@ -72,7 +72,7 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
         if report:
             st.markdown(f":gray[So far, not to be quoted:] {words.markdown_text(report.sentence)}")
     if report:
-        st.markdown(f"{words.markdown_text(f'{report.subject}. {report.reading}')} {for_scale(comparison.spec)}")
+        st.markdown(f"{words.markdown_text(' '.join([f'{report.subject}. {report.reading}', *report.beside]))} {for_scale(comparison.spec)}")
     if comparison.spec.note:
         with st.container(border=True, gap="xsmall"):
             st.markdown(":small[**How this comparison came about**]")

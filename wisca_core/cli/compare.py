@@ -176,7 +176,7 @@ def _say(comparison: Comparison, report) -> None:
 
     readings = {(e.arm, e.rate): verdict(e) for e in report.main}
     say(report.sentence, style="bold")
-    say(f"It is about: {report.subject}. {report.reading}")
+    say(" ".join([f"It is about: {report.subject}. {report.reading}", *report.beside]))
     say(for_scale(comparison.spec) + "\n")
     if comparison.spec.note:
         say(f"Note: {comparison.spec.note}\n")

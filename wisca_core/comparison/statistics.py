@@ -77,7 +77,8 @@ class Effect:
 @dataclass(frozen=True)
 class Report:
     """``effects``: every arm at every rate; ``best``: every arm at its own best rate, empty with one rate. ``main``:
-    the ones the sentence and the correction are about; ``subject``: the arm of the sentence, in words. ``unit`` of every
+    the ones the sentence and the correction are about; ``subject``: the arm of the sentence, in words; ``beside``: a
+    sentence for each other arm that is clear of zero. ``unit`` of every
     loss; ``bytes_per_token`` of the held-out text, so that a loss divided by it is one per byte. ``noise``: smallest and largest paired difference of the
     placebo, None without one. ``grade``: none, preliminary or full. ``missing``: (cell, reason) of what has no result.
     """
@@ -86,6 +87,7 @@ class Report:
     subject: str
     sentence: str
     reading: str
+    beside: tuple[str, ...]
     unit: str
     bytes_per_token: float
     grade: str
@@ -294,6 +296,7 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
         noise=(min(noise), max(noise)) if noise else None,
         diverged=tuple(row for row in diverged if row[1]),
         missing=tuple((c.name, c.reason or f"{c.state}, step {c.step:,} of {spec.steps:,}") for c in comparison.cells if c.state != "done"),
+        beside=_beside(main, first),
         remarks=_remarks(comparison, main, first, kinds, best),
         corpus_sha256=str(comparison.corpus.get("sha256", "")),
     )
@@ -385,10 +388,15 @@ def _reading(effect: Effect, grade: str, wanted: float) -> str:
     return " ".join(filter(None, parts))
 
 
+def _beside(main: Sequence[Effect], first: Effect) -> tuple[str, ...]:
+    """The other arms whose interval excludes zero, each in a sentence."""
+    clear = [e for e in main if e is not first and e.loss.n >= FEWEST and not e.loss.spans_zero and not e.loss.is_nothing]
+    return tuple(f"Beside it, {e.arm}: {signed(e.loss.mean)} nats (95 % {signed(e.loss.low)} to {signed(e.loss.high)}), {verdict(e)}." for e in clear)
+
+
 def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kinds: Mapping[str, str], best: Sequence[Effect]) -> tuple[str, ...]:
     spec = comparison.spec
-    clear = [e for e in main if e is not first and e.loss.n >= FEWEST and not e.loss.spans_zero and not e.loss.is_nothing]
-    out = [f"Beside it, {e.arm}: {signed(e.loss.mean)} nats (95 % {signed(e.loss.low)} to {signed(e.loss.high)}), {verdict(e)}." for e in clear]
+    out = []
     k = len(main)
     if k > 1:
         chance = 1 - CONFIDENCE**k
