@@ -126,6 +126,8 @@ def _read_model_type(text: str) -> str:
 
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
+    # Inspect: a second model that is drawn beside it, "" for none
+    "beside": Choice(_fixed(""), str, str),
     # Rescale, and the "after" of Inspect
     "pairs": Choice(lambda: list(DEFAULT_PAIRS), _read_pairs, ",".join),
     "granularity": Choice(_fixed("tensor"), _one_of(*GRANULARITIES), str),
