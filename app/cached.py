@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from wisca_core.adapter import adapters_near as adapters_of
+from wisca_core.rescale_adapter import adapters_near as adapters_of
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import GRANULARITIES, Sites
 from wisca_core.census import kept, known

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from wisca_core import adapter as following
+from wisca_core import rescale_adapter as following
 from wisca_core.architecture.adapter import adapted
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import SiteKey
@@ -207,7 +207,8 @@ def test_wrong_rank_rules_are_caught(small, monkeypatch):
         return replace(right, sites=tuple(replace(s, legs=tuple(change(leg) for leg in s.legs)) for s in right.sites))
 
     wrong = {
-        "one rank channel off": lambda leg: replace(leg, index=replace(leg.index, start=leg.index.start + 1, sizes=(1, 1, 3)), channel=replace(leg.channel, sizes=(1, 1, 3))) if leg.role == "b" else leg,
+        "one rank channel off": lambda leg: replace(leg, index=replace(leg.index, start=1, sizes=(1, 1, 3)),
+                                                    channel=replace(leg.channel, sizes=(1, 1, 3))) if leg.role == "b" else leg,
         "both sides the same way": lambda leg: replace(leg, side="left"),
         "B's rows instead of its columns": lambda leg: replace(leg, axis=0) if leg.role == "b" else leg,
     }  # fmt: skip

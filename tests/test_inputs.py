@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.float64 import lifted
 from wisca_core.equivalence.inputs import PADDED_LENGTHS, cases, has_cache, takes
-from wisca_core.equivalence.miniature import build_miniature, load
+from wisca_core.equivalence.miniature import build_miniature, load, model_class
 from wisca_core.equivalence.outputs import difference, outputs, text_outputs
-from wisca_core.equivalence.small_config import VOCAB_SIZE, example, shrink
+from wisca_core.equivalence.small_config import VOCAB_SIZE, shrink
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,8 @@ def built(tmp_path_factory):
     @lru_cache
     def built(model_type: str, architecture: str | None = None) -> Path:
         folder = tmp_path_factory.mktemp(model_type)
-        config = example(model_type) | ({"architectures": [architecture]} if architecture else {})
+        config = example_config(model_type) | {"architectures": [architecture]}
+        config["architectures"] = [architecture or model_class(config | {"architectures": None}).__name__]
         build_miniature(shrink(config), folder, seed=0)
         return folder
 
@@ -52,7 +54,7 @@ SPECIAL = (
     "gemma3n_text gemma4_text mimo_v2_flash zamba zamba2 jamba nemotron_h granitemoehybrid falcon_h1 longcat_flash qwen4_exp_text blt cpmant "
     "xlnet xlm reformer hrm_text dbrx xmod roc_bert moonshine musicgen led nllb-moe switch_transformers t5gemma speech_to_text whisper big_bird "
     "longformer funnel canine layoutlmv3 luke mobilebert perceiver deit beit dinov2 dinov3_vit swinv2 hiera pvt segformer vit_mae yolos videomae "
-    "wavlm wav2vec2-bert audio-spectrogram-transformer siglip2 clap blip-2 gemma4 llama4 idefics3 llava_next qwen2_5_vl"
+    "wavlm wav2vec2-bert audio-spectrogram-transformer siglip2 clap blip-2 gemma4 llama4 idefics3 llava_next qwen2_5_vl mllama"
 ).split()
 
 
@@ -72,7 +74,7 @@ def test_architectures_with_rules_of_their_own_build_reload_repeat_themselves_an
 
 def test_every_tower_moves_what_is_compared(built):
     """Else its rules could not be proved: a changed weight of any tower changes a case."""
-    for model_type, inside in (("clip", ("text_model", "vision_model")), ("qwen2_5_vl", ("visual", "language_model")), ("whisper", ("encoder", "decoder"))):
+    for model_type, inside in (("clip", ("text_model", "vision_model")), ("qwen2_5_vl", ("visual", "language_model")), ("whisper", ("encoder", "decoder")), ("mllama", ("vision_model", "cross_attn"))):
         for part in inside:
             model = load(built(model_type))
             before = outputs(model, seed=1)

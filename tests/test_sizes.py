@@ -4,15 +4,16 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 
+from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.miniature import build_miniature, load
 from wisca_core.equivalence.outputs import outputs
 from wisca_core.equivalence.sizes import ROLES, TABLE, kept_layers
-from wisca_core.equivalence.small_config import MAX_POSITIONS, VOCAB_SIZE, config_object, example, shrink
+from wisca_core.equivalence.small_config import MAX_POSITIONS, VOCAB_SIZE, config_object, shrink
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
 
 def small(model_type: str, **changes) -> dict:
-    return shrink({**example(model_type), **changes})
+    return shrink(example_config(model_type, **changes))
 
 
 def test_every_row_is_of_a_type_that_transformers_knows_and_every_role_has_a_new_value():
@@ -106,7 +107,7 @@ def test_towers_are_made_small_by_the_same_rules_and_still_fit_each_other():
 
 
 def test_a_token_has_one_number_in_all_towers():
-    one = shrink({**example("llava"), "image_token_index": 32000, "text_config": {"model_type": "llama", "pad_token_id": 32000}})
+    one = shrink({**example_config("llava"), "image_token_index": 32000, "text_config": {"model_type": "llama", "pad_token_id": 32000}})
     assert one["image_token_index"] == one["text_config"]["pad_token_id"] < VOCAB_SIZE
 
 
@@ -125,7 +126,7 @@ def test_a_config_of_stages_is_cut_to_three_of_them():
 @pytest.mark.parametrize("key", ["text_config", "vision_config"])
 @pytest.mark.parametrize("value", [{"to_dict": 1}, {"hidden_size": "wide"}, {"num_attention_heads": 0}, 5, [1]])
 def test_towers_that_hold_nonsense_are_a_named_error_or_left_out(key, value, tmp_path):
-    config = {**example("llava"), key: value}
+    config = {**example_config("llava"), key: value}
     try:
         build_miniature(shrink(config), tmp_path / "m", 0)
     except (ConfigMismatch, UnknownArchitecture) as error:
@@ -140,7 +141,7 @@ def test_a_vocabulary_of_picture_tokens_is_cut_to_one_that_fits():
 
 
 def test_the_example_of_a_type_is_as_large_as_its_default_and_runs(tmp_path):
-    config = example("deepseek_v2")
+    config = example_config("deepseek_v2")
     assert (config["hidden_size"], config["num_experts_per_tok"]) == (4096, 2)  # the default leaves the last one open
     build_miniature(shrink(config), tmp_path / "m", 0)
     assert all(torch.isfinite(v).all() for v in outputs(load(tmp_path / "m"), 1).cases.values())

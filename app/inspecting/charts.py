@@ -81,7 +81,7 @@ def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
 
 
 def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
-    finding = findings.balance_title(shown.groups)
+    finding = findings.balance_title(shown.groups) if shown.after else "Norm against norm"
     heading(
         finding,
         f"One point is one {shown.unit}. Grey band: within 2×."
@@ -155,7 +155,7 @@ def draw_depth(shown: Shown, theme: Theme) -> None:
     heads = shown.decision.heads(shown.norm)
     if shown.lanes:  # one a (part, side)
         heads = heads.assign(head=lane_numbers(shown.model.sites, heads["name"]))
-    finding = findings.depth_title(heads)
+    finding = findings.depth_title(heads) if shown.after else "Every head over depth"
     bars = heads.groupby(["role", "layer"]).size().max() > depth.FEW
     heading(
         finding,

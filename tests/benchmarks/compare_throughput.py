@@ -1,120 +1,257 @@
-"""Tokens per second of a comparison on CPU: its processes side by side against one process with all threads, and HF Trainer.
+"""Total tokens per second of a comparison's cells, by every way there is to train them, as ratios within one run.
 
-    python tests/benchmarks/compare_throughput.py [--steps N] [--preset default]
+    python tests/benchmarks/compare_throughput.py [--rounds N] [--steps N] [--model default|wide] [--device auto|cpu|cuda]
 
-All figures come from one run of this file, one after the other, and leave out start-up. Ratios over 1 are for us. On a machine with
-other work on it they say little: the processes side by side then share what is left of the cores.
+Every way has its processes waiting from the start; a round lets one way after the other train for some steps, so that other
+work on the machine meets all of them, and a ratio is the median over the rounds of the ratio within a round. Start-up,
+validation and rescales are left out. "a CPU second" counts the processors' time of all processes of a way, which other work
+disturbs less; threads that wait in a loop count as busy there. Ratios over 1 are for us.
 """
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
-import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from queue import Queue
 
-from wisca_core.comparison.executor import cores
-from wisca_core.comparison.spec import PRESETS, Spec
+from wisca_core.comparison.spec import PRESETS, ModelSpec, Spec
+from wisca_core.comparison.ways import AT_ONCE, cores
+
+MODELS = {"default": ModelSpec(), "wide": ModelSpec(width=128, mlp_width=384)}  # both of 4 layers, 8 query heads on 1 KV head
+WARM_UP = 3
 
 
-def ours(spec: Spec) -> float:
-    """Seconds of ``spec.steps`` steps of one cell in this process."""
+# --- in a process of its own ------------------------------------------------------------------------------------------
+
+
+def plain(spec: Spec, device: str, at_once: int) -> Callable[[int], None]:
+    """The step of ``cell.train``."""
     import torch
 
     from wisca_core.comparison.data import batch, load_corpus
     from wisca_core.comparison.models import build_model, build_optimisers, loss_nats
 
     corpus = load_corpus(spec)
-    model = build_model(spec, 1)
+    model = build_model(spec, 1).to(device)
     optimisers = build_optimisers(model, spec.optimiser, 1e-3)
+    done = 0
 
-    def step(i: int) -> None:
-        loss = loss_nats(model, batch(corpus.train, 1, i, spec.batch_size, spec.data.context))
-        loss.item()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for one in optimisers:
-            one.step()
-            one.zero_grad()
+    def run(steps: int) -> None:
+        nonlocal done
+        for _ in range(steps):
+            done += 1
+            loss = loss_nats(model, batch(corpus.train, 1, done, spec.batch_size, spec.data.context).to(device))
+            loss.item()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for one in optimisers:
+                one.step()
+                one.zero_grad()
 
-    for i in range(5):
-        step(i)
-    began = time.perf_counter()
-    for i in range(spec.steps):
-        step(i)
-    return time.perf_counter() - began
+    return run
 
 
-def trainer(spec: Spec) -> float:
-    """The same with transformers' Trainer."""
+def replicas(spec: Spec, device: str, at_once: int) -> Callable[[int], None]:
+    """The step of ``replicas.train_group``, captured as a graph on CUDA."""
+    import torch
+
+    from wisca_core.comparison.data import batch, load_corpus
+    from wisca_core.comparison.models import build_model, build_optimisers
+    from wisca_core.comparison.place import Place
+    from wisca_core.comparison.replicas import _captured, _one_step
+    from wisca_core.comparison.stack import Stack
+
+    corpus = load_corpus(spec)
+    place = Place(device)
+    seeds = [1 + i // 4 for i in range(at_once)]  # four arms a seed see the same text
+    models = [build_model(spec, seed).to(device) for seed in seeds]
+    stack = Stack(models, [build_optimisers(m, spec.optimiser, 1e-3) for m in models])
+    done, step = 0, None
+
+    def run(steps: int) -> None:
+        nonlocal done, step
+        for i in range(steps):
+            done += 1
+            texts = {seed: batch(corpus.train, seed, done, spec.batch_size, spec.data.context) for seed in set(seeds)}
+            rows = torch.stack([texts[seed] for seed in seeds]).to(device)
+            stack.set_rates([1e-3] * at_once, [done] * at_once)
+            if step is None:
+                step = _captured(stack, rows, 1.0, place) if place.is_cuda else lambda rows: _one_step(stack, rows, 1.0, place)
+            losses, _ = step(rows)
+            if not place.is_cuda or i == steps - 1:
+                losses.tolist()
+
+    return run
+
+
+def trainer(spec: Spec, device: str, at_once: int) -> Callable[[int], None]:
+    """transformers' Trainer, held at the end of a step until more are asked for."""
+    import tempfile
+
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from wisca_core.comparison.data import batch, load_corpus
     from wisca_core.comparison.models import build_model
 
     corpus = load_corpus(spec)
-    rows = [batch(corpus.train, 1, i, 1, spec.data.context)[0, :-1] for i in range((spec.steps + 5) * spec.batch_size)]
-    marks = {}
+    rows = [batch(corpus.train, 1, i, 1, spec.data.context)[0, :-1] for i in range(2000)]
+    wanted, finished = Queue(), Queue()
 
-    class Clock(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            marks[state.global_step] = time.perf_counter()
+    class Gate(TrainerCallback):
+        left = 0
 
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder, max_steps=spec.steps + 5, per_device_train_batch_size=spec.batch_size, learning_rate=1e-3, report_to=[], save_strategy="no",
-            logging_strategy="no", disable_tqdm=True, use_cpu=True,
-        )  # fmt: skip
-        Trainer(build_model(spec, 1), arguments, train_dataset=[{"input_ids": r, "labels": r} for r in rows], callbacks=[Clock()]).train()
-    return marks[spec.steps + 5] - marks[5]
+        def on_step_begin(self, *_, **__):
+            if self.left == 0:
+                self.left = wanted.get()
+
+        def on_step_end(self, *_, **__):
+            self.left -= 1
+            if self.left == 0:
+                if device != "cpu":
+                    import torch
+
+                    torch.cuda.synchronize()
+                finished.put(None)
+
+    arguments = TrainingArguments(
+        tempfile.mkdtemp(), max_steps=10**9, per_device_train_batch_size=spec.batch_size, learning_rate=1e-3, report_to=[], save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, use_cpu=device == "cpu",
+    )  # fmt: skip
+    one = Trainer(build_model(spec, 1), arguments, train_dataset=[{"input_ids": r, "labels": r} for r in rows], callbacks=[Gate()])
+    threading.Thread(target=one.train, daemon=True).start()
+
+    def run(steps: int) -> None:
+        wanted.put(steps)
+        finished.get()
+
+    return run
 
 
-def alone(what: str, spec: Spec, preset: str, threads: int, processes: int = 1) -> float:
-    """Tokens per second of ``processes`` fresh processes of ``threads`` threads, which start their steps together."""
-    start = time.time() + 25
-    command = [sys.executable, __file__, "--run", what, "--steps", str(spec.steps), "--preset", preset, "--at", str(start)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
-    seconds = [float(one.communicate()[0].split()[-1]) for one in running]
-    return processes * spec.steps * spec.batch_size * spec.data.context / max(seconds)
+WAYS = {"plain": plain, "replicas": replicas, "trainer": trainer}
+
+
+def serve(spec: Spec, way: str, device: str, at_once: int) -> None:
+    """Answers each line with a number of steps on stdin by the wall and processor seconds they took."""
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    run = WAYS[way](spec, device, at_once)
+    run(WARM_UP)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        began, busy = time.perf_counter(), time.process_time()
+        run(int(line))
+        print(time.perf_counter() - began, time.process_time() - busy, flush=True)
+    os._exit(0)  # the trainer's thread waits for ever
+
+
+# --- all of them together ---------------------------------------------------------------------------------------------
+
+
+class Way:
+    """``n`` waiting processes that train by one way, on ``threads`` threads each."""
+
+    def __init__(self, title: str, what: str, options: argparse.Namespace, device: str, threads: int = 1, n: int = 1, at_once: int = 1):
+        self.title, self.n, self.at_once, self.figures = title, n, at_once, []
+        command = [sys.executable, "-W", "ignore", __file__, "--serve", what, "--model", options.model, "--on", device, "--at-once", str(at_once)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        self.processes = [subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(n)]
+
+    def wait(self) -> None:
+        for one in self.processes:
+            while (line := one.stdout.readline().strip()) != "ready":
+                if not line and one.poll() is not None:
+                    raise SystemExit(f"{self.title} ended with {one.returncode}")
+
+    def round(self, spec: Spec, steps: int) -> None:
+        steps = max(1, steps // self.at_once)
+        for one in self.processes:
+            print(steps, file=one.stdin, flush=True)
+        taken = [tuple(map(float, one.stdout.readline().split())) for one in self.processes]
+        tokens = self.n * self.at_once * steps * spec.batch_size * spec.data.context
+        self.figures.append((tokens / max(wall for wall, _ in taken), tokens / sum(busy for _, busy in taken)))
+
+    def over(self, other: "Way", which: int = 0) -> float:
+        return statistics.median(a[which] / b[which] for a, b in zip(self.figures, other.figures, strict=True))
+
+    def middle(self, which: int) -> float:
+        return statistics.median(figure[which] for figure in self.figures)
+
+    def end(self) -> None:
+        for one in self.processes:
+            one.stdin.close()
+            one.wait()
+
+
+def compare(ways: list[Way], spec: Spec, options: argparse.Namespace) -> None:
+    for way in ways:
+        way.wait()
+    for _ in range(options.rounds):
+        for way in ways:
+            way.round(spec, options.steps)
+    for way in ways:
+        print(f"  {way.title:48s} {way.middle(0):10,.0f} tokens/s {way.middle(1):10,.0f} a CPU second", flush=True)
+        way.end()
+
+
+def on_cpu(spec: Spec, options: argparse.Namespace) -> None:
+    n, r = cores(), AT_ONCE["cpu"]
+    one, all_threads = Way("plain loop, one thread", "plain", options, "cpu"), Way(f"plain loop, {n} threads", "plain", options, "cpu", n)
+    hf, hf_all = Way("HF Trainer, one thread", "trainer", options, "cpu"), Way(f"HF Trainer, {n} threads", "trainer", options, "cpu", n)
+    side = Way(f"processes: {n} of one thread", "plain", options, "cpu", n=n)
+    stacked = Way(f"replicas: {r} in one process of one thread", "replicas", options, "cpu", at_once=r)
+    stacked_side = Way(f"replicas: {r} in each of {n} processes of one thread", "replicas", options, "cpu", n=n, at_once=r)
+    compare([one, all_threads, hf, hf_all, side, stacked, stacked_side], spec, options)
+    best_hf = max(hf, hf_all, key=lambda way: way.middle(0))
+    print(f"  processes over one process with all threads: {side.over(all_threads):.2f} (target 1.2)")
+    print(f"  processes over HF Trainer at its best:       {side.over(best_hf):.2f} (target 1)")
+    print(f"  one thread: plain over HF Trainer {one.over(hf):.2f}, in CPU time {one.over(hf, 1):.2f}; replicas over plain {stacked.over(one):.2f}, "
+          f"in CPU time {stacked.over(one, 1):.2f}; replicas over HF Trainer in CPU time {stacked.over(hf, 1):.2f}")  # fmt: skip
+    print(f"  replicas in {n} processes over {n} processes: {stacked_side.over(side):.2f}")
+
+
+def on_gpu(spec: Spec, options: argparse.Namespace) -> None:
+    hf, one = Way("HF Trainer, one cell after another", "trainer", options, "cuda:0"), Way("plain loop", "plain", options, "cuda:0")
+    stacked = [Way(f"replicas: {r} at once", "replicas", options, "cuda:0", at_once=r) for r in (4, 16, AT_ONCE["cuda"])]
+    compare([hf, one, *stacked], spec, options)
+    for way in (one, *stacked):
+        print(f"  {way.title} over HF Trainer: {way.over(hf):.2f}{' (target 8)' if way is stacked[-1] else ''}")
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--steps", type=int, default=200)
-    options.add_argument("--preset", default="default", choices=list(PRESETS))
-    options.add_argument("--run", choices=["ours", "trainer"], help=argparse.SUPPRESS)
-    options.add_argument("--at", type=float, help=argparse.SUPPRESS)
+    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--steps", type=int, default=24, help="cell steps of a process in a round")
+    options.add_argument("--model", choices=list(MODELS), help="default: both, one after the other")
+    options.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    options.add_argument("--serve", choices=list(WAYS), help=argparse.SUPPRESS)
+    options.add_argument("--on", help=argparse.SUPPRESS)
+    options.add_argument("--at-once", type=int, default=1, help=argparse.SUPPRESS)
     given = options.parse_args()
-    spec = replace(PRESETS[given.preset], steps=given.steps)
-    if given.run:
-        import torch
-        import transformers  # noqa: F401 - imported before the clock
-
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        if given.at:
-            time.sleep(max(0.0, given.at - time.time()))
-        print({"ours": ours, "trainer": trainer}[given.run](spec))
+    if given.serve:
+        serve(replace(PRESETS["default"], model=MODELS[given.model]), given.serve, given.on, given.at_once)
         return
-    n = cores()
-    print(f"{given.preset}: width {spec.model.width}, {spec.model.n_layers} layers, batch {spec.batch_size} x {spec.data.context}, "
-          f"{spec.steps} steps, {n} cores, load before {os.getloadavg()[0]:.1f}; {Path(sys.executable).name}", flush=True)  # fmt: skip
-    figures = {}
-    for name, what, threads, processes in (
-        ("one process, one thread", "ours", 1, 1),
-        (f"one process, {n} threads", "ours", n, 1),
-        ("HF Trainer, one thread", "trainer", 1, 1),
-        (f"HF Trainer, {n} threads", "trainer", n, 1),
-        (f"{n} processes of one thread", "ours", 1, n),
-    ):
-        figures[name] = alone(what, spec, given.preset, threads, processes)
-        print(f"{name:28s} {figures[name]:10,.0f} tokens/s", flush=True)
-    values = list(figures.values())
-    print(f"side by side over one process with all threads: {values[4] / values[1]:.2f}")
-    print(f"side by side over HF Trainer at its best:        {values[4] / max(values[2:4]):.2f}")
-    print(f"one thread of ours over one of HF Trainer:       {values[0] / values[2]:.2f}")
+    import torch
+
+    for given.model in [given.model] if given.model else list(MODELS):
+        spec = replace(PRESETS["default"], model=MODELS[given.model])
+        print(f"width {spec.model.width}, {spec.model.n_layers} layers, batch {spec.batch_size} x {spec.data.context}; {given.rounds} rounds of "
+              f"{given.steps} steps; torch {torch.__version__}", flush=True)  # fmt: skip
+        if given.device != "cuda":
+            print(f" CPU, {cores()} cores, load before {os.getloadavg()[0]:.1f}", flush=True)
+            on_cpu(spec, given)
+        if torch.cuda.is_available() and given.device != "cpu":
+            print(f" {torch.cuda.get_device_name(0)}", flush=True)
+            on_gpu(spec, given)
+        elif given.device != "cpu":
+            print(" no CUDA GPU here: nothing was measured on one", flush=True)
 
 
 if __name__ == "__main__":

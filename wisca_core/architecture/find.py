@@ -30,8 +30,9 @@ def find_sites(checkpoint: Checkpoint, family: Family | None = None, pairs: Iter
     config = checkpoint.config
     model_type = str(config.get("model_type", ""))
     try:
-        family = family or _family(checkpoint, config, model_type)
-        return _sites(checkpoint, config, model_type, family, tuple(pairs))
+        row = family or _family(checkpoint, config, model_type)
+        sites = _sites(checkpoint, config, model_type, row, tuple(pairs))
+        return sites if family is None else replace(sites, discovered=family)
     except (UnknownArchitecture, ConfigMismatch) as error:
         return Sites(family="", model_type=model_type, attention=None, refusals=(Refusal("model", str(error)),))
 

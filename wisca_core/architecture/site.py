@@ -10,8 +10,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from wisca_core.architecture.families import Family
 
 PAIRS = ("qk", "vo", "mlp", "lora")
 DEFAULT_PAIRS = ("qk", "vo")  # the paper's
@@ -225,7 +229,7 @@ class Attention:
 class Sites:
     """All that was found in one checkpoint: sites, refusals, and remarks that belong on the page.
 
-    ``family`` is the row of families.toml, "" where none matched; the model itself is then the one refusal.
+    ``family`` is the row of the family files, "" where none matched; the model itself is then the one refusal.
     """
 
     family: str
@@ -234,6 +238,7 @@ class Sites:
     sites: tuple[Site, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     remarks: tuple[str, ...] = ()
+    discovered: "Family | None" = None  # the row that was found by trial, where no file has one
 
     def only(self, keep: Callable[[Site], bool]) -> "Sites":
         """The same with the sites that ``keep`` is true of."""

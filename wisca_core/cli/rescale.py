@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from wisca_core.adapter import adapters_near, fitted, follow
+from wisca_core.rescale_adapter import adapters_near, fitted, follow
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import SiteKey, Sites
 from wisca_core.checkpoint import Checkpoint
@@ -225,7 +225,8 @@ def _followed(base: Checkpoint, sites: Sites, plan: Plan, adapter: Checkpoint) -
 def _left_behind(checkpoint: Checkpoint, adapters: list[Checkpoint]) -> list[str]:
     given = {adapter.path for adapter in adapters}
     near = [] if checkpoint.adapter_json else [place for place in adapters_near(checkpoint) if place not in given]
-    return [f"Left behind: the LoRA adapter in {place} belongs to these weights and breaks on the rescaled ones; give it with --adapter." for place in near]
+    words = "belongs to these weights and breaks on the rescaled ones; give it with --adapter."
+    return [f"Left behind: the LoRA adapter in {place} {words}" for place in near]
 
 
 def _check_usage(out: Path | None, asked: Asked, plan_file: Path | None, undo: Path | None, dry_run: bool) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from wisca_core.equivalence.sizes import TABLE
-from wisca_core.errors import UnknownArchitecture
+from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
 
 def example_config(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -12,7 +12,8 @@ def example_config(model_type: str, **changes: Any) -> dict[str, Any]:
     >>> example_config("llama", num_key_value_heads=8)["architectures"]
     ['LlamaForCausalLM']
 
-    Raises UnknownArchitecture for a model type that the installed transformers does not know.
+    Raises UnknownArchitecture for a model type that the installed transformers does not know, ConfigMismatch where it
+    refuses its own defaults.
     """
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -20,7 +21,10 @@ def example_config(model_type: str, **changes: Any) -> dict[str, Any]:
     if model_type not in CONFIG_MAPPING:
         raise UnknownArchitecture(f'the installed transformers has no model type "{model_type}".')
     given = TABLE.examples.get(model_type, {}) | changes
-    config = CONFIG_MAPPING[model_type](**given).to_dict() | given
+    try:
+        config = CONFIG_MAPPING[model_type](**given).to_dict() | given
+    except Exception as error:  # whatever the class checks
+        raise ConfigMismatch(f'transformers refuses its own defaults of "{model_type}": {" ".join(str(error).split())[:300]}') from error
     named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     if named and not config.get("architectures"):
         config["architectures"] = [named if isinstance(named, str) else named[0]]

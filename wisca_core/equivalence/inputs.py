@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from wisca_core.equivalence.miniature import is_masked
-from wisca_core.equivalence.senses import features_of, sense_inputs
+from wisca_core.equivalence.senses import PICTURES, features_of, sense_inputs
 from wisca_core.equivalence.small_config import LANGUAGE
 from wisca_core.errors import UnknownArchitecture
 
@@ -28,8 +28,10 @@ WHOLE_PROMPT = frozenset({"cpmant"})
 # Below these lengths nothing is left after layers that pool positions, or attention by sparse blocks turns into the full one,
 # once and for all the calls that follow.
 SHORTEST = {"funnel": 8, "canine": 16, "big_bird": 16, "bigbird_pegasus": 16}
-# Text that is never read without pixels, though their parameter has a default.
-NEEDS_PIXELS = frozenset({"vilt", "kosmos-2"})
+# Text that is not read without pixels, or without them passes by whole layers, though their parameter has a default.
+NEEDS_PIXELS = frozenset({"vilt", "idefics", "mllama"})
+# Their cache keeps what was seen: pixels given to a later step would be seen again.
+SEEN_ONCE = frozenset({"mllama"})
 # Hash their ids: any number is a token.
 HASHED = {"canine": 61}
 # Their decoder reads this many streams of tokens side by side, one row each.
@@ -61,6 +63,8 @@ def takes(model) -> tuple[str, ...]:
         found.add(TEXT)
     if has_decoder(model):
         found.add(DECODER)
+    if needed_pixels(model, 0, 1):
+        found.add(PIXELS)
     found |= {kind for kind, _, _ in _senses(model, 0)}
     return tuple(kind for kind in (TEXT, DECODER, PIXELS, SOUND) if kind in found)
 
@@ -109,7 +113,7 @@ def text_cases(model, seed: int) -> list[Case]:
             mask = draw.mask(side)
             ids = draw.ids(*mask.shape).masked_fill(~mask, draw.pad)
             made.append((f"padded on the {side}", {"input_ids": ids, "attention_mask": mask.to(torch.int64)}, mask))
-    made = [(name, inputs | _boxes(draw, names, inputs["input_ids"].shape), mask) for name, inputs, mask in made]
+    made = [(name, inputs | (_beside_text(model, draw, inputs["input_ids"].shape) if method == "forward" else {}), mask) for name, inputs, mask in made]
     made = [(name, inputs | needed_pixels(model, seed, len(inputs["input_ids"])), mask) for name, inputs, mask in made]
     if has_decoder(model):
         return _with_decoder(made, draw, names)
@@ -122,8 +126,8 @@ def _with_decoder(made: list, draw: "Draw", names: Mapping) -> list[Case]:
     out = []
     for i, (name, inputs, _) in enumerate(made):
         rows = _rows(inputs) * draw.streams
-        if name.startswith("padded on the right") and "decoder_attention_mask" in names:
-            mask = draw.mask("right").repeat_interleave(draw.streams, 0)[:rows]
+        if name.startswith("padded on the right") and "decoder_attention_mask" in names and draw.streams == 1:
+            mask = draw.mask("right")[:rows]
             ids = draw.ids(*mask.shape).masked_fill(~mask, draw.pad)
             more = {"decoder_input_ids": ids, "decoder_attention_mask": mask.to(torch.int64)}
         else:
@@ -132,13 +136,21 @@ def _with_decoder(made: list, draw: "Draw", names: Mapping) -> list[Case]:
     return out
 
 
-def _boxes(draw: "Draw", names: Mapping, shape: torch.Size) -> dict[str, Any]:
-    """Where on a page every token stands, (rows, length, 4): left, top, right, bottom; for models of documents."""
-    if "bbox" not in names:
-        return {}
-    near = torch.randint(0, 30, (*shape, 2), generator=draw.generator)
-    boxes = torch.cat([near, near + torch.randint(1, 30, (*shape, 2), generator=draw.generator)], -1)
-    return {"bbox": boxes / 70 if draw.fractions else boxes}
+def _beside_text(model, draw: "Draw", shape: torch.Size) -> dict[str, Any]:
+    """What some models want to know of every token: where it stands on a page, which pictures it sees.
+
+    A box is (left, top, right, bottom).
+    """
+    names, out = parameters(model), {}
+    if "bbox" in names:
+        near = torch.randint(0, 30, (*shape, 2), generator=draw.generator)
+        boxes = torch.cat([near, near + torch.randint(1, 30, (*shape, 2), generator=draw.generator)], -1)
+        out["bbox"] = boxes / 70 if draw.fractions else boxes
+    if "image_attention_mask" in names and model.config.model_type in NEEDS_PIXELS:
+        out["image_attention_mask"] = torch.ones(*shape, PICTURES, dtype=torch.int64)
+    if "cross_attention_mask" in names and model.config.model_type in NEEDS_PIXELS:
+        out["cross_attention_mask"] = torch.ones(*shape, 1, model.config.vision_config.max_num_tiles, dtype=torch.int64)
+    return out
 
 
 def _rows(inputs: Mapping[str, Any]) -> int:
@@ -267,7 +279,10 @@ def cached_steps(model, seed: int, call: Callable[[dict[str, Any]], Any]) -> Ite
     for step in range(STEPS + 1):
         ids = prompt if step == 0 else rest[:, step - 1 : step]
         given = torch.cat([prompt, rest[:, :step]], 1) if model.config.model_type in WHOLE_PROMPT else ids
-        result = call(fixed | {key: given, "use_cache": True} | ({} if cache is None else {"past_key_values": cache}))
+        if step == 1 and model.config.model_type in SEEN_ONCE:
+            fixed = {}
+        beside = _beside_text(model, draw, given.shape) if key == "input_ids" else {}
+        result = call(fixed | beside | {key: given, "use_cache": True} | ({} if cache is None else {"past_key_values": cache}))
         cache = getattr(result, "past_key_values", None)
         if cache is None:
             return

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from wisca_core.adapter import follow
+from wisca_core.rescale_adapter import follow
 from wisca_core.architecture.adapter import adapted
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
@@ -73,7 +73,8 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         small_sites = find_sites(small, pairs=pairs).only(lambda site: label(site) in labels)
         lacking = structure(sites) - structure(small_sites)
         if lacking:
-            raise ProofFailed(f"transformers' own {sites.model_type} with this config.json has no pair of the kind {sorted(lacking)[0]}; the weights and config.json disagree.")
+            raise ProofFailed(f"transformers' own {sites.model_type} with this config.json has no pair of the kind {sorted(lacking)[0]}; "
+                              "the weights and config.json disagree.")  # fmt: skip
         reference = outputs(load_adapted(original, beside), seed=2)
         repeat = difference(reference, outputs(load_adapted(original, beside), seed=2))
         if repeat.max_rel > TOLERANCE:
@@ -109,7 +110,8 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         reason=reason,
         proved=tuple(sorted(labels)) if passed else (),
         refused=() if passed else tuple((name, reason) for name in sorted(labels)),
-        not_checked=("base and adapter together at their full size", "attention kernels other than eager", "sequences longer than 33 tokens in the miniature"),
+        not_checked=("base and adapter together at their full size", "attention kernels other than eager",
+                     "sequences longer than 33 tokens in the miniature"),
     )
 
 

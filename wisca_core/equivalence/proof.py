@@ -133,7 +133,7 @@ def versions() -> dict[str, str]:
 
 
 def _path(checkpoint: Checkpoint, sites: Sites) -> Path:
-    key = json.dumps([checkpoint.config, sorted(structure(sites)), versions(), repr(families().get(sites.model_type))],
+    key = json.dumps([checkpoint.config, sorted(structure(sites)), versions(), repr(sites.discovered or families().get(sites.model_type))],
                      sort_keys=True)  # fmt: skip
     return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
 
@@ -156,7 +156,7 @@ def structure(sites: Sites) -> set[str]:
 
 
 def _kind(site: Site) -> str:
-    legs = [(leg.role, leg.side, leg.axis, leg.measured, leg.exponent, leg.offset, leg.index.sizes[0] > 1, leg.index.sizes[-2] > 1)
+    legs = [(leg.role, leg.side, leg.axis, leg.measured, leg.exponent, leg.offset, leg.index.sizes[0] > 1, leg.index.sizes[-2] > 1, bool(leg.fixed))
             for leg in site.legs]  # fmt: skip
     layout, width, _ = site.rotary
     dim = site.legs[0].index.sizes[-1]
@@ -183,7 +183,7 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
         original.mkdir()
         build_miniature(config, original, seed=1)
         small = open_checkpoint(original)
-        small_sites = find_sites(small, pairs=pairs)
+        small_sites = find_sites(small, sites.discovered, pairs=pairs)
         lacking = structure(sites) - structure(small_sites)
         if lacking:
             why = "; ".join(f"{r.what}: {r.reason}" for r in small_sites.refusals[:3])
@@ -247,19 +247,27 @@ class Bench:
     moved: Callable
     lives: Callable
     not_run: tuple[str, ...] = ()
+    on: Callable[[Sites], "Bench"] | None = None  # the same miniature and outputs with other sites
 
 
 def open_bench(small: Checkpoint, sites: Sites, place: Path) -> Bench:
     """``small``: the miniature's checkpoint, ``place``: a folder for its rescaled copies. ProofFailed where it does not
     repeat its own outputs."""
     from wisca_core.equivalence.miniature import load
-    from wisca_core.equivalence.outputs import difference, first_move, outputs
+    from wisca_core.equivalence.outputs import difference, outputs
 
     model = load(small.path)
     reference = outputs(model, seed=2)
     repeat = difference(reference, outputs(model, seed=2))
     if repeat.max_rel > TOLERANCE:
         raise ProofFailed(f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case}).")
+
+    return _bench(small, sites, place, reference)
+
+
+def _bench(small: Checkpoint, sites: Sites, place: Path, reference) -> Bench:
+    from wisca_core.equivalence.miniature import load
+    from wisca_core.equivalence.outputs import difference, first_move, outputs
 
     def changed_model(trial: Trial, granularity: str):
         changed = place / "changed"
@@ -275,7 +283,7 @@ def open_bench(small: Checkpoint, sites: Sites, place: Path) -> Bench:
     def lives(trial: Trial, granularity: str) -> float:
         return first_move(reference, changed_model(trial, granularity), 2, ALIVE)
 
-    return Bench(sites, tuple(reference.cases), moved, lives, reference.not_run)
+    return Bench(sites, tuple(reference.cases), moved, lives, reference.not_run, lambda others: _bench(small, others, place, reference))
 
 
 def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = True) -> Verdict:

@@ -14,6 +14,7 @@ PIXELS, SOUND = "pixels", "sound"
 GRIDS = ("image_grid_thw", "grid_thw", "image_grid_hw")
 FIXED_SIZE = frozenset({"aimv2_vision_model", "hiera"})  # their parameter for a larger picture is not used
 FRAMES = 40  # of sound, where the config leaves the length open
+PICTURES = 2  # of a row of text, where it has several
 RAW_SAMPLES = 3200  # of sound before its convolutions: nine or ten positions after those of wav2vec2
 
 Inputs = dict[str, Any]
@@ -147,7 +148,7 @@ def _clap(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str,
 def _pictures_by_row(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
     """Every row of text has several pictures."""
     channels, (height, width) = _of(config, "num_channels", default=3), _side(_of(config, "image_size"), 16)
-    return [(PIXELS, "two pictures", {"pixel_values": draw(1, 2, channels, height, width)})]
+    return [(PIXELS, "two pictures", {"pixel_values": draw(1, PICTURES, channels, height, width)})]
 
 
 def _tiles(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
@@ -155,6 +156,14 @@ def _tiles(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str
     channels, (height, width) = _of(config, "num_channels", default=3), _side(_of(config, "image_size"), 16)
     sizes = torch.tensor([[height, 2 * width], [2 * height, width]])
     return [(PIXELS, "pictures in tiles", {"pixel_values": draw(2, 3, channels, height, width), "image_sizes": sizes})]
+
+
+def _tiles_of_one(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
+    """A picture cut into as many tiles as there may be."""
+    n, (height, width) = config.max_num_tiles, _side(config.image_size, 16)
+    pixels = draw(1, 1, n, config.num_channels, height, width)
+    return [(PIXELS, "tiles of one picture", {"pixel_values": pixels, "aspect_ratio_ids": torch.full((1, 1), 4),
+                                              "aspect_ratio_mask": torch.ones(1, 1, n, dtype=torch.int64)})]  # fmt: skip
 
 
 def _placed_patches(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
@@ -169,7 +178,8 @@ def _placed_patches(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[
 FORMS: dict[str, Callable[[Any, Mapping[str, Any], _Draw], list[tuple[str, str, Inputs]]]] = {
     "audio-spectrogram-transformer": _spectrogram,
     "clap_audio_model": _clap,
+    "mllama": _tiles_of_one,
     "gemma4_vision": _placed_patches,
-    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), _pictures_by_row),
+    **dict.fromkeys(("idefics", "idefics2", "idefics3", "smolvlm"), _pictures_by_row),
     **dict.fromkeys(("llava_next", "llava_next_video", "llava_onevision"), _tiles),
 }

@@ -28,7 +28,7 @@ from wisca_core.equivalence.sizes import (
 )
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
-__all__ = ["MAX_POSITIONS", "VOCAB_SIZE", "clean", "config_class", "config_object", "example", "shrink", "width_share"]
+__all__ = ["MAX_POSITIONS", "VOCAB_SIZE", "clean", "config_class", "config_object", "shrink", "width_share"]
 
 VOCAB_SIZE, MAX_POSITIONS = TABLE.small["vocab"], TABLE.small["positions"]
 ORIGINAL_POSITIONS = 16  # between the lengths tried: rope scalings that change there are met on both sides
@@ -160,16 +160,6 @@ def shrink(config: Mapping[str, Any]) -> dict[str, Any]:
             f"{type(error).__name__}: {_one_line(error)}."
         ) from error
     return out
-
-
-def example(model_type: str) -> dict[str, Any]:
-    """A config.json of this type as large as its default one, able to be built and run: the default of transformers with
-    what that lacks. UnknownArchitecture, ConfigMismatch."""
-    cls, lacking = config_class({"model_type": model_type}), TABLE.examples.get(model_type, {})
-    try:
-        return {**cls(**lacking).to_dict(), "model_type": model_type}
-    except Exception as error:
-        raise ConfigMismatch(f'the default config of "{model_type}" is refused by transformers: {_one_line(error)}') from error
 
 
 def _check_counts(config: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from wisca_core.adapter import config_on, fitted, follow
+from wisca_core.rescale_adapter import config_on, fitted, follow
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.folder import ADAPTER_CONFIG
@@ -139,6 +139,7 @@ def products_moved(base: Checkpoint, sites: Sites, scaling: dict, adapter: Check
             moved = gap / size if size else gap
             bound = max(TOLERANCE, 4 * torch.finfo(a.dtype).eps, 4 * torch.finfo(b.dtype).eps)
             if size == size and not moved <= bound:
-                raise ProofFailed(f"{one.adapted.module}: the followed product is off by {moved:.1e} relative, more than rounding. Nothing was written.")
+                raise ProofFailed(f"{one.adapted.module}: the followed product is off by {moved:.1e} relative, more than rounding or a value that "
+                                  "left its dtype. Nothing was written.")  # fmt: skip
             worst = max(worst, moved) if moved == moved else worst
     return worst
