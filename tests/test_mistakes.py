@@ -71,6 +71,29 @@ def scaled_output_bias(sites):
     return replace(sites, sites=tuple(out))
 
 
+def without(sites, forgotten):
+    return replace(sites, sites=tuple(
+        replace(site, legs=tuple(leg for leg in site.legs if not forgotten(leg))) for site in sites.sites))  # fmt: skip
+
+
+def is_reader(leg):
+    """Gains of layers 4 and 5 of the miniature, which have no keys of their own."""
+    return leg.role == "q" and leg.tensor.startswith(("model.layers.4.", "model.layers.5."))
+
+
+def untied_over_heads(sites):
+    """The rotary queries of every head with factors of their own, against the one key they share."""
+    out = []
+    for site in sites.sites:
+        if site.key.part == "rope":
+            q, k = site.legs[0], next(leg for leg in site.legs if leg.role == "k")
+            _, n_heads, width = q.index.sizes
+            channel = replace(q.channel, sizes=q.index.sizes, strides=(0, width, 1))
+            site = replace(site, n_channels=n_heads * width, legs=(replace(q, channel=channel), k), exact_ties=(), group_ties=())
+        out.append(site)
+    return replace(sites, sites=tuple(out))
+
+
 MISTAKES = {
     "query bias forgotten": (GQA_BIASES, only("q", lambda leg: None, measured=False), 1e-3),
     "key bias forgotten": (GQA_BIASES, only("k", lambda leg: None, measured=False), 1e-3),
@@ -84,6 +107,11 @@ MISTAKES = {
     "rotary pairs untied": (GQA_BIASES, lambda s: replace(s, sites=tuple(replace(x, exact_ties=()) for x in s.sites)), 1e-2),
     "Conv1D output columns for input rows": (("gpt2", {}), only("o", lambda leg: replace(leg, axis=1)), 1e-2),
     "fused query bias forgotten": (("gpt2", {}), only("q", lambda leg: None, measured=False), 1e-3),
+    "a LayerNorm's biases forgotten": (("persimmon", {}), lambda s: without(s, lambda leg: leg.tensor.endswith("layernorm.bias")), 1e-3),
+    "the query gains of a reading layer forgotten": (("gemma3n_text", {}), lambda s: without(s, is_reader), 1e-3),
+    "the mask that is made of the values forgotten": (("doge", {}), lambda s: without(s, lambda leg: "dt_proj" in leg.tensor), 1e-3),
+    "one head a part of the shared rotary key": (("deepseek_v3", {}), untied_over_heads, 1e-2),
+    "one expert's query forgotten": (("jetmoe", {}), lambda s: without(s, lambda leg: leg.role == "q" and leg.fixed == ((0, 0),)), 1e-3),
 }  # fmt: skip
 
 
@@ -93,7 +121,7 @@ def test_a_wrong_site_fails_the_proof(name, small_model, monkeypatch):
     folder = small_model(model_type, **changes)
     right = find_sites(open_checkpoint(folder))
     assert mutate(right) != right
-    monkeypatch.setattr(proof, "find_sites", lambda checkpoint, **more: mutate(find_sites(checkpoint, **more)))
+    monkeypatch.setattr(proof, "find_sites", lambda *a, **more: mutate(find_sites(*a, **more)))
     found = proved(folder)
     assert not found.passed and found.max_rel > at_least
     assert "relative" in found.reason and "1e-11 is the bound" in found.reason
@@ -124,6 +152,10 @@ WRONG_ROWS = {
     "fused thirds for fused heads": ("gpt_neox", {}, layout(
         q=("0", "g*d", "d"), k=("H*d", "d", "0"), v=("(H+K)*d", "d", "0")), 1e-2),
     "fused heads for fused thirds": ("phi3", {}, layout(q=("0", "3*d", "0"), k=("d", "3*d", "0"), v=("2*d", "3*d", "0")), 1e-2),
+    "half-split for interleaved in a shared rotary key": ("deepseek_v3", {}, row(rope="half"), 1e-2),
+    "clamped queries and values scaled": ("dbrx", {}, row(refuse_qk=(), refuse_vo=()), 1e-3),
+    "gains of a norm between heads and Wo left out": ("bitnet", {}, row(sub_norm="", inert=("attn_sub_norm.weight",)), 1e-9),
+    "an output gate taken for a query": ("qwen3_next", {}, row(norm=None, layouts=(), layout=families()["llama"].layout, inert=("q_norm.weight", "k_norm.weight"), n_heads="2 * num_attention_heads", out_hidden="hidden_size"), 1e-3),
     "keys and values swapped": ("phi3", {}, layout(k=("(H+K)*d", "d", "0"), v=("H*d", "d", "0")), 1e-2),
 }  # fmt: skip
 
@@ -204,3 +236,35 @@ def test_a_proof_is_kept_and_read_back_equal_and_another_rule_asks_for_another(s
     changed = families() | {"opt": replace(families()["opt"], rope="half")}
     monkeypatch.setattr(proof, "families", lambda: changed)
     assert proof.cached_proof(checkpoint, sites) is None
+
+
+def wrong_half(leg):
+    """The gate's rows instead of up's."""
+    return replace(leg, index=replace(leg.index, start=0)) if leg.role == "up" and leg.index.start else leg
+
+
+MLP_MISTAKES = {
+    "the gate's half of a fused matrix": ("phi3", {}, each_leg(wrong_half), 1e-3),
+    "the second power of ReLU squared forgotten": ("nemotron", {}, each_leg(lambda leg: replace(leg, exponent=1)), 1e-3),
+    "a second power for a gate": ("llama", {}, each_leg(lambda leg: replace(leg, exponent=2) if leg.role == "down" else leg), 1e-3),
+    "up's bias forgotten": ("opt", {}, each_leg(lambda leg: None if leg.tensor.endswith("fc1.bias") else leg), 1e-3),
+    "another expert's down": ("granitemoe", {}, each_leg(lambda leg: replace(leg, fixed=((0, (leg.fixed[0][1] + 1) % 4),)) if leg.role == "down" else leg), 1e-3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MLP_MISTAKES)
+def test_a_wrong_feed_forward_pair_fails_the_proof(name, small_model, monkeypatch):
+    model_type, changes, mutate, at_least = MLP_MISTAKES[name]
+    checkpoint = open_checkpoint(small_model(model_type, **changes))
+    right = find_sites(checkpoint, pairs=("mlp",))
+    assert right.sites and proof._prove(checkpoint, right, silent).passed
+    assert mutate(right) != right
+    monkeypatch.setattr(proof, "find_sites", lambda *a, **more: mutate(find_sites(*a, **more)))
+    found = proof._prove(checkpoint, mutate(right), silent)
+    assert not found.passed and found.max_rel > at_least and found.proved == ()
+
+
+def test_activations_without_a_gate_are_refused_unless_a_factor_passes(small_model):
+    for model_type, words in (("gpt2", "gelu_new stands between"), ("bert", "gelu stands between"), ("gpt_oss", "clamped"), ("bitnet", "ffn_sub_norm")):
+        sites = find_sites(open_checkpoint(small_model(model_type)), pairs=("mlp",))
+        assert sites.sites == () and sites.refusals and all(words in r.reason for r in sites.refusals), (model_type, sites.refusals)
