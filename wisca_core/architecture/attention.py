@@ -56,7 +56,7 @@ def _known(layer: Layer) -> set[str]:
     if family.latent:
         known |= latent.known(layer)
     if family.sub_norm:
-        known |= {f"{layer.prefix}{family.sub_norm}.weight"}
+        known |= {f"{layer.prefix}{family.sub_norm}.{kind}" for kind in ("weight", "bias")}
     return known | {layer.prefix + one.tensor for one in family.follow}
 
 
@@ -120,6 +120,11 @@ def _vo(key: SiteKey, layer: Layer, readers: Sequence[Layer]) -> Site:
         layer.weights.require(name, (n,), f"{family.sub_norm} has one gain a channel", "the head counts and head_dim")
         o = [Leg(leg.tensor, leg.axis, leg.index, grid, "right", "o") for leg in out]
         ties = (Grid(0, (layer.n_kv_heads, layer.g * width), (layer.g * width, 1)),)
-        return Site(key, n, layer.n_kv_heads, (Leg(name, 0, grid, grid, "left", "v"), *o), (), ties, "gains", family.name)
+        gains = [Leg(name, 0, grid, grid, "left", "v")]
+        bias = name.removesuffix("weight") + "bias"  # a LayerNorm's follows its gain
+        if bias in layer.weights:
+            layer.weights.require(bias, (n,), f"{family.sub_norm} has one bias a channel", "the head counts and head_dim")
+            gains.append(Leg(bias, 0, grid, grid, "left", "v", measured=False))
+        return Site(key, n, layer.n_kv_heads, (*gains, *o), (), ties, "gains", family.name)
     legs = (*projection_legs(layer, "v", "left"), *out, *follow)
     return Site(key, layer.n_kv_heads * width, layer.n_kv_heads, legs, (), layer.group_ties(width), "weights", family.name)
