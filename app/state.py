@@ -144,7 +144,7 @@ CHOICES: dict[str, Choice] = {
     # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"
     "comparison": Choice(_fixed(""), _read_comparison, str),
     # Architectures
-    "architecture": Choice(_fixed(None), _read_model_type, str),
+    "architecture": Choice(lambda: note("own architecture") or None, _read_model_type, str),
     "search": Choice(_fixed(""), str, str),
     "verdict": Choice(_fixed("all"), _one_of("all", *VERDICTS), str),
     "kinds": Choice(_fixed("causal"), _one_of("causal", "all"), str),
