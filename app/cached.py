@@ -234,17 +234,20 @@ def _comparison_facts(key: str, stamp: str, tokenizer_stamp: str, _spec: Spec) -
     return prepare(_spec)
 
 
-def seconds_per_step(spec: Spec) -> float:
-    """Of one training step of a comparison on one thread; measured now where this model and batch were not yet."""
-    parts = (spec.model, spec.lora, spec.data.tokens, spec.data.context, spec.batch_size, spec.optimiser.name, _stamp(spec.model.path))
-    return _seconds_per_step(repr(parts), spec)
+def seconds_per_step(spec: Spec, device: str) -> float:
+    """Of one training step of a comparison, on one thread or on a GPU; measured now where this model and batch were not
+    yet.
+    """
+    model = (spec.model, spec.lora, _stamp(spec.model.path))
+    parts = (model, spec.data.tokens, spec.data.context, spec.batch_size, spec.optimiser.name, spec.precision, device)
+    return _seconds_per_step(repr(parts), spec, device)
 
 
 @st.cache_data(max_entries=32, show_spinner="Timing a few training steps")
-def _seconds_per_step(key: str, _spec: Spec) -> float:
+def _seconds_per_step(key: str, _spec: Spec, _device: str) -> float:
     from wisca_core.comparison.estimate import measure_step
 
-    return measure_step(_spec)
+    return measure_step(_spec, _device)
 
 
 def census(which: str) -> Census:
