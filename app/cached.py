@@ -19,6 +19,7 @@ from wisca_core.census.coverage import Coverage, coverage
 from wisca_core.census.entry import Entry
 from wisca_core.census.table import table as census_table
 from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
+from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
 from wisca_core.patterns import store
 from wisca_core.patterns.table import Patterns
@@ -75,7 +76,7 @@ def _opened(model: str, stamp: str) -> Opened:
 
 def _stamp(model: str) -> str:
     """Name, size and time of change of the files beside or in ``model``, "" for anything that is no local path."""
-    if model.startswith("hub:") or "\0" in model:
+    if not model or model.startswith("hub:") or "\0" in model:
         return ""
     path = Path(model).expanduser()
     folder = path if path.is_dir() else path.parent
@@ -222,9 +223,21 @@ def size_on_hub(model: str) -> HubSize:
     return hub_size(model)
 
 
+def comparison_facts(spec: Spec) -> Facts:
+    """The model of a comparison in numbers, its rules proved. Raises WiscaError."""
+    parts = (spec.model, spec.lora, spec.data.tokens, spec.data.tokenizer, spec.data.context, spec.arms, spec.steps, spec.optimiser)
+    return _comparison_facts(repr(parts), _stamp(spec.model.path), _stamp(spec.data.tokenizer), spec)
+
+
+@st.cache_resource(max_entries=16, show_spinner="Looking the model through")
+def _comparison_facts(key: str, stamp: str, tokenizer_stamp: str, _spec: Spec) -> Facts:
+    return prepare(_spec)
+
+
 def seconds_per_step(spec: Spec) -> float:
     """Of one training step of a comparison on one thread; measured now where this model and batch were not yet."""
-    return _seconds_per_step(repr((spec.model, spec.data.context, spec.batch_size, spec.optimiser.name)), spec)
+    parts = (spec.model, spec.lora, spec.data.tokens, spec.data.context, spec.batch_size, spec.optimiser.name, _stamp(spec.model.path))
+    return _seconds_per_step(repr(parts), spec)
 
 
 @st.cache_data(max_entries=32, show_spinner="Timing a few training steps")
@@ -243,6 +256,14 @@ def census(which: str) -> Census:
 def _census(which: str, stamp: str) -> Census:
     found = kept.entries(known.all_types() if which == "all" else known.causal_types())
     return Census(found, {entry.model_type: entry for entry in found}, coverage(found), census_table(found))
+
+
+@st.cache_data(show_spinner=False)
+def has_gpu() -> bool:
+    """Whether there is a CUDA GPU to train on."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @st.cache_data(show_spinner=False)

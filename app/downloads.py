@@ -22,19 +22,21 @@ from wisca_core.errors import UnreadableInput
 _HEADERS = {"cache-control": "no-store", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
 REPORT = "wisca_report.json"
 
-_folders: dict[str, Path] = {}
+_folders: dict[str, tuple[Path, str]] = {}  # with the file that shows that the folder is finished
 
 
-def link(folder: Path) -> str:
-    """The token of a finished export, the same while the server lives. Raises UnreadableInput for another folder."""
+def link(folder: Path, whole: str = REPORT) -> str:
+    """The token of a finished export, or of another folder that holds the file ``whole`` once it is finished; the same
+    while the server lives. Raises UnreadableInput for any other folder.
+    """
     path = Path(os.path.realpath(folder))
-    if not (path / REPORT).is_file():
-        raise UnreadableInput(f"{path} has no {REPORT}, so it is no finished export. Export again.")
+    if not (path / whole).is_file():
+        raise UnreadableInput(f"{path} has no {whole}, so it is no finished export. Export again.")
     for token, known in _folders.items():
-        if known == path:
+        if known == (path, whole):
             return token
     token = secrets.token_urlsafe(32)
-    _folders[token] = path
+    _folders[token] = (path, whole)
     return token
 
 
@@ -56,17 +58,18 @@ def files(folder: Path) -> list[Entry]:
 
 
 def _folder(request: Request) -> Path:
-    folder = _folders.get(request.path_params["token"])
-    if folder is None or not (folder / REPORT).is_file():
+    folder, whole = _folders.get(request.path_params["token"], (None, ""))
+    if folder is None or not (folder / whole).is_file():
         raise HTTPException(404, "This link is no longer valid: the server was restarted or the export was removed.")
     return folder
 
 
 def _archive(request: Request) -> Response:
     folder = _folder(request)
-    entries = [Entry(f"{folder.name}/{e.name}", e.path, e.n_bytes, e.mtime) for e in files(folder)]
+    name = folder.name if folder.name != "model" else f"{folder.parent.name}-model"  # of a comparison's run
+    entries = [Entry(f"{name}/{e.name}", e.path, e.n_bytes, e.mtime) for e in files(folder)]
     headers = _HEADERS | {
-        "content-disposition": f"attachment; filename*=UTF-8''{quote(folder.name)}.zip",
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(name)}.zip",
         "content-length": str(archive_bytes(entries)),
     }
     content: Iterator[bytes] = iter(()) if request.method == "HEAD" else archive(entries)

@@ -126,6 +126,8 @@ def _read_model_type(text: str) -> str:
 
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
+    # Inspect: a second model that is drawn beside it, "" for none
+    "beside": Choice(_fixed(""), str, str),
     # Rescale, and the "after" of Inspect
     "pairs": Choice(lambda: list(DEFAULT_PAIRS), _read_pairs, ",".join),
     "granularity": Choice(_fixed("tensor"), _one_of(*GRANULARITIES), str),
@@ -142,7 +144,7 @@ CHOICES: dict[str, Choice] = {
     # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"
     "comparison": Choice(_fixed(""), _read_comparison, str),
     # Architectures
-    "architecture": Choice(_fixed(None), _read_model_type, str),
+    "architecture": Choice(lambda: note("own architecture") or None, _read_model_type, str),
     "search": Choice(_fixed(""), str, str),
     "verdict": Choice(_fixed("all"), _one_of("all", *VERDICTS), str),
     "kinds": Choice(_fixed("causal"), _one_of("causal", "all"), str),

@@ -406,6 +406,26 @@ def test_adapters_of_another_base_or_start_are_refused(small, small_model, tmp_p
         following.follow(checkpoint, sites, scaling, checkpoint)
 
 
+def test_a_layer_without_a_rule_stops_only_what_it_lies_on(small, tmp_path):
+    base, make = small
+    checkpoint = open_checkpoint(base)
+    sites = find_sites(checkpoint)
+    scaling = scalings(sites, adapter_proof.extreme(sites, 1), "channel", {t.name: t.shape for t in checkpoint.tensors})
+    embedding = {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 61), "base_model.model.model.embed_tokens.lora_embedding_B": torch.ones(32, 4)}
+    odd_k = {f"{ROOT}0.self_attn.k_proj.lora_{p}.weight": torch.ones(3, 3, 3) for p in "AB"}
+    for name, more in (("embedding", embedding), ("k_proj", odd_k)):
+        shutil.copytree(make(), tmp_path / name)
+        save_file(load_file(tmp_path / name / "adapter_model.safetensors") | more, tmp_path / name / "adapter_model.safetensors")
+    right = following.follow(checkpoint, sites, scaling, open_checkpoint(make()))
+    assert following.follow(checkpoint, sites, scaling, open_checkpoint(tmp_path / "embedding")).keys() == right.keys()
+    for tensor, module, inside in (("model.layers.0.a.k.weight", "model.layers.0.a.k", True), ("layers.0.a.k.weight", "model.layers.0.a.k", True),
+                                   ("model.layers.0.a.k.weight", "layers.0.a.k", True), ("model.layers.0.e.7.up.weight", "model.layers.0.e", True),
+                                   ("model.layers.0.a.k.weight", "model.layers.1.a.k", False), ("model.layers.0.a.k.weight", "model.embed_tokens", False)):  # fmt: skip
+        assert following._lies_in(tensor, module) is inside
+    with pytest.raises(UnsupportedCheckpoint, match="k_proj of the adapter .* cannot follow its base: .*convolution"):
+        following.follow(checkpoint, sites, scaling, open_checkpoint(tmp_path / "k_proj"))
+
+
 def test_saved_modules_and_biases_follow_like_the_base(small, tmp_path):
     base, make = small
     checkpoint = open_checkpoint(base)
@@ -437,3 +457,10 @@ def test_options_that_do_not_belong_are_named(small):
     ):
         with pytest.raises(BadOption, match=message):
             attempt(model, company)
+
+
+def test_pairs_that_are_not_there_are_named(small, tmp_path, capsys):
+    base, make = small
+    for model, pairs, words in ((base, "lora", "this model has no adapter in it"), (make(), "qk,vo", "this LoRA adapter has rank channels")):
+        assert main(["rescale", str(model), str(tmp_path / "out"), "--pairs", pairs]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())

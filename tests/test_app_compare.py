@@ -13,7 +13,8 @@ from app.figures import compare
 from app.figures.template import DARK, LIGHT
 from wisca_core import home, jobs
 from wisca_core.comparison import folder, statistics
-from wisca_core.comparison.spec import ARMS, Spec
+from wisca_core.comparison.spec import ARMS, LORA_ARMS, Spec
+from wisca_core.errors import UnreadableInput
 
 DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
 SAMPLE = SAMPLES / "compare-gqa64"
@@ -119,6 +120,74 @@ def test_arms_that_coincide_with_this_model_are_not_offered():
     assert "QK + VO by KV group" in at.multiselect(key="compare arms default").options
 
 
+def choose_model(at: AppTest, kind: str) -> AppTest:
+    at.selectbox(key="compare model").set_value(kind).run()
+    assert not at.exception
+    return at
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "runs", "arms"),
+    [
+        ("shrunk", "The open model's config made smaller: width 64, 4 layers, 8 query heads on 2 KV heads", "16", "QK + VO by KV group"),
+        ("whole", "The open model, from scratch: width 192, 8 layers", "16", "QK + VO, Gram-balanced"),
+        ("lora", "LoRA of rank 8 on the open model", "20", "A/B Gram balance"),
+    ],
+)
+def test_the_open_model_smaller_whole_or_with_adapters_is_one_choice_away(monkeypatch, kind, said, runs, arms):
+    asked = started(monkeypatch)
+    at = choose_model(page(comparison="new"), kind)
+    assert said in texts(at) and metric(at, "Runs") == runs
+    offered = next(m for m in at.multiselect if m.label == "Arms beside the baseline")
+    assert arms in offered.options
+    at.button(key="compare start").click().run()
+    assert not at.exception and len(asked) == 1
+    spec = folder.read(folder.every()[0]).spec
+    assert spec.model.source == kind and spec.model.path.endswith("gqa-docs/checkpoint-3600")
+    assert spec.data.tokens == ("tokenizer" if kind == "lora" else "bytes")
+
+
+def test_training_on_from_the_weights_takes_the_models_own_tokens(monkeypatch):
+    started(monkeypatch)
+    at = choose_model(page(comparison="new"), "whole")
+    next(b for b in at.get("button_group") if b.label == "Weights").set_value("continued").run()
+    assert not at.exception and "its training continued" in texts(at)
+    at.button(key="compare start").click().run()
+    spec = folder.read(folder.every()[0]).spec
+    assert (spec.model.weights, spec.data.tokens) == ("continued", "tokenizer")
+
+
+def test_a_set_up_of_the_paper_says_what_it_needs_and_that_nothing_was_measured(monkeypatch):
+    monkeypatch.setattr("wisca_core.comparison.estimate.thread_flops", lambda: 2e11)
+    monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec: pytest.fail("a billion parameters were built"))
+    at = choose_model(page(comparison="new"), "paper")
+    assert metric(at, "Parameters") == "1.1 B" and "years" in metric(at, "Time here, reckoned") or "days" in metric(at, "Time here, reckoned")
+    said = texts(at)
+    assert "reckoned, not measured: 100 GFLOP/s a thread" in said and "That rate is an assumption: nothing was run" in said
+    assert "data.tokenizer: '' was given" in said and at.button(key="compare start").disabled
+
+
+def test_an_arm_of_ones_own_goes_along_and_one_that_does_what_another_does_is_named(monkeypatch):
+    started(monkeypatch)
+    at = page(comparison="new")
+    at.checkbox(key="compare own").check().run()
+    at.text_input(key="compare own name").set_value("half").run()
+    at.button(key="compare start").click().run()
+    own = folder.read(folder.every()[0]).spec.arms[-1]
+    assert (own.name, own.strength, own.every) == ("half", 0.5, 25)
+    at = page(comparison="new")
+    at.checkbox(key="compare own").check().run()
+    at.slider(key="compare own strength").set_value(1.0).run()
+    assert "an arm that differs from wisca" in texts(at) and not [b for b in at.button if b.key == "compare start"]
+
+
+def test_the_effect_one_wants_to_see_decides_the_seeds(monkeypatch):
+    at = page(comparison="new")
+    at.number_input(key="compare effect default").set_value(0.02).run()
+    # spread 0.028 nats: (1.960 + 0.842)^2 (0.028 / 0.020)^2 = 15.4 for a known spread, and two more for the t distribution
+    assert metric(at, "Seeds needed") == "18" and "With other lengths:" in texts(at)
+
+
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
@@ -128,7 +197,7 @@ def test_the_bundled_comparison_is_shown_first_with_the_sentence_that_may_be_quo
     report = statistics.report(comparison, folder.curves(comparison))
     assert at.title[0].value.replace("\\", "") == report.sentence and report.sentence.startswith("Preliminary. ")
     assert "One learning rate was tried" in texts(at) and "at least one of 3 intervals" in texts(at)
-    assert len(at.get("plotly_chart")) == 3
+    assert len(at.get("plotly_chart")) == 4
     table = at.dataframe[0].value
     assert table["Arm"].tolist() == ["Baseline", "QK + VO, every 25", "QK only", "Inverse scaling"]
     assert table["Better"].tolist()[1] == f"{report.effects[0].n_better} of 4"
@@ -166,6 +235,58 @@ def test_a_failed_run_is_named_with_its_reason():
     assert "No result from wisca-lr0.001-seed2: the training loss became nan at step 7 of 600." in texts(at)
 
 
+def test_how_a_comparison_came_about_stands_with_its_result():
+    at = page(comparison="sample-compare-gqa64-8-seeds")
+    assert "was chosen after the one of 4 seeds" in texts(at)
+    assert "How this comparison came about" not in texts(page(comparison="sample-compare-gqa64"))
+
+
+def with_weights(place: Path, *names: str) -> None:
+    """Final weights in these runs: another checkpoint of the bundled sample each."""
+    for name, step in zip(names, (3600, 600)):
+        shutil.copytree(SAMPLES / "gqa-docs" / f"checkpoint-{step}", place / "cells" / name / "model")
+
+
+def test_final_weights_of_two_arms_are_shown_side_by_side_on_inspect():
+    place = kept()
+    assert "Final weights: 0 runs" in [e.label for e in page(comparison=place.name).expander]
+    one, other = "wisca-lr0.001-seed1", "baseline-lr0.001-seed1"
+    with_weights(place, one, other)
+    at = page(comparison=place.name)
+    assert "QK + VO, every 25, seed 1" in at.selectbox(key="compare weights").options
+    at.selectbox(key="compare weights").set_value(next(c for c in folder.read(place).cells if c.name == one)).run()
+    at.button(key="compare both").click().run()
+    assert not at.exception
+    assert at.session_state["model"] == str(place / "cells" / one / "model") and at.session_state["beside"] == str(place / "cells" / other / "model")
+    at.switch_page("views/inspect.py").run()
+    assert not at.exception
+    heads = [s.value.replace("\\", "") for s in at.subheader]
+    assert any(h.startswith("The open model: query 4.") or h.startswith("Both alike in the median layer: query 4.") for h in heads)
+    at.button(key="beside away").click().run()
+    assert not at.exception and at.session_state["beside"] == "" and not any("beside it" in s.value for s in at.subheader)
+
+
+def test_a_model_beside_that_cannot_be_opened_is_a_message_and_the_page_lives(tmp_path):
+    at = AppTest.from_file(str(DASHBOARD), default_timeout=60)
+    at.query_params["beside"] = str(tmp_path / "nowhere")
+    at.run()
+    assert not at.exception and "The model beside it cannot be shown" in texts(at) and len(at.get("plotly_chart")) >= 4
+
+
+def test_final_weights_are_a_download_under_a_token_of_their_own():
+    from app import downloads
+
+    place = kept()
+    with_weights(place, "wisca-lr0.001-seed1")
+    at = page(comparison=place.name)
+    model = place / "cells" / "wisca-lr0.001-seed1" / "model"
+    token = downloads.link(model, "config.json")
+    assert [k for k, (path, _) in downloads._folders.items() if path == model] == [token]
+    with pytest.raises(UnreadableInput, match="no finished export"):
+        downloads.link(model.parent, "config.json")
+    assert str(model) in texts(at)
+
+
 def test_a_damaged_folder_is_a_message():
     place = kept()
     (place / "status.json").write_text("{")
@@ -188,7 +309,7 @@ def test_a_running_comparison_is_attached_to_again_with_the_ways_to_stop_it():
         for _ in range(2):  # a reload is another session
             at = page()
             assert at.title[0].value.startswith("Training: 15 of 16 runs, about")
-            assert len(at.get("plotly_chart")) == 2
+            assert len(at.get("plotly_chart")) == 3
         at.button(key="compare pause").click().run()
         assert folder.asked(place) == "pause" and "Stopping at the next step" in texts(at)
         at.button(key="compare cancel").click().run()
@@ -211,7 +332,7 @@ def test_a_comparison_without_a_single_row_waits_for_its_first_curves():
         rows = [{"format": "wisca-metrics", "version": 1}, {"step": 0, "val_loss": 5.5, "qk": 3.0, "vo": -3.0, "seconds": 0.1, "tokens": 0}]
         (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         at = page()
-        assert len(at.get("plotly_chart")) == 2  # the baseline alone, without any pair yet
+        assert len(at.get("plotly_chart")) == 3  # the baseline alone, without any pair yet
     finally:
         os.close(held)
 
@@ -245,8 +366,10 @@ def test_the_figures_show_the_numbers_of_the_report(theme):
 
 
 def test_arms_look_different_from_each_other():
+    for known in (ARMS, LORA_ARMS):
+        looks = compare.styles(tuple(known.values()), LIGHT)
+        assert len(set(looks.values())) == len(looks)
     looks = compare.styles(tuple(ARMS.values()), LIGHT)
-    assert len(set(looks.values())) == len(looks)
     assert looks["baseline"][0] == LIGHT.quiet and looks["qk_only"][0] == LIGHT.role["q"] and looks["vo_only"][0] == LIGHT.role["v"]
 
 

@@ -16,14 +16,14 @@ from wisca_core.cli import main
 from wisca_core.comparison import cell as cell_module
 from wisca_core.comparison import executor, folder, statistics
 from wisca_core.comparison.cell import train
-from wisca_core.comparison.data import load_corpus
+from wisca_core.comparison.data import kept_corpus, load_corpus
 from wisca_core.comparison.estimate import estimate, flops_per_step
 from wisca_core.comparison.models import build_model, build_optimisers
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.prepare import prepare
 from wisca_core.comparison.shrunk import shrunk_config
 from wisca_core.comparison.spec import ARMS, LORA_ARMS, PRESETS, Arm, DataSpec, LoraSpec, ModelSpec, OptimiserSpec, Spec, checked, spec_from, with_model
-from wisca_core.errors import HubError, PlanMismatch, SpecError, UnknownArchitecture
+from wisca_core.errors import HubError, PlanMismatch, SpecError, UnknownArchitecture, UnreadableInput
 
 SAMPLE = Path(__file__).parents[1] / "sample_runs" / "gqa-docs" / "checkpoint-3600"
 TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]
@@ -420,6 +420,20 @@ def test_a_data_set_of_the_hub_is_read_through_its_library_without_its_code(hub)
         load_corpus(Spec("s", data=replace(data, column="text"), batch_size=2))
     with pytest.raises(HubError, match="owner/gone .*ConnectionError"):
         load_corpus(Spec("s", data=replace(data, path="hub:owner/gone"), batch_size=2))
+
+
+def test_what_was_fetched_from_the_hub_is_fetched_once_and_shared(hub, tmp_path):
+    asked = hub("5.2.0")
+    spec = checked(Spec("s", data=DataSpec("hub", "hub:owner/stories", column="story", context=8), arms=(ARMS["baseline"], ARMS["wisca"]), steps=60))
+    path = folder.create(tmp_path / "c", spec)
+    executor._same_corpus(folder.read(path))
+    executor._same_corpus(folder.read(path))  # as a resumed comparison does
+    mapped = kept_corpus(spec, path)
+    assert len(asked) == 1 and isinstance(mapped.train, np.memmap)
+    assert np.array_equal(mapped.train, load_corpus(spec).train) and mapped.facts["sha256"] == folder.read(path).corpus["sha256"]
+    (path / "corpus" / "train.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UnreadableInput, match="is damaged"):
+        kept_corpus(spec, path)
 
 
 def test_hub_ids_that_are_none_and_folders_of_that_name_are_refused(hub, tmp_path, monkeypatch):

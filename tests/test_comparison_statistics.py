@@ -225,7 +225,7 @@ def test_each_arm_at_its_own_best_rate(tmp_path):
     assert best.rate is None and best.rates == (3e-3,) * 4 and best.baseline_rates == (1e-3,) * 4
     assert np.allclose(best.differences, [-0.1 + 1e-3 * s for s in (1, 2, 3, 4)])
     assert len(r.effects) == 2 and "one learning rate" not in " ".join(r.remarks).lower()
-    assert any("wisca is best at an end of the rates tried" in remark for remark in r.remarks)
+    assert any("baseline and wisca are best at an end of the rates tried; their" in remark for remark in r.remarks)
 
 
 def test_a_run_that_ends_above_its_start_is_counted_as_diverged(tmp_path):
@@ -269,3 +269,26 @@ def test_the_bundled_comparison_says_what_its_metrics_say():
     base = [row["val_loss"] for seed in found.effects[0].seeds for row in folder.rows(place / "cells" / f"baseline-lr0.001-seed{seed}")[-1:]]
     assert np.allclose(found.effects[0].loss.mean, np.mean(by_hand) - np.mean(base))
     assert sum(path.stat().st_size for path in place.rglob("*")) < 2_000_000
+
+
+def test_an_interval_below_what_is_written_is_no_difference_however_clear_of_zero(tmp_path):
+    """Rounding that always goes one way: four differences of about -3e-6 have a tiny p and mean nothing."""
+    tiny = (-3.3e-6, -3.8e-6, -3.5e-6, -3.3e-6)
+    r = report_of(made(tmp_path / "c", plus(wisca=(-0.011, -0.0115, -0.0117, -0.0109), placebo=tiny), arms=("baseline", "placebo", "wisca")))
+    placebo = next(e for e in r.effects if e.arm == "placebo")
+    assert placebo.loss.is_nothing and not placebo.loss.spans_zero and placebo.loss.p < 1e-4
+    assert dict(r.readings)["placebo"] == "no difference (under 0.001 nats)" and dict(r.readings)["wisca"].startswith("lower")
+    only = report_of(made(tmp_path / "d", plus(wisca=tiny), arms=("baseline", "wisca")))
+    assert only.sentence == "Preliminary. No difference: under 0.001 nats either way, 4 seeds."
+
+
+def test_a_clear_arm_beside_the_one_of_the_sentence_is_named(tmp_path):
+    r = report_of(made(tmp_path / "c", plus(wisca=(0.01, -0.01, 0.02, -0.02), inverse=(0.1, 0.11, 0.12, 0.09)), arms=("baseline", "wisca", "inverse")))
+    assert len(r.beside) == 1 and r.beside[0].startswith("Beside it, inverse: +0.105 nats (95 % +0.084 to +0.126), higher (p ")
+
+
+def test_a_large_effect_needs_no_more_seeds_than_the_fewest():
+    # scipy's far tail is NaN here; power at 4 seeds is 1
+    assert seeds_to_see(0.007, 0.00094) == seeds_to_see(0.044, 0.002) == 4
+    # (1.960 + 0.842)^2 (0.028 / 0.044)^2 = 3.2 for a known spread; three more for the t distribution at so few seeds
+    assert seeds_to_see(0.044, 0.028) == 6

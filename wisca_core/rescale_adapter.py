@@ -74,8 +74,11 @@ def fitted(base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapt
     out_axis = _output_axes(sites)
     found = []
     for one in adapted(adapter):
-        name = _named(base, f"{_bare(one.module)}.weight", one.module)
-        if name not in changed:
+        module = _bare(one.module)
+        if one.unknown and not any(_lies_in(name, module) for name in changed):
+            continue
+        name = "" if one.unknown else _named(base, f"{module}.weight", one.module)
+        if name not in changed and not one.unknown:
             continue
         if one.unknown:
             raise UnsupportedCheckpoint(f"{one.module} of the adapter {adapter.path} cannot follow its base: {one.unknown}.")
@@ -119,6 +122,13 @@ def _output_axes(sites: Sites) -> dict[str, int]:
 
 def _bare(module: str) -> str:
     return module.replace(".base_layer", "")
+
+
+def _lies_in(tensor: str, module: str) -> bool:
+    """Whether a tensor may be one of that module or below it, whatever first parts (model., transformer.) either lacks."""
+    parts = tensor.split(".")[:-1]
+    paths = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    return any(f".{path}".endswith(f".{module}") or f".{module}".endswith(f".{path}") for path in paths)
 
 
 def _named(base: Checkpoint, name: str, module: str) -> str:

@@ -11,7 +11,7 @@ from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.statistics import Report, signed
 
-_SHOWN = ["Arm", "Rate", "Loss", "Difference", "95 % interval", "Bootstrap", "Perplexity", "Better", "Steps saved", "Reading"]
+_SHOWN = ["Arm", "Rate", "Loss", "Difference", "95 % interval", "Reading", "Better", "Steps saved", "Perplexity", "Bootstrap"]
 _STATES = {"waiting": "waiting", "running": "running", "done": "finished", "failed": "failed"}
 
 
@@ -35,13 +35,25 @@ def draw_curves(comparison: Comparison, report: Report | None, theme: Theme, pre
 
 def draw_ratios(comparison: Comparison, rate: float, theme: Theme, prefix: str = "") -> None:
     spec = comparison.spec
-    pair = st.segmented_control("Pair", list(DEFAULT_PAIRS), default="qk", required=True, key=f"{prefix}compare pair",
+    pairs = (*DEFAULT_PAIRS, "lora") if spec.model.source == "lora" else DEFAULT_PAIRS
+    pair = st.segmented_control("Pair", pairs, default=pairs[-1] if len(pairs) > 2 else "qk", required=True, key=f"{prefix}compare pair",
                                 format_func=words.PAIR_LABELS.get, label_visibility="collapsed")  # fmt: skip
     ratios = statistics.bands(folder.curves(comparison), rate, pair)
     finding = compare.ratio_finding(ratios, spec.arms, pair)
-    heading(finding, "Sum of |w| of one matrix over that of the other, median over layers, mean of the seeds; measured before the rescale of a step.",
-            ratios, f"{prefix}ratios over steps")  # fmt: skip
+    frozen = " The base is frozen: only the arms that rescale it move it." if spec.model.source == "lora" and pair != "lora" else ""
+    start = " There is no ratio while B is zero." if pair == "lora" else ""
+    heading(finding, "Sum of |w| of one matrix over that of the other, median over layers, mean of the seeds; measured before the rescale of a "
+            f"step.{frozen}{start}", ratios, f"{prefix}ratios over steps")  # fmt: skip
     chart(compare.ratio(ratios, spec.arms, pair, theme, spec.steps), f"{prefix}ratio chart", f"Ratio of norms over the steps. {finding}.")
+
+
+def draw_gradients(comparison: Comparison, rate: float, theme: Theme, prefix: str = "") -> None:
+    spec = comparison.spec
+    norms = statistics.bands(folder.curves(comparison), rate, "grad_norm")
+    finding = compare.gradient_finding(norms, spec.arms)
+    heading(finding, f"Norm of all gradients together before it is clipped at {spec.optimiser.clip:g}, mean of the seeds, log axis. A rescale changes it "
+            "without changing the function: that is its point.", norms, f"{prefix}gradient norms")  # fmt: skip
+    chart(compare.gradients(norms, spec.arms, theme, spec.steps), f"{prefix}gradient chart", f"Gradient norms over the steps. {finding}.")
 
 
 def draw_forest(comparison: Comparison, report: Report, theme: Theme) -> None:
@@ -63,7 +75,7 @@ def draw_rates(comparison: Comparison, report: Report, theme: Theme) -> None:
 def draw_table(comparison: Comparison, report: Report) -> None:
     st.subheader("All arms", anchor=False)
     st.markdown(
-        ":small[:gray[Loss in nats per byte. Steps saved: how much earlier the arm reaches the baseline's final loss, "
+        f":small[:gray[Loss in {report.unit}{_per_byte(report)}. Steps saved: how much earlier the arm reaches the baseline's final loss, "
         "median of the seeds; where not "
         "every seed does, how many do. Bootstrap from 8 seeds on.]]"
     )
@@ -87,7 +99,7 @@ def shown_table(report: Report, comparison: Comparison) -> pd.DataFrame:
                 "Difference": signed(e.loss.mean),
                 "95 % interval": f"{signed(e.loss.low)} to {signed(e.loss.high)}" if e.loss.n > 1 else "–",
                 "Bootstrap": f"{signed(e.bootstrap[0])} to {signed(e.bootstrap[1])}" if e.bootstrap else "–",
-                "Perplexity": signed(e.perplexity.mean),
+                "Perplexity": f"{signed(e.perplexity.mean)} ({signed(e.perplexity.low)} to {signed(e.perplexity.high)})" if e.loss.n > 1 else signed(e.perplexity.mean),
                 "Better": f"{e.n_better} of {e.loss.n}",
                 "Steps saved": words.minus(f"{e.steps_saved:,.0f}") if e.steps_saved is not None else f"{e.n_reached} of {e.loss.n} reach it",
                 "Reading": readings.get((e.arm, e.rate), "beside the correction"),
@@ -96,12 +108,17 @@ def shown_table(report: Report, comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_SHOWN).fillna("")
 
 
+def _per_byte(report: Report) -> str:
+    return f" ({report.bytes_per_token:.2f} bytes a token: divide by it for nats per byte)" if report.unit != "nats per byte" else ""
+
+
 def effects_table(report: Report, comparison: Comparison) -> pd.DataFrame:
     """The same as numbers, one row a seed, for a spreadsheet."""
     return pd.DataFrame(
         [
             {"arm": e.arm, "rate": "own best" if e.rate is None else e.rate, "seed": seed, "difference_nats": d, "mean": e.loss.mean, "low": e.loss.low,
-             "high": e.loss.high, "p": e.loss.p, "p_corrected": e.p_corrected}
+             "high": e.loss.high, "perplexity_mean": e.perplexity.mean, "perplexity_low": e.perplexity.low,
+             "perplexity_high": e.perplexity.high, "p": e.loss.p, "p_corrected": e.p_corrected}
             for e in (*report.best, *report.effects) for seed, d in zip(e.seeds, e.differences)
         ]
     )  # fmt: skip
@@ -124,6 +141,16 @@ def _choose_rate(comparison: Comparison, prefix: str) -> float:
     if len(rates) == 1:
         return rates[0]
     return st.segmented_control("Learning rate", rates, default=rates[len(rates) // 2], required=True, key=f"{prefix}compare rate", format_func="{:g}".format)
+
+
+def draw_log(comparison: Comparison, prefix: str = "") -> None:
+    """The end of what the training processes printed."""
+    lines = folder.log_lines(comparison)
+    with st.expander("Log", key=f"{prefix}compare_log"):
+        if lines:
+            st.code("\n".join(lines), language=None, wrap_lines=True)
+        else:
+            st.markdown(":gray[Nothing was printed.]")
 
 
 def _first(comparison: Comparison) -> str:

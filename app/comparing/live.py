@@ -52,4 +52,7 @@ def _watch(path: str) -> None:
         rate = charts.draw_curves(comparison, None, theme, "live ")
         st.space("small")
         charts.draw_ratios(comparison, rate, theme, "live ")
+        st.space("small")
+        charts.draw_gradients(comparison, rate, theme, "live ")
         charts.draw_runs(comparison)
+        charts.draw_log(comparison, "live ")

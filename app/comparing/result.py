@@ -2,17 +2,18 @@
 
 import streamlit as st
 
-from app import state
-from app.comparing import charts, setup
+from app.comparing import charts, setup, weights
+from app.current import title as model_title
 from app.figures import words
 from app.figures.template import theme_of
 from app.following import explain, latest
 from app.messages import errors_as_messages, plain
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.folder import Comparison
+from wisca_core.comparison.paper import SETUPS
+from wisca_core.comparison.spec import Spec, for_scale
 from wisca_core.comparison.statistics import Report
 
-PAPER = "For scale: the paper reports −0.044 nats for TinyLlama 1.1B."
 _STOPPED = {
     "new": "Not started yet.",
     "paused": "Paused.",
@@ -24,11 +25,11 @@ _STOPPED = {
 
 def facts(comparison: Comparison) -> str:
     """One line: model, text, arms, rates, seeds, steps, time."""
-    spec, m, rates = comparison.spec, comparison.spec.model, comparison.spec.optimiser.learning_rates
+    spec, rates = comparison.spec, comparison.spec.optimiser.learning_rates
     parts = [
-        f"Decoder of width {m.width}, {words.plural(m.n_layers, 'layer')}, {words.plural(m.n_heads, 'query head')} on "
-        f"{words.plural(m.n_kv_heads, 'KV head')}",
-        {"bundled": "bundled text", "text": "a text file", "jsonl": "a JSONL file"}[spec.data.source],
+        _model(spec),
+        {"bundled": "bundled text", "text": "a text file", "jsonl": "a JSONL file", "hub": spec.data.path}[spec.data.source],
+        *(["the model's own tokens"] if spec.data.tokens == "tokenizer" else []),
         words.plural(len(spec.arms), "arm"),
         f"{spec.optimiser.name} at {', '.join(f'{rate:g}' for rate in rates)}",
         words.plural(len(spec.seeds), "seed") + (", extended after looking" if comparison.is_extended else ""),
@@ -37,6 +38,21 @@ def facts(comparison: Comparison) -> str:
     if comparison.seconds and not comparison.is_active:
         parts.append(f"{setup.duration(comparison.seconds)} of training")
     return ", ".join(parts) + "."
+
+
+def _model(spec: Spec) -> str:
+    m = spec.model
+    match m.source:
+        case "decoder":
+            heads = f"{words.plural(m.n_heads, 'query head')} on {words.plural(m.n_kv_heads, 'KV head')}"
+            return f"Decoder of width {m.width}, {words.plural(m.n_layers, 'layer')}, {heads}"
+        case "paper":
+            return SETUPS[m.setup].title
+        case "shrunk":
+            return f"{model_title(m.path)} made {m.width} wide, {words.plural(m.n_layers, 'layer')}"
+        case "whole":
+            return f"{model_title(m.path)} {'from scratch' if m.weights == 'fresh' else 'trained on'}"
+    return f"LoRA of rank {spec.lora.r} on {model_title(m.path)}"
 
 
 def draw(comparison: Comparison, is_sample: bool) -> None:
@@ -56,10 +72,18 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
         if report:
             st.markdown(f":gray[So far, not to be quoted:] {words.markdown_text(report.sentence)}")
     if report:
-        st.markdown(f"{words.markdown_text(report.reading)} {PAPER}")
+        st.markdown(f"{words.markdown_text(' '.join([f'{report.subject}. {report.reading}', *report.beside]))} {for_scale(comparison.spec)}")
+    if comparison.spec.note:
+        with st.container(border=True, gap="xsmall"):
+            st.markdown(":small[**How this comparison came about**]")
+            plain(comparison.spec.note)
     _actions(comparison, report, is_sample)
     if not report:
+        if any(folder.rows(cell.folder) for cell in comparison.cells):
+            st.space("small")
+            charts.draw_curves(comparison, None, theme_of(st.context.theme.type))
         charts.draw_runs(comparison)
+        charts.draw_log(comparison)
         return
     st.space("small")
     theme = theme_of(st.context.theme.type)
@@ -78,8 +102,12 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
     st.space("small")
     charts.draw_ratios(comparison, rate, theme)
     st.space("small")
+    charts.draw_gradients(comparison, rate, theme)
+    st.space("small")
     charts.draw_table(comparison, report)
+    weights.draw(comparison)
     charts.draw_runs(comparison)
+    charts.draw_log(comparison)
 
 
 def _actions(comparison: Comparison, report: Report | None, is_sample: bool) -> None:
@@ -98,7 +126,7 @@ def _actions(comparison: Comparison, report: Report | None, is_sample: bool) -> 
                     st.rerun()
         if report:
             with st.popover("Quote"):
-                st.code(f"{report.sentence} {report.reading}", language=None, wrap_lines=True)
+                st.code(f"{report.sentence} {report.subject}. {report.reading}", language=None, wrap_lines=True)
         with st.popover("Export"):
             _exports(comparison)
 
@@ -110,11 +138,7 @@ def _exports(comparison: Comparison) -> None:
     st.download_button("All curves as CSV", lambda: frame.to_csv(index=False).encode(), "curves.csv", "text/csv", on_click="ignore",
                        key="compare metrics", type="tertiary")  # fmt: skip
     st.code(f"wisca compare spec.json --out {comparison.path.name}-again", language="bash", wrap_lines=True)
-    kept = [cell for cell in comparison.cells if (cell.folder / "model" / "config.json").is_file()]
-    if kept:
-        cell = st.selectbox("Final weights of", kept, format_func=lambda c: c.name, key="compare weights")
-        plain(str(cell.folder / "model"))
-        st.button("Open on Inspect", on_click=state.open_model, args=(str(cell.folder / "model"),), key="compare inspect")
+    st.markdown(":small[:gray[Final weights are further down, where the comparison kept them.]]")
 
 
 def _remarks(report: Report) -> list[str]:

@@ -6,17 +6,18 @@ from pathlib import Path
 import streamlit as st
 
 from app import cached, state
+from app.comparing import asking
+from app.comparing.asking import KEPT
 from app.figures import compare, words
-from app.messages import errors_as_messages
+from app.messages import errors_as_messages, plain
 from wisca_core import jobs
 from wisca_core.comparison import executor, folder
-from wisca_core.comparison.estimate import Estimate, estimate
-from wisca_core.comparison.spec import ARMS, OPTIMISERS, PRESETS, ModelSpec, Spec, coinciding, spec_from
+from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, estimate
+from wisca_core.comparison.spec import ARMS, LORA_ARMS, OPTIMISERS, PRESETS, Arm, Spec, coinciding, spec_from
+from wisca_core.errors import SpecError
 
 _PRESETS = {"default": "Default", "rates": "Three learning rates", "thorough": "Thorough"}
 _OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD with momentum", "muon": "Muon"}
-_SOURCES = {"bundled": "Bundled: Python's own library", "text": "A text file", "jsonl": "A column of a JSONL file"}
-_KEPT = {"persist_state": "session"}
 
 
 def draw() -> None:
@@ -27,7 +28,8 @@ def draw() -> None:
     with errors_as_messages("This comparison cannot be started"):
         spec = _chosen()
         found = _estimate(spec)
-        if st.button("Start the comparison", type="primary", disabled=not found.fits, key="compare start"):
+        is_complete = spec.model.source != "paper" or _has_tokenizer(spec)
+        if st.button("Start the comparison", type="primary", disabled=not (found.fits and is_complete), key="compare start"):
             start(spec)
 
 
@@ -46,47 +48,76 @@ def go_on(place: Path) -> None:
 
 def _chosen() -> Spec:
     with st.container(border=True):
-        preset = PRESETS[
-            st.segmented_control(
-                "Start from", list(PRESETS), default="default", required=True, key="compare preset", format_func=_PRESETS.get, **_KEPT
-            )
-        ]  # fmt: skip
+        source = asking.source()
+        preset = _preset(source)
         name = preset.name
         above = st.container()  # which arms there are depends on the model, which is drawn below
-        with st.expander("Model and text", key="compare_model"):
-            model, data, batch_size = _model_and_text(preset)
-        offered = [arm for arm in ARMS if arm != "baseline" and not coinciding(arm, ModelSpec(**model))]
-    with above:
-        arms = st.multiselect(
-            "Arms beside the baseline", offered, default=[a.name for a in preset.arms if a.kind != "none"], key=f"compare arms {name}",
-            format_func=lambda arm: compare.label(replace(ARMS[arm], every=None) if arm == "wisca" else ARMS[arm]), **_KEPT,
-            help="Placebo: factors of 1.001 in turn, which change rounding only. Inverse: each pair is held as far out of balance again as it began.",
-        )  # fmt: skip
-        with st.container(horizontal=True, gap="medium"):
-            every = st.number_input("Rescale every, steps", 1, 100_000, 25, key="compare every", width=140, **_KEPT)
-            seeds = st.number_input("Seeds", 1, 1000, len(preset.seeds), key=f"compare seeds {name}", width=84, **_KEPT)
-            steps = st.number_input("Steps", 10, 10_000_000, preset.steps, step=100, key=f"compare steps {name}", width=126, **_KEPT)
-            optimiser = st.selectbox("Optimiser", OPTIMISERS, key="compare optimiser", format_func=_OPTIMISERS.get, width=176, **_KEPT)
-            rates = st.text_input(
-                "Learning rates", ", ".join(f"{r:g}" for r in preset.optimiser.learning_rates), key=f"compare rates {name}", width=140, **_KEPT,
-                help="Several, separated by commas: each arm is then also compared at its own best rate.",
-            )  # fmt: skip
+        with st.expander("Model and text", key=f"compare_model_{source}", expanded=source not in ("decoder", "lora")):
+            asked = asking.model_and_text(source, preset)
+        with above:
+            arms = _arms(source, preset, asked)
+            with st.container(horizontal=True, gap="medium"):
+                every = st.number_input("Rescale every, steps", 1, 1_000_000, _every(preset), key=f"compare every {name}", width=150, **KEPT)
+                seeds = st.number_input("Seeds", 1, 1000, len(preset.seeds), key=f"compare seeds {name}", width=84, **KEPT)
+                steps = st.number_input("Steps", 10, 10_000_000, preset.steps, step=100, key=f"compare steps {name}", width=126, **KEPT)
+                optimiser = st.selectbox("Optimiser", OPTIMISERS, key="compare optimiser", format_func=_OPTIMISERS.get, width=176, **KEPT)
+                rates = st.text_input(
+                    "Learning rates", ", ".join(f"{r:g}" for r in preset.optimiser.learning_rates), key=f"compare rates {name}", width=140, **KEPT,
+                    help="Several, separated by commas: each arm is then also compared at its own best rate.",
+                )  # fmt: skip
+            with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+                effect = st.number_input(
+                    "Effect to see, nats", 0.001, 10.0, preset.detect_nats, 0.001, format="%.3f", key=f"compare effect {name}", width=150, **KEPT,
+                    help="The smallest true difference you would want to notice. The paper's on TinyLlama is 0.044 nats, with LoRA 0.007.",
+                )  # fmt: skip
+                own = asking.own_arm(source, int(every))
+    arms = [{**asdict(arm), "every": arm.every and int(every)} for arm in arms]
+    if optimiser == "sgd":  # its momentum follows a change of basis; the squares of the others cannot
+        arms = [{**arm, "optimizer_state": "transport"} if arm["gram"] else arm for arm in arms]
     return spec_from(
         {
-            "name": f"Decoder of width {model['width']}, {words.count(steps)} steps",
-            "arms": [asdict(ARMS["baseline"]), *({**asdict(ARMS[arm]), "every": ARMS[arm].every and int(every)} for arm in arms)],
-            "model": model,
-            "data": data,
-            "batch_size": batch_size,
+            **asked,
+            "name": f"{asking.title(asked['model'])}, {words.count(steps)} steps"[:120],
+            "arms": [asdict(ARMS["baseline"]), *arms, *own],
             "steps": int(steps),
             "seeds": list(range(1, int(seeds) + 1)),
+            "detect_nats": float(effect),
             "optimiser": {
                 "name": optimiser,
                 "learning_rates": [_rate(part) for part in rates.split(",") if part.strip()],
-                "warmup_steps": min(50, int(steps) // 10),
+                "warmup_steps": min(preset.optimiser.warmup_steps, int(steps) // 10),
+                "weight_decay": preset.optimiser.weight_decay,
             },
         }
     )
+
+
+def _preset(source: str) -> Spec:
+    if source == "lora":
+        return PRESETS["lora"]
+    if source == "paper":
+        return PRESETS[asking.paper_setup()]
+    return PRESETS[
+        st.segmented_control("Start from", list(_PRESETS), default="default", required=True, key="compare preset", format_func=_PRESETS.get, **KEPT)
+    ]
+
+
+def _arms(source: str, preset: Spec, asked: dict) -> list[Arm]:
+    """The known arms chosen beside the baseline."""
+    known = LORA_ARMS if source == "lora" else ARMS
+    like = replace(preset, model=replace(preset.model, **{k: v for k, v in asked["model"].items() if k in ("n_kv_heads", "source")}))
+    offered = [arm for arm in known if arm != "baseline" and not coinciding(arm, like)]
+    chosen = st.multiselect(
+        "Arms beside the baseline", offered, default=[a.name for a in preset.arms if a.kind != "none" and a.name in offered],
+        key=f"compare arms {preset.name}", format_func=lambda arm: compare.label(replace(known[arm], every=None) if arm == "wisca" else known[arm]), **KEPT,
+        help="Placebo: factors of 1.001 in turn, which change rounding only. Inverse: each pair is held as far out of balance again as it began. "
+        "Gram: the full change of basis of a head (or of A and B) instead of one factor.",
+    )  # fmt: skip
+    return [known[arm] for arm in chosen]
+
+
+def _every(preset: Spec) -> int:
+    return next((arm.every for arm in preset.arms if arm.kind == "balance" and arm.every), 25)
 
 
 def _rate(text: str) -> float | str:
@@ -96,53 +127,64 @@ def _rate(text: str) -> float | str:
         return text.strip()  # the spec says what is wrong with it
 
 
-def _model_and_text(preset: Spec) -> tuple[dict, dict, int]:
-    m = preset.model
-    with st.container(horizontal=True, gap="medium"):
-        width = st.number_input("Width", 8, 8192, m.width, step=8, key="compare width", width=120, **_KEPT)
-        layers = st.number_input("Layers", 1, 200, m.n_layers, key="compare layers", width=110, **_KEPT)
-        heads = st.number_input("Query heads", 1, 256, m.n_heads, key="compare heads", width=120, **_KEPT)
-        kv = st.number_input("KV heads", 1, 256, m.n_kv_heads, key="compare kv", width=110, **_KEPT)
-        context = st.number_input("Context", 8, 8192, preset.data.context, step=32, key="compare context", width=120, **_KEPT)
-        batch_size = st.number_input("Batch", 1, 1024, preset.batch_size, key="compare batch", width=110, **_KEPT)
-    with st.container(horizontal=True, gap="medium"):
-        source = st.selectbox("Text", list(_SOURCES), key="compare source", format_func=_SOURCES.get, width=260, **_KEPT)
-        path = st.text_input("Path on this machine", key="compare path", width=320, **_KEPT) if source != "bundled" else ""
-        column = st.text_input("Column", "text", key="compare column", width=140, **_KEPT) if source == "jsonl" else "text"
-    model = {"width": int(width), "n_layers": int(layers), "n_heads": int(heads), "n_kv_heads": int(kv), "mlp_width": 3 * int(width)}
-    return model, {"source": source, "path": path.strip(), "column": column, "context": int(context)}, int(batch_size)
-
-
 def _estimate(spec: Spec) -> Estimate:
-    workers = executor.cores()
-    found = estimate(spec, workers, seconds_per_step=0.0)
-    if found.fits:
-        found = estimate(spec, workers, cached.seconds_per_step(spec))
+    found = estimate(spec, executor.cores(), cached.seconds_per_step, cached.comparison_facts(spec))
     with st.container(horizontal=True, gap="medium"):
         st.metric("Runs", words.count(found.n_cells), width=140)
-        st.metric("Time, about", duration(found.seconds) if found.fits else "–", width=140)
+        st.metric("Time, about" if found.is_measured else "Time here, reckoned", duration(found.seconds), width=140)
         st.metric("Memory, about", words.size(found.memory_bytes), width=140)
         st.metric("Parameters", words.parameters(found.n_parameters).removesuffix(" parameters"), width=140)
         st.metric("Seeds needed", words.count(found.seeds_needed), width=140)
     enough = "enough" if len(spec.seeds) >= found.seeds_needed else "fewer, so a difference of that size may well be missed"
+    lengths = ", ".join(f"{words.plural(n, 'seed')} at {words.count(steps)} steps" for steps, n in found.steps_needed)
+    pace = (
+        "at the pace of a few steps just taken" if found.is_measured
+        else f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix product reaches here"
+    )  # fmt: skip
+    trained = f" {words.count(found.n_trained)} of the parameters are trained." if found.n_trained < found.n_parameters else ""
     st.markdown(
-        f":small[:gray[Seeing a true difference of {found.effect_nats:g} nats, the paper's on TinyLlama, four times "
-        f"out of five takes "
-        f"{found.seeds_needed} seeds at {words.count(spec.steps)} steps, if paired differences spread as they did "
-        f"before "
-        f"({found.spread_nats:.3f} nats). {words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 "
-        f"conclude nothing, 4 to 7 are "
-        f"preliminary. Time is for {words.plural(found.workers, 'process', 'processes')}, at the pace of a few steps just taken.]]"
+        f":small[:gray[{words.markdown_text(found.title)}.{trained} Seeing a true difference of {found.effect_nats:g} nats four times out of five takes "
+        f"{words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they did before "
+        f"({found.spread_nats:.3f} nats{', small decoders' if not spec.model.is_trained_before else ''}).{f' With other lengths: {lengths}.' if lengths else ''} "
+        f"{words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 conclude nothing, 4 to 7 are preliminary. "
+        f"Time is for {words.plural(found.workers, 'process', 'processes')}, {pace}.]]"
     )
+    if not found.is_measured:
+        st.markdown(
+            f"On one GPU that trains at {GPU_FLOPS / 1e12:.0f} TFLOP/s all runs would take about {duration(found.gpu_seconds)}, one after the other, and "
+            f"{words.size(found.gpu_bytes)} of its memory. That rate is an assumption: nothing was run."
+        )
     if not found.fits:
         free = words.size(found.free_bytes or 0)
         st.markdown(f"This needs {words.size(found.memory_bytes)} of memory and {free} are free. Make the model, the batch or the context smaller.")
     return found
 
 
+def _has_tokenizer(spec: Spec) -> bool:
+    """Says what one has to have for a set-up of the paper; whether its tokenizer is there."""
+    from wisca_core.comparison.paper import SETUPS
+    from wisca_core.comparison.tokens import tokenizer_folder
+
+    setup = SETUPS[spec.model.setup]
+    st.markdown(
+        f"It needs the tokenizer of {words.markdown_text(setup.hub_id)} in a folder of this machine, TinyStories (from the hub through the library "
+        "datasets, or as a JSONL file here), and a GPU of that size. Steps, batch and rate are not the paper's, which are not restated here."
+    )
+    try:
+        return bool(tokenizer_folder(spec))
+    except SpecError as error:
+        plain(str(error))
+        return False
+
+
 def duration(seconds: float) -> str:
-    """ "45 s", "6 min", "2 h 5 min"."""
+    """ "45 s", "6 min", "2 h 5 min", "12 days"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 60 * 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    days = seconds / 86400
+    return f"{days:.0f} days" if days < 730 else f"{days / 365:,.0f} years"

@@ -21,13 +21,16 @@ def facts(census: Census) -> str:
     return f"transformers {versions()['transformers']}, torch {versions()['torch']}, {words.plural(n, 'architecture')}"
 
 
-def metrics(coverage: Coverage) -> None:
-    n = coverage.n_types
+def metrics(census: Census) -> None:
+    coverage = census.coverage
+    n = coverage.n_types - coverage.n_open
     with st.container(horizontal=True):
         for pair, label in LABELS.items():
             st.metric(f"{label} exact", f"{coverage.n(pair)} of {n}", width=140)
-        st.metric("VO in part", coverage.n("vo", PARTLY), width=140)
+        st.metric("Attention in part", int((census.table["attention"] == PARTLY).sum()), width=140)
         st.metric("Not reached", coverage.n("qk", NOT_REACHED), width=140)
+        if coverage.n_open:
+            st.metric("Not proved yet", coverage.n_open, width=140)
 
 
 def draw_table(census: Census) -> None:

@@ -14,14 +14,19 @@ from wisca_core.census.entry import LABELS, Entry
 
 
 def settle(census: Census) -> Entry | None:
-    """The architecture that is shown: the chosen one, else the open model's where it is known."""
+    """The architecture that is shown: the one looked up, else the open model's where it is known. Another open model
+    brings its own.
+    """
     opened = glance()
-    wanted = state.get("architecture") or (opened.sites.model_type if opened else "")
-    if wanted not in census.by_name:
-        state.put("architecture", None)
-        return None
+    own = opened.sites.model_type if opened and opened.sites.model_type in census.by_name else ""
+    is_first, is_another = state.note("own architecture") is None, state.note("own architecture") != own
+    state.note("own architecture", own)
+    wanted = state.get("architecture")
+    if wanted not in census.by_name or (is_another and not is_first):
+        wanted = own or None
     state.put("architecture", wanted)
-    return census.by_name[wanted]
+    state.share()  # the address was written before this page was drawn
+    return census.by_name.get(wanted)
 
 
 def beside(chosen: Entry | None, census: Census) -> str:
@@ -61,7 +66,7 @@ def _places(chosen: Entry) -> None:
     rows = [
         {
             "Pair": LABELS[pair.pair],
-            "Where": place.name,
+            "Where": place.where,
             "Proved at": ", ".join(place.held) or "nothing",
             "Finest": ", ".join(place.finest) if place.held else "",
             "Why not": "not run by the model" if place.is_idle else place.reason,

@@ -23,9 +23,10 @@ def draw(census: Census) -> None:
     n, missing = census.coverage.n_types, census.coverage.n_open + census.coverage.n("qk", "not reached")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         with errors_as_messages("The census cannot be started"):
-            if missing and st.button("Prove them here" if missing == n else f"Prove the {words.count(missing)} that are missing", key="prove_all"):
+            is_first = not census.coverage.slowest
+            if missing and st.button("Prove them here" if is_first else f"Prove the {words.count(missing)} that are missing", key="prove_all"):
                 _start(False)
-            if missing < n and st.button("Prove all again", key="prove_again"):
+            if not is_first and st.button("Prove all again", key="prove_again"):
                 _start(True)
         minutes = max(1, round((missing or n) * SECONDS_EACH / 120))
         st.markdown(f":small[:gray[Each rule on a miniature of that architecture, at three granularities: about {words.plural(minutes, 'minute')} on two free cores.]]")

@@ -27,9 +27,21 @@ _NAMES = {
     "state_left": "QK + VO, optimiser state left",
     "placebo": "Placebo ×1.001",
     "inverse": "Inverse scaling",
+    "gram": "QK + VO, Gram-balanced",
+    "lora_ab": "A/B balance",
+    "lora_channel": "A/B balance by rank",
+    "lora_gram": "A/B Gram balance",
+    "base": "Base balanced",
+    "base_and_ab": "Base and A/B balance",
+    "lora_placebo": "Placebo ×1.001",
 }
-_DASHES = ("longdash", "longdashdot", "dash", "dot")
+_DASHES = ("longdash", "longdashdot", "dash", "dot", "4px 2px 1px 2px", "8px 2px 2px 2px", "2px 2px")
 LEGEND = dict(orientation="h", xref="container", yref="container", x=0, y=1, xanchor="left", yanchor="top", font=dict(size=12))
+
+
+def _top(arms: Sequence[Arm]) -> int:
+    """Room for the legend, px: on a phone it has two entries a row."""
+    return 64 + 16 * math.ceil(len(arms) / 2)
 
 
 def label(arm: Arm) -> str:
@@ -52,29 +64,34 @@ def styles(arms: Sequence[Arm], theme: Theme) -> dict[str, tuple[str, str]]:
             out[arm.name] = (theme.quiet, "dot")
         elif arm.kind == "inverse":
             out[arm.name] = (theme.text, "dashdot")
-        elif arm.name == "wisca":
+        elif arm.name in ("wisca", "lora_ab"):
             out[arm.name] = (theme.ink, "solid")
-        elif arm.every is None:
+        elif arm.every is None and (theme.ink, "dash") not in out.values():
             out[arm.name] = (theme.ink, "dash")
-        elif len(arm.pairs) == 1:
-            out[arm.name] = (theme.role[arm.pairs[0][0]], "solid")
+        elif len(arm.pairs) == 1 and arm.pairs[0] in words.PAIR_ROLES and (colour := _role(arm, theme)) and (colour, "solid") not in out.values():
+            out[arm.name] = (colour, "solid")
         else:
             out[arm.name] = (theme.text, _DASHES[others % len(_DASHES)])
             others += 1
     return out
 
 
+def _role(arm: Arm, theme: Theme) -> str | None:
+    """The left role of an arm's one pair, where that role has a colour."""
+    return theme.role.get(words.PAIR_ROLES[arm.pairs[0]][0])
+
+
 def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int) -> go.Figure:
     """Validation loss (mean, lowest to highest seed) above the paired difference (mean, 95 % where there are two
     seeds).
     """
-    fig = figure(theme, 520, showlegend=True, legend=LEGEND)
+    fig = figure(theme, 440 + _top(arms), showlegend=True, legend=LEGEND)
     sub = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.13, figure=fig)
     names, looks = labels(arms), styles(arms, theme)
     for arm in arms:
         colour, dash = looks[arm.name]
         rows = bands[bands["arm"] == arm.name].sort_values("step")
-        if arm.kind == "none" or arm.name == "wisca":
+        if arm.kind == "none" or arm.name in ("wisca", "lora_ab"):
             _band(sub, rows, colour, 1)
         hover = "%{customdata}<br>step %{x:,}: %{y:.3f} nats<extra></extra>"
         _line(sub, rows, names[arm.name], colour, dash, 1, hover, legend=True)
@@ -94,7 +111,7 @@ def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: 
     sub.update_xaxes(range=[0, steps], tickformat=",", showticklabels=False, row=1, col=1)
     sub.update_xaxes(range=[0, steps], tickformat=",", row=2, col=1)
     sub.update_xaxes(title=dict(text="step", standoff=10), row=2, col=1)
-    sub.update_layout(margin=dict(l=58, r=12, t=80, b=48))
+    sub.update_layout(margin=dict(l=58, r=12, t=_top(arms), b=48))
     unit(sub, "validation loss, nats", dx=-54)
     unit(sub, "difference to the baseline, nats; below 0 is better", "2", dx=-54)
     return sub
@@ -152,7 +169,7 @@ def curves_finding(report: Report | None, gaps: pd.DataFrame, names: dict[str, s
     """The chart's title, computed."""
     if report is None or not len(gaps):
         return "Loss and its paired difference so far"
-    clear = [e for e in report.main if e.loss.n >= 4 and not e.loss.spans_zero]
+    clear = [e for e in report.main if e.loss.n >= 4 and not e.loss.spans_zero and not e.loss.is_nothing]
     if not clear:
         return "At the end no arm can be told from the baseline" if report.grade != "none" else "Loss and its paired difference"
     return f"{words.plural(len(clear), 'arm')} of {len(report.main)} ends apart from the baseline" if len(clear) == 1 else (
@@ -195,14 +212,14 @@ def forest(effects: Sequence[Effect], noise: tuple[float, float] | None, arms: S
 def forest_finding(report: Report) -> str:
     if report.grade == "none":
         return f"{words.plural(report.n_seeds, 'seed')}: too few for a conclusion"
-    clear = sum(not e.loss.spans_zero for e in report.main)
+    clear = sum(not e.loss.spans_zero and not e.loss.is_nothing for e in report.main)
     word = {0: "None", 1: "One"}.get(clear, str(clear))
-    return f"{word} of {len(report.main)} intervals {'clears' if clear < 2 else 'clear'} zero"
+    return f"{word} of {len(report.main)} intervals {'clears' if clear < 2 else 'clear'} zero by more than rounding"
 
 
 def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme) -> go.Figure:
     """Final loss against the learning rate: seeds as dots, means as lines, a ring at each arm's lowest mean."""
-    fig = figure(theme, 340, showlegend=True, legend=LEGEND)
+    fig = figure(theme, 260 + _top(arms), showlegend=True, legend=LEGEND)
     names, looks = labels(arms), styles(arms, theme)
     for arm in arms:
         colour, dash = looks[arm.name]
@@ -220,14 +237,14 @@ def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme) -> go.Figure:
     values = sorted(table["rate"].unique())
     fig.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:g}" for v in values], title=dict(text="learning rate", standoff=14))
     fig.update_yaxes(tickformat=".2f")
-    fig.update_layout(margin=dict(l=48, r=12, t=80, b=56))
+    fig.update_layout(margin=dict(l=48, r=12, t=_top(arms), b=56))
     unit(fig, "final loss, nats", dx=-44)
     return fig
 
 
 def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, steps: int) -> go.Figure:
     """Median ratio of norms over the steps; ``bands``: arm, step, mean (log2)."""
-    fig = figure(theme, 320, showlegend=True, legend=LEGEND)
+    fig = figure(theme, 240 + _top(arms), showlegend=True, legend=LEGEND)
     names, looks = labels(arms), styles(arms, theme)
     for arm in arms:
         colour, dash = looks[arm.name]
@@ -240,10 +257,45 @@ def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, ste
     fig.update_yaxes(tickvals=ticks, ticktext=texts, range=[low - 0.3, high + 0.3])
     fig.add_hline(y=0, line=dict(color=theme.border, width=1), layer="below")
     fig.update_xaxes(range=[0, steps], tickformat=",", title=dict(text="step", standoff=14))
-    fig.update_layout(margin=dict(l=48, r=12, t=80, b=52))
+    fig.update_layout(margin=dict(l=48, r=12, t=_top(arms), b=52))
     left, right = (words.ROLES[role] for role in words.PAIR_ROLES[pair])
     unit(fig, f"{left} over {right}", dx=-44)
     return fig
+
+
+def gradients(bands: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int) -> go.Figure:
+    """Norm of the gradient before clipping over the steps, log axis; ``bands``: arm, step, mean."""
+    fig = figure(theme, 220 + _top(arms), showlegend=True, legend=LEGEND)
+    names, looks = labels(arms), styles(arms, theme)
+    for arm in arms:
+        colour, dash = looks[arm.name]
+        rows = bands[(bands["arm"] == arm.name) & (bands["mean"] > 0)].sort_values("step")
+        fig.add_trace(go.Scatter(x=rows["step"], y=rows["mean"], mode="lines", name=names[arm.name], line=dict(color=colour, dash=dash, width=1.5),
+                                 hovertemplate=names[arm.name] + "<br>step %{x:,}: %{y:.3g}<extra></extra>"))  # fmt: skip
+    values = bands.loc[bands["mean"] > 0, "mean"]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.1, 10.0)
+    ticks, texts = log_ticks(0.9 * low, 1.1 * high)
+    fig.update_yaxes(type="log", tickvals=ticks, ticktext=texts)
+    fig.update_xaxes(range=[0, steps], tickformat=",", title=dict(text="step", standoff=14))
+    fig.update_layout(margin=dict(l=58, r=12, t=_top(arms), b=52))
+    unit(fig, "norm of the gradient", dx=-54)
+    return fig
+
+
+def gradient_finding(bands: pd.DataFrame, arms: Sequence[Arm]) -> str:
+    """How far the arms are apart in the last quarter of the run."""
+    late = bands[bands["step"] >= 0.75 * bands["step"].max()] if len(bands) else bands
+    means = late[late["mean"] > 0].groupby("arm")["mean"].median()
+    base = next(arm.name for arm in arms if arm.kind == "none")
+    rescaled = [arm.name for arm in arms if arm.kind in ("balance", "inverse") and arm.name in means]
+    if base not in means or not rescaled:
+        return "Gradient norms"
+    others = (means[rescaled] / means[base]).map(lambda r: max(r, 1 / r))
+    far = others.idxmax()
+    if others[far] < 1.1:
+        return "Late in the run the gradients of all arms are within 10 % of the baseline's"
+    word = "larger" if means[far] > means[base] else "smaller"
+    return f"Gradients of {labels(arms)[far]} are {words.times(others[far])} {word} than the baseline's late in the run"
 
 
 def ratio_finding(bands: pd.DataFrame, arms: Sequence[Arm], pair: str) -> str:

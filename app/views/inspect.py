@@ -5,7 +5,7 @@ import streamlit as st
 from app.current import ready
 from app.figures import words
 from app.figures.template import theme_of
-from app.inspecting import charts, close, coverage, overview, selection
+from app.inspecting import beside, charts, close, coverage, overview, selection
 from app.inspecting.shown import shown
 
 model = ready()
@@ -20,6 +20,7 @@ selected = selection.settle(view)
 overview.draw(view)
 st.space("small")
 overview.controls(view)
+beside.draw(view, theme)
 st.space("small")
 charts.draw_map(view, theme, selected)
 st.space("small")

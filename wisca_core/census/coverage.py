@@ -42,8 +42,9 @@ class Coverage:
         proved = self.n_types - self.n_open
         if not any(self.n(pair, verdict) for pair in PAIRS for verdict in (PROVED, PARTLY)):
             return f"Of {self.n_types} architectures none was proved here yet."
-        waiting = f" {self.n_open} more were not proved here yet." if self.n_open else ""
-        missed = f", and {len_of(self.not_reached)} were not reached" if self.not_reached else ""
+        waiting = f" {self.n_open} more {'was' if self.n_open == 1 else 'were'} not proved here yet." if self.n_open else ""
+        n = len_of(self.not_reached)
+        missed = f", and {n} {'was' if n == 1 else 'were'} not reached" if n else ""
         return (
             f"Of {proved} architectures, QK is exact on {self.n('qk')}, VO on {self.n('vo')} and the MLP pair on {self.n('mlp')}; "
             f"the others are refused by name{missed}.{waiting}"

@@ -33,6 +33,11 @@ class Place:
     reason: str = ""
     is_idle: bool = False
 
+    @property
+    def where(self) -> str:
+        """Its name for people: feed-forward layers belong to no attention."""
+        return self.name.replace(".none", "")
+
 
 @dataclass(frozen=True)
 class Pair:

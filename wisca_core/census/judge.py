@@ -71,10 +71,10 @@ def _proved(model_type: str, family: Family | None, asked: tuple[str, ...], prog
         build_miniature(config, folder, seed=1)
         small = open_checkpoint(folder)
         sites = find_sites(small, pairs=PAIRS)
-        verdicts, n_cases = {}, 0
+        verdicts, n_cases, not_run = {}, 0, ()
         if sites.sites:
             bench = open_bench(small, sites, Path(place))
-            n_cases = len(bench.cases)
+            n_cases, not_run = len(bench.cases), bench.not_run
             verdicts = _at_each(bench, asked, progress)
     entry = _entry(model_type, family, asked, _places(sites, verdicts, model_type))
     tried = [verdict for name, verdict in verdicts.items() if _is_own(sites, name, asked)]
@@ -82,7 +82,7 @@ def _proved(model_type: str, family: Family | None, asked: tuple[str, ...], prog
         entry,
         model_class=model_class(config).__name__,
         family=sites.family or entry.family,
-        remarks=sites.remarks,
+        remarks=(*sites.remarks, *not_run),
         n_cases=n_cases,
         n_trials=sum(verdict.n_trials for verdict in tried),
         max_rel=max((verdict.held for verdict in tried if np.isfinite(verdict.held)), default=0.0),
@@ -123,11 +123,14 @@ def _places(sites: Sites, verdicts: Mapping[str, Verdict], model_type: str) -> d
         reason = next(filter(None, reasons.values()), "")
         finest = tuple(dict.fromkeys(site.used_granularity("channel") for site in own))
         out[own[0].key.pair].append(Place(own[0].block, len(own), finest, held, _one_line(reason), name in idle))
+    seen: set[tuple[str, str, str]] = set()
     for refusal in sites.refusals:
+        reason = _one_line(refusal.reason.removeprefix(f"{model_type}: ")).removesuffix(".") + "."
         for pair, where in _refused_place(refusal):
-            place = Place(where, 0, reason=_plain_reason(refusal, model_type))
-            if place not in out[pair]:
-                out[pair].append(place)
+            alike = (pair, where, re.sub(r"\d+", "", reason))  # the same in another layer
+            if alike not in seen:
+                seen.add(alike)
+                out[pair].append(Place(where, 0, reason=reason))
     return {pair: tuple(places) for pair, places in out.items()}
 
 
@@ -138,11 +141,6 @@ def _refused_place(refusal: Refusal) -> list[tuple[str, str]]:
     except ValueError:
         return [(pair, refusal.what) for pair in PAIRS]
     return [(key.pair, f"{key.stack}.{key.attention}" + (f":{key.part}" if key.part else ""))] if key.pair in PAIRS else []
-
-
-def _plain_reason(refusal: Refusal, model_type: str) -> str:
-    """Without the names of type and layer in front, so that one reason reads the same in every layer."""
-    return _one_line(re.sub(r"\d+", "N", refusal.reason.removeprefix(f"{model_type}: ")) if refusal.what.count(".") >= 3 else refusal.reason.removeprefix(f"{model_type}: "))
 
 
 def _entry(model_type: str, family: Family | None, asked: tuple[str, ...], places: Mapping[str, tuple[Place, ...]]) -> Entry:

@@ -24,7 +24,7 @@ def census(
     again: bool = False,
     n_workers: int = N_WORKERS,
     limit_seconds: float = LIMIT_SECONDS,
-    command: Sequence[str] = pool.COMMAND,
+    command: Sequence[str] | None = None,
 ) -> tuple[Entry, ...]:
     """Prove every type that has no kept result at these granularities (``again``: every type) and return what is then
     known, in the order of ``model_types``.
@@ -43,7 +43,7 @@ def census(
         keep(not_reached(name, why, asked, seconds))
 
     if tasks:
-        pool.run(tasks, asked, lambda name, answer: keep(Entry.from_json(answer)), failed, progress, n_workers, limit_seconds, command)
+        pool.run(tasks, asked, lambda name, answer: keep(Entry.from_json(answer)), failed, progress, n_workers, limit_seconds, command or pool.COMMAND)
     return entries(names)
 
 

@@ -127,7 +127,7 @@ def _one(found: Entry, json: bool) -> int:
     if any(pair.places for pair in found.pairs):
         say()
         rows = [
-            (pair.pair.upper(), place.name, f"{place.n_sites:,}" if place.n_sites else "", ", ".join(place.held), ", ".join(place.finest) if place.held else "",
+            (pair.pair.upper(), place.where, f"{place.n_sites:,}" if place.n_sites else "", ", ".join(place.held), ", ".join(place.finest) if place.held else "",
              "not run by the model" if place.is_idle else place.reason)
             for pair in found.pairs for place in pair.places
         ]  # fmt: skip

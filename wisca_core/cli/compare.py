@@ -99,7 +99,7 @@ def _spec(spec: Path | None, preset: str | None, model: Path | None) -> Spec:
 def _refuse_too_large(spec: Spec, way: "Way") -> None:
     from wisca_core.comparison.estimate import estimate
 
-    e = estimate(spec, way.workers, seconds_per_step=0.0, way=way)
+    e = estimate(spec, way.workers, lambda *_: 0.0, way=way)
     if e.device_free_bytes is not None and e.device_memory_bytes >= e.device_free_bytes:
         raise OutputRefused(
             f"one run of a model of {e.n_parameters:,} parameters needs about {e.device_memory_bytes / 1e9:.1f} GB on its GPU; {e.device_free_bytes / 1e9:.1f} GB "
@@ -176,7 +176,7 @@ def _say(comparison: Comparison, report) -> None:
 
     readings = {(e.arm, e.rate): verdict(e) for e in report.main}
     say(report.sentence, style="bold")
-    say(f"It is about: {report.subject}. {report.reading}")
+    say(" ".join([f"It is about: {report.subject}. {report.reading}", *report.beside]))
     say(for_scale(comparison.spec) + "\n")
     if comparison.spec.note:
         say(f"Note: {comparison.spec.note}\n")

@@ -8,7 +8,9 @@ split. The sha256 of the corpus is recorded and checked: results on different co
 
 import hashlib
 import json
+import os
 import platform
+import shutil
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ from wisca_core.comparison.spec import MOST_BYTES, DataSpec, Spec
 from wisca_core.comparison.tokens import DOCUMENT, N_TOKENS, byte_stream, token_stream, tokenizer_of
 from wisca_core.errors import SpecError, UnreadableInput
 
-__all__ = ["DOCUMENT", "N_TOKENS", "Corpus", "batch", "load_corpus", "windows"]
+__all__ = ["DOCUMENT", "N_TOKENS", "Corpus", "batch", "keep_corpus", "kept_corpus", "load_corpus", "windows"]
 
 HELD_OUT_ONE_IN = 20
 
@@ -78,6 +80,37 @@ def load_corpus(spec: Spec) -> Corpus:
                 f"sequence; give more text, "
                 "or a smaller context or batch_size",
             )  # fmt: skip
+    return Corpus(train, validation, facts)
+
+
+def keep_corpus(corpus: Corpus, spec: Spec, folder: Path) -> None:
+    """Where reading the text takes long (a tokenizer, the hub), keep its tokens as ``folder/corpus``, by rename: the
+    processes that train then map them into memory together.
+    """
+    if spec.data.tokens == "bytes" and spec.data.source != "hub":
+        return
+    final = folder / "corpus"
+    if final.exists():
+        return
+    part = folder / f".corpus-{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    np.save(part / "train.npy", corpus.train)
+    np.save(part / "validation.npy", corpus.validation)
+    (part / "facts.json").write_text(json.dumps(corpus.facts), encoding="utf-8")
+    os.replace(part, final)
+
+
+def kept_corpus(spec: Spec, folder: Path) -> Corpus:
+    """What ``keep_corpus`` kept, mapped into memory; else the text read anew. Raises UnreadableInput, SpecError."""
+    place = folder / "corpus"
+    if not (place / "facts.json").is_file():
+        return load_corpus(spec)
+    try:
+        facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
+        train, validation = (np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("train", "validation"))
+    except (OSError, ValueError) as error:
+        raise UnreadableInput(f"{place} is damaged: {error}. Remove it; the text is then read anew.") from error
     return Corpus(train, validation, facts)
 
 

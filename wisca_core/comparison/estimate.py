@@ -7,7 +7,9 @@ one thread; other work on the machine stretches it. Else it is reckoned from the
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from wisca_core.comparison.place import Place, free_bytes
 from wisca_core.comparison.prepare import Facts, prepare
@@ -74,10 +76,13 @@ class Estimate:
         return fits_device and (self.free_bytes is None or self.memory_bytes < self.free_bytes)
 
 
-def estimate(spec: Spec, workers: int, seconds_per_step: float | None = None, facts: Facts | None = None, way: Way | None = None) -> Estimate:
-    """``seconds_per_step``: measured here where it is not given, unless the model does not fit or a step is long: it is
-    then reckoned. ``way``: how it will be trained, by default one by one on CPU; a step is measured on its device, one
-    cell at a time, so replicas on a GPU take less than is said. Raises what ``prepare`` raises.
+def estimate(
+    spec: Spec, workers: int, timed: Callable[[Spec, str], float] | None = None, facts: Facts | None = None, way: Way | None = None
+) -> Estimate:  # fmt: skip
+    """``timed``: gives the seconds of a step on a device, by default ``measure_step``; not asked where the model does not
+    fit or a step is long: it is then reckoned. ``way``: how it will be trained, by default one by one on CPU; a step is
+    measured on its device, one cell at a time, so replicas on a GPU take less than is said. Raises what ``prepare``
+    raises.
     """
     facts = facts or prepare(spec)
     used = min(workers, spec.n_cells)
@@ -89,13 +94,11 @@ def estimate(spec: Spec, workers: int, seconds_per_step: float | None = None, fa
     else:
         memory, free = used * (WORKER_BYTES * _n_ranks(way) + max(1, way.at_once if way else 1) * a_cell), memory_free()
         device_memory, device_free = 0, None
-    work, speed, is_measured = flops_per_step(spec, facts), 0.0, True
-    if seconds_per_step is None:
-        speed = STEP_SHARE * thread_flops()
-        fits = (free is None or memory < free) and (device_free is None or device_memory < device_free)
-        device = f"cuda:{way.gpus[0]}" if way and way.gpus else "cpu"
-        is_measured = fits and _n_ranks(way) == 1 and (device != "cpu" or work / speed < LONGEST_STEP)
-        seconds_per_step = measure_step(spec, device) if is_measured else work / speed
+    work, speed = flops_per_step(spec, facts), STEP_SHARE * thread_flops()
+    fits = (free is None or memory < free) and (device_free is None or device_memory < device_free)
+    device = f"cuda:{way.gpus[0]}" if way and way.gpus else "cpu"
+    is_measured = fits and _n_ranks(way) == 1 and (device != "cpu" or work / speed < LONGEST_STEP)
+    seconds_per_step = (timed or measure_step)(spec, device) if is_measured else work / speed
     each = spec.steps * seconds_per_step * _overhead(spec)
     rounds = math.ceil(spec.n_cells / used)
     spread = expected_spread(spec)
@@ -123,6 +126,7 @@ def flops_per_step(spec: Spec, facts: Facts) -> float:
     return tokens * (a_token + 12 * facts.n_layers * facts.width * spec.data.context)
 
 
+@lru_cache(maxsize=1)
 def thread_flops() -> float:
     """Floating-point operations a second of a matrix product in float32 on one thread, measured for a tenth of a second.
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wisca_core import home
 from wisca_core.comparison import folder
-from wisca_core.comparison.data import load_corpus
+from wisca_core.comparison.data import keep_corpus, kept_corpus, load_corpus
 from wisca_core.comparison.folder import CORPUS, Comparison
 from wisca_core.comparison.place import visible
 from wisca_core.comparison.prepare import model_sha256
@@ -170,7 +170,10 @@ def _wait(processes: list[subprocess.Popen], patience: float = 30.0) -> None:
 
 
 def _same_corpus(comparison: Comparison) -> None:
-    facts = load_corpus(comparison.spec).facts | {"model_sha256": model_sha256(comparison.spec)}
+    # a data set of the hub is not fetched again: what was fetched is what the comparison trains on
+    is_here = comparison.spec.data.source == "hub" and bool(comparison.corpus)
+    corpus = kept_corpus(comparison.spec, comparison.path) if is_here else load_corpus(comparison.spec)
+    facts = corpus.facts | {"model_sha256": model_sha256(comparison.spec)}
     if comparison.corpus:
         known = comparison.corpus["sha256"]
         if facts["sha256"] != known:
@@ -185,8 +188,10 @@ def _same_corpus(comparison: Comparison) -> None:
                 f"the model in {comparison.spec.model.path} has sha256 {facts['model_sha256'][:16]}..., this comparison began from {begun[:16]}.... "
                 "Runs from different models are never pooled: restore the model, or start a new comparison."
             )
+        keep_corpus(corpus, comparison.spec, comparison.path)
         return
     machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": cores(), "versions": _versions()}
+    keep_corpus(corpus, comparison.spec, comparison.path)
     home.write_json(comparison.path / "corpus.json", CORPUS, 1, facts | {"machine": machine})
 
 

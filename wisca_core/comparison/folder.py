@@ -2,6 +2,7 @@
 
     spec.json               what was asked; never changed
     corpus.json             which text it is, with its sha256, and on what it was trained; written at the first start
+    corpus/                 its tokens, where making them takes long: what every process maps into memory
     executor.json           in which way and on what kind of device all its cells are trained; written at the first start
     additions.jsonl         seeds added later, with what had been seen by then; append-only
     status.json             running | paused | done | cancelled | failed; replaced by rename
@@ -245,6 +246,18 @@ def curves(comparison: Comparison):
     frame = pd.DataFrame(found, columns=list(CURVE_COLUMNS))
     numbers = list(CURVE_COLUMNS[4:])
     return frame.astype({name: float for name in numbers} | {"rate": float, "seed": int})
+
+
+def log_lines(comparison: Comparison, most: int = 60) -> list[str]:
+    """The last lines of what the training processes printed."""
+    try:
+        with (comparison.path / "log.txt").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 20_000))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-most:]
 
 
 def every(top: Path | None = None) -> list[Path]:

@@ -20,6 +20,8 @@ from wisca_core.errors import UnequalStart
 # Equal starts are checked in float32, where a rescale moves the loss by rounding only.
 START_TOLERANCE = 1e-5
 FEWEST, FIRM = 4, 8
+# What no figure here is written finer than: an interval inside it says that nothing is there, however clear of zero.
+NOTHING_NATS = 0.0005
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 
@@ -34,6 +36,11 @@ class Interval:
     low: float
     high: float
     p: float
+
+    @property
+    def is_nothing(self) -> bool:
+        """The whole interval is below what is written: rounding, say, that always goes one way."""
+        return max(abs(self.low), abs(self.high)) < NOTHING_NATS
 
     @property
     def spans_zero(self) -> bool:
@@ -70,7 +77,8 @@ class Effect:
 @dataclass(frozen=True)
 class Report:
     """``effects``: every arm at every rate; ``best``: every arm at its own best rate, empty with one rate. ``main``:
-    the ones the sentence and the correction are about; ``subject``: the arm of the sentence, in words. ``unit`` of every
+    the ones the sentence and the correction are about; ``subject``: the arm of the sentence, in words; ``beside``: a
+    sentence for each other arm that is clear of zero. ``unit`` of every
     loss; ``bytes_per_token`` of the held-out text, so that a loss divided by it is one per byte. ``noise``: smallest and largest paired difference of the
     placebo, None without one. ``grade``: none, preliminary or full. ``missing``: (cell, reason) of what has no result.
     """
@@ -79,6 +87,7 @@ class Report:
     subject: str
     sentence: str
     reading: str
+    beside: tuple[str, ...]
     unit: str
     bytes_per_token: float
     grade: str
@@ -159,7 +168,8 @@ def seeds_to_see(effect: float, sd: float, power: float = 0.8) -> int:
 
     def enough(n: int) -> bool:
         critical, shift = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1), abs(effect) / sd * math.sqrt(n)
-        return stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift) >= power
+        # scipy gives NaN for the far tail on the other side, which is nothing
+        return stats.nct.sf(critical, n - 1, shift) + np.nan_to_num(stats.nct.cdf(-critical, n - 1, shift)) >= power
 
     return FEWEST if sd == 0 else max(FEWEST, _fewest(enough))
 
@@ -286,6 +296,7 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
         noise=(min(noise), max(noise)) if noise else None,
         diverged=tuple(row for row in diverged if row[1]),
         missing=tuple((c.name, c.reason or f"{c.state}, step {c.step:,} of {spec.steps:,}") for c in comparison.cells if c.state != "done"),
+        beside=_beside(main, first),
         remarks=_remarks(comparison, main, first, kinds, best),
         corpus_sha256=str(comparison.corpus.get("sha256", "")),
     )
@@ -314,6 +325,8 @@ def verdict(effect: Effect) -> str:
     """One arm in a few words."""
     if effect.loss.n < FEWEST:
         return f"too few seeds ({effect.loss.n})"
+    if effect.loss.is_nothing:
+        return "no difference (under 0.001 nats)"
     if effect.loss.spans_zero:
         return "not distinguishable"
     word = "lower" if effect.loss.mean < 0 else "higher"
@@ -328,7 +341,9 @@ def sentence(effect: Effect, grade: str, n_arms: int, extended: bool) -> str:
     if grade == "none":
         return f"Nothing can be concluded from {n}; at least {FEWEST} are needed."
     figures = f"{signed(effect.loss.mean)} nats (95 % {signed(effect.loss.low)} to {signed(effect.loss.high)}), {n}"
-    if effect.loss.spans_zero:
+    if effect.loss.is_nothing:
+        text = f"No difference: under 0.001 nats either way, {n}."
+    elif effect.loss.spans_zero:
         text = f"No detectable difference: {figures}."
     else:
         word = "Lower" if effect.loss.mean < 0 else "Higher"
@@ -358,7 +373,9 @@ def _reading(effect: Effect, grade: str, wanted: float) -> str:
     if grade == "none":
         return "Differences of single seeds are shown; they are as large as chance makes them."
     parts = []
-    if i.spans_zero:
+    if i.is_nothing:
+        pass
+    elif i.spans_zero:
         excluded = [f"gains larger than {-i.low:.3f} nats" if i.low < 0 else "", f"harms larger than {i.high:.3f} nats" if i.high > 0 else ""]
         parts.append("The interval excludes " + " and ".join(filter(None, excluded)) + "." if any(excluded) else "")
         if i.sd > 0:
@@ -369,6 +386,12 @@ def _reading(effect: Effect, grade: str, wanted: float) -> str:
     if grade == "preliminary":
         parts.append(f"{i.n} seeds have misled before; {FIRM} or more are needed for a firm answer.")
     return " ".join(filter(None, parts))
+
+
+def _beside(main: Sequence[Effect], first: Effect) -> tuple[str, ...]:
+    """The other arms whose interval excludes zero, each in a sentence."""
+    clear = [e for e in main if e is not first and e.loss.n >= FEWEST and not e.loss.spans_zero and not e.loss.is_nothing]
+    return tuple(f"Beside it, {e.arm}: {signed(e.loss.mean)} nats (95 % {signed(e.loss.low)} to {signed(e.loss.high)}), {verdict(e)}." for e in clear)
 
 
 def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kinds: Mapping[str, str], best: Sequence[Effect]) -> tuple[str, ...]:
@@ -384,10 +407,12 @@ def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kind
         out.append("The control that is scaled the other way moves the loss in the same direction: the disturbance, not the balance, may be what acts.")
     if len(spec.optimiser.learning_rates) == 1:
         out.append("One learning rate was tried. The sign of such a difference has been seen to change with the rate.")
-    for effect in best:
-        low, high = min(spec.optimiser.learning_rates), max(spec.optimiser.learning_rates)
-        if set(effect.rates) & {low, high}:
-            out.append(f"{effect.arm} is best at an end of the rates tried; its true best may lie outside.")
+    ends = {min(spec.optimiser.learning_rates), max(spec.optimiser.learning_rates)}
+    at_end = [spec.baseline.name] if any(set(e.baseline_rates) & ends for e in best) else []
+    at_end += [e.arm for e in best if set(e.rates) & ends]
+    if at_end:
+        are, their = ("is", "its") if len(at_end) == 1 else ("are", "their")
+        out.append(f"{_listed(at_end)} {are} best at an end of the rates tried; {their} true best may lie outside.")
     dropped = sorted({seed for e in main for seed in e.missing})
     if dropped:
         out.append(f"Seeds without a complete pair are left out: {', '.join(map(str, dropped))}. If the runs failed because of the arm, this flatters it.")
@@ -395,6 +420,10 @@ def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kind
         n = sum(len(a.seeds) for a in comparison.additions)
         out.append(f"Extended after looking: {n} seeds were added when results could be seen, so the intervals are narrower than they should be.")
     return tuple(out)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _effect(

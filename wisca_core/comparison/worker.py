@@ -16,7 +16,7 @@ from pathlib import Path
 
 from wisca_core import home
 from wisca_core.comparison import folder
-from wisca_core.comparison.data import Corpus, load_corpus
+from wisca_core.comparison.data import Corpus, kept_corpus
 from wisca_core.comparison.folder import Cell, Comparison
 from wisca_core.comparison.place import Place, free_bytes, is_device_lost, is_out_of_memory
 from wisca_core.comparison.spec import Spec
@@ -70,7 +70,7 @@ def work(path: Path, device: str, at_once: int, stop: Callable[[], bool], store:
         except Exception as error:
             print(f"{device} cannot be used: {error}", file=sys.stderr)
             return NO_DEVICE
-    corpus = load_corpus(comparison.spec)
+    corpus = kept_corpus(comparison.spec, path)
     if is_rank:
         ranks.join(store, device)
     try:

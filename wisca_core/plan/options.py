@@ -68,11 +68,17 @@ class Options:
             return True
 
     def check_against(self, sites: Sites) -> None:
-        """Raises BadOption where a layer or an excluded name is none of this model's, refused ones included."""
+        """Raises BadOption where a layer or an excluded name is none of this model's, refused ones included, or where
+        rank channels are asked of a model and attention of an adapter.
+        """
         if not sites.family:
             return
         names = [*(site.name for site in sites.sites), *(r.what for r in sites.refusals)]
-        keys = [SiteKey.parse(name) for name in names]
+        keys = _keys(names)
+        lora = {key.pair == "lora" for key in keys}
+        if len(lora) == 1 and lora.isdisjoint(pair == "lora" for pair in self.pairs):
+            has = "LoRA adapter has rank channels: --pairs lora" if lora == {True} else "model has no adapter in it: give the adapter's own folder"
+            raise BadOption(f"pairs: {', '.join(self.pairs)} was asked for; this {has}.")
         for span in self.layers:
             if not any(span.holds(key) for key in keys):
                 stacks = {key.stack for key in keys}
@@ -83,12 +89,18 @@ class Options:
                 raise BadOption(f"exclude: {name!r} is no pair of this model; they are named like {names[0]}.")
 
 
+def _keys(names: list[str]) -> list[SiteKey]:
+    """Of those that are names of sites; a refusal may be of a whole part of the model."""
+    out = []
+    for name in names:
+        with suppress(ValueError):
+            out.append(SiteKey.parse(name))
+    return out
+
+
 def default_pairs(sites: Sites) -> tuple[str, ...]:
     """The pairs that are balanced where none were asked for: the paper's, or all it has of a model without those."""
-    found = {site.key.pair for site in sites.sites}
-    for refusal in sites.refusals:
-        with suppress(ValueError):  # of a whole part of the model
-            found.add(SiteKey.parse(refusal.what).pair)
+    found = {key.pair for key in _keys([*(site.name for site in sites.sites), *(r.what for r in sites.refusals)])}
     has = tuple(pair for pair in PAIRS if pair in found)
     return DEFAULT_PAIRS if not has or set(has) & set(DEFAULT_PAIRS) else has
 
