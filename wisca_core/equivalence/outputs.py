@@ -85,13 +85,19 @@ def difference(reference: Outputs, other: Outputs) -> Difference:
         n_values += left.numel()
         n_different += int((left != right).sum())
         gap = (left.double() - right.double()).abs().max().item()
-        size = left.double().abs().max().item()
+        size = _size(left)
         finite = bool(torch.isfinite(left).all() and torch.isfinite(right).all())
         rel = (gap / size if size else (0.0 if gap == 0 else float("inf"))) if finite else float("inf")
         max_abs = max(max_abs, gap if finite else float("inf"))
         if rel > max_rel:
             max_rel, worst = rel, case
     return Difference(max_abs, max_rel, n_values, n_different, worst)
+
+
+def _size(values: torch.Tensor) -> float:
+    """The largest absolute value; a forbidden token's logit, the end of the number range, is no measure of size."""
+    sizes = values.double().abs()
+    return sizes.masked_fill(sizes >= torch.finfo(values.dtype).max, 0.0).max().item()
 
 
 def first_move(reference: Outputs, model, seed: int, above: float) -> float:
@@ -107,7 +113,7 @@ def first_move(reference: Outputs, model, seed: int, above: float) -> float:
             if left is None:
                 continue
             _, right = _per_position(model, case, reference.kind if case.method == "forward" else "", seed)
-            size = left.double().abs().max().item()
+            size = _size(left)
             gap = (left.double() - right.double()).abs().max().item()
             largest = max(largest, float("inf") if gap != gap else gap / size if size else gap)
             if largest > above:
