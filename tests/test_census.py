@@ -134,13 +134,13 @@ def test_a_cancel_is_no_verdict():
 
 def test_a_wrong_rule_is_refused_at_the_granularities_where_it_is_wrong(monkeypatch):
     """Llama's rotary pairs untied: one factor a KV group is still right, single channels are not."""
-    right = judging.find_sites
+    right = judging.sites_of
 
-    def wrong(checkpoint, **options):
-        found = right(checkpoint, **options)
+    def wrong(*given, **named):
+        found = right(*given, **named)
         return replace(found, sites=tuple(replace(s, exact_ties=()) if s.key.pair == "qk" else s for s in found.sites))
 
-    monkeypatch.setattr(judging, "find_sites", wrong)
+    monkeypatch.setattr(judging, "sites_of", wrong)
     found = judged("llama")
     assert found["qk"].verdict == PARTLY and found["qk"].places[0].held == ("tensor", "group")
     assert "differ by" in found["qk"].reasons[0]

@@ -120,7 +120,7 @@ def _one(found: Entry, json: bool) -> int:
         say("Add --prove to prove it.")
     say()
     say("Rule:")
-    say(listed(rule_lines(family), most=1000) if family else "  none: no row covers this architecture" + (f", discovered as {found.family}" if found.family else ""))
+    say(listed(rule_lines(family), most=1000) if family else "  no row covers this architecture" + (", a rule was found by trial" if found.family else ""))
     if found.remarks:
         say("Remarks:")
         say(listed(found.remarks))
