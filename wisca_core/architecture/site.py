@@ -247,6 +247,9 @@ class Sites:
     def __getitem__(self, name: str) -> Site:
         return self._by_name[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
     @cached_property
     def _by_name(self) -> dict[str, Site]:
         return {site.name: site for site in self.sites}

@@ -1,7 +1,6 @@
 """What a person can choose, checked once, as a value."""
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, SiteKey, Sites
@@ -62,17 +61,15 @@ class Options:
 
     def asks(self, what: str) -> bool:
         """Whether a refusal of ``what`` (the model, or a site by name) is about something that was asked for."""
-        try:
-            return self.chooses(SiteKey.parse(what))
-        except ValueError:
-            return True
+        key = _key(what)
+        return key is None or self.chooses(key)
 
     def check_against(self, sites: Sites) -> None:
         """Raises BadOption where a layer or an excluded name is none of this model's, refused ones included."""
         if not sites.family:
             return
         names = [*(site.name for site in sites.sites), *(r.what for r in sites.refusals)]
-        keys = [SiteKey.parse(name) for name in names]
+        keys = [key for name in names if (key := _key(name)) is not None]
         for span in self.layers:
             if not any(span.holds(key) for key in keys):
                 stacks = {key.stack for key in keys}
@@ -83,13 +80,18 @@ class Options:
                 raise BadOption(f"exclude: {name!r} is no pair of this model; they are named like {names[0]}.")
 
 
+def _key(what: str) -> SiteKey | None:
+    """Of a site's name; None for "model" and whole blocks ("encoder.self")."""
+    try:
+        return SiteKey.parse(what)
+    except ValueError:
+        return None
+
+
 def default_pairs(sites: Sites) -> tuple[str, ...]:
     """The pairs that are balanced where none were asked for: the paper's, or all it has of a model without those."""
-    found = {site.key.pair for site in sites.sites}
-    for refusal in sites.refusals:
-        with suppress(ValueError):  # of a whole part of the model
-            found.add(SiteKey.parse(refusal.what).pair)
-    has = tuple(pair for pair in PAIRS if pair in found)
+    keys = [site.key for site in sites.sites] + [key for r in sites.refusals if (key := _key(r.what)) is not None]
+    has = tuple(pair for pair in PAIRS if any(key.pair == pair for key in keys))
     return DEFAULT_PAIRS if not has or set(has) & set(DEFAULT_PAIRS) else has
 
 
