@@ -337,7 +337,7 @@ def _say_plan(
     factors = [f for s in plan.sites for f in s.factors if f != 1]  # of the left side: every rule has exponent 1 there
     n_pairs, n_factors = models.plural(len(sites.sites), "pair"), models.plural(len(factors), "factor")
     say(
-        f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {min(factors):.4g} to {max(factors):.4g} on the "
+        f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the "
         f"{_left_sides(plan, sites)}"
     )
     for line in _effects(decision):
@@ -353,6 +353,11 @@ def _say_plan(
 
 def _median(heavier: str, ratio: float, pair: str) -> str:
     return side(pair, math.log2(ratio) * (1 if heavier == SIDES[pair][0] else -1)) if heavier else "level"
+
+
+def _span(factors: list[float]) -> str:
+    low, high = f"{min(factors):.4g}", f"{max(factors):.4g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _left_sides(plan: Plan, sites: Sites) -> str:

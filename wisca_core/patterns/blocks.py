@@ -47,7 +47,7 @@ def titles(blocks: Iterable[str]) -> dict[str, str]:
         wheres = {w for w, _ in of_stack}
         parts = {p for w, p in of_stack if w == where}
         if part and where == "none":
-            words.append(part.replace("_", " "))
+            words.append(f"{_ordinal(part)} dense block" if part.isdigit() else part.replace("_", " "))
         elif where == "none" and "experts" in wheres:
             words.append("dense layers")
         elif len(wheres) > 1 or (where == "none" and len(parts) > 1):
@@ -69,7 +69,11 @@ def _part(part: str, siblings: set[str]) -> str:
     number, _, rest = part.partition(".")
     if not number.isdigit():
         return _PARTS.get(part, part.replace("_", " "))
-    words = [f"{_ORDINALS[int(number)] if int(number) < len(_ORDINALS) else f'number {number}'} attention"]
+    words = [f"{_ordinal(number)} attention"]
     if any(other.startswith(f"{number}.") for other in siblings):
         words.append(_PARTS.get(rest, rest.replace("_", " ")))
     return ", ".join(words)
+
+
+def _ordinal(number: str) -> str:
+    return _ORDINALS[int(number)] if int(number) < len(_ORDINALS) else f"number {number}"
