@@ -4,9 +4,10 @@ underneath.
 
 from pathlib import Path
 
-from wisca_core.architecture.find import find_sites, searched
+from wisca_core.architecture.find import searched
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.adapter_proof import prove_adapter
+from wisca_core.equivalence.discovery import discover, sites_of
 from wisca_core.equivalence.full_check import compare_folder, full_check
 from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import prove, proved_only
@@ -20,7 +21,7 @@ from wisca_core.progress import Progress
 def measure_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     """{model, pairs: list} -> {}: the table is then in WISCA_HOME/measurements."""
     checkpoint = open_checkpoint(arguments["model"], progress=progress)
-    measured(checkpoint, find_sites(checkpoint, pairs=searched(arguments.get("pairs", ()))), progress)
+    measured(checkpoint, sites_of(checkpoint, pairs=searched(arguments.get("pairs", ()))), progress)
     return {}
 
 
@@ -29,8 +30,14 @@ def prove_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     checkpoint = open_checkpoint(arguments["model"], progress=progress)
     if arguments.get("base"):
         base = open_checkpoint(arguments["base"], progress=progress)
-        return prove_adapter(checkpoint, find_sites(checkpoint), base, progress).to_json()
-    return prove(checkpoint, find_sites(checkpoint, pairs=searched(arguments.get("pairs", ()))), progress).to_json()
+        return prove_adapter(checkpoint, sites_of(checkpoint), base, progress).to_json()
+    return prove(checkpoint, sites_of(checkpoint, pairs=searched(arguments.get("pairs", ()))), progress).to_json()
+
+
+def discover_job(arguments: dict, progress: Progress, folder: Path) -> dict:
+    """{model} -> {found: bool, words}: a rule for a model type that no file has, looked for by trial and kept."""
+    found = discover(open_checkpoint(arguments["model"], progress=progress), progress)
+    return {"found": bool(found.fields), "words": found.words}
 
 
 def check_job(arguments: dict, progress: Progress, folder: Path) -> dict:
@@ -66,6 +73,6 @@ def _planned(arguments: dict, progress: Progress):
     checkpoint = open_checkpoint(arguments["model"], progress=progress)
     checkpoint.check_rescalable()
     plan = load_plan(Path(arguments["plan"]))
-    sites = find_sites(checkpoint, pairs=searched(plan.options.pairs))
+    sites = sites_of(checkpoint, pairs=searched(plan.options.pairs))
     decision_of(plan, measured(checkpoint, sites, progress))  # raises PlanMismatch where the weights are not those it was made for
     return checkpoint, sites, plan

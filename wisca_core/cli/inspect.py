@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from wisca_core.architecture import refusals
-from wisca_core.architecture.find import find_sites, searched
+from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
+from wisca_core.equivalence.discovery import sites_of
 from wisca_core.errors import BadOption, OutputRefused
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.store import measured
@@ -36,7 +37,8 @@ def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, 
     if csv:
         _check_replaceable(csv)
     checkpoint = models.opened(model, yes)
-    found = find_sites(checkpoint, pairs=searched(asked.pairs if asked else ()))
+    with bar() as progress:
+        found = sites_of(checkpoint, searched(asked.pairs if asked else ()), progress, search=True)
     sites = _only(found, asked) if asked else found
     remarks = [*checkpoint.remarks, *sites.remarks]
     common = {

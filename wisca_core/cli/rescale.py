@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from wisca_core.architecture import refusals
-from wisca_core.architecture.find import find_sites, searched
+from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import SiteKey, Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.cli import models
@@ -13,6 +13,7 @@ from wisca_core.cli.inspect import side
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
 from wisca_core.equivalence.adapter_proof import prove_adapter
+from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.full_check import FullCheck, compare_folder, memory_free, memory_needed
 from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import Proof, check_covers, prove, proved_only
@@ -123,7 +124,8 @@ def run(
     places = company.places(out, adapters)
     for adapter, place in zip(adapters, places):
         refuse_place(adapter, place)
-    sites = find_sites(checkpoint, pairs=searched(saved.options.pairs if saved else options.pairs))
+    with bar() as progress:
+        sites = sites_of(checkpoint, searched(saved.options.pairs if saved else options.pairs), progress, search=True)
     if asked.pairs is None:
         options = replace(options, pairs=default_pairs(sites))
     if saved is None:

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from wisca_core.architecture.find import find_sites, searched
+from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import PAIRS, Leg, Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
+from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.full_check import FullCheck, compare_folder
 from wisca_core.equivalence.proof import Proof, label, prove
 from wisca_core.errors import Cancelled, WiscaError
@@ -63,7 +64,7 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     """
     before.check_rescalable()
     after.check_rescalable()
-    sites = find_sites(before, pairs=searched(PAIRS))
+    sites = sites_of(before, searched(PAIRS), progress, search=True)
     layout = _compare_layout(before, after)
     if layout:
         return _different(layout, before, 0, sites)
