@@ -103,9 +103,12 @@ def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> 
     kept = cached_proof(checkpoint, sites)
     if kept is not None:
         return kept
+    from wisca_core.equivalence.miniature import quiet
+
     started = time.perf_counter()
     try:
-        proof = _prove(checkpoint, sites, progress)
+        with quiet():  # true float64 is a change of the whole process as well
+            proof = _prove(checkpoint, sites, progress)
     except WiscaError as error:
         if error.exit_code == 130:
             raise
