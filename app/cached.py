@@ -12,7 +12,6 @@ import pandas as pd
 import streamlit as st
 
 from wisca_core.rescale_adapter import adapters_near as adapters_of
-from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import GRANULARITIES, Sites
 from wisca_core.census import kept, known
 from wisca_core.census.coverage import Coverage, coverage
@@ -21,6 +20,7 @@ from wisca_core.census.table import table as census_table
 from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
+from wisca_core.equivalence.discovery import is_unknown, kept as kept_discovery, sites_of
 from wisca_core.patterns import store
 from wisca_core.patterns.table import Patterns
 from wisca_core.plan.decide import Decision, decide
@@ -63,7 +63,13 @@ class Census:
 
 def opened(model: str) -> Opened:
     """Raises WiscaError. A model of the hub is taken from its cache, or downloaded: ask first."""
-    return _opened(model, _stamp(model))
+    found = _opened(model, _stamp(model))
+    if found.sites.discovered is None and is_unknown(found.checkpoint):
+        tried = kept_discovery(found.checkpoint)
+        if tried is not None and tried.words not in found.refusal:  # a search has ended since it was opened
+            _opened.clear()
+            return _opened(model, _stamp(model))
+    return found
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -71,7 +77,12 @@ def _opened(model: str, stamp: str) -> Opened:
     checkpoint = open_checkpoint(model)
     files = [f"{name} {size} {mtime}" for name, (size, mtime) in zip(checkpoint.weight_files, checkpoint.stamps)]
     key = "\n".join([str(checkpoint.path), stamp, *files])
-    return Opened(key, checkpoint, find_sites(checkpoint))
+    return Opened(key, checkpoint, sites_of(checkpoint))
+
+
+def may_be_discovered(model: Opened) -> bool:
+    """Whether no file has its model type and no rule was looked for yet."""
+    return is_unknown(model.checkpoint) and kept_discovery(model.checkpoint) is None
 
 
 def _stamp(model: str) -> str:
@@ -234,17 +245,20 @@ def _comparison_facts(key: str, stamp: str, tokenizer_stamp: str, _spec: Spec) -
     return prepare(_spec)
 
 
-def seconds_per_step(spec: Spec) -> float:
-    """Of one training step of a comparison on one thread; measured now where this model and batch were not yet."""
-    parts = (spec.model, spec.lora, spec.data.tokens, spec.data.context, spec.batch_size, spec.optimiser.name, _stamp(spec.model.path))
-    return _seconds_per_step(repr(parts), spec)
+def seconds_per_step(spec: Spec, device: str) -> float:
+    """Of one training step of a comparison, on one thread or on a GPU; measured now where this model and batch were not
+    yet.
+    """
+    model = (spec.model, spec.lora, _stamp(spec.model.path))
+    parts = (model, spec.data.tokens, spec.data.context, spec.batch_size, spec.optimiser.name, spec.precision, device)
+    return _seconds_per_step(repr(parts), spec, device)
 
 
 @st.cache_data(max_entries=32, show_spinner="Timing a few training steps")
-def _seconds_per_step(key: str, _spec: Spec) -> float:
+def _seconds_per_step(key: str, _spec: Spec, _device: str) -> float:
     from wisca_core.comparison.estimate import measure_step
 
-    return measure_step(_spec)
+    return measure_step(_spec, _device)
 
 
 def census(which: str) -> Census:

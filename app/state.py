@@ -112,6 +112,12 @@ def _read_window(text: str) -> tuple[float, float]:
     return first, last
 
 
+def _read_block(text: str) -> str:
+    if not re.fullmatch(r"\w+\.\w+(:[\w.-]+)?", text):
+        raise ValueError(text)
+    return text
+
+
 def _read_comparison(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}", text):
         raise ValueError(text)
@@ -138,6 +144,8 @@ CHOICES: dict[str, Choice] = {
     "exclude": Choice(list, _read_names, ",".join),
     # Inspect
     "pair": Choice(_fixed("qk"), _one_of(*PAIRS), str),
+    # where in the model the pair sits, where it has several blocks: decoder.cross, decoder.experts ...
+    "block": Choice(_fixed(""), _read_block, str),
     "shown_norm": Choice(_fixed("l1"), _one_of(*NORMS), str),
     "layer": Choice(_fixed(None), _whole, str),
     "group": Choice(_fixed(None), _whole, str),
@@ -164,6 +172,7 @@ CHOICES: dict[str, Choice] = {
     "to_group": Choice(_fixed(None), str, str),
     "checkpoints": Choice(_fixed(""), str, str),
     "moved_pair": Choice(_fixed("qk"), _one_of(*PAIRS), str),
+    "moved_block": Choice(_fixed(""), _read_block, str),
     "moved_layer": Choice(_fixed(None), _whole, str),
 }
 
@@ -208,6 +217,17 @@ def put(name: str, value: Any) -> None:
     st.session_state[name] = value
 
 
+def settle(name: str, allowed: list[str]) -> str:
+    """The value of a choice among what there is; another one gives way to the first. Where there is one only nothing is
+    chosen, and what was chosen before is kept for later.
+    """
+    if len(allowed) == 1:
+        return allowed[0]
+    if get(name) not in allowed:
+        put(name, allowed[0])
+    return get(name)
+
+
 def open_model(model: str) -> None:
     """Another model: what was selected in the old one means nothing there.
 
@@ -215,7 +235,7 @@ def open_model(model: str) -> None:
     their old values back.
     """
     forget("layer span")
-    for name in ("layers", "exclude", "layer", "group"):
+    for name in ("layers", "exclude", "block", "layer", "group"):
         st.session_state[name] = CHOICES[name].default()
     st.session_state["model"] = model
 

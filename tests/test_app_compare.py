@@ -23,7 +23,7 @@ SAMPLE = SAMPLES / "compare-gqa64"
 @pytest.fixture(autouse=True)
 def wisca_home(tmp_path, monkeypatch):
     monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec: 0.05)
+    monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec, device: 0.05)
     yield tmp_path / "home"
     for job in jobs.every():
         jobs.cancel(job.id, kill_after=0)
@@ -159,7 +159,7 @@ def test_training_on_from_the_weights_takes_the_models_own_tokens(monkeypatch):
 
 def test_a_set_up_of_the_paper_says_what_it_needs_and_that_nothing_was_measured(monkeypatch):
     monkeypatch.setattr("wisca_core.comparison.estimate.thread_flops", lambda: 2e11)
-    monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec: pytest.fail("a billion parameters were built"))
+    monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec, device: pytest.fail("a billion parameters were built"))
     at = choose_model(page(comparison="new"), "paper")
     assert metric(at, "Parameters") == "1.1 B" and "years" in metric(at, "Time here, reckoned") or "days" in metric(at, "Time here, reckoned")
     said = texts(at)

@@ -356,7 +356,7 @@ def test_the_papers_set_ups_have_the_published_numbers_of_parameters():
 
 def test_what_is_too_large_to_be_timed_is_reckoned_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr("wisca_core.comparison.estimate.thread_flops", lambda: 2e11)
-    monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec: pytest.fail("a billion parameters were built"))
+    monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec, device: pytest.fail("a billion parameters were built"))
     spec = PRESETS["tinyllama"]
     found, facts = estimate(spec, 2), prepare(spec)
     # 8 x 512 tokens, 6 a parameter and 12 a layer, channel and position for the scores

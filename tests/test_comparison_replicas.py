@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from dataclasses import replace
@@ -154,7 +155,7 @@ def test_batched_orthogonalisation_is_the_single_one():
 
 
 def test_paused_replicas_resume_to_the_very_numbers_of_unbroken_ones(tmp_path, small, monkeypatch):
-    spec = small(arms=arms("baseline", "wisca", "inverse"), steps=12, log_every=2, evaluate_every=4)
+    spec = small(arms=arms("baseline", "wisca", "inverse"), steps=12, log_every=2, evaluate_every=4, optimiser=OptimiserSpec(learning_rates=(1e-2,), warmup_steps=2))
     whole, _ = at_once(tmp_path / "whole", spec)
     monkeypatch.setattr(cell_module, "CHECKPOINT_SECONDS", 1e9)
     for after in (4, 2):  # stops at step 5 and at step 8: off the rescaling steps, and once off the logged ones
@@ -162,6 +163,11 @@ def test_paused_replicas_resume_to_the_very_numbers_of_unbroken_ones(tmp_path, s
         broken, ended = at_once(tmp_path / "broken", spec, lambda: next(calls) == after)
         assert not ended
     assert sum(f.stat().st_size for f in (tmp_path / "broken").rglob("resume.pt")) < 3 * 150_000  # each keeps its own row, not the stack
+    # the checkpoint is that of a single cell: one goes on from it to the same end
+    shutil.copytree(tmp_path / "broken", tmp_path / "single")
+    for cell, other in zip(folder.read(tmp_path / "single").cells, whole, strict=True):
+        assert train(spec, cell, load_corpus(spec), never)
+        assert apart(cell, other) < 1e-5
     # a kill leaves rows behind the checkpoint, and one cell at an older one
     with (broken[0].folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "val_loss": 99}\n{"step": 11, "tr')
@@ -400,14 +406,14 @@ def test_all_arms_are_trained_in_the_way_the_comparison_began(tmp_path, small, m
 
 
 def test_a_killed_process_of_replicas_loses_nothing(tmp_path, small, monkeypatch):
-    spec = small(steps=120, log_every=10, evaluate_every=40)
+    spec = small(steps=60, log_every=10, evaluate_every=20)
     whole, _ = at_once(tmp_path / "whole", spec)
     path = folder.create(tmp_path / "c", spec)
     start, started = executor._start, []
     monkeypatch.setattr(executor, "_start", lambda *given: started.append(start(*given)) or started[-1])
 
     def watch(message: str, done: int, total: int) -> None:
-        if len(started) == 1 and done >= 40:
+        if len(started) == 1 and done >= 20:
             os.kill(started[0].pid, signal.SIGKILL)
 
     comparison = executor.run(path, 1, watch, executor="replicas")

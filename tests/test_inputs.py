@@ -69,7 +69,7 @@ def test_architectures_with_rules_of_their_own_build_reload_repeat_themselves_an
     assert first.not_run == ()
     assert difference(first, outputs(load(folder), seed=1)).n_different == 0
     assert difference(first, outputs(model, seed=2)).max_rel > 1e-3
-    assert 1 <= len(first.cases) <= 12
+    assert 1 <= len(first.cases) <= 14
 
 
 def test_every_tower_moves_what_is_compared(built):
@@ -78,7 +78,7 @@ def test_every_tower_moves_what_is_compared(built):
         for part in inside:
             model = load(built(model_type))
             before = outputs(model, seed=1)
-            name = next(n for n, _ in model.named_parameters() if f"{part}." in n and "q_proj.weight" in n or f"{part}." in n and "qkv.weight" in n)
+            name = next(n for n, _ in model.named_parameters() if f"{part}." in n and n.endswith(("v_proj.weight", "qkv.weight")))
             with torch.no_grad():
                 model.get_parameter(name).mul_(1.5)
             assert difference(before, outputs(model, seed=1)).max_rel > 1e-6, (model_type, part)
@@ -135,7 +135,7 @@ def test_models_that_draw_numbers_at_inference_repeat_themselves_and_leave_the_g
 
 def test_a_tower_that_cannot_be_fed_is_named_and_the_language_part_still_compared(built):
     result = outputs(load(built("paddleocr_vl")), seed=1)
-    assert len(result.not_run) == 1 and "pictures alone" in result.not_run[0]
+    assert len(result.not_run) == 1 and "a picture alone" in result.not_run[0]
     assert "length 33" in result.cases and result.kind == "logits"
 
 

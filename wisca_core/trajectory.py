@@ -25,6 +25,7 @@ from wisca_core.architecture.site import Refusal
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.checkpoint.untrusted import open_regular, read_exactly, shown
 from wisca_core.errors import UnreadableInput, UnsafeInput, WiscaError
+from wisca_core.patterns.blocks import titles
 from wisca_core.patterns.store import cached, measured, n_bytes_to_read
 from wisca_core.patterns.summary import SIDES, layer_ratios, times
 from wisca_core.patterns.table import NORMS
@@ -44,12 +45,13 @@ COLUMNS = {
     "checkpoint": "name of its folder or file",
     "name": "site name",
     "layer": "layer",
-    "pair": "qk or vo",
+    "pair": "qk, vo or lora",
     "group": "KV group",
     "left": "norm of the left side (q, v)",
     "right": "norm of the right side (k, o)",
     "log2_ratio": "log2(left / right), octaves",
     "log2_size": "part of it that is only the number of entries; NaN for max",
+    "block": "where in the model, without the layer: decoder.self, decoder.cross ...",
 }
 
 
@@ -82,14 +84,24 @@ class Trajectory:
     def pairs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(next(iter(self.tables.values()))["pair"]))
 
+    @property
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """Each (pair, block) that is there."""
+        table = next(iter(self.tables.values()))
+        return tuple(dict.fromkeys(zip(table["pair"], table["block"])))
+
+    def titles(self, pair: str) -> dict[str, str]:
+        """block -> its name among the blocks of the pair, "" where it is the only one."""
+        return titles(block for of, block in self.places if of == pair)
+
     def layers(self, norm: str) -> pd.DataFrame:
-        """One row a (step, pair, layer): log2_ratio and log2_size of all KV groups together, octaves."""
+        """One row a (step, pair, block, layer): log2_ratio and log2_size of all KV groups together, octaves."""
         table = self.tables[norm].assign(left_after=1.0, right_after=1.0)
         parts = [
-            layer_ratios(part, norm)[["pair", "layer", "log2_ratio", "log2_size"]].assign(step=step)
+            layer_ratios(part, norm)[["pair", "block", "layer", "log2_ratio", "log2_size"]].assign(step=step)
             for step, part in table.groupby("step", sort=True)
         ]
-        return pd.concat(parts, ignore_index=True)[["step", "pair", "layer", "log2_ratio", "log2_size"]]
+        return pd.concat(parts, ignore_index=True)[["step", "pair", "block", "layer", "log2_ratio", "log2_size"]]
 
 
 def find_checkpoints(folder: str | Path) -> tuple[Labelled, ...]:
@@ -251,14 +263,16 @@ _BEGUN = 0.1
 
 @dataclass(frozen=True)
 class Drift:
-    """Layers of one pair that moved the same way from the same checkpoint on.
+    """Layers of one pair in one block that moved the same way from the same checkpoint on.
 
-    ``growing``, ``against``: sides in words, "" where the layers are steady. ``octaves``: median change of log2(left /
-    right) over the whole training; ``per_1000_steps``: median, from ``from_step`` to the end. ``log2_first``,
-    ``log2_last``: median ratio at both ends.
+    ``title``: the block in words, "" where it is the only one of the pair. ``growing``, ``against``: sides in words, ""
+    where the layers are steady. ``octaves``: median change of log2(left / right) over the whole training;
+    ``per_1000_steps``: median, from ``from_step`` to the end. ``log2_first``, ``log2_last``: median ratio at both ends.
     """
 
     pair: str
+    block: str
+    title: str
     layers: tuple[int, ...]
     growing: str
     against: str
@@ -271,12 +285,14 @@ class Drift:
 
 
 def drifts(trajectory: Trajectory, norm: str) -> tuple[Drift, ...]:
-    """How each pair moved, layers grouped by direction and beginning; steady layers last. Empty for a single step."""
+    """How each pair moved in each block, layers grouped by direction and beginning; steady layers last. Empty for a single
+    step.
+    """
     out = []
     table = trajectory.layers(norm)
-    for pair in trajectory.pairs:
+    for pair, block in trajectory.places:
         part = (
-            table[table["pair"] == pair]
+            table[(table["pair"] == pair) & (table["block"] == block)]
             .pivot_table(index="step", columns="layer", values="log2_ratio", aggfunc="last")
             .sort_index()
         )
@@ -304,6 +320,8 @@ def drifts(trajectory: Trajectory, norm: str) -> tuple[Drift, ...]:
             out.append(
                 Drift(
                     pair,
+                    block,
+                    trajectory.titles(pair)[block],
                     tuple(layers),
                     growing,
                     against,
@@ -341,7 +359,7 @@ def advice(
     gaps = np.diff(sorted(set(trajectory.steps)))
     for pair in trajectory.pairs:
         for d in (d for d in found if d.pair == pair):
-            where = f"{'layer' if len(d.layers) == 1 else 'layers'} {_ranges(d.layers)}"
+            where = f"{'layer' if len(d.layers) == 1 else 'layers'} {_ranges(d.layers)}{f' ({d.title})' if d.title else ''}"
             if not d.growing:
                 left, right = SIDES[pair]
                 out.append(

@@ -4,12 +4,13 @@ underneath.
 
 from pathlib import Path
 
-from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.find import searched
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.adapter_proof import prove_adapter
+from wisca_core.equivalence.discovery import discover, sites_of
 from wisca_core.equivalence.full_check import compare_folder, full_check
 from wisca_core.equivalence.pair_proof import prove_pair
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.proof import prove, proved_only
 from wisca_core.export.export import export
 from wisca_core.export.pair import Beside, export_pair
 from wisca_core.patterns.store import measured
@@ -18,19 +19,25 @@ from wisca_core.progress import Progress
 
 
 def measure_job(arguments: dict, progress: Progress, folder: Path) -> dict:
-    """{model} -> {}: the table is then in WISCA_HOME/measurements."""
+    """{model, pairs: list} -> {}: the table is then in WISCA_HOME/measurements."""
     checkpoint = open_checkpoint(arguments["model"], progress=progress)
-    measured(checkpoint, find_sites(checkpoint), progress)
+    measured(checkpoint, sites_of(checkpoint, pairs=searched(arguments.get("pairs", ()))), progress)
     return {}
 
 
 def prove_job(arguments: dict, progress: Progress, folder: Path) -> dict:
-    """{model, base: of a LoRA adapter, to prove it on} -> the proof."""
+    """{model, pairs: list, base: of a LoRA adapter, to prove it on} -> the proof."""
     checkpoint = open_checkpoint(arguments["model"], progress=progress)
     if arguments.get("base"):
         base = open_checkpoint(arguments["base"], progress=progress)
-        return prove_adapter(checkpoint, find_sites(checkpoint), base, progress).to_json()
-    return prove(checkpoint, find_sites(checkpoint), progress).to_json()
+        return prove_adapter(checkpoint, sites_of(checkpoint), base, progress).to_json()
+    return prove(checkpoint, sites_of(checkpoint, pairs=searched(arguments.get("pairs", ()))), progress).to_json()
+
+
+def discover_job(arguments: dict, progress: Progress, folder: Path) -> dict:
+    """{model} -> {found: bool, words}: a rule for a model type that no file has, looked for by trial and kept."""
+    found = discover(open_checkpoint(arguments["model"], progress=progress), progress)
+    return {"found": bool(found.fields), "words": found.words}
 
 
 def check_job(arguments: dict, progress: Progress, folder: Path) -> dict:
@@ -52,6 +59,7 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     out, ran = Path(arguments["out"]), check if arguments.get("check") else None
     adapters = [open_checkpoint(path, progress=progress) for path in arguments.get("adapters", ())]
     proof = prove(checkpoint, sites, progress)
+    sites = proved_only(sites, proof)
     if adapters:
         beside = [Beside(a, out.with_name(f"{out.name}-{a.path.name}"), prove_pair(checkpoint, sites, a, progress)) for a in adapters]
         report, *others = export_pair(checkpoint, sites, plan, out, proof, beside, ran, progress)
@@ -64,7 +72,7 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
 def _planned(arguments: dict, progress: Progress):
     checkpoint = open_checkpoint(arguments["model"], progress=progress)
     checkpoint.check_rescalable()
-    sites = find_sites(checkpoint)
     plan = load_plan(Path(arguments["plan"]))
+    sites = sites_of(checkpoint, pairs=searched(plan.options.pairs))
     decision_of(plan, measured(checkpoint, sites, progress))  # raises PlanMismatch where the weights are not those it was made for
     return checkpoint, sites, plan

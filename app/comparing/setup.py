@@ -11,7 +11,7 @@ from app.comparing.asking import KEPT
 from app.figures import compare, words
 from app.messages import errors_as_messages, plain
 from wisca_core import jobs
-from wisca_core.comparison import executor, folder
+from wisca_core.comparison import folder, ways
 from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, estimate
 from wisca_core.comparison.spec import ARMS, LORA_ARMS, OPTIMISERS, PRESETS, Arm, Spec, coinciding, spec_from
 from wisca_core.errors import SpecError
@@ -128,7 +128,8 @@ def _rate(text: str) -> float | str:
 
 
 def _estimate(spec: Spec) -> Estimate:
-    found = estimate(spec, executor.cores(), cached.seconds_per_step, cached.comparison_facts(spec))
+    way = ways.choose(spec)
+    found = estimate(spec, way.workers, cached.seconds_per_step, cached.comparison_facts(spec), way)
     with st.container(horizontal=True, gap="medium"):
         st.metric("Runs", words.count(found.n_cells), width=140)
         st.metric("Time, about" if found.is_measured else "Time here, reckoned", duration(found.seconds), width=140)

@@ -25,10 +25,14 @@ def metrics(census: Census) -> None:
     coverage = census.coverage
     n = coverage.n_types - coverage.n_open
     with st.container(horizontal=True):
-        for pair, label in LABELS.items():
-            st.metric(f"{label} exact", f"{coverage.n(pair)} of {n}", width=140)
-        st.metric("Attention in part", int((census.table["attention"] == PARTLY).sum()), width=140)
-        st.metric("Not reached", coverage.n("qk", NOT_REACHED), width=140)
+        if not coverage.slowest:  # nothing was run here: only the rows speak
+            st.metric("With a rule", int((census.table["row"] != "").sum()), width=140)
+            st.metric("Refused by it", n, width=140)
+        else:
+            for pair, label in LABELS.items():
+                st.metric(f"{label} exact", f"{coverage.n(pair)} of {n}", width=140)
+            st.metric("Attention in part", int((census.table["attention"] == PARTLY).sum()), width=140)
+            st.metric("Not reached", coverage.n("qk", NOT_REACHED), width=140)
         if coverage.n_open:
             st.metric("Not proved yet", coverage.n_open, width=140)
 

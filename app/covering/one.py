@@ -47,7 +47,7 @@ def draw(census: Census, chosen: Entry | None) -> None:
         if chosen.not_reached:
             plain(chosen.not_reached)
         family = families().get(chosen.model_type)
-        plain("\n".join(rule_lines(family)) if family else "No row covers it, so a checkpoint of it is refused by name.")
+        plain("\n".join(rule_lines(family)) if family else "No row covers it" + (", a rule was found by trial." if chosen.family else "; a rule is looked for by trial."))
         for remark in chosen.remarks:
             plain(remark)
         if chosen.n_trials:

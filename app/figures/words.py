@@ -92,6 +92,11 @@ def place(layer: int | str, unit: str, group: int | str) -> str:
     return f"layer {layer}" if unit == "layer" else f"layer {layer}, {unit} {group}"
 
 
+def title(text: str) -> str:
+    """Its first letter as a capital."""
+    return text[:1].upper() + text[1:]
+
+
 def lane(layer: int | str, name: str) -> str:
     """The same for one of several adapted layers of a layer: "layer 17, self_attn.q_proj"."""
     return f"layer {layer}, {name}"

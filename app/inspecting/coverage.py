@@ -6,6 +6,7 @@ import streamlit as st
 
 from app.cached import Opened
 from app.figures import words
+from app.inspecting import searching
 from app.inspecting.charts import heading
 from app.inspecting.shown import Shown
 from app.messages import plain
@@ -68,6 +69,7 @@ def draw_refused(model: Opened) -> None:
     """The reason, and what the files hold."""
     st.title("This model is not covered; its tensors can still be looked at.", anchor=False)
     plain(model.refusal or "No pair was found in it whose scale can be moved.")
+    searching.draw(model)
     for refusal in model.sites.refusals:
         if refusal.what != "model":
             plain(f"{refusal.what}: {refusal.reason}")

@@ -72,8 +72,10 @@ def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[st
     if state.get("moved_pair") not in found.pairs:
         state.put("moved_pair", found.pairs[0])
     pair = state.get("moved_pair")
+    names = found.titles(pair)
+    block = state.settle("moved_block", list(names))
     table = found.layers("l1")
-    layers = table[table["pair"] == pair]
+    layers = table[(table["pair"] == pair) & (table["block"] == block)]
     numbers = sorted(int(n) for n in layers["layer"].unique())
     if state.get("moved_layer") not in numbers:
         state.put("moved_layer", None)
@@ -81,6 +83,8 @@ def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[st
         st.segmented_control(
             "Pair", found.pairs, key="moved_pair", required=True, format_func=words.PAIR_LABELS.get, **_KEPT
         )
+        if len(names) > 1:
+            st.selectbox("Block", list(names), key="moved_block", format_func=lambda one: words.title(names[one]), width=230, **_KEPT)
         st.selectbox(
             "Layer and its KV groups",
             numbers,
@@ -92,9 +96,9 @@ def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[st
     st.space("small")
     layer = state.get("moved_layer")
     groups = found.tables["l1"]
-    groups = groups[groups["pair"] == pair]
+    groups = groups[(groups["pair"] == pair) & (groups["block"] == block)]
     loss = _loss(shown)
-    finding = _finding(found, pair)
+    finding = _finding(found, pair, block)
     left, right = words.PAIR_ROLES[pair]
     lines = (
         "The layer is bold, its KV groups are dots"
@@ -123,9 +127,9 @@ def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[st
     return [(finding, plain_how, fig)]
 
 
-def _finding(found: Trajectory, pair: str) -> str:
+def _finding(found: Trajectory, pair: str, block: str) -> str:
     """The chart's title: how far the median layer moved."""
-    moved = [d for d in drifts(found, "l1") if d.pair == pair and d.growing]
+    moved = [d for d in drifts(found, "l1") if (d.pair, d.block) == (pair, block) and d.growing]
     steps = sorted(set(found.steps))
     if len(steps) < 2:
         return f"One checkpoint, at step {words.count(steps[0])}"

@@ -1,11 +1,12 @@
 """Total tokens per second of a comparison's cells, by every way there is to train them, as ratios within one run.
 
-    python tests/benchmarks/compare_throughput.py [--rounds N] [--steps N] [--model default|wide] [--device auto|cpu|cuda]
+    python tests/benchmarks/compare_throughput.py [--rounds N] [--steps N] [--model default|wide] [--device auto|cpu|cuda] [--busy]
 
 Every way has its processes waiting from the start; a round lets one way after the other train for some steps, so that other
 work on the machine meets all of them, and a ratio is the median over the rounds of the ratio within a round. Start-up,
 validation and rescales are left out. "a CPU second" counts the processors' time of all processes of a way, which other work
-disturbs less; threads that wait in a loop count as busy there. Ratios over 1 are for us.
+disturbs less; threads that wait in a loop count as busy there. ``--busy`` leaves out the ways of several threads, which crawl where others
+want the cores too, and compares one thread with one thread. Ratios over 1 are for us.
 """
 
 import argparse
@@ -203,18 +204,23 @@ def compare(ways: list[Way], spec: Spec, options: argparse.Namespace) -> None:
 
 def on_cpu(spec: Spec, options: argparse.Namespace) -> None:
     n, r = cores(), AT_ONCE["cpu"]
-    one, all_threads = Way("plain loop, one thread", "plain", options, "cpu"), Way(f"plain loop, {n} threads", "plain", options, "cpu", n)
-    hf, hf_all = Way("HF Trainer, one thread", "trainer", options, "cpu"), Way(f"HF Trainer, {n} threads", "trainer", options, "cpu", n)
-    side = Way(f"processes: {n} of one thread", "plain", options, "cpu", n=n)
+    one, hf = Way("plain loop, one thread", "plain", options, "cpu"), Way("HF Trainer, one thread", "trainer", options, "cpu")
     stacked = Way(f"replicas: {r} in one process of one thread", "replicas", options, "cpu", at_once=r)
-    stacked_side = Way(f"replicas: {r} in each of {n} processes of one thread", "replicas", options, "cpu", n=n, at_once=r)
-    compare([one, all_threads, hf, hf_all, side, stacked, stacked_side], spec, options)
-    best_hf = max(hf, hf_all, key=lambda way: way.middle(0))
-    print(f"  processes over one process with all threads: {side.over(all_threads):.2f} (target 1.2)")
-    print(f"  processes over HF Trainer at its best:       {side.over(best_hf):.2f} (target 1)")
-    print(f"  one thread: plain over HF Trainer {one.over(hf):.2f}, in CPU time {one.over(hf, 1):.2f}; replicas over plain {stacked.over(one):.2f}, "
-          f"in CPU time {stacked.over(one, 1):.2f}; replicas over HF Trainer in CPU time {stacked.over(hf, 1):.2f}")  # fmt: skip
-    print(f"  replicas in {n} processes over {n} processes: {stacked_side.over(side):.2f}")
+    wide = [] if options.busy else [
+        Way(f"plain loop, {n} threads", "plain", options, "cpu", n), Way(f"HF Trainer, {n} threads", "trainer", options, "cpu", n),
+        Way(f"processes: {n} of one thread", "plain", options, "cpu", n=n),
+        Way(f"replicas: {r} in each of {n} processes of one thread", "replicas", options, "cpu", n=n, at_once=r),
+    ]  # fmt: skip
+    compare([one, hf, stacked, *wide], spec, options)
+    for what, which in (("", 0), (" in CPU time", 1)):
+        print(f"  one thread{what}: plain over HF Trainer {one.over(hf, which):.2f}, replicas over HF Trainer {stacked.over(hf, which):.2f}, "
+              f"replicas over plain {stacked.over(one, which):.2f}")  # fmt: skip
+    if wide:
+        all_threads, hf_all, side, stacked_side = wide
+        best_hf = max(hf, hf_all, key=lambda way: way.middle(0))
+        print(f"  processes over one process with all threads: {side.over(all_threads):.2f} (target 1.2)")
+        print(f"  processes over HF Trainer at its best:       {side.over(best_hf):.2f} (target 1)")
+        print(f"  replicas in {n} processes over {n} processes: {stacked_side.over(side):.2f}")
 
 
 def on_gpu(spec: Spec, options: argparse.Namespace) -> None:
@@ -231,6 +237,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=24, help="cell steps of a process in a round")
     options.add_argument("--model", choices=list(MODELS), help="default: both, one after the other")
     options.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    options.add_argument("--busy", action="store_true", help="only ways of one thread")
     options.add_argument("--serve", choices=list(WAYS), help=argparse.SUPPRESS)
     options.add_argument("--on", help=argparse.SUPPRESS)
     options.add_argument("--at-once", type=int, default=1, help=argparse.SUPPRESS)

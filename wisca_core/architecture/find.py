@@ -18,6 +18,13 @@ from wisca_core.checkpoint import Checkpoint, quantisation
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
 
+def searched(pairs: Iterable[str]) -> tuple[str, ...]:
+    """The pairs to look for where ``pairs`` are to be balanced: the paper's two together, so that one table and one proof
+    serve every choice among them, and feed-forward pairs, which are most of a model, only where they are asked for.
+    """
+    return (*DEFAULT_PAIRS, "mlp") if "mlp" in pairs else DEFAULT_PAIRS
+
+
 def find_sites(checkpoint: Checkpoint, family: Family | None = None, pairs: Iterable[str] = DEFAULT_PAIRS) -> Sites:
     """All sites of ``pairs`` in the checkpoint, with everything that was refused and why. ``family``: judge by this row
     instead of the one that the family files have for the model type.

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from wisca_core.architecture.families import Family, families
-from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import GRANULARITIES, Refusal, Site, SiteKey, Sites
 from wisca_core.census.entry import NOT_REACHED, PAIRS, Entry, Pair, Place, pair_of
 from wisca_core.checkpoint import open_checkpoint
+from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.proof import NOT_RUN, Verdict, judge, label, open_bench
 from wisca_core.errors import WiscaError
@@ -70,7 +70,7 @@ def _proved(model_type: str, family: Family | None, asked: tuple[str, ...], prog
         folder.mkdir()
         build_miniature(config, folder, seed=1)
         small = open_checkpoint(folder)
-        sites = find_sites(small, pairs=PAIRS)
+        sites = sites_of(small, PAIRS, progress, search=True)
         verdicts, n_cases, not_run = {}, 0, ()
         if sites.sites:
             bench = open_bench(small, sites, Path(place))

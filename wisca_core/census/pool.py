@@ -37,14 +37,14 @@ class _Worker:
 def run(
     tasks: Iterable[str],
     granularities: Sequence[str],
-    on_answer: Callable[[str, dict], None],
+    on_answer: Callable[[str, dict, float], None],
     on_failure: Callable[[str, str, float], None],
     progress: Progress,
     n_workers: int,
     limit_seconds: float,
     command: Sequence[str] = COMMAND,
 ) -> None:
-    """Give every task to a process; ``on_answer(task, answer)`` as each comes back, ``on_failure(task, why, seconds)``
+    """Give every task to a process; ``on_answer(task, answer, seconds)`` as each comes back, ``on_failure(task, why, seconds)``
     where its process ended or took longer than ``limit_seconds``; both in this process. No order is promised.
 
     Cancelled (raised by ``progress``) ends all processes. WiscaError where no process can be started.
@@ -73,7 +73,7 @@ def run(
                         continue
                     for one in answer:
                         if worker.is_ready:
-                            on_answer(worker.task, one)
+                            on_answer(worker.task, one, time.monotonic() - worker.since)
                             worker.task = None
                             done += 1
                         worker.is_ready = True

@@ -42,8 +42,14 @@ def census(
     def failed(name: str, why: str, seconds: float) -> None:
         keep(not_reached(name, why, asked, seconds))
 
+    def answered(name: str, answer: dict, seconds: float) -> None:
+        try:
+            keep(Entry.from_json(answer))
+        except (KeyError, TypeError, ValueError):
+            failed(name, "its process gave an answer that is none", seconds)
+
     if tasks:
-        pool.run(tasks, asked, lambda name, answer: keep(Entry.from_json(answer)), failed, progress, n_workers, limit_seconds, command or pool.COMMAND)
+        pool.run(tasks, asked, answered, failed, progress, n_workers, limit_seconds, command or pool.COMMAND)
     return entries(names)
 
 

@@ -58,6 +58,10 @@ def _inspect(
         Path | None, typer.Option("--csv", metavar="FILE", help="Write the table of KV groups as CSV.")
     ] = None,
     norm: Annotated[str, typer.Option("--norm", metavar="l1|l2|max|rms|mean", help="Norm that is compared.")] = "l1",
+    pairs: Annotated[
+        str | None,
+        typer.Option("--pairs", metavar="qk,vo,mlp", help="Pairs to look at; mlp reads most of the model.", show_default="qk,vo"),
+    ] = None,
     json: Json = False,
     yes: Yes = False,
 ) -> int:
@@ -67,7 +71,7 @@ def _inspect(
     """
     from wisca_core.cli.inspect import run
 
-    return run(model, csv, norm, json, yes)
+    return run(model, csv, norm, pairs, json, yes)
 
 
 @app.command("rescale")
@@ -78,7 +82,7 @@ def _rescale(
         Path | None, typer.Argument(metavar="OUT", help="New folder for the rescaled model.", show_default=False)
     ] = None,
     pairs: Annotated[
-        str | None, typer.Option("--pairs", metavar="qk,vo", help="Pairs to balance.", show_default="qk,vo")
+        str | None, typer.Option("--pairs", metavar="qk,vo,mlp", help="Pairs to balance.", show_default="qk,vo")
     ] = None,
     granularity: Annotated[
         str | None,

@@ -14,7 +14,7 @@ from wisca_core.census.table import COLUMNS, in_words, is_open, table as frame_o
 from wisca_core.cli.models import plural
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.equivalence.proof import versions
-from wisca_core.errors import BadOption, OutputRefused
+from wisca_core.errors import BadOption, Cancelled, OutputRefused
 from wisca_core.progress import Progress
 from wisca_core.runs.writing import check_replaceable
 from wisca_core.spreadsheet import csv_bytes
@@ -30,8 +30,11 @@ def run(name: str | None, prove: bool, again: bool, everything: bool, granularit
         check_replaceable(csv, HEAD)
     names = (checked(name),) if name else all_types() if everything else causal_types()
     if prove or again:
-        with bar() as progress:
-            found = census(names, asked, _of_all(progress), again=again)
+        try:
+            with bar() as progress:
+                found = census(names, asked, _of_all(progress), again=again)
+        except KeyboardInterrupt:
+            raise Cancelled("cancelled. What was proved before stays.") from None
     else:
         found = entries(names)
     if csv:
@@ -120,7 +123,7 @@ def _one(found: Entry, json: bool) -> int:
         say("Add --prove to prove it.")
     say()
     say("Rule:")
-    say(listed(rule_lines(family), most=1000) if family else "  none: no row covers this architecture" + (f", discovered as {found.family}" if found.family else ""))
+    say(listed(rule_lines(family), most=1000) if family else "  no row covers this architecture" + (", a rule was found by trial" if found.family else ""))
     if found.remarks:
         say("Remarks:")
         say(listed(found.remarks))

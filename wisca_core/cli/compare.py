@@ -74,7 +74,7 @@ def train_and_report(place: Path, workers: int | None, json: bool, executor: str
 def in_words(way: "Way") -> str:
     """ "2 processes of one thread", "2 processes on 2 GPUs, up to 16 runs at once in each"."""
     where = f" on {len(way.gpus)} GPU{'' if len(way.gpus) == 1 else 's'}" if way.gpus else " of one thread"
-    each = f", up to {way.at_once} runs at once in each" if way.at_once else ""
+    each = f", up to {way.at_once} runs at once in each" if way.at_once > 1 else ", one run at a time in each" if way.at_once else ""
     if way.executor == "ray":
         return "the workers of a Ray cluster"
     return f"{way.workers} process{'' if way.workers == 1 else 'es'}{where}{each}"

@@ -2,38 +2,44 @@
 
 import re
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from wisca_core.architecture.find import find_sites
+from wisca_core.architecture import refusals
+from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
+from wisca_core.equivalence.discovery import sites_of
 from wisca_core.errors import BadOption, OutputRefused
+from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import NORMS
 from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options, default_pairs
+from wisca_core.plan.options import Options, default_pairs, parse_pairs
 from wisca_core.spreadsheet import csv_bytes
 
 N_WORST = 10
 MOST_TENSORS = 100
-CSV_COLUMNS = ("name", "layer", "pair", "group", "n_left", "n_right", "left", "right", "log2_ratio", "log2_size")
+CSV_COLUMNS = ("name", "layer", "pair", "group", "n_left", "n_right", "left", "right", "log2_ratio", "log2_size", "block")
 
 
-def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
+def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, yes: bool) -> int:
     """0, or 1 where the model has no pair that could be rescaled."""
+    asked = Options(parse_pairs(pairs)) if pairs is not None else None
     if norm not in NORMS:
         raise BadOption(f"norm: {norm!r} was given; choose from {', '.join(NORMS)}.")
     if csv:
         _check_replaceable(csv)
     checkpoint = models.opened(model, yes)
-    sites = find_sites(checkpoint)
+    with bar() as progress:
+        found = sites_of(checkpoint, searched(asked.pairs if asked else ()), progress, search=True)
+    sites = _only(found, asked) if asked else found
     remarks = [*checkpoint.remarks, *sites.remarks]
     common = {
         "source": checkpoint.source, "path": str(checkpoint.path), "facts": _facts(checkpoint, sites), "norm": norm,
@@ -51,15 +57,15 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
             _say_not_rescalable(checkpoint, sites, remarks)
         return 1
     with bar() as progress:
-        patterns = measured(checkpoint, sites, progress)
+        patterns = measured(checkpoint, found, progress).of(sites)
     groups = decide(patterns, Options(default_pairs(sites))).groups(norm)
     if csv:
         _write_csv(csv, groups[list(CSV_COLUMNS)])
-    pairs, layers, worst = summaries(groups, norm), layer_ratios(groups, norm), furthest(groups, N_WORST)
+    verdicts, layers, worst = summaries(groups, norm), layer_ratios(groups, norm), furthest(groups, N_WORST)
     if json:
         document("wisca-inspect", common | {
-            "pairs": {pair: _pair(s) for pair, s in pairs.items()},
-            "layers": _records(layers[["pair", "layer", "log2_ratio", "log2_size"]]),
+            "pairs": {name: _pair(s) for name, s in verdicts.items()},
+            "layers": _records(layers[["pair", "block", "layer", "log2_ratio", "log2_size"]]),
             "worst": _records(worst),
             "groups": _records(groups[list(CSV_COLUMNS)]),
         })  # fmt: skip
@@ -69,14 +75,14 @@ def run(model: str, csv: Path | None, norm: str, json: bool, yes: bool) -> int:
     if checkpoint.look_only:
         say(f"Look only: {checkpoint.look_only}")
     say()
-    for summary in pairs.values():
+    for summary in verdicts.values():
         say(sentence(summary), style="bold")
     say(f"Norm: {norm}, the {NORMS[norm]}. Size is the part that only says how many entries each side has.\n")
     _say_layers(layers)
     _say_worst(worst)
     _say_left(sites, remarks)
     if csv:
-        say(f"{len(groups):,} KV groups written to {csv}")
+        say(f"{len(groups):,} {_counted(groups)} written to {csv}")
     return 0
 
 
@@ -89,7 +95,26 @@ def side(pair: str, log2_ratio: float) -> str:
     return f"{SIDES[pair][0 if log2_ratio > 0 else 1]} {times(2 ** abs(log2_ratio))}"
 
 
+def _only(sites: Sites, asked: Options) -> Sites:
+    """What was asked to be looked at, refusals included."""
+    return replace(sites.only(lambda site: asked.chooses(site.key)), refusals=tuple(r for r in sites.refusals if asked.asks(r.what)))
+
+
+def _counted(groups: pd.DataFrame) -> str:
+    """What the rows are: "KV groups", or "places" where they are of several kinds."""
+    units = {unit_of(pair, block) for pair, block in zip(groups["pair"], groups["block"])}
+    return f"{units.pop()}s" if len(units) == 1 else "places"
+
+
 def _say_layers(layers: pd.DataFrame) -> None:
+    """A table a block, under its name where there are several."""
+    for block, part in layers.groupby("block", sort=False):
+        if layers["block"].nunique() > 1:
+            say(f"{block}:")
+        _say_block(part)
+
+
+def _say_block(layers: pd.DataFrame) -> None:
     """One row a layer; the three columns of a pair are empty where it was refused."""
     chosen = list(dict.fromkeys(layers["pair"]))
     headers = ["layer", *(h for pair in chosen for h in (" / ".join(SIDES[pair]), "size", "the rest"))]
@@ -113,13 +138,14 @@ def _say_worst(worst: pd.DataFrame) -> None:
     if not len(worst):
         say("Every group is at the median of its pair.\n")
         return
-    adapted = (worst["pair"] == "lora").all()
-    say(f"{'Adapted layers' if adapted else 'KV groups'} furthest from the median of their pair:")
+    counted = _counted(worst)
+    grouped = [unit_of(w.pair, w.block) == "KV group" for w in worst.itertuples()]  # elsewhere the name says it all
+    say(f"{counted[:1].upper()}{counted[1:]} furthest from the median of their pair:")
     rows = []
-    for w in worst.itertuples(index=False):
+    for w, is_group in zip(worst.itertuples(index=False), grouped):
         away = f"{times(2 ** abs(w.log2_away))} to the {SIDES[w.pair][0 if w.log2_away > 0 else 1]}"
-        rows.append((w.name, *(() if adapted else (str(w.group),)), side(w.pair, w.log2_ratio), away))
-    if adapted:
+        rows.append((w.name, *((str(w.group) if is_group else "",) if any(grouped) else ()), side(w.pair, w.log2_ratio), away))
+    if not any(grouped):
         table(("pair", "ratio", "away from the median"), rows)
     else:
         table(("pair", "KV group", "ratio", "away from the median"), rows, numbers=(1,))
@@ -128,7 +154,7 @@ def _say_worst(worst: pd.DataFrame) -> None:
 def _say_left(sites: Sites, remarks: list[str]) -> None:
     if sites.refusals:
         say(f"Refused, {len(sites.refusals):,}:")
-        say(listed([f"{r.what}: {r.reason}" for r in sites.refusals]))
+        say(listed(refusals.lines(sites.refusals)))
     if remarks:
         say("Remarks:")
         say(listed(remarks))
@@ -181,7 +207,7 @@ def _tensors(checkpoint: Checkpoint) -> list[dict]:
 
 def _check_replaceable(path: Path) -> None:
     """An earlier table may be replaced; any other file, weights above all, may not."""
-    head = ",".join(CSV_COLUMNS).encode()
+    head = ",".join(CSV_COLUMNS[:-1]).encode()  # tables of earlier versions end there
     try:
         with path.open("rb") as file:
             if file.read(len(head)) == head:

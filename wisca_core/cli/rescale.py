@@ -4,8 +4,8 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from wisca_core.rescale_adapter import adapters_near, fitted, follow
-from wisca_core.architecture.find import find_sites
+from wisca_core.architecture import refusals
+from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import SiteKey, Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.cli import models
@@ -13,14 +13,14 @@ from wisca_core.cli.inspect import side
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
 from wisca_core.equivalence.adapter_proof import prove_adapter
+from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.full_check import FullCheck, compare_folder, memory_free, memory_needed
 from wisca_core.equivalence.pair_proof import prove_pair
-from wisca_core.equivalence.proof import Proof, prove
+from wisca_core.equivalence.proof import Proof, check_covers, prove, proved_only
 from wisca_core.errors import (
     BadOption,
     ConfigMismatch,
     OutputRefused,
-    ProofFailed,
     StrictRefusal,
     UnreadableInput,
     UnsupportedCheckpoint,
@@ -30,6 +30,7 @@ from wisca_core.export.outlook import Outlook, n_bytes_free, outlook
 from wisca_core.export.pair import Beside, export_pair
 from wisca_core.home import read_json
 from wisca_core.patterns.store import measured
+from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.summary import SIDES, PairSummary, sentence, summaries
 from wisca_core.patterns.table import Patterns
 from wisca_core.plan import plan as plans
@@ -37,6 +38,7 @@ from wisca_core.plan.decide import Decision, decide
 from wisca_core.plan.options import Options, default_pairs, parse_layers, parse_pairs
 from wisca_core.plan.plan import Plan
 from wisca_core.rescale import scalings
+from wisca_core.rescale_adapter import adapters_near, fitted, follow
 
 
 @dataclass(frozen=True)
@@ -122,16 +124,21 @@ def run(
     places = company.places(out, adapters)
     for adapter, place in zip(adapters, places):
         refuse_place(adapter, place)
-    sites = find_sites(checkpoint)
+    with bar() as progress:
+        sites = sites_of(checkpoint, searched(saved.options.pairs if saved else options.pairs), progress, search=True)
     if asked.pairs is None:
         options = replace(options, pairs=default_pairs(sites))
     if saved is None:
         options.check_against(sites)
     with bar() as progress:
         patterns = measured(checkpoint, sites, progress)
-    decision, plan = _decided(patterns, options, saved)
+        proof = prove_adapter(checkpoint, sites, base, progress) if base else prove(checkpoint, sites, progress)
+    if sites.sites:
+        check_covers(proof, sites, [part.site for part in saved.sites if part.site in sites] if saved else ())
+    sites = proved_only(sites, proof)  # what was not proved is refused by name, the rest goes on
+    decision, plan = _decided(patterns.of(sites), options, saved)
     if strict and plan.refusals:
-        lines = listed([f"{r.what}: {r.reason}" for r in plan.refusals])
+        lines = listed(refusals.lines(plan.refusals))
         n = models.plural(len(plan.refusals), "refusal")
         raise StrictRefusal(f"{n}, and --strict asks for none:\n{lines}\nNothing was written.")
     plans.check_not_empty(plan)
@@ -149,15 +156,13 @@ def run(
         for line in left_behind:
             say(line, style="bold")
     with bar() as progress:
-        proof = prove_adapter(checkpoint, sites, base, progress) if base else prove(checkpoint, sites, progress)
         together = [prove_pair(checkpoint, sites, adapter, progress) for adapter in adapters]
     if not json:
         say_proof(proof)
         for one in together:
             say_proof(one)
-    for one in (proof, *together):
-        if not one.passed:
-            raise ProofFailed(f"the {one.kind[:1].lower()}{one.kind[1:]} failed: {one.reason} Nothing was written.")
+    for one in together:
+        check_covers(one, sites, [part.site for part in plan.sites])
     beside = [Beside(*three) for three in zip(adapters, places, together)]
 
     report, checked, not_run = None, None, "a dry run writes nothing that could be run"
@@ -324,23 +329,24 @@ def _say_plan(
             use = f"{models.plural(n, 'pair')} use{'s' if n == 1 else ''} granularity {name}"
             say(f"  {use}: there its channels are tied like that anyway")
     rows = []
-    for pair, s in pairs.items():
-        medians = _median(s.heavier, s.ratio, pair), _median(s.heavier_after, s.ratio_after, pair)
+    for s in pairs.values():
+        medians = _median(s.heavier, s.ratio, s.pair), _median(s.heavier_after, s.ratio_after, s.pair)
         within = f"{s.within_2x:,} of {s.n_cells:,}", f"{s.within_2x_after:,} of {s.n_cells:,}"
-        rows.append((" / ".join(SIDES[pair]), *medians, *within))
-    counted = "adapted layers" if set(pairs) == {"lora"} else "KV groups"
+        rows.append((" / ".join(SIDES[s.pair]) + (f", {s.title}" if s.title else ""), *medians, *within))
+    units = {unit_of(s.pair, s.block) for s in pairs.values()}
+    counted = f"{units.pop()}s" if len(units) == 1 else "places"
     table(("pair", "median layer before", "after", f"{counted} within 2× before", "after"), rows)
-    factors = [f for s in plan.sites for f in s.factors if f != 1]
+    factors = [f for s in plan.sites for f in s.factors if f != 1]  # of the left side: every rule has exponent 1 there
     n_pairs, n_factors = models.plural(len(sites.sites), "pair"), models.plural(len(factors), "factor")
     say(
-        f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {min(factors):.4g} to {max(factors):.4g} on the "
-        f"{_left_sides(plan)}"
+        f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the "
+        f"{_left_sides(plan, sites)}"
     )
     for line in _effects(decision):
         say(f"  {line}")
     if plan.refusals:
         say(f"Refused and left as they are, {len(plan.refusals):,}:")
-        say(listed([f"{r.what}: {r.reason}" for r in plan.refusals]))
+        say(listed(refusals.lines(plan.refusals)))
     remarks = [*checkpoint.remarks, *sites.remarks]
     if remarks:
         say("Remarks:")
@@ -351,11 +357,20 @@ def _median(heavier: str, ratio: float, pair: str) -> str:
     return side(pair, math.log2(ratio) * (1 if heavier == SIDES[pair][0] else -1)) if heavier else "level"
 
 
-def _left_sides(plan: Plan) -> str:
+def _span(factors: list[float]) -> str:
+    low, high = f"{min(factors):.4g}", f"{max(factors):.4g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _left_sides(plan: Plan, sites: Sites) -> str:
     pairs = {SiteKey.parse(s.site).pair for s in plan.sites}
-    words = {"qk": "query", "vo": "value", "lora": "A"}
-    sides = [word for pair, word in words.items() if pair in pairs]
-    return f"{' and '.join(sides)} side{'' if len(sides) == 1 else 's'}, the inverse on the other{'' if len(sides) == 1 else 's'}"
+    sides = [left for pair, (left, _) in SIDES.items() if pair in pairs]
+    others = f"other{'' if len(sides) == 1 else 's'}"
+    said = f"{' and '.join(sides)} side{'' if len(sides) == 1 else 's'}, the inverse on the {others}"
+    squared = [s.site for s in plan.sites if sites[s.site].exponent("right") == 2]
+    if len(squared) == len(plan.sites):
+        return said.replace("the inverse", "the inverse square")
+    return f"{said} (the inverse square on down, behind ReLU squared)" if squared else said
 
 
 def _effects(decision: Decision) -> list[str]:

@@ -16,7 +16,7 @@ from wisca_core.runs.writing import check_replaceable
 from wisca_core.spreadsheet import csv_bytes
 from wisca_core.trajectory import COLUMNS, Trajectory, advice, drifts, trajectory
 
-HEAD = ",".join(COLUMNS)
+HEAD = ",".join(list(COLUMNS)[:-1])  # tables of earlier versions end there
 MOST_STEPS = 8
 
 
@@ -92,13 +92,13 @@ def _say(found: Trajectory, norm: str) -> None:
         if len(steps) <= MOST_STEPS
         else [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, MOST_STEPS).astype(int))]
     )
-    for pair in found.pairs:
-        part = layers[layers["pair"] == pair].pivot_table(
+    for pair, block in found.places:
+        part = layers[(layers["pair"] == pair) & (layers["block"] == block)].pivot_table(
             index="layer", columns="step", values="log2_ratio", aggfunc="last"
         )
         left, right = SIDES[pair]
         say(
-            f"\n{left.capitalize()} to {right}, {norm}: the heavier side in each layer"
+            f"\n{left.capitalize()} to {right}, {' '.join(filter(None, (found.titles(pair)[block], norm)))}: the heavier side in each layer"
             + (f" ({len(shown)} of {len(steps)} steps)" if len(shown) < len(steps) else "")
         )
         rows = [

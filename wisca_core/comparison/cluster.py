@@ -35,7 +35,7 @@ def connect() -> dict[str, int]:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
         except (OSError, RuntimeError, ValueError) as error:
             raise DeviceMissing(
-                f"executor: no Ray cluster was reached at {address}: {(str(error).splitlines() or [''])[0][:200]}. Start one, with: ray start --head (it listens "
+                f"executor: no Ray cluster was reached at {address}: {(str(error).splitlines() or [''])[0][:200].rstrip('.')}. Start one, with: ray start --head (it listens "
                 "on every interface: only where the network is yours), or set RAY_ADDRESS. Nothing was started."
             ) from error
     found = ray.cluster_resources()

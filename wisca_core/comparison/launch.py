@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     finally:
         if os.getppid() == parent:
             _end(ranks)
-        store.unlink(missing_ok=True)
+            store.unlink(missing_ok=True)
 
 
 def _end(ranks: list[subprocess.Popen]) -> None:

@@ -157,7 +157,8 @@ def build_optimisers(model: nn.Module, o: OptimiserSpec, rate: float) -> list[to
 
     def adamw(decayed: list, plain: list) -> torch.optim.Optimizer:
         groups = [dict(params=decayed, weight_decay=o.weight_decay), dict(params=plain, weight_decay=0.0)]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.95), eps=1e-8)
+        # fused: 4 to 7 % of a small model's step. Not beside muon, which grows its other rounding into digits
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.95), eps=1e-8, fused=o.name == "adamw")
 
     if o.name == "adamw":
         return [adamw(list(matrices.values()), others)]

@@ -7,7 +7,7 @@ from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
 
 def example_config(model_type: str, **changes: Any) -> dict[str, Any]:
-    """config.json as a plain dict, with the class of the causal language model where transformers has one.
+    """config.json as a plain dict, with the class of the causal language model where transformers has one for the whole model.
 
     >>> example_config("llama", num_key_value_heads=8)["architectures"]
     ['LlamaForCausalLM']
@@ -26,6 +26,7 @@ def example_config(model_type: str, **changes: Any) -> dict[str, Any]:
     except Exception as error:  # whatever the class checks
         raise ConfigMismatch(f'transformers refuses its own defaults of "{model_type}": {" ".join(str(error).split())[:300]}') from error
     named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
-    if named and not config.get("architectures"):
+    # of an encoder-decoder that class is the decoder alone, without what its cross attention reads
+    if named and not config.get("architectures") and not config.get("is_encoder_decoder"):
         config["architectures"] = [named if isinstance(named, str) else named[0]]
     return config | {"model_type": model_type}

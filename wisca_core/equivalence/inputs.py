@@ -83,7 +83,11 @@ def cases(model, seed: int) -> Iterator[Case]:
 
 
 def parameters(model, method: str = "forward") -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(getattr(model, method)).parameters
+    found = inspect.signature(getattr(model, method)).parameters
+    inner = getattr(getattr(model, "model", None), method, None)
+    if inner is not None and set(found) <= {"args", "kwargs"}:  # handed on as they come
+        return inspect.signature(inner).parameters
+    return found
 
 
 def has_cache(model) -> bool:
@@ -165,7 +169,7 @@ def needed_pixels(model, seed: int, rows: int) -> dict[str, Any]:
     if names["pixel_values"].default is not inspect.Parameter.empty and model.config.model_type not in NEEDS_PIXELS:
         return {}
     config = features_of(model.config, "get_image_features")
-    _, _, inputs = sense_inputs(config, {"pixel_values": names["pixel_values"]}, seed, (), model.config.model_type)[0]
+    _, _, inputs = sense_inputs(config, {"pixel_values": names["pixel_values"]}, seed, model.config.model_type)[0]
     if "qformer_input_ids" in names:
         inputs = inputs | {"qformer_input_ids": Draw(model, seed).ids(1, 5)}
     return {key: value[:1].expand(rows, *value.shape[1:]) for key, value in inputs.items()}
@@ -203,8 +207,7 @@ def tower_cases(model, seed: int) -> list[Case]:
     for method in TOWERS:
         if hasattr(model, method):
             config = features_of(model.config, method)
-            needed = [name for name, p in parameters(model, method).items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-            out += [Case(f"{name} alone", inputs, method=method) for _, name, inputs in sense_inputs(config, parameters(model, method), seed, needed, model.config.model_type)]
+            out += [Case(f"{name} alone", inputs, method=method) for _, name, inputs in sense_inputs(config, parameters(model, method), seed, model.config.model_type)]
     return out
 
 

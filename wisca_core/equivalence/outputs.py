@@ -122,18 +122,20 @@ def first_move(reference: Outputs, model, seed: int, above: float) -> float:
 
 
 def _outputs(model, seed: int) -> Outputs:
-    kind, values, not_run = "", {}, []
+    kind, values, not_run = "", {}, {}
     for case in cases(model, seed):
+        if case.method in not_run:
+            continue
         try:
             kind, values[case.name] = _per_position(model, case, kind, seed)
         except UnknownArchitecture as error:
             if case.method not in TOWERS or not values:
                 raise
-            not_run.append(str(error))
+            not_run[case.method] = str(error)
     if has_cache(model):
         for name, result, shape in cached_steps(model, seed, lambda inputs: _forward(model, Case("", inputs), kind, seed)):
             values[name] = _pick(result, shape)[1].flatten(0, 1).clone()
-    return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS, not_run=tuple(not_run))
+    return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS, not_run=tuple(not_run.values()))
 
 
 def is_causal(model) -> bool:

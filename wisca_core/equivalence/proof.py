@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -65,8 +65,8 @@ class Proof:
     refused: tuple[tuple[str, str], ...] = ()
 
     def covers(self, site: Site) -> bool:
-        """Whether the rule of this site was proved."""
-        return label(site) in self.proved
+        """Whether the rule of this site was proved. A proof that failed as a whole names no label, and covers nothing."""
+        return label(site) in self.proved and (self.passed or bool(self.refused))
 
     @property
     def kind(self) -> str:
@@ -148,6 +148,16 @@ def proved_only(sites: Sites, proof: Proof) -> Sites:
     reasons = dict(proof.refused)
     refused = tuple(Refusal(s.name, reasons.get(label(s), proof.reason or "its rule was not proved")) for s in sites.sites if not proof.covers(s))
     return replace(sites.only(proof.covers), refusals=(*sites.refusals, *refused))
+
+
+def check_covers(proof: Proof, sites: Sites, names: Iterable[str]) -> None:
+    """Raises ProofFailed where the rule of one of these sites was not proved, or nothing was."""
+    unproved = next((name for name in names if not proof.covers(sites[name])), "")
+    is_lost = not proof.proved or not (proof.passed or proof.refused)
+    if is_lost or unproved:
+        reason = dict(proof.refused).get(label(sites[unproved]), "") if unproved else ""
+        of = "" if is_lost else f" for {unproved}"
+        raise ProofFailed(f"the {proof.kind[:1].lower()}{proof.kind[1:]} failed{of}: {reason or proof.reason} Nothing was written.")
 
 
 def structure(sites: Sites) -> set[str]:

@@ -5,7 +5,7 @@ sounds) a batch; a second size where the model can place it. Not covered: videos
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,15 +14,17 @@ PIXELS, SOUND = "pixels", "sound"
 GRIDS = ("image_grid_thw", "grid_thw", "image_grid_hw")
 FIXED_SIZE = frozenset({"aimv2_vision_model", "hiera"})  # their parameter for a larger picture is not used
 FRAMES = 40  # of sound, where the config leaves the length open
+MELS_FIRST = frozenset({"glmasr_encoder", "voxtral_realtime_encoder"})
 PICTURES = 2  # of a row of text, where it has several
 RAW_SAMPLES = 3200  # of sound before its convolutions: nine or ten positions after those of wav2vec2
 
 Inputs = dict[str, Any]
 
 
-def sense_inputs(config: Any, names: Mapping[str, Any], seed: int, needed: Sequence[str] = (), outer: str = "") -> list[tuple[str, str, Inputs]]:
-    """(kind, name, inputs) for a function with parameters ``names``, of which ``needed`` have no default; nothing where it
-    takes neither pixels nor sound. ``outer``: the type of the model that the tower of ``config`` is in."""
+def sense_inputs(config: Any, names: Mapping[str, Any], seed: int, outer: str = "") -> list[tuple[str, str, Inputs]]:
+    """(kind, name, inputs) for a function with parameters ``names``; nothing where it takes neither pixels nor sound.
+
+    ``outer``: the type of the model that the tower of ``config`` is in."""
     draw = _Draw(seed)
     form = FORMS.get(outer) or FORMS.get(getattr(config, "model_type", ""))
     if form is not None:
@@ -33,10 +35,7 @@ def sense_inputs(config: Any, names: Mapping[str, Any], seed: int, needed: Seque
         return [(PIXELS, "placed patches", {"flattened_patches": _with_places(config, draw)})]
     speech = getattr(config, "encoder", config)  # of an encoder and a decoder put together
     if "input_features" in names and not ("input_values" in names and hasattr(speech, "conv_stride")):
-        made = _features(config, names, draw)
-        if "input_features_mask" in needed:
-            made = [(name, one | {"input_features_mask": torch.ones(2, one["input_features"].shape[-1], dtype=torch.int64)}) for name, one in made]
-        return [(SOUND, name, inputs) for name, inputs in made]
+        return [(SOUND, name, inputs) for name, inputs in _features(config, names, draw)]
     if "input_values" in names:
         return [(SOUND, name, inputs) for name, inputs in _samples(config, names, draw)]
     return []
@@ -82,9 +81,9 @@ def _pixels(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[st
     if grid is not None:  # patches in a row, and how many a picture has of them
         key = next((key for key in ("pixel_values", "hidden_states") if key in names), "pixel_values")
         width = channels * _side(_of(config, "temporal_patch_size"), 1)[0] * patch**2
-        made = [(1, 4, 4), (1, 2, 6)]
         return [
-            ("two pictures", {key: draw(sum(math.prod(one) for one in made), width), grid: torch.tensor(made)})
+            (name, {key: draw(sum(math.prod(one) for one in grids), width), grid: torch.tensor(grids)})
+            for name, grids in (("a picture", [(1, 4, 4)]), ("a wide picture", [(1, 2, 6)]), ("two pictures", [(1, 4, 4), (1, 2, 6)]))
         ]
     height, width = _side(_of(config, "image_size", "input_size"), 16)
     if "spatial_shapes" in names:
@@ -96,11 +95,11 @@ def _pixels(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[st
     frames = _of(config, "num_frames", "frames_per_clip") if "input_ids" not in names else None
     key = "pixel_values" if "pixel_values" in names else "pixel_values_videos"
     before = (1, frames) if frames else (2,)
-    made = [("pictures", {key: draw(*before, channels, height, width)})]
+    made = [("pictures", {key: draw(*before, channels, height, width)}), ("a picture", {key: draw(1, *before[1:], channels, height, width)})]
     if "interpolate_pos_encoding" in names and not frames and config.model_type not in FIXED_SIZE:
         made.append(("larger pictures", {key: draw(1, channels, height + patch, width + 2 * patch), "interpolate_pos_encoding": True}))
     if "image_sizes" in names:
-        made = [(name, inputs | {"image_sizes": torch.tensor([[height, width]] * 2)}) for name, inputs in made]
+        made = [(name, inputs | {"image_sizes": torch.tensor([[height, width]] * len(inputs[key]))}) for name, inputs in made]
     return made
 
 
@@ -108,10 +107,15 @@ def _features(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[
     """Spectrograms: (rows, mels, frames) where positions are fixed, else (rows, frames, features)."""
     mels = _of(config, "num_mel_bins", "feature_size", "n_mel_bins", default=8)
     fixed = _of(config, "max_source_positions")
-    if fixed is not None and _of(config, "input_feat_per_channel", "feature_projection_input_dim") is None:
-        return [("sound", {"input_features": draw(2, mels, 2 * fixed)})]
+    own_width = _of(config, "input_feat_per_channel", "feature_projection_input_dim")
+    windows = _of(config, "n_window")  # the length is a multiple of two of them
+    if windows is not None or (fixed is not None and own_width is None) or config.model_type in MELS_FIRST:
+        length = 4 * windows if windows else FRAMES if fixed is None else 2 * fixed
+        made = [("sound", {"input_features": draw(2, mels, length)}), ("a sound", {"input_features": draw(1, mels, length)})]
+        return [(name, inputs | _heard(names, len(inputs["input_features"]), length)) for name, inputs in made]
     width = _of(config, "feature_projection_input_dim", "input_feat_per_channel", "input_dim", default=mels)
-    made = [("sound", {"input_features": draw(2, FRAMES, width)})]
+    made = [("sound", {"input_features": draw(2, FRAMES, width)}), ("a sound", {"input_features": draw(1, FRAMES, width)})]
+    made = [(name, inputs | _heard(names, len(inputs["input_features"]), FRAMES)) for name, inputs in made]
     if "attention_mask" in names:
         mask = torch.ones(2, FRAMES, dtype=torch.int64)
         mask[1, FRAMES // 2 :] = 0
@@ -119,8 +123,14 @@ def _features(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[
     return made
 
 
+def _heard(names: Mapping[str, Any], rows: int, length: int) -> Inputs:
+    """The mask of a sound without padding, for functions that have a parameter for it."""
+    keys = [key for key in ("input_features_mask", "feature_attention_mask") if key in names]
+    return {key: torch.ones(rows, length, dtype=torch.int64) for key in keys}
+
+
 def _samples(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, Inputs]]:
-    made = [("sound", {"input_values": draw(2, RAW_SAMPLES)})]
+    made = [("sound", {"input_values": draw(2, RAW_SAMPLES)}), ("a sound", {"input_values": draw(1, RAW_SAMPLES)})]
     if "attention_mask" in names:
         mask = torch.ones(2, RAW_SAMPLES, dtype=torch.int64)
         mask[1, RAW_SAMPLES // 2 :] = 0

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from wisca_core.architecture.find import find_sites
-from wisca_core.architecture.site import Leg, Site, Sites
+from wisca_core.architecture.find import searched
+from wisca_core.architecture.site import PAIRS, Leg, Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
+from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.full_check import FullCheck, compare_folder
-from wisca_core.equivalence.proof import Proof, prove
+from wisca_core.equivalence.proof import Proof, label, prove
 from wisca_core.errors import Cancelled, WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import along_axis
@@ -63,7 +64,7 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     """
     before.check_rescalable()
     after.check_rescalable()
-    sites = find_sites(before)
+    sites = sites_of(before, searched(PAIRS), progress, search=True)
     layout = _compare_layout(before, after)
     if layout:
         return _different(layout, before, 0, sites)
@@ -78,9 +79,15 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
         return Verification(BIT_IDENTICAL, ("every tensor is bit-equal.",), n, 0, 0, 1.0, 1.0, True, None, None, ("outputs: equal weights need no run",))
     if _function_config(before) != _function_config(after):
         return _different(["config.json differs in more than names and versions."], before, found.n_changed, sites)
-    proof = prove(before, sites, progress)
-    if not proof.passed:
-        return _different([f"the rule {proof.rule} is not proved for this model: {proof.reason}"], before, found.n_changed, sites)
+    # those of the pairs that changed: the others, refused or not, do not matter, and their proof is the one a rescale kept
+    pairs = searched({sites[name].key.pair for name in found.changed_sites})
+    proof = prove(before, sites.only(lambda site: site.key.pair in pairs), progress)
+    unproved = sorted({label(sites[name]) for name in found.changed_sites if not proof.covers(sites[name])})
+    if unproved:
+        reasons = dict(proof.refused)
+        return _different([f"the rule {proof.rule} is not proved for {one} of this model: {reasons.get(one, proof.reason)}" for one in unproved],
+                          before, found.n_changed, sites)  # fmt: skip
+    sites = sites.only(lambda site: site.name in found.changed_sites)
     check, not_run = _run(before, after, sites, progress) if run_models else (None, "outputs of the models: not asked for")
     not_checked = (*proof.not_checked, *(check.not_checked if check else (not_run,)))
     reasons = [f"{found.n_changed} of {n} tensors changed; one factor a tie group ({found.n_factors:,} groups, factors {found.smallest:.4g} to "
@@ -148,6 +155,7 @@ class _Found:
     largest: float = 1.0
     powers_of_two: bool = True
     exact: bool = True  # every value is the old one times its power of two, to the bit
+    changed_sites: frozenset[str] = frozenset()  # names of the sites with a factor other than 1, or else of all whose bits differ
 
 
 def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress) -> _Found:
@@ -174,15 +182,18 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
             progress("comparing weights", done, total)
             done += tensor.n_bytes
             if _bits_equal(a, b, tensor.name):
-                if tensor.name in legs:  # a factor of 1 on this side holds the other side to it
-                    _narrow(a, a, tensor.name, legs[tensor.name], low, high)
                 continue
             found.n_changed += 1
             if tensor.name not in legs:
                 found.unexplained.append(f"{tensor.name} differs and is in no pair that may be rescaled.")
                 continue
             changed.append(tensor.name)
-            found.unexplained += _narrow(a, b, tensor.name, legs[tensor.name], low, high)
+        touched = {site.name for name in changed for site, _ in legs[name]}
+        for name in changed:
+            found.unexplained += _narrow(a, b, name, legs[name], low, high)
+        for name in dict.fromkeys(leg.tensor for site in sites.sites if site.name in touched for leg in site.legs):
+            if name not in changed and name in both:  # a factor of 1 on this side holds the other side to it
+                _narrow(a, a, name, legs[name], low, high)
         if found.unexplained:
             return found
         factors = {}
@@ -199,6 +210,7 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
             return found
         every = np.concatenate(list(factors.values())) if factors else np.ones(1)
         moved = every[every != 1]
+        found.changed_sites = frozenset({name for name, f in factors.items() if (f != 1).any()} or touched)
         found.n_factors = len(moved)
         found.smallest, found.largest = (float(moved.min()), float(moved.max())) if len(moved) else (1.0, 1.0)
         found.powers_of_two = bool((np.frexp(every)[0] == 0.5).all())

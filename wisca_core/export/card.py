@@ -1,5 +1,6 @@
 """The section that an exported model's README.md gains: what was done, how it was proved, what was not checked."""
 
+from wisca_core.architecture.site import DEFAULT_PAIRS, SiteKey
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof
 from wisca_core.plan.plan import Plan
@@ -13,8 +14,11 @@ def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None)
         readme = readme[: readme.index(_START)] + readme[readme.index(_END) + len(_END) :]
     o = plan.options
     adapter = o.pairs == ("lora",)
-    pairs = " and ".join(pair.upper() for pair in o.pairs)
-    what = "rank channels of the LoRA adapter" if adapter else f"{pairs} pairs of the attention weights"
+    kinds = {SiteKey.parse(part.site).pair for part in plan.sites} or set(o.pairs)
+    attention = " and ".join(pair.upper() for pair in o.pairs if pair in DEFAULT_PAIRS and pair in kinds)
+    parts = [f"{attention} pairs of the attention weights"] if attention else []
+    parts += ["up and down projections of the feed-forward blocks"] if "mlp" in kinds else []
+    what = "rank channels of the LoRA adapter" if adapter else " and the ".join(parts)
     exact = ", powers of two only" if o.exact else ""
     layers = f", layers {', '.join(map(str, o.layers))}" if o.layers else ""
     lines = [

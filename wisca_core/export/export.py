@@ -15,7 +15,7 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.untrusted import locate
 from wisca_core.equivalence.full_check import FullCheck
-from wisca_core.equivalence.proof import Proof, versions
+from wisca_core.equivalence.proof import Proof, check_covers, versions
 from wisca_core.errors import OutputRefused, ProofFailed
 from wisca_core.export.card import with_section
 from wisca_core.export.outlook import REPORT, n_bytes_free, outlook
@@ -45,8 +45,7 @@ def export(
     CheckpointChanged, Cancelled; in every case nothing is left behind.
     """
     checkpoint.check_rescalable()
-    if not proof.passed:
-        raise ProofFailed(f"the proof by miniature failed: {proof.reason} Nothing was written.")
+    check_covers(proof, sites, [part.site for part in plan.sites])
     check_not_empty(plan)
     out = Path(os.path.abspath(out))
     refuse_place(checkpoint, out)

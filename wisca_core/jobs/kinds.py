@@ -18,6 +18,7 @@ from wisca_core.progress import Progress
 KINDS: dict[str, str] = {
     "measure": "wisca_core.work:measure_job",
     "prove": "wisca_core.work:prove_job",
+    "discover": "wisca_core.work:discover_job",
     "check": "wisca_core.work:check_job",
     "export": "wisca_core.work:export_job",
     "trajectory": "wisca_core.trajectory:trajectory_job",

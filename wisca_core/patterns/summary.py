@@ -5,22 +5,26 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from wisca_core.patterns.blocks import titles
+
 LEVEL = 0.007  # octaves, 0.5 %: nearer than this is called level
 SIDES = {"qk": ("query", "key"), "vo": ("value", "output"), "mlp": ("up", "down"), "lora": ("A", "B")}
 
 
 @dataclass(frozen=True)
 class PairSummary:
-    """One kind of pair over the whole model. Ratios are >= 1 and go with ``heavier``, a word of SIDES or "" where
-    balanced.
+    """One kind of pair in one block, over its layers. Ratios are >= 1 and go with ``heavier``, a word of SIDES or ""
+    where balanced.
 
-    ``ratio``: of the median layer, each layer taken as the norm of all its channels. ``size``: the part that only says
-    how many entries each side has, None where the norm has no such law. ``rest``: ratio / size, >= 1, and
-    ``rest_heavier`` the side it leans to. ``n_cells``: (layer, KV group) cells measured; ``within_2x``,
+    ``title``: the block in words, "" where it is the only one of the pair. ``ratio``: of the median layer, each layer
+    taken as the norm of all its channels. ``size``: the part that only says how many entries each side has, None where the norm has no such law. ``rest``: ratio / size, >= 1, and
+    ``rest_heavier`` the side it leans to. ``n_cells``: (layer, KV group or expert) cells measured; ``within_2x``,
     ``within_2x_after``: of these, how many are within a factor 2.
     """
 
     pair: str
+    block: str
+    title: str
     heavier: str
     ratio: float
     size: float | None
@@ -37,24 +41,35 @@ class PairSummary:
 
 
 def summaries(groups: pd.DataFrame, norm: str) -> dict[str, PairSummary]:
-    """pair -> PairSummary of a table made by ``Decision.groups()``."""
-    return {pair: _summary(pair, part, norm) for pair, part in groups.groupby("pair", sort=False)}
+    """One a (pair, block) of a table made by ``Decision.groups()``, under the pair's name; "qk decoder.cross" where the
+    pair has several blocks.
+    """
+    out = {}
+    for pair, of_pair in groups.groupby("pair", sort=False):
+        names = titles(of_pair["block"].unique())
+        for block, part in of_pair.groupby("block", sort=False):
+            out[f"{pair} {block}" if len(names) > 1 else pair] = _summary(pair, block, names[block], part, norm)
+    return out
+
+
+_KEYS = ["pair", "block", "layer"]
 
 
 def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
-    """One row a (pair, layer): log2_ratio, log2_size, log2_after of that norm over all KV groups together, in octaves.
+    """One row a (pair, block, layer): log2_ratio, log2_size, log2_after of that norm over all KV groups (experts)
+    together, in octaves.
     """
     columns = ["left", "right", "left_after", "right_after"]
-    keys = groups[["pair", "layer", "log2_size"]]
+    keys = [groups[name] for name in _KEYS]
     if norm in ("l2", "rms"):  # of equally large groups
-        sides = (groups[columns] ** 2).groupby([keys["pair"], keys["layer"]], sort=False).sum() ** 0.5
+        sides = (groups[columns] ** 2).groupby(keys, sort=False).sum() ** 0.5
     else:
         how = {"l1": "sum", "mean": "mean", "max": "max"}[norm]
-        sides = groups[columns].groupby([keys["pair"], keys["layer"]], sort=False).agg(how)
+        sides = groups[columns].groupby(keys, sort=False).agg(how)
     # a norm that is not known in one group is not known of the layer: pandas would leave it out and give the rest
-    unknown = groups[columns].isna().groupby([keys["pair"], keys["layer"]], sort=False).any()
+    unknown = groups[columns].isna().groupby(keys, sort=False).any()
     sides = sides.mask(unknown)
-    size = _size(groups, keys, norm)
+    size = _size(groups, norm)
     with np.errstate(divide="ignore", invalid="ignore"):
         out = pd.DataFrame({
             "log2_ratio": np.log2(sides["left"] / sides["right"]),
@@ -64,27 +79,27 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
     return out.reset_index()
 
 
-def _size(groups: pd.DataFrame, keys: pd.DataFrame, norm: str) -> pd.Series:
-    """log2_size of each (pair, layer). Adapted layers differ in shape, so entries are added before they are compared."""
-    first = keys.groupby(["pair", "layer"], sort=False)["log2_size"].first()
+def _size(groups: pd.DataFrame, norm: str) -> pd.Series:
+    """log2_size of each (pair, block, layer). Adapted layers differ in shape, so entries are added before they are compared."""
+    of_layer = groups.groupby(_KEYS, sort=False)
     if norm not in ("l1", "l2") or "n_left" not in groups:
-        return first
-    n = groups[["n_left", "n_right"]].groupby([keys["pair"], keys["layer"]], sort=False).sum()
+        return of_layer["log2_size"].first()
+    n = of_layer[["n_left", "n_right"]].sum()
     return np.log2(n["n_left"] / n["n_right"]).rename("log2_size") / (1 if norm == "l1" else 2)
 
 
 def furthest(groups: pd.DataFrame, n: int) -> pd.DataFrame:
-    """The ``n`` KV groups furthest from the median of their pair, furthest first: name, layer, pair, group, log2_ratio
-    and log2_away (log2_ratio less that median, octaves). Groups within 0.5 % of it, or without a ratio, are left out.
+    """The ``n`` KV groups furthest from the median of their pair and block, furthest first: name, layer, pair, block,
+    group, log2_ratio and log2_away (log2_ratio less that median, octaves). Groups within 0.5 % of it, or without a ratio, are left out.
     """
-    out = groups[["name", "layer", "pair", "group", "log2_ratio"]].copy()
+    out = groups[["name", "layer", "pair", "block", "group", "log2_ratio"]].copy()
     known = out["log2_ratio"].where(np.isfinite(out["log2_ratio"]))
-    out["log2_away"] = known - known.groupby(out["pair"]).transform("median")
+    out["log2_away"] = known - known.groupby([out["pair"], out["block"]]).transform("median")
     out = out[out["log2_away"].abs() >= LEVEL]
     return out.iloc[np.argsort(-out["log2_away"].abs().to_numpy(), kind="stable")[:n]].reset_index(drop=True)
 
 
-def _summary(pair: str, groups: pd.DataFrame, norm: str) -> PairSummary:
+def _summary(pair: str, block: str, title: str, groups: pd.DataFrame, norm: str) -> PairSummary:
     layers = layer_ratios(groups, norm)
     ratio = _median(layers["log2_ratio"])
     after = _median(layers["log2_after"])
@@ -93,6 +108,8 @@ def _summary(pair: str, groups: pd.DataFrame, norm: str) -> PairSummary:
     cells, cells_after = groups["log2_ratio"], groups["log2_after"]
     return PairSummary(
         pair=pair,
+        block=block,
+        title=title,
         heavier=_side(pair, ratio),
         ratio=2 ** abs(ratio),
         size=None if np.isnan(size) else float(2 ** abs(size)),
@@ -127,7 +144,14 @@ def times(ratio: float) -> str:
 
 
 def sentence(s: PairSummary) -> str:
-    """The verdict: which side is heavier by how much, and how much of that is only size."""
+    """The verdict: which side is heavier by how much, and how much of that is only size; with the block before it where
+    the pair has several.
+    """
+    said = _verdict(s)
+    return f"{s.title[:1].upper()}{s.title[1:]}: {said[:1].lower()}{said[1:]}" if s.title else said
+
+
+def _verdict(s: PairSummary) -> str:
     if not np.isfinite(s.ratio):
         return f"No {SIDES[s.pair][0]} to {SIDES[s.pair][1]} ratio can be stated: every layer holds a zero or non-finite norm."
     if not s.heavier:

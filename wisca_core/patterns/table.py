@@ -6,7 +6,7 @@ Rows are in the order of ``sites``, their legs, and each leg's indices; numpy ar
 import json
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -161,6 +161,19 @@ class Patterns:
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
+
+    def of(self, sites: Sites) -> "Patterns":
+        """The same table with those of its sites that are in ``sites`` too (by name)."""
+        kept = {site.name for site in sites.sites}
+        chosen = np.array([site.name in kept for site in self.sites.sites], bool)
+        if chosen.all():
+            return replace(self, sites=replace(self.sites, refusals=sites.refusals), _kept=self._kept)
+        number = np.cumsum(chosen) - 1
+        inside = chosen[self.rows["site"]]
+        rows = {name: column[inside] for name, column in self.rows.items()}
+        rows["site"] = number[rows["site"]].astype(PLACE["site"])
+        part = replace(self.sites, sites=tuple(site for site in self.sites.sites if site.name in kept), refusals=sites.refusals)
+        return Patterns(part, MappingProxyType(rows), self.digests, self.header, self.dtypes)
 
     def fingerprint(self, tensors: "list[str] | tuple[str, ...]") -> str:
         """Hash over every tensor's name, dtype and shape and the bytes of ``tensors``."""

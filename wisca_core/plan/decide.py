@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_core.architecture.site import Refusal
+from wisca_core.patterns.blocks import block_of
 from wisca_core.patterns.table import LOST_BITS, SMALLEST_NORMAL, Cells, Patterns, Segments, norm
 from wisca_core.plan.options import Options
 
@@ -127,7 +128,9 @@ class Decision:
         return _group_table(self, norm_name or self.options.norm)
 
     def heads(self, norm_name: str | None = None) -> pd.DataFrame:
-        """One row a (leg, head): name, layer, pair, role, head, n, n_zero, n_nonfinite, before, after (that norm)."""
+        """One row a (leg, head): name, layer, pair, block, role, head, n, n_zero, n_nonfinite, before, after (that norm).
+        ``head`` is the expert in a block of experts.
+        """
         return _head_table(self, norm_name or self.options.norm)
 
     def norms(self, name: str, key: tuple, segments: Segments) -> tuple[np.ndarray, np.ndarray]:
@@ -146,8 +149,9 @@ GROUP_COLUMNS = {
     "site": "index of the site",
     "name": "site name",
     "layer": "layer",
-    "pair": "qk or vo",
-    "group": "KV group",
+    "pair": "qk, vo, mlp or lora",
+    "block": "where in the model, without the layer: decoder.self, decoder.cross, decoder.experts ...",
+    "group": "KV group; the expert in a block of experts",
     "n_left": "values on the left side",
     "n_right": "values on the right side",
     "left": "norm of the left side (q, v) before",
@@ -225,8 +229,10 @@ def _reason(decision: Decision, cell: int) -> str:
             return "a norm is not finite although every value is; left as it is"
         leg = legs.iloc[decision.patterns.leg_of_row[bad[0]]]
         of_leg = bad[decision.patterns.leg_of_row[bad] == leg.name]
-        heads = np.unique(rows["head"][of_leg])
         count = int(rows["n_nonfinite"][of_leg].sum())
+        if leg.role not in ("q", "k", "v", "o"):
+            return f"{leg.tensor} has {count:,} non-finite values in it; left as it is"
+        heads = np.unique(rows["head"][of_leg])
         where = f"head{'s' if len(heads) > 1 else ''} {', '.join(map(str, heads[:8]))} of layer {leg.layer}"
         return f"{where} ({leg.tensor}) has {count:,} non-finite values; left as it is"
     if fate == ZERO:
@@ -264,15 +270,13 @@ def _group_table(decision: Decision, norm_name: str) -> pd.DataFrame:
     left, right = slice(0, None, 2), slice(1, None, 2)  # every group has both sides, left first
     place = segments.ids[left] // 2
     site = place // most
-    sites = patterns.sites.sites
+    columns = patterns.keep(("sites",), lambda: site_columns(patterns))
     size = {"l1": np.log2(n[left] / n[right]), "l2": np.log2(n[left] / n[right]) / 2}
     with np.errstate(divide="ignore", invalid="ignore"):
         return pd.DataFrame({
             "site": site,
-            "name": np.array([s.name for s in sites], object)[site],
-            "layer": np.array([s.key.layer for s in sites])[site],
-            "pair": np.array([s.key.pair for s in sites], object)[site],
-            "group": place % most,
+            **{name: columns[name][site] for name in ("name", "layer", "pair", "block")},
+            "group": np.where(columns["expert"][site] >= 0, columns["expert"][site], place % most),
             "n_left": n[left], "n_right": n[right],
             "left": before[left], "right": before[right],
             "left_after": after[left], "right_after": after[right],
@@ -282,8 +286,17 @@ def _group_table(decision: Decision, norm_name: str) -> pd.DataFrame:
         })  # fmt: skip
 
 
+def site_columns(patterns: Patterns) -> dict[str, np.ndarray]:
+    """name, stack, layer, pair, block and expert (-1: none) of each site, as tables name them."""
+    keys = [site.key for site in patterns.sites.sites]
+    words = {"name": [str(key) for key in keys], "stack": [key.stack for key in keys], "pair": [key.pair for key in keys],
+             "block": [block_of(key) for key in keys]}  # fmt: skip
+    numbers = {"layer": [key.layer for key in keys], "expert": [key.expert for key in keys]}
+    return {n: np.array(v, object) for n, v in words.items()} | {n: np.array(v, np.int64) for n, v in numbers.items()}
+
+
 def _head_table(decision: Decision, norm_name: str) -> pd.DataFrame:
-    """One row a (measured leg, head): site, name, layer, pair, role, head, n, n_zero, n_nonfinite, before, after."""
+    """One row a (measured leg, head): site, name, layer, pair, block, role, head, n, n_zero, n_nonfinite, before, after."""
     patterns = decision.patterns
     segments = patterns.heads
     before, after = decision.norms(norm_name, ("heads",), segments)
@@ -295,8 +308,11 @@ def _head_places(patterns: Patterns, segments: Segments) -> pd.DataFrame:
     legs = patterns.legs
     base = np.concatenate([[0], np.cumsum(legs["n_heads"])])
     leg = np.searchsorted(base, segments.ids, side="right") - 1
-    columns = {name: legs[name].to_numpy()[leg] for name in ("site", "name", "layer", "pair", "role")}
-    columns["head"] = segments.ids - base[leg]
+    site = legs["site"].to_numpy(np.int64)[leg]
+    of_sites = patterns.keep(("sites",), lambda: site_columns(patterns))
+    columns = {"site": site} | {name: of_sites[name][site] for name in ("name", "layer", "pair", "block")}
+    columns["role"] = legs["role"].to_numpy()[leg]
+    columns["head"] = np.where(of_sites["expert"][site] >= 0, of_sites["expert"][site], segments.ids - base[leg])
     columns |= {name: segments.sum(patterns.rows[name]) for name in ("n", "n_zero", "n_nonfinite")}
     return pd.DataFrame(columns)
 

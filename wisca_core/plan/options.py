@@ -1,7 +1,6 @@
 """What a person can choose, checked once, as a value."""
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, SiteKey, Sites
@@ -62,10 +61,8 @@ class Options:
 
     def asks(self, what: str) -> bool:
         """Whether a refusal of ``what`` (the model, or a site by name) is about something that was asked for."""
-        try:
-            return self.chooses(SiteKey.parse(what))
-        except ValueError:
-            return True
+        key = _key(what)
+        return key is None or self.chooses(key)
 
     def check_against(self, sites: Sites) -> None:
         """Raises BadOption where a layer or an excluded name is none of this model's, refused ones included, or where
@@ -74,7 +71,7 @@ class Options:
         if not sites.family:
             return
         names = [*(site.name for site in sites.sites), *(r.what for r in sites.refusals)]
-        keys = _keys(names)
+        keys = [key for name in names if (key := _key(name)) is not None]
         lora = {key.pair == "lora" for key in keys}
         if len(lora) == 1 and lora.isdisjoint(pair == "lora" for pair in self.pairs):
             has = "LoRA adapter has rank channels: --pairs lora" if lora == {True} else "model has no adapter in it: give the adapter's own folder"
@@ -89,19 +86,18 @@ class Options:
                 raise BadOption(f"exclude: {name!r} is no pair of this model; they are named like {names[0]}.")
 
 
-def _keys(names: list[str]) -> list[SiteKey]:
-    """Of those that are names of sites; a refusal may be of a whole part of the model."""
-    out = []
-    for name in names:
-        with suppress(ValueError):
-            out.append(SiteKey.parse(name))
-    return out
+def _key(what: str) -> SiteKey | None:
+    """Of a site's name; None for "model" and whole blocks ("encoder.self")."""
+    try:
+        return SiteKey.parse(what)
+    except ValueError:
+        return None
 
 
 def default_pairs(sites: Sites) -> tuple[str, ...]:
     """The pairs that are balanced where none were asked for: the paper's, or all it has of a model without those."""
-    found = {key.pair for key in _keys([*(site.name for site in sites.sites), *(r.what for r in sites.refusals)])}
-    has = tuple(pair for pair in PAIRS if pair in found)
+    keys = [site.key for site in sites.sites] + [key for r in sites.refusals if (key := _key(r.what)) is not None]
+    has = tuple(pair for pair in PAIRS if any(key.pair == pair for key in keys))
     return DEFAULT_PAIRS if not has or set(has) & set(DEFAULT_PAIRS) else has
 
 

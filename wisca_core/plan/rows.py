@@ -5,15 +5,16 @@ import pandas as pd
 
 from wisca_core.architecture.site import Site
 from wisca_core.patterns.table import Segments
-from wisca_core.plan.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, Decision
+from wisca_core.plan.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, Decision, site_columns
 
 ROW_COLUMNS = {
     "site": "index of the site",
     "name": "site name",
     "stack": "decoder, encoder, ...",
     "layer": "layer",
-    "pair": "qk or vo",
-    "group": "KV group, -1 where one factor (or each) covers all of them",
+    "pair": "qk, vo, mlp or lora",
+    "block": "where in the model, without the layer: decoder.self, decoder.cross, decoder.experts ...",
+    "group": "KV group, -1 where one factor (or each) covers all of them; the expert in a block of experts",
     "n_cells": "factors in the row: 1, or the tie groups of single channels",
     "left": "norm of the left side (q, v) before",
     "right": "norm of the right side (k, o) before",
@@ -21,8 +22,10 @@ ROW_COLUMNS = {
     "log2_after": "log2(left / right) after, octaves",
     "full_low": "smallest factor on the left side that would balance fully",
     "full_high": "largest of these",
-    "factor_low": "smallest factor on the left side; the right side is divided by it",
+    "factor_low": "smallest factor on the left side",
     "factor_high": "largest of these",
+    "right_low": "smallest factor on the right side: the inverse of the left side's, or its square (behind ReLU squared)",
+    "right_high": "largest of these",
     "changes": "what is multiplied, in words",
     "status": "planned, balanced already, left out, zero, non-finite or overflow",
 }
@@ -49,6 +52,10 @@ def plan_rows(decision: Decision) -> pd.DataFrame:
         _STATUS[PLANNED if any_planned else f] for any_planned, f in zip(planned, np.maximum.reduceat(fate, starts))
     ]
     low, high = np.minimum.reduceat(factor, starts), np.maximum.reduceat(factor, starts)
+    columns = decision.patterns.keep(("sites",), lambda: site_columns(decision.patterns))
+    # a site's factor s is s^a on its left side and s^-b on its right one
+    a, b = (np.array([s.exponent(side) for s in sites])[site] for side in ("left", "right"))
+    expert = columns["expert"][site]
     unchanged = (low == 1) & (high == 1)
     words = {}
     for i, g in set(zip(site.tolist(), group.tolist())):
@@ -57,20 +64,19 @@ def plan_rows(decision: Decision) -> pd.DataFrame:
         return pd.DataFrame(
             {
                 "site": site,
-                "name": [sites[i].name for i in site],
-                "stack": [sites[i].key.stack for i in site],
-                "layer": [sites[i].key.layer for i in site],
-                "pair": [sites[i].key.pair for i in site],
-                "group": group,
+                **{name: columns[name][site] for name in ("name", "stack", "layer", "pair", "block")},
+                "group": np.where(expert >= 0, expert, group),
                 "n_cells": n,
                 "left": before[0],
                 "right": before[1],
                 "log2_ratio": np.log2(before[0] / before[1]),
                 "log2_after": np.log2(after[0] / after[1]),
-                "full_low": np.minimum.reduceat(full, starts),
-                "full_high": np.maximum.reduceat(full, starts),
-                "factor_low": low,
-                "factor_high": high,
+                "full_low": np.minimum.reduceat(full, starts) ** a,
+                "full_high": np.maximum.reduceat(full, starts) ** a,
+                "factor_low": low**a,
+                "factor_high": high**a,
+                "right_low": high**-b.astype(float),
+                "right_high": low**-b.astype(float),
                 "changes": [words[i, g] for i, g in zip(site.tolist(), group.tolist())],
                 "status": ["balanced already" if s == "planned" and same else s for s, same in zip(status, unchanged)],
             }
@@ -120,7 +126,7 @@ def _norms(decision: Decision, row_of_cell: np.ndarray, n: int) -> tuple[np.ndar
 
 
 def _changes(site: Site, group: int) -> str:
-    """ "6 query heads, 1 key head"; "1 value head, 768 inputs of Wo"."""
+    """ "6 query heads, 1 key head"; "1 value head, 768 inputs of Wo"; "5,632 rows of up, 5,632 columns of down"."""
     parts = []
     for leg in site.legs:
         groups, repeats, width = leg.index.sizes
@@ -131,6 +137,8 @@ def _changes(site: Site, group: int) -> str:
             parts.append(f"{n * width:,} inputs of Wo")
         elif leg.role in ("a", "b"):
             parts.append(f"{n * width:,} {'rows of A' if leg.role == 'a' else 'columns of B'}")
+        elif leg.measured and leg.role in ("up", "down"):
+            parts.append(f"{n * width:,} {'rows of up' if leg.role == 'up' else 'columns of down'}")
         elif leg.role == "gain":
             parts.append(f"{n * width:,} {'query' if leg.side == 'left' else 'key'} gains")
     n_more = sum(not leg.measured for leg in site.legs if leg.role != "gain")

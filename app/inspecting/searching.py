@@ -1,0 +1,29 @@
+"""A rule for a model type that no file has, looked for by trial in a job."""
+
+import streamlit as st
+
+from app import cached
+from app.cached import Opened
+from app.following import explain, follow, latest
+from app.messages import errors_as_messages
+from wisca_core import jobs
+
+
+def draw(model: Opened) -> None:
+    """The offer, the search under way, or nothing where a rule cannot be looked for or was."""
+    if not cached.may_be_discovered(model):
+        return
+    job = latest("discover", model=model.checkpoint.source)
+    if job is not None and job.is_active:
+        follow(job)
+        return
+    if job is not None and job.state not in ("done", "cancelled"):
+        explain(job, "The search for a rule failed")
+    st.markdown(
+        ":small[:gray[No row of the family files is about this model type. Rows can be made from its tensor names and shapes and tried "
+        "under the proof, on a miniature of its own config; only one that keeps the function is used. Some seconds to a minute.]]"
+    )
+    if st.button("Look for a rule by trial", key="discover"):
+        with errors_as_messages("The search could not be started"):
+            jobs.start("discover", {"model": model.checkpoint.source})
+        st.rerun()
