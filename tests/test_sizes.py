@@ -64,6 +64,15 @@ def test_what_single_layers_have_of_their_own_stays_unlike_the_common_value():
     assert both["per_layer_config"]["1"]["num_key_value_heads"] == 2
 
 
+def test_older_spellings_of_what_single_layers_have_become_those_of_the_kept_layers():
+    """Published files say it for all layers of a kind."""
+    file = {"model_type": "gemma4_text", "num_hidden_layers": 12, "hidden_size": 2304, "num_attention_heads": 8, "num_key_value_heads": 4,
+            "head_dim": 256, "global_head_dim": 512}  # fmt: skip
+    one = shrink(file)
+    assert one["num_hidden_layers"] == 2 and one["per_layer_config"] == {"1": {"head_dim": 2 * one["head_dim"]}}
+    assert config_object(one).layer_types == ["sliding_attention", "full_attention"]
+
+
 def test_window_layers_with_heads_of_their_own_keep_their_ratio():
     one = small("inkling_text")  # 64 on 8, and 64 on 16 with a window
     assert one["num_attention_heads"] == one["swa_num_attention_heads"]
@@ -149,6 +158,20 @@ def test_the_example_of_a_type_is_as_large_as_its_default_and_runs(tmp_path):
 
 SHRUNK_TWICE = ("gemma4_text", "dots3_note_text", "blt", "hrm_text", "zamba2", "reformer", "xlstm", "qwen2_5_vl", "clap", "hiera", "musicgen",
                 "mimo_v2_flash", "jamba", "moonshine", "funnel")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", "num_attention_heads": 32, "hidden_size": 4096},
+        {"model_type": "gemma4_vision"},
+        {"model_type": "llava", "text_config": {"model_type": "mistral", "num_hidden_layers": 4}},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_files_that_leave_most_to_the_defaults_shrink_twice_to_the_same(config):
+    once = shrink(config)
+    assert shrink(once) == once
 
 
 @pytest.mark.parametrize("model_type", SHRUNK_TWICE)

@@ -219,6 +219,8 @@ def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_
         spelled.update(ROPE_SPELLINGS)
     defaults = {k: _without_dropped(v, type(made)) for k, v in full.items() if k not in DROPPED and not k.startswith("_")}
     for key, value in defaults.items():  # what the person's file leaves out, where it is large
+        if key == BY_LAYER or (ROLES.get(key) == "head_dim" and key not in spelled and _is_left_open(type(made), key)):
+            continue  # worked out above; worked out by the class from the small sizes as from the large ones
         small = small_value(key, value)
         if key not in spelled and small != value and "drop" not in key:
             out[key] = small
@@ -236,7 +238,8 @@ def _own_sizes(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], t
         return None
     keys = [key for key in own if ROLES.get(key) == "head_dim" and isinstance(own[key], int)]
     own_head_dim = not keys or _is_own(type(made), keys[0], own[keys[0]])
-    spelled = any(ROLES.get(type(made).attribute_map.get(key, key)) == "head_dim" for key in cleaned)
+    written = {type(made).attribute_map.get(key, key) for key in cleaned} | {key for key in keys if not _is_left_open(type(made), key)}
+    spelled = any(ROLES.get(key) == "head_dim" for key in written)
     return sizes_of(own, n_layers, made.model_type, own_head_dim, spelled, text_hidden)
 
 
@@ -246,6 +249,12 @@ def _language_sizes(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, An
     return _own_sizes(made, full, cleaned, {inner} if inner else set(), 0) or (
         _language_sizes(getattr(made, inner), full[inner], cleaned.get(inner) or {}) if inner else None
     )
+
+
+def _is_left_open(cls: type, key: str) -> bool:
+    """Whether the class has no value for this key until it works one out."""
+    field = getattr(cls, "__dataclass_fields__", {}).get(key)
+    return field is None or field.default is None
 
 
 @lru_cache(maxsize=512)
