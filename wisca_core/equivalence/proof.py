@@ -344,6 +344,8 @@ def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = T
                 alive = min(alive, one_sided)
             else:
                 dead[place] = site.name
+                if site.key.expert < 0:  # refused already, and a dead site costs every case
+                    break
         for place in dead.keys() - living:
             refused.setdefault(name, f"{dead[place]}: {NOT_RUN}, so this pair is not run and nothing is proved.")
         done += 1
