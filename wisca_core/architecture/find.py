@@ -112,13 +112,13 @@ def _is_asked(refusal: Refusal, pairs: tuple[str, ...]) -> bool:
 def _each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tuple[Family | Refusal, Mapping]]:
     """(row, the config its numbers are read from), towers looked into."""
     for part in family.each:
-        inner = config.get(part.config) if part.config else config
+        inner = _inner(config, part.config) if part.config else config
         if part.config and isinstance(inner, Mapping):
             inner = _completed(str(inner.get("model_type", "")), inner)
         yield part, inner if isinstance(inner, Mapping) else {}
     for tower in family.towers:
-        inner = config.get(tower.config)
-        if not isinstance(inner, Mapping):
+        inner = _inner(config, tower.config)
+        if inner is None:
             continue
         model_type = str(inner.get("model_type") or tower.model_type)
         row = families().get(model_type)
@@ -133,6 +133,26 @@ def _each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tupl
                 continue
             roots = tuple(dict.fromkeys(before + behind for before in tower.roots for behind in (*part.roots, "")))
             yield replace(part, roots=roots, stack=tower.stack if n_stacks == 1 else part.stack), numbers_of
+
+
+def _inner(config: Mapping, key: str) -> Mapping | None:
+    """The config of a tower: as the file has it, else as transformers reads it from a file that leaves its type out or
+    keeps its numbers at the top (Qwen2-VL's first ones). None where there is no such tower.
+    """
+    inner = config.get(key)
+    inner = inner if isinstance(inner, Mapping) else None
+    if inner is not None and inner.get("model_type"):
+        return inner
+    from transformers import CONFIG_MAPPING
+
+    outer = config.get("model_type")
+    if outer not in CONFIG_MAPPING or any(isinstance(value, int) and value > 1 << 17 for name, value in config.items() if "layer" in name):
+        return inner
+    try:
+        made = getattr(CONFIG_MAPPING[outer].from_dict(dict(config)), key)
+        return made.to_dict() | {"model_type": made.model_type}
+    except Exception:  # any key may hold anything; the class raises whatever it meets
+        return inner
 
 
 def _completed(model_type: str, inner: Mapping) -> Mapping:
