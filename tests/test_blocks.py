@@ -301,3 +301,56 @@ def test_inspect_says_every_block_by_itself(moe, small_model, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert len(found["pairs"]) == 6 and {row["block"] for row in found["layers"]} == {"encoder.self", "decoder.self", "decoder.cross"}
     assert main(["inspect", str(moe), "--pairs", "kv"]) == 2
+
+
+# --- one feed-forward pair looked at closely --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type, name", [("llama", "decoder.1.none.mlp"), ("qwen2_moe", "decoder.0.none.mlp.e1"), ("arcee", "decoder.0.none.mlp")])
+def test_the_detail_of_a_feed_forward_pair_is_that_of_its_matrices(model_type, name, small_model, monkeypatch):
+    from wisca_core.plan import feed_forward
+    from wisca_core.plan.head import head_detail
+
+    folder = small_model(model_type)
+    checkpoint, tensors = open_checkpoint(folder), load_file(folder / "model.safetensors")
+    decision = decide(measured(folder), Options(ALL, "channel"))
+    detail = head_detail(checkpoint, decision, name, 0)
+    assert [role.role for role in detail.roles] == ["up", "down"] and detail.turns is None and not detail.spectrum
+    for role in detail.roles:
+        weight = tensors[role.tensor] if role.role == "up" else tensors[role.tensor].T
+        assert role.shape == tuple(weight.shape) and role.looked_at == 1 and role.n_zero == 0
+        assert role.channel_l1 == pytest.approx(weight.abs().sum(1).numpy())
+        assert (role.l1[0], role.max[0]) == pytest.approx((weight.abs().sum().item(), weight.abs().max().item()))
+        bins = np.histogram(np.log2(weight.abs().numpy()), role.log2_edges)[0]
+        below = (np.log2(weight.abs().numpy()) < role.log2_edges[0]).sum()
+        bins[0] += below
+        assert role.percent == pytest.approx(100 * bins / weight.numel()) and role.percent_after.sum() == pytest.approx(100)
+        assert below <= 0.0005 * weight.numel()
+    left, right = detail.roles
+    power = 2 if model_type == "arcee" else 1
+    assert left.channel_l1_after / left.channel_l1 == pytest.approx((right.channel_l1_after / right.channel_l1) ** (-1 / power))
+    monkeypatch.setattr(feed_forward, "MOST_VALUES", 300)
+    monkeypatch.setattr(feed_forward, "BLOCK", 64)
+    part = head_detail(checkpoint, decision, name, 0)
+    assert all(0 < role.looked_at < 0.5 for role in part.roles) and part.roles[0].l1 == left.l1
+
+
+def test_a_fused_three_dimensional_expert_is_read_by_itself(tmp_path):
+    """up behind gate in rows 6 to 11 of [expert, 2 x 6, 4], down [expert, 4, 6]."""
+    from wisca_core.architecture.site import Grid, Leg, Site, Sites
+    from wisca_core.plan.head import head_detail
+
+    up, down = torch.randn(3, 12, 4, dtype=torch.float64), torch.randn(3, 4, 6, dtype=torch.float64)
+    save_file({"up": up, "down": down}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    channel = Grid(0, (1, 1, 6), (0, 0, 1))
+    legs = (Leg("up", 1, Grid(6, (1, 1, 6), (0, 0, 1)), channel, "left", "up", fixed=((0, 2),)),
+            Leg("down", 2, channel, channel, "right", "down", fixed=((0, 2),)))  # fmt: skip
+    site = Site(SiteKey("decoder", 0, "none", "mlp", 2), 6, 1, legs)
+    checkpoint = open_checkpoint(tmp_path)
+    decision = decide(measure(checkpoint, Sites("x", "x", None, (site,))), Options(("mlp",)))
+    detail = head_detail(checkpoint, decision, site.name, 0)
+    for role, weight in zip(detail.roles, (up[2, 6:], down[2].T)):
+        assert role.channel_l1 == pytest.approx(weight.abs().sum(1).numpy()) and role.looked_at == 1
+        counts = np.histogram(np.log2(weight.abs().numpy()), role.log2_edges)[0]
+        assert role.percent == pytest.approx(100 * counts / 24)

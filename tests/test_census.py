@@ -16,7 +16,7 @@ from wisca_core.census import all_types, causal_types, census, coverage, entries
 from wisca_core.census import judge as judging
 from wisca_core.census.entry import ABSENT, NOT_REACHED, OPEN, PAIRS, PARTLY, PROVED, REFUSED, Entry, Pair, Place, pair_of
 from wisca_core.census.judge import judged, not_reached
-from wisca_core.census.table import COLUMNS, table
+from wisca_core.census.table import COLUMNS, in_words, table
 from wisca_core.cli import main
 from wisca_core.equivalence import proof
 from wisca_core.errors import BadOption, Cancelled, UnknownArchitecture, WiscaError
@@ -69,6 +69,13 @@ def test_the_finest_granularity_is_that_of_what_was_proved():
     assert pair_of("qk", (coarse, fine), ALL).finest == "tensor"
     assert pair_of("qk", (coarse, replace(fine, held=("group",))), ALL).finest == "channel"
     assert pair_of("qk", (replace(coarse, held=()),), ALL).finest == ""
+
+
+def test_what_no_input_runs_is_counted_and_never_called_proved_by_itself():
+    with_tower = pair_of("qk", (held(), held("vision.self", (), "not run", True)), ALL)
+    assert in_words(with_tower) == "proved, channel; 1 not run" and with_tower.reasons == ()
+    alone = pair_of("qk", (held("vision.self", (), "not run", True),), ALL)
+    assert in_words(alone) == REFUSED and alone.reasons == ("not run",) and alone.finest == ""
 
 
 def test_counts_and_reasons_over_types(made):

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -459,3 +460,13 @@ def test_a_preset_takes_the_folder_it_leaves_open(base):
     assert with_model(PRESETS["tinyllama"], base).data.tokenizer == str(base)
     with pytest.raises(SpecError):
         with_model(PRESETS["default"], base)
+
+
+def test_two_sessions_of_one_server_prepare_two_models_at_once(tmp_path, monkeypatch):
+    """Building changes the whole process for a moment; mixed up, a proof fails for nothing and is kept as failed."""
+    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
+    arms = (ARMS["baseline"], ARMS["wisca"])
+    specs = [Spec("s", ModelSpec(source="whole", path=str(SAMPLE)), arms=arms), Spec("s", arms=arms)]
+    with ThreadPoolExecutor(2) as pool:
+        facts = list(pool.map(prepare, specs))
+    assert [f.n_layers for f in facts] == [8, 4]

@@ -69,7 +69,7 @@ def _places(chosen: Entry) -> None:
             "Where": place.where,
             "Proved at": ", ".join(place.held) or "nothing",
             "Finest": ", ".join(place.finest) if place.held else "",
-            "Why not": "not run by the model" if place.is_idle else place.reason,
+            "Why not": "no input tried here runs it" if place.is_idle else place.reason,
         }
         for pair in chosen.pairs
         for place in pair.places

@@ -156,14 +156,19 @@ def _inner(config: Mapping, key: str) -> Mapping | None:
 
 
 def _completed(model_type: str, inner: Mapping) -> Mapping:
-    """An inner config with the defaults of its class: transformers leaves equal ones out when it writes them."""
+    """An inner config with the defaults of its class: transformers leaves equal ones out when it writes them, and some
+    follow from others (a head's width from the hidden size).
+    """
     from transformers import CONFIG_MAPPING
 
     if model_type not in CONFIG_MAPPING:
         return inner
-    defaults = CONFIG_MAPPING[model_type]().to_dict()
-    given = {key: value for key, value in inner.items() if value is not None or key not in defaults}
-    return {**defaults, **given}
+    given = {key: value for key, value in inner.items() if value is not None and not key.startswith("_") and "attn_implementation" not in key}
+    try:
+        full = CONFIG_MAPPING[model_type](**{key: value for key, value in given.items() if key != "model_type"}).to_dict()
+    except Exception:  # any key may hold anything; what is wrong is named where it is used
+        full = CONFIG_MAPPING[model_type]().to_dict()
+    return {**full, **given}
 
 
 def _part(

@@ -9,7 +9,7 @@ PAIRS = ("qk", "vo", "mlp")
 LABELS = {"qk": "QK", "vo": "VO", "mlp": "MLP"}
 FINEST = {"tensor": "whole tensors", "group": "KV groups", "channel": "single channels"}
 
-# Verdicts. Attention or feed-forward layers that the model holds and never runs are passed over.
+# Verdicts. What the model holds and no input tried here runs (a tower that needs a picture) is passed over, and counted.
 PROVED = "proved"  # every place of the pair, at every granularity that was tried
 PARTLY = "partly"  # some places or granularities; the others are refused
 REFUSED = "refused"
@@ -23,7 +23,7 @@ VERDICTS = (PROVED, PARTLY, REFUSED, ABSENT, NOT_REACHED, OPEN)
 class Place:
     """Where in the model a pair sits, "decoder.self". ``n_sites``: of the miniature. ``finest``: the names of the
     partitions that exactness allows, over its sites; ``held``: the granularities at which it was proved. ``reason``: why
-    it was not at the others; ``is_idle``: the model holds it and never runs it.
+    it was not at the others; ``is_idle``: no input tried here runs it, so nothing is known.
     """
 
     name: str
@@ -52,6 +52,11 @@ class Pair:
         """The finest granularity at which it was proved, "" where it was not."""
         found = [name for place in self.places if place.held for name in place.finest]
         return max(found, key=GRANULARITIES.index, default="")
+
+    @property
+    def n_idle(self) -> int:
+        """Places that no input tried here runs."""
+        return sum(place.is_idle for place in self.places)
 
     @property
     def reasons(self) -> tuple[str, ...]:

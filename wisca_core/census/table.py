@@ -43,8 +43,10 @@ def table(entries: Iterable[Entry]) -> pd.DataFrame:
 
 
 def in_words(pair: Pair) -> str:
-    """ "proved, channel", "partly, group", "refused"."""
-    return f"{pair.verdict}, {pair.finest}" if pair.verdict in (PROVED, PARTLY) else pair.verdict
+    """ "proved, channel", "partly, group", "refused"; "proved, channel; 2 not run" where no input reached two towers."""
+    if pair.verdict not in (PROVED, PARTLY):
+        return pair.verdict
+    return f"{pair.verdict}, {pair.finest}" + (f"; {pair.n_idle} not run" if pair.n_idle else "")
 
 
 def is_open(entry: Entry) -> bool:

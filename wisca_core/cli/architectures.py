@@ -131,7 +131,7 @@ def _one(found: Entry, json: bool) -> int:
         say()
         rows = [
             (pair.pair.upper(), place.where, f"{place.n_sites:,}" if place.n_sites else "", ", ".join(place.held), ", ".join(place.finest) if place.held else "",
-             "not run by the model" if place.is_idle else place.reason)
+             "no input tried here runs it" if place.is_idle else place.reason)
             for pair in found.pairs for place in pair.places
         ]  # fmt: skip
         table(("pair", "where", "sites", "proved at", "finest", "why not"), rows, numbers=(2,))

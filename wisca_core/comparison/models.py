@@ -23,6 +23,13 @@ def build_model(spec: Spec, seed: int) -> nn.Module:
 
     Raises ConfigMismatch, UnknownArchitecture, UnsupportedCheckpoint, BadOption.
     """
+    from wisca_core.equivalence.miniature import quiet
+
+    with quiet():
+        return _build(spec, seed)
+
+
+def _build(spec: Spec, seed: int) -> nn.Module:
     m = spec.model
     if m.source == "decoder":
         from transformers import LlamaForCausalLM

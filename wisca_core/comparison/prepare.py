@@ -42,16 +42,22 @@ class Facts:
 
 def prepare(spec: Spec) -> Facts:
     """Raises SpecError and what opening, building and proving raise: WiscaError."""
+    from wisca_core.equivalence.miniature import quiet
+
+    with quiet():
+        return _prepare(spec)
+
+
+def _prepare(spec: Spec) -> Facts:
     import torch
 
     from wisca_core.comparison.models import language_model_class, model_config
-    from wisca_core.equivalence.miniature import quiet
     from wisca_core.equivalence.proof import prove
     from wisca_core.training.live import seen_as_checkpoint
 
     config = model_config(spec)
     cls = language_model_class(config)
-    with quiet(), torch.device("meta"):
+    with torch.device("meta"):
         try:
             model = cls._from_config(config, attn_implementation="eager")
         except Exception as error:  # any value of a config may be one its class does not take

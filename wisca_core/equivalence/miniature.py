@@ -8,6 +8,7 @@ Not covered: custom code.
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -228,9 +229,21 @@ def _cannot_build(config: Mapping[str, Any], error: Exception) -> ConfigMismatch
     )
 
 
+# Building or loading a model, transformers changes the default dtype, initialisation and its verbosity for the whole
+# process, and its lazy imports fail half way in a second thread: a server with two sessions would mix two models up.
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' remarks and progress bars on a random miniature say nothing about the person's model."""
+    """One thread at a time builds models, and without transformers' remarks and progress bars: on a random miniature
+    they say nothing about the person's model.
+    """
+    with _ONE_AT_A_TIME:
+        yield from _silenced()
+
+
+def _silenced() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -103,9 +103,12 @@ def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> 
     kept = cached_proof(checkpoint, sites)
     if kept is not None:
         return kept
+    from wisca_core.equivalence.miniature import quiet
+
     started = time.perf_counter()
     try:
-        proof = _prove(checkpoint, sites, progress)
+        with quiet():  # true float64 is a change of the whole process as well
+            proof = _prove(checkpoint, sites, progress)
     except WiscaError as error:
         if error.exit_code == 130:
             raise
@@ -209,7 +212,8 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
     return Proof(
         passed=not verdict.refused,
         rule=sites.family,
-        what=f"{a.n_layers} layers, width {a.hidden_size}, {a.n_heads} query heads on {a.n_kv_heads} KV heads, random biases and gains",
+        what=f"{a.n_layers} layers, width {a.hidden_size}, {a.n_heads} query heads on {a.n_kv_heads} KV heads, random biases and gains"
+        + (f", run on {', '.join(bench.inputs)}" if bench.inputs != ("text",) else ""),
         n_cases=len(bench.cases) * verdict.n_trials,
         cases=bench.cases,
         max_rel=verdict.worst,
@@ -257,12 +261,14 @@ class Bench:
     moved: Callable
     lives: Callable
     not_run: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ("text",)  # what the miniature was run on
     on: Callable[[Sites], "Bench"] | None = None  # the same miniature and outputs with other sites
 
 
 def open_bench(small: Checkpoint, sites: Sites, place: Path) -> Bench:
     """``small``: the miniature's checkpoint, ``place``: a folder for its rescaled copies. ProofFailed where it does not
     repeat its own outputs."""
+    from wisca_core.equivalence.inputs import takes
     from wisca_core.equivalence.miniature import load
     from wisca_core.equivalence.outputs import difference, outputs
 
@@ -272,10 +278,10 @@ def open_bench(small: Checkpoint, sites: Sites, place: Path) -> Bench:
     if repeat.max_rel > TOLERANCE:
         raise ProofFailed(f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case}).")
 
-    return _bench(small, sites, place, reference)
+    return _bench(small, sites, place, reference, takes(model))
 
 
-def _bench(small: Checkpoint, sites: Sites, place: Path, reference) -> Bench:
+def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tuple[str, ...]) -> Bench:
     from wisca_core.equivalence.miniature import load
     from wisca_core.equivalence.outputs import difference, first_move, outputs
 
@@ -293,7 +299,7 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference) -> Bench:
     def lives(trial: Trial, granularity: str) -> float:
         return first_move(reference, changed_model(trial, granularity), 2, ALIVE)
 
-    return Bench(sites, tuple(reference.cases), moved, lives, reference.not_run, lambda others: _bench(small, others, place, reference))
+    return Bench(sites, tuple(reference.cases), moved, lives, reference.not_run, inputs, lambda others: _bench(small, others, place, reference, inputs))
 
 
 def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = True) -> Verdict:

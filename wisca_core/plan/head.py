@@ -15,6 +15,7 @@ from wisca_core.patterns.table import norm
 from wisca_core.plan.decide import Decision
 
 BINS_PER_OCTAVE = 4
+TAIL = 0.0005  # share of the smallest values that is folded into the first bin
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class RoleDetail:
     percent_after: np.ndarray  # (n_bins,) on the same edges
     channel_l1: np.ndarray  # (head_dim or rotary pairs,) summed over the group's heads
     channel_l1_after: np.ndarray
+    looked_at: float = 1.0  # share of the values that the histograms are of
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +58,14 @@ class HeadDetail:
 
 
 def head_detail(checkpoint: Checkpoint, decision: Decision, site_name: str, group: int, head_in_group: int = 0) -> HeadDetail:
-    """Raises KeyError for an unknown site, IndexError for a group it does not have."""
+    """Raises KeyError for an unknown site, IndexError for a group it does not have. A feed-forward pair is one group."""
     sites = decision.patterns.sites
     number = next(i for i, s in enumerate(sites.sites) if s.name == site_name)
     site = sites.sites[number]
+    if site.key.pair == "mlp":
+        from wisca_core.plan.feed_forward import feed_forward_detail
+
+        return feed_forward_detail(checkpoint, decision, number)
     if not 0 <= group < site.n_groups:
         raise IndexError(f"{site_name} has {site.n_groups} KV groups")
     pairing = _rotary_pairs(site)
@@ -125,7 +131,7 @@ def _histograms(size: torch.Tensor, after: torch.Tensor) -> tuple[np.ndarray, np
     logs = [torch.log2(w[(w > 0) & w.isfinite()]) * BINS_PER_OCTAVE for w in (size, after)]
     if not len(logs[0]):
         return np.zeros(1), np.zeros(0), np.zeros(0)
-    ends = [np.quantile(log.numpy(), (0.0005, 1.0)) for log in logs]
+    ends = [np.quantile(log.numpy(), (TAIL, 1.0)) for log in logs]
     low, high = int(np.floor(min(e[0] for e in ends))), int(np.floor(max(e[1] for e in ends))) + 1
     bins = [np.bincount((log.floor().clamp(low, high - 1) - low).long().numpy(), minlength=high - low) for log in logs]
     return (np.arange(low, high + 1) / BINS_PER_OCTAVE, *(100 * b / max(b.sum(), 1) for b in bins))
