@@ -38,7 +38,7 @@ NOT_ALONE = ("blip_2_qformer", "gemma3n_audio", "inkling2_vision", "kimi_k25_vis
 NOT_PROVED = {
     "align": "parameters", "fast_vlm": "timm", "gemma3n": "timm", "perception_lm": "timm", "gemma4_assistant": "layer types",
     "gemma4_unified_assistant": "layer types", "kosmos-2": "does not run", "sam": "does not run", "sam_hq": "does not run",
-    "xclip": "does not run",
+    "instructblipvideo": "does not run", "xclip": "does not run",
 }  # fmt: skip
 
 
