@@ -32,7 +32,7 @@ MISFITS = ("is missing from the weights", "is not part of", "expected", "config.
 
 
 # Towers that take inputs of their own inside another model, which is proved in their place (with timm installed, gemma3n).
-NOT_ALONE = ("blip_2_qformer", "gemma3n_audio", "inkling2_vision", "kimi_k25_vision", "minicpm_ocr_vision", "minicpmv4_7_vision",
+NOT_ALONE = ("blip_2_qformer", "gemma3n_audio", "granite_docling_vision", "kimi_k25_vision", "minicpm_ocr_vision", "minicpmv4_7_vision",
              "t5gemma2_encoder", "video_llama_3_vision")  # fmt: skip
 # No miniature of these is built or run here, and why in the words of the refusal; a checkpoint of them is looked at, not rescaled.
 NOT_PROVED = {
