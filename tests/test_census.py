@@ -74,6 +74,9 @@ def test_the_finest_granularity_is_that_of_what_was_proved():
 def test_what_no_input_runs_is_counted_and_never_called_proved_by_itself():
     with_tower = pair_of("qk", (held(), held("vision.self", (), "not run", True)), ALL)
     assert in_words(with_tower) == "proved, channel; 1 not run" and with_tower.reasons == ()
+    plain = pair_of("vo", (held(),), ALL)
+    found = Entry("mllama", pairs=(with_tower, plain, replace(plain, pair="mlp")), n_trials=1)
+    assert found.sentence == "mllama is covered: QK, VO and MLP are exact, down to single channels; 1 further place is run by no input tried here."
     alone = pair_of("qk", (held("vision.self", (), "not run", True),), ALL)
     assert in_words(alone) == REFUSED and alone.reasons == ("not run",) and alone.finest == ""
 

@@ -24,7 +24,8 @@ def draw(census: Census) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         with errors_as_messages("The census cannot be started"):
             is_first = not census.coverage.slowest
-            if missing and st.button("Prove them here" if is_first else f"Prove the {words.count(missing)} that are missing", key="prove_all"):
+            rest = f"Prove the {words.count(missing)} that are missing" if census.coverage.n_open else f"Try the {words.count(missing)} again that were not reached"
+            if missing and st.button("Prove them here" if is_first else rest, key="prove_all"):
                 _start(False)
             if not is_first and st.button("Prove all again", key="prove_again"):
                 _start(True)

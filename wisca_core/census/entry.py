@@ -130,7 +130,9 @@ class Entry:
         finest = max((self[pair].finest for pair in PAIRS if self[pair].finest), key=GRANULARITIES.index)
         parts = [f"{_listed(exact)} {'is' if len(exact) == 1 else 'are'} exact"] if exact else []
         parts += [f"{_listed(partly)} in {'part' if exact else 'part only'}"] if partly else []
-        return f"{self.model_type} is covered: {', '.join(parts)}, down to {FINEST[finest]}."
+        n = len({place.name for pair in self.pairs for place in pair.places if place.is_idle})
+        idle = f"; {n} further {'place is' if n == 1 else 'places are'} run by no input tried here" if n else ""
+        return f"{self.model_type} is covered: {', '.join(parts)}, down to {FINEST[finest]}{idle}."
 
     def to_json(self) -> dict:
         return asdict(self)

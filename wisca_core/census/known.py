@@ -132,7 +132,7 @@ def _short(part: Family) -> str:
 
 def rule_lines(family: Family) -> tuple[str, ...]:
     """The whole rule in sentences: where the tensors lie, what ties their channels, what is refused and why."""
-    lines = [f"Tower {tower.config}: the rule of its own model type, tensors below {_roots(tower.roots)}." for tower in family.towers]
+    lines = [f"Tower {tower.config}, where config.json has one: the rule of its own model type, tensors below {_roots(tower.roots).rstrip('.') or 'the top'}." for tower in family.towers]
     for part in family.parts or (() if family.towers else (family,)):
         lines += _part_lines(part, len(family.parts) > 1)
     return tuple(dict.fromkeys(lines))
