@@ -33,13 +33,13 @@ MISFITS = ("is missing from the weights", "is not part of", "expected", "config.
 
 
 # Towers that take inputs of their own inside another model, which is proved in their place (with timm installed, gemma3n).
-NOT_ALONE = ("blip_2_qformer", "gemma3n_audio", "inkling2_vision", "kimi_k25_vision", "minicpm_ocr_vision", "minicpmv4_7_vision",
+NOT_ALONE = ("blip_2_qformer", "gemma3n_audio", "granite_docling_vision", "kimi_k25_vision", "minicpm_ocr_vision", "minicpmv4_7_vision",
              "t5gemma2_encoder", "video_llama_3_vision")  # fmt: skip
 # No miniature of these is built or run here, and why in the words of the refusal; a checkpoint of them is looked at, not rescaled.
 NOT_PROVED = {
     "align": "parameters", "fast_vlm": "timm", "gemma3n": "timm", "perception_lm": "timm", "gemma4_assistant": "layer types",
     "gemma4_unified_assistant": "layer types", "kosmos-2": "does not run", "sam": "does not run", "sam_hq": "does not run",
-    "xclip": "does not run",
+    "instructblipvideo": "does not run", "xclip": "does not run",
 }  # fmt: skip
 
 
