@@ -7,6 +7,10 @@ import plotly.graph_objects as go
 from app.figures import words
 from app.figures.template import Theme, figure, log_ticks, unit
 from wisca_core.plan.head import HeadDetail
+from wisca_core.runs.drawing import thin
+
+
+MOST_CHANNELS = 2000  # drawn of a feed-forward block, which may have tens of thousands
 
 
 def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Figure:
@@ -55,7 +59,7 @@ def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Fi
                     hovertemplate="%{y:.2f} % before<extra></extra>",
                 )
             )
-        tail = " gains" if gains else "" if role.role in ("a", "b") else f", {words.plural(role.n_heads, 'head')}"
+        tail = " gains" if gains else "" if role.role in ("a", "b", "up", "down") else f", {words.plural(role.n_heads, 'head')}"
         fig.add_annotation(
             text=words.ROLES[role.role].capitalize() + tail,
             xref="x domain",
@@ -98,6 +102,9 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
             x = turns if rotary else np.arange(len(y))
             if rotary:
                 x, y = x[shown], y[shown]
+            elif len(y) > MOST_CHANNELS:
+                kept = thin(y, MOST_CHANNELS)
+                x, y = x[kept], y[kept]
             values.append(y)
             dotted = kind == "before"
             many = len(y) > 80
@@ -134,7 +141,7 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
             )
         )
     else:
-        fig.update_layout(xaxis=dict(title=dict(text="rank channel" if detail.roles[0].role == "a" else "channel of the head", standoff=14), nticks=6))
+        fig.update_layout(xaxis=dict(title=dict(text={"a": "rank channel", "up": "channel of the block"}.get(detail.roles[0].role, "channel of the head"), standoff=14), nticks=6))
     unit(fig, f"L1 norm of {'a rotary pair' if rotary else 'a channel'}", dx=-40, dy=12)
     return fig
 
