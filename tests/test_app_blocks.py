@@ -100,7 +100,7 @@ def test_feed_forward_pairs_are_measured_only_when_they_are_chosen(moe, monkeypa
 def test_a_map_of_experts_and_one_of_them_looked_at(moe):
     at = page(moe, pair="mlp", block="decoder.experts")
     said = texts(at)
-    assert at.header[0].value.replace("\\", "") == "Layer 1, expert 2, experts"
+    assert at.header[0].value.replace("\\", "") == "Layer 1, expert 2"
     assert "Up projection of expert 2 is" in said and "expert (row) in one layer" in said and "KV group" not in said
     assert "no product with a spectrum" in said and "rotary" not in said.lower()
     heat = charts(at)[0]

@@ -47,7 +47,10 @@ def finding(rows: pd.DataFrame) -> str:
 def how_to_read(rows: pd.DataFrame) -> str:
     """The sentence under the title."""
     single = rows["n_cells"].gt(1).any()
-    units = {unit_of(pair, block) for pair, block, group in zip(rows["pair"], rows["block"], rows["group"]) if group >= 0 or pair == "lora"}
+    units = {
+        unit_of(pair, block) if group >= 0 or pair == "lora" else "layer"
+        for pair, block, group in zip(rows["pair"], rows["block"], rows["group"])
+    }
     noun = {"KV group": "a KV group of a layer", "expert": "an expert of a layer", "adapted layer": "an adapted part of a layer", "layer": "a layer"}
     place = " or ".join(dict.fromkeys(noun[unit] for unit in sorted(units))) or "a layer"
     square = " (its square behind ReLU squared)" if has_square(rows) else ""

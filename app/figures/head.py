@@ -7,10 +7,9 @@ import plotly.graph_objects as go
 from app.figures import words
 from app.figures.template import Theme, figure, log_ticks, unit
 from wisca_core.plan.head import HeadDetail
-from wisca_core.runs.drawing import thin
 
 
-MOST_CHANNELS = 2000  # drawn of a feed-forward block, which may have tens of thousands
+MOST_CHANNELS = 1000  # points drawn of a feed-forward block, which may have tens of thousands of channels
 
 
 def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Figure:
@@ -102,9 +101,9 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
             x = turns if rotary else np.arange(len(y))
             if rotary:
                 x, y = x[shown], y[shown]
-            elif len(y) > MOST_CHANNELS:
-                kept = thin(y, MOST_CHANNELS)
-                x, y = x[kept], y[kept]
+            elif role.role in ("up", "down"):
+                x = np.unique(np.linspace(0, len(y) - 1, MOST_CHANNELS).round().astype(int))
+                y = -np.sort(-y)[x]  # those that are not known sort last
             values.append(y)
             dotted = kind == "before"
             many = len(y) > 80
@@ -141,7 +140,7 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
             )
         )
     else:
-        fig.update_layout(xaxis=dict(title=dict(text={"a": "rank channel", "up": "channel of the block"}.get(detail.roles[0].role, "channel of the head"), standoff=14), nticks=6))
+        fig.update_layout(xaxis=dict(title=dict(text={"a": "rank channel", "up": "channels, the heaviest first"}.get(detail.roles[0].role, "channel of the head"), standoff=14), nticks=6))
     unit(fig, f"L1 norm of {'a rotary pair' if rotary else 'a channel'}", dx=-40, dy=12)
     return fig
 

@@ -57,7 +57,8 @@ def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
             else " Both sides are of one size in this norm, so nothing is divided out."
         )
     missing = shown.n_layers - shown.groups["layer"].nunique()
-    blank = f" Blank: {words.plural(missing, 'layer')} not covered, named below." if missing else ""
+    why = "not covered, named below" if len(shown.blocks) == 1 else "without this block, or not covered"
+    blank = f" Blank: {words.plural(missing, 'layer')} {why}." if missing else ""
     heading(
         finding,
         f"A cell is one {cell}. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, "

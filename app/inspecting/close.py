@@ -17,7 +17,7 @@ from wisca_core.plan.head import HeadDetail
 def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     layer, group = selected
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        title = f", {words.markdown_text(shown.title)}" if shown.title else ""
+        title = f", {words.markdown_text(shown.title)}" if shown.title and shown.unit != "expert" else ""
         st.header("L" + shown.place(layer, group)[1:] + title, anchor=False, width="content")
         with st.container(horizontal=True, width="content"):
             selection.boxes(shown)
@@ -102,9 +102,9 @@ def _channels(detail: HeadDetail, theme: Theme, gains: bool) -> None:
     finding = findings.channel_title(detail.roles[0].channel_l1, detail.turns, kind)
     rotary = detail.turns is not None
     fast = "Fast pairs (position) left, slow ones (content) right. " if rotary else "In the order of the matrix. "
-    many = len(detail.roles[0].channel_l1)
-    few = f" The highest and lowest of {words.count(many)} channels are drawn, all are in the CSV." if many > head.MOST_CHANNELS else ""
-    heading(finding, f"{fast}Dotted before, solid after.{few}", head.channel_table(detail), "channels")
+    if detail.roles[0].role == "up":  # their order means nothing, and there may be tens of thousands
+        fast = f"All {words.count(len(detail.roles[0].channel_l1))}, the heaviest first, each side by itself. "
+    heading(finding, f"{fast}Dotted before, solid after.", head.channel_table(detail), "channels")
     chart(head.channels(detail, theme=theme), "channels", f"Norm of the channels along the head. {finding}.")
     if rotary and not np.isfinite(detail.turns).all():
         still = words.plural(int((~np.isfinite(detail.turns)).sum()), "channel")
