@@ -30,7 +30,7 @@ def sentence(decision: Decision) -> str:
     changed, found = int(decision.changed_sites.sum()), len(decision.patterns.sites.sites)
     if not changed:
         return f"None of {words.plural(found, 'pair')} would change with these options."
-    first = f"{changed} of {words.plural(found, 'pair')} would change"
+    first = f"{words.count(changed)} of {words.plural(found, 'pair')} would change"
     if decision.bit_identical:
         return f"{first}, by powers of two; every output stays bit-identical."
     if decision.options.exact:
