@@ -12,7 +12,8 @@ import pandas as pd
 import streamlit as st
 
 from wisca_core.rescale_adapter import adapters_near as adapters_of
-from wisca_core.architecture.site import GRANULARITIES, Sites
+from wisca_core.architecture.find import searched
+from wisca_core.architecture.site import GRANULARITIES, PAIRS, Sites
 from wisca_core.census import kept, known
 from wisca_core.census.coverage import Coverage, coverage
 from wisca_core.census.entry import Entry
@@ -21,6 +22,7 @@ from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
 from wisca_core.equivalence.discovery import is_unknown, kept as kept_discovery, sites_of
+from wisca_core.equivalence.proof import Proof, proved_only
 from wisca_core.patterns import store
 from wisca_core.patterns.table import Patterns
 from wisca_core.plan.decide import Decision, decide
@@ -39,11 +41,15 @@ JOB_BYTES = 150_000_000
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that was looked through: nothing but headers has been read. ``key`` names it and its state on disk."""
+    """A model that was looked through: nothing but headers has been read. ``key`` names it and its state on disk.
+
+    ``whole``: where these are only some of its sites, the model with all of them, whose table is used.
+    """
 
     key: str
     checkpoint: Checkpoint
     sites: Sites
+    whole: "Opened | None" = None
 
     @property
     def refusal(self) -> str:
@@ -78,6 +84,39 @@ def _opened(model: str, stamp: str) -> Opened:
     files = [f"{name} {size} {mtime}" for name, (size, mtime) in zip(checkpoint.weight_files, checkpoint.stamps)]
     key = "\n".join([str(checkpoint.path), stamp, *files])
     return Opened(key, checkpoint, sites_of(checkpoint))
+
+
+def with_pairs(model: Opened, pairs: list[str]) -> Opened:
+    """The model with what ``pairs`` need looked for: feed-forward pairs are in it only where they are among them."""
+    return _with_feed_forward(model.key, model) if "mlp" in pairs and "mlp" in pairs_of(model) else model
+
+
+def pairs_of(model: Opened) -> tuple[str, ...]:
+    """The pairs that it has, in order; feed-forward pairs too, which are not among its sites until they are asked for."""
+    sites = model.sites.sites
+    if sites and not model.checkpoint.adapter_json and all(site.key.pair != "mlp" for site in sites):
+        sites = _with_feed_forward(model.key, model).sites.sites
+    has = {site.key.pair for site in sites}
+    return tuple(pair for pair in PAIRS if pair in has)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _with_feed_forward(key: str, _model: Opened) -> Opened:
+    sites = sites_of(_model.checkpoint, searched(PAIRS))
+    return Opened(f"{key}\nwith mlp", _model.checkpoint, sites)
+
+
+def proved(model: Opened, proof: Proof | None) -> Opened:
+    """What of it may be rescaled: all of it while there is no proof, else the sites whose rule holds."""
+    covered = [proof is None or proof.covers(site) for site in model.sites.sites]
+    if all(covered) or not any(covered):  # a proof that failed whole is shown as it is, and stops the export
+        return model
+    return Opened(f"{model.key}\nproved {' '.join(proof.proved)}", model.checkpoint, proved_only(model.sites, proof), model)
+
+
+def bytes_to_measure(model: Opened) -> int:
+    """What the measuring pass reads."""
+    return store.n_bytes_to_read(model.checkpoint, model.sites)
 
 
 def may_be_discovered(model: Opened) -> bool:
@@ -125,6 +164,8 @@ def patterns(model: Opened) -> Patterns:
 
 @st.cache_resource(max_entries=4, show_spinner="Measuring the weights")
 def _patterns(key: str, _model: Opened) -> Patterns:
+    if _model.whole is not None:
+        return patterns(_model.whole).of(_model.sites)
     table = store.measured(_model.checkpoint, _model.sites)
     for granularity in GRANULARITIES:  # so that the first change of an option is as quick as the next
         table.cells(granularity)

@@ -15,6 +15,14 @@ from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import WiscaError
 
 
+_MLP = ["mlp"]  # what the arguments of jobs say where feed-forward pairs belong to the work
+
+
+def with_mlp(opened: Opened) -> list[str] | None:
+    """The argument ``pairs`` of jobs on these sites, None where they are the default ones."""
+    return _MLP if any(site.key.pair == "mlp" for site in opened.sites.sites) else None
+
+
 def normal(written: str) -> str:
     """What the person wrote, as it is kept: a hub id, or an absolute path."""
     text = written.strip()
@@ -30,24 +38,26 @@ def title(model: str) -> str:
     return shown(Path(*Path(model).parts[-2:]).as_posix())
 
 
-def ready() -> Opened:
-    """The open model; where it is not here or not measured, the page says so and ends. Raises WiscaError."""
+def ready(pairs: list[str]) -> Opened:
+    """The open model with what ``pairs`` need; where it is not here or not measured, the page says so and ends. Raises
+    WiscaError.
+    """
     model = normal(state.get("model"))
     if not model:
         plain("No model is open. Open one in the sidebar: a path on this machine, a hub id or an upload.")
         st.stop()
     if model.startswith("hub:"):
         _fetch(model)
-    opened = cached.opened(model)
+    opened = cached.with_pairs(cached.opened(model), pairs)
     if not opened.refusal and cached.needs_job(opened):
-        _measure(model)
+        _measure(model, opened)
     return opened
 
 
 def glance() -> Opened | None:
     """The open model for the sidebar, None where it is not there or cannot be opened: the page says why."""
     model = normal(state.get("model"))
-    job = latest("measure", model=model) if model.startswith("hub:") else None
+    job = latest("measure", model=model, pairs=None) if model.startswith("hub:") else None
     if not model or (model.startswith("hub:") and (job is None or job.state != "done")):
         return None
     try:
@@ -57,7 +67,7 @@ def glance() -> Opened | None:
 
 
 def _fetch(model: str) -> None:
-    job = latest("measure", model=model)
+    job = latest("measure", model=model, pairs=None)
     if job is not None and job.state == "done":
         return
     if job is not None and job.is_active:
@@ -83,21 +93,29 @@ def ask_to_download(model: str, place: str) -> jobs.Job | None:
     return start_measuring(model) if st.button("Download and open", key=f"download {place}") else None
 
 
-def _measure(model: str) -> None:
-    job = latest("measure", model=model)
+def _measure(model: str, opened: Opened) -> None:
+    job, is_mlp = latest("measure", model=model, pairs=with_mlp(opened)), with_mlp(opened) is not None
     if job is not None and job.state == "done":
         return  # it could not be kept (a full disk): measure here, with patience
-    st.header("Measuring the weights")
+    st.header("Measuring the feed-forward weights" if is_mlp else "Measuring the weights")
     if job is not None and not job.is_active:
         explain(job, "Measuring did not finish")
         if not st.button("Measure again", type="primary"):
             st.stop()
         job = None
-    st.markdown(":gray[One pass over the attention weights. Every view afterwards is arithmetic on what it finds.]")
-    follow(job or start_measuring(model))
+    what = "attention and feed-forward weights, most of the model" if is_mlp else "attention weights"
+    st.markdown(
+        f":gray[One pass over the {what}: {words.size(cached.bytes_to_measure(opened))} to read. "
+        "Every view afterwards is arithmetic on what it finds.]"
+    )
+    if is_mlp:
+        st.button("Go on without MLP", on_click=state.leave_out_mlp, key="without_mlp")
+    follow(job or start_measuring(model, is_mlp))
     st.stop()
 
 
-def start_measuring(model: str) -> jobs.Job:
+def start_measuring(model: str, is_mlp: bool = False) -> jobs.Job:
     """Raises OutputRefused where it is being measured already."""
-    return jobs.start("measure", {"model": model}, f"Measure {title(model)}", exclusive=f"measure {model}")
+    arguments = {"model": model} | ({"pairs": _MLP} if is_mlp else {})
+    what = f"{title(model)}, MLP" if is_mlp else title(model)
+    return jobs.start("measure", arguments, f"Measure {what}", exclusive=f"measure {model}{' mlp' if is_mlp else ''}")

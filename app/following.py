@@ -8,8 +8,10 @@ from wisca_core import jobs
 from wisca_core.jobs import Job
 
 
-def latest(kind: str, **arguments: str | bool) -> Job | None:
-    """The newest job of that kind with these arguments (others may be there too), None where there is none."""
+def latest(kind: str, **arguments: str | bool | list[str] | None) -> Job | None:
+    """The newest job of that kind with these arguments (None: without it; others may be there too), None where there is
+    none.
+    """
     for job in jobs.every():
         if job.kind == kind and all(job.arguments.get(name) == value for name, value in arguments.items()):
             return job

@@ -240,12 +240,20 @@ def open_model(model: str) -> None:
     st.session_state["model"] = model
 
 
-def options(sites: Sites) -> Options:
-    """The options of Rescale as a value, layers brought into what this model has."""
+def leave_out_mlp() -> None:
+    """A callback: back to the paper's pairs, where measuring the feed-forward weights takes too long."""
+    put("pair", DEFAULT_PAIRS[0])
+    put("pairs", [pair for pair in get("pairs") if pair != "mlp"] or list(DEFAULT_PAIRS))
+
+
+def options(sites: Sites, has: tuple[str, ...] = ()) -> Options:
+    """The options of Rescale as a value, layers brought into what this model has. ``has``: its pairs, where ``sites`` are
+    not all of them.
+    """
     span = layer_span(sites)
     chosen = clamped_layers(sites)
     layers = () if chosen == span else (LayerRange(*chosen),)
-    known, has = {site.name for site in sites.sites}, {site.key.pair for site in sites.sites}
+    known, has = {site.name for site in sites.sites}, has or {site.key.pair for site in sites.sites}
     return Options(
         pairs=tuple(pair for pair in get("pairs") if pair in has) or default_pairs(sites),
         granularity=get("granularity"),

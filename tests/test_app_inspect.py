@@ -124,7 +124,7 @@ def test_facts_charts_and_downloads_are_all_there(llama):
     assert len(charts(at)) == 6
     assert [b.proto.label for b in at.main.get("download_button")] == ["CSV"] * 7
     assert all(len(c.proto.alt) > 20 for c in at.main.get("plotly_chart"))
-    assert "Not covered: the MLP" in texts(at)
+    assert "feed-forward pairs are looked at when MLP is chosen above" in texts(at)
 
 
 def test_the_first_selection_is_the_pair_furthest_from_the_rest(llama):
@@ -181,7 +181,7 @@ def test_the_selection_survives_another_pair_and_another_page(llama):
 
 
 @pytest.mark.parametrize(
-    "address", [{"layer": "99"}, {"layer": "-1"}, {"group": "7", "layer": "1"}, {"pair": "mlp"}, {"shown_norm": "rms"}]
+    "address", [{"layer": "99"}, {"layer": "-1"}, {"group": "7", "layer": "1"}, {"pair": "lora"}, {"block": "decoder.cross"}, {"block": "<b>"}, {"shown_norm": "rms"}]
 )
 def test_an_address_that_means_nothing_here_falls_back(llama, address):
     at = inspect(llama, **address)

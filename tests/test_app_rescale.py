@@ -19,7 +19,7 @@ from app.rescaling.training import command, snippet
 from wisca_core import home, jobs
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import Reader, open_checkpoint
-from wisca_core.equivalence.proof import Proof, prove
+from wisca_core.equivalence.proof import FORMAT, VERSION, Proof, prove
 from wisca_core.patterns.measure import measure
 from wisca_core.plan.decide import decide
 from wisca_core.plan.options import LayerRange, Options, parse_layers
@@ -263,9 +263,9 @@ def test_without_a_proof_the_miniature_starts_by_itself_and_export_waits(llama):
 
 def test_a_failed_proof_says_why_and_stops_the_export(llama, proofs):
     (kept,) = home.folder("proofs").iterdir()
-    proof = Proof.from_json(home.read_json(kept, "wisca-proof", 1))
+    proof = Proof.from_json(home.read_json(kept, FORMAT, VERSION))
     failed = proof.to_json() | {"passed": False, "reason": "the outputs differ by 3.0e-02 relative"}
-    home.write_json(kept, "wisca-proof", 1, failed)
+    home.write_json(kept, FORMAT, VERSION, failed)
     at = rescale(llama)
     assert "the outputs differ by 3.0e-02 relative" in texts(at)
     assert at.button(key="export").disabled
@@ -273,7 +273,7 @@ def test_a_failed_proof_says_why_and_stops_the_export(llama, proofs):
 
 def test_the_proof_is_shown_with_its_numbers_and_what_was_not_checked(llama):
     at = rescale(llama)
-    assert "33 cases" in texts(at) and re.search(r"Largest difference in float64: \*\*[\d.]+ × 10⁻", texts(at))
+    assert "44 cases" in texts(at) and re.search(r"Largest difference in float64: \*\*[\d.]+ × 10⁻", texts(at))
     assert "The real weights: no full check was run with these options." in texts(at)
 
 

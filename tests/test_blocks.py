@@ -354,3 +354,24 @@ def test_a_fused_three_dimensional_expert_is_read_by_itself(tmp_path):
         assert role.channel_l1 == pytest.approx(weight.abs().sum(1).numpy()) and role.looked_at == 1
         counts = np.histogram(np.log2(weight.abs().numpy()), role.log2_edges)[0]
         assert role.percent == pytest.approx(100 * counts / 24)
+
+
+def test_a_trajectory_tells_the_blocks_apart(small_model, tmp_path, capsys):
+    """The decoder's cross-attention doubles its queries from one checkpoint to the next, and nothing else moves."""
+    from wisca_core.trajectory import advice, drifts, trajectory
+
+    for step in (1, 2):
+        folder = tmp_path / "run" / f"checkpoint-{step}"
+        shutil.copytree(small_model("t5"), folder)
+        tensors = load_file(folder / "model.safetensors")
+        for layer in range(2):
+            tensors[f"decoder.block.{layer}.layer.1.EncDecAttention.q.weight"] *= step
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    found = trajectory(tmp_path / "run")
+    assert ("qk", "decoder.cross") in found.places and found.titles("qk")["decoder.cross"] == "decoder cross-attention"
+    moved = [d for d in drifts(found, "l1") if d.growing]
+    assert [(d.pair, d.block, d.layers, d.growing, round(d.octaves, 6)) for d in moved] == [("qk", "decoder.cross", (0, 1), "query", 1.0)]
+    assert any("in layers 0-1 (decoder cross-attention)" in one.text and one.text.startswith("Query grows") for one in advice(found))
+    csv = tmp_path / "out.csv"
+    assert main(["trajectory", str(tmp_path / "run"), "--csv", str(csv)]) == 0
+    assert "Query to key, decoder cross-attention, l1:" in capsys.readouterr().out and "decoder.cross" in set(pd.read_csv(csv)["block"])

@@ -34,6 +34,7 @@ def table(rows, size=0.0, pair="qk"):
             "name": [f"decoder.{int(layer)}.self.{pair}" for layer in rows[:, 0]],
             "layer": rows[:, 0].astype(int),
             "pair": pair,
+            "block": "decoder.self",
             "group": rows[:, 1].astype(int),
             "n_left": 12,
             "n_right": 2,

@@ -29,7 +29,7 @@ def balance(
     zero or non-finite norm have no place on log axes and are left out.
     """
     left, right = SIDES[pair]
-    inside = "" if lanes else " in the group"
+    inside = {"KV group": " in the group", "head": " of the head", "expert": " of the expert"}.get(unit_name, "")
     norms = groups[["left", "right", "left_after", "right_after"]].to_numpy(dtype=float)
     shown = groups[np.isfinite(norms).all(1) & (norms > 0).all(1)]
     fig = figure(theme, 440)

@@ -11,11 +11,11 @@ from app.figures.template import Theme, figure, layer_ticks, log_ticks
 
 FEW = 8  # heads a layer up to which each is a dot; above, a bar says more
 ORDER = ("q", "k", "v", "o", "up", "down", "a", "b")
-ADAPTED = ("a", "b")  # roles of which one "head" is an adapted layer
 
 
-def depth(heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection[str] = ()) -> go.Figure:
+def depth(heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection[str] = (), unit_name: str = "head") -> go.Figure:
     """``heads``: columns layer, role, head, before, after (one row a head). ``gains``: roles that are norms' gains.
+    ``unit_name``: what a row is: "head", "expert", "adapted part", or "layer" where there is one a layer.
 
     Outline before, filled after; a bar spans 10-90 % of a layer's heads with the median as a notch, and heads further
     from it than its own length are dots. Heads with a zero or non-finite norm have no place on a log axis and are left
@@ -57,12 +57,14 @@ def depth(heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection
         )
         part = usable[usable["role"] == role]
         per_layer = int(heads[heads["role"] == role].groupby("layer").size().max())
-        (_dots if per_layer <= FEW else _bars)(fig, part, role, axis, theme, n_layers)
+        (_dots if per_layer <= FEW else _bars)(fig, part, role, axis, theme, n_layers, unit_name)
         what = words.ROLES[role].capitalize() + (" gains" if role in gains else "")
         name = (
             f"{what}, one set a layer"
             if role in gains and per_layer == 1
-            else f"{what}, {words.plural(per_layer, 'adapted part' if role in ADAPTED else 'head')} a layer"
+            else what
+            if unit_name == "layer"
+            else f"{what}, {words.plural(per_layer, unit_name)} a layer"
         )
         fig.add_annotation(
             text=name,
@@ -88,7 +90,8 @@ def _marker(theme: Theme, role: str, column: str, size: float) -> dict:
     )
 
 
-def _points(fig: go.Figure, part: pd.DataFrame, column: str, role: str, axis: str, theme: Theme, size: float) -> None:
+def _points(fig: go.Figure, part: pd.DataFrame, column: str, role: str, axis: str, theme: Theme, size: float, unit_name: str) -> None:
+    number = f" {unit_name} %{{customdata:d}}" if unit_name in ("head", "expert") else ""
     scatter = go.Scattergl if len(part) > 1500 else go.Scatter
     fig.add_trace(
         scatter(
@@ -100,18 +103,18 @@ def _points(fig: go.Figure, part: pd.DataFrame, column: str, role: str, axis: st
             yaxis=f"y{axis}",
             marker=_marker(theme, role, column, size),
             customdata=part["head"].to_numpy(np.int32),
-            hovertemplate=f"{words.ROLES[role]}{'' if role in ADAPTED else ' head %{customdata:d}'}, layer %{{x}}, {column}"
+            hovertemplate=f"{words.ROLES[role]}{number}, layer %{{x}}, {column}"
             "<br>%{y:,.4~g}<extra></extra>",
         )
     )
 
 
-def _dots(fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int) -> None:
+def _dots(fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str) -> None:
     for column in ("before", "after"):
-        _points(fig, part, column, role, axis, theme, 6 if n_layers <= 40 else 4)
+        _points(fig, part, column, role, axis, theme, 6 if n_layers <= 40 else 4, unit_name)
 
 
-def _bars(fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int) -> None:
+def _bars(fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str) -> None:
     place = dict(xaxis=f"x{axis}", yaxis=f"y{axis}")
     for column in ("before", "after"):
         ring = column == "before"
@@ -160,9 +163,9 @@ def _bars(fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme
         length, values = (high / low)[place_of], part[column].to_numpy(dtype=float)
         outside = (values > high[place_of] * length) | (values < low[place_of] / length)
         if outside.any():
-            _points(fig, part[outside], column, role, axis, theme, 5 if n_layers <= 40 else 3.5)
+            _points(fig, part[outside], column, role, axis, theme, 5 if n_layers <= 40 else 3.5, unit_name)
 
 
 def columns(heads: pd.DataFrame) -> pd.DataFrame:
     """What the download holds: one row a head."""
-    return heads[["name", "layer", "pair", "role", "head", "n", "n_zero", "n_nonfinite", "before", "after"]]
+    return heads[["name", "layer", "pair", "block", "role", "head", "n", "n_zero", "n_nonfinite", "before", "after"]]

@@ -6,12 +6,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from app.figures import words
+from app.figures.runs import plain_text
 from app.figures.template import Theme, blend, figure, layer_ticks, octave_ticks, unit
 from wisca_core.architecture.site import SiteKey
+from wisca_core.patterns.blocks import titles, unit_of
 from wisca_core.patterns.summary import times
+from wisca_core.plan.rows import has_square
 
 PANEL, GAP, TOP, BOTTOM = 190, 62, 34, 44
-_PLURALS = {"qk": "queries", "vo": "values", "mlp": "ups", "lora": "A matrices"}
+_PLURALS = {"qk": "queries", "vo": "values", "mlp": "up projections", "lora": "A matrices"}
 _FINE = (0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 1.75)
 _SHOWN = ("planned", "balanced already")
 
@@ -27,7 +30,11 @@ def finding(rows: pd.DataFrame) -> str:
         middle = _log2_middle(planned, "factor")
         down = int((middle < 0).sum())
         typical = times(2 ** abs(float(np.median(middle))))
-        if down in (0, len(middle)):
+        if part["block"].nunique() > 1:  # the medians of several blocks are no median
+            many, way = (down, "come down") if 2 * down >= len(middle) else (len(middle) - down, "go up")
+            places = f"all {words.count(many)} places" if many == len(part) else f"{words.count(many)} of {words.count(len(part))} places"
+            parts.append(f"{_PLURALS[pair]} {way} in {places}")
+        elif down in (0, len(middle)):
             parts.append(f"{_PLURALS[pair]} {'come down' if down else 'go up'} by {typical}")
             typically = ", in the median"
         else:
@@ -40,36 +47,43 @@ def finding(rows: pd.DataFrame) -> str:
 def how_to_read(rows: pd.DataFrame) -> str:
     """The sentence under the title."""
     single = rows["n_cells"].gt(1).any()
-    place = "a layer" if (rows["group"] < 0).all() else "a KV group of a layer"
-    place = "an adapted part of a layer" if (rows["pair"] == "lora").all() else place
+    units = {
+        unit_of(pair, block) if group >= 0 or pair == "lora" else "layer"
+        for pair, block, group in zip(rows["pair"], rows["block"], rows["group"])
+    }
+    noun = {"KV group": "a KV group of a layer", "expert": "an expert of a layer", "adapted layer": "an adapted part of a layer", "layer": "a layer"}
+    place = " or ".join(dict.fromkeys(noun[unit] for unit in sorted(units))) or "a layer"
+    square = " (its square behind ReLU squared)" if has_square(rows) else ""
     if single:
         return (
             f"Factors on the left matrix of each pair, one mark {place}. The bar spans the factors of its single "
             "channels; the tick is the middle of those that would balance them fully."
         )
     return (
-        f"Factor on the left matrix of each pair, one mark {place}; the right matrix gets its inverse. The tick "
+        f"Factor on the left matrix of each pair, one mark {place}; the right matrix gets its inverse{square}. The tick "
         "would balance fully, the square is what is used; the line between them is the imbalance that stays."
     )
 
 
 def factor_chart(rows: pd.DataFrame, theme: Theme) -> go.Figure:
-    """One panel a pair on a shared layer axis. ``rows``: the pairs asked for, columns of ``plan_rows``."""
-    pairs = list(dict.fromkeys(rows["pair"]))
+    """One panel a (pair, block) on a shared layer axis. ``rows``: the pairs asked for, columns of ``plan_rows``."""
+    pairs = list(dict.fromkeys(zip(rows["pair"], rows["block"])))
+    names = {pair: titles(block for of, block in pairs if of == pair) for pair, _ in pairs}
     height = TOP + BOTTOM + len(pairs) * PANEL + (len(pairs) - 1) * GAP
     inner = height - TOP - BOTTOM
     fig = make_subplots(len(pairs), 1, shared_xaxes=True, vertical_spacing=GAP / inner if len(pairs) > 1 else 0)
     dress = figure(theme, height).layout
     fig.update_layout(template=dress.template, height=height, margin=dict(l=44, r=12, t=TOP, b=BOTTOM))
     layers = sorted(set(rows["layer"]))
-    for number, pair in enumerate(pairs, 1):
-        part = rows[rows["pair"] == pair]
+    for number, (pair, block) in enumerate(pairs, 1):
+        part = rows[(rows["pair"] == pair) & (rows["block"] == block)]
         _panel(fig, part, number, theme)
         matrix = words.MATRICES[words.PAIR_ROLES[pair][0]]
         gains = part["changes"].str.contains("gains").any()
         unit(
             fig,
-            f"factor on the {words.ROLES[words.PAIR_ROLES[pair][0]]} gains" if gains else f"factor on {matrix}",
+            (f"factor on the {words.ROLES[words.PAIR_ROLES[pair][0]]} gains" if gains else f"factor on {matrix}")
+            + (f", {plain_text(names[pair][block])}" if names[pair][block] else ""),
             axis="" if number == 1 else str(number),
         )
     fig.update_xaxes(range=[layers[0] - 0.6, layers[-1] + 0.6], tickvals=layer_ticks(layers), fixedrange=True)
@@ -152,8 +166,8 @@ def _log2_middle(rows: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def _hover(row) -> str:
-    part = SiteKey.parse(row.name).part
-    place = f"layer {row.layer}" + (f", {part}" if part else f", KV group {row.group}" if row.group >= 0 else "")
+    part = SiteKey.parse(row.name).part if row.pair == "lora" else ""
+    place = f"layer {row.layer}" + (f", {plain_text(part)}" if part else f", {unit_of(row.pair, row.block)} {row.group}" if row.group >= 0 else "")
     lines = [
         f"{words.PAIR_LABELS[row.pair]}, {place}",
         f"factor {words.factors(row.factor_low, row.factor_high)}",

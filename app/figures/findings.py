@@ -80,11 +80,11 @@ def balance_title(groups: pd.DataFrame) -> str:
     return f"Only {nearer:,} of {n:,} pairs {'comes' if nearer == 1 else 'come'} nearer the diagonal"
 
 
-def depth_title(heads: pd.DataFrame) -> str:
-    """Which way each role's heads move. ``heads``: columns role, before, after."""
+def depth_title(heads: pd.DataFrame, unit: str = "head") -> str:
+    """Which way each role's heads move. ``heads``: columns role, before, after. ``unit``: what a row is."""
     moves: dict[str, list[str]] = {"come down": [], "go up": []}
-    plural = {"q": "queries", "k": "keys", "v": "values", "o": "outputs", "a": "A", "b": "B"}
-    whole = "Every adapted part" if set(heads["role"]) <= {"a", "b"} else "Every head"
+    plural = {"q": "queries", "k": "keys", "v": "values", "o": "outputs", "a": "A", "b": "B", "up": "up projections", "down": "down projections"}
+    whole = f"Every {'adapted part' if unit == 'part' else 'feed-forward block' if unit == 'layer' else unit}"
     for role, part in heads.groupby("role", sort=False):
         usable = part[(part["before"] > 0) & np.isfinite(part["before"]) & np.isfinite(part["after"])]
         change = np.log2((usable["after"] / usable["before"]).to_numpy(dtype=float)) if len(usable) else np.zeros(0)

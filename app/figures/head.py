@@ -9,6 +9,9 @@ from app.figures.template import Theme, figure, log_ticks, unit
 from wisca_core.plan.head import HeadDetail
 
 
+MOST_CHANNELS = 1000  # points drawn of a feed-forward block, which may have tens of thousands of channels
+
+
 def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Figure:
     """log2 |w| in quarter octaves, one panel a side: outline before, filled after."""
     n = len(detail.roles)
@@ -55,7 +58,7 @@ def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Fi
                     hovertemplate="%{y:.2f} % before<extra></extra>",
                 )
             )
-        tail = " gains" if gains else "" if role.role in ("a", "b") else f", {words.plural(role.n_heads, 'head')}"
+        tail = " gains" if gains else "" if role.role in ("a", "b", "up", "down") else f", {words.plural(role.n_heads, 'head')}"
         fig.add_annotation(
             text=words.ROLES[role.role].capitalize() + tail,
             xref="x domain",
@@ -98,6 +101,9 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
             x = turns if rotary else np.arange(len(y))
             if rotary:
                 x, y = x[shown], y[shown]
+            elif role.role in ("up", "down"):
+                x = np.unique(np.linspace(0, len(y) - 1, MOST_CHANNELS).round().astype(int))
+                y = -np.sort(-y)[x]  # those that are not known sort last
             values.append(y)
             dotted = kind == "before"
             many = len(y) > 80
@@ -134,7 +140,7 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
             )
         )
     else:
-        fig.update_layout(xaxis=dict(title=dict(text="rank channel" if detail.roles[0].role == "a" else "channel of the head", standoff=14), nticks=6))
+        fig.update_layout(xaxis=dict(title=dict(text={"a": "rank channel", "up": "channels, the heaviest first"}.get(detail.roles[0].role, "channel of the head"), standoff=14), nticks=6))
     unit(fig, f"L1 norm of {'a rotary pair' if rotary else 'a channel'}", dx=-40, dy=12)
     return fig
 

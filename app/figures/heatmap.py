@@ -327,5 +327,5 @@ def _room_above(layers: pd.DataFrame, size: float) -> bool:
 def columns(groups: pd.DataFrame) -> pd.DataFrame:
     """What the download holds: one row a cell."""
     return groups[
-        ["name", "layer", "group", "n_left", "n_right", "left", "right", "log2_ratio", "log2_size", "log2_after"]
+        ["name", "layer", "block", "group", "n_left", "n_right", "left", "right", "log2_ratio", "log2_size", "log2_after"]
     ]

@@ -38,7 +38,7 @@ def _draw(shown: Shown, other: str, theme: Theme) -> None:
     if other.startswith("hub:"):
         plain("A model of the hub can stand beside another one once it is on this machine: open it first, then give its folder.")
         return
-    opened = cached.opened(other)
+    opened = cached.with_pairs(cached.opened(other), [shown.pair])
     if opened.refusal:
         plain(opened.refusal)
         return
@@ -47,9 +47,9 @@ def _draw(shown: Shown, other: str, theme: Theme) -> None:
         return
     found = cached.decision(opened, state.options(opened.sites))
     layers = layer_ratios(found.groups(shown.norm), shown.norm)
-    theirs = layers[layers["pair"] == shown.pair]
+    theirs = layers[(layers["pair"] == shown.pair) & (layers["block"] == shown.block)]
     if theirs.empty:
-        plain(f"{title(other)} has no {words.PAIR_LABELS[shown.pair]} pair.")
+        plain(f"{title(other)} has no {words.PAIR_LABELS[shown.pair]} pair{f' at this place ({shown.title})' if shown.title else ''}.")
         return
     both = pd.merge(
         shown.layers[["layer", "log2_ratio"]], theirs[["layer", "log2_ratio"]].rename(columns={"log2_ratio": "log2_beside"}), on="layer", how="outer"

@@ -8,7 +8,7 @@ from app import cached
 from app.figures import balance, depth, findings, heatmap, words
 from app.figures.template import CONFIG, Theme
 from app.inspecting import selection
-from app.inspecting.shown import Shown, furthest, lane_numbers
+from app.inspecting.shown import Shown, furthest
 from app.spreadsheet import csv_bytes
 
 
@@ -57,12 +57,13 @@ def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
             else " Both sides are of one size in this norm, so nothing is divided out."
         )
     missing = shown.n_layers - shown.groups["layer"].nunique()
-    blank = f" Blank: {words.plural(missing, 'layer')} not covered, named below." if missing else ""
+    why = "not covered, named below" if len(shown.blocks) == 1 else "without this block, or not covered"
+    blank = f" Blank: {words.plural(missing, 'layer')} {why}." if missing else ""
     heading(
         finding,
         f"A cell is one {cell}. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, "
         f"its strength says by how much; balance fades into the page.{why_two}{blank} Below, each layer as a whole: "
-        f"{'ring before, dot after, ' if shown.after else ''}grey band within 2×. Click a cell to open {'it' if shown.lanes else 'its head'}.",
+        f"{'ring before, dot after, ' if shown.after else ''}grey band within 2×. Click a cell to open {'its head' if shown.head_unit == 'head' else 'it'}.",
         heatmap.columns(shown.groups),
         "ratios",
     )
@@ -88,7 +89,7 @@ def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
         if not shown.after
         else f"One point is one {shown.unit}. Ring before, dot after; a factor moves it along the anti-diagonal, so the "
         "product of the norms stays. Grey band: within 2×.",
-        shown.groups[["name", "layer", "group", "left", "right", "left_after", "right_after"]],
+        shown.groups[["name", "layer", "block", "group", "left", "right", "left_after", "right_after"]],
         "balance",
     )
     fig = balance.balance(
@@ -112,7 +113,7 @@ def draw_furthest(shown: Shown) -> None:
         {0: "No pair stands out from the rest", 1: "The pair furthest from the rest"}.get(
             n, f"The {number} pairs furthest from the rest"
         ),
-        f"Sorted by distance from the median{f'; the factor is that on {on}' if shown.after else ''}. Click a row to open {'it' if shown.lanes else 'the head'}.",
+        f"Sorted by distance from the median{f'; the factor is that on {on}' if shown.after else ''}. Click a row to open {'the head' if shown.head_unit == 'head' else 'it'}.",
         table,
         "furthest",
     )
@@ -141,6 +142,7 @@ def draw_furthest(shown: Shown) -> None:
             "Layer": st.column_config.NumberColumn(width=52),
             "Group": st.column_config.NumberColumn(width=56),
             "Head": st.column_config.NumberColumn(width=56),
+            "Expert": st.column_config.NumberColumn(width=64),
         },
         on_select=lambda: selection.picked(places, "furthest"),
         alt="The pairs furthest from the median ratio",
@@ -148,18 +150,16 @@ def draw_furthest(shown: Shown) -> None:
 
 
 def _column(shown: Shown) -> str:
-    return "Adapted part" if shown.lanes else "Head" if shown.unit == "head" else "Group"
+    return {"adapted part": "Adapted part", "head": "Head", "expert": "Expert"}.get(shown.unit, "Group")
 
 
 def draw_depth(shown: Shown, theme: Theme) -> None:
-    heads = shown.decision.heads(shown.norm)
-    if shown.lanes:  # one a (part, side)
-        heads = heads.assign(head=lane_numbers(shown.model.sites, heads["name"]))
-    finding = findings.depth_title(heads) if shown.after else "Every head over depth"
+    heads = shown.heads()
+    finding = findings.depth_title(heads, shown.head_unit) if shown.after else f"Every {shown.head_unit} over depth"
     bars = heads.groupby(["role", "layer"]).size().max() > depth.FEW
     heading(
         finding,
-        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one {'part' if shown.lanes else 'head'}, log axis.{' Outline before, filled after.' if shown.after else ''}"
+        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one {shown.head_unit}, log axis.{' Outline before, filled after.' if shown.after else ''}"
         + (
             " Bars span 10–90 % of a layer with the median as a notch; dots beyond a bar lie far out."
             if bars
@@ -168,8 +168,9 @@ def draw_depth(shown: Shown, theme: Theme) -> None:
         depth.columns(heads),
         "heads",
     )
+    names = set(heads["name"])
     gains = {
-        role for site in shown.model.sites.sites if site.live == "gains" for role in words.PAIR_ROLES[site.key.pair]
+        role for site in shown.model.sites.sites if site.live == "gains" and site.name in names for role in words.PAIR_ROLES[site.key.pair]
     }
-    fig = depth.depth(heads, n_layers=shown.n_layers, theme=theme, gains=gains)
-    chart(fig, "depth", f"Norm of every head over the layers, one panel a matrix. {finding}.")
+    fig = depth.depth(heads, n_layers=shown.n_layers, theme=theme, gains=gains, unit_name="adapted part" if shown.lanes else shown.head_unit)
+    chart(fig, "depth", f"Norm of every {shown.head_unit} over the layers, one panel a matrix. {finding}.")

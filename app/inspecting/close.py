@@ -17,11 +17,12 @@ from wisca_core.plan.head import HeadDetail
 def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     layer, group = selected
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        st.header("L" + shown.place(layer, group)[1:], anchor=False, width="content")
+        title = f", {words.markdown_text(shown.title)}" if shown.title and shown.unit != "expert" else ""
+        st.header("L" + shown.place(layer, group)[1:] + title, anchor=False, width="content")
         with st.container(horizontal=True, width="content"):
             selection.boxes(shown)
     row = shown.group(layer, group)
-    detail = cached.head(shown.model, shown.options, row["name"], 0 if shown.lanes else group)
+    detail = cached.head(shown.model, shown.options, row["name"], shown.inside(group))
     st.markdown(sentence(shown, row, detail))
     for column, draw_one in zip(st.columns(3, gap="medium"), (_histogram, _channels, _spectrum)):
         with column:
@@ -31,7 +32,7 @@ def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
 
 def sentence(shown: Shown, row: pd.Series, detail: HeadDetail) -> str:
     """ "Query heads 12 to 17 are 29.8× heavier than key head 2. Factor 2⁻² on Wq and 2² on Wk leaves query 1.86×."""
-    names = [_who(shown, role, int(row["group"])) for role in words.PAIR_ROLES[shown.pair]]
+    names = [_who(shown, role, row) for role in words.PAIR_ROLES[shown.pair]]
     octaves, after = row["log2_ratio"], row["log2_after"]
     said = words.side(shown.pair, octaves)
     if said == "×":
@@ -56,14 +57,16 @@ def _lower(text: str) -> str:
     return text if text[1:2] == " " else text[:1].lower() + text[1:]
 
 
-def _who(shown: Shown, role: str, group: int) -> tuple[str, str]:
+def _who(shown: Shown, role: str, row: pd.Series) -> tuple[str, str]:
     """Words for one side of this group, and its verb."""
+    group, site = int(row["group"]), shown.model.sites[row["name"]]
     if shown.lanes:
         return f"{words.ROLES[role]} of {shown.lanes[group]}", "is"
-    a = shown.model.sites.attention
+    if shown.pair == "mlp":
+        return f"{words.ROLES[role].capitalize()} projection" + (f" of expert {group}" if shown.unit == "expert" else ""), "is"
     if shown.gains:
         return f"{words.ROLES[role].capitalize()} gains" + (" of all heads" if shown.unit == "layer" else ""), "are"
-    size = a.n_heads // a.n_kv_heads
+    size = shown.group_size(site)
     heads = words.ranges(range(group * size, (group + 1) * size))
     several = size > 1
     if role == "q":
@@ -77,7 +80,7 @@ def _histogram(detail: HeadDetail, theme: Theme, gains: bool) -> None:
     finding = findings.histogram_title([role.factor for role in detail.roles])
     heading(
         finding,
-        "Thin outline before, filled after. Doubling a weight is one octave to the right.",
+        "Thin outline before, filled after. Doubling a weight is one octave to the right." + _part_read(detail),
         head.histogram_table(detail),
         "histogram",
     )
@@ -88,12 +91,20 @@ def _histogram(detail: HeadDetail, theme: Theme, gains: bool) -> None:
     )
 
 
+def _part_read(detail: HeadDetail) -> str:
+    """What the histograms are of, where that is not every value."""
+    least = min(role.looked_at for role in detail.roles)
+    return f" Of {100 * least:.2g} % of the values, in blocks spread over the matrix." if least < 1 else ""
+
+
 def _channels(detail: HeadDetail, theme: Theme, gains: bool) -> None:
-    kind = "Rank channels" if detail.roles[0].role == "a" else "Channels of the head"
+    kind = {"a": "Rank channels", "up": "Channels of the block"}.get(detail.roles[0].role, "Channels of the head")
     finding = findings.channel_title(detail.roles[0].channel_l1, detail.turns, kind)
     rotary = detail.turns is not None
     fast = "Fast pairs (position) left, slow ones (content) right. " if rotary else "In the order of the matrix. "
-    heading(finding, fast + "Dotted before, solid after.", head.channel_table(detail), "channels")
+    if detail.roles[0].role == "up":  # their order means nothing, and there may be tens of thousands
+        fast = f"All {words.count(len(detail.roles[0].channel_l1))}, the heaviest first, each side by itself. "
+    heading(finding, f"{fast}Dotted before, solid after.", head.channel_table(detail), "channels")
     chart(head.channels(detail, theme=theme), "channels", f"Norm of the channels along the head. {finding}.")
     if rotary and not np.isfinite(detail.turns).all():
         still = words.plural(int((~np.isfinite(detail.turns)).sum()), "channel")
@@ -122,12 +133,12 @@ def _spectrum(detail: HeadDetail, theme: Theme, gains: bool) -> None:
 
 
 def _matrices(shown: Shown, layer: int, group: int) -> None:
-    """One line a matrix of the layer, of both pairs."""
+    """One line a matrix of the layer, of both attention pairs; an expert's two by themselves."""
     lines = []
-    of_layer = shown.everything[shown.everything["layer"] == layer]
+    near = shown.beside(shown.everything)
+    of_layer = near[(near["layer"] == layer) & ((near["group"] == group) | (shown.unit != "expert"))]
     for name in dict.fromkeys(of_layer["name"]):
-        groups = of_layer.loc[of_layer["name"] == name, "group"]
-        one = min(group, int(groups.max()))
+        one = min(group, shown.model.sites[name].n_groups - 1)
         gains = shown.model.sites[name].live == "gains"
         columns = {leg.tensor for leg in shown.model.sites[name].legs if leg.axis == 1}
         for role in cached.head(shown.model, shown.options, name, one).roles:

@@ -4,12 +4,15 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from app import cached
 from app.cached import Opened
 from app.figures import words
 from app.inspecting import searching
 from app.inspecting.charts import heading
 from app.inspecting.shown import Shown
 from app.messages import plain
+from wisca_core.architecture.refusals import lines
+from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.summary import SIDES
 from wisca_core.plan.decide import ZERO
 
@@ -23,7 +26,7 @@ def draw(shown: Shown) -> None:
     for remark in (*model.sites.remarks, *model.checkpoint.remarks):
         plain(remark)
     st.markdown(f":small[:gray[{_never(shown)}]]")
-    refusals = [f"{r.what}: {r.reason}" for r in model.sites.refusals]
+    refusals = lines(model.sites.refusals)
     left_alone = int((shown.decision.fate >= ZERO).sum())
     if left_alone <= MOST:
         refusals += [f"{r.what}: {r.reason}" for r in shown.decision.refusals]
@@ -42,27 +45,30 @@ def draw(shown: Shown) -> None:
 def _never(shown: Shown) -> str:
     if shown.lanes:
         return "Not covered: the base model, which stays as it is. Scaling, biases, magnitudes and saved modules of the adapter are copied."
-    biases = any(not leg.measured for site in shown.model.sites.sites for leg in site.legs)
+    biases = any(not leg.measured for site in shown.model.sites.sites if site.key.pair != "mlp" for leg in site.legs)
     first = (
         "Biases enter no norm; those of q, k and v follow the factors."
         if biases
         else "No bias of q, k or v follows a factor here."
     )
-    return f"Not covered: the MLP, embeddings and norms outside attention. {first}"
+    if shown.pair == "mlp":
+        return "Not covered: gates, routers, embeddings and norms. Biases of up enter no norm and follow its factors."
+    mlp = "; feed-forward pairs are looked at when MLP is chosen above" if "mlp" in cached.pairs_of(shown.model) else ", the MLP"
+    return f"Not covered: embeddings and norms outside attention{mlp}. {first}"
 
 
 def _without_ratio(shown: Shown) -> list[str]:
     """Groups drawn as a cross."""
     bad = shown.everything[~np.isfinite(shown.everything["log2_ratio"])]
-    lines = []
+    said = []
     for row in bad.head(MOST).itertuples():
         sides = [
             f"{side} norm is {'zero' if value == 0 else 'not finite'}"
             for side, value in zip(SIDES[row.pair], (row.left, row.right))
             if value == 0 or not np.isfinite(value)
         ]
-        lines.append(f"{row.name}{'' if row.pair == 'lora' else f' KV group {row.group}'}: its {' and its '.join(sides)}, so it has no ratio")
-    return lines
+        said.append(f"{row.name}{f' KV group {row.group}' if unit_of(row.pair, row.block) == 'KV group' else ''}: its {' and its '.join(sides)}, so it has no ratio")
+    return said
 
 
 def draw_refused(model: Opened) -> None:
@@ -70,9 +76,8 @@ def draw_refused(model: Opened) -> None:
     st.title("This model is not covered; its tensors can still be looked at.", anchor=False)
     plain(model.refusal or "No pair was found in it whose scale can be moved.")
     searching.draw(model)
-    for refusal in model.sites.refusals:
-        if refusal.what != "model":
-            plain(f"{refusal.what}: {refusal.reason}")
+    for line in lines(r for r in model.sites.refusals if r.what != "model"):
+        plain(line)
     for remark in (*model.sites.remarks, *model.checkpoint.remarks):
         plain(remark)
     tensors = model.checkpoint.stored or model.checkpoint.tensors

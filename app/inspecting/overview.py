@@ -3,15 +3,16 @@
 import numpy as np
 import streamlit as st
 
+from app import cached
 from app.cached import Opened
 from app.current import title
 from app.figures import words
 from app.inspecting.shown import NORMS, Shown
+from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.summary import SIDES, PairSummary, sentence, times
 from wisca_core.plan.options import Options
 
 _GRANULARITIES = {"tensor": "one factor a matrix", "group": "one factor a KV group", "channel": "one factor a channel"}
-_COUNTED = {"lora": "Adapted parts"}
 
 
 def facts(model: Opened) -> str:
@@ -30,9 +31,9 @@ def facts(model: Opened) -> str:
 
 def draw(shown: Shown) -> None:
     verdict = sentence(shown.summary)
-    if shown.gains:
+    if shown.gains and not shown.title:
         verdict = f"In the norms' gains, {verdict[0].lower()}{verdict[1:]}"
-    st.title(verdict, anchor=False)
+    st.title(words.markdown_text(verdict) if shown.title else verdict, anchor=False)
     if shown.model.checkpoint.look_only:
         st.markdown(f"**Look only:** {words.markdown_text(shown.model.checkpoint.look_only)}")
     else:
@@ -46,9 +47,8 @@ def outlook(shown: Shown) -> str:
     s, label = shown.summary, words.PAIR_LABELS[shown.pair]
     if shown.pair not in shown.options.pairs:
         return f"{label} is not among the pairs chosen on Rescale, so nothing of it would change."
-    changed = [
-        shown.decision.changed_sites[i] for i, site in enumerate(shown.model.sites.sites) if site.key.pair == shown.pair
-    ]
+    own = {site.name for site in shown.sites}
+    changed = (moved for site, moved in zip(shown.model.sites.sites, shown.decision.changed_sites) if site.name in own)
     if not any(changed):
         return "With the options of Rescale nothing of it would change."
     how = " with powers of two" if shown.options.exact else ""
@@ -66,7 +66,9 @@ def outlook(shown: Shown) -> str:
 def metrics(shown: Shown) -> None:
     s = shown.summary
     with st.container(horizontal=True, gap="medium"):
-        for one in (s, *(other for pair, other in shown.found.items() if pair != shown.pair)):
+        near = shown.beside(shown.everything)
+        places = dict.fromkeys(zip(near["pair"], near["block"]))
+        for one in (s, *(other for other in shown.found.values() if other.pair != s.pair and (other.pair, other.block) in places)):
             _median(one)
             if one is s and s.size is not None and np.isfinite(s.ratio):
                 st.metric(
@@ -86,7 +88,7 @@ def metrics(shown: Shown) -> None:
             "Within 2× of balance",
             f"{words.count(s.within_2x)} of {words.count(s.n_cells)}",
             width=140,
-            help=f"{_COUNTED.get(shown.pair, 'KV groups')} of {words.PAIR_LABELS[s.pair]}, before.{f' After: {words.count(s.within_2x_after)}.' if shown.after else ''}",
+            help=f"{words.title(unit_of(s.pair, s.block))}s of {words.PAIR_LABELS[s.pair]}, before.{f' After: {words.count(s.within_2x_after)}.' if shown.after else ''}",
         )
 
 
@@ -102,12 +104,17 @@ def _median(s: PairSummary) -> None:
 
 
 def controls(shown: Shown) -> None:
-    """Pair and norm of every chart below, and where the options of "after" are set."""
-    pairs = list(shown.found)
+    """Pair, block and norm of every chart below, and where the options of "after" are set."""
+    pairs = cached.pairs_of(shown.model)
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         st.segmented_control(
             "Pair", pairs, key="pair", required=True, format_func=words.PAIR_LABELS.get, persist_state="session"
         )
+        if len(shown.blocks) > 1:
+            st.selectbox(
+                "Block", list(shown.blocks), key="block", format_func=lambda one: words.title(shown.blocks[one]), width=260,
+                persist_state="session", help="Pairs of one kind sit in several places of this model; each is looked at by itself.",
+            )  # fmt: skip
         st.segmented_control(
             "Norm",
             NORMS,

@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from app import state
+from app.figures import words
 from app.inspecting.shown import Shown
 from wisca_core.patterns.summary import furthest
 
@@ -39,7 +40,7 @@ def boxes(shown: Shown) -> None:
     of_layer = groups.loc[groups["layer"] == state.get("layer"), "group"].tolist()
     if shown.unit != "layer":
         st.selectbox(
-            "Adapted part" if shown.lanes else "Head" if shown.unit == "head" else "KV group",
+            words.title(shown.unit),
             of_layer,
             key="group",
             width=220 if shown.lanes else 110,

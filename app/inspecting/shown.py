@@ -1,5 +1,6 @@
-"""What Inspect draws: one pair in one norm, cut out of the tables once a run."""
+"""What Inspect draws: one pair in one block and one norm, cut out of the tables once a run."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,8 +9,9 @@ import pandas as pd
 from app import cached, state
 from app.cached import Opened
 from app.figures import words
-from wisca_core.architecture.site import SiteKey, Sites
+from wisca_core.architecture.site import Site, SiteKey
 from wisca_core.patterns import summary
+from wisca_core.patterns.blocks import block_of, titles, unit_of
 from wisca_core.patterns.summary import PairSummary, layer_ratios, summaries
 from wisca_core.plan.decide import Decision
 from wisca_core.plan.options import Options
@@ -19,14 +21,18 @@ NORMS = ("l1", "l2", "max", "mean")
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """``everything``: both pairs; ``groups``, ``layers``, ``heads``: rows of ``pair`` only. All in ``norm``."""
+    """``blocks``: of ``pair``, with their names in words ("" where there is one). ``everything``: all pairs and blocks;
+    ``groups``, ``layers``: rows of ``pair`` in ``block`` only. All in ``norm``.
+    """
 
     model: Opened
     options: Options
     decision: Decision
     pair: str
+    block: str
+    blocks: dict[str, str]
     norm: str
-    gains: bool
+    sites: tuple[Site, ...]  # of the pair in the block
     everything: pd.DataFrame
     groups: pd.DataFrame
     layers: pd.DataFrame
@@ -35,12 +41,27 @@ class Shown:
 
     @property
     def summary(self) -> PairSummary:
-        return self.found[self.pair]
+        return next(s for s in self.found.values() if (s.pair, s.block) == (self.pair, self.block))
+
+    @property
+    def title(self) -> str:
+        """The block in words, "" where it is the only one; foreign text in it."""
+        return self.blocks[self.block]
+
+    @property
+    def gains(self) -> bool:
+        return any(site.live == "gains" for site in self.sites)
 
     @property
     def n_layers(self) -> int:
+        """Of the stack: the layers of config.json where it is the only one, else up to the last that is named."""
+        keys = [site.key for site in self.model.sites.sites]
+        for refusal in self.model.sites.refusals:
+            with suppress(ValueError):  # "model", or a whole block
+                keys.append(SiteKey.parse(refusal.what))
+        last = 1 + max(key.layer for key in keys if key.stack == self.sites[0].key.stack)
         a = self.model.sites.attention
-        return a.n_layers if a is not None else 1 + max(site.key.layer for site in self.model.sites.sites)
+        return max(last, a.n_layers) if a is not None and len({key.stack for key in keys}) == 1 else last
 
     @property
     def matrices(self) -> tuple[str, str]:
@@ -53,14 +74,28 @@ class Shown:
         """What one row of ``groups`` is: a head where every KV group is one, the layer where it has one group."""
         if self.lanes:
             return "adapted part"
-        a = self.model.sites.attention
+        if unit_of(self.pair, self.block) == "expert":
+            return "expert"
         if self.groups["group"].max() == 0:
             return "layer"
-        return "head" if a.n_heads == a.n_kv_heads else "KV group"
+        return "head" if self.group_size(self.sites[0]) == 1 else "KV group"
+
+    @property
+    def head_unit(self) -> str:
+        """What one row of ``heads`` is."""
+        return "expert" if self.unit == "expert" else "part" if self.lanes else "layer" if self.pair == "mlp" else "head"
+
+    def group_size(self, site: Site) -> int:
+        """Query heads on one KV head."""
+        return max(leg.index.sizes[-2] for leg in site.legs if leg.measured)
 
     def place(self, layer: int, group: int) -> str:
         """ "layer 17, KV group 2"."""
         return words.lane(layer, self.lanes[group]) if self.lanes else words.place(layer, self.unit, group)
+
+    def inside(self, group: int) -> int:
+        """The group of its own site: adapted parts and experts are sites of one group each."""
+        return 0 if self.lanes or self.unit == "expert" else group
 
     @property
     def after(self) -> str:
@@ -73,10 +108,24 @@ class Shown:
         """Its row of ``groups``."""
         return self.groups[(self.groups["layer"] == layer) & (self.groups["group"] == group)].iloc[0]
 
+    def beside(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of this block, and those of the other attention pair at the same place."""
+        places = [(self.pair, self.block)]
+        other = {"qk": "vo", "vo": "qk"}.get(self.pair)
+        has = {s.block for s in self.found.values() if s.pair == other}
+        near = (self.block, self.block.removesuffix("rope").rstrip(".:"), self.block.partition(":")[0])
+        places += [(other, block) for block in near if block in has][:1]
+        return table[[place in places for place in zip(table["pair"], table["block"])]]
+
+    def heads(self) -> pd.DataFrame:
+        """``Decision.heads`` of the norm, of ``beside``; numbered by adapted part for LoRA."""
+        heads = self.beside(self.decision.heads(self.norm))
+        return heads.assign(head=_lane_numbers(self.lanes, heads["name"])) if self.lanes else heads
+
 
 def shown(model: Opened) -> Shown:
-    """Of the pair and norm that are chosen; a pair this model does not have gives way to one it has."""
-    options = state.options(model.sites)
+    """Of the pair, block and norm that are chosen; what this model does not have gives way to what it has."""
+    options = state.options(model.sites, cached.pairs_of(model))
     if model.checkpoint.look_only:
         options = replace(options, strength=0.0)  # nothing moves, so there is no after
     decision = cached.decision(model, options)
@@ -87,41 +136,34 @@ def shown(model: Opened) -> Shown:
         state.put("shown_norm", NORMS[0])
     pair, norm = state.get("pair"), state.get("shown_norm")
     everything = decision.groups(norm)
-    layers = layer_ratios(everything, norm)
-    groups = everything[everything["pair"] == pair].reset_index(drop=True)
-    lanes = adapted_parts(model.sites) if pair == "lora" else ()
+    of_pair = everything[everything["pair"] == pair]
+    blocks = titles(of_pair["block"])
+    block = state.settle("block", list(blocks))
+    sites = tuple(site for site in model.sites.sites if site.key.pair == pair and block_of(site.key) == block)
+    groups = of_pair[of_pair["block"] == block].reset_index(drop=True)
+    lanes = tuple(sorted({site.key.part for site in sites})) if pair == "lora" else ()
     if lanes:
-        groups = groups.assign(group=lane_numbers(model.sites, groups["name"]))
+        groups = groups.assign(group=_lane_numbers(lanes, groups["name"]))
     return Shown(
         model,
         options,
         decision,
         pair,
+        block,
+        blocks,
         norm,
-        gains=any(site.live == "gains" for site in model.sites.sites if site.key.pair == pair),
+        sites,
         everything=everything,
         groups=groups,
-        layers=layers[layers["pair"] == pair].reset_index(drop=True),
+        layers=layer_ratios(groups, norm),
         found=summaries(everything, norm),
         lanes=lanes,
     )
 
 
-def adapted_parts(sites: Sites) -> tuple[str, ...]:
-    """Names of the adapted parts of a layer, in order; the stack is in them where there are several."""
-    return tuple(sorted({_part(site.key, sites) for site in sites.sites if site.key.pair == "lora"}))
-
-
-def lane_numbers(sites: Sites, names: pd.Series) -> np.ndarray:
-    """Number of each site (by name) among ``adapted_parts``."""
-    number = {part: i for i, part in enumerate(adapted_parts(sites))}
-    of = {site.name: number.get(_part(site.key, sites), 0) for site in sites.sites}
-    return names.map(of).to_numpy(np.int64)
-
-
-def _part(key: SiteKey, sites: Sites) -> str:
-    stacks = {site.key.stack for site in sites.sites} - {"outside"}
-    return key.part if len(stacks) <= 1 or key.stack == "outside" else f"{key.stack} {key.part}"
+def _lane_numbers(lanes: tuple[str, ...], names: pd.Series) -> np.ndarray:
+    """Number of each site (by name) among the lanes."""
+    return np.array([lanes.index(SiteKey.parse(name).part) for name in names], np.int64)
 
 
 def furthest(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd.DataFrame:

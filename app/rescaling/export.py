@@ -116,7 +116,7 @@ def _why_not(decision: Decision, proof: Proof | None, out: str) -> str:
         return "With these options nothing would change."
     if proof is None:
         return "The proof by miniature is not finished yet."
-    if not proof.passed:
+    if not any(map(proof.covers, decision.patterns.sites.sites)):
         return "The proof by miniature failed, and a failed proof stops the export."
     return "" if out else "Give a folder."
 

@@ -2,11 +2,11 @@
 
 import streamlit as st
 
-from app import state
+from app import cached, state
 from app.cached import Opened
 from app.figures import words
 from wisca_core.architecture.site import GRANULARITIES
-from wisca_core.plan.options import PLAN_NORMS
+from wisca_core.plan.options import PLAN_NORMS, default_pairs
 
 _GRANULARITIES = {"tensor": "Tensor", "group": "KV group", "channel": "Channel"}
 _ADAPTED = {"tensor": "Module", "channel": "Rank channel"}
@@ -15,12 +15,12 @@ _KEPT = {"persist_state": "session"}
 
 def draw(model: Opened) -> None:
     sites = model.sites
-    pairs = list(dict.fromkeys(site.key.pair for site in sites.sites))
+    pairs = list(cached.pairs_of(model))
     adapter = pairs == ["lora"]
     if adapter and state.get("granularity") == "group":  # one factor a module either way
         state.put("granularity", "tensor")
     low, high = state.layer_span(sites)
-    state.put("pairs", [pair for pair in state.get("pairs") if pair in pairs] or pairs)
+    state.put("pairs", [pair for pair in state.get("pairs") if pair in pairs] or list(default_pairs(sites)))
     state.put("layers", state.clamped_layers(sites))
     state.note("layer span", (low, high))
     names = [site.name for site in sites.sites]
@@ -28,7 +28,15 @@ def draw(model: Opened) -> None:
     with st.container(border=True):
         with st.container(horizontal=True, gap="medium"):
             st.segmented_control(
-                "Pairs", pairs, selection_mode="multi", key="pairs", format_func=words.PAIR_LABELS.get, **_KEPT
+                "Pairs",
+                pairs,
+                selection_mode="multi",
+                key="pairs",
+                format_func=words.PAIR_LABELS.get,
+                **_KEPT,
+                help="MLP pairs are found and measured only when they are chosen: that reads most of the model."
+                if "mlp" in pairs
+                else None,
             )
             st.segmented_control(
                 "Granularity",

@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import cached
 from app.cached import Opened
-from app.current import normal, title
+from app.current import normal, title, with_mlp
 from app.figures import words
 from app.following import explain, follow, latest
 from app.messages import errors_as_messages, plain
@@ -17,10 +17,15 @@ from wisca_core.plan.decide import Decision
 from wisca_core.plan.options import Options
 
 
-def draw(model: Opened, options: Options, decision: Decision) -> Proof | None:
-    """Draws the block; returns the miniature's proof, None while there is none."""
+def known(found: Opened) -> Proof | None:
+    """The kept proof of all its rules; None while there is none, and for an adapter, whose proof is one."""
+    return None if found.checkpoint.adapter_json or not found.sites.sites else cached_proof(found.checkpoint, found.sites)
+
+
+def draw(found: Opened, model: Opened, options: Options, decision: Decision) -> Proof | None:
+    """Draws the block; returns the miniature's proof, None while there is none. ``model``: what of ``found`` is proved."""
     st.subheader("Proof", anchor=False)
-    proof = _miniature(model)
+    proof = _miniature(found)
     check = _full_check(model, options, decision)
     not_checked = [*(proof.not_checked if proof else ()), *(check.not_checked if check else ())]
     if check is None:
@@ -43,11 +48,16 @@ def _miniature(model: Opened) -> Proof | None:
         _run_miniature(model, base)
         return None
     title = proof.kind.rpartition(" ")[2].capitalize()
-    if not proof.passed:
+    if not proof.passed and not any(map(proof.covers, model.sites.sites)):
         st.markdown(f"**{title}** {_badge('failed', 'close')}")
         plain(f"{proof.reason}\nA failed proof stops the export.")
         return proof
-    st.markdown(f"**{title}** {_badge(f'passed, {proof.seconds:.1f} s', 'check')}")
+    if proof.passed:
+        st.markdown(f"**{title}** {_badge(f'passed, {proof.seconds:.1f} s', 'check')}")
+    else:
+        n = len(proof.proved) + len(proof.refused)
+        st.markdown(f"**{title}** {_badge(f'{len(proof.proved)} of {n} rules passed, {proof.seconds:.1f} s', 'check')}")
+        plain("\n".join(f"{name} is refused and left as it is: {reason}" for name, reason in proof.refused))
     largest = "**0**" if proof.max_rel == 0 else f"**{words.digits(proof.max_rel, 2)}** of the largest output"
     st.markdown(
         f"{words.markdown_text(proof.what[:1].upper() + proof.what[1:])}. {words.plural(proof.n_cases, 'case')}: "
@@ -83,15 +93,16 @@ def _kept(model: Opened, base: str) -> Proof | None:
 
 def _run_miniature(model: Opened, base: str = "") -> None:
     name = normal(model.checkpoint.source)
-    asked = {"model": name, **({"base": base} if base else {})}
-    job = latest("prove", **asked)
+    job = latest("prove", model=name, base=base or None, pairs=with_mlp(model))
     if job is not None and not job.is_active and job.state != "done":
         explain(job, "The proof did not finish")
         if not st.button("Prove again", key="prove_again"):
             return
         job = None
     if job is None or not job.is_active:
-        job = jobs.start("prove", asked, f"Prove the rule for {title(name)}", exclusive=f"prove {name} {base}".strip())
+        pairs = with_mlp(model)
+        asked = {"model": name} | ({"base": base} if base else {}) | ({"pairs": pairs} if pairs else {})
+        job = jobs.start("prove", asked, f"Prove the rule for {title(name)}", exclusive=f"prove {name} {base}{' mlp' if pairs else ''}".strip())
     st.markdown(":gray[The very rule that will be used, on this architecture made small, in float64.]")
     follow(job)
 

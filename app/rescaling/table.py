@@ -8,12 +8,15 @@ from app import state
 from app.figures import words
 from app.spreadsheet import csv_bytes
 from wisca_core.architecture.site import SiteKey
+from wisca_core.patterns.blocks import titles, unit_of
+from wisca_core.plan.rows import has_square
 
 MOST_STYLED_ROWS = 4000
 _CSV = [
     "name",
     "layer",
     "pair",
+    "block",
     "group",
     "n_cells",
     "left",
@@ -23,6 +26,8 @@ _CSV = [
     "full_high",
     "factor_low",
     "factor_high",
+    "right_low",
+    "right_high",
     "log2_after",
     "changes",
     "status",
@@ -36,9 +41,10 @@ def draw(rows: pd.DataFrame) -> None:
         st.download_button(
             "CSV", csv_bytes(rows[_CSV]), "plan.csv", "text/csv", type="tertiary", on_click="ignore", key="plan_csv"
         )
-    single, of = rows["n_cells"].gt(1).any(), "part" if (rows["pair"] == "lora").all() else "KV group"
+    single, of = rows["n_cells"].gt(1).any(), "part" if (rows["pair"] == "lora").all() else "KV group or block"
     st.markdown(
-        ":small[:gray[The left side is multiplied by its factor, the right side divided by it. "
+        ":small[:gray[The left side is multiplied by its factor, the right side by its own, the inverse"
+        + (" (behind ReLU squared its square). " if has_square(rows) else ". ")
         + (f"Single channels are gathered by {of}, with their smallest and largest factor. " if single else "")
         + "Select rows to leave their pairs out.]]"
     )
@@ -66,21 +72,24 @@ def _leave_out(names: list[str]) -> None:
 
 def _words(rows: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame({"Layer": rows["layer"].to_numpy()})
-    if rows["stack"].nunique() > 1:
-        out.insert(0, "Stack", rows["stack"].to_numpy())
-    parts = [SiteKey.parse(name).part for name in rows["name"]]
-    if (rows.loc[rows["pair"] != "lora", "group"] >= 0).any():
-        out["Group"] = ["all" if g < 0 else str(g) for g in rows["group"]]
-    if any(parts):
-        out["Part"] = parts
+    names = {pair: titles(part["block"]) for pair, part in rows.groupby("pair", sort=False)}
+    blocks = [words.title(names[pair][block]) for pair, block in zip(rows["pair"], rows["block"])]
+    if any(blocks):
+        out.insert(0, "Block", blocks)
+    units = [unit_of(pair, block) for pair, block in zip(rows["pair"], rows["block"])]
+    for unit, column in (("KV group", "Group"), ("expert", "Expert")):
+        if any(u == unit and g >= 0 for u, g in zip(units, rows["group"])):
+            out[column] = ["" if u != unit else "all" if g < 0 else str(g) for u, g in zip(units, rows["group"])]
+    if "lora" in names:
+        out["Part"] = [SiteKey.parse(name).part for name in rows["name"]]
     out["Pair"] = [words.PAIR_LABELS[pair] for pair in rows["pair"]]
     out["Heavier side"] = rows["log2_ratio"].to_numpy()
     if rows["n_cells"].gt(1).any():
         out["Left factors"] = [words.factors(a, b) for a, b in zip(rows["factor_low"], rows["factor_high"])]
-        out["Right factors"] = [words.factors(1 / b, 1 / a) for a, b in zip(rows["factor_low"], rows["factor_high"])]
+        out["Right factors"] = [words.factors(a, b) for a, b in zip(rows["right_low"], rows["right_high"])]
     else:
         out["Left factor"] = rows["factor_low"].to_numpy()
-        out["Right factor"] = 1 / rows["factor_low"].to_numpy()
+        out["Right factor"] = rows["right_low"].to_numpy()
     out["After"] = rows["log2_after"].to_numpy()
     notes = {"planned": ""}
     out["What it changes"] = [

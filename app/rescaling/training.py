@@ -1,12 +1,16 @@
 """The same options outside the dashboard: the command line and a few lines of Python."""
 
 import shlex
+from dataclasses import replace
 
 import streamlit as st
 
 from app.cached import Opened
 from app.current import normal
+from wisca_core.architecture.find import searched
+from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.plan.options import Options
+from wisca_core.training.choices import LIVE_PAIRS
 
 
 def draw(model: Opened, options: Options) -> None:
@@ -47,7 +51,10 @@ def _given(options: Options) -> list[str]:
 
 
 def in_training(options: Options) -> str:
-    """One line for each kind of loop, with these options, before the first step and after every 250."""
+    """One line for each kind of loop, with these options, before the first step and after every 250. Feed-forward pairs
+    are not rescaled while a model trains.
+    """
+    options = replace(options, pairs=tuple(pair for pair in options.pairs if pair in LIVE_PAIRS) or DEFAULT_PAIRS)
     layers = [f"layers={','.join(map(str, options.layers))!r}"] if options.layers else []
     arguments = ", ".join(["every=250", *_given(options), *layers])
     return f"""from wisca_core.training import LightningWisca, Scaler, WiscaCallback
@@ -64,12 +71,13 @@ def snippet(model: str, options: Options) -> str:
     given = _given(options)
     layers = f"layers=parse_layers({','.join(map(str, options.layers))!r})" if options.layers else ""
     arguments = ", ".join(filter(None, [*given, layers]))
+    pairs = f", pairs={searched(options.pairs)!r}" if "mlp" in options.pairs else ""
     imported = "Options, parse_layers" if layers else "Options"
     return f"""from pathlib import Path
 
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.proof import prove, proved_only
 from wisca_core.export.export import export
 from wisca_core.patterns.store import measured
 from wisca_core.plan.decide import decide
@@ -77,7 +85,9 @@ from wisca_core.plan.options import {imported}
 from wisca_core.plan.plan import make_plan
 
 checkpoint = open_checkpoint({model!r})
-sites = find_sites(checkpoint)
+sites = find_sites(checkpoint{pairs})
+proof = prove(checkpoint, sites)
+sites = proved_only(sites, proof)
 plan = make_plan(decide(measured(checkpoint, sites), Options({arguments})))
-export(checkpoint, sites, plan, Path("OUT"), prove(checkpoint, sites))
+export(checkpoint, sites, plan, Path("OUT"), proof)
 """

@@ -1,12 +1,18 @@
 """The page's sentence, what it rests on, and its few numbers."""
 
+import pandas as pd
 import streamlit as st
 
 from app.cached import Opened
 from app.current import title
 from app.figures import words
+from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.summary import SIDES, PairSummary, summaries, times
 from wisca_core.plan.decide import Decision
+
+
+MOST_METRICS = 3  # medians that stand as numbers in a row
+_UNITS = {"adapted layer": "adapted part", "layer": "feed-forward block"}
 
 
 def facts(model: Opened) -> str:
@@ -24,7 +30,7 @@ def sentence(decision: Decision) -> str:
     changed, found = int(decision.changed_sites.sum()), len(decision.patterns.sites.sites)
     if not changed:
         return f"None of {words.plural(found, 'pair')} would change with these options."
-    first = f"{changed} of {words.plural(found, 'pair')} would change"
+    first = f"{words.count(changed)} of {words.plural(found, 'pair')} would change"
     if decision.bit_identical:
         return f"{first}, by powers of two; every output stays bit-identical."
     if decision.options.exact:
@@ -54,12 +60,9 @@ def what_applies(decision: Decision) -> str:
 def metrics(decision: Decision) -> None:
     effects = decision.effects
     found = summaries(decision.groups(), decision.options.norm)
-    shown = [
-        (_label(s), f"{_ratio(s.ratio)} → {_ratio(s.ratio_after)}")
-        for s in found.values()
-        if s.pair in decision.options.pairs
-    ]
-    within, n = sum(s.within_2x_after for s in found.values()), sum(s.n_cells for s in found.values())
+    chosen = [s for s in found.values() if s.pair in decision.options.pairs]
+    shown = [(_label(s), f"{_ratio(s.ratio)} → {_ratio(s.ratio_after)}") for s in chosen] if len(chosen) <= MOST_METRICS else []
+    within, n = sum(s.within_2x_after for s in chosen), sum(s.n_cells for s in chosen)
     shown += [
         ("Within 2× after", f"{words.count(within)} of {words.count(n)}"),
         ("Weights overflow", words.count(effects["overflow"])),
@@ -69,10 +72,33 @@ def metrics(decision: Decision) -> None:
     with st.container(horizontal=True, gap="xsmall"):
         for label, value in shown:
             st.metric(label, value, width=max(118, 11 * len(value) + 20))
+    if len(chosen) > MOST_METRICS:
+        _medians(chosen)
+    units = list(dict.fromkeys(f"{_UNITS.get(unit := unit_of(s.pair, s.block), unit)}s" for s in chosen))
+    counted = ", ".join(units[:-1]) + " and " * (len(units) > 1) + units[-1]
     st.markdown(
-        f":small[:gray[Medians are over the layers, within 2× counts {'adapted parts' if list(found) == ['lora'] else 'KV groups'}. Weights that would overflow are left "
+        f":small[:gray[Medians are over the layers, within 2× counts {counted}. Weights that would overflow are left "
         "alone; bits are lost below the smallest normal number.]]"
     )
+
+
+def _medians(chosen: list[PairSummary]) -> None:
+    """A line a block, where there are too many for a row of numbers."""
+    table = pd.DataFrame(
+        {
+            "Pair": [words.PAIR_LABELS[s.pair] for s in chosen],
+            "Block": [words.title(s.title) for s in chosen],
+            "Median before": [_side(s, s.ratio, s.heavier) for s in chosen],
+            "after": [_side(s, s.ratio_after, s.heavier_after) for s in chosen],
+            "Within 2× before": [f"{words.count(s.within_2x)} of {words.count(s.n_cells)}" for s in chosen],
+            "Within 2× after": [f"{words.count(s.within_2x_after)} of {words.count(s.n_cells)}" for s in chosen],
+        }
+    )
+    st.dataframe(table, hide_index=True, key="medians", alt="Median ratio of each block before and after")
+
+
+def _side(s: PairSummary, ratio: float, heavier: str) -> str:
+    return f"{heavier} {times(ratio)}" if heavier else "level" if ratio == ratio else "none"
 
 
 def _label(s: PairSummary) -> str:

@@ -2,13 +2,14 @@
 
 import streamlit as st
 
+from app import state
 from app.current import ready
 from app.figures import words
 from app.figures.template import theme_of
 from app.inspecting import beside, charts, close, coverage, overview, selection
 from app.inspecting.shown import shown
 
-model = ready()
+model = ready([state.get("pair")])
 st.markdown(f":small[:gray[{words.markdown_text(overview.facts(model))}]]")
 if model.refusal or not model.sites.sites:
     coverage.draw_refused(model)

@@ -10,21 +10,22 @@ from app.messages import plain
 from app.rescaling import export, options, proof, table, training
 from app.rescaling.verdict import facts, metrics, sentence, what_applies
 from app.spreadsheet import csv_bytes
+from wisca_core.architecture.refusals import lines
 
-model = ready()
+found = ready(state.get("pairs"))
+model = cached.proved(found, proof.known(found))  # where a rule was refused, the others go on
 st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
 if model.checkpoint.look_only or model.refusal or not model.sites.sites:
     st.title("This model cannot be rescaled.", anchor=False)
     plain(f"Look only: {model.checkpoint.look_only}" if model.checkpoint.look_only else model.refusal or "No pair was found in it whose scale can be moved.")
-    for refusal in model.sites.refusals:
-        if refusal.what != "model":
-            plain(f"{refusal.what}: {refusal.reason}")
+    for line in lines(r for r in model.sites.refusals if r.what != "model"):
+        plain(line)
     st.markdown(":gray[Nothing is guessed, so there is nothing to press here. Inspect shows what can be looked at.]")
     st.stop()
 
 head = st.container()  # filled when the options are known
-options.draw(model)
-chosen = state.options(model.sites)
+options.draw(found)
+chosen = state.options(model.sites, cached.pairs_of(found))
 decision = cached.decision(model, chosen)
 rows = cached.rows(model, chosen)
 asked = rows[rows["pair"].isin(chosen.pairs) & rows["layer"].between(*state.clamped_layers(model.sites))]
@@ -58,11 +59,11 @@ table.draw(asked)
 refusals = (*model.sites.refusals, *decision.refusals)
 if refusals:
     with st.expander(f"Left alone, with the reason: {words.plural(len(refusals), 'place')}", key="refusals"):
-        plain("\n".join(f"{r.what}: {r.reason}" for r in refusals[:200]))
+        plain("\n".join(lines(refusals)[:200]))
 st.space("small")
 left, right = st.columns(2, gap="medium")
 with left.container(border=True):
-    passed = proof.draw(model, chosen, decision)
+    passed = proof.draw(found, model, chosen, decision)
 with right.container(border=True):
     export.draw(model, chosen, decision, passed)
     training.draw(model, chosen)

@@ -83,6 +83,12 @@ def plan_rows(decision: Decision) -> pd.DataFrame:
         )
 
 
+def has_square(rows: pd.DataFrame) -> bool:
+    """Whether some right side gets the inverse square of its left side's factor."""
+    moved = rows[rows["factor_high"] != 1]
+    return bool((np.abs(np.log2(moved["right_low"]) + 2 * np.log2(moved["factor_high"])) < 1e-9).any())
+
+
 def _layout(decision: Decision) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Table row of each cell; first cell and KV group (-1: all) of each table row."""
     cells, sites = decision.cells, decision.patterns.sites.sites
