@@ -33,6 +33,7 @@ class _Names:
     up: str = ""
     gate: str = ""
     fused: str = ""
+    by_rows: bool = False  # down's channels are its rows too
 
 
 @lru_cache(maxsize=1)
@@ -97,7 +98,10 @@ def _sites(layer: Layer, prefix: str, block: _Block, key: SiteKey) -> Iterator[S
     down_shape, up_shape = weights.shape(down), weights.shape(up)
     if len(down_shape) != len(up_shape) or len(down_shape) not in (2, 3):
         raise Refused(f"{up} and {down} have {len(up_shape)} and {len(down_shape)} dimensions; two or three of both are expected.")
-    up_axis, down_axis, n, is_fused = _axes(layer, up, down, up_shape, down_shape, bool(names.fused))
+    if names.by_rows and up_shape == down_shape and len(up_shape) == 2:
+        up_axis, down_axis, n, is_fused = 0, 0, up_shape[0], False
+    else:
+        up_axis, down_axis, n, is_fused = _axes(layer, up, down, up_shape, down_shape, bool(names.fused))
     exponent = 1 if names.gate or is_fused else _exponent(layer)
     first = n if is_fused and not layer.family.up_first else 0
     channel = Grid(0, (1, 1, n), (0, 0, 1))
