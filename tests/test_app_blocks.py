@@ -128,6 +128,7 @@ def test_a_long_measuring_pass_says_its_bytes_and_can_be_left(moe, monkeypatch):
 def test_a_model_without_feed_forward_rule_does_not_offer_it(small_model):
     at = page(small_model("gpt2"))
     assert at.segmented_control(key="pair").options == ["QK", "VO"] and "norms outside attention, the MLP" in texts(at)
+    assert "decoder.0.none.mlp and 1 more like it: gelu_new stands between up and down without a gate" in texts(at)
 
 
 # --- Rescale ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def draw(shown: Shown) -> None:
     for remark in (*model.sites.remarks, *model.checkpoint.remarks):
         plain(remark)
     st.markdown(f":small[:gray[{_never(shown)}]]")
-    refusals = lines(model.sites.refusals)
+    refusals = lines((*model.sites.refusals, *cached.feed_forward_refusals(model)))
     left_alone = int((shown.decision.fate >= ZERO).sum())
     if left_alone <= MOST:
         refusals += [f"{r.what}: {r.reason}" for r in shown.decision.refusals]
