@@ -13,7 +13,7 @@ import streamlit as st
 
 from wisca_core.rescale_adapter import adapters_near as adapters_of
 from wisca_core.architecture.find import searched
-from wisca_core.architecture.site import GRANULARITIES, PAIRS, Sites
+from wisca_core.architecture.site import GRANULARITIES, PAIRS, Refusal, Sites
 from wisca_core.census import kept, known
 from wisca_core.census.coverage import Coverage, coverage
 from wisca_core.census.entry import Entry
@@ -98,6 +98,14 @@ def pairs_of(model: Opened) -> tuple[str, ...]:
         sites = _with_feed_forward(model.key, model).sites.sites
     has = {site.key.pair for site in sites}
     return tuple(pair for pair in PAIRS if pair in has)
+
+
+def feed_forward_refusals(model: Opened) -> tuple[Refusal, ...]:
+    """Why its feed-forward pairs are refused, as far as they are; nothing of it was asked for yet."""
+    if model.checkpoint.adapter_json or not model.sites.sites:
+        return ()
+    known = {refusal.what for refusal in model.sites.refusals}
+    return tuple(r for r in _with_feed_forward(model.key, model).sites.refusals if r.what not in known)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

@@ -61,10 +61,9 @@ def test_each_attention_of_an_encoder_decoder_is_shown_by_itself(small_model):
     assert at.selectbox(key="block").options == ["Encoder", "Decoder self-attention", "Decoder cross-attention"]
     at.selectbox(key="block").set_value("decoder.cross").run()
     assert not at.exception and at.query_params["block"] in ("decoder.cross", ["decoder.cross"])
-    ratio = np.median([
-        np.log2(tensors[f"decoder.block.{i}.layer.1.EncDecAttention.q.weight"].abs().sum() / tensors[f"decoder.block.{i}.layer.1.EncDecAttention.k.weight"].abs().sum())
-        for i in range(2)
-    ])  # fmt: skip
+    name = "decoder.block.{}.layer.1.EncDecAttention.{}.weight"
+    q, k = ([tensors[name.format(i, m)].abs().sum().item() for i in range(2)] for m in "qk")
+    ratio = np.median(np.log2(np.array(q) / k))
     assert at.title[0].value.replace("\\", "").startswith("Decoder cross-attention: ")
     assert at.metric[0].value == f"{2 ** abs(ratio):.2f}×" if 2 ** abs(ratio) < 1.995 else f"{2 ** abs(ratio):.1f}×"
     assert ", decoder cross-attention" in at.header[0].value.replace("\\", "")
@@ -128,6 +127,7 @@ def test_a_long_measuring_pass_says_its_bytes_and_can_be_left(moe, monkeypatch):
 def test_a_model_without_feed_forward_rule_does_not_offer_it(small_model):
     at = page(small_model("gpt2"))
     assert at.segmented_control(key="pair").options == ["QK", "VO"] and "norms outside attention, the MLP" in texts(at)
+    assert "decoder.0.none.mlp and 1 more like it: gelu_new stands between up and down without a gate" in texts(at)
 
 
 # --- Rescale ----------------------------------------------------------------------------------------------------------

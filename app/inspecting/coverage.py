@@ -26,7 +26,7 @@ def draw(shown: Shown) -> None:
     for remark in (*model.sites.remarks, *model.checkpoint.remarks):
         plain(remark)
     st.markdown(f":small[:gray[{_never(shown)}]]")
-    refusals = lines(model.sites.refusals)
+    refusals = lines((*model.sites.refusals, *cached.feed_forward_refusals(model)))
     left_alone = int((shown.decision.fate >= ZERO).sum())
     if left_alone <= MOST:
         refusals += [f"{r.what}: {r.reason}" for r in shown.decision.refusals]
@@ -67,7 +67,8 @@ def _without_ratio(shown: Shown) -> list[str]:
             for side, value in zip(SIDES[row.pair], (row.left, row.right))
             if value == 0 or not np.isfinite(value)
         ]
-        said.append(f"{row.name}{f' KV group {row.group}' if unit_of(row.pair, row.block) == 'KV group' else ''}: its {' and its '.join(sides)}, so it has no ratio")
+        group = f" KV group {row.group}" if unit_of(row.pair, row.block) == "KV group" else ""
+        said.append(f"{row.name}{group}: its {' and its '.join(sides)}, so it has no ratio")
     return said
 
 

@@ -80,7 +80,8 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     if _function_config(before) != _function_config(after):
         return _different(["config.json differs in more than names and versions."], before, found.n_changed, sites)
     # those of the pairs that changed: the others, refused or not, do not matter, and their proof is the one a rescale kept
-    pairs = searched({sites[name].key.pair for name in found.changed_sites})
+    changed = {sites[name].key.pair for name in found.changed_sites}
+    pairs = changed | set(searched(changed))
     proof = prove(before, sites.only(lambda site: site.key.pair in pairs), progress)
     unproved = sorted({label(sites[name]) for name in found.changed_sites if not proof.covers(sites[name])})
     if unproved:
