@@ -52,7 +52,7 @@ def _prepare(spec: Spec) -> Facts:
     import torch
 
     from wisca_core.comparison.models import language_model_class, model_config
-    from wisca_core.equivalence.proof import prove
+    from wisca_core.equivalence.proof import prove, proved_only
     from wisca_core.training.live import seen_as_checkpoint
 
     config = model_config(spec)
@@ -68,7 +68,8 @@ def _prepare(spec: Spec) -> Facts:
     if whole:
         raise UnknownArchitecture(f"model: {whole.reason}")
     proof = prove(checkpoint, found)
-    if not proof.passed:
+    found = proved_only(found, proof)
+    if not found.sites:
         raise ProofFailed(f"model: the rule {found.family} did not pass its proof on a miniature: {proof.reason}")
     _check_arms(spec, found.sites, found.refusals, checkpoint)
     if spec.model.source in ("shrunk", "whole", "lora"):

@@ -21,7 +21,7 @@ from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Refusal, Site, Sites
 from wisca_core.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, TensorInfo
-from wisca_core.equivalence.proof import Proof, prove
+from wisca_core.equivalence.proof import Proof, label, prove
 from wisca_core.errors import NothingToRescale, PlanMismatch, ProofFailed, UnknownArchitecture
 from wisca_core.training import distributed, lora
 from wisca_core.training.choices import Choices
@@ -118,20 +118,31 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     columns = tuple(c for c in columns if c.site in names)
     if not kept:
         _refuse(found, refused, checkpoint)
-    used = {leg.tensor for site in kept for leg in site.legs} | {n for c in columns for n in c.names}
-    parameters = {name: p for name, p in parameters.items() if name in used}
     replicated = replicated or any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in parameters.values())
     groups = distributed.agreement_groups(model, parameters.values(), replicated)
     proof = None
     if any(site.key.pair != "lora" for site in kept):
         proof = distributed.once(lambda: prove(checkpoint, found), groups)
-        if not proof.passed:
+        kept, unproved = _proved(kept, proof)
+        if unproved and not any(site.key.pair != "lora" for site in kept):
             raise ProofFailed(
                 f"{found.model_type}: the rule {found.family} did not pass its proof on a miniature: {proof.reason} "
                 "The model is unchanged."
             )
+        refused += unproved
+        names = {site.name for site in kept}
+        columns = tuple(c for c in columns if c.site in names)
+    used = {leg.tensor for site in kept for leg in site.legs} | {n for c in columns for n in c.names}
+    parameters = {name: p for name, p in parameters.items() if name in used}
     sites = Sites(found.family, found.model_type, found.attention, tuple(kept), tuple(refused), found.remarks + twice)
     return Live(model, checkpoint, sites, parameters, {n: places[n] for n in parameters}, columns, groups, proof)
+
+
+def _proved(kept: list[Site], proof: Proof) -> tuple[list[Site], list[Refusal]]:
+    """The sites whose rule was proved (rank channels need no proof of the base), and why the others are left alone."""
+    reasons = dict(proof.refused)
+    fit = [site for site in kept if site.key.pair == "lora" or proof.covers(site)]
+    return fit, [Refusal(s.name, reasons.get(label(s), proof.reason)) for s in kept if s not in fit]
 
 
 def seen_as_checkpoint(model: nn.Module) -> tuple[Checkpoint, Sites]:
