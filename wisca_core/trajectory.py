@@ -4,8 +4,7 @@ A folder of checkpoints (``checkpoint-500``, ``step_1000``, ``iter_0002000``, ..
 other; each is read once, and kept in WISCA_HOME/measurements like any other model. Labels are checked against what the
 checkpoints say themselves.
 
-Not covered: distributed checkpoints (their metadata is code; convert them first), Lightning's .ckpt files, optimiser
-state.
+Not covered: feed-forward pairs, optimiser state.
 """
 
 import json
@@ -20,10 +19,10 @@ import numpy as np
 import pandas as pd
 import xxhash
 
-from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Refusal
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.checkpoint.untrusted import open_regular, read_exactly, shown
+from wisca_core.equivalence.discovery import sites_of
 from wisca_core.errors import UnreadableInput, UnsafeInput, WiscaError
 from wisca_core.patterns.blocks import titles
 from wisca_core.patterns.store import cached, measured, n_bytes_to_read
@@ -156,7 +155,7 @@ def bytes_to_read(checkpoints: Sequence[Labelled]) -> int:
     for labelled in checkpoints:
         try:
             checkpoint = open_checkpoint(labelled.path)
-            sites = find_sites(checkpoint)
+            sites = sites_of(checkpoint)
             total += 0 if cached(checkpoint, sites) is not None else n_bytes_to_read(checkpoint, sites)
         except WiscaError:
             continue
@@ -182,7 +181,7 @@ def trajectory(folder: str | Path, progress: Progress = silent) -> Trajectory:
         progress("measuring checkpoints", k, len(labelled))
         try:
             checkpoint = open_checkpoint(one.path)
-            sites = find_sites(checkpoint)
+            sites = sites_of(checkpoint)
             whole = next((r.reason for r in sites.refusals if r.what == "model"), "")
             if whole or not sites.sites:
                 refusals.append(Refusal(one.label, whole or "no pair in it can be measured"))
