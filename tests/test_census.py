@@ -86,13 +86,13 @@ def test_counts_and_reasons_over_types(made):
     found = coverage([*made.values(), missed, kept.entry("gpt2")])
     assert (found.n_types, found.n_reached, found.n_open) == (6, 4, 1)
     assert {v: found.n("qk", v) for v in (PROVED, REFUSED, NOT_REACHED, OPEN)} == {PROVED: 1, REFUSED: 3, NOT_REACHED: 1, OPEN: 1}
-    assert (found.n("vo"), found.n("mlp")) == (2, 2)
+    assert (found.n("vo"), found.n("mlp")) == (2, 3)
     by_reason = {(pair, r.text): r.model_types for pair, r in found.reasons}
     assert next(names for (pair, text), names in by_reason.items() if pair == "qk" and "norm without weights" in text) == ("nanochat",)
     assert not any("bert" in names for names in by_reason.values())
     assert [(r.text, r.model_types) for r in found.not_reached] == [("it took longer than 1 s", ("bert",))]
     assert found.sentence == (
-        "Of 5 architectures, QK is exact on 1, VO on 2 and the MLP pair on 2; the others are refused by name, and 1 was not "
+        "Of 5 architectures, QK is exact on 1, VO on 2 and the MLP pair on 3; the others are refused by name, and 1 was not "
         "reached. 1 more was not proved here yet."
     )
 

@@ -567,7 +567,7 @@ def test_an_architecture_without_a_rule_is_refused_by_name():
     from transformers import MambaConfig, MambaForCausalLM
 
     model = MambaForCausalLM(MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1, state_size=4))
-    with pytest.raises(UnknownArchitecture, match='model_type "mamba" has no site rule'):
+    with pytest.raises(UnknownArchitecture, match="mamba: the model has no attention"):
         rescale_(model)
 
 
