@@ -169,7 +169,10 @@ def curves_finding(report: Report | None, gaps: pd.DataFrame, names: dict[str, s
     """The chart's title, computed."""
     if report is None or not len(gaps):
         return "Loss and its paired difference so far"
-    clear = [e for e in report.main if e.loss.n >= 4 and not e.loss.spans_zero and not e.loss.is_nothing]
+    apart = [e for e in report.main if e.loss.n >= 4 and not e.loss.spans_zero and not e.loss.is_nothing]
+    clear = [e for e in apart if e.p_corrected < 0.05]
+    if apart and not clear:
+        return f"At the end no arm can be told from the baseline, once corrected for {len(report.main)} comparisons"
     if not clear:
         return "At the end no arm can be told from the baseline" if report.grade != "none" else "Loss and its paired difference"
     return f"{words.plural(len(clear), 'arm')} of {len(report.main)} ends apart from the baseline" if len(clear) == 1 else (
