@@ -363,7 +363,7 @@ def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = T
             worst, where = found.max_rel, f"{name}, {found.worst_case}"
         if not found.max_rel <= TOLERANCE:
             reason = f"the outputs differ by {found.max_rel:.1e} relative ({where}); {TOLERANCE:.0e} is the bound."
-            refused |= dict.fromkeys(by_label, reason)
+            refused = dict.fromkeys(by_label, reason) | refused  # what failed by itself keeps its own reason
             break
     progress("proving the rule on a miniature", total, total)
     proved = tuple(name for name in by_label if name not in refused)
