@@ -188,7 +188,7 @@ def test_final_weights_are_a_model_folder(tmp_path, small):
 
 def test_a_worker_killed_in_mid_run_and_then_the_whole_comparison_lose_nothing(tmp_path, small):
     """kill -9 on the worker, then on the process that runs the comparison, then --resume: the numbers of an unbroken run."""
-    spec = small(steps=240, seeds=(1,), evaluate_every=60, log_every=10)
+    spec = small(steps=600, seeds=(1,), evaluate_every=60, log_every=10)
     whole = train_all(tmp_path / "whole", spec)
     path = folder.create(tmp_path / "broken", spec)
     # started from elsewhere, so that nothing here is its parent
