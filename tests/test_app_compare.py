@@ -86,11 +86,43 @@ def test_start_creates_the_folder_and_asks_for_the_very_job(monkeypatch):
     at.button(key="compare start").click().run()
     assert not at.exception
     place = folder.every()[0]
-    assert asked == [("compare", {"comparison": str(place), "workers": None})]
+    assert asked == [("compare", {"comparison": str(place), "workers": None, "executor": "auto"})]
     spec = folder.read(place).spec
     assert [arm.name for arm in spec.arms] == ["baseline", "wisca", "placebo"]
     assert (spec.steps, spec.seeds, spec.optimiser.learning_rates, spec.optimiser.warmup_steps) == (300, (1, 2, 3, 4), (0.001, 0.003), 30)
     assert at.query_params["comparison"] in (place.name, [place.name])
+
+
+def test_the_way_of_training_is_chosen_and_said(monkeypatch):
+    asked = started(monkeypatch)
+    monkeypatch.setattr("wisca_core.comparison.ways.cores", lambda: 2)
+    at = page(comparison="new")
+    assert "Time is for 2 processes of one thread," in texts(at)
+    at.selectbox(key="compare executor").set_value("replicas").run()
+    at.number_input(key="compare workers").set_value(3).run()
+    assert "Time is for 3 processes of one thread, up to 2 runs at once in each," in texts(at)
+    at.button(key="compare start").click().run()
+    assert asked == [("compare", {"comparison": str(folder.every()[0]), "workers": 3, "executor": "replicas"})]
+
+
+def test_a_way_that_cannot_train_the_model_is_refused_before_the_start():
+    at = page(comparison="new")
+    at.selectbox(key="compare model").set_value("lora").run()
+    at.selectbox(key="compare executor").set_value("replicas").run()
+    assert "they are adapters on a frozen model" in texts(at) and not [b for b in at.button if b.key == "compare start"]
+
+
+def test_a_cluster_is_asked_by_the_job_not_by_the_page(monkeypatch):
+    asked = started(monkeypatch)
+    monkeypatch.setattr("wisca_core.comparison.cluster.connect", lambda: pytest.fail("a page must not wait for a cluster"))
+    monkeypatch.setattr("app.comparing.asking.find_spec", lambda name: object())
+    at = page(comparison="new")
+    at.selectbox(key="compare executor").set_value("ray").run()
+    assert at.number_input(key="compare workers").disabled and "here, not for the cluster" in texts(at)
+    at.button(key="compare start").click().run()
+    assert asked[0][1]["executor"] == "ray"
+    monkeypatch.setattr("app.comparing.asking.find_spec", lambda name: None)
+    assert "On a Ray cluster" not in page(comparison="new").selectbox(key="compare executor").options
 
 
 @pytest.mark.parametrize(
@@ -210,7 +242,7 @@ def test_seeds_added_to_a_finished_comparison_mark_it_as_extended(monkeypatch):
     at = page(comparison=place.name)
     at.number_input(key="compare more").set_value(2).run()
     at.button(key="compare add").click().run()
-    assert not at.exception and asked == [("compare", {"comparison": str(place), "workers": None})]
+    assert not at.exception and asked == [("compare", {"comparison": str(place), "workers": None, "executor": "auto"})]
     assert folder.read(place).spec.seeds == (1, 2, 3, 4, 5, 6)
     at = page(comparison=place.name)
     assert "extended after looking" in texts(at) and "Extended after looking: 2 seeds were added" in texts(at)
@@ -337,13 +369,32 @@ def test_a_comparison_without_a_single_row_waits_for_its_first_curves():
         os.close(held)
 
 
+def test_the_time_left_does_not_count_starting_up_again():
+    place = fresh()
+    folder.write_status(place, "running", seconds=20.0)  # of which 18 passed before the first step
+    held = home.take_lock(place / "lock")
+    try:
+        for cell in folder.read(place).cells[:2]:
+            folder.write_cell_status(cell, state="running")
+            rows = [{"format": "wisca-metrics", "version": 1}, {"step": 0, "seconds": 0.0}, {"step": 10, "seconds": 2.0}]
+            (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        now = folder.read(place)
+        # two at a time, 10 steps in 2 seconds each: 780 of 800 steps are left at 10 a second
+        assert now.steps_per_second == 10 and now.seconds_left == 78
+        assert now.tokens_per_second == 10 * now.spec.batch_size * now.spec.data.context
+    finally:
+        os.close(held)
+    folder.write_status(place, "paused", seconds=20.0)
+    assert folder.read(place).steps_per_second == 1
+
+
 def test_a_comparison_that_was_never_started_can_be(monkeypatch):
     asked = started(monkeypatch)
     place = fresh()
     at = page(comparison=place.name)
     assert at.title[0].value == "Not started yet. 0 of 8 runs finished."
     at.button(key="compare resume").click().run()
-    assert asked == [("compare", {"comparison": str(place), "workers": None})]
+    assert asked == [("compare", {"comparison": str(place), "workers": None, "executor": "auto"})]
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The questions behind a comparison's spec: which model, which text, an arm of one's own. Each returns plain values as a spec has them."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import streamlit as st
@@ -21,7 +22,10 @@ _MODELS = {
 }  # fmt: skip
 _TEXTS = {"bundled": "Bundled: Python's own library", "text": "A text file", "jsonl": "A column of a JSONL file", "hub": "A data set of the hub"}
 _TOKENS = {"bytes": "Bytes", "tokenizer": "The model's tokenizer"}
-_DEVICES = {"auto": "Every GPU", "cpu": "CPU", "cuda": "One GPU"}
+_DEVICES = {"auto": "Every GPU", "cpu": "CPU", "cuda:0": "The first GPU"}
+_EXECUTORS = {
+    "auto": "As suits this machine", "processes": "One by one in each process", "replicas": "Several at once in each process", "ray": "On a Ray cluster",
+}  # fmt: skip
 _KINDS = {"balance": "Balance", "inverse": "Inverse", "placebo": "Placebo"}
 
 
@@ -50,7 +54,7 @@ def title(model: dict) -> str:
 
 
 def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
-    """The tables model, data and lora of a spec, batch_size, precision and device."""
+    """The tables model, data and lora of a spec, and batch_size."""
     model: dict[str, Any] = {"source": kind}
     out: dict[str, Any] = {}
     if kind in ("shrunk", "whole", "lora"):
@@ -71,11 +75,29 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
             out["lora"] = _lora(preset)
         context = st.number_input("Context", 8, 8192, preset.data.context, step=32, key=f"compare context {kind}", width=120, **KEPT)
         batch_size = st.number_input("Batch", 1, 1024, preset.batch_size, key=f"compare batch {kind}", width=110, **KEPT)
+    return {**out, "model": model, "data": _text(kind, preset, model) | {"context": int(context)}, "batch_size": int(batch_size)}
+
+
+def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
+    """precision, device and processes_per_cell of a spec; the executor; the number of processes, None for as many as fit the machine."""
+    out: dict[str, Any] = {}
+    with st.container(horizontal=True, gap="medium"):
+        executor = st.selectbox("Runs go", executors(), key="compare executor", format_func=_EXECUTORS.get, width=260, **KEPT,
+                                help="All runs of a comparison go the same way: their differences would hold a change of it too.")  # fmt: skip
+        workers = st.number_input("Processes", 1, 1024, None, key="compare workers", width=130, placeholder="one a core", disabled=executor == "ray", **KEPT)
         out["precision"] = st.selectbox("Precision", PRECISIONS, key="compare precision", width=140, **KEPT,
                                         help="Of a training step. Validation is always computed without rounding to bfloat16.")  # fmt: skip
         if cached.has_gpu():
-            out["device"] = st.selectbox("Device", ["auto", "cpu", "cuda"], key="compare device", width=110, format_func=_DEVICES.get, **KEPT)
-    return {**out, "model": model, "data": _text(kind, preset, model) | {"context": int(context)}, "batch_size": int(batch_size)}
+            out["device"] = st.selectbox("Device", list(_DEVICES), key="compare device", width=130, format_func=_DEVICES.get, **KEPT)
+        if kind in ("whole", "paper"):
+            out["processes_per_cell"] = int(st.number_input("Processes a run", 1, 64, 1, key="compare ranks", width=150, **KEPT,
+                                                            help="A model too large for one GPU is spread over several (FSDP2)."))  # fmt: skip
+    return out, executor, None if workers is None or executor == "ray" else int(workers)
+
+
+def executors() -> list[str]:
+    """Those that can be chosen here; Ray where it is installed."""
+    return [name for name in _EXECUTORS if name != "ray" or find_spec("ray") is not None]
 
 
 def _open_folder() -> str:

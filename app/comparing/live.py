@@ -1,4 +1,6 @@
-"""A comparison that runs: how far it is, its curves so far, and how to stop it. Looked at anew every two seconds."""
+"""A comparison that runs: how far it is, its curves so far, and how to stop it. Looked at anew every two seconds, at the
+start every second.
+"""
 
 import streamlit as st
 
@@ -19,13 +21,19 @@ def is_going(comparison: Comparison) -> bool:
 
 
 def draw(comparison: Comparison) -> None:
-    st.fragment(_watch, run_every=2.0)(str(comparison.path))
+    has_curve = _has_curve(comparison)
+    st.fragment(_watch, run_every=2.0 if has_curve else 1.0)(str(comparison.path), has_curve)
 
 
-def _watch(path: str) -> None:
+def _has_curve(comparison: Comparison) -> bool:
+    """Whether a validation loss after the one at step 0 is there."""
+    return any(cell.step >= comparison.spec.evaluation_steps for cell in comparison.cells)
+
+
+def _watch(path: str, had_curve: bool) -> None:
     with errors_as_messages("This comparison cannot be followed"):
         comparison = folder.read(path)
-        if not is_going(comparison):
+        if not is_going(comparison) or _has_curve(comparison) != had_curve:
             st.rerun()
         if not comparison.is_active:
             st.title("Starting: the first curves come in a few seconds.", anchor=False)

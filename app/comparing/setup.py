@@ -26,27 +26,30 @@ def draw() -> None:
         "The number of seeds is fixed before the start, because looking first and adding later misleads."
     )
     with errors_as_messages("This comparison cannot be started"):
-        spec = _chosen()
-        found = _estimate(spec)
+        spec, executor, workers = _chosen()
+        found = _estimate(spec, executor, workers)
         is_complete = spec.model.source != "paper" or _has_tokenizer(spec)
         if st.button("Start the comparison", type="primary", disabled=not (found.fits and is_complete), key="compare start"):
-            start(spec)
+            start(spec, executor, workers)
 
 
-def start(spec: Spec) -> None:
+def start(spec: Spec, executor: str = "auto", workers: int | None = None) -> None:
     place = folder.create(folder.new_place(spec.name), spec)
-    go_on(place)
+    go_on(place, executor, workers)
     state.note("comparison to show", place.name)
     st.rerun()
 
 
-def go_on(place: Path) -> None:
-    """Train what is not finished, in the background. Raises OutputRefused where that is being done."""
+def go_on(place: Path, executor: str = "auto", workers: int | None = None) -> None:
+    """Train what is not finished, in the background; "auto" is the way in which it began. Raises OutputRefused where that
+    is being done.
+    """
     title = f"Compare: {folder.read(place).spec.name}"
-    jobs.start("compare", {"comparison": str(place), "workers": None}, title, exclusive=f"compare {place}")
+    jobs.start("compare", {"comparison": str(place), "workers": workers, "executor": executor}, title, exclusive=f"compare {place}")
 
 
-def _chosen() -> Spec:
+def _chosen() -> tuple[Spec, str, int | None]:
+    """The spec, the executor, the number of processes."""
     with st.container(border=True):
         source = asking.source()
         preset = _preset(source)
@@ -54,6 +57,8 @@ def _chosen() -> Spec:
         above = st.container()  # which arms there are depends on the model, which is drawn below
         with st.expander("Model and text", key=f"compare_model_{source}", expanded=source not in ("decoder", "lora")):
             asked = asking.model_and_text(source, preset)
+        with st.expander("How the runs are trained", key=f"compare_how_{source}"):
+            trained, executor, workers = asking.how(source)
         with above:
             arms = _arms(source, preset, asked)
             with st.container(horizontal=True, gap="medium"):
@@ -74,9 +79,10 @@ def _chosen() -> Spec:
     arms = [{**asdict(arm), "every": arm.every and int(every)} for arm in arms]
     if optimiser == "sgd":  # its momentum follows a change of basis; the squares of the others cannot
         arms = [{**arm, "optimizer_state": "transport"} if arm["gram"] else arm for arm in arms]
-    return spec_from(
+    spec = spec_from(
         {
             **asked,
+            **trained,
             "name": f"{asking.title(asked['model'])}, {words.count(steps)} steps"[:120],
             "arms": [asdict(ARMS["baseline"]), *arms, *own],
             "steps": int(steps),
@@ -90,6 +96,7 @@ def _chosen() -> Spec:
             },
         }
     )
+    return spec, executor, workers
 
 
 def _preset(source: str) -> Spec:
@@ -127,8 +134,9 @@ def _rate(text: str) -> float | str:
         return text.strip()  # the spec says what is wrong with it
 
 
-def _estimate(spec: Spec) -> Estimate:
-    way = ways.choose(spec)
+def _estimate(spec: Spec, executor: str, workers: int | None) -> Estimate:
+    # a Ray cluster is asked for its size by the job; until then the time is that of this machine alone
+    way = ways.choose(spec, "auto" if executor == "ray" else executor, workers)
     found = estimate(spec, way.workers, cached.seconds_per_step, cached.comparison_facts(spec), way)
     with st.container(horizontal=True, gap="medium"):
         st.metric("Runs", words.count(found.n_cells), width=140)
@@ -148,7 +156,7 @@ def _estimate(spec: Spec) -> Estimate:
         f"{words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they did before "
         f"({found.spread_nats:.3f} nats{', small decoders' if not spec.model.is_trained_before else ''}).{f' With other lengths: {lengths}.' if lengths else ''} "
         f"{words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 conclude nothing, 4 to 7 are preliminary. "
-        f"Time is for {words.plural(found.workers, 'process', 'processes')}, {pace}.]]"
+        f"Time is for {way.in_words}{' here, not for the cluster' if executor == 'ray' else ''}, {pace}.]]"
     )
     if not found.is_measured:
         st.markdown(

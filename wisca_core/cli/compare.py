@@ -56,7 +56,7 @@ def train_and_report(place: Path, workers: int | None, json: bool, executor: str
     from wisca_core.comparison.reporting import write_report
     from wisca_core.comparison.ways import agreed
 
-    note(f"{place}: {in_words(agreed(folder.read(place), executor, workers))}; Ctrl-C pauses, --resume continues")
+    note(f"{place}: {agreed(folder.read(place), executor, workers).in_words}; Ctrl-C pauses, --resume continues")
     try:
         with bar() as progress:
             comparison = run(place, workers, progress, executor)
@@ -69,15 +69,6 @@ def train_and_report(place: Path, workers: int | None, json: bool, executor: str
     else:
         _say(comparison, report)
     return 0 if comparison.state == "done" and not any(c.state == "failed" for c in comparison.cells) else 1
-
-
-def in_words(way: "Way") -> str:
-    """ "2 processes of one thread", "2 processes on 2 GPUs, up to 16 runs at once in each"."""
-    where = f" on {len(way.gpus)} GPU{'' if len(way.gpus) == 1 else 's'}" if way.gpus else " of one thread"
-    each = f", up to {way.at_once} runs at once in each" if way.at_once > 1 else ", one run at a time in each" if way.at_once else ""
-    if way.executor == "ray":
-        return "the workers of a Ray cluster"
-    return f"{way.workers} process{'' if way.workers == 1 else 'es'}{where}{each}"
 
 
 def _named(out: Path | None) -> Path:
@@ -136,7 +127,7 @@ def _estimate(spec: Spec, way: "Way", json: bool) -> int:
     say(f"text    {text['n_train_tokens']:,} tokens for training (sha256 {text['sha256'][:16]}...)" if text else f"text    not at hand: {lacking}")
     basis = (f"{found.seconds_per_step * 1000:.0f} ms a step, measured just now" if found.is_measured else
              f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix product reaches here")  # fmt: skip
-    say(f"time    about {duration(found.seconds)} on {in_words(way)} ({basis}{', one run at a time' if way.gpus else ''})")
+    say(f"time    about {duration(found.seconds)} on {way.in_words} ({basis}{', one run at a time' if way.gpus else ''})")
     if not found.is_measured:
         say(f"gpu     about {duration(found.gpu_seconds)} for all runs one after the other, and {found.gpu_bytes / 1e9:.0f} GB a run, on a GPU that trains at "
             f"{GPU_FLOPS / 1e12:.0f} TFLOP/s: an assumption, nothing was run")  # fmt: skip

@@ -108,15 +108,26 @@ class Comparison:
         return sum(c.step if c.state == "failed" else self.spec.steps for c in self.cells)
 
     @property
+    def steps_per_second(self) -> float | None:
+        """Of all cells together. While some run: how many they are times the pace of a cell's own training, so that
+        starting up, which is not repeated for every step left, is not counted; else of the whole time.
+        """
+        n_running, own = sum(c.state == "running" for c in self.cells), sum(c.seconds for c in self.cells)
+        if self.is_active and n_running and own:
+            return n_running * self.steps_done / own or None
+        return self.steps_done / self.seconds if self.steps_done and self.seconds else None
+
+    @property
     def seconds_left(self) -> float | None:
         """At the pace so far; None before the first steps."""
-        return self.seconds * (self.steps_total - self.steps_done) / self.steps_done if self.steps_done and self.seconds else None
+        pace = self.steps_per_second
+        return (self.steps_total - self.steps_done) / pace if pace else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of all runs together, at the pace so far, starting up included."""
-        tokens = self.steps_done * self.spec.batch_size * self.spec.data.context
-        return tokens / self.seconds if tokens and self.seconds else None
+        """Of all cells together, at the same pace."""
+        pace = self.steps_per_second
+        return pace * self.spec.batch_size * self.spec.data.context if pace else None
 
 
 def create(path: str | Path, spec: Spec) -> Path:

@@ -41,6 +41,17 @@ class Way:
         first = worker * self.n_ranks % max(1, len(self.gpus) - self.n_ranks + 1)
         return self.gpus[first : first + self.n_ranks]
 
+    @property
+    def in_words(self) -> str:
+        """ "2 processes of one thread", "2 processes on 2 GPUs, up to 16 runs at once in each"."""
+        if self.executor == "ray":
+            return "the workers of a Ray cluster"
+        where = f" on {len(self.gpus)} GPU{'' if len(self.gpus) == 1 else 's'}" if self.gpus else " of one thread"
+        each = f", up to {self.at_once} runs at once in each" if self.at_once > 1 else ", one run at a time in each" if self.at_once else ""
+        ranks = f", {self.n_ranks} of them for each run" if self.n_ranks > 1 else ""
+        n = self.workers * self.n_ranks
+        return f"{n} process{'' if n == 1 else 'es'}{where}{each}{ranks}"
+
 
 def cores() -> int:
     """Cores this process may use."""
