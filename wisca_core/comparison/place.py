@@ -1,7 +1,7 @@
 """Where a cell is trained and in which precision: a device and the context of its training step.
 
 torch is imported inside functions: a machine without a GPU is known without it. What is done on CUDA here was written
-without a GPU at hand and has not been run on one.
+without a GPU at hand: it ran on a pretended one only (tests/pretend_gpu).
 """
 
 import os

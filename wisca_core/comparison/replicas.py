@@ -2,7 +2,7 @@
 
 A cell begins, is kept and resumes by the very code of a single one (``cell``), its arm acts on views of the stack, and
 its metrics have the same rows. On CUDA the step is captured as a graph once and replayed; that part was written without
-a GPU at hand and has not been run on one.
+a GPU at hand and ran on a pretended one only (tests/pretend_gpu).
 """
 
 import time

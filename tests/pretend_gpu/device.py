@@ -1,0 +1,145 @@
+"""A CUDA GPU that is none: tensors that say "cuda:0" and are computed on the CPU.
+
+It finds what breaks on every GPU and on no CPU: an operation that mixes the two places, a step that waits for the GPU or
+copies from the host while it is captured as a graph, a graph that is replayed with numbers of the step it was captured
+in, a checkpoint or a metric left on the GPU. It shows neither speed, nor the rounding of CUDA's kernels, nor that there
+is a kernel for everything, nor bfloat16: torch switches autocast off where it finds no GPU.
+"""
+
+import contextlib
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+GPU = torch.device("cuda:0")
+# Operations whose result is a number or a shape that only the GPU knows.
+_WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique")
+
+
+class OnGpu(torch.Tensor):
+    """``held``: the values, on the CPU."""
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype, device=GPU
+        )
+
+    def __init__(self, held: torch.Tensor):
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        with Gpu() as gpu:  # also on the engine's own threads
+            return gpu.__torch_dispatch__(func, types, args, kwargs)
+
+    # what torch reads from a tensor without asking __torch_dispatch__
+
+    @property
+    def data(self):
+        return OnGpu(self.held)
+
+    @data.setter
+    def data(self, new):
+        self.held = new.held
+
+    def data_ptr(self):
+        return self.held.data_ptr()
+
+    def untyped_storage(self):
+        return self.held.untyped_storage()
+
+    def tolist(self):
+        return self.to("cpu").tolist()
+
+    def numpy(self):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+
+
+class Gpu(TorchDispatchMode):
+    """While it is entered, tensors can be put on "cuda:0". ``waits``: how often its results were waited for."""
+
+    waits = 0
+    capturing: "Graph | None" = None
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs, name = dict(kwargs or {}), str(func).removeprefix("aten.")
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        here = [t for t in given if isinstance(t, OnGpu)]
+        wanted = kwargs.get("device")
+        to_gpu = bool(here) if wanted is None else torch.device(wanted).type == "cuda"
+        if name.startswith(("_to_copy", "copy_")):
+            to_gpu, source = (isinstance(args[0], OnGpu), args[1]) if name.startswith("copy_") else (to_gpu, args[0])
+            if isinstance(source, OnGpu) != to_gpu:
+                self._crosses(func, not to_gpu)
+        elif here and any(t.dim() for t in given if not isinstance(t, OnGpu)):
+            raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})")
+        elif here and name.startswith(_WAITS):
+            self._crosses(func, True)
+        if wanted is not None:
+            kwargs["device"] = torch.device("cpu")
+        plain, plain_kwargs = tree_map_only(OnGpu, lambda t: t.held, (args, kwargs))
+        out = func(*plain, **plain_kwargs)
+        if name.startswith("_local_scalar_dense"):
+            return out
+        known = {id(t.held): t for t in here}  # an operation in place returns the very tensor it was given
+        if Gpu.capturing is not None and to_gpu:
+            Gpu.capturing.keep(func, plain, plain_kwargs, here, out)
+        return tree_map_only(torch.Tensor, lambda t: known[id(t)] if id(t) in known else OnGpu(t) if to_gpu else t, out)
+
+    def _crosses(self, func, down: bool) -> None:
+        Gpu.waits += down
+        if Gpu.capturing is not None:
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({func})")
+
+
+class Graph:
+    """In place of torch.cuda.CUDAGraph: the operations, done again on the very memory they were captured with."""
+
+    captured = 0
+
+    def __init__(self):
+        self._operations = []
+
+    def keep(self, func, args, kwargs, here, out) -> None:
+        held = {id(t.held) for t in here}
+        # a number of the CPU is part of a captured kernel for good
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t if id(t) in held else t.clone(), (args, kwargs))
+        self._operations.append((func, args, kwargs, [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]))
+
+    def replay(self) -> None:
+        for func, args, kwargs, before in self._operations:
+            for new, old in zip([t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)], before, strict=True):
+                if new.data_ptr() != old.data_ptr():
+                    old.copy_(new)
+
+
+@contextlib.contextmanager
+def _capture(graph: Graph):
+    Gpu.capturing = graph
+    try:
+        yield
+        Graph.captured += 1
+    finally:
+        Gpu.capturing = None
+
+
+class _Stream:
+    def __init__(self, *_):
+        pass
+
+    def wait_stream(self, other) -> None:
+        pass
+
+
+def install() -> None:
+    """Let this process, into which device.cpp was preloaded, have one GPU as far as this project asks for one."""
+    cuda = torch.cuda
+    cuda._lazy_init = lambda: None
+    cuda.Stream, cuda.current_stream, cuda.stream = _Stream, lambda *_: _Stream(), lambda _: contextlib.nullcontext()
+    cuda.CUDAGraph, cuda.graph = Graph, _capture
+    cuda.set_device, cuda.synchronize, cuda.empty_cache = lambda *_: None, lambda *_: None, lambda: None
+    cuda.mem_get_info = lambda *_: (8 << 30, 8 << 30)
+    # Module.to would set .data of a parameter of another class, which cannot be on this GPU; tied ones must stay tied
+    torch.__future__.set_swap_module_params_on_conversion(True)
