@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.optim.adamw import adamw
 
 from wisca_core.comparison.orthogonal import norms, orthogonalised
 
@@ -111,6 +112,7 @@ class Stack:
         self._rope: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._norm_eps, self._act = first.config.rms_norm_eps, first.model.layers[0].mlp.act_fn
         self._heads = (first.config.num_attention_heads, first.config.num_key_value_heads, first.model.layers[0].self_attn.head_dim)
+        self.coming: list[tuple[float, int]] = []
         # rows of numbers an update needs of each replica, in a place of their own so that a captured graph finds them
         self._numbers = torch.zeros((sum(_N_NUMBERS[g.kind] for g in self.groups), self.n), dtype=torch.float64, device=self.device)
 
@@ -188,7 +190,8 @@ class Stack:
 
     def set_rates(self, rates: Sequence[float], steps: Sequence[int]) -> None:
         """Learning rate and number (from 1) of each replica's coming update."""
-        columns = [[n for g in self.groups for n in _numbers(g, rate, step)] for rate, step in zip(rates, steps, strict=True)]
+        self.coming = list(zip(rates, steps, strict=True))
+        columns = [[n for g in self.groups for n in _numbers(g, rate, step)] for rate, step in self.coming]
         self._numbers.copy_(torch.tensor(columns, dtype=torch.float64).T)
 
     @torch.no_grad()
@@ -279,9 +282,17 @@ def _numbers(group: _Group, rate: float, step: int) -> tuple[float, ...]:
 
 
 def _adamw(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
-    decay, minus_rate, root = (n[:, None] for n in numbers.to(stack.dtype))
     values, gradient, mean, square = (b[:, group.start : group.stop] for b in (stack.values, stack.gradients, *stack.moments))
     beta1, beta2 = group.options["betas"]
+    if group.options.get("fused") and not stack.for_gpu:
+        # torch's kernel goes over memory once; a captured graph cannot take rates as numbers, so a GPU has the lines below
+        for r, (rate, step) in enumerate(stack.coming):
+            adamw(
+                [values[r]], [gradient[r]], [mean[r]], [square[r]], [], [torch.tensor(step - 1.0)], fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
+                lr=rate, weight_decay=group.options["weight_decay"], eps=group.options["eps"], maximize=False,
+            )  # fmt: skip
+        return
+    decay, minus_rate, root = (n[:, None] for n in numbers.to(stack.dtype))
     if group.options["weight_decay"]:
         values.mul_(decay)
     mean.lerp_(gradient, 1 - beta1)
