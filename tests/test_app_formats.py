@@ -1,6 +1,7 @@
 """The pages on what is no plain model: LoRA adapters, a base with its adapters, quantised checkpoints, GGUF."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,16 @@ def test_inspect_shows_an_adapter_by_layer_and_part(adapter):
     for norm in ("l2", "max", "mean"):
         at.segmented_control(key="shown_norm").set_value(norm).run()
         assert not at.exception
+
+
+def test_two_adapters_stand_side_by_side(adapter, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(adapter, other)
+    tensors = load_file(other / "adapter_model.safetensors")
+    save_file({n: t * (2 if "lora_A" in n else 1) for n, t in tensors.items()}, other / "adapter_model.safetensors", metadata={"format": "pt"})
+    at = page("", adapter, beside=str(other))
+    assert at.subheader[0].value == "The open model: A 1.41× in the median layer; beside it: A 2.8×"
+
 
 
 def test_rescale_plans_an_adapter_by_module_and_rank_channel(adapter):

@@ -285,6 +285,8 @@ def test_the_words_say_layout_rotation_norm_and_refusals():
     assert "one vector of gains shared by all heads, stored as gain - 1" in words and "channel i turns with i + half the width" in words
     assert "[q; k; v] one below the other" in "\n".join(rule_lines(families()["gpt2"]))
     assert "QK refused: q and k pass a norm without weights" in "\n".join(rule_lines(families()["nanochat"]))
+    latent = "\n".join(rule_lines(families()["deepseek_v3"]))
+    assert "where the config says `rope_interleave == False`: channel i turns with i + half the width" in latent and "Else: neighbouring channels" in latent
     assert known.short_rule(families()["mamba"]) == "refused" and known.short_rule(None) == "no rule"
 
 

@@ -66,7 +66,8 @@ def _draw(shown: Shown, other: str, theme: Theme) -> None:
     )  # fmt: skip
     chart(beside.beside(both, pair=shown.pair, theme=theme, names=names), "beside chart", f"Ratio over the layers of two models. {said}.")
     a, b = shown.model.sites.attention, opened.sites.attention
-    if (a.n_layers, a.n_heads, a.n_kv_heads) != (b.n_layers, b.n_heads, b.n_kv_heads):
+    # an adapter alone says nothing of heads
+    if a and b and (a.n_layers, a.n_heads, a.n_kv_heads) != (b.n_layers, b.n_heads, b.n_kv_heads):
         st.markdown(
             f":small[:gray[They are of different shapes: {words.plural(a.n_layers, 'layer')} and {words.count(b.n_layers)}, "
             f"{words.plural(a.n_heads, 'query head')} on {words.count(a.n_kv_heads)} and {words.count(b.n_heads)} on {words.count(b.n_kv_heads)}; "

@@ -198,10 +198,19 @@ def _layouts() -> dict[tuple, str]:
 
 
 def _rotation(part: Family, short: bool = False) -> str:
-    names = SHORT_ROTATIONS if short else ROTATIONS
-    if part.rope == "none":
-        return "no rotation" if short else "none, so every channel is free"
-    words = names.get(part.rope, "rotation as its config says" if short else f"by {part.rope}")
-    if part.rope in names and part.rope_width != "head_dim" and not part.latent:
-        words += " of a part" if short else f", the first {part.rope_width} channels; those behind are free"
-    return words if short or part.rope not in names else f"{words}; each pair shares a factor"
+    is_partial = part.rope_width != "head_dim" and not part.latent
+    if short:
+        words = SHORT_ROTATIONS.get(part.rope, "rotation as its config says")
+        return f"{words} of a part" if is_partial and part.rope in ROTATIONS else words
+    choice = re.fullmatch(r"'(\w+)' if (.+) else '(\w+)'", part.rope)
+    if choice:
+        first, condition, second = choice.groups()
+        return f"where the config says `{condition}`: {_turning(first)}. Else: {_turning(second)}"
+    behind = f"; the first {part.rope_width} channels, those behind are free" if is_partial and part.rope in ROTATIONS else ""
+    return _turning(part.rope) + behind
+
+
+def _turning(rope: str) -> str:
+    if rope == "none":
+        return "none, so every channel is free"
+    return f"{ROTATIONS[rope]}, and each pair shares a factor" if rope in ROTATIONS else f"as the config says by `{rope}`"
