@@ -84,7 +84,8 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
     with st.container(horizontal=True, gap="medium"):
         executor = st.selectbox("Runs go", executors(), key="compare executor", format_func=_EXECUTORS.get, width=260, **KEPT,
                                 help="All runs of a comparison go the same way: their differences would hold a change of it too.")  # fmt: skip
-        workers = st.number_input("Processes", 1, 1024, None, key="compare workers", width=130, placeholder="one a core", disabled=executor == "ray", **KEPT)
+        workers = st.number_input("Processes", 1, 1024, None, key="compare workers", width=150, placeholder="auto", disabled=executor == "ray", **KEPT,
+                                  help="Side by side; by default one a core, or one a GPU.")  # fmt: skip
         out["precision"] = st.selectbox("Precision", PRECISIONS, key="compare precision", width=140, **KEPT,
                                         help="Of a training step. Validation is always computed without rounding to bfloat16.")  # fmt: skip
         if cached.has_gpu():
