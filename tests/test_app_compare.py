@@ -13,7 +13,8 @@ from app.figures import compare
 from app.figures.template import DARK, LIGHT
 from wisca_core import home, jobs
 from wisca_core.comparison import folder, statistics
-from wisca_core.comparison.spec import ARMS, LORA_ARMS, Spec
+from wisca_core.comparison.presets import ARMS, LORA_ARMS
+from wisca_core.comparison.spec import Spec
 from wisca_core.errors import UnreadableInput
 
 DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"

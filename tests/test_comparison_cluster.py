@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from wisca_core.comparison import cluster, executor, folder, ways
 from wisca_core.comparison.cell import train
 from wisca_core.comparison.data import load_corpus
-from wisca_core.comparison.spec import ARMS, DataSpec, ModelSpec, OptimiserSpec, Spec, checked
+from wisca_core.comparison.presets import ARMS
+from wisca_core.comparison.spec import DataSpec, ModelSpec, OptimiserSpec, Spec
+from wisca_core.comparison.spec_checks import checked
 from wisca_core.errors import BadOption, DeviceMissing, OutputRefused
 
 TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]

@@ -22,8 +22,11 @@ from wisca_core.comparison.estimate import estimate, flops_per_step
 from wisca_core.comparison.models import build_model, build_optimisers
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.prepare import prepare
+from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, with_model
 from wisca_core.comparison.shrunk import shrunk_config
-from wisca_core.comparison.spec import ARMS, LORA_ARMS, PRESETS, Arm, DataSpec, LoraSpec, ModelSpec, OptimiserSpec, Spec, checked, spec_from, with_model
+from wisca_core.comparison.spec import Arm, DataSpec, LoraSpec, ModelSpec, OptimiserSpec, Spec
+from wisca_core.comparison.spec_checks import checked
+from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import HubError, PlanMismatch, SpecError, UnknownArchitecture, UnreadableInput
 
 SAMPLE = Path(__file__).parents[1] / "sample_runs" / "gqa-docs" / "checkpoint-3600"

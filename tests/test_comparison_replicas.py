@@ -21,8 +21,11 @@ from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.models import build_model, build_optimisers
 from wisca_core.comparison.orthogonal import iterated
 from wisca_core.comparison.place import Place
+from wisca_core.comparison.presets import ARMS
 from wisca_core.comparison.replicas import train_group
-from wisca_core.comparison.spec import ARMS, DataSpec, ModelSpec, OptimiserSpec, Spec, checked, spec_from
+from wisca_core.comparison.spec import DataSpec, ModelSpec, OptimiserSpec, Spec
+from wisca_core.comparison.spec_checks import checked
+from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.comparison.stack import Stack, why_not
 from wisca_core.errors import BadOption, DeviceMissing, PlanMismatch, SpecError
 

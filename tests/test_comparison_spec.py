@@ -5,7 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from wisca_core.comparison.spec import ARMS, FORMAT, PRESETS, VERSION, ModelSpec, Spec, checked, coinciding, load_spec, spec_from
+from wisca_core.comparison.presets import ARMS, PRESETS, coinciding
+from wisca_core.comparison.spec import FORMAT, VERSION, ModelSpec, Spec
+from wisca_core.comparison.spec_checks import checked
+from wisca_core.comparison.spec_reading import load_spec, spec_from
 from wisca_core.errors import SpecError, UnreadableInput
 
 

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from wisca_core.comparison import folder, statistics
+from wisca_core.comparison.presets import ARMS
 from wisca_core.comparison.reporting import write_report
-from wisca_core.comparison.spec import ARMS, OptimiserSpec, Spec
+from wisca_core.comparison.spec import OptimiserSpec, Spec
 from wisca_core.comparison.statistics import bootstrap, first_reach, holm, paired, seeds_to_narrow, seeds_to_see, signed
 from wisca_core.errors import UnequalStart
 

@@ -22,7 +22,9 @@ from wisca_core.comparison.cell import CellFailed, train
 from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.models import build_model, build_optimisers, learning_rate
 from wisca_core.comparison.prepare import prepare
-from wisca_core.comparison.spec import ARMS, FORMAT, VERSION, Arm, DataSpec, ModelSpec, OptimiserSpec, Spec, checked
+from wisca_core.comparison.presets import ARMS
+from wisca_core.comparison.spec import FORMAT, VERSION, Arm, DataSpec, ModelSpec, OptimiserSpec, Spec
+from wisca_core.comparison.spec_checks import checked
 from wisca_core.comparison.worker import _reason
 from wisca_core.errors import OutputRefused, PlanMismatch, SpecError, UnreadableInput
 

@@ -10,8 +10,8 @@ from app.following import explain, latest
 from app.messages import errors_as_messages, plain
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.paper import SETUPS
-from wisca_core.comparison.spec import Spec, for_scale
+from wisca_core.comparison.paper import SETUPS, for_scale
+from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.statistics import Report
 
 _STOPPED = {

@@ -13,7 +13,9 @@ from app.messages import errors_as_messages, plain
 from wisca_core import jobs
 from wisca_core.comparison import folder, ways
 from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, estimate
-from wisca_core.comparison.spec import ARMS, LORA_ARMS, OPTIMISERS, PRESETS, Arm, Spec, coinciding, spec_from
+from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, coinciding
+from wisca_core.comparison.spec import OPTIMISERS, Arm, Spec
+from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import SpecError
 
 _PRESETS = {"default": "Default", "rates": "Three learning rates", "thorough": "Thorough"}

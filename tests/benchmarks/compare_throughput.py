@@ -20,7 +20,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from queue import Queue
 
-from wisca_core.comparison.spec import PRESETS, ModelSpec, Spec
+from wisca_core.comparison.presets import PRESETS
+from wisca_core.comparison.spec import ModelSpec, Spec
 from wisca_core.comparison.ways import AT_ONCE, cores
 
 MODELS = {"default": ModelSpec(), "wide": ModelSpec(width=128, mlp_width=384)}  # both of 4 layers, 8 query heads on 1 KV head

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from wisca_core.cli.terminal import CANCELLED, bar, document, note, say, table
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.spec import PRESETS, Spec, for_scale, load_spec, spec_from, with_model
+from wisca_core.comparison.paper import for_scale
+from wisca_core.comparison.presets import PRESETS, with_model
+from wisca_core.comparison.spec import Spec
+from wisca_core.comparison.spec_reading import load_spec, spec_from
 from wisca_core.errors import BadOption, OutputRefused, SpecError, UnreadableInput
 
 if TYPE_CHECKING:

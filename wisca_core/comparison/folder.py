@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from wisca_core import home
-from wisca_core.comparison.spec import FORMAT, VERSION, Spec, spec_from
+from wisca_core.comparison.spec import FORMAT, VERSION, Spec
+from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import OutputRefused, SpecError, UnreadableInput
 
 CORPUS, EXECUTOR, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (

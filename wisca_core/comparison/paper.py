@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wisca_core.comparison.spec import Spec
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -60,3 +62,14 @@ SETUPS: Mapping[str, Setup] = {
         ((1.5497, 4.76), (1.5141, 4.60)),
     ),
 }  # fmt: skip
+
+
+def for_scale(spec: Spec) -> str:
+    """The paper's figure that stands beside a result of this kind."""
+    if spec.model.source == "lora":
+        return "For scale: the paper's differences with LoRA are −0.007 nats on Alpaca and −0.001 on MetaMath."
+    if spec.model.source == "paper":
+        (base, _), (with_it, _) = SETUPS[spec.model.setup].paper
+        change = f"{with_it - base:.3f}".replace("-", "−")
+        return f"The paper reports {change} nats of training loss for {SETUPS[spec.model.setup].title} with settings of its own."
+    return "For scale: the paper's difference on TinyLlama 1.1B is −0.044 nats."

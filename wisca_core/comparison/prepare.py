@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from wisca_core.architecture.site import Refusal, Site
 from wisca_core.comparison.data import N_TOKENS
 from wisca_core.comparison.paper import SETUPS
-from wisca_core.comparison.spec import Arm, Spec, refuse_coinciding
+from wisca_core.comparison.spec import Arm, Spec
+from wisca_core.comparison.spec_checks import refuse_coinciding
 from wisca_core.errors import ConfigMismatch, NothingToRescale, ProofFailed, SpecError, UnknownArchitecture
 
 # a vocabulary that may be one of bytes

@@ -61,7 +61,7 @@ def cores() -> int:
 def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cells: int | None = None) -> Way:
     """``n_cells``: those still to train. Raises BadOption, DeviceMissing.
 
-    >>> from wisca_core.comparison.spec import PRESETS
+    >>> from wisca_core.comparison.presets import PRESETS
     >>> choose(PRESETS["default"], "replicas", workers=2).at_once
     2
     """

@@ -1,0 +1,88 @@
+"""Arms and comparisons with a name: what may be asked for in one word."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wisca_core.comparison.paper import SETUPS
+from wisca_core.comparison.spec import ARM_PAIRS, Arm, DataSpec, ModelSpec, OptimiserSpec, Spec
+from wisca_core.comparison.spec_checks import checked, effect, partition_by_spec
+from wisca_core.errors import SpecError
+
+# Names with a meaning of their own: an arm may be written as one of these words.
+ARMS: dict[str, Arm] = {
+    "baseline": Arm("baseline", kind="none"),
+    "wisca": Arm("wisca"),
+    "init_only": Arm("init_only", every=None),
+    "qk_only": Arm("qk_only", pairs=("qk",)),
+    "vo_only": Arm("vo_only", pairs=("vo",)),
+    "group": Arm("group", granularity="group"),
+    "channel": Arm("channel", granularity="channel"),
+    "l2": Arm("l2", norm="l2"),
+    "state_left": Arm("state_left", optimizer_state="leave"),
+    # Adam's squares of single gradients cannot follow a change of basis, so the state stays as it is
+    "gram": Arm("gram", optimizer_state="leave", gram=True),
+    "placebo": Arm("placebo", kind="placebo"),
+    "inverse": Arm("inverse", kind="inverse"),
+}
+# The same for adapters on a frozen base, which therefore is balanced once and stays so.
+LORA_ARMS: dict[str, Arm] = {
+    "baseline": ARMS["baseline"],
+    "lora_ab": Arm("lora_ab", pairs=("lora",)),
+    "base": Arm("base", every=None),
+    "base_and_ab": Arm("base_and_ab", pairs=ARM_PAIRS),
+    "lora_gram": Arm("lora_gram", pairs=("lora",), optimizer_state="leave", gram=True),
+    "lora_channel": Arm("lora_channel", pairs=("lora",), granularity="channel"),
+    "lora_placebo": Arm("lora_placebo", kind="placebo", pairs=("lora",)),
+}
+KNOWN_ARMS = ARMS | LORA_ARMS
+
+# The arms of a comparison that names none.
+BASE = ("baseline", "wisca", "qk_only", "inverse")
+LORA_BASE = ("baseline", "lora_ab", "base", "lora_gram", "lora_placebo")
+
+
+def _of_paper(name: str) -> Spec:
+    return Spec(
+        name, ModelSpec(source="paper", setup=name), DataSpec("hub", "hub:roneneldan/TinyStories", tokens="tokenizer", context=512),
+        OptimiserSpec(learning_rates=(4e-4,), warmup_steps=500), (ARMS["baseline"], replace(ARMS["wisca"], every=250)),
+        steps=20_000, batch_size=8,
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Spec] = {
+    "default": Spec("default", arms=tuple(ARMS[name] for name in BASE)),
+    "rates": Spec("rates", arms=tuple(ARMS[name] for name in BASE), optimiser=OptimiserSpec(learning_rates=(5e-4, 1e-3, 2e-3))),
+    "thorough": Spec(
+        "thorough", arms=tuple(ARMS[n] for n in (*BASE, "init_only", "vo_only", "placebo")), seeds=tuple(range(1, 9)), steps=2400
+    ),
+    "lora": Spec(
+        "lora", ModelSpec(source="lora"), DataSpec(tokens="tokenizer"), OptimiserSpec(learning_rates=(1e-3,), warmup_steps=20, weight_decay=0.0),
+        tuple(LORA_ARMS[name] for name in LORA_BASE), steps=300, detect_nats=0.007,
+    ),
+    **{name: _of_paper(name) for name in SETUPS},
+}  # fmt: skip
+
+
+def with_model(spec: Spec, model: str | Path | None) -> Spec:
+    """A preset with the folder it leaves open: the model of LoRA, the tokenizer of a set-up of the paper. Raises SpecError.
+    """
+    if model is not None and spec.model.source == "paper":
+        return checked(replace(spec, data=replace(spec.data, tokenizer=str(Path(model).absolute()))))
+    if model is not None and spec.model.source == "decoder":
+        raise SpecError("model", str(model), "nothing: this preset has a model of its own")
+    return checked(replace(spec, model=replace(spec.model, path=str(Path(model).absolute()))) if model is not None else spec)
+
+
+def coinciding(name: str, spec: Spec, partition: Callable[[Arm], Any] | None = None) -> str:
+    """The name of an earlier known arm that does the same in this comparison, "" where there is none."""
+    arms = LORA_ARMS if spec.model.source == "lora" else ARMS
+    use = partition or partition_by_spec(spec)
+    wanted = effect(arms[name], spec, use)
+    for other, arm in arms.items():
+        if other == name:
+            return ""
+        if effect(arm, spec, use) == wanted:
+            return other
+    return ""

@@ -1,0 +1,139 @@
+"""Whether the parts of a spec fit together: sizes that divide, paths that are there to be read, arms that differ.
+
+What a field by itself may be is ``spec_reading``'s.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from wisca_core.architecture.site import DEFAULT_PAIRS
+from wisca_core.comparison.paper import SETUPS
+from wisca_core.comparison.spec import Arm, DataSpec, ModelSpec, Spec
+from wisca_core.errors import SpecError
+
+
+def checked(spec: Spec) -> Spec:
+    """The same spec, once everything in it fits together. Raises SpecError."""
+    d, o = spec.data, spec.optimiser
+    _check_model(spec.model, d)
+    if d.source == "hub":
+        if not d.path.startswith("hub:"):
+            raise SpecError("data.path", d.path, "hub:owner/name[@revision], because data.source is hub")
+    elif d.source != "bundled" and (not d.path or d.path.startswith("hub:")):
+        raise SpecError("data.path", d.path, f"the path of a file, because data.source is {d.source}")
+    if o.warmup_steps >= spec.steps and o.schedule == "cosine" and o.warmup_steps:
+        raise SpecError("optimiser.warmup_steps", o.warmup_steps, f"fewer than steps = {spec.steps}")
+    if not o.learning_rates or len(set(o.learning_rates)) < len(o.learning_rates):
+        raise SpecError("optimiser.learning_rates", list(o.learning_rates), "one rate or more, each once")
+    if not spec.seeds or len(set(spec.seeds)) < len(spec.seeds):
+        raise SpecError("seeds", list(spec.seeds), "one seed or more, each once")
+    if spec.evaluate_every > spec.steps:
+        raise SpecError("evaluate_every", spec.evaluate_every, f"at most steps = {spec.steps}")
+    if spec.batch_size % spec.processes_per_cell:
+        raise SpecError("processes_per_cell", spec.processes_per_cell, f"a divisor of batch_size = {spec.batch_size}")
+    _check_arms(spec)
+    return spec
+
+
+# Fields that mean something for each source of a model; the others have to keep their default.
+_DECODER = ("width", "n_layers", "n_heads", "n_kv_heads", "mlp_width", "init_std")
+_USED = {
+    "decoder": _DECODER,
+    "paper": ("setup",),
+    "shrunk": ("path", "width", "n_layers"),
+    "whole": ("path", "weights"),
+    "lora": ("path",),
+}
+
+
+def _check_model(m: ModelSpec, d: DataSpec) -> None:
+    used = _USED[m.source]
+    for name in (f.name for f in fields(ModelSpec)):
+        if name != "source" and name not in used and getattr(m, name) != getattr(ModelSpec, name):
+            raise SpecError(f"model.{name}", getattr(m, name), f"nothing: a model of source {m.source} has {', '.join(used)}")
+    if m.source == "decoder":
+        if m.width % m.n_heads:
+            raise SpecError("model.n_heads", m.n_heads, f"a divisor of width = {m.width}")
+        if (m.width // m.n_heads) % 2:
+            raise SpecError("model.n_heads", m.n_heads, f"a number that leaves an even head size (width / n_heads is {m.width // m.n_heads})")
+        if m.n_heads % m.n_kv_heads:
+            raise SpecError("model.n_kv_heads", m.n_kv_heads, f"a divisor of n_heads = {m.n_heads}")
+    elif m.source == "paper" and not m.setup:
+        raise SpecError("model.setup", m.setup, f"one of {', '.join(SETUPS)}")
+    elif m.source != "paper" and not m.path:
+        raise SpecError("model.path", m.path, f"a model folder, because model.source is {m.source}")
+    if m.path.startswith("hub:"):
+        raise SpecError("model.path", m.path, "a folder on this machine: open the model on Inspect first, which fetches it, and give that folder")
+    if d.tokens == "tokenizer" and m.source == "decoder" and not d.tokenizer:
+        raise SpecError("data.tokenizer", d.tokenizer, "a folder with a tokenizer: the small decoder has none of its own")
+
+
+def _check_arms(spec: Spec) -> None:
+    names = [arm.name for arm in spec.arms]
+    if len(set(names)) < len(names):
+        raise SpecError("arms", names, "each name once")
+    if sum(arm.kind == "none" for arm in spec.arms) != 1 or len(spec.arms) < 2:
+        raise SpecError("arms", names, 'exactly one arm of kind "none" (the baseline) and at least one other')
+    for i, arm in enumerate(spec.arms):
+        if arm.kind == "none":
+            continue
+        if arm.every is None and not arm.at_start:
+            raise SpecError(f"arms[{i}].at_start", arm.at_start, "true where every is left out; nothing would happen otherwise")
+        if arm.kind == "inverse" and not arm.at_start:
+            raise SpecError(f"arms[{i}].at_start", arm.at_start, "true for an inverse arm: it mirrors the balance at the start")
+        if "lora" in arm.pairs and spec.model.source != "lora":
+            raise SpecError(f"arms[{i}].pairs", list(arm.pairs), f"a list of {', '.join(DEFAULT_PAIRS)}; lora needs model.source = lora")
+        if arm.gram:
+            _check_gram(arm, i, spec.optimiser.name)
+    refuse_coinciding(spec, partition_by_spec(spec))
+
+
+def _check_gram(arm: Arm, i: int, optimiser: str) -> None:
+    if arm.optimizer_state == "transport" and optimiser != "sgd":
+        raise SpecError(f"arms[{i}].optimizer_state", "transport", f"leave, because {optimiser} keeps squares of single gradients, which no change of basis "
+                        "takes along; sgd may have transport")  # fmt: skip
+    if arm.kind != "balance":
+        raise SpecError(f"arms[{i}].gram", True, f"false for an arm of kind {arm.kind}")
+    if arm.exact or arm.strength != 1:
+        raise SpecError(f"arms[{i}].gram", True, "false with exact or a strength other than 1: a full change of basis has neither")
+    if not {"vo", "lora"} & set(arm.pairs):
+        raise SpecError(f"arms[{i}].gram", True, "false without vo or lora among its pairs: rotary positions leave QK no full change of basis")
+
+
+def partition_by_spec(spec: Spec) -> Callable[[Arm], Any]:
+    """What an arm's granularity comes to, as far as the spec says it without its model: one key/value head is one group."""
+    one_kv = spec.model.source == "decoder" and spec.model.n_kv_heads == 1
+    return lambda arm: "tensor" if one_kv and arm.granularity == "group" else arm.granularity
+
+
+def refuse_coinciding(spec: Spec, partition: Callable[[Arm], Any]) -> None:
+    """Raises SpecError for an arm that does what an earlier one does. ``partition``: what an arm's granularity comes to
+    in this model, equal for two that come to the same.
+    """
+    seen: dict[tuple, str] = {}
+    for i, arm in enumerate(spec.arms):
+        same = seen.setdefault(effect(arm, spec, partition), arm.name)
+        if same != arm.name:
+            raise SpecError(f"arms[{i}]", arm.name, f"an arm that differs from {same}; with this model and these steps both do the same")
+
+
+def effect(arm: Arm, spec: Spec, partition: Callable[[Arm], Any]) -> tuple:
+    """What an arm comes to: two arms with the same one are one arm."""
+    if arm.kind == "none":
+        return ("nothing",)
+    pairs = tuple(sorted(arm.pairs))
+    # a rescale after the last step moves nothing that is measured
+    every = None if arm.every is not None and arm.every >= spec.steps else arm.every
+    if spec.model.source == "lora":
+        if "lora" not in pairs and arm.kind == "balance":
+            every = None  # the base is frozen: balanced once, it stays so
+        if every is None:
+            pairs = tuple(p for p in pairs if p != "lora")  # B is zero at the start
+    if not pairs or (every is None and not arm.at_start) or (arm.kind == "balance" and arm.strength == 0):
+        return ("nothing",)
+    state = arm.optimizer_state
+    if every is None or (spec.optimiser.name == "sgd" and spec.optimiser.momentum == 0):
+        state = "leave"  # there is nothing to carry
+    arm = replace(arm, name="", every=every, pairs=pairs, optimizer_state=state)
+    return (arm.kind, every, arm.at_start, pairs, partition(arm), arm.norm, arm.strength, arm.exact, state, arm.gram)

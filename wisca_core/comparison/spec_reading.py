@@ -1,0 +1,257 @@
+"""A spec from a file or from plain values, checked field by field.
+
+A spec is a TOML or JSON file that begins with ``format = "wisca-comparison"`` and ``version = 1``. Every wrong value is a
+SpecError that names the field, the value and what is allowed.
+"""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES
+from wisca_core.comparison.paper import SETUPS
+from wisca_core.comparison.presets import BASE, KNOWN_ARMS, LORA_BASE
+from wisca_core.comparison.spec import (
+    ARM_PAIRS,
+    FORMAT,
+    KINDS,
+    MODELS,
+    MOST_BYTES,
+    OPTIMISERS,
+    PRECISIONS,
+    SCHEDULES,
+    SOURCES,
+    VERSION,
+    Arm,
+    DataSpec,
+    LoraSpec,
+    ModelSpec,
+    OptimiserSpec,
+    Spec,
+)
+from wisca_core.comparison.spec_checks import checked
+from wisca_core.errors import SpecError, UnreadableInput
+from wisca_core.plan.options import PLAN_NORMS
+
+MAX_SPEC_BYTES = 1 << 20
+
+
+# --- what a value may be ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``fits(value) -> bool``; ``allowed`` says the same in words."""
+
+    fits: Callable[[Any], bool]
+    allowed: str
+
+
+def _whole(low: int, high: int) -> Rule:
+    return Rule(
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high, f"a whole number from {low:,} to {high:,}"
+    )
+
+
+def _number(low: float, high: float, above: bool = False) -> Rule:
+    def fits(v: Any) -> bool:
+        is_number = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+        return is_number and (low < v if above else low <= v) and v <= high
+
+    return Rule(fits, f"a number {'above' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}")
+
+
+def _one_of(*values: str) -> Rule:
+    return Rule(lambda v: isinstance(v, str) and v in values, "one of " + ", ".join(values))
+
+
+_TEXT = Rule(lambda v: isinstance(v, str) and len(v) <= 4096 and "\0" not in v, "text of at most 4,096 characters")
+_YES_NO = Rule(lambda v: isinstance(v, bool), "true or false")
+_NAME = Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", v) is not None,
+             "a lower-case word of letters, digits and _ (at most 32)")  # fmt: skip
+_NOTE = Rule(lambda v: isinstance(v, str) and len(v) <= 2000 and "\0" not in v, "text of at most 2,000 characters")
+_DEVICE = Rule(lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", v) is not None, "auto, cpu, cuda or cuda:N")
+_EVERY = Rule(lambda v: v is None or _whole(1, 10**9).fits(v), "a whole number of steps from 1, or nothing for once at the start")
+
+_RULES: dict[type, dict[str, Rule]] = {
+    ModelSpec: {
+        "width": _whole(4, 65536),
+        "n_layers": _whole(1, 1000),
+        "n_heads": _whole(1, 1024),
+        "n_kv_heads": _whole(1, 1024),
+        "mlp_width": _whole(1, 10**6),
+        "init_std": _number(0, 1, above=True),  # what transformers takes
+        "source": _one_of(*MODELS),
+        "path": _TEXT,
+        "setup": _one_of("", *SETUPS),
+        "weights": _one_of("fresh", "continued"),
+    },
+    LoraSpec: {
+        "r": _whole(1, 4096),
+        "alpha": _number(0, 1e6, above=True),
+        "rslora": _YES_NO,
+        "init": _one_of("kaiming", "gaussian"),
+    },
+    DataSpec: {
+        "source": _one_of(*SOURCES),
+        "path": _TEXT,
+        "column": _TEXT,
+        "context": _whole(2, 131072),
+        "validation_windows": _whole(1, 100_000),
+        "tokens": _one_of("bytes", "tokenizer"),
+        "tokenizer": _TEXT,
+        "split": _TEXT,
+        "subset": _TEXT,
+        "max_bytes": _whole(0, MOST_BYTES),
+    },
+    OptimiserSpec: {
+        "name": _one_of(*OPTIMISERS),
+        "schedule": _one_of(*SCHEDULES),
+        "warmup_steps": _whole(0, 10**9),
+        "weight_decay": _number(0, 10),
+        "momentum": _number(0, 0.9999),
+        "clip": _number(0, 1e9, above=True),
+    },
+    Arm: {
+        "name": _NAME,
+        "kind": _one_of(*KINDS),
+        "every": _EVERY,
+        "at_start": _YES_NO,
+        "granularity": _one_of(*GRANULARITIES),
+        "norm": _one_of(*PLAN_NORMS),
+        "strength": _number(0, 1),
+        "exact": _YES_NO,
+        "optimizer_state": _one_of("transport", "leave"),
+        "gram": _YES_NO,
+    },
+    Spec: {
+        "name": Rule(lambda v: isinstance(v, str) and 0 < len(v) <= 120 and v.isprintable(), "printable text of 1 to 120 characters"),
+        "steps": _whole(1, 10**9),
+        "batch_size": _whole(1, 10**6),
+        "evaluate_every": _whole(0, 10**9),
+        "log_every": _whole(1, 10**9),
+        "save_weights": _YES_NO,
+        "detect_nats": _number(0, 100, above=True),
+        "note": _NOTE,
+        "device": _DEVICE,
+        "precision": _one_of(*PRECISIONS),
+        "processes_per_cell": _whole(1, 1024),
+    },
+}
+_RATE = _number(0, 100, above=True)
+_SEED = _whole(0, 10**9)
+_MODULE = Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,120}", v) is not None, "the name of a linear layer")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def load_spec(path: str | Path) -> Spec:
+    """The spec in a TOML or JSON file. Raises UnreadableInput, SpecError.
+
+    >>> load_spec("compare.toml").n_cells  # doctest: +SKIP
+    16
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_SPEC_BYTES:
+            raise UnreadableInput(f"{path} has {path.stat().st_size:,} bytes; a spec has at most {MAX_SPEC_BYTES:,}. Is it the right file?")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UnreadableInput(f"{path} cannot be read: {(error.strerror or str(error)).lower()}. Give a spec in TOML or JSON.") from error
+    except UnicodeDecodeError as error:
+        raise UnreadableInput(f"{path} is not text in UTF-8 (byte {error.start}); expected a spec in TOML or JSON.") from error
+    try:
+        document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableInput(f"{path} is neither TOML nor JSON: {error}.") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else None
+        raise UnreadableInput(f'{path} has format {str(found)[:60]!r}; a spec begins with format = "{FORMAT}" and version = {VERSION}.')
+    if document.get("version") != VERSION:
+        raise UnreadableInput(
+            f"{path} is {FORMAT} version {str(document.get('version'))[:20]}; version {VERSION} is read here. Update "
+            f"wisca to read a newer one."
+        )
+    spec = spec_from({k: v for k, v in document.items() if k not in ("format", "version")})
+    beside = path.parent
+    return replace(
+        spec,
+        model=replace(spec.model, path=_from(beside, spec.model.path)),
+        data=replace(spec.data, path=_from(beside, spec.data.path), tokenizer=_from(beside, spec.data.tokenizer)),
+    )
+
+
+def _from(beside: Path, path: str) -> str:
+    """A path of a spec is meant from where the spec lies."""
+    return path if not path or path.startswith("hub:") or Path(path).is_absolute() else str((beside / path).resolve())
+
+
+def spec_from(given: Mapping[str, Any]) -> Spec:
+    """A spec from plain values; what is missing has its default. Raises SpecError."""
+    given = dict(given)
+    parts: dict[str, Any] = {}
+    for name, kind in (("model", ModelSpec), ("data", DataSpec), ("optimiser", OptimiserSpec), ("lora", LoraSpec)):
+        parts[name] = _part(kind, given.pop(name, {}), f"{name}.")
+    is_lora = parts["model"].source == "lora"
+    parts["arms"] = _arms(given.pop("arms", list(LORA_BASE if is_lora else BASE)))
+    parts["seeds"] = _list(given.pop("seeds", list(Spec.seeds)), "seeds", _SEED)
+    spec = _part(Spec, given, "", parts)
+    return checked(spec)
+
+
+def _arms(given: Any) -> tuple[Arm, ...]:
+    if not isinstance(given, (list, tuple)):
+        raise SpecError("arms", given, "a list of names and tables")
+    out = []
+    for i, one in enumerate(given):
+        if isinstance(one, str):
+            if one not in KNOWN_ARMS:
+                raise SpecError(f"arms[{i}]", one, f"one of {', '.join(KNOWN_ARMS)}, or a table of its own")
+            out.append(KNOWN_ARMS[one])
+        elif isinstance(one, Mapping):
+            one = dict(one)
+            pairs = one.pop("pairs", list(DEFAULT_PAIRS))
+            if not isinstance(pairs, (list, tuple)) or not pairs or any(p not in ARM_PAIRS for p in pairs):
+                raise SpecError(f"arms[{i}].pairs", pairs, f"a list of {', '.join(ARM_PAIRS)}")
+            if "name" not in one:
+                raise SpecError(f"arms[{i}].name", "", _NAME.allowed)
+            out.append(_part(Arm, one, f"arms[{i}].", {"pairs": tuple(dict.fromkeys(pairs))}))
+        else:
+            raise SpecError(f"arms[{i}]", one, "the name of an arm, or a table")
+    return tuple(out)
+
+
+def _list(given: Any, name: str, rule: Rule) -> tuple:
+    if not isinstance(given, (list, tuple)):
+        raise SpecError(name, given, f"a list, each {rule.allowed}")
+    for i, one in enumerate(given):
+        if not rule.fits(one):
+            raise SpecError(f"{name}[{i}]", one, rule.allowed)
+    return tuple(given)
+
+
+def _part(kind: type, given: Any, prefix: str, parts: Mapping[str, Any] | None = None) -> Any:
+    if not isinstance(given, Mapping):
+        raise SpecError(prefix.rstrip("."), given, "a table")
+    values: dict[str, Any] = dict(parts or {})
+    known = {f.name for f in fields(kind)}
+    for name, value in given.items():
+        if name not in known or name in values:
+            raise SpecError(f"{prefix}{name}", value, f"no such field; there are {', '.join(sorted(known))}")
+        if name == "learning_rates":
+            values[name] = tuple(float(rate) for rate in _list(value, f"{prefix}{name}", _RATE))
+            continue
+        if name == "targets":
+            values[name] = _list(value, f"{prefix}{name}", _MODULE)
+            continue
+        rule = _RULES[kind][name]
+        if not rule.fits(value):
+            raise SpecError(f"{prefix}{name}", value, rule.allowed)
+        values[name] = float(value) if isinstance(getattr(kind, name, None), float) else value
+    return kind(**values)
