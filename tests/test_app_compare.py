@@ -13,6 +13,7 @@ from app.figures import compare
 from app.figures.template import DARK, LIGHT
 from wisca_core import home, jobs
 from wisca_core.comparison import folder, statistics
+from wisca_core.comparison.report import report
 from wisca_core.comparison.presets import ARMS, LORA_ARMS
 from wisca_core.comparison.spec import Spec
 from wisca_core.errors import UnreadableInput
@@ -70,12 +71,16 @@ def started(monkeypatch) -> list:
 
 def test_before_the_start_time_memory_and_seeds_are_said():
     at = page(comparison="new")
-    assert metric(at, "Runs") == "16" and metric(at, "Seeds needed") == "6"
+    assert metric(at, "Runs") == "16" and metric(at, "Seeds needed") == "8"
     # 16 runs of 1,200 steps at 0.05 s, and what evaluating adds, on the cores there are: minutes, not seconds
     assert "min" in metric(at, "Time, about") and metric(at, "Parameters") == "201 k"
     assert "4 seeds planned: fewer" in texts(at)
+    assert "0.044 nats per byte four times out of five (corrected for 3 comparisons) takes 8 seeds" in texts(at)
     at.number_input(key="compare seeds default").set_value(8).run()
     assert metric(at, "Runs") == "32" and "8 seeds planned: enough" in texts(at)
+    assert "nothing was measured at this length" not in texts(at)
+    at.number_input(key="compare steps default").set_value(60).run()
+    assert "nothing was measured at this length, size or unit, so it may be far off" in texts(at)
 
 
 def test_start_creates_the_folder_and_asks_for_the_very_job(monkeypatch):
@@ -217,8 +222,8 @@ def test_an_arm_of_ones_own_goes_along_and_one_that_does_what_another_does_is_na
 def test_the_effect_one_wants_to_see_decides_the_seeds(monkeypatch):
     at = page(comparison="new")
     at.number_input(key="compare effect default").set_value(0.02).run()
-    # spread 0.028 nats: (1.960 + 0.842)^2 (0.028 / 0.020)^2 = 15.4 for a known spread, and two more for the t distribution
-    assert metric(at, "Seeds needed") == "18" and "With other lengths:" in texts(at)
+    # spread 0.028 nats, 0.05 / 3: (2.394 + 0.842)^2 (0.028 / 0.020)^2 = 20.5 for a known spread, and three more for the t distribution
+    assert metric(at, "Seeds needed") == "24" and "With other lengths:" in texts(at)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -227,13 +232,13 @@ def test_the_effect_one_wants_to_see_decides_the_seeds(monkeypatch):
 def test_the_bundled_comparison_is_shown_first_with_the_sentence_that_may_be_quoted():
     at = page(comparison="sample-compare-gqa64")
     comparison = folder.read(SAMPLE)
-    report = statistics.report(comparison, folder.curves(comparison))
-    assert at.title[0].value.replace("\\", "") == report.sentence and report.sentence.startswith("Preliminary. ")
+    found = report(comparison, folder.curves(comparison))
+    assert at.title[0].value.replace("\\", "") == found.sentence and found.sentence.startswith("Preliminary. ")
     assert "One learning rate was tried" in texts(at) and "at least one of 3 intervals" in texts(at)
     assert len(at.get("plotly_chart")) == 4
     table = at.dataframe[0].value
     assert table["Arm"].tolist() == ["Baseline", "QK + VO, every 25", "QK only", "Inverse scaling"]
-    assert table["Better"].tolist()[1] == f"{report.effects[0].n_better} of 4"
+    assert table["Better"].tolist()[1] == f"{found.effects[0].n_better} of 4"
     assert not [b for b in at.button if b.key in ("compare add", "compare resume")]  # a sample stays as it is
 
 
@@ -247,6 +252,7 @@ def test_seeds_added_to_a_finished_comparison_mark_it_as_extended(monkeypatch):
     assert folder.read(place).spec.seeds == (1, 2, 3, 4, 5, 6)
     at = page(comparison=place.name)
     assert "extended after looking" in texts(at) and "Extended after looking: 2 seeds were added" in texts(at)
+    assert "Extended after looking, so only a hint" in texts(at) and "As it was fixed beforehand: Preliminary. No detectable difference: −0.045" in texts(at)
 
 
 def test_arms_that_do_not_start_equal_are_not_shown_as_a_result():
@@ -365,9 +371,51 @@ def test_a_comparison_without_a_single_row_waits_for_its_first_curves():
         rows = [{"format": "wisca-metrics", "version": 1}, {"step": 0, "val_loss": 5.5, "qk": 3.0, "vo": -3.0, "seconds": 0.1, "tokens": 0}]
         (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         at = page()
-        assert len(at.get("plotly_chart")) == 3  # the baseline alone, without any pair yet
+        assert len(at.get("plotly_chart")) == 2  # the baseline alone, without any pair and any gradient yet
     finally:
         os.close(held)
+
+
+def test_a_cancelled_comparison_shows_what_there_is_and_nothing_to_quote():
+    place = kept()
+    for cell in folder.read(place).cells[1:]:
+        folder.write_cell_status(cell, state="waiting")
+        (cell.folder / "metrics.jsonl").unlink()
+    folder.write_status(place, "cancelled", seconds=9.0)
+    at = page(comparison=place.name)
+    said = texts(at)
+    assert at.title[0].value == "Cancelled. 1 of 16 runs finished." and "No result from" not in said and "nan" not in said
+    assert len(at.get("plotly_chart")) == 1 and "to be quoted" not in said and "flatters" not in said
+    # with pairs to speak of, what is missing is one line
+    place = kept("20260101-000000-more")
+    for cell in folder.read(place).cells:
+        if cell.seed == 4:
+            folder.write_cell_status(cell, state="waiting")
+    folder.write_status(place, "cancelled", seconds=9.0)
+    said = texts(page(comparison=place.name))
+    assert "So far, not to be quoted" in said and "4 runs are not finished." in said and "Seeds whose runs are not finished are left out: 4." in said
+
+
+def test_a_rate_without_a_run_yet_has_no_broken_chart():
+    place = kept()
+    spec = json.loads((place / "spec.json").read_text())
+    spec["optimiser"]["learning_rates"] = [1e-3, 3e-3]
+    (place / "spec.json").write_text(json.dumps(spec))
+    folder.write_status(place, "paused", seconds=9.0)
+    at = page(comparison=place.name)
+    assert at.segmented_control(key="compare rate").value == 1e-3
+    at.segmented_control(key="compare rate").set_value(3e-3).run()
+    assert not at.exception and "No run at 0.003 has a row yet." in texts(at)
+
+
+def test_after_a_pause_the_page_says_that_it_ends_not_that_it_starts(monkeypatch):
+    place = kept()
+    folder.write_status(place, "paused", seconds=9.0, finished=200.0)
+    going = lambda created: lambda kind, **kw: type("Job", (), {"is_active": True, "created": created, "state": "running"})()  # noqa: E731
+    monkeypatch.setattr("app.comparing.live.latest", going(100.0))
+    assert page(comparison=place.name).title[0].value == "Ending: what was done is being kept."
+    monkeypatch.setattr("app.comparing.live.latest", going(300.0))
+    assert page(comparison=place.name).title[0].value.startswith("Starting")
 
 
 def test_the_time_left_does_not_count_starting_up_again():
@@ -405,16 +453,56 @@ def test_a_comparison_that_was_never_started_can_be(monkeypatch):
 def test_the_figures_show_the_numbers_of_the_report(theme):
     comparison = folder.read(SAMPLE)
     curves = folder.curves(comparison)
-    report = statistics.report(comparison, curves)
-    fig = compare.forest(report.effects, None, comparison.spec.arms, theme)
+    found = report(comparison, curves)
+    fig = compare.forest(found, comparison.spec.arms, theme)
     diamonds = [t for t in fig.data if t.marker.symbol == "diamond"]
-    assert sorted(t.x[0] for t in diamonds) == pytest.approx(sorted(e.loss.mean for e in report.effects))
+    assert sorted(t.x[0] for t in diamonds) == pytest.approx(sorted(e.loss.mean for e in found.effects))
     low, high = fig.layout.xaxis.range
-    assert all(low < v < high for e in report.effects for v in (e.loss.low, e.loss.high, *e.differences))
+    assert all(low < v < high for e in found.effects for v in (e.loss.low, e.loss.high, *e.differences))
+    assert fig.layout.xaxis.title.text.startswith("nats per byte against the baseline")
     gaps = statistics.gaps(curves, "baseline", 1e-3)
-    fig = compare.curves(statistics.bands(curves, 1e-3), gaps, comparison.spec.arms, theme, 600)
+    fig = compare.curves(statistics.bands(curves, 1e-3), gaps, comparison.spec.arms, theme, 600, "nats per byte")
     last = [t.y[-1] for t in fig.data if t.yaxis == "y2" and t.mode == "lines"]
-    assert last[-3:] == pytest.approx([e.loss.mean for e in report.effects], abs=1e-9)
+    assert last[-3:] == pytest.approx([e.loss.mean for e in found.effects], abs=1e-9)
+
+
+def sample(name: str):
+    comparison = folder.read(SAMPLES / name)
+    curves = folder.curves(comparison)
+    return comparison, curves, report(comparison, curves)
+
+
+def test_titles_are_about_the_rate_that_is_shown_and_name_the_direction():
+    comparison, curves, found = sample("compare-w128-rates")
+    arms = comparison.spec.arms
+    assert compare.curves_finding(found, arms, 3e-3) == "At rate 0.003 QK + VO ends higher, before any correction"
+    assert compare.curves_finding(found, arms, 1e-3) == "At rate 0.001 QK only ends lower, before any correction"
+    assert compare.forest_finding(found, arms) == "Every interval spans zero"
+    assert compare.rates_finding(statistics.finals(comparison, curves), arms) == "Best rates: 0.001 for QK + VO and QK only; 0.003 for Baseline"
+    comparison, curves, found = sample("compare-gqa64-8-seeds")
+    assert compare.curves_finding(found, comparison.spec.arms, 1e-3) == "QK + VO ends lower, Inverse scaling higher"
+    assert compare.forest_finding(found, comparison.spec.arms) == "QK + VO ends lower, Inverse scaling higher than the baseline"
+    comparison, _, found = sample("compare-default")
+    assert compare.curves_finding(found, comparison.spec.arms, 1e-3) == "At the end no arm can be told from the baseline, once corrected for 3 comparisons"
+
+
+def test_the_ratio_between_two_rescales_is_said_not_the_last_one_alone():
+    comparison, curves, _ = sample("compare-default")
+    bands = statistics.bands(curves, 1e-3, "qk")
+    said = compare.ratio_finding(bands, comparison.spec.arms, "qk")
+    mine = bands[(bands["arm"] == "wisca") & (bands["step"] > 0)]["mean"].abs()
+    assert 1.1 < 2 ** mine.max() < 1.5 and f"rescaling keeps it within {2 ** mine.max():.2f}× of balance" in said
+
+
+def test_the_table_holds_the_baseline_at_its_own_best_rate():
+    at = page(comparison="sample-compare-w128-rates")
+    table = at.dataframe[0].value
+    rows = table[table["Rate"].str.startswith("own best")]
+    assert rows["Arm"].tolist()[0] == "Baseline" and rows["Rate"].tolist() == ["own best, 0.003", "own best, 0.001", "own best, 0.001"]
+    base, wisca = (float(rows[rows["Arm"] == arm]["Loss"].iloc[0]) for arm in ("Baseline", "QK + VO, every 25"))
+    assert round(wisca - base, 3) == pytest.approx(0.004, abs=0.0011)
+    assert "QK and VO balanced every 25 steps" in table["What it does"].tolist()
+    assert at.segmented_control(key="compare rate").value == 3e-3  # the baseline's best
 
 
 def test_arms_look_different_from_each_other():

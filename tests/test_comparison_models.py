@@ -22,6 +22,7 @@ from wisca_core.comparison.estimate import estimate, flops_per_step
 from wisca_core.comparison.models import build_model, build_optimisers
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.prepare import prepare
+from wisca_core.comparison.report import unit
 from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, with_model
 from wisca_core.comparison.shrunk import shrunk_config
 from wisca_core.comparison.spec import Arm, DataSpec, LoraSpec, ModelSpec, OptimiserSpec, Spec
@@ -383,7 +384,7 @@ def test_a_tokenizer_is_used_recorded_and_counted_in_bytes(base, text):
     assert corpus.facts["bytes_per_token"] == 200 / 201 and corpus.facts["tokens"] == "tokenizer"
     as_bytes = load_corpus(replace(spec, data=replace(data, tokens="bytes")))
     assert as_bytes.facts["sha256"] != corpus.facts["sha256"] and as_bytes.facts["bytes_per_token"] == 1.0
-    assert statistics.unit(spec) == "nats per token" and statistics.unit(replace(spec, data=replace(data, tokens="bytes"))) == "nats per byte"
+    assert unit(spec) == "nats per token" and unit(replace(spec, data=replace(data, tokens="bytes"))) == "nats per byte"
 
 
 def test_so_many_bytes_and_no_more_are_read(text, tmp_path):

@@ -11,9 +11,10 @@ import pytest
 
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.presets import ARMS
+from wisca_core.comparison.report import outward, report, signed
 from wisca_core.comparison.reporting import write_report
 from wisca_core.comparison.spec import OptimiserSpec, Spec
-from wisca_core.comparison.statistics import bootstrap, first_reach, holm, paired, seeds_to_narrow, seeds_to_see, signed
+from wisca_core.comparison.statistics import bootstrap, first_reach, holm, paired, seeds_to_narrow, seeds_to_see
 from wisca_core.errors import UnequalStart
 
 ARM_NAMES = ("baseline", "wisca", "inverse", "placebo")
@@ -42,7 +43,7 @@ def fill(path, final, start=lambda arm, seed: 5.5, missing=(), middle=None):
 
 
 def report_of(comparison):
-    return statistics.report(comparison, folder.curves(comparison))
+    return report(comparison, folder.curves(comparison))
 
 
 def plus(**shift):
@@ -125,8 +126,8 @@ def test_fewer_than_4_seeds_conclude_nothing_however_clear(tmp_path, n):
 def test_four_seeds_are_preliminary_and_an_interval_over_zero_is_no_detectable_difference(tmp_path):
     r = report_of(made(tmp_path / "c", plus(wisca=[-0.01, 0.02, 0.0, 0.01])))
     # mean 0.005, sd 0.0129099, t = 3.182446: half the width 0.0205426
-    assert r.sentence == "Preliminary. No detectable difference: +0.005 nats (95 % −0.016 to +0.026), 4 seeds."
-    assert r.grade == "preliminary" and "gains larger than 0.016 nats and harms larger than 0.026 nats" in r.reading
+    assert r.sentence == "Preliminary. No detectable difference: +0.005 nats per byte (95 % −0.016 to +0.026), 4 seeds."
+    assert r.grade == "preliminary" and "excludes gains larger than 0.016 and harms larger than 0.026 nats per byte." in r.reading
     assert dict(r.readings)["wisca"] == "not distinguishable"
     wisca = r.effects[0]
     assert (wisca.arm, wisca.n_better, wisca.bootstrap) == ("wisca", 1, None)
@@ -136,7 +137,7 @@ def test_four_seeds_are_preliminary_and_an_interval_over_zero_is_no_detectable_d
 def test_eight_seeds_with_a_clear_gain(tmp_path):
     d = [-0.05, -0.04, -0.06, -0.05, -0.045, -0.055, -0.05, -0.05]
     r = report_of(made(tmp_path / "c", plus(wisca=d), seeds=range(1, 9)))
-    assert r.grade == "full" and r.sentence.startswith("Lower loss than the baseline: −0.050 nats (95 % −0.055 to −0.045), 8 seeds; p < 0.001")
+    assert r.grade == "full" and r.sentence.startswith("Lower loss than the baseline: −0.050 nats per byte (95 % −0.055 to −0.045), 8 seeds; p < 0.001")
     assert r.effects[0].n_better == 8 and r.effects[0].bootstrap is not None
 
 
@@ -144,7 +145,7 @@ def test_an_interval_clear_of_zero_that_does_not_survive_the_correction(tmp_path
     # one arm with p about 0.03; with 3 arms it is about 0.09
     r = report_of(made(tmp_path / "c", plus(wisca=[0.01, 0.02, 0.03, 0.04], inverse=[0.1, -0.1, 0.1, -0.1], placebo=[1e-4, -1e-4, 1e-4, -1e-4])))
     assert math.isclose(r.effects[0].loss.p, 0.030466, abs_tol=1e-5) and math.isclose(r.effects[0].p_corrected, 0.091399, abs_tol=1e-5)
-    assert r.sentence.startswith("Preliminary. Not distinguishable after correction: +0.025 nats") and "p = 0.091 after correcting for 3" in r.sentence
+    assert r.sentence.startswith("Preliminary. Not distinguishable after correction: +0.025 nats per byte") and "p = 0.091 after correcting for 3" in r.sentence
     assert any("at least one of 3 intervals" in remark and "14%" in remark for remark in r.remarks)
 
 
@@ -176,7 +177,7 @@ def test_a_failed_run_takes_its_pair_with_it_and_is_said(tmp_path):
     wisca = r.effects[0]
     assert wisca.seeds == (1, 2, 4, 5) and wisca.missing == (3,)
     assert r.missing == (("wisca-lr0.001-seed3", reason),)
-    assert ("wisca", 1, 5) in r.diverged
+    assert ("QK + VO", 1, 5) in r.diverged
     assert any("left out: 3. If the runs failed because of the arm, this flatters it" in remark for remark in r.remarks)
     # without the baseline of a seed no arm has a pair there
     r = report_of(made(tmp_path / "d", plus(), seeds=range(1, 6), missing={"baseline-lr0.001-seed1": reason}))
@@ -190,7 +191,9 @@ def test_seeds_added_after_looking_mark_the_result(tmp_path):
     assert more.spec.seeds == (1, 2, 3, 4, 5, 6, 7, 8) and more.is_extended and len(more.cells) == 32
     fill(comparison.path, plus(wisca=[-0.01, 0.02, 0.0, 0.01, 0.0, 0.01, 0.0, 0.01]))
     r = report_of(folder.read(comparison.path))
-    assert r.is_extended and r.sentence.endswith("Seeds were added after looking.") and "8 seeds" in r.sentence
+    assert r.is_extended and "8 seeds" in r.sentence
+    before = "As it was fixed beforehand: Preliminary. No detectable difference: +0.005 nats per byte (95 % −0.016 to +0.026), 4 seeds."
+    assert r.sentence.startswith("Extended after looking, so only a hint: +0.005 nats per byte (95 % ") and r.sentence.endswith(before)
     assert any("4 seeds were added when results could be seen" in remark for remark in r.remarks)
 
 
@@ -226,12 +229,12 @@ def test_each_arm_at_its_own_best_rate(tmp_path):
     assert best.rate is None and best.rates == (3e-3,) * 4 and best.baseline_rates == (1e-3,) * 4
     assert np.allclose(best.differences, [-0.1 + 1e-3 * s for s in (1, 2, 3, 4)])
     assert len(r.effects) == 2 and "one learning rate" not in " ".join(r.remarks).lower()
-    assert any("baseline and wisca are best at an end of the rates tried; their" in remark for remark in r.remarks)
+    assert any("Baseline and QK + VO are best at an end of the rates tried; their" in remark for remark in r.remarks)
 
 
 def test_a_run_that_ends_above_its_start_is_counted_as_diverged(tmp_path):
     r = report_of(made(tmp_path / "c", lambda arm, rate, seed: 6.0 if (arm, seed) == ("inverse", 2) else 2.0))
-    assert r.diverged == (("inverse", 1, 4),)
+    assert r.diverged == (("Inverse scaling", 1, 4),)
 
 
 def test_curves_pair_by_seed_and_step(tmp_path):
@@ -280,16 +283,46 @@ def test_an_interval_below_what_is_written_is_no_difference_however_clear_of_zer
     assert placebo.loss.is_nothing and not placebo.loss.spans_zero and placebo.loss.p < 1e-4
     assert dict(r.readings)["placebo"] == "no difference (under 0.001 nats)" and dict(r.readings)["wisca"].startswith("lower")
     only = report_of(made(tmp_path / "d", plus(wisca=tiny), arms=("baseline", "wisca")))
-    assert only.sentence == "Preliminary. No difference: under 0.001 nats either way, 4 seeds."
+    assert only.sentence == "Preliminary. No difference: under 0.001 nats per byte either way, 4 seeds."
 
 
 def test_a_clear_arm_beside_the_one_of_the_sentence_is_named(tmp_path):
     r = report_of(made(tmp_path / "c", plus(wisca=(0.01, -0.01, 0.02, -0.02), inverse=(0.1, 0.11, 0.12, 0.09)), arms=("baseline", "wisca", "inverse")))
-    assert len(r.beside) == 1 and r.beside[0].startswith("Beside it, inverse: +0.105 nats (95 % +0.084 to +0.126), higher (p ")
+    assert len(r.beside) == 1 and r.beside[0].startswith("Beside it, Inverse scaling: +0.105 nats per byte (95 % +0.084 to +0.126), higher (p ")
 
 
 def test_a_large_effect_needs_no_more_seeds_than_the_fewest():
     # scipy's far tail is NaN here; power at 4 seeds is 1
     assert seeds_to_see(0.007, 0.00094) == seeds_to_see(0.044, 0.002) == 4
+    # one of three comparisons that Holm corrects for has to pass 0.05 / 3: a t of 3.13 instead of 2.36 at 8 seeds
+    assert seeds_to_see(0.044, 0.028, n_tests=3) == 8 and seeds_to_see(0.044, 0.028, n_tests=6) == 9
     # (1.960 + 0.842)^2 (0.028 / 0.044)^2 = 3.2 for a known spread; three more for the t distribution at so few seeds
     assert seeds_to_see(0.044, 0.028) == 6
+
+
+def test_what_an_interval_excludes_is_rounded_outwards(tmp_path):
+    assert (outward(-0.0014), outward(0.002), outward(0.00031, 4)) == ("0.002", "0.002", "0.0004")
+    # mean 0.0005, half the width 1.17e-3 / 2 * 3.182 = 0.00189: from -0.00139 to +0.00239
+    r = report_of(made(tmp_path / "c", plus(wisca=[-0.001, 0.0005, 0.002, 0.0005]), arms=("baseline", "wisca")))
+    assert "gains larger than 0.002 and harms larger than 0.003" in r.reading
+
+
+def test_small_effects_are_written_with_four_decimals(tmp_path):
+    comparison = made(tmp_path / "c", plus(wisca=[-0.001, 0.0005, 0.002, 0.0005]), arms=("baseline", "wisca"))
+    r = report_of(replace(comparison, spec=replace(comparison.spec, detect_nats=0.007)))
+    assert r.digits == 4 and "+0.0005 nats per byte (95 % −0.0014 to +0.0024)" in r.sentence
+
+
+def test_runs_that_are_not_finished_are_counted_and_not_taken_for_failures(tmp_path):
+    comparison = made(tmp_path / "c", plus(), seeds=range(1, 6))
+    for name in ("wisca-lr0.001-seed3", "inverse-lr0.001-seed3"):
+        folder.write_cell_status(next(c for c in comparison.cells if c.name == name), state="waiting")
+    r = report_of(folder.read(comparison.path))
+    assert r.missing == () and r.n_unfinished == 2
+    assert any(remark == "Seeds whose runs are not finished are left out: 3." for remark in r.remarks)
+    assert not any("flatters" in remark for remark in r.remarks)
+
+
+def test_a_preliminary_result_does_not_name_fewer_seeds_than_it_asks_for(tmp_path):
+    r = report_of(made(tmp_path / "c", plus(wisca=[-0.01, 0.02, 0.0, 0.01, 0.0]), seeds=range(1, 6), arms=("baseline", "wisca")))
+    assert "takes about 8 seeds. Four seeds have misled before; 8 or more are needed" in r.reading

@@ -320,10 +320,10 @@ def test_the_estimate_starts_nothing_and_names_time_memory_and_seeds(capsys, tmp
     (tmp_path / "spec.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **spec.to_json()}))
     assert main(["compare", str(tmp_path / "spec.json"), "--estimate", "--workers", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["n_cells"] == 4 and found["seconds"] > 0 and found["fits"] and found["seeds_needed"] == 22
+    assert found["n_cells"] == 4 and found["seconds"] > 0 and found["fits"] and found["seeds_needed"] == 22 and found["n_tests"] == 1
     assert main(["compare", "--preset", "default", "--estimate"]) == 0
     said = capsys.readouterr().out
-    assert "16 runs" in said and "6 to see a difference of 0.044 nats" in said and "201,344 parameters" in said
+    assert "16 runs" in said and "8 to see a difference of 0.044 nats per byte" in said and "201,344 parameters" in said
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, small, capsys):

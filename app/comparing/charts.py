@@ -8,20 +8,24 @@ from app.figures.template import Theme
 from app.inspecting.charts import chart, heading
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison import folder, statistics
+from wisca_core.comparison.arm_words import in_words
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.statistics import Report, signed
+from wisca_core.comparison.report import Report, digits_of, interval, signed, unit
 
-_SHOWN = ["Arm", "Rate", "Loss", "Difference", "95 % interval", "Reading", "Better", "Steps saved", "Perplexity", "Bootstrap"]
+_SHOWN = ["Arm", "Rate", "Loss", "Difference", "95 % interval", "Reading", "Better", "Steps saved", "Perplexity", "Bootstrap", "What it does"]
 _STATES = {"waiting": "waiting", "running": "running", "done": "finished", "failed": "failed"}
 
 
 def draw_curves(comparison: Comparison, report: Report | None, theme: Theme, prefix: str = "") -> float:
     """Returns the learning rate that is shown. ``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
     spec, frame = comparison.spec, folder.curves(comparison)
-    rate = _choose_rate(comparison, prefix)
+    rate = _choose_rate(comparison, report, prefix)
     bands, gaps = statistics.bands(frame, rate), statistics.gaps(frame, spec.baseline.name, rate)
     names = compare.labels(spec.arms)
-    finding = compare.curves_finding(report, gaps, names)
+    if bands.empty:
+        st.markdown(f":gray[No run at {rate:g} has a row yet.]")
+        return rate
+    finding = compare.curves_finding(report, spec.arms, rate)
     heading(
         finding,
         "Above: validation loss, the mean of the seeds that have the step, bands from lowest to highest seed. Below: each run "
@@ -29,7 +33,7 @@ def draw_curves(comparison: Comparison, report: Report | None, theme: Theme, pre
         f"seed, with the 95\u00a0% interval of {names[_first(comparison)]}; under zero is better.",
         bands.merge(gaps, on=["arm", "step"], how="left", suffixes=("", "_difference")), f"{prefix}curves",
     )  # fmt: skip
-    chart(compare.curves(bands, gaps, spec.arms, theme, spec.steps), f"{prefix}curves chart", f"Loss over the steps. {finding}.")
+    chart(compare.curves(bands, gaps, spec.arms, theme, spec.steps, unit(spec), digits_of(spec)), f"{prefix}curves chart", f"Loss over the steps. {finding}.")
     return rate
 
 
@@ -39,6 +43,8 @@ def draw_ratios(comparison: Comparison, rate: float, theme: Theme, prefix: str =
     pair = st.segmented_control("Pair", pairs, default=pairs[-1] if len(pairs) > 2 else "qk", required=True, key=f"{prefix}compare pair",
                                 format_func=words.PAIR_LABELS.get, label_visibility="collapsed")  # fmt: skip
     ratios = statistics.bands(folder.curves(comparison), rate, pair)
+    if ratios.empty:
+        return
     finding = compare.ratio_finding(ratios, spec.arms, pair)
     frozen = " The base is frozen: only the arms that rescale it move it." if spec.model.source == "lora" and pair != "lora" else ""
     start = " There is no ratio while B is zero." if pair == "lora" else ""
@@ -50,6 +56,8 @@ def draw_ratios(comparison: Comparison, rate: float, theme: Theme, prefix: str =
 def draw_gradients(comparison: Comparison, rate: float, theme: Theme, prefix: str = "") -> None:
     spec = comparison.spec
     norms = statistics.bands(folder.curves(comparison), rate, "grad_norm")
+    if norms.empty:
+        return
     finding = compare.gradient_finding(norms, spec.arms)
     heading(finding, f"Norm of all gradients together before it is clipped at {spec.optimiser.clip:g}, mean of the seeds, log axis. A rescale changes it "
             "without changing the function: that is its point.", norms, f"{prefix}gradient norms")  # fmt: skip
@@ -57,19 +65,20 @@ def draw_gradients(comparison: Comparison, rate: float, theme: Theme, prefix: st
 
 
 def draw_forest(comparison: Comparison, report: Report, theme: Theme) -> None:
-    finding = compare.forest_finding(report)
+    finding = compare.forest_finding(report, comparison.spec.arms)
     own = ", each arm at its own best rate, chosen without the seed it is judged on" if report.best else ""
     noise = " Grey band: the placebo's spread." if report.noise else ""
     heading(finding, f"Final loss minus the baseline of the same seed{own}. Rings: seeds. Bar: 95\u00a0% interval, diamond: mean.{noise}",
             effects_table(report, comparison), "differences")  # fmt: skip
-    chart(compare.forest(report.main, report.noise, comparison.spec.arms, theme), "forest", f"Paired differences. {finding}.")
+    chart(compare.forest(report, comparison.spec.arms, theme), "forest", f"Paired differences. {finding}.")
 
 
 def draw_rates(comparison: Comparison, report: Report, theme: Theme) -> None:
     table = statistics.finals(comparison, folder.curves(comparison))
-    heading("Each arm has its own best rate", "Final loss against learning rate. Dots are seeds, lines their means, the ring is the lowest mean.",
-            table, "final losses")  # fmt: skip
-    chart(compare.rates(table, comparison.spec.arms, theme), "rates", "Final loss against the learning rate by arm.")
+    finding = compare.rates_finding(table, comparison.spec.arms)
+    heading(finding, "Final loss against learning rate. Dots are seeds, lines their means, the ring is the lowest mean. The comparison at own best rates "
+            "takes each seed's rate from the other seeds.", table, "final losses")  # fmt: skip
+    chart(compare.rates(table, comparison.spec.arms, theme, report.unit), "rates", f"Final loss against the learning rate by arm. {finding}.")
 
 
 def draw_table(comparison: Comparison, report: Report) -> None:
@@ -84,28 +93,40 @@ def draw_table(comparison: Comparison, report: Report) -> None:
 
 def shown_table(report: Report, comparison: Comparison) -> pd.DataFrame:
     """The table as a person reads it."""
-    names, readings = compare.labels(comparison.spec.arms), {}
+    names, readings, digits = compare.labels(comparison.spec.arms), {}, report.digits
     for effect, (_, text) in zip(report.main, report.readings):
         readings[effect.arm, effect.rate] = text
-    rows = []
-    for rate, final in report.baseline_final:
-        rows.append({"Arm": names[comparison.spec.baseline.name], "Rate": f"{rate:g}", "Loss": f"{final:.3f}", "Reading": "reference"})
+    base = names[comparison.spec.baseline.name]
+    rows = [{"Arm": base, "Rate": f"{rate:g}", "Loss": _loss(final, digits), "Reading": "reference"} for rate, final in report.baseline_final]
+    if report.best and report.best[0].loss.n:
+        e = report.best[0]
+        rows.insert(0, {"Arm": base, "Rate": _own_best(e.baseline_rates), "Loss": _loss(e.mean_final - e.loss.mean, digits), "Reading": "reference"})
     for e in (*report.best, *report.effects):
         rows.append(
             {
                 "Arm": names[e.arm],
-                "Rate": "own best" if e.rate is None else f"{e.rate:g}",
-                "Loss": f"{e.mean_final:.3f}",
-                "Difference": signed(e.loss.mean),
-                "95 % interval": f"{signed(e.loss.low)} to {signed(e.loss.high)}" if e.loss.n > 1 else "–",
-                "Bootstrap": f"{signed(e.bootstrap[0])} to {signed(e.bootstrap[1])}" if e.bootstrap else "–",
-                "Perplexity": f"{signed(e.perplexity.mean)} ({signed(e.perplexity.low)} to {signed(e.perplexity.high)})" if e.loss.n > 1 else signed(e.perplexity.mean),
+                "Rate": _own_best(e.rates) if e.rate is None else f"{e.rate:g}",
+                "Loss": _loss(e.mean_final, digits),
+                "Difference": signed(e.loss.mean, digits) if e.loss.n else "–",
+                "95 % interval": interval(e, digits) if e.loss.n > 1 else "–",
+                "Bootstrap": f"{signed(e.bootstrap[0], digits)} to {signed(e.bootstrap[1], digits)}" if e.bootstrap else "–",
+                "Perplexity": f"{signed(e.perplexity.mean)} ({signed(e.perplexity.low)} to {signed(e.perplexity.high)})" if e.loss.n > 1 else "–",
                 "Better": f"{e.n_better} of {e.loss.n}",
                 "Steps saved": words.minus(f"{e.steps_saved:,.0f}") if e.steps_saved is not None else f"{e.n_reached} of {e.loss.n} reach it",
                 "Reading": readings.get((e.arm, e.rate), "beside the correction"),
+                "What it does": in_words(comparison.spec.arm(e.arm)),
             }
         )
     return pd.DataFrame(rows, columns=_SHOWN).fillna("")
+
+
+def _loss(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if value == value else "–"
+
+
+def _own_best(rates: tuple[float, ...]) -> str:
+    """The rates chosen for the seeds: "own best, 0.001"."""
+    return f"own best, {' and '.join(f'{rate:g}' for rate in sorted(set(rates)))}" if rates else "own best"
 
 
 def _per_byte(report: Report) -> str:
@@ -136,11 +157,15 @@ def draw_runs(comparison: Comparison) -> None:
         )  # fmt: skip
 
 
-def _choose_rate(comparison: Comparison, prefix: str) -> float:
+def _choose_rate(comparison: Comparison, report: Report | None, prefix: str) -> float:
+    """At first the one that is the baseline's best, or the first that has runs."""
     rates = comparison.spec.optimiser.learning_rates
     if len(rates) == 1:
         return rates[0]
-    return st.segmented_control("Learning rate", rates, default=rates[len(rates) // 2], required=True, key=f"{prefix}compare rate", format_func="{:g}".format)
+    first = next((c.rate for c in comparison.cells if c.step), rates[0])
+    chosen = report.best[0].baseline_rates if report and report.best else ()
+    default = max(set(chosen), key=chosen.count) if chosen else first
+    return st.segmented_control("Learning rate", rates, default=default, required=True, key=f"{prefix}compare rate", format_func="{:g}".format)
 
 
 def draw_log(comparison: Comparison, prefix: str = "") -> None:

@@ -36,12 +36,15 @@ def _watch(path: str, had_curve: bool) -> None:
         if not is_going(comparison) or _has_curve(comparison) != had_curve:
             st.rerun()
         if not comparison.is_active:
-            st.title("Starting: the first curves come in a few seconds.", anchor=False)
+            job = latest("compare", comparison=path)
+            ends = job is not None and comparison.finished is not None and comparison.finished > job.created
+            st.title("Ending: what was done is being kept." if ends else "Starting: the first curves come in a few seconds.", anchor=False)
             return
         n = sum(c.state == "done" for c in comparison.cells)
         left = comparison.seconds_left
         st.title(f"Training: {n} of {words.plural(len(comparison.cells), 'run')}" + (f", about {duration(left)} left." if left else "."), anchor=False)
-        st.markdown("The curves are here to be watched, not to decide when to stop: the number of seeds was fixed beforehand.")
+        fixed = "seeds were added after looking, so what comes out is a hint." if comparison.is_extended else "the number of seeds was fixed beforehand."
+        st.markdown(f"The curves are here to be watched, not to decide when to stop: {fixed}")
         done, total = comparison.steps_done, max(1, comparison.steps_total)
         pace = f", {words.axis_number(round(comparison.tokens_per_second, -2))} tokens per second" if comparison.tokens_per_second else ""
         st.progress(min(1.0, done / total), f":small[{words.count(done)} of {words.count(total)} steps{pace}]")

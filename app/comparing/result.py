@@ -8,11 +8,11 @@ from app.figures import words
 from app.figures.template import theme_of
 from app.following import explain, latest
 from app.messages import errors_as_messages, plain
-from wisca_core.comparison import folder, statistics
+from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.paper import SETUPS, for_scale
+from wisca_core.comparison.report import Report, remarks, report
 from wisca_core.comparison.spec import Spec
-from wisca_core.comparison.statistics import Report
 
 _STOPPED = {
     "new": "Not started yet.",
@@ -57,11 +57,11 @@ def _model(spec: Spec) -> str:
 
 def draw(comparison: Comparison, is_sample: bool) -> None:
     finished = sum(c.state == "done" for c in comparison.cells)
-    report = None
-    if finished:
-        report = statistics.report(comparison, folder.curves(comparison))
+    found = report(comparison, folder.curves(comparison)) if finished else None
+    if found and comparison.state != "done" and all(e.loss.n < 2 for e in found.main):
+        found = None  # no interval yet: curves and runs say all there is
     if comparison.state == "done":
-        st.title(words.markdown_text(report.sentence) if report else "No run finished, so nothing can be said.", anchor=False)
+        st.title(words.markdown_text(found.sentence) if found else "No run finished, so nothing can be said.", anchor=False)
     else:
         st.title(f"{_STOPPED[comparison.state]} {finished} of {words.plural(len(comparison.cells), 'run')} finished.", anchor=False)
         job = latest("compare", comparison=str(comparison.path))
@@ -69,16 +69,16 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
             explain(job, "What stopped it")
         elif comparison.message:
             plain(comparison.message)
-        if report:
-            st.markdown(f":gray[So far, not to be quoted:] {words.markdown_text(report.sentence)}")
-    if report:
-        st.markdown(f"{words.markdown_text(' '.join([f'{report.subject}. {report.reading}', *report.beside]))} {for_scale(comparison.spec)}")
+        if found:
+            st.markdown(f":gray[So far, not to be quoted:] {words.markdown_text(found.sentence)}")
+    if found:
+        st.markdown(f"{words.markdown_text(' '.join([f'{found.subject}. {found.reading}', *found.beside]))} {for_scale(comparison.spec)}")
     if comparison.spec.note:
         with st.container(border=True, gap="xsmall"):
             st.markdown(":small[**How this comparison came about**]")
             plain(comparison.spec.note)
-    _actions(comparison, report, is_sample)
-    if not report:
+    _actions(comparison, found, is_sample)
+    if not found:
         if any(folder.rows(cell.folder) for cell in comparison.cells):
             st.space("small")
             charts.draw_curves(comparison, None, theme_of(st.context.theme.type))
@@ -87,30 +87,30 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
         return
     st.space("small")
     theme = theme_of(st.context.theme.type)
-    rate = charts.draw_curves(comparison, report, theme)
+    rate = charts.draw_curves(comparison, found, theme)
     st.space("small")
     if len(comparison.spec.optimiser.learning_rates) > 1:
         left, right = st.columns(2, gap="large")
         with left:
-            charts.draw_forest(comparison, report, theme)
+            charts.draw_forest(comparison, found, theme)
         with right:
-            charts.draw_rates(comparison, report, theme)
+            charts.draw_rates(comparison, found, theme)
     else:
-        charts.draw_forest(comparison, report, theme)
-    for remark in _remarks(report):
+        charts.draw_forest(comparison, found, theme)
+    for remark in remarks(found):
         st.markdown(f":small[:gray[{words.markdown_text(remark)}]]")
     st.space("small")
     charts.draw_ratios(comparison, rate, theme)
     st.space("small")
     charts.draw_gradients(comparison, rate, theme)
     st.space("small")
-    charts.draw_table(comparison, report)
+    charts.draw_table(comparison, found)
     weights.draw(comparison)
     charts.draw_runs(comparison)
     charts.draw_log(comparison)
 
 
-def _actions(comparison: Comparison, report: Report | None, is_sample: bool) -> None:
+def _actions(comparison: Comparison, found: Report | None, is_sample: bool) -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         unfinished = any(c.state != "done" and (c.state != "failed" or not c.is_final) for c in comparison.cells)
         if unfinished and not is_sample and st.button("Start" if comparison.state == "new" else "Resume", type="primary", key="compare resume"):
@@ -124,11 +124,19 @@ def _actions(comparison: Comparison, report: Report | None, is_sample: bool) -> 
                     folder.add_seeds(comparison.path, int(n))
                     setup.go_on(comparison.path)
                     st.rerun()
-        if report:
+        if found and comparison.state == "done":
             with st.popover("Quote"):
-                st.code(f"{report.sentence} {report.subject}. {report.reading}", language=None, wrap_lines=True)
+                st.code(_quote(comparison, found), language=None, wrap_lines=True)
         with st.popover("Export"):
             _exports(comparison)
+
+
+def _quote(comparison: Comparison, found: Report) -> str:
+    """The sentence with what it is about, so that it can stand alone."""
+    what = ["each arm at its own best rate" if found.best else "", f"{found.subject}.", found.reading, *found.beside]
+    about = f"Validation loss in {found.unit}{', ' + what[0] if what[0] else ''}. {facts(comparison)}"
+    note = f" Note: {comparison.spec.note}" if comparison.spec.note else ""
+    return f"{found.sentence} {' '.join(filter(None, what[1:]))} {about}{note}"
 
 
 def _exports(comparison: Comparison) -> None:
@@ -139,12 +147,3 @@ def _exports(comparison: Comparison) -> None:
                        key="compare metrics", type="tertiary")  # fmt: skip
     st.code(f"wisca compare spec.json --out {comparison.path.name}-again", language="bash", wrap_lines=True)
     st.markdown(":small[:gray[Final weights are further down, where the comparison kept them.]]")
-
-
-def _remarks(report: Report) -> list[str]:
-    out = list(report.remarks)
-    if report.noise:
-        out.append(f"The placebo moves single runs by {statistics.placebo_words(report.noise)}.")
-    out += [f"{arm}: {n} of {of} runs diverged." for arm, n, of in report.diverged]
-    out += [f"No result from {cell}: {reason}" for cell, reason in report.missing]
-    return out

@@ -14,6 +14,7 @@ from wisca_core import jobs
 from wisca_core.comparison import folder, ways
 from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, estimate
 from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, coinciding
+from wisca_core.comparison.report import unit
 from wisca_core.comparison.spec import OPTIMISERS, Arm, Spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import SpecError
@@ -75,7 +76,8 @@ def _chosen() -> tuple[Spec, str, int | None]:
             with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
                 effect = st.number_input(
                     "Effect to see, nats", 0.001, 10.0, preset.detect_nats, 0.001, format="%.3f", key=f"compare effect {name}", width=150, **KEPT,
-                    help="The smallest true difference you would want to notice. The paper's on TinyLlama is 0.044 nats, with LoRA 0.007.",
+                    help="The smallest true difference you would want to notice, in nats a byte (with a tokenizer: a token). The paper's on TinyLlama is 0.044 a "
+                    "token in training loss, with LoRA 0.007: other units, so no more than an order of size.",
                 )  # fmt: skip
                 own = asking.own_arm(source, int(every))
     arms = [{**asdict(arm), "every": arm.every and int(every)} for arm in arms]
@@ -154,9 +156,9 @@ def _estimate(spec: Spec, executor: str, workers: int | None) -> Estimate:
     )  # fmt: skip
     trained = f" {words.count(found.n_trained)} of the parameters are trained." if found.n_trained < found.n_parameters else ""
     st.markdown(
-        f":small[:gray[{words.markdown_text(found.title)}.{trained} Seeing a true difference of {found.effect_nats:g} nats four times out of five takes "
-        f"{words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they did before "
-        f"({found.spread_nats:.3f} nats{', small decoders' if not spec.model.is_trained_before else ''}).{f' With other lengths: {lengths}.' if lengths else ''} "
+        f":small[:gray[{words.markdown_text(found.title)}.{trained} Seeing a true difference of {found.effect_nats:g} {unit(spec)} four times out of "
+        f"five{found.corrected_words} takes {words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they "
+        f"did before ({found.spread_words}).{f' With other lengths: {lengths}.' if lengths else ''} "
         f"{words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 conclude nothing, 4 to 7 are preliminary. "
         f"Time is for {way.in_words}{' here, not for the cluster' if executor == 'ray' else ''}, {pace}.]]"
     )

@@ -12,29 +12,11 @@ from plotly.subplots import make_subplots
 
 from app.figures import words
 from app.figures.template import Theme, figure, log_ticks, octave_ticks, see_through, unit
+from wisca_core.comparison.arm_words import listed, title, titles
+from wisca_core.comparison.report import Report, interval, is_clear, signed, stands
 from wisca_core.comparison.spec import Arm
-from wisca_core.comparison.statistics import Effect, Report, signed
+from wisca_core.comparison.statistics import Effect
 
-_NAMES = {
-    "baseline": "Baseline",
-    "wisca": "QK + VO",
-    "init_only": "QK + VO, at the start only",
-    "qk_only": "QK only",
-    "vo_only": "VO only",
-    "group": "QK + VO by KV group",
-    "channel": "QK + VO by channel",
-    "l2": "QK + VO in L2",
-    "state_left": "QK + VO, optimiser state left",
-    "placebo": "Placebo ×1.001",
-    "inverse": "Inverse scaling",
-    "gram": "QK + VO, Gram-balanced",
-    "lora_ab": "A/B balance",
-    "lora_channel": "A/B balance by rank",
-    "lora_gram": "A/B Gram balance",
-    "base": "Base balanced",
-    "base_and_ab": "Base and A/B balance",
-    "lora_placebo": "Placebo ×1.001",
-}
 _DASHES = ("longdash", "longdashdot", "dash", "dot", "4px 2px 1px 2px", "8px 2px 2px 2px", "2px 2px")
 LEGEND = dict(orientation="h", xref="container", yref="container", x=0, y=1, xanchor="left", yanchor="top", font=dict(size=12))
 
@@ -46,8 +28,7 @@ def _top(arms: Sequence[Arm]) -> int:
 
 def label(arm: Arm) -> str:
     """An arm of our own in words, with how often it acts; a user's arm by its name."""
-    text = _NAMES.get(arm.name, arm.name)
-    return text + (f", every {arm.every:,}" if arm.kind == "balance" and arm.every and arm.name == "wisca" else "")
+    return title(arm) + (f", every {arm.every:,}" if arm.kind == "balance" and arm.every and arm.name == "wisca" else "")
 
 
 def labels(arms: Sequence[Arm]) -> dict[str, str]:
@@ -81,7 +62,9 @@ def _role(arm: Arm, theme: Theme) -> str | None:
     return theme.role.get(words.PAIR_ROLES[arm.pairs[0]][0])
 
 
-def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int) -> go.Figure:
+def curves(
+    bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int, unit_of_loss: str, digits: int = 3
+) -> go.Figure:  # fmt: skip
     """Validation loss (mean, lowest to highest seed) above the paired difference (mean, 95 % where there are two
     seeds).
     """
@@ -93,13 +76,13 @@ def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: 
         rows = bands[bands["arm"] == arm.name].sort_values("step")
         if arm.kind == "none" or arm.name in ("wisca", "lora_ab"):
             _band(sub, rows, colour, 1)
-        hover = "%{customdata}<br>step %{x:,}: %{y:.3f} nats<extra></extra>"
+        hover = f"%{{customdata}}<br>step %{{x:,}}: %{{y:.{digits}f}} {unit_of_loss}<extra></extra>"
         _line(sub, rows, names[arm.name], colour, dash, 1, hover, legend=True)
         rows = gaps[gaps["arm"] == arm.name].sort_values("step")
         if len(rows):
             if arm.kind == "balance" and arm.name == next(a.name for a in arms if a.kind == "balance"):
                 _band(sub, rows.dropna(), colour, 2)
-            texts = [_gap_words(names[arm.name], row) for row in rows.itertuples()]
+            texts = [_gap_words(names[arm.name], row, unit_of_loss, digits) for row in rows.itertuples()]
             _line(sub, rows, names[arm.name], colour, dash, 2, "%{customdata}<extra></extra>", texts=texts)
     sub.add_hline(y=0, line=dict(color=theme.border, width=1), row=2, col=1, layer="below")
     low, high = (bands["low"].min(), bands["high"].max()) if len(bands) else (1.0, 6.0)
@@ -112,8 +95,8 @@ def curves(bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: 
     sub.update_xaxes(range=[0, steps], tickformat=",", row=2, col=1)
     sub.update_xaxes(title=dict(text="step", standoff=10), row=2, col=1)
     sub.update_layout(margin=dict(l=58, r=12, t=_top(arms), b=48))
-    unit(sub, "validation loss, nats", dx=-54)
-    unit(sub, "difference to the baseline, nats; below 0 is better", "2", dx=-54)
+    unit(sub, f"validation loss, {unit_of_loss}", dx=-54)
+    unit(sub, f"difference to the baseline, {unit_of_loss}; below 0 is better", "2", dx=-54)
     return sub
 
 
@@ -142,9 +125,9 @@ def _signed_tick(value: float) -> str:
     return words.minus(f"{value:+g}") if value else "0"
 
 
-def _gap_words(name: str, row) -> str:
-    between = f"<br>95 % {signed(row.low)} to {signed(row.high)}" if math.isfinite(row.low) else ""
-    return f"{name}<br>step {row.step:,.0f}: {signed(row.mean)} nats{between}<br>{words.plural(row.n, 'seed')}"
+def _gap_words(name: str, row, unit_of_loss: str, digits: int) -> str:
+    between = f"<br>95 % {signed(row.low, digits)} to {signed(row.high, digits)}" if math.isfinite(row.low) else ""
+    return f"{name}<br>step {row.step:,.0f}: {signed(row.mean, digits)} {unit_of_loss}{between}<br>{words.plural(row.n, 'seed')}"
 
 
 def _line(fig, rows, name, colour, dash, row, hover, legend=False, texts=None) -> None:
@@ -165,23 +148,35 @@ def _band(fig, rows, colour, row) -> None:
     )  # fmt: skip
 
 
-def curves_finding(report: Report | None, gaps: pd.DataFrame, names: dict[str, str]) -> str:
-    """The chart's title, computed."""
-    if report is None or not len(gaps):
-        return "Loss and its paired difference so far"
-    apart = [e for e in report.main if e.loss.n >= 4 and not e.loss.spans_zero and not e.loss.is_nothing]
-    clear = [e for e in apart if e.p_corrected < 0.05]
-    if apart and not clear:
-        return f"At the end no arm can be told from the baseline, once corrected for {len(report.main)} comparisons"
-    if not clear:
-        return "At the end no arm can be told from the baseline" if report.grade != "none" else "Loss and its paired difference"
-    return f"{words.plural(len(clear), 'arm')} of {len(report.main)} ends apart from the baseline" if len(clear) == 1 else (
-        f"{len(clear)} of {len(report.main)} arms end apart from the baseline"
-    )  # fmt: skip
+def curves_finding(report: Report | None, arms: Sequence[Arm], rate: float) -> str:
+    """The chart's title, about the rate that is shown. Only with one rate is that what the correction is about."""
+    if report is None or report.grade == "none":
+        return "Loss and its paired difference so far" if report is None else "Loss and its paired difference"
+    shown = [e for e in report.effects if e.rate == rate]
+    apart = [e for e in shown if is_clear(e)]
+    if report.best:
+        lead = f"At rate {rate:g} "
+        return lead + (f"{_directions(apart, arms)}, before any correction" if apart else "no arm can be told from the baseline at the end")
+    clear = [e for e in apart if stands(e)]
+    if clear:
+        return _directions(clear, arms)
+    after = f", once corrected for {len(shown)} comparisons" if apart else ""
+    return f"At the end no arm can be told from the baseline{after}"
 
 
-def forest(effects: Sequence[Effect], noise: tuple[float, float] | None, arms: Sequence[Arm], theme: Theme) -> go.Figure:
+def _directions(effects: Sequence[Effect], arms: Sequence[Arm]) -> str:
+    """ "QK + VO ends lower, Inverse scaling higher" than the baseline."""
+    names, parts = titles(arms), []
+    for word in ("lower", "higher"):
+        found = [names[e.arm] for e in effects if (e.loss.mean < 0) == (word == "lower")]
+        if found:
+            parts.append(f"{listed(found)} {'' if parts else 'ends ' if len(found) == 1 else 'end '}{word}")
+    return ", ".join(parts)
+
+
+def forest(report: Report, arms: Sequence[Arm], theme: Theme) -> go.Figure:
     """One row an arm: bar (95 %), diamond (mean), seeds below; the placebo's spread as a band."""
+    effects, noise, digits, nats = report.main, report.noise, report.digits, report.unit
     names, looks = labels(arms), styles(arms, theme)
     effects = list(reversed(effects))
     fig = figure(theme, 92 + 62 * len(effects))
@@ -195,32 +190,48 @@ def forest(effects: Sequence[Effect], noise: tuple[float, float] | None, arms: S
         ticktext.append(names[e.arm].replace(", ", ",<br>") + rate)
         if e.loss.n > 1:
             fig.add_trace(go.Scatter(x=[e.loss.low, e.loss.high], y=[i + 0.1] * 2, mode="lines", line=dict(color=colour, width=3), hoverinfo="skip"))
-        said = f"{names[e.arm]}: {signed(e.loss.mean)} nats<br>95 % {signed(e.loss.low)} to {signed(e.loss.high)}<br>better in {e.n_better} of {e.loss.n}"
+        said = f"{names[e.arm]}: {signed(e.loss.mean, digits)} {nats}<br>95 % {interval(e, digits)}<br>better in {e.n_better} of {e.loss.n}"
         if e.loss.n:
             mark = dict(symbol="diamond", size=11, color=colour, line=dict(color=theme.page, width=1))
             fig.add_trace(go.Scatter(x=[e.loss.mean], y=[i + 0.1], mode="markers", marker=mark, hovertemplate=said + "<extra></extra>"))
         ring = dict(symbol="circle-open", size=7, color=colour, line=dict(width=1.3))
-        texts = [f"seed {s}: {signed(d)} nats" for s, d in zip(e.seeds, e.differences)]
+        texts = [f"seed {s}: {signed(d, digits)} {nats}" for s, d in zip(e.seeds, e.differences)]
         fig.add_trace(go.Scatter(x=e.differences, y=[i - 0.17] * len(texts), mode="markers", marker=ring, customdata=texts,
                                  hovertemplate="%{customdata}<extra></extra>"))  # fmt: skip
     fig.update_yaxes(tickvals=list(range(len(effects))), ticktext=ticktext, range=[-0.5, len(effects) - 0.5], showgrid=False)
     ends = [abs(v) for e in effects for v in (*e.differences, e.loss.low, e.loss.high) if math.isfinite(v)] + [abs(v) for v in noise or ()]
     span = 1.08 * max(ends, default=0.02) or 0.02
     marks = signed_ticks(span)
-    fig.update_xaxes(showgrid=True, range=[-span, span], tickvals=marks, ticktext=[_signed_tick(v) for v in marks], title=dict(text="nats against the baseline; left is better", standoff=14))
+    fig.update_xaxes(showgrid=True, range=[-span, span], tickvals=marks, ticktext=[_signed_tick(v) for v in marks], title=dict(text=f"{nats} against the baseline; left is better", standoff=14))
     fig.update_layout(margin=dict(l=118, r=12, t=12, b=56))
     return fig
 
 
-def forest_finding(report: Report) -> str:
+def forest_finding(report: Report, arms: Sequence[Arm]) -> str:
     if report.grade == "none":
         return f"{words.plural(report.n_seeds, 'seed')}: too few for a conclusion"
-    clear = sum(not e.loss.spans_zero and not e.loss.is_nothing for e in report.main)
-    word = {0: "None", 1: "One"}.get(clear, str(clear))
-    return f"{word} of {len(report.main)} intervals {'clears' if clear < 2 else 'clear'} zero by more than rounding"
+    clear = [e for e in report.main if is_clear(e)]
+    if not clear:
+        return "Every interval spans zero" if len(report.main) > 1 else "The interval spans zero"
+    corrected = "" if all(map(stands, clear)) else ", before correction" if not any(map(stands, clear)) else ", in part before correction"
+    return f"{_directions(clear, arms)} than the baseline{corrected}"
 
 
-def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme) -> go.Figure:
+def rates_finding(table: pd.DataFrame, arms: Sequence[Arm]) -> str:
+    """Where the rings are."""
+    means = table[~table["diverged"]].groupby(["arm", "rate"])["final"].mean()
+    names, tried = titles(arms), sorted(table["rate"].unique())
+    best = {arm.name: float(means[arm.name].idxmin()) for arm in arms if arm.name in means}
+    if not best:
+        return "No run ended below its start"
+    if len(set(best.values())) == 1:
+        rate = next(iter(best.values()))
+        end = ", the highest tried" if rate == tried[-1] else ", the lowest tried" if rate == tried[0] else ""
+        return f"{'All arms are' if len(best) > 1 else 'It is'} best at {rate:g}{end}"
+    return "Best rates: " + "; ".join(f"{rate:g} for {listed([names[a] for a, r in best.items() if r == rate])}" for rate in sorted(set(best.values())))
+
+
+def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme, unit_of_loss: str) -> go.Figure:
     """Final loss against the learning rate: seeds as dots, means as lines, a ring at each arm's lowest mean."""
     fig = figure(theme, 260 + _top(arms), showlegend=True, legend=LEGEND)
     names, looks = labels(arms), styles(arms, theme)
@@ -241,7 +252,7 @@ def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme) -> go.Figure:
     fig.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:g}" for v in values], title=dict(text="learning rate", standoff=14))
     fig.update_yaxes(tickformat=".2f")
     fig.update_layout(margin=dict(l=48, r=12, t=_top(arms), b=56))
-    unit(fig, "final loss, nats", dx=-44)
+    unit(fig, f"final loss, {unit_of_loss}", dx=-44)
     return fig
 
 
@@ -302,19 +313,20 @@ def gradient_finding(bands: pd.DataFrame, arms: Sequence[Arm]) -> str:
 
 
 def ratio_finding(bands: pd.DataFrame, arms: Sequence[Arm], pair: str) -> str:
-    """Of the baseline and, where there is one, of the first arm that balances this pair again and again."""
-    def last(arm: Arm) -> float | None:
-        rows = bands[bands["arm"] == arm.name].sort_values("step")
-        return float(rows["mean"].iloc[-1]) if len(rows) else None
+    """Of the baseline at the end and, where there is one, of the first arm that balances this pair again and again: how far
+    it goes between two rescales.
+    """
+    def of(arm: Arm) -> pd.Series:
+        return bands[(bands["arm"] == arm.name) & (bands["step"] > 0)].sort_values("step")["mean"]
 
-    base = last(next(arm for arm in arms if arm.kind == "none"))
+    base = of(next(arm for arm in arms if arm.kind == "none"))
     held = next((arm for arm in arms if arm.kind == "balance" and pair in arm.pairs and arm.every), None)
-    if base is None:
+    if base.empty:
         return f"The {words.PAIR_LABELS[pair]} ratio over the steps"
-    where = words.side(pair, base)
+    where = words.side(pair, base.iloc[-1])
     side = where.split(" ")[0]
     text = f"Left alone {words.PAIR_LABELS[pair]} is in balance" if where == "equal" else (
-        f"Left alone the {side} side is {words.ratio(base)} heavier"
+        f"Left alone the {side} side is {words.ratio(base.iloc[-1])} heavier"
     )  # fmt: skip
-    with_it = last(held) if held else None
-    return text if with_it is None else f"{text}; rescaling holds it at {words.ratio(with_it)}"
+    with_it = of(held) if held else base.iloc[:0]
+    return text if with_it.empty else f"{text}; rescaling keeps it within {words.times(2 ** with_it.abs().max())} of balance"

@@ -23,7 +23,9 @@ from wisca_core.comparison.arms import Treatment  # noqa: E402
 from wisca_core.comparison.cell import train  # noqa: E402
 from wisca_core.comparison.data import load_corpus  # noqa: E402
 from wisca_core.comparison.place import Place  # noqa: E402
-from wisca_core.comparison.spec import ARMS, DataSpec, ModelSpec, OptimiserSpec, Spec, checked  # noqa: E402
+from wisca_core.comparison.presets import ARMS  # noqa: E402
+from wisca_core.comparison.spec import DataSpec, ModelSpec, OptimiserSpec, Spec  # noqa: E402
+from wisca_core.comparison.spec_checks import checked  # noqa: E402
 from wisca_core.training import rescale_  # noqa: E402
 
 TOP = Path(sys.argv[1])

@@ -110,6 +110,7 @@ def _refuse_too_large(spec: Spec, way: "Way") -> None:
 
 def _estimate(spec: Spec, way: "Way", json: bool) -> int:
     from wisca_core.comparison.data import load_corpus
+    from wisca_core.comparison.report import unit
     from wisca_core.comparison.estimate import GPU_FLOPS, estimate
 
     found = estimate(spec, way.workers, way=way)
@@ -138,8 +139,9 @@ def _estimate(spec: Spec, way: "Way", json: bool) -> int:
     say(f"memory  about {found.memory_bytes / 1e9:.1f} GB{free}{'' if found.fits else ': too much'}; disk {found.disk_bytes / 1e6:.0f} MB")
     if found.device_free_bytes is not None:
         say(f"gpu     about {found.device_memory_bytes / 1e9:.1f} GB for a run, {found.device_free_bytes / 1e9:.1f} GB free")
-    say(f"seeds   {found.seeds_needed} to see a difference of {found.effect_nats:g} nats four times out of five at {spec.steps:,} steps "
-        f"(spread of paired differences {found.spread_nats:.3f} nats); planned: {len(spec.seeds)}")  # fmt: skip
+    say(f"seeds   {found.seeds_needed} to see a difference of {found.effect_nats:g} {unit(spec)} four times out of five at {spec.steps:,} steps"
+        f"{found.corrected_words}; planned: {len(spec.seeds)}")  # fmt: skip
+    say(f"        if paired differences spread as before, {found.spread_words}")
     if found.steps_needed:
         say("        with other lengths: " + ", ".join(f"{n} seeds at {steps:,} steps" for steps, n in found.steps_needed))
     return 0
@@ -166,9 +168,10 @@ def duration(seconds: float) -> str:
 
 
 def _say(comparison: Comparison, report) -> None:
-    from wisca_core.comparison.statistics import placebo_words, signed, verdict
+    from wisca_core.comparison.arm_words import titles
+    from wisca_core.comparison.report import interval, remarks, signed, verdict
 
-    readings = {(e.arm, e.rate): verdict(e) for e in report.main}
+    readings, names, digits = {(e.arm, e.rate): verdict(e) for e in report.main}, titles(comparison.spec.arms), report.digits
     say(report.sentence, style="bold")
     say(" ".join([f"It is about: {report.subject}. {report.reading}", *report.beside]))
     say(for_scale(comparison.spec) + "\n")
@@ -178,18 +181,13 @@ def _say(comparison: Comparison, report) -> None:
     rows: list[Sequence[str]] = []
     for e in (*report.best, *report.effects):
         rate = "own best" if e.rate is None else f"{e.rate:g}"
-        interval = f"{signed(e.loss.low)} to {signed(e.loss.high)}" if e.loss.n > 1 else ""
-        boot = f"{signed(e.bootstrap[0])} to {signed(e.bootstrap[1])}" if e.bootstrap else ""
+        boot = f"{signed(e.bootstrap[0], digits)} to {signed(e.bootstrap[1], digits)}" if e.bootstrap else ""
         saved = f"{e.steps_saved:,.0f}" if e.steps_saved is not None else f"{e.n_reached} of {e.loss.n}"
-        rows.append([e.arm, rate, f"{e.mean_final:.3f}", signed(e.loss.mean), interval, boot, signed(e.perplexity.mean), f"{e.n_better} of {e.loss.n}", saved, readings.get((e.arm, e.rate), "beside the correction")])
+        loss = f"{e.mean_final:.{digits}f}" if e.loss.n else ""
+        rows.append([names[e.arm], rate, loss, signed(e.loss.mean, digits) if e.loss.n else "", interval(e, digits) if e.loss.n > 1 else "", boot,
+                     signed(e.perplexity.mean) if e.loss.n else "", f"{e.n_better} of {e.loss.n}", saved, readings.get((e.arm, e.rate), "beside the correction")])  # fmt: skip
     table(["Arm", "Rate", "Loss", "Difference", "95 % t", "Bootstrap", "Perplexity", "Better", "Steps saved", "Reading"], rows, numbers=range(2, 7))
     say(f"Losses in {report.unit}{per_byte}, perplexity the same as exp. Steps saved: median, or how many seeds reach the baseline's final loss at all.")
-    if report.noise:
-        say(f"The placebo, which changes rounding only, moves single runs by {placebo_words(report.noise)}.")
-    for arm, n, of in report.diverged:
-        say(f"{arm}: {n} of {of} runs diverged.")
-    for remark in report.remarks:
-        say(remark)
-    for cell, reason in report.missing:
-        say(f"no result: {cell}: {reason}")
+    for line in remarks(report):
+        say(line)
     say(f"text sha256 {report.corpus_sha256[:16]}...; all of it in {comparison.path}")

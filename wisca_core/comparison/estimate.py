@@ -44,7 +44,8 @@ class Estimate:
     """``memory_bytes``: of all workers together; ``free_bytes``: None where it is not known. ``is_measured``: whether
     the time rests on steps taken; else on ``flops_per_second``, this thread's. ``gpu_seconds``, ``gpu_bytes``: all cells
     one after the other on one GPU of GPU_FLOPS, and one cell's memory there; never measured. ``spread_nats``: assumed
-    standard deviation of a paired difference; ``seeds_needed``: to see ``effect_nats`` four times out of five with it;
+    standard deviation of a paired difference, ``spread_words`` the same with what it rests on; ``seeds_needed``: to see
+    ``effect_nats`` four times out of five with it, as one of ``n_tests`` comparisons that are corrected for;
     ``steps_needed``: (steps, seeds) for other lengths, empty where the spread does not depend on them;
     ``device_memory_bytes``: of one cell on each GPU, ``device_free_bytes`` there, where it is trained on GPUs.
     """
@@ -65,10 +66,16 @@ class Estimate:
     gpu_bytes: int
     effect_nats: float
     spread_nats: float
+    spread_words: str
+    n_tests: int
     seeds_needed: int
     steps_needed: tuple[tuple[int, int], ...]
     device_memory_bytes: int = 0
     device_free_bytes: int | None = None
+
+    @property
+    def corrected_words(self) -> str:
+        return f" (corrected for {self.n_tests} comparisons)" if self.n_tests > 1 else ""
 
     @property
     def fits(self) -> bool:
@@ -101,14 +108,14 @@ def estimate(
     seconds_per_step = (timed or measure_step)(spec, device) if is_measured else work / speed
     each = spec.steps * seconds_per_step * _overhead(spec)
     rounds = math.ceil(spec.n_cells / used)
-    spread = expected_spread(spec)
+    spread, n_tests = expected_spread(spec), len(spec.arms) - 1
     rows = spec.steps / min(spec.log_every, spec.evaluation_steps)
     kept = 4 * (facts.n_parameters + (facts.n_trained if spec.model.source == "lora" else 0))
     disk = int(spec.n_cells * (220 * rows + (kept if spec.save_weights else 0)) + used * 12 * facts.n_trained)
     return Estimate(
         spec.n_cells, facts.title, facts.n_parameters, facts.n_trained, seconds_per_step, is_measured, speed, START_SECONDS + rounds * each, used,
         int(memory), free, disk, spec.n_cells * spec.steps * _overhead(spec) * work / GPU_FLOPS, int(a_cell), spec.detect_nats, spread,
-        seeds_to_see(spec.detect_nats, spread), _steps_needed(spec), device_memory, device_free,
+        spread_in_words(spec, facts.n_parameters), n_tests, seeds_to_see(spec.detect_nats, spread, n_tests), _steps_needed(spec), device_memory, device_free,
     )  # fmt: skip
 
 
@@ -151,6 +158,17 @@ def expected_spread(spec: Spec) -> float:
     return SPREAD_CONTINUED if spec.model.is_trained_before else spread_at(spec.steps)
 
 
+def spread_in_words(spec: Spec, n_parameters: int) -> str:
+    """The spread and what it rests on; that nothing was measured at this length or size, where that is so."""
+    if spec.model.is_trained_before:
+        basis, is_far = "LoRA of rank 8 on a decoder of 2 M parameters, 150 and 300 steps", spec.model.source != "lora"
+    else:
+        basis = "byte-level decoders of 0.2 to 0.8 M parameters, 300 to 1,200 steps"
+        is_far = not 300 <= spec.steps <= 1200 or n_parameters > 2_000_000 or spec.data.tokens != "bytes"
+    far = "; nothing was measured at this length, size or unit, so it may be far off" if is_far else ""
+    return f"{expected_spread(spec):.3f} nats: {basis}{far}"
+
+
 def spread_at(steps: int) -> float:
     """Of a small decoder from scratch: straight in the logarithms, constant outside.
 
@@ -169,7 +187,7 @@ def spread_at(steps: int) -> float:
 def _steps_needed(spec: Spec) -> tuple[tuple[int, int], ...]:
     if spec.model.is_trained_before:
         return ()
-    return tuple((steps, seeds_to_see(spec.detect_nats, spread_at(steps))) for steps in (300, 600, 900))
+    return tuple((steps, seeds_to_see(spec.detect_nats, spread_at(steps), len(spec.arms) - 1)) for steps in (300, 600, 900))
 
 
 def cell_bytes(spec: Spec, facts: Facts) -> float:

@@ -67,9 +67,9 @@ SETUPS: Mapping[str, Setup] = {
 def for_scale(spec: Spec) -> str:
     """The paper's figure that stands beside a result of this kind."""
     if spec.model.source == "lora":
-        return "For scale: the paper's differences with LoRA are −0.007 nats on Alpaca and −0.001 on MetaMath."
+        return "For scale: the paper's differences with LoRA are −0.007 on Alpaca and −0.001 on MetaMath, in nats a token of another model's tokenizer."
     if spec.model.source == "paper":
         (base, _), (with_it, _) = SETUPS[spec.model.setup].paper
         change = f"{with_it - base:.3f}".replace("-", "−")
         return f"The paper reports {change} nats of training loss for {SETUPS[spec.model.setup].title} with settings of its own."
-    return "For scale: the paper's difference on TinyLlama 1.1B is −0.044 nats."
+    return "For scale: the paper's difference on TinyLlama 1.1B is −0.044 nats of training loss a token, of another tokenizer: no figure to subtract from."

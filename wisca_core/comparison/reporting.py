@@ -11,14 +11,14 @@ from wisca_core.comparison.folder import Comparison
 from wisca_core.progress import Progress
 
 if TYPE_CHECKING:
-    from wisca_core.comparison.statistics import Report
+    from wisca_core.comparison.report import Report
 
 FORMAT = "wisca-comparison-report"
 
 
 def write_report(comparison: Comparison) -> "Report":
     """Work it out from the finished cells and keep it as report.json. Raises UnequalStart."""
-    from wisca_core.comparison.statistics import report  # scipy and pandas: two seconds that the start of a job need not wait for
+    from wisca_core.comparison.report import report  # scipy and pandas: two seconds that the start of a job need not wait for
 
     found = report(comparison, folder.curves(comparison))
     home.write_json(comparison.path / "report.json", FORMAT, 1, _plain(dataclasses.asdict(found)))

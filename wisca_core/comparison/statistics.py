@@ -1,4 +1,4 @@
-"""What the finished cells of a comparison allow one to say.
+"""The numbers behind a comparison's report.
 
 The unit is the seed: an arm's final validation loss minus the baseline's of the same seed, so that what two runs share
 (initial function, order of the data) drops out. The 95 % t interval of the mean decides; a bootstrap from 8 seeds on
@@ -7,14 +7,13 @@ and the count of better seeds stand beside it. Fewer than 4 seeds conclude nothi
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.spec import Arm, Spec
 from wisca_core.errors import UnequalStart
 
 # Equal starts are checked in float32, where a rescale moves the loss by rounding only.
@@ -74,43 +73,6 @@ class Effect:
     baseline_rates: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class Report:
-    """``effects``: every arm at every rate; ``best``: every arm at its own best rate, empty with one rate. ``main``:
-    the ones the sentence and the correction are about; ``subject``: the arm of the sentence, in words; ``beside``: a
-    sentence for each other arm that is clear of zero. ``unit`` of every
-    loss; ``bytes_per_token`` of the held-out text, so that a loss divided by it is one per byte. ``noise``: smallest and largest paired difference of the
-    placebo, None without one. ``grade``: none, preliminary or full. ``missing``: (cell, reason) of what has no result.
-    """
-
-    name: str
-    subject: str
-    sentence: str
-    reading: str
-    beside: tuple[str, ...]
-    unit: str
-    bytes_per_token: float
-    grade: str
-    n_seeds: int
-    is_extended: bool
-    effects: tuple[Effect, ...]
-    best: tuple[Effect, ...]
-    readings: tuple[tuple[str, str], ...]
-    baseline_final: tuple[tuple[float, float], ...]
-    noise: tuple[float, float] | None
-    diverged: tuple[tuple[str, int, int], ...]
-    missing: tuple[tuple[str, str], ...]
-    remarks: tuple[str, ...]
-    corpus_sha256: str
-
-    @property
-    def main(self) -> tuple[Effect, ...]:
-        return self.best or self.effects
-
-    def to_json(self) -> dict:
-        return asdict(self)
-
-
 # --- one sample of differences ----------------------------------------------------------------------------------------
 
 
@@ -163,11 +125,14 @@ def seeds_to_narrow(sd: float, half_width: float) -> int:
     return _fewest(lambda n: stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * sd / math.sqrt(n) <= half_width)
 
 
-def seeds_to_see(effect: float, sd: float, power: float = 0.8) -> int:
-    """Fewest seeds (at least 4) whose paired t test finds a true difference ``effect`` with probability ``power``."""
+def seeds_to_see(effect: float, sd: float, n_tests: int = 1, power: float = 0.8) -> int:
+    """Fewest seeds (at least 4) whose paired t test finds a true difference ``effect`` with probability ``power``, where it
+    is one of ``n_tests`` comparisons that are corrected for and the only one with an effect.
+    """
 
     def enough(n: int) -> bool:
-        critical, shift = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1), abs(effect) / sd * math.sqrt(n)
+        # Holm's first step, which the smallest p has to pass
+        critical, shift = stats.t.ppf(1 - (1 - CONFIDENCE) / n_tests / 2, n - 1), abs(effect) / sd * math.sqrt(n)
         # scipy gives NaN for the far tail on the other side, which is nothing
         return stats.nct.sf(critical, n - 1, shift) + np.nan_to_num(stats.nct.cdf(-critical, n - 1, shift)) >= power
 
@@ -254,179 +219,10 @@ def best_rates(table: pd.DataFrame, arm: str, rates: Sequence[float], seeds: Seq
     return out
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- one arm ---------------------------------------------------------------------------------------------------------
 
 
-def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
-    """What follows from the cells that are finished. Raises UnequalStart."""
-    check_starts(curves)
-    spec, table = comparison.spec, finals(comparison, curves)
-    rates, base = spec.optimiser.learning_rates, spec.baseline.name
-    arms = [arm.name for arm in spec.arms if arm.name != base]
-    final = {(r.arm, r.rate, r.seed): r.final for r in table.itertuples()}
-    effects = _corrected([_effect(arm, rate, spec.seeds, final, base, curves) for rate in rates for arm in arms])
-    best: list[Effect] = []
-    if len(rates) > 1:
-        chosen = {arm: best_rates(table, arm, rates, spec.seeds) for arm in [base, *arms]}
-        best = _corrected([_effect(arm, None, spec.seeds, final, base, curves, chosen) for arm in arms])
-    kinds = {arm.name: arm.kind for arm in spec.arms}
-    main = best or effects
-    first = next((e for e in main if kinds[e.arm] == "balance"), main[0])
-    noise = [d for e in effects if kinds[e.arm] == "placebo" for d in e.differences]
-    grade = "none" if first.loss.n < FEWEST else "preliminary" if first.loss.n < FIRM else "full"
-    diverged = tuple(
-        (arm, int(table.loc[table["arm"] == arm, "diverged"].sum())
-         + sum(c.arm == arm and c.state == "failed" and "loss became" in c.reason for c in comparison.cells),
-         len(rates) * len(spec.seeds)) for arm in [base, *arms]
-    )  # fmt: skip
-    return Report(
-        name=spec.name,
-        subject=in_words(spec.arm(first.arm)),
-        unit=unit(spec),
-        bytes_per_token=float(comparison.corpus.get("bytes_per_token", 1.0)),
-        sentence=sentence(first, grade, len(main), comparison.is_extended),
-        reading=_reading(first, grade, spec.detect_nats),
-        grade=grade,
-        n_seeds=first.loss.n,
-        is_extended=comparison.is_extended,
-        effects=tuple(effects),
-        best=tuple(best),
-        readings=tuple((e.arm, verdict(e)) for e in main),
-        baseline_final=tuple((rate, float(table.loc[(table["arm"] == base) & (table["rate"] == rate), "final"].mean())) for rate in rates),
-        noise=(min(noise), max(noise)) if noise else None,
-        diverged=tuple(row for row in diverged if row[1]),
-        missing=tuple((c.name, c.reason or f"{c.state}, step {c.step:,} of {spec.steps:,}") for c in comparison.cells if c.state != "done"),
-        beside=_beside(main, first),
-        remarks=_remarks(comparison, main, first, kinds, best),
-        corpus_sha256=str(comparison.corpus.get("sha256", "")),
-    )
-
-
-def unit(spec: Spec) -> str:
-    """What a loss of this comparison is measured in."""
-    return "nats per byte" if spec.data.tokens == "bytes" else "nats per token"
-
-
-def in_words(arm: Arm) -> str:
-    """What an arm does: "QK and VO balanced every 25 steps"."""
-    if arm.kind == "none":
-        return "nothing is rescaled"
-    pairs = " and ".join({"qk": "QK", "vo": "VO", "lora": "LoRA's A and B"}[pair] for pair in arm.pairs)
-    does = {"balance": "balanced", "inverse": "scaled the other way", "placebo": "scaled by 1.001 and back"}[arm.kind]
-    how = [] if arm.norm == "l1" else [f"in {arm.norm}"]
-    how += [f"by {arm.granularity}"] if arm.granularity != "tensor" else []
-    how += ["by full changes of basis"] if arm.gram else []
-    how += [f"to {arm.strength:.0%} of the way"] if arm.strength != 1 else []
-    when = f"every {arm.every:,} steps" if arm.every else "once, at the start"
-    return " ".join([pairs, does, *how, when])
-
-
-def verdict(effect: Effect) -> str:
-    """One arm in a few words."""
-    if effect.loss.n < FEWEST:
-        return f"too few seeds ({effect.loss.n})"
-    if effect.loss.is_nothing:
-        return "no difference (under 0.001 nats)"
-    if effect.loss.spans_zero:
-        return "not distinguishable"
-    word = "lower" if effect.loss.mean < 0 else "higher"
-    if not effect.p_corrected < 1 - CONFIDENCE:
-        return f"{word}, but not after correction (p {_p(effect.p_corrected)})"
-    return f"{word} (p {_p(effect.p_corrected)} after correction)"
-
-
-def sentence(effect: Effect, grade: str, n_arms: int, extended: bool) -> str:
-    """What may be quoted."""
-    n = f"{effect.loss.n} seed{'' if effect.loss.n == 1 else 's'}"
-    if grade == "none":
-        return f"Nothing can be concluded from {n}; at least {FEWEST} are needed."
-    figures = f"{signed(effect.loss.mean)} nats (95 % {signed(effect.loss.low)} to {signed(effect.loss.high)}), {n}"
-    if effect.loss.is_nothing:
-        text = f"No difference: under 0.001 nats either way, {n}."
-    elif effect.loss.spans_zero:
-        text = f"No detectable difference: {figures}."
-    else:
-        word = "Lower" if effect.loss.mean < 0 else "Higher"
-        stands = effect.p_corrected < 1 - CONFIDENCE
-        after = f"p {_p(effect.p_corrected)} after correcting for {n_arms} comparison{'' if n_arms == 1 else 's'}"
-        text = f"{word} loss than the baseline: {figures}; {after}." if stands else f"Not distinguishable after correction: {figures}; {after}."
-    if grade == "preliminary":
-        text = "Preliminary. " + text
-    return text + (" Seeds were added after looking." if extended else "")
-
-
-def signed(value: float) -> str:
-    """Three decimals with a sign and a true minus; zero unsigned."""
-    if math.isnan(value):
-        return "unknown"
-    text = f"{value:+.3f}".replace("-", "−")
-    return "0" if float(f"{value:.3f}") == 0 else text
-
-
-def placebo_words(noise: tuple[float, float]) -> str:
-    """ "less than 0.001 nats", or from the smallest to the largest difference."""
-    return "less than 0.001 nats" if max(map(abs, noise)) < 0.0005 else f"{signed(noise[0])} to {signed(noise[1])} nats"
-
-
-def _reading(effect: Effect, grade: str, wanted: float) -> str:
-    i = effect.loss
-    if grade == "none":
-        return "Differences of single seeds are shown; they are as large as chance makes them."
-    parts = []
-    if i.is_nothing:
-        pass
-    elif i.spans_zero:
-        excluded = [f"gains larger than {-i.low:.3f} nats" if i.low < 0 else "", f"harms larger than {i.high:.3f} nats" if i.high > 0 else ""]
-        parts.append("The interval excludes " + " and ".join(filter(None, excluded)) + "." if any(excluded) else "")
-        if i.sd > 0:
-            n = seeds_to_see(wanted, i.sd)
-            parts.append(f"With this spread, seeing a true difference of {wanted:.3f} nats four times out of five takes about {n} seeds.")
-    else:
-        parts.append(f"Better in {effect.n_better} of {i.n} seeds.")
-    if grade == "preliminary":
-        parts.append(f"{i.n} seeds have misled before; {FIRM} or more are needed for a firm answer.")
-    return " ".join(filter(None, parts))
-
-
-def _beside(main: Sequence[Effect], first: Effect) -> tuple[str, ...]:
-    """The other arms whose interval excludes zero, each in a sentence."""
-    clear = [e for e in main if e is not first and e.loss.n >= FEWEST and not e.loss.spans_zero and not e.loss.is_nothing]
-    return tuple(f"Beside it, {e.arm}: {signed(e.loss.mean)} nats (95 % {signed(e.loss.low)} to {signed(e.loss.high)}), {verdict(e)}." for e in clear)
-
-
-def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kinds: Mapping[str, str], best: Sequence[Effect]) -> tuple[str, ...]:
-    spec = comparison.spec
-    out = []
-    k = len(main)
-    if k > 1:
-        chance = 1 - CONFIDENCE**k
-        out.append(f"With no effect at all, at least one of {k} intervals excludes zero in up to {chance:.0%} of such comparisons; the p values are "
-                   "corrected for that (Holm), the intervals are not.")  # fmt: skip
-    mirrored = [e for e in main if kinds[e.arm] == "inverse"]
-    if not first.loss.spans_zero and any(not e.loss.spans_zero and (e.loss.mean < 0) == (first.loss.mean < 0) for e in mirrored):
-        out.append("The control that is scaled the other way moves the loss in the same direction: the disturbance, not the balance, may be what acts.")
-    if len(spec.optimiser.learning_rates) == 1:
-        out.append("One learning rate was tried. The sign of such a difference has been seen to change with the rate.")
-    ends = {min(spec.optimiser.learning_rates), max(spec.optimiser.learning_rates)}
-    at_end = [spec.baseline.name] if any(set(e.baseline_rates) & ends for e in best) else []
-    at_end += [e.arm for e in best if set(e.rates) & ends]
-    if at_end:
-        are, their = ("is", "its") if len(at_end) == 1 else ("are", "their")
-        out.append(f"{_listed(at_end)} {are} best at an end of the rates tried; {their} true best may lie outside.")
-    dropped = sorted({seed for e in main for seed in e.missing})
-    if dropped:
-        out.append(f"Seeds without a complete pair are left out: {', '.join(map(str, dropped))}. If the runs failed because of the arm, this flatters it.")
-    if comparison.is_extended:
-        n = sum(len(a.seeds) for a in comparison.additions)
-        out.append(f"Extended after looking: {n} seeds were added when results could be seen, so the intervals are narrower than they should be.")
-    return tuple(out)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _effect(
+def effect_of(
     arm: str, rate: float | None, seeds: Sequence[int], final: Mapping, base: str, curves: pd.DataFrame, chosen: Mapping | None = None
 ) -> Effect:  # fmt: skip
     rates = {s: (rate, rate) if chosen is None else (chosen[arm].get(s), chosen[base].get(s)) for s in seeds}
@@ -448,7 +244,7 @@ def _effect(
     )  # fmt: skip
 
 
-def _corrected(effects: list[Effect]) -> list[Effect]:
+def corrected(effects: list[Effect]) -> list[Effect]:
     return [replace(e, p_corrected=p) for e, p in zip(effects, holm([e.loss.p for e in effects]))]
 
 
@@ -476,7 +272,3 @@ def first_reach(curve: Sequence[tuple[float, float]], level: float) -> float | N
 def _curve(curves: pd.DataFrame, arm: str, rate: float, seed: int) -> list[tuple[float, float]]:
     rows = curves[(curves["arm"] == arm) & (curves["rate"] == rate) & (curves["seed"] == seed) & curves["val_loss"].notna()]
     return list(zip(rows["step"], rows["val_loss"]))
-
-
-def _p(value: float) -> str:
-    return "unknown" if math.isnan(value) else "< 0.001" if value < 0.001 else f"= {value:.3f}"

@@ -1,0 +1,55 @@
+"""An arm in words: its title, and what it does."""
+
+from collections.abc import Sequence
+
+from wisca_core.comparison.spec import Arm
+
+_TITLES = {
+    "baseline": "Baseline",
+    "wisca": "QK + VO",
+    "init_only": "QK + VO, at the start only",
+    "qk_only": "QK only",
+    "vo_only": "VO only",
+    "group": "QK + VO by KV group",
+    "channel": "QK + VO by channel",
+    "l2": "QK + VO in L2",
+    "state_left": "QK + VO, optimiser state left",
+    "placebo": "Placebo ×1.001",
+    "inverse": "Inverse scaling",
+    "gram": "QK + VO, Gram-balanced",
+    "lora_ab": "A/B balance",
+    "lora_channel": "A/B balance by rank",
+    "lora_gram": "A/B Gram balance",
+    "base": "Base balanced",
+    "base_and_ab": "Base and A/B balance",
+    "lora_placebo": "Placebo ×1.001",
+}
+
+
+def title(arm: Arm) -> str:
+    """A known arm's title; a user's arm by its own name."""
+    return _TITLES.get(arm.name, arm.name)
+
+
+def titles(arms: Sequence[Arm]) -> dict[str, str]:
+    """Name -> title."""
+    return {arm.name: title(arm) for arm in arms}
+
+
+def in_words(arm: Arm) -> str:
+    """What an arm does: "QK and VO balanced every 25 steps"."""
+    if arm.kind == "none":
+        return "nothing is rescaled"
+    pairs = " and ".join({"qk": "QK", "vo": "VO", "lora": "LoRA's A and B"}[pair] for pair in arm.pairs)
+    does = {"balance": "balanced", "inverse": "scaled the other way", "placebo": "scaled by 1.001 and back"}[arm.kind]
+    how = [] if arm.norm == "l1" else [f"in {arm.norm}"]
+    how += [f"by {arm.granularity}"] if arm.granularity != "tensor" else []
+    how += ["by full changes of basis"] if arm.gram else []
+    how += [f"to {arm.strength:.0%} of the way"] if arm.strength != 1 else []
+    when = f"every {arm.every:,} steps" if arm.every else "once, at the start"
+    return " ".join([pairs, does, *how, when])
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
