@@ -6,7 +6,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from wisca_core import jobs
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
@@ -38,6 +39,15 @@ def wisca_home(tmp_path_factory) -> Path:
         del os.environ["WISCA_HOME"]
     else:
         os.environ["WISCA_HOME"] = before
+
+
+@pytest.fixture
+def own_home(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A WISCA_HOME of one test; the jobs that it leaves are ended."""
+    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
+    yield tmp_path / "home"
+    for job in jobs.every():
+        jobs.cancel(job.id, kill_after=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +102,35 @@ def small_model(tmp_path_factory) -> Callable[..., Path]:
         return made[key]
 
     return small_model
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Callable[..., Path]:
+    """tiny_llama(folder, n_layers, change=None) -> folder. As transformers initialises and writes it, bf16, four query heads
+    on two KV heads; ``change(model)`` in place.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def tiny_llama(folder: Path, n_layers: int, change=None) -> Path:
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=n_layers, num_attention_heads=4,
+                                             num_key_value_heads=2, vocab_size=64, max_position_embeddings=64))  # fmt: skip
+        if change is not None:
+            change(model)
+        model.to(torch.bfloat16).save_pretrained(folder)
+        return folder
+
+    return tiny_llama
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """A file of 4,000 bytes for comparisons to train on."""
+    from small_comparison import TEXT
+
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_bytes(TEXT)
+    return path
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dashboard_page import metrics, page, texts
 from streamlit.testing.v1 import AppTest
 
 from app.covering import running
@@ -12,14 +13,9 @@ from wisca_core.census import causal_types, kept
 from wisca_core.census.entry import PAIRS, PARTLY, PROVED, REFUSED, Entry, Pair, Place
 from wisca_core.census.judge import not_reached
 
-DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
+pytestmark = pytest.mark.usefixtures("own_home")
 ALL = ("tensor", "group", "channel")
 CLIP = "a clip [x](http://evil.example) stands behind q"
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -38,30 +34,12 @@ def some():
     kept.keep(not_reached("bloom", "it took longer than 120 s", ALL, 120.0))
 
 
-def page(**address: str) -> AppTest:
-    at = AppTest.from_file(str(DASHBOARD), default_timeout=90)
-    for name, value in address.items():
-        at.query_params[name] = value
-    at.run()
-    return at.switch_page("views/architectures.py").run()
-
-
-def texts(at: AppTest) -> str:
-    assert not at.exception
-    joined = "\n".join(e.value for kind in ("text", "markdown", "title", "subheader", "code") for e in at.get(kind))
-    return joined.replace("\\", "")
-
-
 def shown(at: AppTest) -> list[str]:
     return list(next(d.value for d in at.dataframe if "Architecture" in d.value and "QK" in d.value)["Architecture"])
 
 
-def metrics(at: AppTest) -> dict[str, str]:
-    return {m.label: m.value for m in at.metric}
-
-
 def test_before_a_census_every_rule_is_there_and_nothing_is_claimed():
-    at = page()
+    at = page("architectures")
     assert "llama has a rule; it was not proved here yet." in texts(at)  # the bundled sample is a llama
     assert shown(at) == list(causal_types())
     n_open = int(metrics(at)["Not proved yet"])
@@ -71,7 +49,7 @@ def test_before_a_census_every_rule_is_there_and_nothing_is_claimed():
 
 
 def test_after_it_the_title_answers_for_the_open_model_and_the_counts_are_those_of_the_results(some):
-    at = page()
+    at = page("architectures")
     assert at.title[0].value.replace("\\", "") == "llama is covered: QK, VO and MLP are exact, down to single channels."
     found = metrics(at)
     proved = len(causal_types()) - int(found["Not proved yet"])
@@ -81,7 +59,7 @@ def test_after_it_the_title_answers_for_the_open_model_and_the_counts_are_those_
 
 
 def test_one_is_looked_up_by_the_address_and_by_hand(some):
-    at = page(architecture="dbrx")
+    at = page("architectures", architecture="dbrx")
     assert "dbrx is refused: nothing of it can be rescaled exactly." in texts(at)
     assert "[families.dbrx]" in texts(at)
     at = at.selectbox(key="architecture").set_value("bloom").run()
@@ -90,11 +68,11 @@ def test_one_is_looked_up_by_the_address_and_by_hand(some):
     at = at.selectbox(key="architecture").set_value("gpt2").run()
     assert "gpt2 is covered: VO is exact, QK in part, down to single channels." in texts(at)
     assert CLIP in list(at.dataframe[0].value["Why not"])  # in a cell, letter by letter
-    assert "llama is covered" in texts(page(architecture="no-such-type"))
+    assert "llama is covered" in texts(page("architectures", architecture="no-such-type"))
 
 
 def test_another_open_model_brings_its_own_architecture(some, small_model):
-    at = page()
+    at = page("architectures")
     at = at.selectbox(key="architecture").set_value("dbrx").run()
     at.text_input(key="written").set_value(str(small_model("gpt2")))
     at = next(b for b in at.button if b.label == "Open").click().run()
@@ -102,12 +80,12 @@ def test_another_open_model_brings_its_own_architecture(some, small_model):
 
 
 def test_search_and_verdict_filter_the_table_and_say_so_when_nothing_is_left(some):
-    at = page(search="CLIP evil")
+    at = page("architectures", search="CLIP evil")
     assert shown(at) == ["dbrx", "gpt2"]
-    assert shown(page(search="clip evil", verdict=REFUSED)) == ["dbrx"]
-    at = page(search="clip evil", verdict="not reached")
+    assert shown(page("architectures", search="clip evil", verdict=REFUSED)) == ["dbrx"]
+    at = page("architectures", search="clip evil", verdict="not reached")
     assert "No architecture fits" in texts(at)
-    more = shown(page(kinds="all"))
+    more = shown(page("architectures", kinds="all"))
     assert set(causal_types()) < set(more) and "distilbert" in more
 
 
@@ -121,18 +99,18 @@ def a_job(state: str, **fields) -> jobs.Job:
 def test_the_button_starts_the_job_and_a_running_one_is_followed_instead(some, monkeypatch):
     started, followed = [], []
     monkeypatch.setattr(running.jobs, "start", lambda *given, **named: started.append((*given, named)))
-    at = page(kinds="all")
+    at = page("architectures", kinds="all")
     next(b for b in at.button if b.label == "Prove all again").click().run()
     assert started == [("census", {"all": True, "again": True}, "Prove every architecture", {"exclusive": "census"})]
     monkeypatch.setattr(running, "latest", lambda kind: a_job("running"))
     monkeypatch.setattr(running, "follow", lambda job: followed.append(job.id))
-    at = page()
+    at = page("architectures")
     assert followed and not any("Prove " in b.label for b in at.button)
 
 
 def test_a_census_that_failed_says_why_and_can_be_started_again(monkeypatch):
     error = {"class": "WiscaError", "message": "the census cannot start: no torch."}
     monkeypatch.setattr(running, "latest", lambda kind: a_job("failed", error=error))
-    at = page()
+    at = page("architectures")
     assert "The census did not finish" in texts(at) and "no torch" in texts(at)
     assert any(b.label == "Prove them here" for b in at.button)

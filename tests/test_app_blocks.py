@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dashboard_page import charts, page, texts
 from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
@@ -16,28 +17,6 @@ from wisca_core import home, jobs
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.proof import FORMAT, VERSION, Proof, prove
-
-DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
-
-
-def page(model: Path, view: str = "", **address: str) -> AppTest:
-    at = AppTest.from_file(str(DASHBOARD), default_timeout=60)
-    for name, value in {"model": str(model), **address}.items():
-        at.query_params[name] = value
-    at.run()
-    if view:
-        at.switch_page(f"views/{view}.py").run()
-    assert not at.exception
-    return at
-
-
-def texts(at: AppTest) -> str:
-    kinds = ("text", "markdown", "title", "header", "subheader")
-    return "\n".join(e.value for kind in kinds for e in at.main.get(kind)).replace("\\", "")
-
-
-def charts(at: AppTest) -> list[dict]:
-    return [json.loads(chart.proto.spec) for chart in at.main.get("plotly_chart")]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +36,7 @@ def moe(small_model, tmp_path_factory) -> Path:
 def test_each_attention_of_an_encoder_decoder_is_shown_by_itself(small_model):
     folder = small_model("t5")
     tensors = load_file(folder / "model.safetensors")
-    at = page(folder)
+    at = page(model=folder)
     assert at.selectbox(key="block").options == ["Encoder", "Decoder self-attention", "Decoder cross-attention"]
     at.selectbox(key="block").set_value("decoder.cross").run()
     assert not at.exception and at.query_params["block"] in ("decoder.cross", ["decoder.cross"])
@@ -75,7 +54,7 @@ def test_each_attention_of_an_encoder_decoder_is_shown_by_itself(small_model):
 
 
 def test_the_rotary_part_of_latent_attention_has_no_heads(small_model):
-    at = page(small_model("deepseek_v3"), block="decoder.self:rope")
+    at = page(model=small_model("deepseek_v3"), block="decoder.self:rope")
     assert at.selectbox(key="block").options == ["Content part", "Rotary part"]
     assert at.header[0].value.replace("\\", "").endswith(", rotary part") and not [s for s in at.selectbox if s.key == "group"]
     at.segmented_control(key="pair").set_value("vo").run()  # one block: no choice, and the old one is kept
@@ -89,7 +68,7 @@ def test_feed_forward_pairs_are_measured_only_when_they_are_chosen(moe, monkeypa
     real = cached.store.measured
     monkeypatch.setattr(cached.store, "measured", lambda c, sites: measured.append({s.key.pair for s in sites.sites}) or real(c, sites))
     cached._patterns.clear()
-    at = page(moe)
+    at = page(model=moe)
     assert at.segmented_control(key="pair").options == ["QK", "VO", "MLP"] and measured == [{"qk", "vo"}]
     at.segmented_control(key="pair").set_value("mlp").run()
     assert not at.exception and measured == [{"qk", "vo"}, {"qk", "vo", "mlp"}]
@@ -97,7 +76,7 @@ def test_feed_forward_pairs_are_measured_only_when_they_are_chosen(moe, monkeypa
 
 
 def test_a_map_of_experts_and_one_of_them_looked_at(moe):
-    at = page(moe, pair="mlp", block="decoder.experts")
+    at = page(model=moe, pair="mlp", block="decoder.experts")
     said = texts(at)
     assert at.header[0].value.replace("\\", "") == "Layer 1, expert 2"
     assert "Up projection of expert 2 is" in said and "expert (row) in one layer" in said and "KV group" not in said
@@ -117,7 +96,7 @@ def test_a_long_measuring_pass_says_its_bytes_and_can_be_left(moe, monkeypatch):
     started = []
     monkeypatch.setattr(jobs, "start", lambda kind, arguments, *a, **k: started.append((kind, arguments)))
     monkeypatch.setattr("app.current.follow", lambda job: None)
-    at = page(moe, pair="mlp")
+    at = page(model=moe, pair="mlp")
     assert at.header[0].value == "Measuring the feed-forward weights" and "kB to read" in texts(at)
     assert started == [("measure", {"model": str(moe), "pairs": ["mlp"]})]
     at.button(key="without_mlp").click().run()
@@ -125,7 +104,7 @@ def test_a_long_measuring_pass_says_its_bytes_and_can_be_left(moe, monkeypatch):
 
 
 def test_a_model_without_feed_forward_rule_does_not_offer_it(small_model):
-    at = page(small_model("gpt2"))
+    at = page(model=small_model("gpt2"))
     assert at.segmented_control(key="pair").options == ["QK", "VO"] and "norms outside attention, the MLP" in texts(at)
     assert "decoder.0.none.mlp and 1 more like it: gelu_new stands between up and down without a gate" in texts(at)
 
@@ -139,7 +118,7 @@ def plan_table(at: AppTest):
 
 def test_feed_forward_pairs_in_the_plan_the_proof_and_the_export(moe, tmp_path):
     prove(open_checkpoint(moe), find_sites(open_checkpoint(moe), pairs=("qk", "vo", "mlp")))
-    at = page(moe, "rescale", pairs="qk,vo,mlp", exact="yes")
+    at = page("rescale", model=moe, pairs="qk,vo,mlp", exact="yes")
     table = plan_table(at)
     assert set(table["Block"]) == {"", "Experts", "Shared expert"} and "Expert" in table and len(table) == 4 + 10
     heavy = table[(table["Layer"] == 1) & (table["Expert"] == "2")].iloc[0]
@@ -165,7 +144,7 @@ def test_a_rule_that_is_refused_is_named_and_the_others_go_on(small_model, tmp_p
     refused = replace(proof, passed=False, proved=("decoder.self.qk", "decoder.self.vo"), refused=(("decoder.none.mlp", reason),), reason=reason)
     assert Proof.from_json(refused.to_json()) == refused
     home.write_json(kept, FORMAT, VERSION, refused.to_json())
-    at = page(folder, "rescale", pairs="qk,vo,mlp")
+    at = page("rescale", model=folder, pairs="qk,vo,mlp")
     said = texts(at)
     assert "2 of 3 rules passed" in said and f"decoder.none.mlp is refused and left as it is: {reason}" in said
     assert f"decoder.0.none.mlp and 1 more like it: {reason}" in said
@@ -173,6 +152,6 @@ def test_a_rule_that_is_refused_is_named_and_the_others_go_on(small_model, tmp_p
 
 
 def test_relu_squared_is_said_in_the_plan(small_model):
-    at = page(small_model("nemotron"), "rescale", pairs="mlp")
+    at = page("rescale", model=small_model("nemotron"), pairs="mlp")
     table = plan_table(at)
     assert np.allclose(table["Right factor"], table["Left factor"] ** -2) and "behind ReLU squared its square" in texts(at)

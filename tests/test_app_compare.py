@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from dashboard_page import metrics, page, texts
 from streamlit.testing.v1 import AppTest
 
 from app.comparing.choosing import SAMPLES
@@ -13,39 +14,18 @@ from app.figures import compare
 from app.figures.template import DARK, LIGHT
 from wisca_core import home, jobs
 from wisca_core.comparison import folder, statistics
-from wisca_core.comparison.report import report
 from wisca_core.comparison.presets import ARMS, LORA_ARMS
+from wisca_core.comparison.report import report
 from wisca_core.comparison.spec import Spec
 from wisca_core.errors import UnreadableInput
 
-DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
 SAMPLE = SAMPLES / "compare-gqa64"
 
 
 @pytest.fixture(autouse=True)
-def wisca_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
+def known_speed(own_home, monkeypatch):
+    """A step takes 0.05 s on every machine."""
     monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec, device: 0.05)
-    yield tmp_path / "home"
-    for job in jobs.every():
-        jobs.cancel(job.id, kill_after=0)
-
-
-def page(**address: str) -> AppTest:
-    at = AppTest.from_file(str(DASHBOARD), default_timeout=60)
-    for name, value in address.items():
-        at.query_params[name] = value
-    at.run().switch_page("views/compare.py").run()
-    assert not at.exception
-    return at
-
-
-def texts(at: AppTest) -> str:
-    return "\n".join(e.value for kind in ("text", "markdown", "title", "subheader", "code") for e in at.get(kind)).replace("\\", "")
-
-
-def metric(at: AppTest, label: str) -> str:
-    return next(m.value for m in at.metric if m.label == label)
 
 
 def kept(name: str = "20260101-000000-kept") -> Path:
@@ -70,14 +50,14 @@ def started(monkeypatch) -> list:
 
 
 def test_before_the_start_time_memory_and_seeds_are_said():
-    at = page(comparison="new")
-    assert metric(at, "Runs") == "16" and metric(at, "Seeds needed") == "8"
+    at = page("compare", comparison="new")
+    assert metrics(at)["Runs"] == "16" and metrics(at)["Seeds needed"] == "8"
     # 16 runs of 1,200 steps at 0.05 s, and what evaluating adds, on the cores there are: minutes, not seconds
-    assert "min" in metric(at, "Time, about") and metric(at, "Parameters") == "201 k"
+    assert "min" in metrics(at)["Time, about"] and metrics(at)["Parameters"] == "201 k"
     assert "4 seeds planned: fewer" in texts(at)
     assert "0.044 nats per byte four times out of five (corrected for 3 comparisons) takes 8 seeds" in texts(at)
     at.number_input(key="compare seeds default").set_value(8).run()
-    assert metric(at, "Runs") == "32" and "8 seeds planned: enough" in texts(at)
+    assert metrics(at)["Runs"] == "32" and "8 seeds planned: enough" in texts(at)
     assert "nothing was measured at this length" not in texts(at)
     at.number_input(key="compare steps default").set_value(60).run()
     assert "nothing was measured at this length, size or unit, so it may be far off" in texts(at)
@@ -85,7 +65,7 @@ def test_before_the_start_time_memory_and_seeds_are_said():
 
 def test_start_creates_the_folder_and_asks_for_the_very_job(monkeypatch):
     asked = started(monkeypatch)
-    at = page(comparison="new")
+    at = page("compare", comparison="new")
     at.number_input(key="compare steps default").set_value(300).run()
     at.text_input(key="compare rates default").set_value("0.001, 0.003").run()
     at.multiselect(key="compare arms default").set_value(["wisca", "placebo"]).run()
@@ -102,7 +82,7 @@ def test_start_creates_the_folder_and_asks_for_the_very_job(monkeypatch):
 def test_the_way_of_training_is_chosen_and_said(monkeypatch):
     asked = started(monkeypatch)
     monkeypatch.setattr("wisca_core.comparison.ways.cores", lambda: 2)
-    at = page(comparison="new")
+    at = page("compare", comparison="new")
     assert "Time is for 2 processes of one thread," in texts(at)
     at.selectbox(key="compare executor").set_value("replicas").run()
     at.number_input(key="compare workers").set_value(3).run()
@@ -112,7 +92,7 @@ def test_the_way_of_training_is_chosen_and_said(monkeypatch):
 
 
 def test_a_way_that_cannot_train_the_model_is_refused_before_the_start():
-    at = page(comparison="new")
+    at = page("compare", comparison="new")
     at.selectbox(key="compare model").set_value("lora").run()
     at.selectbox(key="compare executor").set_value("replicas").run()
     assert "they are adapters on a frozen model" in texts(at) and not [b for b in at.button if b.key == "compare start"]
@@ -122,13 +102,13 @@ def test_a_cluster_is_asked_by_the_job_not_by_the_page(monkeypatch):
     asked = started(monkeypatch)
     monkeypatch.setattr("wisca_core.comparison.cluster.connect", lambda: pytest.fail("a page must not wait for a cluster"))
     monkeypatch.setattr("app.comparing.asking.find_spec", lambda name: object())
-    at = page(comparison="new")
+    at = page("compare", comparison="new")
     at.selectbox(key="compare executor").set_value("ray").run()
     assert at.number_input(key="compare workers").disabled and "here, not for the cluster" in texts(at)
     at.button(key="compare start").click().run()
     assert asked[0][1]["executor"] == "ray"
     monkeypatch.setattr("app.comparing.asking.find_spec", lambda name: None)
-    assert "On a Ray cluster" not in page(comparison="new").selectbox(key="compare executor").options
+    assert "On a Ray cluster" not in page("compare", comparison="new").selectbox(key="compare executor").options
 
 
 @pytest.mark.parametrize(
@@ -139,7 +119,7 @@ def test_a_cluster_is_asked_by_the_job_not_by_the_page(monkeypatch):
     ],
 )
 def test_a_wrong_setting_is_named_and_nothing_starts(key, value, said):
-    at = page(comparison="new")
+    at = page("compare", comparison="new")
     at.text_input(key=key).set_value(value).run()
     assert not at.exception and said in texts(at)
     assert not [b for b in at.button if b.key == "compare start"] and not folder.every()
@@ -147,12 +127,12 @@ def test_a_wrong_setting_is_named_and_nothing_starts(key, value, said):
 
 def test_a_model_that_does_not_fit_cannot_be_started(monkeypatch):
     monkeypatch.setattr("wisca_core.comparison.estimate.memory_free", lambda: 100)
-    at = page(comparison="new")
+    at = page("compare", comparison="new")
     assert at.button(key="compare start").disabled and "100 B are free" in texts(at)
 
 
 def test_arms_that_coincide_with_this_model_are_not_offered():
-    at = page(comparison="new")
+    at = page("compare", comparison="new")
     assert "QK + VO by KV group" not in at.multiselect(key="compare arms default").options
     at.number_input(key="compare kv").set_value(2).run()
     assert "QK + VO by KV group" in at.multiselect(key="compare arms default").options
@@ -174,8 +154,8 @@ def choose_model(at: AppTest, kind: str) -> AppTest:
 )
 def test_the_open_model_smaller_whole_or_with_adapters_is_one_choice_away(monkeypatch, kind, said, runs, arms):
     asked = started(monkeypatch)
-    at = choose_model(page(comparison="new"), kind)
-    assert said in texts(at) and metric(at, "Runs") == runs
+    at = choose_model(page("compare", comparison="new"), kind)
+    assert said in texts(at) and metrics(at)["Runs"] == runs
     offered = next(m for m in at.multiselect if m.label == "Arms beside the baseline")
     assert arms in offered.options
     at.button(key="compare start").click().run()
@@ -187,7 +167,7 @@ def test_the_open_model_smaller_whole_or_with_adapters_is_one_choice_away(monkey
 
 def test_training_on_from_the_weights_takes_the_models_own_tokens(monkeypatch):
     started(monkeypatch)
-    at = choose_model(page(comparison="new"), "whole")
+    at = choose_model(page("compare", comparison="new"), "whole")
     next(b for b in at.get("button_group") if b.label == "Weights").set_value("continued").run()
     assert not at.exception and "its training continued" in texts(at)
     at.button(key="compare start").click().run()
@@ -198,8 +178,8 @@ def test_training_on_from_the_weights_takes_the_models_own_tokens(monkeypatch):
 def test_a_set_up_of_the_paper_says_what_it_needs_and_that_nothing_was_measured(monkeypatch):
     monkeypatch.setattr("wisca_core.comparison.estimate.thread_flops", lambda: 2e11)
     monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec, device: pytest.fail("a billion parameters were built"))
-    at = choose_model(page(comparison="new"), "paper")
-    assert metric(at, "Parameters") == "1.1 B" and "years" in metric(at, "Time here, reckoned") or "days" in metric(at, "Time here, reckoned")
+    at = choose_model(page("compare", comparison="new"), "paper")
+    assert metrics(at)["Parameters"] == "1.1 B" and "years" in metrics(at)["Time here, reckoned"] or "days" in metrics(at)["Time here, reckoned"]
     said = texts(at)
     assert "reckoned, not measured: 100 GFLOP/s a thread" in said and "That rate is an assumption: nothing was run" in said
     assert "data.tokenizer: '' was given" in said and at.button(key="compare start").disabled
@@ -207,30 +187,30 @@ def test_a_set_up_of_the_paper_says_what_it_needs_and_that_nothing_was_measured(
 
 def test_an_arm_of_ones_own_goes_along_and_one_that_does_what_another_does_is_named(monkeypatch):
     started(monkeypatch)
-    at = page(comparison="new")
+    at = page("compare", comparison="new")
     at.checkbox(key="compare own").check().run()
     at.text_input(key="compare own name").set_value("half").run()
     at.button(key="compare start").click().run()
     own = folder.read(folder.every()[0]).spec.arms[-1]
     assert (own.name, own.strength, own.every) == ("half", 0.5, 25)
-    at = page(comparison="new")
+    at = page("compare", comparison="new")
     at.checkbox(key="compare own").check().run()
     at.slider(key="compare own strength").set_value(1.0).run()
     assert "an arm that differs from wisca" in texts(at) and not [b for b in at.button if b.key == "compare start"]
 
 
 def test_the_effect_one_wants_to_see_decides_the_seeds(monkeypatch):
-    at = page(comparison="new")
+    at = page("compare", comparison="new")
     at.number_input(key="compare effect default").set_value(0.02).run()
     # spread 0.028 nats, 0.05 / 3: (2.394 + 0.842)^2 (0.028 / 0.020)^2 = 20.5 for a known spread, and three more for the t distribution
-    assert metric(at, "Seeds needed") == "24" and "With other lengths:" in texts(at)
+    assert metrics(at)["Seeds needed"] == "24" and "With other lengths:" in texts(at)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_bundled_comparison_is_shown_first_with_the_sentence_that_may_be_quoted():
-    at = page(comparison="sample-compare-gqa64")
+    at = page("compare", comparison="sample-compare-gqa64")
     comparison = folder.read(SAMPLE)
     found = report(comparison, folder.curves(comparison))
     assert at.title[0].value.replace("\\", "") == found.sentence and found.sentence.startswith("Preliminary. ")
@@ -245,12 +225,12 @@ def test_the_bundled_comparison_is_shown_first_with_the_sentence_that_may_be_quo
 def test_seeds_added_to_a_finished_comparison_mark_it_as_extended(monkeypatch):
     asked = started(monkeypatch)
     place = kept()
-    at = page(comparison=place.name)
+    at = page("compare", comparison=place.name)
     at.number_input(key="compare more").set_value(2).run()
     at.button(key="compare add").click().run()
     assert not at.exception and asked == [("compare", {"comparison": str(place), "workers": None, "executor": "auto"})]
     assert folder.read(place).spec.seeds == (1, 2, 3, 4, 5, 6)
-    at = page(comparison=place.name)
+    at = page("compare", comparison=place.name)
     assert "extended after looking" in texts(at) and "Extended after looking: 2 seeds were added" in texts(at)
     assert "Extended after looking, so only a hint" in texts(at) and "As it was fixed beforehand: Preliminary. No detectable difference: −0.045" in texts(at)
 
@@ -261,7 +241,7 @@ def test_arms_that_do_not_start_equal_are_not_shown_as_a_result():
     lines = metrics.read_text().splitlines()
     lines[1] = json.dumps(json.loads(lines[1]) | {"val_loss": 5.0})
     metrics.write_text("\n".join(lines))
-    at = page(comparison=place.name)
+    at = page("compare", comparison=place.name)
     assert "They are not the same function" in texts(at) and not at.get("plotly_chart")
 
 
@@ -269,15 +249,15 @@ def test_a_failed_run_is_named_with_its_reason():
     place = kept()
     cell = next(c for c in folder.read(place).cells if c.name == "wisca-lr0.001-seed2")
     folder.write_cell_status(cell, state="failed", reason="the training loss became nan at step 7 of 600.")
-    at = page(comparison=place.name)
+    at = page("compare", comparison=place.name)
     assert at.title[0].value.replace("\\", "") == "Nothing can be concluded from 3 seeds; at least 4 are needed."
     assert "No result from wisca-lr0.001-seed2: the training loss became nan at step 7 of 600." in texts(at)
 
 
 def test_how_a_comparison_came_about_stands_with_its_result():
-    at = page(comparison="sample-compare-gqa64-8-seeds")
+    at = page("compare", comparison="sample-compare-gqa64-8-seeds")
     assert "was chosen after the one of 4 seeds" in texts(at)
-    assert "How this comparison came about" not in texts(page(comparison="sample-compare-gqa64"))
+    assert "How this comparison came about" not in texts(page("compare", comparison="sample-compare-gqa64"))
 
 
 def with_weights(place: Path, *names: str) -> None:
@@ -288,10 +268,10 @@ def with_weights(place: Path, *names: str) -> None:
 
 def test_final_weights_of_two_arms_are_shown_side_by_side_on_inspect():
     place = kept()
-    assert "Final weights: 0 runs" in [e.label for e in page(comparison=place.name).expander]
+    assert "Final weights: 0 runs" in [e.label for e in page("compare", comparison=place.name).expander]
     one, other = "wisca-lr0.001-seed1", "baseline-lr0.001-seed1"
     with_weights(place, one, other)
-    at = page(comparison=place.name)
+    at = page("compare", comparison=place.name)
     assert "QK + VO, every 25, seed 1" in at.selectbox(key="compare weights").options
     at.selectbox(key="compare weights").set_value(next(c for c in folder.read(place).cells if c.name == one)).run()
     at.button(key="compare both").click().run()
@@ -306,10 +286,8 @@ def test_final_weights_of_two_arms_are_shown_side_by_side_on_inspect():
 
 
 def test_a_model_beside_that_cannot_be_opened_is_a_message_and_the_page_lives(tmp_path):
-    at = AppTest.from_file(str(DASHBOARD), default_timeout=60)
-    at.query_params["beside"] = str(tmp_path / "nowhere")
-    at.run()
-    assert not at.exception and "The model beside it cannot be shown" in texts(at) and len(at.get("plotly_chart")) >= 4
+    at = page(beside=tmp_path / "nowhere")
+    assert "The model beside it cannot be shown" in texts(at) and len(at.get("plotly_chart")) >= 4
 
 
 def test_final_weights_are_a_download_under_a_token_of_their_own():
@@ -317,7 +295,7 @@ def test_final_weights_are_a_download_under_a_token_of_their_own():
 
     place = kept()
     with_weights(place, "wisca-lr0.001-seed1")
-    at = page(comparison=place.name)
+    at = page("compare", comparison=place.name)
     model = place / "cells" / "wisca-lr0.001-seed1" / "model"
     token = downloads.link(model, "config.json")
     assert [k for k, (path, _) in downloads._folders.items() if path == model] == [token]
@@ -329,7 +307,7 @@ def test_final_weights_are_a_download_under_a_token_of_their_own():
 def test_a_damaged_folder_is_a_message():
     place = kept()
     (place / "status.json").write_text("{")
-    at = page(comparison=place.name)
+    at = page("compare", comparison=place.name)
     assert "is not a wisca-comparison-status file" in texts(at)
 
 
@@ -346,7 +324,7 @@ def test_a_running_comparison_is_attached_to_again_with_the_ways_to_stop_it():
     held = home.take_lock(place / "lock")
     try:
         for _ in range(2):  # a reload is another session
-            at = page()
+            at = page("compare")
             assert at.title[0].value.startswith("Training: 15 of 16 runs, about")
             assert len(at.get("plotly_chart")) == 3
         at.button(key="compare pause").click().run()
@@ -355,7 +333,7 @@ def test_a_running_comparison_is_attached_to_again_with_the_ways_to_stop_it():
         assert folder.asked(place) == "cancel"
     finally:
         os.close(held)
-    at = page()
+    at = page("compare")
     assert at.title[0].value.startswith("Interrupted: its process ended without a word.") and "not to be quoted" in texts(at)
     assert at.button(key="compare resume").label == "Resume"
 
@@ -365,12 +343,12 @@ def test_a_comparison_without_a_single_row_waits_for_its_first_curves():
     folder.write_status(place, "running", seconds=0.5)
     held = home.take_lock(place / "lock")
     try:
-        at = page()
+        at = page("compare")
         assert at.title[0].value == "Training: 0 of 8 runs." and "first curves come in a few seconds" in texts(at)
         cell = folder.read(place).cells[0]
         rows = [{"format": "wisca-metrics", "version": 1}, {"step": 0, "val_loss": 5.5, "qk": 3.0, "vo": -3.0, "seconds": 0.1, "tokens": 0}]
         (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        at = page()
+        at = page("compare")
         assert len(at.get("plotly_chart")) == 2  # the baseline alone, without any pair and any gradient yet
     finally:
         os.close(held)
@@ -382,7 +360,7 @@ def test_a_cancelled_comparison_shows_what_there_is_and_nothing_to_quote():
         folder.write_cell_status(cell, state="waiting")
         (cell.folder / "metrics.jsonl").unlink()
     folder.write_status(place, "cancelled", seconds=9.0)
-    at = page(comparison=place.name)
+    at = page("compare", comparison=place.name)
     said = texts(at)
     assert at.title[0].value == "Cancelled. 1 of 16 runs finished." and "No result from" not in said and "nan" not in said
     assert len(at.get("plotly_chart")) == 1 and "to be quoted" not in said and "flatters" not in said
@@ -392,7 +370,7 @@ def test_a_cancelled_comparison_shows_what_there_is_and_nothing_to_quote():
         if cell.seed == 4:
             folder.write_cell_status(cell, state="waiting")
     folder.write_status(place, "cancelled", seconds=9.0)
-    said = texts(page(comparison=place.name))
+    said = texts(page("compare", comparison=place.name))
     assert "So far, not to be quoted" in said and "4 runs are not finished." in said and "Seeds whose runs are not finished are left out: 4." in said
 
 
@@ -402,7 +380,7 @@ def test_a_rate_without_a_run_yet_has_no_broken_chart():
     spec["optimiser"]["learning_rates"] = [1e-3, 3e-3]
     (place / "spec.json").write_text(json.dumps(spec))
     folder.write_status(place, "paused", seconds=9.0)
-    at = page(comparison=place.name)
+    at = page("compare", comparison=place.name)
     assert at.segmented_control(key="compare rate").value == 1e-3
     at.segmented_control(key="compare rate").set_value(3e-3).run()
     assert not at.exception and "No run at 0.003 has a row yet." in texts(at)
@@ -413,9 +391,9 @@ def test_after_a_pause_the_page_says_that_it_ends_not_that_it_starts(monkeypatch
     folder.write_status(place, "paused", seconds=9.0, finished=200.0)
     going = lambda created: lambda kind, **kw: type("Job", (), {"is_active": True, "created": created, "state": "running"})()  # noqa: E731
     monkeypatch.setattr("app.comparing.live.latest", going(100.0))
-    assert page(comparison=place.name).title[0].value == "Ending: what was done is being kept."
+    assert page("compare", comparison=place.name).title[0].value == "Ending: what was done is being kept."
     monkeypatch.setattr("app.comparing.live.latest", going(300.0))
-    assert page(comparison=place.name).title[0].value.startswith("Starting")
+    assert page("compare", comparison=place.name).title[0].value.startswith("Starting")
 
 
 def test_the_time_left_does_not_count_starting_up_again():
@@ -440,7 +418,7 @@ def test_the_time_left_does_not_count_starting_up_again():
 def test_a_comparison_that_was_never_started_can_be(monkeypatch):
     asked = started(monkeypatch)
     place = fresh()
-    at = page(comparison=place.name)
+    at = page("compare", comparison=place.name)
     assert at.title[0].value == "Not started yet. 0 of 8 runs finished."
     at.button(key="compare resume").click().run()
     assert asked == [("compare", {"comparison": str(place), "workers": None, "executor": "auto"})]
@@ -495,7 +473,7 @@ def test_the_ratio_between_two_rescales_is_said_not_the_last_one_alone():
 
 
 def test_the_table_holds_the_baseline_at_its_own_best_rate():
-    at = page(comparison="sample-compare-w128-rates")
+    at = page("compare", comparison="sample-compare-w128-rates")
     table = at.dataframe[0].value
     rows = table[table["Rate"].str.startswith("own best")]
     assert rows["Arm"].tolist()[0] == "Baseline" and rows["Rate"].tolist() == ["own best, 0.003", "own best, 0.001", "own best, 0.001"]

@@ -2,27 +2,18 @@
 
 from pathlib import Path
 
-from streamlit.testing.v1 import AppTest
+from dashboard_page import page
 
 from wisca_core import jobs
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence import discovery
 
-ROOT = Path(__file__).parents[1]
 
-
-def page(model: Path) -> AppTest:
-    at = AppTest.from_file(str(ROOT / "app" / "dashboard.py"), default_timeout=60)
-    at.query_params["model"] = str(model)
-    return at.run()
-
-
-def test_an_unknown_type_offers_a_search_and_shows_its_end(small_model, edited, tmp_path, monkeypatch):
-    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
+def test_an_unknown_type_offers_a_search_and_shows_its_end(small_model, edited, own_home, monkeypatch):
     folder = edited(small_model("llama"), config=lambda config: config.update(model_type="foo3"))
     started = []
     monkeypatch.setattr(jobs, "start", lambda kind, arguments, *_, **__: started.append((kind, arguments)))
-    at = page(folder)
+    at = page(model=folder)
     assert not at.exception and any("no site rule" in text.value for text in at.text)
     at.button(key="discover").click().run()
     assert [(kind, Path(arguments["model"])) for kind, arguments in started] == [("discover", folder)]

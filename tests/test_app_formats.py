@@ -6,33 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from dashboard_page import charts, page, texts
 from safetensors.torch import load_file, save_file
-from streamlit.testing.v1 import AppTest
 
 from wisca_core.equivalence.adapter_miniature import build_adapter, load_adapted
 from wisca_core.equivalence.outputs import difference, outputs
-
-DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
-
-
-def page(view: str, model: Path, **address: str) -> AppTest:
-    at = AppTest.from_file(str(DASHBOARD), default_timeout=90)
-    for name, value in {"model": str(model), **address}.items():
-        at.query_params[name] = value
-    at.run()
-    if view:
-        at.switch_page(f"views/{view}.py").run()
-    assert not at.exception
-    return at
-
-
-def texts(at: AppTest) -> str:
-    said = "\n".join(e.value for kind in ("text", "markdown", "title", "header", "subheader") for e in at.main.get(kind))
-    return said.replace("\\", "")
-
-
-def charts(at: AppTest) -> list[dict]:
-    return [json.loads(chart.proto.spec) for chart in at.main.get("plotly_chart")]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +45,7 @@ def quantised(base, tmp_path_factory) -> Path:
 
 
 def test_inspect_shows_an_adapter_by_layer_and_part(adapter):
-    at = page("", adapter)
+    at = page(model=adapter)
     said = texts(at)
     assert "LoRA" in said and "4 pairs found, none refused" in said and "The A side" in at.title[0].value
     assert "A LoRA adapter of" in said and "the base model, which stays as it is" in said
@@ -89,13 +67,13 @@ def test_two_adapters_stand_side_by_side(adapter, tmp_path):
     shutil.copytree(adapter, other)
     tensors = load_file(other / "adapter_model.safetensors")
     save_file({n: t * (2 if "lora_A" in n else 1) for n, t in tensors.items()}, other / "adapter_model.safetensors", metadata={"format": "pt"})
-    at = page("", adapter, beside=str(other))
+    at = page(model=adapter, beside=other)
     assert at.subheader[0].value == "The open model: A 1.41× in the median layer; beside it: A 2.8×"
 
 
 
 def test_rescale_plans_an_adapter_by_module_and_rank_channel(adapter):
-    at = page("rescale", adapter)
+    at = page("rescale", model=adapter)
     assert at.title[0].value.startswith("3 of 4 pairs would change")
     assert at.segmented_control(key="pairs").value == ["lora"]
     assert [option.content for option in at.segmented_control(key="granularity").proto.options] == ["Module", "Rank channel"]
@@ -113,7 +91,7 @@ def test_a_base_offers_the_adapters_that_belong_to_it(base, adapter, tmp_path):
 
     shutil.copytree(base, tmp_path / "model")
     shutil.copytree(adapter, tmp_path / "model" / "mine")
-    at = page("rescale", tmp_path / "model")
+    at = page("rescale", model=tmp_path / "model")
     box = next(box for box in at.multiselect if box.label == "LoRA adapters that go with it")
     assert box.value == [str(tmp_path / "model" / "mine")]
     box.set_value([]).run()
@@ -141,13 +119,13 @@ def test_the_export_job_writes_base_and_adapter(base, adapter, tmp_path):
 
 
 def test_a_quantised_model_is_looked_at(quantised):
-    at = page("", quantised)
+    at = page(model=quantised)
     said = texts(at)
     assert "**Look only:** the checkpoint is quantised" in said and "fp8" in said
     assert "Factor" not in said and "ring before, dot after" not in said
     assert not any("After" in frame.value for frame in at.dataframe if "Heavier side" in frame.value)
     assert len([name for name in charts(at)[0]["layout"] if name.startswith("yaxis")]) in (2, 3)  # strips before, and the layers
-    at = page("rescale", quantised)
+    at = page("rescale", model=quantised)
     assert at.title[0].value == "This model cannot be rescaled." and "Look only: the checkpoint is quantised" in texts(at)
     assert not at.button or all(button.label != "Export" for button in at.button)
 

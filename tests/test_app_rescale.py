@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dashboard_page import metrics, page, texts
 from streamlit.testing.v1 import AppTest
 
 from app import cached, downloads
@@ -25,29 +26,15 @@ from wisca_core.plan.decide import decide
 from wisca_core.plan.options import LayerRange, Options, parse_layers
 from wisca_core.plan.rows import ROW_COLUMNS, plan_rows
 
-DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
-
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory):
+def llama(tiny_llama, tmp_path_factory):
     """Three layers, four query heads on two KV heads, bf16; queries four times too heavy in layer 1."""
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-        max_position_embeddings=64,
-    )
-    model = LlamaForCausalLM(config)
-    model.model.layers[1].self_attn.q_proj.weight.data *= 4
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    model.to(torch.bfloat16).save_pretrained(folder)
-    return folder
+    def heavy_query(model):
+        model.model.layers[1].self_attn.q_proj.weight.data *= 4
+
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny", n_layers=3, change=heavy_query)
 
 
 @pytest.fixture(scope="session")
@@ -65,26 +52,9 @@ def proofs(tmp_path_factory, llama):
 
 
 @pytest.fixture(autouse=True)
-def wisca_home(tmp_path, monkeypatch, proofs):
-    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
+def proved(own_home, proofs):
     for path in proofs:
         shutil.copy(path, home.folder("proofs"))
-    yield tmp_path / "home"
-    for job in jobs.every():
-        jobs.cancel(job.id, kill_after=0)
-
-
-def rescale(model: Path | str, **address: str) -> AppTest:
-    at = AppTest.from_file(str(DASHBOARD), default_timeout=60)
-    for name, value in {"model": str(model), **address}.items():
-        at.query_params[name] = value
-    return at.run().switch_page("views/rescale.py").run()
-
-
-def texts(at: AppTest) -> str:
-    return "\n".join(
-        e.value for kind in ("text", "markdown", "title", "header", "subheader", "code") for e in at.get(kind)
-    )
 
 
 def shown_rows(at: AppTest):
@@ -96,15 +66,11 @@ def predicted(model: Path, options: Options):
     return decide(measure(checkpoint, find_sites(checkpoint)), options)
 
 
-def metric(at: AppTest, label: str) -> str:
-    return next(m.value for m in at.metric if m.label == label)
-
-
 # --- every control ----------------------------------------------------------------------------------------------------
 
 
 def test_defaults_are_qk_and_vo_one_factor_a_matrix_l1_full_strength_not_exact(llama):
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     assert not at.exception
     assert at.title[0].value == "6 of 6 pairs would change; the outputs stay the same up to rounding."
     rows = shown_rows(at)
@@ -116,7 +82,7 @@ def test_defaults_are_qk_and_vo_one_factor_a_matrix_l1_full_strength_not_exact(l
 
 
 def test_granularity(llama):
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     at.segmented_control(key="granularity").set_value("group").run()
     np.testing.assert_allclose(shown_rows(at)["Left factor"], predicted(llama, Options(granularity="group")).factor)
     at.segmented_control(key="granularity").set_value("channel").run()
@@ -126,16 +92,16 @@ def test_granularity(llama):
 
 
 def test_exact_promises_bit_identity_only_with_powers_of_two(llama):
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     assert "bit-identical" not in texts(at)
     at.toggle(key="exact").set_value(True).run()
     assert at.title[0].value.endswith("by powers of two; every output stays bit-identical.")
     assert (np.frexp(shown_rows(at)["Left factor"])[0] == 0.5).all()
-    assert metric(at, "Weights round") == "0"
+    assert metrics(at)["Weights round"] == "0"
 
 
 def test_pairs(llama):
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     at.segmented_control(key="pairs").set_value(["vo"]).run()
     assert set(shown_rows(at)["Pair"]) == {"VO"}
     assert at.title[0].value.startswith("3 of 6 pairs")
@@ -146,13 +112,13 @@ def test_pairs(llama):
 
 
 def test_norm(llama):
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     at.segmented_control(key="norm").set_value("rms").run()
     np.testing.assert_allclose(shown_rows(at)["Left factor"], predicted(llama, Options(norm="rms")).factor)
 
 
 def test_strength_none_changes_nothing_and_offers_no_export(llama):
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     at.slider(key="strength").set_value(0.0).run()
     assert at.title[0].value == "None of 6 pairs would change with these options."
     assert at.button(key="export").disabled and at.button(key="check").disabled
@@ -162,7 +128,7 @@ def test_strength_none_changes_nothing_and_offers_no_export(llama):
 
 
 def test_layers(llama):
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     at.slider(key="layers").set_value((1, 2)).run()
     assert sorted(set(shown_rows(at)["Layer"])) == [1, 2]
     assert at.title[0].value.startswith("4 of 6 pairs")
@@ -172,7 +138,7 @@ def test_layers(llama):
 
 
 def test_pairs_left_out_stay_in_the_table_with_factor_one(llama):
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     at.multiselect(key="exclude").set_value(["decoder.1.self.qk"]).run()
     rows = shown_rows(at)
     left_out = rows[rows["What it changes"] == "nothing: left out"]
@@ -191,7 +157,7 @@ def test_the_address_brings_all_options_back_and_they_outlive_a_change_of_page(l
         "pairs": "qk",
         "exclude": "decoder.0.self.qk",
     }
-    at = rescale(llama, **address)
+    at = page("rescale", model=llama, **address)
     options = Options(("qk",), "group", "max", 0.5, (LayerRange(0, 1),), True, ("decoder.0.self.qk",))
     expected = predicted(llama, options)
     chosen = (expected.cells.site == 0) | (expected.cells.site == 2)
@@ -205,9 +171,9 @@ def test_the_address_brings_all_options_back_and_they_outlive_a_change_of_page(l
 
 
 def test_medians_before_and_after_are_shown_for_each_pair(llama):
-    at = rescale(llama)
-    assert metric(at, "Median query/key").endswith("→ 1.00×")
-    assert metric(at, "Within 2× after") == "12 of 12"
+    at = page("rescale", model=llama)
+    assert metrics(at)["Median query/key"].endswith("→ 1.00×")
+    assert metrics(at)["Within 2× after"] == "12 of 12"
 
 
 # --- refused and lossy models -----------------------------------------------------------------------------------------
@@ -218,7 +184,7 @@ def test_a_refused_model_says_why_and_offers_nothing_to_press(llama, tmp_path):
     shutil.copytree(llama, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "foo3", "architectures": ["<b>Foo3</b>"]}))
-    at = rescale(folder)
+    at = page("rescale", model=folder)
     assert not at.exception
     assert at.title[0].value == "This model cannot be rescaled."
     assert any("foo3" in element.value.lower() for element in at.text)
@@ -234,7 +200,7 @@ def test_a_head_that_is_not_finite_is_left_alone_with_its_reason(llama, tmp_path
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.self_attn.q_proj.weight"][0, 0] = float("nan")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    at = rescale(folder)
+    at = page("rescale", model=folder)
     assert not at.exception
     assert "1 non-finite" in texts(at) and "decoder.1.self.qk" in texts(at)
     assert at.title[0].value.startswith("5 of 6 pairs")
@@ -244,7 +210,7 @@ def test_fp16_is_never_promised_bit_identity_on_powers_of_two_alone(llama, tmp_p
     from transformers import LlamaForCausalLM
 
     LlamaForCausalLM.from_pretrained(llama).half().save_pretrained(tmp_path / "half")
-    at = rescale(tmp_path / "half", exact="yes")
+    at = page("rescale", model=tmp_path / "half", exact="yes")
     assert "bit-identical" not in at.title[0].value
     assert "the full check decides" in texts(at)
 
@@ -254,7 +220,7 @@ def test_fp16_is_never_promised_bit_identity_on_powers_of_two_alone(llama, tmp_p
 
 def test_without_a_proof_the_miniature_starts_by_itself_and_export_waits(llama):
     home.clean(["proofs"])
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     assert not at.exception
     (job,) = jobs.every()
     assert job.kind == "prove" and job.arguments == {"model": str(llama)}
@@ -266,19 +232,19 @@ def test_a_failed_proof_says_why_and_stops_the_export(llama, proofs):
     proof = Proof.from_json(home.read_json(kept, FORMAT, VERSION))
     failed = proof.to_json() | {"passed": False, "reason": "the outputs differ by 3.0e-02 relative"}
     home.write_json(kept, FORMAT, VERSION, failed)
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     assert "the outputs differ by 3.0e-02 relative" in texts(at)
     assert at.button(key="export").disabled
 
 
 def test_the_proof_is_shown_with_its_numbers_and_what_was_not_checked(llama):
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     assert "44 cases" in texts(at) and re.search(r"Largest difference in float64: \*\*[\d.]+ × 10⁻", texts(at))
     assert "The real weights: no full check was run with these options." in texts(at)
 
 
-def test_full_check_and_export_run_as_jobs_and_write_the_plan_that_is_shown(llama, tmp_path, wisca_home):
-    at = rescale(llama, exact="yes", granularity="group")
+def test_full_check_and_export_run_as_jobs_and_write_the_plan_that_is_shown(llama, tmp_path, own_home):
+    at = page("rescale", model=llama, exact="yes", granularity="group")
     at.button(key="check").click().run()
     (check,) = [job for job in jobs.every() if job.kind == "check"]
     assert jobs.wait(check.id, 120).state == "done"
@@ -307,7 +273,7 @@ def test_full_check_and_export_run_as_jobs_and_write_the_plan_that_is_shown(llam
 
 def test_an_export_into_a_folder_that_exists_is_refused_with_words(llama, tmp_path):
     (tmp_path / "there").mkdir()
-    at = rescale(llama)
+    at = page("rescale", model=llama)
     at.toggle(key="export_check").set_value(False).run()
     next(field for field in at.text_input if field.label == "Folder").set_value(str(tmp_path / "there")).run()
     at.button(key="export").click().run()
@@ -413,7 +379,7 @@ def test_cached_tables_follow_a_file_that_changed(llama, tmp_path):
 
 
 def test_opening_another_model_here_starts_with_all_its_layers(llama, tmp_path):
-    at = rescale(llama, layers="1-2", exclude="decoder.1.self.qk")
+    at = page("rescale", model=llama, layers="1-2", exclude="decoder.1.self.qk")
     shutil.copytree(llama, tmp_path / "other")
     at.text_input(key="written").set_value(str(tmp_path / "other"))
     next(b for b in at.button if b.label == "Open").click().run()

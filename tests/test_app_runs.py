@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dashboard_page import page, texts
 from streamlit.testing.v1 import AppTest
 
 from app.figures.runs import MOST_NAMED, Curve, curves, styles, whole_ticks
@@ -15,28 +16,9 @@ from app.figures.runs_trajectory import trajectory as trajectory_figure
 from app.figures.template import DARK, LIGHT
 
 ROOT = Path(__file__).parents[1]
-DASHBOARD = ROOT / "app" / "dashboard.py"
 SAMPLE = ROOT / "sample_runs" / "gqa-docs"
 HOSTILE = "![x](http://evil.example/x.png)<script>alert(1)</script>"
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
-
-
-def page(**address: str) -> AppTest:
-    at = AppTest.from_file(str(DASHBOARD), default_timeout=90)
-    for name, value in address.items():
-        at.query_params[name] = value
-    at.run()
-    return at.switch_page("views/runs.py").run()
-
-
-def texts(at: AppTest) -> str:
-    assert not at.exception
-    joined = "\n".join(e.value for kind in ("text", "markdown", "title", "header", "subheader") for e in at.get(kind))
-    return joined.replace("\\", "")
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 def chart(at: AppTest, number: int = 0) -> dict:
@@ -64,7 +46,7 @@ def seeds(tmp_path) -> Path:
 
 
 def test_the_first_screen_is_the_bundled_run_with_its_weights():
-    at = page()
+    at = page("runs")
     said = texts(at)
     rows = [json.loads(line) for line in (SAMPLE / "metrics.jsonl").read_text().splitlines()[1:]]
     assert f"gqa-docs: train_loss {rows[-1]['train_loss']:.3f} at step 3,600" in said
@@ -74,7 +56,7 @@ def test_the_first_screen_is_the_bundled_run_with_its_weights():
 
 
 def test_groups_of_seeds_are_bands_and_two_are_compared_in_pairs(seeds):
-    at = page(logs=str(seeds))
+    at = page("runs", logs=str(seeds))
     said = texts(at)
     assert "arm other ends lowest: loss" in said and "1 run ends in NaN or infinity and is in no mean" in said
     spec = chart(at)
@@ -90,7 +72,7 @@ def test_groups_of_seeds_are_bands_and_two_are_compared_in_pairs(seeds):
 
 
 def test_smoothing_axis_and_window_change_what_is_drawn_and_stand_in_the_address(seeds):
-    at = page(logs=str(seeds / "other-seed-1"))
+    at = page("runs", logs=str(seeds / "other-seed-1"))
     raw = chart(at)["data"][0]
     at.slider(key="smoothing").set_value(0.5).run()
     smoothed = [t for t in chart(at)["data"] if t.get("name")][0]
@@ -104,7 +86,7 @@ def test_smoothing_axis_and_window_change_what_is_drawn_and_stand_in_the_address
     at.slider(key="window").set_value((2000, 4000)).run()
     assert _numbers([t for t in chart(at)["data"] if t.get("name")][0]["x"]) == [1000, 2000, 3000, 4000, 5000]
     assert {"window": "2000..4000", "x": "tokens", "smoothing": "0.5"}.items() <= dict(at.query_params).items()
-    again = page(**dict(at.query_params))
+    again = page("runs", **dict(at.query_params))
     assert chart(again)["data"] == chart(at)["data"]
 
 
@@ -117,16 +99,16 @@ def _numbers(values) -> list[float]:
 
 
 def test_bad_paths_are_a_message_and_the_form_stays(tmp_path):
-    at = page(logs=str(tmp_path / "nowhere"))
+    at = page("runs", logs=str(tmp_path / "nowhere"))
     assert "cannot be opened" in texts(at) and not at.get("plotly_chart")
     at.text_area(key="logs").set_value(str(SAMPLE))
     next(button for button in at.button if button.label == "Open" and button.form_id == "logs_form").click().run()
     assert "gqa-docs: train_loss" in texts(at)
-    assert "no log is open" in texts(page(logs=" "))
+    assert "no log is open" in texts(page("runs", logs=" "))
 
 
 def test_a_wrong_address_is_ignored(seeds):
-    at = page(
+    at = page("runs",
         logs=str(seeds),
         smoothing="7",
         window="nan..3",
@@ -142,7 +124,7 @@ def test_a_wrong_address_is_ignored(seeds):
 
 def test_the_step_column_can_be_corrected_on_the_page(tmp_path):
     (tmp_path / "log.csv").write_text("n,loss\n5,3\n10,2\n40,1\n")
-    at = page(logs=str(tmp_path / "log.csv"))
+    at = page("runs", logs=str(tmp_path / "log.csv"))
     assert "'n' is taken as the step" in texts(at)
     at.selectbox(key="step_column").set_value("loss").run()
     assert not at.exception and _numbers(chart(at)["data"][0]["x"]) == [3, 2, 1]
@@ -152,7 +134,7 @@ def test_hostile_names_are_shown_letter_by_letter(tmp_path):
     (tmp_path / "log.jsonl").write_text(
         "".join(json.dumps({"step": s, "loss " + HOSTILE: s, "other": HOSTILE}) + "\n" for s in range(3))
     )
-    at = page(logs=str(tmp_path / "log.jsonl"))
+    at = page("runs", logs=str(tmp_path / "log.jsonl"))
     for element in at.get("markdown") + at.get("title") + at.get("subheader"):
         unescaped = re.sub(r"\\.", "", element.value)
         assert "](" not in unescaped and "<script" not in unescaped
@@ -163,7 +145,7 @@ def test_hostile_names_are_shown_letter_by_letter(tmp_path):
 def test_the_page_follows_a_log_that_grows(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "loss": 3}\n')
-    at = page(logs=str(path))
+    at = page("runs", logs=str(path))
     with path.open("a") as file:
         file.write('{"step": 2, "loss": 2}\n')
     at.run()  # the fragment looks, and asks for the page to be drawn again
@@ -172,7 +154,7 @@ def test_the_page_follows_a_log_that_grows(tmp_path):
 
 
 def test_a_layer_shows_its_groups(tmp_path):
-    at = page()
+    at = page("runs")
     at.selectbox(key="moved_layer").set_value(3).run()
     names = [trace["name"] for trace in chart(at, 1)["data"]]
     assert "KV groups" in names and "median" not in names and at.query_params["moved_layer"] == "3"

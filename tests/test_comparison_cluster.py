@@ -5,20 +5,20 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from small_comparison import numbers, small_spec
 
 from wisca_core.comparison import cluster, executor, folder, ways
 from wisca_core.comparison.cell import train
 from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.presets import ARMS
-from wisca_core.comparison.spec import DataSpec, ModelSpec, OptimiserSpec, Spec
-from wisca_core.comparison.spec_checks import checked
+from wisca_core.comparison.spec import OptimiserSpec, Spec
 from wisca_core.errors import BadOption, DeviceMissing, OutputRefused
 
-TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]
 # torchrun's store and Ray listen on all interfaces whatever address they are given, so they get a network of their own:
 # loopback and nothing else
 ALONE = """
@@ -37,20 +37,10 @@ def in_a_network_of_its_own(*arguments: str, **more) -> subprocess.Popen:
 
 
 @pytest.fixture
-def small(tmp_path):
-    path = tmp_path / "book.txt"
-    path.write_bytes(TEXT)
-
-    def small(**changes) -> Spec:
-        given = dict(
-            name="small", model=ModelSpec(width=16, n_layers=2, n_heads=4, n_kv_heads=2, mlp_width=24, init_std=0.1),
-            data=DataSpec("text", str(path), context=16, validation_windows=4), steps=60, seeds=(1,), batch_size=2,
-            arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3)), optimiser=OptimiserSpec(warmup_steps=2, learning_rates=(1e-2,)),
-            evaluate_every=20, log_every=5, save_weights=False,
-        )  # fmt: skip
-        return checked(Spec(**{**given, **changes}))
-
-    return small
+def small(text):
+    """small(**changes) -> a spec whose cells last long enough to be paused and killed."""
+    return partial(small_spec, text, steps=60, seeds=(1,), arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3)),
+                   optimiser=OptimiserSpec(warmup_steps=2, learning_rates=(1e-2,)), evaluate_every=20, log_every=5)  # fmt: skip
 
 
 def alone(path: Path, spec: Spec) -> tuple[folder.Cell, ...]:
@@ -59,10 +49,6 @@ def alone(path: Path, spec: Spec) -> tuple[folder.Cell, ...]:
     for cell in cells:
         assert train(spec, cell, load_corpus(spec), lambda: False)
     return cells
-
-
-def rows(cell: folder.Cell) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in folder.rows(cell.folder)]
 
 
 def test_a_cell_on_two_processes_paused_and_resumed_under_torchrun_has_the_losses_of_one(tmp_path, small):
@@ -84,7 +70,7 @@ def test_a_cell_on_two_processes_paused_and_resumed_under_torchrun_has_the_losse
     assert done.returncode == 0, said[-4000:]
     for one, other in zip(folder.read(path).cells, whole, strict=True):
         assert one.state == "done"
-        for a, b in zip(rows(one), rows(other), strict=True):
+        for a, b in zip(numbers(one), numbers(other), strict=True):
             assert a.keys() == b.keys() and a["step"] == b["step"]
             assert all(a[k] == b[k] or abs(a[k] - b[k]) < 1e-5 * max(1, abs(b[k])) for k in a)
         a, b = (load_file(cell.folder / "model" / "model.safetensors") for cell in (one, other))
@@ -126,7 +112,7 @@ def test_a_ray_worker_killed_in_mid_run_loses_nothing(tmp_path, small):
     comparison = folder.read(path)
     assert comparison.state == "done" and comparison.workers == 2
     assert [(c.state, c.attempts) for c in comparison.cells] == [("done", 1), ("done", 0)]
-    assert [rows(cell) for cell in comparison.cells] == [rows(cell) for cell in whole]
+    assert [numbers(cell) for cell in comparison.cells] == [numbers(cell) for cell in whole]
     assert not list(path.glob(".cluster-*"))
 
 

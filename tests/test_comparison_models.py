@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_comparison import never, numbers, train_all
 
 from wisca_core.cli import main
 from wisca_core.comparison import cell as cell_module
@@ -31,14 +32,6 @@ from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import HubError, PlanMismatch, SpecError, UnknownArchitecture, UnreadableInput
 
 SAMPLE = Path(__file__).parents[1] / "sample_runs" / "gqa-docs" / "checkpoint-3600"
-TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "book.txt"
-    path.write_bytes(TEXT)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +67,6 @@ def lora(base, text):
         return checked(Spec(**{**given, **changes}))
 
     return lora
-
-
-def never() -> bool:
-    return False
-
-
-def train_all(path: Path, spec: Spec) -> folder.Comparison:
-    folder.create(path, spec)
-    corpus = load_corpus(spec)
-    for cell in folder.read(path).cells:
-        assert train(spec, cell, corpus, never)
-        folder.write_cell_status(cell, state="done")
-    return folder.read(path)
-
-
-def numbers(cell: folder.Cell) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in folder.rows(cell.folder)]
 
 
 # --- adapters on an open model ----------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_comparison import TEXT, never, numbers, small_spec, train_all
 
 from wisca_core import home, jobs
 from wisca_core.cli import main
@@ -23,53 +25,15 @@ from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.models import build_model, build_optimisers, learning_rate
 from wisca_core.comparison.prepare import prepare
 from wisca_core.comparison.presets import ARMS
-from wisca_core.comparison.spec import FORMAT, VERSION, Arm, DataSpec, ModelSpec, OptimiserSpec, Spec
-from wisca_core.comparison.spec_checks import checked
+from wisca_core.comparison.spec import FORMAT, VERSION, Arm, ModelSpec, OptimiserSpec
 from wisca_core.comparison.worker import _reason
 from wisca_core.errors import OutputRefused, PlanMismatch, SpecError, UnreadableInput
-
-TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]
-MODEL = ModelSpec(width=16, n_layers=2, n_heads=4, n_kv_heads=2, mlp_width=24, init_std=0.1)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "book.txt"
-    path.write_bytes(TEXT)
-    return path
 
 
 @pytest.fixture
 def small(text):
     """small(**changes) -> a spec whose cells take a tenth of a second."""
-
-    def small(**changes) -> Spec:
-        given = dict(
-            name="small", model=MODEL, data=DataSpec("text", str(text), context=16, validation_windows=4), steps=12, seeds=(1, 2), batch_size=2,
-            arms=tuple(ARMS[a] for a in ("baseline", "wisca")), optimiser=OptimiserSpec(warmup_steps=2), evaluate_every=4, log_every=2,
-            save_weights=False,
-        )  # fmt: skip
-        return checked(Spec(**{**given, **changes}))
-
-    return small
-
-
-def never() -> bool:
-    return False
-
-
-def train_all(path: Path, spec: Spec) -> folder.Comparison:
-    """Every cell in this process."""
-    folder.create(path, spec)
-    corpus = load_corpus(spec)
-    for cell in folder.read(path).cells:
-        assert train(spec, cell, corpus, never)
-        folder.write_cell_status(cell, state="done")
-    return folder.read(path)
-
-
-def numbers(cell: folder.Cell) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in folder.rows(cell.folder)]
+    return partial(small_spec, text)
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from wisca_core.errors import BadOption, UnreadableInput
-from wisca_core.runs import Logs, growing, long_table, read, tables
+from wisca_core.runs import Logs, growing, long_table, read
 from wisca_core.runs.collect import Room
+from wisca_core.runs.csv_table import Csv
 from wisca_core.runs.writing import csv_pieces
 
 
@@ -49,7 +50,7 @@ def test_pieces_give_the_same_as_the_whole(tmp_path, monkeypatch):
         "step,loss,note\n" + "".join(f"{i},{i / 7},{'a b' if i % 3 else ''}\n" for i in range(500)),
     )
     whole = only(tmp_path / "log.csv")
-    monkeypatch.setattr(tables, "_PIECE_BYTES", 97)
+    monkeypatch.setattr(Csv, "piece_bytes", 97)
     pieces = only(tmp_path / "log.csv")
     assert len(pieces.series["loss"].chunks) > 20
     assert pieces.series["loss"].value.tolist() == whole.series["loss"].value.tolist() == [i / 7 for i in range(500)]
@@ -91,7 +92,7 @@ def test_without_a_step_column_rows_are_counted_and_that_is_said(tmp_path):
 
 
 def test_a_column_that_turns_into_text_and_back_loses_only_the_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "_PIECE_BYTES", 64)
+    monkeypatch.setattr(Csv, "piece_bytes", 64)
     rows = [f"{i},{'broken' if 40 <= i < 43 else i / 3}\n" for i in range(100)]
     run = only(write(tmp_path / "log.csv", "step,loss\n" + "".join(rows)))
     assert run.series["loss"].step.tolist() == [i for i in range(100) if not 40 <= i < 43] and run.counts["text"] == 3

@@ -202,6 +202,11 @@ class Collected:
         if metric in self.texts or len(self.texts) < 1000:
             self.texts[metric] += n
 
+    def damaged(self, n_bytes: int = 0, n: int = 1) -> None:
+        """``n`` records are skipped, of ``n_bytes`` together (0 where nobody knows)."""
+        self.counts["damaged"] += n
+        self.counts["damaged_bytes"] += n_bytes
+
     def config(self, run: str, values: Mapping[str, object]) -> None:
         """Settings of a run; mappings become dotted names, lists become text."""
         config = self.configs.setdefault(run, {})

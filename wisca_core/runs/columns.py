@@ -50,6 +50,10 @@ RUN_NAMES = ("run", "run_name", "cell", "arm", "seed")
 # pandas writes its index as a column of one of these names: it counts rows of the export, nothing of the run.
 INDEX_NAMES = ("", "unnamed: 0", "index")
 
+# So many rows say which columns hold numbers; a column that turns into numbers later is still read, only slower.
+SAMPLE_ROWS = 1000
+MAX_COLUMNS = 20_000
+
 _WANDB_EXPORT = re.compile(r"(.+) - (.+?)(__MIN|__MAX)?\Z", re.DOTALL)
 
 

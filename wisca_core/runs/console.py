@@ -10,11 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from wisca_core.checkpoint.untrusted import shown
-from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, Room
-from wisca_core.runs.growing import Growing, Lines, Replaced
-from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.file_reader import LineReader
 from wisca_core.runs.table import Run
 
 MAX_LINE = 20_000
@@ -143,31 +139,13 @@ def recognised(line: str) -> tuple[Format, Line | None] | None:
     return None
 
 
-class Console:
+class Console(LineReader):
     """A text file; several formats may be mixed in it."""
 
-    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
-        self.source, self._room, self._ask = source, room, ask
-        self._begin()
-
     def _begin(self) -> None:
-        self._out = Collected(self._room, self.source.run)
-        self._file = Growing(self.source.path)
-        self._lines = Lines(self._file, self._ask.live)
+        super()._begin()
         self._found: dict[str, None] = {}
         self._n_without_step = 0
-
-    def advance(self, progress: Progress) -> bool:
-        if not self._file.changed():
-            return False
-        try:
-            for done, size in self._lines.read(self._take):
-                progress(f"reading {shown(self.source.path.name, 60)}", done, size)
-        except Replaced:
-            self._out.release()
-            self._begin()
-            return self.advance(progress)
-        return True
 
     def runs(self) -> tuple[Run, ...]:
         notes = list(self._out.notes)
@@ -189,8 +167,7 @@ class Console:
                 continue
             format, line = found
             if line is None:
-                self._out.counts["damaged"] += 1
-                self._out.counts["damaged_bytes"] += len(raw)
+                self._out.damaged(len(raw))
                 continue
             self._found[format.name] = None
             step = line.step

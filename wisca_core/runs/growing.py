@@ -50,6 +50,11 @@ class Growing:
         except OSError:
             return True
 
+    def all_taken(self) -> None:
+        """The whole file, as it is now, was read by somebody who opens it himself."""
+        found = os.stat(self.path)
+        self._seen, self.offset = (found.st_size, found.st_mtime_ns), found.st_size
+
     def pieces(self, consume) -> Iterator[tuple[int, int]]:
         """Read on from ``offset``; ``consume(data: bytes, at_end: bool) -> int`` says how many of the bytes it used up.
 

@@ -5,32 +5,24 @@ The spec beside the metrics, or the nearest above them inside what was opened, i
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from wisca_core.checkpoint.untrusted import open_regular, parse_json_object, read_exactly, shown
 from wisca_core.errors import UnreadableInput
-from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, Room
-from wisca_core.runs.growing import Growing, Lines, Replaced
-from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.file_reader import LineReader
+from wisca_core.runs.json_rows import Rows, json_row
 from wisca_core.runs.table import Run
-from wisca_core.runs.tables import Rows, json_row
 
 METRICS_FORMAT, METRICS_VERSION = "wisca-metrics", 1
 MAX_SPEC_BYTES = 10 << 20
 
 
-class Own:
+class Own(LineReader):
     """One metrics.jsonl. A newer version is refused by name."""
 
-    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
-        self.source, self._room, self._ask = source, room, ask
-        self._begin()
-
     def _begin(self) -> None:
-        self._out = Collected(self._room, self.source.run)
-        self._file = Growing(self.source.path)
-        self._lines = Lines(self._file, self._ask.live)
+        super()._begin()
         self._rows = Rows(self._out, self.source.run, self._ask.step_column or "step", shown(self.source.path))
         self._headed = False
         spec = self._spec()
@@ -55,18 +47,9 @@ class Own:
                 return None
             folder = folder.parent
 
-    def advance(self, progress: Progress) -> bool:
-        if not self._file.changed():
-            return False
-        try:
-            for done, size in self._lines.read(self._take):
-                progress(f"reading {shown(self.source.path.name, 60)}", done, size)
-        except Replaced:
-            self._out.release()
-            self._begin()
-            return self.advance(progress)
+    def _read(self) -> Iterator[tuple[int, int]]:
+        yield from super()._read()
         self._rows.settle()
-        return True
 
     def runs(self) -> tuple[Run, ...]:
         return self._out.runs(
@@ -77,8 +60,7 @@ class Own:
         for line in lines:
             row = json_row(line)
             if row is None:
-                self._out.counts["damaged"] += 1
-                self._out.counts["damaged_bytes"] += len(line)
+                self._out.damaged(len(line))
             elif "format" in row:
                 check_version(row, self.source.path)
             else:

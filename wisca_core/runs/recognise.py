@@ -15,8 +15,12 @@ from wisca_core.checkpoint.untrusted import open_regular, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs import columns, console, own, trackio
 from wisca_core.runs.collect import Room
+from wisca_core.runs.csv_table import Csv
+from wisca_core.runs.json_lines import JsonLines
+from wisca_core.runs.json_list import JsonList
+from wisca_core.runs.json_rows import json_row
+from wisca_core.runs.parquet_table import Parquet
 from wisca_core.runs.source import Ask, Reader, Source
-from wisca_core.runs.tables import Csv, JsonLines, JsonList, Parquet, json_row
 from wisca_core.runs.tensorboard import TensorBoard
 from wisca_core.runs.trainer_state import TrainerState
 from wisca_core.runs.wandb_offline import HEADER, Wandb

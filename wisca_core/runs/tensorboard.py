@@ -210,8 +210,7 @@ class TensorBoard:
             good = masked(crc32c(view, starts, lengths)) == _stored(view, starts + lengths)
             bad = ~good
             if bad.any():
-                self._out.counts["damaged"] += int(bad.sum())
-                self._out.counts["damaged_bytes"] += int((lengths[bad] + _HEADER + _FOOTER).sum())
+                self._out.damaged(int((lengths[bad] + _HEADER + _FOOTER).sum()), int(bad.sum()))
             self._records(view, starts[good], lengths[good])
             used = at
             if unfinished:  # a sound header whose record goes on behind the data
@@ -231,8 +230,7 @@ class TensorBoard:
                 self._out.counts["damaged_bytes"] += skip
                 used = at + skip
                 break
-            self._out.counts["damaged"] += 1
-            self._out.counts["damaged_bytes"] += found - at
+            self._out.damaged(found - at)
             at = found
         return used
 
@@ -325,8 +323,7 @@ class TensorBoard:
             event = _event(record)
             self._settings(record, event)
         except Malformed:
-            self._out.counts["damaged"] += 1
-            self._out.counts["damaged_bytes"] += len(record) + _HEADER + _FOOTER
+            self._out.damaged(len(record) + _HEADER + _FOOTER)
             return
         wall = np.frombuffer(record, "<f8", 1, event.wall_at) if event.wall_at >= 0 else np.full(1, np.nan)
         for value in event.values:

@@ -99,7 +99,7 @@ class Trackio:
             self._last = number
             row = _json(text)
             if row is None:
-                self._out.counts["damaged"] += 1
+                self._out.damaged()
             elif not isinstance(step, (int, float)):
                 self._out.counts["no_step"] += 1
             else:

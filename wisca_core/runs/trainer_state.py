@@ -7,9 +7,9 @@ from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, Room
 from wisca_core.runs.growing import Growing
+from wisca_core.runs.json_rows import Rows, whole_file
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
-from wisca_core.runs.tables import Rows, whole_file
 
 _SETTINGS = (
     "max_steps",
@@ -46,12 +46,7 @@ class TrainerState:
             self.source.run, {name: state[name] for name in _SETTINGS if isinstance(state.get(name), (int, float))}
         )
         rows = Rows(out, self.source.run, self._ask.step_column or "step", what, key=False)
-        for row in history:
-            if isinstance(row, dict):
-                rows.add(row)
-            else:
-                out.counts["damaged"] += 1
-        rows.settle()
+        rows.add_all(history)
         self._out.release()
         self._file, self._out, self._rows = file, out, rows
         return True

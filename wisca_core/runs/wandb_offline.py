@@ -12,10 +12,7 @@ import zlib
 
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import UnreadableInput
-from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, Room
-from wisca_core.runs.growing import Growing, Replaced
-from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.file_reader import FileReader
 from wisca_core.runs.table import Run
 from wisca_core.runs.tensorboard import Malformed, fields, whole
 
@@ -25,31 +22,14 @@ _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 MAX_RECORD_BYTES = 64 << 20
 
 
-class Wandb:
+class Wandb(FileReader):
     """One .wandb file, one run."""
 
-    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
-        self.source, self._room, self._ask = source, room, ask
-        self._begin()
-
     def _begin(self) -> None:
-        self._out = Collected(self._room, self.source.run)
-        self._file = Growing(self.source.path)
+        super()._begin()
         self._parts: list[bytes] | None = None
         self._name = ""
         self._cut = False
-
-    def advance(self, progress: Progress) -> bool:
-        if not self._file.changed():
-            return False
-        try:
-            for done, size in self._file.pieces(self._consume):
-                progress(f"reading {shown(self.source.path.name, 60)}", done, size)
-        except Replaced:
-            self._out.release()
-            self._begin()
-            return self.advance(progress)
-        return True
 
     def runs(self) -> tuple[Run, ...]:
         self._out.counts["cut"] = int(self._cut or self._parts is not None)
@@ -100,8 +80,7 @@ class Wandb:
         return at
 
     def _damaged(self, n_bytes: int) -> None:
-        self._out.counts["damaged"] += 1
-        self._out.counts["damaged_bytes"] += n_bytes
+        self._out.damaged(n_bytes)
         self._parts = None
 
     def _chunk(self, kind: int, body: bytes) -> None:

@@ -1,0 +1,37 @@
+"""The dashboard without a browser: a page opened at an address, and what stands on it."""
+
+import json
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Block
+
+DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
+
+
+def page(view: str = "", **address: str | Path) -> AppTest:
+    """The dashboard at an address ("model" is one of its names), then ``view`` where it is not the first one."""
+    at = AppTest.from_file(str(DASHBOARD), default_timeout=90)
+    for name, value in address.items():
+        at.query_params[name] = str(value) if isinstance(value, Path) else value
+    at.run()
+    if view:
+        at.switch_page(f"views/{view}.py").run()
+    assert not at.exception
+    return at
+
+
+def texts(part: AppTest | Block) -> str:
+    """All words of a page or of a part of it (``at.main``), without the backslashes that keep Markdown from reading them."""
+    assert not part.get("exception")
+    kinds = ("text", "markdown", "title", "header", "subheader", "code")
+    return "\n".join(element.value for kind in kinds for element in part.get(kind)).replace("\\", "")
+
+
+def metrics(at: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in at.metric}
+
+
+def charts(at: AppTest) -> list[dict]:
+    """The plotly figures of the page."""
+    return [json.loads(chart.proto.spec) for chart in at.main.get("plotly_chart")]

@@ -1,0 +1,63 @@
+"""What the readers of one growing file have in common: each look reads on where the last one ended, or from the start
+where the file was replaced.
+"""
+
+from collections.abc import Iterator
+
+from wisca_core.checkpoint.untrusted import shown
+from wisca_core.progress import Progress
+from wisca_core.runs.collect import Collected, Room
+from wisca_core.runs.growing import PIECE_BYTES, Growing, Lines, Replaced
+from wisca_core.runs.source import Ask, Source
+
+
+class FileReader:
+    """Reads one file in pieces. A reader of its kind says what ``_begin`` starts with, what ``_consume`` takes of a piece,
+    and its ``runs``.
+    """
+
+    piece_bytes = PIECE_BYTES
+
+    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
+        self.source, self._room, self._ask = source, room, ask
+        self._begin()
+
+    def _begin(self) -> None:
+        """As if nothing had been read yet."""
+        self._out = Collected(self._room, self.source.run)
+        self._file = Growing(self.source.path, self.piece_bytes)
+
+    def advance(self, progress: Progress) -> bool:
+        if not self._file.changed():
+            return False
+        try:
+            for done, size in self._read():
+                progress(f"reading {shown(self.source.path.name, 60)}", done, size)
+        except Replaced:
+            self._out.release()
+            self._begin()
+            return self.advance(progress)
+        return True
+
+    def _read(self) -> Iterator[tuple[int, int]]:
+        """Take what is new; yields as Growing.pieces does."""
+        yield from self._file.pieces(self._consume)
+
+    def _consume(self, data: bytes, at_end: bool) -> int:
+        """Take what is whole in ``data``; how many of its bytes are done with. Raises Replaced, UnreadableInput."""
+        raise NotImplementedError
+
+
+class LineReader(FileReader):
+    """The same for a file of lines, which go to ``_take``."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._lines = Lines(self._file, self._ask.live)
+
+    def _read(self) -> Iterator[tuple[int, int]]:
+        yield from self._lines.read(self._take)
+
+    def _take(self, lines: list[bytes]) -> None:
+        """Whole lines, none of them empty."""
+        raise NotImplementedError

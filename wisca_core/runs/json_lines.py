@@ -1,0 +1,35 @@
+"""JSON lines: one object a line."""
+
+from collections.abc import Iterator
+
+from wisca_core.checkpoint.untrusted import shown
+from wisca_core.runs.file_reader import LineReader
+from wisca_core.runs.json_rows import Rows, json_row
+from wisca_core.runs.table import Run
+
+
+class JsonLines(LineReader):
+    """Lines that are no object are counted; NaN and Infinity are read as Python writes them."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._rows = Rows(self._out, self.source.run, self._ask.step_column, shown(self.source.path))
+
+    def _read(self) -> Iterator[tuple[int, int]]:
+        yield from super()._read()
+        self._rows.settle()
+
+    def runs(self) -> tuple[Run, ...]:
+        if self._lines.n_too_long:
+            self._out.damaged(n=self._lines.n_too_long)
+            self._lines.n_too_long = 0
+        return self._out.runs("jsonl", str(self.source.path), tuple(self._rows.columns), self._rows.step_column or "")
+
+    def _take(self, lines: list[bytes]) -> None:
+        for line in lines:
+            row = json_row(line)
+            if row is None:
+                if line.strip():
+                    self._out.damaged(len(line))
+            else:
+                self._rows.add(row)
