@@ -228,6 +228,7 @@ def test_each_arm_at_its_own_best_rate(tmp_path):
     best = r.best[0]
     assert best.rate is None and best.rates == (3e-3,) * 4 and best.baseline_rates == (1e-3,) * 4
     assert np.allclose(best.differences, [-0.1 + 1e-3 * s for s in (1, 2, 3, 4)])
+    assert "4 seeds, each arm at its own best rate; p" in r.sentence
     assert len(r.effects) == 2 and "one learning rate" not in " ".join(r.remarks).lower()
     assert any("Baseline and QK + VO are best at an end of the rates tried; their" in remark for remark in r.remarks)
 

@@ -133,10 +133,8 @@ def _actions(comparison: Comparison, found: Report | None, is_sample: bool) -> N
 
 def _quote(comparison: Comparison, found: Report) -> str:
     """The sentence with what it is about, so that it can stand alone."""
-    what = ["each arm at its own best rate" if found.best else "", f"{found.subject}.", found.reading, *found.beside]
-    about = f"Validation loss in {found.unit}{', ' + what[0] if what[0] else ''}. {facts(comparison)}"
-    note = f" Note: {comparison.spec.note}" if comparison.spec.note else ""
-    return f"{found.sentence} {' '.join(filter(None, what[1:]))} {about}{note}"
+    note = f"Note: {comparison.spec.note}" if comparison.spec.note else ""
+    return " ".join(filter(None, [found.sentence, f"{found.subject}.", found.reading, *found.beside, "Validation loss.", facts(comparison), note]))
 
 
 def _exports(comparison: Comparison) -> None:

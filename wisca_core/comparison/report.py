@@ -187,9 +187,9 @@ class _Said:
 
     def sentence(self, effect: Effect, grade: str, before: str = "") -> str:
         """What may be quoted. ``before``: of a comparison that was extended, what it said as it was fixed beforehand."""
-        n = f"{effect.loss.n} seed{'' if effect.loss.n == 1 else 's'}"
+        n = f"{effect.loss.n} seed{'' if effect.loss.n == 1 else 's'}{', each arm at its own best rate' if effect.rate is None else ''}"
         if grade == "none":
-            return f"Nothing can be concluded from {n}; at least {FEWEST} are needed."
+            return f"Nothing can be concluded from {effect.loss.n} seed{'' if effect.loss.n == 1 else 's'}; at least {FEWEST} are needed."
         if before:
             return f"Extended after looking, so only a hint: {self.figures(effect)}, {n}. As it was fixed beforehand: {before}"
         if effect.loss.is_nothing:
