@@ -6,9 +6,10 @@ from transformers import CONFIG_MAPPING
 
 from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.miniature import build_miniature, load
+from wisca_core.equivalence.model_config import config_object
 from wisca_core.equivalence.outputs import outputs
 from wisca_core.equivalence.sizes import ROLES, TABLE, kept_layers
-from wisca_core.equivalence.small_config import MAX_POSITIONS, VOCAB_SIZE, config_object, shrink
+from wisca_core.equivalence.small_config import MAX_POSITIONS, VOCAB_SIZE, shrink
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
 

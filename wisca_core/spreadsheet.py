@@ -1,6 +1,10 @@
 """Tables as CSV that a spreadsheet opens without executing anything."""
 
+from pathlib import Path
+
 import pandas as pd
+
+from wisca_core.errors import OutputRefused
 
 # A cell that begins with one of these is read as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -24,3 +28,22 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
 def safe_cell(value: object) -> object:
     """Text that would be read as a formula with an apostrophe in front; anything else as it is."""
     return "'" + value if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def check_replaceable(path: Path, head: str, kind: str = "") -> None:
+    """Raises OutputRefused where ``path`` is a file that does not begin with ``head`` (ASCII): it is no table of that kind.
+
+    ``kind``: what such a table is called, where its head says little.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(head)) == head.encode():
+                return
+    except FileNotFoundError:
+        if path.absolute().parent.is_dir():
+            return
+        raise OutputRefused(f"{path} cannot be written: its folder does not exist.") from None
+    except OSError as error:
+        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
+    found = f"is no {kind}" if kind else f"does not begin with {head[:40]}..."
+    raise OutputRefused(f"{path} exists and {found}; it is left alone. Choose another name.")

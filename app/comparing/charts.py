@@ -5,7 +5,8 @@ import streamlit as st
 
 from app.figures import compare, words
 from app.figures.template import Theme
-from app.inspecting.charts import chart, heading
+from app.heading import heading
+from app.inspecting.charts import chart
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.arm_words import in_words

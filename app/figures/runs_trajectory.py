@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from app.figures import words
 from app.figures.runs import plain_text, whole_ticks
-from app.figures.template import Theme, figure, octave_ticks, see_through
+from app.figures.template import Theme, figure, octave_ticks, see_through, unit
 
 
 def trajectory(
@@ -92,17 +92,7 @@ def trajectory(
         xaxis=dict(anchor="y2" if loss else "y", title=dict(text="step", standoff=14)),
         yaxis=dict(domain=[0.42, 1] if loss else [0, 1], range=[low, high], tickvals=values, ticktext=labels),
     )
-    fig.add_annotation(
-        text=f"{words.ROLES[left]} over {words.ROLES[right]}",
-        xref="x domain",
-        yref="y domain",
-        x=0,
-        y=1,
-        xanchor="left",
-        yanchor="bottom",
-        xshift=-44,
-        yshift=8,
-    )
+    unit(fig, f"{words.ROLES[left]} over {words.ROLES[right]}", dx=-44)
     if np.isfinite(size) and low < size < high:
         fig.add_shape(
             type="line",

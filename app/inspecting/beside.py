@@ -8,7 +8,8 @@ from app import cached, state
 from app.current import normal, title
 from app.figures import beside, words
 from app.figures.template import Theme
-from app.inspecting.charts import chart, heading
+from app.heading import heading
+from app.inspecting.charts import chart
 from app.inspecting.shown import Shown
 from app.messages import errors_as_messages, plain
 from wisca_core.patterns.summary import layer_ratios

@@ -7,26 +7,9 @@ import streamlit as st
 from app import cached
 from app.figures import balance, depth, findings, heatmap, words
 from app.figures.template import CONFIG, Theme
+from app.heading import heading
 from app.inspecting import selection
 from app.inspecting.shown import Shown, furthest
-from app.spreadsheet import csv_bytes
-
-
-def heading(finding: str, how_to_read: str, table: pd.DataFrame, name: str) -> None:
-    """Finding, download and how to read it. Both texts are ours, the table's names are not."""
-    with st.container(gap="xxsmall"):
-        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", wrap=False):
-            st.subheader(finding, anchor=False)
-            st.download_button(
-                "CSV",
-                lambda: csv_bytes(table),
-                f"{name}.csv",
-                "text/csv",
-                type="tertiary",
-                on_click="ignore",
-                key=f"{name} csv",
-            )
-        st.markdown(f":small[:gray[{how_to_read}]]")
 
 
 def chart(fig: go.Figure, key: str, alt: str, source: str = "") -> None:

@@ -7,8 +7,9 @@ import streamlit as st
 from app import cached
 from app.figures import findings, head, words
 from app.figures.template import Theme
+from app.heading import heading
 from app.inspecting import selection
-from app.inspecting.charts import chart, heading
+from app.inspecting.charts import chart
 from app.inspecting.shown import Shown
 from wisca_core.patterns.summary import times
 from wisca_core.plan.head import HeadDetail

@@ -7,8 +7,8 @@ import streamlit as st
 from app import cached
 from app.cached import Opened
 from app.figures import words
+from app.heading import heading
 from app.inspecting import searching
-from app.inspecting.charts import heading
 from app.inspecting.shown import Shown
 from app.messages import plain
 from wisca_core.architecture.refusals import lines

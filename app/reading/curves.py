@@ -9,7 +9,7 @@ from app import cached, state
 from app.figures import words
 from app.figures.runs import MOST_NAMED, Curve, curves
 from app.figures.template import CONFIG, Theme
-from app.reading.opening import table_heading
+from app.heading import heading
 from app.reading.shown import MOST_CURVES, X_LABELS, Shown, axes
 from wisca_core.runs.drawing import half_life
 from wisca_core.runs.groups import ends, lower_is_better
@@ -124,7 +124,7 @@ def draw(shown: Shown, theme: Theme) -> list[tuple[str, str, go.Figure]]:
             )
             continue
         how = _how(shown, metric, lines, n)
-        table_heading(words.markdown_text(finding), words.markdown_text(how), _table(lines), f"curve {metric}"[:60])
+        heading(words.markdown_text(finding), words.markdown_text(how), _table(lines), f"curve {metric}"[:60])
         fig = curves(
             lines,
             x_title=_x_title(shown),

@@ -8,8 +8,8 @@ import streamlit as st
 
 from app import state
 from app.figures import words
+from app.heading import heading
 from app.messages import plain
-from app.reading.opening import table_heading
 from app.reading.shown import Shown
 from wisca_core.runs.groups import (
     by_configuration,
@@ -80,7 +80,7 @@ def draw(shown: Shown) -> list[tuple[str, pd.DataFrame]]:
                 "Highest": stats["max"],
             }
         )
-        table_heading(
+        heading(
             f"Final {words.markdown_text(metric)} by group",
             "Mean over the runs with a finite value, with its 95 % t interval.",
             stats,
@@ -101,7 +101,7 @@ def draw(shown: Shown) -> list[tuple[str, pd.DataFrame]]:
         }
     )
     view = view if grouped else view.drop(columns="Group")
-    table_heading(
+    heading(
         f"Final and best {words.markdown_text(metric)}",
         f"Final is the last value logged, best the {'lowest' if lower else 'highest'} finite one.",
         table,
@@ -156,7 +156,7 @@ def settings(shown: Shown) -> pd.DataFrame | None:
             st.markdown(f":small[:gray[The settings of the {words.count(said)} runs that say them do not differ.]]")
         return None
     out = table.reset_index().rename(columns={"run": "Run"})
-    table_heading(
+    heading(
         "Settings that differ",
         "Those that are the same everywhere, names, folders and dates are left out.",
         out,

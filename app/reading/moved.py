@@ -8,8 +8,8 @@ from app.figures import words
 from app.figures.runs_trajectory import trajectory as trajectory_figure
 from app.figures.template import CONFIG, Theme
 from app.following import explain, follow, latest
+from app.heading import heading
 from app.messages import errors_as_messages, plain
-from app.reading.opening import table_heading
 from app.reading.shown import Shown, checkpoint_folder
 from wisca_core import jobs
 from wisca_core.checkpoint.untrusted import shown as fit_for_a_line
@@ -109,7 +109,7 @@ def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[st
         f"{lines}. Ratio of L1 norms, log axis: above 1× {words.coloured(left)} is heavier, below "
         f"{words.coloured(right)}." + (f" Below, {words.markdown_text(loss[0])} on the same axis." if loss else "")
     )
-    table_heading(finding, how, groups, "trajectory")
+    heading(finding, how, groups, "trajectory")
     fig = trajectory_figure(layers, groups, pair=pair, theme=theme, layer=layer, loss=loss)
     st.plotly_chart(
         fig,

@@ -1,13 +1,11 @@
 """Naming the logs, following them, and saying what was read of them and what was not."""
 
-import pandas as pd
 import streamlit as st
 
 from app import cached, state, uploads
 from app.figures import words
 from app.messages import errors_as_messages, plain
 from app.reading.shown import Shown, paths
-from app.spreadsheet import csv_bytes
 from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.writing import csv_pieces
 
@@ -135,21 +133,3 @@ def _quoted(text: str) -> str:
     import shlex
 
     return shlex.quote(text)
-
-
-def table_heading(title: str, how: str, table: pd.DataFrame, name: str) -> None:
-    """A table's finding, its CSV, and how to read it."""
-    with st.container(gap="xxsmall"):
-        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", wrap=False):
-            st.subheader(title, anchor=False)
-            st.download_button(
-                "CSV",
-                lambda: csv_bytes(table),
-                f"{name}.csv",
-                "text/csv",
-                type="tertiary",
-                on_click="ignore",
-                key=f"{name} csv",
-            )
-        if how:
-            st.markdown(f":small[:gray[{how}]]")

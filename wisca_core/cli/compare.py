@@ -110,8 +110,8 @@ def _refuse_too_large(spec: Spec, way: "Way") -> None:
 
 def _estimate(spec: Spec, way: "Way", json: bool) -> int:
     from wisca_core.comparison.data import load_corpus
+    from wisca_core.comparison.estimate import GPU_FLOPS, duration, estimate
     from wisca_core.comparison.report import unit
-    from wisca_core.comparison.estimate import GPU_FLOPS, estimate
 
     found = estimate(spec, way.workers, way=way)
     text: dict | None = None
@@ -152,19 +152,6 @@ def counts(spec: Spec) -> str:
     parts = [f"{len(spec.arms)} arms", f"{len(rates)} learning rate{'' if len(rates) == 1 else 's'}", f"{len(spec.seeds)} seeds",
              f"{spec.steps:,} steps", f"{spec.n_cells} runs"]  # fmt: skip
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """ "45 s", "6 min", "2 h 5 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 60 * 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    days = seconds / 86400
-    return f"{days:.0f} days" if days < 730 else f"{days / 365:,.0f} years"
 
 
 def _say(comparison: Comparison, report) -> None:

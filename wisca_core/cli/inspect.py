@@ -22,7 +22,7 @@ from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, lay
 from wisca_core.patterns.table import NORMS
 from wisca_core.plan.decide import decide
 from wisca_core.plan.options import Options, default_pairs, parse_pairs
-from wisca_core.spreadsheet import csv_bytes
+from wisca_core.spreadsheet import check_replaceable, csv_bytes
 
 N_WORST = 10
 MOST_TENSORS = 100
@@ -35,7 +35,7 @@ def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, 
     if norm not in NORMS:
         raise BadOption(f"norm: {norm!r} was given; choose from {', '.join(NORMS)}.")
     if csv:
-        _check_replaceable(csv)
+        check_replaceable(csv, ",".join(CSV_COLUMNS[:-1]), "table of KV groups")  # tables of earlier versions end there
     checkpoint = models.opened(model, yes)
     with bar() as progress:
         found = sites_of(checkpoint, searched(asked.pairs if asked else ()), progress, search=True)
@@ -203,22 +203,6 @@ def _tensors(checkpoint: Checkpoint) -> list[dict]:
         {"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file, "n_bytes": t.n_bytes}
         for t in checkpoint.stored or checkpoint.tensors
     ]
-
-
-def _check_replaceable(path: Path) -> None:
-    """An earlier table may be replaced; any other file, weights above all, may not."""
-    head = ",".join(CSV_COLUMNS[:-1]).encode()  # tables of earlier versions end there
-    try:
-        with path.open("rb") as file:
-            if file.read(len(head)) == head:
-                return
-    except FileNotFoundError:
-        if path.absolute().parent.is_dir():
-            return
-        raise OutputRefused(f"{path} cannot be written: its folder does not exist.") from None
-    except OSError as error:
-        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
-    raise OutputRefused(f"{path} exists and is no table of KV groups; it is left alone. Choose another name.")
 
 
 def _write_csv(path: Path, groups: pd.DataFrame) -> None:

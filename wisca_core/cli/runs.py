@@ -21,7 +21,8 @@ from wisca_core.runs.groups import (
 )
 from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.table import metrics
-from wisca_core.runs.writing import HEAD, check_replaceable, write_csv
+from wisca_core.runs.writing import HEAD, write_csv
+from wisca_core.spreadsheet import check_replaceable
 
 FOLLOW_SECONDS = 2.0
 MOST_RUNS = 40

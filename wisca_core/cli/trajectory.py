@@ -12,8 +12,7 @@ from wisca_core.patterns.table import NORMS
 from wisca_core.runs import read
 from wisca_core.runs.groups import loss_metric
 from wisca_core.runs.table import Run
-from wisca_core.runs.writing import check_replaceable
-from wisca_core.spreadsheet import csv_bytes
+from wisca_core.spreadsheet import check_replaceable, csv_bytes
 from wisca_core.trajectory import COLUMNS, Trajectory, advice, drifts, trajectory
 
 HEAD = ",".join(list(COLUMNS)[:-1])  # tables of earlier versions end there

@@ -233,3 +233,16 @@ def _overhead(spec: Spec) -> float:
     """Validation passes, in forward passes of a third of a step each, on top of training."""
     windows = spec.data.validation_windows / spec.batch_size / 3
     return 1.05 + windows / spec.evaluation_steps
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "6 min", "2 h 5 min", "12 days"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 60 * 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    days = seconds / 86400
+    return f"{days:.0f} days" if days < 730 else f"{days / 365:,.0f} years"

@@ -51,7 +51,7 @@ def model_config(spec: Spec):
     from transformers import LlamaConfig
 
     from wisca_core.comparison.shrunk import shrunk_config, without_dropout
-    from wisca_core.equivalence.small_config import config_object
+    from wisca_core.equivalence.model_config import config_object
 
     m: ModelSpec = spec.model
     if m.source == "decoder":

@@ -181,7 +181,8 @@ def _check_looks_back(config) -> None:
 
     from wisca_core.comparison.models import language_model_class
     from wisca_core.equivalence.miniature import quiet
-    from wisca_core.equivalence.small_config import config_object, shrink
+    from wisca_core.equivalence.model_config import config_object
+    from wisca_core.equivalence.small_config import shrink
 
     with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wisca_core.equivalence.small_config import PER_ROTARY_PAIR, ROLES, ROPE, clean, config_object, width_share
+from wisca_core.equivalence.model_config import clean, config_object
+from wisca_core.equivalence.sizes import PER_ROTARY_PAIR, ROLES, ROPE, width_share
 from wisca_core.errors import ConfigMismatch, SpecError
 
 LEAST_HEAD_DIM = 8

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from wisca_core.equivalence.small_config import config_class, config_object
+from wisca_core.equivalence.model_config import config_class, config_object
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
 MAX_PARAMETERS = (

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from wisca_core.architecture.expressions import evaluate
+from wisca_core.equivalence.model_config import DROPPED, clean, config_object, one_line, without_dropped
 from wisca_core.equivalence.sizes import (
     BY_LAYER,
     MIN_LAYERS,
@@ -24,11 +25,8 @@ from wisca_core.equivalence.sizes import (
     is_by_layer,
     of_layer,
     sizes_of,
-    width_share,
 )
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
-
-__all__ = ["MAX_POSITIONS", "VOCAB_SIZE", "clean", "config_class", "config_object", "shrink", "width_share"]
 
 VOCAB_SIZE, MAX_POSITIONS = TABLE.small["vocab"], TABLE.small["positions"]
 ORIGINAL_POSITIONS = 16  # between the lengths tried: rope scalings that change there are met on both sides
@@ -45,95 +43,11 @@ FIXED: dict[str, Any] = {
     "pretraining_tp": 1,
     "layerdrop": 0.0,
 }
-# Names that would run code, pick a kernel, change what loading does or size a head by its labels.
-DROPPED = frozenset(
-    """auto_map quantization_config compression_config attn_implementation experts_implementation dtype torch_dtype
-    id2label label2id num_labels task_specific_params transformers_version output_attentions output_hidden_states
-    return_dict use_return_dict torchscript name_or_path suppress_tokens begin_suppress_tokens bad_words_ids
-    tokenizer_class out_features out_indices stage_names""".split()
-)
 SWITCHES = ("square", "of_a_kind", "stages")  # in a row of the table: no keys of a config
 # The part that reads and writes text, where a config holds several; the others feed it.
 LANGUAGE = ("text_config", "decoder", "decoder_config", "language_config", "llm_config", "thinker_config", "vlm_config")
 # Keys that name tokens: their values must lie in the small vocabulary and stay different.
 TOKENS = ("_token_id", "_token_index", "_token_ids")
-
-LARGEST = {"layers": 100_000}  # of any count a person's config may claim; the lists by layer are built at that length
-LARGEST_COUNT = 1 << 31
-COUNTED = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab", "positions", "heads_by_layer")
-
-
-def clean(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without anything that would run code, pick a kernel or quantise, and with only values a config can hold.
-
-    UnknownArchitecture where the model type is unknown to transformers.
-    """
-    cls = config_class(config)
-    own, generation = set(_defaults(cls)) - {"_name_or_path"}, _generation_options()
-    return {
-        key: _without_dropped(value, cls)
-        for key, value in config.items()
-        if key not in DROPPED
-        and (
-            key in own or not key.startswith("_")
-        )  # OPT's own _remove_final_layer_norm stays, _attn_implementation goes
-        and (key in own or key not in generation)  # older configs hold max_length, temperature ...; saving refuses them
-        and not callable(getattr(cls, key, None))
-    }
-
-
-def _defaults(cls) -> dict[str, Any]:
-    try:
-        return cls().to_dict()
-    except Exception:  # some types refuse their own defaults: the fields they declare must do
-        return dict.fromkeys(getattr(cls, "__dataclass_fields__", ()))
-
-
-def _without_dropped(value: Any, cls: type) -> Any:
-    if isinstance(value, dict):  # mpt's attn_config is a config of its own, and so is every tower
-        return {
-            k: _without_dropped(v, cls)
-            for k, v in value.items()
-            if k not in DROPPED and not str(k).startswith("_") and not callable(getattr(cls, str(k), None))
-        }
-    return value
-
-
-def _generation_options() -> set[str]:
-    from transformers import GenerationConfig
-
-    return {name for name in GenerationConfig().to_dict() if name != "use_cache" and not name.endswith("_token_id")}
-
-
-def config_class(config: Mapping[str, Any]):
-    """The class transformers has for this ``model_type``; UnknownArchitecture where it has none."""
-    from transformers import CONFIG_MAPPING
-
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        found = f'model_type "{model_type}"' if model_type else "no model_type"
-        code = " and names code of its own (auto_map), which is never run" if config.get("auto_map") else ""
-        raise UnknownArchitecture(
-            f"config.json has {found}, which the installed transformers does not know{code}. "
-            "Without a class no rule can be proved; the tensors can still be looked at."
-        )
-    return CONFIG_MAPPING[model_type]
-
-
-def config_object(config: Mapping[str, Any]):
-    """The transformers config of a config.json, cleaned, eager attention; ConfigMismatch where transformers refuses."""
-    _check_counts(config)
-    cleaned = clean(config)
-    cls = config_class(config)
-    try:
-        made = cls(**{key: value for key, value in cleaned.items() if key != "model_type"})
-    except Exception as error:  # any key may hold anything; the class raises whatever it meets
-        raise ConfigMismatch(
-            f'config.json is not a valid "{config["model_type"]}" config: {_one_line(error)}'
-        ) from error
-    made._attn_implementation = "eager"
-    made._experts_implementation = "eager"  # the grouped kernels do not take float64
-    return made
 
 
 def shrink(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,25 +71,9 @@ def shrink(config: Mapping[str, Any]) -> dict[str, Any]:
     ) as error:  # a value of a kind no config has
         raise ConfigMismatch(
             f'config.json of model_type "{config["model_type"]}" cannot be made small: '
-            f"{type(error).__name__}: {_one_line(error)}."
+            f"{type(error).__name__}: {one_line(error)}."
         ) from error
     return out
-
-
-def _check_counts(config: Mapping[str, Any]) -> None:
-    for key, value in config.items():
-        role = ROLES.get(key)
-        if role not in COUNTED or value is None:
-            continue
-        for count in value if isinstance(value, list) else [value]:
-            if count == 0 and not isinstance(count, bool) and role in ("intermediate", "head_dim"):
-                continue  # "none" in some families
-            count = int(count) if isinstance(count, float) and count.is_integer() else count  # 1200.0 in some
-            limit = LARGEST.get(role, LARGEST_COUNT)
-            if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= limit:
-                raise ConfigMismatch(
-                    f"config.json has {key} = {count!r:.40}; a whole number from 1 to {limit} is expected."
-                )
 
 
 def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_hidden: int = 0) -> dict[str, Any]:
@@ -201,7 +99,6 @@ def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_
             f'the config of "{full.get("model_type")}" has no width and number of layers ({names:.160} ...); it cannot be made small.'
         )
 
-
     def small_value(key: str, value: Any) -> Any:
         if key in small_towers:
             return small_towers[key]
@@ -217,7 +114,7 @@ def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_
     spelled = set(cleaned) | {aliases.get(key, key) for key in cleaned}
     if spelled.intersection(ROPE_SPELLINGS):
         spelled.update(ROPE_SPELLINGS)
-    defaults = {k: _without_dropped(v, type(made)) for k, v in full.items() if k not in DROPPED and not k.startswith("_")}
+    defaults = {k: without_dropped(v, type(made)) for k, v in full.items() if k not in DROPPED and not k.startswith("_")}
     for key, value in defaults.items():  # what the person's file leaves out, where it is large
         if key == BY_LAYER or (ROLES.get(key) == "head_dim" and key not in spelled and _is_left_open(type(made), key)):
             continue  # worked out above; worked out by the class from the small sizes as from the large ones
@@ -425,7 +322,3 @@ def _token_ids(out: dict[str, Any], full: Mapping[str, Any]) -> Iterator[tuple[d
         if isinstance(value, dict) and key not in ROPE:
             inner = full.get(key)
             yield from _token_ids(value, inner if isinstance(inner, Mapping) else {})
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]

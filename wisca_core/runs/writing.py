@@ -8,7 +8,7 @@ import numpy as np
 from wisca_core.errors import OutputRefused
 from wisca_core.progress import Progress, silent
 from wisca_core.runs.table import COLUMNS, Run, long_pieces
-from wisca_core.spreadsheet import safe_cell
+from wisca_core.spreadsheet import check_replaceable, safe_cell
 
 HEAD = ",".join(COLUMNS)
 
@@ -56,18 +56,3 @@ def write_csv(path: Path, runs: Iterable[Run], progress: Progress = silent) -> i
     finally:
         beside.unlink(missing_ok=True)
     return total
-
-
-def check_replaceable(path: Path, head: str) -> None:
-    """Raises OutputRefused where ``path`` is a file that does not begin with ``head``: it is no table of that kind."""
-    try:
-        with path.open("rb") as file:
-            if file.read(len(head)) == head.encode():
-                return
-    except FileNotFoundError:
-        if path.absolute().parent.is_dir():
-            return
-        raise OutputRefused(f"{path} cannot be written: its folder does not exist.") from None
-    except OSError as error:
-        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
-    raise OutputRefused(f"{path} exists and does not begin with {head[:40]}...; it is left alone. Choose another name.")
