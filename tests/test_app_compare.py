@@ -139,6 +139,19 @@ def test_a_wrong_setting_is_named_and_nothing_starts(key, value, said):
     assert not [b for b in at.button if b.key == "compare start"] and not folder.every()
 
 
+def test_a_text_that_cannot_be_trained_on_is_refused_before_the_start(tmp_path):
+    at = page(comparison="new")
+    at.selectbox(key="compare source decoder").set_value("text").run()
+    (tmp_path / "short.txt").write_text("twelve bytes")
+    for path, said in (("/nope/x.txt", "data.path: '/nope/x.txt' does not exist"), (str(tmp_path), "is a folder"), (str(tmp_path / "short.txt"), "has 12 bytes")):
+        at.text_input(key="compare path").set_value(path).run()
+        assert not at.exception and said in texts(at) and not at.metric
+        assert not [b for b in at.button if b.key == "compare start"]
+    (tmp_path / "enough.txt").write_text("enough" * 1000)
+    at.text_input(key="compare path").set_value(str(tmp_path / "enough.txt")).run()
+    assert not at.button(key="compare start").disabled and metric(at, "Runs") == "16"
+
+
 def test_a_model_that_does_not_fit_cannot_be_started(monkeypatch):
     monkeypatch.setattr("wisca_core.comparison.estimate.memory_free", lambda: 100)
     at = page(comparison="new")

@@ -331,6 +331,13 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
     assert "GB are free" in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
+def test_a_text_that_is_not_there_is_refused_before_anything_is_written(tmp_path, small, capsys):
+    spec = small(data=DataSpec("text", str(tmp_path / "none.txt"), context=16))
+    (tmp_path / "spec.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **spec.to_json()}))
+    assert main(["compare", str(tmp_path / "spec.json"), "--out", str(tmp_path / "c")]) == 2
+    assert "none.txt' does not exist" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
 def test_the_job_kind_is_the_same_work():
     module, _, name = jobs.KINDS["compare"].partition(":")
     assert (module, name) == ("wisca_core.comparison.reporting", "compare_job")

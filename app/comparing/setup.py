@@ -12,6 +12,7 @@ from app.figures import compare, words
 from app.messages import errors_as_messages, plain
 from wisca_core import jobs
 from wisca_core.comparison import folder, ways
+from wisca_core.comparison.data import check_text
 from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, estimate
 from wisca_core.comparison.spec import ARMS, LORA_ARMS, OPTIMISERS, PRESETS, Arm, Spec, coinciding, spec_from
 from wisca_core.errors import SpecError
@@ -27,6 +28,7 @@ def draw() -> None:
     )
     with errors_as_messages("This comparison cannot be started"):
         spec, executor, workers = _chosen()
+        check_text(spec)
         found = _estimate(spec, executor, workers)
         is_complete = spec.model.source != "paper" or _has_tokenizer(spec)
         if st.button("Start the comparison", type="primary", disabled=not (found.fits and is_complete), key="compare start"):
