@@ -21,6 +21,11 @@ def place(name: str) -> Path:
     return SAMPLES / name.removeprefix(_SAMPLE) if is_sample(name) else home.folder("comparisons") / name
 
 
+def name_of(path: Path) -> str:
+    """The name under which the comparison in ``path`` is listed here, "" where it is not."""
+    return next((name for name in known() if place(name) == path), "")
+
+
 def is_sample(name: str) -> bool:
     return name.startswith(_SAMPLE)
 
