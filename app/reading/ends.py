@@ -10,7 +10,7 @@ from app import state
 from app.figures import words
 from app.messages import plain
 from app.reading.opening import table_heading
-from app.reading.planned import comparison, link
+from app.reading.planned import arms, comparison, link, where
 from app.reading.shown import Shown
 from wisca_core.runs.groups import (
     by_configuration,
@@ -48,10 +48,11 @@ def headline(shown: Shown) -> tuple[str, str]:
         spread = f"Single runs end between {words.digits(first['min'])} and {words.digits(first['max'])}."
         return f"{words.plural(len(table), 'run')} end at {metric} {words.digits(first['mean'])} on average", spread
     lost = int(stats["not_finite"].sum())
-    which = "the paired difference below says whether two can be told apart"
-    if comparison(shown.runs):
-        which = "the Compare page says what may be concluded from this comparison"
-    parts = [f"An order of {words.plural(len(stats), 'group')}, not a conclusion: {which}."]
+    planned = comparison(shown.runs)
+    parts = [
+        f"An order of {words.plural(len(stats), 'group')}, not a conclusion"
+        + (f". {where(planned)}" if planned else ": the paired difference below says whether two can be told apart.")
+    ]
     if lost:
         those = "is" if lost == 1 else "are"
         parts.append(f"{words.plural(lost, 'run ends', 'runs end')} in NaN or infinity and {those} in no mean.")
@@ -121,7 +122,7 @@ def pairs(shown: Shown) -> str:
     if len(titles) < 2:
         return ""
     planned = comparison(shown.runs)
-    a, b = first_pair(groups, titles, planned.spec.baseline.name if planned else "")
+    a, b = first_pair(groups, titles, arms(planned))
     if state.get("from_group") not in titles:
         state.put("from_group", a)
     if state.get("to_group") not in titles:
@@ -142,7 +143,7 @@ def pairs(shown: Shown) -> str:
     result = paired(groups, a, b, metric, lower_is_better(metric))
     sentence = paired_sentence(result, n_pairs=len(titles) - 1)
     if planned:
-        sentence += " What may be concluded from the comparison as a whole, corrected for its several arms, is on the Compare page."
+        sentence += f" {where(planned)}"
     st.markdown(words.markdown_text(sentence))
     if planned:
         link(planned)

@@ -25,9 +25,20 @@ def comparison(runs: Sequence[Run]) -> Comparison | None:
         return None
 
 
+def arms(found: Comparison | None) -> list[str]:
+    """Names of its arms: the baseline, those that balance, the controls."""
+    return [arm.name for kinds in (("none",), ("balance",), ("inverse", "placebo")) for arm in found.spec.arms if arm.kind in kinds] if found else []
+
+
+def where(found: Comparison) -> str:
+    """Where the conclusion is to be read."""
+    place = "on the Compare page" if choosing.name_of(found.path) else "in report.json of its folder, written when it has ended"
+    return f"What may be concluded from the comparison as a whole, corrected for its several arms, is {place}."
+
+
 def link(found: Comparison) -> None:
-    """Where the conclusion is to be read; a button where the Compare page lists this folder."""
+    """A button to the comparison's page, where there is one."""
     name = choosing.name_of(found.path)
-    if name and st.button("Open on Compare, where several arms are corrected for", key="planned compare", type="tertiary", icon=":material/arrow_forward:"):
+    if name and st.button("Open on Compare", key="planned compare", type="tertiary", icon=":material/arrow_forward:"):
         state.note("comparison to show", name)
         st.switch_page("views/compare.py")

@@ -156,19 +156,20 @@ def is_cell(run: Run) -> bool:
     return run.kind == "own" and {"arm", "learning_rate", "seed"} <= set(run.config)
 
 
-def first_pair(groups: Mapping[str, Sequence[Run]], titles: Sequence[str], baseline: str = "") -> tuple[str, str]:
-    """Which two of ``titles`` (two or more) are compared first: the baseline, by its arm's name or by the word, and the
-    next group, of cells one that differs in its arm alone.
+def first_pair(groups: Mapping[str, Sequence[Run]], titles: Sequence[str], arms: Sequence[str] = ()) -> tuple[str, str]:
+    """Which two of ``titles`` (two or more) are compared first: the baseline and the next group; of cells one that differs
+    in its arm alone. ``arms``: of a comparison, as they come first, its baseline in front.
     """
 
-    def arm(title: str) -> tuple[object, object]:
-        config = groups[title][0].config
-        return (config.get("arm"), config.get("learning_rate")) if is_cell(groups[title][0]) else (None, None)
+    def said(title: str) -> Mapping[str, object]:
+        return groups[title][0].config if is_cell(groups[title][0]) else {}
 
-    a = next((t for t in titles if baseline and arm(t)[0] == baseline), None) or next((t for t in titles if "baseline" in t.lower()), titles[0])
-    others = [t for t in titles if t != a]
-    alike = [t for t in others if arm(t)[0] != arm(a)[0] and arm(t)[1] == arm(a)[1]]
-    return a, (alike or others)[0]
+    def place(title: str) -> int:
+        return arms.index(said(title).get("arm")) if said(title).get("arm") in arms else len(arms)
+
+    a = min(titles, key=place) if arms else next((t for t in titles if "baseline" in t.lower()), titles[0])
+    rate = said(a).get("learning_rate")
+    return a, min((t for t in titles if t != a), key=lambda t: (said(t).get("learning_rate") != rate, place(t)))
 
 
 def loss_metric(run: Run) -> str | None:
