@@ -332,6 +332,18 @@ def test_final_weights_are_a_download_under_a_token_of_their_own():
     assert str(model) in texts(at)
 
 
+@pytest.mark.parametrize("name", ["nothere", "../../etc", "sample-../gqa-docs", "x" * 300, "[a](http://evil.example)"])
+def test_an_address_of_an_unknown_comparison_says_so_and_shows_no_other(name):
+    kept()
+    at = page(comparison=name)
+    assert at.title[0].value == "This comparison is not on this machine." and f"Asked for: {name[:100]}" in texts(at)
+    assert not at.get("plotly_chart") and at.query_params["comparison"] in (name, [name])
+    chooser = at.selectbox(key="comparison")
+    assert chooser.value == name and len(chooser.options) == 9 and "[a](" not in "".join(e.value for e in at.markdown)
+    chooser.set_value("sample-compare-gqa64").run()
+    assert not at.exception and len(at.get("plotly_chart")) == 4 and len(at.selectbox(key="comparison").options) == 8
+
+
 def test_a_damaged_folder_is_a_message():
     place = kept()
     (place / "status.json").write_text("{")
