@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app.comparing import fields
 from app.comparing.choosing import SAMPLES
 from app.figures import compare
 from app.figures.template import DARK, LIGHT
@@ -135,8 +136,43 @@ def test_a_cluster_is_asked_by_the_job_not_by_the_page(monkeypatch):
 def test_a_wrong_setting_is_named_and_nothing_starts(key, value, said):
     at = page(comparison="new")
     at.text_input(key=key).set_value(value).run()
-    assert not at.exception and said in texts(at)
+    assert not at.exception and said in texts(at) and "cannot be started: see Learning rates" in texts(at)
     assert not [b for b in at.button if b.key == "compare start"] and not folder.every()
+
+
+def test_an_error_of_the_spec_leads_to_the_field_of_the_form():
+    at = page(comparison="new")
+    at.number_input(key="compare kv").set_value(3).run()
+    assert "see KV heads, under Model and text" in texts(at) and "model.n_kv_heads: '3' was given; allowed is a divisor of n_heads = 8" in texts(at)
+    at.number_input(key="compare kv").set_value(1).run()
+    at.checkbox(key="compare own").check().run()
+    at.text_input(key="compare own name").set_value("Baseline").run()
+    assert "see Name, under An arm of your own" in texts(at) and "arms[4].name: 'Baseline' was given" in texts(at)
+    at.text_input(key="compare own name").set_value("wisca").run()
+    assert "see Name, under An arm of your own" in texts(at) and "allowed is each name once" in texts(at)
+    at.text_input(key="compare own name").set_value("mine").run()
+    at.multiselect(key="compare arms default").set_value([]).run()
+    at.checkbox(key="compare own").uncheck().run()
+    assert "see Arms beside the baseline" in texts(at)
+    at.selectbox(key="compare source decoder").set_value("text").run()
+    at.multiselect(key="compare arms default").set_value(["wisca"]).run()
+    assert "see the text's path, under Model and text" in texts(at)
+
+
+def test_every_label_that_an_error_leads_to_is_on_the_page(monkeypatch):
+    """Labels are written in one place and shown from another."""
+    monkeypatch.setattr("app.cached.has_gpu", lambda: True)
+    labels = set()
+    at = page(comparison="new")
+    at.checkbox(key="compare own").check().run()
+    for kind in ("decoder", "shrunk", "whole", "lora", "paper"):
+        choose_model(at, kind)
+        for text in ("text", "hub"):
+            next(s for s in at.selectbox if s.label == "Text").set_value(text).run()
+            labels |= {e.label for name in ("number_input", "text_input", "selectbox", "multiselect", "checkbox", "button_group", "slider", "expander", "toggle")
+                       for e in at.get(name)}  # fmt: skip
+    named = {label for label, _ in fields._LABELS.values()} | set(fields._OWN_LABELS.values())
+    assert named - labels == {"the text's path"}  # which has a label for each kind of text
 
 
 def test_a_text_that_cannot_be_trained_on_is_refused_before_the_start(tmp_path):

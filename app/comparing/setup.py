@@ -6,7 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from app import cached, state
-from app.comparing import asking
+from app.comparing import asking, fields
 from app.comparing.asking import KEPT
 from app.figures import compare, words
 from app.messages import errors_as_messages, plain
@@ -26,7 +26,7 @@ def draw() -> None:
         "Every arm trains the same model from the same seed on the same data; only the differences of a seed count. "
         "The number of seeds is fixed before the start, because looking first and adding later misleads."
     )
-    with errors_as_messages("This comparison cannot be started"):
+    with errors_as_messages(fields.heading):
         spec, executor, workers = _chosen()
         check_text(spec)
         found = _estimate(spec, executor, workers)
