@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -352,6 +353,27 @@ def test_a_model_beside_that_cannot_be_opened_is_a_message_and_the_page_lives(tm
     at.query_params["beside"] = str(tmp_path / "nowhere")
     at.run()
     assert not at.exception and "The model beside it cannot be shown" in texts(at) and len(at.get("plotly_chart")) >= 4
+
+
+def test_weights_that_are_not_there_are_told_from_weights_that_were_not_to_be_kept():
+    assert folder.read(SAMPLES / "compare-lora-gqa-docs").spec.save_weights
+    assert "They are not in this folder, although its spec keeps them" in texts(page(comparison="sample-compare-lora-gqa-docs"))
+    place = kept()
+    spec = json.loads((place / "spec.json").read_text())
+    (place / "spec.json").write_text(json.dumps(spec | {"save_weights": False}))
+    assert "None were kept: this comparison was set up to keep the curves alone." in texts(page(comparison=place.name))
+
+
+def test_keeping_the_final_weights_is_a_choice_with_its_size_on_disk(monkeypatch):
+    started(monkeypatch)
+    at = page(comparison="new")
+    # 16 runs of 201,344 parameters of 4 bytes are 12.9 MB; beside them curves, and the checkpoints of two runs that go
+    with_weights = re.search(r"Disk: about ([\d.]+) MB with the final weights of every run; .* are free there", texts(at))
+    at.toggle(key="compare keep").set_value(False).run()
+    without = re.search(r"Disk: about ([\d.]+) MB without the final weights", texts(at))
+    assert float(with_weights[1]) - float(without[1]) == pytest.approx(12.9, abs=0.6)
+    at.button(key="compare start").click().run()
+    assert folder.read(folder.every()[0]).spec.save_weights is False
 
 
 def test_final_weights_are_a_download_under_a_token_of_their_own():
