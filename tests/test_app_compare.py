@@ -355,6 +355,20 @@ def test_a_model_beside_that_cannot_be_opened_is_a_message_and_the_page_lives(tm
     assert not at.exception and "The model beside it cannot be shown" in texts(at) and len(at.get("plotly_chart")) >= 4
 
 
+def test_the_spec_to_run_again_finds_what_is_here_and_the_rest_is_named(tmp_path, capsys):
+    from wisca_core.cli import main
+
+    document, missing = folder.spec_to_go(SAMPLES / "compare-lora-gqa-docs")
+    assert missing == ("the text torch-nn.txt",) and document["model"]["path"] == str(SAMPLES / "gqa-docs" / "checkpoint-3600")
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    assert main(["compare", str(tmp_path / "spec.json"), "--out", str(tmp_path / "c")]) == 2
+    assert f"data.path: '{tmp_path / 'torch-nn.txt'}' does not exist" in capsys.readouterr().err
+    (tmp_path / "torch-nn.txt").write_bytes(b"import torch\n" * 1000)  # put beside it, as the page says
+    assert main(["compare", str(tmp_path / "spec.json"), "--estimate", "--json"]) == 0
+    assert "Not on this machine: the text torch-nn.txt. Put it beside the spec" in texts(page(comparison="sample-compare-lora-gqa-docs"))
+    assert folder.spec_to_go(SAMPLE)[1] == () and "Not on this machine" not in texts(page(comparison="sample-compare-gqa64"))
+
+
 def test_weights_that_are_not_there_are_told_from_weights_that_were_not_to_be_kept():
     assert folder.read(SAMPLES / "compare-lora-gqa-docs").spec.save_weights
     assert "They are not in this folder, although its spec keeps them" in texts(page(comparison="sample-compare-lora-gqa-docs"))
