@@ -1,6 +1,6 @@
 """The one place that turns the library's errors into something a person reads; never a stack trace, never markdown."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import streamlit as st
@@ -11,12 +11,12 @@ LONGEST = 4000
 
 
 @contextmanager
-def errors_as_messages(heading: str) -> Iterator[None]:
+def errors_as_messages(heading: str | Callable[[WiscaError], str]) -> Iterator[None]:
     """A WiscaError inside the block becomes a message here, and the rest of the page lives on."""
     try:
         yield
     except WiscaError as error:
-        say(heading, str(error))
+        say(heading if isinstance(heading, str) else heading(error), str(error))
 
 
 def say(heading: str, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from dashboard_page import metrics, page, texts
 from streamlit.testing.v1 import AppTest
 
+from app.comparing import fields
 from app.comparing.choosing import SAMPLES
 from app.figures import compare
 from app.figures.template import DARK, LIGHT
@@ -121,8 +123,56 @@ def test_a_cluster_is_asked_by_the_job_not_by_the_page(monkeypatch):
 def test_a_wrong_setting_is_named_and_nothing_starts(key, value, said):
     at = page("compare", comparison="new")
     at.text_input(key=key).set_value(value).run()
-    assert not at.exception and said in texts(at)
+    assert not at.exception and said in texts(at) and "cannot be started: see Learning rates" in texts(at)
     assert not [b for b in at.button if b.key == "compare start"] and not folder.every()
+
+
+def test_an_error_of_the_spec_leads_to_the_field_of_the_form():
+    at = page("compare", comparison="new")
+    at.number_input(key="compare kv").set_value(3).run()
+    assert "see KV heads, under Model and text" in texts(at) and "model.n_kv_heads: '3' was given; allowed is a divisor of n_heads = 8" in texts(at)
+    at.number_input(key="compare kv").set_value(1).run()
+    at.checkbox(key="compare own").check().run()
+    at.text_input(key="compare own name").set_value("Baseline").run()
+    assert "see Name, under An arm of your own" in texts(at) and "arms[4].name: 'Baseline' was given" in texts(at)
+    at.text_input(key="compare own name").set_value("wisca").run()
+    assert "see Name, under An arm of your own" in texts(at) and "allowed is each name once" in texts(at)
+    at.text_input(key="compare own name").set_value("mine").run()
+    at.multiselect(key="compare arms default").set_value([]).run()
+    at.checkbox(key="compare own").uncheck().run()
+    assert "see Arms beside the baseline" in texts(at)
+    at.selectbox(key="compare source decoder").set_value("text").run()
+    at.multiselect(key="compare arms default").set_value(["wisca"]).run()
+    assert "see the text's path, under Model and text" in texts(at)
+
+
+def test_every_label_that_an_error_leads_to_is_on_the_page(monkeypatch):
+    """Labels are written in one place and shown from another."""
+    monkeypatch.setattr("app.cached.has_gpu", lambda: True)
+    labels = set()
+    at = page("compare", comparison="new")
+    at.checkbox(key="compare own").check().run()
+    for kind in ("decoder", "shrunk", "whole", "lora", "paper"):
+        choose_model(at, kind)
+        for text in ("text", "hub"):
+            next(s for s in at.selectbox if s.label == "Text").set_value(text).run()
+            labels |= {e.label for name in ("number_input", "text_input", "selectbox", "multiselect", "checkbox", "button_group", "slider", "expander", "toggle")
+                       for e in at.get(name)}  # fmt: skip
+    named = {label for label, _ in fields._LABELS.values()} | set(fields._OWN_LABELS.values())
+    assert named - labels == {"the text's path"}  # which has a label for each kind of text
+
+
+def test_a_text_that_cannot_be_trained_on_is_refused_before_the_start(tmp_path):
+    at = page("compare", comparison="new")
+    at.selectbox(key="compare source decoder").set_value("text").run()
+    (tmp_path / "short.txt").write_text("twelve bytes")
+    for path, said in (("/nope/x.txt", "data.path: '/nope/x.txt' does not exist"), (str(tmp_path), "is a folder"), (str(tmp_path / "short.txt"), "has 12 bytes")):
+        at.text_input(key="compare path").set_value(path).run()
+        assert not at.exception and said in texts(at) and not at.metric
+        assert not [b for b in at.button if b.key == "compare start"]
+    (tmp_path / "enough.txt").write_text("enough" * 1000)
+    at.text_input(key="compare path").set_value(str(tmp_path / "enough.txt")).run()
+    assert not at.button(key="compare start").disabled and metrics(at)["Runs"] == "16"
 
 
 def test_a_model_that_does_not_fit_cannot_be_started(monkeypatch):
@@ -290,6 +340,41 @@ def test_a_model_beside_that_cannot_be_opened_is_a_message_and_the_page_lives(tm
     assert "The model beside it cannot be shown" in texts(at) and len(at.get("plotly_chart")) >= 4
 
 
+def test_the_spec_to_run_again_finds_what_is_here_and_the_rest_is_named(tmp_path, capsys):
+    from wisca_core.cli import main
+
+    document, missing = folder.spec_to_go(SAMPLES / "compare-lora-gqa-docs")
+    assert missing == ("the text torch-nn.txt",) and document["model"]["path"] == str(SAMPLES / "gqa-docs" / "checkpoint-3600")
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    assert main(["compare", str(tmp_path / "spec.json"), "--out", str(tmp_path / "c")]) == 2
+    assert f"data.path: '{tmp_path / 'torch-nn.txt'}' does not exist" in capsys.readouterr().err
+    (tmp_path / "torch-nn.txt").write_bytes(b"import torch\n" * 1000)  # put beside it, as the page says
+    assert main(["compare", str(tmp_path / "spec.json"), "--estimate", "--json"]) == 0
+    assert "Not on this machine: the text torch-nn.txt. Put it beside the spec" in texts(page("compare", comparison="sample-compare-lora-gqa-docs"))
+    assert folder.spec_to_go(SAMPLE)[1] == () and "Not on this machine" not in texts(page("compare", comparison="sample-compare-gqa64"))
+
+
+def test_weights_that_are_not_there_are_told_from_weights_that_were_not_to_be_kept():
+    assert folder.read(SAMPLES / "compare-lora-gqa-docs").spec.save_weights
+    assert "They are not in this folder, although its spec keeps them" in texts(page("compare", comparison="sample-compare-lora-gqa-docs"))
+    place = kept()
+    spec = json.loads((place / "spec.json").read_text())
+    (place / "spec.json").write_text(json.dumps(spec | {"save_weights": False}))
+    assert "None were kept: this comparison was set up to keep the curves alone." in texts(page("compare", comparison=place.name))
+
+
+def test_keeping_the_final_weights_is_a_choice_with_its_size_on_disk(monkeypatch):
+    started(monkeypatch)
+    at = page("compare", comparison="new")
+    # 16 runs of 201,344 parameters of 4 bytes are 12.9 MB; beside them curves, and the checkpoints of two runs that go
+    with_weights = re.search(r"Disk: about ([\d.]+) MB with the final weights of every run; .* are free there", texts(at))
+    at.toggle(key="compare keep").set_value(False).run()
+    without = re.search(r"Disk: about ([\d.]+) MB without the final weights", texts(at))
+    assert float(with_weights[1]) - float(without[1]) == pytest.approx(12.9, abs=0.6)
+    at.button(key="compare start").click().run()
+    assert folder.read(folder.every()[0]).spec.save_weights is False
+
+
 def test_final_weights_are_a_download_under_a_token_of_their_own():
     from app import downloads
 
@@ -302,6 +387,18 @@ def test_final_weights_are_a_download_under_a_token_of_their_own():
     with pytest.raises(UnreadableInput, match="no finished export"):
         downloads.link(model.parent, "config.json")
     assert str(model) in texts(at)
+
+
+@pytest.mark.parametrize("name", ["nothere", "../../etc", "sample-../gqa-docs", "x" * 300, "[a](http://evil.example)"])
+def test_an_address_of_an_unknown_comparison_says_so_and_shows_no_other(name):
+    kept()
+    at = page("compare", comparison=name)
+    assert at.title[0].value == "This comparison is not on this machine." and f"Asked for: {name[:100]}" in texts(at)
+    assert not at.get("plotly_chart") and at.query_params["comparison"] in (name, [name])
+    chooser = at.selectbox(key="comparison")
+    assert chooser.value == name and len(chooser.options) == 9 and "[a](" not in "".join(e.value for e in at.markdown)
+    chooser.set_value("sample-compare-gqa64").run()
+    assert not at.exception and len(at.get("plotly_chart")) == 4 and len(at.selectbox(key="comparison").options) == 8
 
 
 def test_a_damaged_folder_is_a_message():

@@ -71,6 +71,19 @@ def test_groups_of_seeds_are_bands_and_two_are_compared_in_pairs(seeds):
     assert [t["name"] for t in chart(at)["data"] if t.get("name")] == ["seed 1", "seed 2", "seed 3", "seed 4", "seed 9"]
 
 
+def test_runs_of_a_comparison_open_on_what_it_is_judged_by_and_lead_to_its_conclusion():
+    at = page(logs=str(ROOT / "sample_runs" / "compare-default"))
+    said = texts(at)
+    assert at.title[0].value.replace("\\", "").startswith("arm wisca ends lowest: val_loss")
+    assert (at.session_state["from_group"], at.session_state["to_group"]) == ("arm baseline", "arm wisca")
+    assert "arm wisca minus arm baseline: −0.056 in final val_loss (95 % −0.108 to −0.005)" in said
+    assert "The interval is uncorrected: this is one of 3 pairs with arm baseline." in said and "corrected for its several arms, is on the Compare page" in said
+    at.button(key="planned compare").click().run()
+    assert not at.exception
+    at.switch_page("views/compare.py").run()
+    assert at.session_state["comparison"] == "sample-compare-default" and "Not distinguishable after correction" in texts(at)
+
+
 def test_smoothing_axis_and_window_change_what_is_drawn_and_stand_in_the_address(seeds):
     at = page("runs", logs=str(seeds / "other-seed-1"))
     raw = chart(at)["data"][0]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from wisca_core.comparison.data import DOCUMENT, batch, load_corpus, windows
+from wisca_core.comparison.data import DOCUMENT, batch, check_text, load_corpus, windows
 from wisca_core.comparison.spec import DataSpec, Spec
 from wisca_core.errors import SpecError, UnreadableInput
 
@@ -55,9 +55,45 @@ def test_text_shorter_than_one_batch_is_refused(tmp_path):
         load_corpus(of(source="text", path=str(tmp_path / "a.txt")))
 
 
-def test_a_missing_text_is_named(tmp_path):
-    with pytest.raises(UnreadableInput, match="none.txt is not a regular file"):
-        load_corpus(of(source="text", path=str(tmp_path / "none.txt")))
+@pytest.mark.parametrize("look", [check_text, load_corpus])
+def test_a_missing_text_and_a_folder_are_named(tmp_path, look):
+    with pytest.raises(UnreadableInput, match=r"^data.path: '.*none.txt' does not exist"):
+        look(of(source="text", path=str(tmp_path / "none.txt")))
+    with pytest.raises(UnreadableInput, match=r"^data.path: '.*' is a folder"):
+        look(of(source="jsonl", path=str(tmp_path)))
+
+
+def test_the_least_text_that_passes_the_first_look_is_the_least_that_can_be_read(tmp_path):
+    path = tmp_path / "a.txt"
+    spec = of(source="text", path=str(path))
+    path.write_bytes(b"x" * 160)  # of 160 bytes 8 are held out, with their DOCUMENT one window of 9
+    check_text(spec)
+    load_corpus(spec)
+    path.write_bytes(b"x" * 159)
+    for look in (check_text, load_corpus):
+        with pytest.raises((SpecError, UnreadableInput)):
+            look(spec)
+    many = replace(spec, batch_size=40)  # 40 * 9 = 360 tokens: 359 bytes and DOCUMENT are what 377 bytes leave
+    path.write_bytes(b"x" * 377)
+    check_text(many)
+    load_corpus(many)
+    path.write_bytes(b"x" * 376)
+    with pytest.raises(UnreadableInput, match="has 376 bytes; one batch of 40 .* take at least 377"):
+        check_text(many)
+
+
+def test_the_first_row_of_a_jsonl_file_is_looked_at_before_the_start(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + json.dumps({"body": "x" * 200}) + '\n{"broken further down')
+    check_text(of(source="jsonl", path=str(path), column="body"))  # only the first row: the rest is read at the start
+    with pytest.raises(UnreadableInput, match="line 2: no text under 'text'; the line has body"):
+        check_text(of(source="jsonl", path=str(path)))
+    path.write_text("not JSON at all")
+    with pytest.raises(UnreadableInput, match="line 1: not JSON"):
+        check_text(of(source="jsonl", path=str(path)))
+    path.write_text("")
+    with pytest.raises(UnreadableInput, match="has 0 bytes"):
+        check_text(of(source="jsonl", path=str(path)))
 
 
 def test_a_batch_depends_on_seed_and_step_alone():

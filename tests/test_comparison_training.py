@@ -25,7 +25,7 @@ from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.models import build_model, build_optimisers, learning_rate
 from wisca_core.comparison.prepare import prepare
 from wisca_core.comparison.presets import ARMS
-from wisca_core.comparison.spec import FORMAT, VERSION, Arm, ModelSpec, OptimiserSpec
+from wisca_core.comparison.spec import FORMAT, VERSION, Arm, DataSpec, ModelSpec, OptimiserSpec
 from wisca_core.comparison.worker import _reason
 from wisca_core.errors import OutputRefused, PlanMismatch, SpecError, UnreadableInput
 
@@ -295,6 +295,13 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_pat
     (tmp_path / "spec.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **spec.to_json()}))
     assert main(["compare", str(tmp_path / "spec.json"), "--out", str(tmp_path / "c")]) == 2
     assert "GB are free" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_a_text_that_is_not_there_is_refused_before_anything_is_written(tmp_path, small, capsys):
+    spec = small(data=DataSpec("text", str(tmp_path / "none.txt"), context=16))
+    (tmp_path / "spec.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **spec.to_json()}))
+    assert main(["compare", str(tmp_path / "spec.json"), "--out", str(tmp_path / "c")]) == 2
+    assert "none.txt' does not exist" in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
 def test_the_job_kind_is_the_same_work():

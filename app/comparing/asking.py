@@ -79,7 +79,9 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
 
 
 def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
-    """precision, device and processes_per_cell of a spec; the executor; the number of processes, None for as many as fit the machine."""
+    """precision, device, processes_per_cell and save_weights of a spec; the executor; the number of processes, None for as
+    many as fit the machine.
+    """
     out: dict[str, Any] = {}
     with st.container(horizontal=True, gap="medium"):
         executor = st.selectbox("Runs go", executors(), key="compare executor", format_func=_EXECUTORS.get, width=260, **KEPT,
@@ -93,6 +95,8 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
         if kind in ("whole", "paper"):
             out["processes_per_cell"] = int(st.number_input("Processes a run", 1, 64, 1, key="compare ranks", width=150, **KEPT,
                                                             help="A model too large for one GPU is spread over several (FSDP2)."))  # fmt: skip
+    out["save_weights"] = st.toggle("Keep the final weights", Spec.save_weights, key="compare keep", **KEPT,
+                                    help="Of every run, as a model folder: to be looked at on Inspect and to be taken away. Otherwise the curves alone stay.")  # fmt: skip
     return out, executor, None if workers is None or executor == "ray" else int(workers)
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import streamlit as st
 
 from app import state
-from app.messages import errors_as_messages
+from app.figures import words
+from app.messages import errors_as_messages, plain
 from wisca_core import home, jobs
+from wisca_core.checkpoint.untrusted import shown
 from wisca_core.comparison import folder
 from wisca_core.errors import WiscaError
 
@@ -21,6 +23,11 @@ def place(name: str) -> Path:
     return SAMPLES / name.removeprefix(_SAMPLE) if is_sample(name) else home.folder("comparisons") / name
 
 
+def name_of(path: Path) -> str:
+    """The name under which the comparison in ``path`` is listed here, "" where it is not."""
+    return next((name for name in known() if place(name) == path), "")
+
+
 def is_sample(name: str) -> bool:
     return name.startswith(_SAMPLE)
 
@@ -32,20 +39,33 @@ def known() -> list[str]:
 
 
 def draw() -> str:
-    """The selector; returns the chosen name, "new" for a comparison that is still to be started."""
+    """The selector; returns the chosen name, "new" for a comparison that is still to be started. The name may be one that
+    is not ``is_here``: it then stands in the list as what was asked for, and nothing else is shown in its place.
+    """
     names = known()
-    chosen = state.get("comparison")
-    if chosen != "new" and chosen not in names:
-        if chosen:
-            st.markdown(f":small[:gray[The comparison in the address, {chosen}, is not on this machine.]]")
-        chosen = names[0] if names else "new"
+    chosen = state.get("comparison") or (names[0] if names else "new")
     state.put("comparison", chosen)
-    return st.selectbox("Comparison", [*names, "new"], key="comparison", format_func=_label, width=520, persist_state="session")
+    asked = [] if chosen == "new" or chosen in names else [chosen]
+    labels = {name: _label(name) for name in names} | {name: f"{shown(name, 60)}, not on this machine" for name in asked} | {"new": "A new comparison"}
+    return st.selectbox("Comparison", [*asked, *names, "new"], key="comparison", format_func=labels.get, width=520, persist_state="session")
+
+
+def is_here(name: str) -> bool:
+    """Whether ``name`` is that of a comparison on this machine; what stands in an address need not be."""
+    return name in known()
+
+
+def say_missing(name: str) -> None:
+    """In place of a comparison that is not here: what was asked for, and what there is."""
+    st.title("This comparison is not on this machine.", anchor=False)
+    plain(f"Asked for: {shown(name, 200)}")
+    n = len(known())
+    there = f"{words.plural(n, 'comparison is', 'comparisons are')} in the list above" if n else "There is none yet"
+    st.markdown(f"{there}. A comparison is looked for by its folder's name under {words.markdown_text(str(home.folder('comparisons')))}; it may have "
+                "been deleted, or the address may come from another machine.")  # fmt: skip
 
 
 def _label(name: str) -> str:
-    if name == "new":
-        return "A new comparison"
     try:
         comparison = folder.read(place(name))
     except WiscaError:

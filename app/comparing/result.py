@@ -1,5 +1,7 @@
 """A comparison that has stopped: what may be said, the charts behind it, and what can be done next."""
 
+import json
+
 import streamlit as st
 
 from app.comparing import charts, setup, weights
@@ -138,8 +140,12 @@ def _quote(comparison: Comparison, found: Report) -> str:
 
 
 def _exports(comparison: Comparison) -> None:
-    spec = (comparison.path / "spec.json").read_bytes()
+    document, missing = folder.spec_to_go(comparison.path)
+    spec = json.dumps(document, indent=1).encode()
     st.download_button("Spec, to run it again", spec, "spec.json", "application/json", on_click="ignore", key="compare spec", type="tertiary")
+    if missing:
+        them = "it" if len(missing) == 1 else "them"
+        st.markdown(f":small[Not on this machine: {words.markdown_text(' and '.join(missing))}. Put {them} beside the spec before it is run.]")
     frame = folder.curves(comparison)
     st.download_button("All curves as CSV", lambda: frame.to_csv(index=False).encode(), "curves.csv", "text/csv", on_click="ignore",
                        key="compare metrics", type="tertiary")  # fmt: skip

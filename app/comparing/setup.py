@@ -1,17 +1,19 @@
 """Setting up a comparison: what is compared, how long it will take, and what it will be able to see."""
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import streamlit as st
 
 from app import cached, state
-from app.comparing import asking
+from app.comparing import asking, fields
 from app.comparing.asking import KEPT
 from app.figures import compare, words
 from app.messages import errors_as_messages, plain
-from wisca_core import jobs
+from wisca_core import home, jobs
 from wisca_core.comparison import folder, ways
+from wisca_core.comparison.data import check_text
 from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, estimate
 from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, coinciding
 from wisca_core.comparison.report import unit
@@ -28,9 +30,11 @@ def draw() -> None:
         "Every arm trains the same model from the same seed on the same data; only the differences of a seed count. "
         "The number of seeds is fixed before the start, because looking first and adding later misleads."
     )
-    with errors_as_messages("This comparison cannot be started"):
+    with errors_as_messages(fields.heading):
         spec, executor, workers = _chosen()
+        check_text(spec)
         found = _estimate(spec, executor, workers)
+        _disk(spec, found)
         is_complete = spec.model.source != "paper" or _has_tokenizer(spec)
         if st.button("Start the comparison", type="primary", disabled=not (found.fits and is_complete), key="compare start"):
             start(spec, executor, workers)
@@ -171,6 +175,12 @@ def _estimate(spec: Spec, executor: str, workers: int | None) -> Estimate:
         free = words.size(found.free_bytes or 0)
         st.markdown(f"This needs {words.size(found.memory_bytes)} of memory and {free} are free. Make the model, the batch or the context smaller.")
     return found
+
+
+def _disk(spec: Spec, found: Estimate) -> None:
+    kept = f"{'with' if spec.save_weights else 'without'} the final weights of every run"
+    place = home.folder("comparisons")
+    st.markdown(f":small[:gray[Disk: about {words.size(found.disk_bytes)} {kept}; {words.size(shutil.disk_usage(place).free)} are free there.]]")
 
 
 def _has_tokenizer(spec: Spec) -> bool:

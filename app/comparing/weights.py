@@ -12,10 +12,16 @@ def draw(comparison: Comparison) -> None:
     kept = [cell for cell in comparison.cells if (cell.folder / "model" / "config.json").is_file()]
     with st.expander(f"Final weights: {words.plural(len(kept), 'run')}", key="compare_weights"):
         if not kept:
-            st.markdown(":gray[No weights were kept; a comparison keeps them where its spec says save_weights.]")
+            st.markdown(f":gray[{_why_none(comparison)}]")
             return
         with errors_as_messages("The weights cannot be shown"):
             _draw(comparison, kept)
+
+
+def _why_none(comparison: Comparison) -> str:
+    if not comparison.spec.save_weights:
+        return "None were kept: this comparison was set up to keep the curves alone."
+    return "They are not in this folder, although its spec keeps them: they were left out or removed since. Run from its spec, it keeps them again."
 
 
 def _draw(comparison: Comparison, kept: list[Cell]) -> None:

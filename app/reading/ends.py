@@ -10,11 +10,13 @@ from app import state
 from app.figures import words
 from app.heading import heading
 from app.messages import plain
+from app.reading.planned import arms, comparison, link, where
 from app.reading.shown import Shown
 from wisca_core.runs.groups import (
     by_configuration,
     differences,
     ends_table,
+    first_pair,
     group_statistics,
     lower_is_better,
     paired,
@@ -46,9 +48,10 @@ def headline(shown: Shown) -> tuple[str, str]:
         spread = f"Single runs end between {words.digits(first['min'])} and {words.digits(first['max'])}."
         return f"{words.plural(len(table), 'run')} end at {metric} {words.digits(first['mean'])} on average", spread
     lost = int(stats["not_finite"].sum())
+    planned = comparison(shown.runs)
     parts = [
-        f"An order of {words.plural(len(stats), 'group')}, not a conclusion: the paired difference below says whether "
-        "two can be told apart."
+        f"An order of {words.plural(len(stats), 'group')}, not a conclusion"
+        + (f". {where(planned)}" if planned else ": the paired difference below says whether two can be told apart.")
     ]
     if lost:
         those = "is" if lost == 1 else "are"
@@ -118,10 +121,12 @@ def pairs(shown: Shown) -> str:
     titles = [title for title, members in groups.items() if any(shown.metrics[0] in run.series for run in members)]
     if len(titles) < 2:
         return ""
+    planned = comparison(shown.runs)
+    a, b = first_pair(groups, titles, arms(planned))
     if state.get("from_group") not in titles:
-        state.put("from_group", next((title for title in titles if "baseline" in title.lower()), titles[0]))
+        state.put("from_group", a)
     if state.get("to_group") not in titles:
-        state.put("to_group", next(title for title in titles if title != state.get("from_group")))
+        state.put("to_group", b if b != state.get("from_group") else next(title for title in titles if title != state.get("from_group")))
     st.subheader("Paired difference", anchor=False)
     st.markdown(
         ":small[:gray[Runs of one seed are compared with each other, so that what the seed does falls out. 95 % t "
@@ -136,8 +141,12 @@ def pairs(shown: Shown) -> str:
         return ""
     metric = shown.metrics[0]
     result = paired(groups, a, b, metric, lower_is_better(metric))
-    sentence = paired_sentence(result)
+    sentence = paired_sentence(result, n_pairs=len(titles) - 1)
+    if planned:
+        sentence += f" {where(planned)}"
     st.markdown(words.markdown_text(sentence))
+    if planned:
+        link(planned)
     if result.left_out:
         with st.expander(f"Left out: {words.count(len(result.left_out))}"):
             for who, why in result.left_out:

@@ -17,6 +17,9 @@ if chosen == "new":
     st.title("Would rescaling help a training like yours?", anchor=False)
     setup.draw()
     st.stop()
+if not choosing.is_here(chosen):
+    choosing.say_missing(chosen)
+    st.stop()
 
 comparison = choosing.opened(chosen)
 if comparison is None:

@@ -23,6 +23,7 @@ def run(
     model: Path | None = None, executor: str = "auto", device: str | None = None, precision: str | None = None,
 ) -> int:  # fmt: skip
     """0 once the comparison is finished, 1 where some of its runs failed or it was paused from elsewhere, 130 after Ctrl-C."""
+    from wisca_core.comparison.data import check_text
     from wisca_core.comparison.ways import agreed, choose
 
     if workers is not None and workers < 1:
@@ -49,6 +50,7 @@ def run(
         if estimate:
             return _estimate(chosen, way, json)
         place = _named(out)
+        check_text(chosen)
         _refuse_too_large(chosen, way)
         place = folder.create(place, chosen)
     return train_and_report(place, workers, json, executor)

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from wisca_core.comparison.spec import MOST_BYTES, DataSpec, Spec
 from wisca_core.comparison.tokens import DOCUMENT, N_TOKENS, byte_stream, token_stream, tokenizer_of
 from wisca_core.errors import SpecError, UnreadableInput
 
-__all__ = ["DOCUMENT", "N_TOKENS", "Corpus", "batch", "keep_corpus", "kept_corpus", "load_corpus", "windows"]
+__all__ = ["DOCUMENT", "N_TOKENS", "Corpus", "batch", "check_text", "keep_corpus", "kept_corpus", "load_corpus", "windows"]
 
 HELD_OUT_ONE_IN = 20
 
@@ -29,6 +30,8 @@ HELD_OUT_ONE_IN = 20
 LEFT_OUT = {"pydoc_data", "encodings", "idlelib", "lib2to3", "turtledemo", "test", "tests", "site-packages"}
 # Enough for these models and read in half a second; the topics of the documentation come first, then sources by name.
 BUNDLED_BYTES = 6_000_000
+# A first row longer than this is judged when the text is read.
+FIRST_ROW_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,36 @@ class Corpus:
     train: np.ndarray
     validation: np.ndarray
     facts: dict
+
+
+def check_text(spec: Spec) -> None:
+    """What can be said of a file before a comparison is made for it, without reading it through: that it is there, a file,
+    large enough for one batch, and that the first row of a JSONL file has the column. Raises UnreadableInput.
+    """
+    data = spec.data
+    if data.source not in ("text", "jsonl"):
+        return
+    file, size = _file(data.path)
+    if data.source == "jsonl":
+        try:
+            with file.open("rb") as lines:
+                read = iter(lambda: lines.readline(FIRST_ROW_BYTES), b"")
+                i, first = next(((i, line) for i, line in enumerate(read) if line.strip()), (0, b""))
+        except OSError as error:
+            raise _cannot_be_read(file, error) from error
+        if first and len(first) < FIRST_ROW_BYTES:
+            _row_text(data, first, i)
+    # One token a byte is the most there can be, and one stands before each document. Of one text a twentieth is held out;
+    # which rows of a JSONL file are depends on their numbers, so only room for both parts is asked of it.
+    window = data.context + 1
+    batch_bytes = spec.batch_size * window - 1
+    least = max(20 * data.context, batch_bytes + (batch_bytes - 1) // 19) if data.source == "text" else batch_bytes + window
+    has = min(size, data.max_bytes or size)
+    if has < least:
+        raise UnreadableInput(
+            f"data.path: {str(file)!r} has {has:,} bytes; one batch of {spec.batch_size} and a held-out window of {window:,} tokens take at least "
+            f"{least:,}. Give more text, or a smaller context or batch_size."
+        )
 
 
 def load_corpus(spec: Spec) -> Corpus:
@@ -187,17 +220,21 @@ def _jsonl(data: DataSpec) -> list[tuple[str, bytes]]:
             continue
         if data.max_bytes and size >= data.max_bytes:
             break
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UnreadableInput(f"{data.path}, line {i + 1}: not JSON ({error}); expected one object a line.") from error
-        value = row.get(data.column) if isinstance(row, dict) else None
-        if not isinstance(value, str):
-            has = ", ".join(map(str, list(row)[:8])) if isinstance(row, dict) else "no object"
-            raise UnreadableInput(f"{data.path}, line {i + 1}: no text under {data.column!r}; the line has {has[:200]}. Set data.column.")
-        out.append((f"row:{i}", value.encode("utf-8", "surrogatepass")))
+        out.append((f"row:{i}", _row_text(data, line, i)))
         size += len(out[-1][1])
     return out
+
+
+def _row_text(data: DataSpec, line: bytes, i: int) -> bytes:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableInput(f"{data.path}, line {i + 1}: not JSON ({error}); expected one object a line.") from error
+    value = row.get(data.column) if isinstance(row, dict) else None
+    if not isinstance(value, str):
+        has = ", ".join(map(str, list(row)[:8])) if isinstance(row, dict) else "no object"
+        raise UnreadableInput(f"{data.path}, line {i + 1}: no text under {data.column!r}; the line has {has[:200]}. Set data.column.")
+    return value.encode("utf-8", "surrogatepass")
 
 
 def _hub(data: DataSpec) -> list[tuple[str, bytes]]:
@@ -207,15 +244,34 @@ def _hub(data: DataSpec) -> list[tuple[str, bytes]]:
 
 
 def _read(path: str) -> bytes:
-    file = Path(path).expanduser()
+    file, _ = _file(path)
     try:
-        if not file.is_file():
-            raise UnreadableInput(f"data.path: {file} is not a regular file.")
-        if file.stat().st_size > MOST_BYTES:
-            raise UnreadableInput(f"data.path: {file} has {file.stat().st_size:,} bytes; at most {MOST_BYTES:,} are held in memory.")
         return file.read_bytes()
     except OSError as error:
-        raise UnreadableInput(f"data.path: {file} cannot be read: {(error.strerror or str(error)).lower()}.") from error
+        raise _cannot_be_read(file, error) from error
+
+
+def _file(path: str) -> tuple[Path, int]:
+    """The regular file at ``path`` and its size in bytes. Raises UnreadableInput."""
+    file = Path(path).expanduser()
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnreadableInput(f"data.path: {str(file)!r} does not exist. Give the path of a file on this machine.") from error
+    except OSError as error:
+        raise _cannot_be_read(file, error) from error
+    if not stat.S_ISREG(found.st_mode):
+        what = "is a folder" if stat.S_ISDIR(found.st_mode) else "is not a regular file"
+        raise UnreadableInput(f"data.path: {str(file)!r} {what}. Give the path of a file with text.")
+    if not os.access(file, os.R_OK):
+        raise UnreadableInput(f"data.path: {str(file)!r} cannot be read: permission denied.")
+    if found.st_size > MOST_BYTES:
+        raise UnreadableInput(f"data.path: {str(file)!r} has {found.st_size:,} bytes; at most {MOST_BYTES:,} are held in memory.")
+    return file, found.st_size
+
+
+def _cannot_be_read(file: Path, error: OSError) -> UnreadableInput:
+    return UnreadableInput(f"data.path: {str(file)!r} cannot be read: {(error.strerror or str(error)).lower()}.")
 
 
 _DOCUMENTS = {"bundled": _bundled, "text": _text, "jsonl": _jsonl, "hub": _hub}

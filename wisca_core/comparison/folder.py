@@ -173,6 +173,24 @@ def read(path: str | Path) -> Comparison:
         raise UnreadableInput(f"{path} cannot be understood: {type(error).__name__} at {error}. A file in it is damaged.") from error
 
 
+def spec_to_go(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(document, missing): the comparison's spec as it can be run from another folder, what lies on this machine named by
+    its absolute path; ``missing``: what it names that is not here, in words. Raises UnreadableInput.
+    """
+    document = home.read_json(path / "spec.json", FORMAT, VERSION)
+    missing = []
+    for part, name, what in (("model", "path", "model"), ("data", "path", "text"), ("data", "tokenizer", "tokenizer")):
+        said = document.get(part, {}).get(name, "")
+        if not said or said.startswith("hub:"):
+            continue
+        found = (path / Path(said).expanduser()).resolve()
+        if found.exists():
+            document[part] = {**document[part], name: str(found)}
+        else:
+            missing.append(f"the {what} {said}")
+    return {"format": FORMAT, "version": VERSION, **document}, tuple(missing)
+
+
 def order(spec: Spec) -> list[tuple[str, float, int]]:
     """(arm, rate, seed) in the order of training: seed by seed, so that pairs are complete early."""
     return [(arm.name, rate, seed) for seed in spec.seeds for rate in spec.optimiser.learning_rates for arm in spec.arms]

@@ -151,8 +151,33 @@ LOSS_NAMES = (
 )
 
 
+def is_cell(run: Run) -> bool:
+    """Whether it is a run of one of our comparisons: one arm at one rate with one seed."""
+    return run.kind == "own" and {"arm", "learning_rate", "seed"} <= set(run.config)
+
+
+def first_pair(groups: Mapping[str, Sequence[Run]], titles: Sequence[str], arms: Sequence[str] = ()) -> tuple[str, str]:
+    """Which two of ``titles`` (two or more) are compared first: the baseline and the next group; of cells one that differs
+    in its arm alone. ``arms``: of a comparison, as they come first, its baseline in front.
+    """
+
+    def said(title: str) -> Mapping[str, object]:
+        return groups[title][0].config if is_cell(groups[title][0]) else {}
+
+    def place(title: str) -> int:
+        return arms.index(said(title).get("arm")) if said(title).get("arm") in arms else len(arms)
+
+    a = min(titles, key=place) if arms else next((t for t in titles if "baseline" in t.lower()), titles[0])
+    rate = said(a).get("learning_rate")
+    return a, min((t for t in titles if t != a), key=lambda t: (said(t).get("learning_rate") != rate, place(t)))
+
+
 def loss_metric(run: Run) -> str | None:
-    """The metric of a run that is most likely its training loss, None where none is."""
+    """The metric of a run that is most likely its training loss, None where none is. Of a comparison's cell it is the
+    validation loss, which its arms are judged by: the training loss of a single batch is noise of the same size.
+    """
+    if is_cell(run) and "val_loss" in run.series:
+        return "val_loss"
     lower = {metric.lower(): metric for metric in run.series}
     named = next((lower[name] for name in LOSS_NAMES if name in lower), None)
     return named or next((metric for metric in run.series if "loss" in metric.lower()), None)
@@ -320,8 +345,10 @@ def paired(
     return Paired(a, b, metric, value, tuple(seeds), tuple(diffs), mean, low, high, tuple(left_out))
 
 
-def paired_sentence(p: Paired, digits: int = 3) -> str:
-    """What the paired difference says, and no more: the mean with its interval, or that too few seeds are shared."""
+def paired_sentence(p: Paired, digits: int = 3, n_pairs: int = 1) -> str:
+    """What the paired difference says, and no more: the mean with its interval, or that too few seeds are shared.
+    ``n_pairs``: how many groups could have been set against ``p.a``, since looking at several finds something by chance.
+    """
     if p.n == 0:
         return f"No seed is in both groups, so {p.metric} cannot be compared in pairs."
     number = f"{_signed(p.mean, digits)}"
@@ -330,11 +357,13 @@ def paired_sentence(p: Paired, digits: int = 3) -> str:
         least = "too few to conclude anything (4 are the least)"
         return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric}, {seeds}; {least}."
     span = f"95 % {_signed(p.low, digits)} to {_signed(p.high, digits)}"
-    preliminary = " Preliminary: fewer than 8 seeds." if p.n < 8 else ""
+    caution = " Preliminary: fewer than 8 seeds." if p.n < 8 else ""
+    if n_pairs > 1:
+        caution += f" The interval is uncorrected: this is one of {n_pairs} pairs with {p.a}."
     if p.low <= 0 <= p.high:
         found = f"{p.b} minus {p.a} is {number} in {p.value} {p.metric} ({span})"
-        return f"Not distinguishable: {found}, {seeds}.{preliminary}"
-    return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric} ({span}), {seeds}.{preliminary}"
+        return f"Not distinguishable: {found}, {seeds}.{caution}"
+    return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric} ({span}), {seeds}.{caution}"
 
 
 def _signed(value: float, digits: int) -> str:
