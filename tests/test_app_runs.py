@@ -72,7 +72,7 @@ def test_groups_of_seeds_are_bands_and_two_are_compared_in_pairs(seeds):
 
 
 def test_runs_of_a_comparison_open_on_what_it_is_judged_by_and_lead_to_its_conclusion():
-    at = page(logs=str(ROOT / "sample_runs" / "compare-default"))
+    at = page("runs", logs=str(ROOT / "sample_runs" / "compare-default"))
     said = texts(at)
     assert at.title[0].value.replace("\\", "").startswith("arm wisca ends lowest: val_loss")
     assert (at.session_state["from_group"], at.session_state["to_group"]) == ("arm baseline", "arm wisca")

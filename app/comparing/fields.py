@@ -2,7 +2,7 @@
 
 import re
 
-from wisca_core.comparison.spec import KNOWN_ARMS
+from wisca_core.comparison.presets import KNOWN_ARMS
 from wisca_core.errors import SpecError, WiscaError
 
 _ARMS, _OWN, _MODEL, _HOW = "Arms beside the baseline", "An arm of your own", "Model and text", "How the runs are trained"
