@@ -12,7 +12,7 @@ import pytest
 
 from wisca_core.architecture.families import families
 from wisca_core.architecture.site import GRANULARITIES
-from wisca_core.census import all_types, causal_types, census, coverage, entries, entry, kept, known, pool, row_text, rule_lines
+from wisca_core.census import all_types, causal_types, census, coverage, entry, kept, known, pool, row_text, rule_lines
 from wisca_core.census import judge as judging
 from wisca_core.census.entry import ABSENT, NOT_REACHED, OPEN, PAIRS, PARTLY, PROVED, REFUSED, Entry, Pair, Place, pair_of
 from wisca_core.census.judge import judged, not_reached

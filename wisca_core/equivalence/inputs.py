@@ -58,7 +58,6 @@ class Case:
 def takes(model) -> tuple[str, ...]:
     """The kinds of input this model is run on: of "text", "decoder text", "pixels", "sound" those that it has."""
     found = {TOWERS.get(case.method) for case in tower_cases(model, 0)} - {None}
-    names = parameters(model)
     if text_cases(model, 0):
         found.add(TEXT)
     if has_decoder(model):

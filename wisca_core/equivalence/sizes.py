@@ -6,7 +6,6 @@ Sizes are worked out for one tower at a time; a config that only holds towers ta
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Any
