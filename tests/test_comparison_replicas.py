@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_comparison import MODEL, never, numbers, small_spec
 
 from wisca_core.cli import main
 from wisca_core.comparison import cell as cell_module
@@ -23,14 +24,11 @@ from wisca_core.comparison.orthogonal import iterated
 from wisca_core.comparison.place import Place
 from wisca_core.comparison.presets import ARMS
 from wisca_core.comparison.replicas import train_group
-from wisca_core.comparison.spec import DataSpec, ModelSpec, OptimiserSpec, Spec
-from wisca_core.comparison.spec_checks import checked
+from wisca_core.comparison.spec import OptimiserSpec, Spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.comparison.stack import Stack, why_not
 from wisca_core.errors import BadOption, DeviceMissing, PlanMismatch, SpecError
 
-TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]
-MODEL = ModelSpec(width=16, n_layers=2, n_heads=4, n_kv_heads=2, mlp_width=24, init_std=0.1)
 COLUMNS = ("train_loss", "val_loss", "grad_norm", "qk", "vo")
 
 
@@ -38,28 +36,13 @@ def arms(*names: str, every: int = 3):
     return tuple(replace(ARMS[name], every=ARMS[name].every and every) for name in names)
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "book.txt"
-    path.write_bytes(TEXT)
-    return path
-
-
 @pytest.fixture
 def small(text):
     def small(**changes) -> Spec:
-        given = dict(
-            name="small", model=MODEL, data=DataSpec("text", str(text), context=16, validation_windows=4), steps=20, seeds=(1,), batch_size=2,
-            arms=arms("baseline", "wisca"), optimiser=OptimiserSpec(warmup_steps=2), evaluate_every=min(5, changes.get("steps", 5)), log_every=1,
-            save_weights=False,
-        )  # fmt: skip
-        return checked(Spec(**{**given, **changes}))
+        given = dict(steps=20, seeds=(1,), arms=arms("baseline", "wisca"), evaluate_every=min(5, changes.get("steps", 5)), log_every=1)
+        return small_spec(text, **{**given, **changes})
 
     return small
-
-
-def never() -> bool:
-    return False
 
 
 def one_by_one(path: Path, spec: Spec) -> tuple[folder.Cell, ...]:
@@ -80,13 +63,9 @@ def at_once(path: Path, spec: Spec, stop=never) -> tuple[tuple[folder.Cell, ...]
     return cells, ended
 
 
-def rows(cell: folder.Cell) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in folder.rows(cell.folder)]
-
-
 def apart(one: folder.Cell, other: folder.Cell, columns=COLUMNS) -> float:
     """Largest difference of any value of any row, relative where the values are over 1."""
-    a, b = rows(one), rows(other)
+    a, b = numbers(one), numbers(other)
     assert [(r["step"], r["lr"], r["tokens"]) for r in a] == [(r["step"], r["lr"], r["tokens"]) for r in b]
     pairs = [(x[c], y[c]) for x, y in zip(a, b) for c in columns if x.get(c) is not None or y.get(c) is not None]
     return max(abs(x - y) / max(1.0, abs(y)) for x, y in pairs)
@@ -105,7 +84,7 @@ def test_replicas_of_every_arm_and_rate_give_the_losses_of_single_cells_over_20_
     for one, other in zip(alone, together, strict=True):
         assert apart(other, one) < 1e-5
     # and what is compared moves: the arms and the rates end apart
-    assert len({rows(cell)[-1]["val_loss"] for cell in together}) > 0.7 * len(together)
+    assert len({numbers(cell)[-1]["val_loss"] for cell in together}) > 0.7 * len(together)
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
@@ -123,10 +102,10 @@ def test_final_losses_are_within_the_placebos_spread(tmp_path, small):
     spec = small(arms=arms("baseline", "placebo", "wisca"), steps=60, log_every=20, evaluate_every=60, seeds=(1, 2))
     alone = one_by_one(tmp_path / "alone", spec)
     together, _ = at_once(tmp_path / "together", spec)
-    final = {cell.name: rows(cell)[-1]["val_loss"] for cell in alone}
+    final = {cell.name: numbers(cell)[-1]["val_loss"] for cell in alone}
     spread = max(abs(final[f"placebo-lr0.001-seed{seed}"] - final[f"baseline-lr0.001-seed{seed}"]) for seed in (1, 2))
     assert 0 < spread < 1e-3
-    assert max(abs(rows(cell)[-1]["val_loss"] - final[cell.name]) for cell in together) <= spread
+    assert max(abs(numbers(cell)[-1]["val_loss"] - final[cell.name]) for cell in together) <= spread
 
 
 def test_bfloat16_is_of_training_alone_and_the_same_in_replicas(tmp_path, small):
@@ -136,8 +115,8 @@ def test_bfloat16_is_of_training_alone_and_the_same_in_replicas(tmp_path, small)
     plain = one_by_one(tmp_path / "float32", small(steps=6))
     for one, other, exact in zip(alone, together, plain, strict=True):
         assert apart(other, one) < 1e-3
-        assert rows(one)[0] == rows(exact)[0]  # before the first step nothing was rounded
-        assert 1e-6 < abs(rows(one)[-1]["train_loss"] - rows(exact)[-1]["train_loss"]) < 0.05
+        assert numbers(one)[0] == numbers(exact)[0]  # before the first step nothing was rounded
+        assert 1e-6 < abs(numbers(one)[-1]["train_loss"] - numbers(exact)[-1]["train_loss"]) < 0.05
 
 
 def test_batched_orthogonalisation_is_the_single_one():
@@ -211,7 +190,7 @@ def test_an_error_of_one_treatment_ends_that_cell_only(tmp_path, small, monkeypa
     monkeypatch.setattr(replicas.single.Treatment, "at", fails)
     cells, ended = at_once(tmp_path / "c", spec)
     assert ended[cells[0].name] is None and str(ended[cells[1].name]) == "no more"
-    assert rows(cells[0]) == rows(whole[0])
+    assert numbers(cells[0]) == numbers(whole[0])
 
 
 # --- what cannot be stacked -------------------------------------------------------------------------------------------
@@ -278,7 +257,7 @@ def test_losses_looked_at_only_now_and_then_as_on_a_gpu_are_the_same(tmp_path, s
     assert {name: str(error) for name, error in ended.items()} == {name: str(error) for name, error in as_usual.items()}
     for one, other in zip(seldom, usual, strict=True):
         if ended[one.name] is None:
-            assert rows(one) == rows(other)
+            assert numbers(one) == numbers(other)
 
 
 def test_a_model_that_computes_something_else_is_refused_before_the_first_step(tmp_path, small, monkeypatch):
@@ -429,4 +408,4 @@ def test_a_killed_process_of_replicas_loses_nothing(tmp_path, small, monkeypatch
     comparison = executor.run(path, 1, executor="replicas")
     assert [one.returncode for one in started] == [-signal.SIGKILL, 0] and comparison.state == "done"
     for one, other in zip(comparison.cells, whole, strict=True):
-        assert one.state == "done" and one.attempts == 1 and rows(one) == rows(other)
+        assert one.state == "done" and one.attempts == 1 and numbers(one) == numbers(other)

@@ -5,12 +5,12 @@ start every second.
 import streamlit as st
 
 from app.comparing import charts
-from app.comparing.setup import duration
 from app.figures import words
 from app.figures.template import theme_of
 from app.following import latest
 from app.messages import errors_as_messages
 from wisca_core.comparison import folder
+from wisca_core.comparison.estimate import duration
 from wisca_core.comparison.folder import Comparison
 
 

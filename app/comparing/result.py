@@ -11,6 +11,7 @@ from app.figures.template import theme_of
 from app.following import explain, latest
 from app.messages import errors_as_messages, plain
 from wisca_core.comparison import folder
+from wisca_core.comparison.estimate import duration
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.paper import SETUPS, for_scale
 from wisca_core.comparison.report import Report, remarks, report
@@ -38,7 +39,7 @@ def facts(comparison: Comparison) -> str:
         f"{words.count(spec.steps)} steps",
     ]
     if comparison.seconds and not comparison.is_active:
-        parts.append(f"{setup.duration(comparison.seconds)} of training")
+        parts.append(f"{duration(comparison.seconds)} of training")
     return ", ".join(parts) + "."
 
 

@@ -14,7 +14,7 @@ from app.messages import errors_as_messages, plain
 from wisca_core import home, jobs
 from wisca_core.comparison import folder, ways
 from wisca_core.comparison.data import check_text
-from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, estimate
+from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, duration, estimate
 from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, coinciding
 from wisca_core.comparison.report import unit
 from wisca_core.comparison.spec import OPTIMISERS, Arm, Spec
@@ -33,11 +33,13 @@ def draw() -> None:
     with errors_as_messages(fields.heading):
         spec, executor, workers = _chosen()
         check_text(spec)
-        found = _estimate(spec, executor, workers)
-        _disk(spec, found)
+        # a Ray cluster is asked for its size by the job; until then the time is that of this machine alone
+        way = ways.choose(spec, "auto" if executor == "ray" else executor, workers)
+        found = _estimate(spec, way)
         is_complete = spec.model.source != "paper" or _has_tokenizer(spec)
         if st.button("Start the comparison", type="primary", disabled=not (found.fits and is_complete), key="compare start"):
             start(spec, executor, workers)
+        _explain(spec, found, f"{way.in_words}{' here, not for the cluster' if executor == 'ray' else ''}")
 
 
 def start(spec: Spec, executor: str = "auto", workers: int | None = None) -> None:
@@ -142,9 +144,8 @@ def _rate(text: str) -> float | str:
         return text.strip()  # the spec says what is wrong with it
 
 
-def _estimate(spec: Spec, executor: str, workers: int | None) -> Estimate:
-    # a Ray cluster is asked for its size by the job; until then the time is that of this machine alone
-    way = ways.choose(spec, "auto" if executor == "ray" else executor, workers)
+def _estimate(spec: Spec, way: ways.Way) -> Estimate:
+    """What it takes, and whether it fits."""
     found = estimate(spec, way.workers, cached.seconds_per_step, cached.comparison_facts(spec), way)
     with st.container(horizontal=True, gap="medium"):
         st.metric("Runs", words.count(found.n_cells), width=140)
@@ -152,6 +153,14 @@ def _estimate(spec: Spec, executor: str, workers: int | None) -> Estimate:
         st.metric("Memory, about", words.size(found.memory_bytes), width=140)
         st.metric("Parameters", words.parameters(found.n_parameters).removesuffix(" parameters"), width=140)
         st.metric("Seeds needed", words.count(found.seeds_needed), width=140)
+    if not found.fits:
+        free = words.size(found.free_bytes or 0)
+        st.markdown(f"This needs {words.size(found.memory_bytes)} of memory and {free} are free. Make the model, the batch or the context smaller.")
+    return found
+
+
+def _explain(spec: Spec, found: Estimate, on: str) -> None:
+    """What the figures rest on. ``on``: what the time is for."""
     enough = "enough" if len(spec.seeds) >= found.seeds_needed else "fewer, so a difference of that size may well be missed"
     lengths = ", ".join(f"{words.plural(n, 'seed')} at {words.count(steps)} steps" for steps, n in found.steps_needed)
     pace = (
@@ -164,23 +173,16 @@ def _estimate(spec: Spec, executor: str, workers: int | None) -> Estimate:
         f"five{found.corrected_words} takes {words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they "
         f"did before ({found.spread_words}).{f' With other lengths: {lengths}.' if lengths else ''} "
         f"{words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 conclude nothing, 4 to 7 are preliminary. "
-        f"Time is for {way.in_words}{' here, not for the cluster' if executor == 'ray' else ''}, {pace}.]]"
+        f"Time is for {on}, {pace}.]]"
     )
     if not found.is_measured:
         st.markdown(
             f"On one GPU that trains at {GPU_FLOPS / 1e12:.0f} TFLOP/s all runs would take about {duration(found.gpu_seconds)}, one after the other, and "
             f"{words.size(found.gpu_bytes)} of its memory. That rate is an assumption: nothing was run."
         )
-    if not found.fits:
-        free = words.size(found.free_bytes or 0)
-        st.markdown(f"This needs {words.size(found.memory_bytes)} of memory and {free} are free. Make the model, the batch or the context smaller.")
-    return found
-
-
-def _disk(spec: Spec, found: Estimate) -> None:
     kept = f"{'with' if spec.save_weights else 'without'} the final weights of every run"
-    place = home.folder("comparisons")
-    st.markdown(f":small[:gray[Disk: about {words.size(found.disk_bytes)} {kept}; {words.size(shutil.disk_usage(place).free)} are free there.]]")
+    free = words.size(shutil.disk_usage(home.folder("comparisons")).free)
+    st.markdown(f":small[:gray[Disk: about {words.size(found.disk_bytes)} {kept}; {free} are free there.]]")
 
 
 def _has_tokenizer(spec: Spec) -> bool:
@@ -198,16 +200,3 @@ def _has_tokenizer(spec: Spec) -> bool:
     except SpecError as error:
         plain(str(error))
         return False
-
-
-def duration(seconds: float) -> str:
-    """ "45 s", "6 min", "2 h 5 min", "12 days"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 60 * 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    days = seconds / 86400
-    return f"{days:.0f} days" if days < 730 else f"{days / 365:,.0f} years"

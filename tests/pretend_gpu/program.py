@@ -15,7 +15,9 @@ from device import Gpu, Graph, install
 
 install()
 warnings.filterwarnings("ignore")
+sys.path.append(str(Path(__file__).parents[1]))
 
+from small_comparison import TEXT, never, small_spec  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from wisca_core.comparison import folder, replicas, worker  # noqa: E402
@@ -24,12 +26,10 @@ from wisca_core.comparison.cell import train  # noqa: E402
 from wisca_core.comparison.data import load_corpus  # noqa: E402
 from wisca_core.comparison.place import Place  # noqa: E402
 from wisca_core.comparison.presets import ARMS  # noqa: E402
-from wisca_core.comparison.spec import DataSpec, ModelSpec, OptimiserSpec, Spec  # noqa: E402
-from wisca_core.comparison.spec_checks import checked  # noqa: E402
+from wisca_core.comparison.spec import OptimiserSpec, Spec  # noqa: E402
 from wisca_core.training import rescale_  # noqa: E402
 
 TOP = Path(sys.argv[1])
-TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]
 COLUMNS = ("train_loss", "val_loss", "grad_norm", "qk", "vo")
 
 
@@ -37,20 +37,14 @@ def small(*arms: str, optimiser: str = "adamw", rates=(1e-2,), **changes) -> Spe
     book = TOP / "book.txt"
     book.write_bytes(TEXT)
     given = dict(
-        name="small", model=ModelSpec(width=16, n_layers=2, n_heads=4, n_kv_heads=2, mlp_width=24, init_std=0.1), steps=8, seeds=(1,), batch_size=2,
-        data=DataSpec("text", str(book), context=16, validation_windows=4), evaluate_every=4, log_every=2, save_weights=False,
-        arms=tuple(replace(ARMS[a], every=ARMS[a].every and 3) for a in arms or ("baseline", "wisca")),
+        steps=8, seeds=(1,), arms=tuple(replace(ARMS[a], every=ARMS[a].every and 3) for a in arms or ("baseline", "wisca")),
         optimiser=OptimiserSpec(optimiser, learning_rates=rates, warmup_steps=2),
     )  # fmt: skip
-    return checked(Spec(**{**given, **changes}))
+    return small_spec(book, **{**given, **changes})
 
 
 def cells(name: str, spec: Spec) -> tuple[folder.Cell, ...]:
     return folder.read(folder.create(TOP / name, spec)).cells
-
-
-def never() -> bool:
-    return False
 
 
 def alone(name: str, spec: Spec, device: str) -> tuple[folder.Cell, ...]:
