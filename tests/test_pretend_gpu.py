@@ -75,6 +75,11 @@ def test_the_gpu_is_waited_for_at_rows_and_not_at_steps(found):
     assert found["waits"]["few rows"] < 20 < 40 < found["waits"]["many rows"]
 
 
+def test_a_captured_step_of_all_replicas_is_a_handful_of_operations(found):
+    """Rows, rates and copies of what comes back beside the graph; one cell alone sends hundreds."""
+    assert found["sent"]["replicas"] <= 12 and found["sent"]["alone"] > 200
+
+
 def test_a_worker_trains_on_the_gpu_it_is_told(found):
     measured = found["a_worker"]
     assert (measured["code"], measured["states"], measured["reasons"]) == (0, ["done", "done"], ["", ""]) and measured["apart"] < ROUNDING

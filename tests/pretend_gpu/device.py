@@ -58,9 +58,12 @@ class OnGpu(torch.Tensor):
 
 
 class Gpu(TorchDispatchMode):
-    """While it is entered, tensors can be put on "cuda:0". ``waits``: how often its results were waited for."""
+    """While it is entered, tensors can be put on "cuda:0". ``waits``: how often its results were waited for; ``sent``:
+    operations it was given, views left out, a replayed graph for one.
+    """
 
     waits = 0
+    sent = 0
     capturing: "Graph | None" = None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -77,6 +80,7 @@ class Gpu(TorchDispatchMode):
             raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})")
         elif here and name.startswith(_WAITS):
             self._crosses(func, True)
+        Gpu.sent += bool(here or to_gpu) and not _is_view(func)
         if wanted is not None:
             kwargs["device"] = torch.device("cpu")
         plain, plain_kwargs = tree_map_only(OnGpu, lambda t: t.held, (args, kwargs))
@@ -94,6 +98,11 @@ class Gpu(TorchDispatchMode):
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({func})")
 
 
+def _is_view(func) -> bool:
+    """Whether it only looks at the same memory in another way."""
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+
+
 class Graph:
     """In place of torch.cuda.CUDAGraph: the operations, done again on the very memory they were captured with."""
 
@@ -109,10 +118,12 @@ class Graph:
         self._operations.append((func, args, kwargs, [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]))
 
     def replay(self) -> None:
+        sent = Gpu.sent
         for func, args, kwargs, before in self._operations:
             for new, old in zip([t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)], before, strict=True):
                 if new.data_ptr() != old.data_ptr():
                     old.copy_(new)
+        Gpu.sent = sent + 1
 
 
 @contextlib.contextmanager

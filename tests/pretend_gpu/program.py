@@ -146,13 +146,23 @@ def a_wrong_step() -> dict:
 
 
 def waits() -> dict:
-    """Over 40 steps with two rows: the GPU is not waited for at every step."""
+    """How often the GPU is waited for over 40 steps with two rows and with 41."""
     out = {}
-    for name, spec in {"few rows": small("baseline", "init_only", steps=40, log_every=40, evaluate_every=40), "many rows": small("baseline", "init_only", steps=40, log_every=1)}.items():
+    for name, every in {"few rows": 40, "many rows": 1}.items():
         Gpu.waits = 0
-        together(name, spec)
+        together(name, small("baseline", "init_only", steps=40, log_every=every, evaluate_every=40))
         out[name] = Gpu.waits
     return out
+
+
+def sent() -> dict:
+    """Operations a step, by what two lengths differ in."""
+    def of(steps: int, train) -> int:
+        before = Gpu.sent
+        train(f"sent {steps} {train.__name__}", small("baseline", "init_only", steps=steps, log_every=1000, evaluate_every=steps), "cuda:0")
+        return Gpu.sent - before
+
+    return {"replicas": (of(60, together) - of(40, together)) / 20, "alone": (of(14, alone) - of(10, alone)) / 4 / 2}
 
 
 def a_worker() -> dict:
@@ -278,5 +288,5 @@ def mixing() -> dict:
     return out
 
 
-PARTS = (mixing, comparisons, many_tokens, one_leaves, a_wrong_step, waits, a_worker, pausing, live, adapters)
+PARTS = (mixing, comparisons, many_tokens, one_leaves, a_wrong_step, waits, sent, a_worker, pausing, live, adapters)
 print("\n" + json.dumps({part.__name__: part() for part in PARTS}))
