@@ -501,7 +501,7 @@ def test_both_the_folder_and_the_title_find_a_comparison_in_the_list():
     options = at.selectbox(key="comparison").options
     assert "20260101-000000: GQA decoder of width 64, 600 steps, finished" in options
     assert "mine-in-june: GQA decoder of width 64, 600 steps, finished" in options
-    assert "compare-gqa64-8-seeds: The same with 8 fresh seeds, 600 steps, bundled sample" in options
+    assert "compare-gqa64-8-seeds: The same with 8 fresh seeds, 600 steps, bundled" in options
     assert "mine-in-june: GQA decoder of width 64, 600 steps. Decoder of width 64, 4 layers" in texts(at)
 
 

@@ -78,7 +78,7 @@ def _label(name: str) -> str:
     # notes and commands name folders, people know titles: both can be typed to find it. Of a name that the page gave, the
     # rest behind the time repeats the title.
     given = re.match(r"\d{8}-\d{6}(?=-)", name)
-    return f"{given[0] if given else name.removeprefix(_SAMPLE)}: {comparison.spec.name}, {'bundled sample' if is_sample(name) else state_word}"
+    return f"{given[0] if given else name.removeprefix(_SAMPLE)}: {comparison.spec.name}, {'bundled' if is_sample(name) else state_word}"
 
 
 def opened(name: str) -> folder.Comparison | None:
