@@ -9,9 +9,12 @@ from streamlit.testing.v1 import AppTest
 
 from app.covering import running
 from wisca_core import jobs
+from wisca_core.architecture.find import find_sites
 from wisca_core.census import causal_types, kept
 from wisca_core.census.entry import PAIRS, PARTLY, PROVED, REFUSED, Entry, Pair, Place
 from wisca_core.census.judge import not_reached
+from wisca_core.checkpoint import open_checkpoint
+from wisca_core.equivalence.proof import prove
 
 pytestmark = pytest.mark.usefixtures("own_home")
 ALL = ("tensor", "group", "channel")
@@ -40,12 +43,23 @@ def shown(at: AppTest) -> list[str]:
 
 def test_before_a_census_every_rule_is_there_and_nothing_is_claimed():
     at = page("architectures")
-    assert "llama has a rule; it was not proved here yet." in texts(at)  # the bundled sample is a llama
+    assert "llama has a rule; the census has not tried it here yet." in texts(at)  # the bundled sample is a llama
     assert shown(at) == list(causal_types())
     n_open = int(metrics(at)["Not proved yet"])
     assert n_open > 150 and int(metrics(at)["Refused by it"]) == len(causal_types()) - n_open and "QK exact" not in metrics(at)
     assert [b.label for b in at.button if "rove" in b.label and b.label != "Remove these"] == ["Prove them here"]
     assert "the model has no attention" in "\n".join(map(str, at.dataframe[-1].value["Why"]))
+
+
+def test_a_proof_of_the_open_model_is_not_contradicted_by_a_census_that_was_not_run():
+    at = page("architectures")
+    assert "on the open model" not in at.title[0].value
+    checkpoint = open_checkpoint(at.session_state["model"])
+    assert prove(checkpoint, find_sites(checkpoint)).passed
+    at = page("architectures")
+    assert at.title[0].value.replace("\\", "") == "llama has a rule, and it passed its proof on the open model."
+    assert "The census, which tries default configs, has not tried it here yet." in texts(at) and "not proved here yet" not in texts(at)
+    assert "on the open model" not in page("architectures", architecture="gpt2").title[0].value  # of another architecture nothing is said by it
 
 
 def test_after_it_the_title_answers_for_the_open_model_and_the_counts_are_those_of_the_results(some):

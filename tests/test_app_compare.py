@@ -19,7 +19,7 @@ from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.presets import ARMS, LORA_ARMS
 from wisca_core.comparison.report import report
 from wisca_core.comparison.spec import Spec
-from wisca_core.errors import UnreadableInput
+from wisca_core.errors import OutputRefused, UnreadableInput
 
 SAMPLE = SAMPLES / "compare-gqa64"
 
@@ -519,6 +519,65 @@ def test_a_comparison_that_was_never_started_can_be(monkeypatch):
     assert at.title[0].value == "Not started yet. 0 of 8 runs finished."
     at.button(key="compare resume").click().run()
     assert asked == [("compare", {"comparison": str(place), "workers": None, "executor": "auto"})]
+
+
+def test_both_the_folder_and_the_title_find_a_comparison_in_the_list():
+    kept("20260101-000000-decoder-of-width-64-600-steps-ab12")
+    kept("mine-in-june")
+    at = page("compare", comparison="mine-in-june")
+    options = at.selectbox(key="comparison").options
+    assert "20260101-000000: GQA decoder of width 64, 600 steps, finished" in options
+    assert "mine-in-june: GQA decoder of width 64, 600 steps, finished" in options
+    assert "compare-gqa64-8-seeds: The same with 8 fresh seeds, 600 steps, bundled" in options
+    assert "mine-in-june: GQA decoder of width 64, 600 steps. Decoder of width 64, 4 layers" in texts(at)
+
+
+def test_a_comparison_opens_on_runs():
+    at = page("compare", comparison="sample-compare-gqa64")
+    at.button(key="compare runs").click().run()
+    assert not at.exception
+    at.switch_page("views/runs.py").run()
+    assert at.query_params["logs"] in (str(SAMPLE), [str(SAMPLE)])
+    assert at.session_state["logs"] == str(SAMPLE) and "16 runs" in texts(at) and "Final val_loss by group" in texts(at)
+
+
+def test_a_comparison_is_deleted_after_a_second_click_and_a_sample_or_a_running_one_is_not():
+    gone, stays = kept("20260101-000000-gone"), kept("20260102-000000-stays")
+    at = page("compare", comparison=gone.name)
+    assert str(gone) in texts(at) and gone.is_dir()
+    at.button(key="compare delete yes").click().run()
+    assert not at.exception and not gone.exists() and stays.is_dir() and at.session_state["comparison"] == stays.name
+    assert [path.name for path in home.folder("comparisons").iterdir()] == [stays.name]
+    folder.write_status(stays, "running", seconds=1.0)
+    held = home.take_lock(stays / "lock")
+    try:
+        at = page("compare", comparison=stays.name)
+        assert at.button(key="compare delete off").disabled and not [b for b in at.button if b.key == "compare delete yes"]
+        with pytest.raises(OutputRefused, match="is running"):
+            folder.remove(stays)
+    finally:
+        os.close(held)
+    assert not [b for b in page("compare", comparison="sample-compare-gqa64").button if (b.key or "").startswith("compare delete")]
+    for wrong in (SAMPLE, stays / "cells", home.folder("comparisons") / ".." / "comparisons" / stays.name, home.folder("comparisons")):
+        with pytest.raises(OutputRefused, match="only those are deleted here"):
+            folder.remove(wrong)
+    assert stays.is_dir() and SAMPLE.is_dir()
+
+
+def test_a_damaged_comparison_can_be_deleted():
+    place = kept()
+    (place / "status.json").write_text("{")
+    at = page("compare", comparison=place.name)
+    at.button(key="compare delete yes").click().run()
+    assert not at.exception and not place.exists()
+
+
+def test_one_that_stopped_before_its_first_step_says_what_can_be_done():
+    place = fresh()
+    assert "stopped before its first step" not in texts(page("compare", comparison=place.name))
+    folder.write_status(place, "failed", message="UnreadableInput: data.path: '/x' does not exist")
+    at = page("compare", comparison=place.name)
+    assert "stopped before its first step" in texts(at) and "delete it here" in texts(at) and [b for b in at.button if b.key == "compare delete yes"]
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

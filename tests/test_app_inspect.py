@@ -82,6 +82,20 @@ def test_the_sentence_carries_the_median_layers_ratio_and_its_size(llama):
     assert "training" not in at.title[0].value
 
 
+def test_a_model_that_is_level_is_not_promised_to_become_level(llama, edited):
+    def balance(tensors):
+        for name in tensors:
+            if "k_proj" in name:
+                tensors[name] *= tensors[name.replace("k_proj", "q_proj")].abs().sum() / tensors[name].abs().sum() / 1.02
+
+    at = page(model=edited(llama, balance))
+    assert at.title[0].value.startswith("Query and key are level in the median layer (query 1.02×): size alone would make the query side 2.0× heavier")
+    said = texts(at)
+    assert "The median layer is level already. Balancing would still move 4 of 4 pairs, and leave the outputs the same up to rounding." in said
+    shown = metrics(at)
+    assert shown["Size alone, query"] == "2.0×" and shown["Query over key"] == "1.02×" and "of that, size" not in shown and "bring the median" not in said
+
+
 def test_the_page_says_what_balancing_would_give_and_that_training_is_another_question(llama):
     said = texts(page(model=llama))
     assert "bring the median layer level, and leave the outputs the same up to rounding." in said

@@ -93,7 +93,7 @@ def test_counts_and_reasons_over_types(made):
     assert [(r.text, r.model_types) for r in found.not_reached] == [("it took longer than 1 s", ("bert",))]
     assert found.sentence == (
         "Of 5 architectures, QK is exact on 1, VO on 2 and the MLP pair on 3; the others are refused by name, and 1 was not "
-        "reached. 1 more was not proved here yet."
+        "reached. 1 more was not tried here yet."
     )
 
 
@@ -267,7 +267,7 @@ def test_a_damaged_or_foreign_result_counts_as_none(made):
 
 def test_without_a_result_the_row_alone_speaks():
     assert entry("mamba").verdict == REFUSED and entry("llama").verdict == OPEN
-    assert entry("llama").sentence == "llama has a rule; it was not proved here yet."
+    assert entry("llama").sentence == "llama has a rule; the census has not tried it here yet."
 
 
 # --- rules in words ---------------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_the_table_names_every_architecture_before_anything_was_proved(capsys):
     by_name = {a["architecture"]: a for a in found["architectures"]}
     assert by_name["llama"]["pairs"]["qk"]["verdict"] == OPEN and by_name["llama"]["max_rel"] is None
     assert by_name["mamba"]["pairs"]["qk"]["places"][0]["reason"].startswith("the model has no attention")
-    assert found["coverage"]["counts"]["qk"][PROVED] == 0 and "none was proved here yet" in found["coverage"]["sentence"]
+    assert found["coverage"]["counts"]["qk"][PROVED] == 0 and "The census has tried none of" in found["coverage"]["sentence"]
 
 
 def test_the_table_shows_what_is_kept(made, capsys, tmp_path):

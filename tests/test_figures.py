@@ -164,6 +164,10 @@ def test_the_scale_fades_into_the_middle_and_ends_in_the_heavier_sides_colour():
         (900, 40_000, ["1 k", "3 k", "10 k", "30 k"]),
         (160, 650, ["200", "300", "400", "500", "600"]),
         (3.2, 3.9, ["3.2", "3.4", "3.6", "3.8"]),
+        # losses: the low end, where they are read, has a tick
+        (0.98 * 2.226, 1.02 * 5.42, ["2.2", "3", "4", "5"]),
+        (0.98 * 1.36, 1.02 * 1.55, ["1.35", "1.4", "1.45", "1.5", "1.55"]),
+        (0.98 * 1.29, 1.02 * 1.33, ["1.27", "1.3", "1.32", "1.34"]),
     ],
 )
 def test_log_ticks(low, high, labels):
@@ -322,11 +326,29 @@ def test_axes_are_logarithmic_of_equal_scale_and_length():
 
 def test_diagonal_size_line_and_band_are_where_they_belong():
     fig = plot(table(THREE, size=2.0))
-    lines = [(s.y0 / s.x0, s.y1 / s.x1, s.line.dash) for s in fig.layout.shapes]
-    assert lines == [(pytest.approx(1), pytest.approx(1), None), (pytest.approx(4), pytest.approx(4), "dot")]
+    lines = {t.name: ([y / x for x, y in zip(t.x, t.y)], t.line.dash) for t in fig.data if t.name in ("equal norms", "size alone")}
+    assert lines == {"equal norms": (pytest.approx([1, 1]), "solid"), "size alone": (pytest.approx([4, 4]), "dot")}
+    order = [t.name for t in fig.data]
+    assert order.index("within 2×") < order.index("equal norms") < order.index("query heavier before")  # the band hides no line, a line no point
     (band,) = named(fig, "within 2×")
     assert sorted(round(y / x, 6) for x, y in zip(band.x, band.y)) == [0.5, 0.5, 2.0, 2.0]
-    assert len(plot(table(THREE, size=NAN)).layout.shapes) == 1
+    assert "size alone" not in [t.name for t in plot(table(THREE, size=NAN)).data]
+    assert balance.lines_in_words(table(THREE, size=2.0)) == "Line: equal norms; dotted: size alone, 4.0×; grey band: within 2×."
+    assert balance.lines_in_words(table(THREE, size=NAN)) == "Line: equal norms; grey band: within 2×."
+
+
+@pytest.mark.parametrize("lean", [4.0, -4.0, 0.3])
+def test_no_name_in_the_plot_covers_a_point(lean):
+    rng = np.random.default_rng(1)
+    groups = table([(layer, group, lean + rng.normal(0, 0.3), 0.02) for layer in range(8) for group in range(2)], size=2.0)
+    fig = plot(groups, selected=(5, 0))
+    names = [a for a in fig.layout.annotations if a.text and a.xref == "x domain" and not a.text.startswith("Wq")]
+    assert [a.text for a in names] == ["layer 5, KV group 0"] and not any(a.textangle for a in fig.layout.annotations)
+    (low_x, high_x), (low_y, high_y) = fig.layout.xaxis.range, fig.layout.yaxis.range
+    for t in fig.data:
+        if t.mode == "markers":
+            x, y = (np.log10(t.x) - low_x) / (high_x - low_x), (np.log10(t.y) - low_y) / (high_y - low_y)
+            assert not ((np.abs(x - names[0].x) < 0.45) & (np.abs(y - names[0].y) < 0.08)).any()
 
 
 def test_only_the_selected_pair_bears_an_arrow_from_before_to_after():

@@ -14,7 +14,7 @@ from wisca_core.errors import Cancelled, CheckpointChanged
 from wisca_core.patterns import measure as module
 from wisca_core.patterns.measure import header_digest, measure
 from wisca_core.patterns.store import cached, measured, n_bytes_to_read
-from wisca_core.patterns.summary import layer_ratios, sentence, summaries, times
+from wisca_core.patterns.summary import PairSummary, layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import LOST_BITS, Patterns, norm, size_ratio
 from wisca_core.plan.decide import decide
 from wisca_core.plan.head import head_detail
@@ -292,6 +292,25 @@ def test_the_summary_by_hand(tmp_path):
     assert sentence(found["qk"]) == "The query side is 4.0× heavier in the median layer."
     assert layer_ratios(groups, "l1")["log2_ratio"].tolist() == [2, 0]
     assert (times(1.234), times(12.34), times(1234.5)) == ("1.23×", "12.3×", "1,234×")
+
+
+def summary(heavier: str, ratio: float, size_heavier: str, size: float, rest_heavier: str, rest: float, pair: str = "qk") -> PairSummary:
+    return PairSummary(pair, "decoder.self", "", heavier, ratio, size, size_heavier, rest, rest_heavier, 1.0, "", 4, 4, 4, 4, 0)
+
+
+def test_a_balanced_model_is_called_level_and_no_part_is_larger_than_its_whole():
+    level = summary("query", 1.01, "query", 8.0, "key", 7.9)
+    assert sentence(level) == (
+        "Query and key are level in the median layer (query 1.01×): size alone would make the query side 8.0× heavier, "
+        "but the entries of the key side are 7.9× larger."
+    )
+    assert not level.size_is_part and sentence(summary("", 1.0, "", 1.0, "", 1.0)) == "Query and key are level in the median layer."
+    assert sentence(summary("A", 1.05, "", 1.0, "A", 1.05, "lora")) == "A and B are level in the median layer (A 1.05×)."
+    # 4.0 of 3.9 is no part of it
+    more = summary("output", 3.9, "output", 4.0, "value", 1.03, "vo")
+    assert sentence(more) == "The output side is 3.9× heavier in the median layer; size alone would make it 4.0×, and the rest leans 1.03× to the value side."
+    part = summary("query", 4.3, "query", 4.0, "query", 1.08)
+    assert part.size_is_part and sentence(part) == "The query side is 4.3× heavier in the median layer; 4.0× of that is size, 1.08× is not."
 
 
 def test_size_is_told_from_the_rest(small_model, look):

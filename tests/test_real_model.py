@@ -75,7 +75,7 @@ def test_what_it_shows(minilm):
     """
     groups = decide(minilm.patterns, Options()).groups()
     found = summaries(groups, "l1")
-    assert sentence(found["qk"]) == "The query side is 1.03× heavier in the median layer."
+    assert sentence(found["qk"]) == "Query and key are level in the median layer (query 1.03×)."
     assert sentence(found["vo"]) == "The value side is 1.27× heavier in the median layer."
     assert [(s.n_cells, s.within_2x, s.size, s.n_unusable) for s in found.values()] == [(72, 72, 1, 0)] * 2
     worst = groups.assign(octaves=groups["log2_ratio"].abs()).sort_values("octaves").groupby("pair").tail(1).set_index("pair")

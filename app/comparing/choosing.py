@@ -1,5 +1,6 @@
 """Which comparison is shown: the one in the address, else a running one, else the newest, else a bundled sample."""
 
+import re
 from pathlib import Path
 
 import streamlit as st
@@ -74,8 +75,10 @@ def _label(name: str) -> str:
         state_word = "running"
     else:
         state_word = _STATES.get(comparison.state, comparison.state)
-    where = "Bundled sample" if is_sample(name) else f"{name[:8]} {name[9:13]}"
-    return f"{where}: {comparison.spec.name}, {state_word}"
+    # notes and commands name folders, people know titles: both can be typed to find it. Of a name that the page gave, the
+    # rest behind the time repeats the title.
+    given = re.match(r"\d{8}-\d{6}(?=-)", name)
+    return f"{given[0] if given else name.removeprefix(_SAMPLE)}: {comparison.spec.name}, {'bundled' if is_sample(name) else state_word}"
 
 
 def opened(name: str) -> folder.Comparison | None:

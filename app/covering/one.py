@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import cached, state
 from app.cached import Census
 from app.current import glance
 from app.figures import words
@@ -11,6 +11,8 @@ from app.messages import plain
 from wisca_core.architecture.families import families
 from wisca_core.census import row_file, row_text, rule_lines
 from wisca_core.census.entry import LABELS, Entry
+from wisca_core.census.table import is_open
+from wisca_core.equivalence.proof import Proof, cached_proof
 
 
 def settle(census: Census) -> Entry | None:
@@ -29,12 +31,38 @@ def settle(census: Census) -> Entry | None:
     return census.by_name.get(wanted)
 
 
-def beside(chosen: Entry | None, census: Census) -> str:
+def title(chosen: Entry, proof: Proof | None) -> str:
+    """The census's verdict; where it has none yet, what was proved of the open model itself."""
+    if proof is None or not is_open(chosen):
+        return chosen.sentence
+    if not proof.passed:
+        return f"{chosen.model_type}: not every rule passed its proof on the open model."
+    return f"{chosen.model_type} has a rule, and it passed its proof on the open model."
+
+
+def beside(chosen: Entry | None, proof: Proof | None, census: Census) -> str:
     """The line under the title."""
     if chosen is None:
         return "Look one up by the model_type of its config.json."
-    about = "" if chosen.n_trials == 0 else "This speaks of its default config; Rescale proves the open model's own. "
+    about = ""
+    if is_open(chosen) and proof is not None:
+        about = "The census, which tries default configs, has not tried it here yet. "
+    elif chosen.n_trials:
+        own = f"that of the open model was proved by itself and passed{'' if proof.passed else ' in part'}" if proof else "Rescale proves the open model's own"
+        about = f"This speaks of its default config; {own}. "
     return about + census.coverage.sentence
+
+
+def own_proof(chosen: Entry | None) -> Proof | None:
+    """The kept proof of the open model with the pairs that are chosen on Rescale, where it is of this architecture and
+    anything of it passed.
+    """
+    opened = glance()
+    if chosen is None or opened is None or opened.sites.model_type != chosen.model_type or opened.checkpoint.adapter_json:
+        return None
+    found = cached.with_pairs(opened, state.get("pairs"))
+    proof = cached_proof(found.checkpoint, found.sites) if found.sites.sites else None
+    return proof if proof is not None and any(map(proof.covers, found.sites.sites)) else None
 
 
 def draw(census: Census, chosen: Entry | None) -> None:

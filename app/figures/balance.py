@@ -10,6 +10,7 @@ from app.figures.template import Theme, figure, log_ticks, see_through, unit
 from wisca_core.patterns.summary import LEVEL, SIDES
 
 MANY = 1000  # points from which they are drawn by WebGL
+_NAME = (0.5, 0.1)  # width and height of a name in a corner, parts of the axes: "layer 5, KV group 0" on a phone, with room
 
 
 def balance(
@@ -40,26 +41,20 @@ def balance(
     x0, y0, x1, y1 = (shown[c].to_numpy(dtype=float) for c in ("right", "left", "right_after", "left_after"))
     low_x, high_x, low_y, high_y = _square(np.log10(np.r_[x0, x1]), np.log10(np.r_[y0, y1]))
     ends = np.array([min(low_x, low_y) - 1, max(high_x, high_y) + 1])
-    line = dict(type="line", layer="below")
 
-    def diagonal(octaves: float, **kind) -> None:
-        fig.add_shape(
-            **line,
-            x0=10 ** ends[0],
-            x1=10 ** ends[1],
-            y0=10 ** (ends[0] + octaves * np.log10(2)),
-            y1=10 ** (ends[1] + octaves * np.log10(2)),
-            line=kind,
-        )
+    def diagonal(name: str, octaves: float, dash: str = "solid") -> None:
+        # a trace, because the band is one and would hide a shape that lies below the points
+        fig.add_trace(
+            go.Scatter(
+                x=10**ends, y=10 ** (ends + octaves * np.log10(2)), mode="lines", name=name, hoverinfo="skip", line=dict(color=theme.quiet, width=1, dash=dash),
+            )
+        )  # fmt: skip
 
     _band(fig, ends, theme)
-    diagonal(0, color=theme.quiet, width=1)
-    points = np.stack([np.log10(np.r_[x0, x1]), np.log10(np.r_[y0, y1])], 1)
-    _along(fig, "equal norms", 0, (low_x, high_x, low_y, high_y), points)
-    if has_size(groups) and np.ptp(groups["log2_size"]) < 1e-9:
-        size = float(groups["log2_size"].iloc[0])
-        diagonal(size, color=theme.quiet, width=1, dash="dot")
-        _along(fig, f"size alone, {words.ratio(size)}", size, (low_x, high_x, low_y, high_y), points)
+    diagonal("equal norms", 0)
+    size = _size(groups)
+    if size is not None:
+        diagonal("size alone", size, "dot")
 
     many = len(shown) > MANY
     scatter = go.Scattergl if many else go.Scatter
@@ -110,7 +105,8 @@ def balance(
     if selected is not None:
         chosen = shown[(shown["layer"] == selected[0]) & (shown["group"] == selected[1])]
         if len(chosen):
-            _arrow(fig, chosen.iloc[0], unit_name, lanes, (low_x, high_x), theme)
+            points = np.stack([(np.log10(np.r_[x0, x1]) - low_x) / (high_x - low_x), (np.log10(np.r_[y0, y1]) - low_y) / (high_y - low_y)], 1)
+            _arrow(fig, chosen.iloc[0], unit_name, lanes, points, theme)
     ticks_x, labels_x = log_ticks(10**low_x, 10**high_x, most=4)
     ticks_y, labels_y = log_ticks(10**low_y, 10**high_y, most=5)
     fig.update_layout(
@@ -166,39 +162,37 @@ def _band(fig: go.Figure, ends: np.ndarray, theme: Theme) -> None:
     )
 
 
-def _along(
-    fig: go.Figure, text: str, octaves: float, box: tuple[float, float, float, float], points: np.ndarray
-) -> None:
-    """A line's name, written along it where the fewest points are near; none where it barely crosses."""
-    low_x, high_x, low_y, high_y = box
-    shift = octaves * np.log10(2)
-    start, end = max(low_x, low_y - shift), min(high_x, high_y - shift)
-    if end - start < 0.3 * (high_x - low_x):
-        return
-    places = np.linspace(start + 0.14 * (high_x - low_x), end - 0.14 * (high_x - low_x), 9)[::-1]
-    nearest = [np.hypot(points[:, 0] - x, points[:, 1] - x - shift).min() for x in places]
-    x = places[int(np.argmax(np.minimum(nearest, 0.15 * (high_x - low_x))))]
-    fig.add_annotation(
-        text=text,
-        x=x,
-        y=x + shift,
-        xref="x",
-        yref="y",
-        textangle=-45,
-        xanchor="center",
-        yanchor="middle",
-        xshift=-7,
-        yshift=7,
-    )
+def lines_in_words(groups: pd.DataFrame) -> str:
+    """What the lines and the band are, for the caption: names along them would lie on the points."""
+    size = _size(groups)
+    alone = f"; dotted: size alone, {words.ratio(size)}" if size is not None else ""
+    return f"Line: equal norms{alone}; grey band: within 2×."
 
 
-def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, lanes: tuple[str, ...], span: tuple[float, float], theme: Theme) -> None:
-    """From ring to dot of the selected group; a ring in ink where nothing moves. ``span``: of the x axis, log10."""
+def _size(groups: pd.DataFrame) -> float | None:
+    """log2 of the ratio that size alone makes, None where it makes none or not the same of every row."""
+    return float(groups["log2_size"].iloc[0]) if has_size(groups) and np.ptp(groups["log2_size"]) < 1e-9 else None
+
+
+def _corner(points: np.ndarray) -> tuple[int, int]:
+    """(x, y), 0 or 1 each: the corner in which a name covers the fewest of ``points``: (n, 2), parts of the axes. The
+    two on the diagonal are tried first, because the paths run across it.
+    """
+
+    def covered(corner: tuple[int, int]) -> int:
+        return int((np.abs(points - corner) < _NAME).all(1).sum())
+
+    return min(((0, 0), (1, 1), (1, 0), (0, 1)), key=covered)
+
+
+def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, lanes: tuple[str, ...], points: np.ndarray, theme: Theme) -> None:
+    """From ring to dot of the selected group; a ring in ink where nothing moves. Its name stands in a corner, in ink too.
+    ``points``: of all groups, (n, 2), parts of the axes.
+    """
     tail, head = (
         (np.log10(row["right"]), np.log10(row["left"])),
         (np.log10(row["right_after"]), np.log10(row["left_after"])),
     )
-    part = (tail[0] - span[0]) / (span[1] - span[0])
     if abs(tail[0] - head[0]) > 1e-9 or abs(tail[1] - head[1]) > 1e-9:
         fig.add_annotation(
             x=head[0],
@@ -228,14 +222,17 @@ def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, lanes: tuple[str, ...
             marker=dict(size=11, color="rgba(0,0,0,0)", line=dict(color=theme.ink, width=1.8)),
         )
     )
+    right, top = _corner(points)
     fig.add_annotation(
         text=words.lane(int(row["layer"]), lanes[int(row["group"])]) if lanes else words.place(int(row["layer"]), unit_name, int(row["group"])),
-        x=tail[0],
-        y=tail[1],
-        xref="x",
-        yref="y",
-        xanchor="left" if part < 0.3 else "right" if part > 0.7 else "center",
-        yshift=18,
+        x=right,
+        y=top,
+        xref="x domain",
+        yref="y domain",
+        xanchor="right" if right else "left",
+        yanchor="top" if top else "bottom",
+        xshift=-6 if right else 6,
+        yshift=-4 if top else 4,
         borderpad=1,
         bgcolor=see_through(theme.page, 0.8),
         font=dict(size=12, color=theme.ink),

@@ -157,14 +157,14 @@ def unit(fig: go.Figure, text: str, axis: str = "", dx: int = -40, dy: int = 8) 
 
 def log_ticks(low: float, high: float, most: int = 6) -> tuple[list[float], list[str]]:
     """Ticks between two positive values: 1, 3, 10, 30, ..., closer where that gives fewer than three, and further apart
-    where it gives more than ``most``."""
+    where it gives more than ``most``. Within a decade the low end has one too: a loss ends there."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for steps in ((1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         values = [m * 10.0**p for p in range(first, last + 1) for m in steps if low <= m * 10.0**p <= high]
         if len(values) >= 3:
             break
     else:  # a small part of a decade: even steps of 1, 2 or 5
-        rough = (high - low) / 4
+        rough = (high - low) / 5
         unit_step = 10.0 ** math.floor(math.log10(rough))
         step = next(m * unit_step for m in (1, 2, 5, 10) if m * unit_step >= rough)
         values = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -172,7 +172,22 @@ def log_ticks(low: float, high: float, most: int = 6) -> tuple[list[float], list
         step = math.ceil((last - first) / most)
         decades = [10.0**p for p in range(first, last + 1, step) if low <= 10.0**p <= high]
         values = decades if len(decades) > 1 else values[:: math.ceil(len(values) / most)]
+    if high < 10 * low:
+        values = _with_low_end(values, low, math.log10(high / low))
     return values, [words.axis_number(round(v, 12 - math.floor(math.log10(v)))) for v in values]
+
+
+def _with_low_end(values: list[float], low: float, span: float) -> list[float]:
+    """``values``, where they leave a sixth of the axis free above ``low`` with a round one near it; others that would then
+    crowd give way. ``span``: of the axis, log10.
+    """
+    if values and math.log10(values[0] / low) <= span / 6:
+        return values
+    decade, highest = 10.0 ** math.floor(math.log10(low)), low * 10 ** (span / 12)
+    # the roundest first: a multiple of 1, 0.5, 0.2, 0.1, 0.05 ... of the decade
+    steps = (m * decade * 10.0**-p for p in range(12) for m in (1, 0.5, 0.2))
+    first = next((tick for step in steps if (tick := math.ceil(low / step) * step) <= highest), low)
+    return [first, *(v for v in values if math.log10(v / first) > span / 8)]
 
 
 def octave_ticks(low: float, high: float, most: int = 6) -> tuple[list[int], list[str]]:

@@ -68,10 +68,9 @@ def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     finding = findings.balance_title(shown.groups) if shown.after else "Norm against norm"
     heading(
         finding,
-        f"One point is one {shown.unit}. Grey band: within 2×."
-        if not shown.after
-        else f"One point is one {shown.unit}. Ring before, dot after; a factor moves it along the anti-diagonal, so the "
-        "product of the norms stays. Grey band: within 2×.",
+        f"One point is one {shown.unit}. "
+        + ("Ring before, dot after; a factor moves it along the anti-diagonal, so the product of the norms stays. " if shown.after else "")
+        + balance.lines_in_words(shown.groups),
         shown.groups[["name", "layer", "block", "group", "left", "right", "left_after", "right_after"]],
         "balance",
     )

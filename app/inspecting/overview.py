@@ -48,7 +48,7 @@ def outlook(shown: Shown) -> str:
     if shown.pair not in shown.options.pairs:
         return f"{label} is not among the pairs chosen on Rescale, so nothing of it would change."
     own = {site.name for site in shown.sites}
-    changed = (moved for site, moved in zip(shown.model.sites.sites, shown.decision.changed_sites) if site.name in own)
+    changed = [moved for site, moved in zip(shown.model.sites.sites, shown.decision.changed_sites) if site.name in own]
     if not any(changed):
         return "With the options of Rescale nothing of it would change."
     how = " with powers of two" if shown.options.exact else ""
@@ -59,6 +59,8 @@ def outlook(shown: Shown) -> str:
     )
     if not np.isfinite(s.ratio_after):
         return f"Balancing{how} would {function}."
+    if s.is_level:
+        return f"The median layer is level already. Balancing{how} would still move {words.count(sum(changed))} of {words.plural(len(changed), 'pair')}, and {function}."
     reached = "level" if not s.heavier_after else f"to {s.heavier_after} {times(s.ratio_after)}"
     return f"Balancing{how} would bring the median layer {reached}, and {function}."
 
@@ -72,7 +74,7 @@ def metrics(shown: Shown) -> None:
             _median(one)
             if one is s and s.size is not None and np.isfinite(s.ratio):
                 st.metric(
-                    "of that, size" if s.size_heavier in ("", s.heavier) else f"Size alone, {s.size_heavier}",
+                    "of that, size" if s.size_is_part else f"Size alone, {s.size_heavier}" if s.size_heavier else "Size alone",
                     times(s.size),
                     width=140,
                     help="What the number of entries on both sides explains.",

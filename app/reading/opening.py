@@ -13,7 +13,7 @@ FOLLOW_SECONDS = 3.0
 # More than this is no download of a page: it would lie in memory several times.
 MOST_DOWNLOADED = 1_000_000
 _MOST_REMARKS = 200
-_UPLOADED = "uploaded logs"
+_ASKED = "logs to open"
 
 
 def ask() -> None:
@@ -41,16 +41,22 @@ def _ask_files() -> None:
         # event files have no ending of their own, so any plain name is taken; what a file is, is seen when it is read
         files = st.file_uploader("Or small files from this browser", accept_multiple_files=True)
         if st.form_submit_button("Open the files") and files:
-            state.note(_UPLOADED, str(uploads.keep([(file.name, file.getvalue()) for file in files], endings=("",))))
+            ask_for(str(uploads.keep([(file.name, file.getvalue()) for file in files], endings=("",))))
             st.rerun()
 
 
-def take_uploaded() -> None:
-    """Open what was just uploaded; before any widget of the page is drawn."""
-    folder = state.note(_UPLOADED)
-    if folder:
-        state.forget(_UPLOADED)
-        state.put("logs", folder)
+def ask_for(path: str) -> None:
+    """Logs that the page opens when it is next drawn: uploaded ones, or those of a comparison."""
+    state.note(_ASKED, path)
+
+
+def take_asked() -> None:
+    """Open what was asked for; before any widget of the page is drawn."""
+    path = state.note(_ASKED)
+    if path:
+        state.forget(_ASKED)
+        state.put("logs", path)
+        state.share()  # a reload right afterwards must find them
 
 
 def facts(shown: Shown) -> str:

@@ -8,10 +8,11 @@ from app.figures import words
 
 census = cached.census("all")
 chosen = one.settle(census)
+proof = one.own_proof(chosen)
 shown = cached.census(state.get("kinds"))
 st.markdown(f":small[:gray[{words.markdown_text(many.facts(shown))}]]")
-st.title(words.markdown_text(chosen.sentence if chosen else shown.coverage.sentence), anchor=False)
-st.markdown(words.markdown_text(one.beside(chosen, shown)))
+st.title(words.markdown_text(one.title(chosen, proof) if chosen else shown.coverage.sentence), anchor=False)
+st.markdown(words.markdown_text(one.beside(chosen, proof, shown)))
 st.space("small")
 many.metrics(shown)
 st.space("small")

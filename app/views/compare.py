@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import state
-from app.comparing import choosing, live, result, setup
+from app.comparing import choosing, live, managing, result, setup
 from app.figures import words
 
 wanted = state.note("comparison to show")
@@ -12,7 +12,9 @@ if wanted:
     state.forget("comparison to show")
     state.share()  # a reload right after the start must find it
 
-chosen = choosing.draw()
+row = st.container(horizontal=True, vertical_alignment="bottom", gap="small")
+with row:
+    chosen = choosing.draw()
 if chosen == "new":
     st.title("Would rescaling help a training like yours?", anchor=False)
     setup.draw()
@@ -22,9 +24,12 @@ if not choosing.is_here(chosen):
     st.stop()
 
 comparison = choosing.opened(chosen)
+with row:
+    managing.draw(chosen, comparison)
 if comparison is None:
     st.stop()
-st.markdown(f":small[:gray[{words.markdown_text(result.facts(comparison))}]]")
+st.markdown(f":small[:gray[{words.markdown_text(f'{comparison.path.name}: {comparison.spec.name}. {result.facts(comparison)}')}]]")
+managing.say_never_began(comparison)
 if live.is_going(comparison):
     live.draw(comparison)
 else:

@@ -10,7 +10,7 @@ from app.reading import curves, ends, moved, opening
 from app.reading.shown import shown
 
 theme = theme_of(st.context.theme.type)
-opening.take_uploaded()
+opening.take_asked()
 view = None
 with errors_as_messages("These logs cannot be read"):
     view = shown()

@@ -41,8 +41,8 @@ class Coverage:
         """How far the rules reach, in words with numbers."""
         proved = self.n_types - self.n_open
         if not any(self.n(pair, verdict) for pair in PAIRS for verdict in (PROVED, PARTLY)):
-            return f"Of {self.n_types} architectures none was proved here yet."
-        waiting = f" {self.n_open} more {'was' if self.n_open == 1 else 'were'} not proved here yet." if self.n_open else ""
+            return f"The census has tried none of {self.n_types} architectures here yet."
+        waiting = f" {self.n_open} more {'was' if self.n_open == 1 else 'were'} not tried here yet." if self.n_open else ""
         n = len_of(self.not_reached)
         missed = f", and {n} {'was' if n == 1 else 'were'} not reached" if n else ""
         return (

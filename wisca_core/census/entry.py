@@ -81,7 +81,7 @@ class Entry:
     """One model type. ``family``: the row that covers it, "" for none. ``not_reached``: why nothing could be proved.
     ``max_rel``: the largest difference of what was proved, ``liveness``: the smallest change by a one-sided factor, both
     relative to the outputs of the miniature; ``n_trials`` rescaled miniatures of ``n_cases`` inputs each. ``when``:
-    seconds since 1970, 0 where it was not proved here yet.
+    seconds since 1970, 0 where the census has not tried it here yet.
     """
 
     model_type: str
@@ -124,7 +124,7 @@ class Entry:
         if self.not_reached:
             return f"{self.model_type} was not reached: no proof could be made, so nothing of it is scaled."
         if any(pair.verdict == OPEN for pair in self.pairs):
-            return f"{self.model_type} {'has a rule' if self.family else 'has no rule of its own'}; it was not proved here yet."
+            return f"{self.model_type} {'has a rule' if self.family else 'has no rule of its own'}; the census has not tried it here yet."
         if not exact and not partly:
             return f"{self.model_type} is refused: nothing of it can be rescaled exactly."
         finest = max((self[pair].finest for pair in PAIRS if self[pair].finest), key=GRANULARITIES.index)

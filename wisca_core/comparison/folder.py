@@ -303,6 +303,19 @@ def new_place(name: str) -> Path:
     return home.folder("comparisons") / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{word}-{os.urandom(2).hex()}"
 
 
+def remove(path: Path) -> int:
+    """Delete a comparison under WISCA_HOME with everything in it; the bytes freed. Raises OutputRefused where it lies
+    elsewhere or is running, and where it cannot be removed.
+    """
+    path, top = Path(path), home.folder("comparisons")
+    if path.parent != top or path not in every():
+        raise OutputRefused(f"{path} is no comparison under {top}; only those are deleted here. Nothing was deleted.")
+    freed = home.remove_entry(path)
+    if freed is None:
+        raise OutputRefused(f"{path} is running. Pause or cancel it first; nothing was deleted.")
+    return freed
+
+
 def remove_checkpoint(cell: Cell) -> None:
     for name in ("resume.pt", ".resume.pt.part"):
         (cell.folder / name).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import pandas as pd
 from wisca_core.patterns.blocks import titles
 
 LEVEL = 0.007  # octaves, 0.5 %: nearer than this is called level
+NEAR = 1.1  # under this ratio two sides are level to a reader, who would otherwise be told that one is 1.01× heavier
 SIDES = {"qk": ("query", "key"), "vo": ("value", "output"), "mlp": ("up", "down"), "lora": ("A", "B")}
 
 
@@ -38,6 +39,16 @@ class PairSummary:
     within_2x: int
     within_2x_after: int
     n_unusable: int  # cells whose ratio is not finite
+
+    @property
+    def is_level(self) -> bool:
+        """Whether the median layer is near enough to balance to be called so in words."""
+        return self.ratio < NEAR
+
+    @property
+    def size_is_part(self) -> bool:
+        """Whether size is a part of the ratio: where the rest leans the other way, size alone would make more of it."""
+        return self.size_heavier in ("", self.heavier) and self.rest_heavier in ("", self.heavier)
 
 
 def summaries(groups: pd.DataFrame, norm: str) -> dict[str, PairSummary]:
@@ -154,13 +165,22 @@ def sentence(s: PairSummary) -> str:
 def _verdict(s: PairSummary) -> str:
     if not np.isfinite(s.ratio):
         return f"No {SIDES[s.pair][0]} to {SIDES[s.pair][1]} ratio can be stated: every layer holds a zero or non-finite norm."
-    if not s.heavier:
-        first = f"{SIDES[s.pair][0].capitalize()} and {SIDES[s.pair][1]} are level in the median layer"
+    left, right = SIDES[s.pair]
+    if s.is_level:
+        exactly = f" ({s.heavier} {times(s.ratio)})" if s.heavier else ""
+        first = f"{left if left.isupper() else left.capitalize()} and {right} are level in the median layer{exactly}"
     else:
         first = f"The {s.heavier} side is {times(s.ratio)} heavier in the median layer"
     if s.size is None or not s.size_heavier:
         return first + "."
-    entries = f"{times(s.size)} of that is size" if s.heavier == s.size_heavier else f"size alone makes the {s.size_heavier} side {times(s.size)} heavier"
+    if s.is_level and s.rest_heavier not in ("", s.size_heavier):
+        return f"{first}: size alone would make the {s.size_heavier} side {times(s.size)} heavier, but the entries of the {s.rest_heavier} side are {times(s.rest)} larger."
+    if s.heavier != s.size_heavier:
+        entries = f"size alone makes the {s.size_heavier} side {times(s.size)} heavier"
+    elif s.size_is_part:
+        entries = f"{times(s.size)} of that is size"
+    else:
+        entries = f"size alone would make it {times(s.size)}"  # more than there is: no part of it
     if not s.rest_heavier:
         return f"{first}; {entries}, and nothing else is left."
     if s.rest_heavier == s.heavier:

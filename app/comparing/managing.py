@@ -1,0 +1,46 @@
+"""A comparison as a folder: its logs on Runs, and deleting it."""
+
+import streamlit as st
+
+from app import state
+from app.comparing import choosing, live
+from app.figures import words
+from app.following import latest
+from app.messages import errors_as_messages, plain
+from app.reading import opening
+from wisca_core.comparison import folder
+from wisca_core.comparison.folder import Comparison
+
+
+def draw(name: str, comparison: Comparison | None) -> None:
+    """Beside the selector; ``comparison`` is None where its folder is damaged. A bundled sample stays as it is."""
+    path = choosing.place(name)
+    if comparison is not None and st.button("Open on Runs", key="compare runs", help="Every value of its runs: other metrics, single seeds, smoothing."):
+        opening.ask_for(str(path))
+        st.switch_page("views/runs.py")
+    if choosing.is_sample(name):
+        return
+    if comparison is not None and live.is_going(comparison):
+        st.button("Delete", key="compare delete off", disabled=True, help="It is running: pause or cancel it first.")
+        return
+    with st.popover("Delete", key="compare delete"):
+        st.markdown("**Delete this comparison with everything in it?** Its curves, final weights and result are gone then.")
+        plain(str(path))
+        if comparison is not None:
+            n = sum(cell.state == "done" for cell in comparison.cells)
+            st.markdown(f":small[:gray[{n} of {words.plural(len(comparison.cells), 'run')} finished.]]")
+        if st.button("Delete it for good", key="compare delete yes"):
+            with errors_as_messages("It cannot be deleted"):
+                freed = folder.remove(path)
+                state.note("comparison to show", (choosing.known() or ["new"])[0])
+                st.toast(f"The comparison is deleted, {words.size(freed)} freed.")
+                st.rerun()
+
+
+def say_never_began(comparison: Comparison) -> None:
+    """What can be done where a start was tried and no run took a step: what stopped it is named further down."""
+    if any(cell.step or cell.state != "waiting" for cell in comparison.cells):
+        return
+    job = latest("compare", comparison=str(comparison.path))
+    if comparison.state == "failed" or (comparison.state == "new" and job is not None and job.state == "failed"):
+        st.markdown("It stopped before its first step, so nothing is lost. Put right what is named below and start it again, set up a new one, or delete it here.")
