@@ -39,8 +39,8 @@ _LABELS = {
     "arms": (_ARMS, ""),
 }  # fmt: skip
 _OWN_LABELS = {
-    "name": "Name", "kind": "What it does", "every": "When", "granularity": "Granularity", "norm": "Norm", "strength": "Strength", "exact": "Powers of two only",
-    "optimizer_state": "Carry the optimiser's state along",
+    "name": "Name", "kind": "What it does", "every": "When", "granularity": "Granularity", "norm": "Norm", "strength": "Strength",
+    "exact": "Powers of two only", "optimizer_state": "Carry the optimiser's state along",
 }  # fmt: skip
 
 
