@@ -143,7 +143,10 @@ def test_an_error_of_the_spec_leads_to_the_field_of_the_form():
     assert "see Arms beside the baseline" in texts(at)
     at.selectbox(key="compare source decoder").set_value("text").run()
     at.multiselect(key="compare arms default").set_value(["wisca"]).run()
-    assert "see the text's path, under Model and text" in texts(at)
+    assert "see Path on this machine, under Model and text" in texts(at)
+    at.selectbox(key="compare source decoder").set_value("hub").run()
+    at.text_input(key="compare hub decoder").set_value("owner/name").run()
+    assert "see hub:owner/name, under Model and text" in texts(at)
 
 
 def test_every_label_that_an_error_leads_to_is_on_the_page(monkeypatch):
@@ -159,7 +162,7 @@ def test_every_label_that_an_error_leads_to_is_on_the_page(monkeypatch):
             labels |= {e.label for name in ("number_input", "text_input", "selectbox", "multiselect", "checkbox", "button_group", "slider", "expander", "toggle")
                        for e in at.get(name)}  # fmt: skip
     named = {label for label, _ in fields._LABELS.values()} | set(fields._OWN_LABELS.values())
-    assert named - labels == {"the text's path"}  # which has a label for each kind of text
+    assert not (named | {"hub:owner/name"}) - labels
 
 
 def test_a_text_that_cannot_be_trained_on_is_refused_before_the_start(tmp_path):

@@ -96,7 +96,8 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
             out["processes_per_cell"] = int(st.number_input("Processes a run", 1, 64, 1, key="compare ranks", width=150, **KEPT,
                                                             help="A model too large for one GPU is spread over several (FSDP2)."))  # fmt: skip
     out["save_weights"] = st.toggle("Keep the final weights", Spec.save_weights, key="compare keep", **KEPT,
-                                    help="Of every run, as a model folder: to be looked at on Inspect and to be taken away. Otherwise the curves alone stay.")  # fmt: skip
+                                    help="Of every run, as a model folder: to be looked at on Inspect and to be taken away. Otherwise the "
+                                    "curves alone stay.")  # fmt: skip
     return out, executor, None if workers is None or executor == "ray" else int(workers)
 
 

@@ -47,7 +47,8 @@ def draw() -> str:
     chosen = state.get("comparison") or (names[0] if names else "new")
     state.put("comparison", chosen)
     asked = [] if chosen == "new" or chosen in names else [chosen]
-    labels = {name: _label(name) for name in names} | {name: f"{shown(name, 60)}, not on this machine" for name in asked} | {"new": "A new comparison"}
+    labels = {name: _label(name) for name in names} | {"new": "A new comparison"}
+    labels |= {name: f"{shown(name, 60)}, not on this machine" for name in asked}
     return st.selectbox("Comparison", [*asked, *names, "new"], key="comparison", format_func=labels.get, width=520, persist_state="session")
 
 

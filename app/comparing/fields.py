@@ -26,7 +26,7 @@ _LABELS = {
     "lora.alpha": ("Alpha", _MODEL),
     "lora.targets": ("Layers it is put on", _MODEL),
     "data": ("Text", _MODEL),
-    "data.path": ("the text's path", _MODEL),
+    "data.path": ("Path on this machine", _MODEL),
     "data.column": ("Column", _MODEL),
     "data.split": ("Split", _MODEL),
     "data.context": ("Context", _MODEL),
@@ -39,8 +39,8 @@ _LABELS = {
     "arms": (_ARMS, ""),
 }  # fmt: skip
 _OWN_LABELS = {
-    "name": "Name", "kind": "What it does", "every": "When", "granularity": "Granularity", "norm": "Norm", "strength": "Strength", "exact": "Powers of two only",
-    "optimizer_state": "Carry the optimiser's state along",
+    "name": "Name", "kind": "What it does", "every": "When", "granularity": "Granularity", "norm": "Norm", "strength": "Strength",
+    "exact": "Powers of two only", "optimizer_state": "Carry the optimiser's state along",
 }  # fmt: skip
 
 
@@ -57,6 +57,8 @@ def heading(error: WiscaError) -> str:
 def _place(error: WiscaError) -> tuple[str, str]:
     if not isinstance(error, SpecError):
         return _LABELS.get(str(error).partition(":")[0], ("", ""))  # of a file: "data.path: '/x' does not exist"
+    if error.field == "data.path" and error.allowed.startswith("hub:"):
+        return "hub:owner/name", _MODEL
     arm = re.fullmatch(r"arms\[\d+\](?:\.(\w+))?", error.field)
     if arm:
         return _arm(arm[1], error.value)

@@ -15,7 +15,8 @@ from wisca_core.comparison.folder import Comparison
 def draw(name: str, comparison: Comparison | None) -> None:
     """Beside the selector; ``comparison`` is None where its folder is damaged. A bundled sample stays as it is."""
     path = choosing.place(name)
-    if comparison is not None and st.button("Open on Runs", key="compare runs", help="Every value of its runs: other metrics, single seeds, smoothing."):
+    what = "Every value of its runs: other metrics, single seeds, smoothing."
+    if comparison is not None and st.button("Open on Runs", key="compare runs", help=what):
         opening.ask_for(str(path))
         st.switch_page("views/runs.py")
     if choosing.is_sample(name):
@@ -43,4 +44,5 @@ def say_never_began(comparison: Comparison) -> None:
         return
     job = latest("compare", comparison=str(comparison.path))
     if comparison.state == "failed" or (comparison.state == "new" and job is not None and job.state == "failed"):
-        st.markdown("It stopped before its first step, so nothing is lost. Put right what is named below and start it again, set up a new one, or delete it here.")
+        st.markdown("It stopped before its first step, so nothing is lost. Put right what is named below and start it again, set up a new one, or "
+                    "delete it here.")  # fmt: skip

@@ -41,7 +41,8 @@ def draw_table(census: Census) -> None:
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
         st.subheader("Every architecture", anchor=False, width="content")
         st.download_button("CSV", csv_bytes(census.table), "architectures.csv", "text/csv", type="tertiary", on_click="ignore", key="census_csv")
-    st.markdown(":small[:gray[Behind a verdict: the finest granularity at which the pair was proved, and how many places (cross-attention, a tower) no input tried here runs. Difference: relative to the largest output, in float64. All of it is the census's, on default configs; what Rescale proves of a model of yours is not counted here.]]")
+    st.markdown(":small[:gray[Behind a verdict: the finest granularity at which the pair was proved, and how many places (cross-attention, a tower) no input tried here runs. Difference: relative to the largest output, in float64. "
+                "All of it is the census's, on default configs; what Rescale proves of a model of yours is not counted here.]]")
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         st.text_input("Search", key="search", placeholder="name, rule or reason", width=260, **_KEPT)
         st.segmented_control("Attention", [v for v in _VERDICTS if v == "all" or (census.table["attention"] == v).any() or v == state.get("verdict")],

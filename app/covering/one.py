@@ -48,7 +48,9 @@ def beside(chosen: Entry | None, proof: Proof | None, census: Census) -> str:
     if is_open(chosen) and proof is not None:
         about = "The census, which tries default configs, has not tried it here yet. "
     elif chosen.n_trials:
-        own = f"that of the open model was proved by itself and passed{'' if proof.passed else ' in part'}" if proof else "Rescale proves the open model's own"
+        own = "Rescale proves the open model's own"
+        if proof is not None:
+            own = f"that of the open model was proved by itself and passed{'' if proof.passed else ' in part'}"
         about = f"This speaks of its default config; {own}. "
     return about + census.coverage.sentence
 

@@ -46,9 +46,14 @@ def balance(
         # a trace, because the band is one and would hide a shape that lies below the points
         fig.add_trace(
             go.Scatter(
-                x=10**ends, y=10 ** (ends + octaves * np.log10(2)), mode="lines", name=name, hoverinfo="skip", line=dict(color=theme.quiet, width=1, dash=dash),
+                x=10**ends,
+                y=10 ** (ends + octaves * np.log10(2)),
+                mode="lines",
+                name=name,
+                hoverinfo="skip",
+                line=dict(color=theme.quiet, width=1, dash=dash),
             )
-        )  # fmt: skip
+        )
 
     _band(fig, ends, theme)
     diagonal("equal norms", 0)

@@ -60,7 +60,8 @@ def outlook(shown: Shown) -> str:
     if not np.isfinite(s.ratio_after):
         return f"Balancing{how} would {function}."
     if s.is_level:
-        return f"The median layer is level already. Balancing{how} would still move {words.count(sum(changed))} of {words.plural(len(changed), 'pair')}, and {function}."
+        n = f"{words.count(sum(changed))} of {words.plural(len(changed), 'pair')}"
+        return f"The median layer is level already. Balancing{how} would still move {n}, and {function}."
     reached = "level" if not s.heavier_after else f"to {s.heavier_after} {times(s.ratio_after)}"
     return f"Balancing{how} would bring the median layer {reached}, and {function}."
 

@@ -174,7 +174,8 @@ def _verdict(s: PairSummary) -> str:
     if s.size is None or not s.size_heavier:
         return first + "."
     if s.is_level and s.rest_heavier not in ("", s.size_heavier):
-        return f"{first}: size alone would make the {s.size_heavier} side {times(s.size)} heavier, but the entries of the {s.rest_heavier} side are {times(s.rest)} larger."
+        size = f"size alone would make the {s.size_heavier} side {times(s.size)} heavier"
+        return f"{first}: {size}, but the entries of the {s.rest_heavier} side are {times(s.rest)} larger."
     if s.heavier != s.size_heavier:
         entries = f"size alone makes the {s.size_heavier} side {times(s.size)} heavier"
     elif s.size_is_part:
