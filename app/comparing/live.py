@@ -27,7 +27,7 @@ def draw(comparison: Comparison) -> None:
 
 def _has_curve(comparison: Comparison) -> bool:
     """Whether a validation loss after the one at step 0 is there."""
-    return any(cell.step >= comparison.spec.evaluation_steps for cell in comparison.cells)
+    return any(cell.step >= comparison.spec.first_evaluation for cell in comparison.cells)
 
 
 def _watch(path: str, had_curve: bool) -> None:

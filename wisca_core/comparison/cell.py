@@ -118,7 +118,7 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
 
 
 def evaluates(spec: Spec, step: int) -> bool:
-    return step % spec.evaluation_steps == 0 or step == spec.steps
+    return step % spec.evaluation_steps == 0 or step in (spec.first_evaluation, spec.steps)
 
 
 def logs(spec: Spec, step: int) -> bool:

@@ -129,7 +129,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Spec:
-    """One comparison. ``evaluate_every``: steps between validation losses, 0 for a twentieth of the run;
+    """One comparison. ``evaluate_every``: steps between validation losses, 0 for a twentieth of the run and one early;
     ``save_weights``: keep every cell's final weights as a model folder; ``detect_nats``: the effect one wants to be
     able to see; ``note``: what a reader must know of how this comparison came about, shown with its result.
     ``device``: "auto" (every CUDA GPU of the machine, else the CPU), "cpu", "cuda" or "cuda:N";
@@ -166,6 +166,13 @@ class Spec:
     @property
     def evaluation_steps(self) -> int:
         return self.evaluate_every or max(1, self.steps // 20)
+
+    @property
+    def first_evaluation(self) -> int:
+        """After step 0. Early where nobody asked for a spacing: the loss falls fastest there, and a page that is watched
+        has a line soon.
+        """
+        return self.evaluation_steps if self.evaluate_every else max(1, self.evaluation_steps // 6)
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
