@@ -18,7 +18,7 @@ from wisca_core.errors import BadOption, DeviceMissing, PlanMismatch
 
 EXECUTORS = ("processes", "replicas", "ray")
 
-# Replicas of one process where nothing else limits them. On CPU two measured 1.15 (width 64) and 1.01 (width 128) times one
+# Replicas of one process where nothing else limits them. On CPU two measured 1.12 (width 64) and 1.00 (width 128) times one
 # by one, and more gained nothing: they leave the caches.
 AT_ONCE = {"cpu": 2, "cuda": 64}
 
