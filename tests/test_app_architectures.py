@@ -1,5 +1,6 @@
 """The Architectures page: before and after a census, one looked up, filters, and the job behind the button."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from app.covering import running
 from wisca_core import jobs
 from wisca_core.architecture.find import find_sites
-from wisca_core.census import causal_types, kept
+from wisca_core.census import causal_types, kept, released
 from wisca_core.census.entry import PAIRS, PARTLY, PROVED, REFUSED, Entry, Pair, Place
 from wisca_core.census.judge import not_reached
 from wisca_core.checkpoint import open_checkpoint
@@ -19,6 +20,11 @@ from wisca_core.equivalence.proof import prove
 pytestmark = pytest.mark.usefixtures("own_home")
 ALL = ("tensor", "group", "channel")
 CLIP = "a clip [x](http://evil.example) stands behind q"
+
+
+@pytest.fixture(autouse=True)
+def nothing_came_with_it(monkeypatch):
+    monkeypatch.setattr("wisca_core.census.released._all", dict)
 
 
 @pytest.fixture
@@ -49,6 +55,18 @@ def test_before_a_census_every_rule_is_there_and_nothing_is_claimed():
     assert n_open > 150 and int(metrics(at)["Refused by it"]) == len(causal_types()) - n_open and "QK exact" not in metrics(at)
     assert [b.label for b in at.button if "rove" in b.label and b.label != "Remove these"] == ["Prove them here"]
     assert "the model has no attention" in "\n".join(map(str, at.dataframe[-1].value["Why"]))
+
+
+def test_what_came_with_this_version_is_there_at_once_and_called_that(monkeypatch, some, tmp_path):
+    """Proved elsewhere: in the counts and the table, and the button still offers to prove it here."""
+    file = released.write((kept.entry("llama"),), tmp_path / "released.json")
+    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "other home"))
+    monkeypatch.setattr("wisca_core.census.released._all", lambda: json.loads(file.read_text())["entries"])
+    at = page("architectures")
+    assert at.title[0].value.startswith("llama is covered: QK, VO and MLP are exact")
+    said = texts(at)
+    assert "as it was tried when this version of wisca was made" in said and "not on this machine" in said
+    assert metrics(at)["QK exact"].startswith("1 of ") and at.button(key="prove_all").label == f"Prove the {len(causal_types())} that are missing"
 
 
 def test_a_proof_of_the_open_model_is_not_contradicted_by_a_census_that_was_not_run():

@@ -14,6 +14,7 @@ from wisca_core.architecture.families import families
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.census import all_types, causal_types, census, coverage, entry, kept, known, pool, row_text, rule_lines
 from wisca_core.census import judge as judging
+from wisca_core.census import released as came
 from wisca_core.census.entry import ABSENT, NOT_REACHED, OPEN, PAIRS, PARTLY, PROVED, REFUSED, Entry, Pair, Place, pair_of
 from wisca_core.census.judge import judged, not_reached
 from wisca_core.census.table import COLUMNS, in_words, table
@@ -28,6 +29,12 @@ ALL = GRANULARITIES
 @pytest.fixture(autouse=True)
 def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_came_with_it(monkeypatch):
+    """Results that came with this version are tested where they are wanted."""
+    monkeypatch.setattr(came, "_all", dict)
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +306,61 @@ def test_types_of_the_mapping_and_those_with_a_row():
         census(("no-such-thing-at-all",))
     with pytest.raises(BadOption, match="row"):
         census(("llama",), ("row",))
+
+
+# --- what came with this version --------------------------------------------------------------------------------------
+
+
+def test_what_came_with_this_version_is_shown_as_such_and_does_not_count_as_tried_here(made, tmp_path, monkeypatch, capsys):
+    file = came.write((made["llama"], kept.entry("gpt2")), tmp_path / "released.json")
+    with_it = json.loads(file.read_text())["entries"]
+    assert list(with_it) == ["llama"]  # of gpt2 nothing was proved
+    monkeypatch.setattr(came, "_all", lambda: with_it)
+    found = kept.entry("llama")
+    assert found.is_released and replace(found, is_released=False) == made["llama"]
+    assert kept.lacks("llama", ALL) and came.write((found,), tmp_path / "again.json") and json.loads((tmp_path / "again.json").read_text())["entries"] == {}
+    assert main(["architectures", "llama"]) == 0
+    assert "when this version of wisca was made (--prove does it here)" in " ".join(capsys.readouterr().out.split())
+    said = coverage(kept.entries(("llama", "gpt2"))).sentence
+    assert "All of it was tried when this version of wisca was made" in said and "1 more was not tried here yet" in said
+    # what is proved here comes first
+    kept.keep(made["llama"])
+    assert kept.entry("llama") == made["llama"] and coverage(kept.entries(("llama",))).n_released == 0
+
+
+@pytest.mark.parametrize("change", ["row", "versions"])
+def test_what_came_with_it_is_not_about_other_rows_or_versions(made, tmp_path, monkeypatch, change):
+    with_it = json.loads(came.write((made["llama"],), tmp_path / "released.json").read_text())["entries"]
+    monkeypatch.setattr(came, "_all", lambda: with_it)
+    assert kept.entry("llama").is_released
+    if change == "row":
+        family = families()["llama"]
+        monkeypatch.setattr(came, "families", lambda: {"llama": replace(family, rope="interleaved")})
+    else:
+        monkeypatch.setattr(came.metadata, "version", lambda name: "1.2.3")
+    came.ground.cache_clear()
+    try:
+        assert not kept.entry("llama").is_released and kept.entry("llama")["qk"].verdict == OPEN
+    finally:
+        came.ground.cache_clear()
+
+
+def test_a_build_of_torch_for_another_device_proves_the_same(monkeypatch):
+    here = came.ground("llama")
+    version = came.metadata.version
+    monkeypatch.setattr(came.metadata, "version", lambda name: version(name).partition("+")[0] + "+cu130")
+    came.ground.cache_clear()
+    assert came.ground("llama") == here
+    came.ground.cache_clear()
+
+
+def test_the_results_that_came_are_of_known_types_and_say_what_was_measured(monkeypatch):
+    monkeypatch.undo()
+    with_it = json.loads(came._FILE.read_text())["entries"]
+    assert set(with_it) <= set(all_types()) and len(with_it) > 400
+    found = [Entry.from_json(one) for one in with_it.values()]
+    proved = [e for e in found if any(p.verdict in (PROVED, PARTLY) for p in e.pairs)]
+    assert len(proved) > 350 and all(e.n_trials and 0 <= e.max_rel < 1e-11 and e.liveness > 0 and e.when for e in proved)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

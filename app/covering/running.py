@@ -8,6 +8,7 @@ from app.figures import words
 from app.following import explain, follow, latest
 from app.messages import errors_as_messages
 from wisca_core import jobs
+from wisca_core.census.entry import NOT_REACHED, OPEN
 
 SECONDS_EACH = 2.0  # of one architecture on one core, three granularities (366 s for 189); two are proved side by side
 
@@ -20,11 +21,12 @@ def draw(census: Census) -> None:
         return
     if job is not None and job.state not in ("done", "cancelled"):
         explain(job, "The census did not finish")
-    n, missing = census.coverage.n_types, census.coverage.n_open + census.coverage.n("qk", "not reached")
+    coverage = census.coverage
+    n, missing = coverage.n_types, sum(e.is_released or e["qk"].verdict in (OPEN, NOT_REACHED) for e in census.entries)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         with errors_as_messages("The census cannot be started"):
-            is_first = not census.coverage.slowest
-            rest = f"Prove the {words.count(missing)} that are missing" if census.coverage.n_open else f"Try the {words.count(missing)} again that were not reached"
+            is_first = not coverage.slowest or coverage.n_released > n / 2
+            rest = f"Prove the {words.count(missing)} that are missing" if coverage.n_open or coverage.n_released else f"Try the {words.count(missing)} again that were not reached"
             if missing and st.button("Prove them here" if is_first else rest, key="prove_all"):
                 _start(False)
             if not is_first and st.button("Prove all again", key="prove_again"):

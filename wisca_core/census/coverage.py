@@ -20,12 +20,13 @@ class Reason:
 class Coverage:
     """``counts``: (pair, verdict, number of types), every combination. ``reasons``: (pair, reason) of what was refused,
     the most frequent first. ``worst``: the largest difference of anything proved. ``seconds``: of all proofs together,
-    as if one after the other.
+    as if one after the other. ``n_released``: tried when this version was made, not here.
     """
 
     n_types: int
     n_reached: int
     n_open: int
+    n_released: int
     counts: tuple[tuple[str, str, int], ...]
     reasons: tuple[tuple[str, Reason], ...]
     not_reached: tuple[Reason, ...]
@@ -43,6 +44,9 @@ class Coverage:
         if not any(self.n(pair, verdict) for pair in PAIRS for verdict in (PROVED, PARTLY)):
             return f"The census has tried none of {self.n_types} architectures here yet."
         waiting = f" {self.n_open} more {'was' if self.n_open == 1 else 'were'} not tried here yet." if self.n_open else ""
+        if self.n_released:
+            which = "All of it was" if self.n_released == proved else f"{self.n_released} of them were"
+            waiting += f" {which} tried when this version of wisca was made, with the same transformers and torch, not on this machine."
         n = len_of(self.not_reached)
         missed = f", and {n} {'was' if n == 1 else 'were'} not reached" if n else ""
         return (
@@ -67,6 +71,7 @@ def coverage(entries: Iterable[Entry]) -> Coverage:
         n_types=len(entries),
         n_reached=sum(e["qk"].verdict not in (NOT_REACHED, OPEN) for e in entries),
         n_open=sum(e["qk"].verdict == OPEN for e in entries),
+        n_released=sum(e.is_released for e in entries),
         counts=counts,
         reasons=refused,
         not_reached=_grouped((e.not_reached, e.model_type) for e in entries if e.not_reached),

@@ -81,7 +81,8 @@ class Entry:
     """One model type. ``family``: the row that covers it, "" for none. ``not_reached``: why nothing could be proved.
     ``max_rel``: the largest difference of what was proved, ``liveness``: the smallest change by a one-sided factor, both
     relative to the outputs of the miniature; ``n_trials`` rescaled miniatures of ``n_cases`` inputs each. ``when``:
-    seconds since 1970, 0 where the census has not tried it here yet.
+    seconds since 1970, 0 where the census has not tried it yet; ``is_released``: it was tried when this version was made,
+    not here.
     """
 
     model_type: str
@@ -97,6 +98,7 @@ class Entry:
     liveness: float = 0.0
     seconds: float = 0.0
     when: float = 0.0
+    is_released: bool = False
 
     def __getitem__(self, pair: str) -> Pair:
         return next(one for one in self.pairs if one.pair == pair)
@@ -140,7 +142,7 @@ class Entry:
     @classmethod
     def from_json(cls, data: Mapping) -> "Entry":
         """KeyError, TypeError or ValueError for anything but what ``to_json`` wrote."""
-        fields = {name: data[name] for name in cls.__dataclass_fields__}
+        fields = {name: data[name] for name in cls.__dataclass_fields__ if name != "is_released"}
         fields["pairs"] = tuple(_pair(pair) for pair in fields["pairs"])
         if tuple(pair.pair for pair in fields["pairs"]) != PAIRS:
             raise ValueError("pairs")
@@ -148,7 +150,7 @@ class Entry:
             fields[name] = tuple(map(str, fields[name]))
         for name in ("max_rel", "liveness", "seconds", "when"):
             fields[name] = float(fields[name])
-        return cls(**fields)
+        return cls(**fields, is_released=bool(data.get("is_released", False)))
 
 
 def _listed(names: list[str]) -> str:

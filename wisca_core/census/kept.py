@@ -14,6 +14,7 @@ import xxhash
 from wisca_core.architecture.families import FILES, families
 from wisca_core.census.entry import OPEN, PAIRS, REFUSED, Entry, Pair, Place
 from wisca_core.census.judge import always_refused
+from wisca_core.census.released import released
 from wisca_core.equivalence.proof import versions
 from wisca_core.errors import OutputRefused, UnreadableInput
 from wisca_core.home import folder, read_json, write_json
@@ -28,8 +29,10 @@ def keep(entry: Entry) -> None:
 
 
 def entry(model_type: str) -> Entry:
-    """What is kept of this type for the installed versions; without any, what its row alone says."""
-    return _kept(model_type) or _from_row(model_type)
+    """What is kept of this type for the installed versions; without any, what came with this version of wisca for them,
+    then what its row alone says.
+    """
+    return _kept(model_type) or released(model_type) or _from_row(model_type)
 
 
 def entries(model_types: Iterable[str]) -> tuple[Entry, ...]:

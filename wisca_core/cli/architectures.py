@@ -83,6 +83,8 @@ def _say_all(found: tuple[Entry, ...], counts: Coverage) -> None:
         say_counts(counts)
     if counts.n_open:
         say(f"{plural(counts.n_open, 'architecture')} not proved here with these versions yet: --prove")
+    if counts.n_released:
+        say("--prove proves on this machine what was tried when this version was made.")
 
 
 def say_counts(counts: Coverage) -> None:
@@ -136,7 +138,8 @@ def _one(found: Entry, json: bool) -> int:
         ]  # fmt: skip
         table(("pair", "where", "sites", "proved at", "finest", "why not"), rows, numbers=(2,))
     if found.n_trials:
-        say(f"Proved on {time.strftime('%Y-%m-%d', time.localtime(found.when))} with {_versions()}, on a miniature of its default config: "
+        here = ", when this version of wisca was made (--prove does it here)" if found.is_released else ""
+        say(f"Proved on {time.strftime('%Y-%m-%d', time.localtime(found.when))}{here} with {_versions()}, on a miniature of its default config: "
             f"{found.n_trials:,} rescaled {'copy' if found.n_trials == 1 else 'copies'} on {plural(found.n_cases, 'input')} each in float64, {found.seconds:.1f} s.")  # fmt: skip
         say(f"Largest difference {found.max_rel:.1e} of the largest output; a factor on one side alone moves it by at least {found.liveness:.1e}.")
     if family:
@@ -161,12 +164,13 @@ def _record(e: Entry) -> dict:
         "pairs": {p.pair: {"verdict": p.verdict, "finest": p.finest, "places": [asdict(place) for place in p.places]} for p in e.pairs},
         "granularities": e.granularities, "not_reached": e.not_reached, "remarks": e.remarks, "max_rel": e.max_rel if e.n_trials else None,
         "liveness": e.liveness if e.n_trials else None, "n_cases": e.n_cases, "n_trials": e.n_trials, "seconds": e.seconds, "when": e.when or None,
+        "is_released": e.is_released,
     }  # fmt: skip
 
 
 def _counts(c: Coverage) -> dict:
     return {
-        "sentence": c.sentence, "n_types": c.n_types, "n_reached": c.n_reached,
+        "sentence": c.sentence, "n_types": c.n_types, "n_reached": c.n_reached, "n_released": c.n_released,
         "counts": {pair: {verdict: c.n(pair, verdict) for verdict in VERDICTS} for pair in PAIRS},
         "reasons": [{"pair": pair, "reason": r.text, "architectures": r.model_types} for pair, r in c.reasons],
         "not_reached": [{"reason": r.text, "architectures": r.model_types} for r in c.not_reached],

@@ -1,0 +1,68 @@
+"""The results of the census that came with this version: proved when it was made, not on this machine.
+
+    wisca architectures --all --prove && python -m wisca_core.census.released
+
+writes them anew from what is kept. Each is found again only while its row, the way of making miniatures and the versions
+of transformers and torch are still those it was proved with; anything else counts as not tried.
+"""
+
+import json
+import sys
+from functools import lru_cache
+from importlib import metadata, resources
+from pathlib import Path
+
+import xxhash
+
+from wisca_core.architecture.families import FILES, families
+from wisca_core.census.entry import Entry
+from wisca_core.home import read_json, write_json
+
+FORMAT, VERSION = "wisca-census-released", 1
+_FILE = Path(__file__).with_name("released.json")
+
+
+def released(model_type: str) -> Entry | None:
+    """What came with this version, marked as such; None where that is not about what is installed."""
+    found = _all().get(model_type)
+    if found is None or found["ground"] != ground(model_type):
+        return None
+    return Entry.from_json(found | {"is_released": True})
+
+
+def write(entries: tuple[Entry, ...], file: Path = _FILE) -> Path:
+    """Keep ``entries`` that a proof was made of. Raises OutputRefused."""
+    kept = {e.model_type: e.to_json() | {"ground": ground(e.model_type)} for e in entries if e.when and not e.is_released}
+    write_json(file, FORMAT, VERSION, {"entries": kept})
+    return file
+
+
+@lru_cache(maxsize=1)
+def _all() -> dict[str, dict]:
+    return read_json(_FILE, FORMAT, VERSION)["entries"] if _FILE.exists() else {}
+
+
+@lru_cache(maxsize=4096)
+def ground(model_type: str) -> str:
+    """Changes with whatever the result rests on. A build of torch for another device proves the same."""
+    family = families().get(model_type)
+    # a tower is read by the row of another type, which only its config names
+    rows = "" if family and not family.towers else _rows(tuple(FILES))
+    versions = {name: metadata.version(name).partition("+")[0] for name in ("torch", "transformers")}
+    sizes = resources.files("wisca_core.equivalence").joinpath("sizes.toml").read_bytes()
+    shared = xxhash.xxh3_128(sizes).hexdigest() + _rows(("defaults",))
+    return xxhash.xxh3_128(json.dumps([model_type, repr(family), rows, versions, shared]).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _rows(files: tuple[str, ...]) -> str:
+    place = resources.files("wisca_core.architecture").joinpath("rows")
+    return xxhash.xxh3_128(b"".join(place.joinpath(f"{file}.toml").read_bytes() for file in files)).hexdigest()
+
+
+if __name__ == "__main__":
+    from wisca_core.census.kept import entries
+    from wisca_core.census.known import all_types
+
+    print(write(entries(all_types())))
+    sys.exit(0)
