@@ -313,12 +313,12 @@ def test_types_of_the_mapping_and_those_with_a_row():
 
 def test_what_came_with_this_version_is_shown_as_such_and_does_not_count_as_tried_here(made, tmp_path, monkeypatch, capsys):
     file = came.write((made["llama"], kept.entry("gpt2")), tmp_path / "released.json")
-    with_it = json.loads(file.read_text())["entries"]
+    with_it = came.read(file)
     assert list(with_it) == ["llama"]  # of gpt2 nothing was proved
     monkeypatch.setattr(came, "_all", lambda: with_it)
     found = kept.entry("llama")
     assert found.is_released and replace(found, is_released=False) == made["llama"]
-    assert kept.lacks("llama", ALL) and came.write((found,), tmp_path / "again.json") and json.loads((tmp_path / "again.json").read_text())["entries"] == {}
+    assert kept.lacks("llama", ALL) and came.write((found,), tmp_path / "again.json") and came.read(tmp_path / "again.json") == {}
     assert main(["architectures", "llama"]) == 0
     assert "when this version of wisca was made (--prove does it here)" in " ".join(capsys.readouterr().out.split())
     said = coverage(kept.entries(("llama", "gpt2"))).sentence
@@ -330,7 +330,7 @@ def test_what_came_with_this_version_is_shown_as_such_and_does_not_count_as_trie
 
 @pytest.mark.parametrize("change", ["row", "versions"])
 def test_what_came_with_it_is_not_about_other_rows_or_versions(made, tmp_path, monkeypatch, change):
-    with_it = json.loads(came.write((made["llama"],), tmp_path / "released.json").read_text())["entries"]
+    with_it = came.read(came.write((made["llama"],), tmp_path / "released.json"))
     monkeypatch.setattr(came, "_all", lambda: with_it)
     assert kept.entry("llama").is_released
     if change == "row":
@@ -356,7 +356,7 @@ def test_a_build_of_torch_for_another_device_proves_the_same(monkeypatch):
 
 def test_the_results_that_came_are_of_known_types_and_say_what_was_measured(monkeypatch):
     monkeypatch.undo()
-    with_it = json.loads(came._FILE.read_text())["entries"]
+    with_it = came.read()
     assert set(with_it) <= set(all_types()) and len(with_it) > 400
     found = [Entry.from_json(one) for one in with_it.values()]
     proved = [e for e in found if any(p.verdict in (PROVED, PARTLY) for p in e.pairs)]

@@ -33,13 +33,18 @@ def released(model_type: str) -> Entry | None:
 def write(entries: tuple[Entry, ...], file: Path = _FILE) -> Path:
     """Keep ``entries`` that a proof was made of. Raises OutputRefused."""
     kept = {e.model_type: e.to_json() | {"ground": ground(e.model_type)} for e in entries if e.when and not e.is_released}
-    write_json(file, FORMAT, VERSION, {"entries": kept})
+    write_json(file, FORMAT, VERSION, kept)
     return file
+
+
+def read(file: Path = _FILE) -> dict[str, dict]:
+    """Model type -> its entry and what it rests on, as written; one type a line of the file. Raises UnreadableInput."""
+    return {name: found for name, found in read_json(file, FORMAT, VERSION).items() if isinstance(found, dict)}
 
 
 @lru_cache(maxsize=1)
 def _all() -> dict[str, dict]:
-    return read_json(_FILE, FORMAT, VERSION)["entries"] if _FILE.exists() else {}
+    return read() if _FILE.exists() else {}
 
 
 @lru_cache(maxsize=4096)
