@@ -63,6 +63,12 @@ def test_a_wrong_value_is_named_with_its_field_and_what_is_allowed(given, field)
     assert str(found.value).startswith(f"{field}: ") and found.value.allowed in str(found.value)
 
 
+def test_a_warm_up_that_nobody_asked_for_is_no_longer_than_a_tenth_of_the_run():
+    assert [spec_from({"steps": n}).optimiser.warmup_steps for n in (5, 30, 499, 500, 5000)] == [0, 3, 49, 50, 50]
+    assert spec_from({"steps": 30, "evaluate_every": 10, "optimiser": {"learning_rates": [0.01]}}).optimiser.warmup_steps == 3
+    assert spec_from({"steps": 300, "optimiser": {"warmup_steps": 200}}).optimiser.warmup_steps == 200
+
+
 def test_arms_that_coincide_are_refused():
     with pytest.raises(SpecError, match="group.*differs from wisca"):
         spec_from({"arms": ["baseline", "wisca", "group"]})

@@ -36,7 +36,8 @@ def connect() -> dict[str, int]:
         except (OSError, RuntimeError, ValueError) as error:
             raise DeviceMissing(
                 f"executor: no Ray cluster was reached at {address}: {(str(error).splitlines() or [''])[0][:200].rstrip('.')}. Start one, with: ray start --head (it listens "
-                "on every interface: only where the network is yours), or set RAY_ADDRESS. Nothing was started."
+                "on every interface: only where the network is yours), or set RAY_ADDRESS, "
+                "and RAY_AUTH_MODE=token where the cluster asks for a token. Nothing was started."
             ) from error
     found = ray.cluster_resources()
     return {name: int(found.get(name, 0)) for name in ("CPU", "GPU")}

@@ -256,7 +256,8 @@ def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kind
     at_end += [e.arm for e in best if set(e.rates) & ends]
     if at_end:
         are, their = ("is", "its") if len(at_end) == 1 else ("are", "their")
-        names = listed([title(spec.arm(name)) for name in at_end])
+        # titles hold commas, so a long list of them would read as more arms than there are
+        names = "All arms" if len(at_end) == len(spec.arms) > 2 else listed([title(spec.arm(name)) for name in at_end])
         out.append(f"{names} {are} best at an end of the rates tried; {their} true best may lie outside.")
     failed = {c.seed for c in comparison.cells if c.state == "failed"}
     dropped = {seed for e in main for seed in e.missing}

@@ -85,7 +85,8 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class OptimiserSpec:
-    """``learning_rates``: every arm is trained at each. ``momentum``: of sgd and muon. ``weight_decay``: on matrices,
+    """``learning_rates``: every arm is trained at each. ``warmup_steps``: a spec that names none has a tenth of its steps,
+    at most 50. ``momentum``: of sgd and muon. ``weight_decay``: on matrices,
     decoupled; sgd has none, because a decay folded into the gradient does not follow a rescale. Muon takes the matrices
     of the layers, AdamW the rest, both at the learning rate.
     """

@@ -195,6 +195,8 @@ def _from(beside: Path, path: str) -> str:
 def spec_from(given: Mapping[str, Any]) -> Spec:
     """A spec from plain values; what is missing has its default. Raises SpecError."""
     given = dict(given)
+    if isinstance(given.get("optimiser", {}), Mapping):  # nobody asked for a warm-up longer than the run
+        given["optimiser"] = {"warmup_steps": _warmup(given.get("steps", Spec.steps)), **given.get("optimiser", {})}
     parts: dict[str, Any] = {}
     for name, kind in (("model", ModelSpec), ("data", DataSpec), ("optimiser", OptimiserSpec), ("lora", LoraSpec)):
         parts[name] = _part(kind, given.pop(name, {}), f"{name}.")
@@ -203,6 +205,11 @@ def spec_from(given: Mapping[str, Any]) -> Spec:
     parts["seeds"] = _list(given.pop("seeds", list(Spec.seeds)), "seeds", _SEED)
     spec = _part(Spec, given, "", parts)
     return checked(spec)
+
+
+def _warmup(steps: Any) -> int:
+    """Where none is given: a tenth of the run, at most the default. What is no number of steps is refused elsewhere."""
+    return min(OptimiserSpec.warmup_steps, steps // 10) if isinstance(steps, int) and steps > 0 else OptimiserSpec.warmup_steps
 
 
 def _arms(given: Any) -> tuple[Arm, ...]:
