@@ -17,9 +17,9 @@ _SHOWN = ["Arm", "Rate", "Loss", "Difference", "95 % interval", "Reading", "Bett
 _STATES = {"waiting": "waiting", "running": "running", "done": "finished", "failed": "failed"}
 
 
-def draw_curves(comparison: Comparison, report: Report | None, theme: Theme, prefix: str = "") -> float:
-    """Returns the learning rate that is shown. ``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
-    spec, frame = comparison.spec, folder.curves(comparison)
+def draw_curves(comparison: Comparison, frame: pd.DataFrame, report: Report | None, theme: Theme, prefix: str = "") -> float:
+    """Returns the learning rate that is shown. ``frame``: of folder.curves, read once a page. ``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
+    spec = comparison.spec
     rate = _choose_rate(comparison, report, prefix)
     bands, gaps = statistics.bands(frame, rate), statistics.gaps(frame, spec.baseline.name, rate)
     names = compare.labels(spec.arms)
@@ -38,12 +38,12 @@ def draw_curves(comparison: Comparison, report: Report | None, theme: Theme, pre
     return rate
 
 
-def draw_ratios(comparison: Comparison, rate: float, theme: Theme, prefix: str = "") -> None:
+def draw_ratios(comparison: Comparison, frame: pd.DataFrame, rate: float, theme: Theme, prefix: str = "") -> None:
     spec = comparison.spec
     pairs = (*DEFAULT_PAIRS, "lora") if spec.model.source == "lora" else DEFAULT_PAIRS
     pair = st.segmented_control("Pair", pairs, default=pairs[-1] if len(pairs) > 2 else "qk", required=True, key=f"{prefix}compare pair",
                                 format_func=words.PAIR_LABELS.get, label_visibility="collapsed")  # fmt: skip
-    ratios = statistics.bands(folder.curves(comparison), rate, pair)
+    ratios = statistics.bands(frame, rate, pair)
     if ratios.empty:
         return
     finding = compare.ratio_finding(ratios, spec.arms, pair)
@@ -54,9 +54,9 @@ def draw_ratios(comparison: Comparison, rate: float, theme: Theme, prefix: str =
     chart(compare.ratio(ratios, spec.arms, pair, theme, spec.steps), f"{prefix}ratio chart", f"Ratio of norms over the steps. {finding}.")
 
 
-def draw_gradients(comparison: Comparison, rate: float, theme: Theme, prefix: str = "") -> None:
+def draw_gradients(comparison: Comparison, frame: pd.DataFrame, rate: float, theme: Theme, prefix: str = "") -> None:
     spec = comparison.spec
-    norms = statistics.bands(folder.curves(comparison), rate, "grad_norm")
+    norms = statistics.bands(frame, rate, "grad_norm")
     if norms.empty:
         return
     finding = compare.gradient_finding(norms, spec.arms)
@@ -74,8 +74,8 @@ def draw_forest(comparison: Comparison, report: Report, theme: Theme) -> None:
     chart(compare.forest(report, comparison.spec.arms, theme), "forest", f"Paired differences. {finding}.")
 
 
-def draw_rates(comparison: Comparison, report: Report, theme: Theme) -> None:
-    table = statistics.finals(comparison, folder.curves(comparison))
+def draw_rates(comparison: Comparison, frame: pd.DataFrame, report: Report, theme: Theme) -> None:
+    table = statistics.finals(comparison, frame)
     finding = compare.rates_finding(table, comparison.spec.arms)
     heading(finding, "Final loss against learning rate. Dots are seeds, lines their means, the ring is the lowest mean. The comparison at own best rates "
             "takes each seed's rate from the other seeds.", table, "final losses")  # fmt: skip

@@ -56,14 +56,15 @@ def _watch(path: str, had_curve: bool) -> None:
             if folder.asked(comparison.path):
                 st.markdown(":small[:gray[Stopping at the next step.]]")
         st.space("small")
-        if not any(folder.rows(cell.folder) for cell in comparison.cells):
+        frame = folder.curves(comparison)
+        if frame.empty:
             st.markdown(":gray[The first curves come in a few seconds.]")
             return
         theme = theme_of(st.context.theme.type)
-        rate = charts.draw_curves(comparison, None, theme, "live ")
+        rate = charts.draw_curves(comparison, frame, None, theme, "live ")
         st.space("small")
-        charts.draw_ratios(comparison, rate, theme, "live ")
+        charts.draw_ratios(comparison, frame, rate, theme, "live ")
         st.space("small")
-        charts.draw_gradients(comparison, rate, theme, "live ")
+        charts.draw_gradients(comparison, frame, rate, theme, "live ")
         charts.draw_runs(comparison)
         charts.draw_log(comparison, "live ")

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import streamlit as st
 
 from app.comparing import charts, setup, weights
@@ -60,7 +61,8 @@ def _model(spec: Spec) -> str:
 
 def draw(comparison: Comparison, is_sample: bool) -> None:
     finished = sum(c.state == "done" for c in comparison.cells)
-    found = report(comparison, folder.curves(comparison)) if finished else None
+    frame = folder.curves(comparison)
+    found = report(comparison, frame) if finished else None
     if found and comparison.state != "done" and all(e.loss.n < 2 for e in found.main):
         found = None  # no interval yet: curves and runs say all there is
     if comparison.state == "done":
@@ -80,32 +82,32 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
         with st.container(border=True, gap="xsmall"):
             st.markdown(":small[**How this comparison came about**]")
             plain(comparison.spec.note)
-    _actions(comparison, found, is_sample)
+    _actions(comparison, frame, found, is_sample)
     if not found:
-        if any(folder.rows(cell.folder) for cell in comparison.cells):
+        if len(frame):
             st.space("small")
-            charts.draw_curves(comparison, None, theme_of(st.context.theme.type))
+            charts.draw_curves(comparison, frame, None, theme_of(st.context.theme.type))
         charts.draw_runs(comparison)
         charts.draw_log(comparison)
         return
     st.space("small")
     theme = theme_of(st.context.theme.type)
-    rate = charts.draw_curves(comparison, found, theme)
+    rate = charts.draw_curves(comparison, frame, found, theme)
     st.space("small")
     if len(comparison.spec.optimiser.learning_rates) > 1:
         left, right = st.columns(2, gap="large")
         with left:
             charts.draw_forest(comparison, found, theme)
         with right:
-            charts.draw_rates(comparison, found, theme)
+            charts.draw_rates(comparison, frame, found, theme)
     else:
         charts.draw_forest(comparison, found, theme)
     for remark in remarks(found):
         st.markdown(f":small[:gray[{words.markdown_text(remark)}]]")
     st.space("small")
-    charts.draw_ratios(comparison, rate, theme)
+    charts.draw_ratios(comparison, frame, rate, theme)
     st.space("small")
-    charts.draw_gradients(comparison, rate, theme)
+    charts.draw_gradients(comparison, frame, rate, theme)
     st.space("small")
     charts.draw_table(comparison, found)
     weights.draw(comparison)
@@ -113,7 +115,7 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
     charts.draw_log(comparison)
 
 
-def _actions(comparison: Comparison, found: Report | None, is_sample: bool) -> None:
+def _actions(comparison: Comparison, frame: pd.DataFrame, found: Report | None, is_sample: bool) -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         unfinished = any(c.state != "done" and (c.state != "failed" or not c.is_final) for c in comparison.cells)
         if unfinished and not is_sample and st.button("Start" if comparison.state == "new" else "Resume", type="primary", key="compare resume"):
@@ -131,7 +133,7 @@ def _actions(comparison: Comparison, found: Report | None, is_sample: bool) -> N
             with st.popover("Quote"):
                 st.code(_quote(comparison, found), language=None, wrap_lines=True)
         with st.popover("Export"):
-            _exports(comparison)
+            _exports(comparison, frame)
 
 
 def _quote(comparison: Comparison, found: Report) -> str:
@@ -140,14 +142,13 @@ def _quote(comparison: Comparison, found: Report) -> str:
     return " ".join(filter(None, [found.sentence, f"{found.subject}.", found.reading, *found.beside, "Validation loss.", facts(comparison), note]))
 
 
-def _exports(comparison: Comparison) -> None:
+def _exports(comparison: Comparison, frame: pd.DataFrame) -> None:
     document, missing = folder.spec_to_go(comparison.path)
     spec = json.dumps(document, indent=1).encode()
     st.download_button("Spec, to run it again", spec, "spec.json", "application/json", on_click="ignore", key="compare spec", type="tertiary")
     if missing:
         them = "it" if len(missing) == 1 else "them"
         st.markdown(f":small[Not on this machine: {words.markdown_text(' and '.join(missing))}. Put {them} beside the spec before it is run.]")
-    frame = folder.curves(comparison)
     st.download_button("All curves as CSV", lambda: frame.to_csv(index=False).encode(), "curves.csv", "text/csv", on_click="ignore",
                        key="compare metrics", type="tertiary")  # fmt: skip
     st.code(f"wisca compare spec.json --out {comparison.path.name}-again", language="bash", wrap_lines=True)
