@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from wisca_core.rescale_adapter import adapters_near as adapters_of
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import GRANULARITIES, PAIRS, Refusal, Sites
 from wisca_core.census import kept, known
@@ -21,19 +20,21 @@ from wisca_core.census.table import table as census_table
 from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
-from wisca_core.equivalence.discovery import is_unknown, kept as kept_discovery, sites_of
+from wisca_core.equivalence.discovery import is_unknown, sites_of
+from wisca_core.equivalence.discovery import kept as kept_discovery
 from wisca_core.equivalence.proof import Proof, proved_only
 from wisca_core.patterns import store
 from wisca_core.patterns.table import Patterns
-from wisca_core.plan.decide import Decision, decide
-from wisca_core.plan.head import HeadDetail, head_detail
-from wisca_core.plan.options import Options
-from wisca_core.plan.plan import Plan, make_plan
-from wisca_core.plan.rows import plan_rows
+from wisca_core.planning.decide import Decision, decide
+from wisca_core.planning.head import HeadDetail, head_detail
+from wisca_core.planning.options import Options
+from wisca_core.planning.plan import Plan, make_plan
+from wisca_core.planning.rows import plan_rows
+from wisca_core.rescale_adapter import adapters_near as adapters_of
 from wisca_core.runs import Logs, Run, drawing
 from wisca_core.runs.drawing import Band, Line
-from wisca_core.trajectory import Trajectory, bytes_to_read, content_key, find_checkpoints
-from wisca_core.trajectory import trajectory as measure_trajectory
+from wisca_core.trajectories import Trajectory, bytes_to_read, content_key, find_checkpoints
+from wisca_core.trajectories import trajectory as measure_trajectory
 
 # Reading more than this takes over two seconds on a slow disk: it becomes a job.
 JOB_BYTES = 150_000_000
@@ -119,7 +120,9 @@ def proved(model: Opened, proof: Proof | None) -> Opened:
     covered = [proof is None or proof.covers(site) for site in model.sites.sites]
     if all(covered) or not any(covered):  # a proof that failed whole is shown as it is, and stops the export
         return model
-    return Opened(f"{model.key}\nproved {' '.join(proof.proved)}", model.checkpoint, proved_only(model.sites, proof), model)
+    return Opened(
+        f"{model.key}\nproved {' '.join(proof.proved)}", model.checkpoint, proved_only(model.sites, proof), model
+    )
 
 
 def bytes_to_measure(model: Opened) -> int:
@@ -230,7 +233,9 @@ def logs(paths: tuple[str, ...], step_column: str) -> Logs:
     return found
 
 
-def line(logs: Logs, run: Run, metric: str, x: str, smoothing: float, window: tuple[float, float] | None, most: int) -> Line | None:
+def line(
+    logs: Logs, run: Run, metric: str, x: str, smoothing: float, window: tuple[float, float] | None, most: int
+) -> Line | None:
     """What is drawn of a metric of a run, see ``wisca_core.runs.drawing.line``; not to be changed."""
     series = run.series.get(metric)
     if series is None:
@@ -243,7 +248,15 @@ def _line(paths, step_column, name, n, metric, x, smoothing, window, most, _run)
     return drawing.line(_run, metric, x=x, smoothing=smoothing, window=window, most=most)
 
 
-def band(logs: Logs, runs: tuple[Run, ...], metric: str, x: str, smoothing: float, window: tuple[float, float] | None, most: int) -> Band | None:
+def band(
+    logs: Logs,
+    runs: tuple[Run, ...],
+    metric: str,
+    x: str,
+    smoothing: float,
+    window: tuple[float, float] | None,
+    most: int,
+) -> Band | None:
     """A group of runs as one line, see ``wisca_core.runs.drawing.band``; not to be changed."""
     key = tuple((run.name, len(run.series[metric])) for run in runs if metric in run.series)
     return _band(logs.paths, logs.ask.step_column, key, metric, x, smoothing, window, most, runs)
@@ -257,8 +270,7 @@ def _band(paths, step_column, key, metric, x, smoothing, window, most, _runs) ->
 
 
 def trajectory_waits(folder: str) -> bool:
-    """Whether measuring its checkpoints is more than two seconds of work that nobody has done yet. Raises WiscaError.
-    """
+    """Whether measuring its checkpoints is more than two seconds of work that nobody has done yet. Raises WiscaError."""
     return _trajectory_bytes(folder, content_key(folder)) > JOB_BYTES
 
 
@@ -285,7 +297,16 @@ def size_on_hub(model: str) -> HubSize:
 
 def comparison_facts(spec: Spec) -> Facts:
     """The model of a comparison in numbers, its rules proved. Raises WiscaError."""
-    parts = (spec.model, spec.lora, spec.data.tokens, spec.data.tokenizer, spec.data.context, spec.arms, spec.steps, spec.optimiser)
+    parts = (
+        spec.model,
+        spec.lora,
+        spec.data.tokens,
+        spec.data.tokenizer,
+        spec.data.context,
+        spec.arms,
+        spec.steps,
+        spec.optimiser,
+    )
     return _comparison_facts(repr(parts), _stamp(spec.model.path), _stamp(spec.data.tokenizer), spec)
 
 

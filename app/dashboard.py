@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import streamlit as st
-
-from app import sidebar, state
-from app.messages import errors_as_messages
+from wisca_app import sidebar, state
+from wisca_app.messages import errors_as_messages
 
 # A file: Streamlit fetches named icons and emojis from the network.
 ICON = str(Path(__file__).with_name("icon.svg"))

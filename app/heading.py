@@ -2,8 +2,7 @@
 
 import pandas as pd
 import streamlit as st
-
-from app.spreadsheet import csv_bytes
+from wisca_app.spreadsheet import csv_bytes
 
 
 def heading(finding: str, how_to_read: str, table: pd.DataFrame, name: str) -> None:

@@ -1,14 +1,14 @@
 """The sidebar: the open model, how to open another, what is running, what is kept on this machine."""
 
 import streamlit as st
+from wisca_app import cached, state, uploads
+from wisca_app.cached import Opened
+from wisca_app.figures import words
+from wisca_app.job_progress import bar
+from wisca_app.messages import errors_as_messages, plain
+from wisca_app.open_model import ask_to_download, glance, normal, title
 
-from app import cached, state, uploads
-from app.cached import Opened
-from app.current import ask_to_download, glance, normal, title
-from app.figures import words
-from app.following import bar
-from app.messages import errors_as_messages, plain
-from wisca_core import home, jobs
+from wisca_core import jobs, storage
 
 # What cleaning offers first: all of it can be made again. Exports and comparisons are somebody's work.
 REMAKABLE = ("jobs", "measurements", "proofs", "uploads")
@@ -49,7 +49,10 @@ def facts(opened: Opened) -> str:
         if a
         else []
     )
-    parts += [" and ".join(d for d in dict.fromkeys(words.DTYPES[d] for d in sorted(dtypes))), words.parameters(checkpoint.n_parameters)]
+    parts += [
+        " and ".join(d for d in dict.fromkeys(words.DTYPES[d] for d in sorted(dtypes))),
+        words.parameters(checkpoint.n_parameters),
+    ]
     if len(checkpoint.weight_files) > 1:
         parts.append(f"{len(checkpoint.weight_files)} shards")
     return ", ".join(filter(None, parts))
@@ -113,9 +116,9 @@ def _watch_all(known: list[str]) -> None:
 
 
 def _kept() -> None:
-    sizes = home.sizes()
+    sizes = storage.sizes()
     with st.popover(f"Kept here: {words.size(sum(sizes.values()))}", type="tertiary"):
-        plain(str(home.home()))
+        plain(str(storage.home()))
         names = [name for name, n_bytes in sizes.items() if n_bytes]
         if not names:
             st.markdown(":gray[Nothing is kept.]")
@@ -130,6 +133,6 @@ def _kept() -> None:
         )
         st.markdown(":small[:gray[What a running job uses stays. Exported models are in exports.]]")
         if st.button("Remove these", key="clean", disabled=not chosen):
-            freed = home.clean(chosen)
+            freed = storage.clean(chosen)
             st.toast(f"{words.size(freed)} removed.")
             st.rerun()

@@ -21,7 +21,7 @@ import streamlit as st
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, Sites
 from wisca_core.census.entry import VERDICTS
 from wisca_core.patterns.table import NORMS
-from wisca_core.plan.options import PLAN_NORMS, LayerRange, Options, default_pairs, parse_pairs
+from wisca_core.planning.options import PLAN_NORMS, LayerRange, Options, default_pairs, parse_pairs
 
 SAMPLE = Path(__file__).resolve().parents[1] / "sample_runs" / "gqa-docs"
 

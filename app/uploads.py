@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from wisca_core import home
+from wisca_core import storage
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import OutputRefused, UnsafeInput
 
@@ -22,7 +22,7 @@ def keep(files: Sequence[tuple[str, bytes]], endings: tuple[str, ...] = ENDINGS)
                 f"Nothing was kept."
             )
     id = secrets.token_hex(8)
-    folder = home.folder("uploads") / id
+    folder = storage.folder("uploads") / id
     beside = folder.with_name(f".{id}")
     try:
         beside.mkdir(mode=0o700)

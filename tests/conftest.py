@@ -21,8 +21,14 @@ from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.patterns.table import Patterns
 
 # model_type -> how far its default config is from a structure worth testing; the class it is saved as
-_CLASSES = {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM", "xlm-roberta": "XLMRobertaForMaskedLM",
-            "camembert": "CamembertForMaskedLM", "electra": "ElectraForMaskedLM", "distilbert": "DistilBertForMaskedLM"}  # fmt: skip
+_CLASSES = {
+    "bert": "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "xlm-roberta": "XLMRobertaForMaskedLM",
+    "camembert": "CamembertForMaskedLM",
+    "electra": "ElectraForMaskedLM",
+    "distilbert": "DistilBertForMaskedLM",
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -113,8 +119,17 @@ def tiny_llama() -> Callable[..., Path]:
 
     def tiny_llama(folder: Path, n_layers: int, change=None) -> Path:
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=n_layers, num_attention_heads=4,
-                                             num_key_value_heads=2, vocab_size=64, max_position_embeddings=64))  # fmt: skip
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=n_layers,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                vocab_size=64,
+                max_position_embeddings=64,
+            )
+        )
         if change is not None:
             change(model)
         model.to(torch.bfloat16).save_pretrained(folder)
@@ -145,7 +160,9 @@ def edited(tmp_path) -> Callable[..., Path]:
         if change is not None:
             tensors = load_file(copy / "model.safetensors")
             change(tensors)
-            save_file({n: t.contiguous() for n, t in tensors.items()}, copy / "model.safetensors", metadata={"format": "pt"})
+            save_file(
+                {n: t.contiguous() for n, t in tensors.items()}, copy / "model.safetensors", metadata={"format": "pt"}
+            )
         if config is not None:
             written = json.loads((copy / "config.json").read_text())
             config(written)

@@ -17,9 +17,18 @@ MODEL = ModelSpec(width=16, n_layers=2, n_heads=4, n_kv_heads=2, mlp_width=24, i
 def small_spec(text: Path, **changes: Any) -> Spec:
     """A decoder on ``text`` whose cells take a tenth of a second."""
     given = dict(
-        name="small", model=MODEL, data=DataSpec("text", str(text), context=16, validation_windows=4), steps=12, seeds=(1, 2), batch_size=2,
-        arms=(ARMS["baseline"], ARMS["wisca"]), optimiser=OptimiserSpec(warmup_steps=2), evaluate_every=4, log_every=2, save_weights=False,
-    )  # fmt: skip
+        name="small",
+        model=MODEL,
+        data=DataSpec("text", str(text), context=16, validation_windows=4),
+        steps=12,
+        seeds=(1, 2),
+        batch_size=2,
+        arms=(ARMS["baseline"], ARMS["wisca"]),
+        optimiser=OptimiserSpec(warmup_steps=2),
+        evaluate_every=4,
+        log_every=2,
+        save_weights=False,
+    )
     return checked(Spec(**{**given, **changes}))
 
 

@@ -21,8 +21,8 @@ from wisca_core.equivalence.adapter_miniature import build_adapter, load_adapted
 from wisca_core.equivalence.outputs import difference, outputs
 from wisca_core.equivalence.proof import prove
 from wisca_core.errors import BadOption, ConfigMismatch, UnreadableInput, UnsupportedCheckpoint
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options, default_pairs
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options, default_pairs
 from wisca_core.rescale import Scaling, scalings
 
 TARGETS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")
@@ -81,11 +81,22 @@ def test_names_tell_layers_stacks_and_the_parts_outside_them_apart(tmp_path):
     def one(module):
         return {f"base_model.model.{module}.lora_{p}.weight": torch.ones(2, 2) for p in "AB"}
 
-    modules = ["model.encoder.layers.0.fc1", "model.decoder.layers.0.fc1", "lm_head", "vision.blocks.0.mlp.fc1", "text.blocks.0.mlp.fc1"]
+    modules = [
+        "model.encoder.layers.0.fc1",
+        "model.decoder.layers.0.fc1",
+        "lm_head",
+        "vision.blocks.0.mlp.fc1",
+        "text.blocks.0.mlp.fc1",
+    ]
     folder = by_hand(tmp_path / "adapter", {k: v for m in modules for k, v in one(m).items()})
     names = {s.name for s in find_sites(open_checkpoint(folder)).sites}
-    assert names == {"encoder.0.none.lora:fc1", "decoder.0.none.lora:fc1", "outside.0.none.lora:lm_head",
-                     "vision_blocks.0.none.lora:mlp.fc1", "text_blocks.0.none.lora:mlp.fc1"}  # fmt: skip
+    assert names == {
+        "encoder.0.none.lora:fc1",
+        "decoder.0.none.lora:fc1",
+        "outside.0.none.lora:lm_head",
+        "vision_blocks.0.none.lora:mlp.fc1",
+        "text_blocks.0.none.lora:mlp.fc1",
+    }
     assert all(str(SiteKey.parse(name)) == name for name in names)
 
 
@@ -97,8 +108,16 @@ def test_names_tell_layers_stacks_and_the_parts_outside_them_apart(tmp_path):
         (pair_of("0.q", torch.ones(2, 3, 1, 1), torch.ones(4, 2, 1, 1)), {}, "convolution"),
         (pair_of("0.q", torch.ones(2, 3).to(torch.int8), torch.ones(4, 2)), {}, "stored as I8"),
         ({f"{ROOT}0.q.lora_A.weight": torch.ones(2, 3)}, {}, "no lora_B"),
-        ({f"{ROOT}0.e.lora_embedding_A": torch.ones(2, 3), f"{ROOT}0.e.lora_embedding_B": torch.ones(3, 2)}, {}, "embedding"),
-        (pair_of("0.mlp.experts", torch.ones(2, 3), torch.ones(4, 2)), {"target_parameters": ["mlp.experts.down_proj"]}, "many experts"),
+        (
+            {f"{ROOT}0.e.lora_embedding_A": torch.ones(2, 3), f"{ROOT}0.e.lora_embedding_B": torch.ones(3, 2)},
+            {},
+            "embedding",
+        ),
+        (
+            pair_of("0.mlp.experts", torch.ones(2, 3), torch.ones(4, 2)),
+            {"target_parameters": ["mlp.experts.down_proj"]},
+            "many experts",
+        ),
     ],
 )
 def test_what_has_no_rule_is_left_alone_by_name(tmp_path, tensors, config, reason):
@@ -127,8 +146,15 @@ def test_other_kinds_of_adapter_are_refused_whole(tmp_path, config, reason):
 
 
 def test_a_config_of_odd_types_is_no_crash(tmp_path):
-    folder = by_hand(tmp_path / "adapter", pair_of("0.q", torch.ones(2, 3), torch.ones(4, 2)), r=[2], rank_pattern=[1],
-                     target_parameters="x", base_model_name_or_path=["y"], lora_alpha={})  # fmt: skip
+    folder = by_hand(
+        tmp_path / "adapter",
+        pair_of("0.q", torch.ones(2, 3), torch.ones(4, 2)),
+        r=[2],
+        rank_pattern=[1],
+        target_parameters="x",
+        base_model_name_or_path=["y"],
+        lora_alpha={},
+    )
     assert "rank channels" in find_sites(open_checkpoint(folder)).refusals[0].reason
 
 
@@ -138,7 +164,9 @@ def test_a_zero_b_is_left_alone_with_its_reason(small, tmp_path, look):
     shutil.copytree(make(), copy)
     tensors = load_file(copy / "adapter_model.safetensors")
     name = f"{ROOT}1.self_attn.o_proj.lora_B.weight"
-    save_file(tensors | {name: torch.zeros_like(tensors[name])}, copy / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        tensors | {name: torch.zeros_like(tensors[name])}, copy / "adapter_model.safetensors", metadata={"format": "pt"}
+    )
     decision = decide(look(copy).patterns, Options(("lora",)))
     (left,) = decision.refusals
     assert left.what == "decoder.1.none.lora:self_attn.o_proj" and f"every value of {name} in it is zero" in left.reason
@@ -158,7 +186,10 @@ def test_adapter_files_are_opened_by_folder_config_or_weights(small):
 
 def test_weights_without_config_and_config_without_weights_are_named(small, tmp_path):
     _, make = small
-    for name, message in (("adapter_model.safetensors", "without adapter_config.json"), ("adapter_config.json", "without the adapter's weights")):
+    for name, message in (
+        ("adapter_model.safetensors", "without adapter_config.json"),
+        ("adapter_config.json", "without the adapter's weights"),
+    ):
         folder = tmp_path / name
         folder.mkdir()
         shutil.copy(make() / name, folder / name)
@@ -177,7 +208,10 @@ def test_torch_adapters_open_and_shared_storage_is_never_scaled_twice(tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
     sites = find_sites(open_checkpoint(folder))
     assert [s.name for s in sites.sites] == ["decoder.2.none.lora:q"]
-    assert {r.what: "shares its storage" in r.reason for r in sites.refusals} == {"decoder.0.none.lora:q": True, "decoder.1.none.lora:q": True}
+    assert {r.what: "shares its storage" in r.reason for r in sites.refusals} == {
+        "decoder.0.none.lora:q": True,
+        "decoder.1.none.lora:q": True,
+    }
 
 
 # Proof and mistakes
@@ -192,7 +226,9 @@ def test_rank_channels_are_proved_by_products_and_through_peft(small, settings):
     alone = prove(checkpoint, sites)
     assert alone.passed and alone.max_rel < 1e-14 and alone.liveness > 0.1 and alone.n_cases == 3
     both = adapter_proof.prove_adapter(checkpoint, sites, open_checkpoint(base))
-    assert both.passed and both.max_rel < 1e-13 and both.n_cases == 3 + 11 and "peft on a miniature of llama" in both.what
+    assert (
+        both.passed and both.max_rel < 1e-13 and both.n_cases == 3 + 11 and "peft on a miniature of llama" in both.what
+    )
     assert "the adapter on its base model, which was not given" in alone.not_checked
     assert "the adapter on its base model, which was not given" not in both.not_checked
 
@@ -207,11 +243,16 @@ def test_wrong_rank_rules_are_caught(small, monkeypatch):
         return replace(right, sites=tuple(replace(s, legs=tuple(change(leg) for leg in s.legs)) for s in right.sites))
 
     wrong = {
-        "one rank channel off": lambda leg: replace(leg, index=replace(leg.index, start=1, sizes=(1, 1, 3)),
-                                                    channel=replace(leg.channel, sizes=(1, 1, 3))) if leg.role == "b" else leg,
+        "one rank channel off": lambda leg: (
+            replace(
+                leg, index=replace(leg.index, start=1, sizes=(1, 1, 3)), channel=replace(leg.channel, sizes=(1, 1, 3))
+            )
+            if leg.role == "b"
+            else leg
+        ),
         "both sides the same way": lambda leg: replace(leg, side="left"),
         "B's rows instead of its columns": lambda leg: replace(leg, axis=0) if leg.role == "b" else leg,
-    }  # fmt: skip
+    }
     for name, change in wrong.items():
         proof = adapter_proof.prove_adapter(checkpoint, spoilt(change))
         assert not proof.passed, name
@@ -252,7 +293,11 @@ def test_powers_of_two_keep_every_product_to_the_bit(small, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["rescale", str(make()), str(out), "--exact", "--granularity", "channel", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["full_check"]["bit_identical"] and told["full_check"]["n_values"] > 10_000 and told["bit_identical_expected"]
+    assert (
+        told["full_check"]["bit_identical"]
+        and told["full_check"]["n_values"] > 10_000
+        and told["bit_identical_expected"]
+    )
     report = json.loads((out / "wisca_report.json").read_text())
     assert report["plan"]["options"]["pairs"] == ["lora"]
 
@@ -278,7 +323,11 @@ def test_a_spoilt_product_is_told_by_the_check(small, tmp_path, look):
 @pytest.mark.parametrize(
     ("model_type", "targets", "settings"),
     [
-        ("llama", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"), {"use_dora": True, "use_rslora": True}),
+        (
+            "llama",
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+            {"use_dora": True, "use_rslora": True},
+        ),
         ("qwen2", ("q_proj", "v_proj"), {"lora_bias": True}),
         ("gpt2", ("attn.c_attn", "attn.c_proj"), {"use_dora": True}),  # stored [in, out]
         ("phi3", ("qkv_proj", "o_proj"), {}),
@@ -301,7 +350,9 @@ def test_followers_are_what_was_worked_out_by_hand(tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     save_file({"model.layers.0.o.weight": weight}, base / "model.safetensors")
-    tensors = pair_of("0.o", a, b) | {f"{ROOT}0.o.lora_magnitude_vector": torch.tensor([1.0, 10.0], dtype=torch.float64)}
+    tensors = pair_of("0.o", a, b) | {
+        f"{ROOT}0.o.lora_magnitude_vector": torch.tensor([1.0, 10.0], dtype=torch.float64)
+    }
     adapter = open_checkpoint(by_hand(tmp_path / "adapter", tensors, r=1, lora_alpha=2, use_dora=True))
     checkpoint = open_checkpoint(base)
     for role, axis, along in (("q", 0, {0: np.array([2.0, 3.0])}), ("o", 1, {1: np.array([5.0, 7.0])})):
@@ -311,7 +362,10 @@ def test_followers_are_what_was_worked_out_by_hand(tmp_path):
         leg = Leg("model.layers.0.o.weight", axis, grid, grid, "left", role)
         sites = Sites("x", "x", None, (Site(SiteKey("decoder", 0, "self", "vo"), 2, 1, (leg,)),))
         got = following.follow(checkpoint, sites, {leg.tensor: Scaling(along)}, adapter)
-        parts = {name.rpartition("lora_")[2].removesuffix(".weight"): {k: v.tolist() for k, v in s.along.items()} for name, s in got.items()}
+        parts = {
+            name.rpartition("lora_")[2].removesuffix(".weight"): {k: v.tolist() for k, v in s.along.items()}
+            for name, s in got.items()
+        }
         if role == "q":
             assert parts == {"B": {0: [2.0, 3.0]}, "magnitude_vector": {0: [2.0, 3.0]}}
         else:  # W + 2 B A = [[3, 4], [7, 8]]; with columns [[15, 28], [35, 56]]
@@ -354,8 +408,18 @@ def test_base_and_adapter_are_exported_together_and_taken_back(small, tmp_path, 
     assert difference(original, new).max_rel < 1e-13
     assert difference(original, outputs(load_adapted(out, adapter), seed=3)).max_rel > 0.01  # left alone it breaks
     assert json.loads((beside / "wisca_report.json").read_text())["products_max_rel"] < 1e-13
-    back = ["rescale", str(out), str(tmp_path / "back"), "--undo", str(out / "wisca_report.json"), "--adapter", str(beside),
-            "--adapter-out", str(tmp_path / "back-adapter"), "--no-check"]  # fmt: skip
+    back = [
+        "rescale",
+        str(out),
+        str(tmp_path / "back"),
+        "--undo",
+        str(out / "wisca_report.json"),
+        "--adapter",
+        str(beside),
+        "--adapter-out",
+        str(tmp_path / "back-adapter"),
+        "--no-check",
+    ]
     assert main(back) == 0
     before, again = (load_file(f / "adapter_model.safetensors") for f in (adapter, tmp_path / "back-adapter"))
     assert all(torch.allclose(before[name], again[name], rtol=1e-13, atol=0) for name in before)
@@ -367,7 +431,9 @@ def test_an_adapter_left_behind_is_said(small, tmp_path, capsys):
     shutil.copytree(make(), tmp_path / "model" / "adapter")
     beside = tmp_path / "mine"
     shutil.copytree(make(), beside)
-    config = json.loads((beside / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(tmp_path / "model")}
+    config = json.loads((beside / "adapter_config.json").read_text()) | {
+        "base_model_name_or_path": str(tmp_path / "model")
+    }
     (beside / "adapter_config.json").write_text(json.dumps(config))
     shutil.copytree(make(), tmp_path / "somebody-elses")  # names another base
     assert following.adapters_near(open_checkpoint(tmp_path / "model")) == (tmp_path / "model" / "adapter", beside)
@@ -391,17 +457,34 @@ def test_adapters_of_another_base_or_start_are_refused(small, small_model, tmp_p
         path = tmp_path / name / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | (config or {})))
         if tensors:
-            save_file(tensors(load_file(tmp_path / name / "adapter_model.safetensors")), tmp_path / name / "adapter_model.safetensors")
+            save_file(
+                tensors(load_file(tmp_path / name / "adapter_model.safetensors")),
+                tmp_path / name / "adapter_model.safetensors",
+            )
         return open_checkpoint(tmp_path / name)
 
-    for name, config, error in (("pissa", {"init_lora_weights": "pissa"}, "begun from its base's weights"),
-                                ("twice", {"layer_replication": [[0, 1], [0, 2]]}, "repeats layers")):  # fmt: skip
+    for name, config, error in (
+        ("pissa", {"init_lora_weights": "pissa"}, "begun from its base's weights"),
+        ("twice", {"layer_replication": [[0, 1], [0, 2]]}, "repeats layers"),
+    ):
         with pytest.raises(UnsupportedCheckpoint, match=error):
             following.follow(checkpoint, sites, scaling, changed(name, config))
     with pytest.raises(ConfigMismatch, match="no tensor of that name.*another base"):
-        following.follow(checkpoint, sites, scaling, changed("deeper", None, lambda t: {n.replace("layers.1.", "layers.9."): v for n, v in t.items()}))
+        following.follow(
+            checkpoint,
+            sites,
+            scaling,
+            changed("deeper", None, lambda t: {n.replace("layers.1.", "layers.9."): v for n, v in t.items()}),
+        )
     with pytest.raises(ConfigMismatch, match="maps 5 inputs"):
-        following.follow(checkpoint, sites, scaling, changed("wider", None, lambda t: {n: v[:, :5].clone() if "q_proj.lora_A" in n else v for n, v in t.items()}))
+        following.follow(
+            checkpoint,
+            sites,
+            scaling,
+            changed(
+                "wider", None, lambda t: {n: v[:, :5].clone() if "q_proj.lora_A" in n else v for n, v in t.items()}
+            ),
+        )
     with pytest.raises(ConfigMismatch, match="is a model, not a LoRA adapter"):
         following.follow(checkpoint, sites, scaling, checkpoint)
 
@@ -411,16 +494,27 @@ def test_a_layer_without_a_rule_stops_only_what_it_lies_on(small, tmp_path):
     checkpoint = open_checkpoint(base)
     sites = find_sites(checkpoint)
     scaling = scalings(sites, adapter_proof.extreme(sites, 1), "channel", {t.name: t.shape for t in checkpoint.tensors})
-    embedding = {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 61), "base_model.model.model.embed_tokens.lora_embedding_B": torch.ones(32, 4)}
+    embedding = {
+        "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 61),
+        "base_model.model.model.embed_tokens.lora_embedding_B": torch.ones(32, 4),
+    }
     odd_k = {f"{ROOT}0.self_attn.k_proj.lora_{p}.weight": torch.ones(3, 3, 3) for p in "AB"}
     for name, more in (("embedding", embedding), ("k_proj", odd_k)):
         shutil.copytree(make(), tmp_path / name)
-        save_file(load_file(tmp_path / name / "adapter_model.safetensors") | more, tmp_path / name / "adapter_model.safetensors")
+        save_file(
+            load_file(tmp_path / name / "adapter_model.safetensors") | more,
+            tmp_path / name / "adapter_model.safetensors",
+        )
     right = following.follow(checkpoint, sites, scaling, open_checkpoint(make()))
     assert following.follow(checkpoint, sites, scaling, open_checkpoint(tmp_path / "embedding")).keys() == right.keys()
-    for tensor, module, inside in (("model.layers.0.a.k.weight", "model.layers.0.a.k", True), ("layers.0.a.k.weight", "model.layers.0.a.k", True),
-                                   ("model.layers.0.a.k.weight", "layers.0.a.k", True), ("model.layers.0.e.7.up.weight", "model.layers.0.e", True),
-                                   ("model.layers.0.a.k.weight", "model.layers.1.a.k", False), ("model.layers.0.a.k.weight", "model.embed_tokens", False)):  # fmt: skip
+    for tensor, module, inside in (
+        ("model.layers.0.a.k.weight", "model.layers.0.a.k", True),
+        ("layers.0.a.k.weight", "model.layers.0.a.k", True),
+        ("model.layers.0.a.k.weight", "layers.0.a.k", True),
+        ("model.layers.0.e.7.up.weight", "model.layers.0.e", True),
+        ("model.layers.0.a.k.weight", "model.layers.1.a.k", False),
+        ("model.layers.0.a.k.weight", "model.embed_tokens", False),
+    ):
         assert following._lies_in(tensor, module) is inside
     with pytest.raises(UnsupportedCheckpoint, match="k_proj of the adapter .* cannot follow its base: .*convolution"):
         following.follow(checkpoint, sites, scaling, open_checkpoint(tmp_path / "k_proj"))
@@ -434,14 +528,17 @@ def test_saved_modules_and_biases_follow_like_the_base(small, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(make(), copy)
     name = "model.layers.0.self_attn.k_proj.weight"
-    saved = {f"base_model.model.{name}": load_file(base / "model.safetensors")[name], "base_model.model.lm_head.weight": torch.ones(3, 3)}
+    saved = {
+        f"base_model.model.{name}": load_file(base / "model.safetensors")[name],
+        "base_model.model.lm_head.weight": torch.ones(3, 3),
+    }
     save_file(load_file(copy / "adapter_model.safetensors") | saved, copy / "adapter_model.safetensors")
     got = following.follow(checkpoint, sites, scaling, open_checkpoint(copy))
     assert got[f"base_model.model.{name}"] is scaling[name] and "base_model.model.lm_head.weight" not in got
 
 
 def test_options_that_do_not_belong_are_named(small):
-    from wisca_core.cli.rescale import Asked, Company, run
+    from wisca_core.cli.rescale import AdapterOptions, Asked, run
 
     base, make = small
     asked = Asked(None, None, None, None, None, (), False)
@@ -450,10 +547,10 @@ def test_options_that_do_not_belong_are_named(small):
         run(str(model), None, asked, company, None, None, None, False, True, None, True, True)
 
     for model, company, message in (
-        (make(), Company((str(make()),)), "is an adapter itself"),
-        (base, Company(base=str(base)), "is no adapter; --base goes with"),
-        (base, Company((str(base),)), "is a model, not a LoRA adapter"),
-        (base, Company((str(make()),), (Path("a"), Path("b"))), "--adapter-out was given 2 times"),
+        (make(), AdapterOptions((str(make()),)), "is an adapter itself"),
+        (base, AdapterOptions(base=str(base)), "is no adapter; --base goes with"),
+        (base, AdapterOptions((str(base),)), "is a model, not a LoRA adapter"),
+        (base, AdapterOptions((str(make()),), (Path("a"), Path("b"))), "--adapter-out was given 2 times"),
     ):
         with pytest.raises(BadOption, match=message):
             attempt(model, company)
@@ -461,6 +558,9 @@ def test_options_that_do_not_belong_are_named(small):
 
 def test_pairs_that_are_not_there_are_named(small, tmp_path, capsys):
     base, make = small
-    for model, pairs, words in ((base, "lora", "this model has no adapter in it"), (make(), "qk,vo", "this LoRA adapter has rank channels")):
+    for model, pairs, words in (
+        (base, "lora", "this model has no adapter in it"),
+        (make(), "qk,vo", "this LoRA adapter has rank channels"),
+    ):
         assert main(["rescale", str(model), str(tmp_path / "out"), "--pairs", pairs]) == 2
         assert words in " ".join(capsys.readouterr().err.split())

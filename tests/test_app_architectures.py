@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from dashboard_page import metrics, page, texts
 from streamlit.testing.v1 import AppTest
+from wisca_app.architectures import running
 
-from app.covering import running
 from wisca_core import jobs
 from wisca_core.architecture.find import find_sites
 from wisca_core.census import causal_types, kept, released
@@ -31,7 +31,15 @@ def some():
     """One proved, one in part, one refused, one not reached; the other architectures are open."""
     good = Place("decoder.self", 2, ("channel",), ALL)
     bad = Place("decoder.self", 0, reason=CLIP)
-    figures = {"granularities": ALL, "n_cases": 11, "n_trials": 15, "max_rel": 2e-15, "liveness": 0.1, "seconds": 2.5, "when": 1.0}
+    figures = {
+        "granularities": ALL,
+        "n_cases": 11,
+        "n_trials": 15,
+        "max_rel": 2e-15,
+        "liveness": 0.1,
+        "seconds": 2.5,
+        "when": 1.0,
+    }
     pairs = {
         "llama": tuple(Pair(pair, PROVED, (good,)) for pair in PAIRS),
         "gpt2": (Pair("qk", PARTLY, (good, bad)), Pair("vo", PROVED, (good,)), Pair("mlp", REFUSED, (bad,))),
@@ -51,7 +59,11 @@ def test_before_a_census_every_rule_is_there_and_nothing_is_claimed():
     assert "llama has a rule; the census has not tried it here yet." in texts(at)  # the bundled sample is a llama
     assert shown(at) == list(causal_types())
     n_open = int(metrics(at)["Not proved yet"])
-    assert n_open > 150 and int(metrics(at)["Refused by it"]) == len(causal_types()) - n_open and "QK exact" not in metrics(at)
+    assert (
+        n_open > 150
+        and int(metrics(at)["Refused by it"]) == len(causal_types()) - n_open
+        and "QK exact" not in metrics(at)
+    )
     assert [b.label for b in at.button if "rove" in b.label and b.label != "Remove these"] == ["Prove them here"]
     assert "the model has no attention" in "\n".join(map(str, at.dataframe[-1].value["Why"]))
 
@@ -76,8 +88,12 @@ def test_a_proof_of_the_open_model_is_not_contradicted_by_a_census_that_was_not_
     assert prove(checkpoint, find_sites(checkpoint)).passed
     at = page("architectures")
     assert at.title[0].value.replace("\\", "") == "llama has a rule, and it passed its proof on the open model."
-    assert "The census, which tries default configs, has not tried it here yet." in texts(at) and "not proved here yet" not in texts(at)
-    assert "on the open model" not in page("architectures", architecture="gpt2").title[0].value  # of another architecture nothing is said by it
+    assert "The census, which tries default configs, has not tried it here yet." in texts(
+        at
+    ) and "not proved here yet" not in texts(at)
+    assert (
+        "on the open model" not in page("architectures", architecture="gpt2").title[0].value
+    )  # of another architecture nothing is said by it
 
 
 def test_after_it_the_title_answers_for_the_open_model_and_the_counts_are_those_of_the_results(some):
@@ -85,9 +101,15 @@ def test_after_it_the_title_answers_for_the_open_model_and_the_counts_are_those_
     assert at.title[0].value.replace("\\", "") == "llama is covered: QK, VO and MLP are exact, down to single channels."
     found = metrics(at)
     proved = len(causal_types()) - int(found["Not proved yet"])
-    assert (found["QK exact"], found["VO exact"], found["MLP exact"]) == (f"1 of {proved}", f"2 of {proved}", f"1 of {proved}")
+    assert (found["QK exact"], found["VO exact"], found["MLP exact"]) == (
+        f"1 of {proved}",
+        f"2 of {proved}",
+        f"1 of {proved}",
+    )
     assert (found["Attention in part"], found["Not reached"]) == ("1", "1")
-    assert any(b.label.startswith("Prove the ") for b in at.button) and any(b.label == "Prove all again" for b in at.button)
+    assert any(b.label.startswith("Prove the ") for b in at.button) and any(
+        b.label == "Prove all again" for b in at.button
+    )
 
 
 def test_one_is_looked_up_by_the_address_and_by_hand(some):
@@ -123,8 +145,19 @@ def test_search_and_verdict_filter_the_table_and_say_so_when_nothing_is_left(som
 
 def a_job(state: str, **fields) -> jobs.Job:
     empty = dict.fromkeys(("started", "updated", "finished", "error", "result"))
-    job = jobs.Job(id="x", kind="census", title="t", state=state, step="proving llama", done=3.0, total=189.0, created=1.0,
-                   folder=Path("/nowhere"), arguments={}, **empty)  # fmt: skip
+    job = jobs.Job(
+        id="x",
+        kind="census",
+        title="t",
+        state=state,
+        step="proving llama",
+        done=3.0,
+        total=189.0,
+        created=1.0,
+        folder=Path("/nowhere"),
+        arguments={},
+        **empty,
+    )
     return replace(job, **fields)
 
 

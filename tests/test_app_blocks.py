@@ -11,9 +11,9 @@ import torch
 from dashboard_page import charts, page, texts
 from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
+from wisca_app import cached
 
-from app import cached
-from wisca_core import home, jobs
+from wisca_core import jobs, storage
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.proof import FORMAT, VERSION, Proof, prove
@@ -56,7 +56,9 @@ def test_each_attention_of_an_encoder_decoder_is_shown_by_itself(small_model):
 def test_the_rotary_part_of_latent_attention_has_no_heads(small_model):
     at = page(model=small_model("deepseek_v3"), block="decoder.self:rope")
     assert at.selectbox(key="block").options == ["Content part", "Rotary part"]
-    assert at.header[0].value.replace("\\", "").endswith(", rotary part") and not [s for s in at.selectbox if s.key == "group"]
+    assert at.header[0].value.replace("\\", "").endswith(", rotary part") and not [
+        s for s in at.selectbox if s.key == "group"
+    ]
     at.segmented_control(key="pair").set_value("vo").run()  # one block: no choice, and the old one is kept
     assert not at.exception and not [s for s in at.selectbox if s.key == "block"]
     at.segmented_control(key="pair").set_value("qk").run()
@@ -66,13 +68,18 @@ def test_the_rotary_part_of_latent_attention_has_no_heads(small_model):
 def test_feed_forward_pairs_are_measured_only_when_they_are_chosen(moe, monkeypatch):
     measured = []
     real = cached.store.measured
-    monkeypatch.setattr(cached.store, "measured", lambda c, sites: measured.append({s.key.pair for s in sites.sites}) or real(c, sites))
+    monkeypatch.setattr(
+        cached.store, "measured", lambda c, sites: measured.append({s.key.pair for s in sites.sites}) or real(c, sites)
+    )
     cached._patterns.clear()
     at = page(model=moe)
     assert at.segmented_control(key="pair").options == ["QK", "VO", "MLP"] and measured == [{"qk", "vo"}]
     at.segmented_control(key="pair").set_value("mlp").run()
     assert not at.exception and measured == [{"qk", "vo"}, {"qk", "vo", "mlp"}]
-    assert at.selectbox(key="block").options == ["Experts", "Shared expert"] or at.selectbox(key="block").options == ["Shared expert", "Experts"]
+    assert at.selectbox(key="block").options == ["Experts", "Shared expert"] or at.selectbox(key="block").options == [
+        "Shared expert",
+        "Experts",
+    ]
 
 
 def test_a_map_of_experts_and_one_of_them_looked_at(moe):
@@ -87,7 +94,11 @@ def test_a_map_of_experts_and_one_of_them_looked_at(moe):
     assert len(at.main.dataframe[1].value) == 2  # one expert's up and down
     assert at.selectbox(key="group").options == ["0", "1", "2", "3"]
     at.selectbox(key="block").set_value("decoder.none:shared_expert").run()
-    assert not at.exception and at.header[0].value.replace("\\", "").startswith("Layer 1, shared expert") or "Layer 0" in at.header[0].value
+    assert (
+        not at.exception
+        and at.header[0].value.replace("\\", "").startswith("Layer 1, shared expert")
+        or "Layer 0" in at.header[0].value
+    )
 
 
 def test_a_long_measuring_pass_says_its_bytes_and_can_be_left(moe, monkeypatch):
@@ -95,7 +106,7 @@ def test_a_long_measuring_pass_says_its_bytes_and_can_be_left(moe, monkeypatch):
     monkeypatch.setattr(cached.store, "cached", lambda *a: None)
     started = []
     monkeypatch.setattr(jobs, "start", lambda kind, arguments, *a, **k: started.append((kind, arguments)))
-    monkeypatch.setattr("app.current.follow", lambda job: None)
+    monkeypatch.setattr("wisca_app.open_model.follow", lambda job: None)
     at = page(model=moe, pair="mlp")
     assert at.header[0].value == "Measuring the feed-forward weights" and "kB to read" in texts(at)
     assert started == [("measure", {"model": str(moe), "pairs": ["mlp"]})]
@@ -123,7 +134,9 @@ def test_feed_forward_pairs_in_the_plan_the_proof_and_the_export(moe, tmp_path):
     assert set(table["Block"]) == {"", "Experts", "Shared expert"} and "Expert" in table and len(table) == 4 + 10
     heavy = table[(table["Layer"] == 1) & (table["Expert"] == "2")].iloc[0]
     assert heavy["Right factor"] == 1 / heavy["Left factor"] and "rows of up" in heavy["What it changes"]
-    assert "--pairs qk,vo,mlp" in "".join(c.value for c in at.code) and "pairs=('qk', 'vo', 'mlp')" in "".join(c.value for c in at.code)
+    assert "--pairs qk,vo,mlp" in "".join(c.value for c in at.code) and "pairs=('qk', 'vo', 'mlp')" in "".join(
+        c.value for c in at.code
+    )
     titles = [a["text"] for a in charts(at)[0]["layout"]["annotations"]]
     assert "factor on W up, experts" in titles and "factor on W up, shared expert" in titles
     at.text_input(key=next(t.key for t in at.text_input if t.label == "Folder")).set_value(str(tmp_path / "out")).run()
@@ -131,7 +144,9 @@ def test_feed_forward_pairs_in_the_plan_the_proof_and_the_export(moe, tmp_path):
     job = next(job for job in jobs.every() if job.kind == "export" and job.arguments["out"] == str(tmp_path / "out"))
     assert jobs.wait(job.id, 120).state == "done"
     report = json.loads((tmp_path / "out" / "wisca_report.json").read_text())
-    assert report["plan"]["options"]["pairs"] == ["qk", "vo", "mlp"] and any(".e2" in s["site"] for s in report["plan"]["sites"])
+    assert report["plan"]["options"]["pairs"] == ["qk", "vo", "mlp"] and any(
+        ".e2" in s["site"] for s in report["plan"]["sites"]
+    )
 
 
 def test_a_rule_that_is_refused_is_named_and_the_others_go_on(small_model, tmp_path, monkeypatch):
@@ -139,11 +154,17 @@ def test_a_rule_that_is_refused_is_named_and_the_others_go_on(small_model, tmp_p
     folder = small_model("llama", torch.bfloat16)
     checkpoint = open_checkpoint(folder)
     proof = prove(checkpoint, find_sites(checkpoint, pairs=("qk", "vo", "mlp")))
-    (kept,) = home.folder("proofs").iterdir()
+    (kept,) = storage.folder("proofs").iterdir()
     reason = "the outputs differ by 3.0e-01."
-    refused = replace(proof, passed=False, proved=("decoder.self.qk", "decoder.self.vo"), refused=(("decoder.none.mlp", reason),), reason=reason)
+    refused = replace(
+        proof,
+        passed=False,
+        proved=("decoder.self.qk", "decoder.self.vo"),
+        refused=(("decoder.none.mlp", reason),),
+        reason=reason,
+    )
     assert Proof.from_json(refused.to_json()) == refused
-    home.write_json(kept, FORMAT, VERSION, refused.to_json())
+    storage.write_json(kept, FORMAT, VERSION, refused.to_json())
     at = page("rescale", model=folder, pairs="qk,vo,mlp")
     said = texts(at)
     assert "2 of 3 rules passed" in said and f"decoder.none.mlp is refused and left as it is: {reason}" in said
@@ -154,4 +175,6 @@ def test_a_rule_that_is_refused_is_named_and_the_others_go_on(small_model, tmp_p
 def test_relu_squared_is_said_in_the_plan(small_model):
     at = page("rescale", model=small_model("nemotron"), pairs="mlp")
     table = plan_table(at)
-    assert np.allclose(table["Right factor"], table["Left factor"] ** -2) and "behind ReLU squared its square" in texts(at)
+    assert np.allclose(table["Right factor"], table["Left factor"] ** -2) and "behind ReLU squared its square" in texts(
+        at
+    )

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from dashboard_page import metrics, page, texts
 from streamlit.testing.v1 import AppTest
+from wisca_app.comparing import fields
+from wisca_app.comparing.choosing import SAMPLES
+from wisca_app.figures import compare
+from wisca_app.figures.template import DARK, LIGHT
 
-from app.comparing import fields
-from app.comparing.choosing import SAMPLES
-from app.figures import compare
-from app.figures.template import DARK, LIGHT
-from wisca_core import home, jobs
+from wisca_core import jobs, storage
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.presets import ARMS, LORA_ARMS
 from wisca_core.comparison.report import report
@@ -32,13 +32,15 @@ def known_speed(own_home, monkeypatch):
 
 def kept(name: str = "20260101-000000-kept") -> Path:
     """A copy of the sample under WISCA_HOME."""
-    place = home.folder("comparisons") / name
+    place = storage.folder("comparisons") / name
     shutil.copytree(SAMPLE, place)
     return place
 
 
 def fresh(name: str = "20260101-000000-fresh") -> Path:
-    return folder.create(home.folder("comparisons") / name, Spec("fresh", arms=(ARMS["baseline"], ARMS["wisca"]), steps=100))
+    return folder.create(
+        storage.folder("comparisons") / name, Spec("fresh", arms=(ARMS["baseline"], ARMS["wisca"]), steps=100)
+    )
 
 
 def started(monkeypatch) -> list:
@@ -77,13 +79,18 @@ def test_start_creates_the_folder_and_asks_for_the_very_job(monkeypatch):
     assert asked == [("compare", {"comparison": str(place), "workers": None, "executor": "auto"})]
     spec = folder.read(place).spec
     assert [arm.name for arm in spec.arms] == ["baseline", "wisca", "placebo"]
-    assert (spec.steps, spec.seeds, spec.optimiser.learning_rates, spec.optimiser.warmup_steps) == (300, (1, 2, 3, 4), (0.001, 0.003), 30)
+    assert (spec.steps, spec.seeds, spec.optimiser.learning_rates, spec.optimiser.warmup_steps) == (
+        300,
+        (1, 2, 3, 4),
+        (0.001, 0.003),
+        30,
+    )
     assert at.query_params["comparison"] in (place.name, [place.name])
 
 
 def test_the_way_of_training_is_chosen_and_said(monkeypatch):
     asked = started(monkeypatch)
-    monkeypatch.setattr("wisca_core.comparison.ways.cores", lambda: 2)
+    monkeypatch.setattr("wisca_core.comparison.execution_plan.cores", lambda: 2)
     at = page("compare", comparison="new")
     assert "Time is for 2 processes of one thread," in texts(at)
     at.selectbox(key="compare executor").set_value("replicas").run()
@@ -102,14 +109,16 @@ def test_a_way_that_cannot_train_the_model_is_refused_before_the_start():
 
 def test_a_cluster_is_asked_by_the_job_not_by_the_page(monkeypatch):
     asked = started(monkeypatch)
-    monkeypatch.setattr("wisca_core.comparison.cluster.connect", lambda: pytest.fail("a page must not wait for a cluster"))
-    monkeypatch.setattr("app.comparing.asking.find_spec", lambda name: object())
+    monkeypatch.setattr(
+        "wisca_core.comparison.cluster.connect", lambda: pytest.fail("a page must not wait for a cluster")
+    )
+    monkeypatch.setattr("wisca_app.comparing.asking.find_spec", lambda name: object())
     at = page("compare", comparison="new")
     at.selectbox(key="compare executor").set_value("ray").run()
     assert at.number_input(key="compare workers").disabled and "here, not for the cluster" in texts(at)
     at.button(key="compare start").click().run()
     assert asked[0][1]["executor"] == "ray"
-    monkeypatch.setattr("app.comparing.asking.find_spec", lambda name: None)
+    monkeypatch.setattr("wisca_app.comparing.asking.find_spec", lambda name: None)
     assert "On a Ray cluster" not in page("compare", comparison="new").selectbox(key="compare executor").options
 
 
@@ -130,7 +139,9 @@ def test_a_wrong_setting_is_named_and_nothing_starts(key, value, said):
 def test_an_error_of_the_spec_leads_to_the_field_of_the_form():
     at = page("compare", comparison="new")
     at.number_input(key="compare kv").set_value(3).run()
-    assert "see KV heads, under Model and text" in texts(at) and "model.n_kv_heads: '3' was given; allowed is a divisor of n_heads = 8" in texts(at)
+    assert "see KV heads, under Model and text" in texts(
+        at
+    ) and "model.n_kv_heads: '3' was given; allowed is a divisor of n_heads = 8" in texts(at)
     at.number_input(key="compare kv").set_value(1).run()
     at.checkbox(key="compare own").check().run()
     at.text_input(key="compare own name").set_value("Baseline").run()
@@ -151,7 +162,7 @@ def test_an_error_of_the_spec_leads_to_the_field_of_the_form():
 
 def test_every_label_that_an_error_leads_to_is_on_the_page(monkeypatch):
     """Labels are written in one place and shown from another."""
-    monkeypatch.setattr("app.cached.has_gpu", lambda: True)
+    monkeypatch.setattr("wisca_app.cached.has_gpu", lambda: True)
     labels = set()
     at = page("compare", comparison="new")
     at.checkbox(key="compare own").check().run()
@@ -159,8 +170,21 @@ def test_every_label_that_an_error_leads_to_is_on_the_page(monkeypatch):
         choose_model(at, kind)
         for text in ("text", "hub"):
             next(s for s in at.selectbox if s.label == "Text").set_value(text).run()
-            labels |= {e.label for name in ("number_input", "text_input", "selectbox", "multiselect", "checkbox", "button_group", "slider", "expander", "toggle")
-                       for e in at.get(name)}  # fmt: skip
+            labels |= {
+                e.label
+                for name in (
+                    "number_input",
+                    "text_input",
+                    "selectbox",
+                    "multiselect",
+                    "checkbox",
+                    "button_group",
+                    "slider",
+                    "expander",
+                    "toggle",
+                )
+                for e in at.get(name)
+            }
     named = {label for label, _ in fields._LABELS.values()} | set(fields._OWN_LABELS.values())
     assert not (named | {"hub:owner/name"}) - labels
 
@@ -169,7 +193,11 @@ def test_a_text_that_cannot_be_trained_on_is_refused_before_the_start(tmp_path):
     at = page("compare", comparison="new")
     at.selectbox(key="compare source decoder").set_value("text").run()
     (tmp_path / "short.txt").write_text("twelve bytes")
-    for path, said in (("/nope/x.txt", "data.path: '/nope/x.txt' does not exist"), (str(tmp_path), "is a folder"), (str(tmp_path / "short.txt"), "has 12 bytes")):
+    for path, said in (
+        ("/nope/x.txt", "data.path: '/nope/x.txt' does not exist"),
+        (str(tmp_path), "is a folder"),
+        (str(tmp_path / "short.txt"), "has 12 bytes"),
+    ):
         at.text_input(key="compare path").set_value(path).run()
         assert not at.exception and said in texts(at) and not at.metric
         assert not [b for b in at.button if b.key == "compare start"]
@@ -200,7 +228,12 @@ def choose_model(at: AppTest, kind: str) -> AppTest:
 @pytest.mark.parametrize(
     ("kind", "said", "runs", "arms"),
     [
-        ("shrunk", "The open model's config made smaller: width 64, 4 layers, 8 query heads on 2 KV heads", "16", "QK + VO by KV group"),
+        (
+            "shrunk",
+            "The open model's config made smaller: width 64, 4 layers, 8 query heads on 2 KV heads",
+            "16",
+            "QK + VO by KV group",
+        ),
         ("whole", "The open model, from scratch: width 192, 8 layers", "16", "QK + VO, Gram-balanced"),
         ("lora", "LoRA of rank 8 on the open model", "20", "A/B Gram balance"),
     ],
@@ -230,11 +263,20 @@ def test_training_on_from_the_weights_takes_the_models_own_tokens(monkeypatch):
 
 def test_a_set_up_of_the_paper_says_what_it_needs_and_that_nothing_was_measured(monkeypatch):
     monkeypatch.setattr("wisca_core.comparison.estimate.thread_flops", lambda: 2e11)
-    monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec, device: pytest.fail("a billion parameters were built"))
+    monkeypatch.setattr(
+        "wisca_core.comparison.estimate.measure_step",
+        lambda spec, device: pytest.fail("a billion parameters were built"),
+    )
     at = choose_model(page("compare", comparison="new"), "paper")
-    assert metrics(at)["Parameters"] == "1.1 B" and "years" in metrics(at)["Time here, reckoned"] or "days" in metrics(at)["Time here, reckoned"]
+    assert (
+        metrics(at)["Parameters"] == "1.1 B"
+        and "years" in metrics(at)["Time here, reckoned"]
+        or "days" in metrics(at)["Time here, reckoned"]
+    )
     said = texts(at)
-    assert "reckoned, not measured: 100 GFLOP/s a thread" in said and "That rate is an assumption: nothing was run" in said
+    assert (
+        "reckoned, not measured: 100 GFLOP/s a thread" in said and "That rate is an assumption: nothing was run" in said
+    )
     assert "data.tokenizer: '' was given" in said and at.button(key="compare start").disabled
 
 
@@ -285,7 +327,9 @@ def test_seeds_added_to_a_finished_comparison_mark_it_as_extended(monkeypatch):
     assert folder.read(place).spec.seeds == (1, 2, 3, 4, 5, 6)
     at = page("compare", comparison=place.name)
     assert "extended after looking" in texts(at) and "Extended after looking: 2 seeds were added" in texts(at)
-    assert "Extended after looking, so only a hint" in texts(at) and "As it was fixed beforehand: Preliminary. No detectable difference: −0.045" in texts(at)
+    assert "Extended after looking, so only a hint" in texts(
+        at
+    ) and "As it was fixed beforehand: Preliminary. No detectable difference: −0.045" in texts(at)
 
 
 def test_arms_that_do_not_start_equal_are_not_shown_as_a_result():
@@ -329,13 +373,20 @@ def test_final_weights_of_two_arms_are_shown_side_by_side_on_inspect():
     at.selectbox(key="compare weights").set_value(next(c for c in folder.read(place).cells if c.name == one)).run()
     at.button(key="compare both").click().run()
     assert not at.exception
-    assert at.session_state["model"] == str(place / "cells" / one / "model") and at.session_state["beside"] == str(place / "cells" / other / "model")
+    assert at.session_state["model"] == str(place / "cells" / one / "model") and at.session_state["beside"] == str(
+        place / "cells" / other / "model"
+    )
     at.switch_page("views/inspect.py").run()
     assert not at.exception
     heads = [s.value.replace("\\", "") for s in at.subheader]
-    assert any(h.startswith("The open model: query 4.") or h.startswith("Both alike in the median layer: query 4.") for h in heads)
+    assert any(
+        h.startswith("The open model: query 4.") or h.startswith("Both alike in the median layer: query 4.")
+        for h in heads
+    )
     at.button(key="beside away").click().run()
-    assert not at.exception and at.session_state["beside"] == "" and not any("beside it" in s.value for s in at.subheader)
+    assert (
+        not at.exception and at.session_state["beside"] == "" and not any("beside it" in s.value for s in at.subheader)
+    )
 
 
 def test_a_model_beside_that_cannot_be_opened_is_a_message_and_the_page_lives(tmp_path):
@@ -347,30 +398,42 @@ def test_the_spec_to_run_again_finds_what_is_here_and_the_rest_is_named(tmp_path
     from wisca_core.cli import main
 
     document, missing = folder.spec_to_go(SAMPLES / "compare-lora-gqa-docs")
-    assert missing == ("the text torch-nn.txt",) and document["model"]["path"] == str(SAMPLES / "gqa-docs" / "checkpoint-3600")
+    assert missing == ("the text torch-nn.txt",) and document["model"]["path"] == str(
+        SAMPLES / "gqa-docs" / "checkpoint-3600"
+    )
     (tmp_path / "spec.json").write_text(json.dumps(document))
     assert main(["compare", str(tmp_path / "spec.json"), "--out", str(tmp_path / "c")]) == 2
     assert f"data.path: '{tmp_path / 'torch-nn.txt'}' does not exist" in capsys.readouterr().err
     (tmp_path / "torch-nn.txt").write_bytes(b"import torch\n" * 1000)  # put beside it, as the page says
     assert main(["compare", str(tmp_path / "spec.json"), "--estimate", "--json"]) == 0
-    assert "Not on this machine: the text torch-nn.txt. Put it beside the spec" in texts(page("compare", comparison="sample-compare-lora-gqa-docs"))
-    assert folder.spec_to_go(SAMPLE)[1] == () and "Not on this machine" not in texts(page("compare", comparison="sample-compare-gqa64"))
+    assert "Not on this machine: the text torch-nn.txt. Put it beside the spec" in texts(
+        page("compare", comparison="sample-compare-lora-gqa-docs")
+    )
+    assert folder.spec_to_go(SAMPLE)[1] == () and "Not on this machine" not in texts(
+        page("compare", comparison="sample-compare-gqa64")
+    )
 
 
 def test_weights_that_are_not_there_are_told_from_weights_that_were_not_to_be_kept():
     assert folder.read(SAMPLES / "compare-lora-gqa-docs").spec.save_weights
-    assert "They are not in this folder, although its spec keeps them" in texts(page("compare", comparison="sample-compare-lora-gqa-docs"))
+    assert "They are not in this folder, although its spec keeps them" in texts(
+        page("compare", comparison="sample-compare-lora-gqa-docs")
+    )
     place = kept()
     spec = json.loads((place / "spec.json").read_text())
     (place / "spec.json").write_text(json.dumps(spec | {"save_weights": False}))
-    assert "None were kept: this comparison was set up to keep the curves alone." in texts(page("compare", comparison=place.name))
+    assert "None were kept: this comparison was set up to keep the curves alone." in texts(
+        page("compare", comparison=place.name)
+    )
 
 
 def test_keeping_the_final_weights_is_a_choice_with_its_size_on_disk(monkeypatch):
     started(monkeypatch)
     at = page("compare", comparison="new")
     # 16 runs of 201,344 parameters of 4 bytes are 12.9 MB; beside them curves, and the checkpoints of two runs that go
-    with_weights = re.search(r"Disk: about ([\d.]+) MB with the final weights of every run; .* are free there", texts(at))
+    with_weights = re.search(
+        r"Disk: about ([\d.]+) MB with the final weights of every run; .* are free there", texts(at)
+    )
     at.toggle(key="compare keep").set_value(False).run()
     without = re.search(r"Disk: about ([\d.]+) MB without the final weights", texts(at))
     assert float(with_weights[1]) - float(without[1]) == pytest.approx(12.9, abs=0.6)
@@ -379,7 +442,7 @@ def test_keeping_the_final_weights_is_a_choice_with_its_size_on_disk(monkeypatch
 
 
 def test_final_weights_are_a_download_under_a_token_of_their_own():
-    from app import downloads
+    from wisca_app import downloads
 
     place = kept()
     with_weights(place, "wisca-lr0.001-seed1")
@@ -421,7 +484,7 @@ def test_a_running_comparison_is_attached_to_again_with_the_ways_to_stop_it():
     metrics = running.folder / "metrics.jsonl"
     metrics.write_text("".join(line for line in metrics.read_text().splitlines(keepends=True)[:32]))
     folder.write_status(place, "running", seconds=90.0, workers=2)
-    held = home.take_lock(place / "lock")
+    held = storage.take_lock(place / "lock")
     try:
         for _ in range(2):  # a reload is another session
             at = page("compare")
@@ -434,19 +497,24 @@ def test_a_running_comparison_is_attached_to_again_with_the_ways_to_stop_it():
     finally:
         os.close(held)
     at = page("compare")
-    assert at.title[0].value.startswith("Interrupted: its process ended without a word.") and "not to be quoted" in texts(at)
+    assert at.title[0].value.startswith(
+        "Interrupted: its process ended without a word."
+    ) and "not to be quoted" in texts(at)
     assert at.button(key="compare resume").label == "Resume"
 
 
 def test_a_comparison_without_a_single_row_waits_for_its_first_curves():
     place = fresh()
     folder.write_status(place, "running", seconds=0.5)
-    held = home.take_lock(place / "lock")
+    held = storage.take_lock(place / "lock")
     try:
         at = page("compare")
         assert at.title[0].value == "Training: 0 of 8 runs." and "first curves come in a few seconds" in texts(at)
         cell = folder.read(place).cells[0]
-        rows = [{"format": "wisca-metrics", "version": 1}, {"step": 0, "val_loss": 5.5, "qk": 3.0, "vo": -3.0, "seconds": 0.1, "tokens": 0}]
+        rows = [
+            {"format": "wisca-metrics", "version": 1},
+            {"step": 0, "val_loss": 5.5, "qk": 3.0, "vo": -3.0, "seconds": 0.1, "tokens": 0},
+        ]
         (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         at = page("compare")
         assert len(at.get("plotly_chart")) == 2  # the baseline alone, without any pair and any gradient yet
@@ -462,7 +530,9 @@ def test_a_cancelled_comparison_shows_what_there_is_and_nothing_to_quote():
     folder.write_status(place, "cancelled", seconds=9.0)
     at = page("compare", comparison=place.name)
     said = texts(at)
-    assert at.title[0].value == "Cancelled. 1 of 16 runs finished." and "No result from" not in said and "nan" not in said
+    assert (
+        at.title[0].value == "Cancelled. 1 of 16 runs finished." and "No result from" not in said and "nan" not in said
+    )
     assert len(at.get("plotly_chart")) == 1 and "to be quoted" not in said and "flatters" not in said
     # with pairs to speak of, what is missing is one line
     place = kept("20260101-000000-more")
@@ -471,7 +541,11 @@ def test_a_cancelled_comparison_shows_what_there_is_and_nothing_to_quote():
             folder.write_cell_status(cell, state="waiting")
     folder.write_status(place, "cancelled", seconds=9.0)
     said = texts(page("compare", comparison=place.name))
-    assert "So far, not to be quoted" in said and "4 runs are not finished." in said and "Seeds whose runs are not finished are left out: 4." in said
+    assert (
+        "So far, not to be quoted" in said
+        and "4 runs are not finished." in said
+        and "Seeds whose runs are not finished are left out: 4." in said
+    )
 
 
 def test_a_rate_without_a_run_yet_has_no_broken_chart():
@@ -489,21 +563,27 @@ def test_a_rate_without_a_run_yet_has_no_broken_chart():
 def test_after_a_pause_the_page_says_that_it_ends_not_that_it_starts(monkeypatch):
     place = kept()
     folder.write_status(place, "paused", seconds=9.0, finished=200.0)
-    going = lambda created: lambda kind, **kw: type("Job", (), {"is_active": True, "created": created, "state": "running"})()  # noqa: E731
-    monkeypatch.setattr("app.comparing.live.latest", going(100.0))
+    going = lambda created: (
+        lambda kind, **kw: type("Job", (), {"is_active": True, "created": created, "state": "running"})()
+    )
+    monkeypatch.setattr("wisca_app.comparing.live.latest", going(100.0))
     assert page("compare", comparison=place.name).title[0].value == "Ending: what was done is being kept."
-    monkeypatch.setattr("app.comparing.live.latest", going(300.0))
+    monkeypatch.setattr("wisca_app.comparing.live.latest", going(300.0))
     assert page("compare", comparison=place.name).title[0].value.startswith("Starting")
 
 
 def test_the_time_left_does_not_count_starting_up_again():
     place = fresh()
     folder.write_status(place, "running", seconds=20.0)  # of which 18 passed before the first step
-    held = home.take_lock(place / "lock")
+    held = storage.take_lock(place / "lock")
     try:
         for cell in folder.read(place).cells[:2]:
             folder.write_cell_status(cell, state="running")
-            rows = [{"format": "wisca-metrics", "version": 1}, {"step": 0, "seconds": 0.0}, {"step": 10, "seconds": 2.0}]
+            rows = [
+                {"format": "wisca-metrics", "version": 1},
+                {"step": 0, "seconds": 0.0},
+                {"step": 10, "seconds": 2.0},
+            ]
             (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         now = folder.read(place)
         # two at a time, 10 steps in 2 seconds each: 780 of 800 steps are left at 10 a second
@@ -550,18 +630,29 @@ def test_a_comparison_is_deleted_after_a_second_click_and_a_sample_or_a_running_
     assert str(gone) in texts(at) and gone.is_dir()
     at.button(key="compare delete yes").click().run()
     assert not at.exception and not gone.exists() and stays.is_dir() and at.session_state["comparison"] == stays.name
-    assert [path.name for path in home.folder("comparisons").iterdir()] == [stays.name]
+    assert [path.name for path in storage.folder("comparisons").iterdir()] == [stays.name]
     folder.write_status(stays, "running", seconds=1.0)
-    held = home.take_lock(stays / "lock")
+    held = storage.take_lock(stays / "lock")
     try:
         at = page("compare", comparison=stays.name)
-        assert at.button(key="compare delete off").disabled and not [b for b in at.button if b.key == "compare delete yes"]
+        assert at.button(key="compare delete off").disabled and not [
+            b for b in at.button if b.key == "compare delete yes"
+        ]
         with pytest.raises(OutputRefused, match="is running"):
             folder.remove(stays)
     finally:
         os.close(held)
-    assert not [b for b in page("compare", comparison="sample-compare-gqa64").button if (b.key or "").startswith("compare delete")]
-    for wrong in (SAMPLE, stays / "cells", home.folder("comparisons") / ".." / "comparisons" / stays.name, home.folder("comparisons")):
+    assert not [
+        b
+        for b in page("compare", comparison="sample-compare-gqa64").button
+        if (b.key or "").startswith("compare delete")
+    ]
+    for wrong in (
+        SAMPLE,
+        stays / "cells",
+        storage.folder("comparisons") / ".." / "comparisons" / stays.name,
+        storage.folder("comparisons"),
+    ):
         with pytest.raises(OutputRefused, match="only those are deleted here"):
             folder.remove(wrong)
     assert stays.is_dir() and SAMPLE.is_dir()
@@ -580,7 +671,11 @@ def test_one_that_stopped_before_its_first_step_says_what_can_be_done():
     assert "stopped before its first step" not in texts(page("compare", comparison=place.name))
     folder.write_status(place, "failed", message="UnreadableInput: data.path: '/x' does not exist")
     at = page("compare", comparison=place.name)
-    assert "stopped before its first step" in texts(at) and "delete it here" in texts(at) and [b for b in at.button if b.key == "compare delete yes"]
+    assert (
+        "stopped before its first step" in texts(at)
+        and "delete it here" in texts(at)
+        and [b for b in at.button if b.key == "compare delete yes"]
+    )
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -615,12 +710,21 @@ def test_titles_are_about_the_rate_that_is_shown_and_name_the_direction():
     assert compare.curves_finding(found, arms, 3e-3) == "At rate 0.003 QK + VO ends higher, before any correction"
     assert compare.curves_finding(found, arms, 1e-3) == "At rate 0.001 QK only ends lower, before any correction"
     assert compare.forest_finding(found, arms) == "Every interval spans zero"
-    assert compare.rates_finding(statistics.finals(comparison, curves), arms) == "Best rates: 0.001 for QK + VO and QK only; 0.003 for Baseline"
+    assert (
+        compare.rates_finding(statistics.finals(comparison, curves), arms)
+        == "Best rates: 0.001 for QK + VO and QK only; 0.003 for Baseline"
+    )
     comparison, curves, found = sample("compare-gqa64-8-seeds")
     assert compare.curves_finding(found, comparison.spec.arms, 1e-3) == "QK + VO ends lower, Inverse scaling higher"
-    assert compare.forest_finding(found, comparison.spec.arms) == "QK + VO ends lower, Inverse scaling higher than the baseline"
+    assert (
+        compare.forest_finding(found, comparison.spec.arms)
+        == "QK + VO ends lower, Inverse scaling higher than the baseline"
+    )
     comparison, _, found = sample("compare-default")
-    assert compare.curves_finding(found, comparison.spec.arms, 1e-3) == "At the end no arm can be told from the baseline, once corrected for 3 comparisons"
+    assert (
+        compare.curves_finding(found, comparison.spec.arms, 1e-3)
+        == "At the end no arm can be told from the baseline, once corrected for 3 comparisons"
+    )
 
 
 def test_the_ratio_between_two_rescales_is_said_not_the_last_one_alone():
@@ -635,7 +739,11 @@ def test_the_table_holds_the_baseline_at_its_own_best_rate():
     at = page("compare", comparison="sample-compare-w128-rates")
     table = at.dataframe[0].value
     rows = table[table["Rate"].str.startswith("own best")]
-    assert rows["Arm"].tolist()[0] == "Baseline" and rows["Rate"].tolist() == ["own best, 0.003", "own best, 0.001", "own best, 0.001"]
+    assert rows["Arm"].tolist()[0] == "Baseline" and rows["Rate"].tolist() == [
+        "own best, 0.003",
+        "own best, 0.001",
+        "own best, 0.001",
+    ]
     base, wisca = (float(rows[rows["Arm"] == arm]["Loss"].iloc[0]) for arm in ("Baseline", "QK + VO, every 25"))
     assert round(wisca - base, 3) == pytest.approx(0.004, abs=0.0011)
     assert "QK and VO balanced every 25 steps" in table["What it does"].tolist()
@@ -647,7 +755,11 @@ def test_arms_look_different_from_each_other():
         looks = compare.styles(tuple(known.values()), LIGHT)
         assert len(set(looks.values())) == len(looks)
     looks = compare.styles(tuple(ARMS.values()), LIGHT)
-    assert looks["baseline"][0] == LIGHT.quiet and looks["qk_only"][0] == LIGHT.role["q"] and looks["vo_only"][0] == LIGHT.role["v"]
+    assert (
+        looks["baseline"][0] == LIGHT.quiet
+        and looks["qk_only"][0] == LIGHT.role["q"]
+        and looks["vo_only"][0] == LIGHT.role["v"]
+    )
 
 
 def test_ticks_are_round_and_hold_zero():

@@ -39,7 +39,9 @@ def quantised(base, tmp_path_factory) -> Path:
         if "_proj" in name:
             tensors[f"{name}_scale"] = torch.full((len(weight), 1), 0.5)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((base / "config.json").read_text()) | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    config = json.loads((base / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "compressed-tensors"}
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -51,7 +53,11 @@ def test_inspect_shows_an_adapter_by_layer_and_part(adapter):
     assert "A LoRA adapter of" in said and "the base model, which stays as it is" in said
     assert "every value of base_model.model.model.layers.0.mlp.down_proj.lora_B.weight in it is zero" in said
     strips = charts(at)[0]
-    rows = [axis["ticktext"] for name, axis in strips["layout"].items() if name.startswith("yaxis") and axis.get("ticktext") and len(axis["ticktext"]) == 2]
+    rows = [
+        axis["ticktext"]
+        for name, axis in strips["layout"].items()
+        if name.startswith("yaxis") and axis.get("ticktext") and len(axis["ticktext"]) == 2
+    ]
     assert rows[0] == ["mlp.down_proj", "self_attn.q_proj"]
     assert at.header[0].value == "Layer 1, self_attn.q_proj"  # the heavy one is furthest out
     assert "A of self_attn.q_proj is" in said and "heavier than B of self_attn.q_proj" in said
@@ -66,19 +72,28 @@ def test_two_adapters_stand_side_by_side(adapter, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(adapter, other)
     tensors = load_file(other / "adapter_model.safetensors")
-    save_file({n: t * (2 if "lora_A" in n else 1) for n, t in tensors.items()}, other / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {n: t * (2 if "lora_A" in n else 1) for n, t in tensors.items()},
+        other / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
     at = page(model=adapter, beside=other)
     assert at.subheader[0].value == "The open model: A 1.41× in the median layer; beside it: A 2.8×"
-
 
 
 def test_rescale_plans_an_adapter_by_module_and_rank_channel(adapter):
     at = page("rescale", model=adapter)
     assert at.title[0].value.startswith("3 of 4 pairs would change")
     assert at.segmented_control(key="pairs").value == ["lora"]
-    assert [option.content for option in at.segmented_control(key="granularity").proto.options] == ["Module", "Rank channel"]
+    assert [option.content for option in at.segmented_control(key="granularity").proto.options] == [
+        "Module",
+        "Rank channel",
+    ]
     table = next(frame.value for frame in at.dataframe if "Part" in frame.value)
-    assert table["Part"].tolist() == ["mlp.down_proj", "self_attn.q_proj"] * 2 and "4 rows of A, 4 columns of B" in table["What it changes"].tolist()
+    assert (
+        table["Part"].tolist() == ["mlp.down_proj", "self_attn.q_proj"] * 2
+        and "4 rows of A, 4 columns of B" in table["What it changes"].tolist()
+    )
     at.segmented_control(key="granularity").set_value("channel").run()
     assert not at.exception and at.title[0].value.startswith("3 of 4")
     at.text_input(key=f"base of {adapter}").set_value("/nowhere").run()
@@ -101,20 +116,29 @@ def test_a_base_offers_the_adapters_that_belong_to_it(base, adapter, tmp_path):
 def test_the_export_job_writes_base_and_adapter(base, adapter, tmp_path):
     from wisca_core.architecture.find import find_sites
     from wisca_core.checkpoint import open_checkpoint
+    from wisca_core.job_functions import export_job
     from wisca_core.patterns.store import measured
-    from wisca_core.plan.decide import decide
-    from wisca_core.plan.options import Options
-    from wisca_core.plan.plan import make_plan, save_plan
+    from wisca_core.planning.decide import decide
+    from wisca_core.planning.options import Options
+    from wisca_core.planning.plan import make_plan, save_plan
     from wisca_core.progress import silent
-    from wisca_core.work import export_job
 
     checkpoint = open_checkpoint(base)
     sites = find_sites(checkpoint)
     save_plan(make_plan(decide(measured(checkpoint, sites), Options(granularity="channel"))), tmp_path / "plan.json")
-    arguments = {"model": str(base), "plan": str(tmp_path / "plan.json"), "out": str(tmp_path / "out"), "check": False, "adapters": [str(adapter)]}
+    arguments = {
+        "model": str(base),
+        "plan": str(tmp_path / "plan.json"),
+        "out": str(tmp_path / "out"),
+        "check": False,
+        "adapters": [str(adapter)],
+    }
     done = export_job(arguments, silent, tmp_path)
     assert done["adapters"] == [str(tmp_path / "out-adapter")]
-    before, after = outputs(load_adapted(base, adapter), seed=4), outputs(load_adapted(tmp_path / "out", tmp_path / "out-adapter"), seed=4)
+    before, after = (
+        outputs(load_adapted(base, adapter), seed=4),
+        outputs(load_adapted(tmp_path / "out", tmp_path / "out-adapter"), seed=4),
+    )
     assert difference(before, after).max_rel < 1e-5  # float32 weights
 
 
@@ -124,9 +148,12 @@ def test_a_quantised_model_is_looked_at(quantised):
     assert "**Look only:** the checkpoint is quantised" in said and "fp8" in said
     assert "Factor" not in said and "ring before, dot after" not in said
     assert not any("After" in frame.value for frame in at.dataframe if "Heavier side" in frame.value)
-    assert len([name for name in charts(at)[0]["layout"] if name.startswith("yaxis")]) in (2, 3)  # strips before, and the layers
+    assert len([name for name in charts(at)[0]["layout"] if name.startswith("yaxis")]) in (
+        2,
+        3,
+    )  # strips before, and the layers
     at = page("rescale", model=quantised)
-    assert at.title[0].value == "This model cannot be rescaled." and "Look only: the checkpoint is quantised" in texts(at)
+    assert at.title[0].value == "This model cannot be rescaled." and "Look only: the checkpoint is quantised" in texts(
+        at
+    )
     assert not at.button or all(button.label != "Export" for button in at.button)
-
-

@@ -10,8 +10,7 @@ import torch
 from dashboard_page import charts, metrics, page, texts
 from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
-
-from app.inspecting import selection
+from wisca_app.inspecting import selection
 
 
 def save(folder: Path, model, change=lambda tensors: None) -> Path:
@@ -86,14 +85,26 @@ def test_a_model_that_is_level_is_not_promised_to_become_level(llama, edited):
     def balance(tensors):
         for name in tensors:
             if "k_proj" in name:
-                tensors[name] *= tensors[name.replace("k_proj", "q_proj")].abs().sum() / tensors[name].abs().sum() / 1.02
+                tensors[name] *= (
+                    tensors[name.replace("k_proj", "q_proj")].abs().sum() / tensors[name].abs().sum() / 1.02
+                )
 
     at = page(model=edited(llama, balance))
-    assert at.title[0].value.startswith("Query and key are level in the median layer (query 1.02×): size alone would make the query side 2.0× heavier")
+    assert at.title[0].value.startswith(
+        "Query and key are level in the median layer (query 1.02×): size alone would make the query side 2.0× heavier"
+    )
     said = texts(at)
-    assert "The median layer is level already. Balancing would still move 4 of 4 pairs, and leave the outputs the same up to rounding." in said
+    assert (
+        "The median layer is level already. Balancing would still move 4 of 4 pairs, and leave the outputs the same up to rounding."
+        in said
+    )
     shown = metrics(at)
-    assert shown["Size alone, query"] == "2.0×" and shown["Query over key"] == "1.02×" and "of that, size" not in shown and "bring the median" not in said
+    assert (
+        shown["Size alone, query"] == "2.0×"
+        and shown["Query over key"] == "1.02×"
+        and "of that, size" not in shown
+        and "bring the median" not in said
+    )
 
 
 def test_the_page_says_what_balancing_would_give_and_that_training_is_another_question(llama):
@@ -169,7 +180,16 @@ def test_the_selection_survives_another_pair_and_another_page(llama):
 
 
 @pytest.mark.parametrize(
-    "address", [{"layer": "99"}, {"layer": "-1"}, {"group": "7", "layer": "1"}, {"pair": "lora"}, {"block": "decoder.cross"}, {"block": "<b>"}, {"shown_norm": "rms"}]
+    "address",
+    [
+        {"layer": "99"},
+        {"layer": "-1"},
+        {"group": "7", "layer": "1"},
+        {"pair": "lora"},
+        {"block": "decoder.cross"},
+        {"block": "<b>"},
+        {"shown_norm": "rms"},
+    ],
 )
 def test_an_address_that_means_nothing_here_falls_back(llama, address):
     at = page(model=llama, **address)

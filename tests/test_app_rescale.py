@@ -12,19 +12,19 @@ import pytest
 import torch
 from dashboard_page import metrics, page, texts
 from streamlit.testing.v1 import AppTest
+from wisca_app import cached, downloads
+from wisca_app.figures.factors import factor_chart, finding
+from wisca_app.figures.template import LIGHT
+from wisca_app.rescaling.training import command, snippet
 
-from app import cached, downloads
-from app.figures.factors import factor_chart, finding
-from app.figures.template import LIGHT
-from app.rescaling.training import command, snippet
-from wisca_core import home, jobs
+from wisca_core import jobs, storage
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import Reader, open_checkpoint
 from wisca_core.equivalence.proof import FORMAT, VERSION, Proof, prove
 from wisca_core.patterns.measure import measure
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import LayerRange, Options, parse_layers
-from wisca_core.plan.rows import ROW_COLUMNS, plan_rows
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import LayerRange, Options, parse_layers
+from wisca_core.planning.rows import ROW_COLUMNS, plan_rows
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def proofs(tmp_path_factory, llama):
     try:
         checkpoint = open_checkpoint(llama)
         assert prove(checkpoint, find_sites(checkpoint)).passed
-        return list(home.folder("proofs").iterdir())
+        return list(storage.folder("proofs").iterdir())
     finally:
         patch.undo()
 
@@ -54,7 +54,7 @@ def proofs(tmp_path_factory, llama):
 @pytest.fixture(autouse=True)
 def proved(own_home, proofs):
     for path in proofs:
-        shutil.copy(path, home.folder("proofs"))
+        shutil.copy(path, storage.folder("proofs"))
 
 
 def shown_rows(at: AppTest):
@@ -219,7 +219,7 @@ def test_fp16_is_never_promised_bit_identity_on_powers_of_two_alone(llama, tmp_p
 
 
 def test_without_a_proof_the_miniature_starts_by_itself_and_export_waits(llama):
-    home.clean(["proofs"])
+    storage.clean(["proofs"])
     at = page("rescale", model=llama)
     assert not at.exception
     (job,) = jobs.every()
@@ -228,10 +228,10 @@ def test_without_a_proof_the_miniature_starts_by_itself_and_export_waits(llama):
 
 
 def test_a_failed_proof_says_why_and_stops_the_export(llama, proofs):
-    (kept,) = home.folder("proofs").iterdir()
-    proof = Proof.from_json(home.read_json(kept, FORMAT, VERSION))
+    (kept,) = storage.folder("proofs").iterdir()
+    proof = Proof.from_json(storage.read_json(kept, FORMAT, VERSION))
     failed = proof.to_json() | {"passed": False, "reason": "the outputs differ by 3.0e-02 relative"}
-    home.write_json(kept, FORMAT, VERSION, failed)
+    storage.write_json(kept, FORMAT, VERSION, failed)
     at = page("rescale", model=llama)
     assert "the outputs differ by 3.0e-02 relative" in texts(at)
     assert at.button(key="export").disabled
@@ -389,10 +389,17 @@ def test_opening_another_model_here_starts_with_all_its_layers(llama, tmp_path):
     assert at.title[0].value.startswith("6 of 6 pairs")
 
 
-@pytest.mark.parametrize("options", [Options(), Options(pairs=("qk",), granularity="group", exact=True, layers=parse_layers("0-1")),
-                                     Options(norm="l2", strength=0.5, exclude=("decoder.0.self.vo",))])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(pairs=("qk",), granularity="group", exact=True, layers=parse_layers("0-1")),
+        Options(norm="l2", strength=0.5, exclude=("decoder.0.self.vo",)),
+    ],
+)
 def test_the_lines_for_a_training_run_give_the_options_of_the_page(options):
-    from app.rescaling.training import in_training
+    from wisca_app.rescaling.training import in_training
+
     from wisca_core.training.choices import Choices
 
     line = next(line for line in in_training(options).splitlines() if line.startswith("WiscaCallback("))

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from dashboard_page import page, texts
 from streamlit.testing.v1 import AppTest
-
-from app.figures.runs import MOST_NAMED, Curve, curves, styles, whole_ticks
-from app.figures.runs_report import report
-from app.figures.runs_trajectory import trajectory as trajectory_figure
-from app.figures.template import DARK, LIGHT
+from wisca_app.figures.runs import MOST_NAMED, Curve, curves, styles, whole_ticks
+from wisca_app.figures.runs_report import report
+from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure
+from wisca_app.figures.template import DARK, LIGHT
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "sample_runs" / "gqa-docs"
@@ -77,11 +76,16 @@ def test_runs_of_a_comparison_open_on_what_it_is_judged_by_and_lead_to_its_concl
     assert at.title[0].value.replace("\\", "").startswith("arm wisca ends lowest: val_loss")
     assert (at.session_state["from_group"], at.session_state["to_group"]) == ("arm baseline", "arm wisca")
     assert "arm wisca minus arm baseline: −0.056 in final val_loss (95 % −0.108 to −0.005)" in said
-    assert "The interval is uncorrected: this is one of 3 pairs with arm baseline." in said and "corrected for its several arms, is on the Compare page" in said
+    assert (
+        "The interval is uncorrected: this is one of 3 pairs with arm baseline." in said
+        and "corrected for its several arms, is on the Compare page" in said
+    )
     at.button(key="planned compare").click().run()
     assert not at.exception
     at.switch_page("views/compare.py").run()
-    assert at.session_state["comparison"] == "sample-compare-default" and "Not distinguishable after correction" in texts(at)
+    assert at.session_state[
+        "comparison"
+    ] == "sample-compare-default" and "Not distinguishable after correction" in texts(at)
 
 
 def test_smoothing_axis_and_window_change_what_is_drawn_and_stand_in_the_address(seeds):
@@ -121,7 +125,8 @@ def test_bad_paths_are_a_message_and_the_form_stays(tmp_path):
 
 
 def test_a_wrong_address_is_ignored(seeds):
-    at = page("runs",
+    at = page(
+        "runs",
         logs=str(seeds),
         smoothing="7",
         window="nan..3",

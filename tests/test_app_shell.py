@@ -20,12 +20,12 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
+from wisca_app import archive as archives
+from wisca_app import cached, downloads, open_model, state, uploads
+from wisca_app.archive import Entry, archive, archive_bytes
+from wisca_app.spreadsheet import csv_bytes
 
-from app import archive as archives
-from app import cached, current, downloads, state, uploads
-from app.archive import Entry, archive, archive_bytes
-from app.spreadsheet import csv_bytes
-from wisca_core import home, jobs
+from wisca_core import jobs, storage
 from wisca_core.checkpoint import HubSize
 from wisca_core.errors import CheckpointChanged, HubError, UnreadableInput, UnsafeInput
 
@@ -139,7 +139,7 @@ def test_a_model_of_the_hub_shows_its_size_and_is_not_fetched_before_the_button(
     assert not jobs.every()
     started = []
     job = jobs.start("sleep", {"steps": 1000, "seconds": 0.05}, "stands in for the download")
-    monkeypatch.setattr(current, "start_measuring", lambda model: started.append(model) or job)
+    monkeypatch.setattr(open_model, "start_measuring", lambda model: started.append(model) or job)
     button(at, "Download and open").click().run()
     assert not at.exception
     assert started == ["hub:some/model"] and "hub:some/model" in str(at.query_params["model"])
@@ -184,7 +184,7 @@ def test_a_big_model_is_measured_by_a_job_and_the_page_goes_on_when_it_is_done(l
 
 def test_a_job_that_failed_says_why_and_can_be_started_again(llama, monkeypatch):
     monkeypatch.setattr(cached, "JOB_BYTES", 0)
-    monkeypatch.setattr(current, "latest", lambda kind, **arguments: _failed_job(llama))
+    monkeypatch.setattr(open_model, "latest", lambda kind, **arguments: _failed_job(llama))
     at = page(model=llama)
     assert not at.exception
     assert "Measuring did not finish" in texts(at) and HOSTILE in [element.value for element in at.text]
@@ -222,15 +222,15 @@ def test_a_running_job_shows_its_title_as_text_and_can_be_cancelled():
 
 
 def test_cleaning_removes_what_can_be_made_again_and_leaves_exports(own_home):
-    export = home.folder("exports") / "mine"
+    export = storage.folder("exports") / "mine"
     export.mkdir()
     (export / "model.safetensors").write_bytes(b"x" * 1000)
-    (home.folder("proofs") / "old.json").write_text("{}")
+    (storage.folder("proofs") / "old.json").write_text("{}")
     at = page()
     at.button(key="clean").click().run()
     assert not at.exception
     assert (export / "model.safetensors").exists()
-    assert not (home.folder("proofs") / "old.json").exists()
+    assert not (storage.folder("proofs") / "old.json").exists()
 
 
 # --- uploads ----------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_cleaning_removes_what_can_be_made_again_and_leaves_exports(own_home):
 def test_an_upload_becomes_a_folder_of_its_own_that_opens(llama):
     names = ("config.json", "model.safetensors")
     folder = uploads.keep([(name, (llama / name).read_bytes()) for name in names])
-    assert folder.parent == home.folder("uploads")
+    assert folder.parent == storage.folder("uploads")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert len(cached.opened(str(folder)).sites.sites) == 4
 
@@ -248,7 +248,7 @@ def test_an_upload_becomes_a_folder_of_its_own_that_opens(llama):
 def test_an_upload_with_a_name_that_leads_elsewhere_is_refused_whole(name):
     with pytest.raises(UnsafeInput):
         uploads.keep([("config.json", b"{}"), (name, b"")])
-    assert not list(home.folder("uploads").iterdir())
+    assert not list(storage.folder("uploads").iterdir())
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def exported(tmp_path):
 @pytest.fixture
 def client():
     # the same routes and middleware as app/main.py, without Streamlit's own server around them
-    from app.main import HOSTS
+    from wisca_app.main import HOSTS
 
     server = Starlette(routes=downloads.ROUTES, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)])
     return TestClient(server, base_url="http://127.0.0.1:8501")

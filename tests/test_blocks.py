@@ -21,10 +21,10 @@ from wisca_core.equivalence.verify import verify
 from wisca_core.patterns.blocks import block_of, titles, unit_of
 from wisca_core.patterns.measure import measure
 from wisca_core.patterns.summary import furthest, layer_ratios, sentence, summaries
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
-from wisca_core.plan.plan import make_plan
-from wisca_core.plan.rows import plan_rows
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
+from wisca_core.planning.plan import make_plan
+from wisca_core.planning.rows import plan_rows
 
 ALL = ("qk", "vo", "mlp")
 
@@ -56,44 +56,67 @@ def moe(small_model, tmp_path_factory) -> Path:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, block, unit", [
-    ("decoder.3.cross.qk", "decoder.cross", "KV group"),
-    ("decoder.3.self.qk:rope", "decoder.self:rope", "KV group"),
-    ("decoder.3.none.mlp", "decoder.none", "layer"),
-    ("decoder.3.none.mlp.e17", "decoder.experts", "expert"),
-    ("decoder.3.none.mlp:shared_expert", "decoder.none:shared_expert", "layer"),
-    ("decoder.3.none.lora:self_attn.q_proj", "decoder.none", "adapted layer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, block, unit",
+    [
+        ("decoder.3.cross.qk", "decoder.cross", "KV group"),
+        ("decoder.3.self.qk:rope", "decoder.self:rope", "KV group"),
+        ("decoder.3.none.mlp", "decoder.none", "layer"),
+        ("decoder.3.none.mlp.e17", "decoder.experts", "expert"),
+        ("decoder.3.none.mlp:shared_expert", "decoder.none:shared_expert", "layer"),
+        ("decoder.3.none.lora:self_attn.q_proj", "decoder.none", "adapted layer"),
+    ],
+)
 def test_the_block_of_a_site_is_its_place_without_the_layer(name, block, unit):
     key = SiteKey.parse(name)
     assert block_of(key) == block and unit_of(key.pair, block) == unit
 
 
-@pytest.mark.parametrize("words", [
-    {"decoder.self": ""},
-    {"encoder.self": "encoder", "decoder.self": "decoder self-attention", "decoder.cross": "decoder cross-attention"},
-    {"text.self": "text", "vision.self": "vision"},
-    {"decoder.self": "content part", "decoder.self:rope": "rotary part"},
-    {"decoder.self:0": "first attention", "decoder.self:1": "second attention"},
-    {"decoder.self:0": "first attention, content part", "decoder.self:0.rope": "first attention, rotary part",
-     "decoder.self:1": "second attention, content part", "decoder.self:1.rope": "second attention, rotary part"},
-    {"decoder.none": "dense layers", "decoder.experts": "experts", "decoder.none:shared_expert": "shared expert"},
-    {"decoder.experts": "experts", "decoder.none:0": "first dense block", "decoder.none:1": "second dense block"},
-    {"encoder.none": "encoder", "decoder.none": "decoder"},
-    {"decoder.self": "self-attention", "decoder.cross": "cross-attention"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"decoder.self": ""},
+        {
+            "encoder.self": "encoder",
+            "decoder.self": "decoder self-attention",
+            "decoder.cross": "decoder cross-attention",
+        },
+        {"text.self": "text", "vision.self": "vision"},
+        {"decoder.self": "content part", "decoder.self:rope": "rotary part"},
+        {"decoder.self:0": "first attention", "decoder.self:1": "second attention"},
+        {
+            "decoder.self:0": "first attention, content part",
+            "decoder.self:0.rope": "first attention, rotary part",
+            "decoder.self:1": "second attention, content part",
+            "decoder.self:1.rope": "second attention, rotary part",
+        },
+        {"decoder.none": "dense layers", "decoder.experts": "experts", "decoder.none:shared_expert": "shared expert"},
+        {"decoder.experts": "experts", "decoder.none:0": "first dense block", "decoder.none:1": "second dense block"},
+        {"encoder.none": "encoder", "decoder.none": "decoder"},
+        {"decoder.self": "self-attention", "decoder.cross": "cross-attention"},
+    ],
+)
 def test_blocks_are_named_apart_in_words(words):
     assert titles(words) == words
 
 
 def test_refusals_of_one_reason_are_one_line():
-    found = refusals.lines([
-        Refusal("decoder.0.none.mlp", "gelu stands between"), Refusal("decoder.1.none.mlp", "gelu stands between"),
-        Refusal("decoder.0.none.mlp:shared", "layers.0.x is 3 wide"), Refusal("decoder.7.none.mlp:shared", "layers.7.x is 4 wide"),
-        Refusal("model", "why"), Refusal("decoder.1.self.qk", "gelu stands between"),
-    ])  # fmt: skip
-    assert found == ["decoder.0.none.mlp and 1 more like it: gelu stands between", "decoder.0.none.mlp:shared and 1 more like it: layers.0.x is 3 wide",
-                     "model: why", "decoder.1.self.qk: gelu stands between"]  # fmt: skip
+    found = refusals.lines(
+        [
+            Refusal("decoder.0.none.mlp", "gelu stands between"),
+            Refusal("decoder.1.none.mlp", "gelu stands between"),
+            Refusal("decoder.0.none.mlp:shared", "layers.0.x is 3 wide"),
+            Refusal("decoder.7.none.mlp:shared", "layers.7.x is 4 wide"),
+            Refusal("model", "why"),
+            Refusal("decoder.1.self.qk", "gelu stands between"),
+        ]
+    )
+    assert found == [
+        "decoder.0.none.mlp and 1 more like it: gelu stands between",
+        "decoder.0.none.mlp:shared and 1 more like it: layers.0.x is 3 wide",
+        "model: why",
+        "decoder.1.self.qk: gelu stands between",
+    ]
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -105,14 +128,24 @@ def test_attentions_that_share_a_layer_are_never_summed(small_model):
     groups = decide(measured(folder), Options(ALL)).groups()
     assert not groups.duplicated(["pair", "block", "layer", "group"]).any()
     layers = layer_ratios(groups, "l1").set_index(["pair", "block", "layer"])["log2_ratio"]
-    paths = {"encoder.self": "encoder.block.{}.layer.0.SelfAttention", "decoder.self": "decoder.block.{}.layer.0.SelfAttention",
-             "decoder.cross": "decoder.block.{}.layer.1.EncDecAttention"}  # fmt: skip
+    paths = {
+        "encoder.self": "encoder.block.{}.layer.0.SelfAttention",
+        "decoder.self": "decoder.block.{}.layer.0.SelfAttention",
+        "decoder.cross": "decoder.block.{}.layer.1.EncDecAttention",
+    }
     for block, path in paths.items():
         for layer in range(2):
             q, k, v, o = (l1(tensors, f"{path.format(layer)}.{m}.weight") for m in "qkvo")
-            assert layers["qk", block, layer] == pytest.approx(np.log2(q / k)) and layers["vo", block, layer] == pytest.approx(np.log2(v / o))
+            assert layers["qk", block, layer] == pytest.approx(np.log2(q / k)) and layers[
+                "vo", block, layer
+            ] == pytest.approx(np.log2(v / o))
     verdicts = summaries(groups, "l1")
-    assert {"qk encoder.self", "qk decoder.self", "qk decoder.cross", "mlp encoder.none"} <= verdicts.keys() and "qk" not in verdicts
+    assert {
+        "qk encoder.self",
+        "qk decoder.self",
+        "qk decoder.cross",
+        "mlp encoder.none",
+    } <= verdicts.keys() and "qk" not in verdicts
     cross = verdicts["qk decoder.cross"]
     assert cross.n_layers == 2 and cross.title == "decoder cross-attention"
     assert sentence(cross).startswith("Decoder cross-attention: ")
@@ -143,7 +176,9 @@ def test_experts_take_the_place_of_the_group(moe):
     far = furthest(groups, 1).iloc[0]
     assert (far["name"], far["group"], far["block"]) == ("decoder.1.none.mlp.e2", 2, "decoder.experts")
     heads = decision.heads()
-    assert heads.loc[(heads["block"] == "decoder.experts") & (heads["role"] == "up"), "head"].tolist() == [0, 1, 2, 3] * 2
+    assert (
+        heads.loc[(heads["block"] == "decoder.experts") & (heads["role"] == "up"), "head"].tolist() == [0, 1, 2, 3] * 2
+    )
     rows = plan_rows(decision)
     of_experts = rows[rows["block"] == "decoder.experts"]
     assert of_experts["group"].tolist() == [0, 1, 2, 3] * 2
@@ -171,11 +206,15 @@ def test_relu_squared_gives_down_the_inverse_square(small_model):
     decision = decide(patterns, Options(("mlp",)))
     row = plan_rows(decision).query("name == 'decoder.0.none.mlp'").iloc[0]
     s = (down / up) ** (1 / 3)
-    assert row["factor_low"] == row["full_high"] == pytest.approx(s) and row["right_low"] == row["right_high"] == pytest.approx(s**-2)
+    assert row["factor_low"] == row["full_high"] == pytest.approx(s) and row["right_low"] == row[
+        "right_high"
+    ] == pytest.approx(s**-2)
     assert row["log2_after"] == pytest.approx(0, abs=1e-12) and up * s == pytest.approx(down * s**-2)
     assert row["changes"].startswith("52 rows of up, 52 columns of down")
     free = plan_rows(decide(patterns, Options(("mlp",), "channel"))).query("name == 'decoder.0.none.mlp'").iloc[0]
-    assert free["right_low"] == pytest.approx(free["factor_high"] ** -2) and free["right_high"] == pytest.approx(free["factor_low"] ** -2)
+    assert free["right_low"] == pytest.approx(free["factor_high"] ** -2) and free["right_high"] == pytest.approx(
+        free["factor_low"] ** -2
+    )
     attention = plan_rows(decide(patterns, Options())).query("pair == 'qk'").iloc[0]
     assert attention["right_low"] == pytest.approx(1 / attention["factor_low"])
 
@@ -185,12 +224,23 @@ def test_relu_squared_gives_down_the_inverse_square(small_model):
 
 def heavier(tensors: dict) -> None:
     for name in tensors:
-        if name.endswith((".up_proj.weight", ".up_proj.bias", "DenseReluDense.wi.weight", "q_proj.weight", "q_proj.bias", "q_b_proj.weight")):
+        if name.endswith(
+            (
+                ".up_proj.weight",
+                ".up_proj.bias",
+                "DenseReluDense.wi.weight",
+                "q_proj.weight",
+                "q_proj.bias",
+                "q_b_proj.weight",
+            )
+        ):
             tensors[name] *= 64
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2_moe", "nemotron", "deepseek_v3"])
-def test_a_rescale_with_feed_forward_pairs_verifies_and_is_taken_back_to_the_bit(model_type, small_model, edited, tmp_path, capsys):
+def test_a_rescale_with_feed_forward_pairs_verifies_and_is_taken_back_to_the_bit(
+    model_type, small_model, edited, tmp_path, capsys
+):
     before = edited(small_model(model_type, torch.bfloat16), heavier)
     out, back = tmp_path / "out", tmp_path / "back"
     assert main(["rescale", str(before), str(out), "--pairs", "qk,vo,mlp", "--exact"]) == 0
@@ -224,7 +274,13 @@ def wrong_mlp(real):
 
         proof = real(*arguments)
         kept = tuple(name for name in proof.proved if not name.endswith(".mlp"))
-        return replace(proof, passed=False, proved=kept, refused=(("decoder.none.mlp", "the outputs differ by 3.0e-01."),), reason="the outputs differ by 3.0e-01.")
+        return replace(
+            proof,
+            passed=False,
+            proved=kept,
+            refused=(("decoder.none.mlp", "the outputs differ by 3.0e-01."),),
+            reason="the outputs differ by 3.0e-01.",
+        )
 
     return prove
 
@@ -239,7 +295,10 @@ def test_what_is_not_proved_is_refused_by_name_and_the_rest_goes_on(small_model,
     assert all("self_attn" in name for name in old if not torch.equal(old[name], new[name]))
     report = json.loads((out / "wisca_report.json").read_text())
     assert report["refused"] == [f"decoder.{i}.none.mlp: the outputs differ by 3.0e-01." for i in range(2)]
-    for arguments, words in ((["--pairs", "mlp"], "3.0e-01"), (["--pairs", "qk,mlp", "--strict"], "--strict asks for none")):
+    for arguments, words in (
+        (["--pairs", "mlp"], "3.0e-01"),
+        (["--pairs", "qk,mlp", "--strict"], "--strict asks for none"),
+    ):
         assert main(["rescale", str(before), str(tmp_path / "none"), *arguments]) == 1
         assert words in capsys.readouterr().err and not (tmp_path / "none").exists()
 
@@ -268,7 +327,9 @@ def test_verify_does_not_ask_for_the_proof_of_what_did_not_change(small_model, e
     after = edited(before, rescaled)
     asked = []
     real = verifying.prove
-    monkeypatch.setattr(verifying, "prove", lambda c, sites, p: asked.append({s.key.pair for s in sites.sites}) or real(c, sites, p))
+    monkeypatch.setattr(
+        verifying, "prove", lambda c, sites, p: asked.append({s.key.pair for s in sites.sites}) or real(c, sites, p)
+    )
     found = verify(open_checkpoint(before), open_checkpoint(after))
     assert found.exit_code == 0 and asked == [{"qk", "vo"}]
 
@@ -299,17 +360,24 @@ def test_inspect_says_every_block_by_itself(moe, small_model, tmp_path, capsys):
     assert found["pairs"].keys() == {"qk", "vo"} and found["pairs"]["qk"]["block"] == "decoder.self"
     assert main(["inspect", str(small_model("t5")), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["pairs"]) == 6 and {row["block"] for row in found["layers"]} == {"encoder.self", "decoder.self", "decoder.cross"}
+    assert len(found["pairs"]) == 6 and {row["block"] for row in found["layers"]} == {
+        "encoder.self",
+        "decoder.self",
+        "decoder.cross",
+    }
     assert main(["inspect", str(moe), "--pairs", "kv"]) == 2
 
 
 # --- one feed-forward pair looked at closely --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type, name", [("llama", "decoder.1.none.mlp"), ("qwen2_moe", "decoder.0.none.mlp.e1"), ("arcee", "decoder.0.none.mlp")])
+@pytest.mark.parametrize(
+    "model_type, name",
+    [("llama", "decoder.1.none.mlp"), ("qwen2_moe", "decoder.0.none.mlp.e1"), ("arcee", "decoder.0.none.mlp")],
+)
 def test_the_detail_of_a_feed_forward_pair_is_that_of_its_matrices(model_type, name, small_model, monkeypatch):
-    from wisca_core.plan import feed_forward
-    from wisca_core.plan.head import head_detail
+    from wisca_core.planning import feed_forward
+    from wisca_core.planning.head import head_detail
 
     folder = small_model(model_type)
     checkpoint, tensors = open_checkpoint(folder), load_file(folder / "model.safetensors")
@@ -324,11 +392,15 @@ def test_the_detail_of_a_feed_forward_pair_is_that_of_its_matrices(model_type, n
         bins = np.histogram(np.log2(weight.abs().numpy()), role.log2_edges)[0]
         below = (np.log2(weight.abs().numpy()) < role.log2_edges[0]).sum()
         bins[0] += below
-        assert role.percent == pytest.approx(100 * bins / weight.numel()) and role.percent_after.sum() == pytest.approx(100)
+        assert role.percent == pytest.approx(100 * bins / weight.numel()) and role.percent_after.sum() == pytest.approx(
+            100
+        )
         assert below <= 0.0005 * weight.numel()
     left, right = detail.roles
     power = 2 if model_type == "arcee" else 1
-    assert left.channel_l1_after / left.channel_l1 == pytest.approx((right.channel_l1_after / right.channel_l1) ** (-1 / power))
+    assert left.channel_l1_after / left.channel_l1 == pytest.approx(
+        (right.channel_l1_after / right.channel_l1) ** (-1 / power)
+    )
     monkeypatch.setattr(feed_forward, "MOST_VALUES", 300)
     monkeypatch.setattr(feed_forward, "BLOCK", 64)
     part = head_detail(checkpoint, decision, name, 0)
@@ -338,14 +410,16 @@ def test_the_detail_of_a_feed_forward_pair_is_that_of_its_matrices(model_type, n
 def test_a_fused_three_dimensional_expert_is_read_by_itself(tmp_path):
     """up behind gate in rows 6 to 11 of [expert, 2 x 6, 4], down [expert, 4, 6]."""
     from wisca_core.architecture.site import Grid, Leg, Site, Sites
-    from wisca_core.plan.head import head_detail
+    from wisca_core.planning.head import head_detail
 
     up, down = torch.randn(3, 12, 4, dtype=torch.float64), torch.randn(3, 4, 6, dtype=torch.float64)
     save_file({"up": up, "down": down}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     channel = Grid(0, (1, 1, 6), (0, 0, 1))
-    legs = (Leg("up", 1, Grid(6, (1, 1, 6), (0, 0, 1)), channel, "left", "up", fixed=((0, 2),)),
-            Leg("down", 2, channel, channel, "right", "down", fixed=((0, 2),)))  # fmt: skip
+    legs = (
+        Leg("up", 1, Grid(6, (1, 1, 6), (0, 0, 1)), channel, "left", "up", fixed=((0, 2),)),
+        Leg("down", 2, channel, channel, "right", "down", fixed=((0, 2),)),
+    )
     site = Site(SiteKey("decoder", 0, "none", "mlp", 2), 6, 1, legs)
     checkpoint = open_checkpoint(tmp_path)
     decision = decide(measure(checkpoint, Sites("x", "x", None, (site,))), Options(("mlp",)))
@@ -358,7 +432,7 @@ def test_a_fused_three_dimensional_expert_is_read_by_itself(tmp_path):
 
 def test_a_trajectory_tells_the_blocks_apart(small_model, tmp_path, capsys):
     """The decoder's cross-attention doubles its queries from one checkpoint to the next, and nothing else moves."""
-    from wisca_core.trajectory import advice, drifts, trajectory
+    from wisca_core.trajectories import advice, drifts, trajectory
 
     for step in (1, 2):
         folder = tmp_path / "run" / f"checkpoint-{step}"
@@ -370,8 +444,15 @@ def test_a_trajectory_tells_the_blocks_apart(small_model, tmp_path, capsys):
     found = trajectory(tmp_path / "run")
     assert ("qk", "decoder.cross") in found.places and found.titles("qk")["decoder.cross"] == "decoder cross-attention"
     moved = [d for d in drifts(found, "l1") if d.growing]
-    assert [(d.pair, d.block, d.layers, d.growing, round(d.octaves, 6)) for d in moved] == [("qk", "decoder.cross", (0, 1), "query", 1.0)]
-    assert any("in layers 0-1 (decoder cross-attention)" in one.text and one.text.startswith("Query grows") for one in advice(found))
+    assert [(d.pair, d.block, d.layers, d.growing, round(d.octaves, 6)) for d in moved] == [
+        ("qk", "decoder.cross", (0, 1), "query", 1.0)
+    ]
+    assert any(
+        "in layers 0-1 (decoder cross-attention)" in one.text and one.text.startswith("Query grows")
+        for one in advice(found)
+    )
     csv = tmp_path / "out.csv"
     assert main(["trajectory", str(tmp_path / "run"), "--csv", str(csv)]) == 0
-    assert "Query to key, decoder cross-attention, l1:" in capsys.readouterr().out and "decoder.cross" in set(pd.read_csv(csv)["block"])
+    assert "Query to key, decoder cross-attention, l1:" in capsys.readouterr().out and "decoder.cross" in set(
+        pd.read_csv(csv)["block"]
+    )

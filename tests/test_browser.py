@@ -31,7 +31,9 @@ def _browser_path() -> str:
     if found is None and mac.exists():
         found = str(mac)
     if found is None:
-        message = "no Chromium or Chrome on this machine; install one (Debian: apt install chromium) for the browser tests"
+        message = (
+            "no Chromium or Chrome on this machine; install one (Debian: apt install chromium) for the browser tests"
+        )
         pytest.fail(message) if os.environ.get("WISCA_BROWSER") == "required" else pytest.skip(message)
     return found
 
@@ -46,8 +48,11 @@ def server(tmp_path_factory):
     log = (home / "server.log").open("wb")
     process = subprocess.Popen(
         [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)],
-        cwd=ROOT, env=os.environ | {"WISCA_HOME": str(home / "home"), "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"WISCA_HOME": str(home / "home"), "OMP_NUM_THREADS": "1"},
+        stdout=log,
+        stderr=log,
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
@@ -77,7 +82,9 @@ def page(server):
         page.set_default_timeout(90_000)
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" and "404" not in m.text else None)
+        page.on(
+            "console", lambda m: page.problems.append(m.text) if m.type == "error" and "404" not in m.text else None
+        )
         yield page
         assert not page.problems, page.problems
         assert page.locator(".stException").count() == 0
@@ -110,7 +117,9 @@ def test_from_the_first_screen_to_a_verified_download(page, server, tmp_path):
     page.get_by_text(re.compile("every output\\s+stays bit-identical")).first.wait_for()
 
     export = page.get_by_role("button", name="Export", exact=True)
-    page.wait_for_function("() => [...document.querySelectorAll('button')].some(b => b.innerText.trim() === 'Export' && !b.disabled)")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('button')].some(b => b.innerText.trim() === 'Export' && !b.disabled)"
+    )
     export.click()
     page.get_by_text("Exported", exact=True).wait_for()
     with page.expect_download() as waiting:
@@ -152,7 +161,9 @@ def test_the_server_answers_on_the_loopback_address_only(server):
         pytest.skip("reads Linux' table of sockets")
     hexadecimal = f":{port:04X}"
     tables = [listening, Path("/proc/net/tcp6")]
-    local = [line.split()[1] for table in tables for line in table.read_text().splitlines()[1:] if line.split()[3] == "0A"]
+    local = [
+        line.split()[1] for table in tables for line in table.read_text().splitlines()[1:] if line.split()[3] == "0A"
+    ]
     ours = [address for address in local if address.endswith(hexadecimal)]
     assert ours and all(address.startswith("0100007F:") for address in ours), ours
 

@@ -15,13 +15,25 @@ from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.census import all_types, causal_types, census, coverage, entry, kept, known, pool, row_text, rule_lines
 from wisca_core.census import judge as judging
 from wisca_core.census import released as came
-from wisca_core.census.entry import ABSENT, NOT_REACHED, OPEN, PAIRS, PARTLY, PROVED, REFUSED, Entry, Pair, Place, pair_of
+from wisca_core.census.entry import (
+    ABSENT,
+    NOT_REACHED,
+    OPEN,
+    PAIRS,
+    PARTLY,
+    PROVED,
+    REFUSED,
+    Entry,
+    Pair,
+    Place,
+    pair_of,
+)
 from wisca_core.census.judge import judged, not_reached
 from wisca_core.census.table import COLUMNS, in_words, table
 from wisca_core.cli import main
 from wisca_core.equivalence import proof
 from wisca_core.errors import BadOption, Cancelled, UnknownArchitecture, WiscaError
-from wisca_core.home import folder
+from wisca_core.storage import folder
 
 ALL = GRANULARITIES
 
@@ -83,7 +95,10 @@ def test_what_no_input_runs_is_counted_and_never_called_proved_by_itself():
     assert in_words(with_tower) == "proved, channel; 1 not run" and with_tower.reasons == ()
     plain = pair_of("vo", (held(),), ALL)
     found = Entry("mllama", pairs=(with_tower, plain, replace(plain, pair="mlp")), n_trials=1)
-    assert found.sentence == "mllama is covered: QK, VO and MLP are exact, down to single channels; 1 further place is run by no input tried here."
+    assert (
+        found.sentence
+        == "mllama is covered: QK, VO and MLP are exact, down to single channels; 1 further place is run by no input tried here."
+    )
     alone = pair_of("qk", (held("vision.self", (), "not run", True),), ALL)
     assert in_words(alone) == REFUSED and alone.reasons == ("not run",) and alone.finest == ""
 
@@ -92,10 +107,17 @@ def test_counts_and_reasons_over_types(made):
     missed = not_reached("bert", "it took longer than 1 s", ALL, 1.0)
     found = coverage([*made.values(), missed, kept.entry("gpt2")])
     assert (found.n_types, found.n_reached, found.n_open) == (6, 4, 1)
-    assert {v: found.n("qk", v) for v in (PROVED, REFUSED, NOT_REACHED, OPEN)} == {PROVED: 1, REFUSED: 3, NOT_REACHED: 1, OPEN: 1}
+    assert {v: found.n("qk", v) for v in (PROVED, REFUSED, NOT_REACHED, OPEN)} == {
+        PROVED: 1,
+        REFUSED: 3,
+        NOT_REACHED: 1,
+        OPEN: 1,
+    }
     assert (found.n("vo"), found.n("mlp")) == (2, 3)
     by_reason = {(pair, r.text): r.model_types for pair, r in found.reasons}
-    assert next(names for (pair, text), names in by_reason.items() if pair == "qk" and "norm without weights" in text) == ("nanochat",)
+    assert next(
+        names for (pair, text), names in by_reason.items() if pair == "qk" and "norm without weights" in text
+    ) == ("nanochat",)
     assert not any("bert" in names for names in by_reason.values())
     assert [(r.text, r.model_types) for r in found.not_reached] == [("it took longer than 1 s", ("bert",))]
     assert found.sentence == (
@@ -205,14 +227,23 @@ def command(tmp_path):
 def test_a_type_that_crashes_hangs_or_babbles_is_not_reached_and_the_others_are(command):
     seen = []
     found = census(
-        ("gpt2", "llama", "bert", "opt", "xlnet", "bloom", "qwen2"), ("channel",), lambda *step: seen.append(step), limit_seconds=2, command=command()
+        ("gpt2", "llama", "bert", "opt", "xlnet", "bloom", "qwen2"),
+        ("channel",),
+        lambda *step: seen.append(step),
+        limit_seconds=2,
+        command=command(),
     )
     assert [e.model_type for e in found] == ["gpt2", "llama", "bert", "opt", "xlnet", "bloom", "qwen2"]
     why = {e.model_type: e.not_reached for e in found}
     assert why == {
-        "gpt2": "its process ended by signal SIGSEGV", "llama": "", "bert": "it took longer than 2 s", "qwen2": "",
-        "opt": "its process gave an answer that is none", "xlnet": "its process gave an answer that is none", "bloom": "its process ended with exit code 1 (out of luck)",
-    }  # fmt: skip
+        "gpt2": "its process ended by signal SIGSEGV",
+        "llama": "",
+        "bert": "it took longer than 2 s",
+        "qwen2": "",
+        "opt": "its process gave an answer that is none",
+        "xlnet": "its process gave an answer that is none",
+        "bloom": "its process ended with exit code 1 (out of luck)",
+    }
     assert {e.model_type for e in found if e.verdict == PROVED} == {"llama", "qwen2"}
     assert seen[-1] == ("proved", 7, 7) and all(total == 7 for _, _, total in seen)
     # nothing is proved twice, what was not reached is tried once more
@@ -264,9 +295,13 @@ def test_a_damaged_or_foreign_result_counts_as_none(made):
     whole = json.loads(path.read_text())
     assert (whole["format"], whole["version"]) == ("wisca-census", 1)
     spoiled = [
-        "{", json.dumps(whole | {"version": 2}), json.dumps(whole | {"model_type": "qwen2"}), json.dumps(whole | {"pairs": []}),
-        json.dumps(whole | {"pairs": [{**p, "verdict": "surely"} for p in whole["pairs"]]}), json.dumps(whole | {"pairs": 3}),
-    ]  # fmt: skip
+        "{",
+        json.dumps(whole | {"version": 2}),
+        json.dumps(whole | {"model_type": "qwen2"}),
+        json.dumps(whole | {"pairs": []}),
+        json.dumps(whole | {"pairs": [{**p, "verdict": "surely"} for p in whole["pairs"]]}),
+        json.dumps(whole | {"pairs": 3}),
+    ]
     for text in spoiled:
         path.write_text(text)
         assert entry("llama").verdict == OPEN, text
@@ -283,17 +318,25 @@ def test_without_a_result_the_row_alone_speaks():
 def test_every_rule_has_words_a_file_and_its_text():
     for name, family in families().items():
         assert rule_lines(family) and known.short_rule(family), name
-        assert row_text(family.name).startswith(f"[families.{family.name}]") or row_text(family.name).startswith(f'[families."{family.name}"]')
+        assert row_text(family.name).startswith(f"[families.{family.name}]") or row_text(family.name).startswith(
+            f'[families."{family.name}"]'
+        )
         assert known.row_file(family.name).endswith(".toml")
 
 
 def test_the_words_say_layout_rotation_norm_and_refusals():
     words = "\n".join(rule_lines(families()["gemma3_text"]))
-    assert "one vector of gains shared by all heads, stored as gain - 1" in words and "channel i turns with i + half the width" in words
+    assert (
+        "one vector of gains shared by all heads, stored as gain - 1" in words
+        and "channel i turns with i + half the width" in words
+    )
     assert "[q; k; v] one below the other" in "\n".join(rule_lines(families()["gpt2"]))
     assert "QK refused: q and k pass a norm without weights" in "\n".join(rule_lines(families()["nanochat"]))
     latent = "\n".join(rule_lines(families()["deepseek_v3"]))
-    assert "where the config says `rope_interleave == False`: channel i turns with i + half the width" in latent and "Else: neighbouring channels" in latent
+    assert (
+        "where the config says `rope_interleave == False`: channel i turns with i + half the width" in latent
+        and "Else: neighbouring channels" in latent
+    )
     assert known.short_rule(families()["mamba"]) == "refused" and known.short_rule(None) == "no rule"
 
 
@@ -311,14 +354,20 @@ def test_types_of_the_mapping_and_those_with_a_row():
 # --- what came with this version --------------------------------------------------------------------------------------
 
 
-def test_what_came_with_this_version_is_shown_as_such_and_does_not_count_as_tried_here(made, tmp_path, monkeypatch, capsys):
+def test_what_came_with_this_version_is_shown_as_such_and_does_not_count_as_tried_here(
+    made, tmp_path, monkeypatch, capsys
+):
     file = came.write((made["llama"], kept.entry("gpt2")), tmp_path / "released.json")
     with_it = came.read(file)
     assert list(with_it) == ["llama"]  # of gpt2 nothing was proved
     monkeypatch.setattr(came, "_all", lambda: with_it)
     found = kept.entry("llama")
     assert found.is_released and replace(found, is_released=False) == made["llama"]
-    assert kept.lacks("llama", ALL) and came.write((found,), tmp_path / "again.json") and came.read(tmp_path / "again.json") == {}
+    assert (
+        kept.lacks("llama", ALL)
+        and came.write((found,), tmp_path / "again.json")
+        and came.read(tmp_path / "again.json") == {}
+    )
     assert main(["architectures", "llama"]) == 0
     assert "when this version of wisca was made (--prove does it here)" in " ".join(capsys.readouterr().out.split())
     said = coverage(kept.entries(("llama", "gpt2"))).sentence
@@ -360,7 +409,9 @@ def test_the_results_that_came_are_of_known_types_and_say_what_was_measured(monk
     assert set(with_it) <= set(all_types()) and len(with_it) > 400
     found = [Entry.from_json(one) for one in with_it.values()]
     proved = [e for e in found if any(p.verdict in (PROVED, PARTLY) for p in e.pairs)]
-    assert len(proved) > 350 and all(e.n_trials and 0 <= e.max_rel < 1e-11 and e.liveness > 0 and e.when for e in proved)
+    assert len(proved) > 350 and all(
+        e.n_trials and 0 <= e.max_rel < 1e-11 and e.liveness > 0 and e.when for e in proved
+    )
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -378,7 +429,10 @@ def test_the_table_names_every_architecture_before_anything_was_proved(capsys):
     by_name = {a["architecture"]: a for a in found["architectures"]}
     assert by_name["llama"]["pairs"]["qk"]["verdict"] == OPEN and by_name["llama"]["max_rel"] is None
     assert by_name["mamba"]["pairs"]["qk"]["places"][0]["reason"].startswith("the model has no attention")
-    assert found["coverage"]["counts"]["qk"][PROVED] == 0 and "The census has tried none of" in found["coverage"]["sentence"]
+    assert (
+        found["coverage"]["counts"]["qk"][PROVED] == 0
+        and "The census has tried none of" in found["coverage"]["sentence"]
+    )
 
 
 def test_the_table_shows_what_is_kept(made, capsys, tmp_path):

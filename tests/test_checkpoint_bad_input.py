@@ -307,11 +307,7 @@ def test_a_config_may_be_missing_and_is_otherwise_kept_as_written(tmp_path):
         (["model-Q4.gguf"], UnreadableInput, "not a GGUF file"),
         (["model-Q4.gguf", "model-Q8.gguf"], UnsupportedCheckpoint, "2 GGUF files"),
         (["events.out.tfevents.1.host"], UnreadableInput, "TensorBoard logs"),
-        (
-            [".metadata", "__0_0.distcp"],
-            UnreadableInput,
-            ".metadata: damaged",
-        ),
+        ([".metadata", "__0_0.distcp"], UnreadableInput, ".metadata: damaged"),
         (["model_index.json"], UnsupportedCheckpoint, "diffusers"),
         (["tf_model.h5"], UnsupportedCheckpoint, "TensorFlow"),
         (["a.safetensors", "b.safetensors"], UnreadableInput, "2 .safetensors files .* no single index"),

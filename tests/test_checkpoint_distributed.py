@@ -44,8 +44,23 @@ def sharded(small_model, tmp_path_factory) -> tuple[Path, Path]:
     place = tmp_path_factory.mktemp("dcp")
     torch.save(load_file(base / "model.safetensors"), place / "whole.pt")
     folder = place / "checkpoint"
-    ranks = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", SHARDED, str(rank), str(folder), str(place / "store"), str(place / "whole.pt")],
-                              env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}) for rank in (0, 1)]  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                SHARDED,
+                str(rank),
+                str(folder),
+                str(place / "store"),
+                str(place / "whole.pt"),
+            ],
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        )
+        for rank in (0, 1)
+    ]
     assert [rank.wait(120) for rank in ranks] == [0, 0]
     shutil.copy(base / "config.json", folder / "config.json")
     return base, folder
@@ -59,11 +74,16 @@ def saved(folder: Path, state: dict) -> Path:
 def test_sharded_tensors_are_put_together_as_they_are_read(sharded):
     base, folder = sharded
     whole, checkpoint = load_file(base / "model.safetensors"), open_checkpoint(folder)
-    assert {t.name: (t.dtype, t.shape) for t in checkpoint.tensors} == {n: ("F32", tuple(t.shape)) for n, t in whole.items()}
+    assert {t.name: (t.dtype, t.shape) for t in checkpoint.tensors} == {
+        n: ("F32", tuple(t.shape)) for n, t in whole.items()
+    }
     assert checkpoint.kind == "dcp" and len(checkpoint.weight_files) == 3  # .metadata and two ranks
     chunks = {name: len(recipe.parts) for name, recipe in checkpoint.recipes}
     assert set(chunks.values()) == {2} and any("optimizer" in remark for remark in checkpoint.remarks)
-    assert any(sum(o != 0 for o in recipe.settings[len(recipe.settings) // 2 :]) and recipe.settings[-1] for _, recipe in checkpoint.recipes)  # columns
+    assert any(
+        sum(o != 0 for o in recipe.settings[len(recipe.settings) // 2 :]) and recipe.settings[-1]
+        for _, recipe in checkpoint.recipes
+    )  # columns
     with Reader(checkpoint) as reader:
         for name, tensor in whole.items():
             assert torch.equal(reader.tensor(name), tensor), name
@@ -78,16 +98,31 @@ def test_it_is_rescaled_into_safetensors(sharded, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["rescale", str(folder), str(out), "--granularity", "group", "--exact"]) == 0
     assert "bit-identical" in capsys.readouterr().out
-    assert sorted(p.name for p in out.iterdir()) == ["README.md", "config.json", "model.safetensors", "wisca_report.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "wisca_report.json",
+    ]
     plain = tmp_path / "plain"
     assert main(["rescale", str(base), str(plain), "--granularity", "group", "--exact", "--no-check"]) == 0
     ours, theirs = (load_file(p / "model.safetensors") for p in (out, plain))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert difference(outputs(load(base, dtype=torch.float32), seed=1), outputs(load(out, dtype=torch.float32), seed=1)).max_abs == 0
+    assert (
+        difference(
+            outputs(load(base, dtype=torch.float32), seed=1), outputs(load(out, dtype=torch.float32), seed=1)
+        ).max_abs
+        == 0
+    )
 
 
 def test_dtypes_scalars_and_a_folder_of_accelerate(tmp_path):
-    state = {"w": torch.randn(3, 5, dtype=torch.bfloat16), "h": torch.randn(4).half(), "n": torch.tensor(7), "f": torch.randn(2, 2).to(torch.float8_e4m3fn)}
+    state = {
+        "w": torch.randn(3, 5, dtype=torch.bfloat16),
+        "h": torch.randn(4).half(),
+        "n": torch.tensor(7),
+        "f": torch.randn(2, 2).to(torch.float8_e4m3fn),
+    }
     (tmp_path / "run").mkdir()
     saved(tmp_path / "run" / "pytorch_model_fsdp_0", {"model": state, "step": 3, "note": "text"})
     saved(tmp_path / "run" / "optimizer_0", {"optim": {"m": torch.ones(2)}})
@@ -96,7 +131,9 @@ def test_dtypes_scalars_and_a_folder_of_accelerate(tmp_path):
     assert checkpoint.config == {"model_type": "llama"}
     with Reader(checkpoint) as reader:
         got = {t.name.removeprefix("model."): reader.tensor(t.name) for t in checkpoint.tensors}
-    assert got.keys() == state.keys() and all(torch.equal(got[n].view(torch.uint8), state[n].reshape(got[n].shape).view(torch.uint8)) for n in ("w", "h", "f"))
+    assert got.keys() == state.keys() and all(
+        torch.equal(got[n].view(torch.uint8), state[n].reshape(got[n].shape).view(torch.uint8)) for n in ("w", "h", "f")
+    )
     assert int(got["n"]) == 7
     with pytest.raises(UnreadableInput, match="describes no tensor of a model"):
         open_checkpoint(tmp_path / "run" / "optimizer_0")
@@ -181,23 +218,51 @@ def _set(thing, **values):
 
 
 MISTAKES = {
-    "a file outside": (lambda m: _set(_info(m), relative_path="../../../etc/passwd"), UnsafeInput, "outside the model folder"),
-    "an absolute file": (lambda m: _set(_info(m), relative_path="/etc/passwd"), UnsafeInput, "outside the model folder"),
+    "a file outside": (
+        lambda m: _set(_info(m), relative_path="../../../etc/passwd"),
+        UnsafeInput,
+        "outside the model folder",
+    ),
+    "an absolute file": (
+        lambda m: _set(_info(m), relative_path="/etc/passwd"),
+        UnsafeInput,
+        "outside the model folder",
+    ),
     "a missing file": (lambda m: _set(_info(m), relative_path="__9_9.distcp"), UnreadableInput, "no such file"),
-    "an offset behind the end": (lambda m: _set(_info(m), offset=2**50), UnreadableInput, "which the file does not have"),
+    "an offset behind the end": (
+        lambda m: _set(_info(m), offset=2**50),
+        UnreadableInput,
+        "which the file does not have",
+    ),
     "a negative offset": (lambda m: _set(_info(m), offset=-5), UnreadableInput, "which the file does not have"),
-    "a length beyond the end": (lambda m: _set(_info(m), length=2**60), UnreadableInput, "which the file does not have"),
+    "a length beyond the end": (
+        lambda m: _set(_info(m), length=2**60),
+        UnreadableInput,
+        "which the file does not have",
+    ),
     "a range in the middle": (lambda m: _set(_info(m), offset=40), UnreadableInput, "damaged"),
-    "the chunk of another": (lambda m: _set(_info(m), **vars(_info(m, "b"))), UnreadableInput, r"is F32 \(5,\), expected"),
+    "the chunk of another": (
+        lambda m: _set(_info(m), **vars(_info(m, "b"))),
+        UnreadableInput,
+        r"is F32 \(5,\), expected",
+    ),
     "compressed": (lambda m: _set(_info(m), transform_descriptors=["zstd"]), UnsafeInput, "compressed"),
     "a chunk outside": (lambda m: _set(_chunk(m), sizes=torch.Size([4, 4])), UnreadableInput, "expected F32"),
     "a hole": (lambda m: _set(m.state_dict_metadata["a"], size=torch.Size([6, 4])), UnreadableInput, "12 of 24 values"),
-    "a shape that overflows": (lambda m: _set(m.state_dict_metadata["a"], size=torch.Size([2**50, 4])), UnreadableInput, "damaged"),
+    "a shape that overflows": (
+        lambda m: _set(m.state_dict_metadata["a"], size=torch.Size([2**50, 4])),
+        UnreadableInput,
+        "damaged",
+    ),
     "a chunk twice": (lambda m: m.state_dict_metadata["a"].chunks.append(_chunk(m)), UnreadableInput, "overlap"),
     "no chunks": (lambda m: m.state_dict_metadata["a"].chunks.clear(), UnreadableInput, "0 chunks"),
     "no places": (lambda m: m.storage_data.clear(), UnreadableInput, "has no place"),
-    "a hostile name": (lambda m: m.state_dict_metadata.update({"a\u202e": m.state_dict_metadata.pop("a")}), UnreadableInput, "control or invisible|right-to-left|no place"),
-}  # fmt: skip
+    "a hostile name": (
+        lambda m: m.state_dict_metadata.update({"a\u202e": m.state_dict_metadata.pop("a")}),
+        UnreadableInput,
+        "control or invisible|right-to-left|no place",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -213,7 +278,9 @@ def test_cut_and_spoilt_metadata_end_in_a_named_error(plain):
     spoilt = [raw[:n] for n in range(0, len(raw), 37)]
     for _ in range(150):
         copy = bytearray(raw)
-        copy[int(torch.randint(len(raw), (1,), generator=generator))] ^= 1 << int(torch.randint(8, (1,), generator=generator))
+        copy[int(torch.randint(len(raw), (1,), generator=generator))] ^= 1 << int(
+            torch.randint(8, (1,), generator=generator)
+        )
         spoilt.append(bytes(copy))
     n_named = 0
     for content in spoilt:
@@ -231,19 +298,35 @@ def test_cut_and_spoilt_metadata_end_in_a_named_error(plain):
 def test_the_model_inside_a_training_checkpoint_is_read(tmp_path):
     weights = {"model.layers.0.w": torch.randn(3, 3), "lm_head.weight": torch.randn(2, 3)}
     optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=0.1)
-    lightning = {"epoch": 1, "global_step": 5, "pytorch-lightning_version": "2.5.0", "state_dict": {f"model.{n}": t for n, t in weights.items()},
-                 "optimizer_states": [optimiser.state_dict()], "lr_schedulers": [], "loops": {"fit_loop": {"state_dict": {}}}}  # fmt: skip
-    plain = {"model": {f"_orig_mod.{n}": t for n, t in weights.items()}, "optimizer": optimiser.state_dict(), "iter_num": 7, "best": 1.5}
+    lightning = {
+        "epoch": 1,
+        "global_step": 5,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {f"model.{n}": t for n, t in weights.items()},
+        "optimizer_states": [optimiser.state_dict()],
+        "lr_schedulers": [],
+        "loops": {"fit_loop": {"state_dict": {}}},
+    }
+    plain = {
+        "model": {f"_orig_mod.{n}": t for n, t in weights.items()},
+        "optimizer": optimiser.state_dict(),
+        "iter_num": 7,
+        "best": 1.5,
+    }
     for name, content in (("last.ckpt", lightning), ("ckpt.pt", plain)):
         torch.save(content, tmp_path / name)
         checkpoint = open_checkpoint(tmp_path / name)
         with Reader(checkpoint) as reader:
-            assert {t.name: reader.tensor(t.name).tolist() for t in checkpoint.tensors} == {n: t.tolist() for n, t in weights.items()}
+            assert {t.name: reader.tensor(t.name).tolist() for t in checkpoint.tensors} == {
+                n: t.tolist() for n, t in weights.items()
+            }
         assert any("Of a training checkpoint" in remark and "not looked at" in remark for remark in checkpoint.remarks)
 
 
 def test_names_that_are_the_models_own_are_kept(tmp_path):
-    torch.save({"state_dict": {"model.layers.0.w": torch.ones(2), "model.norm.weight": torch.ones(2)}}, tmp_path / "a.ckpt")
+    torch.save(
+        {"state_dict": {"model.layers.0.w": torch.ones(2), "model.norm.weight": torch.ones(2)}}, tmp_path / "a.ckpt"
+    )
     assert {t.name for t in open_checkpoint(tmp_path / "a.ckpt").tensors} == {"model.layers.0.w", "model.norm.weight"}
 
 

@@ -19,13 +19,27 @@ from wisca_core.equivalence.miniature import build_miniature
 from wisca_core.equivalence.small_config import shrink
 from wisca_core.errors import UnreadableInput, UnsupportedCheckpoint
 from wisca_core.patterns.measure import measure
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
 
-LAYER = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-         "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-         "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}  # fmt: skip
-OUTSIDE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+LAYER = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+OUTSIDE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
 HEADS, KV_HEADS = 8, 2
 
 
@@ -40,9 +54,24 @@ def write(path: Path, base: Path, arch: str, kind: Type | None, **keys) -> Path:
     """The model in ``base`` as a GGUF file; matrices as ``kind``, None as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, arch)
-    writer.add_block_count(2), writer.add_embedding_length(64), writer.add_feed_forward_length(96), writer.add_context_length(64)
-    writer.add_head_count(HEADS), writer.add_head_count_kv(KV_HEADS), writer.add_rope_freq_base(10000.0), writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_key_length(8), writer.add_token_list(["a", "bc", "\u202e"]), writer.add_token_scores([0.5, 1.0]), writer.add_bool("x.y", True)
+    (
+        writer.add_block_count(2),
+        writer.add_embedding_length(64),
+        writer.add_feed_forward_length(96),
+        writer.add_context_length(64),
+    )
+    (
+        writer.add_head_count(HEADS),
+        writer.add_head_count_kv(KV_HEADS),
+        writer.add_rope_freq_base(10000.0),
+        writer.add_layer_norm_rms_eps(1e-5),
+    )
+    (
+        writer.add_key_length(8),
+        writer.add_token_list(["a", "bc", "\u202e"]),
+        writer.add_token_scores([0.5, 1.0]),
+        writer.add_bool("x.y", True),
+    )
     writer.add_chat_template("x" * 10_000)
     for key, value in keys.items():
         writer.add_uint32(key.replace("__", "."), value)
@@ -71,7 +100,14 @@ def bases(tmp_path_factory):
     out = {}
     for arch in ("llama", "qwen2", "qwen3"):
         folder = tmp_path_factory.mktemp(arch)
-        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": 8, "vocab_size": 61}
+        sizes = {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": KV_HEADS,
+            "head_dim": 8,
+            "vocab_size": 61,
+        }
         build_miniature(shrink(CONFIG_MAPPING[arch]().to_dict()) | sizes, folder, seed=5)
         plain = {n: t.float() for n, t in load_file(folder / "model.safetensors").items()}
         save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
@@ -80,7 +116,14 @@ def bases(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("arch", "kind", "bound"), [("llama", Type.Q8_0, 0.01), ("llama", Type.Q4_0, 0.15), ("llama", None, 0.0), ("qwen2", Type.Q5_1, 0.07), ("qwen3", Type.BF16, 0.004)]
+    ("arch", "kind", "bound"),
+    [
+        ("llama", Type.Q8_0, 0.01),
+        ("llama", Type.Q4_0, 0.15),
+        ("llama", None, 0.0),
+        ("qwen2", Type.Q5_1, 0.07),
+        ("qwen3", Type.BF16, 0.004),
+    ],
 )
 def test_a_gguf_file_is_the_model_it_was_made_of(bases, tmp_path, arch, kind, bound):
     """Every tensor within its format's rounding of the original, q and k in transformers' order of rows."""
@@ -100,7 +143,9 @@ def test_a_gguf_file_is_the_model_it_was_made_of(bases, tmp_path, arch, kind, bo
                 assert torch.equal(torch.cat([block.clone() for _, block in reader.blocks(name, 300)]), got)
     sites, plain = find_sites(checkpoint), find_sites(open_checkpoint(bases[arch]))
     assert sites.sites == plain.sites and len(sites.sites) == len(plain.sites) > 0
-    ours, theirs = (decide(measure(c, sites), Options()).groups("l1") for c in (checkpoint, open_checkpoint(bases[arch])))
+    ours, theirs = (
+        decide(measure(c, sites), Options()).groups("l1") for c in (checkpoint, open_checkpoint(bases[arch]))
+    )
     assert np.allclose(ours["log2_ratio"], theirs["log2_ratio"], atol=max(0.15 * bound, 1e-9))
     said = " ".join(checkpoint.remarks)
     assert ("interleaves the halves" in said) == (arch == "llama")
@@ -148,7 +193,12 @@ def head(n_tensors: int, n_keys: int, version: int = 3) -> bytes:
 
 
 def tensor(name: str, dims=(32, 2), kind: int = 0, offset: int = 0) -> bytes:
-    return text(name) + struct.pack("<I", len(dims)) + struct.pack(f"<{len(dims)}Q", *dims) + struct.pack("<IQ", kind, offset)
+    return (
+        text(name)
+        + struct.pack("<I", len(dims))
+        + struct.pack(f"<{len(dims)}Q", *dims)
+        + struct.pack("<IQ", kind, offset)
+    )
 
 
 ARRAY = struct.pack("<I", 9)
@@ -166,10 +216,16 @@ HOSTILE = {
     "a text of 2^50 bytes": (head(0, 1) + text("k") + struct.pack("<IQ", 8, 2**50), "bytes are needed"),
     "an array of 2^61 numbers": (head(0, 1) + text("k") + ARRAY + struct.pack("<IQ", 4, 2**61), "bytes are needed"),
     "an array of 2^62 texts": (head(0, 1) + text("k") + ARRAY + struct.pack("<IQ", 8, 2**62), "claims .* texts"),
-    "an array of arrays": (head(0, 1) + text("k") + ARRAY + struct.pack("<IQ", 9, 1) + bytes(12), "array of the type 9"),
+    "an array of arrays": (
+        head(0, 1) + text("k") + ARRAY + struct.pack("<IQ", 9, 1) + bytes(12),
+        "array of the type 9",
+    ),
     "a value of type 77": (head(0, 1) + text("k") + struct.pack("<I", 77), "unknown type 77"),
     "alignment 0": (head(0, 1) + text("general.alignment") + struct.pack("<II", 4, 0), "a power of two is needed"),
-    "alignment 2^31": (head(0, 1) + text("general.alignment") + struct.pack("<II", 4, 2**31), "a power of two is needed"),
+    "alignment 2^31": (
+        head(0, 1) + text("general.alignment") + struct.pack("<II", 4, 2**31),
+        "a power of two is needed",
+    ),
     "a control character": (head(1, 0) + tensor("a\nb") + bytes(999), "control or invisible"),
     "right to left": (head(1, 0) + tensor("a\u202eb") + bytes(999), "control or invisible|right-to-left"),
     "a tensor twice": (head(2, 0) + tensor("a") * 2 + bytes(999), "there twice"),
@@ -224,7 +280,11 @@ def test_every_cut_of_a_true_file_is_named(bases, tmp_path):
 def test_the_config_of_a_hostile_file_ends_in_a_refusal(bases, tmp_path):
     path = write(tmp_path / "model.gguf", bases["llama"], "llama", None)
     raw = path.read_bytes()
-    for key, value in ((b"llama.attention.head_count", 0), (b"llama.attention.head_count", 7), (b"llama.block_count", 4_000_000_000)):
+    for key, value in (
+        (b"llama.attention.head_count", 0),
+        (b"llama.attention.head_count", 7),
+        (b"llama.block_count", 4_000_000_000),
+    ):
         at = raw.index(key + struct.pack("<I", 4)) + len(key) + 4
         path.write_bytes(raw[:at] + struct.pack("<I", value) + raw[at + 4 :])
         sites = find_sites(open_checkpoint(path))

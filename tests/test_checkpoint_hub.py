@@ -46,8 +46,10 @@ class Answer(BaseHTTPRequestHandler):
             else:
                 self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         elif path == f"/api/models/owner/name/tree/{COMMIT}":
-            tree = [{"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                    for name, content in self.server.files.items()]  # fmt: skip
+            tree = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in self.server.files.items()
+            ]
             self.answer(200, json.dumps([*tree, {"type": "directory", "path": "onnx", "oid": "0" * 40}]).encode())
         elif match := re.fullmatch(rf"/owner/name/resolve/{COMMIT}/(.+)", path):
             content = self.server.files[match[1]]
@@ -231,10 +233,25 @@ def test_a_repository_without_weights_is_refused_before_a_download(server):
 
 @pytest.mark.parametrize(
     "model_id",
-    ["hub:../x", "hub:/etc/passwd", "hub:https://huggingface.co/a/b", "hub:a/b/c", "hub:", "hub:gpt2", "hub:a/..",
-     "hub:./x", "hub:a/b@", "hub:a/b@../../x", "hub:a/b@/etc", "hub:a/b@-x", "hub:a/b@x y", "hub:a b/c", "hub:a/b\n",
-     "hub:a--b/c"],
-)  # fmt: skip
+    [
+        "hub:../x",
+        "hub:/etc/passwd",
+        "hub:https://huggingface.co/a/b",
+        "hub:a/b/c",
+        "hub:",
+        "hub:gpt2",
+        "hub:a/..",
+        "hub:./x",
+        "hub:a/b@",
+        "hub:a/b@../../x",
+        "hub:a/b@/etc",
+        "hub:a/b@-x",
+        "hub:a/b@x y",
+        "hub:a b/c",
+        "hub:a/b\n",
+        "hub:a--b/c",
+    ],
+)
 def test_what_is_no_hub_id_is_refused_without_a_request(server, model_id):
     with pytest.raises(HubError, match="Expected hub:owner/name or hub:owner/name@revision"):
         open_checkpoint(model_id)

@@ -17,14 +17,16 @@ from wisca_core.equivalence.miniature import build_miniature
 from wisca_core.equivalence.small_config import shrink
 from wisca_core.errors import UnsupportedCheckpoint
 from wisca_core.patterns.measure import measure
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
 
 
 def folder_of(path: Path, base: Path, tensors: dict[str, torch.Tensor], quantisation: dict | None) -> Path:
     path.mkdir()
     save_file({n: t.contiguous() for n, t in tensors.items()}, path / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((base / "config.json").read_text()) | ({"quantization_config": quantisation} if quantisation else {})
+    config = json.loads((base / "config.json").read_text()) | (
+        {"quantization_config": quantisation} if quantisation else {}
+    )
     (path / "config.json").write_text(json.dumps(config))
     return path
 
@@ -77,7 +79,15 @@ def awq(weight: torch.Tensor, group_size: int, seed: int):
     scales = torch.tensor(rng.uniform(0.01, 0.02, zero.shape), dtype=torch.float16)
 
     def packed(values):
-        return _words([[sum(int(row[8 * w + c]) << (4 * n) for n, c in enumerate((0, 2, 4, 6, 1, 3, 5, 7))) for w in range(n_out // 8)] for row in values])
+        return _words(
+            [
+                [
+                    sum(int(row[8 * w + c]) << (4 * n) for n, c in enumerate((0, 2, 4, 6, 1, 3, 5, 7)))
+                    for w in range(n_out // 8)
+                ]
+                for row in values
+            ]
+        )
 
     meant = np.repeat(scales.float().numpy(), group_size, 0) * (q - np.repeat(zero, group_size, 0))
     return packed(q), packed(zero), scales, torch.tensor(meant, dtype=torch.float32).T
@@ -92,16 +102,26 @@ def four_bits(shape, seed: int, nested: bool):
     n_blocks = -(-len(q) // 32)
     told = {"quant_type": "nf4", "blocksize": 32, "dtype": "float32", "shape": [rows, columns]}
     if nested:
-        codes, outer = np.sort(rng.normal(size=256)).astype(np.float32), rng.uniform(0.5, 1.5, -(-n_blocks // 8)).astype(np.float32)
+        codes, outer = (
+            np.sort(rng.normal(size=256)).astype(np.float32),
+            rng.uniform(0.5, 1.5, -(-n_blocks // 8)).astype(np.float32),
+        )
         absmax = rng.integers(0, 256, n_blocks)
         largest = [float(codes[a]) * float(outer[b // 8]) + 0.75 for b, a in enumerate(absmax)]
-        parts = {"absmax": torch.tensor(absmax, dtype=torch.uint8), "nested_absmax": torch.tensor(outer), "nested_quant_map": torch.tensor(codes)}
+        parts = {
+            "absmax": torch.tensor(absmax, dtype=torch.uint8),
+            "nested_absmax": torch.tensor(outer),
+            "nested_quant_map": torch.tensor(codes),
+        }
         told |= {"nested_blocksize": 8, "nested_dtype": "float32", "nested_offset": 0.75}
     else:
         largest = rng.uniform(0.1, 0.3, n_blocks).astype(np.float32).tolist()
         parts = {"absmax": torch.tensor(largest)}
-    parts |= {"": torch.tensor(stored, dtype=torch.uint8).reshape(-1, 1), "quant_map": torch.tensor(table),
-              "quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)}  # fmt: skip
+    parts |= {
+        "": torch.tensor(stored, dtype=torch.uint8).reshape(-1, 1),
+        "quant_map": torch.tensor(table),
+        "quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8),
+    }
     meant = torch.tensor([float(table[v]) * largest[i // 32] for i, v in enumerate(q)]).reshape(rows, columns)
     return parts, meant
 
@@ -111,10 +131,19 @@ def packed_integers(shape, group_size: int, seed: int):
     rng = np.random.default_rng(seed)
     rows, columns = shape
     q = rng.integers(-8, 8, (rows, columns))
-    words = [[sum((int(v) + 8) << (4 * i) for i, v in enumerate(row[at : at + 8])) for at in range(0, columns, 8)] for row in q]
+    words = [
+        [sum((int(v) + 8) << (4 * i) for i, v in enumerate(row[at : at + 8])) for at in range(0, columns, 8)]
+        for row in q
+    ]
     scales = torch.tensor(rng.uniform(0.01, 0.02, (rows, columns // group_size)), dtype=torch.bfloat16)
-    meant = torch.tensor([[float(v) * float(scales[r, c // group_size]) for c, v in enumerate(row)] for r, row in enumerate(q)])
-    return {"weight_packed": _words(words), "weight_scale": scales, "weight_shape": torch.tensor([rows, columns])}, meant
+    meant = torch.tensor(
+        [[float(v) * float(scales[r, c // group_size]) for c, v in enumerate(row)] for r, row in enumerate(q)]
+    )
+    return {
+        "weight_packed": _words(words),
+        "weight_scale": scales,
+        "weight_shape": torch.tensor([rows, columns]),
+    }, meant
 
 
 def _words(values) -> torch.Tensor:
@@ -126,7 +155,14 @@ def base(tmp_path_factory) -> Path:
     """Widths that every packing divides."""
     from transformers import LlamaConfig
 
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 61}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 61,
+    }
     folder = tmp_path_factory.mktemp("base")
     build_miniature(shrink(LlamaConfig().to_dict()) | sizes, folder, seed=5)
     tensors = load_file(folder / "model.safetensors")
@@ -149,7 +185,10 @@ def _quantised(base: Path, path: Path, kind: str) -> tuple[Path, dict[str, torch
         "awq": {"quant_method": "awq", "bits": 4, "version": "gemm"},
         "bitsandbytes nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True},
         "bitsandbytes nf4 nested": {"quant_method": "bitsandbytes", "load_in_4bit": True},
-        "packed 4 bits": {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}},
+        "packed 4 bits": {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}},
+        },
     }[kind]
     for number, (name, weight) in enumerate(sorted(load_file(base / "model.safetensors").items())):
         stem = name.removesuffix(".weight")
@@ -173,7 +212,9 @@ def _quantised(base: Path, path: Path, kind: str) -> tuple[Path, dict[str, torch
             largest = weight.abs().amax(1)
             out[name] = (weight / largest[:, None] * 127).round().to(torch.int8)
             out |= {f"{stem}.SCB": largest, f"{stem}.weight_format": torch.tensor(0, dtype=torch.uint8)}
-            meant[name] = torch.tensor([[v / 127 * m for v in row] for row, m in zip(out[name].tolist(), largest.tolist())])
+            meant[name] = torch.tensor(
+                [[v / 127 * m for v in row] for row, m in zip(out[name].tolist(), largest.tolist())]
+            )
         elif kind.startswith("bitsandbytes nf4"):
             parts, meant[name] = four_bits(weight.shape, number, nested=kind.endswith("nested"))
             out |= {f"{name}{'.' if part else ''}{part}": tensor for part, tensor in parts.items()}
@@ -190,9 +231,22 @@ def _quantised(base: Path, path: Path, kind: str) -> tuple[Path, dict[str, torch
 
 
 @pytest.mark.parametrize(
-    "kind", ["fp8 blocks", "fp8 rows", "fp8 tensor", "int8 rows", "bitsandbytes int8", "gptq", "gptq v2", "gptq 8 bits", "awq",
-             "bitsandbytes nf4", "bitsandbytes nf4 nested", "packed 4 bits"],
-)  # fmt: skip
+    "kind",
+    [
+        "fp8 blocks",
+        "fp8 rows",
+        "fp8 tensor",
+        "int8 rows",
+        "bitsandbytes int8",
+        "gptq",
+        "gptq v2",
+        "gptq 8 bits",
+        "awq",
+        "bitsandbytes nf4",
+        "bitsandbytes nf4 nested",
+        "packed 4 bits",
+    ],
+)
 def test_the_weights_are_those_that_were_packed(base, tmp_path, kind):
     path, meant = _quantised(base, tmp_path / "model", kind)
     checkpoint = open_checkpoint(path)
@@ -201,10 +255,14 @@ def test_the_weights_are_those_that_were_packed(base, tmp_path, kind):
         for name, weight in meant.items():
             got = reader.tensor(name)
             assert got.shape == weight.shape and got.dtype == torch.float32
-            assert torch.allclose(got, weight, rtol=1e-6, atol=1e-6 if kind.endswith("nested") else 0), name  # a sum of floats there
+            assert torch.allclose(got, weight, rtol=1e-6, atol=1e-6 if kind.endswith("nested") else 0), (
+                name
+            )  # a sum of floats there
             assert torch.equal(reader.rows(name, 5, 13), got[5:13])
             blocks = [(first, block.clone()) for first, block in reader.blocks(name, 300)]
-            assert torch.equal(torch.cat([block for _, block in blocks]), got) and [f for f, _ in blocks] == sorted({f for f, _ in blocks})
+            assert torch.equal(torch.cat([block for _, block in blocks]), got) and [f for f, _ in blocks] == sorted(
+                {f for f, _ in blocks}
+            )
             assert b"".join(map(bytes, reader.raw(name))) == got.numpy().tobytes()
     # measured like the model whose plain weights they are
     plain = folder_of(tmp_path / "plain", base, load_file(base / "model.safetensors") | meant, None)
@@ -218,7 +276,10 @@ def test_a_quantised_model_is_inspected_and_never_rescaled(base, tmp_path, capsy
     path, _ = _quantised(base, tmp_path / "model", "fp8 blocks")
     assert main(["inspect", str(path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Look only: the checkpoint is quantised, fp8 (quantization_config in config.json)" in said and "4 pairs found" in said
+    assert (
+        "Look only: the checkpoint is quantised, fp8 (quantization_config in config.json)" in said
+        and "4 pairs found" in said
+    )
     assert "F8_E4M3" in said
     assert main(["rescale", str(path), str(tmp_path / "out")]) == 2 and not (tmp_path / "out").exists()
     assert "can be looked at, not rescaled: the checkpoint is quantised" in capsys.readouterr().err
@@ -228,14 +289,18 @@ def test_a_quantised_model_is_inspected_and_never_rescaled(base, tmp_path, capsy
 def test_nothing_writes_a_quantised_model_even_where_asked_directly(base, tmp_path):
     from wisca_core.equivalence.full_check import full_check
     from wisca_core.equivalence.proof import prove
-    from wisca_core.export.export import export
-    from wisca_core.plan.plan import make_plan
+    from wisca_core.exporting.export import export
+    from wisca_core.planning.plan import make_plan
 
     checkpoint = open_checkpoint(_quantised(base, tmp_path / "model", "gptq")[0])
     sites = find_sites(checkpoint)
     plan = make_plan(decide(measure(checkpoint, sites), Options()))
-    for attempt in (lambda: export(checkpoint, sites, plan, tmp_path / "out", prove(open_checkpoint(base), find_sites(open_checkpoint(base)))),
-                    lambda: full_check(checkpoint, sites, plan)):  # fmt: skip
+    for attempt in (
+        lambda: export(
+            checkpoint, sites, plan, tmp_path / "out", prove(open_checkpoint(base), find_sites(open_checkpoint(base)))
+        ),
+        lambda: full_check(checkpoint, sites, plan),
+    ):
         with pytest.raises(UnsupportedCheckpoint, match="can be looked at, not rescaled"):
             attempt()
     assert not (tmp_path / "out").exists()
@@ -244,19 +309,52 @@ def test_nothing_writes_a_quantised_model_even_where_asked_directly(base, tmp_pa
 @pytest.mark.parametrize(
     ("extra", "config", "named"),
     [
-        ({"weight": torch.zeros(8, 1, dtype=torch.uint8), "weight.absmax": torch.ones(1), "weight.quant_map": torch.ones(16)}, {"load_in_4bit": True}, "bitsandbytes"),
+        (
+            {
+                "weight": torch.zeros(8, 1, dtype=torch.uint8),
+                "weight.absmax": torch.ones(1),
+                "weight.quant_map": torch.ones(16),
+            },
+            {"load_in_4bit": True},
+            "bitsandbytes",
+        ),
         ({"weight": torch.zeros(4, 4, dtype=torch.float8_e4m3fn)}, None, "fp8"),  # no scale
-        ({"weight": torch.zeros(4, 4, dtype=torch.float8_e4m3fn), "weight_scale": torch.ones(3)}, {"quant_method": "fp8"}, "fp8"),
-        ({"weight_packed": torch.zeros(4, 1, dtype=torch.int32), "weight_scale": torch.ones(4, 1)}, {"quant_method": "compressed-tensors"}, "compressed-tensors"),
-        ({"qweight": torch.zeros(3, 32, dtype=torch.int32), "qzeros": torch.zeros(1, 3, dtype=torch.int32), "scales": torch.ones(1, 32),
-          "g_idx": torch.zeros(32, dtype=torch.int32)}, {"quant_method": "gptq", "bits": 3}, "GPTQ"),
-        ({"qweight": torch.zeros(8, 4, dtype=torch.int32)}, {"quant_method": "awq", "bits": 4, "version": "gemv"}, "AWQ"),
+        (
+            {"weight": torch.zeros(4, 4, dtype=torch.float8_e4m3fn), "weight_scale": torch.ones(3)},
+            {"quant_method": "fp8"},
+            "fp8",
+        ),
+        (
+            {"weight_packed": torch.zeros(4, 1, dtype=torch.int32), "weight_scale": torch.ones(4, 1)},
+            {"quant_method": "compressed-tensors"},
+            "compressed-tensors",
+        ),
+        (
+            {
+                "qweight": torch.zeros(3, 32, dtype=torch.int32),
+                "qzeros": torch.zeros(1, 3, dtype=torch.int32),
+                "scales": torch.ones(1, 32),
+                "g_idx": torch.zeros(32, dtype=torch.int32),
+            },
+            {"quant_method": "gptq", "bits": 3},
+            "GPTQ",
+        ),
+        (
+            {"qweight": torch.zeros(8, 4, dtype=torch.int32)},
+            {"quant_method": "awq", "bits": 4, "version": "gemv"},
+            "AWQ",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
-)  # fmt: skip
+)
 def test_formats_that_are_not_unpacked_are_named_and_listed(base, tmp_path, capsys, extra, config, named):
     plain = {n: t for n, t in load_file(base / "model.safetensors").items() if "layers.0.self_attn.q_proj" not in n}
-    tensors = plain | {f"model.layers.0.self_attn.q_proj.{n}" if "_blocks" not in n and "_scales" not in n else f"model.layers.0.mlp.experts.{n}": t for n, t in extra.items()}
+    tensors = plain | {
+        f"model.layers.0.self_attn.q_proj.{n}"
+        if "_blocks" not in n and "_scales" not in n
+        else f"model.layers.0.mlp.experts.{n}": t
+        for n, t in extra.items()
+    }
     path = folder_of(tmp_path / "model", base, tensors, config)
     checkpoint = open_checkpoint(path)
     assert not checkpoint.recipes and not checkpoint.look_only
@@ -269,7 +367,11 @@ def test_formats_that_are_not_unpacked_are_named_and_listed(base, tmp_path, caps
 def test_beside_quantised_experts_the_plain_attention_is_looked_at(base, tmp_path):
     tensors = load_file(base / "model.safetensors")
     plain = {n: t for n, t in tensors.items() if "mlp" not in n}
-    experts = {f"model.layers.{i}.mlp.experts.{n}": torch.zeros(2, 4, 2, 16, dtype=torch.uint8) for i in (0, 1) for n in ("down_proj_blocks", "down_proj_scales")}
+    experts = {
+        f"model.layers.{i}.mlp.experts.{n}": torch.zeros(2, 4, 2, 16, dtype=torch.uint8)
+        for i in (0, 1)
+        for n in ("down_proj_blocks", "down_proj_scales")
+    }
     checkpoint = open_checkpoint(folder_of(tmp_path / "model", base, plain | experts, {"quant_method": "mxfp4"}))
     assert "MXFP4" in checkpoint.look_only and "2 quantised expert matrices are not unpacked" in checkpoint.look_only
     sites = find_sites(checkpoint)
@@ -281,22 +383,34 @@ def test_damaged_groups_and_foreign_layouts_are_named(base, tmp_path):
     tensors = load_file(path / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.g_idx"
     save_file(tensors | {name: torch.full_like(tensors[name], 99)}, path / "model.safetensors")
-    with Reader(open_checkpoint(path)) as reader, pytest.raises(UnsupportedCheckpoint, match="names groups that have no scale"):
+    with (
+        Reader(open_checkpoint(path)) as reader,
+        pytest.raises(UnsupportedCheckpoint, match="names groups that have no scale"),
+    ):
         reader.tensor("model.layers.0.self_attn.q_proj.weight")
     path, _ = _quantised(base, tmp_path / "int8", "bitsandbytes int8")
     tensors = load_file(path / "model.safetensors")
-    save_file(tensors | {"model.layers.0.self_attn.q_proj.weight_format": torch.tensor(1, dtype=torch.uint8)}, path / "model.safetensors")
+    save_file(
+        tensors | {"model.layers.0.self_attn.q_proj.weight_format": torch.tensor(1, dtype=torch.uint8)},
+        path / "model.safetensors",
+    )
     with Reader(open_checkpoint(path)) as reader, pytest.raises(UnsupportedCheckpoint, match="layout of bitsandbytes"):
         reader.tensor("model.layers.0.self_attn.q_proj.weight")
 
 
 def test_custom_code_is_named_and_never_run(base, tmp_path, capsys):
     path = folder_of(tmp_path / "model", base, load_file(base / "model.safetensors"), None)
-    config = json.loads((path / "config.json").read_text()) | {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}
+    config = json.loads((path / "config.json").read_text()) | {
+        "model_type": "mine",
+        "auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"},
+    }
     (path / "config.json").write_text(json.dumps(config))
     (path / "modeling_mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     assert main(["inspect", str(path)]) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert "It brings its own code (auto_map), which is never run" in said and "model.layers.*.self_attn.q_proj.weight" in said
+    assert (
+        "It brings its own code (auto_map), which is never run" in said
+        and "model.layers.*.self_attn.q_proj.weight" in said
+    )
     assert main(["rescale", str(path), str(tmp_path / "out")]) == 1
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()

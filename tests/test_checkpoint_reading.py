@@ -269,7 +269,9 @@ def test_quantised_weights_are_named_from_config_dtypes_and_names(tmp_path, conf
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = open_checkpoint(tmp_path)
-    found = quantisation(checkpoint) or checkpoint.look_only or None  # what is not beside the experts may still be looked at
+    found = (
+        quantisation(checkpoint) or checkpoint.look_only or None
+    )  # what is not beside the experts may still be looked at
     assert found is None if words is None else words in found
 
 

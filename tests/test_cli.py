@@ -16,13 +16,13 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from wisca_core import cli, home
+from wisca_core import cli, storage
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.checkpoint import HubSize
 from wisca_core.cli import main, models, rescale, terminal
 from wisca_core.errors import Cancelled
 from wisca_core.patterns.table import NORMS
-from wisca_core.plan.options import PLAN_NORMS
+from wisca_core.planning.options import PLAN_NORMS
 
 START = [sys.executable, "-c", "import sys; from wisca_core.cli import main; sys.exit(main())"]
 Q, K = "model.layers.{}.self_attn.q_proj.weight", "model.layers.{}.self_attn.k_proj.weight"
@@ -120,7 +120,17 @@ def the_document(capsys, format: str) -> dict:
 
 def test_every_command_and_every_option_says_what_it_does():
     group = typer.main.get_command(cli.app)
-    assert set(group.commands) == {"inspect", "rescale", "verify", "architectures", "runs", "trajectory", "compare", "clean", "jobs"}
+    assert set(group.commands) == {
+        "inspect",
+        "rescale",
+        "verify",
+        "architectures",
+        "runs",
+        "trajectory",
+        "compare",
+        "clean",
+        "jobs",
+    }
     for name, command in group.commands.items():
         assert command.help and len(command.get_short_help_str(200)) > 20, name
         for parameter in command.params:
@@ -272,8 +282,15 @@ def test_options_reach_the_plan(model, tmp_path, capsys):
     ]
     assert main(["rescale", str(model), str(tmp_path / "out"), *arguments, "--json"]) == 0
     found = the_document(capsys, "wisca-rescale")
-    assert found["options"] == {"pairs": ["qk"], "granularity": "channel", "norm": "rms", "strength": 0.9, "layers": [],
-                                "exact": True, "exclude": []}  # fmt: skip
+    assert found["options"] == {
+        "pairs": ["qk"],
+        "granularity": "channel",
+        "norm": "rms",
+        "strength": 0.9,
+        "layers": [],
+        "exact": True,
+        "exclude": [],
+    }
     assert found["full_check"] is None and "--no-check" in found["full_check_not_run"]
 
 
@@ -500,8 +517,8 @@ def test_verify_calls_a_rounded_export_equivalent_up_to_rounding(model, tmp_path
 
 def test_clean_shows_sizes_and_removes_only_what_is_named_and_agreed_to(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WISCA_HOME", str(tmp_path))
-    (home.folder("proofs") / "a.json").write_bytes(b"x" * 1500)
-    (home.folder("measurements") / "b.npz").write_bytes(b"x" * 20)
+    (storage.folder("proofs") / "a.json").write_bytes(b"x" * 1500)
+    (storage.folder("measurements") / "b.npz").write_bytes(b"x" * 20)
     assert main(["clean"]) == 0
     assert re.search(r"proofs +1\.5 kB", capsys.readouterr().out)
     monkeypatch.setattr("sys.stdin", open(os.devnull))
@@ -513,7 +530,7 @@ def test_clean_shows_sizes_and_removes_only_what_is_named_and_agreed_to(tmp_path
     assert not (tmp_path / "proofs" / "a.json").exists() and (tmp_path / "measurements" / "b.npz").exists()
     assert main(["clean", "all", "--yes", "--json"]) == 0
     found = the_document(capsys, "wisca-clean")
-    assert found["n_bytes_freed"] == 20 and found["cleaned"] == list(home.FOLDERS)
+    assert found["n_bytes_freed"] == 20 and found["cleaned"] == list(storage.FOLDERS)
 
 
 def test_jobs_are_listed_and_one_that_is_not_there_cannot_be_cancelled(tmp_path, capsys, monkeypatch):

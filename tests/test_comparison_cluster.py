@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from small_comparison import numbers, small_spec
 
-from wisca_core.comparison import cluster, executor, folder, ways
+from wisca_core.comparison import cluster, execution_plan, executor, folder
 from wisca_core.comparison.cell import train
 from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.presets import ARMS
@@ -31,16 +31,32 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 def in_a_network_of_its_own(*arguments: str, **more) -> subprocess.Popen:
     allowed = subprocess.run(["unshare", "-rn", "true"], capture_output=True, text=True)
-    assert allowed.returncode == 0, f"this machine allows no network namespace (unshare -rn: {allowed.stderr.strip()}), and without one it would listen on all interfaces"
+    assert allowed.returncode == 0, (
+        f"this machine allows no network namespace (unshare -rn: {allowed.stderr.strip()}), and without one it would listen on all interfaces"
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", **more}
-    return subprocess.Popen(["unshare", "-rn", sys.executable, "-c", ALONE, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        ["unshare", "-rn", sys.executable, "-c", ALONE, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.fixture
 def small(text):
     """small(**changes) -> a spec whose cells last long enough to be paused and killed."""
-    return partial(small_spec, text, steps=60, seeds=(1,), arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3)),
-                   optimiser=OptimiserSpec(warmup_steps=2, learning_rates=(1e-2,)), evaluate_every=20, log_every=5)  # fmt: skip
+    return partial(
+        small_spec,
+        text,
+        steps=60,
+        seeds=(1,),
+        arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3)),
+        optimiser=OptimiserSpec(warmup_steps=2, learning_rates=(1e-2,)),
+        evaluate_every=20,
+        log_every=5,
+    )
 
 
 def alone(path: Path, spec: Spec) -> tuple[folder.Cell, ...]:
@@ -64,7 +80,16 @@ def test_a_cell_on_two_processes_paused_and_resumed_under_torchrun_has_the_losse
     assert paused.state == "paused" and 10 <= paused.steps_done < 60 and (paused.cells[0].folder / "resume.pt").exists()
     assert not list(path.glob(".ranks-*"))
     (path / "pause").unlink()
-    run = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", "29500"]
+    run = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_addr",
+        "127.0.0.1",
+        "--master_port",
+        "29500",
+    ]
     done = in_a_network_of_its_own(*run, "-m", "wisca_core.comparison.worker", str(path))
     said = done.communicate(timeout=300)[0]
     assert done.returncode == 0, said[-4000:]
@@ -81,7 +106,7 @@ ON_RAY = """
 import os, signal, sys
 from pathlib import Path
 import ray
-from wisca_core.comparison import cluster, executor, folder, ways
+from wisca_core.comparison import cluster, executor, folder, execution_plan
 
 path, kills = Path(sys.argv[1]), [True]
 ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=80_000_000, log_to_driver=False, configure_logging=False)
@@ -127,4 +152,4 @@ def test_without_a_cluster_or_a_shared_folder_ray_is_refused_by_name(tmp_path, s
     with pytest.raises(BadOption, match=r"pip install 'wisca\[ray\]'"):
         executor.run(tmp_path / "c", executor="ray")
     with pytest.raises(BadOption, match="processes_per_cell is 2. Use --executor processes"):
-        ways.choose(small(processes_per_cell=2), "ray")
+        execution_plan.choose(small(processes_per_cell=2), "ray")

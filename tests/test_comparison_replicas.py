@@ -15,7 +15,7 @@ from small_comparison import MODEL, never, numbers, small_spec
 
 from wisca_core.cli import main
 from wisca_core.comparison import cell as cell_module
-from wisca_core.comparison import executor, folder, replicas, ways, worker
+from wisca_core.comparison import execution_plan, executor, folder, replicas, worker
 from wisca_core.comparison import place as places
 from wisca_core.comparison.cell import CellFailed, train
 from wisca_core.comparison.data import load_corpus
@@ -39,7 +39,13 @@ def arms(*names: str, every: int = 3):
 @pytest.fixture
 def small(text):
     def small(**changes) -> Spec:
-        given = dict(steps=20, seeds=(1,), arms=arms("baseline", "wisca"), evaluate_every=min(5, changes.get("steps", 5)), log_every=1)
+        given = dict(
+            steps=20,
+            seeds=(1,),
+            arms=arms("baseline", "wisca"),
+            evaluate_every=min(5, changes.get("steps", 5)),
+            log_every=1,
+        )
         return small_spec(text, **{**given, **changes})
 
     return small
@@ -59,7 +65,14 @@ def at_once(path: Path, spec: Spec, stop=never) -> tuple[tuple[folder.Cell, ...]
         folder.create(path, spec)
     cells = folder.read(path).cells
     ended: dict[str, BaseException | None] = {}
-    train_group(spec, cells, load_corpus(spec), stop, Place("cpu", spec.precision), lambda cell, error: ended.update({cell.name: error}))
+    train_group(
+        spec,
+        cells,
+        load_corpus(spec),
+        stop,
+        Place("cpu", spec.precision),
+        lambda cell, error: ended.update({cell.name: error}),
+    )
     return cells, ended
 
 
@@ -76,8 +89,16 @@ def apart(one: folder.Cell, other: folder.Cell, columns=COLUMNS) -> float:
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd", "muon"])
 def test_replicas_of_every_arm_and_rate_give_the_losses_of_single_cells_over_20_steps(tmp_path, small, optimiser):
-    chosen = ("baseline", "wisca", "inverse") if optimiser != "adamw" else ("baseline", "wisca", "inverse", "state_left", "channel", "placebo", "l2")
-    spec = small(arms=arms(*chosen), optimiser=OptimiserSpec(optimiser, learning_rates=(3e-3, 1e-2), warmup_steps=2), seeds=(1,) if optimiser == "adamw" else (1, 2))
+    chosen = (
+        ("baseline", "wisca", "inverse")
+        if optimiser != "adamw"
+        else ("baseline", "wisca", "inverse", "state_left", "channel", "placebo", "l2")
+    )
+    spec = small(
+        arms=arms(*chosen),
+        optimiser=OptimiserSpec(optimiser, learning_rates=(3e-3, 1e-2), warmup_steps=2),
+        seeds=(1,) if optimiser == "adamw" else (1, 2),
+    )
     alone = one_by_one(tmp_path / "alone", spec)
     together, ended = at_once(tmp_path / "together", spec)
     assert list(ended) == [c.name for c in together] and not any(ended.values())
@@ -89,7 +110,12 @@ def test_replicas_of_every_arm_and_rate_give_the_losses_of_single_cells_over_20_
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 def test_in_float64_the_final_weights_agree_to_its_last_digits(tmp_path, small, optimiser):
-    spec = small(precision="float64", save_weights=True, steps=10, optimiser=OptimiserSpec(optimiser, learning_rates=(1e-2,), warmup_steps=2, momentum=0.5))
+    spec = small(
+        precision="float64",
+        save_weights=True,
+        steps=10,
+        optimiser=OptimiserSpec(optimiser, learning_rates=(1e-2,), warmup_steps=2, momentum=0.5),
+    )
     alone = one_by_one(tmp_path / "alone", spec)
     together, _ = at_once(tmp_path / "together", spec)
     for one, other in zip(alone, together, strict=True):
@@ -137,14 +163,22 @@ def test_batched_orthogonalisation_is_the_single_one():
 
 
 def test_paused_replicas_resume_to_the_very_numbers_of_unbroken_ones(tmp_path, small, monkeypatch):
-    spec = small(arms=arms("baseline", "wisca", "inverse"), steps=12, log_every=2, evaluate_every=4, optimiser=OptimiserSpec(learning_rates=(1e-2,), warmup_steps=2))
+    spec = small(
+        arms=arms("baseline", "wisca", "inverse"),
+        steps=12,
+        log_every=2,
+        evaluate_every=4,
+        optimiser=OptimiserSpec(learning_rates=(1e-2,), warmup_steps=2),
+    )
     whole, _ = at_once(tmp_path / "whole", spec)
     monkeypatch.setattr(cell_module, "CHECKPOINT_SECONDS", 1e9)
     for after in (4, 2):  # stops at step 5 and at step 8: off the rescaling steps, and once off the logged ones
         calls = iter(range(100))
         broken, ended = at_once(tmp_path / "broken", spec, lambda: next(calls) == after)
         assert not ended
-    assert sum(f.stat().st_size for f in (tmp_path / "broken").rglob("resume.pt")) < 3 * 150_000  # each keeps its own row, not the stack
+    assert (
+        sum(f.stat().st_size for f in (tmp_path / "broken").rglob("resume.pt")) < 3 * 150_000
+    )  # each keeps its own row, not the stack
     # the checkpoint is that of a single cell: one goes on from it to the same end
     shutil.copytree(tmp_path / "broken", tmp_path / "single")
     for cell, other in zip(folder.read(tmp_path / "single").cells, whole, strict=True):
@@ -162,7 +196,9 @@ def test_paused_replicas_resume_to_the_very_numbers_of_unbroken_ones(tmp_path, s
 
 
 def test_a_replica_that_turns_to_nan_fails_alone_with_its_step(tmp_path, small):
-    spec = small(optimiser=OptimiserSpec(learning_rates=(0.01, 100.0), warmup_steps=0, weight_decay=10.0), steps=40, log_every=10)  # times -999 a step
+    spec = small(
+        optimiser=OptimiserSpec(learning_rates=(0.01, 100.0), warmup_steps=0, weight_decay=10.0), steps=40, log_every=10
+    )  # times -999 a step
     together, ended = at_once(tmp_path / "together", spec)
     alone = folder.read(folder.create(tmp_path / "alone", spec)).cells
     for one, other in zip(together, alone, strict=True):
@@ -222,7 +258,10 @@ def test_biases_untied_heads_and_random_norms_are_stacked_too(small_model):
     ids = torch.randint(models[0].config.vocab_size, (2, 3, 10))
     place = Place("cpu", "float64")
     with torch.no_grad(), place.measured():
-        own = [torch.nn.functional.cross_entropy(m(i[:, :-1]).logits.flatten(0, 1), i[:, 1:].flatten()).item() for m, i in zip(models, ids)]
+        own = [
+            torch.nn.functional.cross_entropy(m(i[:, :-1]).logits.flatten(0, 1), i[:, 1:].flatten()).item()
+            for m, i in zip(models, ids)
+        ]
     stack = Stack(models, [build_optimisers(m, OptimiserSpec(), 1e-3) for m in models])
     assert stack.losses(ids).detach().numpy() == pytest.approx(own, rel=1e-12) and abs(own[0] - own[1]) > 1e-3
 
@@ -246,12 +285,20 @@ def test_the_kernels_chosen_for_a_gpu_compute_the_same(small):
 def test_losses_looked_at_only_now_and_then_as_on_a_gpu_are_the_same(tmp_path, small, monkeypatch, fails):
     rates = (0.01, 100.0) if fails else (0.01,)
     optimiser = OptimiserSpec(learning_rates=rates, warmup_steps=0, weight_decay=10.0 if fails else 0.1)
-    spec = small(optimiser=optimiser, steps=23, log_every=10, evaluate_every=10, arms=arms("baseline", "wisca", every=7))
+    spec = small(
+        optimiser=optimiser, steps=23, log_every=10, evaluate_every=10, arms=arms("baseline", "wisca", every=7)
+    )
     usual, as_usual = at_once(tmp_path / "usual", spec)
     looked, look = [], replicas._Group._looked_at
-    monkeypatch.setattr(replicas._Group, "_looked_at", lambda group, losses, step: looked.append((step, len(losses))) or look(group, losses, step))
+    monkeypatch.setattr(
+        replicas._Group,
+        "_looked_at",
+        lambda group, losses, step: looked.append((step, len(losses))) or look(group, losses, step),
+    )
     monkeypatch.setattr(Place, "is_cuda", True)
-    monkeypatch.setattr(replicas, "_captured", lambda stack, rows, clip, place: lambda new: replicas._one_step(stack, new, clip, place))
+    monkeypatch.setattr(
+        replicas, "_captured", lambda stack, rows, clip, place: lambda new: replicas._one_step(stack, new, clip, place)
+    )
     seldom, ended = at_once(tmp_path / "seldom", spec)
     assert [step for step, _ in looked] == [7, 10, 14, 20, 21, 23] and sum(n for _, n in looked) == 23
     assert {name: str(error) for name, error in ended.items()} == {name: str(error) for name, error in as_usual.items()}
@@ -299,10 +346,16 @@ def test_out_of_memory_means_fewer_at_once_and_at_last_a_failed_cell(tmp_path, s
     assert sizes == [4, 2, 1, 1, 1, 1]
     states = {c.arm: c for c in folder.read(path).cells}
     assert [states[a].state for a in ("baseline", "inverse", "placebo")] == ["done"] * 3
-    assert states["wisca"].state == "failed" and states["wisca"].reason.startswith("out of memory") and not states["wisca"].is_final
+    assert (
+        states["wisca"].state == "failed"
+        and states["wisca"].reason.startswith("out of memory")
+        and not states["wisca"].is_final
+    )
 
 
-def test_a_device_that_fails_ends_its_cells_with_the_reason_and_the_rest_go_on_in_a_fresh_process(tmp_path, small, monkeypatch):
+def test_a_device_that_fails_ends_its_cells_with_the_reason_and_the_rest_go_on_in_a_fresh_process(
+    tmp_path, small, monkeypatch
+):
     path = folder.create(tmp_path / "c", small(steps=4, seeds=(1, 2)))
 
     def lost(spec, cells, corpus, stop, place, ended):
@@ -311,7 +364,10 @@ def test_a_device_that_fails_ends_its_cells_with_the_reason_and_the_rest_go_on_i
     assert run_worker(path, monkeypatch, lost, at_once=2) == worker.LOST
     cells = folder.read(path).cells
     assert [c.state for c in cells] == ["failed", "failed", "waiting", "waiting"]
-    assert cells[0].reason.startswith("the device failed: CUDA error: device-side assert triggered.") and not cells[0].is_final
+    assert (
+        cells[0].reason.startswith("the device failed: CUDA error: device-side assert triggered.")
+        and not cells[0].is_final
+    )
     assert run_worker(path, monkeypatch, train_group, at_once=2) == 0
     assert [c.state for c in folder.read(path).cells] == ["failed", "failed", "done", "done"]
 
@@ -332,7 +388,10 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_written(tmp_path,
     (tmp_path / "spec.json").write_text(json.dumps({"format": "wisca-comparison", "version": 1, **small().to_json()}))
     for device in ("cuda", "cuda:1"):
         assert main(["compare", str(tmp_path / "spec.json"), "--out", str(tmp_path / "c"), "--device", device]) == 2
-        assert f"device: {device} was asked for; torch finds no CUDA GPU" in capsys.readouterr().err and not (tmp_path / "c").exists()
+        assert (
+            f"device: {device} was asked for; torch finds no CUDA GPU" in capsys.readouterr().err
+            and not (tmp_path / "c").exists()
+        )
     assert main(["compare", str(tmp_path / "spec.json"), "--out", str(tmp_path / "c"), "--executor", "magic"]) == 2
     assert "choose from auto, processes, replicas, ray" in capsys.readouterr().err
     assert worker.work(folder.create(tmp_path / "d", small()), "cuda:0", 2, never) == worker.NO_DEVICE
@@ -341,9 +400,15 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_written(tmp_path,
 
 @pytest.mark.parametrize(
     ("given", "field"),
-    [({"device": "tpu"}, "device"), ({"device": "cuda:x"}, "device"), ({"device": 0}, "device"), ({"precision": "float16"}, "precision"),
-     ({"processes_per_cell": 0}, "processes_per_cell"), ({"processes_per_cell": 3}, "processes_per_cell")],
-)  # fmt: skip
+    [
+        ({"device": "tpu"}, "device"),
+        ({"device": "cuda:x"}, "device"),
+        ({"device": 0}, "device"),
+        ({"precision": "float16"}, "precision"),
+        ({"processes_per_cell": 0}, "processes_per_cell"),
+        ({"processes_per_cell": 3}, "processes_per_cell"),
+    ],
+)
 def test_wrong_devices_and_precisions_are_named(given, field):
     with pytest.raises(SpecError) as found:
         spec_from(given)
@@ -353,14 +418,24 @@ def test_wrong_devices_and_precisions_are_named(given, field):
 def test_where_there_are_gpus_each_has_a_process_that_sees_no_other(tmp_path, small, monkeypatch):
     monkeypatch.setattr(places, "_n_gpus", lambda: 3)
     spec = small(seeds=tuple(range(1, 65)))
-    way = ways.choose(spec)
-    assert (way.executor, way.device, way.gpus, way.workers, way.at_once) == ("replicas", "cuda", (0, 1, 2), 3, 43)  # 128 cells
-    assert ways.choose(replace(spec, device="cuda:2")).gpus == (2,)
-    assert ways.choose(replace(spec, device="cpu")).executor == "processes"
+    way = execution_plan.choose(spec)
+    assert (way.executor, way.device, way.gpus, way.workers, way.at_once) == (
+        "replicas",
+        "cuda",
+        (0, 1, 2),
+        3,
+        43,
+    )  # 128 cells
+    assert execution_plan.choose(replace(spec, device="cuda:2")).gpus == (2,)
+    assert execution_plan.choose(replace(spec, device="cpu")).executor == "processes"
     with pytest.raises(DeviceMissing, match="this machine has cuda:0 to cuda:2"):
-        ways.choose(replace(spec, device="cuda:3"))
+        execution_plan.choose(replace(spec, device="cuda:3"))
     environments = []
-    monkeypatch.setattr(executor.subprocess, "Popen", lambda command, env, **_: environments.append((env.get("CUDA_VISIBLE_DEVICES"), command[-3])))
+    monkeypatch.setattr(
+        executor.subprocess,
+        "Popen",
+        lambda command, env, **_: environments.append((env.get("CUDA_VISIBLE_DEVICES"), command[-3])),
+    )
     for outside, expected in (("", ["0", "1", "2", "0"]), ("GPU-a, GPU-b,7", ["GPU-a", "GPU-b", "7", "GPU-a"])):
         environments.clear()
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", outside)
@@ -371,20 +446,26 @@ def test_where_there_are_gpus_each_has_a_process_that_sees_no_other(tmp_path, sm
 
 def test_all_arms_are_trained_in_the_way_the_comparison_began(tmp_path, small, monkeypatch):
     path = folder.create(tmp_path / "c", small(steps=4))
-    monkeypatch.setattr(executor, "_start", lambda where, *_: (folder.ask(where, "pause"), subprocess.Popen(["true"]))[1])
+    monkeypatch.setattr(
+        executor, "_start", lambda where, *_: (folder.ask(where, "pause"), subprocess.Popen(["true"]))[1]
+    )
     assert executor.run(path, 1, executor="replicas").state == "paused"
     written = json.loads((path / "executor.json").read_text())
-    assert {k: written[k] for k in ("executor", "device", "precision")} == {"executor": "replicas", "device": "cpu", "precision": "float32"}
+    assert {k: written[k] for k in ("executor", "device", "precision")} == {
+        "executor": "replicas",
+        "device": "cpu",
+        "precision": "float32",
+    }
     with pytest.raises(PlanMismatch, match="trained by replicas on cpu; --executor processes was given"):
         executor.run(path, 1, executor="processes")
-    assert ways.agreed(folder.read(path)).executor == "replicas"
+    assert execution_plan.agreed(folder.read(path)).executor == "replicas"
     # the same machine with a GPU put in: it goes on where it began
     monkeypatch.setattr(places, "_n_gpus", lambda: 1)
-    assert ways.agreed(folder.read(path)).device == "cpu"
+    assert execution_plan.agreed(folder.read(path)).device == "cpu"
     (path / "executor.json").write_text((path / "executor.json").read_text().replace('"cpu"', '"cuda"'))
     monkeypatch.setattr(places, "_n_gpus", lambda: 0)
     with pytest.raises(DeviceMissing, match="by replicas on cuda; there is only cpu here"):
-        ways.agreed(folder.read(path))
+        execution_plan.agreed(folder.read(path))
 
 
 def test_a_killed_process_of_replicas_loses_nothing(tmp_path, small, monkeypatch):

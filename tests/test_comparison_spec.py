@@ -65,7 +65,10 @@ def test_a_wrong_value_is_named_with_its_field_and_what_is_allowed(given, field)
 
 def test_a_warm_up_that_nobody_asked_for_is_no_longer_than_a_tenth_of_the_run():
     assert [spec_from({"steps": n}).optimiser.warmup_steps for n in (5, 30, 499, 500, 5000)] == [0, 3, 49, 50, 50]
-    assert spec_from({"steps": 30, "evaluate_every": 10, "optimiser": {"learning_rates": [0.01]}}).optimiser.warmup_steps == 3
+    assert (
+        spec_from({"steps": 30, "evaluate_every": 10, "optimiser": {"learning_rates": [0.01]}}).optimiser.warmup_steps
+        == 3
+    )
     assert spec_from({"steps": 300, "optimiser": {"warmup_steps": 200}}).optimiser.warmup_steps == 200
 
 

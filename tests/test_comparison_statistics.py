@@ -20,9 +20,17 @@ from wisca_core.errors import UnequalStart
 ARM_NAMES = ("baseline", "wisca", "inverse", "placebo")
 
 
-def made(path, final, seeds=(1, 2, 3, 4), rates=(1e-3,), arms=ARM_NAMES, start=lambda arm, seed: 5.5, missing=(), middle=None):
+def made(
+    path, final, seeds=(1, 2, 3, 4), rates=(1e-3,), arms=ARM_NAMES, start=lambda arm, seed: 5.5, missing=(), middle=None
+):
     """A finished comparison whose final losses are ``final(arm, rate, seed)``."""
-    spec = Spec("made", arms=tuple(ARMS[a] for a in arms), seeds=tuple(seeds), steps=100, optimiser=OptimiserSpec(learning_rates=tuple(rates)))
+    spec = Spec(
+        "made",
+        arms=tuple(ARMS[a] for a in arms),
+        seeds=tuple(seeds),
+        steps=100,
+        optimiser=OptimiserSpec(learning_rates=tuple(rates)),
+    )
     folder.create(path, spec)
     fill(path, final, start, missing, middle)
     folder.write_status(path, "done")
@@ -34,9 +42,24 @@ def fill(path, final, start=lambda arm, seed: 5.5, missing=(), middle=None):
         if cell.name in missing:
             folder.write_cell_status(cell, state="failed", reason=missing[cell.name])
             continue
-        points = [(0, start(cell.arm, cell.seed))] + ([(50, middle(cell.arm))] if middle else []) + [(100, final(cell.arm, cell.rate, cell.seed))]
+        points = (
+            [(0, start(cell.arm, cell.seed))]
+            + ([(50, middle(cell.arm))] if middle else [])
+            + [(100, final(cell.arm, cell.rate, cell.seed))]
+        )
         rows = [{"format": "wisca-metrics", "version": 1}] + [
-            {"step": s, "train_loss": None, "val_loss": v, "lr": 0.0, "grad_norm": None, "tokens": s, "seconds": 1.0, "qk": 3.0, "vo": -3.0} for s, v in points
+            {
+                "step": s,
+                "train_loss": None,
+                "val_loss": v,
+                "lr": 0.0,
+                "grad_norm": None,
+                "tokens": s,
+                "seconds": 1.0,
+                "qk": 3.0,
+                "vo": -3.0,
+            }
+            for s, v in points
         ]
         (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         folder.write_cell_status(cell, state="done")
@@ -127,7 +150,10 @@ def test_four_seeds_are_preliminary_and_an_interval_over_zero_is_no_detectable_d
     r = report_of(made(tmp_path / "c", plus(wisca=[-0.01, 0.02, 0.0, 0.01])))
     # mean 0.005, sd 0.0129099, t = 3.182446: half the width 0.0205426
     assert r.sentence == "Preliminary. No detectable difference: +0.005 nats per byte (95 % −0.016 to +0.026), 4 seeds."
-    assert r.grade == "preliminary" and "excludes gains larger than 0.016 and harms larger than 0.026 nats per byte." in r.reading
+    assert (
+        r.grade == "preliminary"
+        and "excludes gains larger than 0.016 and harms larger than 0.026 nats per byte." in r.reading
+    )
     assert dict(r.readings)["wisca"] == "not distinguishable"
     wisca = r.effects[0]
     assert (wisca.arm, wisca.n_better, wisca.bootstrap) == ("wisca", 1, None)
@@ -137,15 +163,27 @@ def test_four_seeds_are_preliminary_and_an_interval_over_zero_is_no_detectable_d
 def test_eight_seeds_with_a_clear_gain(tmp_path):
     d = [-0.05, -0.04, -0.06, -0.05, -0.045, -0.055, -0.05, -0.05]
     r = report_of(made(tmp_path / "c", plus(wisca=d), seeds=range(1, 9)))
-    assert r.grade == "full" and r.sentence.startswith("Lower loss than the baseline: −0.050 nats per byte (95 % −0.055 to −0.045), 8 seeds; p < 0.001")
+    assert r.grade == "full" and r.sentence.startswith(
+        "Lower loss than the baseline: −0.050 nats per byte (95 % −0.055 to −0.045), 8 seeds; p < 0.001"
+    )
     assert r.effects[0].n_better == 8 and r.effects[0].bootstrap is not None
 
 
 def test_an_interval_clear_of_zero_that_does_not_survive_the_correction(tmp_path):
     # one arm with p about 0.03; with 3 arms it is about 0.09
-    r = report_of(made(tmp_path / "c", plus(wisca=[0.01, 0.02, 0.03, 0.04], inverse=[0.1, -0.1, 0.1, -0.1], placebo=[1e-4, -1e-4, 1e-4, -1e-4])))
-    assert math.isclose(r.effects[0].loss.p, 0.030466, abs_tol=1e-5) and math.isclose(r.effects[0].p_corrected, 0.091399, abs_tol=1e-5)
-    assert r.sentence.startswith("Preliminary. Not distinguishable after correction: +0.025 nats per byte") and "p = 0.091 after correcting for 3" in r.sentence
+    r = report_of(
+        made(
+            tmp_path / "c",
+            plus(wisca=[0.01, 0.02, 0.03, 0.04], inverse=[0.1, -0.1, 0.1, -0.1], placebo=[1e-4, -1e-4, 1e-4, -1e-4]),
+        )
+    )
+    assert math.isclose(r.effects[0].loss.p, 0.030466, abs_tol=1e-5) and math.isclose(
+        r.effects[0].p_corrected, 0.091399, abs_tol=1e-5
+    )
+    assert (
+        r.sentence.startswith("Preliminary. Not distinguishable after correction: +0.025 nats per byte")
+        and "p = 0.091 after correcting for 3" in r.sentence
+    )
     assert any("at least one of 3 intervals" in remark and "14%" in remark for remark in r.remarks)
 
 
@@ -164,7 +202,9 @@ def test_a_control_that_moves_the_same_way_is_said(tmp_path):
 
 
 def test_arms_that_do_not_start_equal_are_not_reported(tmp_path):
-    comparison = made(tmp_path / "c", plus(), start=lambda arm, seed: 5.5 + (2e-4 if (arm, seed) == ("wisca", 2) else 0))
+    comparison = made(
+        tmp_path / "c", plus(), start=lambda arm, seed: 5.5 + (2e-4 if (arm, seed) == ("wisca", 2) else 0)
+    )
     with pytest.raises(UnequalStart, match="seed 2: .*wisca-lr0.001-seed2 begins at|seed 2: baseline"):
         report_of(comparison)
     # 2e-5 of 5.5 is 4e-6 relative: rounding
@@ -193,14 +233,16 @@ def test_seeds_added_after_looking_mark_the_result(tmp_path):
     r = report_of(folder.read(comparison.path))
     assert r.is_extended and "8 seeds" in r.sentence
     before = "As it was fixed beforehand: Preliminary. No detectable difference: +0.005 nats per byte (95 % −0.016 to +0.026), 4 seeds."
-    assert r.sentence.startswith("Extended after looking, so only a hint: +0.005 nats per byte (95 % ") and r.sentence.endswith(before)
+    assert r.sentence.startswith(
+        "Extended after looking, so only a hint: +0.005 nats per byte (95 % "
+    ) and r.sentence.endswith(before)
     assert any("4 seeds were added when results could be seen" in remark for remark in r.remarks)
 
 
 def test_steps_saved_are_counted_from_where_the_baseline_itself_first_gets_there(tmp_path):
     # baseline 5.5 -> 3.5 -> 2.5; the arm 5.5 -> 3.0 -> 2.0 passes 2.5 half way between 50 and 100
     shift = dict.fromkeys(("inverse", "placebo"), [0.5] * 4) | {"wisca": [-0.5] * 4}
-    final = lambda arm, rate, seed: 2.5 + (shift[arm][seed - 1] if arm in shift else 0)  # noqa: E731
+    final = lambda arm, rate, seed: 2.5 + (shift[arm][seed - 1] if arm in shift else 0)
     r = report_of(made(tmp_path / "c", final, middle=lambda arm: 3.0 if arm == "wisca" else 3.5))
     saved = {e.arm: (e.steps_saved, e.n_reached) for e in r.effects}
     assert saved["wisca"] == (25.0, 4) and saved["inverse"] == (None, 0)
@@ -212,7 +254,11 @@ def test_perplexity_differences_are_of_exp_of_the_loss(tmp_path):
 
 
 def test_the_own_best_rate_is_chosen_without_the_seed_it_is_judged_on():
-    rows = [("a", r, s, v) for s, (x, y) in {1: (1.0, 9.0), 2: (5.0, 4.0), 3: (5.0, 4.0)}.items() for r, v in ((0.1, x), (0.2, y))]
+    rows = [
+        ("a", r, s, v)
+        for s, (x, y) in {1: (1.0, 9.0), 2: (5.0, 4.0), 3: (5.0, 4.0)}.items()
+        for r, v in ((0.1, x), (0.2, y))
+    ]
     table = pd.DataFrame(rows, columns=["arm", "rate", "seed", "final"])
     # without seed 1: rate 0.2 (4 < 5); without seed 2: 0.1 (3 < 6.5); without 3: 0.1
     assert statistics.best_rates(table, "a", (0.1, 0.2), (1, 2, 3)) == {1: 0.2, 2: 0.1, 3: 0.1}
@@ -224,7 +270,14 @@ def test_the_own_best_rate_is_chosen_without_the_seed_it_is_judged_on():
 def test_each_arm_at_its_own_best_rate(tmp_path):
     # baseline is best at 1e-3 (2.0), the arm at 3e-3 (1.9): it loses nothing by being compared at 1e-3 only, gains 0.1 at its own
     losses = {("baseline", 1e-3): 2.0, ("baseline", 3e-3): 2.3, ("wisca", 1e-3): 2.2, ("wisca", 3e-3): 1.9}
-    r = report_of(made(tmp_path / "c", lambda a, lr, s: losses[a, lr] + s * 0.1 + (1e-3 * s if a == "wisca" else 0), rates=(1e-3, 3e-3), arms=("baseline", "wisca")))
+    r = report_of(
+        made(
+            tmp_path / "c",
+            lambda a, lr, s: losses[a, lr] + s * 0.1 + (1e-3 * s if a == "wisca" else 0),
+            rates=(1e-3, 3e-3),
+            arms=("baseline", "wisca"),
+        )
+    )
     best = r.best[0]
     assert best.rate is None and best.rates == (3e-3,) * 4 and best.baseline_rates == (1e-3,) * 4
     assert np.allclose(best.differences, [-0.1 + 1e-3 * s for s in (1, 2, 3, 4)])
@@ -243,7 +296,11 @@ def test_curves_pair_by_seed_and_step(tmp_path):
     curves = folder.curves(comparison)
     gaps = statistics.gaps(curves, "baseline", 1e-3)
     last = gaps[(gaps["arm"] == "wisca") & (gaps["step"] == 100)].iloc[0]
-    assert math.isclose(last["mean"], 0.25) and last["n"] == 4 and math.isclose(last["high"] - last["low"], 2 * 0.205426, abs_tol=1e-5)
+    assert (
+        math.isclose(last["mean"], 0.25)
+        and last["n"] == 4
+        and math.isclose(last["high"] - last["low"], 2 * 0.205426, abs_tol=1e-5)
+    )
     bands = statistics.bands(curves, 1e-3)
     base = bands[(bands["arm"] == "baseline") & (bands["step"] == 100)].iloc[0]
     assert np.allclose([base["low"], base["mean"], base["high"]], [2.1, 2.25, 2.4])
@@ -253,7 +310,11 @@ def test_the_report_is_kept_as_json(tmp_path):
     comparison = made(tmp_path / "c", plus(), seeds=(1,))
     write_report(comparison)
     kept = json.loads((comparison.path / "report.json").read_text())
-    assert kept["format"] == "wisca-comparison-report" and kept["version"] == 1 and kept["effects"][0]["loss"]["low"] is None
+    assert (
+        kept["format"] == "wisca-comparison-report"
+        and kept["version"] == 1
+        and kept["effects"][0]["loss"]["low"] is None
+    )
 
 
 def test_a_comparison_without_a_process_reads_as_interrupted(tmp_path):
@@ -270,8 +331,16 @@ def test_the_bundled_comparison_says_what_its_metrics_say():
     kept = json.loads((place / "report.json").read_text())
     found = report_of(comparison)
     assert kept["sentence"] == found.sentence and kept["corpus_sha256"] == comparison.corpus["sha256"]
-    by_hand = [row["val_loss"] for seed in found.effects[0].seeds for row in folder.rows(place / "cells" / f"wisca-lr0.001-seed{seed}")[-1:]]
-    base = [row["val_loss"] for seed in found.effects[0].seeds for row in folder.rows(place / "cells" / f"baseline-lr0.001-seed{seed}")[-1:]]
+    by_hand = [
+        row["val_loss"]
+        for seed in found.effects[0].seeds
+        for row in folder.rows(place / "cells" / f"wisca-lr0.001-seed{seed}")[-1:]
+    ]
+    base = [
+        row["val_loss"]
+        for seed in found.effects[0].seeds
+        for row in folder.rows(place / "cells" / f"baseline-lr0.001-seed{seed}")[-1:]
+    ]
     assert np.allclose(found.effects[0].loss.mean, np.mean(by_hand) - np.mean(base))
     assert sum(path.stat().st_size for path in place.rglob("*")) < 2_000_000
 
@@ -279,17 +348,33 @@ def test_the_bundled_comparison_says_what_its_metrics_say():
 def test_an_interval_below_what_is_written_is_no_difference_however_clear_of_zero(tmp_path):
     """Rounding that always goes one way: four differences of about -3e-6 have a tiny p and mean nothing."""
     tiny = (-3.3e-6, -3.8e-6, -3.5e-6, -3.3e-6)
-    r = report_of(made(tmp_path / "c", plus(wisca=(-0.011, -0.0115, -0.0117, -0.0109), placebo=tiny), arms=("baseline", "placebo", "wisca")))
+    r = report_of(
+        made(
+            tmp_path / "c",
+            plus(wisca=(-0.011, -0.0115, -0.0117, -0.0109), placebo=tiny),
+            arms=("baseline", "placebo", "wisca"),
+        )
+    )
     placebo = next(e for e in r.effects if e.arm == "placebo")
     assert placebo.loss.is_nothing and not placebo.loss.spans_zero and placebo.loss.p < 1e-4
-    assert dict(r.readings)["placebo"] == "no difference (under 0.001 nats)" and dict(r.readings)["wisca"].startswith("lower")
+    assert dict(r.readings)["placebo"] == "no difference (under 0.001 nats)" and dict(r.readings)["wisca"].startswith(
+        "lower"
+    )
     only = report_of(made(tmp_path / "d", plus(wisca=tiny), arms=("baseline", "wisca")))
     assert only.sentence == "Preliminary. No difference: under 0.001 nats per byte either way, 4 seeds."
 
 
 def test_a_clear_arm_beside_the_one_of_the_sentence_is_named(tmp_path):
-    r = report_of(made(tmp_path / "c", plus(wisca=(0.01, -0.01, 0.02, -0.02), inverse=(0.1, 0.11, 0.12, 0.09)), arms=("baseline", "wisca", "inverse")))
-    assert len(r.beside) == 1 and r.beside[0].startswith("Beside it, Inverse scaling: +0.105 nats per byte (95 % +0.084 to +0.126), higher (p ")
+    r = report_of(
+        made(
+            tmp_path / "c",
+            plus(wisca=(0.01, -0.01, 0.02, -0.02), inverse=(0.1, 0.11, 0.12, 0.09)),
+            arms=("baseline", "wisca", "inverse"),
+        )
+    )
+    assert len(r.beside) == 1 and r.beside[0].startswith(
+        "Beside it, Inverse scaling: +0.105 nats per byte (95 % +0.084 to +0.126), higher (p "
+    )
 
 
 def test_a_large_effect_needs_no_more_seeds_than_the_fewest():
@@ -325,5 +410,7 @@ def test_runs_that_are_not_finished_are_counted_and_not_taken_for_failures(tmp_p
 
 
 def test_a_preliminary_result_does_not_name_fewer_seeds_than_it_asks_for(tmp_path):
-    r = report_of(made(tmp_path / "c", plus(wisca=[-0.01, 0.02, 0.0, 0.01, 0.0]), seeds=range(1, 6), arms=("baseline", "wisca")))
+    r = report_of(
+        made(tmp_path / "c", plus(wisca=[-0.01, 0.02, 0.0, 0.01, 0.0]), seeds=range(1, 6), arms=("baseline", "wisca"))
+    )
     assert "takes about 8 seeds. Four seeds have misled before; 8 or more are needed" in r.reading

@@ -15,7 +15,7 @@ import pytest
 import torch
 from small_comparison import TEXT, never, numbers, small_spec, train_all
 
-from wisca_core import home, jobs
+from wisca_core import jobs, storage
 from wisca_core.cli import main
 from wisca_core.comparison import cell as cell_module
 from wisca_core.comparison import executor, folder, statistics
@@ -53,7 +53,9 @@ def test_all_arms_of_a_seed_start_as_the_same_function_and_end_apart(tmp_path, s
 
 def test_what_each_arm_does_to_the_ratio_of_norms(small):
     def ratios(arm: Arm, *steps: int) -> dict[str, float]:
-        spec = small(arms=(ARMS["baseline"], replace(arm, name="other")) if arm.kind != "none" else (arm, ARMS["wisca"]))
+        spec = small(
+            arms=(ARMS["baseline"], replace(arm, name="other")) if arm.kind != "none" else (arm, ARMS["wisca"])
+        )
         model = build_model(spec, 1)
         treatment = Treatment(arm, model, build_optimisers(model, spec.optimiser, 1e-3))
         for step in steps:
@@ -75,7 +77,12 @@ def test_what_each_arm_does_to_the_ratio_of_norms(small):
 
 def test_an_arm_acts_when_it_is_due(small):
     spec = small()
-    for arm, due in ((ARMS["wisca"], [0, 25, 50]), (ARMS["init_only"], [0]), (ARMS["baseline"], []), (replace(ARMS["wisca"], at_start=False), [25, 50])):
+    for arm, due in (
+        (ARMS["wisca"], [0, 25, 50]),
+        (ARMS["init_only"], [0]),
+        (ARMS["baseline"], []),
+        (replace(ARMS["wisca"], at_start=False), [25, 50]),
+    ):
         model = build_model(spec, 1)
         treatment = Treatment(arm, model, build_optimisers(model, spec.optimiser, 1e-3))
         assert [step for step in range(60) if treatment.at(step)] == due
@@ -83,7 +90,11 @@ def test_an_arm_acts_when_it_is_due(small):
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_every_optimiser_trains_and_its_state_is_carried(tmp_path, small, name):
-    spec = small(optimiser=OptimiserSpec(name, learning_rates=(0.01,), warmup_steps=0), arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3)), seeds=(1,))
+    spec = small(
+        optimiser=OptimiserSpec(name, learning_rates=(0.01,), warmup_steps=0),
+        arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3)),
+        seeds=(1,),
+    )
     comparison = train_all(tmp_path / "c", spec)
     curves = folder.curves(comparison)
     for _, rows in curves[curves["val_loss"].notna()].groupby("arm"):
@@ -127,7 +138,9 @@ def test_a_stopped_cell_resumes_to_the_very_numbers_of_an_unbroken_one(tmp_path,
 
 
 def test_a_loss_that_is_not_finite_fails_the_cell_with_its_step(tmp_path, small):
-    spec = small(optimiser=OptimiserSpec(learning_rates=(100.0,), warmup_steps=0, weight_decay=10.0), seeds=(1,), steps=60)  # each step times -999
+    spec = small(
+        optimiser=OptimiserSpec(learning_rates=(100.0,), warmup_steps=0, weight_decay=10.0), seeds=(1,), steps=60
+    )  # each step times -999
     cell = folder.read(folder.create(tmp_path / "c", spec)).cells[0]
     with pytest.raises(CellFailed, match="loss became (nan|inf) at step"):
         train(spec, cell, load_corpus(spec), never)
@@ -193,18 +206,24 @@ def test_a_worker_that_dies_gets_one_more_try_and_its_cell_then_fails_with_a_rea
     path = folder.create(tmp_path / "c", small())
     first = folder.read(path).cells[0]
     folder.write_cell_status(first, state="running")
-    assert executor._mourn(path, -9)
+    assert executor._record_death(path, -9)
     again = folder.read(path).cells[0]
     assert (again.state, again.attempts) == ("waiting", 1)
     folder.write_cell_status(again, state="running")
-    assert executor._mourn(path, -9)
+    assert executor._record_death(path, -9)
     failed = folder.read(path).cells[0]
-    assert failed.state == "failed" and "signal 9; 9 is a kill, most often for lack of memory" in failed.reason and not failed.is_final
-    assert not executor._mourn(path, -9)  # nobody was training: nothing to restart for
+    assert (
+        failed.state == "failed"
+        and "signal 9; 9 is a kill, most often for lack of memory" in failed.reason
+        and not failed.is_final
+    )
+    assert not executor._record_death(path, -9)  # nobody was training: nothing to restart for
 
 
 def test_one_failing_cell_leaves_the_others_alone_and_the_command_says_so(tmp_path, small, capsys):
-    spec = small(optimiser=OptimiserSpec(learning_rates=(0.01, 100.0), warmup_steps=0, weight_decay=10.0), seeds=(1,), steps=60)
+    spec = small(
+        optimiser=OptimiserSpec(learning_rates=(0.01, 100.0), warmup_steps=0, weight_decay=10.0), seeds=(1,), steps=60
+    )
     (tmp_path / "spec.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **spec.to_json()}))
     out = tmp_path / "c"
     assert main(["compare", str(tmp_path / "spec.json"), "--out", str(out), "--workers", "1", "--json"]) == 1
@@ -220,9 +239,17 @@ def test_one_failing_cell_leaves_the_others_alone_and_the_command_says_so(tmp_pa
 
 def test_a_comparison_that_is_asked_to_pause_stops_and_says_so(tmp_path, small, monkeypatch):
     path = folder.create(tmp_path / "c", small())
-    monkeypatch.setattr(executor, "_start", lambda where, *_: (folder.ask(where, "pause"), subprocess.Popen([sys.executable, "-c", ""]))[1])
+    monkeypatch.setattr(
+        executor,
+        "_start",
+        lambda where, *_: (folder.ask(where, "pause"), subprocess.Popen([sys.executable, "-c", ""]))[1],
+    )
     assert executor.run(path, 1).state == "paused"
-    monkeypatch.setattr(executor, "_start", lambda where, *_: (folder.ask(where, "cancel"), subprocess.Popen([sys.executable, "-c", ""]))[1])
+    monkeypatch.setattr(
+        executor,
+        "_start",
+        lambda where, *_: (folder.ask(where, "cancel"), subprocess.Popen([sys.executable, "-c", ""]))[1],
+    )
     assert executor.run(path, 1).state == "cancelled"
 
 
@@ -240,14 +267,16 @@ def test_ctrl_c_pauses_and_says_how_to_go_on(tmp_path, small, monkeypatch, capsy
 
 def test_workers_that_all_end_early_are_a_failure_not_a_finished_comparison(tmp_path, small, monkeypatch):
     path = folder.create(tmp_path / "c", small())
-    monkeypatch.setattr(executor, "_start", lambda where, *_: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
+    monkeypatch.setattr(
+        executor, "_start", lambda where, *_: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    )
     stopped = executor.run(path, 1)
     assert stopped.state == "failed" and "4 cells were not run" in stopped.message
 
 
 def test_two_processes_do_not_run_one_comparison(tmp_path, small):
     path = folder.create(tmp_path / "c", small())
-    held = home.take_lock(path / "lock")
+    held = storage.take_lock(path / "lock")
     try:
         with pytest.raises(OutputRefused, match="being run by another process"):
             executor.run(path, 1)
@@ -274,7 +303,13 @@ def test_folders_that_are_no_comparison_are_refused(tmp_path, small):
 
 
 def test_the_command_line_asks_for_one_thing(capsys, tmp_path):
-    for wrong in ([], ["--preset", "default", "--resume"], ["--preset", "default"], ["--preset", "nope", "--estimate"], ["--resume"]):
+    for wrong in (
+        [],
+        ["--preset", "default", "--resume"],
+        ["--preset", "default"],
+        ["--preset", "nope", "--estimate"],
+        ["--resume"],
+    ):
         assert main(["compare", *wrong]) == 2
     assert "choose from default, rates, thorough" in capsys.readouterr().err
 
@@ -284,7 +319,13 @@ def test_the_estimate_starts_nothing_and_names_time_memory_and_seeds(capsys, tmp
     (tmp_path / "spec.json").write_text(json.dumps({"format": FORMAT, "version": VERSION, **spec.to_json()}))
     assert main(["compare", str(tmp_path / "spec.json"), "--estimate", "--workers", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["n_cells"] == 4 and found["seconds"] > 0 and found["fits"] and found["seeds_needed"] == 22 and found["n_tests"] == 1
+    assert (
+        found["n_cells"] == 4
+        and found["seconds"] > 0
+        and found["fits"]
+        and found["seeds_needed"] == 22
+        and found["n_tests"] == 1
+    )
     assert main(["compare", "--preset", "default", "--estimate"]) == 0
     said = capsys.readouterr().out
     assert "16 runs" in said and "8 to see a difference of 0.044 nats per byte" in said and "201,344 parameters" in said

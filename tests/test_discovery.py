@@ -72,7 +72,10 @@ def test_a_class_that_no_file_knows_is_discovered_and_proved(tmp_path, home):
     assert [s.name for s in sites.sites] == [f"decoder.{i}.self.{pair}" for i in (0, 1) for pair in ("qk", "vo")]
     assert sites.family == "discovered" and "Discovered" in sites.remarks[0] and "half" in sites.remarks[0]
     qk = sites["decoder.0.self.qk"]
-    assert qk.rotary[:2] == ("half", 8) and {leg.tensor[-11:] for leg in qk.legs if not leg.measured} == {"q_proj.bias", "k_proj.bias"}
+    assert qk.rotary[:2] == ("half", 8) and {leg.tensor[-11:] for leg in qk.legs if not leg.measured} == {
+        "q_proj.bias",
+        "k_proj.bias",
+    }
     found = proof.prove(checkpoint, sites)
     assert found.passed and found.max_rel < 1e-12 and found.rule == "discovered"
     assert kept(checkpoint) == discover(checkpoint) and sites_of(checkpoint) == sites
@@ -93,10 +96,22 @@ def test_without_a_class_nothing_is_tried_and_the_reason_is_kept(tmp_path, home)
     (folder / "config.json").write_text(json.dumps(checkpoint.config | {"model_type": "foreign_decoder"}))
     (folder / "model.safetensors").write_bytes((tmp_path / "novel" / "model.safetensors").read_bytes())
     found = discover(open_checkpoint(folder))
-    assert found.family is None and "installed transformers does not know" in found.words and kept(open_checkpoint(folder)) == found
+    assert (
+        found.family is None
+        and "installed transformers does not know" in found.words
+        and kept(open_checkpoint(folder)) == found
+    )
 
 
-@pytest.mark.parametrize("model_type, words", [("qwen3", "gains of q_norm"), ("gpt_neox", "layout per_group"), ("gptj", "interleaved"), ("gemma3_text", "less one")])
+@pytest.mark.parametrize(
+    "model_type, words",
+    [
+        ("qwen3", "gains of q_norm"),
+        ("gpt_neox", "layout per_group"),
+        ("gptj", "interleaved"),
+        ("gemma3_text", "less one"),
+    ],
+)
 def test_known_architectures_would_be_discovered_too(model_type, words, small_model, monkeypatch, home):
     """With their row taken away; the ties found are those of the row."""
     checkpoint = open_checkpoint(small_model(model_type))
@@ -106,5 +121,7 @@ def test_known_architectures_would_be_discovered_too(model_type, words, small_mo
     sites = sites_of(checkpoint, search=True)
     assert words in sites.remarks[0], sites
     for site in right.sites:
-        assert torch.equal(torch.tensor(sites[site.name].labels("channel")), torch.tensor(site.labels("channel"))), site.name
+        assert torch.equal(torch.tensor(sites[site.name].labels("channel")), torch.tensor(site.labels("channel"))), (
+            site.name
+        )
         assert sites[site.name].live == site.live

@@ -23,13 +23,13 @@ from wisca_core.equivalence.miniature import load
 from wisca_core.equivalence.outputs import difference, outputs
 from wisca_core.equivalence.proof import prove
 from wisca_core.errors import Cancelled, CheckpointChanged, NothingToRescale, OutputRefused, PlanMismatch, ProofFailed
-from wisca_core.export import export as export_module
-from wisca_core.export import weights as weights_module
-from wisca_core.export.export import export, is_running
-from wisca_core.export.outlook import outlook
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
-from wisca_core.plan.plan import decision_of, make_plan, save_plan, undo_plan
+from wisca_core.exporting import export as export_module
+from wisca_core.exporting import weights as weights_module
+from wisca_core.exporting.export import export, is_running
+from wisca_core.exporting.preview import preview
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
+from wisca_core.planning.plan import decision_of, make_plan, save_plan, undo_plan
 
 CARD = "---\nlicense: mit\ntags: [a, b]\n---\n\n# A model\r\n\r\nWith Windows line ends and a caf\u00e9.\r\n"
 
@@ -48,8 +48,7 @@ def run(opened, plan, out, **more):
 
 @pytest.fixture(scope="module")
 def source(small_model, tmp_path_factory) -> Path:
-    """A sharded bf16 folder as people have them: metadata, nested folders, links, other copies of the weights, states.
-    """
+    """A sharded bf16 folder as people have them: metadata, nested folders, links, other copies of the weights, states."""
     folder = tmp_path_factory.mktemp("people") / "model"
     small = small_model("llama", torch.bfloat16, num_key_value_heads=8, attention_bias=True)
     tensors = load_file(small / "model.safetensors")
@@ -67,8 +66,17 @@ def source(small_model, tmp_path_factory) -> Path:
     (folder / "1_Pooling" / "config.json").write_text('{"pooling": "mean"}')
     (folder / "deep" / "er").mkdir(parents=True)
     (folder / "deep" / "er" / "notes.txt").write_text("kept")
-    for name in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "model.gguf", "onnx/model.onnx", "original/consolidated.00.pth",
-                 "optimizer.pt", "checkpoint-5/model.safetensors", "wisca_report.json"):  # fmt: skip
+    for name in (
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "model.gguf",
+        "onnx/model.onnx",
+        "original/consolidated.00.pth",
+        "optimizer.pt",
+        "checkpoint-5/model.safetensors",
+        "wisca_report.json",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"old")
     for name in ("training_args.bin", "rng_state.pth", "scheduler.pt"):
@@ -89,16 +97,34 @@ def done(source, look, tmp_path_factory) -> Path:
 
 def test_every_file_is_copied_byte_for_byte_left_out_or_rewritten(source, done):
     before, after = files(source), files(done)
-    left_out = {"pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "model.gguf", "onnx/model.onnx", "original/consolidated.00.pth",
-                "optimizer.pt", "checkpoint-5/model.safetensors", "secret"}  # fmt: skip
+    left_out = {
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "model.gguf",
+        "onnx/model.onnx",
+        "original/consolidated.00.pth",
+        "optimizer.pt",
+        "checkpoint-5/model.safetensors",
+        "secret",
+    }
     assert after.keys() == before.keys() - left_out - {".git/HEAD"}
-    rewritten = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "README.md", "wisca_report.json"}
+    rewritten = {
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "README.md",
+        "wisca_report.json",
+    }
     for name in after.keys() - rewritten:
         assert after[name] == before[name], name
     report = json.loads((done / "wisca_report.json").read_text())
     assert {name for name, _ in report["files"]["left_out"]} == left_out | {"wisca_report.json"}
     reasons = dict(report["files"]["left_out"])
-    assert "optimiser state" in reasons["optimizer.pt"] and "another copy" in reasons["tf_model.h5"] and "link" in reasons["secret"]
+    assert (
+        "optimiser state" in reasons["optimizer.pt"]
+        and "another copy" in reasons["tf_model.h5"]
+        and "link" in reasons["secret"]
+    )
     assert set(report["files"]["copied"]) == after.keys() - rewritten | {"README.md"}
 
 
@@ -133,7 +159,9 @@ def test_the_values_are_those_of_the_plan_worked_out_here(source, done, look):
     """Rounded once from float64: bf16 of q times s of its KV head, k divided by it."""
     opened = look(source)
     plan = planned(opened, granularity="group")
-    before, after = ({n: t for f in open_checkpoint(p).weight_files for n, t in load_file(p / f).items()} for p in (source, done))
+    before, after = (
+        {n: t for f in open_checkpoint(p).weight_files for n, t in load_file(p / f).items()} for p in (source, done)
+    )
     factors = {part.site: part.factors for part in plan.sites}["decoder.1.self.qk"]
     layer = "model.layers.1.self_attn."
     for name, per_head, power in (("q_proj", 3, 1), ("k_proj", 1, -1)):
@@ -146,11 +174,20 @@ def test_the_values_are_those_of_the_plan_worked_out_here(source, done, look):
 def test_the_report_says_what_was_done_and_undoes_it(source, done, look):
     report = json.loads((done / "wisca_report.json").read_text())
     assert list(report)[:2] == ["format", "version"] and (report["format"], report["version"]) == ("wisca-report", 1)
-    assert report["source"] == str(source) and report["proof"]["passed"] and report["full_check"] is None and report["refused"] == []
+    assert (
+        report["source"] == str(source)
+        and report["proof"]["passed"]
+        and report["full_check"] is None
+        and report["refused"] == []
+    )
     assert report["versions"].keys() == {"wisca", "torch", "transformers"}
     assert report["files"]["rewritten"] == [[f, f] for f in open_checkpoint(source).weight_files]
     after = look(done)
-    assert report["fingerprint_before"] == report["plan"]["fingerprint"] == look(source).patterns.fingerprint(report["plan"]["tensors"])
+    assert (
+        report["fingerprint_before"]
+        == report["plan"]["fingerprint"]
+        == look(source).patterns.fingerprint(report["plan"]["tensors"])
+    )
     assert report["fingerprint_after"] == after.patterns.fingerprint(report["plan"]["tensors"])
     back = decision_of(undo_plan(done / "wisca_report.json"), after.patterns)
     forth = decide(look(source).patterns, Options(granularity="group"))
@@ -171,7 +208,10 @@ def test_undo_in_exact_mode_gives_the_very_bytes_back(source, look, tmp_path):
 
 def test_the_card_keeps_its_bytes_and_gains_one_section(source, done, look, tmp_path):
     card = (done / "README.md").read_bytes()
-    assert card.startswith(CARD.rstrip("\n").encode()) and card.count(b"<!-- wisca:begin -->") == card.count(b"<!-- wisca:end -->") == 1
+    assert (
+        card.startswith(CARD.rstrip("\n").encode())
+        and card.count(b"<!-- wisca:begin -->") == card.count(b"<!-- wisca:end -->") == 1
+    )
     assert b"granularity group, norm l1, strength 1" in card and b"Full check on these weights: not run" in card
     # an export of the export: the old section is replaced
     opened = look(done)
@@ -187,11 +227,12 @@ def test_without_a_card_one_is_made(small_model, look, tmp_path):
     assert card.startswith("<!-- wisca:begin -->\n## Rescaled into an equivalent model")
 
 
-def test_the_outlook_names_every_file_once_and_enough_bytes(source, done):
-    seen = outlook(open_checkpoint(source))
+def test_the_preview_names_every_file_once_and_enough_bytes(source, done):
+    seen = preview(open_checkpoint(source))
     names = [old for old, _ in seen.rewritten] + list(seen.copied) + [name for name, _ in seen.left_out]
-    assert len(names) == len(set(names)) and set(names) == {p.relative_to(source).as_posix() for p in source.rglob("*")
-                                                            if not p.is_dir() and ".git" not in p.parts}  # fmt: skip
+    assert len(names) == len(set(names)) and set(names) == {
+        p.relative_to(source).as_posix() for p in source.rglob("*") if not p.is_dir() and ".git" not in p.parts
+    }
     written = sum(len(data) for name, data in files(done).items() if name != "wisca_report.json")
     assert abs(seen.n_bytes - written) < 3000  # the card's section
 
@@ -235,8 +276,11 @@ def test_a_torch_checkpoint_becomes_safetensors_with_the_same_split(shards, tie,
     opened = look(source)
     assert opened.checkpoint.aliases
     out = run(opened, planned(opened, granularity="channel"), tmp_path / "out").parent
-    names = {"model.safetensors"} if shards == 1 else {
-        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"}  # fmt: skip
+    names = (
+        {"model.safetensors"}
+        if shards == 1
+        else {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"}
+    )
     assert {p.name for p in out.iterdir()} == names | {"config.json", "README.md", "wisca_report.json"}
     assert not (out / "pytorch_model.bin").exists()
     model = load(out)  # raises where a tensor is missing
@@ -265,7 +309,10 @@ def test_a_tied_pair_of_weights_is_refused_by_name_and_the_rest_exported(small_m
     assert [r.what for r in opened.sites.refusals] == ["decoder.0.self.qk", "decoder.1.self.qk"]
     assert all("shares its storage" in r.reason for r in opened.sites.refusals)
     report = run(opened, planned(opened), tmp_path / "out")
-    assert len(json.loads(report.read_text())["refused"]) == 2 and "Left as they were: 2" in (report.parent / "README.md").read_text()
+    assert (
+        len(json.loads(report.read_text())["refused"]) == 2
+        and "Left as they were: 2" in (report.parent / "README.md").read_text()
+    )
 
 
 # ---- refused places, and nothing left
@@ -290,10 +337,16 @@ def test_places_that_are_taken_are_refused(small, tmp_path):
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "link").symlink_to(model)
     (tmp_path / "plain").write_text("mine")
-    for place, words in {tmp_path / "full": "exists already", model: "is the model itself", tmp_path / "link": "is the model itself",
-                         model / "out": "inside the model's folder", tmp_path / "link" / "out": "inside the model's folder",
-                         tmp_path / "dangling": "exists already", tmp_path / "plain": "exists already",
-                         model / "x" / ".." / "out": "inside the model's folder"}.items():  # fmt: skip
+    for place, words in {
+        tmp_path / "full": "exists already",
+        model: "is the model itself",
+        tmp_path / "link": "is the model itself",
+        model / "out": "inside the model's folder",
+        tmp_path / "link" / "out": "inside the model's folder",
+        tmp_path / "dangling": "exists already",
+        tmp_path / "plain": "exists already",
+        model / "x" / ".." / "out": "inside the model's folder",
+    }.items():
         with pytest.raises(OutputRefused, match=words):
             run(small, plan, place)
     with pytest.raises(OutputRefused, match="could not be written"):
@@ -403,7 +456,9 @@ def test_a_source_that_changes_midway_stops_the_export(at, change, small, look, 
 
     def progress(text, done, total):
         calls.append(text)
-        if (at == "first" and len(calls) == 3) or (at == "last" and text == "copying the other files" and calls.count(text) == 1):
+        if (at == "first" and len(calls) == 3) or (
+            at == "last" and text == "copying the other files" and calls.count(text) == 1
+        ):
             change(opened.checkpoint.path / "model.safetensors")
 
     with pytest.raises(CheckpointChanged):
@@ -444,8 +499,8 @@ from pathlib import Path
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.proof import prove
-from wisca_core.export.export import export
-from wisca_core.plan.plan import load_plan
+from wisca_core.exporting.export import export
+from wisca_core.planning.plan import load_plan
 model, plan, out = sys.argv[1:]
 checkpoint = open_checkpoint(model)
 sites = find_sites(checkpoint)
@@ -461,11 +516,18 @@ def test_after_a_kill_midway_a_new_export_to_the_same_place_succeeds(small, tmp_
     plan = planned(small)
     prove(small.checkpoint, small.sites)
     save_plan(plan, tmp_path / "plan.json")
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(small.checkpoint.path), str(tmp_path / "plan.json"), str(tmp_path / "out")],
-                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(small.checkpoint.path), str(tmp_path / "plan.json"), str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert child.stdout.readline() == "midway\n"
-        assert is_running(tmp_path / "out") and (tmp_path / ".out.wisca-partial").is_dir() and not (tmp_path / "out").exists()
+        assert (
+            is_running(tmp_path / "out")
+            and (tmp_path / ".out.wisca-partial").is_dir()
+            and not (tmp_path / "out").exists()
+        )
         with pytest.raises(OutputRefused, match="another export"):
             run(small, plan, tmp_path / "out")
         assert (tmp_path / ".out.wisca-partial" / "model.safetensors").is_file()
@@ -509,8 +571,10 @@ def test_modules_of_a_sentence_transformer_are_no_copies_of_the_weights(small_mo
     """A Dense layer behind the encoder has weights of its own; without them the folder would not load."""
     source = tmp_path / "source"
     shutil.copytree(small_model("bert", torch.float32), source)
-    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-               {"idx": 1, "name": "1", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}]  # fmt: skip
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    ]
     (source / "modules.json").write_text(json.dumps(modules))
     for name in ("2_Dense", "3_Dense"):
         (source / name).mkdir()

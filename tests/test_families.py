@@ -20,27 +20,51 @@ from wisca_core.equivalence.miniature import load, model_class
 from wisca_core.equivalence.outputs import difference, outputs
 from wisca_core.equivalence.proof import NOT_RUN, label, prove
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
-from wisca_core.export.export import export
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
-from wisca_core.plan.plan import make_plan
+from wisca_core.exporting.export import export
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
+from wisca_core.planning.plan import make_plan
 
 BOUND = 1e-11
 
 
 # What a row does not know: none of these words may stand in a refusal of a model that the row is about.
-MISFITS = ("is missing from the weights", "is not part of", "expected", "config.json gives", "claims", "not meet", "fit")
+MISFITS = (
+    "is missing from the weights",
+    "is not part of",
+    "expected",
+    "config.json gives",
+    "claims",
+    "not meet",
+    "fit",
+)
 
 
 # Towers that take inputs of their own inside another model, which is proved in their place (with timm installed, gemma3n).
-NOT_ALONE = ("blip_2_qformer", "gemma3n_audio", "granite_docling_vision", "kimi_k25_vision", "minicpm_ocr_vision", "minicpmv4_7_vision",
-             "t5gemma2_encoder", "video_llama_3_vision")  # fmt: skip
+NOT_ALONE = (
+    "blip_2_qformer",
+    "gemma3n_audio",
+    "granite_docling_vision",
+    "kimi_k25_vision",
+    "minicpm_ocr_vision",
+    "minicpmv4_7_vision",
+    "t5gemma2_encoder",
+    "video_llama_3_vision",
+)
 # No miniature of these is built or run here, and why in the words of the refusal; a checkpoint of them is looked at, not rescaled.
 NOT_PROVED = {
-    "align": "parameters", "fast_vlm": "timm", "gemma3n": "timm", "perception_lm": "timm", "gemma4_assistant": "layer types",
-    "gemma4_unified_assistant": "layer types", "kosmos-2": "does not run", "sam": "does not run", "sam_hq": "does not run",
-    "instructblipvideo": "does not run", "xclip": "does not run",
-}  # fmt: skip
+    "align": "parameters",
+    "fast_vlm": "timm",
+    "gemma3n": "timm",
+    "perception_lm": "timm",
+    "gemma4_assistant": "layer types",
+    "gemma4_unified_assistant": "layer types",
+    "kosmos-2": "does not run",
+    "sam": "does not run",
+    "sam_hq": "does not run",
+    "instructblipvideo": "does not run",
+    "xclip": "does not run",
+}
 
 
 def _is_wholly_refused(model_type) -> bool:
@@ -64,12 +88,20 @@ WITHOUT = {
     },
     "vo": {
         "attention-free": ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
-        "a norm without weights": ("diffllama", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "gemma3n_text", "inkling2_text"),
+        "a norm without weights": (
+            "diffllama",
+            "gemma4",
+            "gemma4_text",
+            "gemma4_unified",
+            "gemma4_unified_text",
+            "gemma3n_text",
+            "inkling2_text",
+        ),
         "values that are keys": ("deepseek_v4",),
         "a clip": ("dbrx",),
         "no rule yet": ("zaya",),
     },
-}  # fmt: skip
+}
 
 
 REFUSED = [t for t in sorted(families()) if _is_wholly_refused(t)]
@@ -99,7 +131,9 @@ def test_every_supported_model_type_is_proved(model_type, small_model):
         assert not any(words in refusal.reason for words in MISFITS), refusal
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         for pair, types in WITHOUT.items():
-            assert any(site.key.pair == pair for site in sites.sites) != any(model_type in names for names in types.values()), pair
+            assert any(site.key.pair == pair for site in sites.sites) != any(
+                model_type in names for names in types.values()
+            ), pair
     if not sites.sites:
         assert sites.refusals
         return
@@ -108,7 +142,9 @@ def test_every_supported_model_type_is_proved(model_type, small_model):
     for place, reason in found.refused:
         assert NOT_RUN in reason and not place.startswith("decoder.self"), (place, reason)
     assert found.proved and {*found.proved, *dict(found.refused)} == {label(site) for site in sites.sites}, found.reason
-    assert 0 <= found.max_rel < BOUND and found.liveness > 1e-6 and len(found.cases) >= 1 and found.largest_factor == 1024
+    assert (
+        0 <= found.max_rel < BOUND and found.liveness > 1e-6 and len(found.cases) >= 1 and found.largest_factor == 1024
+    )
 
 
 @pytest.mark.parametrize("pair, at_least", [("qk", 172), ("vo", 169)])
@@ -129,7 +165,11 @@ def test_every_other_row_is_of_a_part_of_a_model_that_is_proved():
                 yield from inside(name, inner)
 
     rest = set(families()) - {*ALONE, *REFUSED, *NOT_PROVED}
-    parts = {name for outer in (*ALONE, *NOT_PROVED) for name in inside(outer, example_config(outer) if _is_outer(outer) else {})}
+    parts = {
+        name
+        for outer in (*ALONE, *NOT_PROVED)
+        for name in inside(outer, example_config(outer) if _is_outer(outer) else {})
+    }
     assert rest <= parts, sorted(rest - parts)
 
 
@@ -160,9 +200,21 @@ VARIANTS = {
     "llama one head": ("llama", {"num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 64}),
     "llama wide heads": ("llama", GQA | {"head_dim": 256}),
     "llama tied": ("llama", GQA | {"tie_word_embeddings": True}),
-    "llama scaled rotation": ("llama", GQA | {"max_position_embeddings": 8192, "rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 4096}}),
+    "llama scaled rotation": (
+        "llama",
+        GQA
+        | {
+            "max_position_embeddings": 8192,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5e5,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 4096,
+            },
+        },
+    ),
     "llama base model": ("llama", GQA | {"architectures": ["LlamaModel"]}),
     "llama classifier": ("llama", GQA | {"architectures": ["LlamaForSequenceClassification"], "pad_token_id": 2}),
     "mistral window": ("mistral", {"sliding_window": 4096}),
@@ -183,7 +235,10 @@ VARIANTS = {
     "gpt_neox no biases": ("gpt_neox", {"attention_bias": False, "use_parallel_residual": False}),
     "gpt2 scaled by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "gpt2 base model": ("gpt2", {"architectures": ["GPT2Model"]}),
-    "opt 350m": ("opt", {"hidden_size": 1024, "word_embed_proj_dim": 512, "do_layer_norm_before": False, "num_attention_heads": 16}),
+    "opt 350m": (
+        "opt",
+        {"hidden_size": 1024, "word_embed_proj_dim": 512, "do_layer_norm_before": False, "num_attention_heads": 16},
+    ),
     "opt no biases": ("opt", {"enable_bias": False}),
     "opt base model": ("opt", {"architectures": ["OPTModel"]}),
     "bert base model": ("bert", {"architectures": ["BertModel"]}),
@@ -192,7 +247,10 @@ VARIANTS = {
     "cohere norms": ("cohere", GQA | {"use_qk_norm": True}),
     "phi norms": ("phi", {"qk_layernorm": True}),
     "stablelm norms": ("stablelm", GQA | {"qk_layernorm": True}),
-    "falcon new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 8, "num_attention_heads": 64, "hidden_size": 4096}),
+    "falcon new": (
+        "falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 8, "num_attention_heads": 64, "hidden_size": 4096},
+    ),
     "falcon MHA": ("falcon", {"multi_query": False, "alibi": True}),
     "deepseek_v3 without a narrow query": ("deepseek_v3", {"q_lora_rank": None}),
     "deepseek_v3 half-split": ("deepseek_v3", {"rope_interleave": False}),
@@ -200,7 +258,7 @@ VARIANTS = {
     "glm4_moe norms": ("glm4_moe", {"use_qk_norm": True}),
     "granite multipliers": ("granite", GQA | {"attention_multiplier": 0.0078125, "residual_multiplier": 0.22}),
     "starcoder2 no biases": ("starcoder2", {"use_bias": False}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -208,7 +266,9 @@ def test_variants_of_a_family_are_proved(name, small_model):
     model_type, changes = VARIANTS[name]
     checkpoint = open_checkpoint(small_model(model_type, **changes))
     sites = find_sites(checkpoint)
-    assert sites.refusals == () and {(s.key.layer, s.key.pair) for s in sites.sites} == {(i, p) for i in range(sites.attention.n_layers) for p in ("qk", "vo")}
+    assert sites.refusals == () and {(s.key.layer, s.key.pair) for s in sites.sites} == {
+        (i, p) for i in range(sites.attention.n_layers) for p in ("qk", "vo")
+    }
     found = prove(checkpoint, sites)
     assert found.passed and found.max_rel < BOUND, found.reason
 
@@ -246,7 +306,10 @@ def test_exported_and_reloaded_the_function_is_the_same(name, granularity, small
     used = {part.site: part.granularity for part in plan.sites}
     assert used == {site.name: site.used_granularity(granularity) for site in opened.sites.sites}
     report = export(opened.checkpoint, opened.sites, plan, tmp_path / "out", prove(opened.checkpoint, opened.sites))
-    before, after = load_file(opened.checkpoint.path / "model.safetensors"), load_file(report.parent / "model.safetensors")
+    before, after = (
+        load_file(opened.checkpoint.path / "model.safetensors"),
+        load_file(report.parent / "model.safetensors"),
+    )
     assert {n for n in before if not torch.equal(before[n], after[n])} == set(plan.tensors)
     moved = difference(reference(model_type, changes), outputs(load(report.parent), seed=7))
     assert 0 < moved.max_rel < BOUND, moved
@@ -262,10 +325,16 @@ def test_granularity_coarser_than_asked_is_named_in_the_plan(small_model, look):
 def test_a_base_model_folder_has_the_same_sites_without_the_prefix(model_type, small_model, tmp_path):
     """People save the bare model under a config that still names the one with a head, and the reverse."""
     source = small_model(model_type)
-    prefix = {"llama": "model.", "gpt2": "transformer.", "bert": "bert.", "opt": "model.", "gpt_neox": "gpt_neox."}[model_type]
+    prefix = {"llama": "model.", "gpt2": "transformer.", "bert": "bert.", "opt": "model.", "gpt_neox": "gpt_neox."}[
+        model_type
+    ]
     shutil.copyfile(source / "config.json", tmp_path / "config.json")
     tensors = load_file(source / "model.safetensors")
-    save_file({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, tmp_path / "model.safetensors")
+    save_file(
+        {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, tmp_path / "model.safetensors"
+    )
     bare, full = (find_sites(open_checkpoint(folder)) for folder in (tmp_path, source))
     assert [s.name for s in bare.sites] == [s.name for s in full.sites] and bare.refusals == ()
-    assert [prefix + leg.tensor for s in bare.sites for leg in s.legs] == [leg.tensor for s in full.sites for leg in s.legs]
+    assert [prefix + leg.tensor for s in bare.sites for leg in s.legs] == [
+        leg.tensor for s in full.sites for leg in s.legs
+    ]

@@ -6,9 +6,8 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-
-from app.figures import balance, depth, findings, head, heatmap, words
-from app.figures.template import (
+from wisca_app.figures import balance, depth, findings, head, heatmap, words
+from wisca_app.figures.template import (
     DARK,
     LIGHT,
     OCTAVES,
@@ -19,8 +18,9 @@ from app.figures.template import (
     scale,
     theme_of,
 )
-from app.inspecting.shown import furthest
-from wisca_core.plan.head import HeadDetail, RoleDetail
+from wisca_app.inspecting.shown import furthest
+
+from wisca_core.planning.head import HeadDetail, RoleDetail
 
 NAN = float("nan")
 
@@ -326,21 +326,32 @@ def test_axes_are_logarithmic_of_equal_scale_and_length():
 
 def test_diagonal_size_line_and_band_are_where_they_belong():
     fig = plot(table(THREE, size=2.0))
-    lines = {t.name: ([y / x for x, y in zip(t.x, t.y)], t.line.dash) for t in fig.data if t.name in ("equal norms", "size alone")}
+    lines = {
+        t.name: ([y / x for x, y in zip(t.x, t.y)], t.line.dash)
+        for t in fig.data
+        if t.name in ("equal norms", "size alone")
+    }
     assert lines == {"equal norms": (pytest.approx([1, 1]), "solid"), "size alone": (pytest.approx([4, 4]), "dot")}
     order = [t.name for t in fig.data]
-    assert order.index("within 2×") < order.index("equal norms") < order.index("query heavier before")  # the band hides no line, a line no point
+    assert (
+        order.index("within 2×") < order.index("equal norms") < order.index("query heavier before")
+    )  # the band hides no line, a line no point
     (band,) = named(fig, "within 2×")
     assert sorted(round(y / x, 6) for x, y in zip(band.x, band.y)) == [0.5, 0.5, 2.0, 2.0]
     assert "size alone" not in [t.name for t in plot(table(THREE, size=NAN)).data]
-    assert balance.lines_in_words(table(THREE, size=2.0)) == "Line: equal norms; dotted: size alone, 4.0×; grey band: within 2×."
+    assert (
+        balance.lines_in_words(table(THREE, size=2.0))
+        == "Line: equal norms; dotted: size alone, 4.0×; grey band: within 2×."
+    )
     assert balance.lines_in_words(table(THREE, size=NAN)) == "Line: equal norms; grey band: within 2×."
 
 
 @pytest.mark.parametrize("lean", [4.0, -4.0, 0.3])
 def test_no_name_in_the_plot_covers_a_point(lean):
     rng = np.random.default_rng(1)
-    groups = table([(layer, group, lean + rng.normal(0, 0.3), 0.02) for layer in range(8) for group in range(2)], size=2.0)
+    groups = table(
+        [(layer, group, lean + rng.normal(0, 0.3), 0.02) for layer in range(8) for group in range(2)], size=2.0
+    )
     fig = plot(groups, selected=(5, 0))
     names = [a for a in fig.layout.annotations if a.text and a.xref == "x domain" and not a.text.startswith("Wq")]
     assert [a.text for a in names] == ["layer 5, KV group 0"] and not any(a.textangle for a in fig.layout.annotations)
@@ -664,11 +675,16 @@ def test_a_factor_of_the_group_wins_over_that_of_the_tensor():
 
 
 @pytest.mark.parametrize(
-    ("largest", "span", "label"), [(0.4, 1.0, "query 1.5×"), (2.3, 2.5, "query 4×"), (2.6, 4.5, "query 10×"), (9.0, 4.5, "query 10×")]
+    ("largest", "span", "label"),
+    [(0.4, 1.0, "query 1.5×"), (2.3, 2.5, "query 4×"), (2.6, 4.5, "query 10×"), (9.0, 4.5, "query 10×")],
 )
 def test_colours_span_no_more_than_the_ratios_need(largest, span, label):
-    groups = pd.DataFrame({"layer": [0, 1], "group": [0, 0], "log2_ratio": [largest, -0.1], "log2_size": 0.0, "log2_after": [0.0, np.nan]})
+    groups = pd.DataFrame(
+        {"layer": [0, 1], "group": [0, 0], "log2_ratio": [largest, -0.1], "log2_size": 0.0, "log2_after": [0.0, np.nan]}
+    )
     layers = groups.drop(columns="group")
     axis = heatmap.heatmap(groups, layers, pair="qk", n_layers=2, theme=LIGHT, after="After").layout.coloraxis
     assert (axis.cmin, axis.cmax) == (-span, span)
-    assert axis.colorbar.ticktext[2] == label and 2 ** axis.colorbar.tickvals[2] == pytest.approx(float(label.split()[1][:-1]))
+    assert axis.colorbar.ticktext[2] == label and 2 ** axis.colorbar.tickvals[2] == pytest.approx(
+        float(label.split()[1][:-1])
+    )

@@ -10,7 +10,7 @@ from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.float64 import lifted
 from wisca_core.equivalence.miniature import load
-from wisca_core.export.weights import write_weights
+from wisca_core.exporting.weights import write_weights
 from wisca_core.rescale import changes, scalings
 
 generator = torch.Generator().manual_seed(3)
@@ -22,8 +22,14 @@ WHERE = torch.randint(0, 30, (2, 3, 4), generator=generator)
 
 CALLS = {
     "longformer": ("value_global", lambda m: m(input_ids=IDS, global_attention_mask=GLOBAL).logits),
-    "led": ("value_global", lambda m: m(input_ids=IDS, global_attention_mask=GLOBAL, decoder_input_ids=IDS[:, :9]).logits),
-    "luke": ("w2e_query", lambda m: m.luke(input_ids=IDS, entity_ids=ENTITIES, entity_position_ids=WHERE).last_hidden_state),
+    "led": (
+        "value_global",
+        lambda m: m(input_ids=IDS, global_attention_mask=GLOBAL, decoder_input_ids=IDS[:, :9]).logits,
+    ),
+    "luke": (
+        "w2e_query",
+        lambda m: m.luke(input_ids=IDS, entity_ids=ENTITIES, entity_position_ids=WHERE).last_hidden_state,
+    ),
 }
 CLASSES = {"led": "LEDForConditionalGeneration"}
 

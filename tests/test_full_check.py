@@ -14,10 +14,10 @@ from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.full_check import FullCheck, compare_folder, full_check, stored_dtype
 from wisca_core.equivalence.proof import prove
 from wisca_core.equivalence.verify import BIT_IDENTICAL, ROUNDING, verify
-from wisca_core.export.export import export
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
-from wisca_core.plan.plan import make_plan
+from wisca_core.exporting.export import export
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
+from wisca_core.planning.plan import make_plan
 
 
 def planned(opened, **options):
@@ -26,7 +26,11 @@ def planned(opened, **options):
 
 
 def exported(opened, plan, out, check=True):
-    run = (lambda folder, progress: compare_folder(opened.checkpoint, opened.sites, plan, folder, progress)) if check else None
+    run = (
+        (lambda folder, progress: compare_folder(opened.checkpoint, opened.sites, plan, folder, progress))
+        if check
+        else None
+    )
     return export(opened.checkpoint, opened.sites, plan, out, prove(opened.checkpoint, opened.sites), run)
 
 
@@ -35,8 +39,12 @@ def exported(opened, plan, out, check=True):
 def test_exact_mode_is_bit_identical_in_fp32_and_bf16(dtype, granularity, small_model, look, tmp_path):
     opened = look(small_model("llama", dtype, num_key_value_heads=8, attention_bias=True))
     decision, plan = planned(opened, granularity=granularity, exact=True)
-    assert decision.bit_identical and plan.powers_of_two and plan.n_changed > 2 and not any(
-        decision.effects[name] for name in ("rounded", "lost", "gains", "overflow"))  # fmt: skip
+    assert (
+        decision.bit_identical
+        and plan.powers_of_two
+        and plan.n_changed > 2
+        and not any(decision.effects[name] for name in ("rounded", "lost", "gains", "overflow"))
+    )
     check = full_check(opened.checkpoint, opened.sites, plan)
     assert check.bit_identical and check.max_abs == 0 and check.n_equal == check.n_values == check.n_tokens * 61
     assert check.control_max_rel is None and check.agrees(plan) and check.top1_agreement == 1
@@ -74,7 +82,9 @@ def test_a_difference_far_beyond_the_control_stops_the_export(small_model, look,
         return compare_folder(opened.checkpoint, opened.sites, plan, folder, progress)
 
     with pytest.raises(ProofFailed, match="contradicts the plan"):
-        export(opened.checkpoint, opened.sites, plan, tmp_path / "out", prove(opened.checkpoint, opened.sites), damaging)
+        export(
+            opened.checkpoint, opened.sites, plan, tmp_path / "out", prove(opened.checkpoint, opened.sites), damaging
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,7 +119,9 @@ def brute_force_lost(before, after, plan, opened) -> int:
     return lost
 
 
-def test_exact_mode_in_fp16_without_subnormals_loses_no_bit_and_verify_tells_by_the_outputs(small_model, look, tmp_path):
+def test_exact_mode_in_fp16_without_subnormals_loses_no_bit_and_verify_tells_by_the_outputs(
+    small_model, look, tmp_path
+):
     folder = without_subnormals(small_model("llama", torch.float16, num_key_value_heads=8), tmp_path / "half")
     opened = look(folder)
     decision, plan = planned(opened, granularity="group", exact=True)
@@ -195,10 +207,12 @@ def as_torch(folder, to, name):
 LAYOUTS = {
     "sharded": lambda folder, to: shard(folder, to),
     "sharded under another name": lambda folder, to: shard(folder, to, "weights.safetensors.index.json"),
-    "one file of another name": lambda folder, to: shutil.copytree(folder, to) and (to / "model.safetensors").rename(to / "w.safetensors") and to,
+    "one file of another name": lambda folder, to: (
+        shutil.copytree(folder, to) and (to / "model.safetensors").rename(to / "w.safetensors") and to
+    ),
     "torch": lambda folder, to: as_torch(folder, to, "pytorch_model.bin"),
     "torch, one file of another name": lambda folder, to: as_torch(folder, to, "weights.bin") / "weights.bin",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -74,11 +74,20 @@ def test_architectures_with_rules_of_their_own_build_reload_repeat_themselves_an
 
 def test_every_tower_moves_what_is_compared(built):
     """Else its rules could not be proved: a changed weight of any tower changes a case."""
-    for model_type, inside in (("clip", ("text_model", "vision_model")), ("qwen2_5_vl", ("visual", "language_model")), ("whisper", ("encoder", "decoder")), ("mllama", ("vision_model", "cross_attn"))):
+    for model_type, inside in (
+        ("clip", ("text_model", "vision_model")),
+        ("qwen2_5_vl", ("visual", "language_model")),
+        ("whisper", ("encoder", "decoder")),
+        ("mllama", ("vision_model", "cross_attn")),
+    ):
         for part in inside:
             model = load(built(model_type))
             before = outputs(model, seed=1)
-            name = next(n for n, _ in model.named_parameters() if f"{part}." in n and n.endswith(("v_proj.weight", "qkv.weight")))
+            name = next(
+                n
+                for n, _ in model.named_parameters()
+                if f"{part}." in n and n.endswith(("v_proj.weight", "qkv.weight"))
+            )
             with torch.no_grad():
                 model.get_parameter(name).mul_(1.5)
             assert difference(before, outputs(model, seed=1)).max_rel > 1e-6, (model_type, part)
@@ -89,10 +98,14 @@ def test_encoder_decoders_are_compared_at_the_decoders_positions_with_padding_on
     n_padded = sum(PADDED_LENGTHS)
     assert (result.kind, result.causal) == ("logits", False)
     assert {name: tuple(values.shape) for name, values in result.cases.items()} == {
-        "length 1": (4, VOCAB_SIZE), "length 7": (9, VOCAB_SIZE), "length 33": (12, VOCAB_SIZE),
-        "padded on the left": (3 * 4, VOCAB_SIZE), "padded on the right": (n_padded, VOCAB_SIZE),
-        "cached prefill": (7, VOCAB_SIZE), **{f"cached step {i}": (1, VOCAB_SIZE) for i in range(1, 6)},
-    }  # fmt: skip
+        "length 1": (4, VOCAB_SIZE),
+        "length 7": (9, VOCAB_SIZE),
+        "length 33": (12, VOCAB_SIZE),
+        "padded on the left": (3 * 4, VOCAB_SIZE),
+        "padded on the right": (n_padded, VOCAB_SIZE),
+        "cached prefill": (7, VOCAB_SIZE),
+        **{f"cached step {i}": (1, VOCAB_SIZE) for i in range(1, 6)},
+    }
 
 
 @pytest.mark.parametrize("model_type", ["t5", "nllb-moe", "llama"])
@@ -111,7 +124,9 @@ def test_steps_on_a_cache_agree_with_the_whole_text_at_once(model_type, built):
     outputs(model, seed=1)
     handle.remove()
     ids = torch.cat(seen["ids"], 1)
-    key, more = ("input_ids", {}) if model_type == "llama" else ("decoder_input_ids", {"encoder_outputs": seen["encoder"]})
+    key, more = (
+        ("input_ids", {}) if model_type == "llama" else ("decoder_input_ids", {"encoder_outputs": seen["encoder"]})
+    )
     with lifted(), torch.no_grad():
         whole = model(**{key: ids}, **more).logits[0]
     steps = torch.cat([values for name, values in found.cases.items() if name.startswith("cached")])
@@ -153,4 +168,7 @@ def test_sparse_blocks_are_reached_within_the_lengths_tried(built):
     model = load(built("big_bird"))
     outputs(model, seed=1)
     assert model.bert.attention_type == "block_sparse"
-    assert min(case.shape[1] for case in cases(model, 1)) > (5 + 2 * model.config.num_random_blocks) * model.config.block_size
+    assert (
+        min(case.shape[1] for case in cases(model, 1))
+        > (5 + 2 * model.config.num_random_blocks) * model.config.block_size
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from wisca_core import home, jobs
+from wisca_core import jobs, storage
 from wisca_core.errors import BadOption, Cancelled, OutputRefused
 from wisca_core.jobs import worker
 from wisca_core.progress import FolderProgress, silent
@@ -25,7 +25,7 @@ def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("WISCA_HOME", str(tmp_path / "kept"))
     yield tmp_path / "kept"
     for job in jobs.every():
-        if home.is_held(job.folder / "lock"):
+        if storage.is_held(job.folder / "lock"):
             jobs.cancel(job.id, kill_after=0)
 
 
@@ -53,7 +53,7 @@ def worker_pid(job: jobs.Job) -> int:
 
 def kill_9(job: jobs.Job) -> None:
     os.kill(worker_pid(job), signal.SIGKILL)
-    until(lambda: not home.is_held(job.folder / "lock"))
+    until(lambda: not storage.is_held(job.folder / "lock"))
 
 
 # --- the course of a job ----------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_an_unknown_kind_and_bad_arguments_start_nothing():
         jobs.start("os:system", {}, "no")
     with pytest.raises(TypeError):
         jobs.start("sleep", {"steps": object()}, "no")
-    assert os.listdir(home.folder("jobs")) == []
+    assert os.listdir(storage.folder("jobs")) == []
 
 
 def test_cancel_stops_at_the_next_progress_call():
@@ -120,7 +120,7 @@ def test_cancel_with_force_kills_what_cannot_answer(monkeypatch):
     os.kill(worker_pid(job), signal.SIGSTOP)
     stopped = jobs.cancel(job.id, kill_after=0)
     assert stopped.state == "cancelled" and "ended without a last word" in stopped.error["message"]
-    assert not home.is_held(job.folder / "lock")
+    assert not storage.is_held(job.folder / "lock")
 
 
 def test_cancel_never_signals_a_stored_number_whose_lock_is_free(monkeypatch):
@@ -138,7 +138,7 @@ def test_cancel_does_not_signal_a_worker_that_ended_while_it_waited(monkeypatch)
     monkeypatch.setattr(os, "killpg", lambda *call: calls.append(call))
 
     def ends_just_after_the_look(lock, patience):
-        if home.is_held(lock):
+        if storage.is_held(lock):
             kill_9(job)
         return False
 
@@ -246,8 +246,8 @@ def test_a_status_is_never_seen_half_written_nor_a_live_job_as_lost():
     other = job.folder.parent / "busy"
     other.mkdir()
     spec = {"kind": "sleep", "title": "busy", "created": 1, "arguments": {}, "exclusive": None}
-    home.write_json(other / "spec.json", "wisca-job", 1, spec)
-    descriptor = home.take_lock(other / "lock")
+    storage.write_json(other / "spec.json", "wisca-job", 1, spec)
+    descriptor = storage.take_lock(other / "lock")
     progress = FolderProgress(other)
     try:
         while jobs.read(job.id).is_active:
@@ -263,13 +263,13 @@ def test_a_status_is_never_seen_half_written_nor_a_live_job_as_lost():
 
 
 def test_a_job_that_ends_between_two_looks_is_done_not_lost(monkeypatch):
-    folder = home.folder("jobs") / "ending"
+    folder = storage.folder("jobs") / "ending"
     folder.mkdir()
     spec = {"kind": "sleep", "title": "ending", "created": 1, "arguments": {}, "exclusive": None}
-    home.write_json(folder / "spec.json", "wisca-job", 1, spec)
-    home.write_json(folder / "result.json", "wisca-job-result", 1, {"result": {"a": 1}})
+    storage.write_json(folder / "spec.json", "wisca-job", 1, spec)
+    storage.write_json(folder / "result.json", "wisca-job-result", 1, {"result": {"a": 1}})
     progress = FolderProgress(folder)
-    monkeypatch.setattr(home, "is_held", lambda lock: not progress.finish("done"))
+    monkeypatch.setattr(storage, "is_held", lambda lock: not progress.finish("done"))
     assert jobs.read("ending").state == "done"
 
 
@@ -290,11 +290,11 @@ def test_a_job_that_ends_between_two_looks_is_done_not_lost(monkeypatch):
     ],
 )
 def test_damaged_folders_are_listed_as_damaged_and_can_be_removed(own_home, name, content, words):
-    folder = home.folder("jobs") / "hurt"
+    folder = storage.folder("jobs") / "hurt"
     folder.mkdir()
     spec = {"kind": "sleep", "title": "hurt", "created": 5.0, "arguments": {}, "exclusive": None}
-    home.write_json(folder / "spec.json", "wisca-job", 1, spec)
-    home.write_json(folder / "result.json", "wisca-job-result", 1, {"result": {"a": 1}})
+    storage.write_json(folder / "spec.json", "wisca-job", 1, spec)
+    storage.write_json(folder / "result.json", "wisca-job-result", 1, {"result": {"a": 1}})
     assert FolderProgress(folder).finish("done")
     assert jobs.read("hurt").result == {"a": 1}
     (folder / name).unlink()
@@ -317,13 +317,13 @@ def test_a_damaged_status_of_a_live_worker_heals_and_protects_the_folder():
     until(lambda: jobs.read(job.id).state == "running")
     (job.folder / "spec.json").write_text("{")
     assert jobs.cancel(job.id, kill_after=5).state == "damaged"
-    assert not home.is_held(job.folder / "lock")
+    assert not storage.is_held(job.folder / "lock")
 
 
 def test_jobs_are_listed_newest_first_and_foreign_things_do_no_harm(tmp_path):
     ids = [sleeping(0, 0).id for _ in range(3)]
-    (home.folder("jobs") / "a file").touch()
-    (home.folder("jobs") / "a link").symlink_to(tmp_path)
+    (storage.folder("jobs") / "a file").touch()
+    (storage.folder("jobs") / "a link").symlink_to(tmp_path)
     listed = [job.id for job in jobs.every()]
     assert [id for id in listed if id in ids] == ids[::-1]
     assert set(listed) == {*ids, "a link"} and jobs.read("a link").state == "damaged"
@@ -341,12 +341,12 @@ def test_sizes_count_jobs_and_clean_keeps_running_ones():
     running = counting(sleeping().id)
     ended = sleeping(0, 0)
     assert jobs.wait(ended.id, 10).state == "done"
-    until(lambda: not home.is_held(ended.folder / "lock"))
+    until(lambda: not storage.is_held(ended.folder / "lock"))
     n_bytes = sum(path.stat().st_size for path in ended.folder.iterdir())
-    assert home.sizes()["jobs"] > n_bytes
+    assert storage.sizes()["jobs"] > n_bytes
     with pytest.raises(BadOption, match="still running"):
         jobs.remove(running.id)
-    assert home.clean(["jobs"]) == n_bytes
+    assert storage.clean(["jobs"]) == n_bytes
     assert [job.id for job in jobs.every()] == [running.id]
     counting(running.id, more_than=running.done)
 
@@ -360,7 +360,7 @@ def test_progress_writes_seldom_and_a_new_step_at_once(tmp_path, monkeypatch):
     progress = FolderProgress(tmp_path)
 
     def told():
-        found = home.read_json(tmp_path / "status.json", "wisca-job-status", 1)
+        found = storage.read_json(tmp_path / "status.json", "wisca-job-status", 1)
         return found["step"], found["done"]
 
     progress("reading", 1, 10)
@@ -389,7 +389,7 @@ def test_a_full_disk_does_not_stop_the_work(tmp_path, monkeypatch):
         timer.start()
         assert progress.finish("done"), "the last word was not tried again"
         timer.join()
-    assert home.read_json(tmp_path / "status.json", "wisca-job-status", 1)["state"] == "done"
+    assert storage.read_json(tmp_path / "status.json", "wisca-job-status", 1)["state"] == "done"
 
 
 def test_a_finished_result_waits_for_a_full_disk(tmp_path, monkeypatch):
@@ -402,7 +402,7 @@ def test_a_finished_result_waits_for_a_full_disk(tmp_path, monkeypatch):
         timer.start()
         worker._keep(tmp_path / "result.json", {"a": 1})
         timer.join()
-    assert home.read_json(tmp_path / "result.json", "wisca-job-result", 1) == {"result": {"a": 1}}
+    assert storage.read_json(tmp_path / "result.json", "wisca-job-result", 1) == {"result": {"a": 1}}
 
 
 def test_progress_raises_cancelled_for_the_marker_and_for_a_removed_folder(tmp_path):
@@ -413,7 +413,7 @@ def test_progress_raises_cancelled_for_the_marker_and_for_a_removed_folder(tmp_p
     time.sleep(0.11)
     with pytest.raises(Cancelled, match="cancelled during: reading"):
         progress("reading", 2, 2)
-    home.remove_entry(tmp_path / "job")
+    storage.remove_entry(tmp_path / "job")
     time.sleep(0.11)
     with pytest.raises(Cancelled, match="folder was removed"):
         progress("reading", 2, 2)

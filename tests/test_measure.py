@@ -16,9 +16,9 @@ from wisca_core.patterns.measure import header_digest, measure
 from wisca_core.patterns.store import cached, measured, n_bytes_to_read
 from wisca_core.patterns.summary import PairSummary, layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import LOST_BITS, Patterns, norm, size_ratio
-from wisca_core.plan.decide import decide
-from wisca_core.plan.head import head_detail
-from wisca_core.plan.options import Options
+from wisca_core.planning.decide import decide
+from wisca_core.planning.head import head_detail
+from wisca_core.planning.options import Options
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -30,7 +30,9 @@ def one_head(tmp_path, q, k=None, dtype=torch.float32):
     ones = torch.ones(2, 4)
     tensors = {"q": q, "k": ones if k is None else k, "v": ones, "o": torch.ones(4, 2)}
     tmp_path.mkdir(exist_ok=True)
-    save_file({f"{layer}{n}_proj.weight": t.to(dtype).clone() for n, t in tensors.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {f"{layer}{n}_proj.weight": t.to(dtype).clone() for n, t in tensors.items()}, tmp_path / "model.safetensors"
+    )
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = open_checkpoint(tmp_path)
     return checkpoint, find_sites(checkpoint)
@@ -52,7 +54,13 @@ def test_a_channel_by_hand(tmp_path):
     o = rows_of(patterns, "o")
     assert o["l1"].tolist() == [4, 4] and o["n"].tolist() == [4, 4]
     stats = {"n": 8.0, "l1": 9.0, "l2_sq": 22.0, "max": 4.0}
-    assert [float(norm(name, stats)) for name in ("l1", "l2", "max", "rms", "mean")] == [9, 22**0.5, 4, (22 / 8) ** 0.5, 9 / 8]
+    assert [float(norm(name, stats)) for name in ("l1", "l2", "max", "rms", "mean")] == [
+        9,
+        22**0.5,
+        4,
+        (22 / 8) ** 0.5,
+        9 / 8,
+    ]
     assert float(norm("l2", stats, 2.0)) == 2 * 22**0.5
     assert [size_ratio(name, 12, 3) for name in ("l1", "l2", "rms", "mean", "max")] == [4, 2, 1, 1, None]
 
@@ -75,12 +83,21 @@ def test_extreme_values_are_exact(dtype, tmp_path):
     q = torch.tensor([[big, -big, big, big], [small, small, -small, smallest]], dtype=torch.float64)
     rows = rows_of(measure(*one_head(tmp_path, q, dtype=dtype)), "q")
     assert rows["l1"].tolist() == [4 * big, 3 * small + smallest] and rows["max"].tolist() == [big, small]
-    assert rows["l2_sq"].tolist() == [4 * big**2, 3 * small**2 + smallest**2] and rows["min_abs"].tolist() == [big, smallest]
+    assert rows["l2_sq"].tolist() == [4 * big**2, 3 * small**2 + smallest**2] and rows["min_abs"].tolist() == [
+        big,
+        smallest,
+    ]
     assert rows["n_zero"].tolist() == [0, 0]
 
 
-LAYOUTS = {"gqa": ("llama", {"num_key_value_heads": 8, "attention_bias": True}), "conv1d": ("gpt2", {}), "fused by head": ("gpt_neox", {}),
-           "fused groups": ("phi3", {"num_key_value_heads": 8}), "gains": ("qwen3", {}), "1 + w": ("gemma3_text", {})}  # fmt: skip
+LAYOUTS = {
+    "gqa": ("llama", {"num_key_value_heads": 8, "attention_bias": True}),
+    "conv1d": ("gpt2", {}),
+    "fused by head": ("gpt_neox", {}),
+    "fused groups": ("phi3", {"num_key_value_heads": 8}),
+    "gains": ("qwen3", {}),
+    "1 + w": ("gemma3_text", {}),
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -100,10 +117,20 @@ def test_every_row_equals_float64_arithmetic_on_the_tensor(layout, dtype, small_
         w = w.reshape(len(w), -1)[torch.from_numpy(leg.index.indices().copy())]
         rows = {name: column[span] for name, column in patterns.rows.items()}
         for name, expected in {"l1": w.sum(1), "l2_sq": (w * w).sum(1), "max": w.amax(1), "min_abs": w.amin(1)}.items():
-            assert np.allclose(rows[name], expected.numpy(), rtol=1e-6 if dtype in DTYPES[2:] else 1e-13, atol=0), (leg.tensor, name)
-        assert (rows["n"] == w.shape[1]).all() and (rows["group"] == leg.groups()).all() and (rows["head"] == leg.heads()).all()
+            assert np.allclose(rows[name], expected.numpy(), rtol=1e-6 if dtype in DTYPES[2:] else 1e-13, atol=0), (
+                leg.tensor,
+                name,
+            )
+        assert (
+            (rows["n"] == w.shape[1]).all()
+            and (rows["group"] == leg.groups()).all()
+            and (rows["head"] == leg.heads()).all()
+        )
         n_rows += len(w)
-    assert n_rows == len(patterns.rows["l1"]) and {leg.tensor for s in sites.sites for leg in s.legs} == patterns.digests.keys()
+    assert (
+        n_rows == len(patterns.rows["l1"])
+        and {leg.tensor for s in sites.sites for leg in s.legs} == patterns.digests.keys()
+    )
 
 
 def test_bf16_is_never_accumulated_in_bf16(tmp_path):
@@ -111,9 +138,18 @@ def test_bf16_is_never_accumulated_in_bf16(tmp_path):
     millionth.
     """
     w = (0.02 * torch.randn(2, 50_000, generator=torch.Generator().manual_seed(0))).bfloat16()
-    config = {"model_type": "llama", "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 2, "hidden_size": 50_000}
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "head_dim": 2,
+        "hidden_size": 50_000,
+    }
     layer = "model.layers.0.self_attn."
-    save_file({f"{layer}{n}_proj.weight": w.clone() for n in "qkv"} | {f"{layer}o_proj.weight": w.T.contiguous()}, tmp_path / "model.safetensors")
+    save_file(
+        {f"{layer}{n}_proj.weight": w.clone() for n in "qkv"} | {f"{layer}o_proj.weight": w.T.contiguous()},
+        tmp_path / "model.safetensors",
+    )
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = open_checkpoint(tmp_path)
     patterns = measure(checkpoint, find_sites(checkpoint))
@@ -187,17 +223,24 @@ def test_a_digest_changes_exactly_when_a_byte_does(small_model, edited):
     assert again.fingerprint(touched) == first.fingerprint(list(reversed(touched)))
     other = measure(open_checkpoint(edited(folder, flip, name="other")), sites)
     assert {n for n in first.digests if first.digests[n] != other.digests[n]} == {name}
-    assert other.fingerprint([name]) != first.fingerprint([name]) and other.fingerprint(["model.layers.0.self_attn.k_proj.weight"]) == \
-        first.fingerprint(["model.layers.0.self_attn.k_proj.weight"])  # fmt: skip
+    assert other.fingerprint([name]) != first.fingerprint([name]) and other.fingerprint(
+        ["model.layers.0.self_attn.k_proj.weight"]
+    ) == first.fingerprint(["model.layers.0.self_attn.k_proj.weight"])
     elsewhere = measure(open_checkpoint(edited(folder, flip_elsewhere, name="elsewhere")), sites)
     assert dict(elsewhere.digests) == dict(first.digests)
-    renamed = open_checkpoint(edited(folder, lambda t: t.update({"model.norm2.weight": t.pop("model.norm.weight")}), name="renamed"))
+    renamed = open_checkpoint(
+        edited(folder, lambda t: t.update({"model.norm2.weight": t.pop("model.norm.weight")}), name="renamed")
+    )
     assert header_digest(renamed) != first.header
 
 
 def same_table(a: Patterns, b: Patterns) -> bool:
-    return (all(np.array_equal(a.rows[n], b.rows[n], equal_nan=True) for n in a.rows) and a.rows.keys() == b.rows.keys()
-            and dict(a.digests) == dict(b.digests) and (a.header, dict(a.dtypes)) == (b.header, dict(b.dtypes)))  # fmt: skip
+    return (
+        all(np.array_equal(a.rows[n], b.rows[n], equal_nan=True) for n in a.rows)
+        and a.rows.keys() == b.rows.keys()
+        and dict(a.digests) == dict(b.digests)
+        and (a.header, dict(a.dtypes)) == (b.header, dict(b.dtypes))
+    )
 
 
 @pytest.fixture
@@ -273,7 +316,9 @@ def test_a_model_without_sites_has_an_empty_table_and_every_view_of_it_works(tmp
     checkpoint = open_checkpoint(tmp_path)
     patterns = measure(checkpoint, find_sites(checkpoint))
     decision = decide(patterns, Options())
-    assert len(patterns.legs) == 0 and decision.n_changed == 0 and decision.refusals == () and len(decision.groups()) == 0
+    assert (
+        len(patterns.legs) == 0 and decision.n_changed == 0 and decision.refusals == () and len(decision.groups()) == 0
+    )
     assert len(decision.heads()) == 0 and decision.effects["values"] == 0 and decision.row_factor.shape == (0,)
     assert patterns.fingerprint([]) and decision.bit_identical and summaries(decision.groups(), "l1") == {}
 
@@ -294,8 +339,12 @@ def test_the_summary_by_hand(tmp_path):
     assert (times(1.234), times(12.34), times(1234.5)) == ("1.23×", "12.3×", "1,234×")
 
 
-def summary(heavier: str, ratio: float, size_heavier: str, size: float, rest_heavier: str, rest: float, pair: str = "qk") -> PairSummary:
-    return PairSummary(pair, "decoder.self", "", heavier, ratio, size, size_heavier, rest, rest_heavier, 1.0, "", 4, 4, 4, 4, 0)
+def summary(
+    heavier: str, ratio: float, size_heavier: str, size: float, rest_heavier: str, rest: float, pair: str = "qk"
+) -> PairSummary:
+    return PairSummary(
+        pair, "decoder.self", "", heavier, ratio, size, size_heavier, rest, rest_heavier, 1.0, "", 4, 4, 4, 4, 0
+    )
 
 
 def test_a_balanced_model_is_called_level_and_no_part_is_larger_than_its_whole():
@@ -304,13 +353,24 @@ def test_a_balanced_model_is_called_level_and_no_part_is_larger_than_its_whole()
         "Query and key are level in the median layer (query 1.01×): size alone would make the query side 8.0× heavier, "
         "but the entries of the key side are 7.9× larger."
     )
-    assert not level.size_is_part and sentence(summary("", 1.0, "", 1.0, "", 1.0)) == "Query and key are level in the median layer."
-    assert sentence(summary("A", 1.05, "", 1.0, "A", 1.05, "lora")) == "A and B are level in the median layer (A 1.05×)."
+    assert (
+        not level.size_is_part
+        and sentence(summary("", 1.0, "", 1.0, "", 1.0)) == "Query and key are level in the median layer."
+    )
+    assert (
+        sentence(summary("A", 1.05, "", 1.0, "A", 1.05, "lora")) == "A and B are level in the median layer (A 1.05×)."
+    )
     # 4.0 of 3.9 is no part of it
     more = summary("output", 3.9, "output", 4.0, "value", 1.03, "vo")
-    assert sentence(more) == "The output side is 3.9× heavier in the median layer; size alone would make it 4.0×, and the rest leans 1.03× to the value side."
+    assert (
+        sentence(more)
+        == "The output side is 3.9× heavier in the median layer; size alone would make it 4.0×, and the rest leans 1.03× to the value side."
+    )
     part = summary("query", 4.3, "query", 4.0, "query", 1.08)
-    assert part.size_is_part and sentence(part) == "The query side is 4.3× heavier in the median layer; 4.0× of that is size, 1.08× is not."
+    assert (
+        part.size_is_part
+        and sentence(part) == "The query side is 4.3× heavier in the median layer; 4.0× of that is size, 1.08× is not."
+    )
 
 
 def test_size_is_told_from_the_rest(small_model, look):
@@ -319,15 +379,33 @@ def test_size_is_told_from_the_rest(small_model, look):
     """
     groups = decide(look(small_model("llama", num_key_value_heads=8)).patterns, Options()).groups()
     s = summaries(groups, "l1")["qk"]
-    assert s.size == pytest.approx(3) and s.size_heavier == "query" and s.ratio == pytest.approx(3, rel=0.1) and s.rest < 1.1
+    assert (
+        s.size == pytest.approx(3)
+        and s.size_heavier == "query"
+        and s.ratio == pytest.approx(3, rel=0.1)
+        and s.rest < 1.1
+    )
     l2 = decide(look(small_model("llama", num_key_value_heads=8)).patterns, Options(norm="l2")).groups()
     assert summaries(l2, "l2")["qk"].size == pytest.approx(3**0.5)
 
 
-@pytest.mark.parametrize("model_type, site, group", [("llama", "decoder.1.self.qk", 1), ("gpt2", "decoder.0.self.vo", 2),
-                                                     ("phi3", "decoder.0.self.vo", 0), ("gemma3_text", "decoder.1.self.qk", 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "model_type, site, group",
+    [
+        ("llama", "decoder.1.self.qk", 1),
+        ("gpt2", "decoder.0.self.vo", 2),
+        ("phi3", "decoder.0.self.vo", 0),
+        ("gemma3_text", "decoder.1.self.qk", 0),
+    ],
+)
 def test_the_detail_of_a_head_equals_the_table_and_the_factors(model_type, site, group, small_model, look):
-    opened = look(small_model(model_type, torch.float32, **({} if model_type == "gpt2" else {"num_key_value_heads": 2, "num_attention_heads": 4})))
+    opened = look(
+        small_model(
+            model_type,
+            torch.float32,
+            **({} if model_type == "gpt2" else {"num_key_value_heads": 2, "num_attention_heads": 4}),
+        )
+    )
     decision = decide(opened.patterns, Options(granularity="channel"))
     detail = head_detail(opened.checkpoint, decision, site, group)
     table = decision.groups()
@@ -336,7 +414,9 @@ def test_the_detail_of_a_head_equals_the_table_and_the_factors(model_type, site,
     assert [left.l1[0], right.l1[0]] == pytest.approx([row["left"], row["right"]], rel=1e-9)
     assert [left.l1[1], right.l1[1]] == pytest.approx([row["left_after"], row["right_after"]], rel=1e-9)
     assert left.percent.sum() == pytest.approx(100) == right.percent_after.sum()
-    assert left.channel_l1.sum() == pytest.approx(left.l1[0]) and right.channel_l1_after.sum() == pytest.approx(right.l1[1])
+    assert left.channel_l1.sum() == pytest.approx(left.l1[0]) and right.channel_l1_after.sum() == pytest.approx(
+        right.l1[1]
+    )
     if detail.spectrum:
         product = detail.spectrum["product"]
         assert len(product) == len(detail.spectrum["left"]) and product[0] > 0
@@ -345,7 +425,9 @@ def test_the_detail_of_a_head_equals_the_table_and_the_factors(model_type, site,
     if site.endswith("qk"):
         assert np.allclose(left.channel_l1_after, right.channel_l1_after, rtol=1e-9)  # balanced in every rotary pair
         width, theta = opened.sites[site].rotary[1:]
-        assert detail.turns[0] == pytest.approx(2 * np.pi) and detail.turns[1] == pytest.approx(2 * np.pi * theta ** (2 / width))
+        assert detail.turns[0] == pytest.approx(2 * np.pi) and detail.turns[1] == pytest.approx(
+            2 * np.pi * theta ** (2 / width)
+        )
     with pytest.raises(IndexError):
         head_detail(opened.checkpoint, decision, site, 99)
 
@@ -355,7 +437,9 @@ def test_the_singular_values_of_the_product_by_hand(tmp_path):
     q = torch.tensor([[3.0, 0, 0, 0], [0, 1.0, 0, 0]])
     k = torch.tensor([[2.0, 0, 0, 0], [0, 0, 5.0, 0]])
     checkpoint, sites = one_head(tmp_path, q, k)
-    detail = head_detail(checkpoint, decide(measure(checkpoint, sites), Options(granularity="channel")), "decoder.0.self.qk", 0)
+    detail = head_detail(
+        checkpoint, decide(measure(checkpoint, sites), Options(granularity="channel")), "decoder.0.self.qk", 0
+    )
     assert np.allclose(detail.spectrum["product"], [6, 5]) and np.allclose(detail.spectrum["left"], [3, 1])
     # one rotary pair of both channels: s = (7 / 4) ** 0.5 on the left
     assert np.allclose(detail.spectrum["left_after"], np.array([3, 1]) * (7 / 4) ** 0.5)

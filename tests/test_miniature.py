@@ -374,47 +374,135 @@ def test_sizes_the_file_leaves_to_the_defaults_are_made_small_too():
 
 
 PYTHIA = {
-    "architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "gelu",
-    "hidden_size": 512, "initializer_range": 0.02, "intermediate_size": 2048, "layer_norm_eps": 1e-05,
-    "max_position_embeddings": 2048, "model_type": "gpt_neox", "num_attention_heads": 8, "num_hidden_layers": 6,
-    "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False, "torch_dtype": "float16",
-    "transformers_version": "4.24.0", "use_cache": True, "use_parallel_residual": True, "vocab_size": 50304,
-}  # fmt: skip
+    "architectures": ["GPTNeoXForCausalLM"],
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "hidden_act": "gelu",
+    "hidden_size": 512,
+    "initializer_range": 0.02,
+    "intermediate_size": 2048,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048,
+    "model_type": "gpt_neox",
+    "num_attention_heads": 8,
+    "num_hidden_layers": 6,
+    "rotary_emb_base": 10000,
+    "rotary_pct": 0.25,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.24.0",
+    "use_cache": True,
+    "use_parallel_residual": True,
+    "vocab_size": 50304,
+}
 LLAMA_3_1 = {
-    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
-    "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
-    "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama",
-    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                            "original_max_position_embeddings": 8192, "rope_type": "llama3"},
-    "rope_theta": 500000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
     "vocab_size": 128256,
-}  # fmt: skip
+}
 PHI_3_128K = {
-    "architectures": ["Phi3ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "embd_pdrop": 0.0,
+    "architectures": ["Phi3ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "embd_pdrop": 0.0,
     "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
-    "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072, "intermediate_size": 8192,
-    "max_position_embeddings": 131072, "model_type": "phi3", "num_attention_heads": 32, "num_hidden_layers": 32,
-    "num_key_value_heads": 32, "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0,
-    "rms_norm_eps": 1e-05, "rope_scaling": {"long_factor": [1.0 + i for i in range(48)],
-                                            "short_factor": [1.0 + i / 8 for i in range(48)], "type": "longrope"},
-    "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-    "use_cache": True, "attention_bias": False, "vocab_size": 32064, "_attn_implementation": "flash_attention_2",
-}  # fmt: skip
+    "eos_token_id": 32000,
+    "hidden_act": "silu",
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "model_type": "phi3",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 32,
+    "original_max_position_embeddings": 4096,
+    "pad_token_id": 32000,
+    "resid_pdrop": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "long_factor": [1.0 + i for i in range(48)],
+        "short_factor": [1.0 + i / 8 for i in range(48)],
+        "type": "longrope",
+    },
+    "rope_theta": 10000.0,
+    "sliding_window": 262144,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "attention_bias": False,
+    "vocab_size": 32064,
+    "_attn_implementation": "flash_attention_2",
+}
 GPT2 = {
-    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256,
-    "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05,
-    "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024,
-    "resid_pdrop": 0.1, "summary_activation": None, "summary_type": "cls_index", "do_sample": True, "max_length": 50,
-    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}, "vocab_size": 50257,
-}  # fmt: skip
+    "activation_function": "gelu_new",
+    "architectures": ["GPT2LMHeadModel"],
+    "attn_pdrop": 0.1,
+    "bos_token_id": 50256,
+    "embd_pdrop": 0.1,
+    "eos_token_id": 50256,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gpt2",
+    "n_ctx": 1024,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+    "n_positions": 1024,
+    "resid_pdrop": 0.1,
+    "summary_activation": None,
+    "summary_type": "cls_index",
+    "do_sample": True,
+    "max_length": 50,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "vocab_size": 50257,
+}
 MINILM = {
-    "_name_or_path": "nreimers/MiniLM-L6-H384-uncased", "architectures": ["BertModel"], "gradient_checkpointing": False,
-    "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 384,
-    "initializer_range": 0.02, "intermediate_size": 1536, "layer_norm_eps": 1e-12, "max_position_embeddings": 512,
-    "model_type": "bert", "num_attention_heads": 12, "num_hidden_layers": 6, "pad_token_id": 0,
-    "position_embedding_type": "absolute", "type_vocab_size": 2, "use_cache": True, "vocab_size": 30522,
-}  # fmt: skip
+    "_name_or_path": "nreimers/MiniLM-L6-H384-uncased",
+    "architectures": ["BertModel"],
+    "gradient_checkpointing": False,
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 384,
+    "initializer_range": 0.02,
+    "intermediate_size": 1536,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "model_type": "bert",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 6,
+    "pad_token_id": 0,
+    "position_embedding_type": "absolute",
+    "type_vocab_size": 2,
+    "use_cache": True,
+    "vocab_size": 30522,
+}
 
 
 @pytest.mark.parametrize("config", [PYTHIA, LLAMA_3_1, PHI_3_128K, GPT2, MINILM], ids=lambda c: c["model_type"])
@@ -445,9 +533,15 @@ def test_special_tokens_fit_the_small_vocabulary_and_stay_different():
 
 
 def test_nothing_that_picks_code_kernels_or_precision_reaches_the_model(tmp_path):
-    config = default("llama", auto_map={"AutoConfig": "x.Y"}, quantization_config={"quant_method": "gptq"},
-                     _attn_implementation="flash_attention_2", attn_implementation="sdpa", torch_dtype="float16",
-                     attention_dropout=0.5)  # fmt: skip
+    config = default(
+        "llama",
+        auto_map={"AutoConfig": "x.Y"},
+        quantization_config={"quant_method": "gptq"},
+        _attn_implementation="flash_attention_2",
+        attn_implementation="sdpa",
+        torch_dtype="float16",
+        attention_dropout=0.5,
+    )
     small = shrink(config)
     assert not {"auto_map", "quantization_config", "_attn_implementation", "attn_implementation", "torch_dtype"} & set(
         small
@@ -558,9 +652,12 @@ def test_outputs_are_logits_or_the_last_hidden_state_and_leave_padding_out(tmp_p
     bert = outputs(load(built(tmp_path / "b", MINILM)), seed=1)
     assert bert.kind == "last hidden state"
     assert {name: tuple(values.shape) for name, values in bert.cases.items()} == {
-        "length 1": (1, 32), "length 7": (7, 32), "length 33": (33, 32),
-        "padded on the left": (12 + 5 + 9, 32), "padded on the right": (12 + 5 + 9, 32),
-    }  # fmt: skip
+        "length 1": (1, 32),
+        "length 7": (7, 32),
+        "length 33": (33, 32),
+        "padded on the left": (12 + 5 + 9, 32),
+        "padded on the right": (12 + 5 + 9, 32),
+    }
     gpt2 = outputs(load(built(tmp_path / "g", GPT2)), seed=1)
     assert gpt2.kind == "logits"
     assert gpt2.cases["cached prefill"].shape == (7, VOCAB_SIZE)
@@ -585,8 +682,14 @@ def test_given_token_ids_are_a_case_a_row_and_agree_with_a_plain_call(tmp_path):
 
 def test_a_lower_precision_is_compared_as_it_is(tmp_path):
     folder = built(tmp_path / "m", default("llama", num_key_value_heads=8))
-    powers = edited(folder, lambda t: [t[f"model.layers.{i}.self_attn.{r}_proj.weight"].mul_(f)
-                                       for i in range(2) for r, f in (("q", 4.0), ("k", 0.25))])  # fmt: skip
+    powers = edited(
+        folder,
+        lambda t: [
+            t[f"model.layers.{i}.self_attn.{r}_proj.weight"].mul_(f)
+            for i in range(2)
+            for r, f in (("q", 4.0), ("k", 0.25))
+        ],
+    )
     a, b = (outputs(load(f, dtype=torch.bfloat16), seed=1) for f in (folder, powers))
     assert a.cases["length 7"].dtype == torch.bfloat16
     assert difference(a, b).n_different == 0

@@ -37,8 +37,13 @@ def each_leg(change):
     """Sites whose every leg went through ``change(leg) -> Leg | None`` (None: forgotten)."""
 
     def mutate(sites):
-        return replace(sites, sites=tuple(
-            replace(site, legs=tuple(leg for leg in map(change, site.legs) if leg is not None)) for site in sites.sites))  # fmt: skip
+        return replace(
+            sites,
+            sites=tuple(
+                replace(site, legs=tuple(leg for leg in map(change, site.legs) if leg is not None))
+                for site in sites.sites
+            ),
+        )
 
     return mutate
 
@@ -65,15 +70,19 @@ def scaled_output_bias(sites):
         if site.key.pair == "vo":
             o = next(leg for leg in site.legs if leg.role == "o")
             grid = Grid(0, (1, 1, 8), (0, 0, 1))
-            bias = replace(o, tensor=o.tensor.replace("weight", "bias"), axis=0, index=grid, channel=grid, measured=False)
+            bias = replace(
+                o, tensor=o.tensor.replace("weight", "bias"), axis=0, index=grid, channel=grid, measured=False
+            )
             site = replace(site, legs=(*site.legs, bias))
         out.append(site)
     return replace(sites, sites=tuple(out))
 
 
 def without(sites, forgotten):
-    return replace(sites, sites=tuple(
-        replace(site, legs=tuple(leg for leg in site.legs if not forgotten(leg))) for site in sites.sites))  # fmt: skip
+    return replace(
+        sites,
+        sites=tuple(replace(site, legs=tuple(leg for leg in site.legs if not forgotten(leg))) for site in sites.sites),
+    )
 
 
 def is_reader(leg):
@@ -89,7 +98,9 @@ def untied_over_heads(sites):
             q, k = site.legs[0], next(leg for leg in site.legs if leg.role == "k")
             _, n_heads, width = q.index.sizes
             channel = replace(q.channel, sizes=q.index.sizes, strides=(0, width, 1))
-            site = replace(site, n_channels=n_heads * width, legs=(replace(q, channel=channel), k), exact_ties=(), group_ties=())
+            site = replace(
+                site, n_channels=n_heads * width, legs=(replace(q, channel=channel), k), exact_ties=(), group_ties=()
+            )
         out.append(site)
     return replace(sites, sites=tuple(out))
 
@@ -104,15 +115,31 @@ MISTAKES = {
     "one query head a group forgotten": (GQA_BIASES, only("q", last_head_forgotten), 1e-2),
     "one output head a group forgotten": (GQA_BIASES, only("o", last_head_forgotten), 1e-2),
     "both sides multiplied": (GQA_BIASES, only("k", lambda leg: replace(leg, side="left")), 1e-2),
-    "rotary pairs untied": (GQA_BIASES, lambda s: replace(s, sites=tuple(replace(x, exact_ties=()) for x in s.sites)), 1e-2),
+    "rotary pairs untied": (
+        GQA_BIASES,
+        lambda s: replace(s, sites=tuple(replace(x, exact_ties=()) for x in s.sites)),
+        1e-2,
+    ),
     "Conv1D output columns for input rows": (("gpt2", {}), only("o", lambda leg: replace(leg, axis=1)), 1e-2),
     "fused query bias forgotten": (("gpt2", {}), only("q", lambda leg: None, measured=False), 1e-3),
-    "a LayerNorm's biases forgotten": (("persimmon", {}), lambda s: without(s, lambda leg: leg.tensor.endswith("layernorm.bias")), 1e-3),
+    "a LayerNorm's biases forgotten": (
+        ("persimmon", {}),
+        lambda s: without(s, lambda leg: leg.tensor.endswith("layernorm.bias")),
+        1e-3,
+    ),
     "the query gains of a reading layer forgotten": (("gemma3n_text", {}), lambda s: without(s, is_reader), 1e-3),
-    "the mask that is made of the values forgotten": (("doge", {}), lambda s: without(s, lambda leg: "dt_proj" in leg.tensor), 1e-3),
+    "the mask that is made of the values forgotten": (
+        ("doge", {}),
+        lambda s: without(s, lambda leg: "dt_proj" in leg.tensor),
+        1e-3,
+    ),
     "one head a part of the shared rotary key": (("deepseek_v3", {}), untied_over_heads, 1e-2),
-    "one expert's query forgotten": (("jetmoe", {}), lambda s: without(s, lambda leg: leg.role == "q" and leg.fixed == ((0, 0),)), 1e-3),
-}  # fmt: skip
+    "one expert's query forgotten": (
+        ("jetmoe", {}),
+        lambda s: without(s, lambda leg: leg.role == "q" and leg.fixed == ((0, 0),)),
+        1e-3,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -143,21 +170,66 @@ WRONG_ROWS = {
     "rotary width two short, half-split": ("phi", {}, row(rope_width="head_dim * 0.5 - 2"), 1e-2),
     "rotary width two long, half-split": ("phi", {}, row(rope_width="head_dim * 0.5 + 2"), 1e-2),
     "no rotation": ("llama", {}, row(rope="none"), 1e-2),
-    "gain taken as w instead of 1 + w": ("gemma3_text", {}, lambda f: replace(f, norm=replace(f.norm, offset=0.0)), 1e-3),
+    "gain taken as w instead of 1 + w": (
+        "gemma3_text",
+        {},
+        lambda f: replace(f, norm=replace(f.norm, offset=0.0)),
+        1e-3,
+    ),
     "gain taken as 1 + w instead of w": ("qwen3", {}, lambda f: replace(f, norm=replace(f.norm, offset=1.0)), 1e-3),
-    "norm taken for after the rotation": ("qwen3", {}, lambda f: replace(f, norm=replace(f.norm, before_rope=False)), 1e-2),
+    "norm taken for after the rotation": (
+        "qwen3",
+        {},
+        lambda f: replace(f, norm=replace(f.norm, before_rope=False)),
+        1e-2,
+    ),
     "Wq and Wk scaled under a norm that absorbs it": (
-        "qwen3", {}, row(norm=None, inert=("q_norm.weight", "k_norm.weight")), 1e-9),
-    "Wq and Wk scaled under full-width norms": ("olmo2", {}, row(norm=None, inert=("q_norm.weight", "k_norm.weight")), 1e-9),
-    "fused thirds for fused heads": ("gpt_neox", {}, layout(
-        q=("0", "g*d", "d"), k=("H*d", "d", "0"), v=("(H+K)*d", "d", "0")), 1e-2),
-    "fused heads for fused thirds": ("phi3", {}, layout(q=("0", "3*d", "0"), k=("d", "3*d", "0"), v=("2*d", "3*d", "0")), 1e-2),
+        "qwen3",
+        {},
+        row(norm=None, inert=("q_norm.weight", "k_norm.weight")),
+        1e-9,
+    ),
+    "Wq and Wk scaled under full-width norms": (
+        "olmo2",
+        {},
+        row(norm=None, inert=("q_norm.weight", "k_norm.weight")),
+        1e-9,
+    ),
+    "fused thirds for fused heads": (
+        "gpt_neox",
+        {},
+        layout(q=("0", "g*d", "d"), k=("H*d", "d", "0"), v=("(H+K)*d", "d", "0")),
+        1e-2,
+    ),
+    "fused heads for fused thirds": (
+        "phi3",
+        {},
+        layout(q=("0", "3*d", "0"), k=("d", "3*d", "0"), v=("2*d", "3*d", "0")),
+        1e-2,
+    ),
     "half-split for interleaved in a shared rotary key": ("deepseek_v3", {}, row(rope="half"), 1e-2),
     "clamped queries and values scaled": ("dbrx", {}, row(refuse_qk=(), refuse_vo=()), 1e-3),
-    "gains of a norm between heads and Wo left out": ("bitnet", {}, row(sub_norm="", inert=("attn_sub_norm.weight",)), 1e-9),
-    "an output gate taken for a query": ("qwen3_next", {}, row(norm=None, layouts=(), layout=families()["llama"].layout, inert=("q_norm.weight", "k_norm.weight"), n_heads="2 * num_attention_heads", out_hidden="hidden_size"), 1e-3),
+    "gains of a norm between heads and Wo left out": (
+        "bitnet",
+        {},
+        row(sub_norm="", inert=("attn_sub_norm.weight",)),
+        1e-9,
+    ),
+    "an output gate taken for a query": (
+        "qwen3_next",
+        {},
+        row(
+            norm=None,
+            layouts=(),
+            layout=families()["llama"].layout,
+            inert=("q_norm.weight", "k_norm.weight"),
+            n_heads="2 * num_attention_heads",
+            out_hidden="hidden_size",
+        ),
+        1e-3,
+    ),
     "keys and values swapped": ("phi3", {}, layout(k=("(H+K)*d", "d", "0"), v=("H*d", "d", "0")), 1e-2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG_ROWS)
@@ -201,7 +273,9 @@ def test_a_pair_that_is_never_run_is_refused(small_model, monkeypatch):
     assert not found.passed and found.proved == ()
     assert "decoder.1.self.qk: scaling one side alone" in found.reason and "not run" in found.reason
     left = proof.proved_only(find_sites(open_checkpoint(folder)), found)
-    assert left.sites == () and {r.what for r in left.refusals} == {f"decoder.{i}.self.{pair}" for i in (0, 1) for pair in ("qk", "vo")}
+    assert left.sites == () and {r.what for r in left.refusals} == {
+        f"decoder.{i}.self.{pair}" for i in (0, 1) for pair in ("qk", "vo")
+    }
 
 
 def add_query_bias(tensors):
@@ -221,7 +295,9 @@ def test_a_bias_in_the_weights_that_the_class_does_not_have_is_refused(small_mod
 
 
 def test_a_bias_of_the_class_that_one_layer_lacks_is_refused(small_model, edited):
-    folder = edited(small_model(*GQA_BIASES[:1], **GQA_BIASES[1]), lambda t: t.pop("model.layers.1.self_attn.q_proj.bias"))
+    folder = edited(
+        small_model(*GQA_BIASES[:1], **GQA_BIASES[1]), lambda t: t.pop("model.layers.1.self_attn.q_proj.bias")
+    )
     checkpoint = open_checkpoint(folder)
     found = proof.prove(checkpoint, find_sites(checkpoint))
     assert not found.passed and "disagree about the structure" in found.reason
@@ -245,11 +321,26 @@ def wrong_half(leg):
 
 MLP_MISTAKES = {
     "the gate's half of a fused matrix": ("phi3", {}, each_leg(wrong_half), 1e-3),
-    "the second power of ReLU squared forgotten": ("nemotron", {}, each_leg(lambda leg: replace(leg, exponent=1)), 1e-3),
-    "a second power for a gate": ("llama", {}, each_leg(lambda leg: replace(leg, exponent=2) if leg.role == "down" else leg), 1e-3),
+    "the second power of ReLU squared forgotten": (
+        "nemotron",
+        {},
+        each_leg(lambda leg: replace(leg, exponent=1)),
+        1e-3,
+    ),
+    "a second power for a gate": (
+        "llama",
+        {},
+        each_leg(lambda leg: replace(leg, exponent=2) if leg.role == "down" else leg),
+        1e-3,
+    ),
     "up's bias forgotten": ("opt", {}, each_leg(lambda leg: None if leg.tensor.endswith("fc1.bias") else leg), 1e-3),
-    "another expert's down": ("granitemoe", {}, each_leg(lambda leg: replace(leg, fixed=((0, (leg.fixed[0][1] + 1) % 4),)) if leg.role == "down" else leg), 1e-3),
-}  # fmt: skip
+    "another expert's down": (
+        "granitemoe",
+        {},
+        each_leg(lambda leg: replace(leg, fixed=((0, (leg.fixed[0][1] + 1) % 4),)) if leg.role == "down" else leg),
+        1e-3,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", MLP_MISTAKES)
@@ -265,6 +356,14 @@ def test_a_wrong_feed_forward_pair_fails_the_proof(name, small_model, monkeypatc
 
 
 def test_activations_without_a_gate_are_refused_unless_a_factor_passes(small_model):
-    for model_type, words in (("gpt2", "gelu_new stands between"), ("bert", "gelu stands between"), ("gpt_oss", "clamped"), ("bitnet", "ffn_sub_norm")):
+    for model_type, words in (
+        ("gpt2", "gelu_new stands between"),
+        ("bert", "gelu stands between"),
+        ("gpt_oss", "clamped"),
+        ("bitnet", "ffn_sub_norm"),
+    ):
         sites = find_sites(open_checkpoint(small_model(model_type)), pairs=("mlp",))
-        assert sites.sites == () and sites.refusals and all(words in r.reason for r in sites.refusals), (model_type, sites.refusals)
+        assert sites.sites == () and sites.refusals and all(words in r.reason for r in sites.refusals), (
+            model_type,
+            sites.refusals,
+        )

@@ -16,23 +16,44 @@ from wisca_core.architecture.site import Grid, Leg, Site, SiteKey, Sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.proof import prove
 from wisca_core.errors import BadOption, NothingToRescale, PlanMismatch, UnreadableInput
-from wisca_core.export.export import export
+from wisca_core.exporting.export import export
 from wisca_core.patterns.measure import measure
 from wisca_core.patterns.table import Patterns
-from wisca_core.plan.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, decide
-from wisca_core.plan.options import LayerRange, Options, parse_layers, parse_pairs
-from wisca_core.plan.plan import Plan, check_not_empty, decision_of, load_plan, make_plan, save_plan, undo_plan
-from wisca_core.plan.rows import plan_rows
+from wisca_core.planning.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, decide
+from wisca_core.planning.options import LayerRange, Options, parse_layers, parse_pairs
+from wisca_core.planning.plan import Plan, check_not_empty, decision_of, load_plan, make_plan, save_plan, undo_plan
+from wisca_core.planning.rows import plan_rows
 
 
 def model(folder, q, k, v=None, o=None, dtype=torch.float64, n_layers=1, kv=2):
     """Llama layers of 2 heads of 2 on a width of 4; ``kv`` KV heads."""
     folder.mkdir(exist_ok=True)
-    tensors = {"q": q, "k": k, "v": torch.ones(2 * kv, 4) if v is None else v, "o": torch.ones(4, 4) if o is None else o}
-    save_file({f"model.layers.{i}.self_attn.{n}_proj.weight": t.to(dtype).clone() for i in range(n_layers) for n, t in tensors.items()},
-              folder / "model.safetensors")  # fmt: skip
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": n_layers, "num_attention_heads": 2,
-                                                    "num_key_value_heads": kv, "head_dim": 2, "hidden_size": 4}))  # fmt: skip
+    tensors = {
+        "q": q,
+        "k": k,
+        "v": torch.ones(2 * kv, 4) if v is None else v,
+        "o": torch.ones(4, 4) if o is None else o,
+    }
+    save_file(
+        {
+            f"model.layers.{i}.self_attn.{n}_proj.weight": t.to(dtype).clone()
+            for i in range(n_layers)
+            for n, t in tensors.items()
+        },
+        folder / "model.safetensors",
+    )
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "num_hidden_layers": n_layers,
+                "num_attention_heads": 2,
+                "num_key_value_heads": kv,
+                "head_dim": 2,
+                "hidden_size": 4,
+            }
+        )
+    )
     checkpoint = open_checkpoint(folder)
     return measure(checkpoint, find_sites(checkpoint))
 
@@ -82,10 +103,14 @@ def test_size_alone_in_gqa(tmp_path):
     RMS.
     """
     patterns = model(tmp_path, torch.ones(4, 4), torch.ones(2, 4), kv=1)
-    assert factors(patterns).tolist() == pytest.approx([0.5**0.5]) and factors(patterns, norm="l2").tolist() == pytest.approx([0.5**0.25])
+    assert factors(patterns).tolist() == pytest.approx([0.5**0.5]) and factors(
+        patterns, norm="l2"
+    ).tolist() == pytest.approx([0.5**0.25])
     assert factors(patterns, norm="rms").tolist() == [1.0]
     groups = decide(patterns, Options()).groups()
-    assert groups["log2_ratio"].tolist() == groups["log2_size"].tolist() == [1, -1] and groups["log2_after"].tolist() == pytest.approx([0, 0])
+    assert groups["log2_ratio"].tolist() == groups["log2_size"].tolist() == [1, -1] and groups[
+        "log2_after"
+    ].tolist() == pytest.approx([0, 0])
 
 
 def squared(n, weights):
@@ -96,8 +121,15 @@ def squared(n, weights):
     stats = {}
     for (tensor, axis), sums in zip((("up", 0), ("down", 1)), weights):
         sums = np.array(sums, np.float64)
-        stats[tensor, (axis,), 0.0] = {"n": np.ones(n, np.int64), "l1": sums, "l2_sq": sums**2, "max": sums, "min_abs": sums,
-                                    "n_zero": np.zeros(n, np.int64), "n_nonfinite": np.zeros(n, np.int64)}  # fmt: skip
+        stats[tensor, (axis,), 0.0] = {
+            "n": np.ones(n, np.int64),
+            "l1": sums,
+            "l2_sq": sums**2,
+            "max": sums,
+            "min_abs": sums,
+            "n_zero": np.zeros(n, np.int64),
+            "n_nonfinite": np.zeros(n, np.int64),
+        }
     return Patterns.gather(sites, stats, {"up": "0", "down": "1"}, "h", {"up": "F32", "down": "F32"})
 
 
@@ -105,7 +137,9 @@ def test_exponents_other_than_one_share_the_balance():
     """a = 1, b = 2: s = (64 / 1) ** (1 / 3) = 4, so the sides become 4 and 64 / 16."""
     patterns = squared(1, ([1.0], [64.0]))
     decision = decide(patterns, Options(granularity="channel"))
-    assert decision.factor.tolist() == pytest.approx([4.0]) and decision.side_norms(after=True).ravel().tolist() == pytest.approx([4, 4])
+    assert decision.factor.tolist() == pytest.approx([4.0]) and decision.side_norms(
+        after=True
+    ).ravel().tolist() == pytest.approx([4, 4])
     assert decision.row_factor.tolist() == pytest.approx([4, 1 / 16])
 
 
@@ -159,8 +193,15 @@ def test_options_are_checked_once():
     for text in ("3-1", "a", "-1", "1-", "1.5", "0-3;7", "99999999"):
         with pytest.raises(BadOption, match="layers"):
             parse_layers(text)
-    for bad in ({"pairs": ()}, {"pairs": ("q",)}, {"granularity": "head"}, {"norm": "mean"}, {"strength": 1.1}, {"strength": -0.1},
-                {"strength": math.nan}):  # fmt: skip
+    for bad in (
+        {"pairs": ()},
+        {"pairs": ("q",)},
+        {"granularity": "head"},
+        {"norm": "mean"},
+        {"strength": 1.1},
+        {"strength": -0.1},
+        {"strength": math.nan},
+    ):
         with pytest.raises(BadOption, match=next(iter(bad))):
             Options(**bad)
 
@@ -169,15 +210,20 @@ def test_a_zero_a_nan_and_an_overflowing_group_are_refused_by_name_and_the_rest_
     patterns = model(tmp_path / "zero", rows(4.0, 4.0, 0.0, 0.0), K)
     decision = decide(patterns, Options(granularity="group", pairs=("qk",)))
     assert decision.fate[:2].tolist() == [PLANNED, ZERO] and decision.factor[:2].tolist() == pytest.approx([0.25, 1.0])
-    assert [(r.what, "every value of model.layers.0.self_attn.q_proj.weight in it is zero" in r.reason) for r in decision.refusals] == [
-        ("decoder.0.self.qk KV group 1", True)]  # fmt: skip
+    assert [
+        (r.what, "every value of model.layers.0.self_attn.q_proj.weight in it is zero" in r.reason)
+        for r in decision.refusals
+    ] == [("decoder.0.self.qk KV group 1", True)]
     assert make_plan(decision).refusals == decision.refusals
 
     q = Q.clone()
     q[3, 1], q[3, 2] = math.nan, math.inf
     decision = decide(model(tmp_path / "nan", q, K), Options(granularity="group", pairs=("qk",)))
     assert decision.fate[:2].tolist() == [PLANNED, NON_FINITE]
-    assert "head 1 of layer 0 (model.layers.0.self_attn.q_proj.weight) has 2 non-finite values" in decision.refusals[0].reason
+    assert (
+        "head 1 of layer 0 (model.layers.0.self_attn.q_proj.weight) has 2 non-finite values"
+        in decision.refusals[0].reason
+    )
     whole = decide(model(tmp_path / "nan", q, K), Options(pairs=("qk",)))
     assert [r.what for r in whole.refusals] == ["decoder.0.self.qk"] and whole.n_changed == 0
 
@@ -185,7 +231,9 @@ def test_a_zero_a_nan_and_an_overflowing_group_are_refused_by_name_and_the_rest_
     k = rows(2.0**-7, 2.0**-7, 1.0, 1.0)
     k[0, 0] = 60000.0
     q = rows(60000.0, 60000.0, 1.0, 1.0)
-    decision = decide(model(tmp_path / "big", q, k, dtype=torch.float16), Options(granularity="group", pairs=("qk",), norm="l1"))
+    decision = decide(
+        model(tmp_path / "big", q, k, dtype=torch.float16), Options(granularity="group", pairs=("qk",), norm="l1")
+    )
     assert decision.fate[:2].tolist() == [OVERFLOW, PLANNED] and decision.factor[0] == 1
     assert "overflow" in decision.refusals[0].reason and decision.effects["overflow"] == 16
     assert {"zero", "non-finite", "overflow"} & set(plan_rows(decision)["status"]) == {"overflow"}
@@ -226,7 +274,9 @@ def test_the_predicted_after_is_the_measured_one(granularity, norm, small_model,
     predicted, found = decision.groups(), decide(again.patterns, Options(norm=norm)).groups()
     for side in ("left", "right"):
         assert np.allclose(predicted[f"{side}_after"], found[side], rtol=1e-6, atol=0)
-    assert np.allclose(decision.heads()["after"], decide(again.patterns, Options(norm=norm)).heads()["before"], rtol=1e-6, atol=0)
+    assert np.allclose(
+        decision.heads()["after"], decide(again.patterns, Options(norm=norm)).heads()["before"], rtol=1e-6, atol=0
+    )
     rows = plan_rows(decision)
     assert np.allclose(rows["log2_after"], 0.25 * rows["log2_ratio"]) or granularity == "channel"
 
@@ -244,7 +294,13 @@ def test_effects_are_counts_of_stored_values(tmp_path):
     patterns = model(tmp_path, Q, K, dtype=torch.bfloat16)
     exact = decide(patterns, Options(granularity="group", pairs=("qk",), exact=True))
     # factors 1/4 and 2: all 16 values of q and of k, none rounded
-    assert exact.factor[:2].tolist() == [0.25, 2.0] and exact.effects == {"values": 32, "rounded": 0, "lost": 0, "gains": 0, "overflow": 0}
+    assert exact.factor[:2].tolist() == [0.25, 2.0] and exact.effects == {
+        "values": 32,
+        "rounded": 0,
+        "lost": 0,
+        "gains": 0,
+        "overflow": 0,
+    }
     assert exact.bit_identical
     free = decide(patterns, Options(granularity="group", pairs=("qk",)))
     assert free.effects["rounded"] == 16 and not free.bit_identical  # the first factor is 1/4 either way
@@ -269,8 +325,14 @@ def opened(small_model, look):
     return look(small_model("llama", torch.float32, num_key_value_heads=8, attention_bias=True))
 
 
-@pytest.mark.parametrize("options", [Options(), Options(("vo",), "channel", "rms", 0.3, parse_layers("1"), False, ("decoder.0.self.vo",)),
-                                     Options(granularity="group", exact=True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(("vo",), "channel", "rms", 0.3, parse_layers("1"), False, ("decoder.0.self.vo",)),
+        Options(granularity="group", exact=True),
+    ],
+)
 def test_a_plan_survives_its_file_bit_for_bit(options, opened, tmp_path):
     decision = decide(opened.patterns, options)
     plan = make_plan(decision)
@@ -286,7 +348,7 @@ def test_a_plan_survives_its_file_bit_for_bit(options, opened, tmp_path):
 @given(st.lists(st.floats(1e-300, 1e300), min_size=1, max_size=5))
 def test_any_factor_survives_json_bit_for_bit(values):
     plan = Plan(Options(), (), (), "f")
-    from wisca_core.plan.plan import SitePlan
+    from wisca_core.planning.plan import SitePlan
 
     plan = replace(plan, sites=(SitePlan("s", "tensor", tuple(values)),))
     assert Plan.from_json(json.loads(json.dumps(plan.to_json())), "x") == plan
@@ -330,7 +392,11 @@ def test_files_that_are_no_plan_are_refused_by_name(opened, tmp_path):
     refused(PlanMismatch, "plan.json is no plan", sites=None)
     refused(PlanMismatch, "plan.json is no plan", options={})
     for value in (0, -1.0, "NaN", "inf"):
-        refused(PlanMismatch, "positive finite", sites=[{"site": "decoder.0.self.qk", "granularity": "tensor", "factors": [value]}])
+        refused(
+            PlanMismatch,
+            "positive finite",
+            sites=[{"site": "decoder.0.self.qk", "granularity": "tensor", "factors": [value]}],
+        )
     refused((PlanMismatch, BadOption), "granularity", options=document["options"] | {"granularity": "head"})
     refused((PlanMismatch, BadOption), "layers", options=document["options"] | {"layers": ["x"]})
     path.write_text("{")
@@ -369,11 +435,29 @@ def test_80_layers_of_64_heads_are_decided_and_tabled_in_a_tenth_of_a_second():
                 name = f"{layer}.{role}"
                 legs.append(Leg(name, int(role == "o"), index, channel, side, role))
                 sums = rng.uniform(1, 2, len(index.indices()))
-                stats[name, (int(role == "o"),), 0.0] = {"n": np.full(len(sums), 8192), "l1": sums, "l2_sq": sums**2, "max": sums, "min_abs": sums,
-                                                     "n_zero": np.zeros(len(sums), np.int64), "n_nonfinite": np.zeros(len(sums), np.int64)}  # fmt: skip
-            sites.append(Site(SiteKey("decoder", layer, "self", pair), kv * d, kv, tuple(legs), ties if pair == "qk" else (), groups))
+                stats[name, (int(role == "o"),), 0.0] = {
+                    "n": np.full(len(sums), 8192),
+                    "l1": sums,
+                    "l2_sq": sums**2,
+                    "max": sums,
+                    "min_abs": sums,
+                    "n_zero": np.zeros(len(sums), np.int64),
+                    "n_nonfinite": np.zeros(len(sums), np.int64),
+                }
+            sites.append(
+                Site(
+                    SiteKey("decoder", layer, "self", pair),
+                    kv * d,
+                    kv,
+                    tuple(legs),
+                    ties if pair == "qk" else (),
+                    groups,
+                )
+            )
     names = [name for name, _, _ in stats]
-    patterns = Patterns.gather(Sites("", "", None, tuple(sites)), stats, dict.fromkeys(names, "0"), "h", dict.fromkeys(names, "BF16"))
+    patterns = Patterns.gather(
+        Sites("", "", None, tuple(sites)), stats, dict.fromkeys(names, "0"), "h", dict.fromkeys(names, "BF16")
+    )
 
     def view(options):
         decision = decide(patterns, options)
@@ -382,7 +466,10 @@ def test_80_layers_of_64_heads_are_decided_and_tabled_in_a_tenth_of_a_second():
     for granularity in ("tensor", "group", "channel"):
         view(Options(granularity=granularity))  # the labels of a granularity are made once
         times = []
-        for options in (Options(granularity=granularity, norm="l2"), Options(granularity=granularity, strength=0.5, exact=True)):
+        for options in (
+            Options(granularity=granularity, norm="l2"),
+            Options(granularity=granularity, strength=0.5, exact=True),
+        ):
             started = time.perf_counter()
             found = view(options)
             times.append(time.perf_counter() - started)

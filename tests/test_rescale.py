@@ -20,19 +20,41 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def test_gqa_by_hand(tmp_path):
     """Two query heads of 2 on each of 2 KV heads; one factor a KV head: 2 for the first, 10 for the second."""
     layer = "model.layers.0.self_attn."
-    shapes = {"q_proj.weight": (8, 3), "q_proj.bias": (8,), "k_proj.weight": (4, 3), "v_proj.weight": (4, 3), "o_proj.weight": (3, 8),
-              "o_proj.bias": (3,)}  # fmt: skip
+    shapes = {
+        "q_proj.weight": (8, 3),
+        "q_proj.bias": (8,),
+        "k_proj.weight": (4, 3),
+        "v_proj.weight": (4, 3),
+        "o_proj.weight": (3, 8),
+        "o_proj.bias": (3,),
+    }
     save_file({layer + n: torch.ones(s) for n, s in shapes.items()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 1, "num_attention_heads": 4,
-                                                      "num_key_value_heads": 2, "head_dim": 2, "hidden_size": 3}))  # fmt: skip
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 2,
+                "hidden_size": 3,
+            }
+        )
+    )
     sites = find_sites(open_checkpoint(tmp_path))
     full = {layer + n: s for n, s in shapes.items()}
     out = scalings(sites, {"decoder.0.self.qk": (2, 10)}, "group", full)
-    by_hand = {"q_proj.weight": [2] * 4 + [10] * 4, "q_proj.bias": [2] * 4 + [10] * 4, "k_proj.weight": [0.5] * 2 + [0.1] * 2}
+    by_hand = {
+        "q_proj.weight": [2] * 4 + [10] * 4,
+        "q_proj.bias": [2] * 4 + [10] * 4,
+        "k_proj.weight": [0.5] * 2 + [0.1] * 2,
+    }
     assert {n: s.along[0].tolist() for n, s in out.items()} == {layer + n: v for n, v in by_hand.items()}
     out = scalings(sites, {"decoder.0.self.vo": [1, 4]}, "group", full)
     assert {n: {axis: v.tolist() for axis, v in s.along.items()} for n, s in out.items()} == {
-        layer + "v_proj.weight": {0: [1, 1, 4, 4]}, layer + "o_proj.weight": {1: [1] * 4 + [0.25] * 4}}  # fmt: skip
+        layer + "v_proj.weight": {0: [1, 1, 4, 4]},
+        layer + "o_proj.weight": {1: [1] * 4 + [0.25] * 4},
+    }
     assert scalings(sites, {"decoder.0.self.qk": [1, 1]}, "group", full) == {}
     assert scalings(sites, {}, "tensor", full) == {}
     left = scalings(sites, {"decoder.0.self.qk": [3.0]}, "tensor", full, only_side="left")
@@ -41,6 +63,7 @@ def test_gqa_by_hand(tmp_path):
 
 def test_legs_of_several_sites_on_one_tensor_multiply_and_exponents_count():
     grid = Grid(0, (1, 1, 2), (0, 0, 1))
+
     def site(pair, axis, side, exponent=1):
         return Site(SiteKey("d", 0, "none", pair), 2, 1, (Leg("t", axis, grid, grid, side, "a", exponent=exponent),))
 
@@ -103,7 +126,9 @@ def test_a_product_is_never_further_than_half_a_step_of_its_dtype(dtype, offset,
         exact = (Fraction(old) + Fraction(offset)) * Fraction(factor) - Fraction(offset)
         step = max(2.0 ** (np.frexp(new)[1] - 1) * info.eps, info.tiny * info.eps)
         work = 2.0**-22 if dtype in DTYPES[2:] else 2.0**-51
-        assert abs(Fraction(new) - exact) <= Fraction(step) / 2 + abs(exact + Fraction(offset)) * Fraction(2.0**-51) + abs(exact) * Fraction(work)
+        assert abs(Fraction(new) - exact) <= Fraction(step) / 2 + abs(exact + Fraction(offset)) * Fraction(
+            2.0**-51
+        ) + abs(exact) * Fraction(work)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)

@@ -227,7 +227,9 @@ def test_a_paired_sentence_never_claims_more_than_was_measured():
     assert "too few to conclude" in sentence([0.5, 0.5, 0.5])
     members = {name: [seeded(name, k, v + k * k / 1000) for k in range(4)] for name, v in (("A", 1.0), ("B", 2.0))}
     one = groups.paired(members, "A", "B", "loss", lower=True)
-    assert groups.paired_sentence(one, n_pairs=3).endswith("The interval is uncorrected: this is one of 3 pairs with A.")
+    assert groups.paired_sentence(one, n_pairs=3).endswith(
+        "The interval is uncorrected: this is one of 3 pairs with A."
+    )
     assert "uncorrected" not in groups.paired_sentence(one, n_pairs=1)
     assert sentence([]) == "No seed is in both groups, so loss cannot be compared in pairs."
 
@@ -236,17 +238,30 @@ def cell(arm, rate, seed, val):
     from dataclasses import replace
 
     config = {"arm": arm, "learning_rate": rate, "seed": seed}
-    one = run(f"{arm}-lr{rate:g}-seed{seed}", config=config, train_loss=([0, 1], [5.0, 4.0]), val_loss=([0, 1], [5.0, val]))
+    one = run(
+        f"{arm}-lr{rate:g}-seed{seed}", config=config, train_loss=([0, 1], [5.0, 4.0]), val_loss=([0, 1], [5.0, val])
+    )
     return replace(one, kind="own")
 
 
 def test_cells_of_a_comparison_are_judged_by_their_validation_loss_and_against_the_baseline():
-    runs = [cell(arm, rate, seed, 2.0 + seed) for seed in (1, 2) for rate in (1e-3, 3e-3) for arm in ("aaa", "plain", "wisca")]
-    assert groups.loss_metric(runs[0]) == "val_loss" and groups.loss_metric(run("a", val_loss=([0], [1]), train_loss=([0], [1]))) == "train_loss"
+    runs = [
+        cell(arm, rate, seed, 2.0 + seed)
+        for seed in (1, 2)
+        for rate in (1e-3, 3e-3)
+        for arm in ("aaa", "plain", "wisca")
+    ]
+    assert (
+        groups.loss_metric(runs[0]) == "val_loss"
+        and groups.loss_metric(run("a", val_loss=([0], [1]), train_loss=([0], [1]))) == "train_loss"
+    )
     found = groups.by_configuration(runs)
     titles = list(found)
     # the arm that the spec calls the baseline, whatever its name, and another arm at the same rate
-    assert groups.first_pair(found, titles, ["plain", "wisca", "aaa"]) == ("arm plain, learning_rate 0.001", "arm wisca, learning_rate 0.001")
+    assert groups.first_pair(found, titles, ["plain", "wisca", "aaa"]) == (
+        "arm plain, learning_rate 0.001",
+        "arm wisca, learning_rate 0.001",
+    )
     assert groups.first_pair(found, titles) == ("arm aaa, learning_rate 0.001", "arm plain, learning_rate 0.001")
 
 

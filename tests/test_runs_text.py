@@ -11,7 +11,7 @@ import pytest
 
 from wisca_core.errors import BadOption, UnreadableInput
 from wisca_core.runs import Logs, growing, long_table, read
-from wisca_core.runs.collect import Room
+from wisca_core.runs.collect import MemoryBudget
 from wisca_core.runs.csv_table import Csv
 from wisca_core.runs.writing import csv_pieces
 
@@ -186,7 +186,7 @@ def test_a_json_list_of_rows(tmp_path):
 
 
 def test_our_own_run_folder_and_a_newer_version_refused(tmp_path):
-    from app.state import SAMPLE
+    from wisca_app.state import SAMPLE
 
     run = only(SAMPLE)
     rows = [json.loads(line) for line in (SAMPLE / "metrics.jsonl").read_text().splitlines()[1:]]
@@ -242,17 +242,17 @@ def test_megatron_lines(tmp_path, capsys):
     for iteration in (100, 200):
         # NVIDIA/Megatron-LM, megatron/training/training.py: log_string of training_log
         log_string = f" [{datetime(2026, 1, 2, 3, 4, 5).strftime('%Y-%m-%d %H:%M:%S.%f')}]"
-        log_string += " iteration {:8d}/{:8d} |".format(iteration, 5000)
-        log_string += " consumed samples: {:12d} |".format(iteration * 512)
-        log_string += " elapsed time per iteration (ms): {:.1f} |".format(612.34)
+        log_string += f" iteration {iteration:8d}/{5000:8d} |"
+        log_string += f" consumed samples: {iteration * 512:12d} |"
+        log_string += f" elapsed time per iteration (ms): {612.34:.1f} |"
         log_string += f" throughput per GPU (TFLOP/s/GPU): {401.25:.1f} |"
         log_string += f" learning rate: {1.5e-4:.6E} |"
         log_string += f" global batch size: {512:5d} |"
         log_string += " {}: {:.6E} |".format("lm loss", 1000 / iteration)
         log_string += f" loss scale: {1.0:.1f} |"
         log_string += f" grad norm: {float('inf'):.3f} |"
-        log_string += " number of skipped iterations: {:3d} |".format(0)
-        log_string += " number of nan iterations: {:3d} |".format(3)
+        log_string += f" number of skipped iterations: {0:3d} |"
+        log_string += f" number of nan iterations: {3:3d} |"
         print(log_string)
     # the same file, evaluate_and_print_results
     string = f" validation loss at {'iteration 200'} | "
@@ -452,7 +452,7 @@ def test_columns_beyond_the_memory_budget_go_to_disk_and_stay_the_same(tmp_path,
     table = pd.DataFrame({"step": np.arange(20_000), **{f"m{k}": rng.normal(size=20_000) for k in range(5)}})
     table.to_csv(tmp_path / "log.csv", index=False)
     logs = Logs([tmp_path / "log.csv"], live=False)
-    logs._room = Room(budget=300_000)
+    logs._room = MemoryBudget(budget=300_000)
     logs.poll()
     assert logs._room.n_bytes <= 300_000 and logs._room.on_disk >= 500_000
     for k in range(5):

@@ -79,7 +79,7 @@ def test_the_tokenizer_maps_every_byte_to_its_own_value_and_back(folder):
 
 def test_the_last_checkpoint_predicts_held_out_topics_and_the_first_does_not(script):
     held_out = [doc for doc in script.documents() if doc[0].startswith("topic:") and script.held_out(doc[0])]
-    stream = script.token_stream(held_out)[:257 * 12].reshape(12, 257)
+    stream = script.token_stream(held_out)[: 257 * 12].reshape(12, 257)
     losses = []
     for folder in CHECKPOINTS:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -90,8 +90,12 @@ def test_the_last_checkpoint_predicts_held_out_topics_and_the_first_does_not(scr
 
 def test_the_layers_and_heads_of_the_last_checkpoint_differ():
     with safe_open(CHECKPOINTS[-1] / "model.safetensors", "pt") as file:
-        heads = torch.stack([file.get_tensor(f"model.layers.{i}.self_attn.q_proj.weight").double().view(8, 24, 192)
-                             .abs().sum((1, 2)) for i in range(8)])
+        heads = torch.stack(
+            [
+                file.get_tensor(f"model.layers.{i}.self_attn.q_proj.weight").double().view(8, 24, 192).abs().sum((1, 2))
+                for i in range(8)
+            ]
+        )
     assert heads.unique().numel() == 64
     assert heads.amax() / heads.amin() > 1.3  # at initialisation the largest is within a few percent of the smallest
 
@@ -124,7 +128,12 @@ def test_the_script_makes_a_loadable_run_and_never_writes_over_one(tmp_path):
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())
     assert spec["data"]["sha256"] in made.stdout and spec["checkpoints"] == [0, 3]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "checkpoint-0", "checkpoint-3", "metrics.jsonl", "spec.json", "status.json"]
+        "checkpoint-0",
+        "checkpoint-3",
+        "metrics.jsonl",
+        "spec.json",
+        "status.json",
+    ]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-3")
     assert model.dtype == torch.bfloat16
     rows = metrics(tmp_path / "run")
@@ -135,8 +144,7 @@ def test_the_script_makes_a_loadable_run_and_never_writes_over_one(tmp_path):
 
 
 def test_an_interrupted_run_continues_to_the_same_weights(script, monkeypatch, tmp_path):
-    monkeypatch.setattr(script, "documents", lambda: [
-        (f"topic:{i}", bytes(range(32, 127)) * 8) for i in range(60)])
+    monkeypatch.setattr(script, "documents", lambda: [(f"topic:{i}", bytes(range(32, 127)) * 8) for i in range(60)])
     monkeypatch.setattr(script, "MODEL", script.MODEL | dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1))
     monkeypatch.setattr(script, "DATA", script.DATA | dict(context=16, val_windows=4, val_every=2, log_every=1))
 

@@ -39,7 +39,9 @@ def test_site_names():
 
 
 def test_overlapping_ties_merge():
-    site = Site(SiteKey("decoder", 0, "self", "qk"), 6, 1, (), exact_ties=(Grid(0, (2, 2), (1, 2)), Grid(3, (1, 2), (0, 1))))
+    site = Site(
+        SiteKey("decoder", 0, "self", "qk"), 6, 1, (), exact_ties=(Grid(0, (2, 2), (1, 2)), Grid(3, (1, 2), (0, 1)))
+    )
     # 0-2, 1-3 and 3-4: so 1, 3 and 4 are one
     assert site.labels("channel").tolist() == [0, 1, 0, 1, 1, 2] and site.n_cells("channel") == 3
     assert site.labels("tensor").tolist() == [0] * 6
@@ -58,10 +60,20 @@ def llama(n_layers=1, heads=4, kv=2, d=4, hidden=10, prefix="model.", **config) 
     shapes = {}
     for i in range(n_layers):
         layer = f"{prefix}layers.{i}.self_attn."
-        shapes |= {f"{layer}q_proj.weight": (heads * d, hidden), f"{layer}k_proj.weight": (kv * d, hidden),
-                   f"{layer}v_proj.weight": (kv * d, hidden), f"{layer}o_proj.weight": (hidden, heads * d)}  # fmt: skip
-    return {"model_type": "llama", "num_hidden_layers": n_layers, "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": d,
-            "hidden_size": hidden} | config, shapes  # fmt: skip
+        shapes |= {
+            f"{layer}q_proj.weight": (heads * d, hidden),
+            f"{layer}k_proj.weight": (kv * d, hidden),
+            f"{layer}v_proj.weight": (kv * d, hidden),
+            f"{layer}o_proj.weight": (hidden, heads * d),
+        }
+    return {
+        "model_type": "llama",
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "head_dim": d,
+        "hidden_size": hidden,
+    } | config, shapes
 
 
 def found(tmp_path, config, shapes, **more):
@@ -69,8 +81,14 @@ def found(tmp_path, config, shapes, **more):
 
 
 def legs(site) -> dict[str, tuple[int, list[int], list[int]]]:
-    return {f"{leg.role}{'' if leg.measured else ' bias'}": (leg.axis, leg.index.indices().tolist(), leg.channel.indices().tolist())
-            for leg in site.legs}  # fmt: skip
+    return {
+        f"{leg.role}{'' if leg.measured else ' bias'}": (
+            leg.axis,
+            leg.index.indices().tolist(),
+            leg.channel.indices().tolist(),
+        )
+        for leg in site.legs
+    }
 
 
 def test_gqa_half_split(tmp_path):
@@ -124,48 +142,88 @@ def test_interleaved_and_partial_rotation(tmp_path):
 def test_a_rotary_width_of_5_344_ties_6_channels(tmp_path):
     """inv_freq of int(16 * 0.334) = 5 has 3 entries, so 6 channels turn: i with i + 3."""
     shapes = {f"model.layers.0.self_attn.{x}.weight": (16, 16) for x in ("q_proj", "k_proj", "v_proj", "dense")}
-    config = {"model_type": "phi", "num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 16, "partial_rotary_factor": 0.334}
+    config = {
+        "model_type": "phi",
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "hidden_size": 16,
+        "partial_rotary_factor": 0.334,
+    }
     qk = found(tmp_path, config, shapes)["decoder.0.self.qk"]
     assert qk.labels("channel").tolist() == [0, 1, 2, 0, 1, 2, *range(3, 13)]
-    nested = {k: v for k, v in config.items() if k != "partial_rotary_factor"} | {"rope_parameters": {"partial_rotary_factor": 0.334}}
+    nested = {k: v for k, v in config.items() if k != "partial_rotary_factor"} | {
+        "rope_parameters": {"partial_rotary_factor": 0.334}
+    }
     (tmp_path / "new").mkdir()
     assert found(tmp_path / "new", nested, shapes)["decoder.0.self.qk"] == qk
 
 
 def test_learned_positions_leave_every_channel_free(tmp_path):
-    shapes = {f"model.decoder.layers.0.self_attn.{x}.weight": (4, 4) for x in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    shapes = {
+        f"model.decoder.layers.0.self_attn.{x}.weight": (4, 4) for x in ("q_proj", "k_proj", "v_proj", "out_proj")
+    }
     config = {"model_type": "opt", "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 4}
     assert found(tmp_path, config, shapes)["decoder.0.self.qk"].labels("channel").tolist() == [0, 1, 2, 3]
 
 
 def test_fused_concatenation_in_conv1d(tmp_path):
     """GPT-2: columns [q | k | v] of a matrix stored [in, out]; c_proj's rows read the heads. Two heads of 3."""
-    shapes = {"h.0.attn.c_attn.weight": (6, 18), "h.0.attn.c_attn.bias": (18,), "h.0.attn.c_proj.weight": (6, 6), "h.0.attn.c_proj.bias": (6,),
-              "h.0.attn.bias": (1, 1, 8, 8)}  # fmt: skip
+    shapes = {
+        "h.0.attn.c_attn.weight": (6, 18),
+        "h.0.attn.c_attn.bias": (18,),
+        "h.0.attn.c_proj.weight": (6, 6),
+        "h.0.attn.c_proj.bias": (6,),
+        "h.0.attn.bias": (1, 1, 8, 8),
+    }
     sites = found(tmp_path, {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 6}, shapes)
     six = list(range(6))
-    assert legs(sites["decoder.0.self.qk"]) == {"q": (1, six, six), "q bias": (0, six, six), "k": (1, list(range(6, 12)), six),
-                                                "k bias": (0, list(range(6, 12)), six)}  # fmt: skip
-    assert legs(sites["decoder.0.self.vo"]) == {"v": (1, list(range(12, 18)), six), "v bias": (0, list(range(12, 18)), six), "o": (0, six, six)}
+    assert legs(sites["decoder.0.self.qk"]) == {
+        "q": (1, six, six),
+        "q bias": (0, six, six),
+        "k": (1, list(range(6, 12)), six),
+        "k bias": (0, list(range(6, 12)), six),
+    }
+    assert legs(sites["decoder.0.self.vo"]) == {
+        "v": (1, list(range(12, 18)), six),
+        "v bias": (0, list(range(12, 18)), six),
+        "o": (0, six, six),
+    }
 
 
 def test_fused_concatenation_with_groups(tmp_path):
     """Phi-3: 4 query heads of 2 on 2 KV heads: rows 0-7 q, 8-11 k, 12-15 v."""
     shapes = {"model.layers.0.self_attn.qkv_proj.weight": (16, 8), "model.layers.0.self_attn.o_proj.weight": (8, 8)}
-    config = {"model_type": "phi3", "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 8}
+    config = {
+        "model_type": "phi3",
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_size": 8,
+    }
     sites = found(tmp_path, config, shapes)
     shared = [0, 1, 0, 1, 2, 3, 2, 3]
-    assert legs(sites["decoder.0.self.qk"]) == {"q": (0, list(range(8)), shared), "k": (0, [8, 9, 10, 11], [0, 1, 2, 3])}
-    assert legs(sites["decoder.0.self.vo"]) == {"v": (0, [12, 13, 14, 15], [0, 1, 2, 3]), "o": (1, list(range(8)), shared)}
+    assert legs(sites["decoder.0.self.qk"]) == {
+        "q": (0, list(range(8)), shared),
+        "k": (0, [8, 9, 10, 11], [0, 1, 2, 3]),
+    }
+    assert legs(sites["decoder.0.self.vo"]) == {
+        "v": (0, [12, 13, 14, 15], [0, 1, 2, 3]),
+        "o": (1, list(range(8)), shared),
+    }
 
 
 def test_fused_by_head(tmp_path):
     """GPT-NeoX: [head][q, k, v], two heads of 4; a quarter of a head rotates, rounded to one rotary pair."""
-    shapes = {"gpt_neox.layers.0.attention.query_key_value.weight": (24, 8), "gpt_neox.layers.0.attention.dense.weight": (8, 8)}
+    shapes = {
+        "gpt_neox.layers.0.attention.query_key_value.weight": (24, 8),
+        "gpt_neox.layers.0.attention.dense.weight": (8, 8),
+    }
     config = {"model_type": "gpt_neox", "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
     sites = found(tmp_path, config, shapes)
-    assert legs(sites["decoder.0.self.qk"]) == {"q": (0, [0, 1, 2, 3, 12, 13, 14, 15], list(range(8))),
-                                                "k": (0, [4, 5, 6, 7, 16, 17, 18, 19], list(range(8)))}  # fmt: skip
+    assert legs(sites["decoder.0.self.qk"]) == {
+        "q": (0, [0, 1, 2, 3, 12, 13, 14, 15], list(range(8))),
+        "k": (0, [4, 5, 6, 7, 16, 17, 18, 19], list(range(8))),
+    }
     assert legs(sites["decoder.0.self.vo"])["v"] == (0, [8, 9, 10, 11, 20, 21, 22, 23], list(range(8)))
     assert sites["decoder.0.self.qk"].labels("channel").tolist() == [0, 0, 1, 2, 3, 3, 4, 5]
 
@@ -190,7 +248,10 @@ def test_the_layout_by_group_by_hand(tmp_path, monkeypatch):
 def qk_norm(model_type, q_gains, k_gains):
     config, shapes = llama()
     layer = "model.layers.0.self_attn."
-    return config | {"model_type": model_type}, shapes | {f"{layer}q_norm.weight": (q_gains,), f"{layer}k_norm.weight": (k_gains,)}
+    return config | {"model_type": model_type}, shapes | {
+        f"{layer}q_norm.weight": (q_gains,),
+        f"{layer}k_norm.weight": (k_gains,),
+    }
 
 
 def test_gains_shared_by_all_heads_are_the_live_pair(tmp_path):
@@ -216,13 +277,18 @@ def test_gains_of_the_full_width(tmp_path):
     """OLMo2: a gain for every channel of every head; the query gains of a group share its factors."""
     sites = found(tmp_path, *qk_norm("olmo2", 16, 8))
     qk = sites["decoder.0.self.qk"]
-    assert legs(qk) == {"q": (0, list(range(16)), [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]), "k": (0, list(range(8)), list(range(8)))}
+    assert legs(qk) == {
+        "q": (0, list(range(16)), [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]),
+        "k": (0, list(range(8)), list(range(8))),
+    }
     assert qk.labels("channel").tolist() == [0, 1, 0, 1, 2, 3, 2, 3] and qk.used_granularity("group") == "group"
 
 
 def test_bert_is_an_encoder_and_its_layer_norm_is_left_out(tmp_path):
     layer = "encoder.layer.0.attention."
-    shapes = {f"{layer}self.{x}.weight": (4, 4) for x in ("query", "key", "value")} | {f"{layer}output.dense.weight": (4, 4)}
+    shapes = {f"{layer}self.{x}.weight": (4, 4) for x in ("query", "key", "value")} | {
+        f"{layer}output.dense.weight": (4, 4)
+    }
     shapes |= {f"{layer}output.LayerNorm.weight": (4,), f"{layer}output.LayerNorm.bias": (4,)}
     config = {"model_type": "bert", "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 4}
     for prefix in ("", "bert."):
@@ -248,8 +314,12 @@ def test_a_projection_missing_in_one_layer_refuses_that_pair_alone(tmp_path):
     config, shapes = llama(n_layers=3)
     del shapes["model.layers.1.self_attn.q_proj.weight"]
     sites = found(tmp_path, config, shapes)
-    assert [s.name for s in sites.sites] == [f"decoder.{x}" for x in ("0.self.qk", "0.self.vo", "1.self.vo", "2.self.qk", "2.self.vo")]
-    assert [r.what for r in sites.refusals] == ["decoder.1.self.qk"] and "layers.1.self_attn.q_proj.weight is missing" in sites.refusals[0].reason
+    assert [s.name for s in sites.sites] == [
+        f"decoder.{x}" for x in ("0.self.qk", "0.self.vo", "1.self.vo", "2.self.qk", "2.self.vo")
+    ]
+    assert [r.what for r in sites.refusals] == [
+        "decoder.1.self.qk"
+    ] and "layers.1.self_attn.q_proj.weight is missing" in sites.refusals[0].reason
 
 
 def test_a_layer_that_is_missing_whole_is_named(tmp_path):
@@ -265,35 +335,38 @@ def test_heads_that_do_not_fit_the_weights_are_named_with_both_numbers(tmp_path)
     assert "k_proj.weight is 8 x 10; 4 key heads of 4 need 16 rows, 16 x 10 is expected" in sites.refusals[0].reason
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"num_attention_heads": 0}, "query heads = 0"),
-    ({"num_attention_heads": -4}, "query heads = -4"),
-    ({"num_attention_heads": "4"}, "query heads = '4'"),
-    ({"num_attention_heads": True}, "query heads = True"),
-    ({"num_attention_heads": 4.5}, "query heads = 4.5"),
-    ({"num_attention_heads": None}, "query heads = None"),
-    ({"num_attention_heads": []}, "query heads = "),
-    ({"num_attention_heads": float("1e300")}, "query heads"),
-    ({"num_key_value_heads": 3}, "4 query heads on 3 key/value heads"),
-    ({"num_hidden_layers": 20_000}, "layers = 20000"),
-    ({"num_hidden_layers": 12_000}, "claims 12,000 layers; the weights hold attention tensors of 1"),
-    ({"head_dim": 1 << 20}, "head_dim"),
-    ({"hidden_size": "wide"}, "hidden_size"),
-    ({"model_type": "foo3"}, 'model_type "foo3" has no site rule.*closest to llama'),
-    ({"model_type": None}, "no site rule"),
-    ({"model_type": ["llama"]}, "no site rule"),
-    ({"model_type": "foo3", "auto_map": {"AutoModel": "evil.py"}}, "own code .auto_map., which is never run"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantised .GPTQ"),
-    ({"model_type": "olmo", "clip_qkv": 8.0}, "clip_qkv clamps"),
-    ({"model_type": "mamba"}, "the model has no attention"),
-    ({"model_type": "bert", "position_embedding_type": "relative_key"}, "relative position"),
-    ({"model_type": "bert", "position_embedding_type": "relative_key_query"}, "both q and k"),
-    ({"model_type": "bert", "is_decoder": True, "add_cross_attention": True}, "cross-attention"),
-    ({"model_type": "gpt2", "add_cross_attention": True}, "cross-attention"),
-    ({"model_type": "phi", "partial_rotary_factor": 1.5}, "rotary width of 6"),
-    ({"model_type": "phi", "partial_rotary_factor": "half"}, "config.json does not give"),
-    ({"model_type": "opt"}, "weights hold attention tensors of 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"num_attention_heads": 0}, "query heads = 0"),
+        ({"num_attention_heads": -4}, "query heads = -4"),
+        ({"num_attention_heads": "4"}, "query heads = '4'"),
+        ({"num_attention_heads": True}, "query heads = True"),
+        ({"num_attention_heads": 4.5}, "query heads = 4.5"),
+        ({"num_attention_heads": None}, "query heads = None"),
+        ({"num_attention_heads": []}, "query heads = "),
+        ({"num_attention_heads": float("1e300")}, "query heads"),
+        ({"num_key_value_heads": 3}, "4 query heads on 3 key/value heads"),
+        ({"num_hidden_layers": 20_000}, "layers = 20000"),
+        ({"num_hidden_layers": 12_000}, "claims 12,000 layers; the weights hold attention tensors of 1"),
+        ({"head_dim": 1 << 20}, "head_dim"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"model_type": "foo3"}, 'model_type "foo3" has no site rule.*closest to llama'),
+        ({"model_type": None}, "no site rule"),
+        ({"model_type": ["llama"]}, "no site rule"),
+        ({"model_type": "foo3", "auto_map": {"AutoModel": "evil.py"}}, "own code .auto_map., which is never run"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised .GPTQ"),
+        ({"model_type": "olmo", "clip_qkv": 8.0}, "clip_qkv clamps"),
+        ({"model_type": "mamba"}, "the model has no attention"),
+        ({"model_type": "bert", "position_embedding_type": "relative_key"}, "relative position"),
+        ({"model_type": "bert", "position_embedding_type": "relative_key_query"}, "both q and k"),
+        ({"model_type": "bert", "is_decoder": True, "add_cross_attention": True}, "cross-attention"),
+        ({"model_type": "gpt2", "add_cross_attention": True}, "cross-attention"),
+        ({"model_type": "phi", "partial_rotary_factor": 1.5}, "rotary width of 6"),
+        ({"model_type": "phi", "partial_rotary_factor": "half"}, "config.json does not give"),
+        ({"model_type": "opt"}, "weights hold attention tensors of 0"),
+    ],
+)
 def test_models_that_are_refused_whole_by_name(changes, words, tmp_path):
     config, shapes = llama()
     one_refusal(found(tmp_path, config | changes, shapes), words)
@@ -301,8 +374,16 @@ def test_models_that_are_refused_whole_by_name(changes, words, tmp_path):
 
 def test_numbers_that_no_config_should_hold_are_refused_and_never_raised(tmp_path):
     config, shapes = llama(rope_theta=1e4)
-    for key, text in [("num_attention_heads", "1e999"), ("num_attention_heads", "NaN"), ("num_hidden_layers", "1e999"),
-                      ("head_dim", "NaN"), ("hidden_size", "-1e999"), ("head_dim", "9" * 400), ("rope_theta", "9" * 400), ("rope_theta", "1e999")]:  # fmt: skip
+    for key, text in [
+        ("num_attention_heads", "1e999"),
+        ("num_attention_heads", "NaN"),
+        ("num_hidden_layers", "1e999"),
+        ("head_dim", "NaN"),
+        ("hidden_size", "-1e999"),
+        ("head_dim", "9" * 400),
+        ("rope_theta", "9" * 400),
+        ("rope_theta", "1e999"),
+    ]:
         place = folder(tmp_path, config, shapes)
         (place / "config.json").write_text(json.dumps(config).replace(f'"{key}": {config[key]}', f'"{key}": {text}'))
         try:
@@ -391,9 +472,13 @@ def test_every_row_has_a_known_type_layout_and_expressions_that_parse():
         assert bool(family.each) != bool(family.towers) or family.parts
         config = example_config(model_type)
         for part in family.each:
-            assert dict(part.layout).keys() == {"q", "k", "v", "o"} and all(len(grid) in (3, 5) for grid in dict(part.layout).values())
+            assert dict(part.layout).keys() == {"q", "k", "v", "o"} and all(
+                len(grid) in (3, 5) for grid in dict(part.layout).values()
+            )
             assert ("{i}" in part.layer or part.n_layers == "1") and hash(part) is not None
-            assert part.when == "True" or part.otherwise or family.parts  # where parts share the layers out, none is left over
+            assert (
+                part.when == "True" or part.otherwise or family.parts
+            )  # where parts share the layers out, none is left over
             for expression, reason in (*part.refuse, *part.refuse_qk, *part.refuse_vo, *part.refuse_mlp):
                 assert len(reason) > 20 and not reason.endswith(".")
                 evaluate(expression, config | {"layer": 0})
@@ -410,6 +495,8 @@ def test_labels_never_tie_less_than_exactness_demands():
 
 
 def test_layers_beyond_those_of_the_config_are_named(small_model, edited):
-    sites = find_sites(open_checkpoint(edited(small_model("llama"), config=lambda config: config.update(num_hidden_layers=1))))
+    sites = find_sites(
+        open_checkpoint(edited(small_model("llama"), config=lambda config: config.update(num_hidden_layers=1)))
+    )
     assert [site.key.layer for site in sites.sites] == [0, 0]
     assert any("1 further layers (1 to 1) beyond the 1 of config.json" in remark for remark in sites.remarks)

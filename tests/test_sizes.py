@@ -24,8 +24,20 @@ def test_every_row_is_of_a_type_that_transformers_knows_and_every_role_has_a_new
 
 def test_sizes_of_one_axis_are_not_those_of_another():
     one = small("mistral_large4_text")
-    widths = {key: one[key] for key in ("hidden_size", "intermediate_size", "moe_intermediate_size", "kv_lora_rank", "qk_nope_head_dim",
-                                        "qk_rope_head_dim", "v_head_dim", "index_head_dim", "vocab_size")}  # fmt: skip
+    widths = {
+        key: one[key]
+        for key in (
+            "hidden_size",
+            "intermediate_size",
+            "moe_intermediate_size",
+            "kv_lora_rank",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "v_head_dim",
+            "index_head_dim",
+            "vocab_size",
+        )
+    }
     assert len(set(widths.values())) == len(widths), widths
 
 
@@ -40,8 +52,15 @@ def test_layers_that_share_keys_and_values_keep_a_layer_of_every_kind_on_both_si
 
 def test_layers_that_name_their_source_of_keys_and_values_still_do():
     sources = [0, 1, 2, 2, 2, 5, 5, 5]
-    one = small("mistral_large4_text", num_hidden_layers=8, kv_source_layers=sources, no_rope_layers=[1] * 8, mlp_layer_types=["dense"] * 8,
-                layer_types=["indexed_attention"] * 8, indexer_types=["full"] * 8)  # fmt: skip
+    one = small(
+        "mistral_large4_text",
+        num_hidden_layers=8,
+        kv_source_layers=sources,
+        no_rope_layers=[1] * 8,
+        mlp_layer_types=["dense"] * 8,
+        layer_types=["indexed_attention"] * 8,
+        indexer_types=["full"] * 8,
+    )
     kept = one["kv_source_layers"]
     # the dense first layer, an owner, the owner that another layer reads, that reader
     assert kept == [0, 1, 2, 2] and one["num_hidden_layers"] == 4
@@ -58,8 +77,13 @@ def test_what_single_layers_have_of_their_own_stays_unlike_the_common_value():
     one = small("gemma4_text")
     assert one["layer_types"] == ["sliding_attention", "full_attention"]
     assert one["per_layer_config"] == {"1": {"head_dim": 2 * one["head_dim"]}}
-    both = small("gemma4_text", num_attention_heads=16, num_key_value_heads=8, attention_k_eq_v=True,
-                 per_layer_config={"5": {"head_dim": 512, "num_key_value_heads": 2}})  # fmt: skip
+    both = small(
+        "gemma4_text",
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        attention_k_eq_v=True,
+        per_layer_config={"5": {"head_dim": 512, "num_key_value_heads": 2}},
+    )
     # 8 query heads on 4 and on 2
     assert (both["num_attention_heads"], both["num_key_value_heads"]) == (8, 4)
     assert both["per_layer_config"]["1"]["num_key_value_heads"] == 2
@@ -67,8 +91,15 @@ def test_what_single_layers_have_of_their_own_stays_unlike_the_common_value():
 
 def test_older_spellings_of_what_single_layers_have_become_those_of_the_kept_layers():
     """Published files say it for all layers of a kind."""
-    file = {"model_type": "gemma4_text", "num_hidden_layers": 12, "hidden_size": 2304, "num_attention_heads": 8, "num_key_value_heads": 4,
-            "head_dim": 256, "global_head_dim": 512}  # fmt: skip
+    file = {
+        "model_type": "gemma4_text",
+        "num_hidden_layers": 12,
+        "hidden_size": 2304,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "global_head_dim": 512,
+    }
     one = shrink(file)
     assert one["num_hidden_layers"] == 2 and one["per_layer_config"] == {"1": {"head_dim": 2 * one["head_dim"]}}
     assert config_object(one).layer_types == ["sliding_attention", "full_attention"]
@@ -117,7 +148,13 @@ def test_towers_are_made_small_by_the_same_rules_and_still_fit_each_other():
 
 
 def test_a_token_has_one_number_in_all_towers():
-    one = shrink({**example_config("llava"), "image_token_index": 32000, "text_config": {"model_type": "llama", "pad_token_id": 32000}})
+    one = shrink(
+        {
+            **example_config("llava"),
+            "image_token_index": 32000,
+            "text_config": {"model_type": "llama", "pad_token_id": 32000},
+        }
+    )
     assert one["image_token_index"] == one["text_config"]["pad_token_id"] < VOCAB_SIZE
 
 
@@ -157,8 +194,23 @@ def test_the_example_of_a_type_is_as_large_as_its_default_and_runs(tmp_path):
     assert all(torch.isfinite(v).all() for v in outputs(load(tmp_path / "m"), 1).cases.values())
 
 
-SHRUNK_TWICE = ("gemma4_text", "dots3_note_text", "blt", "hrm_text", "zamba2", "reformer", "xlstm", "qwen2_5_vl", "clap", "hiera", "musicgen",
-                "mimo_v2_flash", "jamba", "moonshine", "funnel")  # fmt: skip
+SHRUNK_TWICE = (
+    "gemma4_text",
+    "dots3_note_text",
+    "blt",
+    "hrm_text",
+    "zamba2",
+    "reformer",
+    "xlstm",
+    "qwen2_5_vl",
+    "clap",
+    "hiera",
+    "musicgen",
+    "mimo_v2_flash",
+    "jamba",
+    "moonshine",
+    "funnel",
+)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from wisca_core.errors import (
     UnknownArchitecture,
     UnsupportedCheckpoint,
 )
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
-from wisca_core.plan.plan import make_plan
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
+from wisca_core.planning.plan import make_plan
 from wisca_core.rescale import rescaled, scalings
 from wisca_core.training import Factors, Scaler, rescale_
 from wisca_core.training.schedule import Schedule

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wisca_core import trajectory as module
+from wisca_core import trajectories as module
 from wisca_core.cli import main
 from wisca_core.errors import UnreadableInput
-from wisca_core.trajectory import advice, content_key, drifts, find_checkpoints, trajectory
+from wisca_core.trajectories import advice, content_key, drifts, find_checkpoints, trajectory
 
 CONFIG = {
     "model_type": "llama",

@@ -1,5 +1,4 @@
-"""Verdicts on two checkpoints: right exports are explained value by value, and every small wrong is not, with its name.
-"""
+"""Verdicts on two checkpoints: right exports are explained value by value, and every small wrong is not, with its name."""
 
 import re
 import shutil
@@ -14,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.verify import BIT_IDENTICAL, DIFFERENT, ROUNDING, _bounds, _simplest, verify
-from wisca_core.export.weights import write_weights
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
+from wisca_core.exporting.weights import write_weights
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
 from wisca_core.rescale import Scaling, changes, rescaled, scalings
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -33,6 +32,7 @@ def rescaled_copy(opened, to: Path, cell_factors, granularity="channel") -> Path
 
 def octaves(opened, rng, whole=False, reach=3.0):
     """Generic factors of every channel cell, or powers of two."""
+
     def one(n):
         octave = rng.uniform(-reach, reach, n)
         return np.exp2(np.rint(octave) if whole else octave)
@@ -54,7 +54,9 @@ def gqa(small_model):
 @pytest.fixture(scope="module")
 def right(gqa, look, tmp_path_factory) -> Path:
     """A right, rounded export of it: generic factors in every channel cell."""
-    return rescaled_copy(look(gqa), tmp_path_factory.mktemp("right") / "out", octaves(look(gqa), np.random.default_rng(0)))
+    return rescaled_copy(
+        look(gqa), tmp_path_factory.mktemp("right") / "out", octaves(look(gqa), np.random.default_rng(0))
+    )
 
 
 def test_a_right_rounded_bf16_export_is_equivalent_up_to_rounding(gqa, right):
@@ -107,7 +109,11 @@ def test_an_identical_copy_in_another_layout_is_bit_identical(gqa, tmp_path):
     """Order in the file and metadata are no part of the function."""
     shutil.copytree(gqa, tmp_path / "out")
     tensors = load_file(gqa / "model.safetensors")
-    save_file(dict(reversed(tensors.items())), tmp_path / "out" / "model.safetensors", metadata={"format": "pt", "note": "moved"})
+    save_file(
+        dict(reversed(tensors.items())),
+        tmp_path / "out" / "model.safetensors",
+        metadata={"format": "pt", "note": "moved"},
+    )
     assert verify(open_checkpoint(gqa), open_checkpoint(tmp_path / "out")).verdict == BIT_IDENTICAL
 
 
@@ -139,22 +145,40 @@ def swap_rows(tensors):
 WRONG = {
     "one matrix 1 % too large": (scale_part(Q, slice(None), 1.01), r"layers\.1\.self_attn\.q_proj\.weight"),
     "one channel 1 % off": (scale_part(K, slice(5, 6), 1.01), r"layers\.1\.self_attn\.k_proj\.weight"),
-    "one input column of Wo 1 % off": (scale_part(O, (slice(None), slice(7, 8)), 0.99), r"layers\.1\.self_attn\.o_proj\.weight"),
+    "one input column of Wo 1 % off": (
+        scale_part(O, (slice(None), slice(7, 8)), 0.99),
+        r"layers\.1\.self_attn\.o_proj\.weight",
+    ),
     "a row's sign flipped": (flip_row, r"layers\.1\.self_attn\.k_proj\.weight.*sign"),
     "two rows swapped": (swap_rows, r"layers\.1\.self_attn\.q_proj\.weight"),
     "one value zeroed": (set_value(O, 77, 0.0), r"layers\.1\.self_attn\.o_proj\.weight"),
     "one value NaN": (set_value(O, 77, float("nan")), r"layers\.1\.self_attn\.o_proj\.weight"),
     "one value infinite": (set_value(Q, 0, float("inf")), r"layers\.1\.self_attn\.q_proj\.weight"),
-    "a bias left behind": (scale_part("model.layers.0.self_attn.v_proj.bias", slice(None), 1.5), r"layers\.0\.self_attn\.v_proj"),
-    "an embedding row changed": (scale_part("model.embed_tokens.weight", slice(9, 10), 1.01), r"embed_tokens\.weight differs"),
-    "one side of an MLP changed": (scale_part("model.layers.0.mlp.up_proj.weight", slice(None), 1.01), r"decoder\.0\.none\.mlp: no single factor explains both sides"),
-    "the gate of an MLP changed": (scale_part("model.layers.0.mlp.gate_proj.weight", slice(None), 1.01), r"mlp\.gate_proj\.weight differs"),
-    "the output bias scaled": (scale_part("model.layers.0.self_attn.o_proj.bias", slice(None), 2.0), r"o_proj\.bias differs"),
+    "a bias left behind": (
+        scale_part("model.layers.0.self_attn.v_proj.bias", slice(None), 1.5),
+        r"layers\.0\.self_attn\.v_proj",
+    ),
+    "an embedding row changed": (
+        scale_part("model.embed_tokens.weight", slice(9, 10), 1.01),
+        r"embed_tokens\.weight differs",
+    ),
+    "one side of an MLP changed": (
+        scale_part("model.layers.0.mlp.up_proj.weight", slice(None), 1.01),
+        r"decoder\.0\.none\.mlp: no single factor explains both sides",
+    ),
+    "the gate of an MLP changed": (
+        scale_part("model.layers.0.mlp.gate_proj.weight", slice(None), 1.01),
+        r"mlp\.gate_proj\.weight differs",
+    ),
+    "the output bias scaled": (
+        scale_part("model.layers.0.self_attn.o_proj.bias", slice(None), 2.0),
+        r"o_proj\.bias differs",
+    ),
     "a tensor missing": (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is only in the first"),
     "a tensor more": (lambda t: t.update(extra=torch.ones(3)), r"extra is only in the second"),
     "another dtype": (lambda t: t.update({Q: t[Q].float()}), r"q_proj\.weight is BF16 \(.*F32"),
     "another shape": (lambda t: t.update({Q: t[Q][:-1]}), r"q_proj\.weight is BF16"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -178,7 +202,10 @@ def test_names_and_versions_in_config_do_not_matter(gqa, right, edited):
     def config(written):
         written |= {"_name_or_path": "elsewhere", "transformers_version": "9"}
 
-    assert verify(open_checkpoint(gqa), open_checkpoint(edited(right, config=config)), run_models=False).verdict == ROUNDING
+    assert (
+        verify(open_checkpoint(gqa), open_checkpoint(edited(right, config=config)), run_models=False).verdict
+        == ROUNDING
+    )
 
 
 def test_weights_that_were_nan_before_and_are_left_alone_are_no_fault(gqa, look, edited, tmp_path):
@@ -219,7 +246,9 @@ def test_a_tied_head_that_was_changed_on_the_way_to_safetensors_is_seen(tmp_path
         other = copied | {name: copied[name] + 1}
         save_file(other, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
         found = verify(before, open_checkpoint(tmp_path / "other"))
-        assert found.verdict == DIFFERENT and found.reasons == (f"{name} differs and is in no pair that may be rescaled.",)
+        assert found.verdict == DIFFERENT and found.reasons == (
+            f"{name} differs and is in no pair that may be rescaled.",
+        )
 
 
 # ---- one value: which factors explain it
@@ -281,8 +310,14 @@ def test_bounds_by_hand():
     low, high, _ = _bounds(torch.tensor([[0.5]]).bfloat16(), torch.tensor([[2.0]]).bfloat16(), 1.0)
     assert abs(low.item() - (3 - 2**-6) / 1.5) < 1e-14 and abs(high.item() - (3 + 2**-6) / 1.5) < 1e-14
     zero, one, nan = (torch.tensor([[v]]).bfloat16() for v in (0.0, 1.0, float("nan")))
-    cases = {"zero stays": (zero, zero, False), "zero grows": (zero, one, True), "sign": (one, -one, True),
-             "nan stays": (nan, nan, False), "nan comes": (one, nan, True), "nan goes": (nan, one, True)}  # fmt: skip
+    cases = {
+        "zero stays": (zero, zero, False),
+        "zero grows": (zero, one, True),
+        "sign": (one, -one, True),
+        "nan stays": (nan, nan, False),
+        "nan comes": (one, nan, True),
+        "nan goes": (nan, one, True),
+    }
     for name, (before, after, is_bad) in cases.items():
         assert _bounds(before, after, 0.0)[2].item() is is_bad, name
     low, high, _ = _bounds(zero, zero, 0.0)

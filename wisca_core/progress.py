@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wisca_core.errors import Cancelled, OutputRefused
-from wisca_core.home import write_json
+from wisca_core.storage import write_json
 
 STATUS_FORMAT = "wisca-job-status"
 STATUS_VERSION = 1

@@ -13,7 +13,12 @@ import torch
 
 from wisca_core.architecture.site import Sites
 
-_WORK = {torch.float64: torch.float64, torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
+_WORK = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
 _CACHED = 1 << 17  # values that stay in a core's cache in both precisions
 # factors in here have a float32 that is neither infinite nor subnormal
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -69,7 +74,11 @@ def rescaled(block: torch.Tensor, scaling: Scaling, first_row: int = 0) -> torch
     """
     factors = []
     for axis, vector in scaling.along.items():
-        part = vector[first_row : first_row + block.shape[0]] if axis == 0 or (isinstance(axis, tuple) and axis[0] == 0) else vector
+        part = (
+            vector[first_row : first_row + block.shape[0]]
+            if axis == 0 or (isinstance(axis, tuple) and axis[0] == 0)
+            else vector
+        )
         factors.append(along_axis(torch.from_numpy(part), axis, block.dim()))
     out = times_(block.clone(), factors, scaling.offset, work_dtype(block.dtype, scaling))
     kept = torch.ones((), dtype=torch.bool)

@@ -81,17 +81,25 @@ def fitted(base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapt
         if name not in changed and not one.unknown:
             continue
         if one.unknown:
-            raise UnsupportedCheckpoint(f"{one.module} of the adapter {adapter.path} cannot follow its base: {one.unknown}.")
+            raise UnsupportedCheckpoint(
+                f"{one.module} of the adapter {adapter.path} cannot follow its base: {one.unknown}."
+            )
         axis = out_axis.get(name)
         if axis is None or any(isinstance(key, tuple) for key in changed[name].along):
-            raise UnsupportedCheckpoint(f"{name} is rescaled in a way that an adapter on it has no rule for; leave its pair out (--exclude).")
+            raise UnsupportedCheckpoint(
+                f"{name} is rescaled in a way that an adapter on it has no rule for; leave its pair out (--exclude)."
+            )
         weight, a, b = base.by_name[name].shape, adapter.by_name[one.a].shape, adapter.by_name[one.b].shape
         if len(weight) != 2 or (weight[axis], weight[1 - axis]) != (b[0], a[1]):
-            raise ConfigMismatch(f"{one.module}: the adapter maps {a[1]} inputs to {b[0]} outputs, {name} of the base is {weight}. "
-                                 "This adapter belongs to another base.")  # fmt: skip
+            raise ConfigMismatch(
+                f"{one.module}: the adapter maps {a[1]} inputs to {b[0]} outputs, {name} of the base is {weight}. "
+                "This adapter belongs to another base."
+            )
         for part in (one.bias, one.magnitude):
             if part and adapter.by_name[part].n_elements != b[0]:
-                raise ConfigMismatch(f"{part} has {adapter.by_name[part].n_elements} values, its layer has {b[0]} outputs.")
+                raise ConfigMismatch(
+                    f"{part} has {adapter.by_name[part].n_elements} values, its layer has {b[0]} outputs."
+                )
         found.append(Fitted(one, name, axis))
     return tuple(found)
 
@@ -99,9 +107,13 @@ def fitted(base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapt
 def _refuse_kind(adapter: Checkpoint) -> None:
     config = adapter.adapter
     if config.get("peft_type") != "LORA":
-        raise UnsupportedCheckpoint(f"{adapter.path} is no LoRA (peft_type {shown(config.get('peft_type'), 40)!r}); it cannot follow its base.")
+        raise UnsupportedCheckpoint(
+            f"{adapter.path} is no LoRA (peft_type {shown(config.get('peft_type'), 40)!r}); it cannot follow its base."
+        )
     if config.get("layer_replication"):
-        raise UnsupportedCheckpoint(f"{adapter.path} repeats layers of its base (layer_replication); it cannot follow its base.")
+        raise UnsupportedCheckpoint(
+            f"{adapter.path} repeats layers of its base (layer_replication); it cannot follow its base."
+        )
     start = config.get("init_lora_weights", True)
     if start not in _PLAIN_START:
         raise UnsupportedCheckpoint(
@@ -139,7 +151,9 @@ def _named(base: Checkpoint, name: str, module: str) -> str:
     ends = [other for other in known if other.endswith(f".{name}") or name.endswith(f".{other}")]
     if len(ends) != 1:
         many = f"{len(ends)} tensors of that name" if ends else "no tensor of that name"
-        raise ConfigMismatch(f"the adapter is on {shown(module)}; the base {base.path} has {many}. This adapter belongs to another base.")
+        raise ConfigMismatch(
+            f"the adapter is on {shown(module)}; the base {base.path} has {many}. This adapter belongs to another base."
+        )
     return ends[0]
 
 
@@ -158,7 +172,9 @@ def _growth(of_base: Reader, of_adapter: Reader, one: Fitted, columns: np.ndarra
     before, after = (torch.linalg.vector_norm(m, dim=1) for m in (both, both * torch.from_numpy(columns)))
     growth = (after / before).numpy()
     if not (np.isfinite(growth) & (growth > 0)).all():
-        raise UnsupportedCheckpoint(f"{parts.magnitude}: a row of the weights below it is zero or not finite, so its magnitude cannot follow.")
+        raise UnsupportedCheckpoint(
+            f"{parts.magnitude}: a row of the weights below it is zero or not finite, so its magnitude cannot follow."
+        )
     return growth
 
 
@@ -166,7 +182,9 @@ def _scaling(adapter: Checkpoint, rank: int) -> float:
     config = adapter.adapter
     alpha = config.get("lora_alpha")
     if config.get("alpha_pattern") or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise UnsupportedCheckpoint(f"{adapter.path}: DoRA on rescaled columns needs one lora_alpha; alpha_pattern is not read. Leave VO and MLP out.")
+        raise UnsupportedCheckpoint(
+            f"{adapter.path}: DoRA on rescaled columns needs one lora_alpha; alpha_pattern is not read. Leave VO and MLP out."
+        )
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
@@ -182,7 +200,9 @@ def _copies(base: Checkpoint, scaling: Mapping[str, Scaling], adapter: Checkpoin
         if not ends:
             continue
         if len(ends) > 1 or base.by_name[ends[0]].shape != tensor.shape or tensor.dtype not in RESCALABLE:
-            raise ConfigMismatch(f"{tensor.name} of the adapter stands for {ends[0]} of the base, but is {tensor.dtype} {tensor.shape}.")
+            raise ConfigMismatch(
+                f"{tensor.name} of the adapter stands for {ends[0]} of the base, but is {tensor.dtype} {tensor.shape}."
+            )
         out[tensor.name] = scaling[ends[0]]
     return out
 
@@ -199,7 +219,11 @@ def adapters_near(base: Checkpoint) -> tuple[Path, ...]:
     beside it that name it as their base.
     """
     here, found = base.path, []
-    for place, must_name in ((here, False), *((p, False) for p in _folders(here)), *((p, True) for p in _folders(here.parent) if p != here)):
+    for place, must_name in (
+        (here, False),
+        *((p, False) for p in _folders(here)),
+        *((p, True) for p in _folders(here.parent) if p != here),
+    ):
         try:
             if not os.path.lexists(place / ADAPTER_CONFIG):
                 continue

@@ -4,28 +4,39 @@ from importlib.util import find_spec
 from typing import Any
 
 import streamlit as st
+from wisca_app import cached, state
+from wisca_app.figures import words
+from wisca_app.open_model import normal
+from wisca_app.open_model import title as model_title
 
-from app import cached, state
-from app.current import normal
-from app.current import title as model_title
-from app.figures import words
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import ARM_PAIRS, PRECISIONS, Spec
 from wisca_core.errors import SpecError
-from wisca_core.plan.options import PLAN_NORMS
+from wisca_core.planning.options import PLAN_NORMS
 
 KEPT: dict[str, Any] = {"persist_state": "session"}
 _MODELS = {
-    "decoder": "A small decoder", "shrunk": "The open model, smaller", "whole": "The open model, whole", "lora": "LoRA on the open model",
+    "decoder": "A small decoder",
+    "shrunk": "The open model, smaller",
+    "whole": "The open model, whole",
+    "lora": "LoRA on the open model",
     "paper": "The paper's set-ups",
-}  # fmt: skip
-_TEXTS = {"bundled": "Bundled: Python's own library", "text": "A text file", "jsonl": "A column of a JSONL file", "hub": "A data set of the hub"}
+}
+_TEXTS = {
+    "bundled": "Bundled: Python's own library",
+    "text": "A text file",
+    "jsonl": "A column of a JSONL file",
+    "hub": "A data set of the hub",
+}
 _TOKENS = {"bytes": "Bytes", "tokenizer": "The model's tokenizer"}
 _DEVICES = {"auto": "Every GPU", "cpu": "CPU", "cuda:0": "The first GPU"}
 _EXECUTORS = {
-    "auto": "As suits this machine", "processes": "One by one in each process", "replicas": "Several at once in each process", "ray": "On a Ray cluster",
-}  # fmt: skip
+    "auto": "As suits this machine",
+    "processes": "One by one in each process",
+    "replicas": "Several at once in each process",
+    "ray": "On a Ray cluster",
+}
 _KINDS = {"balance": "Balance", "inverse": "Inverse", "placebo": "Placebo"}
 
 
@@ -35,8 +46,15 @@ def source() -> str:
 
 
 def paper_setup() -> str:
-    return st.segmented_control("Set-up", list(SETUPS), default=next(iter(SETUPS)), required=True, key="compare setup",
-                                format_func=lambda name: SETUPS[name].title, **KEPT)  # fmt: skip
+    return st.segmented_control(
+        "Set-up",
+        list(SETUPS),
+        default=next(iter(SETUPS)),
+        required=True,
+        key="compare setup",
+        format_func=lambda name: SETUPS[name].title,
+        **KEPT,
+    )
 
 
 def title(model: dict) -> str:
@@ -59,23 +77,45 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if kind in ("shrunk", "whole", "lora"):
         model["path"] = _open_folder()
-        st.markdown(f":small[:gray[The open model: {words.markdown_text(model_title(model['path']))}. Another one is opened in the sidebar.]]")
+        st.markdown(
+            f":small[:gray[The open model: {words.markdown_text(model_title(model['path']))}. Another one is opened in the sidebar.]]"
+        )
     if kind == "paper":
         model["setup"] = preset.model.setup
     with st.container(horizontal=True, gap="medium"):
         if kind == "decoder":
             model |= _decoder(preset)
         elif kind == "shrunk":
-            model["width"] = int(st.number_input("Width", 8, 65536, 64, step=8, key="compare shrunk width", width=120, **KEPT))
-            model["n_layers"] = int(st.number_input("Layers", 1, 200, 4, key="compare shrunk layers", width=110, **KEPT))
+            model["width"] = int(
+                st.number_input("Width", 8, 65536, 64, step=8, key="compare shrunk width", width=120, **KEPT)
+            )
+            model["n_layers"] = int(
+                st.number_input("Layers", 1, 200, 4, key="compare shrunk layers", width=110, **KEPT)
+            )
         elif kind == "whole":
-            model["weights"] = st.segmented_control("Weights", ["fresh", "continued"], default="fresh", required=True, key="compare weights from",
-                                                    format_func={"fresh": "From scratch", "continued": "Continued"}.get, **KEPT)  # fmt: skip
+            model["weights"] = st.segmented_control(
+                "Weights",
+                ["fresh", "continued"],
+                default="fresh",
+                required=True,
+                key="compare weights from",
+                format_func={"fresh": "From scratch", "continued": "Continued"}.get,
+                **KEPT,
+            )
         elif kind == "lora":
             out["lora"] = _lora(preset)
-        context = st.number_input("Context", 8, 8192, preset.data.context, step=32, key=f"compare context {kind}", width=120, **KEPT)
-        batch_size = st.number_input("Batch", 1, 1024, preset.batch_size, key=f"compare batch {kind}", width=110, **KEPT)
-    return {**out, "model": model, "data": _text(kind, preset, model) | {"context": int(context)}, "batch_size": int(batch_size)}
+        context = st.number_input(
+            "Context", 8, 8192, preset.data.context, step=32, key=f"compare context {kind}", width=120, **KEPT
+        )
+        batch_size = st.number_input(
+            "Batch", 1, 1024, preset.batch_size, key=f"compare batch {kind}", width=110, **KEPT
+        )
+    return {
+        **out,
+        "model": model,
+        "data": _text(kind, preset, model) | {"context": int(context)},
+        "batch_size": int(batch_size),
+    }
 
 
 def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
@@ -84,20 +124,60 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
     """
     out: dict[str, Any] = {}
     with st.container(horizontal=True, gap="medium"):
-        executor = st.selectbox("Runs go", executors(), key="compare executor", format_func=_EXECUTORS.get, width=260, **KEPT,
-                                help="All runs of a comparison go the same way: their differences would hold a change of it too.")  # fmt: skip
-        workers = st.number_input("Processes", 1, 1024, None, key="compare workers", width=150, placeholder="auto", disabled=executor == "ray", **KEPT,
-                                  help="Side by side; by default one a core, or one a GPU.")  # fmt: skip
-        out["precision"] = st.selectbox("Precision", PRECISIONS, key="compare precision", width=140, **KEPT,
-                                        help="Of a training step. Validation is always computed without rounding to bfloat16.")  # fmt: skip
+        executor = st.selectbox(
+            "Runs go",
+            executors(),
+            key="compare executor",
+            format_func=_EXECUTORS.get,
+            width=260,
+            **KEPT,
+            help="All runs of a comparison go the same way: their differences would hold a change of it too.",
+        )
+        workers = st.number_input(
+            "Processes",
+            1,
+            1024,
+            None,
+            key="compare workers",
+            width=150,
+            placeholder="auto",
+            disabled=executor == "ray",
+            **KEPT,
+            help="Side by side; by default one a core, or one a GPU.",
+        )
+        out["precision"] = st.selectbox(
+            "Precision",
+            PRECISIONS,
+            key="compare precision",
+            width=140,
+            **KEPT,
+            help="Of a training step. Validation is always computed without rounding to bfloat16.",
+        )
         if cached.has_gpu():
-            out["device"] = st.selectbox("Device", list(_DEVICES), key="compare device", width=130, format_func=_DEVICES.get, **KEPT)
+            out["device"] = st.selectbox(
+                "Device", list(_DEVICES), key="compare device", width=130, format_func=_DEVICES.get, **KEPT
+            )
         if kind in ("whole", "paper"):
-            out["processes_per_cell"] = int(st.number_input("Processes a run", 1, 64, 1, key="compare ranks", width=150, **KEPT,
-                                                            help="A model too large for one GPU is spread over several (FSDP2)."))  # fmt: skip
-    out["save_weights"] = st.toggle("Keep the final weights", Spec.save_weights, key="compare keep", **KEPT,
-                                    help="Of every run, as a model folder: to be looked at on Inspect and to be taken away. Otherwise the "
-                                    "curves alone stay.")  # fmt: skip
+            out["processes_per_cell"] = int(
+                st.number_input(
+                    "Processes a run",
+                    1,
+                    64,
+                    1,
+                    key="compare ranks",
+                    width=150,
+                    **KEPT,
+                    help="A model too large for one GPU is spread over several (FSDP2).",
+                )
+            )
+    out["save_weights"] = st.toggle(
+        "Keep the final weights",
+        Spec.save_weights,
+        key="compare keep",
+        **KEPT,
+        help="Of every run, as a model folder: to be looked at on Inspect and to be taken away. Otherwise the "
+        "curves alone stay.",
+    )
     return out, executor, None if workers is None or executor == "ray" else int(workers)
 
 
@@ -121,16 +201,34 @@ def _decoder(preset: Spec) -> dict[str, int]:
     layers = st.number_input("Layers", 1, 200, m.n_layers, key="compare layers", width=110, **KEPT)
     heads = st.number_input("Query heads", 1, 256, m.n_heads, key="compare heads", width=120, **KEPT)
     kv = st.number_input("KV heads", 1, 256, m.n_kv_heads, key="compare kv", width=110, **KEPT)
-    return {"width": int(width), "n_layers": int(layers), "n_heads": int(heads), "n_kv_heads": int(kv), "mlp_width": 3 * int(width)}
+    return {
+        "width": int(width),
+        "n_layers": int(layers),
+        "n_heads": int(heads),
+        "n_kv_heads": int(kv),
+        "mlp_width": 3 * int(width),
+    }
 
 
 def _lora(preset: Spec) -> dict[str, Any]:
     known = preset.lora
     r = st.number_input("Rank", 1, 512, known.r, key="compare rank", width=100, **KEPT)
     alpha = st.number_input("Alpha", 0.1, 4096.0, known.alpha, key="compare alpha", width=110, **KEPT)
-    targets = st.text_input("Layers it is put on", "", key="compare targets", width=240, placeholder="all projections of the attention", **KEPT)
+    targets = st.text_input(
+        "Layers it is put on",
+        "",
+        key="compare targets",
+        width=240,
+        placeholder="all projections of the attention",
+        **KEPT,
+    )
     rslora = st.checkbox("rsLoRA", known.rslora, key="compare rslora", **KEPT)
-    return {"r": int(r), "alpha": float(alpha), "targets": [t for t in targets.replace(",", " ").split() if t], "rslora": rslora}
+    return {
+        "r": int(r),
+        "alpha": float(alpha),
+        "targets": [t for t in targets.replace(",", " ").split() if t],
+        "rslora": rslora,
+    }
 
 
 def _text(kind: str, preset: Spec, model: dict) -> dict[str, Any]:
@@ -138,7 +236,15 @@ def _text(kind: str, preset: Spec, model: dict) -> dict[str, Any]:
     before = kind == "lora" or model.get("weights") == "continued"
     data: dict[str, Any] = {}
     with st.container(horizontal=True, gap="medium"):
-        data["source"] = st.selectbox("Text", list(_TEXTS), list(_TEXTS).index(d.source), key=f"compare source {kind}", format_func=_TEXTS.get, width=260, **KEPT)
+        data["source"] = st.selectbox(
+            "Text",
+            list(_TEXTS),
+            list(_TEXTS).index(d.source),
+            key=f"compare source {kind}",
+            format_func=_TEXTS.get,
+            width=260,
+            **KEPT,
+        )
         if data["source"] in ("text", "jsonl"):
             data["path"] = st.text_input("Path on this machine", key="compare path", width=320, **KEPT).strip()
         if data["source"] == "hub":
@@ -149,10 +255,19 @@ def _text(kind: str, preset: Spec, model: dict) -> dict[str, Any]:
             data["split"] = st.text_input("Split", d.split, key="compare split", width=100, **KEPT)
         if kind != "decoder":
             default = "tokenizer" if before or d.tokens == "tokenizer" else "bytes"
-            data["tokens"] = st.segmented_control("Tokens", list(_TOKENS), default=default, required=True, key=f"compare tokens {kind} {before}",
-                                                  format_func=_TOKENS.get, **KEPT)  # fmt: skip
+            data["tokens"] = st.segmented_control(
+                "Tokens",
+                list(_TOKENS),
+                default=default,
+                required=True,
+                key=f"compare tokens {kind} {before}",
+                format_func=_TOKENS.get,
+                **KEPT,
+            )
         if kind == "paper":
-            data["tokenizer"] = st.text_input("Folder with its tokenizer", key="compare tokenizer", width=320, **KEPT).strip()
+            data["tokenizer"] = st.text_input(
+                "Folder with its tokenizer", key="compare tokenizer", width=320, **KEPT
+            ).strip()
     if data["source"] == "hub":
         mb = st.number_input("Megabytes of text, at most", 1, 2147, 200, key="compare megabytes", width=200, **KEPT)
         data["max_bytes"] = int(mb) * 1_000_000
@@ -166,19 +281,59 @@ def own_arm(kind: str, every: int) -> list[dict[str, Any]]:
             return []
         pairs = list(ARM_PAIRS) if kind == "lora" else [p for p in ARM_PAIRS if p != "lora"]
         name = st.text_input("Name", "mine", key="compare own name", max_chars=32, **KEPT)
-        does = st.segmented_control("What it does", list(_KINDS), default="balance", required=True, key="compare own kind", format_func=_KINDS.get, **KEPT)
-        chosen = st.segmented_control("Pairs", pairs, default=pairs[:2], selection_mode="multi", key=f"compare own pairs {kind}",
-                                      format_func=words.PAIR_LABELS.get, **KEPT)  # fmt: skip
-        when = st.segmented_control("When", ["every", "start"], default="every", required=True, key="compare own when",
-                                    format_func={"every": f"Every {every:,} steps", "start": "At the start only"}.get, **KEPT)  # fmt: skip
-        granularity = st.segmented_control("Granularity", GRANULARITIES, default="tensor", required=True, key="compare own granularity", **KEPT)
-        norm = st.segmented_control("Norm", PLAN_NORMS, default="l1", required=True, key="compare own norm", format_func=words.NORM_LABELS.get, **KEPT)
+        does = st.segmented_control(
+            "What it does",
+            list(_KINDS),
+            default="balance",
+            required=True,
+            key="compare own kind",
+            format_func=_KINDS.get,
+            **KEPT,
+        )
+        chosen = st.segmented_control(
+            "Pairs",
+            pairs,
+            default=pairs[:2],
+            selection_mode="multi",
+            key=f"compare own pairs {kind}",
+            format_func=words.PAIR_LABELS.get,
+            **KEPT,
+        )
+        when = st.segmented_control(
+            "When",
+            ["every", "start"],
+            default="every",
+            required=True,
+            key="compare own when",
+            format_func={"every": f"Every {every:,} steps", "start": "At the start only"}.get,
+            **KEPT,
+        )
+        granularity = st.segmented_control(
+            "Granularity", GRANULARITIES, default="tensor", required=True, key="compare own granularity", **KEPT
+        )
+        norm = st.segmented_control(
+            "Norm",
+            PLAN_NORMS,
+            default="l1",
+            required=True,
+            key="compare own norm",
+            format_func=words.NORM_LABELS.get,
+            **KEPT,
+        )
         strength = st.slider("Strength", 0.0, 1.0, 0.5, 0.05, key="compare own strength", **KEPT)
         exact = st.checkbox("Powers of two only", key="compare own exact", **KEPT)
         kept = st.checkbox("Carry the optimiser's state along", True, key="compare own state", **KEPT)
     return [
         {
-            "name": name, "kind": does, "every": every if when == "every" else None, "pairs": list(chosen), "granularity": granularity, "norm": norm,
-            "strength": float(strength), "exact": exact, "optimizer_state": "transport" if kept else "leave", "gram": False,
+            "name": name,
+            "kind": does,
+            "every": every if when == "every" else None,
+            "pairs": list(chosen),
+            "granularity": granularity,
+            "norm": norm,
+            "strength": float(strength),
+            "exact": exact,
+            "optimizer_state": "transport" if kept else "leave",
+            "gram": False,
         }
-    ]  # fmt: skip
+    ]

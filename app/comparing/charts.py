@@ -2,22 +2,36 @@
 
 import pandas as pd
 import streamlit as st
+from wisca_app.figures import compare, words
+from wisca_app.figures.template import Theme
+from wisca_app.heading import heading
+from wisca_app.inspecting.charts import chart
 
-from app.figures import compare, words
-from app.figures.template import Theme
-from app.heading import heading
-from app.inspecting.charts import chart
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.arm_words import in_words
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.report import Report, digits_of, interval, signed, unit
 
-_SHOWN = ["Arm", "Rate", "Loss", "Difference", "95 % interval", "Reading", "Better", "Steps saved", "Perplexity", "Bootstrap", "What it does"]
+_SHOWN = [
+    "Arm",
+    "Rate",
+    "Loss",
+    "Difference",
+    "95 % interval",
+    "Reading",
+    "Better",
+    "Steps saved",
+    "Perplexity",
+    "Bootstrap",
+    "What it does",
+]
 _STATES = {"waiting": "waiting", "running": "running", "done": "finished", "failed": "failed"}
 
 
-def draw_curves(comparison: Comparison, frame: pd.DataFrame, report: Report | None, theme: Theme, prefix: str = "") -> float:
+def draw_curves(
+    comparison: Comparison, frame: pd.DataFrame, report: Report | None, theme: Theme, prefix: str = ""
+) -> float:
     """Returns the learning rate that is shown. ``frame``: of folder.curves, read once a page. ``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
     spec = comparison.spec
     rate = _choose_rate(comparison, report, prefix)
@@ -32,26 +46,51 @@ def draw_curves(comparison: Comparison, frame: pd.DataFrame, report: Report | No
         "Above: validation loss, the mean of the seeds that have the step, bands from lowest to highest seed. Below: each run "
         "minus the baseline of its own "
         f"seed, with the 95\u00a0% interval of {names[_first(comparison)]}; under zero is better.",
-        bands.merge(gaps, on=["arm", "step"], how="left", suffixes=("", "_difference")), f"{prefix}curves",
-    )  # fmt: skip
-    chart(compare.curves(bands, gaps, spec.arms, theme, spec.steps, unit(spec), digits_of(spec)), f"{prefix}curves chart", f"Loss over the steps. {finding}.")
+        bands.merge(gaps, on=["arm", "step"], how="left", suffixes=("", "_difference")),
+        f"{prefix}curves",
+    )
+    chart(
+        compare.curves(bands, gaps, spec.arms, theme, spec.steps, unit(spec), digits_of(spec)),
+        f"{prefix}curves chart",
+        f"Loss over the steps. {finding}.",
+    )
     return rate
 
 
 def draw_ratios(comparison: Comparison, frame: pd.DataFrame, rate: float, theme: Theme, prefix: str = "") -> None:
     spec = comparison.spec
     pairs = (*DEFAULT_PAIRS, "lora") if spec.model.source == "lora" else DEFAULT_PAIRS
-    pair = st.segmented_control("Pair", pairs, default=pairs[-1] if len(pairs) > 2 else "qk", required=True, key=f"{prefix}compare pair",
-                                format_func=words.PAIR_LABELS.get, label_visibility="collapsed")  # fmt: skip
+    pair = st.segmented_control(
+        "Pair",
+        pairs,
+        default=pairs[-1] if len(pairs) > 2 else "qk",
+        required=True,
+        key=f"{prefix}compare pair",
+        format_func=words.PAIR_LABELS.get,
+        label_visibility="collapsed",
+    )
     ratios = statistics.bands(frame, rate, pair)
     if ratios.empty:
         return
     finding = compare.ratio_finding(ratios, spec.arms, pair)
-    frozen = " The base is frozen: only the arms that rescale it move it." if spec.model.source == "lora" and pair != "lora" else ""
+    frozen = (
+        " The base is frozen: only the arms that rescale it move it."
+        if spec.model.source == "lora" and pair != "lora"
+        else ""
+    )
     start = " There is no ratio while B is zero." if pair == "lora" else ""
-    heading(finding, "Sum of |w| of one matrix over that of the other, median over layers, mean of the seeds; measured before the rescale of a "
-            f"step.{frozen}{start}", ratios, f"{prefix}ratios over steps")  # fmt: skip
-    chart(compare.ratio(ratios, spec.arms, pair, theme, spec.steps), f"{prefix}ratio chart", f"Ratio of norms over the steps. {finding}.")
+    heading(
+        finding,
+        "Sum of |w| of one matrix over that of the other, median over layers, mean of the seeds; measured before the rescale of a "
+        f"step.{frozen}{start}",
+        ratios,
+        f"{prefix}ratios over steps",
+    )
+    chart(
+        compare.ratio(ratios, spec.arms, pair, theme, spec.steps),
+        f"{prefix}ratio chart",
+        f"Ratio of norms over the steps. {finding}.",
+    )
 
 
 def draw_gradients(comparison: Comparison, frame: pd.DataFrame, rate: float, theme: Theme, prefix: str = "") -> None:
@@ -60,26 +99,48 @@ def draw_gradients(comparison: Comparison, frame: pd.DataFrame, rate: float, the
     if norms.empty:
         return
     finding = compare.gradient_finding(norms, spec.arms)
-    heading(finding, f"Norm of all gradients together before it is clipped at {spec.optimiser.clip:g}, mean of the seeds, log axis. A rescale changes it "
-            "without changing the function: that is its point.", norms, f"{prefix}gradient norms")  # fmt: skip
-    chart(compare.gradients(norms, spec.arms, theme, spec.steps), f"{prefix}gradient chart", f"Gradient norms over the steps. {finding}.")
+    heading(
+        finding,
+        f"Norm of all gradients together before it is clipped at {spec.optimiser.clip:g}, mean of the seeds, log axis. A rescale changes it "
+        "without changing the function: that is its point.",
+        norms,
+        f"{prefix}gradient norms",
+    )
+    chart(
+        compare.gradients(norms, spec.arms, theme, spec.steps),
+        f"{prefix}gradient chart",
+        f"Gradient norms over the steps. {finding}.",
+    )
 
 
 def draw_forest(comparison: Comparison, report: Report, theme: Theme) -> None:
     finding = compare.forest_finding(report, comparison.spec.arms)
     own = ", each arm at its own best rate, chosen without the seed it is judged on" if report.best else ""
     noise = " Grey band: the placebo's spread." if report.noise else ""
-    heading(finding, f"Final loss minus the baseline of the same seed{own}. Rings: seeds. Bar: 95\u00a0% interval, diamond: mean.{noise}",
-            effects_table(report, comparison), "differences")  # fmt: skip
+    heading(
+        finding,
+        f"Final loss minus the baseline of the same seed{own}. Rings: seeds. Bar: 95\u00a0% interval, diamond: mean.{noise}",
+        effects_table(report, comparison),
+        "differences",
+    )
     chart(compare.forest(report, comparison.spec.arms, theme), "forest", f"Paired differences. {finding}.")
 
 
 def draw_rates(comparison: Comparison, frame: pd.DataFrame, report: Report, theme: Theme) -> None:
     table = statistics.finals(comparison, frame)
     finding = compare.rates_finding(table, comparison.spec.arms)
-    heading(finding, "Final loss against learning rate. Dots are seeds, lines their means, the ring is the lowest mean. The comparison at own best rates "
-            "takes each seed's rate from the other seeds.", table, "final losses")  # fmt: skip
-    chart(compare.rates(table, comparison.spec.arms, theme, report.unit), "rates", f"Final loss against the learning rate by arm. {finding}.")
+    heading(
+        finding,
+        "Final loss against learning rate. Dots are seeds, lines their means, the ring is the lowest mean. The comparison at own best rates "
+        "takes each seed's rate from the other seeds.",
+        table,
+        "final losses",
+    )
+    chart(
+        compare.rates(table, comparison.spec.arms, theme, report.unit),
+        "rates",
+        f"Final loss against the learning rate by arm. {finding}.",
+    )
 
 
 def draw_table(comparison: Comparison, report: Report) -> None:
@@ -98,10 +159,21 @@ def shown_table(report: Report, comparison: Comparison) -> pd.DataFrame:
     for effect, (_, text) in zip(report.main, report.readings):
         readings[effect.arm, effect.rate] = text
     base = names[comparison.spec.baseline.name]
-    rows = [{"Arm": base, "Rate": f"{rate:g}", "Loss": _loss(final, digits), "Reading": "reference"} for rate, final in report.baseline_final]
+    rows = [
+        {"Arm": base, "Rate": f"{rate:g}", "Loss": _loss(final, digits), "Reading": "reference"}
+        for rate, final in report.baseline_final
+    ]
     if report.best and report.best[0].loss.n:
         e = report.best[0]
-        rows.insert(0, {"Arm": base, "Rate": _own_best(e.baseline_rates), "Loss": _loss(e.mean_final - e.loss.mean, digits), "Reading": "reference"})
+        rows.insert(
+            0,
+            {
+                "Arm": base,
+                "Rate": _own_best(e.baseline_rates),
+                "Loss": _loss(e.mean_final - e.loss.mean, digits),
+                "Reading": "reference",
+            },
+        )
     for e in (*report.best, *report.effects):
         rows.append(
             {
@@ -110,10 +182,16 @@ def shown_table(report: Report, comparison: Comparison) -> pd.DataFrame:
                 "Loss": _loss(e.mean_final, digits),
                 "Difference": signed(e.loss.mean, digits) if e.loss.n else "–",
                 "95 % interval": interval(e, digits) if e.loss.n > 1 else "–",
-                "Bootstrap": f"{signed(e.bootstrap[0], digits)} to {signed(e.bootstrap[1], digits)}" if e.bootstrap else "–",
-                "Perplexity": f"{signed(e.perplexity.mean)} ({signed(e.perplexity.low)} to {signed(e.perplexity.high)})" if e.loss.n > 1 else "–",
+                "Bootstrap": f"{signed(e.bootstrap[0], digits)} to {signed(e.bootstrap[1], digits)}"
+                if e.bootstrap
+                else "–",
+                "Perplexity": f"{signed(e.perplexity.mean)} ({signed(e.perplexity.low)} to {signed(e.perplexity.high)})"
+                if e.loss.n > 1
+                else "–",
                 "Better": f"{e.n_better} of {e.loss.n}",
-                "Steps saved": words.minus(f"{e.steps_saved:,.0f}") if e.steps_saved is not None else f"{e.n_reached} of {e.loss.n} reach it",
+                "Steps saved": words.minus(f"{e.steps_saved:,.0f}")
+                if e.steps_saved is not None
+                else f"{e.n_reached} of {e.loss.n} reach it",
                 "Reading": readings.get((e.arm, e.rate), "beside the correction"),
                 "What it does": in_words(comparison.spec.arm(e.arm)),
             }
@@ -131,31 +209,62 @@ def _own_best(rates: tuple[float, ...]) -> str:
 
 
 def _per_byte(report: Report) -> str:
-    return f" ({report.bytes_per_token:.2f} bytes a token: divide by it for nats per byte)" if report.unit != "nats per byte" else ""
+    return (
+        f" ({report.bytes_per_token:.2f} bytes a token: divide by it for nats per byte)"
+        if report.unit != "nats per byte"
+        else ""
+    )
 
 
 def effects_table(report: Report, comparison: Comparison) -> pd.DataFrame:
     """The same as numbers, one row a seed, for a spreadsheet."""
     return pd.DataFrame(
         [
-            {"arm": e.arm, "rate": "own best" if e.rate is None else e.rate, "seed": seed, "difference_nats": d, "mean": e.loss.mean, "low": e.loss.low,
-             "high": e.loss.high, "perplexity_mean": e.perplexity.mean, "perplexity_low": e.perplexity.low,
-             "perplexity_high": e.perplexity.high, "p": e.loss.p, "p_corrected": e.p_corrected}
-            for e in (*report.best, *report.effects) for seed, d in zip(e.seeds, e.differences)
+            {
+                "arm": e.arm,
+                "rate": "own best" if e.rate is None else e.rate,
+                "seed": seed,
+                "difference_nats": d,
+                "mean": e.loss.mean,
+                "low": e.loss.low,
+                "high": e.loss.high,
+                "perplexity_mean": e.perplexity.mean,
+                "perplexity_low": e.perplexity.low,
+                "perplexity_high": e.perplexity.high,
+                "p": e.loss.p,
+                "p_corrected": e.p_corrected,
+            }
+            for e in (*report.best, *report.effects)
+            for seed, d in zip(e.seeds, e.differences)
         ]
-    )  # fmt: skip
+    )
 
 
 def draw_runs(comparison: Comparison) -> None:
     """Every run with its state; failures with their reason."""
     failed = [c for c in comparison.cells if c.state == "failed"]
-    with st.expander(f"Runs: {len(comparison.cells)}" + (f", {len(failed)} failed" if failed else ""), key="compare_runs"):
+    with st.expander(
+        f"Runs: {len(comparison.cells)}" + (f", {len(failed)} failed" if failed else ""), key="compare_runs"
+    ):
         names = compare.labels(comparison.spec.arms)
         st.dataframe(
-            pd.DataFrame([{"Arm": names[c.arm], "Rate": f"{c.rate:g}", "Seed": c.seed, "State": _STATES[c.state], "Step": c.step,
-                           "Seconds": round(c.seconds, 1), "Reason": c.reason} for c in comparison.cells]),
-            hide_index=True, alt="All runs of this comparison",
-        )  # fmt: skip
+            pd.DataFrame(
+                [
+                    {
+                        "Arm": names[c.arm],
+                        "Rate": f"{c.rate:g}",
+                        "Seed": c.seed,
+                        "State": _STATES[c.state],
+                        "Step": c.step,
+                        "Seconds": round(c.seconds, 1),
+                        "Reason": c.reason,
+                    }
+                    for c in comparison.cells
+                ]
+            ),
+            hide_index=True,
+            alt="All runs of this comparison",
+        )
 
 
 def _choose_rate(comparison: Comparison, report: Report | None, prefix: str) -> float:
@@ -166,7 +275,9 @@ def _choose_rate(comparison: Comparison, report: Report | None, prefix: str) -> 
     first = next((c.rate for c in comparison.cells if c.step), rates[0])
     chosen = report.best[0].baseline_rates if report and report.best else ()
     default = max(set(chosen), key=chosen.count) if chosen else first
-    return st.segmented_control("Learning rate", rates, default=default, required=True, key=f"{prefix}compare rate", format_func="{:g}".format)
+    return st.segmented_control(
+        "Learning rate", rates, default=default, required=True, key=f"{prefix}compare rate", format_func="{:g}".format
+    )
 
 
 def draw_log(comparison: Comparison, prefix: str = "") -> None:

@@ -4,24 +4,31 @@ import re
 from pathlib import Path
 
 import streamlit as st
+from wisca_app import state
+from wisca_app.figures import words
+from wisca_app.messages import errors_as_messages, plain
 
-from app import state
-from app.figures import words
-from app.messages import errors_as_messages, plain
-from wisca_core import home, jobs
+from wisca_core import jobs, storage
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.comparison import folder
 from wisca_core.errors import WiscaError
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_runs"
 _SAMPLE = "sample-"  # in front of a bundled comparison's folder name
-_STATES = {"running": "running", "done": "finished", "paused": "paused", "cancelled": "cancelled", "failed": "failed",
-           "interrupted": "interrupted", "new": "not started"}  # fmt: skip
+_STATES = {
+    "running": "running",
+    "done": "finished",
+    "paused": "paused",
+    "cancelled": "cancelled",
+    "failed": "failed",
+    "interrupted": "interrupted",
+    "new": "not started",
+}
 
 
 def place(name: str) -> Path:
     """The folder of a name that ``known`` gave or that stood in the address."""
-    return SAMPLES / name.removeprefix(_SAMPLE) if is_sample(name) else home.folder("comparisons") / name
+    return SAMPLES / name.removeprefix(_SAMPLE) if is_sample(name) else storage.folder("comparisons") / name
 
 
 def name_of(path: Path) -> str:
@@ -49,7 +56,14 @@ def draw() -> str:
     asked = [] if chosen == "new" or chosen in names else [chosen]
     labels = {name: _label(name) for name in names} | {"new": "A new comparison"}
     labels |= {name: f"{shown(name, 60)}, not on this machine" for name in asked}
-    return st.selectbox("Comparison", [*asked, *names, "new"], key="comparison", format_func=labels.get, width=520, persist_state="session")
+    return st.selectbox(
+        "Comparison",
+        [*asked, *names, "new"],
+        key="comparison",
+        format_func=labels.get,
+        width=520,
+        persist_state="session",
+    )
 
 
 def is_here(name: str) -> bool:
@@ -63,8 +77,10 @@ def say_missing(name: str) -> None:
     plain(f"Asked for: {shown(name, 200)}")
     n = len(known())
     there = f"{words.plural(n, 'comparison is', 'comparisons are')} in the list above" if n else "There is none yet"
-    st.markdown(f"{there}. A comparison is looked for by its folder's name under {words.markdown_text(str(home.folder('comparisons')))}; it may have "
-                "been deleted, or the address may come from another machine.")  # fmt: skip
+    st.markdown(
+        f"{there}. A comparison is looked for by its folder's name under {words.markdown_text(str(storage.folder('comparisons')))}; it may have "
+        "been deleted, or the address may come from another machine."
+    )
 
 
 def _label(name: str) -> str:
@@ -72,7 +88,9 @@ def _label(name: str) -> str:
         comparison = folder.read(place(name))
     except WiscaError:
         return f"{name}, cannot be read"
-    if comparison.state != "running" and any(j.is_active and j.arguments.get("comparison") == str(comparison.path) for j in jobs.every()):
+    if comparison.state != "running" and any(
+        j.is_active and j.arguments.get("comparison") == str(comparison.path) for j in jobs.every()
+    ):
         state_word = "running"
     else:
         state_word = _STATES.get(comparison.state, comparison.state)

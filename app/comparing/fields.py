@@ -5,7 +5,12 @@ import re
 from wisca_core.comparison.presets import KNOWN_ARMS
 from wisca_core.errors import SpecError, WiscaError
 
-_ARMS, _OWN, _MODEL, _HOW = "Arms beside the baseline", "An arm of your own", "Model and text", "How the runs are trained"
+_ARMS, _OWN, _MODEL, _HOW = (
+    "Arms beside the baseline",
+    "An arm of your own",
+    "Model and text",
+    "How the runs are trained",
+)
 
 # Field of a spec -> label, and the heading under which it stands where that may be folded.
 _LABELS = {
@@ -37,11 +42,17 @@ _LABELS = {
     "precision": ("Precision", _HOW),
     "processes_per_cell": ("Processes a run", _HOW),
     "arms": (_ARMS, ""),
-}  # fmt: skip
+}
 _OWN_LABELS = {
-    "name": "Name", "kind": "What it does", "every": "When", "granularity": "Granularity", "norm": "Norm", "strength": "Strength",
-    "exact": "Powers of two only", "optimizer_state": "Carry the optimiser's state along",
-}  # fmt: skip
+    "name": "Name",
+    "kind": "What it does",
+    "every": "When",
+    "granularity": "Granularity",
+    "norm": "Norm",
+    "strength": "Strength",
+    "exact": "Powers of two only",
+    "optimizer_state": "Carry the optimiser's state along",
+}
 
 
 def heading(error: WiscaError) -> str:
@@ -51,7 +62,11 @@ def heading(error: WiscaError) -> str:
     'This comparison cannot be started: see KV heads, under Model and text'
     """
     label, under = _place(error)
-    return "This comparison cannot be started" + (f": see {label}" if label else "") + (f", under {under}" if under else "")
+    return (
+        "This comparison cannot be started"
+        + (f": see {label}" if label else "")
+        + (f", under {under}" if under else "")
+    )
 
 
 def _place(error: WiscaError) -> tuple[str, str]:

@@ -3,12 +3,12 @@ start every second.
 """
 
 import streamlit as st
+from wisca_app.comparing import charts
+from wisca_app.figures import words
+from wisca_app.figures.template import theme_of
+from wisca_app.job_progress import latest
+from wisca_app.messages import errors_as_messages
 
-from app.comparing import charts
-from app.figures import words
-from app.figures.template import theme_of
-from app.following import latest
-from app.messages import errors_as_messages
 from wisca_core.comparison import folder
 from wisca_core.comparison.estimate import duration
 from wisca_core.comparison.folder import Comparison
@@ -38,15 +38,30 @@ def _watch(path: str, had_curve: bool) -> None:
         if not comparison.is_active:
             job = latest("compare", comparison=path)
             ends = job is not None and comparison.finished is not None and comparison.finished > job.created
-            st.title("Ending: what was done is being kept." if ends else "Starting: the first curves come in a few seconds.", anchor=False)
+            st.title(
+                "Ending: what was done is being kept." if ends else "Starting: the first curves come in a few seconds.",
+                anchor=False,
+            )
             return
         n = sum(c.state == "done" for c in comparison.cells)
         left = comparison.seconds_left
-        st.title(f"Training: {n} of {words.plural(len(comparison.cells), 'run')}" + (f", about {duration(left)} left." if left else "."), anchor=False)
-        fixed = "seeds were added after looking, so what comes out is a hint." if comparison.is_extended else "the number of seeds was fixed beforehand."
+        st.title(
+            f"Training: {n} of {words.plural(len(comparison.cells), 'run')}"
+            + (f", about {duration(left)} left." if left else "."),
+            anchor=False,
+        )
+        fixed = (
+            "seeds were added after looking, so what comes out is a hint."
+            if comparison.is_extended
+            else "the number of seeds was fixed beforehand."
+        )
         st.markdown(f"The curves are here to be watched, not to decide when to stop: {fixed}")
         done, total = comparison.steps_done, max(1, comparison.steps_total)
-        pace = f", {words.axis_number(round(comparison.tokens_per_second, -2))} tokens per second" if comparison.tokens_per_second else ""
+        pace = (
+            f", {words.axis_number(round(comparison.tokens_per_second, -2))} tokens per second"
+            if comparison.tokens_per_second
+            else ""
+        )
         st.progress(min(1.0, done / total), f":small[{words.count(done)} of {words.count(total)} steps{pace}]")
         with st.container(horizontal=True, gap="small"):
             if st.button("Pause", key="compare pause"):

@@ -1,13 +1,13 @@
 """A comparison as a folder: its logs on Runs, and deleting it."""
 
 import streamlit as st
+from wisca_app import state
+from wisca_app.comparing import choosing, live
+from wisca_app.figures import words
+from wisca_app.job_progress import latest
+from wisca_app.messages import errors_as_messages, plain
+from wisca_app.reading import opening
 
-from app import state
-from app.comparing import choosing, live
-from app.figures import words
-from app.following import latest
-from app.messages import errors_as_messages, plain
-from app.reading import opening
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
 
@@ -25,7 +25,9 @@ def draw(name: str, comparison: Comparison | None) -> None:
         st.button("Delete", key="compare delete off", disabled=True, help="It is running: pause or cancel it first.")
         return
     with st.popover("Delete", key="compare delete"):
-        st.markdown("**Delete this comparison with everything in it?** Its curves, final weights and result are gone then.")
+        st.markdown(
+            "**Delete this comparison with everything in it?** Its curves, final weights and result are gone then."
+        )
         plain(str(path))
         if comparison is not None:
             n = sum(cell.state == "done" for cell in comparison.cells)
@@ -44,5 +46,7 @@ def say_never_began(comparison: Comparison) -> None:
         return
     job = latest("compare", comparison=str(comparison.path))
     if comparison.state == "failed" or (comparison.state == "new" and job is not None and job.state == "failed"):
-        st.markdown("It stopped before its first step, so nothing is lost. Put right what is named below and start it again, set up a new one, or "
-                    "delete it here.")  # fmt: skip
+        st.markdown(
+            "It stopped before its first step, so nothing is lost. Put right what is named below and start it again, set up a new one, or "
+            "delete it here."
+        )

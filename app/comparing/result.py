@@ -4,13 +4,13 @@ import json
 
 import pandas as pd
 import streamlit as st
+from wisca_app.comparing import charts, setup, weights
+from wisca_app.figures import words
+from wisca_app.figures.template import theme_of
+from wisca_app.job_progress import explain, latest
+from wisca_app.messages import errors_as_messages, plain
+from wisca_app.open_model import title as model_title
 
-from app.comparing import charts, setup, weights
-from app.current import title as model_title
-from app.figures import words
-from app.figures.template import theme_of
-from app.following import explain, latest
-from app.messages import errors_as_messages, plain
 from wisca_core.comparison import folder
 from wisca_core.comparison.estimate import duration
 from wisca_core.comparison.folder import Comparison
@@ -32,7 +32,9 @@ def facts(comparison: Comparison) -> str:
     spec, rates = comparison.spec, comparison.spec.optimiser.learning_rates
     parts = [
         _model(spec),
-        {"bundled": "bundled text", "text": "a text file", "jsonl": "a JSONL file", "hub": spec.data.path}[spec.data.source],
+        {"bundled": "bundled text", "text": "a text file", "jsonl": "a JSONL file", "hub": spec.data.path}[
+            spec.data.source
+        ],
         *(["the model's own tokens"] if spec.data.tokens == "tokenizer" else []),
         words.plural(len(spec.arms), "arm"),
         f"{spec.optimiser.name} at {', '.join(f'{rate:g}' for rate in rates)}",
@@ -66,9 +68,14 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
     if found and comparison.state != "done" and all(e.loss.n < 2 for e in found.main):
         found = None  # no interval yet: curves and runs say all there is
     if comparison.state == "done":
-        st.title(words.markdown_text(found.sentence) if found else "No run finished, so nothing can be said.", anchor=False)
+        st.title(
+            words.markdown_text(found.sentence) if found else "No run finished, so nothing can be said.", anchor=False
+        )
     else:
-        st.title(f"{_STOPPED[comparison.state]} {finished} of {words.plural(len(comparison.cells), 'run')} finished.", anchor=False)
+        st.title(
+            f"{_STOPPED[comparison.state]} {finished} of {words.plural(len(comparison.cells), 'run')} finished.",
+            anchor=False,
+        )
         job = latest("compare", comparison=str(comparison.path))
         if job is not None and job.state == "failed":
             explain(job, "What stopped it")
@@ -77,7 +84,9 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
         if found:
             st.markdown(f":gray[So far, not to be quoted:] {words.markdown_text(found.sentence)}")
     if found:
-        st.markdown(f"{words.markdown_text(' '.join([f'{found.subject}. {found.reading}', *found.beside]))} {for_scale(comparison.spec)}")
+        st.markdown(
+            f"{words.markdown_text(' '.join([f'{found.subject}. {found.reading}', *found.beside]))} {for_scale(comparison.spec)}"
+        )
     if comparison.spec.note:
         with st.container(border=True, gap="xsmall"):
             st.markdown(":small[**How this comparison came about**]")
@@ -118,7 +127,11 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
 def _actions(comparison: Comparison, frame: pd.DataFrame, found: Report | None, is_sample: bool) -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         unfinished = any(c.state != "done" and (c.state != "failed" or not c.is_final) for c in comparison.cells)
-        if unfinished and not is_sample and st.button("Start" if comparison.state == "new" else "Resume", type="primary", key="compare resume"):
+        if (
+            unfinished
+            and not is_sample
+            and st.button("Start" if comparison.state == "new" else "Resume", type="primary", key="compare resume")
+        ):
             with errors_as_messages("It cannot be resumed"):
                 setup.go_on(comparison.path)
                 st.rerun()
@@ -139,17 +152,47 @@ def _actions(comparison: Comparison, frame: pd.DataFrame, found: Report | None, 
 def _quote(comparison: Comparison, found: Report) -> str:
     """The sentence with what it is about, so that it can stand alone."""
     note = f"Note: {comparison.spec.note}" if comparison.spec.note else ""
-    return " ".join(filter(None, [found.sentence, f"{found.subject}.", found.reading, *found.beside, "Validation loss.", facts(comparison), note]))
+    return " ".join(
+        filter(
+            None,
+            [
+                found.sentence,
+                f"{found.subject}.",
+                found.reading,
+                *found.beside,
+                "Validation loss.",
+                facts(comparison),
+                note,
+            ],
+        )
+    )
 
 
 def _exports(comparison: Comparison, frame: pd.DataFrame) -> None:
     document, missing = folder.spec_to_go(comparison.path)
     spec = json.dumps(document, indent=1).encode()
-    st.download_button("Spec, to run it again", spec, "spec.json", "application/json", on_click="ignore", key="compare spec", type="tertiary")
+    st.download_button(
+        "Spec, to run it again",
+        spec,
+        "spec.json",
+        "application/json",
+        on_click="ignore",
+        key="compare spec",
+        type="tertiary",
+    )
     if missing:
         them = "it" if len(missing) == 1 else "them"
-        st.markdown(f":small[Not on this machine: {words.markdown_text(' and '.join(missing))}. Put {them} beside the spec before it is run.]")
-    st.download_button("All curves as CSV", lambda: frame.to_csv(index=False).encode(), "curves.csv", "text/csv", on_click="ignore",
-                       key="compare metrics", type="tertiary")  # fmt: skip
+        st.markdown(
+            f":small[Not on this machine: {words.markdown_text(' and '.join(missing))}. Put {them} beside the spec before it is run.]"
+        )
+    st.download_button(
+        "All curves as CSV",
+        lambda: frame.to_csv(index=False).encode(),
+        "curves.csv",
+        "text/csv",
+        on_click="ignore",
+        key="compare metrics",
+        type="tertiary",
+    )
     st.code(f"wisca compare spec.json --out {comparison.path.name}-again", language="bash", wrap_lines=True)
     st.markdown(":small[:gray[Final weights are further down, where the comparison kept them.]]")

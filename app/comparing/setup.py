@@ -5,14 +5,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import streamlit as st
+from wisca_app import cached, state
+from wisca_app.comparing import asking, fields
+from wisca_app.comparing.asking import KEPT
+from wisca_app.figures import compare, words
+from wisca_app.messages import errors_as_messages, plain
 
-from app import cached, state
-from app.comparing import asking, fields
-from app.comparing.asking import KEPT
-from app.figures import compare, words
-from app.messages import errors_as_messages, plain
-from wisca_core import home, jobs
-from wisca_core.comparison import folder, ways
+from wisca_core import jobs, storage
+from wisca_core.comparison import execution_plan, folder
 from wisca_core.comparison.data import check_text
 from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, duration, estimate
 from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, coinciding
@@ -34,10 +34,12 @@ def draw() -> None:
         spec, executor, workers = _chosen()
         check_text(spec)
         # a Ray cluster is asked for its size by the job; until then the time is that of this machine alone
-        way = ways.choose(spec, "auto" if executor == "ray" else executor, workers)
+        way = execution_plan.choose(spec, "auto" if executor == "ray" else executor, workers)
         found = _estimate(spec, way)
         is_complete = spec.model.source != "paper" or _has_tokenizer(spec)
-        if st.button("Start the comparison", type="primary", disabled=not (found.fits and is_complete), key="compare start"):
+        if st.button(
+            "Start the comparison", type="primary", disabled=not (found.fits and is_complete), key="compare start"
+        ):
             start(spec, executor, workers)
         _explain(spec, found, f"{way.in_words}{' here, not for the cluster' if executor == 'ray' else ''}")
 
@@ -54,7 +56,12 @@ def go_on(place: Path, executor: str = "auto", workers: int | None = None) -> No
     is being done.
     """
     title = f"Compare: {folder.read(place).spec.name}"
-    jobs.start("compare", {"comparison": str(place), "workers": workers, "executor": executor}, title, exclusive=f"compare {place}")
+    jobs.start(
+        "compare",
+        {"comparison": str(place), "workers": workers, "executor": executor},
+        title,
+        exclusive=f"compare {place}",
+    )
 
 
 def _chosen() -> tuple[Spec, str, int | None]:
@@ -71,20 +78,40 @@ def _chosen() -> tuple[Spec, str, int | None]:
         with above:
             arms = _arms(source, preset, asked)
             with st.container(horizontal=True, gap="medium"):
-                every = st.number_input("Rescale every, steps", 1, 1_000_000, _every(preset), key=f"compare every {name}", width=150, **KEPT)
-                seeds = st.number_input("Seeds", 1, 1000, len(preset.seeds), key=f"compare seeds {name}", width=84, **KEPT)
-                steps = st.number_input("Steps", 10, 10_000_000, preset.steps, step=100, key=f"compare steps {name}", width=126, **KEPT)
-                optimiser = st.selectbox("Optimiser", OPTIMISERS, key="compare optimiser", format_func=_OPTIMISERS.get, width=176, **KEPT)
+                every = st.number_input(
+                    "Rescale every, steps", 1, 1_000_000, _every(preset), key=f"compare every {name}", width=150, **KEPT
+                )
+                seeds = st.number_input(
+                    "Seeds", 1, 1000, len(preset.seeds), key=f"compare seeds {name}", width=84, **KEPT
+                )
+                steps = st.number_input(
+                    "Steps", 10, 10_000_000, preset.steps, step=100, key=f"compare steps {name}", width=126, **KEPT
+                )
+                optimiser = st.selectbox(
+                    "Optimiser", OPTIMISERS, key="compare optimiser", format_func=_OPTIMISERS.get, width=176, **KEPT
+                )
                 rates = st.text_input(
-                    "Learning rates", ", ".join(f"{r:g}" for r in preset.optimiser.learning_rates), key=f"compare rates {name}", width=140, **KEPT,
+                    "Learning rates",
+                    ", ".join(f"{r:g}" for r in preset.optimiser.learning_rates),
+                    key=f"compare rates {name}",
+                    width=140,
+                    **KEPT,
                     help="Several, separated by commas: each arm is then also compared at its own best rate.",
-                )  # fmt: skip
+                )
             with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
                 effect = st.number_input(
-                    "Effect to see, nats", 0.001, 10.0, preset.detect_nats, 0.001, format="%.3f", key=f"compare effect {name}", width=150, **KEPT,
+                    "Effect to see, nats",
+                    0.001,
+                    10.0,
+                    preset.detect_nats,
+                    0.001,
+                    format="%.3f",
+                    key=f"compare effect {name}",
+                    width=150,
+                    **KEPT,
                     help="The smallest true difference you would want to notice, in nats a byte (with a tokenizer: a token). The paper's on TinyLlama is 0.044 a "
                     "token in training loss, with LoRA 0.007: other units, so no more than an order of size.",
-                )  # fmt: skip
+                )
                 own = asking.own_arm(source, int(every))
     arms = [{**asdict(arm), "every": arm.every and int(every)} for arm in arms]
     if optimiser == "sgd":  # its momentum follows a change of basis; the squares of the others cannot
@@ -115,21 +142,36 @@ def _preset(source: str) -> Spec:
     if source == "paper":
         return PRESETS[asking.paper_setup()]
     return PRESETS[
-        st.segmented_control("Start from", list(_PRESETS), default="default", required=True, key="compare preset", format_func=_PRESETS.get, **KEPT)
+        st.segmented_control(
+            "Start from",
+            list(_PRESETS),
+            default="default",
+            required=True,
+            key="compare preset",
+            format_func=_PRESETS.get,
+            **KEPT,
+        )
     ]
 
 
 def _arms(source: str, preset: Spec, asked: dict) -> list[Arm]:
     """The known arms chosen beside the baseline."""
     known = LORA_ARMS if source == "lora" else ARMS
-    like = replace(preset, model=replace(preset.model, **{k: v for k, v in asked["model"].items() if k in ("n_kv_heads", "source")}))
+    like = replace(
+        preset,
+        model=replace(preset.model, **{k: v for k, v in asked["model"].items() if k in ("n_kv_heads", "source")}),
+    )
     offered = [arm for arm in known if arm != "baseline" and not coinciding(arm, like)]
     chosen = st.multiselect(
-        "Arms beside the baseline", offered, default=[a.name for a in preset.arms if a.kind != "none" and a.name in offered],
-        key=f"compare arms {preset.name}", format_func=lambda arm: compare.label(replace(known[arm], every=None) if arm == "wisca" else known[arm]), **KEPT,
+        "Arms beside the baseline",
+        offered,
+        default=[a.name for a in preset.arms if a.kind != "none" and a.name in offered],
+        key=f"compare arms {preset.name}",
+        format_func=lambda arm: compare.label(replace(known[arm], every=None) if arm == "wisca" else known[arm]),
+        **KEPT,
         help="Placebo: factors of 1.001 in turn, which change rounding only. Inverse: each pair is held as far out of balance again as it began. "
         "Gram: the full change of basis of a head (or of A and B) instead of one factor.",
-    )  # fmt: skip
+    )
     return [known[arm] for arm in chosen]
 
 
@@ -144,7 +186,7 @@ def _rate(text: str) -> float | str:
         return text.strip()  # the spec says what is wrong with it
 
 
-def _estimate(spec: Spec, way: ways.Way) -> Estimate:
+def _estimate(spec: Spec, way: execution_plan.ExecutionPlan) -> Estimate:
     """What it takes, and whether it fits."""
     found = estimate(spec, way.workers, cached.seconds_per_step, cached.comparison_facts(spec), way)
     with st.container(horizontal=True, gap="medium"):
@@ -155,19 +197,28 @@ def _estimate(spec: Spec, way: ways.Way) -> Estimate:
         st.metric("Seeds needed", words.count(found.seeds_needed), width=140)
     if not found.fits:
         free = words.size(found.free_bytes or 0)
-        st.markdown(f"This needs {words.size(found.memory_bytes)} of memory and {free} are free. Make the model, the batch or the context smaller.")
+        st.markdown(
+            f"This needs {words.size(found.memory_bytes)} of memory and {free} are free. Make the model, the batch or the context smaller."
+        )
     return found
 
 
 def _explain(spec: Spec, found: Estimate, on: str) -> None:
     """What the figures rest on. ``on``: what the time is for."""
-    enough = "enough" if len(spec.seeds) >= found.seeds_needed else "fewer, so a difference of that size may well be missed"
+    enough = (
+        "enough" if len(spec.seeds) >= found.seeds_needed else "fewer, so a difference of that size may well be missed"
+    )
     lengths = ", ".join(f"{words.plural(n, 'seed')} at {words.count(steps)} steps" for steps, n in found.steps_needed)
     pace = (
-        "at the pace of a few steps just taken" if found.is_measured
+        "at the pace of a few steps just taken"
+        if found.is_measured
         else f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix product reaches here"
-    )  # fmt: skip
-    trained = f" {words.count(found.n_trained)} of the parameters are trained." if found.n_trained < found.n_parameters else ""
+    )
+    trained = (
+        f" {words.count(found.n_trained)} of the parameters are trained."
+        if found.n_trained < found.n_parameters
+        else ""
+    )
     st.markdown(
         f":small[:gray[{words.markdown_text(found.title)}.{trained} Seeing a true difference of {found.effect_nats:g} {unit(spec)} four times out of "
         f"five{found.corrected_words} takes {words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they "
@@ -181,7 +232,7 @@ def _explain(spec: Spec, found: Estimate, on: str) -> None:
             f"{words.size(found.gpu_bytes)} of its memory. That rate is an assumption: nothing was run."
         )
     kept = f"{'with' if spec.save_weights else 'without'} the final weights of every run"
-    free = words.size(shutil.disk_usage(home.folder("comparisons")).free)
+    free = words.size(shutil.disk_usage(storage.folder("comparisons")).free)
     st.markdown(f":small[:gray[Disk: about {words.size(found.disk_bytes)} {kept}; {free} are free there.]]")
 
 

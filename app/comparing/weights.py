@@ -1,10 +1,10 @@
 """The final weights of a comparison's runs: look at one on Inspect, two side by side, or take them away."""
 
 import streamlit as st
+from wisca_app import downloads, state
+from wisca_app.figures import compare, words
+from wisca_app.messages import errors_as_messages, plain
 
-from app import downloads, state
-from app.figures import compare, words
-from app.messages import errors_as_messages, plain
 from wisca_core.comparison.folder import Cell, Comparison
 
 
@@ -35,7 +35,11 @@ def _draw(comparison: Comparison, kept: list[Cell]) -> None:
         one = st.selectbox("Run", kept, _first_treated(kept), format_func=label, key="compare weights", width=320)
         others = [cell for cell in kept if cell is not one]
         pair = next((i for i, c in enumerate(others) if (c.seed, c.rate) == (one.seed, one.rate)), 0)
-        other = st.selectbox("Beside it", others, pair, format_func=label, key=f"compare beside {one.name}", width=320) if others else None
+        other = (
+            st.selectbox("Beside it", others, pair, format_func=label, key=f"compare beside {one.name}", width=320)
+            if others
+            else None
+        )
     with st.container(horizontal=True, gap="small"):
         if st.button("Open on Inspect", key="compare inspect"):
             _open(one, None)

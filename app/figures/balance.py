@@ -3,14 +3,17 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from wisca_app.figures import words
+from wisca_app.figures.heatmap import has_size
+from wisca_app.figures.template import Theme, figure, log_ticks, see_through, unit
 
-from app.figures import words
-from app.figures.heatmap import has_size
-from app.figures.template import Theme, figure, log_ticks, see_through, unit
 from wisca_core.patterns.summary import LEVEL, SIDES
 
 MANY = 1000  # points from which they are drawn by WebGL
-_NAME = (0.5, 0.1)  # width and height of a name in a corner, parts of the axes: "layer 5, KV group 0" on a phone, with room
+_NAME = (
+    0.5,
+    0.1,
+)  # width and height of a name in a corner, parts of the axes: "layer 5, KV group 0" on a phone, with room
 
 
 def balance(
@@ -102,15 +105,20 @@ def balance(
                         color=theme.page if ring else colour,
                         line=dict(color=colour, width=1.3 if ring else 0),
                     ),
-                    hovertemplate=f"{place}, {when}<br>"
-                    f"{left} %{{y:,.4~g}}, {right} %{{x:,.4~g}}<extra></extra>",
+                    hovertemplate=f"{place}, {when}<br>{left} %{{y:,.4~g}}, {right} %{{x:,.4~g}}<extra></extra>",
                 )
             )
     fig.add_traces([dot for dot in sorted(dots, key=lambda dot: "after" in dot.name) if len(dot.x)])
     if selected is not None:
         chosen = shown[(shown["layer"] == selected[0]) & (shown["group"] == selected[1])]
         if len(chosen):
-            points = np.stack([(np.log10(np.r_[x0, x1]) - low_x) / (high_x - low_x), (np.log10(np.r_[y0, y1]) - low_y) / (high_y - low_y)], 1)
+            points = np.stack(
+                [
+                    (np.log10(np.r_[x0, x1]) - low_x) / (high_x - low_x),
+                    (np.log10(np.r_[y0, y1]) - low_y) / (high_y - low_y),
+                ],
+                1,
+            )
             _arrow(fig, chosen.iloc[0], unit_name, lanes, points, theme)
     ticks_x, labels_x = log_ticks(10**low_x, 10**high_x, most=4)
     ticks_y, labels_y = log_ticks(10**low_y, 10**high_y, most=5)
@@ -190,7 +198,9 @@ def _corner(points: np.ndarray) -> tuple[int, int]:
     return min(((0, 0), (1, 1), (1, 0), (0, 1)), key=covered)
 
 
-def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, lanes: tuple[str, ...], points: np.ndarray, theme: Theme) -> None:
+def _arrow(
+    fig: go.Figure, row: pd.Series, unit_name: str, lanes: tuple[str, ...], points: np.ndarray, theme: Theme
+) -> None:
     """From ring to dot of the selected group; a ring in ink where nothing moves. Its name stands in a corner, in ink too.
     ``points``: of all groups, (n, 2), parts of the axes.
     """
@@ -229,7 +239,9 @@ def _arrow(fig: go.Figure, row: pd.Series, unit_name: str, lanes: tuple[str, ...
     )
     right, top = _corner(points)
     fig.add_annotation(
-        text=words.lane(int(row["layer"]), lanes[int(row["group"])]) if lanes else words.place(int(row["layer"]), unit_name, int(row["group"])),
+        text=words.lane(int(row["layer"]), lanes[int(row["group"])])
+        if lanes
+        else words.place(int(row["layer"]), unit_name, int(row["group"])),
         x=right,
         y=top,
         xref="x domain",

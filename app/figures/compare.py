@@ -9,26 +9,30 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from wisca_app.figures import words
+from wisca_app.figures.template import Theme, figure, log_ticks, octave_ticks, see_through, unit
 
-from app.figures import words
-from app.figures.template import Theme, figure, log_ticks, octave_ticks, see_through, unit
 from wisca_core.comparison.arm_words import listed, title, titles
 from wisca_core.comparison.report import Report, interval, is_clear, signed, stands
 from wisca_core.comparison.spec import Arm
 from wisca_core.comparison.statistics import Effect
 
 _DASHES = ("longdash", "longdashdot", "dash", "dot", "4px 2px 1px 2px", "8px 2px 2px 2px", "2px 2px")
-LEGEND = dict(orientation="h", xref="container", yref="container", x=0, y=1, xanchor="left", yanchor="top", font=dict(size=12))
+LEGEND = dict(
+    orientation="h", xref="container", yref="container", x=0, y=1, xanchor="left", yanchor="top", font=dict(size=12)
+)
 
 
 def _top(arms: Sequence[Arm]) -> int:
-    """Room for the legend, px: on a phone it has two entries a row."""
+    """MemoryBudget for the legend, px: on a phone it has two entries a row."""
     return 64 + 16 * math.ceil(len(arms) / 2)
 
 
 def label(arm: Arm) -> str:
     """An arm of our own in words, with how often it acts; a user's arm by its name."""
-    return title(arm) + (f", every {arm.every:,}" if arm.kind == "balance" and arm.every and arm.name == "wisca" else "")
+    return title(arm) + (
+        f", every {arm.every:,}" if arm.kind == "balance" and arm.every and arm.name == "wisca" else ""
+    )
 
 
 def labels(arms: Sequence[Arm]) -> dict[str, str]:
@@ -49,7 +53,12 @@ def styles(arms: Sequence[Arm], theme: Theme) -> dict[str, tuple[str, str]]:
             out[arm.name] = (theme.ink, "solid")
         elif arm.every is None and (theme.ink, "dash") not in out.values():
             out[arm.name] = (theme.ink, "dash")
-        elif len(arm.pairs) == 1 and arm.pairs[0] in words.PAIR_ROLES and (colour := _role(arm, theme)) and (colour, "solid") not in out.values():
+        elif (
+            len(arm.pairs) == 1
+            and arm.pairs[0] in words.PAIR_ROLES
+            and (colour := _role(arm, theme))
+            and (colour, "solid") not in out.values()
+        ):
             out[arm.name] = (colour, "solid")
         else:
             out[arm.name] = (theme.text, _DASHES[others % len(_DASHES)])
@@ -63,8 +72,14 @@ def _role(arm: Arm, theme: Theme) -> str | None:
 
 
 def curves(
-    bands: pd.DataFrame, gaps: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int, unit_of_loss: str, digits: int = 3
-) -> go.Figure:  # fmt: skip
+    bands: pd.DataFrame,
+    gaps: pd.DataFrame,
+    arms: Sequence[Arm],
+    theme: Theme,
+    steps: int,
+    unit_of_loss: str,
+    digits: int = 3,
+) -> go.Figure:
     """Validation loss (mean, lowest to highest seed) above the paired difference (mean, 95 % where there are two
     seeds).
     """
@@ -133,19 +148,38 @@ def _gap_words(name: str, row, unit_of_loss: str, digits: int) -> str:
 def _line(fig, rows, name, colour, dash, row, hover, legend=False, texts=None) -> None:
     fig.add_trace(
         go.Scatter(
-            x=rows["step"], y=rows["mean"], mode="lines", name=name, line=dict(color=colour, dash=dash, width=1.8), showlegend=legend,
-            customdata=texts if texts is not None else [name] * len(rows), hovertemplate=hover, legendgroup=name,
-        ), row=row, col=1,
-    )  # fmt: skip
+            x=rows["step"],
+            y=rows["mean"],
+            mode="lines",
+            name=name,
+            line=dict(color=colour, dash=dash, width=1.8),
+            showlegend=legend,
+            customdata=texts if texts is not None else [name] * len(rows),
+            hovertemplate=hover,
+            legendgroup=name,
+        ),
+        row=row,
+        col=1,
+    )
 
 
 def _band(fig, rows, colour, row) -> None:
     x = [*rows["step"], *rows["step"][::-1]]
     y = [*rows["high"], *rows["low"][::-1]]
     fig.add_trace(
-        go.Scatter(x=x, y=y, mode="lines", fill="toself", fillcolor=see_through(colour, 0.16), line=dict(width=0), hoverinfo="skip", showlegend=False),
-        row=row, col=1,
-    )  # fmt: skip
+        go.Scatter(
+            x=x,
+            y=y,
+            mode="lines",
+            fill="toself",
+            fillcolor=see_through(colour, 0.16),
+            line=dict(width=0),
+            hoverinfo="skip",
+            showlegend=False,
+        ),
+        row=row,
+        col=1,
+    )
 
 
 def curves_finding(report: Report | None, arms: Sequence[Arm], rate: float) -> str:
@@ -156,7 +190,11 @@ def curves_finding(report: Report | None, arms: Sequence[Arm], rate: float) -> s
     apart = [e for e in shown if is_clear(e)]
     if report.best:
         lead = f"At rate {rate:g} "
-        return lead + (f"{_directions(apart, arms)}, before any correction" if apart else "no arm can be told from the baseline at the end")
+        return lead + (
+            f"{_directions(apart, arms)}, before any correction"
+            if apart
+            else "no arm can be told from the baseline at the end"
+        )
     clear = [e for e in apart if stands(e)]
     if clear:
         return _directions(clear, arms)
@@ -189,20 +227,50 @@ def forest(report: Report, arms: Sequence[Arm], theme: Theme) -> go.Figure:
         rate = "" if e.rate is None or len({x.rate for x in effects}) == 1 else f"<br>rate {e.rate:g}"
         ticktext.append(names[e.arm].replace(", ", ",<br>") + rate)
         if e.loss.n > 1:
-            fig.add_trace(go.Scatter(x=[e.loss.low, e.loss.high], y=[i + 0.1] * 2, mode="lines", line=dict(color=colour, width=3), hoverinfo="skip"))
+            fig.add_trace(
+                go.Scatter(
+                    x=[e.loss.low, e.loss.high],
+                    y=[i + 0.1] * 2,
+                    mode="lines",
+                    line=dict(color=colour, width=3),
+                    hoverinfo="skip",
+                )
+            )
         said = f"{names[e.arm]}: {signed(e.loss.mean, digits)} {nats}<br>95 % {interval(e, digits)}<br>better in {e.n_better} of {e.loss.n}"
         if e.loss.n:
             mark = dict(symbol="diamond", size=11, color=colour, line=dict(color=theme.page, width=1))
-            fig.add_trace(go.Scatter(x=[e.loss.mean], y=[i + 0.1], mode="markers", marker=mark, hovertemplate=said + "<extra></extra>"))
+            fig.add_trace(
+                go.Scatter(
+                    x=[e.loss.mean], y=[i + 0.1], mode="markers", marker=mark, hovertemplate=said + "<extra></extra>"
+                )
+            )
         ring = dict(symbol="circle-open", size=7, color=colour, line=dict(width=1.3))
         texts = [f"seed {s}: {signed(d, digits)} {nats}" for s, d in zip(e.seeds, e.differences)]
-        fig.add_trace(go.Scatter(x=e.differences, y=[i - 0.17] * len(texts), mode="markers", marker=ring, customdata=texts,
-                                 hovertemplate="%{customdata}<extra></extra>"))  # fmt: skip
-    fig.update_yaxes(tickvals=list(range(len(effects))), ticktext=ticktext, range=[-0.5, len(effects) - 0.5], showgrid=False)
-    ends = [abs(v) for e in effects for v in (*e.differences, e.loss.low, e.loss.high) if math.isfinite(v)] + [abs(v) for v in noise or ()]
+        fig.add_trace(
+            go.Scatter(
+                x=e.differences,
+                y=[i - 0.17] * len(texts),
+                mode="markers",
+                marker=ring,
+                customdata=texts,
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+        )
+    fig.update_yaxes(
+        tickvals=list(range(len(effects))), ticktext=ticktext, range=[-0.5, len(effects) - 0.5], showgrid=False
+    )
+    ends = [abs(v) for e in effects for v in (*e.differences, e.loss.low, e.loss.high) if math.isfinite(v)] + [
+        abs(v) for v in noise or ()
+    ]
     span = 1.08 * max(ends, default=0.02) or 0.02
     marks = signed_ticks(span)
-    fig.update_xaxes(showgrid=True, range=[-span, span], tickvals=marks, ticktext=[_signed_tick(v) for v in marks], title=dict(text=f"{nats} against the baseline; left is better", standoff=14))
+    fig.update_xaxes(
+        showgrid=True,
+        range=[-span, span],
+        tickvals=marks,
+        ticktext=[_signed_tick(v) for v in marks],
+        title=dict(text=f"{nats} against the baseline; left is better", standoff=14),
+    )
     fig.update_layout(margin=dict(l=118, r=12, t=12, b=56))
     return fig
 
@@ -213,7 +281,13 @@ def forest_finding(report: Report, arms: Sequence[Arm]) -> str:
     clear = [e for e in report.main if is_clear(e)]
     if not clear:
         return "Every interval spans zero" if len(report.main) > 1 else "The interval spans zero"
-    corrected = "" if all(map(stands, clear)) else ", before correction" if not any(map(stands, clear)) else ", in part before correction"
+    corrected = (
+        ""
+        if all(map(stands, clear))
+        else ", before correction"
+        if not any(map(stands, clear))
+        else ", in part before correction"
+    )
     return f"{_directions(clear, arms)} than the baseline{corrected}"
 
 
@@ -228,7 +302,10 @@ def rates_finding(table: pd.DataFrame, arms: Sequence[Arm]) -> str:
         rate = next(iter(best.values()))
         end = ", the highest tried" if rate == tried[-1] else ", the lowest tried" if rate == tried[0] else ""
         return f"{'All arms are' if len(best) > 1 else 'It is'} best at {rate:g}{end}"
-    return "Best rates: " + "; ".join(f"{rate:g} for {listed([names[a] for a, r in best.items() if r == rate])}" for rate in sorted(set(best.values())))
+    return "Best rates: " + "; ".join(
+        f"{rate:g} for {listed([names[a] for a, r in best.items() if r == rate])}"
+        for rate in sorted(set(best.values()))
+    )
 
 
 def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme, unit_of_loss: str) -> go.Figure:
@@ -242,14 +319,28 @@ def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme, unit_of_loss: 
             continue
         means = rows.groupby("rate")["final"].mean()
         dots = dict(size=4, color=see_through(colour, 0.6))
-        fig.add_trace(go.Scatter(x=rows["rate"], y=rows["final"], mode="markers", marker=dots, showlegend=False, hoverinfo="skip"))
-        fig.add_trace(go.Scatter(x=means.index, y=means, mode="lines", name=names[arm.name], line=dict(color=colour, dash=dash, width=1.8),
-                                 hovertemplate=names[arm.name] + "<br>rate %{x:g}: %{y:.3f} nats<extra></extra>"))  # fmt: skip
+        fig.add_trace(
+            go.Scatter(x=rows["rate"], y=rows["final"], mode="markers", marker=dots, showlegend=False, hoverinfo="skip")
+        )
+        fig.add_trace(
+            go.Scatter(
+                x=means.index,
+                y=means,
+                mode="lines",
+                name=names[arm.name],
+                line=dict(color=colour, dash=dash, width=1.8),
+                hovertemplate=names[arm.name] + "<br>rate %{x:g}: %{y:.3f} nats<extra></extra>",
+            )
+        )
         best = means.idxmin()
         ring = dict(symbol="circle", size=9, color=theme.page, line=dict(color=colour, width=1.8))
-        fig.add_trace(go.Scatter(x=[best], y=[means[best]], mode="markers", marker=ring, showlegend=False, hoverinfo="skip"))
+        fig.add_trace(
+            go.Scatter(x=[best], y=[means[best]], mode="markers", marker=ring, showlegend=False, hoverinfo="skip")
+        )
     values = sorted(table["rate"].unique())
-    fig.update_xaxes(type="log", tickvals=values, ticktext=[f"{v:g}" for v in values], title=dict(text="learning rate", standoff=14))
+    fig.update_xaxes(
+        type="log", tickvals=values, ticktext=[f"{v:g}" for v in values], title=dict(text="learning rate", standoff=14)
+    )
     fig.update_yaxes(tickformat=".2f")
     fig.update_layout(margin=dict(l=48, r=12, t=_top(arms), b=56))
     unit(fig, f"final loss, {unit_of_loss}", dx=-44)
@@ -264,8 +355,17 @@ def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, ste
         colour, dash = looks[arm.name]
         rows = bands[bands["arm"] == arm.name].sort_values("step")
         texts = [f"{names[arm.name]}<br>step {r.step:,.0f}: {words.side(pair, r.mean)}" for r in rows.itertuples()]
-        fig.add_trace(go.Scatter(x=rows["step"], y=rows["mean"], mode="lines", name=names[arm.name], customdata=texts,
-                                 line=dict(color=colour, dash=dash, width=1.8), hovertemplate="%{customdata}<extra></extra>"))  # fmt: skip
+        fig.add_trace(
+            go.Scatter(
+                x=rows["step"],
+                y=rows["mean"],
+                mode="lines",
+                name=names[arm.name],
+                customdata=texts,
+                line=dict(color=colour, dash=dash, width=1.8),
+                hovertemplate="%{customdata}<extra></extra>",
+            )
+        )
     low, high = (min(bands["mean"].min(), 0), max(bands["mean"].max(), 0)) if len(bands) else (0, 3)
     ticks, texts = octave_ticks(low - 0.3, high + 0.3)
     fig.update_yaxes(tickvals=ticks, ticktext=texts, range=[low - 0.3, high + 0.3])
@@ -284,8 +384,16 @@ def gradients(bands: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int
     for arm in arms:
         colour, dash = looks[arm.name]
         rows = bands[(bands["arm"] == arm.name) & (bands["mean"] > 0)].sort_values("step")
-        fig.add_trace(go.Scatter(x=rows["step"], y=rows["mean"], mode="lines", name=names[arm.name], line=dict(color=colour, dash=dash, width=1.5),
-                                 hovertemplate=names[arm.name] + "<br>step %{x:,}: %{y:.3g}<extra></extra>"))  # fmt: skip
+        fig.add_trace(
+            go.Scatter(
+                x=rows["step"],
+                y=rows["mean"],
+                mode="lines",
+                name=names[arm.name],
+                line=dict(color=colour, dash=dash, width=1.5),
+                hovertemplate=names[arm.name] + "<br>step %{x:,}: %{y:.3g}<extra></extra>",
+            )
+        )
     values = bands.loc[bands["mean"] > 0, "mean"]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.1, 10.0)
     ticks, texts = log_ticks(0.9 * low, 1.1 * high)
@@ -316,6 +424,7 @@ def ratio_finding(bands: pd.DataFrame, arms: Sequence[Arm], pair: str) -> str:
     """Of the baseline at the end and, where there is one, of the first arm that balances this pair again and again: how far
     it goes between two rescales.
     """
+
     def of(arm: Arm) -> pd.Series:
         return bands[(bands["arm"] == arm.name) & (bands["step"] > 0)].sort_values("step")["mean"]
 
@@ -325,8 +434,14 @@ def ratio_finding(bands: pd.DataFrame, arms: Sequence[Arm], pair: str) -> str:
         return f"The {words.PAIR_LABELS[pair]} ratio over the steps"
     where = words.side(pair, base.iloc[-1])
     side = where.split(" ")[0]
-    text = f"Left alone {words.PAIR_LABELS[pair]} is in balance" if where == "equal" else (
-        f"Left alone the {side} side is {words.ratio(base.iloc[-1])} heavier"
-    )  # fmt: skip
+    text = (
+        f"Left alone {words.PAIR_LABELS[pair]} is in balance"
+        if where == "equal"
+        else (f"Left alone the {side} side is {words.ratio(base.iloc[-1])} heavier")
+    )
     with_it = of(held) if held else base.iloc[:0]
-    return text if with_it.empty else f"{text}; rescaling keeps it within {words.times(2 ** with_it.abs().max())} of balance"
+    return (
+        text
+        if with_it.empty
+        else f"{text}; rescaling keeps it within {words.times(2 ** with_it.abs().max())} of balance"
+    )

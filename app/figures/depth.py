@@ -5,15 +5,16 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-
-from app.figures import words
-from app.figures.template import Theme, figure, layer_ticks, log_ticks
+from wisca_app.figures import words
+from wisca_app.figures.template import Theme, figure, layer_ticks, log_ticks
 
 FEW = 8  # heads a layer up to which each is a dot; above, a bar says more
 ORDER = ("q", "k", "v", "o", "up", "down", "a", "b")
 
 
-def depth(heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection[str] = (), unit_name: str = "head") -> go.Figure:
+def depth(
+    heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection[str] = (), unit_name: str = "head"
+) -> go.Figure:
     """``heads``: columns layer, role, head, before, after (one row a head). ``gains``: roles that are norms' gains.
     ``unit_name``: what a row is: "head", "expert", "adapted part", or "layer" where there is one a layer.
 
@@ -90,7 +91,9 @@ def _marker(theme: Theme, role: str, column: str, size: float) -> dict:
     )
 
 
-def _points(fig: go.Figure, part: pd.DataFrame, column: str, role: str, axis: str, theme: Theme, size: float, unit_name: str) -> None:
+def _points(
+    fig: go.Figure, part: pd.DataFrame, column: str, role: str, axis: str, theme: Theme, size: float, unit_name: str
+) -> None:
     number = f" {unit_name} %{{customdata:d}}" if unit_name in ("head", "expert") else ""
     scatter = go.Scattergl if len(part) > 1500 else go.Scatter
     fig.add_trace(
@@ -103,18 +106,21 @@ def _points(fig: go.Figure, part: pd.DataFrame, column: str, role: str, axis: st
             yaxis=f"y{axis}",
             marker=_marker(theme, role, column, size),
             customdata=part["head"].to_numpy(np.int32),
-            hovertemplate=f"{words.ROLES[role]}{number}, layer %{{x}}, {column}"
-            "<br>%{y:,.4~g}<extra></extra>",
+            hovertemplate=f"{words.ROLES[role]}{number}, layer %{{x}}, {column}<br>%{{y:,.4~g}}<extra></extra>",
         )
     )
 
 
-def _dots(fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str) -> None:
+def _dots(
+    fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str
+) -> None:
     for column in ("before", "after"):
         _points(fig, part, column, role, axis, theme, 6 if n_layers <= 40 else 4, unit_name)
 
 
-def _bars(fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str) -> None:
+def _bars(
+    fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str
+) -> None:
     place = dict(xaxis=f"x{axis}", yaxis=f"y{axis}")
     for column in ("before", "after"):
         ring = column == "before"

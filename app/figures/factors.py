@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from wisca_app.figures import words
+from wisca_app.figures.runs import plain_text
+from wisca_app.figures.template import Theme, blend, figure, layer_ticks, octave_ticks, unit
 
-from app.figures import words
-from app.figures.runs import plain_text
-from app.figures.template import Theme, blend, figure, layer_ticks, octave_ticks, unit
 from wisca_core.architecture.site import SiteKey
 from wisca_core.patterns.blocks import titles, unit_of
 from wisca_core.patterns.summary import times
-from wisca_core.plan.rows import has_square
+from wisca_core.planning.rows import has_square
 
 PANEL, GAP, TOP, BOTTOM = 190, 62, 34, 44
 _PLURALS = {"qk": "queries", "vo": "values", "mlp": "up projections", "lora": "A matrices"}
@@ -32,7 +32,11 @@ def finding(rows: pd.DataFrame) -> str:
         typical = times(2 ** abs(float(np.median(middle))))
         if part["block"].nunique() > 1:  # the medians of several blocks are no median
             many, way = (down, "come down") if 2 * down >= len(middle) else (len(middle) - down, "go up")
-            places = f"all {words.count(many)} places" if many == len(part) else f"{words.count(many)} of {words.count(len(part))} places"
+            places = (
+                f"all {words.count(many)} places"
+                if many == len(part)
+                else f"{words.count(many)} of {words.count(len(part))} places"
+            )
             parts.append(f"{_PLURALS[pair]} {way} in {places}")
         elif down in (0, len(middle)):
             parts.append(f"{_PLURALS[pair]} {'come down' if down else 'go up'} by {typical}")
@@ -51,7 +55,12 @@ def how_to_read(rows: pd.DataFrame) -> str:
         unit_of(pair, block) if group >= 0 or pair == "lora" else "layer"
         for pair, block, group in zip(rows["pair"], rows["block"], rows["group"])
     }
-    noun = {"KV group": "a KV group of a layer", "expert": "an expert of a layer", "adapted layer": "an adapted part of a layer", "layer": "a layer"}
+    noun = {
+        "KV group": "a KV group of a layer",
+        "expert": "an expert of a layer",
+        "adapted layer": "an adapted part of a layer",
+        "layer": "a layer",
+    }
     place = " or ".join(dict.fromkeys(noun[unit] for unit in sorted(units))) or "a layer"
     square = " (its square behind ReLU squared)" if has_square(rows) else ""
     if single:
@@ -157,7 +166,11 @@ def _places(rows: pd.DataFrame) -> np.ndarray:
     n_groups = int(rows["group"].max()) + 1
     if n_groups <= 1:  # several parts of a layer, or one
         number, most = rows.groupby("layer").cumcount().to_numpy(), int(rows.groupby("layer").size().max())
-        return rows["layer"].to_numpy() + (number - (most - 1) / 2) * 0.8 / most if most > 1 else rows["layer"].to_numpy(float)
+        return (
+            rows["layer"].to_numpy() + (number - (most - 1) / 2) * 0.8 / most
+            if most > 1
+            else rows["layer"].to_numpy(float)
+        )
     return rows["layer"].to_numpy() + (rows["group"].to_numpy() - (n_groups - 1) / 2) * 0.8 / n_groups
 
 
@@ -167,7 +180,9 @@ def _log2_middle(rows: pd.DataFrame, name: str) -> np.ndarray:
 
 def _hover(row) -> str:
     part = SiteKey.parse(row.name).part if row.pair == "lora" else ""
-    place = f"layer {row.layer}" + (f", {plain_text(part)}" if part else f", {unit_of(row.pair, row.block)} {row.group}" if row.group >= 0 else "")
+    place = f"layer {row.layer}" + (
+        f", {plain_text(part)}" if part else f", {unit_of(row.pair, row.block)} {row.group}" if row.group >= 0 else ""
+    )
     lines = [
         f"{words.PAIR_LABELS[row.pair]}, {place}",
         f"factor {words.factors(row.factor_low, row.factor_high)}",

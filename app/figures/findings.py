@@ -2,8 +2,8 @@
 
 import numpy as np
 import pandas as pd
+from wisca_app.figures import words
 
-from app.figures import words
 from wisca_core.patterns.summary import SIDES
 
 # Two parts of the depth count as different from this ratio of their medians on (a quarter of an octave).
@@ -83,7 +83,16 @@ def balance_title(groups: pd.DataFrame) -> str:
 def depth_title(heads: pd.DataFrame, unit: str = "head") -> str:
     """Which way each role's heads move. ``heads``: columns role, before, after. ``unit``: what a row is."""
     moves: dict[str, list[str]] = {"come down": [], "go up": []}
-    plural = {"q": "queries", "k": "keys", "v": "values", "o": "outputs", "a": "A", "b": "B", "up": "up projections", "down": "down projections"}
+    plural = {
+        "q": "queries",
+        "k": "keys",
+        "v": "values",
+        "o": "outputs",
+        "a": "A",
+        "b": "B",
+        "up": "up projections",
+        "down": "down projections",
+    }
     whole = f"Every {'adapted part' if unit == 'part' else 'feed-forward block' if unit == 'layer' else unit}"
     for role, part in heads.groupby("role", sort=False):
         usable = part[(part["before"] > 0) & np.isfinite(part["before"]) & np.isfinite(part["after"])]
@@ -126,11 +135,7 @@ def channel_title(before: np.ndarray, turns: np.ndarray | None, kind: str = "Cha
             else "Fast and slow rotary pairs weigh about the same"
         )
     spread = np.log2(values.max() / np.median(values))
-    return (
-        f"The heaviest channel is {words.ratio(spread)} the median"
-        if spread > 1
-        else f"{kind} weigh about the same"
-    )
+    return f"The heaviest channel is {words.ratio(spread)} the median" if spread > 1 else f"{kind} weigh about the same"
 
 
 def spectrum_title(spectrum: dict) -> str:

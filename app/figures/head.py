@@ -3,11 +3,10 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from wisca_app.figures import words
+from wisca_app.figures.template import Theme, figure, log_ticks, unit
 
-from app.figures import words
-from app.figures.template import Theme, figure, log_ticks, unit
-from wisca_core.plan.head import HeadDetail
-
+from wisca_core.planning.head import HeadDetail
 
 MOST_CHANNELS = 1000  # points drawn of a feed-forward block, which may have tens of thousands of channels
 
@@ -58,7 +57,13 @@ def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Fi
                     hovertemplate="%{y:.2f} % before<extra></extra>",
                 )
             )
-        tail = " gains" if gains else "" if role.role in ("a", "b", "up", "down") else f", {words.plural(role.n_heads, 'head')}"
+        tail = (
+            " gains"
+            if gains
+            else ""
+            if role.role in ("a", "b", "up", "down")
+            else f", {words.plural(role.n_heads, 'head')}"
+        )
         fig.add_annotation(
             text=words.ROLES[role.role].capitalize() + tail,
             xref="x domain",
@@ -140,7 +145,17 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
             )
         )
     else:
-        fig.update_layout(xaxis=dict(title=dict(text={"a": "rank channel", "up": "channels, the heaviest first"}.get(detail.roles[0].role, "channel of the head"), standoff=14), nticks=6))
+        fig.update_layout(
+            xaxis=dict(
+                title=dict(
+                    text={"a": "rank channel", "up": "channels, the heaviest first"}.get(
+                        detail.roles[0].role, "channel of the head"
+                    ),
+                    standoff=14,
+                ),
+                nticks=6,
+            )
+        )
     unit(fig, f"L1 norm of {'a rotary pair' if rotary else 'a channel'}", dx=-40, dy=12)
     return fig
 

@@ -3,18 +3,9 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from wisca_app.figures import words
+from wisca_app.figures.template import OCTAVES, Theme, figure, layer_ticks, octave_ticks, scale, see_through, unit
 
-from app.figures import words
-from app.figures.template import (
-    OCTAVES,
-    Theme,
-    figure,
-    layer_ticks,
-    octave_ticks,
-    scale,
-    see_through,
-    unit,
-)
 from wisca_core.patterns.summary import SIDES
 
 TOP, BETWEEN, BOTTOM, LINE = (
@@ -67,12 +58,27 @@ def heatmap(
     ticks = layer_ticks(list(range(n_layers)))
     fig = figure(theme, round(height))
     names = max((len(name) for name in lanes), default=0)
-    fig.update_layout(margin=dict(t=TOP, b=BOTTOM, l=min(150, 16 + 6 * names) if lanes else 36), hoverdistance=-1, clickmode="event+select")
+    fig.update_layout(
+        margin=dict(t=TOP, b=BOTTOM, l=min(150, 16 + 6 * names) if lanes else 36),
+        hoverdistance=-1,
+        clickmode="event+select",
+    )
     for number, (heading, octaves) in enumerate(strips):
         axis = "" if number == 0 else str(number + 1)
         top = 1 - number * (strip + BETWEEN) / inner
         _strip(
-            fig, axis, (max(0.0, top - strip / inner), top), groups, octaves, n_layers, n_groups, pair, unit_name, theme, span, lanes
+            fig,
+            axis,
+            (max(0.0, top - strip / inner), top),
+            groups,
+            octaves,
+            n_layers,
+            n_groups,
+            pair,
+            unit_name,
+            theme,
+            span,
+            lanes,
         )
         fig.add_annotation(
             text=heading,
@@ -327,5 +333,17 @@ def _room_above(layers: pd.DataFrame, size: float) -> bool:
 def columns(groups: pd.DataFrame) -> pd.DataFrame:
     """What the download holds: one row a cell."""
     return groups[
-        ["name", "layer", "block", "group", "n_left", "n_right", "left", "right", "log2_ratio", "log2_size", "log2_after"]
+        [
+            "name",
+            "layer",
+            "block",
+            "group",
+            "n_left",
+            "n_right",
+            "left",
+            "right",
+            "log2_ratio",
+            "log2_size",
+            "log2_after",
+        ]
     ]

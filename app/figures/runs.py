@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
-
-from app.figures import words
-from app.figures.template import Theme, figure, log_ticks, see_through, unit
+from wisca_app.figures import words
+from wisca_app.figures.template import Theme, figure, log_ticks, see_through, unit
 
 # A legend of more names than this covers the chart; hovering still names every line.
 MOST_NAMED = 8

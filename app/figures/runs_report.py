@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
-
-from app.figures.template import CONFIG, Theme
+from wisca_app.figures.template import CONFIG, Theme
 
 _STYLE = """
 body {{ font-family: "Source Sans 3", "Source Sans Pro", "Helvetica Neue", Arial, sans-serif;

@@ -8,8 +8,7 @@ import math
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
-
-from app.figures import words
+from wisca_app.figures import words
 
 FONT = "Source Sans, sans-serif"
 OCTAVES = 4.5  # half the widest span of a ratio's colours: with g = 6, less would hide all structure
@@ -40,8 +39,26 @@ class Theme:
 
 LIGHT = Theme(
     "light",
-    role={"q": "#2158A4", "k": "#C57924", "v": "#0A9686", "o": "#79375A", "up": "#4A5BB5", "down": "#9C7A10", "a": "#17808F", "b": "#A8482F"},
-    end={"q": "#12366B", "k": "#7E4706", "v": "#04584F", "o": "#4B1D36", "up": "#27347D", "down": "#5E4800", "a": "#0A4A54", "b": "#652414"},
+    role={
+        "q": "#2158A4",
+        "k": "#C57924",
+        "v": "#0A9686",
+        "o": "#79375A",
+        "up": "#4A5BB5",
+        "down": "#9C7A10",
+        "a": "#17808F",
+        "b": "#A8482F",
+    },
+    end={
+        "q": "#12366B",
+        "k": "#7E4706",
+        "v": "#04584F",
+        "o": "#4B1D36",
+        "up": "#27347D",
+        "down": "#5E4800",
+        "a": "#0A4A54",
+        "b": "#652414",
+    },
     page="#FCFBF9",
     middle="#EFECE6",
     sidebar="#F4F2EE",
@@ -53,8 +70,26 @@ LIGHT = Theme(
 )
 DARK = Theme(
     "dark",
-    role={"q": "#6AA3F5", "k": "#E6902B", "v": "#45D3B7", "o": "#BC75A3", "up": "#8C9BF0", "down": "#D9B33C", "a": "#4FC3D2", "b": "#E58468"},
-    end={"q": "#A9CBFF", "k": "#FFC27A", "v": "#9BF2DF", "o": "#E9B4D4", "up": "#BFC8FF", "down": "#F5DC8A", "a": "#A5E9F2", "b": "#F8BFAC"},
+    role={
+        "q": "#6AA3F5",
+        "k": "#E6902B",
+        "v": "#45D3B7",
+        "o": "#BC75A3",
+        "up": "#8C9BF0",
+        "down": "#D9B33C",
+        "a": "#4FC3D2",
+        "b": "#E58468",
+    },
+    end={
+        "q": "#A9CBFF",
+        "k": "#FFC27A",
+        "v": "#9BF2DF",
+        "o": "#E9B4D4",
+        "up": "#BFC8FF",
+        "down": "#F5DC8A",
+        "a": "#A5E9F2",
+        "b": "#F8BFAC",
+    },
     page="#14161A",
     middle="#22262C",
     sidebar="#1A1D22",

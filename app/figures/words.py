@@ -24,7 +24,15 @@ NORM_SYMBOLS = {
     "rms": "root of the mean of w²",
     "mean": "mean |w|",
 }
-DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bf16", "F16": "fp16", "F8_E4M3": "fp8", "F8_E5M2": "fp8", "I8": "int8"}
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "BF16": "bf16",
+    "F16": "fp16",
+    "F8_E4M3": "fp8",
+    "F8_E5M2": "fp8",
+    "I8": "int8",
+}
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _HALVES = {-1: "½×", -2: "¼×", -3: "⅛×"}

@@ -3,13 +3,12 @@
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-
-from app import cached
-from app.figures import balance, depth, findings, heatmap, words
-from app.figures.template import CONFIG, Theme
-from app.heading import heading
-from app.inspecting import selection
-from app.inspecting.shown import Shown, furthest
+from wisca_app import cached
+from wisca_app.figures import balance, depth, findings, heatmap, words
+from wisca_app.figures.template import CONFIG, Theme
+from wisca_app.heading import heading
+from wisca_app.inspecting import selection
+from wisca_app.inspecting.shown import Shown, furthest
 
 
 def chart(fig: go.Figure, key: str, alt: str, source: str = "") -> None:
@@ -69,7 +68,11 @@ def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     heading(
         finding,
         f"One point is one {shown.unit}. "
-        + ("Ring before, dot after; a factor moves it along the anti-diagonal, so the product of the norms stays. " if shown.after else "")
+        + (
+            "Ring before, dot after; a factor moves it along the anti-diagonal, so the product of the norms stays. "
+            if shown.after
+            else ""
+        )
         + balance.lines_in_words(shown.groups),
         shown.groups[["name", "layer", "block", "group", "left", "right", "left_after", "right_after"]],
         "balance",
@@ -142,17 +145,22 @@ def draw_depth(shown: Shown, theme: Theme) -> None:
     heading(
         finding,
         f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one {shown.head_unit}, log axis.{' Outline before, filled after.' if shown.after else ''}"
-        + (
-            " Bars span 10–90 % of a layer with the median as a notch; dots beyond a bar lie far out."
-            if bars
-            else ""
-        ),
+        + (" Bars span 10–90 % of a layer with the median as a notch; dots beyond a bar lie far out." if bars else ""),
         depth.columns(heads),
         "heads",
     )
     names = set(heads["name"])
     gains = {
-        role for site in shown.model.sites.sites if site.live == "gains" and site.name in names for role in words.PAIR_ROLES[site.key.pair]
+        role
+        for site in shown.model.sites.sites
+        if site.live == "gains" and site.name in names
+        for role in words.PAIR_ROLES[site.key.pair]
     }
-    fig = depth.depth(heads, n_layers=shown.n_layers, theme=theme, gains=gains, unit_name="adapted part" if shown.lanes else shown.head_unit)
+    fig = depth.depth(
+        heads,
+        n_layers=shown.n_layers,
+        theme=theme,
+        gains=gains,
+        unit_name="adapted part" if shown.lanes else shown.head_unit,
+    )
     chart(fig, "depth", f"Norm of every {shown.head_unit} over the layers, one panel a matrix. {finding}.")

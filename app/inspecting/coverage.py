@@ -3,18 +3,18 @@
 import numpy as np
 import pandas as pd
 import streamlit as st
+from wisca_app import cached
+from wisca_app.cached import Opened
+from wisca_app.figures import words
+from wisca_app.heading import heading
+from wisca_app.inspecting import searching
+from wisca_app.inspecting.shown import Shown
+from wisca_app.messages import plain
 
-from app import cached
-from app.cached import Opened
-from app.figures import words
-from app.heading import heading
-from app.inspecting import searching
-from app.inspecting.shown import Shown
-from app.messages import plain
 from wisca_core.architecture.refusals import lines
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.summary import SIDES
-from wisca_core.plan.decide import ZERO
+from wisca_core.planning.decide import ZERO
 
 MOST = (
     50  # reasons written out: a pruned model has thousands of zero channels, and each reason costs a look at the table
@@ -53,7 +53,11 @@ def _never(shown: Shown) -> str:
     )
     if shown.pair == "mlp":
         return "Not covered: gates, routers, embeddings and norms. Biases of up enter no norm and follow its factors."
-    mlp = "; feed-forward pairs are looked at when MLP is chosen above" if "mlp" in cached.pairs_of(shown.model) else ", the MLP"
+    mlp = (
+        "; feed-forward pairs are looked at when MLP is chosen above"
+        if "mlp" in cached.pairs_of(shown.model)
+        else ", the MLP"
+    )
     return f"Not covered: embeddings and norms outside attention{mlp}. {first}"
 
 

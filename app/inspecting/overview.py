@@ -2,15 +2,15 @@
 
 import numpy as np
 import streamlit as st
+from wisca_app import cached
+from wisca_app.cached import Opened
+from wisca_app.figures import words
+from wisca_app.inspecting.shown import NORMS, Shown
+from wisca_app.open_model import title
 
-from app import cached
-from app.cached import Opened
-from app.current import title
-from app.figures import words
-from app.inspecting.shown import NORMS, Shown
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.summary import SIDES, PairSummary, sentence, times
-from wisca_core.plan.options import Options
+from wisca_core.planning.options import Options
 
 _GRANULARITIES = {"tensor": "one factor a matrix", "group": "one factor a KV group", "channel": "one factor a channel"}
 
@@ -37,12 +37,12 @@ def draw(shown: Shown) -> None:
     if shown.model.checkpoint.look_only:
         st.markdown(f"**Look only:** {words.markdown_text(shown.model.checkpoint.look_only)}")
     else:
-        st.markdown(f"{outlook(shown)} Whether it then trains better is not known from here.")
+        st.markdown(f"{preview(shown)} Whether it then trains better is not known from here.")
     st.space("small")
     metrics(shown)
 
 
-def outlook(shown: Shown) -> str:
+def preview(shown: Shown) -> str:
     """What balancing with the options of Rescale would give."""
     s, label = shown.summary, words.PAIR_LABELS[shown.pair]
     if shown.pair not in shown.options.pairs:
@@ -71,11 +71,18 @@ def metrics(shown: Shown) -> None:
     with st.container(horizontal=True, gap="medium"):
         near = shown.beside(shown.everything)
         places = dict.fromkeys(zip(near["pair"], near["block"]))
-        for one in (s, *(other for other in shown.found.values() if other.pair != s.pair and (other.pair, other.block) in places)):
+        for one in (
+            s,
+            *(other for other in shown.found.values() if other.pair != s.pair and (other.pair, other.block) in places),
+        ):
             _median(one)
             if one is s and s.size is not None and np.isfinite(s.ratio):
                 st.metric(
-                    "of that, size" if s.size_is_part else f"Size alone, {s.size_heavier}" if s.size_heavier else "Size alone",
+                    "of that, size"
+                    if s.size_is_part
+                    else f"Size alone, {s.size_heavier}"
+                    if s.size_heavier
+                    else "Size alone",
                     times(s.size),
                     width=140,
                     help="What the number of entries on both sides explains.",
@@ -115,9 +122,14 @@ def controls(shown: Shown) -> None:
         )
         if len(shown.blocks) > 1:
             st.selectbox(
-                "Block", list(shown.blocks), key="block", format_func=lambda one: words.title(shown.blocks[one]), width=260,
-                persist_state="session", help="Pairs of one kind sit in several places of this model; each is looked at by itself.",
-            )  # fmt: skip
+                "Block",
+                list(shown.blocks),
+                key="block",
+                format_func=lambda one: words.title(shown.blocks[one]),
+                width=260,
+                persist_state="session",
+                help="Pairs of one kind sit in several places of this model; each is looked at by itself.",
+            )
         st.segmented_control(
             "Norm",
             NORMS,

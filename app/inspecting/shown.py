@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from wisca_app import cached, state
+from wisca_app.cached import Opened
+from wisca_app.figures import words
 
-from app import cached, state
-from app.cached import Opened
-from app.figures import words
 from wisca_core.architecture.site import Site, SiteKey
 from wisca_core.patterns import summary
 from wisca_core.patterns.blocks import block_of, titles, unit_of
 from wisca_core.patterns.summary import PairSummary, layer_ratios, summaries
-from wisca_core.plan.decide import Decision
-from wisca_core.plan.options import Options
+from wisca_core.planning.decide import Decision
+from wisca_core.planning.options import Options
 
 NORMS = ("l1", "l2", "max", "mean")
 
@@ -83,7 +83,9 @@ class Shown:
     @property
     def head_unit(self) -> str:
         """What one row of ``heads`` is."""
-        return "expert" if self.unit == "expert" else "part" if self.lanes else "layer" if self.pair == "mlp" else "head"
+        return (
+            "expert" if self.unit == "expert" else "part" if self.lanes else "layer" if self.pair == "mlp" else "head"
+        )
 
     def group_size(self, site: Site) -> int:
         """Query heads on one KV head."""
@@ -175,5 +177,8 @@ def furthest(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd
     out = far.merge(groups[["name", "group", "log2_after"]], on=["name", "group"], how="left")
     rows = plan_rows[plan_rows["name"].isin(out["name"])]
     factors = dict(zip(zip(rows["name"], rows["group"]), zip(rows["factor_low"], rows["factor_high"])))
-    found = [factors.get((n, g)) or factors.get((n, -1)) or factors.get((n, 0)) or (np.nan, np.nan) for n, g in zip(out["name"], out["group"])]
+    found = [
+        factors.get((n, g)) or factors.get((n, -1)) or factors.get((n, 0)) or (np.nan, np.nan)
+        for n, g in zip(out["name"], out["group"])
+    ]
     return out.assign(factor_low=[low for low, _ in found], factor_high=[high for _, high in found])

@@ -5,13 +5,13 @@ differ in.
 import numpy as np
 import pandas as pd
 import streamlit as st
+from wisca_app import state
+from wisca_app.figures import words
+from wisca_app.heading import heading
+from wisca_app.messages import plain
+from wisca_app.reading.planned import arms, comparison, link, where
+from wisca_app.reading.shown import Shown
 
-from app import state
-from app.figures import words
-from app.heading import heading
-from app.messages import plain
-from app.reading.planned import arms, comparison, link, where
-from app.reading.shown import Shown
 from wisca_core.runs.groups import (
     by_configuration,
     differences,
@@ -126,7 +126,10 @@ def pairs(shown: Shown) -> str:
     if state.get("from_group") not in titles:
         state.put("from_group", a)
     if state.get("to_group") not in titles:
-        state.put("to_group", b if b != state.get("from_group") else next(title for title in titles if title != state.get("from_group")))
+        state.put(
+            "to_group",
+            b if b != state.get("from_group") else next(title for title in titles if title != state.get("from_group")),
+        )
     st.subheader("Paired difference", anchor=False)
     st.markdown(
         ":small[:gray[Runs of one seed are compared with each other, so that what the seed does falls out. 95 % t "

@@ -2,21 +2,21 @@
 
 import plotly.graph_objects as go
 import streamlit as st
+from wisca_app import cached, state
+from wisca_app.figures import words
+from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure
+from wisca_app.figures.template import CONFIG, Theme
+from wisca_app.heading import heading
+from wisca_app.job_progress import explain, follow, latest
+from wisca_app.messages import errors_as_messages, plain
+from wisca_app.reading.shown import Shown, checkpoint_folder
 
-from app import cached, state
-from app.figures import words
-from app.figures.runs_trajectory import trajectory as trajectory_figure
-from app.figures.template import CONFIG, Theme
-from app.following import explain, follow, latest
-from app.heading import heading
-from app.messages import errors_as_messages, plain
-from app.reading.shown import Shown, checkpoint_folder
 from wisca_core import jobs
 from wisca_core.checkpoint.untrusted import shown as fit_for_a_line
 from wisca_core.runs import Run
 from wisca_core.runs.drawing import thin
 from wisca_core.runs.groups import loss_metric
-from wisca_core.trajectory import Trajectory, advice, drifts
+from wisca_core.trajectories import Trajectory, advice, drifts
 
 _KEPT = {"persist_state": "session"}
 _MOST_POINTS = 2000
@@ -84,7 +84,14 @@ def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[st
             "Pair", found.pairs, key="moved_pair", required=True, format_func=words.PAIR_LABELS.get, **_KEPT
         )
         if len(names) > 1:
-            st.selectbox("Block", list(names), key="moved_block", format_func=lambda one: words.title(names[one]), width=230, **_KEPT)
+            st.selectbox(
+                "Block",
+                list(names),
+                key="moved_block",
+                format_func=lambda one: words.title(names[one]),
+                width=230,
+                **_KEPT,
+            )
         st.selectbox(
             "Layer and its KV groups",
             numbers,

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import streamlit as st
+from wisca_app import state
+from wisca_app.comparing import choosing
 
-from app import state
-from app.comparing import choosing
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
 from wisca_core.errors import WiscaError
@@ -27,12 +27,25 @@ def comparison(runs: Sequence[Run]) -> Comparison | None:
 
 def arms(found: Comparison | None) -> list[str]:
     """Names of its arms: the baseline, those that balance, the controls."""
-    return [arm.name for kinds in (("none",), ("balance",), ("inverse", "placebo")) for arm in found.spec.arms if arm.kind in kinds] if found else []
+    return (
+        [
+            arm.name
+            for kinds in (("none",), ("balance",), ("inverse", "placebo"))
+            for arm in found.spec.arms
+            if arm.kind in kinds
+        ]
+        if found
+        else []
+    )
 
 
 def where(found: Comparison) -> str:
     """Where the conclusion is to be read."""
-    place = "on the Compare page" if choosing.name_of(found.path) else "in report.json of its folder, written when it has ended"
+    place = (
+        "on the Compare page"
+        if choosing.name_of(found.path)
+        else "in report.json of its folder, written when it has ended"
+    )
     return f"What may be concluded from the comparison as a whole, corrected for its several arms, is {place}."
 
 

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import cached, state
+from wisca_app import cached, state
+
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs import Logs, Run
 from wisca_core.runs.drawing import token_metric
 from wisca_core.runs.groups import by_configuration, by_seed, loss_metric
 from wisca_core.runs.table import metrics
-from wisca_core.trajectory import find_checkpoints
+from wisca_core.trajectories import find_checkpoints
 
 MOST_CURVES = 6
 X_LABELS = {"step": "Step", "tokens": "Tokens", "time": "Time"}

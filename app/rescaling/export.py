@@ -4,21 +4,21 @@ import re
 from pathlib import Path
 
 import streamlit as st
+from wisca_app import cached, downloads
+from wisca_app.cached import Opened
+from wisca_app.figures import words
+from wisca_app.job_progress import explain, follow, latest
+from wisca_app.messages import plain
+from wisca_app.open_model import normal, title
+from wisca_app.rescaling import kept_plan
 
-from app import cached, downloads
-from app.cached import Opened
-from app.current import normal, title
-from app.figures import words
-from app.following import explain, follow, latest
-from app.messages import plain
-from app.rescaling import kept_plan
-from wisca_core import home, jobs
+from wisca_core import jobs, storage
 from wisca_core.equivalence.full_check import memory_free, memory_needed
 from wisca_core.equivalence.proof import Proof
-from wisca_core.export.outlook import n_bytes_free, outlook
+from wisca_core.exporting.preview import n_bytes_free, preview
 from wisca_core.jobs import Job
-from wisca_core.plan.decide import Decision
-from wisca_core.plan.options import Options
+from wisca_core.planning.decide import Decision
+from wisca_core.planning.options import Options
 
 
 def draw(model: Opened, options: Options, decision: Decision, proof: Proof | None) -> None:
@@ -31,7 +31,7 @@ def draw(model: Opened, options: Options, decision: Decision, proof: Proof | Non
         key=f"out {name} {(job.id, job.state) if job else ''}",
         help="A new folder on this machine; one that exists is refused.",
     ).strip()
-    _say_outlook(model, out)
+    _say_preview(model, out)
     adapters = _adapters(model, name)
     fits = _fits(model)
     check = st.toggle(
@@ -87,13 +87,13 @@ def _adapters(model: Opened, name: str) -> list[str]:
 
 def _free_folder(name: str) -> Path:
     stem = re.sub(r"[^\w.-]+", "-", title(name), flags=re.ASCII).strip("-.")[:80] or "model"
-    folder = home.folder("exports")
+    folder = storage.folder("exports")
     names = (f"{stem}-balanced{tail}" for tail in ["", *(f"-{n}" for n in range(2, 1000))])
     return next(folder / one for one in names if not (folder / one).exists())
 
 
-def _say_outlook(model: Opened, out: str) -> None:
-    seen = outlook(model.checkpoint)
+def _say_preview(model: Opened, out: str) -> None:
+    seen = preview(model.checkpoint)
     free = n_bytes_free(Path(normal(out))) if out else 0
     st.markdown(
         f"{words.plural(len(seen.rewritten), 'weight file')} rewritten, "

@@ -3,18 +3,18 @@
 from pathlib import Path
 
 import xxhash
+from wisca_app import cached
+from wisca_app.cached import Opened
 
-from app import cached
-from app.cached import Opened
-from wisca_core import home
-from wisca_core.plan.options import Options
-from wisca_core.plan.plan import save_plan
+from wisca_core import storage
+from wisca_core.planning.options import Options
+from wisca_core.planning.plan import save_plan
 
 
 def path(model: Opened, options: Options) -> Path:
     """Where it lies, written or not."""
     name = xxhash.xxh3_128(f"{model.key}\n{options!r}".encode()).hexdigest()
-    return home.folder("proofs") / f"plan-{name}.json"
+    return storage.folder("proofs") / f"plan-{name}.json"
 
 
 def written(model: Opened, options: Options) -> str:

@@ -1,25 +1,27 @@
 """The block that says whether it is the same function: the miniature, the full check, and what neither looked at."""
 
 import streamlit as st
+from wisca_app import cached
+from wisca_app.cached import Opened
+from wisca_app.figures import words
+from wisca_app.job_progress import explain, follow, latest
+from wisca_app.messages import errors_as_messages, plain
+from wisca_app.open_model import normal, title, with_mlp
+from wisca_app.rescaling import kept_plan
 
-from app import cached
-from app.cached import Opened
-from app.current import normal, title, with_mlp
-from app.figures import words
-from app.following import explain, follow, latest
-from app.messages import errors_as_messages, plain
-from app.rescaling import kept_plan
 from wisca_core import jobs
 from wisca_core.equivalence.adapter_proof import cached_adapter_proof
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed
 from wisca_core.equivalence.proof import Proof, cached_proof
-from wisca_core.plan.decide import Decision
-from wisca_core.plan.options import Options
+from wisca_core.planning.decide import Decision
+from wisca_core.planning.options import Options
 
 
 def known(found: Opened) -> Proof | None:
     """The kept proof of all its rules; None while there is none, and for an adapter, whose proof is one."""
-    return None if found.checkpoint.adapter_json or not found.sites.sites else cached_proof(found.checkpoint, found.sites)
+    return (
+        None if found.checkpoint.adapter_json or not found.sites.sites else cached_proof(found.checkpoint, found.sites)
+    )
 
 
 def draw(found: Opened, model: Opened, options: Options, decision: Decision) -> Proof | None:
@@ -32,7 +34,11 @@ def draw(found: Opened, model: Opened, options: Options, decision: Decision) -> 
         not_checked = [
             "the real weights: no full check was run with these options",
             *not_checked,
-            *(() if model.checkpoint.adapter_json else ("quantised copies: their scales were chosen for the old weights",)),
+            *(
+                ()
+                if model.checkpoint.adapter_json
+                else ("quantised copies: their scales were chosen for the old weights",)
+            ),
         ]
     not_checked = list(dict.fromkeys(not_checked))
     st.markdown(f"**Not checked** {_badge(words.plural(len(not_checked), 'thing'))}")
@@ -102,7 +108,12 @@ def _run_miniature(model: Opened, base: str = "") -> None:
     if job is None or not job.is_active:
         pairs = with_mlp(model)
         asked = {"model": name} | ({"base": base} if base else {}) | ({"pairs": pairs} if pairs else {})
-        job = jobs.start("prove", asked, f"Prove the rule for {title(name)}", exclusive=f"prove {name} {base}{' mlp' if pairs else ''}".strip())
+        job = jobs.start(
+            "prove",
+            asked,
+            f"Prove the rule for {title(name)}",
+            exclusive=f"prove {name} {base}{' mlp' if pairs else ''}".strip(),
+        )
     st.markdown(":gray[The very rule that will be used, on this architecture made small, in float64.]")
     follow(job)
 

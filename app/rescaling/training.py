@@ -4,12 +4,12 @@ import shlex
 from dataclasses import replace
 
 import streamlit as st
+from wisca_app.cached import Opened
+from wisca_app.open_model import normal
 
-from app.cached import Opened
-from app.current import normal
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import DEFAULT_PAIRS
-from wisca_core.plan.options import Options
+from wisca_core.planning.options import Options
 from wisca_core.training.choices import LIVE_PAIRS
 
 
@@ -78,11 +78,11 @@ def snippet(model: str, options: Options) -> str:
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.proof import prove, proved_only
-from wisca_core.export.export import export
+from wisca_core.exporting.export import export
 from wisca_core.patterns.store import measured
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import {imported}
-from wisca_core.plan.plan import make_plan
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import {imported}
+from wisca_core.planning.plan import make_plan
 
 checkpoint = open_checkpoint({model!r})
 sites = find_sites(checkpoint{pairs})

@@ -2,14 +2,13 @@
 
 import pandas as pd
 import streamlit as st
+from wisca_app.cached import Opened
+from wisca_app.figures import words
+from wisca_app.open_model import title
 
-from app.cached import Opened
-from app.current import title
-from app.figures import words
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.summary import SIDES, PairSummary, summaries, times
-from wisca_core.plan.decide import Decision
-
+from wisca_core.planning.decide import Decision
 
 MOST_METRICS = 3  # medians that stand as numbers in a row
 _UNITS = {"adapted layer": "adapted part", "layer": "feed-forward block"}
@@ -61,7 +60,11 @@ def metrics(decision: Decision) -> None:
     effects = decision.effects
     found = summaries(decision.groups(), decision.options.norm)
     chosen = [s for s in found.values() if s.pair in decision.options.pairs]
-    shown = [(_label(s), f"{_ratio(s.ratio)} → {_ratio(s.ratio_after)}") for s in chosen] if len(chosen) <= MOST_METRICS else []
+    shown = (
+        [(_label(s), f"{_ratio(s.ratio)} → {_ratio(s.ratio_after)}") for s in chosen]
+        if len(chosen) <= MOST_METRICS
+        else []
+    )
     within, n = sum(s.within_2x_after for s in chosen), sum(s.n_cells for s in chosen)
     shown += [
         ("Within 2× after", f"{words.count(within)} of {words.count(n)}"),

@@ -1,10 +1,9 @@
 """Architectures: is mine covered, by which rule, and what was proved of it here?"""
 
 import streamlit as st
-
-from app import cached, state
-from app.covering import many, one, running
-from app.figures import words
+from wisca_app import cached, state
+from wisca_app.architectures import many, one, running
+from wisca_app.figures import words
 
 census = cached.census("all")
 chosen = one.settle(census)

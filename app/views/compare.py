@@ -1,10 +1,9 @@
 """Compare: would rescaling help a training? Set up, watch, and read what the differences allow one to say."""
 
 import streamlit as st
-
-from app import state
-from app.comparing import choosing, live, managing, result, setup
-from app.figures import words
+from wisca_app import state
+from wisca_app.comparing import choosing, live, managing, result, setup
+from wisca_app.figures import words
 
 wanted = state.note("comparison to show")
 if wanted:
@@ -28,7 +27,9 @@ with row:
     managing.draw(chosen, comparison)
 if comparison is None:
     st.stop()
-st.markdown(f":small[:gray[{words.markdown_text(f'{comparison.path.name}: {comparison.spec.name}. {result.facts(comparison)}')}]]")
+st.markdown(
+    f":small[:gray[{words.markdown_text(f'{comparison.path.name}: {comparison.spec.name}. {result.facts(comparison)}')}]]"
+)
 managing.say_never_began(comparison)
 if live.is_going(comparison):
     live.draw(comparison)

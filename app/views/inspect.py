@@ -1,13 +1,12 @@
 """Inspect: is this model out of balance, and where?"""
 
 import streamlit as st
-
-from app import state
-from app.current import ready
-from app.figures import words
-from app.figures.template import theme_of
-from app.inspecting import beside, charts, close, coverage, overview, selection
-from app.inspecting.shown import shown
+from wisca_app import state
+from wisca_app.figures import words
+from wisca_app.figures.template import theme_of
+from wisca_app.inspecting import beside, charts, close, coverage, overview, selection
+from wisca_app.inspecting.shown import shown
+from wisca_app.open_model import ready
 
 model = ready([state.get("pair")])
 st.markdown(f":small[:gray[{words.markdown_text(overview.facts(model))}]]")

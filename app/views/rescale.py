@@ -1,15 +1,15 @@
 """Rescale: what would WISCA do to this model, is it the same function, and how to take it away."""
 
 import streamlit as st
+from wisca_app import cached, state
+from wisca_app.figures import factors, words
+from wisca_app.figures.template import CONFIG, theme_of
+from wisca_app.messages import plain
+from wisca_app.open_model import ready
+from wisca_app.rescaling import export, options, proof, table, training
+from wisca_app.rescaling.verdict import facts, metrics, sentence, what_applies
+from wisca_app.spreadsheet import csv_bytes
 
-from app import cached, state
-from app.current import ready
-from app.figures import factors, words
-from app.figures.template import CONFIG, theme_of
-from app.messages import plain
-from app.rescaling import export, options, proof, table, training
-from app.rescaling.verdict import facts, metrics, sentence, what_applies
-from app.spreadsheet import csv_bytes
 from wisca_core.architecture.refusals import lines
 
 found = ready(state.get("pairs"))
@@ -17,7 +17,11 @@ model = cached.proved(found, proof.known(found))  # where a rule was refused, th
 st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
 if model.checkpoint.look_only or model.refusal or not model.sites.sites:
     st.title("This model cannot be rescaled.", anchor=False)
-    plain(f"Look only: {model.checkpoint.look_only}" if model.checkpoint.look_only else model.refusal or "No pair was found in it whose scale can be moved.")
+    plain(
+        f"Look only: {model.checkpoint.look_only}"
+        if model.checkpoint.look_only
+        else model.refusal or "No pair was found in it whose scale can be moved."
+    )
     for line in lines(r for r in model.sites.refusals if r.what != "model"):
         plain(line)
     st.markdown(":gray[Nothing is guessed, so there is nothing to press here. Inspect shows what can be looked at.]")

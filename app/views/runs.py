@@ -1,13 +1,12 @@
 """Runs: what do my logs say, and what happened in the weights meanwhile?"""
 
 import streamlit as st
-
-from app.figures import words
-from app.figures.runs_report import report
-from app.figures.template import LIGHT, theme_of
-from app.messages import errors_as_messages
-from app.reading import curves, ends, moved, opening
-from app.reading.shown import shown
+from wisca_app.figures import words
+from wisca_app.figures.runs_report import report
+from wisca_app.figures.template import LIGHT, theme_of
+from wisca_app.messages import errors_as_messages
+from wisca_app.reading import curves, ends, moved, opening
+from wisca_app.reading.shown import shown
 
 theme = theme_of(st.context.theme.type)
 opening.take_asked()

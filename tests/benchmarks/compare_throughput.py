@@ -20,11 +20,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from queue import Queue
 
+from wisca_core.comparison.execution_plan import AT_ONCE, cores
 from wisca_core.comparison.presets import PRESETS
 from wisca_core.comparison.spec import ModelSpec, Spec
-from wisca_core.comparison.ways import AT_ONCE, cores
 
-MODELS = {"default": ModelSpec(), "wide": ModelSpec(width=128, mlp_width=384)}  # both of 4 layers, 8 query heads on 1 KV head
+MODELS = {
+    "default": ModelSpec(),
+    "wide": ModelSpec(width=128, mlp_width=384),
+}  # both of 4 layers, 8 query heads on 1 KV head
 WARM_UP = 3
 
 
@@ -83,7 +86,11 @@ def replicas(spec: Spec, device: str, at_once: int) -> Callable[[int], None]:
             rows = torch.stack([texts[seed] for seed in seeds]).to(device)
             stack.set_rates([1e-3] * at_once, [done] * at_once)
             if step is None:
-                step = _captured(stack, rows, 1.0, place) if place.is_cuda else lambda rows: _one_step(stack, rows, 1.0, place)
+                step = (
+                    _captured(stack, rows, 1.0, place)
+                    if place.is_cuda
+                    else lambda rows: _one_step(stack, rows, 1.0, place)
+                )
             losses, _ = step(rows)
             if not place.is_cuda or i == steps - 1:
                 losses.tolist()
@@ -121,10 +128,19 @@ def trainer(spec: Spec, device: str, at_once: int) -> Callable[[int], None]:
                 finished.put(None)
 
     arguments = TrainingArguments(
-        tempfile.mkdtemp(), max_steps=10**9, per_device_train_batch_size=spec.batch_size, learning_rate=1e-3, report_to=[], save_strategy="no",
-        logging_strategy="no", disable_tqdm=True, use_cpu=device == "cpu",
-    )  # fmt: skip
-    one = Trainer(build_model(spec, 1), arguments, train_dataset=[{"input_ids": r, "labels": r} for r in rows], callbacks=[Gate()])
+        tempfile.mkdtemp(),
+        max_steps=10**9,
+        per_device_train_batch_size=spec.batch_size,
+        learning_rate=1e-3,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=device == "cpu",
+    )
+    one = Trainer(
+        build_model(spec, 1), arguments, train_dataset=[{"input_ids": r, "labels": r} for r in rows], callbacks=[Gate()]
+    )
     threading.Thread(target=one.train, daemon=True).start()
 
     def run(steps: int) -> None:
@@ -157,14 +173,39 @@ def serve(spec: Spec, way: str, device: str, at_once: int) -> None:
 # --- all of them together ---------------------------------------------------------------------------------------------
 
 
-class Way:
+class ExecutionPlan:
     """``n`` waiting processes that train by one way, on ``threads`` threads each."""
 
-    def __init__(self, title: str, what: str, options: argparse.Namespace, device: str, threads: int = 1, n: int = 1, at_once: int = 1):
+    def __init__(
+        self,
+        title: str,
+        what: str,
+        options: argparse.Namespace,
+        device: str,
+        threads: int = 1,
+        n: int = 1,
+        at_once: int = 1,
+    ):
         self.title, self.n, self.at_once, self.figures = title, n, at_once, []
-        command = [sys.executable, "-W", "ignore", __file__, "--serve", what, "--model", options.model, "--on", device, "--at-once", str(at_once)]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            __file__,
+            "--serve",
+            what,
+            "--model",
+            options.model,
+            "--on",
+            device,
+            "--at-once",
+            str(at_once),
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        self.processes = [subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(n)]
+        self.processes = [
+            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(n)
+        ]
 
     def wait(self) -> None:
         for one in self.processes:
@@ -180,7 +221,7 @@ class Way:
         tokens = self.n * self.at_once * steps * spec.batch_size * spec.data.context
         self.figures.append((tokens / max(wall for wall, _ in taken), tokens / sum(busy for _, busy in taken)))
 
-    def over(self, other: "Way", which: int = 0) -> float:
+    def over(self, other: "ExecutionPlan", which: int = 0) -> float:
         return statistics.median(a[which] / b[which] for a, b in zip(self.figures, other.figures, strict=True))
 
     def middle(self, which: int) -> float:
@@ -192,7 +233,7 @@ class Way:
             one.wait()
 
 
-def compare(ways: list[Way], spec: Spec, options: argparse.Namespace) -> None:
+def compare(ways: list[ExecutionPlan], spec: Spec, options: argparse.Namespace) -> None:
     for way in ways:
         way.wait()
     for _ in range(options.rounds):
@@ -205,17 +246,29 @@ def compare(ways: list[Way], spec: Spec, options: argparse.Namespace) -> None:
 
 def on_cpu(spec: Spec, options: argparse.Namespace) -> None:
     n, r = cores(), AT_ONCE["cpu"]
-    one, hf = Way("plain loop, one thread", "plain", options, "cpu"), Way("HF Trainer, one thread", "trainer", options, "cpu")
-    stacked = Way(f"replicas: {r} in one process of one thread", "replicas", options, "cpu", at_once=r)
-    wide = [] if options.busy else [
-        Way(f"plain loop, {n} threads", "plain", options, "cpu", n), Way(f"HF Trainer, {n} threads", "trainer", options, "cpu", n),
-        Way(f"processes: {n} of one thread", "plain", options, "cpu", n=n),
-        Way(f"replicas: {r} in each of {n} processes of one thread", "replicas", options, "cpu", n=n, at_once=r),
-    ]  # fmt: skip
+    one, hf = (
+        ExecutionPlan("plain loop, one thread", "plain", options, "cpu"),
+        ExecutionPlan("HF Trainer, one thread", "trainer", options, "cpu"),
+    )
+    stacked = ExecutionPlan(f"replicas: {r} in one process of one thread", "replicas", options, "cpu", at_once=r)
+    wide = (
+        []
+        if options.busy
+        else [
+            ExecutionPlan(f"plain loop, {n} threads", "plain", options, "cpu", n),
+            ExecutionPlan(f"HF Trainer, {n} threads", "trainer", options, "cpu", n),
+            ExecutionPlan(f"processes: {n} of one thread", "plain", options, "cpu", n=n),
+            ExecutionPlan(
+                f"replicas: {r} in each of {n} processes of one thread", "replicas", options, "cpu", n=n, at_once=r
+            ),
+        ]
+    )
     compare([one, hf, stacked, *wide], spec, options)
     for what, which in (("", 0), (" in CPU time", 1)):
-        print(f"  one thread{what}: plain over HF Trainer {one.over(hf, which):.2f}, replicas over HF Trainer {stacked.over(hf, which):.2f}, "
-              f"replicas over plain {stacked.over(one, which):.2f}")  # fmt: skip
+        print(
+            f"  one thread{what}: plain over HF Trainer {one.over(hf, which):.2f}, replicas over HF Trainer {stacked.over(hf, which):.2f}, "
+            f"replicas over plain {stacked.over(one, which):.2f}"
+        )
     if wide:
         all_threads, hf_all, side, stacked_side = wide
         best_hf = max(hf, hf_all, key=lambda way: way.middle(0))
@@ -225,8 +278,14 @@ def on_cpu(spec: Spec, options: argparse.Namespace) -> None:
 
 
 def on_gpu(spec: Spec, options: argparse.Namespace) -> None:
-    hf, one = Way("HF Trainer, one cell after another", "trainer", options, "cuda:0"), Way("plain loop", "plain", options, "cuda:0")
-    stacked = [Way(f"replicas: {r} at once", "replicas", options, "cuda:0", at_once=r) for r in (4, 16, AT_ONCE["cuda"])]
+    hf, one = (
+        ExecutionPlan("HF Trainer, one cell after another", "trainer", options, "cuda:0"),
+        ExecutionPlan("plain loop", "plain", options, "cuda:0"),
+    )
+    stacked = [
+        ExecutionPlan(f"replicas: {r} at once", "replicas", options, "cuda:0", at_once=r)
+        for r in (4, 16, AT_ONCE["cuda"])
+    ]
     compare([hf, one, *stacked], spec, options)
     for way in (one, *stacked):
         print(f"  {way.title} over HF Trainer: {way.over(hf):.2f}{' (target 8)' if way is stacked[-1] else ''}")
@@ -248,10 +307,14 @@ def main() -> None:
         return
     import torch
 
-    for given.model in [given.model] if given.model else list(MODELS):
+    for model in [given.model] if given.model else list(MODELS):
+        given.model = model
         spec = replace(PRESETS["default"], model=MODELS[given.model])
-        print(f"width {spec.model.width}, {spec.model.n_layers} layers, batch {spec.batch_size} x {spec.data.context}; {given.rounds} rounds of "
-              f"{given.steps} steps; torch {torch.__version__}", flush=True)  # fmt: skip
+        print(
+            f"width {spec.model.width}, {spec.model.n_layers} layers, batch {spec.batch_size} x {spec.data.context}; {given.rounds} rounds of "
+            f"{given.steps} steps; torch {torch.__version__}",
+            flush=True,
+        )
         if given.device != "cuda":
             print(f" CPU, {cores()} cores, load before {os.getloadavg()[0]:.1f}", flush=True)
             on_cpu(spec, given)

@@ -26,8 +26,20 @@ return p && p.data && p.data.filter(d => d.name && d.showlegend !== false && (d.
 
 def one(port: int, browser) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as home:
-        app = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port), "--server.headless", "true"]
-        server = subprocess.Popen(app, cwd=ROOT, env=os.environ | {"WISCA_HOME": home}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        app = [
+            sys.executable,
+            "-m",
+            "streamlit",
+            "run",
+            "app/main.py",
+            "--server.port",
+            str(port),
+            "--server.headless",
+            "true",
+        ]
+        server = subprocess.Popen(
+            app, cwd=ROOT, env=os.environ | {"WISCA_HOME": home}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             _until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health").status == 200)
             page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -70,7 +82,10 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         for _ in range(given.rounds):
             points, lines = one(given.port, browser)
-            print(f"first points after {points:.1f} s, two lines after {lines:.1f} s; load {os.getloadavg()[0]:.1f}", flush=True)
+            print(
+                f"first points after {points:.1f} s, two lines after {lines:.1f} s; load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
         browser.close()
 
 

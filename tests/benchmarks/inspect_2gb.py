@@ -17,8 +17,16 @@ import tempfile
 import time
 from pathlib import Path
 
-LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_attention_heads": 32, "num_key_value_heads": 8,
-         "hidden_size": 2048, "head_dim": 64, "vocab_size": 32000, "rope_theta": 10000.0}  # fmt: skip
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_size": 2048,
+    "head_dim": 64,
+    "vocab_size": 32000,
+    "rope_theta": 10000.0,
+}
 
 
 def write_checkpoint(folder: Path, n_layers: int, mlp: int) -> None:
@@ -91,7 +99,11 @@ def child(way: str, folder: str) -> None:
     wall, used = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_SELF)
     running = False
     watcher.join()
-    print(json.dumps({"wall": wall, "cpu": used.ru_utime + used.ru_stime - cpu.ru_utime - cpu.ru_stime, "mb": peak - before}))
+    print(
+        json.dumps(
+            {"wall": wall, "cpu": used.ru_utime + used.ru_stime - cpu.ru_utime - cpu.ru_stime, "mb": peak - before}
+        )
+    )
 
 
 def main() -> None:
@@ -104,8 +116,13 @@ def main() -> None:
             figures: dict[str, list[dict]] = {"naive": [], "ours": []}
             for _ in range(3):
                 for way in figures:
-                    run = subprocess.run([sys.executable, __file__, way, str(folder)], capture_output=True, text=True, check=True,
-                                         env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+                    run = subprocess.run(
+                        [sys.executable, __file__, way, str(folder)],
+                        capture_output=True,
+                        text=True,
+                        check=True,
+                        env=os.environ | {"OMP_NUM_THREADS": "1"},
+                    )
                     figures[way].append(json.loads(run.stdout))
             middle = {way: {k: statistics.median(f[k] for f in runs) for k in runs[0]} for way, runs in figures.items()}
             print(f"{title} ({n_bytes / 1e9:.2f} GB), medians of 3:")

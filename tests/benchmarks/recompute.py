@@ -14,8 +14,8 @@ import numpy as np
 from wisca_core.architecture.site import Attention, Grid, Leg, Site, SiteKey, Sites
 from wisca_core.patterns.summary import summaries
 from wisca_core.patterns.table import STATS, Patterns
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
 
 N_LAYERS, N_KV, G, DIM = 80, 8, 8, 128
 
@@ -63,8 +63,13 @@ def main() -> None:
     patterns = big_table()
     rows = patterns.rows
     print(f"{len(rows['l1']):,} rows; medians of 7")
-    for options in (Options(), Options(granularity="group", exact=True), Options(granularity="channel"), Options(granularity="channel", norm="l2"),
-                    Options(granularity="group", norm="max", strength=0.5)):  # fmt: skip
+    for options in (
+        Options(),
+        Options(granularity="group", exact=True),
+        Options(granularity="channel"),
+        Options(granularity="channel", norm="l2"),
+        Options(granularity="group", norm="max", strength=0.5),
+    ):
         start = time.perf_counter()
         cells = patterns.cells(options.granularity)
         first = 1e3 * (time.perf_counter() - start)
@@ -73,12 +78,14 @@ def main() -> None:
             decision = decide(patterns, options)
             summaries(decision.groups(), options.norm)
             decision.heads()
-            decision.effects
+            _ = decision.effects
 
         bare = median_ms(lambda: np.bincount(cells.row, rows["l1"]))
         ours = median_ms(after)
-        print(f"{options.granularity:8s} {options.norm:4s} exact={options.exact!s:5s} {ours:6.1f} ms, {ours / bare:4.1f} bare passes of {bare:.1f} ms; "
-              f"first use of the granularity {first:.0f} ms more")  # fmt: skip
+        print(
+            f"{options.granularity:8s} {options.norm:4s} exact={options.exact!s:5s} {ours:6.1f} ms, {ours / bare:4.1f} bare passes of {bare:.1f} ms; "
+            f"first use of the granularity {first:.0f} ms more"
+        )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ class OnGpu(torch.Tensor):
         return self.to("cpu").tolist()
 
     def numpy(self):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
 
 
 class Gpu(TorchDispatchMode):
@@ -77,7 +79,9 @@ class Gpu(TorchDispatchMode):
             if isinstance(source, OnGpu) != to_gpu:
                 self._crosses(func, not to_gpu)
         elif here and any(t.dim() for t in given if not isinstance(t, OnGpu)):
-            raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})"
+            )
         elif here and name.startswith(_WAITS):
             self._crosses(func, True)
         Gpu.sent += bool(here or to_gpu) and not _is_view(func)
@@ -120,7 +124,9 @@ class Graph:
     def replay(self) -> None:
         sent = Gpu.sent
         for func, args, kwargs, before in self._operations:
-            for new, old in zip([t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)], before, strict=True):
+            for new, old in zip(
+                [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)], before, strict=True
+            ):
                 if new.data_ptr() != old.data_ptr():
                     old.copy_(new)
         Gpu.sent = sent + 1

@@ -37,9 +37,11 @@ def small(*arms: str, optimiser: str = "adamw", rates=(1e-2,), **changes) -> Spe
     book = TOP / "book.txt"
     book.write_bytes(TEXT)
     given = dict(
-        steps=8, seeds=(1,), arms=tuple(replace(ARMS[a], every=ARMS[a].every and 3) for a in arms or ("baseline", "wisca")),
+        steps=8,
+        seeds=(1,),
+        arms=tuple(replace(ARMS[a], every=ARMS[a].every and 3) for a in arms or ("baseline", "wisca")),
         optimiser=OptimiserSpec(optimiser, learning_rates=rates, warmup_steps=2),
-    )  # fmt: skip
+    )
     return small_spec(book, **{**given, **changes})
 
 
@@ -58,7 +60,14 @@ def alone(name: str, spec: Spec, device: str) -> tuple[folder.Cell, ...]:
 def together(name: str, spec: Spec, device: str = "cuda:0") -> tuple[tuple[folder.Cell, ...], dict]:
     found, corpus, ended = cells(name, spec), load_corpus(spec), {}
     with Gpu():
-        replicas.train_group(spec, found, corpus, never, Place(device, spec.precision), lambda cell, error: ended.update({cell.name: error}))
+        replicas.train_group(
+            spec,
+            found,
+            corpus,
+            never,
+            Place(device, spec.precision),
+            lambda cell, error: ended.update({cell.name: error}),
+        )
     return found, ended
 
 
@@ -88,9 +97,11 @@ def comparisons() -> dict:
         on_cpu, _ = together(f"{name} cpu", spec, "cpu")
         at_once, ended = together(f"{name} gpu", spec)
         out[name] = {
-            "failed": [str(e) for e in ended.values() if e], "captured": Graph.captured - captured,
-            "replicas": apart(at_once, on_cpu), "alone": apart(alone(f"{name} alone", spec, "cuda:0"), on_cpu),
-        }  # fmt: skip
+            "failed": [str(e) for e in ended.values() if e],
+            "captured": Graph.captured - captured,
+            "replicas": apart(at_once, on_cpu),
+            "alone": apart(alone(f"{name} alone", spec, "cuda:0"), on_cpu),
+        }
     return out
 
 
@@ -122,9 +133,10 @@ def one_leaves() -> dict:
     finally:
         Treatment.at = treat
     return {
-        "ended": {name: str(error or "") for name, error in ended.items()}, "captured": Graph.captured - captured,
+        "ended": {name: str(error or "") for name, error in ended.items()},
+        "captured": Graph.captured - captured,
         "apart": apart(found[:1], alone("the other", spec, "cpu")[:1]),
-    }  # fmt: skip
+    }
 
 
 def a_wrong_step() -> dict:
@@ -157,9 +169,14 @@ def waits() -> dict:
 
 def sent() -> dict:
     """Operations a step, by what two lengths differ in."""
+
     def of(steps: int, train) -> int:
         before = Gpu.sent
-        train(f"sent {steps} {train.__name__}", small("baseline", "init_only", steps=steps, log_every=1000, evaluate_every=steps), "cuda:0")
+        train(
+            f"sent {steps} {train.__name__}",
+            small("baseline", "init_only", steps=steps, log_every=1000, evaluate_every=steps),
+            "cuda:0",
+        )
         return Gpu.sent - before
 
     return {"replicas": (of(60, together) - of(40, together)) / 20, "alone": (of(14, alone) - of(10, alone)) / 4 / 2}
@@ -172,8 +189,12 @@ def a_worker() -> dict:
     with Gpu():
         code = worker.main([str(path), "--device", "cuda", "--at-once", "2"])
     found = folder.read(path).cells
-    return {"code": code, "states": [c.state for c in found], "reasons": [c.reason for c in found],
-            "apart": apart(found, alone("worker alone", spec, "cpu"))}  # fmt: skip
+    return {
+        "code": code,
+        "states": [c.state for c in found],
+        "reasons": [c.reason for c in found],
+        "apart": apart(found, alone("worker alone", spec, "cpu")),
+    }
 
 
 def pausing() -> dict:
@@ -189,25 +210,41 @@ def pausing() -> dict:
     with Gpu():
         ended = replicas.train_group(spec, found, corpus, stop, Place("cuda:0"), lambda *_: None)
     kept = [torch.load(cell.folder / "resume.pt", weights_only=True) for cell in found]
-    places = {str(t.device) for state in kept for t in torch.utils._pytree.tree_leaves(state) if isinstance(t, torch.Tensor)}
+    places = {
+        str(t.device) for state in kept for t in torch.utils._pytree.tree_leaves(state) if isinstance(t, torch.Tensor)
+    }
     with Gpu():
         replicas.train_group(spec, found, corpus, never, Place("cuda:0"), lambda *_: None)
-    return {"paused": not ended, "steps": [state["step"] for state in kept], "places": sorted(places), "apart": apart(found, whole)}
+    return {
+        "paused": not ended,
+        "steps": [state["step"] for state in kept],
+        "places": sorted(places),
+        "apart": apart(found, whole),
+    }
 
 
 def live() -> dict:
     """rescale_ of a model in training, its optimiser's state with it, as on the CPU."""
     config = LlamaConfig(
-        vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
-        attn_implementation="eager", use_cache=False,
-    )  # fmt: skip
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        attn_implementation="eager",
+        use_cache=False,
+    )
     torch.manual_seed(3)
     first = LlamaForCausalLM(config)
     rows = torch.randint(48, (2, 9))
     makers = {
-        "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2), "sgd": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
-        "muon": lambda p: torch.optim.Muon([q for q in p if q.dim() == 2], lr=1e-2), "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
-    }  # fmt: skip
+        "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+        "sgd": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+        "muon": lambda p: torch.optim.Muon([q for q in p if q.dim() == 2], lr=1e-2),
+        "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
+    }
     out = {}
     for name, make in makers.items():
         for granularity in ("tensor", "group", "channel")[: 1 if name == "adafactor" else 3]:
@@ -221,17 +258,27 @@ def live() -> dict:
                 states = copy.deepcopy(optimizer.state_dict()["state"])
                 keys = list(other.param_groups[0]["params"])
                 for i, parameter in enumerate(keys):
-                    other.state[parameter] = {k: v.to("cuda:0") if isinstance(v, torch.Tensor) and v.dim() else v for k, v in states.get(i, {}).items()}
+                    other.state[parameter] = {
+                        k: v.to("cuda:0") if isinstance(v, torch.Tensor) and v.dim() else v
+                        for k, v in states.get(i, {}).items()
+                    }
                 rescale_(twin, other, granularity=granularity)
                 moved = [p.detach().cpu() for p in twin.parameters()]
-                state = [{k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in other.state[p].items()} for p in keys]
+                state = [
+                    {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in other.state[p].items()} for p in keys
+                ]
             before = [p.detach().clone() for p in model.parameters()]
             rescale_(model, optimizer, granularity=granularity)
             own = [optimizer.state[p] for p in optimizer.param_groups[0]["params"]]
             out[f"{name} {granularity}"] = {
-                "weights": max(map(relative, moved, model.parameters())), "changed": sum(not torch.equal(a, b) for a, b in zip(before, model.parameters())),
-                "state": max(relative(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for a, b in zip(state, own, strict=True) for k in b),
-            }  # fmt: skip
+                "weights": max(map(relative, moved, model.parameters())),
+                "changed": sum(not torch.equal(a, b) for a, b in zip(before, model.parameters())),
+                "state": max(
+                    relative(torch.as_tensor(a[k]), torch.as_tensor(b[k]))
+                    for a, b in zip(state, own, strict=True)
+                    for k in b
+                ),
+            }
     return out
 
 
@@ -244,7 +291,14 @@ def adapters() -> dict:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(4)
-    config = LlamaConfig(vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    config = LlamaConfig(
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -257,8 +311,10 @@ def adapters() -> dict:
             twin = twin.to("cuda:0")
             rescale_(twin, pairs=("lora",), lora=kind)
             moved = [p.detach().cpu() for p in twin.parameters()]
-        out[kind] = {"apart": max(map(relative, moved, here.parameters())),
-                     "changed": sum(not torch.equal(a, b) for a, b in zip(here.parameters(), model.parameters()))}  # fmt: skip
+        out[kind] = {
+            "apart": max(map(relative, moved, here.parameters())),
+            "changed": sum(not torch.equal(a, b) for a, b in zip(here.parameters(), model.parameters())),
+        }
     return out
 
 
@@ -270,8 +326,10 @@ def mixing() -> dict:
         (here * 2).sum().backward()
         out["gradient"] = str(here.grad.device)
         for name, act in {
-            "mixed": lambda: here + torch.ones(3, 2), "numpy": lambda: here.detach().numpy(), "looked up": lambda: torch.ones(2, 2)[here.long()[0]],
-        }.items():  # fmt: skip
+            "mixed": lambda: here + torch.ones(3, 2),
+            "numpy": lambda: here.detach().numpy(),
+            "looked up": lambda: torch.ones(2, 2)[here.long()[0]],
+        }.items():
             try:
                 act()
                 out[name] = ""

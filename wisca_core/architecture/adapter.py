@@ -21,16 +21,44 @@ _PART = re.compile(r"(.+)\.(?:lora_(A|B)\.(weight|bias)|lora_(magnitude_vector)(
 _ANY_PART = re.compile(r"\.lora_|_lora\.|\.(?:hada|lokr|oft|ia3|vera|boft|hra)_")
 
 # Keys of adapter_config.json that change nothing about which products are computed; any other one that is set refuses.
-_HARMLESS = frozenset((
-    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
-    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "use_dora",
-    "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core",
-    "trainable_token_indices", "layer_replication", "runtime_config", "lora_bias",
-    "target_parameters",    # refused module by module: there A and B hold the ranks of many experts in different orders
-    "qalora_group_size",    # of use_qalora, which is refused
-    # what the adapter was filled with before its first step
-    "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-))  # fmt: skip
+_HARMLESS = frozenset(
+    (
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "r",
+        "target_modules",
+        "exclude_modules",
+        "lora_alpha",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "bias",
+        "use_rslora",
+        "use_dora",
+        "modules_to_save",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "megatron_core",
+        "trainable_token_indices",
+        "layer_replication",
+        "runtime_config",
+        "lora_bias",
+        "target_parameters",  # refused module by module: there A and B hold the ranks of many experts in different orders
+        "qalora_group_size",  # of use_qalora, which is refused
+        # what the adapter was filled with before its first step
+        "init_lora_weights",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +94,9 @@ def adapter_sites(checkpoint: Checkpoint) -> Sites:
         else:
             sites.append(_site(key, one, checkpoint))
     order = sorted(range(len(sites)), key=lambda i: (sites[i].key.stack, sites[i].key.layer, sites[i].key.part))
-    return Sites(kind, kind, None, tuple(sites[i] for i in order), tuple(refusals), tuple(_remarks(checkpoint, modules)))
+    return Sites(
+        kind, kind, None, tuple(sites[i] for i in order), tuple(refusals), tuple(_remarks(checkpoint, modules))
+    )
 
 
 def _kind(config: dict) -> tuple[str, str]:
@@ -108,12 +138,17 @@ def adapted(checkpoint: Checkpoint) -> tuple[Adapted, ...]:
         found[module] = one
     ranks = _ranks(config)
     targets = config.get("target_parameters") or ()
-    return tuple(one if one.unknown else replace(one, unknown=_unknown(one, checkpoint, ranks, targets)) for one in found.values())
+    return tuple(
+        one if one.unknown else replace(one, unknown=_unknown(one, checkpoint, ranks, targets))
+        for one in found.values()
+    )
 
 
 def _ranks(config: dict) -> set[int]:
     pattern = config.get("rank_pattern")
-    return {r for r in (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())) if isinstance(r, int)}
+    return {
+        r for r in (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())) if isinstance(r, int)
+    }
 
 
 def _unknown(one: Adapted, checkpoint: Checkpoint, ranks: set[int], targets: object) -> str:
@@ -168,7 +203,13 @@ def _key(module: str, whole: bool = False) -> SiteKey:
         return SiteKey("outside", 0, "none", "lora", part=_word(module))
     before = module[: match.start()]
     stack = next((part for part in before.split(".") if part in ("encoder", "decoder")), "decoder")
-    return SiteKey(re.sub(r"\W", "_", before) if whole and before else stack, int(match[1]), "none", "lora", part=_word(module[match.end() :]))
+    return SiteKey(
+        re.sub(r"\W", "_", before) if whole and before else stack,
+        int(match[1]),
+        "none",
+        "lora",
+        part=_word(module[match.end() :]),
+    )
 
 
 def _word(text: str) -> str:
@@ -178,13 +219,17 @@ def _word(text: str) -> str:
 def _remarks(checkpoint: Checkpoint, modules: tuple[Adapted, ...]) -> list[str]:
     config = checkpoint.adapter
     base = config.get("base_model_name_or_path")
-    out = [f"A LoRA adapter of {shown(base, 80) if base else 'a base model it does not name'}: rank {shown(config.get('r', 'unknown'), 20)}. Its rank "
-           f"channels are balanced, A against B; the base model stays as it is."]  # fmt: skip
+    out = [
+        f"A LoRA adapter of {shown(base, 80) if base else 'a base model it does not name'}: rank {shown(config.get('r', 'unknown'), 20)}. Its rank "
+        f"channels are balanced, A against B; the base model stays as it is."
+    ]
     if config.get("use_dora"):
         out.append("DoRA: the magnitudes see only the product B A, which does not change; they are copied.")
     known = {name for one in modules for name in (one.a, one.b, one.bias, one.magnitude)}
     others = [t.name for t in checkpoint.tensors if t.name not in known and not _ANY_PART.search(t.name)]
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        out.append(f"Copied unchanged, they are no LoRA (modules_to_save, biases): {', '.join(shown(n, 80) for n in others[:3])}{more}.")
+        out.append(
+            f"Copied unchanged, they are no LoRA (modules_to_save, biases): {', '.join(shown(n, 80) for n in others[:3])}{more}."
+        )
     return out

@@ -41,7 +41,11 @@ def refuse(layer: Layer, rules: Rules) -> None:
 def norm_of(layer: Layer) -> Norm | None:
     """The QK-norm that is at work in this layer."""
     family = layer.family
-    return family.norm if family.norm and evaluate(family.norm_when, dict(layer.config) | {"layer": layer.number}) else None
+    return (
+        family.norm
+        if family.norm and evaluate(family.norm_when, dict(layer.config) | {"layer": layer.number})
+        else None
+    )
 
 
 def _known(layer: Layer) -> set[str]:
@@ -68,8 +72,17 @@ def _qk(key: SiteKey, layer: Layer, readers: Sequence[Layer]) -> Site:
         legs += [*projection_legs(layer, "k", "right"), *follow]
         n, width = layer.n_kv_heads * layer.head_dim, layer.head_dim
         ties = (*layer.rotary_ties(layer.n_kv_heads, width), *shared_ties(layer, "qk"))
-        return Site(key, n, layer.n_kv_heads, tuple(legs), ties, layer.group_ties(width),
-                    "weights", layer.family.name, layer.rotary)  # fmt: skip
+        return Site(
+            key,
+            n,
+            layer.n_kv_heads,
+            tuple(legs),
+            ties,
+            layer.group_ties(width),
+            "weights",
+            layer.family.name,
+            layer.rotary,
+        )
     if norm.per == "head":
         n, groups = layer.head_dim, 1
         group_ties, rotary_ties = (Grid(0, (1, n), (0, 1)),), layer.rotary_ties(1, layer.head_dim)
@@ -78,8 +91,17 @@ def _qk(key: SiteKey, layer: Layer, readers: Sequence[Layer]) -> Site:
         group_ties, rotary_ties = layer.group_ties(layer.head_dim), layer.rotary_ties(layer.n_kv_heads, layer.head_dim)
     legs = [leg for one in (layer, *readers) for leg in _gain_legs(one, norm, "q", "left")]
     legs += [*_gain_legs(layer, norm, "k", "right"), *follow]
-    return Site(key, n, groups, tuple(legs), rotary_ties if norm.before_rope else (), group_ties, "gains", layer.family.name,
-                layer.rotary)  # fmt: skip
+    return Site(
+        key,
+        n,
+        groups,
+        tuple(legs),
+        rotary_ties if norm.before_rope else (),
+        group_ties,
+        "gains",
+        layer.family.name,
+        layer.rotary,
+    )
 
 
 def _gain_legs(layer: Layer, norm: Norm, role: str, side: str) -> Iterable[Leg]:
@@ -93,7 +115,9 @@ def _gain_legs(layer: Layer, norm: Norm, role: str, side: str) -> Iterable[Leg]:
         if norm.per in ("head", "width"):
             name = f"{module}.{kind}"
             if is_measured or (norm.bias and name in layer.weights):
-                layer.weights.require(name, (index.last + 1,), f"{getattr(norm, role)} has one gain a channel", "head_dim")
+                layer.weights.require(
+                    name, (index.last + 1,), f"{getattr(norm, role)} has one gain a channel", "head_dim"
+                )
                 yield Leg(name, 0, index, channel, side, role, is_measured, offset=offset)
             continue
         repeats = channel.sizes[1]
@@ -103,9 +127,20 @@ def _gain_legs(layer: Layer, norm: Norm, role: str, side: str) -> Iterable[Leg]:
                 continue
             by_row = norm.per == "rows"
             shape = (n_heads, width) if by_row else (width,)
-            layer.weights.require(name, shape, f"{getattr(norm, role)} has one gain a channel of every head", "head_dim")
-            yield Leg(name, int(by_row), Grid(0, (1, 1, width), (0, 0, 1)), Grid(head // repeats * width, (1, 1, width), (0, 0, 1)),
-                      side, role, is_measured, offset=offset, fixed=((0, head),) if by_row else ())  # fmt: skip
+            layer.weights.require(
+                name, shape, f"{getattr(norm, role)} has one gain a channel of every head", "head_dim"
+            )
+            yield Leg(
+                name,
+                int(by_row),
+                Grid(0, (1, 1, width), (0, 0, 1)),
+                Grid(head // repeats * width, (1, 1, width), (0, 0, 1)),
+                side,
+                role,
+                is_measured,
+                offset=offset,
+                fixed=((0, head),) if by_row else (),
+            )
 
 
 def _vo(key: SiteKey, layer: Layer, readers: Sequence[Layer]) -> Site:
@@ -123,8 +158,12 @@ def _vo(key: SiteKey, layer: Layer, readers: Sequence[Layer]) -> Site:
         gains = [Leg(name, 0, grid, grid, "left", "v")]
         bias = name.removesuffix("weight") + "bias"  # a LayerNorm's follows its gain
         if bias in layer.weights:
-            layer.weights.require(bias, (n,), f"{family.sub_norm} has one bias a channel", "the head counts and head_dim")
+            layer.weights.require(
+                bias, (n,), f"{family.sub_norm} has one bias a channel", "the head counts and head_dim"
+            )
             gains.append(Leg(bias, 0, grid, grid, "left", "v", measured=False))
         return Site(key, n, layer.n_kv_heads, (*gains, *o), (), ties, "gains", family.name)
     legs = (*projection_legs(layer, "v", "left"), *out, *follow)
-    return Site(key, layer.n_kv_heads * width, layer.n_kv_heads, legs, (), layer.group_ties(width), "weights", family.name)
+    return Site(
+        key, layer.n_kv_heads * width, layer.n_kv_heads, legs, (), layer.group_ties(width), "weights", family.name
+    )

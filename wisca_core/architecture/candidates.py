@@ -18,8 +18,15 @@ _NAMES = {
     "o": "o_proj out_proj dense wo Wo c_proj out_lin output to_out project_o attention_out linear_out proj o out",
     "qkv": "qkv_proj query_key_value Wqkv qkv c_attn in_proj wqkv to_qkv",
 }
-_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_norm", "key_norm"), ("query_layernorm", "key_layernorm"),
-          ("norm_q", "norm_k"), ("q_ln", "k_ln"), ("ln_q", "ln_k"))  # fmt: skip
+_NORMS = (
+    ("q_norm", "k_norm"),
+    ("q_layernorm", "k_layernorm"),
+    ("query_norm", "key_norm"),
+    ("query_layernorm", "key_layernorm"),
+    ("norm_q", "norm_k"),
+    ("q_ln", "k_ln"),
+    ("ln_q", "ln_k"),
+)
 NUMBERS = {
     "n_layers": "num_hidden_layers or n_layer or n_layers or num_layers",
     "n_heads": "num_attention_heads or n_head or n_heads or num_heads",
@@ -110,9 +117,14 @@ def guesses(checkpoint: Checkpoint, attention: Attention) -> Iterator[tuple[str,
 
 def _base(attention: Attention) -> dict[str, object]:
     return {
-        **NUMBERS, "head_dim": HEAD_DIM, "rope_theta": "rope_parameters.rope_theta or rope_theta or 10000.0",
-        "roots": [attention.root, ""], "layer": attention.layer, **attention.modules, "inert": [*attention.extra, "rotary_emb.inv_freq"],
-    }  # fmt: skip
+        **NUMBERS,
+        "head_dim": HEAD_DIM,
+        "rope_theta": "rope_parameters.rope_theta or rope_theta or 10000.0",
+        "roots": [attention.root, ""],
+        "layer": attention.layer,
+        **attention.modules,
+        "inert": [*attention.extra, "rotary_emb.inv_freq"],
+    }
 
 
 def qk_guesses(checkpoint: Checkpoint, attention: Attention, settled: Mapping[str, object]) -> Iterator[Guess]:
@@ -120,7 +132,11 @@ def qk_guesses(checkpoint: Checkpoint, attention: Attention, settled: Mapping[st
     neighbours; with the norms on q and k that the tensors show, behind the rotation or before it.
     """
     for norm_fields, norm_words in _norms(checkpoint, attention):
-        inert = [name for name in settled["inert"] if not any(name.startswith(f"{norm_fields[role]}.") for role in "qk")] if norm_fields else settled["inert"]
+        inert = (
+            [name for name in settled["inert"] if not any(name.startswith(f"{norm_fields[role]}.") for role in "qk")]
+            if norm_fields
+            else settled["inert"]
+        )
         ropes = [("none", 0.0)] + [(rope, share) for share in (0.25, 0.5, 1.0) for rope in ("half", "interleaved")]
         for before in (False, True) if norm_fields else (True,):
             for rope, share in ropes if before else [("none", 0.0)]:
@@ -143,7 +159,10 @@ def _norms(checkpoint: Checkpoint, attention: Attention) -> Iterator[tuple[dict[
         bias = f"{q}.bias" in attention.extra
         for offset in (0.0, 1.0):
             stored = " stored less one" if offset else ""
-            yield {"q": q, "k": k, "per": per, "offset": offset, "bias": bias}, f", gains of {q} a {'channel of a head' if per == 'head' else 'channel'}{stored}"
+            yield (
+                {"q": q, "k": k, "per": per, "offset": offset, "bias": bias},
+                f", gains of {q} a {'channel of a head' if per == 'head' else 'channel'}{stored}",
+            )
 
 
 def _norm_modules(attention: Attention) -> list[tuple[str, str]]:

@@ -29,18 +29,24 @@ _EQUALITY = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
 
 
 def evaluate(expression: str, names: Mapping[str, object]) -> object:
-    """Value of ``expression``; a missing name is None. Raises ConfigMismatch when an operand is no number or is zero.
-    """
+    """Value of ``expression``; a missing name is None. Raises ConfigMismatch when an operand is no number or is zero."""
     try:
         return _value(_parsed(expression), names)
     except (TypeError, ZeroDivisionError, AttributeError, OverflowError, LookupError) as error:
-        used = sorted({node.id for node in ast.walk(_parsed(expression)) if isinstance(node, ast.Name)} - _FUNCTIONS.keys())
+        used = sorted(
+            {node.id for node in ast.walk(_parsed(expression)) if isinstance(node, ast.Name)} - _FUNCTIONS.keys()
+        )
         found = ", ".join(f"{name} = {_shown(names.get(name))}" for name in used)
         raise ConfigMismatch(f"config.json does not give {expression}: {found}. Check these keys.") from error
 
 
 def whole(
-    expression: str, names: Mapping[str, object], meaning: str, at_least: int = 1, at_most: int = 1 << 24, layer: int = 0
+    expression: str,
+    names: Mapping[str, object],
+    meaning: str,
+    at_least: int = 1,
+    at_most: int = 1 << 24,
+    layer: int = 0,
 ) -> int:
     """The expression as a whole number within bounds, else ConfigMismatch that names ``meaning``. Of a list, the value
     of ``layer``.
@@ -51,7 +57,9 @@ def whole(
     if not _is_number(value) or abs(value) == math.inf or value != value or int(value) != value:
         raise ConfigMismatch(f"config.json gives {meaning} = {_shown(value)} ({expression}); a whole number is needed.")
     if not at_least <= value <= at_most:
-        raise ConfigMismatch(f"config.json gives {meaning} = {_shown(value)}; between {at_least} and {at_most:,} is possible.")
+        raise ConfigMismatch(
+            f"config.json gives {meaning} = {_shown(value)}; between {at_least} and {at_most:,} is possible."
+        )
     return int(value)
 
 

@@ -165,9 +165,7 @@ def families() -> MappingProxyType:
 
 def row(name: str, **fields) -> Family:
     """A family of these fields over the defaults, for a model type that no file has (discovery)."""
-    defaults = tomllib.loads(
-        resources.files(__package__).joinpath("rows/defaults.toml").read_text(encoding="utf-8")
-    )
+    defaults = tomllib.loads(resources.files(__package__).joinpath("rows/defaults.toml").read_text(encoding="utf-8"))
     return _family(name, {"model_types": [], **fields}, defaults)
 
 
@@ -177,7 +175,9 @@ def _family(name: str, given: Mapping, defaults: Mapping) -> Family:
         _family(name, {key: value for key, value in given.items() if key != "parts"} | part, defaults)
         for part in given.get("parts", ())
     )
-    layouts = {key: tuple((role, tuple(grid)) for role, grid in table.items()) for key, table in defaults["layouts"].items()}
+    layouts = {
+        key: tuple((role, tuple(grid)) for role, grid in table.items()) for key, table in defaults["layouts"].items()
+    }
     fields["layouts"] = tuple((expression, layouts[key]) for expression, key in fields["layouts"])
     fields["layout"] = layouts[fields["layout"]]
     fields["norm"] = Norm(**fields["norm"]) if fields.get("norm") else None

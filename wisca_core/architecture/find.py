@@ -49,7 +49,9 @@ def _family(checkpoint: Checkpoint, config: dict, model_type: str) -> Family:
         raise UnknownArchitecture("there is no config.json beside the weights; put the model's own config.json there.")
     quantised = quantisation(checkpoint)
     if quantised:
-        raise UnknownArchitecture(f"the checkpoint is quantised ({quantised}); rescale the unquantised one and quantise again.")
+        raise UnknownArchitecture(
+            f"the checkpoint is quantised ({quantised}); rescale the unquantised one and quantise again."
+        )
     family = families().get(model_type)
     if family is None:
         custom = " It brings its own code (auto_map), which is never run." if "auto_map" in config else ""
@@ -98,7 +100,9 @@ def _sites(checkpoint: Checkpoint, config: dict, model_type: str, family: Family
     if attention is None and not found:
         raise ConfigMismatch(f"the weights hold no attention tensors of a {model_type}. {' '.join(remarks)}".strip())
     if "auto_map" in config:
-        remarks.append("config.json names custom code (auto_map); it is never run, and the proof is of transformers' own class.")
+        remarks.append(
+            "config.json names custom code (auto_map); it is never run, and the proof is of transformers' own class."
+        )
     sites = tuple(one for one in found if isinstance(one, Site) and one.key.pair in pairs)
     refusals = tuple(one for one in found if isinstance(one, Refusal) and _is_asked(one, pairs))
     return Sites(family.name, model_type, attention, sites, refusals, tuple(dict.fromkeys(remarks)))
@@ -146,7 +150,9 @@ def _inner(config: Mapping, key: str) -> Mapping | None:
     from transformers import CONFIG_MAPPING
 
     outer = config.get("model_type")
-    if outer not in CONFIG_MAPPING or any(isinstance(value, int) and value > 1 << 17 for name, value in config.items() if "layer" in name):
+    if outer not in CONFIG_MAPPING or any(
+        isinstance(value, int) and value > 1 << 17 for name, value in config.items() if "layer" in name
+    ):
         return inner
     try:
         made = getattr(CONFIG_MAPPING[outer].from_dict(dict(config)), key)
@@ -163,9 +169,15 @@ def _completed(model_type: str, inner: Mapping) -> Mapping:
 
     if model_type not in CONFIG_MAPPING:
         return inner
-    given = {key: value for key, value in inner.items() if value is not None and not key.startswith("_") and "attn_implementation" not in key}
+    given = {
+        key: value
+        for key, value in inner.items()
+        if value is not None and not key.startswith("_") and "attn_implementation" not in key
+    }
     try:
-        full = CONFIG_MAPPING[model_type](**{key: value for key, value in given.items() if key != "model_type"}).to_dict()
+        full = CONFIG_MAPPING[model_type](
+            **{key: value for key, value in given.items() if key != "model_type"}
+        ).to_dict()
     except Exception:  # any key may hold anything; what is wrong is named where it is used
         full = CONFIG_MAPPING[model_type]().to_dict()
     return {**full, **given}
@@ -176,13 +188,22 @@ def _part(
 ) -> tuple[Attention | None, list[Site | Refusal]]:
     places = _places(part, config)
     n_layers = len(places)
-    numbers_at = [dict(config) | {"stage": stage, "inside": inside, "layer": number} for number, (stage, inside) in enumerate(places)]
+    numbers_at = [
+        dict(config) | {"stage": stage, "inside": inside, "layer": number}
+        for number, (stage, inside) in enumerate(places)
+    ]
     wanted = [i for i in range(n_layers) if evaluate(part.when, numbers_at[i])]
     root, present = _layers(weights, part, places)
     if part.is_optional and not present:
         remarks.append(f"{part.stack}.{part.attention}: the file holds no such tensors ({root}{part.layer}).")
         return None, []
-    if not part.is_sparse and part.when == "True" and len(present) < n_layers and present == list(range(len(present))) or not present:
+    if (
+        not part.is_sparse
+        and part.when == "True"
+        and len(present) < n_layers
+        and present == list(range(len(present)))
+        or not present
+    ):
         # the head counts first: what they say explains more than a missing tensor
         numbers(weights, part, numbers_at[0], 0, "")
         raise ConfigMismatch(
@@ -236,10 +257,14 @@ def _remark(
             "so scaling those does nothing; its gains are the live pair and are balanced instead."
         )
     if part.sub_norm and layers:
-        remarks.append(f"{part.sub_norm}, {len(layers)} layers: the norm absorbs the scale of Wv; its gain is balanced against Wo instead.")
+        remarks.append(
+            f"{part.sub_norm}, {len(layers)} layers: the norm absorbs the scale of Wv; its gain is balanced against Wo instead."
+        )
     shared = [layer.number for layer in layers if _is_reader(layer)]
     if shared:
-        remarks.append(f"Layers {_spans(shared)} read the keys and values of an earlier layer; their queries follow its factors.")
+        remarks.append(
+            f"Layers {_spans(shared)} read the keys and values of an earlier layer; their queries follow its factors."
+        )
     others = sorted(set(range(n_layers)) - {layer.number for layer in layers})
     if others and part.otherwise:
         remarks.append(f"Layers {_spans(others)}: {part.otherwise}.")
@@ -275,7 +300,9 @@ def _places(part: Family, config: Mapping) -> list[tuple[int, int]]:
         return [(0, i) for i in range(whole(part.n_layers, config, "layers", at_most=1 << 14))]
     depths = evaluate(part.stages, config)
     if not isinstance(depths, list) or len(depths) > 64:
-        raise ConfigMismatch(f"config.json gives the depths of its stages as {depths!r:.60} ({part.stages}); a list is needed.")
+        raise ConfigMismatch(
+            f"config.json gives the depths of its stages as {depths!r:.60} ({part.stages}); a list is needed."
+        )
     each = [whole("depth", {"depth": depth}, "layers of a stage", at_least=0, at_most=1 << 12) for depth in depths]
     if not sum(each):
         raise ConfigMismatch(f"config.json gives no layer in any stage ({part.stages} = {depths!r:.60}).")
@@ -288,7 +315,11 @@ def _layers(weights: Weights, family: Family, places: list[tuple[int, int]]) -> 
     """
     number = {place: i for i, place in enumerate(places)}
     for root in family.roots:
-        pattern = re.escape(root + family.layer).replace(re.escape("{i}"), r"(?P<i>\d{1,6})").replace(re.escape("{s}"), r"(?P<s>\d{1,6})")
+        pattern = (
+            re.escape(root + family.layer)
+            .replace(re.escape("{i}"), r"(?P<i>\d{1,6})")
+            .replace(re.escape("{s}"), r"(?P<s>\d{1,6})")
+        )
         beginning = (root + family.layer).split("{")[0]
         matches = [m for name in weights.below(beginning) if (m := re.match(pattern, name))]
         found = {(int(m.groupdict().get("s", 0)), int(m.groupdict().get("i", 0))) for m in matches}
@@ -296,5 +327,7 @@ def _layers(weights: Weights, family: Family, places: list[tuple[int, int]]) -> 
             beyond = sorted(found - number.keys())
             if not family.stages:
                 return root, sorted(i for _, i in found)
-            return root, sorted(number[place] for place in found & number.keys()) + [len(places) + i for i in range(len(beyond))]
+            return root, sorted(number[place] for place in found & number.keys()) + [
+                len(places) + i for i in range(len(beyond))
+            ]
     return family.roots[0], []

@@ -12,7 +12,9 @@ from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
 def known(layer: Layer) -> set[str]:
     """Names of the tensors this rule explains beside q and o."""
     one = layer.family.latent
-    modules = [layer.prefix + one.kv_a, layer.prefix + one.kv_b] + ([layer.prefix + one.rope_gain] if one.rope_gain else [])
+    modules = [layer.prefix + one.kv_a, layer.prefix + one.kv_b] + (
+        [layer.prefix + one.rope_gain] if one.rope_gain else []
+    )
     return {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
 
 
@@ -22,8 +24,11 @@ def latent_sites(layer: Layer, explained: set[str]) -> list[Site | Refusal]:
 
     family = layer.family
     out: list[Site | Refusal] = []
-    for pair, part, rules, build in (("qk", "", family.refuse_qk, _content), ("qk", "rope", family.refuse_qk, _rotary),
-                                     ("vo", "", family.refuse_vo, _values)):  # fmt: skip
+    for pair, part, rules, build in (
+        ("qk", "", family.refuse_qk, _content),
+        ("qk", "rope", family.refuse_qk, _rotary),
+        ("vo", "", family.refuse_vo, _values),
+    ):
         key = layer.key(pair, part)
         try:
             refuse(layer, rules)
@@ -43,12 +48,16 @@ def _sizes(layer: Layer) -> tuple[int, int, int, int, int]:
     )
 
 
-def _legs(layer: Layer, module: str, axis: int, width: int, index: Grid, channel: Grid, side: str, role: str) -> list[Leg]:
+def _legs(
+    layer: Layer, module: str, axis: int, width: int, index: Grid, channel: Grid, side: str, role: str
+) -> list[Leg]:
     """The module's weight, checked to have ``width`` along ``axis``, and its bias where rows are scaled."""
     name = f"{module}.weight"
     shape = layer.weights.shape(name) or (width, width)
     wanted = tuple(width if i == axis else n for i, n in enumerate(shape)) if len(shape) == 2 else (width, width)
-    layer.weights.require(name, wanted, f"{role} needs {width:,} {'rows' if axis == 0 else 'columns'}", "the head counts and head sizes")
+    layer.weights.require(
+        name, wanted, f"{role} needs {width:,} {'rows' if axis == 0 else 'columns'}", "the head counts and head sizes"
+    )
     legs = [Leg(name, axis, index, channel, side, role)]
     if axis == 0 and f"{module}.bias" in layer.weights:
         layer.weights.require(f"{module}.bias", (width,), "the bias has one value a row", "the head counts")
@@ -71,8 +80,16 @@ def _content(key: SiteKey, layer: Layer) -> list[Site]:
         return []
     n, sizes = layer.n_heads, (layer.n_heads, 1, nope)
     q = _queries(layer, 0, nope, is_shared=False)
-    k = _legs(layer, layer.prefix + layer.family.latent.kv_b, 0, n * (nope + value), Grid(0, sizes, (nope + value, 0, 1)),
-              Grid(0, sizes, (nope, 0, 1)), "right", "k")  # fmt: skip
+    k = _legs(
+        layer,
+        layer.prefix + layer.family.latent.kv_b,
+        0,
+        n * (nope + value),
+        Grid(0, sizes, (nope + value, 0, 1)),
+        Grid(0, sizes, (nope, 0, 1)),
+        "right",
+        "k",
+    )
     return [Site(key, n * nope, n, (*q, *k), (), (Grid(0, (n, nope), (nope, 1)),), "weights", layer.family.name)]
 
 
@@ -102,7 +119,15 @@ def _values(key: SiteKey, layer: Layer) -> list[Site]:
     _, nope, _, value, _ = _sizes(layer)
     n, sizes = layer.n_heads, (layer.n_heads, 1, value)
     channel = Grid(0, sizes, (value, 0, 1))
-    v = _legs(layer, layer.prefix + layer.family.latent.kv_b, 0, n * (nope + value), Grid(nope, sizes, (nope + value, 0, 1)), channel,
-              "left", "v")  # fmt: skip
+    v = _legs(
+        layer,
+        layer.prefix + layer.family.latent.kv_b,
+        0,
+        n * (nope + value),
+        Grid(nope, sizes, (nope + value, 0, 1)),
+        channel,
+        "left",
+        "v",
+    )
     o = _legs(layer, layer.module("o"), 1, n * value, Grid(0, sizes, (value, 0, 1)), channel, "right", "o")
     return [Site(key, n * value, n, (*v, *o), (), (Grid(0, (n, value), (value, 1)),), "weights", layer.family.name)]

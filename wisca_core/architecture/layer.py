@@ -51,10 +51,14 @@ class Weights:
             raise Refused(f"{name} shares its storage with {', '.join(shared)}; scaling it would change both.")
         tensor = self.checkpoint.by_name.get(name)
         if tensor is None:
-            raise Refused(f"{name} is missing from the weights. Check whether a shard is missing or config.json belongs to another model.")
+            raise Refused(
+                f"{name} is missing from the weights. Check whether a shard is missing or config.json belongs to another model."
+            )
         if tensor.shape != shape:
             found = " x ".join(map(str, tensor.shape)) or "a single number"
-            raise Refused(f"{name} is {found}; {what}, {' x '.join(map(str, shape))} is expected. Check {check} in config.json.")
+            raise Refused(
+                f"{name} is {found}; {what}, {' x '.join(map(str, shape))} is expected. Check {check} in config.json."
+            )
         if tensor.dtype not in RESCALABLE:
             raise Refused(f"{name} is stored as {tensor.dtype}; only {', '.join(RESCALABLE)} can be rescaled.")
 
@@ -134,7 +138,9 @@ class Layer:
         n_blocks, step = blocks
         inside = self.n_kv_heads // n_blocks
         if inside * n_blocks != self.n_kv_heads:
-            raise Refused(f"{self.n_kv_heads} heads do not lie in {n_blocks} blocks. Check the head counts in config.json.")
+            raise Refused(
+                f"{self.n_kv_heads} heads do not lie in {n_blocks} blocks. Check the head counts in config.json."
+            )
         sizes = (n_blocks, inside, repeats, width)
         return Grid(start, sizes, (step, group, repeat, 1)), Grid(0, sizes, (inside * width, width, 0, 1))
 
@@ -168,7 +174,10 @@ class Layer:
 
 def numbers(weights: Weights, family: Family, config: Mapping, number: int, prefix: str) -> Layer:
     """Raises ConfigMismatch, naming the keys of config.json."""
-    names = dict(config) | {"layer": number, "config": config}  # config.x: the key's own value where a field is named alike
+    names = dict(config) | {
+        "layer": number,
+        "config": config,
+    }  # config.x: the key's own value where a field is named alike
     n_heads = whole(family.n_heads, names, "query heads", at_most=1 << 14, layer=number)
     n_kv_heads = whole(family.n_kv_heads, names, "key/value heads", at_most=1 << 14, layer=number)
     if n_heads % n_kv_heads:
@@ -188,11 +197,26 @@ def numbers(weights: Weights, family: Family, config: Mapping, number: int, pref
         # the rotary width is 2 * len(inv_freq) = 2 * ceil(int(w) / 2), not int(w): 16 * 0.334 rotates 6 channels, not 5
         stated = evaluate(family.rope_width, names)
         if isinstance(stated, bool) or not isinstance(stated, (int, float)) or not 0 < stated <= head_dim:
-            raise ConfigMismatch(f"config.json gives a rotary width of {stated!r} in heads of {head_dim} ({family.rope_width}).")
+            raise ConfigMismatch(
+                f"config.json gives a rotary width of {stated!r} in heads of {head_dim} ({family.rope_width})."
+            )
         width = 2 * ((int(stated) + 1) // 2)
     theta = evaluate(family.rope_theta, names)
     theta = float(theta) if isinstance(theta, (int, float)) and 0 < theta < 1e300 else 0.0
-    return Layer(weights, family, config, number, prefix, n_heads, n_kv_heads, head_dim, **sizes, rope=rope, rope_width=width, theta=theta)
+    return Layer(
+        weights,
+        family,
+        config,
+        number,
+        prefix,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        **sizes,
+        rope=rope,
+        rope_width=width,
+        theta=theta,
+    )
 
 
 def projection_legs(layer: Layer, role: str, side: str) -> tuple[Leg, ...]:
@@ -202,7 +226,12 @@ def projection_legs(layer: Layer, role: str, side: str) -> tuple[Leg, ...]:
     if family.heads_axis:
         heads = layer.n_heads if role in "qo" else layer.n_kv_heads
         shape = (layer.beside(role), heads, layer.width(role))
-        layer.weights.require(layer.tensor(module), shape, f"{heads} {HEADS[role]} heads of {layer.width(role)}", "the head counts and head_dim")
+        layer.weights.require(
+            layer.tensor(module),
+            shape,
+            f"{heads} {HEADS[role]} heads of {layer.width(role)}",
+            "the head counts and head_dim",
+        )
         return _legs_by_head(layer, layer.tensor(module), 2, 1, role, side)
     if family.by_expert and role in "qo":
         return _legs_by_expert(layer, layer.tensor(module), 1 if role == "q" else 2, role, side)
@@ -217,7 +246,9 @@ def projection_legs(layer: Layer, role: str, side: str) -> tuple[Leg, ...]:
     lines = "columns" if (role == "o") != family.conv1d else "rows"
     what = f"{'the fused q, k and v' if len(sharing) > 1 else named} need {width:,} {lines}"
     tensor = layer.tensor(module)
-    layer.weights.require(tensor, (shape[::-1] if family.conv1d else shape) + family.trailing, what, "the head counts and head_dim")
+    layer.weights.require(
+        tensor, (shape[::-1] if family.conv1d else shape) + family.trailing, what, "the head counts and head_dim"
+    )
     legs = [Leg(tensor, 1 - axis if family.conv1d else axis, index, channel, side, role)]
     bias = layer.bias(module)
     # biases of q, k and v scale with their rows; the bias of the output projection does not
@@ -233,15 +264,28 @@ def _gate_width(layer: Layer, role: str) -> int:
     return index.last + 1 + layer.head_dim if role == "q" and index.strides[-2] == 2 * layer.head_dim else 0
 
 
-def _legs_by_head(layer: Layer, tensor: str, axis: int, heads_axis: int, role: str, side: str, measured=True, offset=0.0) -> tuple[Leg, ...]:
+def _legs_by_head(
+    layer: Layer, tensor: str, axis: int, heads_axis: int, role: str, side: str, measured=True, offset=0.0
+) -> tuple[Leg, ...]:
     """One leg a head of a tensor whose heads are an axis of their own."""
     _, channel = layer.separate(role)
     width, (groups, repeats, _) = layer.width(role), channel.sizes
     legs = []
     for head in range(groups * repeats):
         start = head // repeats * width
-        legs.append(Leg(tensor, axis, Grid(0, (1, 1, width), (0, 0, 1)), Grid(start, (1, 1, width), (0, 0, 1)), side, role,
-                        measured, offset=offset, fixed=((heads_axis, head),)))  # fmt: skip
+        legs.append(
+            Leg(
+                tensor,
+                axis,
+                Grid(0, (1, 1, width), (0, 0, 1)),
+                Grid(start, (1, 1, width), (0, 0, 1)),
+                side,
+                role,
+                measured,
+                offset=offset,
+                fixed=((heads_axis, head),),
+            )
+        )
     return tuple(legs)
 
 
@@ -251,7 +295,12 @@ def _legs_by_expert(layer: Layer, tensor: str, axis: int, role: str, side: str) 
     shape = layer.weights.shape(tensor) or (0, 0, 0)
     width = layer.n_heads * layer.width(role)
     wanted = (shape[0], width, layer.hidden_size) if role == "q" else (shape[0], layer.out_hidden, width)
-    layer.weights.require(tensor, wanted, f"every expert holds {layer.n_heads} {HEADS[role]} heads of {layer.width(role)}", "the head counts")
+    layer.weights.require(
+        tensor,
+        wanted,
+        f"every expert holds {layer.n_heads} {HEADS[role]} heads of {layer.width(role)}",
+        "the head counts",
+    )
     return tuple(Leg(tensor, axis, index, channel, side, role, fixed=((0, expert),)) for expert in range(shape[0]))
 
 
@@ -266,10 +315,14 @@ def following_legs(layer: Layer, pair: str) -> tuple[Leg, ...]:
         role = "q" if one.like == "head" else one.like
         index, channel = layer.separate(one.like)
         if one.heads_axis >= 0:
-            legs += _legs_by_head(layer, tensor, one.axis, one.heads_axis, role, one.side, measured=False, offset=one.offset)
+            legs += _legs_by_head(
+                layer, tensor, one.axis, one.heads_axis, role, one.side, measured=False, offset=one.offset
+            )
             continue
         if one.axis >= len(shape) or shape[one.axis] != index.last + 1:
-            raise Refused(f"{tensor} is {' x '.join(map(str, shape))}; {index.last + 1} along axis {one.axis} are expected.")
+            raise Refused(
+                f"{tensor} is {' x '.join(map(str, shape))}; {index.last + 1} along axis {one.axis} are expected."
+            )
         legs.append(Leg(tensor, one.axis, index, channel, one.side, role, measured=False, offset=one.offset))
     return tuple(legs)
 

@@ -23,7 +23,8 @@ _USUAL = {"mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "expert
 _ROUTER = re.compile(r"(^|\.)(gate|\w*router\w*)\.")
 # what may lie beside the matrices: an output bias, routers, the blocks that are found by themselves, a norm behind the block
 _BESIDE = re.compile(
-    r"(bias$|gate|router|experts?|shared\w*|\w*gating|act\w*|e_score\w*|layer_?norm|output\.LayerNorm|balancing\w*)(\.|_|$)", re.I
+    r"(bias$|gate|router|experts?|shared\w*|\w*gating|act\w*|e_score\w*|layer_?norm|output\.LayerNorm|balancing\w*)(\.|_|$)",
+    re.I,
 )
 
 
@@ -97,7 +98,9 @@ def _sites(layer: Layer, prefix: str, block: _Block, key: SiteKey) -> Iterator[S
     _check_explained(layer, prefix, names)
     down_shape, up_shape = weights.shape(down), weights.shape(up)
     if len(down_shape) != len(up_shape) or len(down_shape) not in (2, 3):
-        raise Refused(f"{up} and {down} have {len(up_shape)} and {len(down_shape)} dimensions; two or three of both are expected.")
+        raise Refused(
+            f"{up} and {down} have {len(up_shape)} and {len(down_shape)} dimensions; two or three of both are expected."
+        )
     if names.by_rows and up_shape == down_shape and len(up_shape) == 2:
         up_axis, down_axis, n, is_fused = 0, 0, up_shape[0], False
     else:
@@ -113,8 +116,15 @@ def _sites(layer: Layer, prefix: str, block: _Block, key: SiteKey) -> Iterator[S
         for bias in (f"{prefix}{names.fused or names.up}.bias", f"{up}_bias"):
             if bias in weights:
                 shape = weights.shape(bias)
-                weights.require(bias, (*up_shape[:-2], n * (2 if is_fused else 1)), "the bias has one value a row", "intermediate_size")
-                legs.append(Leg(bias, len(shape) - 1, legs[0].index, channel, "left", "up", measured=False, fixed=fixed))
+                weights.require(
+                    bias,
+                    (*up_shape[:-2], n * (2 if is_fused else 1)),
+                    "the bias has one value a row",
+                    "intermediate_size",
+                )
+                legs.append(
+                    Leg(bias, len(shape) - 1, legs[0].index, channel, "left", "up", measured=False, fixed=fixed)
+                )
         legs.append(Leg(down, down_axis, channel, channel, "right", "down", exponent=exponent, fixed=fixed))
         one = key if expert is None else SiteKey(key.stack, key.layer, key.attention, key.pair, expert, key.part)
         yield Site(one, n, 1, tuple(legs), (), (Grid(0, (1, n), (0, 1)),), "weights", layer.family.name)
@@ -161,4 +171,6 @@ def _check_explained(layer: Layer, prefix: str, names: _Names) -> None:
     for name in layer.weights.below(prefix):
         rest = name.removeprefix(prefix)
         if not rest.startswith(own) and not _BESIDE.match(rest):
-            raise Refused(f"{name} is not part of what is known of this feed-forward block; it may change what an exact factor is.")
+            raise Refused(
+                f"{name} is not part of what is known of this feed-forward block; it may change what an exact factor is."
+            )

@@ -13,7 +13,10 @@ def lines(refusals: Iterable[Refusal]) -> list[str]:
     found: dict[tuple, list[Refusal]] = {}
     for refusal in refusals:
         found.setdefault((_place(refusal.what), re.sub(r"\d+", "#", refusal.reason)), []).append(refusal)
-    return [f"{same[0].what}{f' and {len(same) - 1:,} more like it' if len(same) > 1 else ''}: {same[0].reason}" for same in found.values()]
+    return [
+        f"{same[0].what}{f' and {len(same) - 1:,} more like it' if len(same) > 1 else ''}: {same[0].reason}"
+        for same in found.values()
+    ]
 
 
 def _place(what: str) -> str:

@@ -24,8 +24,7 @@ GRANULARITIES = ("tensor", "group", "channel")  # coarse to fine
 
 @dataclass(frozen=True)
 class Grid:
-    """A strided block of indices: ``start + sum(coordinate * stride)`` over all coordinates below ``sizes``, row-major.
-    """
+    """A strided block of indices: ``start + sum(coordinate * stride)`` over all coordinates below ``sizes``, row-major."""
 
     start: int
     sizes: tuple[int, ...]
@@ -131,7 +130,9 @@ class SiteKey:
         match = re.fullmatch(r"(\w+)\.(\d+)\.(\w+)\.(\w+)(?:\.e(\d+))?(?::([\w.-]+))?", text)
         if not match:
             raise ValueError(f"{text!r} is no name of a site")
-        return cls(match[1], int(match[2]), match[3], match[4], -1 if match[5] is None else int(match[5]), match[6] or "")
+        return cls(
+            match[1], int(match[2]), match[3], match[4], -1 if match[5] is None else int(match[5]), match[6] or ""
+        )
 
 
 @dataclass(frozen=True)

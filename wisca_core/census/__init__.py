@@ -17,5 +17,20 @@ from wisca_core.census.kept import entries, entry
 from wisca_core.census.known import all_types, causal_types, close_to, row_file, row_text, rule_lines, short_rule
 from wisca_core.census.run import census
 
-__all__ = ["Coverage", "Entry", "Pair", "Place", "all_types", "causal_types", "census", "close_to", "coverage", "entries",
-           "entry", "row_file", "row_text", "rule_lines", "short_rule"]  # fmt: skip
+__all__ = [
+    "Coverage",
+    "Entry",
+    "Pair",
+    "Place",
+    "all_types",
+    "causal_types",
+    "census",
+    "close_to",
+    "coverage",
+    "entries",
+    "entry",
+    "row_file",
+    "row_text",
+    "rule_lines",
+    "short_rule",
+]

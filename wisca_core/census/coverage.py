@@ -43,7 +43,9 @@ class Coverage:
         proved = self.n_types - self.n_open
         if not any(self.n(pair, verdict) for pair in PAIRS for verdict in (PROVED, PARTLY)):
             return f"The census has tried none of {self.n_types} architectures here yet."
-        waiting = f" {self.n_open} more {'was' if self.n_open == 1 else 'were'} not tried here yet." if self.n_open else ""
+        waiting = (
+            f" {self.n_open} more {'was' if self.n_open == 1 else 'were'} not tried here yet." if self.n_open else ""
+        )
         if self.n_released:
             which = "All of it was" if self.n_released == proved else f"{self.n_released} of them were"
             waiting += f" {which} tried when this version of wisca was made, with the same transformers and torch, not on this machine."
@@ -63,8 +65,14 @@ def len_of(reasons: Iterable[Reason]) -> int:
 def coverage(entries: Iterable[Entry]) -> Coverage:
     """The counts over ``entries``."""
     entries = tuple(entries)
-    counts = tuple((pair, verdict, sum(e[pair].verdict == verdict for e in entries)) for pair in PAIRS for verdict in VERDICTS)
-    refused = tuple((pair, reason) for pair in PAIRS for reason in _grouped((text, e.model_type) for e in entries if not e.not_reached for text in e[pair].reasons))
+    counts = tuple(
+        (pair, verdict, sum(e[pair].verdict == verdict for e in entries)) for pair in PAIRS for verdict in VERDICTS
+    )
+    refused = tuple(
+        (pair, reason)
+        for pair in PAIRS
+        for reason in _grouped((text, e.model_type) for e in entries if not e.not_reached for text in e[pair].reasons)
+    )
     timed = sorted(((e.model_type, e.seconds) for e in entries if e.seconds), key=lambda one: -one[1])
     worst = max(((e.model_type, e.max_rel) for e in entries if e.n_trials), key=lambda one: one[1], default=("", 0.0))
     return Coverage(
@@ -85,4 +93,8 @@ def _grouped(found: Iterable[tuple[str, str]]) -> tuple[Reason, ...]:
     by_text: dict[str, list[str]] = {}
     for text, model_type in found:
         by_text.setdefault(text, []).append(model_type)
-    return tuple(sorted((Reason(text, tuple(names)) for text, names in by_text.items()), key=lambda r: (-len(r.model_types), r.text)))
+    return tuple(
+        sorted(
+            (Reason(text, tuple(names)) for text, names in by_text.items()), key=lambda r: (-len(r.model_types), r.text)
+        )
+    )

@@ -61,9 +61,9 @@ class Pair:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why it was refused, where it was; each once."""
-        return tuple(dict.fromkeys(place.reason for place in self.places if place.reason and not place.is_idle)) or tuple(
-            dict.fromkeys(place.reason for place in self.places if place.reason and self.verdict == REFUSED)
-        )
+        return tuple(
+            dict.fromkeys(place.reason for place in self.places if place.reason and not place.is_idle)
+        ) or tuple(dict.fromkeys(place.reason for place in self.places if place.reason and self.verdict == REFUSED))
 
 
 def pair_of(pair: str, places: tuple[Place, ...], asked: tuple[str, ...]) -> Pair:
@@ -161,7 +161,9 @@ def _listed(names: list[str]) -> str:
 def _pair(data: Mapping) -> Pair:
     if data["verdict"] not in VERDICTS:
         raise ValueError(data["verdict"])
-    places = tuple(Place(**{**place, "finest": tuple(place["finest"]), "held": tuple(place["held"])}) for place in data["places"])
+    places = tuple(
+        Place(**{**place, "finest": tuple(place["finest"]), "held": tuple(place["held"])}) for place in data["places"]
+    )
     if any(name not in GRANULARITIES for place in places for name in (*place.finest, *place.held)):
         raise ValueError("granularity")
     return Pair(data["pair"], data["verdict"], places)

@@ -49,13 +49,24 @@ def not_reached(model_type: str, why: str, granularities: tuple[str, ...], secon
     """The entry of a type of which nothing could be found out."""
     family = families().get(model_type)
     pairs = tuple(Pair(pair, NOT_REACHED) for pair in PAIRS)
-    return Entry(model_type, family=family.name if family else "", pairs=pairs, granularities=granularities,
-                 not_reached=_one_line(why), seconds=seconds, when=time.time())  # fmt: skip
+    return Entry(
+        model_type,
+        family=family.name if family else "",
+        pairs=pairs,
+        granularities=granularities,
+        not_reached=_one_line(why),
+        seconds=seconds,
+        when=time.time(),
+    )
 
 
 def always_refused(family: Family | None) -> str:
     """Why the row refuses this architecture whatever its config says, "" where it does not."""
-    reasons = [next((reason for expression, reason in part.refuse if expression == "True"), "") for part in family.each] if family else []
+    reasons = (
+        [next((reason for expression, reason in part.refuse if expression == "True"), "") for part in family.each]
+        if family
+        else []
+    )
     return reasons[0] if reasons and all(reasons) and not family.towers else ""
 
 
@@ -100,7 +111,10 @@ def _at_each(bench, asked: tuple[str, ...], progress: Progress) -> dict[str, Ver
 
 
 def _same_as(sites: Sites, granularity: str, others: tuple[str, ...]) -> str:
-    return next((other for other in others if all(np.array_equal(s.labels(granularity), s.labels(other)) for s in sites.sites)), "")
+    return next(
+        (other for other in others if all(np.array_equal(s.labels(granularity), s.labels(other)) for s in sites.sites)),
+        "",
+    )
 
 
 def _is_own(sites: Sites, granularity: str, asked: tuple[str, ...]) -> bool:
@@ -140,10 +154,14 @@ def _refused_place(refusal: Refusal) -> list[tuple[str, str]]:
         key = SiteKey.parse(refusal.what)
     except ValueError:
         return [(pair, refusal.what) for pair in PAIRS]
-    return [(key.pair, f"{key.stack}.{key.attention}" + (f":{key.part}" if key.part else ""))] if key.pair in PAIRS else []
+    return (
+        [(key.pair, f"{key.stack}.{key.attention}" + (f":{key.part}" if key.part else ""))] if key.pair in PAIRS else []
+    )
 
 
-def _entry(model_type: str, family: Family | None, asked: tuple[str, ...], places: Mapping[str, tuple[Place, ...]]) -> Entry:
+def _entry(
+    model_type: str, family: Family | None, asked: tuple[str, ...], places: Mapping[str, tuple[Place, ...]]
+) -> Entry:
     pairs = tuple(pair_of(pair, places[pair], asked) for pair in PAIRS)
     return Entry(model_type, family=family.name if family else "", pairs=pairs, granularities=asked)
 

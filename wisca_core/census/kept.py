@@ -17,7 +17,7 @@ from wisca_core.census.judge import always_refused
 from wisca_core.census.released import released
 from wisca_core.equivalence.proof import versions
 from wisca_core.errors import OutputRefused, UnreadableInput
-from wisca_core.home import folder, read_json, write_json
+from wisca_core.storage import folder, read_json, write_json
 
 FORMAT, VERSION = "wisca-census", 1
 

@@ -132,7 +132,10 @@ def _short(part: Family) -> str:
 
 def rule_lines(family: Family) -> tuple[str, ...]:
     """The whole rule in sentences: where the tensors lie, what ties their channels, what is refused and why."""
-    lines = [f"Tower {tower.config}, where config.json has one: the rule of its own model type, tensors below {_roots(tower.roots).rstrip('.') or 'the top'}." for tower in family.towers]
+    lines = [
+        f"Tower {tower.config}, where config.json has one: the rule of its own model type, tensors below {_roots(tower.roots).rstrip('.') or 'the top'}."
+        for tower in family.towers
+    ]
     for part in family.parts or (() if family.towers else (family,)):
         lines += _part_lines(part, len(family.parts) > 1)
     return tuple(dict.fromkeys(lines))
@@ -152,10 +155,14 @@ def _part_lines(part: Family, is_one_of_several: bool) -> list[str]:
         when = "" if part.norm_when == "True" else f" where {part.norm_when}"
         order = "before the rotation" if n.before_rope else "after the rotation, so that every channel is free"
         biases = ", biases follow" if n.bias else ""
-        lines.append(f"Norms on q and k ({n.q}, {n.k}){when}, {order}: their gains carry the scale instead of Wq and Wk; {PER[n.per]}, {stored}{biases}.")
+        lines.append(
+            f"Norms on q and k ({n.q}, {n.k}){when}, {order}: their gains carry the scale instead of Wq and Wk; {PER[n.per]}, {stored}{biases}."
+        )
     if part.latent:
-        lines.append(f"Latent attention: keys and values come from {part.latent.kv_a} through {part.latent.kv_b}; "
-                     "the channels without rotation are free in each head, the rotating key is shared and tied over all heads.")  # fmt: skip
+        lines.append(
+            f"Latent attention: keys and values come from {part.latent.kv_a} through {part.latent.kv_b}; "
+            "the channels without rotation are free in each head, the rotating key is shared and tied over all heads."
+        )
     if part.sub_norm:
         lines.append(f"A norm stands between the heads and Wo ({part.sub_norm}): its gain is live in the place of Wv.")
     if part.kv_source:
@@ -163,9 +170,21 @@ def _part_lines(part: Family, is_one_of_several: bool) -> list[str]:
     lines += [_follows(one) for one in part.follow]
     if part.otherwise:
         lines.append(f"Other layers: {part.otherwise}.")
-    for words, rules in (("Refused", part.refuse), ("QK refused", part.refuse_qk), ("VO refused", part.refuse_vo), ("MLP refused", part.refuse_mlp)):
-        lines += [f"{words}{'' if expression == 'True' else f' where {expression}'}: {reason}." for expression, reason in rules]
-    lines.append("MLP pairs: none is looked for." if part.mlp == "none" else "MLP pairs: up and down, with a gate or ReLU between them; refused otherwise.")
+    for words, rules in (
+        ("Refused", part.refuse),
+        ("QK refused", part.refuse_qk),
+        ("VO refused", part.refuse_vo),
+        ("MLP refused", part.refuse_mlp),
+    ):
+        lines += [
+            f"{words}{'' if expression == 'True' else f' where {expression}'}: {reason}."
+            for expression, reason in rules
+        ]
+    lines.append(
+        "MLP pairs: none is looked for."
+        if part.mlp == "none"
+        else "MLP pairs: up and down, with a gate or ReLU between them; refused otherwise."
+    )
     return lines
 
 
@@ -206,11 +225,17 @@ def _rotation(part: Family, short: bool = False) -> str:
     if choice:
         first, condition, second = choice.groups()
         return f"where the config says `{condition}`: {_turning(first)}. Else: {_turning(second)}"
-    behind = f"; the first {part.rope_width} channels, those behind are free" if is_partial and part.rope in ROTATIONS else ""
+    behind = (
+        f"; the first {part.rope_width} channels, those behind are free"
+        if is_partial and part.rope in ROTATIONS
+        else ""
+    )
     return _turning(part.rope) + behind
 
 
 def _turning(rope: str) -> str:
     if rope == "none":
         return "none, so every channel is free"
-    return f"{ROTATIONS[rope]}, and each pair shares a factor" if rope in ROTATIONS else f"as the config says by `{rope}`"
+    return (
+        f"{ROTATIONS[rope]}, and each pair shares a factor" if rope in ROTATIONS else f"as the config says by `{rope}`"
+    )

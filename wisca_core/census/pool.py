@@ -81,10 +81,14 @@ def run(
                             _give(worker, waiting.pop(), granularities)
                         else:
                             _stop(worker, selector, workers)
-                for worker in [w for w in workers if time.monotonic() - w.since > (limit_seconds if w.is_ready else START_SECONDS)]:
+                for worker in [
+                    w for w in workers if time.monotonic() - w.since > (limit_seconds if w.is_ready else START_SECONDS)
+                ]:
                     _stop(worker, selector, workers)
                     if not worker.is_ready:
-                        raise WiscaError(f"the census cannot start: its process was not ready within {START_SECONDS:.0f} s. Nothing was proved.")
+                        raise WiscaError(
+                            f"the census cannot start: its process was not ready within {START_SECONDS:.0f} s. Nothing was proved."
+                        )
                     on_failure(worker.task, f"it took longer than {limit_seconds:.0f} s", limit_seconds)
                     done += 1
             progress("proved", total, total)

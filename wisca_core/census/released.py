@@ -16,7 +16,7 @@ import xxhash
 
 from wisca_core.architecture.families import FILES, families
 from wisca_core.census.entry import Entry
-from wisca_core.home import read_json, write_json
+from wisca_core.storage import read_json, write_json
 
 FORMAT, VERSION = "wisca-census-released", 1
 _FILE = Path(__file__).with_name("released.json")
@@ -32,7 +32,9 @@ def released(model_type: str) -> Entry | None:
 
 def write(entries: tuple[Entry, ...], file: Path = _FILE) -> Path:
     """Keep ``entries`` that a proof was made of. Raises OutputRefused."""
-    kept = {e.model_type: e.to_json() | {"ground": ground(e.model_type)} for e in entries if e.when and not e.is_released}
+    kept = {
+        e.model_type: e.to_json() | {"ground": ground(e.model_type)} for e in entries if e.when and not e.is_released
+    }
     write_json(file, FORMAT, VERSION, kept)
     return file
 

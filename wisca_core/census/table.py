@@ -39,7 +39,9 @@ def table(entries: Iterable[Entry]) -> pd.DataFrame:
         }
         for e in entries
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"max_rel": "float64", "liveness": "float64", "seconds": "float64"})
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(
+        {"max_rel": "float64", "liveness": "float64", "seconds": "float64"}
+    )
 
 
 def in_words(pair: Pair) -> str:

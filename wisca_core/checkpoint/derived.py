@@ -60,7 +60,9 @@ def _scaled_rows(made: Made, start: int, stop: int) -> torch.Tensor:
 def _int8_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     """bitsandbytes' 8 bits: row times its largest value (SCB) over 127. A third part says how the rows are laid out."""
     if len(made.recipe.parts) > 2 and int(made.whole(2).reshape(-1)[0]):
-        raise UnsupportedCheckpoint(f"{made.info.name} is stored in a layout of bitsandbytes that only its kernels read.")
+        raise UnsupportedCheckpoint(
+            f"{made.info.name} is stored in a layout of bitsandbytes that only its kernels read."
+        )
     return made.read(made.recipe.parts[0], start, stop).float() * (made.whole(1).float()[start:stop, None] / 127)
 
 
@@ -89,7 +91,9 @@ def _packed_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     bits, group = map(int, made.recipe.settings)
     words, columns = made.read(made.recipe.parts[0], start, stop), made.info.shape[1]
     shifts = torch.arange(32 // bits, dtype=torch.int32) * bits
-    values = ((words[:, :, None] >> shifts) & ((1 << bits) - 1)).reshape(stop - start, -1)[:, :columns] - (1 << bits - 1)
+    values = ((words[:, :, None] >> shifts) & ((1 << bits) - 1)).reshape(stop - start, -1)[:, :columns] - (
+        1 << bits - 1
+    )
     return values.float() * made.whole(1)[start:stop].float()[:, torch.arange(columns) // group]
 
 
@@ -107,7 +111,9 @@ def _gptq_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     zero = (zero + one_more) & mask  # zero 0 was stored as all ones
     group = group.long()
     if not (group >= 0).all() or not (group < len(scales)).all():
-        raise UnsupportedCheckpoint(f"{made.recipe.parts[3].name} names groups that have no scale; the file is damaged.")
+        raise UnsupportedCheckpoint(
+            f"{made.recipe.parts[3].name} names groups that have no scale; the file is damaged."
+        )
     return ((q - zero[group]).float() * scales[group, start:stop].float()).T
 
 
@@ -138,7 +144,9 @@ def _gguf_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     order, first, last = _rotary_order(head, start, stop) if head else (torch.arange(start, stop), start, stop)
     stored = made.read(made.recipe.parts[0], first, last)[order - first]
     per_row = made.info.n_elements // made.info.shape[0]
-    return torch.from_numpy(quants.dequantize(stored.numpy(), GGMLQuantizationType(kind)).copy()).reshape(stop - start, per_row)
+    return torch.from_numpy(quants.dequantize(stored.numpy(), GGMLQuantizationType(kind)).copy()).reshape(
+        stop - start, per_row
+    )
 
 
 def _rotary_order(head: int, start: int, stop: int) -> tuple[torch.Tensor, int, int]:

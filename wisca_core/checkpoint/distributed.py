@@ -27,16 +27,40 @@ _OPTIMISER = ("optim", "optimizer", "optimizers", "optimiser", "opt")
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
 # (module, name) -> what it is here; whatever else a pickle asks for is refused
 _KNOWN = {
-    **{(_METADATA, name): name for name in ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
-                                            "BytesStorageMetadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")},
+    **{
+        (_METADATA, name): name
+        for name in (
+            "Metadata",
+            "TensorStorageMetadata",
+            "TensorProperties",
+            "ChunkStorageMetadata",
+            "BytesStorageMetadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "_MEM_FORMAT_ENCODING",
+        )
+    },
     (_FILES, "_StorageInfo"): "_StorageInfo",
     ("torch", "Size"): "Size",
     ("torch.serialization", "_get_layout"): "layout",
     ("collections", "OrderedDict"): "dict",
-    **{(module, name): "path" for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath", "Path", "PurePosixPath")},
+    **{
+        (module, name): "path"
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "WindowsPath", "Path", "PurePosixPath")
+    },
     **{("torch", str(dtype).removeprefix("torch.")): f"dtype {name}" for name, dtype in TORCH_DTYPES.items()},
-}  # fmt: skip
-_OBJECTS = ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "BytesStorageMetadata", "MetadataIndex", "StorageMeta", "_StorageInfo")
+}
+_OBJECTS = (
+    "Metadata",
+    "TensorStorageMetadata",
+    "TensorProperties",
+    "ChunkStorageMetadata",
+    "BytesStorageMetadata",
+    "MetadataIndex",
+    "StorageMeta",
+    "_StorageInfo",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +79,9 @@ class _Object:
         return self.state.get(name) if type(self.state) is dict else None
 
 
-def read_distributed(folder: Path, metadata: str, source: str, config_json: str, progress: Progress = silent) -> Checkpoint:
+def read_distributed(
+    folder: Path, metadata: str, source: str, config_json: str, progress: Progress = silent
+) -> Checkpoint:
     """The checkpoint whose ``.metadata`` file is ``metadata`` (a name relative to the real path ``folder``).
 
     Raises UnsafeInput where the metadata is more than data or leads out of the folder, UnreadableInput where it is
@@ -71,12 +97,16 @@ def read_distributed(folder: Path, metadata: str, source: str, config_json: str,
     try:
         tensors, places = _described(interpret(raw, _RULES))
     except NotPlain as error:
-        raise UnsafeInput(f"{what}: contains code: refused ({error}). Convert it to safetensors on a machine where you trust it.") from None
+        raise UnsafeInput(
+            f"{what}: contains code: refused ({error}). Convert it to safetensors on a machine where you trust it."
+        ) from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UnreadableInput(f"{what}: damaged ({shown(repr(error))}). Copy the folder again.") from None
     model = _of_the_model(tensors)
     if not model:
-        raise UnreadableInput(f"{what}: describes no tensor of a model. Give the folder with the model's part of the checkpoint.")
+        raise UnreadableInput(
+            f"{what}: describes no tensor of a model. Give the folder with the model's part of the checkpoint."
+        )
     below = metadata.rpartition("/")[0]
     bare = {name: name.removeprefix("app.") for name in model}
     new = without_wrapper(list(bare.values()))
@@ -149,7 +179,9 @@ def _new(kind: object, arguments: object) -> object:
 def _build(target: object, state: object) -> None:
     if type(target) is not _Object or target.what not in _OBJECTS:
         raise NotPlain("it gives a state to something that has none")
-    target.state = state[1] if type(state) is tuple and len(state) == 2 and state[0] is None and type(state[1]) is dict else state
+    target.state = (
+        state[1] if type(state) is tuple and len(state) == 2 and state[0] is None and type(state[1]) is dict else state
+    )
 
 
 def _key(key: object) -> object:
@@ -192,16 +224,24 @@ def _described(found: object) -> tuple[dict, dict]:
 
 
 def _numbers(value: object) -> tuple[int, ...]:
-    if type(value) is not tuple or len(value) > MAX_AXES or any(type(n) is not int or not 0 <= n < 2**48 for n in value):
+    if (
+        type(value) is not tuple
+        or len(value) > MAX_AXES
+        or any(type(n) is not int or not 0 <= n < 2**48 for n in value)
+    ):
         raise ValueError("a size or offset that is no tuple of numbers")
     return value
 
 
-def _part(folder: Path, below: str, name: str, dtype: str, chunk: tuple, places: dict, files: dict, what: str) -> TensorInfo:
+def _part(
+    folder: Path, below: str, name: str, dtype: str, chunk: tuple, places: dict, files: dict, what: str
+) -> TensorInfo:
     """One chunk as it lies in its file, checked against what the metadata says of it; its file is noted in ``files``."""
     offset, size = chunk
     if (name, offset) not in places:
-        raise UnreadableInput(f"{what}: the chunk of {shown(name)} at {shown(offset)} has no place. Copy the folder again.")
+        raise UnreadableInput(
+            f"{what}: the chunk of {shown(name)} at {shown(offset)} has no place. Copy the folder again."
+        )
     file, first, length = places[name, offset]
     file = f"{below}/{file}" if below else file
     if file not in files:
@@ -210,7 +250,9 @@ def _part(folder: Path, below: str, name: str, dtype: str, chunk: tuple, places:
         files[file] = (status.st_size, status.st_mtime_ns)
     part = read_torch_tensor(folder, file, first, length, name)
     if (part.dtype, part.shape) != (dtype, size):
-        raise UnreadableInput(f"{what}: the chunk of {shown(name)} at {shown(offset)} is {part.dtype} {part.shape}, expected {dtype} {size}.")
+        raise UnreadableInput(
+            f"{what}: the chunk of {shown(name)} at {shown(offset)} is {part.dtype} {part.shape}, expected {dtype} {size}."
+        )
     return part
 
 
@@ -221,8 +263,14 @@ def _check_tiling(name: str, shape: tuple[int, ...], chunks: tuple, what: str) -
         total *= n
     covered = 0
     for offset, size in chunks:
-        if len(offset) != len(shape) or len(size) != len(shape) or any(o + n > whole for o, n, whole in zip(offset, size, shape)):
-            raise UnreadableInput(f"{what}: a chunk of {shown(name)} at {shown(offset)} lies outside its shape {shown(shape)}.")
+        if (
+            len(offset) != len(shape)
+            or len(size) != len(shape)
+            or any(o + n > whole for o, n, whole in zip(offset, size, shape))
+        ):
+            raise UnreadableInput(
+                f"{what}: a chunk of {shown(name)} at {shown(offset)} lies outside its shape {shown(shape)}."
+            )
         n_values = 1
         for n in size:
             n_values *= n
@@ -230,6 +278,12 @@ def _check_tiling(name: str, shape: tuple[int, ...], chunks: tuple, what: str) -
     boxes = sorted(chunks)
     along_first = all(a[0][:1] != b[0][:1] for a, b in pairwise(boxes))
     pairs = pairwise(boxes) if along_first else ((a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
-    overlap = any(all(o < p + m and p < o + n for (o, n), (p, m) in zip(zip(*a), zip(*b))) for a, b in pairs) if shape else len(boxes) > 1
+    overlap = (
+        any(all(o < p + m and p < o + n for (o, n), (p, m) in zip(zip(*a), zip(*b))) for a, b in pairs)
+        if shape
+        else len(boxes) > 1
+    )
     if overlap or covered != total:
-        raise UnreadableInput(f"{what}: the chunks of {shown(name)} {'overlap' if overlap else f'hold {covered:,} of {total:,} values'}. Copy the folder again.")
+        raise UnreadableInput(
+            f"{what}: the chunks of {shown(name)} {'overlap' if overlap else f'hold {covered:,} of {total:,} values'}. Copy the folder again."
+        )

@@ -27,13 +27,22 @@ _SHARD = re.compile(r"-(\d+)-of-(\d+)\.(safetensors|bin|gguf)$")
 
 # (test of a name, what it is and what to do): what people point at that holds no plain weights.
 _OTHER_KINDS: tuple[tuple[Callable[[str], bool], type[Exception], str], ...] = (
-    (lambda name: name == "model_index.json", UnsupportedCheckpoint,
-     "a diffusers pipeline: open one of its sub-folders (transformer, unet, text_encoder)"),
-    (lambda name: name.endswith((".h5", ".msgpack", ".onnx")), UnsupportedCheckpoint,
-     "TensorFlow, Flax or ONNX weights: save the model as safetensors first"),
-    (lambda name: name.startswith("events.out.tfevents"), UnreadableInput,
-     "TensorBoard logs of a training run, which hold no weights: give the folder of the trained model"),
-)  # fmt: skip
+    (
+        lambda name: name == "model_index.json",
+        UnsupportedCheckpoint,
+        "a diffusers pipeline: open one of its sub-folders (transformer, unet, text_encoder)",
+    ),
+    (
+        lambda name: name.endswith((".h5", ".msgpack", ".onnx")),
+        UnsupportedCheckpoint,
+        "TensorFlow, Flax or ONNX weights: save the model as safetensors first",
+    ),
+    (
+        lambda name: name.startswith("events.out.tfevents"),
+        UnreadableInput,
+        "TensorBoard logs of a training run, which hold no weights: give the folder of the trained model",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -92,19 +101,21 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         raise UnreadableInput(
             f"{shown(folder)}: {', '.join(files)} holds no tensors. Give a folder with model weights."
         )
-    return viewed(Checkpoint(
-        path=folder,
-        source=source,
-        kind=choice.kind,
-        config_json=config_json,
-        tensors=tuple(sorted(tensors, key=lambda tensor: (tensor.file, tensor.offset, tensor.name))),
-        weight_files=files,
-        index_file=choice.index,
-        aliases=tuple(aliases),
-        stamps=tuple(stamps),
-        remarks=tuple(remarks),
-        adapter_json=adapter_json,
-    ))  # fmt: skip
+    return viewed(
+        Checkpoint(
+            path=folder,
+            source=source,
+            kind=choice.kind,
+            config_json=config_json,
+            tensors=tuple(sorted(tensors, key=lambda tensor: (tensor.file, tensor.offset, tensor.name))),
+            weight_files=files,
+            index_file=choice.index,
+            aliases=tuple(aliases),
+            stamps=tuple(stamps),
+            remarks=tuple(remarks),
+            adapter_json=adapter_json,
+        )
+    )
 
 
 def _adapter_config(folder: Path) -> str:
@@ -124,7 +135,11 @@ def _choose(folder: Path) -> Choice:
     try:
         return choose(names, shown(folder))
     except UnreadableInput as error:
-        parts = [name for name in names[:1000] if os.path.lexists(folder / name / DCP_METADATA) and not name.startswith("optim")]
+        parts = [
+            name
+            for name in names[:1000]
+            if os.path.lexists(folder / name / DCP_METADATA) and not name.startswith("optim")
+        ]
         if len(parts) == 1:  # as accelerate leaves them: pytorch_model_fsdp_0 beside optimizer_0
             return Choice("dcp", (f"{parts[0]}/{DCP_METADATA}",))
         below = [name for name in names[:1000] if os.path.lexists(folder / name / ADAPTER_CONFIG)]
@@ -164,12 +179,16 @@ def choose(names: Sequence[str], what: str) -> Choice:
         choice = Choice("dcp", (DCP_METADATA,))
     elif gguf := [name for name in names if name.endswith(".gguf")]:
         if len(gguf) > 1 or _is_shard(gguf[0]):
-            raise UnsupportedCheckpoint(f"{what}: {len(gguf)} GGUF files ({_listed(gguf)}), copies or parts of a model. Give the path of one whole file.")
+            raise UnsupportedCheckpoint(
+                f"{what}: {len(gguf)} GGUF files ({_listed(gguf)}), copies or parts of a model. Give the path of one whole file."
+            )
         choice = Choice("gguf", tuple(gguf))
     elif adapter := next((name for name in _ADAPTERS if name in names), None):
         choice = _adapter_choice(adapter)
     elif ADAPTER_CONFIG in names:
-        raise UnreadableInput(f"{what}: {ADAPTER_CONFIG} without the adapter's weights ({' or '.join(_ADAPTERS)}). Download them too.")
+        raise UnreadableInput(
+            f"{what}: {ADAPTER_CONFIG} without the adapter's weights ({' or '.join(_ADAPTERS)}). Download them too."
+        )
     else:
         raise _no_weights(what, names)
     stem = choice.index.partition(".")[0] if choice.index else None

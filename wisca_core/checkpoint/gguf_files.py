@@ -25,9 +25,30 @@ MAX_KEPT_TEXT = 4096  # bytes of a text value that is kept; longer ones (chat te
 _AGAIN = "Download the file again."
 
 # type number of a value -> (bytes, struct letter); text and arrays are read on their own
-_SCALARS = {0: (1, "B"), 1: (1, "b"), 2: (2, "H"), 3: (2, "h"), 4: (4, "I"), 5: (4, "i"), 6: (4, "f"), 7: (1, "?"), 10: (8, "Q"), 11: (8, "q"), 12: (8, "d")}
+_SCALARS = {
+    0: (1, "B"),
+    1: (1, "b"),
+    2: (2, "H"),
+    3: (2, "h"),
+    4: (4, "I"),
+    5: (4, "i"),
+    6: (4, "f"),
+    7: (1, "?"),
+    10: (8, "Q"),
+    11: (8, "q"),
+    12: (8, "d"),
+}
 _TEXT, _ARRAY = 8, 9
-_PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}  # ggml types stored as numbers
+_PLAIN = {
+    0: "F32",
+    1: "F16",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    30: "BF16",
+}  # ggml types stored as numbers
 
 
 @dataclass(frozen=True)
@@ -47,17 +68,31 @@ FAMILIES = {
     "gemma2": Family("gemma2"),
 }
 _LAYER = {
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-}  # fmt: skip
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 # key of config.json -> key of the file below its architecture
 _CONFIG = {
-    "hidden_size": "embedding_length", "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length", "intermediate_size": "feed_forward_length",
-    "max_position_embeddings": "context_length", "rope_theta": "rope.freq_base", "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-}  # fmt: skip
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "rope_theta": "rope.freq_base",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
 
 
 def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
@@ -76,7 +111,9 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
         header = _Header(buffered, status.st_size, what)
         keys, entries, data = header.read()
     if keys.get("split.count", 1) != 1:
-        raise UnsupportedCheckpoint(f"{what}: one of {shown(keys['split.count'], 20)} parts of a GGUF model, which are not joined here. Join them with llama-gguf-split first.")
+        raise UnsupportedCheckpoint(
+            f"{what}: one of {shown(keys['split.count'], 20)} parts of a GGUF model, which are not joined here. Join them with llama-gguf-split first."
+        )
     stored = tuple(_stored(entry, name, data, status.st_size, sizes, what) for entry in entries)
     _check_layout(stored, what)
     arch = str(keys.get("general.architecture", ""))
@@ -102,15 +139,23 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
 
 def _remarks(arch: str, family: Family | None) -> list[str]:
     if family is None:
-        return [f"general.architecture is {shown(arch, 60)!r}; its tensors have no names of transformers here and are listed as they are."]
-    return ["llama.cpp's converter interleaves the halves of each query and key head; that is undone here."] if family.reordered else []
+        return [
+            f"general.architecture is {shown(arch, 60)!r}; its tensors have no names of transformers here and are listed as they are."
+        ]
+    return (
+        ["llama.cpp's converter interleaves the halves of each query and key head; that is undone here."]
+        if family.reordered
+        else []
+    )
 
 
 def _block_sizes() -> Mapping[int, tuple[int, int]]:
     try:
         from gguf.constants import GGML_QUANT_SIZES
     except ImportError as error:
-        raise UnsupportedCheckpoint("a GGUF file is read with the gguf package, which is not installed: pip install 'wisca[gguf]'.") from error
+        raise UnsupportedCheckpoint(
+            "a GGUF file is read with the gguf package, which is not installed: pip install 'wisca[gguf]'."
+        ) from error
     return {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
 
 
@@ -123,7 +168,9 @@ def _type_name(kind: int) -> str:
 def _refuse_other_files(start: bytes, size: int, what: str) -> None:
     refuse_lookalike(start if not start.startswith(b"GGUF") else b"", what)
     if not start.startswith(b"GGUF"):
-        raise UnreadableInput(f"{what}: not a GGUF file: {'it is empty' if not size else 'it does not begin with GGUF'}. {_AGAIN}")
+        raise UnreadableInput(
+            f"{what}: not a GGUF file: {'it is empty' if not size else 'it does not begin with GGUF'}. {_AGAIN}"
+        )
     if len(start) < 8:
         raise UnreadableInput(f"{what}: ends early: a GGUF file of {size} bytes. {_AGAIN}")
     version = int.from_bytes(start[4:8], "little")
@@ -156,7 +203,11 @@ class _Header:
             name = self.name("tensor")
             n_axes = self.number("I")
             if name in seen or not 1 <= n_axes <= MAX_AXES:
-                self.fail(f"tensor {shown(name)} is there twice" if name in seen else f"tensor {shown(name)} has {n_axes} axes")
+                self.fail(
+                    f"tensor {shown(name)} is there twice"
+                    if name in seen
+                    else f"tensor {shown(name)} has {n_axes} axes"
+                )
             seen.add(name)
             shape = tuple(self.number("Q") for _ in range(n_axes))[::-1]
             entries.append((name, shape, self.number("I"), self.number("Q")))
@@ -223,17 +274,23 @@ class _Header:
         return self.take(n).decode("utf-8", "replace")
 
 
-def _stored(entry: tuple, file: str, data: int, size: int, sizes: Mapping[int, tuple[int, int]], what: str) -> TensorInfo:
+def _stored(
+    entry: tuple, file: str, data: int, size: int, sizes: Mapping[int, tuple[int, int]], what: str
+) -> TensorInfo:
     """The tensor as it lies in the file: numbers, or the bytes of each slice along axis 0."""
     name, shape, kind, offset = entry
     if kind not in sizes:
         raise UnreadableInput(f"{what}: tensor {shown(name)} has the unknown type {kind}. {_AGAIN}")
     values, n_bytes = sizes[kind]
     if min(shape) < 1 or math.prod(shape) > 2**48 or shape[-1] % values:
-        raise UnreadableInput(f"{what}: tensor {shown(name)} has the impossible shape {shown(shape)} for {_type_name(kind)}. {_AGAIN}")
+        raise UnreadableInput(
+            f"{what}: tensor {shown(name)} has the impossible shape {shown(shape)} for {_type_name(kind)}. {_AGAIN}"
+        )
     total = math.prod(shape) // values * n_bytes
     if data + offset + total > size:
-        raise UnreadableInput(f"{what}: ends early: tensor {shown(name)} needs the file to have {data + offset + total:,} bytes, it has {size:,}. {_AGAIN}")
+        raise UnreadableInput(
+            f"{what}: ends early: tensor {shown(name)} needs the file to have {data + offset + total:,} bytes, it has {size:,}. {_AGAIN}"
+        )
     if kind in _PLAIN:
         return TensorInfo(name, _PLAIN[kind], shape, file, data + offset, total)
     first = shape[0] if len(shape) > 1 else 1
@@ -244,7 +301,9 @@ def _check_layout(stored: tuple[TensorInfo, ...], what: str) -> None:
     position, before = 0, ""
     for tensor in sorted(stored, key=lambda t: t.offset):
         if tensor.offset < position:
-            raise UnreadableInput(f"{what}: layout invalid: tensor {shown(tensor.name)} overlaps {shown(before)}. {_AGAIN}")
+            raise UnreadableInput(
+                f"{what}: layout invalid: tensor {shown(tensor.name)} overlaps {shown(before)}. {_AGAIN}"
+            )
         position, before = tensor.offset + tensor.n_bytes, tensor.name
 
 
@@ -265,7 +324,10 @@ def _view(
 ) -> tuple[list[TensorInfo], list[tuple[str, Recipe]]]:
     """The tensors under transformers' names and as numbers, and how those are made that do not lie so in the file."""
     tensors, recipes = [], []
-    heads = {"attn_q": config.get("num_attention_heads"), "attn_k": config.get("num_key_value_heads", config.get("num_attention_heads"))}
+    heads = {
+        "attn_q": config.get("num_attention_heads"),
+        "attn_k": config.get("num_key_value_heads", config.get("num_attention_heads")),
+    }
     for tensor, (name, shape, kind, _) in zip(stored, entries):
         new = _named(name) if family else name
         rows = _rows_of_a_head(name, shape, heads) if family and family.reordered else 0
@@ -293,5 +355,3 @@ def _rows_of_a_head(name: str, shape: tuple[int, ...], heads: Mapping[str, objec
     n = heads.get(part[2]) if len(part) == 4 else None
     fits = isinstance(n, int) and n > 0 and shape[0] % n == 0 and shape[0] // n % 2 == 0
     return shape[0] // n if fits else 0
-
-

@@ -44,7 +44,7 @@ def hub_size(model_id: str) -> HubSize:
         api = HfApi()
         commit = api.model_info(repo, revision=revision).sha
         tree = list(api.list_repo_tree(repo, revision=commit))
-    except Exception as error:  # noqa: BLE001 - the HTTP library's own errors come through; it differs between versions
+    except Exception as error:
         raise _hub_error(error, model_id) from None
     # Top level only, whatever the server lists: the library makes paths of these names.
     sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size") and "/" not in entry.path}
@@ -57,7 +57,9 @@ def n_bytes_missing(size: HubSize) -> int:
     from huggingface_hub import try_to_load_from_cache
 
     repo, _ = parse(size.model_id)
-    return sum(n for name, n in size.files if not isinstance(try_to_load_from_cache(repo, name, revision=size.commit), str))
+    return sum(
+        n for name, n in size.files if not isinstance(try_to_load_from_cache(repo, name, revision=size.commit), str)
+    )
 
 
 def download(model_id: str, progress: Progress = silent) -> Path:
@@ -83,7 +85,7 @@ def download(model_id: str, progress: Progress = silent) -> Path:
         )
     except WiscaError:
         raise
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:
         raise _hub_error(error, model_id) from None
     return Path(os.path.realpath(folder))
 
@@ -124,8 +126,13 @@ def _wanted(names: list[str], model_id: str) -> list[str]:
 def _cached(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                 "adapter_config.json"):  # fmt: skip
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "adapter_config.json",
+    ):
         found = try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(found, str):
             return Path(os.path.realpath(os.path.dirname(found)))

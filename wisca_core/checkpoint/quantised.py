@@ -101,23 +101,44 @@ def viewed(checkpoint: Checkpoint) -> Checkpoint:
     experts = [t for t in left if t.name.endswith(_EXPERTS)]
     if not (made or experts) or any(_is_quantised(t) for t in left if t not in experts):
         return checkpoint
-    view = [TensorInfo(name, "F32", shapes[name], recipe.parts[0].file, recipe.parts[0].offset, 4 * shapes[name][0] * shapes[name][1])
-            for name, recipe in made.items()]  # fmt: skip
+    view = [
+        TensorInfo(
+            name,
+            "F32",
+            shapes[name],
+            recipe.parts[0].file,
+            recipe.parts[0].offset,
+            4 * shapes[name][0] * shapes[name][1],
+        )
+        for name, recipe in made.items()
+    ]
     return replace(
         checkpoint,
         tensors=tuple(sorted([*left, *view], key=lambda t: (t.file, t.offset, t.name))),
         recipes=tuple(made.items()),
         stored=checkpoint.tensors,
         look_only=f"the checkpoint is quantised, {words}: "
-        + (f"its {len(made):,} quantised matrices are measured as their scales unpack them, and are never rescaled. " if made else "")
-        + (f"its {len(experts) // 2:,} quantised expert matrices are not unpacked; what is plain beside them is measured, and never rescaled. " if experts else "")
+        + (
+            f"its {len(made):,} quantised matrices are measured as their scales unpack them, and are never rescaled. "
+            if made
+            else ""
+        )
+        + (
+            f"its {len(experts) // 2:,} quantised expert matrices are not unpacked; what is plain beside them is measured, and never rescaled. "
+            if experts
+            else ""
+        )
         + "Rescale the unquantised model and quantise again.",
     )
 
 
 def _small_parts(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Bytes of the tensors that describe others: bitsandbytes' states, the shapes of packed matrices."""
-    wanted = [t.name for t in checkpoint.tensors if t.n_bytes <= 4096 and (".quant_state.bitsandbytes__" in t.name or t.name.endswith(".weight_shape"))]
+    wanted = [
+        t.name
+        for t in checkpoint.tensors
+        if t.n_bytes <= 4096 and (".quant_state.bitsandbytes__" in t.name or t.name.endswith(".weight_shape"))
+    ]
     if not wanted:
         return {}
     with Reader(checkpoint) as reader:
@@ -128,21 +149,37 @@ def _is_quantised(tensor: TensorInfo) -> bool:
     """A matrix whose stored values are not its weights."""
     last = tensor.name.rsplit(".", 1)[-1]
     packed = last in ("qweight", "weight_packed") or tensor.name.endswith("_blocks")
-    return packed or (len(tensor.shape) >= 2 and (tensor.dtype.startswith(("F8", "F4", "F6")) or (last == "weight" and tensor.dtype in ("I8", "U8", "I32"))))
+    return packed or (
+        len(tensor.shape) >= 2
+        and (tensor.dtype.startswith(("F8", "F4", "F6")) or (last == "weight" and tensor.dtype in ("I8", "U8", "I32")))
+    )
 
 
-def _recipe(tensor: TensorInfo, checkpoint: Checkpoint, stated: dict, small: dict[str, bytes]) -> tuple[str, tuple[int, int], Recipe, set[str]] | None:
+def _recipe(
+    tensor: TensorInfo, checkpoint: Checkpoint, stated: dict, small: dict[str, bytes]
+) -> tuple[str, tuple[int, int], Recipe, set[str]] | None:
     """(name, shape, recipe, names of the stored tensors it takes) of the matrix that ``tensor`` is the main part of."""
     stem, _, last = tensor.name.rpartition(".")
     known = checkpoint.by_name
     method = str(stated.get("quant_method", "")).lower()
     if last == "weight" and tensor.dtype in ("F8_E4M3", "F8_E5M2") and len(tensor.shape) == 2:
         return _scaled(tensor, stem, checkpoint, stated)
-    if last == "weight" and tensor.dtype == "I8" and len(tensor.shape) == 2 and (scb := known.get(f"{stem}.SCB")) and scb.shape == tensor.shape[:1]:
+    if (
+        last == "weight"
+        and tensor.dtype == "I8"
+        and len(tensor.shape) == 2
+        and (scb := known.get(f"{stem}.SCB"))
+        and scb.shape == tensor.shape[:1]
+    ):
         layout = known.get(f"{stem}.weight_format")
         parts = (tensor, scb, *((layout,) if layout else ()))
         return tensor.name, tensor.shape, Recipe("int8", parts), {p.name for p in parts}
-    if last == "weight" and tensor.dtype == "I8" and len(tensor.shape) == 2 and f"{stem}.weight_zero_point" not in known:
+    if (
+        last == "weight"
+        and tensor.dtype == "I8"
+        and len(tensor.shape) == 2
+        and f"{stem}.weight_zero_point" not in known
+    ):
         return _scaled(tensor, stem, checkpoint, stated)
     if last == "weight" and tensor.dtype == "U8":
         return _four_bits(tensor, checkpoint, small)
@@ -169,7 +206,12 @@ def _scaled(tensor: TensorInfo, stem: str, checkpoint: Checkpoint, stated: dict)
             settings = (rows, columns)
         elif scale.shape in ((rows,), (rows, 1)):
             settings = (1, columns)
-        elif isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block) and scale.shape == (-(-rows // block[0]), -(-columns // block[1])):
+        elif (
+            isinstance(block, list)
+            and len(block) == 2
+            and all(type(n) is int and n > 0 for n in block)
+            and scale.shape == (-(-rows // block[0]), -(-columns // block[1]))
+        ):
             settings = tuple(block)
         else:
             continue
@@ -195,7 +237,11 @@ def _gptq(tensor: TensorInfo, stem: str, others: list[TensorInfo | None], stated
 
 
 def _awq(tensor: TensorInfo, stem: str, others: list[TensorInfo | None], stated: dict):
-    if stated.get("bits", 4) != 4 or str(stated.get("version", "gemm")).lower() != "gemm" or any(one is None for one in others):
+    if (
+        stated.get("bits", 4) != 4
+        or str(stated.get("version", "gemm")).lower() != "gemm"
+        or any(one is None for one in others)
+    ):
         return None
     zeros, scales = others
     n_in, n_out = tensor.shape[0], tensor.shape[1] * 8
@@ -216,17 +262,35 @@ def _four_bits(tensor: TensorInfo, checkpoint: Checkpoint, small: dict[str, byte
     except UnreadableInput:
         return None
     shape, block, outer, mean = (told.get(name) for name in ("shape", "blocksize", "nested_blocksize", "nested_offset"))
-    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in shape) or type(block) is not int or block < 1:
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or not all(type(n) is int and 0 < n < 2**31 for n in shape)
+        or type(block) is not int
+        or block < 1
+    ):
         return None
     n = shape[0] * shape[1]
     names = ["absmax", "quant_map", *(("nested_absmax", "nested_quant_map") if outer else ())]
     parts = [known.get(f"{tensor.name}.{name}") for name in names]
-    if None in parts or shape[1] % 2 or tensor.n_elements != n // 2 or parts[0].n_elements != -(-n // block) or parts[1].shape != (16,):
+    if (
+        None in parts
+        or shape[1] % 2
+        or tensor.n_elements != n // 2
+        or parts[0].n_elements != -(-n // block)
+        or parts[1].shape != (16,)
+    ):
         return None
     if not outer and parts[0].dtype != "F32" or parts[1].dtype != "F32":
         return None
     if outer:
-        plain = type(outer) is int and outer > 0 and isinstance(mean, (int, float)) and parts[0].dtype == "U8" and parts[2].dtype == parts[3].dtype == "F32"
+        plain = (
+            type(outer) is int
+            and outer > 0
+            and isinstance(mean, (int, float))
+            and parts[0].dtype == "U8"
+            and parts[2].dtype == parts[3].dtype == "F32"
+        )
         if not plain or parts[2].n_elements != -(-parts[0].n_elements // outer) or parts[3].shape != (256,):
             return None
     stored = TensorInfo(tensor.name, "U8", (tensor.n_elements,), tensor.file, tensor.offset, tensor.n_bytes)
@@ -240,7 +304,12 @@ def _packed(tensor: TensorInfo, stem: str, checkpoint: Checkpoint, stated: dict,
     weights = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
     bits = weights[0].get("num_bits") if len(weights) == 1 and isinstance(weights[0], dict) else None
     scale, shape = known.get(f"{stem}.weight_scale"), known.get(f"{stem}.weight_shape")
-    if bits not in (4, 8) or scale is None or shape is None or {f"{stem}.weight_zero_point", f"{stem}.weight_g_idx"} & known.keys():
+    if (
+        bits not in (4, 8)
+        or scale is None
+        or shape is None
+        or {f"{stem}.weight_zero_point", f"{stem}.weight_g_idx"} & known.keys()
+    ):
         return None
     raw = small.get(shape.name, b"")
     size = 8 if shape.dtype == "I64" else 4 if shape.dtype == "I32" else 0
@@ -248,8 +317,19 @@ def _packed(tensor: TensorInfo, stem: str, checkpoint: Checkpoint, stated: dict,
         return None
     rows, columns = (int.from_bytes(raw[at : at + size], "little", signed=True) for at in (0, size))
     n_groups = scale.shape[1] if len(scale.shape) == 2 else 0
-    if tensor.shape != (rows, -(-columns * bits // 32)) or columns < 1 or not n_groups or scale.shape[0] != rows or columns % n_groups:
+    if (
+        tensor.shape != (rows, -(-columns * bits // 32))
+        or columns < 1
+        or not n_groups
+        or scale.shape[0] != rows
+        or columns % n_groups
+    ):
         return None
     if scale.dtype not in ("F16", "BF16", "F32"):
         return None
-    return f"{stem}.weight", (rows, columns), Recipe("packed", (tensor, scale), (bits, columns // n_groups)), {tensor.name, scale.name, shape.name}
+    return (
+        f"{stem}.weight",
+        (rows, columns),
+        Recipe("packed", (tensor, scale), (bits, columns // n_groups)),
+        {tensor.name, scale.name, shape.name},
+    )

@@ -33,11 +33,18 @@ MODEL_KEYS = ("state_dict", "model_state_dict", "model", "module")  # where a tr
 _INNER = ("layers", "embed_tokens", "decoder", "encoder", "norm", "language_model", "visual", "vision_tower", "shared")
 
 _STORAGES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
     "BoolStorage": "BOOL",
     "ComplexFloatStorage": "C64",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,9 @@ def read_torch_tensor(folder: Path, name: str, start: int, n_bytes: int, key: st
     path, what = locate(folder, name), f"{shown(folder / name)}, {shown(key)}"
     with open_regular(path) as file:
         if start < 0 or n_bytes < 22 or start + n_bytes > os.fstat(file.fileno()).st_size:
-            raise UnreadableInput(f"{what}: should lie at bytes {start} to {start + n_bytes}, which the file does not have. Copy it again.")
+            raise UnreadableInput(
+                f"{what}: should lie at bytes {start} to {start + n_bytes}, which the file does not have. Copy it again."
+            )
         records = _records(path, n_bytes, what, start)
         top = _top_folder(records, what)
         program = _record(file, records, f"{top}/data.pkl", what)

@@ -60,7 +60,9 @@ def _inspect(
     norm: Annotated[str, typer.Option("--norm", metavar="l1|l2|max|rms|mean", help="Norm that is compared.")] = "l1",
     pairs: Annotated[
         str | None,
-        typer.Option("--pairs", metavar="qk,vo,mlp", help="Pairs to look at; mlp reads most of the model.", show_default="qk,vo"),
+        typer.Option(
+            "--pairs", metavar="qk,vo,mlp", help="Pairs to look at; mlp reads most of the model.", show_default="qk,vo"
+        ),
     ] = None,
     json: Json = False,
     yes: Yes = False,
@@ -116,7 +118,9 @@ def _rescale(
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            "--adapter", metavar="ADAPTER", help="A LoRA adapter of MODEL that follows its new weights; may be repeated."
+            "--adapter",
+            metavar="ADAPTER",
+            help="A LoRA adapter of MODEL that follows its new weights; may be repeated.",
         ),
     ] = None,
     adapter_out: Annotated[
@@ -157,10 +161,10 @@ def _rescale(
     What the factors will do is shown before anything is written. Exit 1 where nothing can be rescaled, or a proof or
     check fails.
     """
-    from wisca_core.cli.rescale import Asked, Company, run
+    from wisca_core.cli.rescale import AdapterOptions, Asked, run
 
     options = Asked(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact)
-    company = Company(tuple(adapter or ()), tuple(adapter_out or ()), base)
+    company = AdapterOptions(tuple(adapter or ()), tuple(adapter_out or ()), base)
     return run(model, out, options, company, plan, undo, save_plan, strict, dry_run, check, json, yes)
 
 
@@ -188,19 +192,26 @@ def _verify(
 @ending
 def _architectures(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One architecture: the model_type of config.json.", show_default="all")
+        str | None,
+        typer.Argument(metavar="NAME", help="One architecture: the model_type of config.json.", show_default="all"),
     ] = None,
     prove: Annotated[
         bool, typer.Option("--prove", help="Prove on miniatures what has no kept result for the installed versions.")
     ] = False,
     again: Annotated[bool, typer.Option("--again", help="Prove what has a kept result too.")] = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Encoders, encoder-decoders, vision and speech too, not only causal language models.")
+        bool,
+        typer.Option(
+            "--all", help="Encoders, encoder-decoders, vision and speech too, not only causal language models."
+        ),
     ] = False,
     granularity: Annotated[
         str | None,
         typer.Option(
-            "--granularity", metavar="tensor|group|channel", help="What is proved; several with commas.", show_default="all three"
+            "--granularity",
+            metavar="tensor|group|channel",
+            help="What is proved; several with commas.",
+            show_default="all three",
         ),
     ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV.")] = None,
@@ -219,7 +230,8 @@ def _architectures(
 @ending
 def _runs(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Log files, or folders with logs below them.", show_default=False)
+        list[str],
+        typer.Argument(metavar="PATH...", help="Log files, or folders with logs below them.", show_default=False),
     ],
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write every value as one long table.")
@@ -261,10 +273,7 @@ def _trajectory(
     logs: Annotated[
         Path | None,
         typer.Option(
-            "--logs",
-            metavar="PATH",
-            help="Log with the loss of this training.",
-            show_default="beside the checkpoints",
+            "--logs", metavar="PATH", help="Log with the loss of this training.", show_default="beside the checkpoints"
         ),
     ] = None,
     json: Json = False,
@@ -286,11 +295,20 @@ def _compare(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", metavar="default|rates|thorough|lora|tinyllama|qwen2|qwen15_moe", help="A spec that is built in."),
+        typer.Option(
+            "--preset",
+            metavar="default|rates|thorough|lora|tinyllama|qwen2|qwen15_moe",
+            help="A spec that is built in.",
+        ),
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="DIR", help="Model folder, for --preset lora; its tokenizer, for a set-up of the paper.", show_default=False),
+        typer.Option(
+            "--model",
+            metavar="DIR",
+            help="Model folder, for --preset lora; its tokenizer, for a set-up of the paper.",
+            show_default=False,
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in DIR.")] = False,
     add_seeds: Annotated[
@@ -314,11 +332,18 @@ def _compare(
     ] = "auto",
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Instead of the spec's device.", show_default=False),
+        typer.Option(
+            "--device", metavar="auto|cpu|cuda|cuda:N", help="Instead of the spec's device.", show_default=False
+        ),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", metavar="float32|bfloat16|float64", help="Instead of the spec's precision.", show_default=False),
+        typer.Option(
+            "--precision",
+            metavar="float32|bfloat16|float64",
+            help="Instead of the spec's precision.",
+            show_default=False,
+        ),
     ] = None,
     json: Json = False,
 ) -> int:

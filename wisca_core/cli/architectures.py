@@ -23,7 +23,9 @@ MOST_NAMES = 12
 HEAD = ",".join(COLUMNS)
 
 
-def run(name: str | None, prove: bool, again: bool, everything: bool, granularity: str | None, csv: Path | None, json: bool) -> int:
+def run(
+    name: str | None, prove: bool, again: bool, everything: bool, granularity: str | None, csv: Path | None, json: bool
+) -> int:
     """0; 1 where the one architecture that was asked for cannot be rescaled at all."""
     asked = _granularities(granularity)
     if csv:
@@ -43,13 +45,18 @@ def run(name: str | None, prove: bool, again: bool, everything: bool, granularit
         return _one(found[0], json)
     counts = coverage(found)
     if json:
-        document("wisca-architectures", {"versions": versions(), "coverage": _counts(counts), "architectures": [_record(e) for e in found]})
+        document(
+            "wisca-architectures",
+            {"versions": versions(), "coverage": _counts(counts), "architectures": [_record(e) for e in found]},
+        )
         return 0
     _say_all(found, counts)
     if csv:
         say(f"{plural(len(found), 'row')} written to {csv}")
     if not everything:
-        say(f"{plural(len(all_types()) - len(names), 'further architecture')} (encoders, encoder-decoders, vision, speech) have a rule: --all")
+        say(
+            f"{plural(len(all_types()) - len(names), 'further architecture')} (encoders, encoder-decoders, vision, speech) have a rule: --all"
+        )
     return 0
 
 
@@ -57,7 +64,9 @@ def _granularities(written: str | None) -> tuple[str, ...]:
     names = tuple(filter(None, (written or ",".join(GRANULARITIES)).replace(" ", "").split(",")))
     wrong = [name for name in names if name not in GRANULARITIES]
     if wrong or not names:
-        raise BadOption(f"granularity: {written!r} was given; choose from {', '.join(GRANULARITIES)}, with commas between several.")
+        raise BadOption(
+            f"granularity: {written!r} was given; choose from {', '.join(GRANULARITIES)}, with commas between several."
+        )
     return names
 
 
@@ -74,10 +83,15 @@ def _say_all(found: tuple[Entry, ...], counts: Coverage) -> None:
     say(counts.sentence, style="bold")
     say()
     rows = [
-        (e.model_type, short_rule(families().get(e.model_type)), *(in_words(e[pair]) for pair in PAIRS),
-         f"{e.max_rel:.0e}" if e.n_trials else "", f"{e.seconds:.1f}" if e.n_trials else "")
+        (
+            e.model_type,
+            short_rule(families().get(e.model_type)),
+            *(in_words(e[pair]) for pair in PAIRS),
+            f"{e.max_rel:.0e}" if e.n_trials else "",
+            f"{e.seconds:.1f}" if e.n_trials else "",
+        )
         for e in found
-    ]  # fmt: skip
+    ]
     table(("architecture", "rule", "QK", "VO", "MLP", "difference", "seconds"), rows, numbers=(5, 6))
     if counts.n_open < counts.n_types:
         say_counts(counts)
@@ -90,7 +104,11 @@ def _say_all(found: tuple[Entry, ...], counts: Coverage) -> None:
 def say_counts(counts: Coverage) -> None:
     """Counts by verdict, reasons of refusals, what was not reached, what took longest."""
     shown = [v for v in VERDICTS if any(counts.n(pair, v) for pair in PAIRS)]
-    table(("", *shown), [(pair.upper(), *(f"{counts.n(pair, v):,}" for v in shown)) for pair in PAIRS], numbers=range(1, len(shown) + 1))
+    table(
+        ("", *shown),
+        [(pair.upper(), *(f"{counts.n(pair, v):,}" for v in shown)) for pair in PAIRS],
+        numbers=range(1, len(shown) + 1),
+    )
     if counts.reasons:
         say("Refused, with the reason:")
         say(listed([f"{pair.upper()}, {_names(r.model_types)}: {r.text}" for pair, r in counts.reasons], most=1000))
@@ -100,7 +118,9 @@ def say_counts(counts: Coverage) -> None:
     if counts.worst[0]:
         say(f"Largest difference of anything proved: {counts.worst[1]:.1e} of the largest output, {counts.worst[0]}.")
     if counts.slowest:
-        say(f"Slowest: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in counts.slowest)}; all together {counts.seconds:.0f} s.")
+        say(
+            f"Slowest: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in counts.slowest)}; all together {counts.seconds:.0f} s."
+        )
 
 
 def _names(names: tuple[str, ...]) -> str:
@@ -125,23 +145,38 @@ def _one(found: Entry, json: bool) -> int:
         say("Add --prove to prove it.")
     say()
     say("Rule:")
-    say(listed(rule_lines(family), most=1000) if family else "  no row covers this architecture" + (", a rule was found by trial" if found.family else ""))
+    say(
+        listed(rule_lines(family), most=1000)
+        if family
+        else "  no row covers this architecture" + (", a rule was found by trial" if found.family else "")
+    )
     if found.remarks:
         say("Remarks:")
         say(listed(found.remarks))
     if any(pair.places for pair in found.pairs):
         say()
         rows = [
-            (pair.pair.upper(), place.where, f"{place.n_sites:,}" if place.n_sites else "", ", ".join(place.held), ", ".join(place.finest) if place.held else "",
-             "no input tried here runs it" if place.is_idle else place.reason)
-            for pair in found.pairs for place in pair.places
-        ]  # fmt: skip
+            (
+                pair.pair.upper(),
+                place.where,
+                f"{place.n_sites:,}" if place.n_sites else "",
+                ", ".join(place.held),
+                ", ".join(place.finest) if place.held else "",
+                "no input tried here runs it" if place.is_idle else place.reason,
+            )
+            for pair in found.pairs
+            for place in pair.places
+        ]
         table(("pair", "where", "sites", "proved at", "finest", "why not"), rows, numbers=(2,))
     if found.n_trials:
         here = ", when this version of wisca was made (--prove does it here)" if found.is_released else ""
-        say(f"Proved on {time.strftime('%Y-%m-%d', time.localtime(found.when))}{here} with {_versions()}, on a miniature of its default config: "
-            f"{found.n_trials:,} rescaled {'copy' if found.n_trials == 1 else 'copies'} on {plural(found.n_cases, 'input')} each in float64, {found.seconds:.1f} s.")  # fmt: skip
-        say(f"Largest difference {found.max_rel:.1e} of the largest output; a factor on one side alone moves it by at least {found.liveness:.1e}.")
+        say(
+            f"Proved on {time.strftime('%Y-%m-%d', time.localtime(found.when))}{here} with {_versions()}, on a miniature of its default config: "
+            f"{found.n_trials:,} rescaled {'copy' if found.n_trials == 1 else 'copies'} on {plural(found.n_cases, 'input')} each in float64, {found.seconds:.1f} s."
+        )
+        say(
+            f"Largest difference {found.max_rel:.1e} of the largest output; a factor on one side alone moves it by at least {found.liveness:.1e}."
+        )
     if family:
         say()
         say(f"The row, wisca_core/architecture/rows/{row_file(family.name)}:")
@@ -159,24 +194,41 @@ def _versions() -> str:
 def _record(e: Entry) -> dict:
     family = families().get(e.model_type)
     return {
-        "architecture": e.model_type, "class": e.model_class, "row": e.family, "file": row_file(e.family) if e.family else "",
-        "rule": list(rule_lines(family)) if family else [], "attention": e.verdict,
-        "pairs": {p.pair: {"verdict": p.verdict, "finest": p.finest, "places": [asdict(place) for place in p.places]} for p in e.pairs},
-        "granularities": e.granularities, "not_reached": e.not_reached, "remarks": e.remarks, "max_rel": e.max_rel if e.n_trials else None,
-        "liveness": e.liveness if e.n_trials else None, "n_cases": e.n_cases, "n_trials": e.n_trials, "seconds": e.seconds, "when": e.when or None,
+        "architecture": e.model_type,
+        "class": e.model_class,
+        "row": e.family,
+        "file": row_file(e.family) if e.family else "",
+        "rule": list(rule_lines(family)) if family else [],
+        "attention": e.verdict,
+        "pairs": {
+            p.pair: {"verdict": p.verdict, "finest": p.finest, "places": [asdict(place) for place in p.places]}
+            for p in e.pairs
+        },
+        "granularities": e.granularities,
+        "not_reached": e.not_reached,
+        "remarks": e.remarks,
+        "max_rel": e.max_rel if e.n_trials else None,
+        "liveness": e.liveness if e.n_trials else None,
+        "n_cases": e.n_cases,
+        "n_trials": e.n_trials,
+        "seconds": e.seconds,
+        "when": e.when or None,
         "is_released": e.is_released,
-    }  # fmt: skip
+    }
 
 
 def _counts(c: Coverage) -> dict:
     return {
-        "sentence": c.sentence, "n_types": c.n_types, "n_reached": c.n_reached, "n_released": c.n_released,
+        "sentence": c.sentence,
+        "n_types": c.n_types,
+        "n_reached": c.n_reached,
+        "n_released": c.n_released,
         "counts": {pair: {verdict: c.n(pair, verdict) for verdict in VERDICTS} for pair in PAIRS},
         "reasons": [{"pair": pair, "reason": r.text, "architectures": r.model_types} for pair, r in c.reasons],
         "not_reached": [{"reason": r.text, "architectures": r.model_types} for r in c.not_reached],
         "slowest": [{"architecture": name, "seconds": seconds} for name, seconds in c.slowest],
         "seconds": c.seconds,
-    }  # fmt: skip
+    }
 
 
 def _write_csv(path: Path, found: tuple[Entry, ...]) -> None:

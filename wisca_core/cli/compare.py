@@ -15,22 +15,34 @@ from wisca_core.comparison.spec_reading import load_spec, spec_from
 from wisca_core.errors import BadOption, OutputRefused, SpecError, UnreadableInput
 
 if TYPE_CHECKING:
-    from wisca_core.comparison.ways import Way
+    from wisca_core.comparison.execution_plan import ExecutionPlan
 
 
 def run(
-    spec: Path | None, preset: str | None, out: Path | None, resume: bool, add_seeds: int | None, estimate: bool, workers: int | None, json: bool,
-    model: Path | None = None, executor: str = "auto", device: str | None = None, precision: str | None = None,
-) -> int:  # fmt: skip
+    spec: Path | None,
+    preset: str | None,
+    out: Path | None,
+    resume: bool,
+    add_seeds: int | None,
+    estimate: bool,
+    workers: int | None,
+    json: bool,
+    model: Path | None = None,
+    executor: str = "auto",
+    device: str | None = None,
+    precision: str | None = None,
+) -> int:
     """0 once the comparison is finished, 1 where some of its runs failed or it was paused from elsewhere, 130 after Ctrl-C."""
     from wisca_core.comparison.data import check_text
-    from wisca_core.comparison.ways import agreed, choose
+    from wisca_core.comparison.execution_plan import agreed, choose
 
     if workers is not None and workers < 1:
         raise BadOption(f"--workers: {workers} was given; a whole number from 1 is needed.")
     goes_on = resume or add_seeds is not None
     if (spec is not None) + (preset is not None) + goes_on != 1:
-        raise BadOption("give one of SPEC, --preset NAME, or --resume / --add-seeds N with the --out of a comparison that exists.")
+        raise BadOption(
+            "give one of SPEC, --preset NAME, or --resume / --add-seeds N with the --out of a comparison that exists."
+        )
     if goes_on and (device or precision):
         raise BadOption("--device, --precision: a comparison goes on as its spec says; give them when it is started.")
     if goes_on:
@@ -57,9 +69,9 @@ def run(
 
 
 def train_and_report(place: Path, workers: int | None, json: bool, executor: str = "auto") -> int:
+    from wisca_core.comparison.execution_plan import agreed
     from wisca_core.comparison.executor import run
     from wisca_core.comparison.reporting import write_report
-    from wisca_core.comparison.ways import agreed
 
     note(f"{place}: {agreed(folder.read(place), executor, workers).in_words}; Ctrl-C pauses, --resume continues")
     try:
@@ -70,7 +82,9 @@ def train_and_report(place: Path, workers: int | None, json: bool, executor: str
         return CANCELLED
     report = write_report(comparison)
     if json:
-        document("wisca-comparison-report", {"state": comparison.state, "folder": str(place), **dataclasses.asdict(report)})
+        document(
+            "wisca-comparison-report", {"state": comparison.state, "folder": str(place), **dataclasses.asdict(report)}
+        )
     else:
         _say(comparison, report)
     return 0 if comparison.state == "done" and not any(c.state == "failed" for c in comparison.cells) else 1
@@ -92,7 +106,7 @@ def _spec(spec: Path | None, preset: str | None, model: Path | None) -> Spec:
     return with_model(PRESETS[preset], model)
 
 
-def _refuse_too_large(spec: Spec, way: "Way") -> None:
+def _refuse_too_large(spec: Spec, way: "ExecutionPlan") -> None:
     from wisca_core.comparison.estimate import estimate
 
     e = estimate(spec, way.workers, lambda *_: 0.0, way=way)
@@ -110,7 +124,7 @@ def _refuse_too_large(spec: Spec, way: "Way") -> None:
         )
 
 
-def _estimate(spec: Spec, way: "Way", json: bool) -> int:
+def _estimate(spec: Spec, way: "ExecutionPlan", json: bool) -> int:
     from wisca_core.comparison.data import load_corpus
     from wisca_core.comparison.estimate import GPU_FLOPS, duration, estimate
     from wisca_core.comparison.report import unit
@@ -125,34 +139,62 @@ def _estimate(spec: Spec, way: "Way", json: bool) -> int:
             raise
         lacking = str(error)
     if json:
-        document("wisca-comparison-estimate", {**dataclasses.asdict(found), "fits": found.fits, "corpus": text, "text_missing": lacking})
+        document(
+            "wisca-comparison-estimate",
+            {**dataclasses.asdict(found), "fits": found.fits, "corpus": text, "text_missing": lacking},
+        )
         return 0
     say(f"{spec.name}: {counts(spec)}", style="bold")
     trained = f", {found.n_trained:,} of them trained" if found.n_trained < found.n_parameters else ""
     say(f"model   {found.title}; {found.n_parameters:,} parameters{trained}")
-    say(f"text    {text['n_train_tokens']:,} tokens for training (sha256 {text['sha256'][:16]}...)" if text else f"text    not at hand: {lacking}")
-    basis = (f"{found.seconds_per_step * 1000:.0f} ms a step, measured just now" if found.is_measured else
-             f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix product reaches here")  # fmt: skip
-    say(f"time    about {duration(found.seconds)} on {way.in_words} ({basis}{', one run at a time' if way.gpus else ''})")
+    say(
+        f"text    {text['n_train_tokens']:,} tokens for training (sha256 {text['sha256'][:16]}...)"
+        if text
+        else f"text    not at hand: {lacking}"
+    )
+    basis = (
+        f"{found.seconds_per_step * 1000:.0f} ms a step, measured just now"
+        if found.is_measured
+        else f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix product reaches here"
+    )
+    say(
+        f"time    about {duration(found.seconds)} on {way.in_words} ({basis}{', one run at a time' if way.gpus else ''})"
+    )
     if not found.is_measured:
-        say(f"gpu     about {duration(found.gpu_seconds)} for all runs one after the other, and {found.gpu_bytes / 1e9:.0f} GB a run, on a GPU that trains at "
-            f"{GPU_FLOPS / 1e12:.0f} TFLOP/s: an assumption, nothing was run")  # fmt: skip
+        say(
+            f"gpu     about {duration(found.gpu_seconds)} for all runs one after the other, and {found.gpu_bytes / 1e9:.0f} GB a run, on a GPU that trains at "
+            f"{GPU_FLOPS / 1e12:.0f} TFLOP/s: an assumption, nothing was run"
+        )
     free = f", {found.free_bytes / 1e9:.1f} GB free" if found.free_bytes is not None else ""
-    say(f"memory  about {found.memory_bytes / 1e9:.1f} GB{free}{'' if found.fits else ': too much'}; disk {found.disk_bytes / 1e6:.0f} MB")
+    say(
+        f"memory  about {found.memory_bytes / 1e9:.1f} GB{free}{'' if found.fits else ': too much'}; disk {found.disk_bytes / 1e6:.0f} MB"
+    )
     if found.device_free_bytes is not None:
-        say(f"gpu     about {found.device_memory_bytes / 1e9:.1f} GB for a run, {found.device_free_bytes / 1e9:.1f} GB free")
-    say(f"seeds   {found.seeds_needed} to see a difference of {found.effect_nats:g} {unit(spec)} four times out of five at {spec.steps:,} steps"
-        f"{found.corrected_words}; planned: {len(spec.seeds)}")  # fmt: skip
+        say(
+            f"gpu     about {found.device_memory_bytes / 1e9:.1f} GB for a run, {found.device_free_bytes / 1e9:.1f} GB free"
+        )
+    say(
+        f"seeds   {found.seeds_needed} to see a difference of {found.effect_nats:g} {unit(spec)} four times out of five at {spec.steps:,} steps"
+        f"{found.corrected_words}; planned: {len(spec.seeds)}"
+    )
     say(f"        if paired differences spread as before, {found.spread_words}")
     if found.steps_needed:
-        say("        with other lengths: " + ", ".join(f"{n} seeds at {steps:,} steps" for steps, n in found.steps_needed))
+        say(
+            "        with other lengths: "
+            + ", ".join(f"{n} seeds at {steps:,} steps" for steps, n in found.steps_needed)
+        )
     return 0
 
 
 def counts(spec: Spec) -> str:
     rates = spec.optimiser.learning_rates
-    parts = [f"{len(spec.arms)} arms", f"{len(rates)} learning rate{'' if len(rates) == 1 else 's'}", f"{len(spec.seeds)} seeds",
-             f"{spec.steps:,} steps", f"{spec.n_cells} runs"]  # fmt: skip
+    parts = [
+        f"{len(spec.arms)} arms",
+        f"{len(rates)} learning rate{'' if len(rates) == 1 else 's'}",
+        f"{len(spec.seeds)} seeds",
+        f"{spec.steps:,} steps",
+        f"{spec.n_cells} runs",
+    ]
     return ", ".join(parts)
 
 
@@ -160,7 +202,11 @@ def _say(comparison: Comparison, report) -> None:
     from wisca_core.comparison.arm_words import titles
     from wisca_core.comparison.report import interval, remarks, signed, verdict
 
-    readings, names, digits = {(e.arm, e.rate): verdict(e) for e in report.main}, titles(comparison.spec.arms), report.digits
+    readings, names, digits = (
+        {(e.arm, e.rate): verdict(e) for e in report.main},
+        titles(comparison.spec.arms),
+        report.digits,
+    )
     say(report.sentence, style="bold")
     say(" ".join([f"It is about: {report.subject}. {report.reading}", *report.beside]))
     say(for_scale(comparison.spec) + "\n")
@@ -173,10 +219,28 @@ def _say(comparison: Comparison, report) -> None:
         boot = f"{signed(e.bootstrap[0], digits)} to {signed(e.bootstrap[1], digits)}" if e.bootstrap else ""
         saved = f"{e.steps_saved:,.0f}" if e.steps_saved is not None else f"{e.n_reached} of {e.loss.n}"
         loss = f"{e.mean_final:.{digits}f}" if e.loss.n else ""
-        rows.append([names[e.arm], rate, loss, signed(e.loss.mean, digits) if e.loss.n else "", interval(e, digits) if e.loss.n > 1 else "", boot,
-                     signed(e.perplexity.mean) if e.loss.n else "", f"{e.n_better} of {e.loss.n}", saved, readings.get((e.arm, e.rate), "beside the correction")])  # fmt: skip
-    table(["Arm", "Rate", "Loss", "Difference", "95 % t", "Bootstrap", "Perplexity", "Better", "Steps saved", "Reading"], rows, numbers=range(2, 7))
-    say(f"Losses in {report.unit}{per_byte}, perplexity the same as exp. Steps saved: median, or how many seeds reach the baseline's final loss at all.")
+        rows.append(
+            [
+                names[e.arm],
+                rate,
+                loss,
+                signed(e.loss.mean, digits) if e.loss.n else "",
+                interval(e, digits) if e.loss.n > 1 else "",
+                boot,
+                signed(e.perplexity.mean) if e.loss.n else "",
+                f"{e.n_better} of {e.loss.n}",
+                saved,
+                readings.get((e.arm, e.rate), "beside the correction"),
+            ]
+        )
+    table(
+        ["Arm", "Rate", "Loss", "Difference", "95 % t", "Bootstrap", "Perplexity", "Better", "Steps saved", "Reading"],
+        rows,
+        numbers=range(2, 7),
+    )
+    say(
+        f"Losses in {report.unit}{per_byte}, perplexity the same as exp. Steps saved: median, or how many seeds reach the baseline's final loss at all."
+    )
     for line in remarks(report):
         say(line)
     say(f"text sha256 {report.corpus_sha256[:16]}...; all of it in {comparison.path}")

@@ -20,13 +20,25 @@ from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import NORMS
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options, default_pairs, parse_pairs
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options, default_pairs, parse_pairs
 from wisca_core.spreadsheet import check_replaceable, csv_bytes
 
 N_WORST = 10
 MOST_TENSORS = 100
-CSV_COLUMNS = ("name", "layer", "pair", "group", "n_left", "n_right", "left", "right", "log2_ratio", "log2_size", "block")
+CSV_COLUMNS = (
+    "name",
+    "layer",
+    "pair",
+    "group",
+    "n_left",
+    "n_right",
+    "left",
+    "right",
+    "log2_ratio",
+    "log2_size",
+    "block",
+)
 
 
 def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, yes: bool) -> int:
@@ -42,9 +54,14 @@ def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, 
     sites = _only(found, asked) if asked else found
     remarks = [*checkpoint.remarks, *sites.remarks]
     common = {
-        "source": checkpoint.source, "path": str(checkpoint.path), "facts": _facts(checkpoint, sites), "norm": norm,
-        "look_only": checkpoint.look_only, "refused": [asdict(r) for r in sites.refusals], "remarks": remarks,
-    }  # fmt: skip
+        "source": checkpoint.source,
+        "path": str(checkpoint.path),
+        "facts": _facts(checkpoint, sites),
+        "norm": norm,
+        "look_only": checkpoint.look_only,
+        "refused": [asdict(r) for r in sites.refusals],
+        "remarks": remarks,
+    }
     if not sites.sites:
         if csv:
             note(f"{csv} was not written: there is no pair to put into it.")
@@ -63,12 +80,16 @@ def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, 
         _write_csv(csv, groups[list(CSV_COLUMNS)])
     verdicts, layers, worst = summaries(groups, norm), layer_ratios(groups, norm), furthest(groups, N_WORST)
     if json:
-        document("wisca-inspect", common | {
-            "pairs": {name: _pair(s) for name, s in verdicts.items()},
-            "layers": _records(layers[["pair", "block", "layer", "log2_ratio", "log2_size"]]),
-            "worst": _records(worst),
-            "groups": _records(groups[list(CSV_COLUMNS)]),
-        })  # fmt: skip
+        document(
+            "wisca-inspect",
+            common
+            | {
+                "pairs": {name: _pair(s) for name, s in verdicts.items()},
+                "layers": _records(layers[["pair", "block", "layer", "log2_ratio", "log2_size"]]),
+                "worst": _records(worst),
+                "groups": _records(groups[list(CSV_COLUMNS)]),
+            },
+        )
         return 0
     say(str(checkpoint.path))
     say(models.facts(checkpoint, sites))
@@ -97,7 +118,10 @@ def side(pair: str, log2_ratio: float) -> str:
 
 def _only(sites: Sites, asked: Options) -> Sites:
     """What was asked to be looked at, refusals included."""
-    return replace(sites.only(lambda site: asked.chooses(site.key)), refusals=tuple(r for r in sites.refusals if asked.asks(r.what)))
+    return replace(
+        sites.only(lambda site: asked.chooses(site.key)),
+        refusals=tuple(r for r in sites.refusals if asked.asks(r.what)),
+    )
 
 
 def _counted(groups: pd.DataFrame) -> str:
@@ -128,8 +152,11 @@ def _say_block(layers: pd.DataFrame) -> None:
                 row += ["refused", "", ""]
             else:
                 known = np.isfinite(found.log2_size)
-                row += [side(pair, found.log2_ratio), side(pair, found.log2_size) if known else "",
-                        side(pair, found.log2_ratio - found.log2_size) if known else ""]  # fmt: skip
+                row += [
+                    side(pair, found.log2_ratio),
+                    side(pair, found.log2_size) if known else "",
+                    side(pair, found.log2_ratio - found.log2_size) if known else "",
+                ]
         rows.append(row)
     table(headers, rows, numbers=(0,))
 
@@ -144,7 +171,9 @@ def _say_worst(worst: pd.DataFrame) -> None:
     rows = []
     for w, is_group in zip(worst.itertuples(index=False), grouped):
         away = f"{times(2 ** abs(w.log2_away))} to the {SIDES[w.pair][0 if w.log2_away > 0 else 1]}"
-        rows.append((w.name, *((str(w.group) if is_group else "",) if any(grouped) else ()), side(w.pair, w.log2_ratio), away))
+        rows.append(
+            (w.name, *((str(w.group) if is_group else "",) if any(grouped) else ()), side(w.pair, w.log2_ratio), away)
+        )
     if not any(grouped):
         table(("pair", "ratio", "away from the median"), rows)
     else:

@@ -3,8 +3,8 @@
 import time
 from dataclasses import asdict
 
-from wisca_core import home
 from wisca_core import jobs as work
+from wisca_core import storage
 from wisca_core.cli.terminal import asked, document, note, say, table
 
 KILL_AFTER_SECONDS = 10.0
@@ -20,12 +20,12 @@ WHAT = {
 
 def run_clean(names: list[str], yes: bool, json: bool) -> int:
     """Without names: sizes. With names: empties these folders once that was agreed to."""
-    chosen = list(home.FOLDERS) if "all" in names else list(dict.fromkeys(names))
+    chosen = list(storage.FOLDERS) if "all" in names else list(dict.fromkeys(names))
     for name in chosen:
-        home.folder(name)  # raises BadOption for a name that is none
-    before = home.sizes()
+        storage.folder(name)  # raises BadOption for a name that is none
+    before = storage.sizes()
     if not json:
-        say(str(home.home()))
+        say(str(storage.home()))
         table(("folder", "size", "holds"), [(n, _size(size), WHAT[n]) for n, size in before.items()], numbers=(1,))
     freed = None
     if chosen:
@@ -35,14 +35,14 @@ def run_clean(names: list[str], yes: bool, json: bool) -> int:
             question,
             f"{_size(n_bytes)} in {', '.join(chosen)} would be removed, and nobody can be asked here. Add --yes.",
         ):
-            freed = home.clean(chosen)
+            freed = storage.clean(chosen)
         else:
             note("Nothing was removed.")
     if json:
         document(
             "wisca-clean",
             {
-                "home": str(home.home()),
+                "home": str(storage.home()),
                 "n_bytes": before,
                 "cleaned": chosen if freed is not None else [],
                 "n_bytes_freed": freed or 0,
@@ -64,8 +64,16 @@ def run_jobs(cancel: str | None, json: bool) -> int:
     elif not found:
         say("No job yet.")
     else:
-        rows = [(job.id, job.state, f"{100 * job.done / job.total:.0f} %" if job.is_active and job.total else "",
-                 time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created)), job.title) for job in found]  # fmt: skip
+        rows = [
+            (
+                job.id,
+                job.state,
+                f"{100 * job.done / job.total:.0f} %" if job.is_active and job.total else "",
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created)),
+                job.title,
+            )
+            for job in found
+        ]
         table(("job", "state", "done", "created", "title"), rows, numbers=(2,))
     return 0
 

@@ -25,20 +25,20 @@ from wisca_core.errors import (
     UnreadableInput,
     UnsupportedCheckpoint,
 )
-from wisca_core.export.export import export, refuse_place
-from wisca_core.export.outlook import Outlook, n_bytes_free, outlook
-from wisca_core.export.pair import Beside, export_pair
-from wisca_core.home import read_json
-from wisca_core.patterns.store import measured
+from wisca_core.exporting.export import export, refuse_place
+from wisca_core.exporting.pair import Beside, export_pair
+from wisca_core.exporting.preview import ExportPreview, n_bytes_free, preview
 from wisca_core.patterns.blocks import unit_of
+from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import SIDES, PairSummary, sentence, summaries
 from wisca_core.patterns.table import Patterns
-from wisca_core.plan import plan as plans
-from wisca_core.plan.decide import Decision, decide
-from wisca_core.plan.options import Options, default_pairs, parse_layers, parse_pairs
-from wisca_core.plan.plan import Plan
+from wisca_core.planning import plan as plans
+from wisca_core.planning.decide import Decision, decide
+from wisca_core.planning.options import Options, default_pairs, parse_layers, parse_pairs
+from wisca_core.planning.plan import Plan
 from wisca_core.rescale import scalings
 from wisca_core.rescale_adapter import adapters_near, fitted, follow
+from wisca_core.storage import read_json
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Company:
+class AdapterOptions:
     """Who comes along: the adapters of a base model with their new folders ("" beside OUT), or the base of an adapter."""
 
     adapters: tuple[str, ...] = ()
@@ -87,7 +87,9 @@ class Company:
     def check(self) -> None:
         """Raises BadOption."""
         if self.outs and len(self.outs) != len(self.adapters):
-            raise BadOption(f"--adapter-out was given {len(self.outs)} times, --adapter {len(self.adapters)} times; give one for each, or none.")
+            raise BadOption(
+                f"--adapter-out was given {len(self.outs)} times, --adapter {len(self.adapters)} times; give one for each, or none."
+            )
 
     def places(self, out: Path | None, adapters: list[Checkpoint]) -> list[Path]:
         """The new folder of each adapter; OUT-NAME where none was given."""
@@ -99,7 +101,7 @@ def run(
     model: str,
     out: Path | None,
     asked: Asked,
-    company: Company,
+    company: AdapterOptions,
     plan_file: Path | None,
     undo: Path | None,
     save_plan: Path | None,
@@ -145,7 +147,7 @@ def run(
     following = [_followed(checkpoint, sites, plan, adapter) for adapter in adapters]
     left_behind = _left_behind(checkpoint, adapters)
 
-    files = outlook(checkpoint)
+    files = preview(checkpoint)
     pairs = summaries(decision.groups(), plan.options.norm)
     if not json:
         title = f"Undo of {undo}" if undo else f"Plan {plan_file}" if plan_file else "Plan"
@@ -172,49 +174,63 @@ def run(
     if save_plan:
         plans.save_plan(plan, save_plan)
     if json:
-        document("wisca-rescale", {
-            "source": checkpoint.source,
-            "path": str(checkpoint.path),
-            "dry_run": dry_run,
-            "out": str(report.parent) if report else None,
-            "report": str(report) if report else None,
-            "saved_plan": str(save_plan) if save_plan else None,
-            "options": plan.to_json()["options"],
-            "granularities": _granularities(plan),
-            "n_factors_changed": plan.n_changed,
-            "n_pairs_changed": len(plan.sites),
-            "pairs": {pair: {"sentence": sentence(s)} | asdict(s) for pair, s in pairs.items()},
-            "effects": decision.effects,
-            "bit_identical_expected": decision.bit_identical,
-            "refused": [asdict(r) for r in plan.refusals],
-            "remarks": [*checkpoint.remarks, *sites.remarks],
-            "files": asdict(files),
-            "proof": proof.to_json(),
-            "adapters": [
-                {"path": str(a.path), "out": str(place), "follows": line, "proof": one.to_json()}
-                for a, place, line, one in zip(adapters, places, following, together)
-            ],
-            "left_behind": left_behind,
-            "full_check": checked.to_json() if checked else None,
-            "full_check_not_run": None if checked else not_run,
-        })  # fmt: skip
+        document(
+            "wisca-rescale",
+            {
+                "source": checkpoint.source,
+                "path": str(checkpoint.path),
+                "dry_run": dry_run,
+                "out": str(report.parent) if report else None,
+                "report": str(report) if report else None,
+                "saved_plan": str(save_plan) if save_plan else None,
+                "options": plan.to_json()["options"],
+                "granularities": _granularities(plan),
+                "n_factors_changed": plan.n_changed,
+                "n_pairs_changed": len(plan.sites),
+                "pairs": {pair: {"sentence": sentence(s)} | asdict(s) for pair, s in pairs.items()},
+                "effects": decision.effects,
+                "bit_identical_expected": decision.bit_identical,
+                "refused": [asdict(r) for r in plan.refusals],
+                "remarks": [*checkpoint.remarks, *sites.remarks],
+                "files": asdict(files),
+                "proof": proof.to_json(),
+                "adapters": [
+                    {"path": str(a.path), "out": str(place), "follows": line, "proof": one.to_json()}
+                    for a, place, line, one in zip(adapters, places, following, together)
+                ],
+                "left_behind": left_behind,
+                "full_check": checked.to_json() if checked else None,
+                "full_check_not_run": None if checked else not_run,
+            },
+        )
         return 0
     _say_done(report, save_plan, proof, checked, not_run)
     for one in beside if report else ():
-        say(f"Adapter written to {one.out}; it fits {report.parent} only, and its adapter_config.json names that folder", style="bold")
+        say(
+            f"Adapter written to {one.out}; it fits {report.parent} only, and its adapter_config.json names that folder",
+            style="bold",
+        )
     return 0
 
 
-def _opened_company(checkpoint: Checkpoint, company: Company, yes: bool) -> tuple[list[Checkpoint], Checkpoint | None]:
+def _opened_company(
+    checkpoint: Checkpoint, company: AdapterOptions, yes: bool
+) -> tuple[list[Checkpoint], Checkpoint | None]:
     """The adapters and the base that were given. Raises BadOption where MODEL is not what they belong to."""
     if company.adapters and checkpoint.adapter_json:
-        raise BadOption(f"{checkpoint.path} is an adapter itself; --adapter goes with a base model. Give its base with --base.")
+        raise BadOption(
+            f"{checkpoint.path} is an adapter itself; --adapter goes with a base model. Give its base with --base."
+        )
     if company.base and not checkpoint.adapter_json:
-        raise BadOption(f"{checkpoint.path} is no adapter; --base goes with a LoRA adapter. Give its adapters with --adapter.")
+        raise BadOption(
+            f"{checkpoint.path} is no adapter; --base goes with a LoRA adapter. Give its adapters with --adapter."
+        )
     adapters = [models.opened(name, yes) for name in company.adapters]
     for name, adapter in zip(company.adapters, adapters):
         if not adapter.adapter_json:
-            raise BadOption(f"--adapter {name} is a model, not a LoRA adapter. Give the folder that holds adapter_config.json.")
+            raise BadOption(
+                f"--adapter {name} is a model, not a LoRA adapter. Give the folder that holds adapter_config.json."
+            )
     return adapters, models.opened(company.base, yes) if company.base else None
 
 
@@ -338,10 +354,7 @@ def _say_plan(
     table(("pair", "median layer before", "after", f"{counted} within 2× before", "after"), rows)
     factors = [f for s in plan.sites for f in s.factors if f != 1]  # of the left side: every rule has exponent 1 there
     n_pairs, n_factors = models.plural(len(sites.sites), "pair"), models.plural(len(factors), "factor")
-    say(
-        f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the "
-        f"{_left_sides(plan, sites)}"
-    )
+    say(f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the {_left_sides(plan, sites)}")
     for line in _effects(decision):
         say(f"  {line}")
     if plan.refusals:
@@ -393,7 +406,7 @@ def _effects(decision: Decision) -> list[str]:
     return lines
 
 
-def _say_files(files: Outlook, out: Path | None) -> None:
+def _say_files(files: ExportPreview, out: Path | None) -> None:
     n_bytes = models.n_bytes(files.n_bytes)
     free = f", {models.n_bytes(n_bytes_free(out.absolute().parent))} free there" if out else ""
     say(

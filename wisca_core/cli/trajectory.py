@@ -13,7 +13,7 @@ from wisca_core.runs import read
 from wisca_core.runs.groups import loss_metric
 from wisca_core.runs.table import Run
 from wisca_core.spreadsheet import check_replaceable, csv_bytes
-from wisca_core.trajectory import COLUMNS, Trajectory, advice, drifts, trajectory
+from wisca_core.trajectories import COLUMNS, Trajectory, advice, drifts, trajectory
 
 HEAD = ",".join(list(COLUMNS)[:-1])  # tables of earlier versions end there
 MOST_STEPS = 8

@@ -35,9 +35,13 @@ def say_proof(proof: Proof) -> None:
     """The proof by miniature: figures and cases."""
     say(f"{proof.kind} of rule {proof.rule}: {'passed' if proof.passed else 'failed: ' + proof.reason}")
     say(f"  {proof.what}")
-    say(f"  largest relative difference {proof.max_rel:.1e} in float64 over {models.plural(proof.n_cases, 'case')}, "
-        f"factors up to {proof.largest_factor:g}")  # fmt: skip
-    say(f"  scaling one side alone moves the {'products' if proof.kind == 'Proof by products' else 'outputs'} by at least {proof.liveness:.1e}")
+    say(
+        f"  largest relative difference {proof.max_rel:.1e} in float64 over {models.plural(proof.n_cases, 'case')}, "
+        f"factors up to {proof.largest_factor:g}"
+    )
+    say(
+        f"  scaling one side alone moves the {'products' if proof.kind == 'Proof by products' else 'outputs'} by at least {proof.liveness:.1e}"
+    )
     say(f"  cases: {', '.join(proof.cases)}")
 
 

@@ -41,7 +41,11 @@ class Treatment:
         self._mirror: dict[str, tuple[float, ...]] = {}
         self._placebo: dict[str, float] = {}
         self._base = Factors(arm.granularity)  # of a frozen base, all of them so far
-        self._base_of = {site.name for site in self._rescaler.live.sites.sites if _is_frozen(site, self._rescaler.live)} if self._rescaler else set()
+        self._base_of = (
+            {site.name for site in self._rescaler.live.sites.sites if _is_frozen(site, self._rescaler.live)}
+            if self._rescaler
+            else set()
+        )
 
     def is_due(self, step: int) -> bool:
         return self.schedule is not None and self.schedule.due(step)
@@ -70,7 +74,9 @@ class Treatment:
         self._note_base(plan)
 
     def _note_base(self, factors: Factors) -> None:
-        self._base = self._base.then(Factors(factors.granularity, tuple((n, fs) for n, fs in factors.sites if n in self._base_of)))
+        self._base = self._base.then(
+            Factors(factors.granularity, tuple((n, fs) for n, fs in factors.sites if n in self._base_of))
+        )
 
     def _even(self) -> dict[str, tuple[float, ...]]:
         """1.001 and 1/1.001 in turn, so that nothing but rounding accumulates; pairs of adapters from when B is not zero."""
@@ -98,7 +104,9 @@ class Treatment:
         parameter name -> sum of |values|, where somebody has them already; used where whole matrices are all it takes.
         """
         live, layout = self._measuring.live, self._layout
-        if totals is not None and all(part.cells is None and not part.leg.offset and not part.groups for part in layout.parts):
+        if totals is not None and all(
+            part.cells is None and not part.leg.offset and not part.groups for part in layout.parts
+        ):
             l1 = np.zeros(2 * layout.n_cells)
             for part in layout.parts:
                 l1[part.cell] += totals[part.leg.tensor]
@@ -115,8 +123,10 @@ class Treatment:
     def state(self) -> dict:
         """Plain values that ``restore`` takes in a resumed run."""
         return {
-            "mirror": {n: list(fs) for n, fs in self._mirror.items()}, "placebo": dict(self._placebo), "base": self._base.to_json()
-        }  # fmt: skip
+            "mirror": {n: list(fs) for n, fs in self._mirror.items()},
+            "placebo": dict(self._placebo),
+            "base": self._base.to_json(),
+        }
 
     def restore(self, state: Mapping) -> None:
         self._mirror = {n: tuple(fs) for n, fs in state["mirror"].items()}
@@ -127,11 +137,20 @@ class Treatment:
 def choices_of(arm: Arm) -> Choices:
     """The options of a live rescale that an arm stands for."""
     return Choices(
-        pairs=arm.pairs, granularity=arm.granularity, norm=arm.norm, strength=arm.strength, exact=arm.exact,
-        optimizer_state=arm.optimizer_state, frozen="scale", lora="gram" if arm.gram else "rank", vo="gram" if arm.gram else "factor",
-    )  # fmt: skip
+        pairs=arm.pairs,
+        granularity=arm.granularity,
+        norm=arm.norm,
+        strength=arm.strength,
+        exact=arm.exact,
+        optimizer_state=arm.optimizer_state,
+        frozen="scale",
+        lora="gram" if arm.gram else "rank",
+        vo="gram" if arm.gram else "factor",
+    )
 
 
 def _is_frozen(site, live) -> bool:
     """A pair of the base under adapters: its own weights are not trained."""
-    return site.key.pair != "lora" and not any(live.parameters[leg.tensor].requires_grad for leg in site.measured_legs("left"))
+    return site.key.pair != "lora" and not any(
+        live.parameters[leg.tensor].requires_grad for leg in site.measured_legs("left")
+    )

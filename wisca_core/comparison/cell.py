@@ -29,10 +29,12 @@ from wisca_core.comparison.weights import kept_state, load_state, save_weights
 CHECKPOINT_SECONDS = 10.0
 
 HEADER = {
-    "format": METRICS, "version": 1, "losses": "nats per token; train_loss is the mean since the row before, before each update",
+    "format": METRICS,
+    "version": 1,
+    "losses": "nats per token; train_loss is the mean since the row before, before each update",
     "qk, vo, lora": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
     "seconds": "of training, this cell's own or that of the cells trained at once with it",
-}  # fmt: skip
+}
 
 
 class CellFailed(Exception):
@@ -105,7 +107,9 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
             run.seconds = before + time.monotonic() - began
             if is_logged:
                 val_loss = measured() if evaluates(spec, step) else None
-                log.write(row(spec, step, sum(recent) / len(recent), val_loss, rate, ranks.number(norm), ratios, run.seconds))
+                log.write(
+                    row(spec, step, sum(recent) / len(recent), val_loss, rate, ranks.number(norm), ratios, run.seconds)
+                )
                 recent.clear()
             stops, is_time = ranks.agreed((stop(), time.monotonic() - saved > CHECKPOINT_SECONDS))
             if step < spec.steps and (stops or is_time):
@@ -127,20 +131,34 @@ def logs(spec: Spec, step: int) -> bool:
 
 def metrics(cell: Cell) -> TextIO:
     """To be appended to; of several ranks the first one's are written."""
-    return (cell.folder / "metrics.jsonl" if ranks.is_first() else Path(os.devnull)).open("a", buffering=1, encoding="utf-8")
+    return (cell.folder / "metrics.jsonl" if ranks.is_first() else Path(os.devnull)).open(
+        "a", buffering=1, encoding="utf-8"
+    )
 
 
 def row(
-    spec: Spec, step: int, train_loss: float | None, val_loss: float | None, rate: float, norm: float | None, ratios: dict[str, float], seconds: float
+    spec: Spec,
+    step: int,
+    train_loss: float | None,
+    val_loss: float | None,
+    rate: float,
+    norm: float | None,
+    ratios: dict[str, float],
+    seconds: float,
 ) -> str:
     """One line of a cell's metrics. Raises CellFailed for a validation loss that is not finite."""
     if val_loss is not None and not math.isfinite(val_loss):
         raise CellFailed(f"the validation loss became {val_loss} at step {step:,}.")
     found = {
-        "step": step, "train_loss": _rounded(train_loss), "val_loss": _rounded(val_loss), "lr": rate, "grad_norm": _rounded(norm),
-        "tokens": step * spec.batch_size * spec.data.context, "seconds": round(seconds, 2),
+        "step": step,
+        "train_loss": _rounded(train_loss),
+        "val_loss": _rounded(val_loss),
+        "lr": rate,
+        "grad_norm": _rounded(norm),
+        "tokens": step * spec.batch_size * spec.data.context,
+        "seconds": round(seconds, 2),
         **{pair: _rounded(value) for pair, value in ratios.items()},
-    }  # fmt: skip
+    }
     return json.dumps(found) + "\n"
 
 
@@ -157,13 +175,21 @@ def keep(runs: Sequence[Run]) -> None:
     """A checkpoint of each, written before the first takes its name: a kill rarely parts runs that train together."""
     for run in runs:
         if ranks.n_ranks() == 1:
-            model, optimisers = _own(kept_state(run.model, run.treatment)), [_own(one.state_dict()) for one in run.optimisers]
+            model, optimisers = (
+                _own(kept_state(run.model, run.treatment)),
+                [_own(one.state_dict()) for one in run.optimisers],
+            )
         else:
             model, optimisers = ranks.model_state(run.model), ranks.optimiser_states(run.model, run.optimisers)
         state = {
-            "version": 1, "step": run.step, "model": model, "optimisers": optimisers, "treatment": run.treatment.state(),
-            "recent": list(run.recent), "seconds": run.seconds,
-        }  # fmt: skip
+            "version": 1,
+            "step": run.step,
+            "model": model,
+            "optimisers": optimisers,
+            "treatment": run.treatment.state(),
+            "recent": list(run.recent),
+            "seconds": run.seconds,
+        }
         if ranks.is_first():
             torch.save(state, run.cell.folder / ".resume.pt.part")
     for run in runs:
@@ -173,7 +199,9 @@ def keep(runs: Sequence[Run]) -> None:
 
 def _own(state: Mapping) -> dict:
     """Tensors on the CPU with a memory of their own: of a view, torch.save would write all that it is a view of."""
-    return tree_map(lambda value: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value, dict(state))
+    return tree_map(
+        lambda value: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value, dict(state)
+    )
 
 
 def _restore(run: Run) -> None:

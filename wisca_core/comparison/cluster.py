@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wisca_core.comparison import folder
+from wisca_core.comparison.execution_plan import ExecutionPlan
 from wisca_core.comparison.folder import Cell
-from wisca_core.comparison.ways import Way
 from wisca_core.errors import BadOption, Cancelled, DeviceMissing, OutputRefused
 
 LOOK_SECONDS = 0.25
@@ -27,7 +27,9 @@ def connect() -> dict[str, int]:
     try:
         import ray
     except ImportError:
-        raise BadOption("executor: ray was asked for and is not installed. Install it with: pip install 'wisca[ray]'") from None
+        raise BadOption(
+            "executor: ray was asked for and is not installed. Install it with: pip install 'wisca[ray]'"
+        ) from None
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "auto"
         try:
@@ -50,7 +52,9 @@ def _look_for(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
-def spread(path: Path, way: Way, cells: list[Cell], look: Callable[[], None], mourn: Callable[[int], bool]) -> None:
+def spread(
+    path: Path, way: ExecutionPlan, cells: list[Cell], look: Callable[[], None], mourn: Callable[[int], bool]
+) -> None:
     """Train ``cells``; ``look()`` is called meanwhile, ``mourn(code)`` when a worker ended without a word: whether its
     cell gets another try.
     """
@@ -100,8 +104,10 @@ def train_cell(path: str, name: str, token: str, device: str) -> int:
 
     here = Path(path)
     if not (here / token).exists():
-        raise OutputRefused(f"{path} on the Ray node {socket.gethostname()} is not the folder it is here. Put the comparison on a file system that all nodes "
-                            "share, under the same path.")  # fmt: skip
+        raise OutputRefused(
+            f"{path} on the Ray node {socket.gethostname()} is not the folder it is here. Put the comparison on a file system that all nodes "
+            "share, under the same path."
+        )
     return work(here, device, 0, lambda: bool(folder.asked(here)), only=name)
 
 

@@ -22,7 +22,17 @@ from wisca_core.comparison.spec import MOST_BYTES, DataSpec, Spec
 from wisca_core.comparison.tokens import DOCUMENT, N_TOKENS, byte_stream, token_stream, tokenizer_of
 from wisca_core.errors import SpecError, UnreadableInput
 
-__all__ = ["DOCUMENT", "N_TOKENS", "Corpus", "batch", "check_text", "keep_corpus", "kept_corpus", "load_corpus", "windows"]
+__all__ = [
+    "DOCUMENT",
+    "N_TOKENS",
+    "Corpus",
+    "batch",
+    "check_text",
+    "keep_corpus",
+    "kept_corpus",
+    "load_corpus",
+    "windows",
+]
 
 HELD_OUT_ONE_IN = 20
 
@@ -66,7 +76,9 @@ def check_text(spec: Spec) -> None:
     # which rows of a JSONL file are depends on their numbers, so only room for both parts is asked of it.
     window = data.context + 1
     batch_bytes = spec.batch_size * window - 1
-    least = max(20 * data.context, batch_bytes + (batch_bytes - 1) // 19) if data.source == "text" else batch_bytes + window
+    least = (
+        max(20 * data.context, batch_bytes + (batch_bytes - 1) // 19) if data.source == "text" else batch_bytes + window
+    )
     has = min(size, data.max_bytes or size)
     if has < least:
         raise UnreadableInput(
@@ -100,7 +112,9 @@ def load_corpus(spec: Spec) -> Corpus:
         "n_train_tokens": len(train),
         "n_validation_tokens": len(validation),
         "tokens": spec.data.tokens,
-        "bytes_per_token": sum(map(len, kept)) / len(validation) if spec.data.tokens != "bytes" and len(validation) else 1.0,
+        "bytes_per_token": sum(map(len, kept)) / len(validation)
+        if spec.data.tokens != "bytes" and len(validation)
+        else 1.0,
         "largest_token": int(max(train.max(initial=0), validation.max(initial=0))),
         "python": platform.python_version(),
     }
@@ -108,11 +122,12 @@ def load_corpus(spec: Spec) -> Corpus:
     for what, stream, least in (("training", train, spec.batch_size * needed), ("validation", validation, needed)):
         if len(stream) < least:
             raise SpecError(
-                "data", f"{len(stream):,} tokens of {what} text",
+                "data",
+                f"{len(stream):,} tokens of {what} text",
                 f"at least {least:,}, one {'batch' if what == 'training' else 'window'} of {needed:,} tokens a "
                 f"sequence; give more text, "
                 "or a smaller context or batch_size",
-            )  # fmt: skip
+            )
     return Corpus(train, validation, facts)
 
 
@@ -141,7 +156,9 @@ def kept_corpus(spec: Spec, folder: Path) -> Corpus:
         return load_corpus(spec)
     try:
         facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
-        train, validation = (np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("train", "validation"))
+        train, validation = (
+            np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("train", "validation")
+        )
     except (OSError, ValueError) as error:
         raise UnreadableInput(f"{place} is damaged: {error}. Remove it; the text is then read anew.") from error
     return Corpus(train, validation, facts)
@@ -183,7 +200,6 @@ def _cut(documents: list[tuple[str, bytes]]) -> tuple[list[tuple[str, bytes]], l
 
 def _bundled(data: DataSpec) -> list[tuple[str, bytes]]:
     import sys
-
     from pydoc_data import topics
 
     most = min(data.max_bytes or BUNDLED_BYTES, BUNDLED_BYTES)
@@ -233,7 +249,9 @@ def _row_text(data: DataSpec, line: bytes, i: int) -> bytes:
     value = row.get(data.column) if isinstance(row, dict) else None
     if not isinstance(value, str):
         has = ", ".join(map(str, list(row)[:8])) if isinstance(row, dict) else "no object"
-        raise UnreadableInput(f"{data.path}, line {i + 1}: no text under {data.column!r}; the line has {has[:200]}. Set data.column.")
+        raise UnreadableInput(
+            f"{data.path}, line {i + 1}: no text under {data.column!r}; the line has {has[:200]}. Set data.column."
+        )
     return value.encode("utf-8", "surrogatepass")
 
 
@@ -257,7 +275,9 @@ def _file(path: str) -> tuple[Path, int]:
     try:
         found = file.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UnreadableInput(f"data.path: {str(file)!r} does not exist. Give the path of a file on this machine.") from error
+        raise UnreadableInput(
+            f"data.path: {str(file)!r} does not exist. Give the path of a file on this machine."
+        ) from error
     except OSError as error:
         raise _cannot_be_read(file, error) from error
     if not stat.S_ISREG(found.st_mode):
@@ -266,7 +286,9 @@ def _file(path: str) -> tuple[Path, int]:
     if not os.access(file, os.R_OK):
         raise UnreadableInput(f"data.path: {str(file)!r} cannot be read: permission denied.")
     if found.st_size > MOST_BYTES:
-        raise UnreadableInput(f"data.path: {str(file)!r} has {found.st_size:,} bytes; at most {MOST_BYTES:,} are held in memory.")
+        raise UnreadableInput(
+            f"data.path: {str(file)!r} has {found.st_size:,} bytes; at most {MOST_BYTES:,} are held in memory."
+        )
     return file, found.st_size
 
 

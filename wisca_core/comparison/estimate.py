@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from wisca_core.comparison.execution_plan import ExecutionPlan
 from wisca_core.comparison.place import Place, free_bytes
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.statistics import seeds_to_see
-from wisca_core.comparison.ways import Way
 from wisca_core.equivalence.full_check import memory_free
 
 # Steps -> standard deviation of paired final differences, in nats: byte-level decoders of width 64 to 128, 4 layers,
@@ -84,8 +84,12 @@ class Estimate:
 
 
 def estimate(
-    spec: Spec, workers: int, timed: Callable[[Spec, str], float] | None = None, facts: Facts | None = None, way: Way | None = None
-) -> Estimate:  # fmt: skip
+    spec: Spec,
+    workers: int,
+    timed: Callable[[Spec, str], float] | None = None,
+    facts: Facts | None = None,
+    way: ExecutionPlan | None = None,
+) -> Estimate:
     """``timed``: gives the seconds of a step on a device, by default ``measure_step``; not asked where the model does not
     fit or a step is long: it is then reckoned. ``way``: how it will be trained, by default one by one on CPU; a step is
     measured on its device, one cell at a time, so replicas on a GPU take less than is said. Raises what ``prepare``
@@ -97,7 +101,10 @@ def estimate(
     if way is not None and way.device == "cuda":
         # the weights pass through the main memory on their way to the GPU
         memory, free = used * (CUDA_WORKER_BYTES + 4 * facts.n_parameters), memory_free()
-        device_memory, device_free = int(CUDA_BYTES + a_cell / way.n_ranks), min((free_bytes(n) for n in way.gpus), default=None)
+        device_memory, device_free = (
+            int(CUDA_BYTES + a_cell / way.n_ranks),
+            min((free_bytes(n) for n in way.gpus), default=None),
+        )
     else:
         memory, free = used * (WORKER_BYTES * _n_ranks(way) + max(1, way.at_once if way else 1) * a_cell), memory_free()
         device_memory, device_free = 0, None
@@ -113,13 +120,32 @@ def estimate(
     kept = 4 * (facts.n_parameters + (facts.n_trained if spec.model.source == "lora" else 0))
     disk = int(spec.n_cells * (220 * rows + (kept if spec.save_weights else 0)) + used * 12 * facts.n_trained)
     return Estimate(
-        spec.n_cells, facts.title, facts.n_parameters, facts.n_trained, seconds_per_step, is_measured, speed, START_SECONDS + rounds * each, used,
-        int(memory), free, disk, spec.n_cells * spec.steps * _overhead(spec) * work / GPU_FLOPS, int(a_cell), spec.detect_nats, spread,
-        spread_in_words(spec, facts.n_parameters), n_tests, seeds_to_see(spec.detect_nats, spread, n_tests), _steps_needed(spec), device_memory, device_free,
-    )  # fmt: skip
+        spec.n_cells,
+        facts.title,
+        facts.n_parameters,
+        facts.n_trained,
+        seconds_per_step,
+        is_measured,
+        speed,
+        START_SECONDS + rounds * each,
+        used,
+        int(memory),
+        free,
+        disk,
+        spec.n_cells * spec.steps * _overhead(spec) * work / GPU_FLOPS,
+        int(a_cell),
+        spec.detect_nats,
+        spread,
+        spread_in_words(spec, facts.n_parameters),
+        n_tests,
+        seeds_to_see(spec.detect_nats, spread, n_tests),
+        _steps_needed(spec),
+        device_memory,
+        device_free,
+    )
 
 
-def _n_ranks(way: Way | None) -> int:
+def _n_ranks(way: ExecutionPlan | None) -> int:
     return way.n_ranks if way else 1
 
 
@@ -135,8 +161,7 @@ def flops_per_step(spec: Spec, facts: Facts) -> float:
 
 @lru_cache(maxsize=1)
 def thread_flops() -> float:
-    """Floating-point operations a second of a matrix product in float32 on one thread, measured for a tenth of a second.
-    """
+    """Floating-point operations a second of a matrix product in float32 on one thread, measured for a tenth of a second."""
     import torch
 
     n, threads = 384, torch.get_num_threads()
@@ -187,13 +212,17 @@ def spread_at(steps: int) -> float:
 def _steps_needed(spec: Spec) -> tuple[tuple[int, int], ...]:
     if spec.model.is_trained_before:
         return ()
-    return tuple((steps, seeds_to_see(spec.detect_nats, spread_at(steps), len(spec.arms) - 1)) for steps in (300, 600, 900))
+    return tuple(
+        (steps, seeds_to_see(spec.detect_nats, spread_at(steps), len(spec.arms) - 1)) for steps in (300, 600, 900)
+    )
 
 
 def cell_bytes(spec: Spec, facts: Facts) -> float:
     """Weights, gradients, two moments, and a copy while a checkpoint is written; what a backward pass keeps."""
     context = spec.data.context
-    a_token = facts.n_layers * (16 * facts.width + 6 * facts.mlp_width + 2 * facts.n_heads * context) + 4 * facts.vocabulary
+    a_token = (
+        facts.n_layers * (16 * facts.width + 6 * facts.mlp_width + 2 * facts.n_heads * context) + 4 * facts.vocabulary
+    )
     return 4 * facts.n_parameters + 16 * facts.n_trained + 4 * spec.batch_size * context * a_token
 
 
@@ -209,7 +238,9 @@ def measure_step(spec: Spec, device: str = "cpu") -> float:
         place = Place(device, spec.precision)
         model = place.ready(build_model(spec, 0))
         optimisers = build_optimisers(model, spec.optimiser, spec.optimiser.learning_rates[0])
-        rows = torch.randint(256, (spec.batch_size, spec.data.context + 1), generator=torch.Generator().manual_seed(0)).to(device)
+        rows = torch.randint(
+            256, (spec.batch_size, spec.data.context + 1), generator=torch.Generator().manual_seed(0)
+        ).to(device)
         taken: list[float] = []
         began = time.perf_counter()
         while len(taken) < 4 or (time.perf_counter() - began < PROBE_SECONDS and len(taken) < 100):

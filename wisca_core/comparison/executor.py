@@ -2,7 +2,7 @@
 
 Measured on CPU, two processes of one thread give 1.86 times the tokens of one thread, and one process with two threads
 1.39 times: models this small leave little to share between threads. Of several GPUs each has a process of its own, which
-sees no other. Which way it is done: see ``ways``.
+sees no other. Which way it is done: see ``execution_plan``.
 """
 
 import os
@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from wisca_core import home
+from wisca_core import storage
 from wisca_core.comparison import folder
 from wisca_core.comparison.data import keep_corpus, kept_corpus, load_corpus
+from wisca_core.comparison.execution_plan import ExecutionPlan, agreed, cores, record
 from wisca_core.comparison.folder import CORPUS, Comparison
 from wisca_core.comparison.place import visible
 from wisca_core.comparison.prepare import model_sha256
-from wisca_core.comparison.ways import Way, agreed, cores, record
 from wisca_core.comparison.worker import LOST, NO_DEVICE
 from wisca_core.errors import Cancelled, OutputRefused, PlanMismatch
 from wisca_core.progress import Progress, silent
@@ -32,7 +32,7 @@ LOOK_SECONDS = 0.25
 def run(path: Path, workers: int | None = None, progress: Progress = silent, executor: str = "auto") -> Comparison:
     """Train every unfinished cell of the comparison in ``path`` and return what the folder then says.
 
-    ``workers``: processes side by side, default one a core or a GPU; ``executor``: one of ways.EXECUTORS, or "auto".
+    ``workers``: processes side by side, default one a core or a GPU; ``executor``: one of execution_plan.EXECUTORS, or "auto".
     Returns early, state "paused", where the folder is asked to pause. Raises Cancelled (the folder keeps everything),
     OutputRefused where another process runs it, PlanMismatch where the text or the way of training is no longer the one
     it began with, BadOption and DeviceMissing where it cannot be trained in that way here.
@@ -40,16 +40,18 @@ def run(path: Path, workers: int | None = None, progress: Progress = silent, exe
     path = Path(path)
     comparison = folder.read(path)
     way = agreed(comparison, executor, workers)
-    descriptor = home.take_lock(path / "lock", patience=0.5)
+    descriptor = storage.take_lock(path / "lock", patience=0.5)
     if descriptor is None:
-        raise OutputRefused(f"{path} is being run by another process. Follow it on the Compare page, or pause it there.")
+        raise OutputRefused(
+            f"{path} is being run by another process. Follow it on the Compare page, or pause it there."
+        )
     try:
         return _run(comparison, way, progress)
     finally:
         os.close(descriptor)
 
 
-def _run(comparison: Comparison, way: Way, progress: Progress) -> Comparison:
+def _run(comparison: Comparison, way: ExecutionPlan, progress: Progress) -> Comparison:
     path = comparison.path
     for marker in ("pause", "cancel"):
         (path / marker).unlink(missing_ok=True)
@@ -57,7 +59,15 @@ def _run(comparison: Comparison, way: Way, progress: Progress) -> Comparison:
 
     def status(state: str, message: str = "") -> None:
         ended = {} if state == "running" else {"finished": time.time()}
-        folder.write_status(path, state, message=message, started=began, workers=way.workers, seconds=round(earlier + time.time() - began, 1), **ended)
+        folder.write_status(
+            path,
+            state,
+            message=message,
+            started=began,
+            workers=way.workers,
+            seconds=round(earlier + time.time() - began, 1),
+            **ended,
+        )
 
     _same_corpus(comparison)
     record(path, way, comparison.spec)
@@ -80,11 +90,14 @@ def _run(comparison: Comparison, way: Way, progress: Progress) -> Comparison:
         if way.executor == "ray":
             from wisca_core.comparison.cluster import spread
 
-            spread(path, way, todo, look, lambda code: _mourn(path, code))
+            spread(path, way, todo, look, lambda code: _record_death(path, code))
         else:
             _side_by_side(path, way, len(todo), look)
     except (Cancelled, KeyboardInterrupt) as stopped:
-        status("cancelled" if isinstance(stopped, Cancelled) else "paused", "asked to stop; resuming continues from the last checkpoints")
+        status(
+            "cancelled" if isinstance(stopped, Cancelled) else "paused",
+            "asked to stop; resuming continues from the last checkpoints",
+        )
         raise
     except BaseException as error:
         status("failed", f"{type(error).__name__}: {error}")
@@ -97,13 +110,16 @@ def _run(comparison: Comparison, way: Way, progress: Progress) -> Comparison:
         failed = [c for c in folder.read(path).cells if c.state == "failed"]
         left = [c for c in folder.read(path).cells if c.state not in ("done", "failed")]
         if left:
-            status("failed", f"{len(left)} cells were not run: every worker ended early. What they printed is in {path / 'log.txt'}.")
+            status(
+                "failed",
+                f"{len(left)} cells were not run: every worker ended early. What they printed is in {path / 'log.txt'}.",
+            )
         else:
             status("done", f"{len(failed)} of {len(comparison.cells)} runs failed" if failed else "")
     return folder.read(path)
 
 
-def _side_by_side(path: Path, way: Way, n_todo: int, look: Callable[[], None]) -> None:
+def _side_by_side(path: Path, way: ExecutionPlan, n_todo: int, look: Callable[[], None]) -> None:
     """Processes until every cell is trained, or all have ended; a number decides a process's GPUs."""
     processes: dict[int, subprocess.Popen] = {}
     try:
@@ -114,7 +130,9 @@ def _side_by_side(path: Path, way: Way, n_todo: int, look: Callable[[], None]) -
             for number, one in [(n, p) for n, p in processes.items() if p.poll() is not None]:
                 del processes[number]
                 # a device that failed may be there again for a fresh process; one that is not there stays without
-                has_more = one.returncode == LOST or (one.returncode not in (0, NO_DEVICE) and _mourn(path, one.returncode))
+                has_more = one.returncode == LOST or (
+                    one.returncode not in (0, NO_DEVICE) and _record_death(path, one.returncode)
+                )
                 if has_more and not folder.asked(path):
                     processes[number] = _start(path, way, number)
             look()
@@ -127,34 +145,43 @@ def _side_by_side(path: Path, way: Way, n_todo: int, look: Callable[[], None]) -
         raise
 
 
-def _start(path: Path, way: Way, number: int) -> subprocess.Popen:
+def _start(path: Path, way: ExecutionPlan, number: int) -> subprocess.Popen:
     # -P: the current folder may be anybody's, and a torch.py in it must not be imported
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     gpus = way.gpus_of(number)
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(visible, gpus))
-    program = ["wisca_core.comparison.worker"] if way.n_ranks == 1 else ["wisca_core.comparison.launch", str(way.n_ranks)]
+    program = (
+        ["wisca_core.comparison.worker"] if way.n_ranks == 1 else ["wisca_core.comparison.launch", str(way.n_ranks)]
+    )
     options = ["--device", "cuda" if gpus else "cpu", "--at-once", str(way.at_once)]
     with (path / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", *program, str(path), *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            [sys.executable, "-P", "-m", *program, str(path), *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
         )
 
 
-def _mourn(path: Path, code: int) -> bool:
+def _record_death(path: Path, code: int) -> bool:
     """A worker ended without a word: each cell it had gets another try, or is given up. Whether there was any."""
     words = f"signal {-code}; 9 is a kill, most often for lack of memory" if code < 0 else f"exit code {code}"
     found = False
     for cell in folder.read(path).cells:
-        if cell.state == "running" and not home.is_held(cell.folder / "lock"):
+        if cell.state == "running" and not storage.is_held(cell.folder / "lock"):
             found = True
             if cell.attempts + 1 < ATTEMPTS:
                 folder.write_cell_status(cell, state="waiting", attempts=cell.attempts + 1)
             else:
                 folder.write_cell_status(
-                    cell, state="failed", attempts=cell.attempts + 1, is_final=False,
+                    cell,
+                    state="failed",
+                    attempts=cell.attempts + 1,
+                    is_final=False,
                     reason=f"its process ended {ATTEMPTS} times without a word ({words}).",
-                )  # fmt: skip
+                )
     return found
 
 
@@ -190,9 +217,14 @@ def _same_corpus(comparison: Comparison) -> None:
             )
         keep_corpus(corpus, comparison.spec, comparison.path)
         return
-    machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": cores(), "versions": _versions()}
+    machine = {
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": cores(),
+        "versions": _versions(),
+    }
     keep_corpus(corpus, comparison.spec, comparison.path)
-    home.write_json(comparison.path / "corpus.json", CORPUS, 1, facts | {"machine": machine})
+    storage.write_json(comparison.path / "corpus.json", CORPUS, 1, facts | {"machine": machine})
 
 
 def _versions() -> dict[str, str]:

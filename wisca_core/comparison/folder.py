@@ -1,19 +1,19 @@
 """The folder of a comparison: everything it is, readable while it runs and after.
 
-    spec.json               what was asked; never changed
-    corpus.json             which text it is, with its sha256, and on what it was trained; written at the first start
-    corpus/                 its tokens, where making them takes long: what every process maps into memory
-    executor.json           in which way and on what kind of device all its cells are trained; written at the first start
-    additions.jsonl         seeds added later, with what had been seen by then; append-only
-    status.json             running | paused | done | cancelled | failed; replaced by rename
-    lock                    held by the process that runs the comparison
-    pause, cancel           markers: somebody asked it to stop
-    cells/NAME/spec.json    arm, learning rate, seed
-    cells/NAME/metrics.jsonl   append-only rows; a resumed cell first drops what lies behind its checkpoint
-    cells/NAME/status.json  waiting | running | done | failed, reason, attempts
-    cells/NAME/resume.pt    the last checkpoint of an unfinished cell
-    cells/NAME/model/       final weights as a model folder, where the spec keeps them
-    report.json             what follows from the finished cells
+spec.json               what was asked; never changed
+corpus.json             which text it is, with its sha256, and on what it was trained; written at the first start
+corpus/                 its tokens, where making them takes long: what every process maps into memory
+executor.json           in which way and on what kind of device all its cells are trained; written at the first start
+additions.jsonl         seeds added later, with what had been seen by then; append-only
+status.json             running | paused | done | cancelled | failed; replaced by rename
+lock                    held by the process that runs the comparison
+pause, cancel           markers: somebody asked it to stop
+cells/NAME/spec.json    arm, learning rate, seed
+cells/NAME/metrics.jsonl   append-only rows; a resumed cell first drops what lies behind its checkpoint
+cells/NAME/status.json  waiting | running | done | failed, reason, attempts
+cells/NAME/resume.pt    the last checkpoint of an unfinished cell
+cells/NAME/model/       final weights as a model folder, where the spec keeps them
+report.json             what follows from the finished cells
 """
 
 import json
@@ -25,15 +25,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from wisca_core import home
+from wisca_core import storage
 from wisca_core.comparison.spec import FORMAT, VERSION, Spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import OutputRefused, SpecError, UnreadableInput
 
 CORPUS, EXECUTOR, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
-    "wisca-comparison-corpus", "wisca-comparison-executor", "wisca-comparison-additions", "wisca-comparison-status", "wisca-comparison-cell",
-    "wisca-comparison-cell-status", "wisca-metrics",
-)  # fmt: skip
+    "wisca-comparison-corpus",
+    "wisca-comparison-executor",
+    "wisca-comparison-additions",
+    "wisca-comparison-status",
+    "wisca-comparison-cell",
+    "wisca-comparison-cell-status",
+    "wisca-metrics",
+)
 
 STATES = ("running", "paused", "done", "cancelled", "failed")
 CELL_STATES = ("waiting", "running", "done", "failed")
@@ -41,7 +46,22 @@ CELL_STATES = ("waiting", "running", "done", "failed")
 # Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; qk, vo and lora are log2 of the left
 # side's L1 norm
 # over the right one, the median over the layers; seconds are the cell's own time.
-CURVE_COLUMNS = ("cell", "arm", "rate", "seed", "step", "train_loss", "val_loss", "lr", "grad_norm", "tokens", "seconds", "qk", "vo", "lora")
+CURVE_COLUMNS = (
+    "cell",
+    "arm",
+    "rate",
+    "seed",
+    "step",
+    "train_loss",
+    "val_loss",
+    "lr",
+    "grad_norm",
+    "tokens",
+    "seconds",
+    "qk",
+    "vo",
+    "lora",
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +162,7 @@ def create(path: str | Path, spec: Spec) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputRefused(f"{path} cannot be created: {(error.strerror or str(error)).lower()}.") from error
-    home.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
+    storage.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
     _make_cells(path, spec)
     return path
 
@@ -151,33 +171,51 @@ def read(path: str | Path) -> Comparison:
     """Raises UnreadableInput, SpecError."""
     path = Path(os.path.abspath(Path(path).expanduser()))
     if not (path / "spec.json").is_file():
-        raise UnreadableInput(f"{path} is no comparison: it has no spec.json. Start one with: wisca compare SPEC --out {path}")
-    spec = spec_from(home.read_json(path / "spec.json", FORMAT, VERSION))
+        raise UnreadableInput(
+            f"{path} is no comparison: it has no spec.json. Start one with: wisca compare SPEC --out {path}"
+        )
+    spec = spec_from(storage.read_json(path / "spec.json", FORMAT, VERSION))
     additions = _additions(path)
     for addition in additions:
         spec = replace(spec, seeds=spec.seeds + addition.seeds)
     try:
-        status = home.read_json(path / "status.json", STATUS, 1) if (path / "status.json").exists() else {"state": "new"}
-        if status["state"] == "running" and not home.is_held(path / "lock"):
+        status = (
+            storage.read_json(path / "status.json", STATUS, 1) if (path / "status.json").exists() else {"state": "new"}
+        )
+        if status["state"] == "running" and not storage.is_held(path / "lock"):
             # it may have ended between the two looks; with the lock free a second reading is final
-            status = home.read_json(path / "status.json", STATUS, 1)
+            status = storage.read_json(path / "status.json", STATUS, 1)
             if status["state"] == "running":
-                status |= {"state": "interrupted", "message": "its process ended without a word; resuming continues from the last checkpoints"}
+                status |= {
+                    "state": "interrupted",
+                    "message": "its process ended without a word; resuming continues from the last checkpoints",
+                }
         cells = tuple(_cell(path, spec, *one) for one in order(spec))
-        corpus = home.read_json(path / "corpus.json", CORPUS, 1) if (path / "corpus.json").exists() else {}
+        corpus = storage.read_json(path / "corpus.json", CORPUS, 1) if (path / "corpus.json").exists() else {}
         return Comparison(
-            path, spec, additions, str(status["state"]), str(status.get("message", "")), status.get("started"), status.get("finished"),
-            float(status.get("seconds", 0.0)), int(status.get("workers", 0)), corpus, cells,
-        )  # fmt: skip
+            path,
+            spec,
+            additions,
+            str(status["state"]),
+            str(status.get("message", "")),
+            status.get("started"),
+            status.get("finished"),
+            float(status.get("seconds", 0.0)),
+            int(status.get("workers", 0)),
+            corpus,
+            cells,
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise UnreadableInput(f"{path} cannot be understood: {type(error).__name__} at {error}. A file in it is damaged.") from error
+        raise UnreadableInput(
+            f"{path} cannot be understood: {type(error).__name__} at {error}. A file in it is damaged."
+        ) from error
 
 
 def spec_to_go(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """(document, missing): the comparison's spec as it can be run from another folder, what lies on this machine named by
     its absolute path; ``missing``: what it names that is not here, in words. Raises UnreadableInput.
     """
-    document = home.read_json(path / "spec.json", FORMAT, VERSION)
+    document = storage.read_json(path / "spec.json", FORMAT, VERSION)
     missing = []
     for part, name, what in (("model", "path", "model"), ("data", "path", "text"), ("data", "tokenizer", "tokenizer")):
         said = document.get(part, {}).get(name, "")
@@ -193,7 +231,9 @@ def spec_to_go(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def order(spec: Spec) -> list[tuple[str, float, int]]:
     """(arm, rate, seed) in the order of training: seed by seed, so that pairs are complete early."""
-    return [(arm.name, rate, seed) for seed in spec.seeds for rate in spec.optimiser.learning_rates for arm in spec.arms]
+    return [
+        (arm.name, rate, seed) for seed in spec.seeds for rate in spec.optimiser.learning_rates for arm in spec.arms
+    ]
 
 
 def cell_name(arm: str, rate: float, seed: int) -> str:
@@ -208,7 +248,11 @@ def add_seeds(path: Path, n: int) -> Comparison:
     if comparison.is_active:
         raise OutputRefused(f"{path} is running; seeds are added once it has stopped. Pause it first.")
     first = max(comparison.spec.seeds) + 1
-    row = {"seeds": list(range(first, first + n)), "n_finished": sum(c.state == "done" for c in comparison.cells), "when": time.time()}
+    row = {
+        "seeds": list(range(first, first + n)),
+        "n_finished": sum(c.state == "done" for c in comparison.cells),
+        "when": time.time(),
+    }
     file = comparison.path / "additions.jsonl"
     lines = [] if file.exists() else [{"format": ADDITIONS, "version": 1}]
     with file.open("a", encoding="utf-8") as out:
@@ -228,16 +272,24 @@ def asked(path: Path) -> str:
 
 
 def write_status(path: Path, state: str, **more: Any) -> None:
-    home.write_json(path / "status.json", STATUS, 1, {"state": state, "updated": time.time(), **more})
+    storage.write_json(path / "status.json", STATUS, 1, {"state": state, "updated": time.time(), **more})
 
 
 def write_cell_status(cell: Cell, **more: Any) -> None:
     """``more``: what changes of state, reason, attempts, seconds, is_final."""
     new = replace(cell, **more)
-    home.write_json(
-        cell.folder / "status.json", CELL_STATUS, 1,
-        {"state": new.state, "reason": new.reason, "seconds": round(new.seconds, 2), "attempts": new.attempts, "is_final": new.is_final},
-    )  # fmt: skip
+    storage.write_json(
+        cell.folder / "status.json",
+        CELL_STATUS,
+        1,
+        {
+            "state": new.state,
+            "reason": new.reason,
+            "seconds": round(new.seconds, 2),
+            "attempts": new.attempts,
+            "is_final": new.is_final,
+        },
+    )
 
 
 def rows(cell_folder: Path, behind: int | None = None) -> list[dict]:
@@ -259,8 +311,10 @@ def rows(cell_folder: Path, behind: int | None = None) -> list[dict]:
             raise UnreadableInput(f"{path}, line {i + 1}, is not JSON. It is damaged.") from None
         if i == 0:
             if row.get("format") != METRICS or row.get("version") != 1:
-                raise UnreadableInput(f"{path} begins with format {str(row.get('format'))[:60]!r}, version {row.get('version')}; "
-                                      f"expected {METRICS} version 1.")  # fmt: skip
+                raise UnreadableInput(
+                    f"{path} begins with format {str(row.get('format'))[:60]!r}, version {row.get('version')}; "
+                    f"expected {METRICS} version 1."
+                )
         elif behind is None or row["step"] <= behind:
             out.append(row)
     return out
@@ -271,7 +325,9 @@ def curves(comparison: Comparison):
     import pandas as pd
 
     found = [
-        {"cell": cell.name, "arm": cell.arm, "rate": cell.rate, "seed": cell.seed, **row} for cell in comparison.cells for row in rows(cell.folder)
+        {"cell": cell.name, "arm": cell.arm, "rate": cell.rate, "seed": cell.seed, **row}
+        for cell in comparison.cells
+        for row in rows(cell.folder)
     ]
     frame = pd.DataFrame(found, columns=list(CURVE_COLUMNS))
     numbers = list(CURVE_COLUMNS[4:])
@@ -292,7 +348,7 @@ def log_lines(comparison: Comparison, most: int = 60) -> list[str]:
 
 def every(top: Path | None = None) -> list[Path]:
     """Comparison folders under WISCA_HOME/comparisons, newest first."""
-    top = top or home.folder("comparisons")
+    top = top or storage.folder("comparisons")
     found = [path for path in top.iterdir() if (path / "spec.json").is_file() and not path.name.startswith(".")]
     return sorted(found, key=lambda path: (path / "spec.json").stat().st_mtime, reverse=True)
 
@@ -300,17 +356,19 @@ def every(top: Path | None = None) -> list[Path]:
 def new_place(name: str) -> Path:
     """A free folder under WISCA_HOME/comparisons for a comparison of that name."""
     word = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower()).strip("-")[:40] or "comparison"
-    return home.folder("comparisons") / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{word}-{os.urandom(2).hex()}"
+    return (
+        storage.folder("comparisons") / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{word}-{os.urandom(2).hex()}"
+    )
 
 
 def remove(path: Path) -> int:
     """Delete a comparison under WISCA_HOME with everything in it; the bytes freed. Raises OutputRefused where it lies
     elsewhere or is running, and where it cannot be removed.
     """
-    path, top = Path(path), home.folder("comparisons")
+    path, top = Path(path), storage.folder("comparisons")
     if path.parent != top or path not in every():
         raise OutputRefused(f"{path} is no comparison under {top}; only those are deleted here. Nothing was deleted.")
-    freed = home.remove_entry(path)
+    freed = storage.remove_entry(path)
     if freed is None:
         raise OutputRefused(f"{path} is running. Pause or cancel it first; nothing was deleted.")
     return freed
@@ -327,7 +385,7 @@ def _make_cells(path: Path, spec: Spec) -> None:
         folder = path / "cells" / cell_name(arm, rate, seed)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "spec.json").exists():
-            home.write_json(folder / "spec.json", CELL, 1, {"arm": arm, "learning_rate": rate, "seed": seed})
+            storage.write_json(folder / "spec.json", CELL, 1, {"arm": arm, "learning_rate": rate, "seed": seed})
 
 
 def _cell(path: Path, spec: Spec, arm: str, rate: float, seed: int) -> Cell:
@@ -335,7 +393,7 @@ def _cell(path: Path, spec: Spec, arm: str, rate: float, seed: int) -> Cell:
     folder = path / "cells" / name
     cell = Cell(name, arm, rate, seed, folder)
     if (folder / "status.json").exists():
-        status = home.read_json(folder / "status.json", CELL_STATUS, 1)
+        status = storage.read_json(folder / "status.json", CELL_STATUS, 1)
         if status["state"] not in CELL_STATES:
             raise ValueError(f"state {status['state']!r} of {name}")
         cell = replace(cell, **{key: status[key] for key in ("state", "reason", "seconds", "attempts", "is_final")})
@@ -370,6 +428,8 @@ def _additions(path: Path) -> tuple[Addition, ...]:
         head, *found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         if (head.get("format"), head.get("version")) != (ADDITIONS, 1):
             raise ValueError(f"format {head.get('format')!r}, version {head.get('version')}")
-        return tuple(Addition(tuple(map(int, row["seeds"])), int(row["n_finished"]), float(row["when"])) for row in found)
+        return tuple(
+            Addition(tuple(map(int, row["seeds"])), int(row["n_finished"]), float(row["when"])) for row in found
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableInput(f"{file} is no {ADDITIONS} file of version 1: {error}.") from error

@@ -20,23 +20,37 @@ def hub_documents(data: DataSpec) -> list[tuple[str, bytes]]:
     try:
         import datasets
     except ImportError:
-        raise SpecError("data.source", "hub", "bundled, text or jsonl on this machine: reading data sets of the hub needs the library "
-                        "datasets, which is not installed (pip install datasets)") from None  # fmt: skip
+        raise SpecError(
+            "data.source",
+            "hub",
+            "bundled, text or jsonl on this machine: reading data sets of the hub needs the library "
+            "datasets, which is not installed (pip install datasets)",
+        ) from None
     name, revision = match.groups()
     if Path(name).exists():  # the library would take it for the data set
-        raise SpecError("data.path", data.path, f"a data set of the hub; there is a {name} in the current folder, which would be read instead. "
-                        "Start from another folder, or name the file itself with source = text or jsonl")  # fmt: skip
+        raise SpecError(
+            "data.path",
+            data.path,
+            f"a data set of the hub; there is a {name} in the current folder, which would be read instead. "
+            "Start from another folder, or name the file itself with source = text or jsonl",
+        )
     most = data.max_bytes or MOST_BYTES
     # from version 4 on the library has no code of data sets to run and refuses the argument
     never = {} if int(datasets.__version__.split(".")[0]) >= 4 else {"trust_remote_code": False}
     out: list[tuple[str, bytes]] = []
     size = 0
     try:
-        rows = datasets.load_dataset(name, data.subset or None, split=data.split, revision=revision, streaming=True, **never)
+        rows = datasets.load_dataset(
+            name, data.subset or None, split=data.split, revision=revision, streaming=True, **never
+        )
         for i, row in enumerate(rows):
             text = row.get(data.column)
             if not isinstance(text, str):
-                raise SpecError("data.column", data.column, f"a column of text; row {i} of {data.path} has {', '.join(map(str, row))[:200]}")
+                raise SpecError(
+                    "data.column",
+                    data.column,
+                    f"a column of text; row {i} of {data.path} has {', '.join(map(str, row))[:200]}",
+                )
             out.append((f"row:{i}", text.encode("utf-8", "surrogatepass")))
             size += len(out[-1][1])
             if size >= most:
@@ -44,7 +58,11 @@ def hub_documents(data: DataSpec) -> list[tuple[str, bytes]]:
     except SpecError:
         raise
     except Exception as error:  # the library raises whatever the network, the hub or a file makes of it
-        raise HubError(f"data.path: {data.path} ({data.split}) cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise HubError(
+            f"data.path: {data.path} ({data.split}) cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
     if size >= MOST_BYTES and not data.max_bytes:
-        raise SpecError("data.max_bytes", 0, f"a number: {data.path} has more than the {MOST_BYTES:,} bytes that are held in memory")
+        raise SpecError(
+            "data.max_bytes", 0, f"a number: {data.path} has more than the {MOST_BYTES:,} bytes that are held in memory"
+        )
     return out

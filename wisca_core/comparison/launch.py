@@ -32,10 +32,16 @@ def main(arguments: list[str]) -> int:
             ranks.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment))
         # where whoever started this is gone, leaving is enough: a rank stops when its parent has changed
         until = None
-        while any(one.poll() is None for one in ranks) and os.getppid() == parent and (until is None or time.monotonic() < until):
+        while (
+            any(one.poll() is None for one in ranks)
+            and os.getppid() == parent
+            and (until is None or time.monotonic() < until)
+        ):
             time.sleep(LOOK_SECONDS)
             if until is None and any(one.returncode for one in ranks):
-                until = time.monotonic() + PATIENCE_SECONDS  # the others wait for one that is gone, and may have a word on why
+                until = (
+                    time.monotonic() + PATIENCE_SECONDS
+                )  # the others wait for one that is gone, and may have a word on why
         codes = [one.returncode or 0 for one in ranks]
         code = LOST if LOST in codes else next((code for code in codes if code), 0)
         return code if code >= 0 else 128 - code

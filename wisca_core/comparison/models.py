@@ -57,12 +57,20 @@ def model_config(spec: Spec):
     if m.source == "decoder":
         vocabulary = N_TOKENS if spec.data.tokens == "bytes" else vocabulary_of(spec)
         return LlamaConfig(
-            vocab_size=vocabulary, hidden_size=m.width, intermediate_size=m.mlp_width, num_hidden_layers=m.n_layers,
-            num_attention_heads=m.n_heads, num_key_value_heads=m.n_kv_heads, head_dim=m.width // m.n_heads,
-            max_position_embeddings=spec.data.context, initializer_range=m.init_std, tie_word_embeddings=True,
-            bos_token_id=DOCUMENT if spec.data.tokens == "bytes" else None, eos_token_id=DOCUMENT if spec.data.tokens == "bytes" else None,
+            vocab_size=vocabulary,
+            hidden_size=m.width,
+            intermediate_size=m.mlp_width,
+            num_hidden_layers=m.n_layers,
+            num_attention_heads=m.n_heads,
+            num_key_value_heads=m.n_kv_heads,
+            head_dim=m.width // m.n_heads,
+            max_position_embeddings=spec.data.context,
+            initializer_range=m.init_std,
+            tie_word_embeddings=True,
+            bos_token_id=DOCUMENT if spec.data.tokens == "bytes" else None,
+            eos_token_id=DOCUMENT if spec.data.tokens == "bytes" else None,
             pad_token_id=None,
-        )  # fmt: skip
+        )
     if m.source == "paper":
         return config_object(SETUPS[m.setup].config)
     config = own_config(m)
@@ -77,7 +85,9 @@ def own_config(m: ModelSpec) -> Mapping[str, Any]:
 
     checkpoint = open_checkpoint(m.path)
     if checkpoint.kind not in ("safetensors",) and m.is_trained_before:
-        raise UnsupportedCheckpoint(f"model.path: {m.path} holds {checkpoint.kind} weights; training continues from safetensors. Convert it first.")
+        raise UnsupportedCheckpoint(
+            f"model.path: {m.path} holds {checkpoint.kind} weights; training continues from safetensors. Convert it first."
+        )
     return checkpoint.config
 
 
@@ -94,8 +104,10 @@ def language_model_class(config):
     from wisca_core.errors import UnknownArchitecture
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnknownArchitecture(f'model_type "{config.model_type}" has no causal language model in transformers, so it predicts no next token; '
-                                  "comparisons train on predicting the next token.")  # fmt: skip
+        raise UnknownArchitecture(
+            f'model_type "{config.model_type}" has no causal language model in transformers, so it predicts no next token; '
+            "comparisons train on predicting the next token."
+        )
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return found[0] if isinstance(found, tuple) else found
 
@@ -107,7 +119,9 @@ def _fresh(config) -> nn.Module:
             return cls._from_config(config, attn_implementation=kernel, dtype=torch.float32).eval()
         except ValueError as error:  # a class without that kernel says so
             if kernel == "eager":
-                raise ConfigMismatch(f"{cls.__name__} cannot be built from this config: {' '.join(str(error).split())[:300]}") from error
+                raise ConfigMismatch(
+                    f"{cls.__name__} cannot be built from this config: {' '.join(str(error).split())[:300]}"
+                ) from error
     raise AssertionError
 
 
@@ -120,7 +134,9 @@ def _pretrained(spec: Spec) -> nn.Module:
     wanted = language_model_class(model_config(spec))
     model = load(Path(spec.model.path), dtype=torch.float32, allow_extra=False)
     if not isinstance(model, wanted):
-        raise ConfigMismatch(f"model.path: {spec.model.path} holds a {type(model).__name__}; a {wanted.__name__}, which predicts the next token, is needed.")
+        raise ConfigMismatch(
+            f"model.path: {spec.model.path} holds a {type(model).__name__}; a {wanted.__name__}, which predicts the next token, is needed."
+        )
     try:
         model.set_attn_implementation("sdpa")
     except (ValueError, AttributeError):
@@ -134,12 +150,20 @@ def with_adapters(model: nn.Module, lora: LoraSpec) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise BadOption('model.source: "lora" was given and peft is not installed. Install it with: pip install peft') from None
+        raise BadOption(
+            'model.source: "lora" was given and peft is not installed. Install it with: pip install peft'
+        ) from None
     targets = list(lora.targets) or attention_names(model)
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, target_modules=targets, use_rslora=lora.rslora, lora_dropout=0.0, bias="none",
-        init_lora_weights=True if lora.init == "kaiming" else "gaussian", task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=targets,
+        use_rslora=lora.rslora,
+        lora_dropout=0.0,
+        bias="none",
+        init_lora_weights=True if lora.init == "kaiming" else "gaussian",
+        task_type="CAUSAL_LM",
+    )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
@@ -153,7 +177,13 @@ def attention_names(model: nn.Module) -> list[str]:
     _, found = seen_as_checkpoint(model)
     modules = dict(model.named_modules())
     names = {leg.tensor.rsplit(".", 1)[0] for site in found.sites for leg in site.legs}
-    return sorted({name.rsplit(".", 1)[-1] for name in names if isinstance(modules.get(name), nn.Linear) or type(modules.get(name)).__name__ == "Conv1D"})
+    return sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name in names
+            if isinstance(modules.get(name), nn.Linear) or type(modules.get(name)).__name__ == "Conv1D"
+        }
+    )
 
 
 def build_optimisers(model: nn.Module, o: OptimiserSpec, rate: float) -> list[torch.optim.Optimizer]:
@@ -165,7 +195,9 @@ def build_optimisers(model: nn.Module, o: OptimiserSpec, rate: float) -> list[to
     def adamw(decayed: list, plain: list) -> torch.optim.Optimizer:
         groups = [dict(params=decayed, weight_decay=o.weight_decay), dict(params=plain, weight_decay=0.0)]
         # fused: 4 to 7 % of a small model's step. Not beside muon, which grows its other rounding into digits
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.95), eps=1e-8, fused=o.name == "adamw")
+        return torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.95), eps=1e-8, fused=o.name == "adamw"
+        )
 
     if o.name == "adamw":
         return [adamw(list(matrices.values()), others)]

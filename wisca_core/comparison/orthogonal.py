@@ -7,7 +7,9 @@ iteration grows a last bit of a nearly singular direction into its first.
 import torch
 
 
-def orthogonalised(matrices: torch.Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float) -> torch.Tensor:
+def orthogonalised(
+    matrices: torch.Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float
+) -> torch.Tensor:
     """(n, rows, columns) -> bfloat16 of the same shape, each near the orthogonal matrix of the same singular vectors."""
     if matrices.device.type == "cpu":
         return torch.stack([iterated(one, coefficients, n_steps, eps) for one in matrices])
@@ -31,6 +33,8 @@ def iterated(x: torch.Tensor, coefficients: tuple[float, float, float], n_steps:
 
 def norms(tensors: torch.Tensor) -> torch.Tensor:
     """(n, ...) -> (n,): the norm of each."""
-    if tensors.device.type == "cpu":  # one by one it sums in the very order in which it does for one model, to the last bit
+    if (
+        tensors.device.type == "cpu"
+    ):  # one by one it sums in the very order in which it does for one model, to the last bit
         return torch.stack([torch.linalg.vector_norm(one) for one in tensors])
     return torch.linalg.vector_norm(tensors.flatten(1), dim=1)

@@ -14,7 +14,14 @@ from wisca_core.errors import DeviceMissing
 # The files a driver makes: NVIDIA's, NVIDIA's under Windows, AMD's. Without one there is no GPU to import torch for.
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
-_LOST = ("cuda error", "cudnn_status", "cublas_status", "nccl error", "no cuda gpus are available", "device-side assert")
+_LOST = (
+    "cuda error",
+    "cudnn_status",
+    "cublas_status",
+    "nccl error",
+    "no cuda gpus are available",
+    "device-side assert",
+)
 
 
 @dataclass(frozen=True)
@@ -75,13 +82,17 @@ def gpus(wanted: str) -> tuple[int, ...]:
     if wanted == "auto":
         return tuple(range(n))
     if not n:
-        raise DeviceMissing(f"device: {wanted} was asked for; torch finds no CUDA GPU on this machine. Use device = \"cpu\" or \"auto\". "
-                            "Nothing was started.")  # fmt: skip
+        raise DeviceMissing(
+            f'device: {wanted} was asked for; torch finds no CUDA GPU on this machine. Use device = "cpu" or "auto". '
+            "Nothing was started."
+        )
     if wanted == "cuda":
         return tuple(range(n))
     number = int(wanted.partition(":")[2])
     if number >= n:
-        raise DeviceMissing(f"device: {wanted} was asked for; this machine has cuda:0 to cuda:{n - 1}. Nothing was started.")
+        raise DeviceMissing(
+            f"device: {wanted} was asked for; this machine has cuda:0 to cuda:{n - 1}. Nothing was started."
+        )
     return (number,)
 
 
@@ -94,8 +105,10 @@ def check_precision(precision: str, numbers: tuple[int, ...]) -> None:
     for number in numbers:
         major, minor = torch.cuda.get_device_capability(number)
         if torch.version.hip is None and major < 8:
-            raise DeviceMissing(f"precision: bfloat16 was asked for; cuda:{number} is of compute capability {major}.{minor}, 8.0 is needed. "
-                                'Use precision = "float32". Nothing was started.')  # fmt: skip
+            raise DeviceMissing(
+                f"precision: bfloat16 was asked for; cuda:{number} is of compute capability {major}.{minor}, 8.0 is needed. "
+                'Use precision = "float32". Nothing was started.'
+            )
 
 
 def visible(number: int) -> str:
@@ -113,7 +126,11 @@ def free_bytes(number: int) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(words in text for words in _MEMORY)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in text for words in _MEMORY)
+    )
 
 
 def is_device_lost(error: BaseException) -> bool:

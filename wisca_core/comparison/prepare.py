@@ -62,7 +62,9 @@ def _prepare(spec: Spec) -> Facts:
         try:
             model = cls._from_config(config, attn_implementation="eager")
         except Exception as error:  # any value of a config may be one its class does not take
-            raise ConfigMismatch(f"{cls.__name__} cannot be built from this config: {' '.join(str(error).split())[:300]}") from error
+            raise ConfigMismatch(
+                f"{cls.__name__} cannot be built from this config: {' '.join(str(error).split())[:300]}"
+            ) from error
     _check_tokens(spec, config)
     checkpoint, found = seen_as_checkpoint(model)
     whole = next((r for r in found.refusals if r.what == "model"), None)
@@ -81,11 +83,26 @@ def _prepare(spec: Spec) -> Facts:
     total = getattr(config, "num_local_experts", None) or total
     a = found.attention
     mlp = getattr(config, "moe_intermediate_size", None)
-    mlp = mlp * used + (getattr(config, "shared_expert_intermediate_size", 0) or 0) if mlp else getattr(config, "intermediate_size", None) or 4 * a.hidden_size
+    mlp = (
+        mlp * used + (getattr(config, "shared_expert_intermediate_size", 0) or 0)
+        if mlp
+        else getattr(config, "intermediate_size", None) or 4 * a.hidden_size
+    )
     return Facts(
-        _title(spec, a), n, n - experts + experts * used // total, _n_trained(spec, model, n), a.hidden_size, int(mlp), a.n_layers, a.n_heads, a.n_kv_heads,
-        config.vocab_size, model_sha256(spec), found.refusals, found.sites,
-    )  # fmt: skip
+        _title(spec, a),
+        n,
+        n - experts + experts * used // total,
+        _n_trained(spec, model, n),
+        a.hidden_size,
+        int(mlp),
+        a.n_layers,
+        a.n_heads,
+        a.n_kv_heads,
+        config.vocab_size,
+        model_sha256(spec),
+        found.refusals,
+        found.sites,
+    )
 
 
 def model_sha256(spec: Spec) -> str:
@@ -128,7 +145,11 @@ def _n_trained(spec: Spec, model, n: int) -> int:
     from wisca_core.comparison.models import attention_names
 
     names = list(spec.lora.targets) or attention_names(model)
-    found = [m for name, m in model.named_modules() if any(name == t or name.endswith("." + t) for t in names) and hasattr(m, "weight")]
+    found = [
+        m
+        for name, m in model.named_modules()
+        if any(name == t or name.endswith("." + t) for t in names) and hasattr(m, "weight")
+    ]
     if not found:
         raise SpecError("lora.targets", ", ".join(names), "names of linear layers of this model")
     return sum(spec.lora.r * sum(m.weight.shape) for m in found)
@@ -142,13 +163,23 @@ def _check_tokens(spec: Spec, config) -> None:
         raise SpecError("data.context", spec.data.context, f"at most {longest}, the positions this model has")
     if spec.data.tokens == "bytes":
         if vocabulary < N_TOKENS:
-            raise SpecError("data.tokens", "bytes", f"tokenizer: bytes need {N_TOKENS} tokens, this model has {vocabulary}")
+            raise SpecError(
+                "data.tokens", "bytes", f"tokenizer: bytes need {N_TOKENS} tokens, this model has {vocabulary}"
+            )
         if spec.model.is_trained_before and vocabulary > FEW_TOKENS:
-            raise SpecError("data.tokens", "bytes", f"tokenizer: the weights at model.path know {vocabulary:,} tokens of their own, which are no bytes")
+            raise SpecError(
+                "data.tokens",
+                "bytes",
+                f"tokenizer: the weights at model.path know {vocabulary:,} tokens of their own, which are no bytes",
+            )
     elif spec.model.source != "paper" or spec.data.tokenizer:
         n = vocabulary_of(spec)
         if n > vocabulary:
-            raise SpecError("data.tokenizer", spec.data.tokenizer or spec.model.path, f"a tokenizer of at most {vocabulary:,} tokens, the model's vocabulary; this one has {n:,}")
+            raise SpecError(
+                "data.tokenizer",
+                spec.data.tokenizer or spec.model.path,
+                f"a tokenizer of at most {vocabulary:,} tokens, the model's vocabulary; this one has {n:,}",
+            )
 
 
 def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], checkpoint) -> None:
@@ -164,9 +195,15 @@ def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], 
             continue
         if not have & set(arm.pairs):
             why = "; ".join(f"{r.what}: {r.reason}" for r in refusals[:3])
-            raise SpecError(f"arms[{i}].pairs", list(arm.pairs), f"a pair this model has ({', '.join(sorted(have)) or 'it has none'}). {why}".strip())
+            raise SpecError(
+                f"arms[{i}].pairs",
+                list(arm.pairs),
+                f"a pair this model has ({', '.join(sorted(have)) or 'it has none'}). {why}".strip(),
+            )
         if arm.gram and "vo" in arm.pairs and "vo" in have:
-            wrong = next((f"{s.name}: {gram.unusable(s)}" for s in sites if s.key.pair == "vo" and gram.unusable(s)), "")
+            wrong = next(
+                (f"{s.name}: {gram.unusable(s)}" for s in sites if s.key.pair == "vo" and gram.unusable(s)), ""
+            )
             if wrong:
                 raise SpecError(f"arms[{i}].gram", True, f"false for this model. {wrong}")
             gram.prove_mixing(checkpoint)
@@ -193,5 +230,7 @@ def _check_looks_back(config) -> None:
         b[0, -1] = 3 + (a[0, -1] - 2) % (small.vocab_size - 3)
         one, other = (model(input_ids=ids, use_cache=False).logits[0, :-1] for ids in (a, b))
     if not torch.allclose(one, other, atol=1e-5):
-        raise UnknownArchitecture(f'model: with this config.json "{config.get("model_type")}" sees later tokens (an encoder), so it cannot be trained '
-                                  "to predict the next one.")  # fmt: skip
+        raise UnknownArchitecture(
+            f'model: with this config.json "{config.get("model_type")}" sees later tokens (an encoder), so it cannot be trained '
+            "to predict the next one."
+        )

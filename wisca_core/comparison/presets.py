@@ -45,34 +45,49 @@ LORA_BASE = ("baseline", "lora_ab", "base", "lora_gram", "lora_placebo")
 
 def _of_paper(name: str) -> Spec:
     return Spec(
-        name, ModelSpec(source="paper", setup=name), DataSpec("hub", "hub:roneneldan/TinyStories", tokens="tokenizer", context=512),
-        OptimiserSpec(learning_rates=(4e-4,), warmup_steps=500), (ARMS["baseline"], replace(ARMS["wisca"], every=250)),
-        steps=20_000, batch_size=8,
-    )  # fmt: skip
+        name,
+        ModelSpec(source="paper", setup=name),
+        DataSpec("hub", "hub:roneneldan/TinyStories", tokens="tokenizer", context=512),
+        OptimiserSpec(learning_rates=(4e-4,), warmup_steps=500),
+        (ARMS["baseline"], replace(ARMS["wisca"], every=250)),
+        steps=20_000,
+        batch_size=8,
+    )
 
 
 PRESETS: dict[str, Spec] = {
     "default": Spec("default", arms=tuple(ARMS[name] for name in BASE)),
-    "rates": Spec("rates", arms=tuple(ARMS[name] for name in BASE), optimiser=OptimiserSpec(learning_rates=(5e-4, 1e-3, 2e-3))),
+    "rates": Spec(
+        "rates", arms=tuple(ARMS[name] for name in BASE), optimiser=OptimiserSpec(learning_rates=(5e-4, 1e-3, 2e-3))
+    ),
     "thorough": Spec(
-        "thorough", arms=tuple(ARMS[n] for n in (*BASE, "init_only", "vo_only", "placebo")), seeds=tuple(range(1, 9)), steps=2400
+        "thorough",
+        arms=tuple(ARMS[n] for n in (*BASE, "init_only", "vo_only", "placebo")),
+        seeds=tuple(range(1, 9)),
+        steps=2400,
     ),
     "lora": Spec(
-        "lora", ModelSpec(source="lora"), DataSpec(tokens="tokenizer"), OptimiserSpec(learning_rates=(1e-3,), warmup_steps=20, weight_decay=0.0),
-        tuple(LORA_ARMS[name] for name in LORA_BASE), steps=300, detect_nats=0.007,
+        "lora",
+        ModelSpec(source="lora"),
+        DataSpec(tokens="tokenizer"),
+        OptimiserSpec(learning_rates=(1e-3,), warmup_steps=20, weight_decay=0.0),
+        tuple(LORA_ARMS[name] for name in LORA_BASE),
+        steps=300,
+        detect_nats=0.007,
     ),
     **{name: _of_paper(name) for name in SETUPS},
-}  # fmt: skip
+}
 
 
 def with_model(spec: Spec, model: str | Path | None) -> Spec:
-    """A preset with the folder it leaves open: the model of LoRA, the tokenizer of a set-up of the paper. Raises SpecError.
-    """
+    """A preset with the folder it leaves open: the model of LoRA, the tokenizer of a set-up of the paper. Raises SpecError."""
     if model is not None and spec.model.source == "paper":
         return checked(replace(spec, data=replace(spec.data, tokenizer=str(Path(model).absolute()))))
     if model is not None and spec.model.source == "decoder":
         raise SpecError("model", str(model), "nothing: this preset has a model of its own")
-    return checked(replace(spec, model=replace(spec.model, path=str(Path(model).absolute()))) if model is not None else spec)
+    return checked(
+        replace(spec, model=replace(spec.model, path=str(Path(model).absolute()))) if model is not None else spec
+    )
 
 
 def coinciding(name: str, spec: Spec, partition: Callable[[Arm], Any] | None = None) -> str:

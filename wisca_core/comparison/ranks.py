@@ -23,7 +23,9 @@ def join(store: str, device: str) -> None:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     method = f"file://{store}" if store else "env://"
     kind = "nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(kind, init_method=method, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
+    dist.init_process_group(
+        kind, init_method=method, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])
+    )
 
 
 def n_ranks() -> int:
@@ -92,7 +94,12 @@ def optimiser_states(model: nn.Module, optimisers: Sequence[torch.optim.Optimize
     return [dict(get_optimizer_state_dict(model, one, options=_options())) for one in optimisers]
 
 
-def load_(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer], state: Mapping[str, torch.Tensor], optimiser_states: Sequence[dict]) -> None:
+def load_(
+    model: nn.Module,
+    optimisers: Sequence[torch.optim.Optimizer],
+    state: Mapping[str, torch.Tensor],
+    optimiser_states: Sequence[dict],
+) -> None:
     """Every rank has the whole states and takes its part."""
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 

@@ -29,7 +29,9 @@ _WARM_UPS = 3
 Ended = Callable[[Cell, BaseException | None], None]
 
 
-def train_group(spec: Spec, cells: Sequence[Cell], corpus: Corpus, stop: Callable[[], bool], place: Place, ended: Ended) -> bool:
+def train_group(
+    spec: Spec, cells: Sequence[Cell], corpus: Corpus, stop: Callable[[], bool], place: Place, ended: Ended
+) -> bool:
     """Train ``cells`` to their ends; ``ended(cell, error)`` is called as each ends or fails.
 
     False where ``stop()`` asked for a pause, after a checkpoint of all that were left. Raises BadOption where the model
@@ -76,8 +78,10 @@ class _Group:
             own = [loss_nats(run.model, rows).item() for run in self.runs]
         for run, a, b in zip(self.runs, found, own):
             if not abs(a - b) <= SAME_LOSS * abs(b) and b == b:
-                raise BadOption(f"executor: replicas compute a loss of {a:.6f} where the model of {run.cell.name} computes {b:.6f}; this model is not "
-                                "of a shape they know. Use --executor processes.")  # fmt: skip
+                raise BadOption(
+                    f"executor: replicas compute a loss of {a:.6f} where the model of {run.cell.name} computes {b:.6f}; this model is not "
+                    "of a shape they know. Use --executor processes."
+                )
 
     def train(self, corpus: Corpus, validation: torch.Tensor, stop: Callable[[], bool]) -> bool:
         spec, step = self.spec, self.runs[0].step if self.runs else 0
@@ -86,7 +90,9 @@ class _Group:
         with ExitStack() as files:
             self.logs = {run.cell.name: files.enter_context(single.metrics(run.cell)) for run in self.runs}
             if step == 0 and self.runs:
-                self._log(0, self._validated(validation, 0), [None] * len(self.runs), [None] * len(self.runs), self._ratios())
+                self._log(
+                    0, self._validated(validation, 0), [None] * len(self.runs), [None] * len(self.runs), self._ratios()
+                )
             pending: list[torch.Tensor] = []
             while self.runs and step < spec.steps:
                 step += 1
@@ -128,11 +134,16 @@ class _Group:
 
     def _step(self, corpus: Corpus, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         spec, device = self.spec, self.place.device
-        seeds = {run.cell.seed: batch(corpus.train, run.cell.seed, step, spec.batch_size, spec.data.context) for run in self.runs}
+        seeds = {
+            run.cell.seed: batch(corpus.train, run.cell.seed, step, spec.batch_size, spec.data.context)
+            for run in self.runs
+        }
         rows = torch.stack([seeds[run.cell.seed] for run in self.runs]).to(device, non_blocking=True)
         self.stack.set_rates(self._rates(step), [step] * len(self.runs))
         if self.step_ is None:
-            self.step_ = _captured(self.stack, rows, spec.optimiser.clip, self.place) if self.place.is_cuda else self._plain
+            self.step_ = (
+                _captured(self.stack, rows, spec.optimiser.clip, self.place) if self.place.is_cuda else self._plain
+            )
         return self.step_(rows)
 
     def _plain(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +182,10 @@ class _Group:
 
     def _ratios(self) -> list[dict[str, float]]:
         totals = self.stack.totals()
-        return [run.treatment.ratios({name: one[r].item() for name, one in totals.items()}) for r, run in enumerate(self.runs)]
+        return [
+            run.treatment.ratios({name: one[r].item() for name, one in totals.items()})
+            for r, run in enumerate(self.runs)
+        ]
 
     def _validated(self, validation: torch.Tensor, step: int) -> list[float | None]:
         return self.stack.mean_losses(validation) if single.evaluates(self.spec, step) else [None] * len(self.runs)
@@ -183,7 +197,9 @@ class _Group:
 
             def write(run: Run = run, values: list = values) -> Run:
                 train_loss, val_loss, rate, norm, found = values
-                self.logs[run.cell.name].write(single.row(self.spec, step, train_loss, val_loss, rate, norm, found, run.seconds))
+                self.logs[run.cell.name].write(
+                    single.row(self.spec, step, train_loss, val_loss, rate, norm, found, run.seconds)
+                )
                 run.recent.clear()
                 return run
 
@@ -215,7 +231,9 @@ def _one_step(stack: Stack, rows: torch.Tensor, clip: float, place: Place) -> tu
     return losses.detach(), stack.update_(clip)
 
 
-def _captured(stack: Stack, rows: torch.Tensor, clip: float, place: Place) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+def _captured(
+    stack: Stack, rows: torch.Tensor, clip: float, place: Place
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """``_one_step`` as a CUDA graph: hundreds of small kernels started by one call. Where capture fails, the plain step."""
     held = [stack.values, *stack.moments]
     before = [buffer.clone() for buffer in held]

@@ -13,7 +13,18 @@ import pandas as pd
 from wisca_core.comparison.arm_words import in_words, listed, title
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.spec import Spec
-from wisca_core.comparison.statistics import CONFIDENCE, FEWEST, FIRM, Effect, best_rates, check_starts, corrected, effect_of, finals, seeds_to_see
+from wisca_core.comparison.statistics import (
+    CONFIDENCE,
+    FEWEST,
+    FIRM,
+    Effect,
+    best_rates,
+    check_starts,
+    corrected,
+    effect_of,
+    finals,
+    seeds_to_see,
+)
 
 # Effects that one looks for below this are written with four decimals.
 FINE_NATS = 0.01
@@ -77,10 +88,14 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
     noise = [d for e in effects if kinds[e.arm] == "placebo" for d in e.differences]
     grade = "none" if first.loss.n < FEWEST else "preliminary" if first.loss.n < FIRM else "full"
     diverged = tuple(
-        (title(spec.arm(arm)), int(table.loc[table["arm"] == arm, "diverged"].sum())
-         + sum(c.arm == arm and c.state == "failed" and "loss became" in c.reason for c in comparison.cells),
-         len(rates) * len(spec.seeds)) for arm in [base, *arms]
-    )  # fmt: skip
+        (
+            title(spec.arm(arm)),
+            int(table.loc[table["arm"] == arm, "diverged"].sum())
+            + sum(c.arm == arm and c.state == "failed" and "loss became" in c.reason for c in comparison.cells),
+            len(rates) * len(spec.seeds),
+        )
+        for arm in [base, *arms]
+    )
     said = _Said(spec, unit(spec), digits_of(spec), len(main))
     return Report(
         name=spec.name,
@@ -96,7 +111,9 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
         effects=tuple(effects),
         best=tuple(best),
         readings=tuple((e.arm, verdict(e)) for e in main),
-        baseline_final=tuple((rate, float(table.loc[(table["arm"] == base) & (table["rate"] == rate), "final"].mean())) for rate in rates),
+        baseline_final=tuple(
+            (rate, float(table.loc[(table["arm"] == base) & (table["rate"] == rate), "final"].mean())) for rate in rates
+        ),
         noise=(min(noise), max(noise)) if noise else None,
         diverged=tuple(row for row in diverged if row[1]),
         missing=tuple((c.name, c.reason) for c in comparison.cells if c.state == "failed"),
@@ -209,13 +226,20 @@ class _Said:
             return "Differences of single seeds are shown; they are as large as chance makes them."
         parts = []
         if i.spans_zero and not i.is_nothing:
-            excluded = [f"gains larger than {outward(i.low, self.digits)}" if i.low < 0 else "", f"harms larger than {outward(i.high, self.digits)}" if i.high > 0 else ""]
-            parts.append(f"The interval excludes {' and '.join(filter(None, excluded))} {self.unit}." if any(excluded) else "")
+            excluded = [
+                f"gains larger than {outward(i.low, self.digits)}" if i.low < 0 else "",
+                f"harms larger than {outward(i.high, self.digits)}" if i.high > 0 else "",
+            ]
+            parts.append(
+                f"The interval excludes {' and '.join(filter(None, excluded))} {self.unit}." if any(excluded) else ""
+            )
             if i.sd > 0:
                 n = seeds_to_see(wanted, i.sd, self.n_tests)
                 after = f", after correcting for {self.n_tests} comparisons," if self.n_tests > 1 else ""
-                parts.append(f"With this spread, seeing a true difference of {wanted:g} {self.unit} four times out of five{after} takes about "
-                             f"{max(n, FIRM) if grade == 'preliminary' else n} seeds.")  # fmt: skip
+                parts.append(
+                    f"With this spread, seeing a true difference of {wanted:g} {self.unit} four times out of five{after} takes about "
+                    f"{max(n, FIRM) if grade == 'preliminary' else n} seeds."
+                )
         elif not i.is_nothing:
             parts.append(f"Better in {effect.n_better} of {i.n} seeds.")
         if grade == "preliminary":
@@ -224,7 +248,11 @@ class _Said:
 
     def beside(self, main: Sequence[Effect], first: Effect) -> tuple[str, ...]:
         """The other arms whose interval excludes zero, each in a sentence."""
-        return tuple(f"Beside it, {title(self.spec.arm(e.arm))}: {self.figures(e)}, {verdict(e)}." for e in main if e is not first and is_clear(e))
+        return tuple(
+            f"Beside it, {title(self.spec.arm(e.arm))}: {self.figures(e)}, {verdict(e)}."
+            for e in main
+            if e is not first and is_clear(e)
+        )
 
 
 def _as_fixed(comparison: Comparison, curves: pd.DataFrame) -> str:
@@ -232,23 +260,33 @@ def _as_fixed(comparison: Comparison, curves: pd.DataFrame) -> str:
     added = {seed for addition in comparison.additions if addition.n_finished for seed in addition.seeds}
     seeds = tuple(seed for seed in comparison.spec.seeds if seed not in added)
     fixed = replace(
-        comparison, spec=replace(comparison.spec, seeds=seeds), cells=tuple(c for c in comparison.cells if c.seed in seeds),
+        comparison,
+        spec=replace(comparison.spec, seeds=seeds),
+        cells=tuple(c for c in comparison.cells if c.seed in seeds),
         additions=tuple(a for a in comparison.additions if not a.n_finished),
-    )  # fmt: skip
+    )
     return report(fixed, curves[curves["seed"].isin(seeds)]).sentence
 
 
-def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kinds: Mapping[str, str], best: Sequence[Effect]) -> tuple[str, ...]:
+def _remarks(
+    comparison: Comparison, main: Sequence[Effect], first: Effect, kinds: Mapping[str, str], best: Sequence[Effect]
+) -> tuple[str, ...]:
     spec = comparison.spec
     out = []
     k = len(main)
     if k > 1:
         chance = 1 - CONFIDENCE**k
-        out.append(f"With no effect at all, at least one of {k} intervals excludes zero in up to {chance:.0%} of such comparisons; the p values are "
-                   "corrected for that (Holm), the intervals are not.")  # fmt: skip
+        out.append(
+            f"With no effect at all, at least one of {k} intervals excludes zero in up to {chance:.0%} of such comparisons; the p values are "
+            "corrected for that (Holm), the intervals are not."
+        )
     mirrored = [e for e in main if kinds[e.arm] == "inverse"]
-    if not first.loss.spans_zero and any(not e.loss.spans_zero and (e.loss.mean < 0) == (first.loss.mean < 0) for e in mirrored):
-        out.append("The control that is scaled the other way moves the loss in the same direction: the disturbance, not the balance, may be what acts.")
+    if not first.loss.spans_zero and any(
+        not e.loss.spans_zero and (e.loss.mean < 0) == (first.loss.mean < 0) for e in mirrored
+    ):
+        out.append(
+            "The control that is scaled the other way moves the loss in the same direction: the disturbance, not the balance, may be what acts."
+        )
     if len(spec.optimiser.learning_rates) == 1:
         out.append("One learning rate was tried. The sign of such a difference has been seen to change with the rate.")
     ends = {min(spec.optimiser.learning_rates), max(spec.optimiser.learning_rates)}
@@ -263,12 +301,16 @@ def _remarks(comparison: Comparison, main: Sequence[Effect], first: Effect, kind
     dropped = {seed for e in main for seed in e.missing}
     if dropped & failed:
         lost = ", ".join(map(str, sorted(dropped & failed)))
-        out.append(f"Seeds without a complete pair are left out: {lost}. If the runs failed because of the arm, this flatters it.")
+        out.append(
+            f"Seeds without a complete pair are left out: {lost}. If the runs failed because of the arm, this flatters it."
+        )
     if dropped - failed:
         out.append(f"Seeds whose runs are not finished are left out: {', '.join(map(str, sorted(dropped - failed)))}.")
     if comparison.is_extended:
         n = sum(len(a.seeds) for a in comparison.additions)
-        out.append(f"Extended after looking: {n} seeds were added when results could be seen, so the intervals are narrower than they should be.")
+        out.append(
+            f"Extended after looking: {n} seeds were added when results could be seen, so the intervals are narrower than they should be."
+        )
     return tuple(out)
 
 

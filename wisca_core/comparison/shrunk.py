@@ -42,7 +42,9 @@ class _Proportions:
         return self.head_dim / self.old_head_dim
 
 
-def shrunk_config(config: Mapping[str, Any], width: int, n_layers: int, vocab_size: int | None = None) -> dict[str, Any]:
+def shrunk_config(
+    config: Mapping[str, Any], width: int, n_layers: int, vocab_size: int | None = None
+) -> dict[str, Any]:
     """config.json (parsed) -> the same, ``width`` wide and ``n_layers`` deep, without dropout. ``vocab_size``: of the
     tokens that are trained on, None for the config's own.
 
@@ -58,10 +60,16 @@ def shrunk_config(config: Mapping[str, Any], width: int, n_layers: int, vocab_si
     share = width_share(full, head_dim) if full.get("rope_parameters") or _first(full, "rotary_width") else 1.0
     new = _heads(width * heads * head_dim / hidden, heads // kv_heads, kv_heads, share)
     if new is None:
-        fitting = [w for w in range(8, 4 * hidden) if _heads(w * heads * head_dim / hidden, heads // kv_heads, kv_heads, share)]
+        fitting = [
+            w for w in range(8, 4 * hidden) if _heads(w * heads * head_dim / hidden, heads // kv_heads, kv_heads, share)
+        ]
         near = sorted(sorted(fitting, key=lambda w: abs(w - width))[:3])
-        raise SpecError("model.width", width, f"a width that whole heads of this model divide ({heads // kv_heads} query heads a KV head, "
-                        f"{head_dim} of {hidden} channels a head, even): near are {', '.join(map(str, near)) or 'none'}")  # fmt: skip
+        raise SpecError(
+            "model.width",
+            width,
+            f"a width that whole heads of this model divide ({heads // kv_heads} query heads a KV head, "
+            f"{head_dim} of {hidden} channels a head, even): near are {', '.join(map(str, near)) or 'none'}",
+        )
     layers = _layers(full, n_old, n_layers)
     p = _Proportions(width, new[0] * heads // kv_heads, new[0], new[1], head_dim, hidden, n_old, layers, vocab_size)
     cleaned = clean(config)
@@ -108,7 +116,9 @@ def _scaled(key: str, value: Any, p: _Proportions) -> Any:
         return None
     if _is_by_layer(key, value, p.old_layers):
         if role in ("heads", "heads_by_layer", "kv_heads", "intermediate"):
-            raise ConfigMismatch(f"config.json gives {key} layer by layer; such a model cannot be made smaller in proportion. Train it whole.")
+            raise ConfigMismatch(
+                f"config.json gives {key} layer by layer; such a model cannot be made smaller in proportion. Train it whole."
+            )
         return [value[layer % p.old_layers] for layer in p.layers]
     if key == "attention_types":  # gpt_neo: [[[kinds...], repeats], ...]
         kinds = [kind for names, repeats in value for kind in names * repeats]
@@ -161,9 +171,12 @@ def _inside(value: Any, vocab_size: int) -> Any:
 
 def _is_by_layer(key: str, value: Any, n_layers: int) -> bool:
     return (
-        isinstance(value, list) and len(value) == n_layers and key not in (*ROPE, *PER_ROTARY_PAIR)
-        and ROLES.get(key) != "layer_indices" and not key.endswith(("_token_id", "architectures"))
-    )  # fmt: skip
+        isinstance(value, list)
+        and len(value) == n_layers
+        and key not in (*ROPE, *PER_ROTARY_PAIR)
+        and ROLES.get(key) != "layer_indices"
+        and not key.endswith(("_token_id", "architectures"))
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -186,5 +199,7 @@ def _count(full: Mapping[str, Any], role: str, default: int | None = None) -> in
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         names = ", ".join(name for name, r in ROLES.items() if r == role)
-        raise ConfigMismatch(f"config.json has {str(value)[:60]} for {names}; one whole number is needed to make it smaller in proportion.")
+        raise ConfigMismatch(
+            f"config.json has {str(value)[:60]} for {names}; one whole number is needed to make it smaller in proportion."
+        )
     return value

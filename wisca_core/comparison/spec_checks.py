@@ -51,12 +51,18 @@ def _check_model(m: ModelSpec, d: DataSpec) -> None:
     used = _USED[m.source]
     for name in (f.name for f in fields(ModelSpec)):
         if name != "source" and name not in used and getattr(m, name) != getattr(ModelSpec, name):
-            raise SpecError(f"model.{name}", getattr(m, name), f"nothing: a model of source {m.source} has {', '.join(used)}")
+            raise SpecError(
+                f"model.{name}", getattr(m, name), f"nothing: a model of source {m.source} has {', '.join(used)}"
+            )
     if m.source == "decoder":
         if m.width % m.n_heads:
             raise SpecError("model.n_heads", m.n_heads, f"a divisor of width = {m.width}")
         if (m.width // m.n_heads) % 2:
-            raise SpecError("model.n_heads", m.n_heads, f"a number that leaves an even head size (width / n_heads is {m.width // m.n_heads})")
+            raise SpecError(
+                "model.n_heads",
+                m.n_heads,
+                f"a number that leaves an even head size (width / n_heads is {m.width // m.n_heads})",
+            )
         if m.n_heads % m.n_kv_heads:
             raise SpecError("model.n_kv_heads", m.n_kv_heads, f"a divisor of n_heads = {m.n_heads}")
     elif m.source == "paper" and not m.setup:
@@ -64,9 +70,15 @@ def _check_model(m: ModelSpec, d: DataSpec) -> None:
     elif m.source != "paper" and not m.path:
         raise SpecError("model.path", m.path, f"a model folder, because model.source is {m.source}")
     if m.path.startswith("hub:"):
-        raise SpecError("model.path", m.path, "a folder on this machine: open the model on Inspect first, which fetches it, and give that folder")
+        raise SpecError(
+            "model.path",
+            m.path,
+            "a folder on this machine: open the model on Inspect first, which fetches it, and give that folder",
+        )
     if d.tokens == "tokenizer" and m.source == "decoder" and not d.tokenizer:
-        raise SpecError("data.tokenizer", d.tokenizer, "a folder with a tokenizer: the small decoder has none of its own")
+        raise SpecError(
+            "data.tokenizer", d.tokenizer, "a folder with a tokenizer: the small decoder has none of its own"
+        )
 
 
 def _check_arms(spec: Spec) -> None:
@@ -79,11 +91,19 @@ def _check_arms(spec: Spec) -> None:
         if arm.kind == "none":
             continue
         if arm.every is None and not arm.at_start:
-            raise SpecError(f"arms[{i}].at_start", arm.at_start, "true where every is left out; nothing would happen otherwise")
+            raise SpecError(
+                f"arms[{i}].at_start", arm.at_start, "true where every is left out; nothing would happen otherwise"
+            )
         if arm.kind == "inverse" and not arm.at_start:
-            raise SpecError(f"arms[{i}].at_start", arm.at_start, "true for an inverse arm: it mirrors the balance at the start")
+            raise SpecError(
+                f"arms[{i}].at_start", arm.at_start, "true for an inverse arm: it mirrors the balance at the start"
+            )
         if "lora" in arm.pairs and spec.model.source != "lora":
-            raise SpecError(f"arms[{i}].pairs", list(arm.pairs), f"a list of {', '.join(DEFAULT_PAIRS)}; lora needs model.source = lora")
+            raise SpecError(
+                f"arms[{i}].pairs",
+                list(arm.pairs),
+                f"a list of {', '.join(DEFAULT_PAIRS)}; lora needs model.source = lora",
+            )
         if arm.gram:
             _check_gram(arm, i, spec.optimiser.name)
     refuse_coinciding(spec, partition_by_spec(spec))
@@ -91,14 +111,24 @@ def _check_arms(spec: Spec) -> None:
 
 def _check_gram(arm: Arm, i: int, optimiser: str) -> None:
     if arm.optimizer_state == "transport" and optimiser != "sgd":
-        raise SpecError(f"arms[{i}].optimizer_state", "transport", f"leave, because {optimiser} keeps squares of single gradients, which no change of basis "
-                        "takes along; sgd may have transport")  # fmt: skip
+        raise SpecError(
+            f"arms[{i}].optimizer_state",
+            "transport",
+            f"leave, because {optimiser} keeps squares of single gradients, which no change of basis "
+            "takes along; sgd may have transport",
+        )
     if arm.kind != "balance":
         raise SpecError(f"arms[{i}].gram", True, f"false for an arm of kind {arm.kind}")
     if arm.exact or arm.strength != 1:
-        raise SpecError(f"arms[{i}].gram", True, "false with exact or a strength other than 1: a full change of basis has neither")
+        raise SpecError(
+            f"arms[{i}].gram", True, "false with exact or a strength other than 1: a full change of basis has neither"
+        )
     if not {"vo", "lora"} & set(arm.pairs):
-        raise SpecError(f"arms[{i}].gram", True, "false without vo or lora among its pairs: rotary positions leave QK no full change of basis")
+        raise SpecError(
+            f"arms[{i}].gram",
+            True,
+            "false without vo or lora among its pairs: rotary positions leave QK no full change of basis",
+        )
 
 
 def partition_by_spec(spec: Spec) -> Callable[[Arm], Any]:
@@ -115,7 +145,11 @@ def refuse_coinciding(spec: Spec, partition: Callable[[Arm], Any]) -> None:
     for i, arm in enumerate(spec.arms):
         same = seen.setdefault(effect(arm, spec, partition), arm.name)
         if same != arm.name:
-            raise SpecError(f"arms[{i}]", arm.name, f"an arm that differs from {same}; with this model and these steps both do the same")
+            raise SpecError(
+                f"arms[{i}]",
+                arm.name,
+                f"an arm that differs from {same}; with this model and these steps both do the same",
+            )
 
 
 def effect(arm: Arm, spec: Spec, partition: Callable[[Arm], Any]) -> tuple:

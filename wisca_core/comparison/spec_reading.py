@@ -36,7 +36,7 @@ from wisca_core.comparison.spec import (
 )
 from wisca_core.comparison.spec_checks import checked
 from wisca_core.errors import SpecError, UnreadableInput
-from wisca_core.plan.options import PLAN_NORMS
+from wisca_core.planning.options import PLAN_NORMS
 
 MAX_SPEC_BYTES = 1 << 20
 
@@ -54,7 +54,8 @@ class Rule:
 
 def _whole(low: int, high: int) -> Rule:
     return Rule(
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high, f"a whole number from {low:,} to {high:,}"
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
+        f"a whole number from {low:,} to {high:,}",
     )
 
 
@@ -72,11 +73,18 @@ def _one_of(*values: str) -> Rule:
 
 _TEXT = Rule(lambda v: isinstance(v, str) and len(v) <= 4096 and "\0" not in v, "text of at most 4,096 characters")
 _YES_NO = Rule(lambda v: isinstance(v, bool), "true or false")
-_NAME = Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", v) is not None,
-             "a lower-case word of letters, digits and _ (at most 32)")  # fmt: skip
+_NAME = Rule(
+    lambda v: isinstance(v, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", v) is not None,
+    "a lower-case word of letters, digits and _ (at most 32)",
+)
 _NOTE = Rule(lambda v: isinstance(v, str) and len(v) <= 2000 and "\0" not in v, "text of at most 2,000 characters")
-_DEVICE = Rule(lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", v) is not None, "auto, cpu, cuda or cuda:N")
-_EVERY = Rule(lambda v: v is None or _whole(1, 10**9).fits(v), "a whole number of steps from 1, or nothing for once at the start")
+_DEVICE = Rule(
+    lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", v) is not None,
+    "auto, cpu, cuda or cuda:N",
+)
+_EVERY = Rule(
+    lambda v: v is None or _whole(1, 10**9).fits(v), "a whole number of steps from 1, or nothing for once at the start"
+)
 
 _RULES: dict[type, dict[str, Rule]] = {
     ModelSpec: {
@@ -130,7 +138,10 @@ _RULES: dict[type, dict[str, Rule]] = {
         "gram": _YES_NO,
     },
     Spec: {
-        "name": Rule(lambda v: isinstance(v, str) and 0 < len(v) <= 120 and v.isprintable(), "printable text of 1 to 120 characters"),
+        "name": Rule(
+            lambda v: isinstance(v, str) and 0 < len(v) <= 120 and v.isprintable(),
+            "printable text of 1 to 120 characters",
+        ),
         "steps": _whole(1, 10**9),
         "batch_size": _whole(1, 10**6),
         "evaluate_every": _whole(0, 10**9),
@@ -145,7 +156,9 @@ _RULES: dict[type, dict[str, Rule]] = {
 }
 _RATE = _number(0, 100, above=True)
 _SEED = _whole(0, 10**9)
-_MODULE = Rule(lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,120}", v) is not None, "the name of a linear layer")
+_MODULE = Rule(
+    lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,120}", v) is not None, "the name of a linear layer"
+)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -160,19 +173,27 @@ def load_spec(path: str | Path) -> Spec:
     path = Path(path)
     try:
         if path.stat().st_size > MAX_SPEC_BYTES:
-            raise UnreadableInput(f"{path} has {path.stat().st_size:,} bytes; a spec has at most {MAX_SPEC_BYTES:,}. Is it the right file?")
+            raise UnreadableInput(
+                f"{path} has {path.stat().st_size:,} bytes; a spec has at most {MAX_SPEC_BYTES:,}. Is it the right file?"
+            )
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UnreadableInput(f"{path} cannot be read: {(error.strerror or str(error)).lower()}. Give a spec in TOML or JSON.") from error
+        raise UnreadableInput(
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}. Give a spec in TOML or JSON."
+        ) from error
     except UnicodeDecodeError as error:
-        raise UnreadableInput(f"{path} is not text in UTF-8 (byte {error.start}); expected a spec in TOML or JSON.") from error
+        raise UnreadableInput(
+            f"{path} is not text in UTF-8 (byte {error.start}); expected a spec in TOML or JSON."
+        ) from error
     try:
         document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise UnreadableInput(f"{path} is neither TOML nor JSON: {error}.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else None
-        raise UnreadableInput(f'{path} has format {str(found)[:60]!r}; a spec begins with format = "{FORMAT}" and version = {VERSION}.')
+        raise UnreadableInput(
+            f'{path} has format {str(found)[:60]!r}; a spec begins with format = "{FORMAT}" and version = {VERSION}.'
+        )
     if document.get("version") != VERSION:
         raise UnreadableInput(
             f"{path} is {FORMAT} version {str(document.get('version'))[:20]}; version {VERSION} is read here. Update "
@@ -209,7 +230,11 @@ def spec_from(given: Mapping[str, Any]) -> Spec:
 
 def _warmup(steps: Any) -> int:
     """Where none is given: a tenth of the run, at most the default. What is no number of steps is refused elsewhere."""
-    return min(OptimiserSpec.warmup_steps, steps // 10) if isinstance(steps, int) and steps > 0 else OptimiserSpec.warmup_steps
+    return (
+        min(OptimiserSpec.warmup_steps, steps // 10)
+        if isinstance(steps, int) and steps > 0
+        else OptimiserSpec.warmup_steps
+    )
 
 
 def _arms(given: Any) -> tuple[Arm, ...]:

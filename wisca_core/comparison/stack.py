@@ -92,7 +92,9 @@ class Stack:
         self.for_gpu = self.device.type != "cpu"
         self.groups, self.row_length = _laid_out(first, self.optimisers[0])
         size = (self.n, self.row_length)
-        self.values, self.gradients, *self.moments = (torch.zeros(size, dtype=self.dtype, device=self.device) for _ in range(4))
+        self.values, self.gradients, *self.moments = (
+            torch.zeros(size, dtype=self.dtype, device=self.device) for _ in range(4)
+        )
         self.leaves: dict[str, torch.Tensor] = {}
         slices = [one for group in self.groups for one in group.slices]
         for r, model in enumerate(self.models):
@@ -111,10 +113,16 @@ class Stack:
         self._frequencies, self._rope_scale = rotary.inv_freq, rotary.attention_scaling
         self._rope: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._norm_eps, self._act = first.config.rms_norm_eps, first.model.layers[0].mlp.act_fn
-        self._heads = (first.config.num_attention_heads, first.config.num_key_value_heads, first.model.layers[0].self_attn.head_dim)
+        self._heads = (
+            first.config.num_attention_heads,
+            first.config.num_key_value_heads,
+            first.model.layers[0].self_attn.head_dim,
+        )
         self.coming: list[tuple[float, int]] = []
         # rows of numbers an update needs of each replica, in a place of their own so that a captured graph finds them
-        self._numbers = torch.zeros((sum(_N_NUMBERS[g.kind] for g in self.groups), self.n), dtype=torch.float64, device=self.device)
+        self._numbers = torch.zeros(
+            (sum(_N_NUMBERS[g.kind] for g in self.groups), self.n), dtype=torch.float64, device=self.device
+        )
 
     # --- forward ------------------------------------------------------------------------------------------------------
 
@@ -154,7 +162,9 @@ class Stack:
         first = torch.arange(self.n, device=self.device)[:, None] * n_tokens
         return functional.embedding(ids + first, table.reshape(-1, table.shape[2]))
 
-    def _attention(self, h: torch.Tensor, at: str, n_rows: int, length: int, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def _attention(
+        self, h: torch.Tensor, at: str, n_rows: int, length: int, cos: torch.Tensor, sin: torch.Tensor
+    ) -> torch.Tensor:
         n_heads, n_kv_heads, size = self._heads
 
         def heads(name: str, count: int) -> torch.Tensor:
@@ -166,7 +176,9 @@ class Stack:
         if shares and self.for_gpu:  # CUDA's kernels for float32 know no shared heads
             k, v = (t.repeat_interleave(n_heads // n_kv_heads, dim=1) for t in (k, v))
             shares = False
-        out = functional.scaled_dot_product_attention(q, k, v, is_causal=length > 1, scale=size**-0.5, enable_gqa=shares)
+        out = functional.scaled_dot_product_attention(
+            q, k, v, is_causal=length > 1, scale=size**-0.5, enable_gqa=shares
+        )
         return self._linear(out.transpose(1, 2).reshape(self.n, n_rows * length, n_heads * size), at + "o_proj")
 
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
@@ -181,9 +193,14 @@ class Stack:
     def _rotation(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         if length not in self._rope:
             work = torch.promote_types(self.dtype, torch.float32)
-            angles = torch.arange(length, device=self.device, dtype=work)[:, None] * self._frequencies.to(self.device, work)
+            angles = torch.arange(length, device=self.device, dtype=work)[:, None] * self._frequencies.to(
+                self.device, work
+            )
             angles = torch.cat((angles, angles), dim=-1)
-            self._rope[length] = (angles.cos() * self._rope_scale).to(self.dtype), (angles.sin() * self._rope_scale).to(self.dtype)
+            self._rope[length] = (
+                (angles.cos() * self._rope_scale).to(self.dtype),
+                (angles.sin() * self._rope_scale).to(self.dtype),
+            )
         return self._rope[length]
 
     # --- update -------------------------------------------------------------------------------------------------------
@@ -282,15 +299,29 @@ def _numbers(group: _Group, rate: float, step: int) -> tuple[float, ...]:
 
 
 def _adamw(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
-    values, gradient, mean, square = (b[:, group.start : group.stop] for b in (stack.values, stack.gradients, *stack.moments))
+    values, gradient, mean, square = (
+        b[:, group.start : group.stop] for b in (stack.values, stack.gradients, *stack.moments)
+    )
     beta1, beta2 = group.options["betas"]
     if group.options.get("fused") and not stack.for_gpu:
         # torch's kernel goes over memory once; a captured graph cannot take rates as numbers, so a GPU has the lines below
         for r, (rate, step) in enumerate(stack.coming):
             adamw(
-                [values[r]], [gradient[r]], [mean[r]], [square[r]], [], [torch.tensor(step - 1.0)], fused=True, amsgrad=False, beta1=beta1, beta2=beta2,
-                lr=rate, weight_decay=group.options["weight_decay"], eps=group.options["eps"], maximize=False,
-            )  # fmt: skip
+                [values[r]],
+                [gradient[r]],
+                [mean[r]],
+                [square[r]],
+                [],
+                [torch.tensor(step - 1.0)],
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=rate,
+                weight_decay=group.options["weight_decay"],
+                eps=group.options["eps"],
+                maximize=False,
+            )
         return
     decay, minus_rate, root = (n[:, None] for n in numbers.to(stack.dtype))
     if group.options["weight_decay"]:
@@ -301,21 +332,29 @@ def _adamw(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
 
 
 def _sgd(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
-    values, gradient, momentum = (b[:, group.start : group.stop] for b in (stack.values, stack.gradients, stack.moments[0]))
+    values, gradient, momentum = (
+        b[:, group.start : group.stop] for b in (stack.values, stack.gradients, stack.moments[0])
+    )
     momentum.mul_(group.options["momentum"]).add_(gradient)
     _add_(values, momentum, numbers[0][:, None])
 
 
 def _muon(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
-    values, gradient, momentum = (b[:, group.start : group.stop] for b in (stack.values, stack.gradients, stack.moments[0]))
+    values, gradient, momentum = (
+        b[:, group.start : group.stop] for b in (stack.values, stack.gradients, stack.moments[0])
+    )
     beta = group.options["momentum"]
     momentum.lerp_(gradient, 1 - beta)
     wanted = torch.lerp(gradient, momentum, beta) if group.options["nesterov"] else momentum
     values.mul_(numbers[0][:, None].to(stack.dtype))
     for shape in dict.fromkeys(one.shape for one in group.slices):
         same = [one for one in group.slices if one.shape == shape]
-        matrices = torch.stack([wanted[:, s.start - group.start : s.stop - group.start].view(stack.n, *shape) for s in same], dim=1)
-        found = orthogonalised(matrices.flatten(0, 1), group.options["ns_coefficients"], group.options["ns_steps"], group.options["eps"])
+        matrices = torch.stack(
+            [wanted[:, s.start - group.start : s.stop - group.start].view(stack.n, *shape) for s in same], dim=1
+        )
+        found = orthogonalised(
+            matrices.flatten(0, 1), group.options["ns_coefficients"], group.options["ns_steps"], group.options["eps"]
+        )
         found = found.view(stack.n, len(same), *shape)
         rate = (numbers[1] * math.sqrt(max(1.0, shape[0] / shape[1])))[:, None, None]
         for i, one in enumerate(same):

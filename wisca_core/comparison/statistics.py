@@ -178,7 +178,12 @@ def finals(comparison: Comparison, curves: pd.DataFrame) -> pd.DataFrame:
     done = {c.name for c in comparison.cells if c.state == "done"}
     rows = curves[curves["cell"].isin(done) & curves["val_loss"].notna()].sort_values("step")
     grouped = rows.groupby("cell", sort=False)
-    out = grouped[["arm", "rate", "seed"]].first().assign(start=grouped["val_loss"].first(), final=grouped["val_loss"].last()).reset_index()
+    out = (
+        grouped[["arm", "rate", "seed"]]
+        .first()
+        .assign(start=grouped["val_loss"].first(), final=grouped["val_loss"].last())
+        .reset_index()
+    )
     bound = out["start"] * (1.1 if comparison.spec.model.is_trained_before else 1.0)
     return out.assign(diverged=out["final"] >= bound)
 
@@ -209,7 +214,11 @@ def best_rates(table: pd.DataFrame, arm: str, rates: Sequence[float], seeds: Seq
     """Seed -> the rate with the lowest mean final loss over the *other* seeds; a rate that lacks one of them is not
     chosen.
     """
-    losses = table[table["arm"] == arm].pivot_table(index="seed", columns="rate", values="final").reindex(index=seeds, columns=rates)
+    losses = (
+        table[table["arm"] == arm]
+        .pivot_table(index="seed", columns="rate", values="final")
+        .reindex(index=seeds, columns=rates)
+    )
     out = {}
     for seed in seeds:
         others = losses.drop(index=seed)
@@ -223,8 +232,14 @@ def best_rates(table: pd.DataFrame, arm: str, rates: Sequence[float], seeds: Seq
 
 
 def effect_of(
-    arm: str, rate: float | None, seeds: Sequence[int], final: Mapping, base: str, curves: pd.DataFrame, chosen: Mapping | None = None
-) -> Effect:  # fmt: skip
+    arm: str,
+    rate: float | None,
+    seeds: Sequence[int],
+    final: Mapping,
+    base: str,
+    curves: pd.DataFrame,
+    chosen: Mapping | None = None,
+) -> Effect:
     rates = {s: (rate, rate) if chosen is None else (chosen[arm].get(s), chosen[base].get(s)) for s in seeds}
     pairs = {s: (final.get((arm, a, s)), final.get((base, b, s))) for s, (a, b) in rates.items()}
     used = [s for s, (a, b) in pairs.items() if a is not None and b is not None]
@@ -236,20 +251,35 @@ def effect_of(
     saved = [_saved(curves, arm, base, rates[s], s, pairs[s][1]) for s in used]
     reached = [x for x in saved if x is not None]
     return Effect(
-        arm=arm, rate=rate, seeds=tuple(used), differences=tuple(differences), loss=loss, perplexity=perplexity, bootstrap=bootstrap(differences),
-        n_better=sum(d < 0 for d in differences), p_corrected=loss.p,
-        steps_saved=float(np.median(reached)) if reached and len(reached) == len(used) else None, n_reached=len(reached),
-        missing=tuple(s for s in seeds if s not in used), mean_final=float(np.mean([pairs[s][0] for s in used])) if used else math.nan,
-        rates=tuple(rates[s][0] for s in used) if chosen else (), baseline_rates=tuple(rates[s][1] for s in used) if chosen else (),
-    )  # fmt: skip
+        arm=arm,
+        rate=rate,
+        seeds=tuple(used),
+        differences=tuple(differences),
+        loss=loss,
+        perplexity=perplexity,
+        bootstrap=bootstrap(differences),
+        n_better=sum(d < 0 for d in differences),
+        p_corrected=loss.p,
+        steps_saved=float(np.median(reached)) if reached and len(reached) == len(used) else None,
+        n_reached=len(reached),
+        missing=tuple(s for s in seeds if s not in used),
+        mean_final=float(np.mean([pairs[s][0] for s in used])) if used else math.nan,
+        rates=tuple(rates[s][0] for s in used) if chosen else (),
+        baseline_rates=tuple(rates[s][1] for s in used) if chosen else (),
+    )
 
 
 def corrected(effects: list[Effect]) -> list[Effect]:
     return [replace(e, p_corrected=p) for e, p in zip(effects, holm([e.loss.p for e in effects]))]
 
 
-def _saved(curves: pd.DataFrame, arm: str, base: str, rates: tuple[float, float], seed: int, level: float) -> float | None:
-    theirs, own = first_reach(_curve(curves, arm, rates[0], seed), level), first_reach(_curve(curves, base, rates[1], seed), level)
+def _saved(
+    curves: pd.DataFrame, arm: str, base: str, rates: tuple[float, float], seed: int, level: float
+) -> float | None:
+    theirs, own = (
+        first_reach(_curve(curves, arm, rates[0], seed), level),
+        first_reach(_curve(curves, base, rates[1], seed), level),
+    )
     return None if theirs is None or own is None else own - theirs
 
 
@@ -270,5 +300,7 @@ def first_reach(curve: Sequence[tuple[float, float]], level: float) -> float | N
 
 
 def _curve(curves: pd.DataFrame, arm: str, rate: float, seed: int) -> list[tuple[float, float]]:
-    rows = curves[(curves["arm"] == arm) & (curves["rate"] == rate) & (curves["seed"] == seed) & curves["val_loss"].notna()]
+    rows = curves[
+        (curves["arm"] == arm) & (curves["rate"] == rate) & (curves["seed"] == seed) & curves["val_loss"].notna()
+    ]
     return list(zip(rows["step"], rows["val_loss"]))

@@ -33,7 +33,9 @@ def token_stream(texts: Sequence[bytes], tokenizer) -> np.ndarray:
             parts.append(np.array([end], np.int32))
         pieces = list(_pieces(text.decode("utf-8", "replace")))
         if pieces:
-            encoded = tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            encoded = tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+                "input_ids"
+            ]
             parts += [np.array(ids, np.int32) for ids in encoded]
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
@@ -52,8 +54,12 @@ def tokenizer_folder(spec: Spec) -> Path:
     """Where the tokenizer lies. Raises SpecError."""
     folder = spec.data.tokenizer or (spec.model.path if spec.model.source != "decoder" else "")
     if not folder:
-        raise SpecError("data.tokenizer", "", "a folder with a tokenizer (tokenizer.json), because data.tokens is tokenizer"
-                        + (f"; that of {_published(spec)} is published with the model" if spec.model.source == "paper" else ""))  # fmt: skip
+        raise SpecError(
+            "data.tokenizer",
+            "",
+            "a folder with a tokenizer (tokenizer.json), because data.tokens is tokenizer"
+            + (f"; that of {_published(spec)} is published with the model" if spec.model.source == "paper" else ""),
+        )
     path = Path(folder).expanduser()
     return path if path.is_dir() else path.parent
 
@@ -74,10 +80,16 @@ def tokenizer_of(spec: Spec):
     folder = tokenizer_folder(spec)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         field = "data.tokenizer" if spec.data.tokenizer else "data.tokens"
-        raise SpecError(field, spec.data.tokenizer or "tokenizer", f'a folder with one of {", ".join(TOKENIZER_FILES)}; {folder} has none. '
-                        'Name one under data.tokenizer, or use tokens = "bytes"')  # fmt: skip
+        raise SpecError(
+            field,
+            spec.data.tokenizer or "tokenizer",
+            f"a folder with one of {', '.join(TOKENIZER_FILES)}; {folder} has none. "
+            'Name one under data.tokenizer, or use tokens = "bytes"',
+        )
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a folder holds that is no tokenizer
-        raise UnreadableInput(f"the tokenizer in {folder} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise UnreadableInput(
+            f"the tokenizer in {folder} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error

@@ -35,7 +35,9 @@ def load_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     if unknown or trained & set(missing):
         name = sorted(unknown or trained & set(missing))[0]
-        raise UnreadableInput(f"the cell's checkpoint is of another model: {name}. Remove its resume.pt to train the cell from its start.")
+        raise UnreadableInput(
+            f"the cell's checkpoint is of another model: {name}. Remove its resume.pt to train the cell from its start."
+        )
 
 
 def save_weights(spec: Spec, cell: Cell, model: nn.Module, treatment: Treatment) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from wisca_core import home
+from wisca_core import storage
 from wisca_core.comparison import folder
 from wisca_core.comparison.data import Corpus, kept_corpus
 from wisca_core.comparison.folder import Cell, Comparison
@@ -30,7 +30,9 @@ def main(arguments: list[str]) -> int:
     options.add_argument("folder", type=Path)
     options.add_argument("--device", default="cpu")
     options.add_argument("--at-once", type=int, default=0, help="replicas; 0 for one cell after the other")
-    options.add_argument("--store", default="", help="file in which the ranks of one cell meet; started by torchrun they meet without")
+    options.add_argument(
+        "--store", default="", help="file in which the ranks of one cell meet; started by torchrun they meet without"
+    )
     given = options.parse_args(arguments)
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the executor asks for a pause
@@ -189,7 +191,7 @@ def _fitting(spec: Spec, place: Place) -> int:
 
 def _take(path: Path, known: Cell) -> tuple[Cell, int] | None:
     """The cell as it is now and the descriptor of its lock; None where somebody has it or nothing is left to do."""
-    descriptor = home.take_lock(known.folder / "lock")
+    descriptor = storage.take_lock(known.folder / "lock")
     if descriptor is None:
         return None
     cell = next(c for c in folder.read(path).cells if c.name == known.name)

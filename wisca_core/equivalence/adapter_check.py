@@ -13,13 +13,15 @@ import torch
 from wisca_core.architecture.site import Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, open_checkpoint
 from wisca_core.equivalence.full_check import INPUTS, FullCheck, rounded_at_random, stored_dtype
-from wisca_core.export.weights import write_weights
+from wisca_core.exporting.weights import write_weights
 from wisca_core.progress import Progress, silent
 
 N_INPUTS = 64
 
 
-def compare_adapters(checkpoint: Checkpoint, sites: Sites, after: Path | Checkpoint, progress: Progress = silent) -> FullCheck:
+def compare_adapters(
+    checkpoint: Checkpoint, sites: Sites, after: Path | Checkpoint, progress: Progress = silent
+) -> FullCheck:
     """The check of the adapter ``checkpoint`` against a folder (or opened checkpoint) with the rescaled one."""
     started = time.perf_counter()
     other = after if isinstance(after, Checkpoint) else open_checkpoint(after)
@@ -31,14 +33,31 @@ def compare_adapters(checkpoint: Checkpoint, sites: Sites, after: Path | Checkpo
             drawn = {name: partial(rounded_at_random, torch.Generator().manual_seed(i)) for i, name in enumerate(names)}
             write_weights(checkpoint, drawn, Path(place))
             (Path(place) / "adapter_config.json").write_text(checkpoint.adapter_json, encoding="utf-8")
-            control = _compare(checkpoint, open_checkpoint(place), sites, progress, "running the control: the same weights rounded at random").max_rel
+            control = _compare(
+                checkpoint,
+                open_checkpoint(place),
+                sites,
+                progress,
+                "running the control: the same weights rounded at random",
+            ).max_rel
     return FullCheck(
-        outputs="values of B A x", tokens=INPUTS, n_tokens=N_INPUTS, dtype=stored_dtype(checkpoint, sites), max_abs=moved.max_abs,
-        max_rel=moved.max_rel, n_values=moved.n_values, n_equal=moved.n_values - moved.n_different, top1_agreement=None,
-        perplexity_before=None, perplexity_after=None, bit_identical=not moved.n_different, comparable=moved.comparable,
-        control_max_rel=control, seconds=time.perf_counter() - started,
+        outputs="values of B A x",
+        tokens=INPUTS,
+        n_tokens=N_INPUTS,
+        dtype=stored_dtype(checkpoint, sites),
+        max_abs=moved.max_abs,
+        max_rel=moved.max_rel,
+        n_values=moved.n_values,
+        n_equal=moved.n_values - moved.n_different,
+        top1_agreement=None,
+        perplexity_before=None,
+        perplexity_after=None,
+        bit_identical=not moved.n_different,
+        comparable=moved.comparable,
+        control_max_rel=control,
+        seconds=time.perf_counter() - started,
         not_checked=("the adapter on its base model: the products were compared, in float64, not the whole model",),
-    )  # fmt: skip
+    )
 
 
 class _Moved:
@@ -75,4 +94,6 @@ def _compare(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Prog
 
 def _products(reader: Reader, site: Site, seed: int) -> Iterator[torch.Tensor]:
     a, b = (reader.tensor(leg.tensor).double() for leg in site.legs)
-    yield b @ (a @ torch.randn(a.shape[1], N_INPUTS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    yield b @ (
+        a @ torch.randn(a.shape[1], N_INPUTS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    )

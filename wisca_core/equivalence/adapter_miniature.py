@@ -48,13 +48,17 @@ def build_adapter(base: Path, folder: Path, adapter: Mapping[str, Any], targets:
             config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=sorted(targets), **settings)
             adapted = get_peft_model(model, config, autocast_adapter_dtype=False).double()
         except ValueError as error:
-            raise ConfigMismatch(f"the adapter does not fit this base model: {' '.join(str(error).split())[:300]}") from error
+            raise ConfigMismatch(
+                f"the adapter does not fit this base model: {' '.join(str(error).split())[:300]}"
+            ) from error
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in adapted.named_parameters():
             if ".lora_magnitude_vector" in name:
                 parameter.mul_(1 + 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
             elif ".lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * parameter.shape[-1] ** -0.5)
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * parameter.shape[-1] ** -0.5
+                )
         adapted.save_pretrained(folder, save_embedding_layers=False)
 
 

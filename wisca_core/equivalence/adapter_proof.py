@@ -21,15 +21,17 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.equivalence.proof import ALIVE, FORMAT, OCTAVES, PRODUCT, TOLERANCE, VERSION, Proof, label, versions
 from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, WiscaError
-from wisca_core.export.weights import write_weights
-from wisca_core.home import folder, read_json, write_json
+from wisca_core.exporting.weights import write_weights
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, changes, rescaled, scalings
+from wisca_core.storage import folder, read_json, write_json
 
 N_INPUTS = 33
 
 
-def prove_adapter(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None = None, progress: Progress = silent) -> Proof:
+def prove_adapter(
+    checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None = None, progress: Progress = silent
+) -> Proof:
     """The kept proof or a fresh one, which is then kept. A rule that is wrong gives a proof that has not ``passed``."""
     kept = cached_adapter_proof(checkpoint, sites, base)
     if kept is not None:
@@ -40,7 +42,19 @@ def prove_adapter(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None 
     except WiscaError as error:
         if error.exit_code == 130:
             raise
-        proof = Proof(False, sites.family, "", 0, (), float("inf"), 0.0, 0.0, time.perf_counter() - started, versions(), str(error))
+        proof = Proof(
+            False,
+            sites.family,
+            "",
+            0,
+            (),
+            float("inf"),
+            0.0,
+            0.0,
+            time.perf_counter() - started,
+            versions(),
+            str(error),
+        )
     with suppress(OutputRefused):
         write_json(_path(checkpoint, sites, base), FORMAT, VERSION, proof.to_json())
     return proof
@@ -57,7 +71,10 @@ def cached_adapter_proof(checkpoint: Checkpoint, sites: Sites, base: Checkpoint 
 def _path(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None) -> Path:
     shapes = {t.name: t.shape for t in checkpoint.tensors}
     layout = [(repr(site), [shapes[leg.tensor] for leg in site.legs]) for site in sites.sites]
-    key = json.dumps(["adapter", checkpoint.adapter, layout, base.config if base else None, versions(), peft_version()], sort_keys=True)
+    key = json.dumps(
+        ["adapter", checkpoint.adapter, layout, base.config if base else None, versions(), peft_version()],
+        sort_keys=True,
+    )
     return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
 
 
@@ -81,7 +98,9 @@ def _prove(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None, progre
     not_checked: tuple[str, ...] = ("the adapter on its base model, which was not given",)
     if base is not None:
         moved, place, living, small, more = on_miniature(checkpoint, base, progress)
-        worst, where, alive = (moved, place, min(alive, living)) if moved > worst else (worst, where, min(alive, living))
+        worst, where, alive = (
+            (moved, place, min(alive, living)) if moved > worst else (worst, where, min(alive, living))
+        )
         what += f"; and the adapter through peft on a miniature of {base.config.get('model_type')}: {small}"
         cases += more
         not_checked = ("sequences longer than 33 tokens in the miniature",)
@@ -136,7 +155,9 @@ def _products(checkpoint: Checkpoint, sites: Sites, progress: Progress) -> tuple
     return worst, where, alive
 
 
-def on_miniature(checkpoint: Checkpoint, base: Checkpoint, progress: Progress) -> tuple[float, str, float, str, tuple[str, ...]]:
+def on_miniature(
+    checkpoint: Checkpoint, base: Checkpoint, progress: Progress
+) -> tuple[float, str, float, str, tuple[str, ...]]:
     """(largest relative difference, where, liveness, the miniature in words, cases) of the adapter's rank channels on a
     miniature of ``base`` through peft.
     """
@@ -146,7 +167,9 @@ def on_miniature(checkpoint: Checkpoint, base: Checkpoint, progress: Progress) -
     from wisca_core.equivalence.small_config import shrink
 
     if not peft_is_here():
-        raise ProofFailed("peft is not installed, so the adapter cannot be run on its base model. Install peft, or prove it without its base.")
+        raise ProofFailed(
+            "peft is not installed, so the adapter cannot be run on its base model. Install peft, or prove it without its base."
+        )
     progress("building a miniature with an adapter", 0, 1)
     targets = {inside(one.module) for one in adapted(checkpoint) if not one.unknown}
     with tempfile.TemporaryDirectory(prefix="wisca-proof-") as place:
@@ -158,8 +181,10 @@ def on_miniature(checkpoint: Checkpoint, base: Checkpoint, progress: Progress) -
         sites = find_sites(small)
         lacking = targets - {inside(one.module) for one in adapted(small) if not one.unknown}
         if lacking or sites.refusals:
-            raise ProofFailed(f"on a miniature of {base.config.get('model_type')} peft adapts no {sorted(lacking)[0] if lacking else sites.refusals[0].what}; "
-                              "the adapter does not fit this base model.")  # fmt: skip
+            raise ProofFailed(
+                f"on a miniature of {base.config.get('model_type')} peft adapts no {sorted(lacking)[0] if lacking else sites.refusals[0].what}; "
+                "the adapter does not fit this base model."
+            )
         reference = outputs(load_adapted(original, adapter), seed=2)
         results = {}
         for number, side in enumerate((None, "left")):
@@ -168,13 +193,17 @@ def on_miniature(checkpoint: Checkpoint, base: Checkpoint, progress: Progress) -
             write_changed(small, sites, extreme(sites, 5), side, out)
             results[side] = difference(reference, outputs(load_adapted(original, out), seed=2))
         if not results["left"].max_rel > ALIVE:
-            raise ProofFailed("scaling A alone does not move the outputs of the miniature, so the adapter is not run and nothing is proved.")
+            raise ProofFailed(
+                "scaling A alone does not move the outputs of the miniature, so the adapter is not run and nothing is proved."
+            )
     words = f"rank {RANK} on {', '.join(sorted(targets))}"
     cases = tuple(f"miniature, {case}" for case in reference.cases)
     return results[None].max_rel, f"the miniature's {results[None].worst_case}", results["left"].max_rel, words, cases
 
 
-def write_changed(checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], side: str | None, out: Path) -> None:
+def write_changed(
+    checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], side: str | None, out: Path
+) -> None:
     """The adapter with these factors of every channel, as a folder."""
     out.mkdir()
     shapes = {t.name: t.shape for t in checkpoint.tensors}

@@ -18,9 +18,17 @@ from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import DEFAULT_PAIRS, Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint, quantisation
 from wisca_core.equivalence.proof import Bench, judge, open_bench, versions
-from wisca_core.errors import Cancelled, ConfigMismatch, OutputRefused, ProofFailed, UnknownArchitecture, UnreadableInput, WiscaError
-from wisca_core.home import folder, read_json, write_json
+from wisca_core.errors import (
+    Cancelled,
+    ConfigMismatch,
+    OutputRefused,
+    ProofFailed,
+    UnknownArchitecture,
+    UnreadableInput,
+    WiscaError,
+)
 from wisca_core.progress import Progress, silent
+from wisca_core.storage import folder, read_json, write_json
 
 FORMAT, VERSION = "wisca-discovery", 1
 NAME = "discovered"
@@ -52,10 +60,20 @@ def sites_of(
         return found
     if discovery.family is None:
         only = found.refusals[0]
-        return type(found)(found.family, found.model_type, None, refusals=(type(only)(only.what, f"{only.reason} {discovery.words}"),))
+        return type(found)(
+            found.family, found.model_type, None, refusals=(type(only)(only.what, f"{only.reason} {discovery.words}"),)
+        )
     sites = find_sites(checkpoint, discovery.family, pairs)
     said = f'Discovered: no file has a rule for model_type "{sites.model_type}"; this one was found by trial and holds on a miniature ({discovery.words}).'
-    return Sites(sites.family, sites.model_type, sites.attention, sites.sites, sites.refusals, (said, *sites.remarks), sites.discovered)
+    return Sites(
+        sites.family,
+        sites.model_type,
+        sites.attention,
+        sites.sites,
+        sites.refusals,
+        (said, *sites.remarks),
+        sites.discovered,
+    )
 
 
 def is_unknown(checkpoint: Checkpoint) -> bool:
@@ -112,7 +130,9 @@ def _discover(checkpoint: Checkpoint, progress: Progress) -> Discovery:
         small = open_checkpoint(original)
         inside = find_attention(small)
         if inside is None or inside.modules != attention.modules:
-            raise ConfigMismatch("transformers' own class of this model type names its projections in another way than the weights do.")
+            raise ConfigMismatch(
+                "transformers' own class of this model type names its projections in another way than the weights do."
+            )
         bench = None
         settled: Guess | None = None
         tried, nearest = 0, float("inf")
@@ -121,7 +141,9 @@ def _discover(checkpoint: Checkpoint, progress: Progress) -> Discovery:
             tried, nearest = tried + n, min(nearest, best)
         if settled is None:
             raise ProofFailed(_nothing("value and output", tried, nearest))
-        bench, found, n, best = _first_that_holds(small, qk_guesses(small, inside, settled.fields), ("qk",), Path(place), bench, progress)
+        bench, found, n, best = _first_that_holds(
+            small, qk_guesses(small, inside, settled.fields), ("qk",), Path(place), bench, progress
+        )
         if found is None:
             reason = _nothing("query and key", n, best).rstrip(".")
             return Discovery({**settled.fields, "refuse_qk": [["True", reason]]}, f"{settled.words}; {reason}")
@@ -129,7 +151,12 @@ def _discover(checkpoint: Checkpoint, progress: Progress) -> Discovery:
 
 
 def _first_that_holds(
-    small: Checkpoint, rows: Iterable[Guess], pairs: tuple[str, ...], place: Path, bench: Bench | None, progress: Progress
+    small: Checkpoint,
+    rows: Iterable[Guess],
+    pairs: tuple[str, ...],
+    place: Path,
+    bench: Bench | None,
+    progress: Progress,
 ) -> tuple[Bench | None, Guess | None, int, float]:
     """(bench, row, rows tried, smallest difference that was too large)."""
     tried, nearest = 0, float("inf")

@@ -24,7 +24,9 @@ def example_config(model_type: str, **changes: Any) -> dict[str, Any]:
     try:
         config = CONFIG_MAPPING[model_type](**given).to_dict() | given
     except Exception as error:  # whatever the class checks
-        raise ConfigMismatch(f'transformers refuses its own defaults of "{model_type}": {" ".join(str(error).split())[:300]}') from error
+        raise ConfigMismatch(
+            f'transformers refuses its own defaults of "{model_type}": {" ".join(str(error).split())[:300]}'
+        ) from error
     named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     # of an encoder-decoder that class is the decoder alone, without what its cross attention reads
     if named and not config.get("architectures") and not config.get("is_encoder_decoder"):

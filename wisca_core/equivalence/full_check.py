@@ -21,11 +21,11 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint
 from wisca_core.checkpoint.untrusted import locate
 from wisca_core.errors import OutputRefused, UnsupportedCheckpoint
-from wisca_core.export.weights import write_weights, written_name
-from wisca_core.home import folder
-from wisca_core.plan.plan import Plan
+from wisca_core.exporting.weights import write_weights, written_name
+from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
+from wisca_core.storage import folder
 
 N_TOKENS = 1024
 SEQUENCE = 256
@@ -34,7 +34,14 @@ SUSPICIOUS = 30.0
 INPUTS = "random inputs"  # of a LoRA adapter's products, in place of tokens
 WEIGHTS = "model.safetensors"  # what transformers looks for, and this + .index.json
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,9 @@ class FullCheck:
 
     def to_json(self) -> dict:
         out = asdict(self)
-        doubtful = [name for name in _MAYBE if out[name] is not None and not math.isfinite(out[name])]  # JSON has no infinity
+        doubtful = [
+            name for name in _MAYBE if out[name] is not None and not math.isfinite(out[name])
+        ]  # JSON has no infinity
         return out | {name: repr(out[name]) for name in ("max_abs", "max_rel", *doubtful)}
 
     @classmethod
@@ -138,11 +147,15 @@ def full_check(checkpoint: Checkpoint, sites: Sites, plan: Plan, progress: Progr
         try:
             _write_plan(checkpoint, sites, plan, after, progress)
         except OSError as error:
-            raise OutputRefused(f"the check writes the rescaled weights to {place} first, which failed: {error.strerror}. It is removed again.") from error
+            raise OutputRefused(
+                f"the check writes the rescaled weights to {place} first, which failed: {error.strerror}. It is removed again."
+            ) from error
         return compare_folder(checkpoint, sites, plan, after, progress)
 
 
-def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, after: Path | Checkpoint, progress: Progress = silent) -> FullCheck:
+def compare_folder(
+    checkpoint: Checkpoint, sites: Sites, plan: Plan | None, after: Path | Checkpoint, progress: Progress = silent
+) -> FullCheck:
     """The check of ``checkpoint`` against a folder (or opened checkpoint) that holds the rescaled weights under the
     same names.
 
@@ -160,7 +173,9 @@ def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, afte
     started = time.perf_counter()
     needed, free = memory_needed(checkpoint), memory_free()
     if free is not None and needed > free:
-        raise UnsupportedCheckpoint(f"the full check needs about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Not run.")
+        raise UnsupportedCheckpoint(
+            f"the full check needs about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Not run."
+        )
     dtype = stored_dtype(checkpoint, sites)
     with tempfile.TemporaryDirectory(prefix="wisca-before-") as place:
         before = _as_folder(checkpoint, Path(place) / "before", progress)
@@ -171,7 +186,9 @@ def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, afte
         again = difference(reference, text_outputs(model, ids))
         del model
         progress("running the rescaled model", 1, 3)
-        other_folder = _as_folder(after if isinstance(after, Checkpoint) else open_checkpoint(after), Path(place) / "after", progress)
+        other_folder = _as_folder(
+            after if isinstance(after, Checkpoint) else open_checkpoint(after), Path(place) / "after", progress
+        )
         model = load(other_folder, dtype=TORCH_DTYPES[dtype], allow_extra=True)
         other = text_outputs(model, ids)
         del model
@@ -184,21 +201,43 @@ def compare_folder(checkpoint: Checkpoint, sites: Sites, plan: Plan | None, afte
             written = Path(place) / "written"
             written.mkdir()
             names = plan.tensors if plan else tuple({leg.tensor for site in sites.sites for leg in site.legs})
-            write_weights(checkpoint, {n: partial(rounded_at_random, torch.Generator().manual_seed(i)) for i, n in enumerate(names)}, written)
+            write_weights(
+                checkpoint,
+                {n: partial(rounded_at_random, torch.Generator().manual_seed(i)) for i, n in enumerate(names)},
+                written,
+            )
             _finish_folder(checkpoint, written)
             rounded = _as_folder(open_checkpoint(written), Path(place) / "rounded", progress)
-            control = difference(reference, text_outputs(load(rounded, dtype=TORCH_DTYPES[dtype], allow_extra=True), ids)).max_rel
+            control = difference(
+                reference, text_outputs(load(rounded, dtype=TORCH_DTYPES[dtype], allow_extra=True), ids)
+            ).max_rel
     progress("running the control: the same weights rounded at random", 3, 3)
-    not_checked = ["attention kernels other than eager", f"contexts beyond {ids.shape[1]} tokens", "quantised copies: their scales were chosen for the old weights"]
+    not_checked = [
+        "attention kernels other than eager",
+        f"contexts beyond {ids.shape[1]} tokens",
+        "quantised copies: their scales were chosen for the old weights",
+    ]
     if again.max_abs != 0:
         not_checked.append(f"the original does not repeat its own outputs (relative {again.max_rel:.1e})")
     ppl_before, ppl_after = (_perplexity(o, ids) if o.causal else None for o in (reference, other))
     return FullCheck(
-        outputs=reference.kind, tokens=tokens, n_tokens=ids.numel(), dtype=dtype, max_abs=moved.max_abs, max_rel=moved.max_rel,
-        n_values=moved.n_values, n_equal=moved.n_values - moved.n_different, top1_agreement=_top1(reference, other),
-        perplexity_before=ppl_before, perplexity_after=ppl_after, bit_identical=identical, comparable=comparable, control_max_rel=control,
-        seconds=time.perf_counter() - started, not_checked=tuple(not_checked),
-    )  # fmt: skip
+        outputs=reference.kind,
+        tokens=tokens,
+        n_tokens=ids.numel(),
+        dtype=dtype,
+        max_abs=moved.max_abs,
+        max_rel=moved.max_rel,
+        n_values=moved.n_values,
+        n_equal=moved.n_values - moved.n_different,
+        top1_agreement=_top1(reference, other),
+        perplexity_before=ppl_before,
+        perplexity_after=ppl_after,
+        bit_identical=identical,
+        comparable=comparable,
+        control_max_rel=control,
+        seconds=time.perf_counter() - started,
+        not_checked=tuple(not_checked),
+    )
 
 
 def stored_dtype(checkpoint: Checkpoint, sites: Sites) -> str:
@@ -215,14 +254,21 @@ def token_ids(path: Path, config) -> tuple[torch.Tensor, str]:
     """((rows, length) int64, where they come from): the Python documentation through the folder's tokenizer, else
     random ids.
     """
-    longest = min([SEQUENCE, *(v for v in (getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)) if v)])
+    longest = min(
+        [
+            SEQUENCE,
+            *(v for v in (getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)) if v),
+        ]
+    )
     longest = max(2, longest - 2)  # RoBERTa-like models count positions from pad id + 1
     rows = max(1, N_TOKENS // longest)
     ids = _text_ids(path, rows * longest)
     if ids is not None and len(ids) == rows * longest and int(ids.max()) < config.vocab_size:
         return ids.reshape(rows, longest), "Python's documentation through the folder's tokenizer"
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(config.vocab_size, (rows, longest), generator=generator), "random token ids (no usable tokenizer in the folder)"
+    return torch.randint(
+        config.vocab_size, (rows, longest), generator=generator
+    ), "random token ids (no usable tokenizer in the folder)"
 
 
 def _text_ids(path: Path, n: int) -> torch.Tensor | None:
@@ -286,7 +332,9 @@ def rounded_at_random(generator: torch.Generator, block: torch.Tensor, first_row
     bits = block.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[block.element_size()])
     draw = torch.randint(24, block.shape, generator=generator)
     step = (draw == 0).to(bits.dtype) - (draw == 1).to(bits.dtype)
-    ordinary = block.isfinite() & (block.abs() > torch.finfo(block.dtype).tiny) & (block.abs() < torch.finfo(block.dtype).max)
+    ordinary = (
+        block.isfinite() & (block.abs() > torch.finfo(block.dtype).tiny) & (block.abs() < torch.finfo(block.dtype).max)
+    )
     return torch.where(ordinary, bits + step, bits).view(block.dtype)
 
 
@@ -299,6 +347,8 @@ def _top1(a, b) -> float | None:
 
 def _perplexity(outputs, ids: torch.Tensor) -> float:
     """exp of the mean next-token cross entropy."""
-    losses = [torch.nn.functional.cross_entropy(values[:-1].double(), row[1:], reduction="sum")
-              for values, row in zip(outputs.cases.values(), ids)]  # fmt: skip
+    losses = [
+        torch.nn.functional.cross_entropy(values[:-1].double(), row[1:], reduction="sum")
+        for values, row in zip(outputs.cases.values(), ids)
+    ]
     return float(torch.exp(torch.stack(losses).sum() / (ids.numel() - len(ids))))

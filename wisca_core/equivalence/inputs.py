@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from wisca_core.equivalence.inputs_by_kind import PICTURES, features_of, sense_inputs
 from wisca_core.equivalence.miniature import is_masked
-from wisca_core.equivalence.senses import PICTURES, features_of, sense_inputs
 from wisca_core.equivalence.small_config import LANGUAGE
 from wisca_core.errors import UnknownArchitecture
 
@@ -116,7 +116,10 @@ def text_cases(model, seed: int) -> list[Case]:
             mask = draw.mask(side)
             ids = draw.ids(*mask.shape).masked_fill(~mask, draw.pad)
             made.append((f"padded on the {side}", {"input_ids": ids, "attention_mask": mask.to(torch.int64)}, mask))
-    made = [(name, inputs | (_beside_text(model, draw, inputs["input_ids"].shape) if method == "forward" else {}), mask) for name, inputs, mask in made]
+    made = [
+        (name, inputs | (_beside_text(model, draw, inputs["input_ids"].shape) if method == "forward" else {}), mask)
+        for name, inputs, mask in made
+    ]
     made = [(name, inputs | needed_pixels(model, seed, len(inputs["input_ids"])), mask) for name, inputs, mask in made]
     if has_decoder(model):
         return _with_decoder(made, draw, names)
@@ -197,7 +200,9 @@ def _senses(model, seed: int) -> list[tuple[str, str, dict[str, Any]]]:
 
 def has_decoder(model) -> bool:
     """Whether there are two halves, each with ids of its own."""
-    return "decoder_input_ids" in parameters(model) and not getattr(model.config, "use_decoder_only_language_model", False)
+    return "decoder_input_ids" in parameters(model) and not getattr(
+        model.config, "use_decoder_only_language_model", False
+    )
 
 
 def tower_cases(model, seed: int) -> list[Case]:
@@ -206,7 +211,10 @@ def tower_cases(model, seed: int) -> list[Case]:
     for method in TOWERS:
         if hasattr(model, method):
             config = features_of(model.config, method)
-            out += [Case(f"{name} alone", inputs, method=method) for _, name, inputs in sense_inputs(config, parameters(model, method), seed, model.config.model_type)]
+            out += [
+                Case(f"{name} alone", inputs, method=method)
+                for _, name, inputs in sense_inputs(config, parameters(model, method), seed, model.config.model_type)
+            ]
     return out
 
 
@@ -241,7 +249,9 @@ def language_config(model) -> Any:
         inner = [getattr(config, key, None) for key in LANGUAGE]
         config = next((one for one in inner if getattr(one, "vocab_size", None)), None) or config.get_text_config()
     if getattr(config, "vocab_size", None) is None:
-        raise UnknownArchitecture(f"the config of {type(model).__name__} names no vocabulary; no text can be fed to it.")
+        raise UnknownArchitecture(
+            f"the config of {type(model).__name__} names no vocabulary; no text can be fed to it."
+        )
     return config
 
 
@@ -284,7 +294,9 @@ def cached_steps(model, seed: int, call: Callable[[dict[str, Any]], Any]) -> Ite
         if step == 1 and model.config.model_type in SEEN_ONCE:
             fixed = {}
         beside = _beside_text(model, draw, given.shape) if key == "input_ids" else {}
-        result = call(fixed | beside | {key: given, "use_cache": True} | ({} if cache is None else {"past_key_values": cache}))
+        result = call(
+            fixed | beside | {key: given, "use_cache": True} | ({} if cache is None else {"past_key_values": cache})
+        )
         cache = getattr(result, "past_key_values", None)
         if cache is None:
             return

@@ -72,7 +72,11 @@ def _mappings(config: Mapping[str, Any], cls: type) -> list[Mapping]:
     both_halves = config.get("is_encoder_decoder", getattr(cls, "is_encoder_decoder", False))
     return [
         *((auto.MODEL_FOR_MASKED_LM_MAPPING,) if is_masked(config) else ()),
-        *((auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING) if both_halves else ()),
+        *(
+            (auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING)
+            if both_halves
+            else ()
+        ),
         auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,

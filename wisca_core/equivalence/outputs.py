@@ -108,7 +108,10 @@ def first_move(reference: Outputs, model, seed: int, above: float) -> float:
     largest = 0.0
     with _one_thread(), torch.no_grad(), lift:
         # the longest first: scores do not matter at length 1, nor do experts that are not chosen
-        for case in sorted(cases(model, seed), key=lambda case: -max((t.numel() for t in case.inputs.values() if isinstance(t, torch.Tensor)), default=0)):
+        for case in sorted(
+            cases(model, seed),
+            key=lambda case: -max((t.numel() for t in case.inputs.values() if isinstance(t, torch.Tensor)), default=0),
+        ):
             left = reference.cases.get(case.name)
             if left is None:
                 continue
@@ -133,7 +136,9 @@ def _outputs(model, seed: int) -> Outputs:
                 raise
             not_run[case.method] = str(error)
     if has_cache(model):
-        for name, result, shape in cached_steps(model, seed, lambda inputs: _forward(model, Case("", inputs), kind, seed)):
+        for name, result, shape in cached_steps(
+            model, seed, lambda inputs: _forward(model, Case("", inputs), kind, seed)
+        ):
             values[name] = _pick(result, shape)[1].flatten(0, 1).clone()
     return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS, not_run=tuple(not_run.values()))
 
@@ -204,7 +209,9 @@ def _everything(result: Any) -> torch.Tensor:
 
     walk(result)
     if not found:
-        raise UnknownArchitecture(f"a call gives {type(result).__name__} without any floating value; nothing can be compared.")
+        raise UnknownArchitecture(
+            f"a call gives {type(result).__name__} without any floating value; nothing can be compared."
+        )
     return torch.cat(found)
 
 

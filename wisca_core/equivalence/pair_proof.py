@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from wisca_core.rescale_adapter import follow
 from wisca_core.architecture.adapter import adapted
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
@@ -20,10 +19,11 @@ from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.equivalence.adapter_proof import extreme, peft_version
 from wisca_core.equivalence.proof import ALIVE, FORMAT, OCTAVES, TOLERANCE, VERSION, Proof, label, structure, versions
 from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, WiscaError
-from wisca_core.export.weights import write_weights
-from wisca_core.home import folder, read_json, write_json
+from wisca_core.exporting.weights import write_weights
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, changes, scalings
+from wisca_core.rescale_adapter import follow
+from wisca_core.storage import folder, read_json, write_json
 
 
 def prove_pair(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progress = silent) -> Proof:
@@ -39,7 +39,19 @@ def prove_pair(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Pr
     except WiscaError as error:
         if error.exit_code == 130:
             raise
-        proof = Proof(False, sites.family, "", 0, (), float("inf"), 0.0, 0.0, time.perf_counter() - started, versions(), str(error))
+        proof = Proof(
+            False,
+            sites.family,
+            "",
+            0,
+            (),
+            float("inf"),
+            0.0,
+            0.0,
+            time.perf_counter() - started,
+            versions(),
+            str(error),
+        )
     with suppress(OutputRefused):
         write_json(path, FORMAT, VERSION, proof.to_json())
     return proof
@@ -47,7 +59,10 @@ def prove_pair(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Pr
 
 def _path(base: Checkpoint, sites: Sites, adapter: Checkpoint) -> Path:
     modules = sorted((one.module, bool(one.bias), bool(one.magnitude), one.unknown) for one in adapted(adapter))
-    key = json.dumps(["pair", base.config, sorted(structure(sites)), adapter.adapter, modules, versions(), peft_version()], sort_keys=True)
+    key = json.dumps(
+        ["pair", base.config, sorted(structure(sites)), adapter.adapter, modules, versions(), peft_version()],
+        sort_keys=True,
+    )
     return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
 
 
@@ -61,7 +76,9 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         raise ProofFailed("peft is not installed, so a base model with its adapter cannot be run. Install peft.")
     targets = {inside(one.module) for one in adapted(adapter) if not one.unknown}
     if not sites.sites or not targets:
-        raise ProofFailed("the base has no pair or the adapter no layer that a rule covers, so there is nothing to prove.")
+        raise ProofFailed(
+            "the base has no pair or the adapter no layer that a rule covers, so there is nothing to prove."
+        )
     labels, pairs = {label(site) for site in sites.sites}, tuple(dict.fromkeys(site.key.pair for site in sites.sites))
     progress("building a miniature with an adapter", 0, 1)
     with tempfile.TemporaryDirectory(prefix="wisca-proof-") as place:
@@ -73,12 +90,16 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         small_sites = find_sites(small, pairs=pairs).only(lambda site: label(site) in labels)
         lacking = structure(sites) - structure(small_sites)
         if lacking:
-            raise ProofFailed(f"transformers' own {sites.model_type} with this config.json has no pair of the kind {sorted(lacking)[0]}; "
-                              "the weights and config.json disagree.")  # fmt: skip
+            raise ProofFailed(
+                f"transformers' own {sites.model_type} with this config.json has no pair of the kind {sorted(lacking)[0]}; "
+                "the weights and config.json disagree."
+            )
         reference = outputs(load_adapted(original, beside), seed=2)
         repeat = difference(reference, outputs(load_adapted(original, beside), seed=2))
         if repeat.max_rel > TOLERANCE:
-            raise ProofFailed(f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case}).")
+            raise ProofFailed(
+                f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case})."
+            )
         shapes = {t.name: t.shape for t in small.tensors}
         worst, where = 0.0, ""
         for number, (name, factors) in enumerate(_trials(small_sites)):
@@ -86,14 +107,22 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
             scaling = scalings(small_sites, factors, "channel", shapes)
             new_base = _written(small, scaling, Path(place) / f"base-{number}", "config.json", small.config_json)
             followed = follow(small, small_sites, scaling, small_adapter)
-            new_adapter = _written(small_adapter, followed, Path(place) / f"adapter-{number}", "adapter_config.json", small_adapter.adapter_json)
+            new_adapter = _written(
+                small_adapter,
+                followed,
+                Path(place) / f"adapter-{number}",
+                "adapter_config.json",
+                small_adapter.adapter_json,
+            )
             moved = difference(reference, outputs(load_adapted(new_base, new_adapter), seed=2))
             if not moved.max_rel <= worst:
                 worst, where = moved.max_rel, f"{name}, {moved.worst_case}"
         progress("proving base and adapter together", 3, 4)
         alone = difference(reference, outputs(load_adapted(Path(place) / "base-0", beside), seed=2)).max_rel
     if followed and not alone > ALIVE:
-        raise ProofFailed("leaving the adapter as it is does not move the outputs, so it is not run and nothing is proved.")
+        raise ProofFailed(
+            "leaving the adapter as it is does not move the outputs, so it is not run and nothing is proved."
+        )
     passed = worst <= TOLERANCE
     reason = "" if passed else f"the outputs differ by {worst:.1e} relative ({where}); {TOLERANCE:.0e} is the bound."
     return Proof(
@@ -110,15 +139,22 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         reason=reason,
         proved=tuple(sorted(labels)) if passed else (),
         refused=() if passed else tuple((name, reason) for name in sorted(labels)),
-        not_checked=("base and adapter together at their full size", "attention kernels other than eager",
-                     "sequences longer than 33 tokens in the miniature"),
+        not_checked=(
+            "base and adapter together at their full size",
+            "attention kernels other than eager",
+            "sequences longer than 33 tokens in the miniature",
+        ),
     )
 
 
 def _trials(sites: Sites) -> list[tuple[str, Mapping[str, np.ndarray]]]:
     rng = np.random.default_rng(7)
     up = {s.name: np.exp2(rng.uniform(OCTAVES - 1, OCTAVES, s.n_cells("channel"))) for s in sites.sites}
-    return [("factors both ways", extreme(sites, 3)), ("left side up", up), ("right side up", {name: 1 / f for name, f in up.items()})]
+    return [
+        ("factors both ways", extreme(sites, 3)),
+        ("left side up", up),
+        ("right side up", {name: 1 / f for name, f in up.items()}),
+    ]
 
 
 def _written(checkpoint: Checkpoint, scaling: Mapping[str, Scaling], out: Path, config_name: str, config: str) -> Path:

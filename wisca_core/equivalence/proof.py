@@ -23,10 +23,10 @@ from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Refusal, Site, Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, WiscaError
-from wisca_core.export.weights import write_weights
-from wisca_core.home import folder, read_json, write_json
+from wisca_core.exporting.weights import write_weights
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
+from wisca_core.storage import folder, read_json, write_json
 
 # relative to max |output|: right rules read up to 8e-14, the nearest wrong one 6e-7
 TOLERANCE = 1e-11
@@ -34,7 +34,9 @@ TOLERANCE = 1e-11
 ALIVE = 1e-6
 OCTAVES = 10.0  # factors reach 2^10 both ways: modest ones never meet a clip
 
-NOT_RUN = "scaling one side alone does not move the outputs"  # in the reason of a pair that the model holds and never runs
+NOT_RUN = (
+    "scaling one side alone does not move the outputs"  # in the reason of a pair that the model holds and never runs
+)
 
 PRODUCT = "the product B A"  # how the words of a LoRA adapter's proof begin
 
@@ -136,8 +138,15 @@ def versions() -> dict[str, str]:
 
 
 def _path(checkpoint: Checkpoint, sites: Sites) -> Path:
-    key = json.dumps([checkpoint.config, sorted(structure(sites)), versions(), repr(sites.discovered or families().get(sites.model_type))],
-                     sort_keys=True)  # fmt: skip
+    key = json.dumps(
+        [
+            checkpoint.config,
+            sorted(structure(sites)),
+            versions(),
+            repr(sites.discovered or families().get(sites.model_type)),
+        ],
+        sort_keys=True,
+    )
     return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
 
 
@@ -149,7 +158,11 @@ def label(site: Site) -> str:
 def proved_only(sites: Sites, proof: Proof) -> Sites:
     """The sites whose rule was proved; the others become refusals with the reason."""
     reasons = dict(proof.refused)
-    refused = tuple(Refusal(s.name, reasons.get(label(s), proof.reason or "its rule was not proved")) for s in sites.sites if not proof.covers(s))
+    refused = tuple(
+        Refusal(s.name, reasons.get(label(s), proof.reason or "its rule was not proved"))
+        for s in sites.sites
+        if not proof.covers(s)
+    )
     return replace(sites.only(proof.covers), refusals=(*sites.refusals, *refused))
 
 
@@ -160,7 +173,9 @@ def check_covers(proof: Proof, sites: Sites, names: Iterable[str]) -> None:
     if is_lost or unproved:
         reason = dict(proof.refused).get(label(sites[unproved]), "") if unproved else ""
         of = "" if is_lost else f" for {unproved}"
-        raise ProofFailed(f"the {proof.kind[:1].lower()}{proof.kind[1:]} failed{of}: {reason or proof.reason} Nothing was written.")
+        raise ProofFailed(
+            f"the {proof.kind[:1].lower()}{proof.kind[1:]} failed{of}: {reason or proof.reason} Nothing was written."
+        )
 
 
 def structure(sites: Sites) -> set[str]:
@@ -169,8 +184,20 @@ def structure(sites: Sites) -> set[str]:
 
 
 def _kind(site: Site) -> str:
-    legs = [(leg.role, leg.side, leg.axis, leg.measured, leg.exponent, leg.offset, leg.index.sizes[0] > 1, leg.index.sizes[-2] > 1, bool(leg.fixed))
-            for leg in site.legs]  # fmt: skip
+    legs = [
+        (
+            leg.role,
+            leg.side,
+            leg.axis,
+            leg.measured,
+            leg.exponent,
+            leg.offset,
+            leg.index.sizes[0] > 1,
+            leg.index.sizes[-2] > 1,
+            bool(leg.fixed),
+        )
+        for leg in site.legs
+    ]
     layout, width, _ = site.rotary
     dim = site.legs[0].index.sizes[-1]
     rotary = (layout, "none" if not width else "all" if width >= dim else "part", len(site.exact_ties))
@@ -222,7 +249,11 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
         seconds=time.perf_counter() - started,
         versions=versions(),
         reason="; ".join(dict.fromkeys(reason for _, reason in verdict.refused)),
-        not_checked=("attention kernels other than eager", "sequences longer than 33 tokens in the miniature", *bench.not_run),
+        not_checked=(
+            "attention kernels other than eager",
+            "sequences longer than 33 tokens in the miniature",
+            *bench.not_run,
+        ),
         proved=verdict.proved,
         refused=verdict.refused,
     )
@@ -276,7 +307,9 @@ def open_bench(small: Checkpoint, sites: Sites, place: Path) -> Bench:
     reference = outputs(model, seed=2)
     repeat = difference(reference, outputs(model, seed=2))
     if repeat.max_rel > TOLERANCE:
-        raise ProofFailed(f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case}).")
+        raise ProofFailed(
+            f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case})."
+        )
 
     return _bench(small, sites, place, reference, takes(model))
 
@@ -299,7 +332,15 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
     def lives(trial: Trial, granularity: str) -> float:
         return first_move(reference, changed_model(trial, granularity), 2, ALIVE)
 
-    return Bench(sites, tuple(reference.cases), moved, lives, reference.not_run, inputs, lambda others: _bench(small, others, place, reference, inputs))
+    return Bench(
+        sites,
+        tuple(reference.cases),
+        moved,
+        lives,
+        reference.not_run,
+        inputs,
+        lambda others: _bench(small, others, place, reference, inputs),
+    )
 
 
 def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = True) -> Verdict:
@@ -328,7 +369,9 @@ def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = T
         if not found.max_rel <= worst:
             worst, where = found.max_rel, f"factors both ways, {found.worst_case}"
         if not found.max_rel <= TOLERANCE:
-            refused[name] = f"the outputs differ by {found.max_rel:.1e} relative (factors both ways, {found.worst_case}); {TOLERANCE:.0e} is the bound."
+            refused[name] = (
+                f"the outputs differ by {found.max_rel:.1e} relative (factors both ways, {found.worst_case}); {TOLERANCE:.0e} is the bound."
+            )
         living: set[tuple] = set()
         dead: dict[tuple, str] = {}
         for site in own if controls and name not in refused else ():
@@ -354,7 +397,9 @@ def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = T
         done += 1
     left = [site for site in sites.sites if label(site) not in refused]
     together = 0.0
-    for name, low, high in (("left side up", OCTAVES - 1, OCTAVES), ("right side up", -OCTAVES, 1 - OCTAVES)) if left else ():
+    for name, low, high in (
+        (("left side up", OCTAVES - 1, OCTAVES), ("right side up", -OCTAVES, 1 - OCTAVES)) if left else ()
+    ):
         progress("proving the rule on a miniature", total - 1, total)
         found = bench.moved(Trial(name, octaves(left, low, high)), granularity)
         n_trials += 1
@@ -368,10 +413,19 @@ def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = T
     progress("proving the rule on a miniature", total, total)
     proved = tuple(name for name in by_label if name not in refused)
     held = max((by_itself[name] for name in proved), default=0.0)
-    return Verdict(worst, max(held, together) if proved else 0.0, alive if left and controls else 0.0, n_trials, proved, tuple(refused.items()))
+    return Verdict(
+        worst,
+        max(held, together) if proved else 0.0,
+        alive if left and controls else 0.0,
+        n_trials,
+        proved,
+        tuple(refused.items()),
+    )
 
 
-def _apply(checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], granularity: str, side: str | None, out: Path) -> None:
+def _apply(
+    checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], granularity: str, side: str | None, out: Path
+) -> None:
     out.mkdir()
     shapes = {t.name: t.shape for t in checkpoint.tensors}
     write_weights(checkpoint, changes(scalings(sites, factors, granularity, shapes, side)), out)

@@ -34,14 +34,18 @@ class Table:
 
 
 def _read() -> Table:
-    data: dict[str, Any] = tomllib.loads(resources.files(__package__).joinpath("sizes.toml").read_text(encoding="utf-8"))
+    data: dict[str, Any] = tomllib.loads(
+        resources.files(__package__).joinpath("sizes.toml").read_text(encoding="utf-8")
+    )
     roles: dict[str, str] = {}
     for role, names in data["roles"].items():
         for name in names.split():
             if name in roles:
                 raise ValueError(f"sizes.toml lists {name} under {roles[name]} and {role}")
             roles[name] = role
-    return Table(*(MappingProxyType(part) for part in (roles, data["small"], data["at_most"], data["types"], data["examples"])))
+    return Table(
+        *(MappingProxyType(part) for part in (roles, data["small"], data["at_most"], data["types"], data["examples"]))
+    )
 
 
 TABLE = _read()
@@ -59,7 +63,9 @@ class Sizes:
     layers: tuple[int, ...]  # which old layers are kept
     heads: int
     kv_heads: int
-    by_heads: tuple[tuple[tuple[int, int], tuple[int, int]], ...]  # old (query heads, KV heads) -> new, the common one first
+    by_heads: tuple[
+        tuple[tuple[int, int], tuple[int, int]], ...
+    ]  # old (query heads, KV heads) -> new, the common one first
     heads_by_layer: tuple[tuple[int, int], ...]  # (query heads, KV heads) of the kept layers
     hidden: int
     head_dim: int
@@ -77,7 +83,11 @@ class Sizes:
 def first(full: Mapping[str, Any], role: str) -> Any:
     """The value of the first key with that role, in nested dictionaries too (mpt's attn_config); None if absent."""
     for key, value in full.items():
-        if ROLES.get(key) == role and value is not None and not (isinstance(value, list) and role in ("layers", "hidden")):
+        if (
+            ROLES.get(key) == role
+            and value is not None
+            and not (isinstance(value, list) and role in ("layers", "hidden"))
+        ):
             return value
     for key, value in full.items():
         if isinstance(value, dict) and key not in (*ROPE, BY_LAYER) and (found := first(value, role)) is not None:
@@ -251,10 +261,13 @@ def kept_layers(full: Mapping[str, Any], n_layers: int, of_a_kind: int = 1) -> t
     named = [set(value) for key, value in full.items() if ROLES.get(key) == "layer_indices" and isinstance(value, list)]
     sources = first(full, "layer_sources")
     starts = [value for key, value in full.items() if ROLES.get(key) == "first_layers" and isinstance(value, int)]
-    starts += [n_layers - value for key, value in full.items() if ROLES.get(key) == "last_layers" and isinstance(value, int)]
+    starts += [
+        n_layers - value for key, value in full.items() if ROLES.get(key) == "last_layers" and isinstance(value, int)
+    ]
     kinds: dict[str, list[int]] = {}
     by_layer = {
-        int(key): sorted((k, _beside(v, full.get(k))) for k, v in own.items()) for key, own in (full.get(BY_LAYER) or {}).items()
+        int(key): sorted((k, _beside(v, full.get(k))) for k, v in own.items())
+        for key, own in (full.get(BY_LAYER) or {}).items()
     }
     for layer in range(n_layers):
         says = (

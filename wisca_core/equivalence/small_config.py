@@ -83,11 +83,21 @@ def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_
     ``text_hidden``: the new width of the language part that it feeds.
     """
     inside = {key: getattr(made, key, None) for key, value in full.items() if isinstance(value, dict)}
-    towers = {key: tower for key, tower in inside.items() if hasattr(tower, "attribute_map") and (has_sizes(full[key]) or "stages" in TABLE.rows.get(tower.model_type, ()))}
+    towers = {
+        key: tower
+        for key, tower in inside.items()
+        if hasattr(tower, "attribute_map")
+        and (has_sizes(full[key]) or "stages" in TABLE.rows.get(tower.model_type, ()))
+    }
     sizes, small_towers = _own_sizes(made, full, cleaned, set(towers), text_hidden), {}
     for key in sorted(towers, key=lambda key: key not in LANGUAGE):
         spelled = cleaned.get(key)
-        small = _small(towers[key], full[key], spelled if isinstance(spelled, dict) else {}, text_hidden or (sizes.hidden if sizes else 0))
+        small = _small(
+            towers[key],
+            full[key],
+            spelled if isinstance(spelled, dict) else {},
+            text_hidden or (sizes.hidden if sizes else 0),
+        )
         if towers[key].model_type and "model_type" not in small:
             small["model_type"] = towers[key].model_type  # by which the outer config finds its class
         small_towers[key] = small
@@ -114,7 +124,9 @@ def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_
     spelled = set(cleaned) | {aliases.get(key, key) for key in cleaned}
     if spelled.intersection(ROPE_SPELLINGS):
         spelled.update(ROPE_SPELLINGS)
-    defaults = {k: without_dropped(v, type(made)) for k, v in full.items() if k not in DROPPED and not k.startswith("_")}
+    defaults = {
+        k: without_dropped(v, type(made)) for k, v in full.items() if k not in DROPPED and not k.startswith("_")
+    }
     for key, value in defaults.items():  # what the person's file leaves out, where it is large
         if key == BY_LAYER or (ROLES.get(key) == "head_dim" and key not in spelled and _is_left_open(type(made), key)):
             continue  # worked out above; worked out by the class from the small sizes as from the large ones
@@ -125,7 +137,9 @@ def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_
     return out
 
 
-def _own_sizes(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], towers: set[str], text_hidden: int) -> Sizes | None:
+def _own_sizes(
+    made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], towers: set[str], text_hidden: int
+) -> Sizes | None:
     """The sizes of this tower itself; None where it only holds others."""
     own = {key: value for key, value in full.items() if key not in towers}
     n_layers = first(own, "layers") or getattr(made, "num_hidden_layers", None)
@@ -135,7 +149,9 @@ def _own_sizes(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], t
         return None
     keys = [key for key in own if ROLES.get(key) == "head_dim" and isinstance(own[key], int)]
     own_head_dim = not keys or _is_own(type(made), keys[0], own[keys[0]])
-    written = {type(made).attribute_map.get(key, key) for key in cleaned} | {key for key in keys if not _is_left_open(type(made), key)}
+    written = {type(made).attribute_map.get(key, key) for key in cleaned} | {
+        key for key in keys if not _is_left_open(type(made), key)
+    }
     spelled = any(ROLES.get(key) == "head_dim" for key in written)
     return sizes_of(own, n_layers, made.model_type, own_head_dim, spelled, text_hidden)
 
@@ -230,7 +246,9 @@ def _shrunk(key: str, value: Any, sizes: Sizes) -> Any:
             return [kv_heads for _, kv_heads in sizes.heads_by_layer]
         return [_shrunk(key, value[layer], sizes) for layer in sizes.layers]
     if key == "vocabulary_map" and isinstance(value, dict):
-        return {name: i for i, name in enumerate(sorted(value, key=lambda name: (len(name), name))[: VOCAB_SIZE // 4], 3)}
+        return {
+            name: i for i, name in enumerate(sorted(value, key=lambda name: (len(name), name))[: VOCAB_SIZE // 4], 3)
+        }
     if isinstance(value, dict):
         return {inner: _shrunk(str(inner), v, sizes) for inner, v in value.items()}
     if key in ROTARY_SECTIONS and isinstance(value, list):

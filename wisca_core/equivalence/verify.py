@@ -75,8 +75,25 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     if not found.n_changed:
         same_config = _function_config(before) == _function_config(after)
         if not same_config:
-            return _different(["every tensor is bit-equal, but config.json differs in more than names and versions."], before, 0, sites)
-        return Verification(BIT_IDENTICAL, ("every tensor is bit-equal.",), n, 0, 0, 1.0, 1.0, True, None, None, ("outputs: equal weights need no run",))
+            return _different(
+                ["every tensor is bit-equal, but config.json differs in more than names and versions."],
+                before,
+                0,
+                sites,
+            )
+        return Verification(
+            BIT_IDENTICAL,
+            ("every tensor is bit-equal.",),
+            n,
+            0,
+            0,
+            1.0,
+            1.0,
+            True,
+            None,
+            None,
+            ("outputs: equal weights need no run",),
+        )
     if _function_config(before) != _function_config(after):
         return _different(["config.json differs in more than names and versions."], before, found.n_changed, sites)
     # those of the pairs that changed: the others, refused or not, do not matter, and their proof is the one a rescale kept
@@ -86,21 +103,45 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     unproved = sorted({label(sites[name]) for name in found.changed_sites if not proof.covers(sites[name])})
     if unproved:
         reasons = dict(proof.refused)
-        return _different([f"the rule {proof.rule} is not proved for {one} of this model: {reasons.get(one, proof.reason)}" for one in unproved],
-                          before, found.n_changed, sites)  # fmt: skip
+        return _different(
+            [
+                f"the rule {proof.rule} is not proved for {one} of this model: {reasons.get(one, proof.reason)}"
+                for one in unproved
+            ],
+            before,
+            found.n_changed,
+            sites,
+        )
     sites = sites.only(lambda site: site.name in found.changed_sites)
-    check, not_run = _run(before, after, sites, progress) if run_models else (None, "outputs of the models: not asked for")
+    check, not_run = (
+        _run(before, after, sites, progress) if run_models else (None, "outputs of the models: not asked for")
+    )
     not_checked = (*proof.not_checked, *(check.not_checked if check else (not_run,)))
-    reasons = [f"{found.n_changed} of {n} tensors changed; one factor a tie group ({found.n_factors:,} groups, factors {found.smallest:.4g} to "
-               f"{found.largest:.4g}) explains every value within one unit in the last place; all other tensors are bit-equal."]  # fmt: skip
+    reasons = [
+        f"{found.n_changed} of {n} tensors changed; one factor a tie group ({found.n_factors:,} groups, factors {found.smallest:.4g} to "
+        f"{found.largest:.4g}) explains every value within one unit in the last place; all other tensors are bit-equal."
+    ]
     verdict = ROUNDING
     if check is not None and check.bit_identical and found.exact:
         verdict = BIT_IDENTICAL
-        reasons.append(f"every factor is a power of two and no value lost a bit; all {check.n_values:,} compared outputs are bit-equal.")
+        reasons.append(
+            f"every factor is a power of two and no value lost a bit; all {check.n_values:,} compared outputs are bit-equal."
+        )
     elif check is not None:
         reasons.append(check.words())
-    return Verification(verdict, tuple(reasons), n, found.n_changed, found.n_factors, found.smallest, found.largest, found.powers_of_two,
-                        proof, check, tuple(dict.fromkeys(not_checked)))  # fmt: skip
+    return Verification(
+        verdict,
+        tuple(reasons),
+        n,
+        found.n_changed,
+        found.n_factors,
+        found.smallest,
+        found.largest,
+        found.powers_of_two,
+        proof,
+        check,
+        tuple(dict.fromkeys(not_checked)),
+    )
 
 
 def _run(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress) -> tuple[FullCheck | None, str]:
@@ -114,7 +155,19 @@ def _run(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress
 
 def _different(reasons: list[str], before: Checkpoint, n_changed: int, sites: Sites) -> Verification:
     shown = reasons[:10] + ([f"and {len(reasons) - 10} more"] if len(reasons) > 10 else [])
-    return Verification(DIFFERENT, tuple(shown), len(before.tensors), n_changed, 0, 1.0, 1.0, False, None, None, ("outputs of the models: the weights decide",))
+    return Verification(
+        DIFFERENT,
+        tuple(shown),
+        len(before.tensors),
+        n_changed,
+        0,
+        1.0,
+        1.0,
+        False,
+        None,
+        None,
+        ("outputs of the models: the weights decide",),
+    )
 
 
 # keys of config.json that say nothing about the function
@@ -156,7 +209,9 @@ class _Found:
     largest: float = 1.0
     powers_of_two: bool = True
     exact: bool = True  # every value is the old one times its power of two, to the bit
-    changed_sites: frozenset[str] = frozenset()  # names of the sites with a factor other than 1, or else of all whose bits differ
+    changed_sites: frozenset[str] = (
+        frozenset()
+    )  # names of the sites with a factor other than 1, or else of all whose bits differ
 
 
 def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress) -> _Found:
@@ -173,7 +228,9 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
     done = 0
     both = _with_aliases(before).keys() & _with_aliases(after).keys()
     with Reader(before) as a, Reader(after) as b:
-        for name in sorted(both - before.by_name.keys()):  # an alias in the first, perhaps a tensor of its own in the second
+        for name in sorted(
+            both - before.by_name.keys()
+        ):  # an alias in the first, perhaps a tensor of its own in the second
             if not _bits_equal(a, b, name):
                 found.n_changed += 1
                 found.unexplained.append(f"{name} differs and is in no pair that may be rescaled.")
@@ -203,8 +260,10 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
             bad = np.flatnonzero(lo > hi)
             if len(bad):
                 names = " and ".join(dict.fromkeys(leg.tensor for leg in site.legs if leg.measured))
-                found.unexplained.append(f"{site.name}: no single factor explains both sides of tie group {bad[0]} ({names}; the values "
-                                         f"allow {lo[bad[0]]:.6g} from below and {hi[bad[0]]:.6g} from above).")  # fmt: skip
+                found.unexplained.append(
+                    f"{site.name}: no single factor explains both sides of tie group {bad[0]} ({names}; the values "
+                    f"allow {lo[bad[0]]:.6g} from below and {hi[bad[0]]:.6g} from above)."
+                )
                 continue
             factors[site.name] = _simplest(lo, hi)
         if found.unexplained:
@@ -268,14 +327,18 @@ def _narrow(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], low: 
         np.maximum.at(low[site.name], cell, bounds[0])
         np.minimum.at(high[site.name], cell, bounds[1])
         if bad[index].any():
-            out.append(f"{name}: a value changed its sign, became or was zero, or is not finite where its neighbour channel "
-                       f"{int(index[bad[index]][0])} was rescaled; no positive factor does that.")  # fmt: skip
+            out.append(
+                f"{name}: a value changed its sign, became or was zero, or is not finite where its neighbour channel "
+                f"{int(index[bad[index]][0])} was rescaled; no positive factor does that."
+            )
     if out:
         return out
     if (lo > hi)[covered].any():
         at = int(np.flatnonzero(covered & (lo > hi))[0])
-        out.append(f"{name}: no single factor explains all values of its channel {at} (they allow {lo[at]:.6g} from below and "
-                   f"{hi[at]:.6g} from above).")  # fmt: skip
+        out.append(
+            f"{name}: no single factor explains all values of its channel {at} (they allow {lo[at]:.6g} from below and "
+            f"{hi[at]:.6g} from above)."
+        )
     if (differs & ~covered).any():
         out.append(f"{name} differs at index {int(np.flatnonzero(differs & ~covered)[0])}, which is in no pair.")
     return out
@@ -301,7 +364,11 @@ def _bounds(x: torch.Tensor, y: torch.Tensor, offset: float) -> tuple[torch.Tens
     bad = ((old == 0) & ~same) | (high <= 0) | ~torch.isfinite(new) | ~torch.isfinite(old)
     bad &= ~_bit_equal(x, y)  # values left alone, NaN included, explain themselves
     free = same | bad | ((old == 0) & _bit_equal(x, y)) | ~torch.isfinite(old)
-    return torch.where(free, torch.zeros_like(low), low.clamp(min=0)), torch.where(free, torch.full_like(high, torch.inf), high), bad
+    return (
+        torch.where(free, torch.zeros_like(low), low.clamp(min=0)),
+        torch.where(free, torch.full_like(high, torch.inf), high),
+        bad,
+    )
 
 
 def _bit_equal(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -316,7 +383,9 @@ def _exactly(a: Reader, b: Reader, name: str, legs: list[tuple[Site, Leg]], fact
     for site, leg in legs:
         if leg.offset:
             return False  # a gain stored as gain - 1 rounds
-        vector.reshape(-1)[leg.flat(stored)] *= factors[site.name][site.labels("channel")[leg.channel.indices()]] ** leg.signed_exponent
+        vector.reshape(-1)[leg.flat(stored)] *= (
+            factors[site.name][site.labels("channel")[leg.channel.indices()]] ** leg.signed_exponent
+        )
     for (start, x), (_, y) in zip(a.blocks(name), b.blocks(name)):
         part = torch.from_numpy(vector[start : start + x.shape[0]] if axes[0] == 0 else vector)
         if not torch.equal(x.double() * along_axis(part, axes, x.dim()), y.double()):

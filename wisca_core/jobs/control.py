@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wisca_core import home
+from wisca_core import storage
 from wisca_core.errors import BadOption, OutputRefused, UnreadableInput
 from wisca_core.jobs.kinds import KINDS
 from wisca_core.jobs.state import SPEC_FORMAT, SPEC_VERSION, Job, every, read
@@ -39,7 +39,7 @@ def start(kind: str, arguments: dict[str, Any], title: str, *, exclusive: str | 
         raise BadOption(f"there is no kind of job {kind!r}; it is one of {', '.join(sorted(KINDS))}.")
     if exclusive is None:
         return _start(kind, arguments, title, None)
-    with home.locked(home.folder("jobs") / home.START_LOCK):
+    with storage.locked(storage.folder("jobs") / storage.START_LOCK):
         for other in every():
             if other.is_active and other.exclusive == exclusive:
                 raise OutputRefused(
@@ -59,7 +59,7 @@ def cancel(id: str, *, kill_after: float | None = None) -> Job:
     job = read(id)
     lock = job.folder / "lock"
     # The worker of a job that reads as damaged may well be alive; a link is nobody's job folder.
-    is_alive = job.is_active or (job.state == "damaged" and not job.folder.is_symlink() and home.is_held(lock))
+    is_alive = job.is_active or (job.state == "damaged" and not job.folder.is_symlink() and storage.is_held(lock))
     if not is_alive:
         return job
     try:
@@ -82,7 +82,7 @@ def remove(id: str) -> int:
     """
     job = read(id)
     # A finished worker still needs a moment to leave the process table.
-    freed = None if job.is_active else home.remove_entry(job.folder, patience=0.2 if job.state == "damaged" else 3.0)
+    freed = None if job.is_active else storage.remove_entry(job.folder, patience=0.2 if job.state == "damaged" else 3.0)
     if freed is None:
         raise BadOption(f"job {id} ({job.title}) is still running. Cancel it first; nothing was removed.")
     return freed
@@ -91,7 +91,7 @@ def remove(id: str) -> int:
 def _start(kind: str, arguments: dict[str, Any], title: str, exclusive: str | None) -> Job:
     created = time.time()
     id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(created))}-{kind}-{secrets.token_hex(4)}"
-    folder = home.folder("jobs") / id
+    folder = storage.folder("jobs") / id
     # Filled and locked under another name: whoever lists the jobs never meets one that is half there or that nobody
     # holds.
     beside = folder.with_name(f".{id}")
@@ -99,14 +99,14 @@ def _start(kind: str, arguments: dict[str, Any], title: str, exclusive: str | No
     try:
         beside.mkdir(mode=0o700)
         # Patience for whoever is just asking whether it is held.
-        descriptor = home.take_lock(beside / "lock", patience=1.0)
+        descriptor = storage.take_lock(beside / "lock", patience=1.0)
         if descriptor is None:
             raise OutputRefused(f"{beside / 'lock'} is held by another process. Try again; nothing was left behind.")
         spec = {"kind": kind, "title": title, "created": created, "exclusive": exclusive, "arguments": arguments}
-        home.write_json(beside / "spec.json", SPEC_FORMAT, SPEC_VERSION, spec)
+        storage.write_json(beside / "spec.json", SPEC_FORMAT, SPEC_VERSION, spec)
         status = {"state": "queued", "step": "waiting to start", "done": 0.0, "total": 0.0}
         status |= {"started": None, "updated": created, "finished": None, "error": None}
-        home.write_json(beside / "status.json", STATUS_FORMAT, STATUS_VERSION, status)
+        storage.write_json(beside / "status.json", STATUS_FORMAT, STATUS_VERSION, status)
         log = os.open(beside / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             os.rename(beside, folder)
@@ -144,7 +144,7 @@ def _spawn(folder: Path, descriptor: int, log: int) -> None:
 
 def _is_free(lock: Path, patience: float) -> bool:
     until = time.monotonic() + patience
-    while home.is_held(lock):
+    while storage.is_held(lock):
         if time.monotonic() >= until:
             return False
         time.sleep(0.02)
@@ -153,7 +153,7 @@ def _is_free(lock: Path, patience: float) -> bool:
 
 def _signal(job: Job, number: signal.Signals) -> None:
     try:
-        holder = home.read_json(job.folder / "lock", LOCK_FORMAT, LOCK_VERSION)
+        holder = storage.read_json(job.folder / "lock", LOCK_FORMAT, LOCK_VERSION)
         pid, host = int(holder["pid"]), holder["host"]
     except (UnreadableInput, KeyError, TypeError, ValueError):
         return  # the worker has not said who it is: there is nobody to signal
@@ -161,7 +161,7 @@ def _signal(job: Job, number: signal.Signals) -> None:
         raise BadOption(f"job {job.id} runs on {str(host)[:80]!r}; only that machine can stop it by force.")
     # The holder wrote this number and still holds the lock, so it is alive and its number has not gone to somebody
     # else.
-    if pid > 1 and home.is_held(job.folder / "lock"):
+    if pid > 1 and storage.is_held(job.folder / "lock"):
         try:
             os.killpg(pid, number)
         except ProcessLookupError:

@@ -16,12 +16,12 @@ from wisca_core.errors import BadOption
 from wisca_core.progress import Progress
 
 KINDS: dict[str, str] = {
-    "measure": "wisca_core.work:measure_job",
-    "prove": "wisca_core.work:prove_job",
-    "discover": "wisca_core.work:discover_job",
-    "check": "wisca_core.work:check_job",
-    "export": "wisca_core.work:export_job",
-    "trajectory": "wisca_core.trajectory:trajectory_job",
+    "measure": "wisca_core.job_functions:measure_job",
+    "prove": "wisca_core.job_functions:prove_job",
+    "discover": "wisca_core.job_functions:discover_job",
+    "check": "wisca_core.job_functions:check_job",
+    "export": "wisca_core.job_functions:export_job",
+    "trajectory": "wisca_core.trajectories:trajectory_job",
     "compare": "wisca_core.comparison.reporting:compare_job",
     "census": "wisca_core.census.run:census_job",
     "sleep": "wisca_core.jobs.kinds:sleep_job",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wisca_core import home
+from wisca_core import storage
 from wisca_core.errors import BadOption, UnreadableInput
 from wisca_core.progress import STATUS_FORMAT, STATUS_VERSION
 
@@ -64,7 +64,7 @@ def read(id: str) -> Job:
 def every() -> list[Job]:
     """All jobs, newest first, damaged ones among them."""
     found = []
-    for path in home.folder("jobs").iterdir():
+    for path in storage.folder("jobs").iterdir():
         if path.name.startswith(".") or not (path.is_dir() or path.is_symlink()):
             continue
         job = _read(path)
@@ -87,7 +87,7 @@ def wait(id: str, timeout: float | None = None) -> Job:
 def _folder(id: str) -> Path:
     if not isinstance(id, str) or not id or id.startswith(".") or "/" in id or os.sep in id or "\0" in id:
         raise BadOption(f"{str(id)[:80]!r} is not the name of a job.")
-    return home.folder("jobs") / id
+    return storage.folder("jobs") / id
 
 
 def _read(path: Path) -> Job | None:
@@ -126,9 +126,9 @@ def _read(path: Path) -> Job | None:
 def _understood(path: Path) -> Job:
     if path.is_symlink():
         raise UnreadableInput(f"{path} is a link, not a job's folder.")
-    spec = home.read_json(path / "spec.json", SPEC_FORMAT, SPEC_VERSION)
+    spec = storage.read_json(path / "spec.json", SPEC_FORMAT, SPEC_VERSION)
     status = _status(path)
-    if status["state"] in ACTIVE and not home.is_held(path / "lock"):
+    if status["state"] in ACTIVE and not storage.is_held(path / "lock"):
         # The worker may have finished between the two looks. It writes its last status before it lets go of the lock,
         # so with the lock free a second reading is final.
         status = _status(path)
@@ -136,7 +136,7 @@ def _understood(path: Path) -> Job:
             status |= _ended_silently(path, status)
     result = None
     if status["state"] == "done":
-        result = home.read_json(path / "result.json", RESULT_FORMAT, RESULT_VERSION)["result"]
+        result = storage.read_json(path / "result.json", RESULT_FORMAT, RESULT_VERSION)["result"]
         if not isinstance(result, dict):
             raise TypeError("the result is not an object")
     arguments, exclusive, error = spec["arguments"], spec["exclusive"], status["error"]
@@ -163,7 +163,7 @@ def _understood(path: Path) -> Job:
 
 
 def _status(path: Path) -> dict[str, Any]:
-    status = home.read_json(path / "status.json", STATUS_FORMAT, STATUS_VERSION)
+    status = storage.read_json(path / "status.json", STATUS_FORMAT, STATUS_VERSION)
     if status["state"] not in ACTIVE + FINAL:
         raise ValueError(f"state {str(status['state'])[:40]!r}")
     return status

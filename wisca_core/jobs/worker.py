@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from wisca_core import home
+from wisca_core import storage
 from wisca_core.errors import Cancelled, OutputRefused, UnreadableInput, WiscaError
 from wisca_core.jobs.control import LOCK_FORMAT, LOCK_VERSION
 from wisca_core.jobs.kinds import KINDS
@@ -54,7 +54,7 @@ def _work(folder: Path, progress: FolderProgress) -> tuple[str, dict[str, str] |
     try:
         for number in _SIGNALS:
             signal.signal(number, _stop)
-        spec = home.read_json(folder / "spec.json", SPEC_FORMAT, SPEC_VERSION)
+        spec = storage.read_json(folder / "spec.json", SPEC_FORMAT, SPEC_VERSION)
         result = _function(spec["kind"])(spec["arguments"], progress, folder)
         # From here on the work stands: a late signal must not turn it into "cancelled".
         _ignore_signals()
@@ -81,7 +81,7 @@ def _keep(path: Path, result: dict[str, Any]) -> None:
     until = time.monotonic() + 5.0
     while True:
         try:
-            return home.write_json(path, RESULT_FORMAT, RESULT_VERSION, {"result": result})
+            return storage.write_json(path, RESULT_FORMAT, RESULT_VERSION, {"result": result})
         except OutputRefused as error:
             if time.monotonic() >= until:
                 raise OutputRefused(f"the work was finished, but its result could not be kept: {error}") from error

@@ -55,7 +55,9 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     finally:
         torch.set_num_threads(threads)
     shapes = {t.name: t.shape for t in tensors}
-    return Patterns.gather(sites, measured, digests, header_digest(checkpoint), {t.name: t.dtype for t in tensors}, shapes)
+    return Patterns.gather(
+        sites, measured, digests, header_digest(checkpoint), {t.name: t.dtype for t in tensors}, shapes
+    )
 
 
 def header_digest(checkpoint: Checkpoint) -> str:
@@ -111,7 +113,9 @@ class _AxisStats:
         if self.lost is not None:
             self._add_lost(at, block, over)
 
-    def _merge(self, at: slice, l1: torch.Tensor, l2_sq: torch.Tensor, biggest: torch.Tensor, smallest: torch.Tensor) -> None:
+    def _merge(
+        self, at: slice, l1: torch.Tensor, l2_sq: torch.Tensor, biggest: torch.Tensor, smallest: torch.Tensor
+    ) -> None:
         out = self.out
         out["l1"][at] += l1.numpy()  # numpy adds in float64
         out["l2_sq"][at] += l2_sq.numpy()

@@ -7,10 +7,10 @@ import xxhash
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.errors import WiscaError
-from wisca_core.home import folder
 from wisca_core.patterns.measure import header_digest, measure
 from wisca_core.patterns.table import Patterns
 from wisca_core.progress import Progress, silent
+from wisca_core.storage import folder
 
 
 def measured(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Patterns:

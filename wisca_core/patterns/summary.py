@@ -82,11 +82,13 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
     sides = sides.mask(unknown)
     size = _size(groups, norm)
     with np.errstate(divide="ignore", invalid="ignore"):
-        out = pd.DataFrame({
-            "log2_ratio": np.log2(sides["left"] / sides["right"]),
-            "log2_size": size,
-            "log2_after": np.log2(sides["left_after"] / sides["right_after"]),
-        })  # fmt: skip
+        out = pd.DataFrame(
+            {
+                "log2_ratio": np.log2(sides["left"] / sides["right"]),
+                "log2_size": size,
+                "log2_after": np.log2(sides["left_after"] / sides["right_after"]),
+            }
+        )
     return out.reset_index()
 
 

@@ -46,13 +46,15 @@ PLACE = {
     "index": np.int64,  # along the leg's axes of the tensor, row-major
 }
 
-NORMS = MappingProxyType({
-    "l1": "sum of |w|",
-    "l2": "root of the sum of w squared",
-    "max": "largest |w|",
-    "rms": "root of the mean of w squared",
-    "mean": "mean |w|",
-})
+NORMS = MappingProxyType(
+    {
+        "l1": "sum of |w|",
+        "l2": "root of the sum of w squared",
+        "max": "largest |w|",
+        "rms": "root of the mean of w squared",
+        "mean": "mean |w|",
+    }
+)
 
 
 def norm(name: str, stats: "pd.DataFrame | dict", factor: np.ndarray | float = 1.0) -> np.ndarray:
@@ -95,7 +97,12 @@ class Patterns:
 
     @classmethod
     def gather(
-        cls, sites: Sites, measured: dict, digests: dict, header: str, dtypes: dict,
+        cls,
+        sites: Sites,
+        measured: dict,
+        digests: dict,
+        header: str,
+        dtypes: dict,
         shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> "Patterns":
         """From statistics along tensor axes, ``{(tensor, axes, offset): {column: array}}``, to one row a channel and
@@ -108,19 +115,29 @@ class Patterns:
             for i, leg in enumerate(site.legs):
                 stats = measured[leg.tensor, leg.axes, leg.offset]
                 index = leg.flat(shapes.get(leg.tensor, ()))
-                place = {"site": np.full(len(index), s), "leg": np.full(len(index), i), "channel": leg.channel.indices(),
-                         "group": leg.groups(), "head": leg.heads(), "index": index}  # fmt: skip
+                place = {
+                    "site": np.full(len(index), s),
+                    "leg": np.full(len(index), i),
+                    "channel": leg.channel.indices(),
+                    "group": leg.groups(),
+                    "head": leg.heads(),
+                    "index": index,
+                }
                 for name, dtype in PLACE.items():
                     columns[name].append(place[name].astype(dtype))
                 for name in STATS:
                     columns[name].append(stats[name][index])
                 if any_half:
-                    lost.append(stats["lost"][index] if "lost" in stats else np.zeros((len(index), LOST_BITS), np.int64))
+                    lost.append(
+                        stats["lost"][index] if "lost" in stats else np.zeros((len(index), LOST_BITS), np.int64)
+                    )
         dtype = PLACE | STATS
         rows = {name: np.concatenate(parts) if parts else np.zeros(0, dtype[name]) for name, parts in columns.items()}
         if lost:
             rows["lost"] = np.concatenate(lost)
-        return cls(sites, MappingProxyType(rows), MappingProxyType(dict(digests)), header, MappingProxyType(dict(dtypes)))
+        return cls(
+            sites, MappingProxyType(rows), MappingProxyType(dict(digests)), header, MappingProxyType(dict(dtypes))
+        )
 
     @cached_property
     def legs(self) -> pd.DataFrame:
@@ -131,8 +148,24 @@ class Patterns:
         for s, site in enumerate(self.sites.sites):
             for i, leg in enumerate(site.legs):
                 stop = first + len(leg.index.indices())
-                out.append((s, i, site.name, site.key.layer, site.key.pair, leg.role, int(leg.side == "right"), leg.measured,
-                            leg.signed_exponent, leg.n_heads, first, stop, leg.tensor, self.dtypes[leg.tensor]))  # fmt: skip
+                out.append(
+                    (
+                        s,
+                        i,
+                        site.name,
+                        site.key.layer,
+                        site.key.pair,
+                        leg.role,
+                        int(leg.side == "right"),
+                        leg.measured,
+                        leg.signed_exponent,
+                        leg.n_heads,
+                        first,
+                        stop,
+                        leg.tensor,
+                        self.dtypes[leg.tensor],
+                    )
+                )
                 first = stop
         names = "site leg name layer pair role side measured exponent n_heads first stop tensor dtype".split()
         return pd.DataFrame(out, columns=names)
@@ -172,7 +205,9 @@ class Patterns:
         inside = chosen[self.rows["site"]]
         rows = {name: column[inside] for name, column in self.rows.items()}
         rows["site"] = number[rows["site"]].astype(PLACE["site"])
-        part = replace(self.sites, sites=tuple(site for site in self.sites.sites if site.name in kept), refusals=sites.refusals)
+        part = replace(
+            self.sites, sites=tuple(site for site in self.sites.sites if site.name in kept), refusals=sites.refusals
+        )
         return Patterns(part, MappingProxyType(rows), self.digests, self.header, self.dtypes)
 
     def fingerprint(self, tensors: "list[str] | tuple[str, ...]") -> str:
@@ -184,8 +219,13 @@ class Patterns:
 
     def save(self, path: Path) -> None:
         """Write an .npz beside and rename it; the sites are not in it (they follow from names and config)."""
-        words = {"format": "wisca-patterns", "version": 1, "digests": dict(self.digests), "header": self.header,
-                 "dtypes": dict(self.dtypes)}  # fmt: skip
+        words = {
+            "format": "wisca-patterns",
+            "version": 1,
+            "digests": dict(self.digests),
+            "header": self.header,
+            "dtypes": dict(self.dtypes),
+        }
         beside = path.with_name(path.name + ".part")
         with beside.open("wb") as file:
             np.savez(file, words=np.frombuffer(json.dumps(words).encode(), dtype=np.uint8), **self.rows)
@@ -206,8 +246,13 @@ class Patterns:
             touched = {leg.tensor for site in sites.sites for leg in site.legs}
             if any(len(column) != n_rows for column in rows.values()) or touched != words["digests"].keys():
                 return None
-            return cls(sites, MappingProxyType(rows), MappingProxyType(words["digests"]), words["header"],
-                       MappingProxyType(words["dtypes"]))  # fmt: skip
+            return cls(
+                sites,
+                MappingProxyType(rows),
+                MappingProxyType(words["digests"]),
+                words["header"],
+                MappingProxyType(words["dtypes"]),
+            )
         except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
             return None
 
@@ -282,8 +327,11 @@ class Cells:
         sites, rows = patterns.sites.sites, patterns.rows
         first = np.concatenate([[0], np.cumsum([site.n_cells(granularity) for site in sites])]).astype(np.int64)
         site_first_channel = np.concatenate([[0], np.cumsum([site.n_channels for site in sites])]).astype(np.int64)
-        labels = (np.concatenate([site.labels(granularity) + first[i] for i, site in enumerate(sites)])
-                  if sites else np.zeros(0, np.int64))  # fmt: skip
+        labels = (
+            np.concatenate([site.labels(granularity) + first[i] for i, site in enumerate(sites)])
+            if sites
+            else np.zeros(0, np.int64)
+        )
         cell = labels[site_first_channel[rows["site"]] + rows["channel"]]
         legs = patterns.legs
         side = legs["side"].to_numpy()[patterns.leg_of_row] if len(legs) else np.zeros(0, np.int64)
@@ -320,8 +368,21 @@ def _stored(patterns: Patterns, segments: Segments) -> dict[str, np.ndarray]:
     largest, smallest = {LARGEST[d] for d in dtypes}, {SMALLEST_NORMAL[d] for d in dtypes}
     # one dtype is the rule: then the division waits until after the sums
     with np.errstate(over="ignore"):  # a ratio beyond float64 is as far away as infinity
-        top = (segments.max(rows["max"]) / largest.pop() if len(largest) == 1 else segments.max(rows["max"] / of_leg([LARGEST[d] for d in dtypes])))
-        low = -(segments.max(-rows["min_abs"]) / smallest.pop() if len(smallest) == 1
-                else segments.max(-rows["min_abs"] / of_leg([SMALLEST_NORMAL[d] for d in dtypes])))  # fmt: skip
+        top = (
+            segments.max(rows["max"]) / largest.pop()
+            if len(largest) == 1
+            else segments.max(rows["max"] / of_leg([LARGEST[d] for d in dtypes]))
+        )
+        low = -(
+            segments.max(-rows["min_abs"]) / smallest.pop()
+            if len(smallest) == 1
+            else segments.max(-rows["min_abs"] / of_leg([SMALLEST_NORMAL[d] for d in dtypes]))
+        )
     offsets = [patterns.sites.sites[s].legs[i].offset != 0 for s, i in zip(legs["site"], legs["leg"])]
-    return {"n": n, "n_short": some([d in ("F16", "BF16") for d in dtypes]), "n_offset": some(offsets), "top": top, "low": low}
+    return {
+        "n": n,
+        "n_short": some([d in ("F16", "BF16") for d in dtypes]),
+        "n_offset": some(offsets),
+        "top": top,
+        "low": low,
+    }

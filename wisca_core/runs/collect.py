@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from wisca_core import home
+from wisca_core import storage
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import OutputRefused, WiscaError
 from wisca_core.runs.table import Run, Series
@@ -46,7 +46,7 @@ MOST_CONFIG = 2_000
 MAX_NAME = 300
 
 
-class Room:
+class MemoryBudget:
     """The memory that everything open shares. ``n_bytes`` of columns are in memory, ``on_disk`` in the unnamed file."""
 
     def __init__(self, budget: int = MEMORY_BUDGET_BYTES) -> None:
@@ -63,7 +63,7 @@ class Room:
             return column
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=home.folder("measurements"), prefix=".log-columns-")
+                self._file = tempfile.TemporaryFile(dir=storage.folder("measurements"), prefix=".log-columns-")
             at = -(-self.on_disk // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
             data, done = memoryview(np.ascontiguousarray(column)).cast("B"), 0
             while done < len(data):
@@ -120,7 +120,7 @@ class Collected:
     the reader.
     """
 
-    def __init__(self, room: Room, run: str) -> None:
+    def __init__(self, room: MemoryBudget, run: str) -> None:
         self.room, self.run = room, run
         self.counts: Counter[str] = Counter()
         self.notes: list[str] = []

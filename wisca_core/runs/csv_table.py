@@ -30,7 +30,9 @@ class Csv(FileReader):
 
     def _begin(self) -> None:
         super()._begin()
-        self._table = ArrowColumns(self._out, self.source.run, self._ask.step_column, shown(self.source.path), untyped=True)
+        self._table = ArrowColumns(
+            self._out, self.source.run, self._ask.step_column, shown(self.source.path), untyped=True
+        )
         self._delimiter = ","
         self._open_tail = False
         config = _hparams_beside(self.source.path)

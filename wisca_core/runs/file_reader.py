@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, Room
+from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.growing import PIECE_BYTES, Growing, Lines, Replaced
 from wisca_core.runs.source import Ask, Source
 
@@ -18,7 +18,7 @@ class FileReader:
 
     piece_bytes = PIECE_BYTES
 
-    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
+    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
         self._begin()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import UnreadableInput, WiscaError
 from wisca_core.progress import Progress, silent
-from wisca_core.runs.collect import Room
+from wisca_core.runs.collect import MemoryBudget
 from wisca_core.runs.recognise import Looked, find, reader
 from wisca_core.runs.source import Ask, Reader, Source
 from wisca_core.runs.table import Run
@@ -33,7 +33,7 @@ class Logs:
         self.problems: tuple[tuple[str, str], ...] = ()
         self.version = 0
         self._lock = threading.Lock()
-        self._room = Room()
+        self._room = MemoryBudget()
         self._looked = Looked()
         self._readers: dict[tuple[str, Path], Reader] = {}
         self._runs: dict[tuple[str, Path], tuple[Run, ...]] = {}

@@ -3,7 +3,7 @@
 from wisca_core.checkpoint.untrusted import parse_json_object, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, Room
+from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.growing import Growing
 from wisca_core.runs.json_rows import Rows, whole_file
 from wisca_core.runs.source import Ask, Source
@@ -13,7 +13,7 @@ from wisca_core.runs.table import Run
 class JsonList:
     """It is read whole, and again where it changed."""
 
-    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
+    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
         self._file = Growing(source.path)
         self._out, self._rows = Collected(room, source.run), None

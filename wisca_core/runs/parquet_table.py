@@ -9,7 +9,7 @@ from wisca_core.checkpoint.untrusted import open_regular, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.arrow_columns import ArrowColumns
-from wisca_core.runs.collect import Collected, Room
+from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.columns import MAX_COLUMNS
 from wisca_core.runs.growing import Growing
 from wisca_core.runs.source import Ask, Source
@@ -19,7 +19,7 @@ from wisca_core.runs.table import Run
 class Parquet:
     """It is read row group by row group, and again where it changed."""
 
-    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
+    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
         self._file = Growing(source.path)
         self._table: ArrowColumns | None = None
@@ -52,13 +52,20 @@ class Parquet:
 
     def runs(self) -> tuple[Run, ...]:
         table = self._table
-        return () if table is None else table.out.runs("parquet", str(self.source.path), table.usable, table.step_column)
+        return (
+            () if table is None else table.out.runs("parquet", str(self.source.path), table.usable, table.step_column)
+        )
 
 
 def _plain(column: pa.Array, out: Collected) -> pa.Array:
     """The column as ArrowColumns takes it; what is neither number, time nor text is counted and left empty."""
     kind = column.type
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if (
+        pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+    ):
         return column.cast(pa.float64(), safe=False)
     if pa.types.is_timestamp(kind):
         return pc.divide(column.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64()), 1e6)

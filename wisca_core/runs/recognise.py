@@ -14,7 +14,7 @@ from pathlib import Path
 from wisca_core.checkpoint.untrusted import open_regular, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs import columns, console, own, trackio
-from wisca_core.runs.collect import Room
+from wisca_core.runs.collect import MemoryBudget
 from wisca_core.runs.csv_table import Csv
 from wisca_core.runs.json_lines import JsonLines
 from wisca_core.runs.json_list import JsonList
@@ -26,7 +26,7 @@ from wisca_core.runs.trainer_state import TrainerState
 from wisca_core.runs.wandb_offline import HEADER, Wandb
 
 # kind -> (what a person calls it, its reader)
-KINDS: dict[str, tuple[str, Callable[[Source, Room, Ask], Reader]]] = {
+KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], Reader]]] = {
     "tensorboard": ("TensorBoard event files", TensorBoard),
     "trainer_state": ("transformers' trainer_state.json", TrainerState),
     "csv": ("CSV table", Csv),
@@ -105,7 +105,7 @@ def find(path: str | Path, looked: Looked | None = None) -> Found:
     return Found((Source(kind, real, (real,), _run_name(real, real.parent), real.parent),))
 
 
-def reader(source: Source, room: Room, ask: Ask = Ask()) -> Reader:
+def reader(source: Source, room: MemoryBudget, ask: Ask = Ask()) -> Reader:
     """The reader of a source."""
     return KINDS[source.kind][1](source, room, ask)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, Room
+from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.crc32c import crc32c, masked
 from wisca_core.runs.growing import Growing, Replaced
 from wisca_core.runs.source import Source
@@ -163,7 +163,7 @@ def _scalar_tensor(data: bytes, at: int, end: int) -> tuple[str, int]:
 class TensorBoard:
     """The event files of one folder as one run, in the order of their names, which begin with their start times."""
 
-    def __init__(self, source: Source, room: Room, ask=None) -> None:
+    def __init__(self, source: Source, room: MemoryBudget, ask=None) -> None:
         self.source = source
         self._room = room
         self._begin()

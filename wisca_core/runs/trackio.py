@@ -9,7 +9,7 @@ from urllib.parse import quote
 from wisca_core.checkpoint.untrusted import open_regular, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, Room
+from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.columns import seconds
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
@@ -47,7 +47,7 @@ def _columns(database: sqlite3.Connection, table: str) -> set[str]:
 class Trackio:
     """The runs of one project file."""
 
-    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
+    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
         self._begin()
 

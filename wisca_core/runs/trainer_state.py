@@ -5,7 +5,7 @@ where it changed.
 from wisca_core.checkpoint.untrusted import parse_json_object, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, Room
+from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.growing import Growing
 from wisca_core.runs.json_rows import Rows, whole_file
 from wisca_core.runs.source import Ask, Source
@@ -26,7 +26,7 @@ _SETTINGS = (
 class TrainerState:
     """One file; the newest of a run holds the whole history."""
 
-    def __init__(self, source: Source, room: Room, ask: Ask = Ask()) -> None:
+    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
         self._file, self._out, self._rows = Growing(source.path), Collected(room, source.run), None
 

@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.errors import BadOption
-from wisca_core.home import read_json, write_json
+from wisca_core.storage import read_json, write_json
 from wisca_core.training.scaler import STATE_VERSION, Scaler, made
 from wisca_core.training.schedule import Schedule
 from wisca_core.training.telemetry import scalars

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, SiteKey
 from wisca_core.errors import BadOption
-from wisca_core.plan.options import LayerRange, Options, parse_layers
+from wisca_core.planning.options import LayerRange, Options, parse_layers
 
 LIVE_PAIRS = (*DEFAULT_PAIRS, "lora")
 
@@ -57,7 +57,9 @@ class Choices:
                 "lora='gram' mixes the rank channels, so its factors are no powers of two; leave out exact=True."
             )
         if self.vo == "gram" and (self.exact or self.strength != 1):
-            raise BadOption("vo='gram' mixes the channels of a head, by more than factors; leave out exact=True and strength.")
+            raise BadOption(
+                "vo='gram' mixes the channels of a head, by more than factors; leave out exact=True and strength."
+            )
         _ = self.options
 
     @cached_property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from wisca_core.architecture.site import Sites
 from wisca_core.errors import PlanMismatch
-from wisca_core.plan.plan import Plan
+from wisca_core.planning.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,14 @@ def unusable(site: Site) -> str:
         return "a norm stands between its two sides, so only single factors pass"
     if site.exact_ties:
         return "its channels are tied, so they cannot be mixed"
-    wrong = next((leg for leg in site.legs if leg.fixed or leg.offset or abs(leg.exponent) != 1 or "lora_magnitude" in leg.tensor), None)
+    wrong = next(
+        (
+            leg
+            for leg in site.legs
+            if leg.fixed or leg.offset or abs(leg.exponent) != 1 or "lora_magnitude" in leg.tensor
+        ),
+        None,
+    )
     return f"{wrong.tensor} cannot be mixed over its channels" if wrong else ""
 
 
@@ -77,7 +84,13 @@ def basis(tensors: Mapping[str, torch.Tensor], rows: list[Rows]) -> tuple[torch.
 
 
 @torch.no_grad()
-def mix_(tensors: Mapping[str, torch.Tensor], rows: list[Rows], s: torch.Tensor, inverse: torch.Tensor, side: str | None = None) -> None:
+def mix_(
+    tensors: Mapping[str, torch.Tensor],
+    rows: list[Rows],
+    s: torch.Tensor,
+    inverse: torch.Tensor,
+    side: str | None = None,
+) -> None:
     """Left rows by S^-1, right ones by S, in place; ``side``: only that one, for the proof."""
     for one in rows:
         if side in (None, one.leg.side):
@@ -132,7 +145,10 @@ def _proved(config_json: str) -> str:
             for site in sites:
                 for rows in groups_of(site):
                     d = rows[0].indices.shape[1]
-                    s = torch.eye(d, dtype=torch.float64) + 0.5 * torch.randn(d, d, generator=generator, dtype=torch.float64) / d**0.5
+                    s = (
+                        torch.eye(d, dtype=torch.float64)
+                        + 0.5 * torch.randn(d, d, generator=generator, dtype=torch.float64) / d**0.5
+                    )
                     mix_(tensors, rows, s, torch.linalg.inv(s), side)
             moved = difference(reference, outputs(model, seed=2)).max_rel
             if side is None and not moved <= TOLERANCE:

@@ -362,7 +362,9 @@ def _unusable(site: Site, parameters: Mapping[str, torch.Tensor], choices: Choic
         if tensor.is_meta:
             return f"{leg.tensor} is on the meta device (offloaded); it cannot be edited in place"
         if leg.fixed:
-            return f"{leg.tensor} holds several experts or heads in one tensor; in a running training those are left alone"
+            return (
+                f"{leg.tensor} holds several experts or heads in one tensor; in a running training those are left alone"
+            )
         if _DTYPE_NAMES.get(tensor.dtype) not in RESCALABLE:
             return f"{leg.tensor} is {tensor.dtype}; only {', '.join(RESCALABLE)} can be rescaled"
         if not tensor.requires_grad and choices.frozen == "refuse":

@@ -12,8 +12,8 @@ from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal
 from wisca_core.equivalence.proof import Proof
 from wisca_core.errors import BadOption, PlanMismatch
 from wisca_core.patterns.table import norm
-from wisca_core.plan.decide import NON_FINITE, OVERFLOW, ZERO, balance
-from wisca_core.plan.plan import Plan
+from wisca_core.planning.decide import NON_FINITE, OVERFLOW, ZERO, balance
+from wisca_core.planning.plan import Plan
 from wisca_core.training import distributed, gram, lora, norms, zero
 from wisca_core.training.apply import apply_, forget_caches
 from wisca_core.training.choices import Choices
@@ -249,7 +249,6 @@ class Rescaler:
         if todo:
             forget_caches(self.live)
 
-
     def _balance_values(self, copies: Iterable[Mapping[str, torch.Tensor]], skipped: dict[str, str]) -> None:
         """Wv' = S^-1 Wv, Wo' = Wo S in every KV group; momentum follows: g_v' = S g_v, g_o' = g_o S^-1."""
         for site in self._mixed():
@@ -258,7 +257,10 @@ class Rescaler:
             if reason:
                 skipped[site.name] = reason
                 continue
-            kept = {leg.tensor: self.states.plan(self.live.parameters[leg.tensor], leg.tensor, uniform=False) for leg in site.legs}
+            kept = {
+                leg.tensor: self.states.plan(self.live.parameters[leg.tensor], leg.tensor, uniform=False)
+                for leg in site.legs
+            }
             for rows, (s, inverse) in zip(self._groups[site.name], found):
                 for tensors in (self.live.parameters, *copies):
                     gram.mix_({name: t.detach() for name, t in tensors.items()}, rows, s, inverse)

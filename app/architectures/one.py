@@ -2,12 +2,12 @@
 
 import pandas as pd
 import streamlit as st
+from wisca_app import cached, state
+from wisca_app.cached import Census
+from wisca_app.figures import words
+from wisca_app.messages import plain
+from wisca_app.open_model import glance
 
-from app import cached, state
-from app.cached import Census
-from app.current import glance
-from app.figures import words
-from app.messages import plain
 from wisca_core.architecture.families import families
 from wisca_core.census import row_file, row_text, rule_lines
 from wisca_core.census.entry import LABELS, Entry
@@ -60,7 +60,12 @@ def own_proof(chosen: Entry | None) -> Proof | None:
     anything of it passed.
     """
     opened = glance()
-    if chosen is None or opened is None or opened.sites.model_type != chosen.model_type or opened.checkpoint.adapter_json:
+    if (
+        chosen is None
+        or opened is None
+        or opened.sites.model_type != chosen.model_type
+        or opened.checkpoint.adapter_json
+    ):
         return None
     found = cached.with_pairs(opened, state.get("pairs"))
     proof = cached_proof(found.checkpoint, found.sites) if found.sites.sites else None
@@ -70,14 +75,24 @@ def own_proof(chosen: Entry | None) -> Proof | None:
 def draw(census: Census, chosen: Entry | None) -> None:
     with st.container(border=True):
         st.selectbox(
-            "Look one up", list(census.by_name), key="architecture", placeholder="model_type of config.json", width=420, persist_state="session"
+            "Look one up",
+            list(census.by_name),
+            key="architecture",
+            placeholder="model_type of config.json",
+            width=420,
+            persist_state="session",
         )
         if chosen is None:
             return
         if chosen.not_reached:
             plain(chosen.not_reached)
         family = families().get(chosen.model_type)
-        plain("\n".join(rule_lines(family)) if family else "No row covers it" + (", a rule was found by trial." if chosen.family else "; a rule is looked for by trial."))
+        plain(
+            "\n".join(rule_lines(family))
+            if family
+            else "No row covers it"
+            + (", a rule was found by trial." if chosen.family else "; a rule is looked for by trial.")
+        )
         for remark in chosen.remarks:
             plain(remark)
         if chosen.n_trials:
@@ -105,4 +120,9 @@ def _places(chosen: Entry) -> None:
         for place in pair.places
     ]
     if rows:
-        st.dataframe(pd.DataFrame(rows), hide_index=True, key="places", alt=f"The pairs of {chosen.model_type} and what was proved of each")
+        st.dataframe(
+            pd.DataFrame(rows),
+            hide_index=True,
+            key="places",
+            alt=f"The pairs of {chosen.model_type} and what was proved of each",
+        )

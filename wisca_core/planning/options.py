@@ -74,12 +74,19 @@ class Options:
         keys = [key for name in names if (key := _key(name)) is not None]
         lora = {key.pair == "lora" for key in keys}
         if len(lora) == 1 and lora.isdisjoint(pair == "lora" for pair in self.pairs):
-            has = "LoRA adapter has rank channels: --pairs lora" if lora == {True} else "model has no adapter in it: give the adapter's own folder"
+            has = (
+                "LoRA adapter has rank channels: --pairs lora"
+                if lora == {True}
+                else "model has no adapter in it: give the adapter's own folder"
+            )
             raise BadOption(f"pairs: {', '.join(self.pairs)} was asked for; this {has}.")
         for span in self.layers:
             if not any(span.holds(key) for key in keys):
                 stacks = {key.stack for key in keys}
-                has = ", ".join(f"{s} {min(k.layer for k in keys if k.stack == s)}-{max(k.layer for k in keys if k.stack == s)}" for s in sorted(stacks))
+                has = ", ".join(
+                    f"{s} {min(k.layer for k in keys if k.stack == s)}-{max(k.layer for k in keys if k.stack == s)}"
+                    for s in sorted(stacks)
+                )
                 raise BadOption(f"layers: {span} is in no stack of this model; it has {has}.")
         for name in self.exclude:
             if name not in names:

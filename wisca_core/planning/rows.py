@@ -5,7 +5,7 @@ import pandas as pd
 
 from wisca_core.architecture.site import Site
 from wisca_core.patterns.table import Segments
-from wisca_core.plan.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, Decision, site_columns
+from wisca_core.planning.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, Decision, site_columns
 
 ROW_COLUMNS = {
     "site": "index of the site",
@@ -75,8 +75,8 @@ def plan_rows(decision: Decision) -> pd.DataFrame:
                 "full_high": np.maximum.reduceat(full, starts) ** a,
                 "factor_low": low**a,
                 "factor_high": high**a,
-                "right_low": high**-b.astype(float),
-                "right_high": low**-b.astype(float),
+                "right_low": high ** -b.astype(float),
+                "right_high": low ** -b.astype(float),
                 "changes": [words[i, g] for i, g in zip(site.tolist(), group.tolist())],
                 "status": ["balanced already" if s == "planned" and same else s for s, same in zip(status, unchanged)],
             }

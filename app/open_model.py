@@ -4,16 +4,15 @@ import os
 from pathlib import Path
 
 import streamlit as st
+from wisca_app import cached, state
+from wisca_app.cached import Opened
+from wisca_app.figures import words
+from wisca_app.job_progress import explain, follow, latest
+from wisca_app.messages import plain
 
-from app import cached, state
-from app.cached import Opened
-from app.figures import words
-from app.following import explain, follow, latest
-from app.messages import plain
 from wisca_core import jobs
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import WiscaError
-
 
 _MLP = ["mlp"]  # what the arguments of jobs say where feed-forward pairs belong to the work
 

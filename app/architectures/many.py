@@ -2,17 +2,24 @@
 
 import pandas as pd
 import streamlit as st
+from wisca_app import state
+from wisca_app.cached import Census
+from wisca_app.figures import words
+from wisca_app.spreadsheet import csv_bytes
 
-from app import state
-from app.cached import Census
-from app.figures import words
-from app.spreadsheet import csv_bytes
 from wisca_core.census.coverage import Coverage
 from wisca_core.census.entry import ABSENT, LABELS, NOT_REACHED, OPEN, PARTLY, PROVED, REFUSED
 from wisca_core.equivalence.proof import versions
 
 _KEPT = {"persist_state": "session"}
-_VERDICTS = {"all": "All", PROVED: "Proved", PARTLY: "In part", REFUSED: "Refused", NOT_REACHED: "Not reached", OPEN: "Not proved yet"}
+_VERDICTS = {
+    "all": "All",
+    PROVED: "Proved",
+    PARTLY: "In part",
+    REFUSED: "Refused",
+    NOT_REACHED: "Not reached",
+    OPEN: "Not proved yet",
+}
 _KINDS = {"causal": "Causal language models", "all": "All with a rule"}
 
 
@@ -40,13 +47,29 @@ def metrics(census: Census) -> None:
 def draw_table(census: Census) -> None:
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
         st.subheader("Every architecture", anchor=False, width="content")
-        st.download_button("CSV", csv_bytes(census.table), "architectures.csv", "text/csv", type="tertiary", on_click="ignore", key="census_csv")
-    st.markdown(":small[:gray[Behind a verdict: the finest granularity at which the pair was proved, and how many places (cross-attention, a tower) no input tried here runs. Difference: relative to the largest output, in float64. "
-                "All of it is the census's, on default configs; what Rescale proves of a model of yours is not counted here.]]")
+        st.download_button(
+            "CSV",
+            csv_bytes(census.table),
+            "architectures.csv",
+            "text/csv",
+            type="tertiary",
+            on_click="ignore",
+            key="census_csv",
+        )
+    st.markdown(
+        ":small[:gray[Behind a verdict: the finest granularity at which the pair was proved, and how many places (cross-attention, a tower) no input tried here runs. Difference: relative to the largest output, in float64. "
+        "All of it is the census's, on default configs; what Rescale proves of a model of yours is not counted here.]]"
+    )
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         st.text_input("Search", key="search", placeholder="name, rule or reason", width=260, **_KEPT)
-        st.segmented_control("Attention", [v for v in _VERDICTS if v == "all" or (census.table["attention"] == v).any() or v == state.get("verdict")],
-                             key="verdict", required=True, format_func=_VERDICTS.get, **_KEPT)  # fmt: skip
+        st.segmented_control(
+            "Attention",
+            [v for v in _VERDICTS if v == "all" or (census.table["attention"] == v).any() or v == state.get("verdict")],
+            key="verdict",
+            required=True,
+            format_func=_VERDICTS.get,
+            **_KEPT,
+        )
         st.segmented_control("Of", list(_KINDS), key="kinds", required=True, format_func=_KINDS.get, **_KEPT)
     found = _filtered(census.table)
     if not len(found):
@@ -54,7 +77,16 @@ def draw_table(census: Census) -> None:
         return
     if len(found) < len(census.table):
         st.markdown(f":small[:gray[{words.count(len(found))} of {words.count(len(census.table))} shown]]")
-    shown = found.rename(columns={"architecture": "Architecture", "rule": "Rule", **LABELS, "reasons": "Why not", "max_rel": "Difference", "seconds": "Seconds"})
+    shown = found.rename(
+        columns={
+            "architecture": "Architecture",
+            "rule": "Rule",
+            **LABELS,
+            "reasons": "Why not",
+            "max_rel": "Difference",
+            "seconds": "Seconds",
+        }
+    )
     st.dataframe(
         shown[["Architecture", *LABELS.values(), "Rule", "Why not", "Difference", "Seconds"]],
         hide_index=True,
@@ -76,7 +108,11 @@ def _filtered(table: pd.DataFrame) -> pd.DataFrame:
     if state.get("verdict") != "all":
         keep &= table["attention"] == state.get("verdict")
     for word in str(state.get("search")).lower().split():
-        keep &= table[["architecture", "row", "rule", "reasons"]].apply(lambda column: column.str.lower().str.contains(word, regex=False)).any(axis=1)
+        keep &= (
+            table[["architecture", "row", "rule", "reasons"]]
+            .apply(lambda column: column.str.lower().str.contains(word, regex=False))
+            .any(axis=1)
+        )
     return table[keep]
 
 
@@ -96,11 +132,18 @@ def draw_reasons(coverage: Coverage) -> None:
     absent = coverage.n("mlp", ABSENT)
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
         st.subheader("What is refused, and why", anchor=False, width="content")
-        st.download_button("CSV", csv_bytes(rows), "refusals.csv", "text/csv", type="tertiary", on_click="ignore", key="reasons_csv")
+        st.download_button(
+            "CSV", csv_bytes(rows), "refusals.csv", "text/csv", type="tertiary", on_click="ignore", key="reasons_csv"
+        )
     st.markdown(
         ":small[:gray[A refused pair is left as it is; the others of the same model are still rescaled."
         + (f" No up and down pair was found in {words.plural(absent, 'architecture')}." if absent else "")
         + "]]"
     )
-    st.dataframe(rows, hide_index=True, key="reasons", alt="Each reason with the pair and the architectures it is true of",
-                 column_config={"Why": st.column_config.TextColumn(width="large")})  # fmt: skip
+    st.dataframe(
+        rows,
+        hide_index=True,
+        key="reasons",
+        alt="Each reason with the pair and the architectures it is true of",
+        column_config={"Why": st.column_config.TextColumn(width="large")},
+    )

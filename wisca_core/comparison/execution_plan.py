@@ -1,8 +1,8 @@
 """Which way a comparison's cells are trained, decided once and the same for all its arms, and recorded in its folder.
 
-    processes   one cell after the other in each process: one thread a core, or one process a GPU
-    replicas    several cells at once in each process, stacked; where there are GPUs, one process each
-    ray         one cell after the other in each worker of a Ray cluster
+processes   one cell after the other in each process: one thread a core, or one process a GPU
+replicas    several cells at once in each process, stacked; where there are GPUs, one process each
+ray         one cell after the other in each worker of a Ray cluster
 """
 
 import math
@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from wisca_core import home
+from wisca_core import storage
 from wisca_core.comparison import place
 from wisca_core.comparison.folder import EXECUTOR, Comparison
 from wisca_core.comparison.spec import Spec
@@ -24,7 +24,7 @@ AT_ONCE = {"cpu": 2, "cuda": 64}
 
 
 @dataclass(frozen=True)
-class Way:
+class ExecutionPlan:
     """``device``: "cpu" or "cuda"; ``gpus``: numbers of the GPUs in use; ``workers``: processes side by side;
     ``at_once``: replicas in each, 0 where cells are trained one by one; ``n_ranks``: processes that a worker is made of.
     """
@@ -47,7 +47,13 @@ class Way:
         if self.executor == "ray":
             return "the workers of a Ray cluster"
         where = f" on {len(self.gpus)} GPU{'' if len(self.gpus) == 1 else 's'}" if self.gpus else " of one thread"
-        each = f", up to {self.at_once} runs at once in each" if self.at_once > 1 else ", one run at a time in each" if self.at_once else ""
+        each = (
+            f", up to {self.at_once} runs at once in each"
+            if self.at_once > 1
+            else ", one run at a time in each"
+            if self.at_once
+            else ""
+        )
         ranks = f", {self.n_ranks} of them for each run" if self.n_ranks > 1 else ""
         n = self.workers * self.n_ranks
         return f"{n} process{'' if n == 1 else 'es'}{where}{each}{ranks}"
@@ -58,7 +64,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cells: int | None = None) -> Way:
+def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cells: int | None = None) -> ExecutionPlan:
     """``n_cells``: those still to train. Raises BadOption, DeviceMissing.
 
     >>> from wisca_core.comparison.presets import PRESETS
@@ -78,20 +84,24 @@ def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cel
     if executor == "auto":
         executor = "replicas" if numbers and not why_not else "processes"
     elif executor == "replicas" and why_not:
-        raise BadOption(f"executor: replicas cannot train this comparison's models: {why_not}. Use --executor processes.")
+        raise BadOption(
+            f"executor: replicas cannot train this comparison's models: {why_not}. Use --executor processes."
+        )
     n_ranks = spec.processes_per_cell
     if numbers and len(numbers) < n_ranks:
-        raise DeviceMissing(f"processes_per_cell: {n_ranks} GPUs a cell were asked for; there {'is' if len(numbers) == 1 else 'are'} {len(numbers)}. "
-                            "Nothing was started.")  # fmt: skip
+        raise DeviceMissing(
+            f"processes_per_cell: {n_ranks} GPUs a cell were asked for; there {'is' if len(numbers) == 1 else 'are'} {len(numbers)}. "
+            "Nothing was started."
+        )
     workers = workers or max(1, (len(numbers) if numbers else cores()) // n_ranks)
     left = spec.n_cells if n_cells is None else n_cells
     at_once = 0
     if executor == "replicas":
         at_once = max(1, min(AT_ONCE[device], math.ceil(left / workers)))
-    return Way(executor, device, numbers, workers, at_once, n_ranks)
+    return ExecutionPlan(executor, device, numbers, workers, at_once, n_ranks)
 
 
-def agreed(comparison: Comparison, executor: str = "auto", workers: int | None = None) -> Way:
+def agreed(comparison: Comparison, executor: str = "auto", workers: int | None = None) -> ExecutionPlan:
     """The way this comparison began, or a new one where it is new. Raises PlanMismatch where it began in another."""
     known = recorded(comparison)
     left = sum(c.state != "done" for c in comparison.cells)
@@ -116,12 +126,12 @@ def recorded(comparison: Comparison) -> dict:
     """executor and device it began with; empty for one that never began."""
     file = comparison.path / "executor.json"
     if file.exists():
-        return home.read_json(file, EXECUTOR, 1)
+        return storage.read_json(file, EXECUTOR, 1)
     # begun before there was a choice
     return {"executor": "processes", "device": "cpu"} if comparison.corpus else {}
 
 
-def record(path: Path, way: Way, spec: Spec) -> None:
+def record(path: Path, way: ExecutionPlan, spec: Spec) -> None:
     if (path / "executor.json").exists():
         return
     names = []
@@ -129,19 +139,28 @@ def record(path: Path, way: Way, spec: Spec) -> None:
         import torch
 
         names = [torch.cuda.get_device_name(number) for number in way.gpus]
-    home.write_json(path / "executor.json", EXECUTOR, 1, {"executor": way.executor, "device": way.device, "device_names": names, "precision": spec.precision})
+    storage.write_json(
+        path / "executor.json",
+        EXECUTOR,
+        1,
+        {"executor": way.executor, "device": way.device, "device_names": names, "precision": spec.precision},
+    )
 
 
-def _on_cluster(spec: Spec) -> Way:
+def _on_cluster(spec: Spec) -> ExecutionPlan:
     if spec.processes_per_cell > 1:
-        raise BadOption(f"executor: ray trains a cell in one process; processes_per_cell is {spec.processes_per_cell}. Use --executor processes.")
+        raise BadOption(
+            f"executor: ray trains a cell in one process; processes_per_cell is {spec.processes_per_cell}. Use --executor processes."
+        )
     from wisca_core.comparison.cluster import connect
 
     found = connect()
     if spec.device.startswith("cuda") and not found["GPU"]:
-        raise DeviceMissing(f"device: {spec.device} was asked for; no node of the Ray cluster has a GPU. Nothing was started.")
+        raise DeviceMissing(
+            f"device: {spec.device} was asked for; no node of the Ray cluster has a GPU. Nothing was started."
+        )
     device = "cpu" if spec.device == "cpu" or not found["GPU"] else "cuda"
-    return Way("ray", device, (), max(1, found["GPU" if device == "cuda" else "CPU"]), 0)
+    return ExecutionPlan("ray", device, (), max(1, found["GPU" if device == "cuda" else "CPU"]), 0)
 
 
 def _not_stackable(spec: Spec) -> str:

@@ -83,23 +83,46 @@ def _pixels(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[st
         width = channels * _side(_of(config, "temporal_patch_size"), 1)[0] * patch**2
         return [
             (name, {key: draw(sum(math.prod(one) for one in grids), width), grid: torch.tensor(grids)})
-            for name, grids in (("a picture", [(1, 4, 4)]), ("a wide picture", [(1, 2, 6)]), ("two pictures", [(1, 4, 4), (1, 2, 6)]))
+            for name, grids in (
+                ("a picture", [(1, 4, 4)]),
+                ("a wide picture", [(1, 2, 6)]),
+                ("two pictures", [(1, 4, 4), (1, 2, 6)]),
+            )
         ]
     height, width = _side(_of(config, "image_size", "input_size"), 16)
     if "spatial_shapes" in names:
         n = (height // patch) * (width // patch)
         mask = torch.ones(2, n, dtype=torch.int64)
         mask[1, 8:] = 0
-        return [("two pictures", {"pixel_values": draw(2, n, channels * patch**2), "pixel_attention_mask": mask,
-                                  "spatial_shapes": torch.tensor([[height // patch, width // patch], [2, 4]])})]  # fmt: skip
+        return [
+            (
+                "two pictures",
+                {
+                    "pixel_values": draw(2, n, channels * patch**2),
+                    "pixel_attention_mask": mask,
+                    "spatial_shapes": torch.tensor([[height // patch, width // patch], [2, 4]]),
+                },
+            )
+        ]
     frames = _of(config, "num_frames", "frames_per_clip") if "input_ids" not in names else None
     key = "pixel_values" if "pixel_values" in names else "pixel_values_videos"
     before = (1, frames) if frames else (2,)
-    made = [("pictures", {key: draw(*before, channels, height, width)}), ("a picture", {key: draw(1, *before[1:], channels, height, width)})]
+    made = [
+        ("pictures", {key: draw(*before, channels, height, width)}),
+        ("a picture", {key: draw(1, *before[1:], channels, height, width)}),
+    ]
     if "interpolate_pos_encoding" in names and not frames and config.model_type not in FIXED_SIZE:
-        made.append(("larger pictures", {key: draw(1, channels, height + patch, width + 2 * patch), "interpolate_pos_encoding": True}))
+        made.append(
+            (
+                "larger pictures",
+                {key: draw(1, channels, height + patch, width + 2 * patch), "interpolate_pos_encoding": True},
+            )
+        )
     if "image_sizes" in names:
-        made = [(name, inputs | {"image_sizes": torch.tensor([[height, width]] * len(inputs[key]))}) for name, inputs in made]
+        made = [
+            (name, inputs | {"image_sizes": torch.tensor([[height, width]] * len(inputs[key]))})
+            for name, inputs in made
+        ]
     return made
 
 
@@ -111,10 +134,16 @@ def _features(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[
     windows = _of(config, "n_window")  # the length is a multiple of two of them
     if windows is not None or (fixed is not None and own_width is None) or config.model_type in MELS_FIRST:
         length = 4 * windows if windows else FRAMES if fixed is None else 2 * fixed
-        made = [("sound", {"input_features": draw(2, mels, length)}), ("a sound", {"input_features": draw(1, mels, length)})]
+        made = [
+            ("sound", {"input_features": draw(2, mels, length)}),
+            ("a sound", {"input_features": draw(1, mels, length)}),
+        ]
         return [(name, inputs | _heard(names, len(inputs["input_features"]), length)) for name, inputs in made]
     width = _of(config, "feature_projection_input_dim", "input_feat_per_channel", "input_dim", default=mels)
-    made = [("sound", {"input_features": draw(2, FRAMES, width)}), ("a sound", {"input_features": draw(1, FRAMES, width)})]
+    made = [
+        ("sound", {"input_features": draw(2, FRAMES, width)}),
+        ("a sound", {"input_features": draw(1, FRAMES, width)}),
+    ]
     made = [(name, inputs | _heard(names, len(inputs["input_features"]), FRAMES)) for name, inputs in made]
     if "attention_mask" in names:
         mask = torch.ones(2, FRAMES, dtype=torch.int64)
@@ -152,7 +181,16 @@ def _spectrogram(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tup
 def _clap(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
     """A spectrogram that folds into a square picture."""
     length = config.spec_size**2 // config.num_mel_bins
-    return [(SOUND, "sound", {"input_features": draw(2, 1, length, config.num_mel_bins), "is_longer": torch.zeros(2, 1, dtype=torch.bool)})]
+    return [
+        (
+            SOUND,
+            "sound",
+            {
+                "input_features": draw(2, 1, length, config.num_mel_bins),
+                "is_longer": torch.zeros(2, 1, dtype=torch.bool),
+            },
+        )
+    ]
 
 
 def _pictures_by_row(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:
@@ -172,8 +210,17 @@ def _tiles_of_one(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tu
     """A picture cut into as many tiles as there may be."""
     n, (height, width) = config.max_num_tiles, _side(config.image_size, 16)
     pixels = draw(1, 1, n, config.num_channels, height, width)
-    return [(PIXELS, "tiles of one picture", {"pixel_values": pixels, "aspect_ratio_ids": torch.full((1, 1), 4),
-                                              "aspect_ratio_mask": torch.ones(1, 1, n, dtype=torch.int64)})]  # fmt: skip
+    return [
+        (
+            PIXELS,
+            "tiles of one picture",
+            {
+                "pixel_values": pixels,
+                "aspect_ratio_ids": torch.full((1, 1), 4),
+                "aspect_ratio_mask": torch.ones(1, 1, n, dtype=torch.int64),
+            },
+        )
+    ]
 
 
 def _placed_patches(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[str, str, Inputs]]:

@@ -28,8 +28,8 @@ from wisca_core.patterns.blocks import titles
 from wisca_core.patterns.store import cached, measured, n_bytes_to_read
 from wisca_core.patterns.summary import SIDES, layer_ratios, times
 from wisca_core.patterns.table import NORMS
-from wisca_core.plan.decide import decide
-from wisca_core.plan.options import Options
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
 from wisca_core.progress import Progress, silent
 
 # What a name says of the step: the last number behind one of these words, or a name that is a number.
@@ -358,7 +358,9 @@ def advice(
     gaps = np.diff(sorted(set(trajectory.steps)))
     for pair in trajectory.pairs:
         for d in (d for d in found if d.pair == pair):
-            where = f"{'layer' if len(d.layers) == 1 else 'layers'} {_ranges(d.layers)}{f' ({d.title})' if d.title else ''}"
+            where = (
+                f"{'layer' if len(d.layers) == 1 else 'layers'} {_ranges(d.layers)}{f' ({d.title})' if d.title else ''}"
+            )
             if not d.growing:
                 left, right = SIDES[pair]
                 out.append(

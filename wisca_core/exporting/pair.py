@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from wisca_core.rescale_adapter import config_on, fitted, follow
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.folder import ADAPTER_CONFIG
@@ -18,13 +17,14 @@ from wisca_core.checkpoint.untrusted import locate
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import TOLERANCE, Proof, versions
 from wisca_core.errors import OutputRefused, ProofFailed
-from wisca_core.export.export import claim, export, refuse_place, words_of
-from wisca_core.export.outlook import REPORT, outlook
-from wisca_core.export.weights import write_weights
-from wisca_core.home import write_json
-from wisca_core.plan.plan import Plan
+from wisca_core.exporting.export import claim, export, refuse_place, words_of
+from wisca_core.exporting.preview import REPORT, preview
+from wisca_core.exporting.weights import write_weights
+from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, along_axis, changes, rescaled, scalings
+from wisca_core.rescale_adapter import config_on, fitted, follow
+from wisca_core.storage import write_json
 
 N_INPUTS = 16
 
@@ -54,14 +54,21 @@ def export_pair(
     and ``follow`` raise; in every case nothing is left behind.
     """
     out = Path(os.path.abspath(out))
-    scaling = scalings(sites, {p.site: p.factors for p in plan.sites}, plan.options.granularity, {t.name: t.shape for t in base.tensors})
+    scaling = scalings(
+        sites,
+        {p.site: p.factors for p in plan.sites},
+        plan.options.granularity,
+        {t.name: t.shape for t in base.tensors},
+    )
     places = [Path(os.path.abspath(one.out)) for one in beside]
     for one, place in zip(beside, places):
         if not one.proof.passed:
             raise ProofFailed(f"base and adapter together are not proved: {one.proof.reason} Nothing was written.")
         refuse_place(one.adapter, place)
         if place == out or places.count(place) > 1 or base.path in (place, *place.parents) or out in place.parents:
-            raise OutputRefused(f"{place} is the base's folder, inside it, or named twice. Give every adapter a folder of its own.")
+            raise OutputRefused(
+                f"{place} is the base's folder, inside it, or named twice. Give every adapter a folder of its own."
+            )
     with ExitStack() as held:
         partial = []
         try:
@@ -77,7 +84,9 @@ def export_pair(
             try:
                 for hidden, place in zip(partial, places):
                     if os.path.lexists(place):
-                        raise OutputRefused(f"{place} appeared while the export ran; it was left alone and nothing was written.")
+                        raise OutputRefused(
+                            f"{place} appeared while the export ran; it was left alone and nothing was written."
+                        )
                     hidden.rename(place)
                     done.append(place)
             except (OSError, OutputRefused):
@@ -93,11 +102,20 @@ def export_pair(
     return (report, *(place / REPORT for place in places))
 
 
-def _write(base: Checkpoint, sites: Sites, scaling: dict, plan: Plan, one: Beside, base_out: Path, out: Path, progress: Progress) -> None:
+def _write(
+    base: Checkpoint,
+    sites: Sites,
+    scaling: dict,
+    plan: Plan,
+    one: Beside,
+    base_out: Path,
+    out: Path,
+    progress: Progress,
+) -> None:
     adapter = one.adapter
     followed = follow(base, sites, scaling, adapter)
     write_weights(adapter, changes(followed), out, progress)
-    files = outlook(adapter)
+    files = preview(adapter)
     for name in files.copied:
         if name != ADAPTER_CONFIG:
             target = out / name
@@ -105,22 +123,29 @@ def _write(base: Checkpoint, sites: Sites, scaling: dict, plan: Plan, one: Besid
             shutil.copyfile(locate(adapter.path, name), target)
     (out / ADAPTER_CONFIG).write_text(config_on(adapter, base_out), encoding="utf-8")
     worst = products_moved(base, sites, scaling, adapter, followed)
-    write_json(out / REPORT, "wisca-adapter-report", 1, {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": versions(),
-        "source": adapter.source,
-        "base_source": base.source,
-        "base": str(base_out),
-        "base_fingerprint_before": plan.fingerprint,
-        "tensors_followed": sorted(followed),
-        "proof": one.proof.to_json(),
-        "products_max_rel": worst,
-        "not_checked": ["base and adapter run together at their full size"],
-        "changed_in_adapter_config": ["base_model_name_or_path", "revision"],
-    })  # fmt: skip
+    write_json(
+        out / REPORT,
+        "wisca-adapter-report",
+        1,
+        {
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": versions(),
+            "source": adapter.source,
+            "base_source": base.source,
+            "base": str(base_out),
+            "base_fingerprint_before": plan.fingerprint,
+            "tensors_followed": sorted(followed),
+            "proof": one.proof.to_json(),
+            "products_max_rel": worst,
+            "not_checked": ["base and adapter run together at their full size"],
+            "changed_in_adapter_config": ["base_model_name_or_path", "revision"],
+        },
+    )
 
 
-def products_moved(base: Checkpoint, sites: Sites, scaling: dict, adapter: Checkpoint, followed: dict[str, Scaling]) -> float:
+def products_moved(
+    base: Checkpoint, sites: Sites, scaling: dict, adapter: Checkpoint, followed: dict[str, Scaling]
+) -> float:
     """Largest relative difference, in float64 on random inputs, between each followed product B A as it will be stored
     and the old product with the base's factors on its rows and columns. Raises ProofFailed where it is more than rounding.
     """
@@ -128,10 +153,14 @@ def products_moved(base: Checkpoint, sites: Sites, scaling: dict, adapter: Check
     with Reader(adapter) as reader:
         for number, one in enumerate(fitted(base, sites, scaling, adapter)):
             a, b = reader.tensor(one.adapted.a), reader.tensor(one.adapted.b)
-            new_a, new_b = (rescaled(t, followed[n]) if n in followed else t for t, n in ((a, one.adapted.a), (b, one.adapted.b)))
+            new_a, new_b = (
+                rescaled(t, followed[n]) if n in followed else t for t, n in ((a, one.adapted.a), (b, one.adapted.b))
+            )
             along = scaling[one.weight].along
-            rows, columns = (torch.from_numpy(along[axis]) if axis in along else torch.ones(n, dtype=torch.float64)
-                             for axis, n in ((one.out_axis, b.shape[0]), (1 - one.out_axis, a.shape[1])))  # fmt: skip
+            rows, columns = (
+                torch.from_numpy(along[axis]) if axis in along else torch.ones(n, dtype=torch.float64)
+                for axis, n in ((one.out_axis, b.shape[0]), (1 - one.out_axis, a.shape[1]))
+            )
             x = torch.randn(a.shape[1], N_INPUTS, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
             expected = along_axis(rows, 0, 2) * (b.double() @ (a.double() @ (along_axis(columns, 0, 2) * x)))
             size = expected.abs().max().item()
@@ -139,7 +168,9 @@ def products_moved(base: Checkpoint, sites: Sites, scaling: dict, adapter: Check
             moved = gap / size if size else gap
             bound = max(TOLERANCE, 4 * torch.finfo(a.dtype).eps, 4 * torch.finfo(b.dtype).eps)
             if size == size and not moved <= bound:
-                raise ProofFailed(f"{one.adapted.module}: the followed product is off by {moved:.1e} relative, more than rounding or a value that "
-                                  "left its dtype. Nothing was written.")  # fmt: skip
+                raise ProofFailed(
+                    f"{one.adapted.module}: the followed product is off by {moved:.1e} relative, more than rounding or a value that "
+                    "left its dtype. Nothing was written."
+                )
             worst = max(worst, moved) if moved == moved else worst
     return worst

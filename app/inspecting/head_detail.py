@@ -3,16 +3,16 @@
 import numpy as np
 import pandas as pd
 import streamlit as st
+from wisca_app import cached
+from wisca_app.figures import findings, head, words
+from wisca_app.figures.template import Theme
+from wisca_app.heading import heading
+from wisca_app.inspecting import selection
+from wisca_app.inspecting.charts import chart
+from wisca_app.inspecting.shown import Shown
 
-from app import cached
-from app.figures import findings, head, words
-from app.figures.template import Theme
-from app.heading import heading
-from app.inspecting import selection
-from app.inspecting.charts import chart
-from app.inspecting.shown import Shown
 from wisca_core.patterns.summary import times
-from wisca_core.plan.head import HeadDetail
+from wisca_core.planning.head import HeadDetail
 
 
 def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
@@ -64,7 +64,9 @@ def _who(shown: Shown, role: str, row: pd.Series) -> tuple[str, str]:
     if shown.lanes:
         return f"{words.ROLES[role]} of {shown.lanes[group]}", "is"
     if shown.pair == "mlp":
-        return f"{words.ROLES[role].capitalize()} projection" + (f" of expert {group}" if shown.unit == "expert" else ""), "is"
+        return f"{words.ROLES[role].capitalize()} projection" + (
+            f" of expert {group}" if shown.unit == "expert" else ""
+        ), "is"
     if shown.gains:
         return f"{words.ROLES[role].capitalize()} gains" + (" of all heads" if shown.unit == "layer" else ""), "are"
     size = shown.group_size(site)

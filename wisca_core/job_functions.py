@@ -11,10 +11,10 @@ from wisca_core.equivalence.discovery import discover, sites_of
 from wisca_core.equivalence.full_check import compare_folder, full_check
 from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import prove, proved_only
-from wisca_core.export.export import export
-from wisca_core.export.pair import Beside, export_pair
+from wisca_core.exporting.export import export
+from wisca_core.exporting.pair import Beside, export_pair
 from wisca_core.patterns.store import measured
-from wisca_core.plan.plan import decision_of, load_plan
+from wisca_core.planning.plan import decision_of, load_plan
 from wisca_core.progress import Progress
 
 
@@ -47,8 +47,7 @@ def check_job(arguments: dict, progress: Progress, folder: Path) -> dict:
 
 
 def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
-    """{model, plan: path, out: path, check: bool, adapters: paths} -> {out, report, check, adapters: their new folders}.
-    """
+    """{model, plan: path, out: path, check: bool, adapters: paths} -> {out, report, check, adapters: their new folders}."""
     checkpoint, sites, plan = _planned(arguments, progress)
     checks = []
 
@@ -61,12 +60,19 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     proof = prove(checkpoint, sites, progress)
     sites = proved_only(sites, proof)
     if adapters:
-        beside = [Beside(a, out.with_name(f"{out.name}-{a.path.name}"), prove_pair(checkpoint, sites, a, progress)) for a in adapters]
+        beside = [
+            Beside(a, out.with_name(f"{out.name}-{a.path.name}"), prove_pair(checkpoint, sites, a, progress))
+            for a in adapters
+        ]
         report, *others = export_pair(checkpoint, sites, plan, out, proof, beside, ran, progress)
     else:
         report, others = export(checkpoint, sites, plan, out, proof, ran, progress), []
-    return {"out": str(report.parent), "report": str(report), "check": checks[0].to_json() if checks else None,
-            "adapters": [str(other.parent) for other in others]}  # fmt: skip
+    return {
+        "out": str(report.parent),
+        "report": str(report),
+        "check": checks[0].to_json() if checks else None,
+        "adapters": [str(other.parent) for other in others],
+    }
 
 
 def _planned(arguments: dict, progress: Progress):
@@ -74,5 +80,7 @@ def _planned(arguments: dict, progress: Progress):
     checkpoint.check_rescalable()
     plan = load_plan(Path(arguments["plan"]))
     sites = sites_of(checkpoint, pairs=searched(plan.options.pairs))
-    decision_of(plan, measured(checkpoint, sites, progress))  # raises PlanMismatch where the weights are not those it was made for
+    decision_of(
+        plan, measured(checkpoint, sites, progress)
+    )  # raises PlanMismatch where the weights are not those it was made for
     return checkpoint, sites, plan

@@ -27,7 +27,9 @@ Change = Callable[[torch.Tensor, int], torch.Tensor]
 _COPY_BYTES = 64 * 2**20
 
 
-def write_weights(checkpoint: Checkpoint, changes: Mapping[str, Change], out: Path, progress: Progress = silent) -> dict[str, str]:
+def write_weights(
+    checkpoint: Checkpoint, changes: Mapping[str, Change], out: Path, progress: Progress = silent
+) -> dict[str, str]:
     """Write every weight file of ``checkpoint`` into the folder ``out`` with ``changes`` applied.
 
     Returns tensor name -> xxh3 of the written bytes for the changed tensors. Raises CheckpointChanged, Cancelled,
@@ -131,7 +133,11 @@ def _open_copy(checkpoint: Checkpoint, file: str, tensors: list[TensorInfo], tar
     at, position = {}, 0
     for tensor in tensors:
         at[tensor.name] = position
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, position + tensor.n_bytes]}
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.n_bytes],
+        }
         position += tensor.n_bytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -169,7 +175,9 @@ def _copy_range(source: int, start: int, target: int, at: int, count: int) -> No
         if n == 0:
             data = os.pread(source, min(count, _COPY_BYTES), start)
             if not data:
-                raise CheckpointChanged(f"a weight file ended {count:,} bytes early while it was copied. Open the checkpoint again once nothing writes to it.")
+                raise CheckpointChanged(
+                    f"a weight file ended {count:,} bytes early while it was copied. Open the checkpoint again once nothing writes to it."
+                )
             _write_all(target, data, at)
             n = len(data)
         count, start, at = count - n, start + n, at + n

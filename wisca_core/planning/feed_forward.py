@@ -12,8 +12,8 @@ import torch
 from wisca_core.architecture.site import Leg, Site
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.patterns.table import norm
-from wisca_core.plan.decide import Decision
-from wisca_core.plan.head import BINS_PER_OCTAVE, TAIL, HeadDetail, RoleDetail
+from wisca_core.planning.decide import Decision
+from wisca_core.planning.head import BINS_PER_OCTAVE, TAIL, HeadDetail, RoleDetail
 
 MOST_VALUES = 1 << 22
 BLOCK = 1 << 18
@@ -28,7 +28,10 @@ def feed_forward_detail(checkpoint: Checkpoint, decision: Decision, number: int)
     legs = patterns.legs
     own = legs[(legs["site"] == number) & legs["measured"]]
     with Reader(checkpoint) as reader:
-        roles = [_role(reader, site.legs[row.leg], site, np.arange(row.first, row.stop), decision) for row in own.itertuples()]
+        roles = [
+            _role(reader, site.legs[row.leg], site, np.arange(row.first, row.stop), decision)
+            for row in own.itertuples()
+        ]
     return HeadDetail(site.name, 0, tuple(roles), None, 0, {}, NOTE)
 
 
@@ -37,15 +40,39 @@ def _role(reader: Reader, leg: Leg, site: Site, rows: np.ndarray, decision: Deci
     both = {}
     for name in ("l1", "l2", "max", "mean"):
         both[name] = tuple(
-            float(norm(name, {"n": table["n"][rows].sum(), "l1": (table["l1"][rows] * f).sum(), "l2_sq": (table["l2_sq"][rows] * f * f).sum(),
-                              "max": (table["max"][rows] * f).max()})) for f in (1.0, factor)
-        )  # fmt: skip
+            float(
+                norm(
+                    name,
+                    {
+                        "n": table["n"][rows].sum(),
+                        "l1": (table["l1"][rows] * f).sum(),
+                        "l2_sq": (table["l2_sq"][rows] * f * f).sum(),
+                        "max": (table["max"][rows] * f).max(),
+                    },
+                )
+            )
+            for f in (1.0, factor)
+        )
     counts, read = _counts(reader, leg, factor)
     n_values = int(table["n"][rows].sum())
     l1 = table["l1"][rows]
-    return RoleDetail(leg.role, leg.tensor, (site.n_channels, n_values // site.n_channels), 1, both["l1"], both["l2"], both["max"], both["mean"],
-                      (float(factor.min()), float(factor.max())), int(table["n_zero"][rows].sum()), int(table["n_nonfinite"][rows].sum()),
-                      *_histogram(counts), l1, l1 * factor, read / n_values)  # fmt: skip
+    return RoleDetail(
+        leg.role,
+        leg.tensor,
+        (site.n_channels, n_values // site.n_channels),
+        1,
+        both["l1"],
+        both["l2"],
+        both["max"],
+        both["mean"],
+        (float(factor.min()), float(factor.max())),
+        int(table["n_zero"][rows].sum()),
+        int(table["n_nonfinite"][rows].sum()),
+        *_histogram(counts),
+        l1,
+        l1 * factor,
+        read / n_values,
+    )
 
 
 def _counts(reader: Reader, leg: Leg, factor: np.ndarray) -> tuple[np.ndarray, int]:
@@ -81,7 +108,11 @@ def _pieces(reader: Reader, leg: Leg) -> Iterator[tuple[torch.Tensor, slice, int
     for start in starts[::every]:
         stop = min(start + step, high)
         block = rows(start, stop)
-        yield (block, slice(start - first, stop - first), 0) if axis == 0 else (block[:, first : first + n], slice(0, n), 1)
+        yield (
+            (block, slice(start - first, stop - first), 0)
+            if axis == 0
+            else (block[:, first : first + n], slice(0, n), 1)
+        )
 
 
 def _histogram(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import pandas as pd
 from wisca_core.architecture.site import Refusal
 from wisca_core.patterns.blocks import block_of
 from wisca_core.patterns.table import LOST_BITS, SMALLEST_NORMAL, Cells, Patterns, Segments, norm
-from wisca_core.plan.options import Options
+from wisca_core.planning.options import Options
 
 # what became of a cell
 PLANNED, NOT_CHOSEN, ZERO, NON_FINITE, OVERFLOW = range(5)
@@ -215,7 +215,10 @@ def _without_overflow(decision: Decision) -> Decision:
 
 def _exponents(patterns: Patterns) -> tuple[np.ndarray, np.ndarray]:
     sites = patterns.sites.sites
-    return (np.array([s.exponent("left") for s in sites], np.int64), np.array([s.exponent("right") for s in sites], np.int64))
+    return (
+        np.array([s.exponent("left") for s in sites], np.int64),
+        np.array([s.exponent("right") for s in sites], np.int64),
+    )
 
 
 def _reason(decision: Decision, cell: int) -> str:
@@ -237,7 +240,9 @@ def _reason(decision: Decision, cell: int) -> str:
         return f"{where} ({leg.tensor}) has {count:,} non-finite values; left as it is"
     if fate == ZERO:
         side = "left" if decision.side_norms(after=False)[0, cell] == 0 else "right"
-        role = legs[(legs["site"] == decision.cells.site[cell]) & (legs["side"] == (side == "right")) & legs["measured"]].iloc[0]
+        role = legs[
+            (legs["site"] == decision.cells.site[cell]) & (legs["side"] == (side == "right")) & legs["measured"]
+        ].iloc[0]
         return f"every value of {role.tensor} in it is zero, so no finite factor balances it; left as it is"
     return "a value would leave the range of its dtype (overflow); left as it is. A smaller strength may fit"
 
@@ -273,24 +278,33 @@ def _group_table(decision: Decision, norm_name: str) -> pd.DataFrame:
     columns = patterns.keep(("sites",), lambda: site_columns(patterns))
     size = {"l1": np.log2(n[left] / n[right]), "l2": np.log2(n[left] / n[right]) / 2}
     with np.errstate(divide="ignore", invalid="ignore"):
-        return pd.DataFrame({
-            "site": site,
-            **{name: columns[name][site] for name in ("name", "layer", "pair", "block")},
-            "group": np.where(columns["expert"][site] >= 0, columns["expert"][site], place % most),
-            "n_left": n[left], "n_right": n[right],
-            "left": before[left], "right": before[right],
-            "left_after": after[left], "right_after": after[right],
-            "log2_ratio": np.log2(before[left] / before[right]),
-            "log2_size": size.get(norm_name, np.full(len(site), np.nan if norm_name == "max" else 0.0)),
-            "log2_after": np.log2(after[left] / after[right]),
-        })  # fmt: skip
+        return pd.DataFrame(
+            {
+                "site": site,
+                **{name: columns[name][site] for name in ("name", "layer", "pair", "block")},
+                "group": np.where(columns["expert"][site] >= 0, columns["expert"][site], place % most),
+                "n_left": n[left],
+                "n_right": n[right],
+                "left": before[left],
+                "right": before[right],
+                "left_after": after[left],
+                "right_after": after[right],
+                "log2_ratio": np.log2(before[left] / before[right]),
+                "log2_size": size.get(norm_name, np.full(len(site), np.nan if norm_name == "max" else 0.0)),
+                "log2_after": np.log2(after[left] / after[right]),
+            }
+        )
 
 
 def site_columns(patterns: Patterns) -> dict[str, np.ndarray]:
     """name, stack, layer, pair, block and expert (-1: none) of each site, as tables name them."""
     keys = [site.key for site in patterns.sites.sites]
-    words = {"name": [str(key) for key in keys], "stack": [key.stack for key in keys], "pair": [key.pair for key in keys],
-             "block": [block_of(key) for key in keys]}  # fmt: skip
+    words = {
+        "name": [str(key) for key in keys],
+        "stack": [key.stack for key in keys],
+        "pair": [key.pair for key in keys],
+        "block": [block_of(key) for key in keys],
+    }
     numbers = {"layer": [key.layer for key in keys], "expert": [key.expert for key in keys]}
     return {n: np.array(v, object) for n, v in words.items()} | {n: np.array(v, np.int64) for n, v in numbers.items()}
 

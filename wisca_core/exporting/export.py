@@ -17,14 +17,14 @@ from wisca_core.checkpoint.untrusted import locate
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof, check_covers, versions
 from wisca_core.errors import OutputRefused, ProofFailed
-from wisca_core.export.card import with_section
-from wisca_core.export.outlook import REPORT, n_bytes_free, outlook
-from wisca_core.export.weights import unshared, write_weights
-from wisca_core.home import folder, is_held, take_lock, write_json
+from wisca_core.exporting.card import with_section
+from wisca_core.exporting.preview import REPORT, n_bytes_free, preview
+from wisca_core.exporting.weights import unshared, write_weights
 from wisca_core.patterns.measure import header_digest
-from wisca_core.plan.plan import Plan, check_not_empty
+from wisca_core.planning.plan import Plan, check_not_empty
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
+from wisca_core.storage import folder, is_held, take_lock, write_json
 
 SPARE_BYTES = 64 * 2**20  # beyond the weights: report, card, the file system's own
 
@@ -61,7 +61,9 @@ def export(
             beside.mkdir()
             report = _write(checkpoint, sites, plan, proof, check, beside, progress)
             if os.path.lexists(out):
-                raise OutputRefused(f"{out} appeared while the export ran; it was left alone and nothing was written. Choose another folder.")
+                raise OutputRefused(
+                    f"{out} appeared while the export ran; it was left alone and nothing was written. Choose another folder."
+                )
             beside.rename(out)
         except OSError as error:
             raise words_of(error, out) from error
@@ -81,10 +83,12 @@ def is_running(out: Path) -> bool:
 
 
 def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progress) -> str:
-    files = outlook(checkpoint)
+    files = preview(checkpoint)
     shapes = {t.name: t.shape for t in checkpoint.tensors}
     factors = {part.site: part.factors for part in plan.sites}
-    digests = write_weights(checkpoint, changes(scalings(sites, factors, plan.options.granularity, shapes)), beside, progress)
+    digests = write_weights(
+        checkpoint, changes(scalings(sites, factors, plan.options.granularity, shapes)), beside, progress
+    )
     for name in files.copied:
         progress("copying the other files", 0, 0)
         target = beside / name
@@ -96,24 +100,31 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
     if checked is not None and not checked.agrees(plan):
         raise ProofFailed(f"the full check contradicts the plan: {checked.words()} Nothing was written.")
     card = beside / "README.md"
-    before = card.read_bytes().decode("utf-8", "surrogateescape") if card.is_file() else ""  # bytes: line ends stay as they are
+    before = (
+        card.read_bytes().decode("utf-8", "surrogateescape") if card.is_file() else ""
+    )  # bytes: line ends stay as they are
     card.write_bytes(with_section(before, plan, proof, checked).encode("utf-8", "surrogateescape"))
-    write_json(beside / REPORT, "wisca-report", 1, {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": versions(),
-        "source": checkpoint.source,
-        "fingerprint_before": plan.fingerprint,
-        "fingerprint_after": fingerprint_after(checkpoint, plan, digests),
-        "plan": plan.to_json(),
-        "proof": proof.to_json(),
-        "full_check": checked.to_json() if checked else None,
-        "refused": [f"{r.what}: {r.reason}" for r in plan.refusals],
-        "files": {
-            "rewritten": [list(pair) for pair in files.rewritten],
-            "copied": list(files.copied),
-            "left_out": [list(pair) for pair in files.left_out],
+    write_json(
+        beside / REPORT,
+        "wisca-report",
+        1,
+        {
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": versions(),
+            "source": checkpoint.source,
+            "fingerprint_before": plan.fingerprint,
+            "fingerprint_after": fingerprint_after(checkpoint, plan, digests),
+            "plan": plan.to_json(),
+            "proof": proof.to_json(),
+            "full_check": checked.to_json() if checked else None,
+            "refused": [f"{r.what}: {r.reason}" for r in plan.refusals],
+            "files": {
+                "rewritten": [list(pair) for pair in files.rewritten],
+                "copied": list(files.copied),
+                "left_out": [list(pair) for pair in files.left_out],
+            },
         },
-    })  # fmt: skip
+    )
     return REPORT
 
 
@@ -134,8 +145,7 @@ def fingerprint_after(checkpoint: Checkpoint, plan: Plan, digests: dict[str, str
 
 
 def refuse_place(checkpoint: Checkpoint, out: Path) -> None:
-    """Raises OutputRefused where ``out`` exists or is the model or inside it; asked early, it saves a wait for a proof.
-    """
+    """Raises OutputRefused where ``out`` exists or is the model or inside it; asked early, it saves a wait for a proof."""
     out, source = Path(os.path.abspath(out)), checkpoint.path
     if out == source or os.path.realpath(out) == str(source):
         raise OutputRefused(f"{out} is the model itself; it is never overwritten. Choose a new folder.")
@@ -146,9 +156,11 @@ def refuse_place(checkpoint: Checkpoint, out: Path) -> None:
 
 
 def _refuse_full_disk(checkpoint: Checkpoint, out: Path) -> None:
-    needed, free = outlook(checkpoint).n_bytes + SPARE_BYTES, n_bytes_free(out.parent)
+    needed, free = preview(checkpoint).n_bytes + SPARE_BYTES, n_bytes_free(out.parent)
     if needed > free:
-        raise OutputRefused(f"the disk of {out.parent} has {free / 1e9:.2f} GB free; the export needs {needed / 1e9:.2f} GB. Nothing was written.")
+        raise OutputRefused(
+            f"the disk of {out.parent} has {free / 1e9:.2f} GB free; the export needs {needed / 1e9:.2f} GB. Nothing was written."
+        )
 
 
 def _lock_path(out: Path) -> Path:
@@ -167,5 +179,7 @@ def claim(out: Path) -> int:
 def words_of(error: OSError, out: Path) -> OutputRefused:
     """The error of a write that failed, in words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputRefused(f"the disk of {out.parent} became full during the export; what was written is removed again.")
+        return OutputRefused(
+            f"the disk of {out.parent} became full during the export; what was written is removed again."
+        )
     return OutputRefused(f"{out} could not be written: {error.strerror or error}. Nothing was left behind.")

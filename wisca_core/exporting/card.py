@@ -3,7 +3,7 @@
 from wisca_core.architecture.site import DEFAULT_PAIRS, SiteKey
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof
-from wisca_core.plan.plan import Plan
+from wisca_core.planning.plan import Plan
 
 _START, _END = "<!-- wisca:begin -->", "<!-- wisca:end -->"
 
@@ -34,10 +34,19 @@ def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None)
         f"- Rule `{proof.rule}`, {proof.kind.lower()} ({proof.what}): largest relative difference {proof.max_rel:.1e} "
         f"in float64.",
     ]
-    lines.append(f"- Full check on these weights: {check.words()}" if check else "- Full check on these weights: not run.")
+    lines.append(
+        f"- Full check on these weights: {check.words()}" if check else "- Full check on these weights: not run."
+    )
     if plan.refusals:
-        lines.append(f"- Left as they were: {len(plan.refusals)} pairs, listed with the reasons in `wisca_report.json`.")
-    lines += ["- Optimiser state of the original does not fit these weights." if adapter else
-              "- A quantised copy, a LoRA adapter or optimiser state of the original does not fit these weights.", _END, ""]
+        lines.append(
+            f"- Left as they were: {len(plan.refusals)} pairs, listed with the reasons in `wisca_report.json`."
+        )
+    lines += [
+        "- Optimiser state of the original does not fit these weights."
+        if adapter
+        else "- A quantised copy, a LoRA adapter or optimiser state of the original does not fit these weights.",
+        _END,
+        "",
+    ]
     head = readme.rstrip("\n") + "\n\n" if readme.strip() else ""
     return head + "\n".join(lines)

@@ -12,7 +12,7 @@ import torch
 from wisca_core.architecture.site import Leg, Site
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.patterns.table import norm
-from wisca_core.plan.decide import Decision
+from wisca_core.planning.decide import Decision
 
 BINS_PER_OCTAVE = 4
 TAIL = 0.0005  # share of the smallest values that is folded into the first bin
@@ -57,13 +57,15 @@ class HeadDetail:
     spectrum_note: str
 
 
-def head_detail(checkpoint: Checkpoint, decision: Decision, site_name: str, group: int, head_in_group: int = 0) -> HeadDetail:
+def head_detail(
+    checkpoint: Checkpoint, decision: Decision, site_name: str, group: int, head_in_group: int = 0
+) -> HeadDetail:
     """Raises KeyError for an unknown site, IndexError for a group it does not have. A feed-forward pair is one group."""
     sites = decision.patterns.sites
     number = next(i for i, s in enumerate(sites.sites) if s.name == site_name)
     site = sites.sites[number]
     if site.key.pair == "mlp":
-        from wisca_core.plan.feed_forward import feed_forward_detail
+        from wisca_core.planning.feed_forward import feed_forward_detail
 
         return feed_forward_detail(checkpoint, decision, number)
     if not 0 <= group < site.n_groups:
@@ -76,13 +78,31 @@ def head_detail(checkpoint: Checkpoint, decision: Decision, site_name: str, grou
                 weight = _group_weight(reader, leg, group)
                 rows = _rows(decision, number, i, group)
                 factor = decision.row_factor[rows]
-                roles.append(_role(leg, weight, factor, {c: decision.patterns.rows[c][rows] for c in ("n_zero", "n_nonfinite")},
-                                   site, pairing))  # fmt: skip
+                roles.append(
+                    _role(
+                        leg,
+                        weight,
+                        factor,
+                        {c: decision.patterns.rows[c][rows] for c in ("n_zero", "n_nonfinite")},
+                        site,
+                        pairing,
+                    )
+                )
                 width = leg.index.sizes[-1]
-                chosen = slice(head_in_group * width, (head_in_group + 1) * width) if leg.index.sizes[-2] > 1 else slice(0, width)
+                chosen = (
+                    slice(head_in_group * width, (head_in_group + 1) * width)
+                    if leg.index.sizes[-2] > 1
+                    else slice(0, width)
+                )
                 matrices[leg.side] = (weight[chosen], factor[chosen], leg.index.sizes[-2])
-    return HeadDetail(site_name, group, tuple(roles), _turns(site, pairing), _head_number(site, group, head_in_group),
-                      *_spectrum(site, matrices))  # fmt: skip
+    return HeadDetail(
+        site_name,
+        group,
+        tuple(roles),
+        _turns(site, pairing),
+        _head_number(site, group, head_in_group),
+        *_spectrum(site, matrices),
+    )
 
 
 def _head_number(site: Site, group: int, head_in_group: int) -> int:
@@ -98,8 +118,7 @@ def _rows(decision: Decision, site: int, leg: int, group: int) -> np.ndarray:
 
 
 def _group_weight(reader: Reader, leg: Leg, group: int) -> torch.Tensor:
-    """(heads in the group * channels, values a channel), float64, effective values, in the order of the table's rows.
-    """
+    """(heads in the group * channels, values a channel), float64, effective values, in the order of the table's rows."""
     index = leg.index.indices()[leg.groups() == group]
     if leg.fixed:
         ((axis, at),) = leg.fixed
@@ -113,17 +132,36 @@ def _group_weight(reader: Reader, leg: Leg, group: int) -> torch.Tensor:
     return weight.reshape(len(index), -1) + leg.offset
 
 
-def _role(leg: Leg, weight: torch.Tensor, factor: np.ndarray, counts: dict, site: Site, pairing: np.ndarray) -> RoleDetail:
+def _role(
+    leg: Leg, weight: torch.Tensor, factor: np.ndarray, counts: dict, site: Site, pairing: np.ndarray
+) -> RoleDetail:
     size = weight.abs()
     after = size * torch.from_numpy(factor)[:, None]
     edges, percent, percent_after = _histograms(size, after)
-    stats = [{"n": w.numel(), "l1": w.sum().item(), "l2_sq": (w * w).sum().item(), "max": w.max().item()} for w in (size, after)]
+    stats = [
+        {"n": w.numel(), "l1": w.sum().item(), "l2_sq": (w * w).sum().item(), "max": w.max().item()}
+        for w in (size, after)
+    ]
     both = {name: tuple(float(norm(name, s)) for s in stats) for name in ("l1", "l2", "max", "mean")}
     width = leg.index.sizes[-1]
     channel = [np.bincount(pairing, w.sum(1).reshape(-1, width).sum(0).numpy()) for w in (size, after)]
-    return RoleDetail(leg.role, leg.tensor, tuple(weight.shape), leg.index.sizes[-2], both["l1"], both["l2"], both["max"], both["mean"],
-                      (float(factor.min()), float(factor.max())), int(counts["n_zero"].sum()), int(counts["n_nonfinite"].sum()),
-                      edges, percent, percent_after, *channel)  # fmt: skip
+    return RoleDetail(
+        leg.role,
+        leg.tensor,
+        tuple(weight.shape),
+        leg.index.sizes[-2],
+        both["l1"],
+        both["l2"],
+        both["max"],
+        both["mean"],
+        (float(factor.min()), float(factor.max())),
+        int(counts["n_zero"].sum()),
+        int(counts["n_nonfinite"].sum()),
+        edges,
+        percent,
+        percent_after,
+        *channel,
+    )
 
 
 def _histograms(size: torch.Tensor, after: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -138,8 +176,7 @@ def _histograms(size: torch.Tensor, after: torch.Tensor) -> tuple[np.ndarray, np
 
 
 def _rotary_pairs(site: Site) -> np.ndarray:
-    """(head_dim,) rotary pair of each channel of a head, fastest first; channels that do not rotate follow, one each.
-    """
+    """(head_dim,) rotary pair of each channel of a head, fastest first; channels that do not rotate follow, one each."""
     layout, width, _ = site.rotary
     dim = next(leg for leg in site.legs if leg.measured).index.sizes[-1]
     out = np.arange(dim)
@@ -178,11 +215,15 @@ def _spectrum(site: Site, matrices: dict) -> tuple[dict[str, np.ndarray], str]:
     # left^T right has rank head_dim: its singular values are those of R_left R_right^T of the two QR factors
     r_left, r_right = torch.linalg.qr(left.T, mode="r")[1], torch.linalg.qr(right.T, mode="r")[1]
     spectrum = {
-        "left": values(left), "right": values(right),
-        "left_after": values(left, left_factor), "right_after": values(right, right_factor),
+        "left": values(left),
+        "right": values(right),
+        "left_after": values(left, left_factor),
+        "right_after": values(right, right_factor),
         "product": torch.linalg.svdvals(r_left @ r_right.T).numpy(),
-    }  # fmt: skip
+    }
     if site.key.pair == "lora":
         return spectrum, "Of the whole product B A, without its scaling."
-    note = "Of the first query head, without biases" + ("; Q K^T at distance 0, before any rotation." if site.rotary[1] else ".")
+    note = "Of the first query head, without biases" + (
+        "; Q K^T at distance 0, before any rotation." if site.rotary[1] else "."
+    )
     return spectrum, note

@@ -8,10 +8,10 @@ import numpy as np
 
 from wisca_core.architecture.site import Refusal
 from wisca_core.errors import NothingToRescale, PlanMismatch, UnreadableInput
-from wisca_core.home import read_json, write_json
 from wisca_core.patterns.table import Patterns
-from wisca_core.plan.decide import Decision, replay
-from wisca_core.plan.options import Options, parse_layers
+from wisca_core.planning.decide import Decision, replay
+from wisca_core.planning.options import Options, parse_layers
+from wisca_core.storage import read_json, write_json
 
 FORMAT, VERSION = "wisca-plan", 1
 
@@ -72,13 +72,29 @@ class Plan:
         """Raises PlanMismatch naming ``where`` for anything that is not a plan."""
         try:
             o = data["options"]
-            options = Options(tuple(o["pairs"]), o["granularity"], o["norm"], float(o["strength"]),
-                              parse_layers(",".join(o["layers"])), bool(o["exact"]), tuple(o["exclude"]))  # fmt: skip
+            options = Options(
+                tuple(o["pairs"]),
+                o["granularity"],
+                o["norm"],
+                float(o["strength"]),
+                parse_layers(",".join(o["layers"])),
+                bool(o["exact"]),
+                tuple(o["exclude"]),
+            )
             sites = tuple(SitePlan(s["site"], s["granularity"], tuple(map(float, s["factors"]))) for s in data["sites"])
             refusals = tuple(Refusal(r["what"], r["reason"]) for r in data["refusals"])
-            plan = cls(options, sites, tuple(map(str, data["tensors"])), str(data["fingerprint"]), refusals, data["bit_identical"] is True)
+            plan = cls(
+                options,
+                sites,
+                tuple(map(str, data["tensors"])),
+                str(data["fingerprint"]),
+                refusals,
+                data["bit_identical"] is True,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanMismatch(f"{where} is no plan: {type(error).__name__} at {error}. Make it again with --save-plan.") from error
+            raise PlanMismatch(
+                f"{where} is no plan: {type(error).__name__} at {error}. Make it again with --save-plan."
+            ) from error
         bad = [s.site for s in sites for f in s.factors if not (math.isfinite(f) and f > 0)]
         if bad:
             raise PlanMismatch(f"{where}: {bad[0]} has a factor that is not a positive finite number.")
@@ -96,14 +112,23 @@ def make_plan(decision: Decision) -> Plan:
         tensors |= {leg.tensor for leg in site.legs}
     names = tuple(sorted(tensors))
     refused = tuple(r for r in patterns.sites.refusals if decision.options.asks(r.what))
-    return Plan(decision.options, tuple(sites), names, patterns.fingerprint(names), refused + decision.refusals, decision.bit_identical)
+    return Plan(
+        decision.options,
+        tuple(sites),
+        names,
+        patterns.fingerprint(names),
+        refused + decision.refusals,
+        decision.bit_identical,
+    )
 
 
 def decision_of(plan: Plan, patterns: Patterns) -> Decision:
     """A saved plan against a measured checkpoint. Raises PlanMismatch where it belongs to another one."""
     missing = [name for name in plan.tensors if name not in patterns.digests]
     if missing:
-        raise PlanMismatch(f"the plan changes {missing[0]}, which is in no pair of this checkpoint. It belongs to another model.")
+        raise PlanMismatch(
+            f"the plan changes {missing[0]}, which is in no pair of this checkpoint. It belongs to another model."
+        )
     found = patterns.fingerprint(plan.tensors)
     if found != plan.fingerprint:
         raise PlanMismatch(
@@ -117,14 +142,18 @@ def decision_of(plan: Plan, patterns: Patterns) -> Decision:
         i = numbers.get(part.site)
         if i is None or len(part.factors) != cells.first[i + 1] - cells.first[i]:
             expected = "no such pair" if i is None else f"{cells.first[i + 1] - cells.first[i]} factors"
-            raise PlanMismatch(f"the plan has {len(part.factors)} factors for {part.site}; this checkpoint has {expected} there.")
+            raise PlanMismatch(
+                f"the plan has {len(part.factors)} factors for {part.site}; this checkpoint has {expected} there."
+            )
         factor[cells.first[i] : cells.first[i + 1]] = part.factors
     decision = replay(patterns, plan.options, factor)
     stopped = np.flatnonzero(decision.factor != factor)
     if len(stopped):
         name = patterns.sites.sites[cells.site[stopped[0]]].name
-        raise PlanMismatch(f"the plan's factor {factor[stopped[0]]:.6g} for {name} cannot be applied: a norm is zero or not finite, or a "
-                           "value would leave the range of its dtype. Make a new plan.")  # fmt: skip
+        raise PlanMismatch(
+            f"the plan's factor {factor[stopped[0]]:.6g} for {name} cannot be applied: a norm is zero or not finite, or a "
+            "value would leave the range of its dtype. Make a new plan."
+        )
     return decision
 
 

@@ -1,12 +1,12 @@
 """Running the census in the background."""
 
 import streamlit as st
+from wisca_app import state
+from wisca_app.cached import Census
+from wisca_app.figures import words
+from wisca_app.job_progress import explain, follow, latest
+from wisca_app.messages import errors_as_messages
 
-from app import state
-from app.cached import Census
-from app.figures import words
-from app.following import explain, follow, latest
-from app.messages import errors_as_messages
 from wisca_core import jobs
 from wisca_core.census.entry import NOT_REACHED, OPEN
 
@@ -16,7 +16,9 @@ SECONDS_EACH = 2.0  # of one architecture on one core, three granularities (366 
 def draw(census: Census) -> None:
     job = latest("census")
     if job is not None and job.is_active:
-        st.markdown(":gray[Every rule is tried on a miniature in float64, two at a time. What is proved stays if you cancel.]")
+        st.markdown(
+            ":gray[Every rule is tried on a miniature in float64, two at a time. What is proved stays if you cancel.]"
+        )
         follow(job)
         return
     if job is not None and job.state not in ("done", "cancelled"):
@@ -26,13 +28,19 @@ def draw(census: Census) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         with errors_as_messages("The census cannot be started"):
             is_first = not coverage.slowest or coverage.n_released > n / 2
-            rest = f"Prove the {words.count(missing)} that are missing" if coverage.n_open or coverage.n_released else f"Try the {words.count(missing)} again that were not reached"
+            rest = (
+                f"Prove the {words.count(missing)} that are missing"
+                if coverage.n_open or coverage.n_released
+                else f"Try the {words.count(missing)} again that were not reached"
+            )
             if missing and st.button("Prove them here" if is_first else rest, key="prove_all"):
                 _start(False)
             if not is_first and st.button("Prove all again", key="prove_again"):
                 _start(True)
         minutes = max(1, round((missing or n) * SECONDS_EACH / 120))
-        st.markdown(f":small[:gray[Each rule on a miniature of that architecture, at three granularities: about {words.plural(minutes, 'minute')} on two free cores.]]")
+        st.markdown(
+            f":small[:gray[Each rule on a miniature of that architecture, at three granularities: about {words.plural(minutes, 'minute')} on two free cores.]]"
+        )
 
 
 def _start(again: bool) -> None:
