@@ -146,8 +146,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_a_lock_is_held_until_its_holder_is_killed(tmp_path):
     lock = tmp_path / "lock"
     assert not storage.is_held(lock) and not lock.exists()
-    code = "import sys, time; from pathlib import Path; from wisca_core import home; " + (
-        "home.take_lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from wisca_core import storage; " + (
+        "storage.take_lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
     try:

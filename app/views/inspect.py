@@ -4,7 +4,7 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
-from wisca_app.inspecting import beside, charts, close, coverage, overview, selection
+from wisca_app.inspecting import beside, charts, coverage, head_detail, overview, selection
 from wisca_app.inspecting.shown import shown
 from wisca_app.open_model import ready
 
@@ -33,4 +33,4 @@ with right:
 st.space("small")
 charts.draw_depth(view, theme)
 st.divider()
-close.draw(view, theme, selected)
+head_detail.draw(view, theme, selected)

@@ -1,7 +1,7 @@
 """What a model takes in, and random inputs of it: the fixed list of named cases two models are compared on.
 
 Text: lengths 1, 7 and 33, a batch padded on the left and one padded on the right; for decoders a prefill and single-token
-steps on its cache. Encoder-decoders: the same with ids for the decoder. Pixels and sound: :mod:`.senses`. A model that
+steps on its cache. Encoder-decoders: the same with ids for the decoder. Pixels and sound: :mod:`.inputs_by_kind`. A model that
 reads text and is fed by another tower (``get_image_features``) runs that tower by itself.
 """
 
