@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import streamlit as st
+
 from wisca_app import sidebar, state
 from wisca_app.messages import errors_as_messages
 

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
-from wisca_app.archive import Entry, archive, archive_bytes
 
+from wisca_app.archive import Entry, archive, archive_bytes
 from wisca_core.errors import UnreadableInput
 
 _HEADERS = {"cache-control": "no-store", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import streamlit as st
+
 from wisca_app.spreadsheet import csv_bytes
 
 

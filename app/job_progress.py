@@ -1,9 +1,9 @@
 """Jobs on a page: the newest one for a purpose, its progress with a way to cancel, and what became of it."""
 
 import streamlit as st
+
 from wisca_app.figures import words
 from wisca_app.messages import errors_as_messages, say
-
 from wisca_core import jobs
 from wisca_core.jobs import Job
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import streamlit as st
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+
 from wisca_app.downloads import ROUTES
 
 # A page elsewhere that makes its name point at 127.0.0.1 (DNS rebinding) must not read weights through this server.

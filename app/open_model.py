@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import streamlit as st
+
 from wisca_app import cached, state
 from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
-
 from wisca_core import jobs
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import WiscaError

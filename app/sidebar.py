@@ -1,13 +1,13 @@
 """The sidebar: the open model, how to open another, what is running, what is kept on this machine."""
 
 import streamlit as st
+
 from wisca_app import cached, state, uploads
 from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.job_progress import bar
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import ask_to_download, glance, normal, title
-
 from wisca_core import jobs, storage
 
 # What cleaning offers first: all of it can be made again. Exports and comparisons are somebody's work.

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from dashboard_page import metrics, page, texts
 from streamlit.testing.v1 import AppTest
-from wisca_app.architectures import running
 
+from wisca_app.architectures import running
 from wisca_core import jobs
 from wisca_core.architecture.find import find_sites
 from wisca_core.census import causal_types, kept, released

@@ -11,8 +11,8 @@ import torch
 from dashboard_page import charts, page, texts
 from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
-from wisca_app import cached
 
+from wisca_app import cached
 from wisca_core import jobs, storage
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from dashboard_page import metrics, page, texts
 from streamlit.testing.v1 import AppTest
+
 from wisca_app.comparing import fields
 from wisca_app.comparing.choosing import SAMPLES
 from wisca_app.figures import compare
 from wisca_app.figures.template import DARK, LIGHT
-
 from wisca_core import jobs, storage
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.presets import ARMS, LORA_ARMS

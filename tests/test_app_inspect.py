@@ -10,6 +10,7 @@ import torch
 from dashboard_page import charts, metrics, page, texts
 from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
+
 from wisca_app.inspecting import selection
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from dashboard_page import metrics, page, texts
 from streamlit.testing.v1 import AppTest
+
 from wisca_app import cached, downloads
 from wisca_app.figures.factors import factor_chart, finding
 from wisca_app.figures.template import LIGHT
 from wisca_app.rescaling.training import command, snippet
-
 from wisca_core import jobs, storage
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import Reader, open_checkpoint
@@ -399,7 +399,6 @@ def test_opening_another_model_here_starts_with_all_its_layers(llama, tmp_path):
 )
 def test_the_lines_for_a_training_run_give_the_options_of_the_page(options):
     from wisca_app.rescaling.training import in_training
-
     from wisca_core.training.choices import Choices
 
     line = next(line for line in in_training(options).splitlines() if line.startswith("WiscaCallback("))

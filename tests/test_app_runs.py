@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from dashboard_page import page, texts
 from streamlit.testing.v1 import AppTest
+
 from wisca_app.figures.runs import MOST_NAMED, Curve, curves, styles, whole_ticks
 from wisca_app.figures.runs_report import report
 from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure

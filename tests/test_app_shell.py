@@ -20,11 +20,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
+
 from wisca_app import archive as archives
 from wisca_app import cached, downloads, open_model, state, uploads
 from wisca_app.archive import Entry, archive, archive_bytes
 from wisca_app.spreadsheet import csv_bytes
-
 from wisca_core import jobs, storage
 from wisca_core.checkpoint import HubSize
 from wisca_core.errors import CheckpointChanged, HubError, UnreadableInput, UnsafeInput

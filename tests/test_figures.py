@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+
 from wisca_app.figures import balance, depth, findings, head, heatmap, words
 from wisca_app.figures.template import (
     DARK,
@@ -19,7 +20,6 @@ from wisca_app.figures.template import (
     theme_of,
 )
 from wisca_app.inspecting.shown import furthest
-
 from wisca_core.planning.head import HeadDetail, RoleDetail
 
 NAN = float("nan")

@@ -2,11 +2,11 @@
 
 import pandas as pd
 import streamlit as st
+
 from wisca_app import state
 from wisca_app.cached import Census
 from wisca_app.figures import words
 from wisca_app.spreadsheet import csv_bytes
-
 from wisca_core.census.coverage import Coverage
 from wisca_core.census.entry import ABSENT, LABELS, NOT_REACHED, OPEN, PARTLY, PROVED, REFUSED
 from wisca_core.equivalence.proof import versions

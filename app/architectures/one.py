@@ -2,12 +2,12 @@
 
 import pandas as pd
 import streamlit as st
+
 from wisca_app import cached, state
 from wisca_app.cached import Census
 from wisca_app.figures import words
 from wisca_app.messages import plain
 from wisca_app.open_model import glance
-
 from wisca_core.architecture.families import families
 from wisca_core.census import row_file, row_text, rule_lines
 from wisca_core.census.entry import LABELS, Entry

@@ -1,12 +1,12 @@
 """Running the census in the background."""
 
 import streamlit as st
+
 from wisca_app import state
 from wisca_app.cached import Census
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages
-
 from wisca_core import jobs
 from wisca_core.census.entry import NOT_REACHED, OPEN
 

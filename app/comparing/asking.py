@@ -4,11 +4,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import streamlit as st
+
 from wisca_app import cached, state
 from wisca_app.figures import words
 from wisca_app.open_model import normal
 from wisca_app.open_model import title as model_title
-
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import ARM_PAIRS, PRECISIONS, Spec

@@ -2,11 +2,11 @@
 
 import pandas as pd
 import streamlit as st
+
 from wisca_app.figures import compare, words
 from wisca_app.figures.template import Theme
 from wisca_app.heading import heading
 from wisca_app.inspecting.charts import chart
-
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.arm_words import in_words

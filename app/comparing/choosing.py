@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import streamlit as st
+
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.messages import errors_as_messages, plain
-
 from wisca_core import jobs, storage
 from wisca_core.checkpoint.untrusted import shown
 from wisca_core.comparison import folder

@@ -3,12 +3,12 @@ start every second.
 """
 
 import streamlit as st
+
 from wisca_app.comparing import charts
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.job_progress import latest
 from wisca_app.messages import errors_as_messages
-
 from wisca_core.comparison import folder
 from wisca_core.comparison.estimate import duration
 from wisca_core.comparison.folder import Comparison

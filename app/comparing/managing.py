@@ -1,13 +1,13 @@
 """A comparison as a folder: its logs on Runs, and deleting it."""
 
 import streamlit as st
+
 from wisca_app import state
 from wisca_app.comparing import choosing, live
 from wisca_app.figures import words
 from wisca_app.job_progress import latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.reading import opening
-
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
 

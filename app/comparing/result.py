@@ -4,13 +4,13 @@ import json
 
 import pandas as pd
 import streamlit as st
+
 from wisca_app.comparing import charts, setup, weights
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.job_progress import explain, latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import title as model_title
-
 from wisca_core.comparison import folder
 from wisca_core.comparison.estimate import duration
 from wisca_core.comparison.folder import Comparison

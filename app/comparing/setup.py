@@ -5,12 +5,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import streamlit as st
+
 from wisca_app import cached, state
 from wisca_app.comparing import asking, fields
 from wisca_app.comparing.asking import KEPT
 from wisca_app.figures import compare, words
 from wisca_app.messages import errors_as_messages, plain
-
 from wisca_core import jobs, storage
 from wisca_core.comparison import execution_plan, folder
 from wisca_core.comparison.data import check_text

@@ -1,10 +1,10 @@
 """The final weights of a comparison's runs: look at one on Inspect, two side by side, or take them away."""
 
 import streamlit as st
+
 from wisca_app import downloads, state
 from wisca_app.figures import compare, words
 from wisca_app.messages import errors_as_messages, plain
-
 from wisca_core.comparison.folder import Cell, Comparison
 
 

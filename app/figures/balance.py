@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
 from wisca_app.figures import words
 from wisca_app.figures.heatmap import has_size
 from wisca_app.figures.template import Theme, figure, log_ticks, see_through, unit
-
 from wisca_core.patterns.summary import LEVEL, SIDES
 
 MANY = 1000  # points from which they are drawn by WebGL

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
 from wisca_app.figures import words
 from wisca_app.figures.compare import LEGEND
 from wisca_app.figures.template import Theme, figure, layer_ticks, octave_ticks, unit

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme, figure, log_ticks, octave_ticks, see_through, unit
-
 from wisca_core.comparison.arm_words import listed, title, titles
 from wisca_core.comparison.report import Report, interval, is_clear, signed, stands
 from wisca_core.comparison.spec import Arm

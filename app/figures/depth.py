@@ -5,6 +5,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme, figure, layer_ticks, log_ticks
 

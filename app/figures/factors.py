@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+
 from wisca_app.figures import words
 from wisca_app.figures.runs import plain_text
 from wisca_app.figures.template import Theme, blend, figure, layer_ticks, octave_ticks, unit
-
 from wisca_core.architecture.site import SiteKey
 from wisca_core.patterns.blocks import titles, unit_of
 from wisca_core.patterns.summary import times

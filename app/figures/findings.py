@@ -2,8 +2,8 @@
 
 import numpy as np
 import pandas as pd
-from wisca_app.figures import words
 
+from wisca_app.figures import words
 from wisca_core.patterns.summary import SIDES
 
 # Two parts of the depth count as different from this ratio of their medians on (a quarter of an octave).

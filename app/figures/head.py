@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme, figure, log_ticks, unit
-
 from wisca_core.planning.head import HeadDetail
 
 MOST_CHANNELS = 1000  # points drawn of a feed-forward block, which may have tens of thousands of channels

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
 from wisca_app.figures import words
 from wisca_app.figures.template import OCTAVES, Theme, figure, layer_ticks, octave_ticks, scale, see_through, unit
-
 from wisca_core.patterns.summary import SIDES
 
 TOP, BETWEEN, BOTTOM, LINE = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
+
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme, figure, log_ticks, see_through, unit
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
+
 from wisca_app.figures.template import CONFIG, Theme
 
 _STYLE = """

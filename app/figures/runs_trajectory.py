@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+
 from wisca_app.figures import words
 from wisca_app.figures.runs import plain_text, whole_ticks
 from wisca_app.figures.template import Theme, figure, octave_ticks, see_through, unit

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
+
 from wisca_app.figures import words
 
 FONT = "Source Sans, sans-serif"

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import streamlit as st
+
 from wisca_app import cached, state
 from wisca_app.figures import beside, words
 from wisca_app.figures.template import Theme
@@ -11,7 +12,6 @@ from wisca_app.inspecting.charts import chart
 from wisca_app.inspecting.shown import Shown
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title
-
 from wisca_core.patterns.summary import layer_ratios
 
 

@@ -3,6 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+
 from wisca_app import cached
 from wisca_app.figures import balance, depth, findings, heatmap, words
 from wisca_app.figures.template import CONFIG, Theme

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import streamlit as st
+
 from wisca_app import cached
 from wisca_app.cached import Opened
 from wisca_app.figures import words
@@ -10,7 +11,6 @@ from wisca_app.heading import heading
 from wisca_app.inspecting import searching
 from wisca_app.inspecting.shown import Shown
 from wisca_app.messages import plain
-
 from wisca_core.architecture.refusals import lines
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.summary import SIDES

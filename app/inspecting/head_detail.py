@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import streamlit as st
+
 from wisca_app import cached
 from wisca_app.figures import findings, head, words
 from wisca_app.figures.template import Theme
@@ -10,7 +11,6 @@ from wisca_app.heading import heading
 from wisca_app.inspecting import selection
 from wisca_app.inspecting.charts import chart
 from wisca_app.inspecting.shown import Shown
-
 from wisca_core.patterns.summary import times
 from wisca_core.planning.head import HeadDetail
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import streamlit as st
+
 from wisca_app import cached
 from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.inspecting.shown import NORMS, Shown
 from wisca_app.open_model import title
-
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.summary import SIDES, PairSummary, sentence, times
 from wisca_core.planning.options import Options

@@ -1,11 +1,11 @@
 """A rule for a model type that no file has, looked for by trial in a job."""
 
 import streamlit as st
+
 from wisca_app import cached
 from wisca_app.cached import Opened
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages
-
 from wisca_core import jobs
 
 

@@ -7,10 +7,10 @@ click on it would unselect instead of select; the chart then gets a new key, whi
 from typing import Any
 
 import streamlit as st
+
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.inspecting.shown import Shown
-
 from wisca_core.patterns.summary import furthest
 
 SOURCES = ("map", "balance", "furthest")

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+
 from wisca_app import cached, state
 from wisca_app.cached import Opened
 from wisca_app.figures import words
-
 from wisca_core.architecture.site import Site, SiteKey
 from wisca_core.patterns import summary
 from wisca_core.patterns.blocks import block_of, titles, unit_of

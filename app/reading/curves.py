@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+
 from wisca_app import cached, state
 from wisca_app.figures import words
 from wisca_app.figures.runs import MOST_NAMED, Curve, curves
 from wisca_app.figures.template import CONFIG, Theme
 from wisca_app.heading import heading
 from wisca_app.reading.shown import MOST_CURVES, X_LABELS, Shown, axes
-
 from wisca_core.runs.drawing import half_life
 from wisca_core.runs.groups import ends, lower_is_better
 

@@ -5,13 +5,13 @@ differ in.
 import numpy as np
 import pandas as pd
 import streamlit as st
+
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.heading import heading
 from wisca_app.messages import plain
 from wisca_app.reading.planned import arms, comparison, link, where
 from wisca_app.reading.shown import Shown
-
 from wisca_core.runs.groups import (
     by_configuration,
     differences,

@@ -2,6 +2,7 @@
 
 import plotly.graph_objects as go
 import streamlit as st
+
 from wisca_app import cached, state
 from wisca_app.figures import words
 from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure
@@ -10,7 +11,6 @@ from wisca_app.heading import heading
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.reading.shown import Shown, checkpoint_folder
-
 from wisca_core import jobs
 from wisca_core.checkpoint.untrusted import shown as fit_for_a_line
 from wisca_core.runs import Run

@@ -1,11 +1,11 @@
 """Naming the logs, following them, and saying what was read of them and what was not."""
 
 import streamlit as st
+
 from wisca_app import cached, state, uploads
 from wisca_app.figures import words
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.reading.shown import Shown, paths
-
 from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.writing import csv_pieces
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import streamlit as st
+
 from wisca_app import state
 from wisca_app.comparing import choosing
-
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
 from wisca_core.errors import WiscaError

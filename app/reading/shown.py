@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_app import cached, state
-
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs import Logs, Run
 from wisca_core.runs.drawing import token_metric

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import streamlit as st
+
 from wisca_app import cached, downloads
 from wisca_app.cached import Opened
 from wisca_app.figures import words
@@ -11,7 +12,6 @@ from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_app.open_model import normal, title
 from wisca_app.rescaling import kept_plan
-
 from wisca_core import jobs, storage
 from wisca_core.equivalence.full_check import memory_free, memory_needed
 from wisca_core.equivalence.proof import Proof

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import xxhash
+
 from wisca_app import cached
 from wisca_app.cached import Opened
-
 from wisca_core import storage
 from wisca_core.planning.options import Options
 from wisca_core.planning.plan import save_plan

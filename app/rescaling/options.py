@@ -1,10 +1,10 @@
 """The block of options; every widget's key is a name of ``state.CHOICES``."""
 
 import streamlit as st
+
 from wisca_app import cached, state
 from wisca_app.cached import Opened
 from wisca_app.figures import words
-
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.planning.options import PLAN_NORMS, default_pairs
 

@@ -1,6 +1,7 @@
 """The block that says whether it is the same function: the miniature, the full check, and what neither looked at."""
 
 import streamlit as st
+
 from wisca_app import cached
 from wisca_app.cached import Opened
 from wisca_app.figures import words
@@ -8,7 +9,6 @@ from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title, with_mlp
 from wisca_app.rescaling import kept_plan
-
 from wisca_core import jobs
 from wisca_core.equivalence.adapter_proof import cached_adapter_proof
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed

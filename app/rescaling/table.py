@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 import streamlit as st
+
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.spreadsheet import csv_bytes
-
 from wisca_core.architecture.site import SiteKey
 from wisca_core.patterns.blocks import titles, unit_of
 from wisca_core.planning.rows import has_square

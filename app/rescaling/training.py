@@ -4,9 +4,9 @@ import shlex
 from dataclasses import replace
 
 import streamlit as st
+
 from wisca_app.cached import Opened
 from wisca_app.open_model import normal
-
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.planning.options import Options

@@ -2,10 +2,10 @@
 
 import pandas as pd
 import streamlit as st
+
 from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.open_model import title
-
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.summary import SIDES, PairSummary, summaries, times
 from wisca_core.planning.decide import Decision

@@ -1,6 +1,7 @@
 """Architectures: is mine covered, by which rule, and what was proved of it here?"""
 
 import streamlit as st
+
 from wisca_app import cached, state
 from wisca_app.architectures import many, one, running
 from wisca_app.figures import words

@@ -1,6 +1,7 @@
 """Compare: would rescaling help a training? Set up, watch, and read what the differences allow one to say."""
 
 import streamlit as st
+
 from wisca_app import state
 from wisca_app.comparing import choosing, live, managing, result, setup
 from wisca_app.figures import words

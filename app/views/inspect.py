@@ -1,6 +1,7 @@
 """Inspect: is this model out of balance, and where?"""
 
 import streamlit as st
+
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of

@@ -1,6 +1,7 @@
 """Rescale: what would WISCA do to this model, is it the same function, and how to take it away."""
 
 import streamlit as st
+
 from wisca_app import cached, state
 from wisca_app.figures import factors, words
 from wisca_app.figures.template import CONFIG, theme_of
@@ -9,7 +10,6 @@ from wisca_app.open_model import ready
 from wisca_app.rescaling import export, options, proof, table, training
 from wisca_app.rescaling.verdict import facts, metrics, sentence, what_applies
 from wisca_app.spreadsheet import csv_bytes
-
 from wisca_core.architecture.refusals import lines
 
 found = ready(state.get("pairs"))

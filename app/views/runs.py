@@ -1,6 +1,7 @@
 """Runs: what do my logs say, and what happened in the weights meanwhile?"""
 
 import streamlit as st
+
 from wisca_app.figures import words
 from wisca_app.figures.runs_report import report
 from wisca_app.figures.template import LIGHT, theme_of
