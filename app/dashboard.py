@@ -5,22 +5,27 @@ from pathlib import Path
 import streamlit as st
 
 from wisca_app import sidebar, state
+from wisca_app.figures.template import theme_of
 from wisca_app.messages import errors_as_messages
 
-# A file: Streamlit fetches named icons and emojis from the network.
-ICON = str(Path(__file__).with_name("icon.svg"))
+# Files: Streamlit fetches named icons and emojis from the network.
+HERE = Path(__file__).parent
+ICON = str(HERE / "icon.svg")
 
-st.set_page_config(page_title="WISCA", page_icon=ICON, layout="wide", initial_sidebar_state=244)
-state.begin()
-page = st.navigation(
-    [
+# The order of the question: a model, what a training makes of it, and what all of this rests on.
+GROUPS = {
+    "A model": [
         st.Page("views/inspect.py", title="Inspect", default=True),
         st.Page("views/rescale.py", title="Rescale"),
-        st.Page("views/compare.py", title="Compare"),
-        st.Page("views/runs.py", title="Runs"),
-        st.Page("views/architectures.py", title="Architectures"),
-    ]
-)
+    ],
+    "A training": [st.Page("views/compare.py", title="Compare"), st.Page("views/runs.py", title="Runs")],
+    "About": [st.Page("views/architectures.py", title="Architectures")],
+}
+
+st.set_page_config(page_title="WISCA", page_icon=ICON, layout="wide", initial_sidebar_state=244)
+st.logo(str(HERE / f"wordmark-{theme_of(st.context.theme.type).name}.svg"), size="large")
+state.begin()
+page = st.navigation(GROUPS, expanded=True)
 with st.sidebar, errors_as_messages("The sidebar cannot be shown"):
     sidebar.draw()
 state.share()
