@@ -96,6 +96,18 @@ def test_the_function_stays_and_the_norms_balance_at_every_granularity(make, fam
         assert all(abs(f - 1) < 1e-12 for _, fs in again.factors.sites for f in fs)
 
 
+def test_content_and_rotary_queries_of_one_matrix_are_both_rescaled(make):
+    """DeepSeek's q_b and kv_a hold the rows of two pairs; only the same rows in two pairs would be a conflict."""
+    model = make(model_type="deepseek_v3", first_k_dense_replace=100)
+    before = logits(model)
+    done = rescale_(model, granularity="group")
+    names = [site for site, _ in done.factors.sites]
+    assert {"decoder.0.self.qk", "decoder.0.self.qk:rope", "decoder.0.self.vo"} <= set(names) and not done.refusals
+    assert max(abs(f - 1) for _, fs in done.factors.sites for f in fs) > 1e-3
+    assert relative(logits(model), before) < 1e-12
+    assert all(abs(f - 1) < 1e-12 for _, fs in rescale_(model, granularity="group").factors.sites for f in fs)
+
+
 def test_one_factor_a_matrix_is_the_root_of_the_ratio_of_the_sums(make):
     model = make()
     attention = model.model.layers[1].self_attn

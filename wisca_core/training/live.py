@@ -8,6 +8,7 @@ Not covered: code that replaces a module's ``forward``; models with offloaded (m
 models in one.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -344,14 +345,21 @@ def _once(sites: Sequence[Site], held: _Held) -> tuple[list[Site], tuple[str, ..
             remarks.append(f"{site.name} is {kept[canonical].name}: the same parameters, scaled once.")
         else:
             kept[canonical] = site
-    users: dict[tuple, set[str]] = {}
+    users: dict[tuple, list[tuple[str, frozenset[int]]]] = {}  # of a tensor along an axis: who scales which indices
     for site in kept.values():
         for leg in site.legs:
-            users.setdefault((site.key.pair, owner(leg.tensor)), set()).add(site.name)
-    wrong = {name: sorted(names) for names in users.values() if len(names) > 1 for name in names}
+            place = (site.key.pair, owner(leg.tensor), leg.axis, leg.fixed)
+            users.setdefault(place, []).append((site.name, frozenset(leg.index.indices().tolist())))
+    wrong: dict[str, set[str]] = {}
+    for found in users.values():
+        # two sites may have rows of their own in one matrix: latent attention's content and rotary queries
+        for (name, rows), (other, its_rows) in itertools.combinations(found, 2):
+            if name != other and not rows.isdisjoint(its_rows):
+                wrong.setdefault(name, set()).add(other)
+                wrong.setdefault(other, set()).add(name)
     refused = [
-        Refusal(name, f"some of its tensors, not all, are those of {', '.join(n for n in names if n != name)} too")
-        for name, names in wrong.items()
+        Refusal(name, f"some of its tensors, not all, are those of {', '.join(sorted(others))} too")
+        for name, others in wrong.items()
     ]
     return [site for site in kept.values() if site.name not in wrong], tuple(remarks), refused
 
