@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Rescale:
     skipped: Mapping[str, str]
     refusals: tuple[Refusal, ...]
     proof: Proof | None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def rescale_(
@@ -199,7 +200,7 @@ class Rescaler:
         out = []
         for i, site in enumerate(sites):
             cells = slice(where.first[i], where.first[i + 1])
-            reason = _reason(site, fate[cells], left[cells], right[cells])
+            reason = reason_of(site, fate[cells], left[cells], right[cells])
             if reason:
                 skipped[site.name] = reason
             # a NaN somewhere in the pair: the whole pair is left alone
@@ -269,7 +270,7 @@ class Rescaler:
                         gram.apply_(tensor, one, s.T if one.leg.side == "left" else inverse)
 
 
-def _reason(site, fate: np.ndarray, left: np.ndarray, right: np.ndarray) -> str:
+def reason_of(site, fate: np.ndarray, left: np.ndarray, right: np.ndarray) -> str:
     if (fate == NON_FINITE).any():
         side = "left" if not np.isfinite(left).all() else "right"
         names = ", ".join(leg.tensor for leg in site.measured_legs(side))
