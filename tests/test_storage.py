@@ -245,3 +245,10 @@ def test_clean_leaves_young_files_beside_their_final_name(own_home):
         age(own_home / "measurements" / name, seconds)
     assert storage.clean(["measurements"]) == 9
     assert os.listdir(own_home / "measurements") == [".young"]
+
+
+def test_a_folder_of_ours_is_never_named_to_the_person():
+    with pytest.raises(UnreadableInput) as told, storage.workplace("the miniature") as place:
+        raise UnreadableInput(f"{place}/base does not load; see {place}/base-0/model.safetensors, {place}.")
+    assert str(told.value) == "the miniature does not load; see model.safetensors of the miniature, the miniature."
+    assert not place.exists()

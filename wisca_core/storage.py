@@ -15,9 +15,11 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -27,7 +29,7 @@ from typing import Any
 
 import platformdirs
 
-from wisca_core.errors import BadOption, OutputRefused, UnreadableInput, UnsafeInput
+from wisca_core.errors import BadOption, OutputRefused, UnreadableInput, UnsafeInput, WiscaError
 
 FOLDERS = ("jobs", "measurements", "proofs", "comparisons", "exports", "uploads")
 
@@ -133,6 +135,36 @@ def remove_entry(entry: Path, *, patience: float = 0.2) -> int | None:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+@contextmanager
+def workplace(words: str, *, prefix: str = "wisca-", within: Path | None = None) -> Iterator[Path]:
+    """An empty folder for the block, in the system's temporary folder or ``within``; removed behind it. ``unseen`` holds
+    for it: the person reads ``words``.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=within) as place, unseen(place, words):
+        yield Path(place)
+
+
+@contextmanager
+def unseen(place: str | Path, words: str) -> Iterator[None]:
+    """A WiscaError that leaves the block never names ``place``, a folder of ours, or what lies in it: it says ``words``,
+    and the name of a file of a checkpoint.
+    """
+    try:
+        yield
+    except WiscaError as error:
+        named = re.compile(re.escape(str(place)) + r"(?:/[\w.+-]*\w)*")
+        error.args = tuple(
+            named.sub(lambda found: _instead(found[0], words), text) if isinstance(text, str) else text
+            for text in error.args
+        )
+        raise
+
+
+def _instead(path: str, words: str) -> str:
+    name = path.rpartition("/")[2]
+    return f"{name} of {words}" if name.endswith((".json", ".safetensors", ".bin", ".pt")) else words
 
 
 # --- JSON files -------------------------------------------------------------------------------------------------------

@@ -1,11 +1,9 @@
 """One model type: its typical config made small, its rule tried at every granularity on one miniature."""
 
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.proof import NOT_RUN, Verdict, judge, label, open_bench
 from wisca_core.errors import WiscaError
 from wisca_core.progress import Progress, silent
+from wisca_core.storage import workplace
 
 LONGEST_REASON = 400
 
@@ -76,15 +75,15 @@ def _proved(model_type: str, family: Family | None, asked: tuple[str, ...], prog
 
     progress("building a miniature", 0, 1)
     config = shrink(example_config(model_type))
-    with tempfile.TemporaryDirectory(prefix="wisca-census-") as place:
-        folder = Path(place) / "original"
+    with workplace("the miniature") as place:
+        folder = place / "original"
         folder.mkdir()
         build_miniature(config, folder, seed=1)
         small = open_checkpoint(folder)
         sites = sites_of(small, PAIRS, progress, search=True)
         verdicts, n_cases, not_run = {}, 0, ()
         if sites.sites:
-            bench = open_bench(small, sites, Path(place))
+            bench = open_bench(small, sites, place)
             n_cases, not_run = len(bench.cases), bench.not_run
             verdicts = _at_each(bench, asked, progress)
     entry = _entry(model_type, family, asked, _places(sites, verdicts, model_type))

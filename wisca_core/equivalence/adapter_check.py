@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -15,6 +14,7 @@ from wisca_core.checkpoint import Checkpoint, Reader, open_checkpoint
 from wisca_core.equivalence.full_check import INPUTS, FullCheck, rounded_at_random, stored_dtype
 from wisca_core.exporting.weights import write_weights
 from wisca_core.progress import Progress, silent
+from wisca_core.storage import workplace
 
 N_INPUTS = 64
 
@@ -28,11 +28,11 @@ def compare_adapters(
     moved = _compare(checkpoint, other, sites, progress, "comparing the products")
     control = None
     if moved.n_different:
-        with TemporaryDirectory(prefix="wisca-rounded-") as place:
+        with workplace(str(checkpoint.path)) as place:
             names = sorted({leg.tensor for site in sites.sites for leg in site.legs})
             drawn = {name: partial(rounded_at_random, torch.Generator().manual_seed(i)) for i, name in enumerate(names)}
-            write_weights(checkpoint, drawn, Path(place))
-            (Path(place) / "adapter_config.json").write_text(checkpoint.adapter_json, encoding="utf-8")
+            write_weights(checkpoint, drawn, place)
+            (place / "adapter_config.json").write_text(checkpoint.adapter_json, encoding="utf-8")
             control = _compare(
                 checkpoint,
                 open_checkpoint(place),

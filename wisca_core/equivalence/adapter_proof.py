@@ -6,7 +6,6 @@ not hang on the values, and B is zero in a fresh adapter.
 """
 
 import json
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, Wisca
 from wisca_core.exporting.weights import write_weights
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, changes, rescaled, scalings
-from wisca_core.storage import folder, read_json, write_json
+from wisca_core.storage import folder, read_json, workplace, write_json
 
 N_INPUTS = 33
 
@@ -172,8 +171,8 @@ def on_miniature(
         )
     progress("building a miniature with an adapter", 0, 1)
     targets = {inside(one.module) for one in adapted(checkpoint) if not one.unknown}
-    with tempfile.TemporaryDirectory(prefix="wisca-proof-") as place:
-        original, adapter = Path(place) / "base", Path(place) / "adapter"
+    with workplace("the miniature") as place:
+        original, adapter = place / "base", place / "adapter"
         original.mkdir()
         build_miniature(shrink(base.config), original, seed=1)
         build_adapter(original, adapter, checkpoint.adapter, targets, seed=4)
@@ -189,7 +188,7 @@ def on_miniature(
         results = {}
         for number, side in enumerate((None, "left")):
             progress("proving the adapter on a miniature", number, 2)
-            out = Path(place) / f"changed-{number}"
+            out = place / f"changed-{number}"
             write_changed(small, sites, extreme(sites, 5), side, out)
             results[side] = difference(reference, outputs(load_adapted(original, out), seed=2))
         if not results["left"].max_rel > ALIVE:

@@ -4,7 +4,6 @@ What holds is kept for this structure under WISCA_HOME and used from then on, un
 """
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from wisca_core.errors import (
     WiscaError,
 )
 from wisca_core.progress import Progress, silent
-from wisca_core.storage import folder, read_json, write_json
+from wisca_core.storage import folder, read_json, workplace, write_json
 
 FORMAT, VERSION = "wisca-discovery", 1
 NAME = "discovered"
@@ -123,8 +122,8 @@ def _discover(checkpoint: Checkpoint, progress: Progress) -> Discovery:
     attention = find_attention(checkpoint)
     if attention is None:
         raise UnknownArchitecture("no layer has tensors named like query, key, value and output projections.")
-    with tempfile.TemporaryDirectory(prefix="wisca-discovery-") as place:
-        original = Path(place) / "original"
+    with workplace("the miniature") as place:
+        original = place / "original"
         original.mkdir()
         build_miniature(shrink(checkpoint.config), original, seed=1)
         small = open_checkpoint(original)
@@ -137,12 +136,12 @@ def _discover(checkpoint: Checkpoint, progress: Progress) -> Discovery:
         settled: Guess | None = None
         tried, nearest = 0, float("inf")
         for _, rows in guesses(small, inside):
-            bench, settled, n, best = _first_that_holds(small, rows, ("vo",), Path(place), bench, progress)
+            bench, settled, n, best = _first_that_holds(small, rows, ("vo",), place, bench, progress)
             tried, nearest = tried + n, min(nearest, best)
         if settled is None:
             raise ProofFailed(_nothing("value and output", tried, nearest))
         bench, found, n, best = _first_that_holds(
-            small, qk_guesses(small, inside, settled.fields), ("qk",), Path(place), bench, progress
+            small, qk_guesses(small, inside, settled.fields), ("qk",), place, bench, progress
         )
         if found is None:
             reason = _nothing("query and key", n, best).rstrip(".")

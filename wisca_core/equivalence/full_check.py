@@ -8,7 +8,6 @@ beside it.
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from wisca_core.exporting.weights import write_weights, written_name
 from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
-from wisca_core.storage import folder
+from wisca_core.storage import folder, workplace
 
 N_TOKENS = 1024
 SEQUENCE = 256
@@ -141,14 +140,14 @@ def full_check(checkpoint: Checkpoint, sites: Sites, plan: Plan, progress: Progr
     Raises UnsupportedCheckpoint where the memory does not suffice, ConfigMismatch where transformers cannot load it,
     Cancelled.
     """
-    with tempfile.TemporaryDirectory(prefix=".check-", dir=folder("exports")) as place:
-        after = Path(place) / "after"
+    with workplace("the rescaled weights", prefix=".check-", within=folder("exports")) as place:
+        after = place / "after"
         after.mkdir()
         try:
             _write_plan(checkpoint, sites, plan, after, progress)
         except OSError as error:
             raise OutputRefused(
-                f"the check writes the rescaled weights to {place} first, which failed: {error.strerror}. It is removed again."
+                f"the check writes the rescaled weights under {folder('exports')} first, which failed: {error.strerror}. It is removed again."
             ) from error
         return compare_folder(checkpoint, sites, plan, after, progress)
 
@@ -177,8 +176,8 @@ def compare_folder(
             f"the full check needs about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Not run."
         )
     dtype = stored_dtype(checkpoint, sites)
-    with tempfile.TemporaryDirectory(prefix="wisca-before-") as place:
-        before = _as_folder(checkpoint, Path(place) / "before", progress)
+    with workplace(str(checkpoint.path)) as place:
+        before = _as_folder(checkpoint, place / "before", progress)
         progress("running the original", 0, 3)
         model = load(before, dtype=TORCH_DTYPES[dtype], allow_extra=True)
         ids, tokens = token_ids(checkpoint.path, model.config)
@@ -187,7 +186,7 @@ def compare_folder(
         del model
         progress("running the rescaled model", 1, 3)
         other_folder = _as_folder(
-            after if isinstance(after, Checkpoint) else open_checkpoint(after), Path(place) / "after", progress
+            after if isinstance(after, Checkpoint) else open_checkpoint(after), place / "after", progress
         )
         model = load(other_folder, dtype=TORCH_DTYPES[dtype], allow_extra=True)
         other = text_outputs(model, ids)
@@ -198,7 +197,7 @@ def compare_folder(
         control = None
         if not identical:
             progress("running the control: the same weights rounded at random", 2, 3)
-            written = Path(place) / "written"
+            written = place / "written"
             written.mkdir()
             names = plan.tensors if plan else tuple({leg.tensor for site in sites.sites for leg in site.legs})
             write_weights(
@@ -207,7 +206,7 @@ def compare_folder(
                 written,
             )
             _finish_folder(checkpoint, written)
-            rounded = _as_folder(open_checkpoint(written), Path(place) / "rounded", progress)
+            rounded = _as_folder(open_checkpoint(written), place / "rounded", progress)
             control = difference(
                 reference, text_outputs(load(rounded, dtype=TORCH_DTYPES[dtype], allow_extra=True), ids)
             ).max_rel

@@ -3,7 +3,6 @@ that will be used, on a miniature of the base with an adapter of the same settin
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,7 +22,7 @@ from wisca_core.exporting.weights import write_weights
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, changes, scalings
 from wisca_core.rescale_adapter import follow
-from wisca_core.storage import folder, read_json, write_json
+from wisca_core.storage import folder, read_json, workplace, write_json
 
 
 def prove_pair(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progress = silent) -> Proof:
@@ -81,8 +80,8 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         )
     labels, pairs = {label(site) for site in sites.sites}, tuple(dict.fromkeys(site.key.pair for site in sites.sites))
     progress("building a miniature with an adapter", 0, 1)
-    with tempfile.TemporaryDirectory(prefix="wisca-proof-") as place:
-        original, beside = Path(place) / "base", Path(place) / "adapter"
+    with workplace("the miniature") as place:
+        original, beside = place / "base", place / "adapter"
         original.mkdir()
         build_miniature(shrink(base.config), original, seed=1)
         build_adapter(original, beside, adapter.adapter, targets, seed=4)
@@ -105,20 +104,16 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         for number, (name, factors) in enumerate(_trials(small_sites)):
             progress("proving base and adapter together", number, 4)
             scaling = scalings(small_sites, factors, "channel", shapes)
-            new_base = _written(small, scaling, Path(place) / f"base-{number}", "config.json", small.config_json)
+            new_base = _written(small, scaling, place / f"base-{number}", "config.json", small.config_json)
             followed = follow(small, small_sites, scaling, small_adapter)
             new_adapter = _written(
-                small_adapter,
-                followed,
-                Path(place) / f"adapter-{number}",
-                "adapter_config.json",
-                small_adapter.adapter_json,
+                small_adapter, followed, place / f"adapter-{number}", "adapter_config.json", small_adapter.adapter_json
             )
             moved = difference(reference, outputs(load_adapted(new_base, new_adapter), seed=2))
             if not moved.max_rel <= worst:
                 worst, where = moved.max_rel, f"{name}, {moved.worst_case}"
         progress("proving base and adapter together", 3, 4)
-        alone = difference(reference, outputs(load_adapted(Path(place) / "base-0", beside), seed=2)).max_rel
+        alone = difference(reference, outputs(load_adapted(place / "base-0", beside), seed=2)).max_rel
     if followed and not alone > ALIVE:
         raise ProofFailed(
             "leaving the adapter as it is does not move the outputs, so it is not run and nothing is proved."

@@ -7,7 +7,6 @@ weights does to the real model is the full check's business.
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -26,7 +25,7 @@ from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, Wisca
 from wisca_core.exporting.weights import write_weights
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
-from wisca_core.storage import folder, read_json, write_json
+from wisca_core.storage import folder, read_json, workplace, write_json
 
 # relative to max |output|: right rules read up to 8e-14, the nearest wrong one 6e-7
 TOLERANCE = 1e-11
@@ -218,8 +217,8 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
     progress("building a miniature", 0, 1)
     config = shrink(checkpoint.config)
     pairs = tuple(dict.fromkeys(site.key.pair for site in sites.sites))
-    with tempfile.TemporaryDirectory(prefix="wisca-proof-") as place:
-        original = Path(place) / "original"
+    with workplace("the miniature") as place:
+        original = place / "original"
         original.mkdir()
         build_miniature(config, original, seed=1)
         small = open_checkpoint(original)
@@ -233,7 +232,7 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
                 f"the weights and config.json disagree about the structure (a bias or norm that one has and the other "
                 f"lacks). {why}"
             )
-        bench = open_bench(small, small_sites, Path(place))
+        bench = open_bench(small, small_sites, place)
         verdict = judge(bench, granularity, progress)
     a = small_sites.attention
     return Proof(

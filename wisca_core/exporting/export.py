@@ -24,7 +24,7 @@ from wisca_core.patterns.measure import header_digest
 from wisca_core.planning.plan import Plan, check_not_empty
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
-from wisca_core.storage import folder, is_held, take_lock, write_json
+from wisca_core.storage import folder, is_held, take_lock, unseen, write_json
 
 SPARE_BYTES = 64 * 2**20  # beyond the weights: report, card, the file system's own
 
@@ -96,7 +96,8 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
         shutil.copyfile(locate(checkpoint.path, name), target)  # a real file, never a link
     with Reader(checkpoint):
         pass  # raises CheckpointChanged where a weight file is no longer what it was
-    checked = check(beside, progress) if check else None
+    with unseen(beside, "the rescaled weights"):
+        checked = check(beside, progress) if check else None
     if checked is not None and not checked.agrees(plan):
         raise ProofFailed(f"the full check contradicts the plan: {checked.words()} Nothing was written.")
     card = beside / "README.md"

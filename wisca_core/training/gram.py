@@ -11,11 +11,9 @@ Not covered: sharded parameters, DoRA on the pair, adapters of expert tensors; Q
 and a turn per rotary pair only.
 """
 
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Leg, Site
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.errors import ProofFailed
+from wisca_core.storage import workplace
 from wisca_core.training.lora import between
 
 # as for single factors: relative to max |output| of a float64 miniature; a one-sided change must move them by more
@@ -131,15 +130,15 @@ def _proved(config_json: str) -> str:
     from wisca_core.equivalence.outputs import difference, outputs
     from wisca_core.equivalence.small_config import shrink
 
-    with tempfile.TemporaryDirectory(prefix="wisca-mixing-") as place:
-        build_miniature(shrink(json.loads(config_json)), Path(place), seed=1)
+    with workplace("the miniature") as place:
+        build_miniature(shrink(json.loads(config_json)), place, seed=1)
         sites = [s for s in find_sites(open_checkpoint(place)).sites if s.key.pair == "vo"]
         why = next((f"{s.name}: {unusable(s)}." for s in sites if unusable(s)), "" if sites else "it has no VO pair.")
         if why:
             return why
-        reference = outputs(load(Path(place)), seed=2)
+        reference = outputs(load(place), seed=2)
         for side in (None, "left"):
-            model = load(Path(place))
+            model = load(place)
             tensors = _named(model, {leg.tensor for site in sites for leg in site.legs})
             generator = torch.Generator().manual_seed(3)
             for site in sites:
