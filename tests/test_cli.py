@@ -180,7 +180,8 @@ def test_inspect_names_the_heavier_side_of_each_layer(model, capsys):
         r"The query side is [78]\.\d× heavier in the median layer; 2\.0× of that is size, [34]\.\d× is not\.", out
     )
     assert re.search(r"The output side is (1\.9\d|2\.\d)× heavier", out)
-    assert len(re.findall(r"^ +[012] +query \d\.\d× +query 2\.0× +query \d\.\d× +output", out, re.M)) == 3
+    row = r"^ +[012] +query \d\.\d× +query 2\.0× +query \d\.\d× +2\.[6-9]×, 0\.3[4-8]× +output"  # the root of 8
+    assert len(re.findall(row, out, re.M)) == 3
     assert "decoder.0.self.qk" in out
 
 

@@ -21,7 +21,9 @@ from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import NORMS
 from wisca_core.planning.decide import decide
-from wisca_core.planning.options import Options, default_pairs, parse_pairs
+from wisca_core.planning.options import PLAN_NORMS, Options, default_pairs, parse_pairs
+from wisca_core.planning.rates import MATRICES, PairRates, equivalent_rates, layer_rates, median_rates, span
+from wisca_core.planning.rates import sentence as rates_in_words
 from wisca_core.spreadsheet import check_replaceable, csv_bytes
 
 N_WORST = 10
@@ -39,6 +41,8 @@ CSV_COLUMNS = (
     "log2_size",
     "block",
 )
+# of full balance, one factor a matrix; behind the columns that earlier versions wrote
+RATE_CSV_COLUMNS = ("left_rate_low", "left_rate_high", "right_rate_low", "right_rate_high")
 
 
 def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, yes: bool) -> int:
@@ -75,17 +79,24 @@ def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, 
         return 1
     with bar() as progress:
         patterns = measured(checkpoint, found, progress).of(sites)
-    groups = decide(patterns, Options(default_pairs(sites))).groups(norm)
+    # balance in the norm that is looked at, the paper's where no plan is made in it
+    decision = decide(patterns, Options(default_pairs(sites), norm=norm if norm in PLAN_NORMS else "l1"))
+    rates = equivalent_rates(decision, full=True)
+    groups = decision.groups(norm)
+    groups = groups.merge(rates[["name", *RATE_CSV_COLUMNS]], on="name", how="left")
     if csv:
-        _write_csv(csv, groups[list(CSV_COLUMNS)])
-    verdicts, layers, worst = summaries(groups, norm), layer_ratios(groups, norm), furthest(groups, N_WORST)
+        _write_csv(csv, groups[[*CSV_COLUMNS, *RATE_CSV_COLUMNS]])
+    verdicts, worst = summaries(groups, norm), furthest(groups, N_WORST)
+    layers = layer_ratios(groups, norm).merge(layer_rates(rates), on=["pair", "block", "layer"], how="left")
     if json:
         document(
             "wisca-inspect",
             common
             | {
                 "pairs": {name: _pair(s) for name, s in verdicts.items()},
-                "layers": _records(layers[["pair", "block", "layer", "log2_ratio", "log2_size"]]),
+                "rates": [asdict(one) for one in median_rates(rates)],
+                "rates_norm": decision.options.norm,
+                "layers": _records(layers[["pair", "block", "layer", "log2_ratio", "log2_size", *RATE_CSV_COLUMNS]]),
                 "worst": _records(worst),
                 "groups": _records(groups[list(CSV_COLUMNS)]),
             },
@@ -98,13 +109,24 @@ def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, 
     say()
     for summary in verdicts.values():
         say(sentence(summary), style="bold")
-    say(f"Norm: {norm}, the {NORMS[norm]}. Size is the part that only says how many entries each side has.\n")
+    say(f"Norm: {norm}, the {NORMS[norm]}. Size is the part that only says how many entries each side has.")
+    _say_rates(median_rates(rates))
     _say_layers(layers)
     _say_worst(worst)
     _say_left(sites, remarks)
     if csv:
         say(f"{len(groups):,} {_counted(groups)} written to {csv}")
     return 0
+
+
+def _say_rates(rates: list[PairRates]) -> None:
+    """What balancing does to a training, in the median layer; a line a block where there are several."""
+    blocks = dict.fromkeys(one.block for one in rates)
+    for block in blocks:
+        said = rates_in_words([one for one in rates if one.block == block])
+        say(f"{block}: {said}" if len(blocks) > 1 else said)
+    if rates:
+        say("Median layer; with SGD the squares of these, with Adafactor's scale_parameter no effect.\n")
 
 
 def side(pair: str, log2_ratio: float) -> str:
@@ -139,9 +161,11 @@ def _say_layers(layers: pd.DataFrame) -> None:
 
 
 def _say_block(layers: pd.DataFrame) -> None:
-    """One row a layer; the three columns of a pair are empty where it was refused."""
+    """One row a layer; the columns of a pair are empty where it was refused."""
     chosen = list(dict.fromkeys(layers["pair"]))
-    headers = ["layer", *(h for pair in chosen for h in (" / ".join(SIDES[pair]), "size", "the rest"))]
+    headers = ["layer"]
+    for pair in chosen:
+        headers += [" / ".join(SIDES[pair]), "size", "the rest", f"{', '.join(MATRICES[pair])} rates"]
     cells = {(row.pair, row.layer): row for row in layers.itertuples()}
     rows = []
     for layer in sorted(set(layers["layer"])):
@@ -149,13 +173,15 @@ def _say_block(layers: pd.DataFrame) -> None:
         for pair in chosen:
             found = cells.get((pair, layer))
             if found is None:
-                row += ["refused", "", ""]
+                row += ["refused", "", "", ""]
             else:
                 known = np.isfinite(found.log2_size)
                 row += [
                     side(pair, found.log2_ratio),
                     side(pair, found.log2_size) if known else "",
                     side(pair, found.log2_ratio - found.log2_size) if known else "",
+                    f"{span(found.left_rate_low, found.left_rate_high)}, "
+                    f"{span(found.right_rate_low, found.right_rate_high)}",
                 ]
         rows.append(row)
     table(headers, rows, numbers=(0,))
