@@ -25,11 +25,10 @@ from wisca_core.checkpoint.untrusted import open_regular, read_exactly, shown
 from wisca_core.equivalence.discovery import sites_of
 from wisca_core.errors import UnreadableInput, UnsafeInput, WiscaError
 from wisca_core.patterns.blocks import titles
+from wisca_core.patterns.groups import group_table
 from wisca_core.patterns.store import cached, measured, n_bytes_to_read
 from wisca_core.patterns.summary import SIDES, layer_ratios, times
 from wisca_core.patterns.table import NORMS
-from wisca_core.planning.decide import decide
-from wisca_core.planning.options import Options
 from wisca_core.progress import Progress, silent
 
 # What a name says of the step: the last number behind one of these words, or a name that is a number.
@@ -95,7 +94,7 @@ class Trajectory:
 
     def layers(self, norm: str) -> pd.DataFrame:
         """One row a (step, pair, block, layer): log2_ratio and log2_size of all KV groups together, octaves."""
-        table = self.tables[norm].assign(left_after=1.0, right_after=1.0)
+        table = self.tables[norm]
         parts = [
             layer_ratios(part, norm)[["pair", "block", "layer", "log2_ratio", "log2_size"]].assign(step=step)
             for step, part in table.groupby("step", sort=True)
@@ -226,9 +225,8 @@ def trajectory(folder: str | Path, progress: Progress = silent) -> Trajectory:
                 f"as it is called."
             )
         used.append(one)
-        as_it_is = decide(patterns, Options(strength=0.0))
         for norm in NORMS:
-            table = as_it_is.groups(norm)
+            table = group_table(patterns, norm)
             tables[norm].append(table.assign(step=one.step, checkpoint=one.label)[list(COLUMNS)])
     progress("measuring checkpoints", len(labelled), len(labelled))
     if not used:

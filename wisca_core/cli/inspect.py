@@ -17,6 +17,7 @@ from wisca_core.cli.terminal import bar, document, listed, note, say, table
 from wisca_core.equivalence.discovery import sites_of
 from wisca_core.errors import BadOption, OutputRefused
 from wisca_core.patterns.blocks import unit_of
+from wisca_core.patterns.groups import group_table
 from wisca_core.patterns.store import measured
 from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, layer_ratios, sentence, summaries, times
 from wisca_core.patterns.table import NORMS
@@ -82,8 +83,7 @@ def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, 
     # balance in the norm that is looked at, the paper's where no plan is made in it
     decision = decide(patterns, Options(default_pairs(sites), norm=norm if norm in PLAN_NORMS else "l1"))
     rates = equivalent_rates(decision, full=True)
-    groups = decision.groups(norm)
-    groups = groups.merge(rates[["name", *RATE_CSV_COLUMNS]], on="name", how="left")
+    groups = group_table(patterns, norm).merge(rates[["name", *RATE_CSV_COLUMNS]], on="name", how="left")
     if csv:
         _write_csv(csv, groups[[*CSV_COLUMNS, *RATE_CSV_COLUMNS]])
     verdicts, worst = summaries(groups, norm), furthest(groups, N_WORST)

@@ -52,9 +52,11 @@ class PairSummary:
 
 
 def summaries(groups: pd.DataFrame, norm: str) -> dict[str, PairSummary]:
-    """One a (pair, block) of a table made by ``Decision.groups()``, under the pair's name; "qk decoder.cross" where the
-    pair has several blocks.
+    """One a (pair, block) of a table of groups, under the pair's name; "qk decoder.cross" where the pair has several
+    blocks. In a table without a plan, "after" is as before.
     """
+    if "left_after" not in groups:
+        groups = groups.assign(left_after=groups["left"], right_after=groups["right"], log2_after=groups["log2_ratio"])
     out = {}
     for pair, of_pair in groups.groupby("pair", sort=False):
         names = titles(of_pair["block"].unique())
@@ -67,10 +69,10 @@ _KEYS = ["pair", "block", "layer"]
 
 
 def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
-    """One row a (pair, block, layer): log2_ratio, log2_size, log2_after of that norm over all KV groups (experts)
-    together, in octaves.
+    """One row a (pair, block, layer): log2_ratio, log2_size and, of a plan's table, log2_after of that norm over all KV
+    groups (experts) together, in octaves.
     """
-    columns = ["left", "right", "left_after", "right_after"]
+    columns = [name for name in ("left", "right", "left_after", "right_after") if name in groups]
     keys = [groups[name] for name in _KEYS]
     if norm in ("l2", "rms"):  # of equally large groups
         sides = (groups[columns] ** 2).groupby(keys, sort=False).sum() ** 0.5
@@ -82,13 +84,9 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
     sides = sides.mask(unknown)
     size = _size(groups, norm)
     with np.errstate(divide="ignore", invalid="ignore"):
-        out = pd.DataFrame(
-            {
-                "log2_ratio": np.log2(sides["left"] / sides["right"]),
-                "log2_size": size,
-                "log2_after": np.log2(sides["left_after"] / sides["right_after"]),
-            }
-        )
+        out = pd.DataFrame({"log2_ratio": np.log2(sides["left"] / sides["right"]), "log2_size": size})
+        if "left_after" in sides:
+            out["log2_after"] = np.log2(sides["left_after"] / sides["right_after"])
     return out.reset_index()
 
 

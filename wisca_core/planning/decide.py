@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_core.architecture.site import Refusal
-from wisca_core.patterns.blocks import block_of
+from wisca_core.patterns.groups import group_segments, group_table, norm_of, segment_norms, site_columns
 from wisca_core.patterns.table import LOST_BITS, SMALLEST_NORMAL, Cells, Patterns, Segments, norm
 from wisca_core.planning.options import Options
 
@@ -124,7 +124,9 @@ class Decision:
         return bool((np.frexp(self.factor)[0] == 0.5).all()) and not (e["lost"] or e["gains"] or half)
 
     def groups(self, norm_name: str | None = None) -> pd.DataFrame:
-        """One row a (site, KV group): see ``GROUP_COLUMNS``; that norm (the chosen one) before and after."""
+        """One row a (site, KV group): columns GROUP_COLUMNS, and left_after, right_after and log2_after:
+        that norm (the chosen one) before and after.
+        """
         return _group_table(self, norm_name or self.options.norm)
 
     def heads(self, norm_name: str | None = None) -> pd.DataFrame:
@@ -136,32 +138,13 @@ class Decision:
     def norms(self, name: str, key: tuple, segments: Segments) -> tuple[np.ndarray, np.ndarray]:
         """That norm of each segment of rows, before and after; ``key`` names the segments."""
         patterns = self.patterns
-        before = patterns.keep((*key, name), lambda: _norm_of(segments, name, patterns.rows, None))
+        before = segment_norms(patterns, name, key, segments)
         within = patterns.keep((*key, "in one cell", self.cells.granularity), lambda: segments.constant(self.cells.row))
         if not within:
-            return before, _norm_of(segments, name, patterns.rows, self.row_factor)
+            return before, norm_of(segments, name, patterns.rows, self.row_factor)
         rows = segments.order[segments.starts]  # one factor a segment: the norm scales with it
         exponent = patterns.legs["exponent"].to_numpy(np.int64)[patterns.leg_of_row[rows]]
         return before, before * self.factor[self.cells.row[rows]] ** exponent
-
-
-GROUP_COLUMNS = {
-    "site": "index of the site",
-    "name": "site name",
-    "layer": "layer",
-    "pair": "qk, vo, mlp or lora",
-    "block": "where in the model, without the layer: decoder.self, decoder.cross, decoder.experts ...",
-    "group": "KV group; the expert in a block of experts",
-    "n_left": "values on the left side",
-    "n_right": "values on the right side",
-    "left": "norm of the left side (q, v) before",
-    "right": "norm of the right side (k, o) before",
-    "left_after": "norm of the left side after",
-    "right_after": "norm of the right side after",
-    "log2_ratio": "log2(left / right) before, octaves",
-    "log2_size": "part of log2_ratio that is only the number of entries; NaN for max",
-    "log2_after": "log2(left / right) after",
-}
 
 
 def decide(patterns: Patterns, options: Options) -> Decision:
@@ -255,58 +238,16 @@ def _rows_of(decision: Decision, cell: int) -> np.ndarray:
     return order[first:stop]
 
 
-def _groups(patterns: Patterns) -> Segments:
-    legs = patterns.legs
-    most = int(patterns.rows["group"].max()) + 1 if len(legs) else 1
-    side = legs["side"].to_numpy()[patterns.leg_of_row]
-    key = (patterns.rows["site"].astype(np.int64) * most + patterns.rows["group"]) * 2 + side
-    return Segments.of(key, legs["measured"].to_numpy()[patterns.leg_of_row])
-
-
 def _group_table(decision: Decision, norm_name: str) -> pd.DataFrame:
-    """One row a (site, KV group), columns GROUP_COLUMNS."""
+    """``group_table`` with left_after, right_after and log2_after: the same norm once the factors are applied."""
     patterns = decision.patterns
-    if not len(patterns.legs):
-        return pd.DataFrame(columns=list(GROUP_COLUMNS))
-    segments = patterns.keep(("groups",), lambda: _groups(patterns))
-    before, after = decision.norms(norm_name, ("groups",), segments)
-    n = patterns.keep(("groups", "n"), lambda: segments.sum(patterns.rows["n"]))
-    most = int(patterns.rows["group"].max()) + 1
-    left, right = slice(0, None, 2), slice(1, None, 2)  # every group has both sides, left first
-    place = segments.ids[left] // 2
-    site = place // most
-    columns = patterns.keep(("sites",), lambda: site_columns(patterns))
-    size = {"l1": np.log2(n[left] / n[right]), "l2": np.log2(n[left] / n[right]) / 2}
+    table = group_table(patterns, norm_name)
+    if not len(table):
+        return table.assign(left_after=[], right_after=[], log2_after=[])
+    _, after = decision.norms(norm_name, ("groups",), group_segments(patterns))
+    left, right = after[::2], after[1::2]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return pd.DataFrame(
-            {
-                "site": site,
-                **{name: columns[name][site] for name in ("name", "layer", "pair", "block")},
-                "group": np.where(columns["expert"][site] >= 0, columns["expert"][site], place % most),
-                "n_left": n[left],
-                "n_right": n[right],
-                "left": before[left],
-                "right": before[right],
-                "left_after": after[left],
-                "right_after": after[right],
-                "log2_ratio": np.log2(before[left] / before[right]),
-                "log2_size": size.get(norm_name, np.full(len(site), np.nan if norm_name == "max" else 0.0)),
-                "log2_after": np.log2(after[left] / after[right]),
-            }
-        )
-
-
-def site_columns(patterns: Patterns) -> dict[str, np.ndarray]:
-    """name, stack, layer, pair, block and expert (-1: none) of each site, as tables name them."""
-    keys = [site.key for site in patterns.sites.sites]
-    words = {
-        "name": [str(key) for key in keys],
-        "stack": [key.stack for key in keys],
-        "pair": [key.pair for key in keys],
-        "block": [block_of(key) for key in keys],
-    }
-    numbers = {"layer": [key.layer for key in keys], "expert": [key.expert for key in keys]}
-    return {n: np.array(v, object) for n, v in words.items()} | {n: np.array(v, np.int64) for n, v in numbers.items()}
+        return table.assign(left_after=left, right_after=right, log2_after=np.log2(left / right))
 
 
 def _head_table(decision: Decision, norm_name: str) -> pd.DataFrame:
@@ -323,21 +264,9 @@ def _head_places(patterns: Patterns, segments: Segments) -> pd.DataFrame:
     base = np.concatenate([[0], np.cumsum(legs["n_heads"])])
     leg = np.searchsorted(base, segments.ids, side="right") - 1
     site = legs["site"].to_numpy(np.int64)[leg]
-    of_sites = patterns.keep(("sites",), lambda: site_columns(patterns))
+    of_sites = site_columns(patterns)
     columns = {"site": site} | {name: of_sites[name][site] for name in ("name", "layer", "pair", "block")}
     columns["role"] = legs["role"].to_numpy()[leg]
     columns["head"] = np.where(of_sites["expert"][site] >= 0, of_sites["expert"][site], segments.ids - base[leg])
     columns |= {name: segments.sum(patterns.rows[name]) for name in ("n", "n_zero", "n_nonfinite")}
     return pd.DataFrame(columns)
-
-
-def _norm_of(segments: Segments, name: str, rows: dict, factor: np.ndarray | None) -> np.ndarray:
-    """That norm of each segment, summing only the columns it needs."""
-    f = 1.0 if factor is None else factor
-    if name == "max":
-        return segments.max(rows["max"] * f)
-    if name in ("l2", "rms"):
-        total = segments.sum(rows["l2_sq"] * (f * f))
-        return np.sqrt(total / segments.sum(rows["n"]) if name == "rms" else total)
-    total = segments.sum(rows["l1"] * f)
-    return total / segments.sum(rows["n"]) if name == "mean" else total

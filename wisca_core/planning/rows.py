@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 
 from wisca_core.architecture.site import Site
+from wisca_core.patterns.groups import site_columns
 from wisca_core.patterns.table import Segments
-from wisca_core.planning.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, Decision, site_columns
+from wisca_core.planning.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, Decision
 
 ROW_COLUMNS = {
     "site": "index of the site",
@@ -52,7 +53,7 @@ def plan_rows(decision: Decision) -> pd.DataFrame:
         _STATUS[PLANNED if any_planned else f] for any_planned, f in zip(planned, np.maximum.reduceat(fate, starts))
     ]
     low, high = np.minimum.reduceat(factor, starts), np.maximum.reduceat(factor, starts)
-    columns = decision.patterns.keep(("sites",), lambda: site_columns(decision.patterns))
+    columns = site_columns(decision.patterns)
     # a site's factor s is s^a on its left side and s^-b on its right one
     a, b = (np.array([s.exponent(side) for s in sites])[site] for side in ("left", "right"))
     expert = columns["expert"][site]
