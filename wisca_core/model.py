@@ -1,0 +1,181 @@
+"""An opened model as one value: what is in it, what may be balanced, and why the rest is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import xxhash
+
+from wisca_core.architecture.find import searched
+from wisca_core.architecture.site import PAIRS, Refusal, Sites
+from wisca_core.checkpoint import Checkpoint, open_checkpoint
+from wisca_core.equivalence.discovery import sites_of
+from wisca_core.equivalence.proof import Proof, proved_only
+from wisca_core.errors import BadOption
+from wisca_core.patterns.groups import group_table
+from wisca_core.patterns.store import cached, measured, n_bytes_to_read
+from wisca_core.patterns.summary import PairSummary, layer_ratios, sentence, summaries
+from wisca_core.patterns.table import NORMS, Patterns
+from wisca_core.planning.options import Options
+from wisca_core.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from wisca_core.planning.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A checkpoint with the pairs found in it. Opening reads headers only; ``patterns`` reads the weights, once.
+
+    ``sites``: every pair that may be balanced, and every refusal with its reason. ``whole``: where these are only some
+    of its sites, the model with all of them, whose table is used.
+    """
+
+    checkpoint: Checkpoint
+    sites: Sites
+    whole: Model | None = None
+    _parts: dict = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        n = len(self.sites.sites)
+        refused = f", {len(self.refusals)} refused" if self.refusals else ""
+        return f"Model({self.checkpoint.source!r}: {self.sites.family or self.sites.model_type or 'unknown'}, {n} pairs{refused})"
+
+    @cached_property
+    def key(self) -> str:
+        """Names the model, its state on disk (path, sizes, times of change) and the sites looked at; for caches."""
+        c, s = self.checkpoint, self.sites
+        files = list(zip(c.weight_files, c.stamps))
+        words = [str(c.path), files, c.config_json, c.adapter_json, [site.name for site in s.sites], repr(s.refusals)]
+        return f"{c.path}\n{xxhash.xxh3_128(json.dumps(words).encode('utf-8', 'surrogateescape')).hexdigest()}"
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """What is left alone and why: ``what`` is a site's name, a block, or "model"."""
+        return self.sites.refusals
+
+    @property
+    def refusal(self) -> str:
+        """Why the whole model is refused, in words; "" where it is not."""
+        return next((r.reason for r in self.sites.refusals if r.what == "model"), "")
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The kinds of pair it has, in the order of PAIRS; feed-forward pairs too, which are only looked for here."""
+        sites = self.sites.sites
+        if sites and not self.checkpoint.adapter_json:
+            sites = (*sites, *self.with_pairs(PAIRS).sites.sites)
+        has = {site.key.pair for site in sites}
+        return tuple(pair for pair in PAIRS if pair in has)
+
+    def with_pairs(self, pairs: Iterable[str]) -> Model:
+        """The model with what ``pairs`` need looked for: feed-forward pairs are among its sites only once asked for."""
+        if "mlp" not in pairs or self.checkpoint.adapter_json or self.whole is not None:
+            return self
+        return self.keep("with mlp", lambda: Model(self.checkpoint, sites_of(self.checkpoint, searched(PAIRS))))
+
+    def proved(self, proof: Proof | None) -> Model:
+        """What of it may be rescaled: the sites whose rule holds, the others refused with the reason. All of it where
+        there is no proof, or where one failed as a whole (it then stops the export).
+        """
+        covered = [proof is None or proof.covers(site) for site in self.sites.sites]
+        if all(covered) or not any(covered):
+            return self
+        part = proved_only(self.sites, proof)
+        return self.keep(("proved", proof.proved), lambda: Model(self.checkpoint, part, self))
+
+    def keep(self, name: object, make):
+        """What ``make`` gave the first time it was asked for under ``name``."""
+        if name not in self._parts:
+            self._parts[name] = make()
+        return self._parts[name]
+
+    @cached_property
+    def patterns(self) -> Patterns:
+        """The table of channels: from WISCA_HOME/measurements, or by one pass over the weights of its sites."""
+        return self.measured()
+
+    def measured(self, progress: Progress = silent) -> Patterns:
+        """``patterns``, telling how far the pass has come. Raises CheckpointChanged, UnreadableInput, Cancelled."""
+
+        def make() -> Patterns:
+            if self.whole is not None:
+                return self.whole.measured(progress).of(self.sites)
+            return measured(self.checkpoint, self.sites, progress)
+
+        return self.keep("patterns", make)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the table is there already, in memory or under WISCA_HOME."""
+        if self.whole is not None:
+            return self.whole.is_measured
+        return "patterns" in self._parts or cached(self.checkpoint, self.sites) is not None
+
+    @property
+    def n_bytes_to_read(self) -> int:
+        """What the measuring pass reads."""
+        return n_bytes_to_read(self.checkpoint, self.sites)
+
+    def groups(self, norm: str = "l1", plan: Plan | None = None) -> pd.DataFrame:
+        """One row a (pair, KV group or expert): columns of ``patterns.groups.GROUP_COLUMNS``; norms float64, ratios in
+        octaves. With a ``plan`` also left_after, right_after and log2_after. Raises BadOption, PlanMismatch.
+
+        >>> import wisca_core as wisca
+        >>> model = wisca.open("sample_runs/gqa-docs/checkpoint-3600")
+        >>> model.groups("l1")[["name", "group", "log2_ratio"]].round(2).head(2).values.tolist()
+        [['decoder.0.self.qk', 0, 2.13], ['decoder.0.self.qk', 1, 2.15]]
+        """
+        _check_norm(norm)
+        if plan is None:
+            return group_table(self.patterns, norm)
+        from wisca_core.planning.plan import decision_of
+
+        return decision_of(plan, self.with_pairs(plan.options.pairs).patterns).groups(norm)
+
+    def layers(self, norm: str = "l1", plan: Plan | None = None) -> pd.DataFrame:
+        """One row a (pair, block, layer): log2_ratio, log2_size and, with a ``plan``, log2_after, in octaves."""
+        return layer_ratios(self.groups(norm, plan), norm)
+
+    def summaries(self, norm: str = "l1") -> dict[str, PairSummary]:
+        """The imbalance of each pair in a few numbers; "qk", or "qk decoder.cross" where it has several blocks."""
+        return summaries(self.groups(norm), norm)
+
+    def sentences(self, norm: str = "l1") -> list[str]:
+        """The same in words, one sentence a pair: which side is heavier by how much, and how much of it is size."""
+        return [sentence(one) for one in self.summaries(norm).values()]
+
+
+def open_model(
+    model: str | os.PathLike | Model,
+    *,
+    pairs: Iterable[str] | str = (),
+    search: bool = False,
+    progress: Progress = silent,
+) -> Model:
+    """Open a model folder, one weight file beside its config.json, or ``hub:owner/name[@revision]``; nothing of it is run.
+
+    ``pairs``: what will be looked at, where that is more than QK and VO: "mlp", or a tuple with it. ``search``: look for
+    a rule by trial where no file has the model type (seconds to a minute). A model without a rule opens too: its
+    ``sites`` are empty and ``refusal`` says why. Raises UnreadableInput (UnsafeInput, HubError), UnsupportedCheckpoint.
+
+    >>> import wisca_core as wisca
+    >>> wisca.open("sample_runs/gqa-docs/checkpoint-3600")
+    Model('sample_runs/gqa-docs/checkpoint-3600': llama, 16 pairs)
+    """
+    asked = Options((pairs,) if isinstance(pairs, str) else tuple(pairs)).pairs if pairs else ()
+    if isinstance(model, Model):
+        return model.with_pairs(asked)
+    checkpoint = open_checkpoint(model, progress=progress)
+    return Model(checkpoint, sites_of(checkpoint, searched(asked), progress, search=search))
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in NORMS:
+        raise BadOption(f"norm: {norm!r} was given; choose from {', '.join(NORMS)}.")
