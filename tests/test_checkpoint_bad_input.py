@@ -54,6 +54,10 @@ BAD_FILES = {
         file_bytes({"w": entry(shape=[0, 2**40, 2**40], offsets=(0, 0))}, 0),
         "tensor w has the shape .* overflows",
     ),
+    "17 nine megabytes of empty lists": (
+        file_bytes(b'{"__metadata__":[' + b"[]," * 3_000_001 + b"[]]}", 0),
+        "holds about 6,000,005 values, at most 3,000,000",
+    ),
     "12 more than the file": (
         file_bytes({"w": entry(shape=[4, 4], offsets=(0, 64))}, 16),
         "ends early: tensor w needs",

@@ -187,6 +187,30 @@ def test_a_payload_in_the_metadata_does_not_run(plain, tmp_path):
     assert not ran.exists()
 
 
+class CopiedSize:
+    """A shape made of one list of 100,000 numbers, which the pickle names again for every copy."""
+
+    def __init__(self, axes: list):
+        self.axes = axes
+
+    def __reduce__(self):
+        return torch.Size, (self.axes,)
+
+
+def test_metadata_of_a_kilobyte_that_never_ends_is_refused(plain, tmp_path):
+    endless = (1, 2)
+    for _ in range(180):  # its hash and its text would each take 2^180 steps
+        endless = (endless, endless)
+    axes, circle = [1] * 100_000, []
+    circle.append(circle)
+    for number, (evil, words) in enumerate(
+        ((endless, "values"), ([CopiedSize(axes)] * 3, "100000 axes"), (circle, "holds itself"))
+    ):
+        out = rewritten(plain, tmp_path / f"endless-{number}", lambda m: setattr(m, "planner_data", evil))
+        with pytest.raises(UnreadableInput, match=words):
+            open_checkpoint(out)
+
+
 def test_a_payload_in_a_chunk_does_not_run(plain, tmp_path):
     ran = tmp_path / "ran"
     buffer = io.BytesIO()

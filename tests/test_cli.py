@@ -573,18 +573,19 @@ def test_what_a_library_prints_does_not_reach_the_document(capsys):
     assert err == "a library says hello\n"
 
 
-def test_a_scheduler_s_sigterm_is_a_cancel(capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scheduler_s_signal_or_a_closed_terminal_is_a_cancel(number, capsys):
     @terminal.ending
     def command() -> int:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(5)
         return 0
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(typer.Exit) as ended:
         command()
     assert ended.value.exit_code == Cancelled.exit_code == 130
-    assert "Nothing was left behind" in capsys.readouterr().err and signal.getsignal(signal.SIGTERM) == before
+    assert "Nothing was left behind" in capsys.readouterr().err and signal.getsignal(number) == before
 
 
 def test_a_hub_model_is_not_downloaded_without_consent(capsys, monkeypatch):

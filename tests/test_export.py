@@ -25,7 +25,8 @@ from wisca_core.equivalence.proof import prove
 from wisca_core.errors import Cancelled, CheckpointChanged, NothingToRescale, OutputRefused, PlanMismatch, ProofFailed
 from wisca_core.exporting import export as export_module
 from wisca_core.exporting import weights as weights_module
-from wisca_core.exporting.export import export, is_running
+from wisca_core.exporting.export import export
+from wisca_core.exporting.place import is_running
 from wisca_core.exporting.preview import preview
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
@@ -466,13 +467,14 @@ def test_a_source_that_changes_midway_stops_the_export(at, change, small, look, 
     nothing_left(opened, tmp_path, {"source"})
 
 
-def test_of_two_exports_to_one_place_one_wins_by_whatever_name(small, tmp_path):
+def test_of_two_exports_to_one_place_one_wins_by_whatever_name_and_home(small, tmp_path, monkeypatch):
     (tmp_path / "real").mkdir()
     (tmp_path / "alias").symlink_to("real")
     refused = []
 
     def progress(text, done, total):
         if not refused:
+            monkeypatch.setenv("WISCA_HOME", str(tmp_path / "another home"))
             for place in (tmp_path / "real" / "out", tmp_path / "alias" / "out", tmp_path / "real" / "." / "out"):
                 assert is_running(place)
                 with pytest.raises(OutputRefused, match="another export"):
@@ -482,6 +484,21 @@ def test_of_two_exports_to_one_place_one_wins_by_whatever_name(small, tmp_path):
     report = run(small, planned(small), tmp_path / "real" / "out", progress=progress)
     assert report.is_file() and len(refused) == 3 and not is_running(tmp_path / "alias" / "out")
     assert {p.name for p in (tmp_path / "real").iterdir()} == {"out"}
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(small, tmp_path, monkeypatch):
+    flushed, flush = [], os.fsync
+
+    def fsync(descriptor):
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(small, planned(small), tmp_path / "out")
+    *before, last = flushed
+    hidden = tmp_path / ".out.wisca-partial"
+    written = [p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*")]
+    assert sorted(before) == sorted([hidden, *(hidden / name for name in written)]) and last == tmp_path
 
 
 def test_a_place_that_appears_meanwhile_is_left_alone(small, tmp_path):

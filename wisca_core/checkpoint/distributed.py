@@ -160,6 +160,8 @@ def _call(function: object, arguments: object) -> object:
         raise NotPlain("it calls something unknown")
     match function.what:
         case "Size" if len(arguments) == 1 and type(arguments[0]) in (tuple, list):
+            if len(arguments[0]) > MAX_AXES:  # each call is a copy: a list of thousands, named thousands of times
+                raise ValueError(f"a shape of {len(arguments[0])} axes, at most {MAX_AXES} are allowed")
             return tuple(arguments[0])
         case "dict" if not arguments:
             return {}
@@ -190,7 +192,11 @@ def _key(key: object) -> object:
     raise ValueError(f"a dict key that is a {type(key).__name__}")
 
 
-_RULES = Rules(_look_up, _call, _key, _build, new=_new)
+def _inside(record: object) -> tuple:
+    return (record.state,) if type(record) is _Object else ()
+
+
+_RULES = Rules(_look_up, _call, _key, _build, new=_new, inside=_inside)
 
 
 def _described(found: object) -> tuple[dict, dict]:
@@ -219,7 +225,10 @@ def _described(found: object) -> tuple[dict, dict]:
         place = (info.get("relative_path"), info.get("offset"), info.get("length"))
         if type(place[0]) is not str or type(place[1]) is not int or type(place[2]) is not int:
             raise ValueError("a place that is no file with a range of bytes")
-        places[index.get("fqn"), None if offset is None else _numbers(offset)] = place
+        name = index.get("fqn")
+        if type(name) is not str:
+            raise ValueError("a chunk whose tensor has no name")
+        places[name, None if offset is None else _numbers(offset)] = place
     return tensors, places
 
 

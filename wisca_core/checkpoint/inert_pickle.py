@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_INSTRUCTIONS = 4_000_000  # a tensor takes about 30
+# A value that is used in many places is written once, so a few hundred bytes can describe a tuple whose hash or text never
+# ends. What is handed on has at most this many values with every repetition written out, and holds nothing of itself.
+MAX_VALUES = 8 * MAX_INSTRUCTIONS
 
 
 class NotPlain(Exception):
@@ -27,7 +30,7 @@ class Rules:
 
     ``look_up(module, name)`` -> record; ``call(record, arguments)`` -> value; ``key(value)`` -> a dict key;
     ``reference(identity)`` -> value of a persistent id; ``new(record, arguments)`` -> an object without state;
-    ``build(target, state)`` gives it its state.
+    ``build(target, state)`` gives it its state; ``inside(record)`` are the values that a record of these rules holds.
     """
 
     look_up: Callable[[object, object], object]
@@ -36,6 +39,7 @@ class Rules:
     build: Callable[[object, object], None]
     reference: Callable[[object], object] = _refuse("it refers to something outside the pickle")
     new: Callable[[object, object], object] = _refuse("it makes an object")
+    inside: Callable[[object], tuple] = lambda record: ()
 
 
 _MARK = object()
@@ -118,10 +122,47 @@ def interpret(program: bytes, rules: Rules) -> object:
                 arguments, kind = stack.pop(), stack.pop()
                 stack.append(rules.new(kind, arguments))
             case "STOP":
-                return stack.pop()
+                found = stack.pop()
+                _check_size(found, rules.inside)
+                return found
             case _:
                 raise NotPlain(f"the pickle instruction {opcode.name}")
     raise ValueError("the pickle has no end")
+
+
+def _check_size(value: object, inside: Callable[[object], tuple]) -> None:
+    """ValueError where ``value`` holds itself, or over MAX_VALUES values with every repetition written out."""
+    counts: dict[int, int] = {}  # by identity: how many values it stands for; 0 while it is being counted
+    waiting = [value]
+    while waiting:
+        one = waiting[-1]
+        if counts.get(id(one), 0):
+            waiting.pop()
+            continue
+        parts = _parts(one, inside)
+        if id(one) not in counts:
+            counts[id(one)] = 0
+            for part in parts:
+                if counts.get(id(part)) == 0:
+                    raise ValueError("a value that holds itself")
+                if id(part) not in counts and _parts(part, inside):
+                    waiting.append(part)
+            continue
+        counts[id(one)] = total = 1 + sum(counts.get(id(part)) or 1 for part in parts)
+        waiting.pop()
+        if total > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES} values, the repeated ones counted each time")
+
+
+def _parts(value: object, inside: Callable[[object], tuple]) -> tuple | list:
+    match value:
+        case tuple() | list():
+            return value
+        case dict():
+            return [*value, *value.values()]
+        case None | bool() | int() | float() | str():
+            return ()
+    return inside(value)
 
 
 def _target(stack: list, kind: type) -> list | dict:

@@ -11,6 +11,8 @@ from typing import BinaryIO
 from wisca_core.errors import UnreadableInput, UnsafeInput, UnsupportedCheckpoint
 
 MAX_JSON_DEPTH = 64
+# A parsed value takes up to 100 bytes however short it is written ("[]," is three). A header has about 8 a tensor.
+MAX_JSON_VALUES = 3_000_000
 MAX_NAME_LENGTH = 512
 
 # A JSON string, or what there is of one: the closing quote is optional so that the search stays linear on any bytes.
@@ -165,10 +167,14 @@ def parse_json_object(raw: bytes, what: str, unique_keys: bool = True) -> dict:
     """The JSON object in ``raw``; UnreadableInput (its message begins with ``what``) for anything else.
 
     Depth is checked on the bytes first: a parser that recurses could end the process. Integers have at most 20 digits.
-    Memory stays a fixed multiple of ``len(raw)``.
+    Memory stays a small multiple of ``len(raw)`` and 100 bytes a value, of which there are at most MAX_JSON_VALUES.
     """
     again = "Download the file again."
-    brackets = _STRING.sub(b"", raw).translate(None, _NOT_BRACKETS)
+    bare = _STRING.sub(b"", raw)
+    brackets = bare.translate(None, _NOT_BRACKETS)
+    if (n_values := bare.count(b",") + len(brackets) // 2) > MAX_JSON_VALUES:
+        raise UnreadableInput(f"{what}: holds about {n_values:,} values, at most {MAX_JSON_VALUES:,} are read.")
+    del bare
     for _ in range(MAX_JSON_DEPTH):
         fewer = brackets.replace(b"[]", b"").replace(b"{}", b"")
         if len(fewer) == len(brackets):

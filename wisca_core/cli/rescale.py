@@ -25,8 +25,9 @@ from wisca_core.errors import (
     UnreadableInput,
     UnsupportedCheckpoint,
 )
-from wisca_core.exporting.export import export, refuse_place
+from wisca_core.exporting.export import export
 from wisca_core.exporting.pair import Beside, export_pair
+from wisca_core.exporting.place import refuse_place
 from wisca_core.exporting.preview import ExportPreview, n_bytes_free, preview
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.store import measured

@@ -25,6 +25,7 @@ from wisca_core.progress import Progress, silent
 
 CANCELLED = 130
 BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell reports for a program that the end of a pipe stopped
+ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 # A pipe has no width; a table is not to be folded for it.
 PIPE_WIDTH = 240
 MOST_LISTED = 20
@@ -123,8 +124,8 @@ def ending(command: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         global _results
-        # A scheduler's SIGTERM is to leave as little behind as Ctrl-C does.
-        before = _on_terminate(_interrupt)
+        # A scheduler's SIGTERM, or a terminal that closes, is to leave as little behind as Ctrl-C does.
+        before = _on_ends({number: _interrupt for number in ENDS})
         _results = sys.stdout
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a terminal without "×" shows "?", it does not end the command
@@ -145,7 +146,7 @@ def ending(command: Callable[..., int | None]) -> Callable[..., None]:
                 document("wisca-error", {"error": type(error).__name__, "message": str(error), "exit_code": code})
         finally:
             _results = None
-            _on_terminate(before)
+            _on_ends(before)
         raise typer.Exit(code)
 
     return run
@@ -155,10 +156,12 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _on_terminate(handler: Any) -> Any:
-    if handler is None or threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, handler)
+def _on_ends(handlers: Mapping[int, Any]) -> dict[int, Any]:
+    """Sets the handlers and returns those that were there; a SIGHUP that is ignored (nohup) stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    ignored = [number for number in handlers if signal.getsignal(number) is signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number, handler in handlers.items() if number not in ignored}
 
 
 def _let_go_of_stdout() -> None:

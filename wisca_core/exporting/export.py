@@ -1,12 +1,9 @@
 """A rescaled checkpoint as a folder: written beside, checked, then renamed, so that it exists whole or not at all."""
 
-import errno
-import hashlib
 import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -18,13 +15,14 @@ from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof, check_covers, versions
 from wisca_core.errors import OutputRefused, ProofFailed
 from wisca_core.exporting.card import with_section
+from wisca_core.exporting.place import appear, claimed, refuse_place
 from wisca_core.exporting.preview import REPORT, n_bytes_free, preview
 from wisca_core.exporting.weights import unshared, write_weights
 from wisca_core.patterns.measure import header_digest
 from wisca_core.planning.plan import Plan, check_not_empty
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
-from wisca_core.storage import folder, is_held, take_lock, unseen, write_json
+from wisca_core.storage import unseen, write_json
 
 SPARE_BYTES = 64 * 2**20  # beyond the weights: report, card, the file system's own
 
@@ -49,37 +47,11 @@ def export(
     check_not_empty(plan)
     out = Path(os.path.abspath(out))
     refuse_place(checkpoint, out)
-    lock = claim(out)
-    beside = out.with_name(f".{out.name}.wisca-partial")
-    made = [p for p in out.parents if not p.exists()]
-    try:
-        try:
-            if os.path.lexists(beside):
-                shutil.rmtree(beside)  # its writer is gone, the lock says so
-            out.parent.mkdir(parents=True, exist_ok=True)
-            _refuse_full_disk(checkpoint, out)
-            beside.mkdir()
-            report = _write(checkpoint, sites, plan, proof, check, beside, progress)
-            if os.path.lexists(out):
-                raise OutputRefused(
-                    f"{out} appeared while the export ran; it was left alone and nothing was written. Choose another folder."
-                )
-            beside.rename(out)
-        except OSError as error:
-            raise words_of(error, out) from error
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(beside)
-        for parent in made:  # only where they are empty again
-            with suppress(OSError):
-                parent.rmdir()
-        os.close(lock)
+    with claimed(out) as beside:
+        _refuse_full_disk(checkpoint, out)
+        report = _write(checkpoint, sites, plan, proof, check, beside, progress)
+        appear(beside, out)
     return out / report
-
-
-def is_running(out: Path) -> bool:
-    """Whether an export to this folder is under way, in any process."""
-    return is_held(_lock_path(Path(os.path.abspath(out))))
 
 
 def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progress) -> str:
@@ -145,42 +117,9 @@ def fingerprint_after(checkpoint: Checkpoint, plan: Plan, digests: dict[str, str
     return out.hexdigest()
 
 
-def refuse_place(checkpoint: Checkpoint, out: Path) -> None:
-    """Raises OutputRefused where ``out`` exists or is the model or inside it; asked early, it saves a wait for a proof."""
-    out, source = Path(os.path.abspath(out)), checkpoint.path
-    if out == source or os.path.realpath(out) == str(source):
-        raise OutputRefused(f"{out} is the model itself; it is never overwritten. Choose a new folder.")
-    if source in Path(os.path.realpath(out)).parents:
-        raise OutputRefused(f"{out} lies inside the model's folder {source}. Choose a folder beside it.")
-    if os.path.lexists(out):
-        raise OutputRefused(f"{out} exists already; nothing is overwritten. Choose a new folder or remove it first.")
-
-
 def _refuse_full_disk(checkpoint: Checkpoint, out: Path) -> None:
     needed, free = preview(checkpoint).n_bytes + SPARE_BYTES, n_bytes_free(out.parent)
     if needed > free:
         raise OutputRefused(
             f"the disk of {out.parent} has {free / 1e9:.2f} GB free; the export needs {needed / 1e9:.2f} GB. Nothing was written."
         )
-
-
-def _lock_path(out: Path) -> Path:
-    place = os.path.join(os.path.realpath(out.parent), out.name)  # the same folder by whatever links it is reached
-    return folder("exports") / f".{hashlib.sha256(place.encode(errors='surrogateescape')).hexdigest()[:16]}.lock"
-
-
-def claim(out: Path) -> int:
-    """Hold the name of the output folder for this process; the kernel lets go if it is killed."""
-    lock = take_lock(_lock_path(out))
-    if lock is None:
-        raise OutputRefused(f"another export to {out} is running; it goes on, and this one wrote nothing.")
-    return lock
-
-
-def words_of(error: OSError, out: Path) -> OutputRefused:
-    """The error of a write that failed, in words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputRefused(
-            f"the disk of {out.parent} became full during the export; what was written is removed again."
-        )
-    return OutputRefused(f"{out} could not be written: {error.strerror or error}. Nothing was left behind.")

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from wisca_core.checkpoint.untrusted import locate
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import TOLERANCE, Proof, versions
 from wisca_core.errors import OutputRefused, ProofFailed
-from wisca_core.exporting.export import claim, export, refuse_place, words_of
+from wisca_core.exporting.export import export
+from wisca_core.exporting.place import appear, claimed, refuse_place
 from wisca_core.exporting.preview import REPORT, preview
 from wisca_core.exporting.weights import write_weights
 from wisca_core.planning.plan import Plan
@@ -70,35 +71,19 @@ def export_pair(
                 f"{place} is the base's folder, inside it, or named twice. Give every adapter a folder of its own."
             )
     with ExitStack() as held:
-        partial = []
+        hidden = [held.enter_context(claimed(place)) for place in places]
+        for one, folder in zip(beside, hidden):
+            _write(base, sites, scaling, plan, one, out, folder, progress)
+        report = export(base, sites, plan, out, proof, check, progress)
+        done = []
         try:
-            for one, place in zip(beside, places):
-                held.callback(os.close, claim(place))
-                partial.append(place.with_name(f".{place.name}.wisca-partial"))
-                shutil.rmtree(partial[-1], ignore_errors=True)  # its writer is gone, the lock says so
-                place.parent.mkdir(parents=True, exist_ok=True)
-                partial[-1].mkdir()
-                _write(base, sites, scaling, plan, one, out, partial[-1], progress)
-            report = export(base, sites, plan, out, proof, check, progress)
-            done = []
-            try:
-                for hidden, place in zip(partial, places):
-                    if os.path.lexists(place):
-                        raise OutputRefused(
-                            f"{place} appeared while the export ran; it was left alone and nothing was written."
-                        )
-                    hidden.rename(place)
-                    done.append(place)
-            except (OSError, OutputRefused):
-                for place in (out, *done):
-                    shutil.rmtree(place, ignore_errors=True)
-                raise
-        except OSError as error:
-            raise words_of(error, out) from error
-        finally:
-            for hidden in partial:
-                with suppress(OSError):
-                    shutil.rmtree(hidden)
+            for folder, place in zip(hidden, places):
+                appear(folder, place)
+                done.append(place)
+        except (OSError, OutputRefused):
+            for place in (out, *done):
+                shutil.rmtree(place, ignore_errors=True)
+            raise
     return (report, *(place / REPORT for place in places))
 
 

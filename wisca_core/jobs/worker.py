@@ -25,7 +25,7 @@ from wisca_core.jobs.kinds import KINDS
 from wisca_core.jobs.state import RESULT_FORMAT, RESULT_VERSION, SPEC_FORMAT, SPEC_VERSION
 from wisca_core.progress import FolderProgress
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(arguments: list[str]) -> int:
