@@ -18,6 +18,7 @@ from wisca_core.checkpoint import open_checkpoint
 from wisca_core.cli import main
 from wisca_core.equivalence import adapter_proof, pair_proof
 from wisca_core.equivalence.adapter_miniature import build_adapter, load_adapted
+from wisca_core.equivalence.memory_names import _lies_in
 from wisca_core.equivalence.outputs import difference, outputs
 from wisca_core.equivalence.proof import prove
 from wisca_core.errors import BadOption, ConfigMismatch, UnreadableInput, UnsupportedCheckpoint
@@ -465,9 +466,10 @@ def test_adapters_of_another_base_or_start_are_refused(small, small_model, tmp_p
 
     for name, config, error in (
         ("pissa", {"init_lora_weights": "pissa"}, "begun from its base's weights"),
-        ("twice", {"layer_replication": [[0, 1], [0, 2]]}, "repeats layers"),
+        ("repeats", {"layer_replication": [[0, 1]]}, r"layer_replication .* gives no layer for model.layers.1"),
+        ("odd", {"layer_replication": "all"}, "pairs of first and last layer are expected"),
     ):
-        with pytest.raises(UnsupportedCheckpoint, match=error):
+        with pytest.raises((UnsupportedCheckpoint, ConfigMismatch), match=error):
             following.follow(checkpoint, sites, scaling, changed(name, config))
     with pytest.raises(ConfigMismatch, match="no tensor of that name.*another base"):
         following.follow(
@@ -515,7 +517,7 @@ def test_a_layer_without_a_rule_stops_only_what_it_lies_on(small, tmp_path):
         ("model.layers.0.a.k.weight", "model.layers.1.a.k", False),
         ("model.layers.0.a.k.weight", "model.embed_tokens", False),
     ):
-        assert following._lies_in(tensor, module) is inside
+        assert _lies_in(tensor, module) is inside
     with pytest.raises(UnsupportedCheckpoint, match="k_proj of the adapter .* cannot follow its base: .*convolution"):
         following.follow(checkpoint, sites, scaling, open_checkpoint(tmp_path / "k_proj"))
 
@@ -535,6 +537,128 @@ def test_saved_modules_and_biases_follow_like_the_base(small, tmp_path):
     save_file(load_file(copy / "adapter_model.safetensors") | saved, copy / "adapter_model.safetensors")
     got = following.follow(checkpoint, sites, scaling, open_checkpoint(copy))
     assert got[f"base_model.model.{name}"] is scaling[name] and "base_model.model.lm_head.weight" not in got
+
+
+def test_a_copy_that_meets_no_tensor_is_refused_and_a_head_of_its_own_is_not(small, tmp_path):
+    base, make = small
+    checkpoint = open_checkpoint(base)
+    for name, tensor, is_refused in (
+        ("layer", "model.language_model.layers.0.self_attn.o_projection.weight", True),
+        ("tower", "model.score.weight", True),
+        ("head", "score.weight", False),
+        ("deep-head", "classifier.dense.weight", False),
+    ):
+        shutil.copytree(make(), tmp_path / name)
+        path = tmp_path / name / "adapter_model.safetensors"
+        save_file(load_file(path) | {f"base_model.model.{tensor}": torch.ones(3, 3)}, path)
+        adapter = open_checkpoint(path.parent)
+        if is_refused:
+            with pytest.raises(ConfigMismatch, match="stands for no tensor of the base"):
+                following.copies(checkpoint, adapter)
+        else:
+            assert following.copies(checkpoint, adapter) == {f"base_model.model.{tensor}": ()}
+
+
+# Adapters as peft writes them
+
+
+def written_by_peft(base: Path, folder: Path, seed: int = 3, **settings) -> Path:
+    """An adapter of the model in ``base``, every value of it random, saved by peft."""
+    from peft import LoraConfig, get_peft_model
+
+    from wisca_core.equivalence.miniature import load
+
+    torch.manual_seed(seed)
+    model = get_peft_model(load(base), LoraConfig(r=4, lora_alpha=6, **settings), autocast_adapter_dtype=False).double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and ".lora_" in name and "magnitude" not in name:
+                parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+            elif parameter.requires_grad:
+                parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("qwen2_5_vl", {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["o_proj"]}),
+        ("gemma3", {"target_modules": ["q_proj", "o_proj"], "modules_to_save": ["v_proj"]}),
+        ("llava", {"target_modules": ["q_proj", "v_proj", "up_proj"]}),
+        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["o_proj", "lm_head"]}),
+        ("qwen2", {"target_modules": ["q_proj", "o_proj"], "bias": "all"}),
+        (
+            "llama",
+            {
+                "target_modules": ["q_proj", "o_proj", "down_proj"],
+                "use_dora": True,
+                "alpha_pattern": {"layers.1.self_attn.o_proj": 40, "^model.*down_proj": 3},
+            },
+        ),
+        ("llama", {"target_modules": ["k_proj", "o_proj"], "layer_replication": [[0, 2], [0, 2], [1, 2]]}),
+        ("llama", {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"}),
+        ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [1, 5], "ensure_weight_tying": True}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(list(value)[1:]) or "plain",
+)
+def test_an_adapter_of_real_names_and_settings_follows_its_base(small_model, tmp_path, capsys, model_type, settings):
+    base = small_model(model_type)
+    adapter = written_by_peft(base, tmp_path / "adapter", **settings)
+    out, beside = tmp_path / "out", tmp_path / "out-adapter"
+    command = ["rescale", str(base), str(out), "--pairs", "qk,vo,mlp", "--granularity", "channel"]
+    assert main([*command, "--adapter", str(adapter), "--no-check"]) == 0
+    assert "wisca-" not in capsys.readouterr().out.replace("wisca-adapter", "")  # no folder of ours
+    original = outputs(load_adapted(base, adapter), seed=3)
+    assert difference(original, outputs(load_adapted(out, beside), seed=3)).max_rel < 1e-12
+    assert difference(original, outputs(load_adapted(out, adapter), seed=3)).max_rel > 0.01  # left alone it breaks
+
+
+def test_copies_are_part_of_what_the_pair_proves(small_model, tmp_path, monkeypatch):
+    base = open_checkpoint(small_model("qwen2_5_vl"))
+    folder = written_by_peft(base.path, tmp_path / "a", target_modules=["q_proj"], modules_to_save=["o_proj"])
+    adapter, sites = open_checkpoint(folder), find_sites(base)
+    assert "and its own self_attn.o_proj.weight" in pair_proof.prove_pair(base, sites, adapter).what
+    right = following.follow
+    forgotten = lambda *given: {name: s for name, s in right(*given).items() if ".lora_" in name}
+    monkeypatch.setattr(pair_proof, "follow", forgotten)
+    monkeypatch.setenv("WISCA_HOME", str(tmp_path / "home"))
+    proof = pair_proof.prove_pair(base, sites, adapter)
+    assert not proof.passed and proof.max_rel > 0.1
+
+
+@pytest.mark.parametrize("start", following._PLAIN_START)
+def test_starts_that_are_followed_leave_the_base_as_it_is(small_model, start):
+    from peft import LoraConfig, get_peft_model
+
+    from wisca_core.equivalence.miniature import load
+
+    model = load(small_model("llama")).float()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    value = {"true": True, "false": False, "none": None}.get(start, start)
+    given = {"eva_config": __import__("peft").EvaConfig()} if start == "eva" else {}
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=value, **given)
+    after = get_peft_model(model, config).get_base_model().state_dict()
+    renamed = {name.replace(".base_layer", ""): tensor for name, tensor in after.items() if ".lora_" not in name}
+    assert renamed.keys() == before.keys() and all(torch.equal(renamed[n], t) for n, t in before.items())
+
+
+def test_a_lora_on_experts_is_refused_where_their_pairs_are_rescaled(small_model, tmp_path):
+    """peft adapts ``mlp.experts.down_proj``, the file holds ``block_sparse_moe.experts.0.w2.weight``."""
+    base = open_checkpoint(small_model("mixtral"))
+    folder = written_by_peft(
+        base.path, tmp_path / "a", target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"]
+    )
+    adapter = open_checkpoint(folder)
+    for pairs, is_refused in ((("qk",), False), (("mlp",), True)):
+        sites = find_sites(base, pairs=pairs)
+        shapes = {t.name: t.shape for t in base.tensors}
+        scaling = scalings(sites, adapter_proof.extreme(sites, 1), "channel", shapes)
+        if is_refused:
+            with pytest.raises(UnsupportedCheckpoint, match="many experts"):
+                following.follow(base, sites, scaling, adapter)
+        else:
+            assert len(following.follow(base, sites, scaling, adapter)) == 2
 
 
 def test_options_that_do_not_belong_are_named(small):

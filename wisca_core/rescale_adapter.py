@@ -5,11 +5,15 @@ A linear layer with LoRA computes (W + scaling B A) x. Where the base's rescale 
 its input channels by f, B's rows (and the bias of B) are multiplied by s and A's columns by f. DoRA's magnitude m of each
 output row becomes m s |(W + scaling B A) f| / |W + scaling B A|, rows at a time. Tensors of the base that the adapter
 brings along (modules_to_save, biases) are multiplied like the base's own. Left alone, the adapter would no longer fit.
+
+peft names layers as they are in memory, the base's file may name them otherwise: ``equivalence.memory_names`` says which
+is which. What of the adapter meets no tensor of the base is refused, but for heads that the base does not have.
 """
 
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +26,19 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import RESCALABLE, Checkpoint, Reader
 from wisca_core.checkpoint.folder import ADAPTER_CONFIG, MAX_CONFIG_BYTES
 from wisca_core.checkpoint.untrusted import read_json_object, shown
+from wisca_core.equivalence.memory_names import MemoryNames, memory_names
 from wisca_core.errors import ConfigMismatch, UnsupportedCheckpoint, WiscaError
 from wisca_core.rescale import Scaling
 
 # legs whose axis is their matrix's output, and those whose axis is its input
 _OUTPUTS, _INPUTS = ("q", "k", "v", "up"), ("o", "down")
-_PLAIN_START = (True, False, None, "gaussian")  # init_lora_weights that do not rewrite the base when it is loaded
+# init_lora_weights that leave the base's weights as they are, when the adapter is begun and when it is loaded
+_PLAIN_START = ("true", "false", "none", "gaussian", "orthogonal", "eva", "mica")
+# a pattern of alpha_pattern that is tried as the regular expression peft takes it for: no nested repetition
+_PLAIN_PATTERN = re.compile(r"[\w.\-\\^$|]*(?:\*[\w.\-\\^$|]*){0,3}")
 MOST_NEAR = 500  # folders looked at for adapters
+MOST_LAYERS = 20_000
+_TOKENS = re.compile(r"(?:\.token_adapter)?\.trainable_tokens_(?:delta|original)$")  # rows of an embedding
 
 
 @dataclass(frozen=True)
@@ -71,19 +81,19 @@ def follow(base: Checkpoint, sites: Sites, scaling: Mapping[str, Scaling], adapt
 
 def fitted(base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapter: Checkpoint) -> tuple[Fitted, ...]:
     """Every adapted layer with its matrix of the base, checked by name and shape; only those in ``changed`` need a rule."""
-    out_axis = _output_axes(sites)
+    out_axis, names = _output_axes(sites), memory_names(base)
     found = []
     for one in adapted(adapter):
-        module = _bare(one.module)
-        if one.unknown and not any(_lies_in(name, module) for name in changed):
-            continue
-        name = "" if one.unknown else _named(base, f"{module}.weight", one.module)
-        if name not in changed and not one.unknown:
-            continue
+        module = path_in_base(one.module, adapter)
         if one.unknown:
-            raise UnsupportedCheckpoint(
-                f"{one.module} of the adapter {adapter.path} cannot follow its base: {one.unknown}."
-            )
+            if any(name in changed for name in names.below(module)):
+                raise UnsupportedCheckpoint(
+                    f"{one.module} of the adapter {adapter.path} cannot follow its base: {one.unknown}."
+                )
+            continue
+        name = _named(base, names, module, one.module, changed)
+        if name not in changed:
+            continue
         axis = out_axis.get(name)
         if axis is None or any(isinstance(key, tuple) for key in changed[name].along):
             raise UnsupportedCheckpoint(
@@ -110,12 +120,8 @@ def _refuse_kind(adapter: Checkpoint) -> None:
         raise UnsupportedCheckpoint(
             f"{adapter.path} is no LoRA (peft_type {shown(config.get('peft_type'), 40)!r}); it cannot follow its base."
         )
-    if config.get("layer_replication"):
-        raise UnsupportedCheckpoint(
-            f"{adapter.path} repeats layers of its base (layer_replication); it cannot follow its base."
-        )
     start = config.get("init_lora_weights", True)
-    if start not in _PLAIN_START:
+    if str(start).lower() not in _PLAIN_START:
         raise UnsupportedCheckpoint(
             f"{adapter.path} was begun from its base's weights (init_lora_weights {shown(start, 40)!r}), which peft takes off the base again when "
             f"it is loaded. Convert it to a plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion)."
@@ -132,29 +138,42 @@ def _output_axes(sites: Sites) -> dict[str, int]:
     return {name: axes.pop() for name, axes in out.items() if len(axes) == 1 and axes <= {0, 1}}
 
 
-def _bare(module: str) -> str:
-    return module.replace(".base_layer", "")
-
-
-def _lies_in(tensor: str, module: str) -> bool:
-    """Whether a tensor may be one of that module or below it, whatever first parts (model., transformer.) either lacks."""
-    parts = tensor.split(".")[:-1]
-    paths = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
-    return any(f".{path}".endswith(f".{module}") or f".{module}".endswith(f".{path}") for path in paths)
-
-
-def _named(base: Checkpoint, name: str, module: str) -> str:
-    """The base's tensor of that name, which may lack or have the first parts of its path (model., transformer.)."""
-    known = base.by_name
-    if name in known:
-        return name
-    ends = [other for other in known if other.endswith(f".{name}") or name.endswith(f".{other}")]
-    if len(ends) != 1:
-        many = f"{len(ends)} tensors of that name" if ends else "no tensor of that name"
+def path_in_base(module: str, adapter: Checkpoint) -> str:
+    """The path that an adapted module, or a tensor kept beside one, has in the base: without peft's wrappers, and where
+    the adapter repeats layers (layer_replication) in the layer that it repeats.
+    """
+    bare = module.replace(".base_layer", "").replace(".modules_to_save", "")
+    ranges = adapter.adapter.get("layer_replication")
+    if not ranges:
+        return bare
+    try:
+        layers = [
+            layer for start, end in ranges for layer in range(int(start), min(int(end), int(start) + MOST_LAYERS))
+        ]
+        return re.sub(r"(?<=\.)\d{1,6}(?=\.)", lambda found: str(layers[int(found[0])]), bare, count=1)
+    except (TypeError, ValueError, IndexError) as error:
         raise ConfigMismatch(
-            f"the adapter is on {shown(module)}; the base {base.path} has {many}. This adapter belongs to another base."
+            f"layer_replication in adapter_config.json of {adapter.path} is {shown(ranges, 80)}, which gives no layer "
+            f"for {shown(module, 120)}; pairs of first and last layer are expected."
+        ) from error
+
+
+def _named(base: Checkpoint, names: MemoryNames, module: str, said: str, changed: Mapping[str, Scaling]) -> str:
+    """The base's matrix of that module, "" where it is computed from several that are not in ``changed``."""
+    found = names.find(f"{module}.weight")
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ConfigMismatch(
+            f"the adapter is on {shown(said)}; the base {base.path} has no tensor of that name. This adapter belongs to "
+            "another base."
         )
-    return ends[0]
+    if not any(name in changed for name in found):
+        return ""
+    raise UnsupportedCheckpoint(
+        f"the adapter is on {shown(said)}, which is made of {len(found)} tensors of the base ({shown(found[0])} ...), and "
+        "they are rescaled: an adapter on it has no rule; leave their pairs out (--exclude)."
+    )
 
 
 def _long_axis(adapter: Checkpoint, name: str) -> int:
@@ -166,7 +185,7 @@ def _growth(of_base: Reader, of_adapter: Reader, one: Fitted, columns: np.ndarra
     """(out,), float64: |(W + scaling B A) f| / |W + scaling B A| of each output row, f along its inputs."""
     parts = one.adapted
     a, b = (of_adapter.tensor(name).double() for name in (parts.a, parts.b))
-    product = _scaling(of_adapter.checkpoint, a.shape[0]) * (b @ a)
+    product = _scaling(of_adapter.checkpoint, parts.module, a.shape[0]) * (b @ a)
     weight = of_base.tensor(one.weight).double()
     both = (weight if one.out_axis == 0 else weight.T) + product
     before, after = (torch.linalg.vector_norm(m, dim=1) for m in (both, both * torch.from_numpy(columns)))
@@ -178,32 +197,74 @@ def _growth(of_base: Reader, of_adapter: Reader, one: Fitted, columns: np.ndarra
     return growth
 
 
-def _scaling(adapter: Checkpoint, rank: int) -> float:
+def _scaling(adapter: Checkpoint, module: str, rank: int) -> float:
+    """What peft multiplies B A by: alpha over the rank or its root, alpha by the first pattern that fits the module."""
     config = adapter.adapter
-    alpha = config.get("lora_alpha")
-    if config.get("alpha_pattern") or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+    alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern")
+    for pattern, own in patterns.items() if isinstance(patterns, dict) else ():
+        if len(pattern) > 200 or not _PLAIN_PATTERN.fullmatch(pattern):
+            raise UnsupportedCheckpoint(
+                f"{adapter.path}: alpha_pattern {shown(pattern, 60)!r} is no plain name, so DoRA on rescaled columns has no "
+                "alpha. Leave VO and MLP out."
+            )
+        try:
+            fits = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error:
+            fits = None
+        if fits:
+            alpha = own
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
         raise UnsupportedCheckpoint(
-            f"{adapter.path}: DoRA on rescaled columns needs one lora_alpha; alpha_pattern is not read. Leave VO and MLP out."
+            f"{adapter.path}: DoRA on rescaled columns needs a number as lora_alpha of {shown(module)}; found "
+            f"{shown(alpha, 40)}. Leave VO and MLP out."
         )
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def _copies(base: Checkpoint, scaling: Mapping[str, Scaling], adapter: Checkpoint) -> dict[str, Scaling]:
-    """The adapter's own copies of base tensors that are rescaled: modules_to_save and biases."""
+def copies(base: Checkpoint, adapter: Checkpoint) -> dict[str, tuple[str, ...]]:
+    """The adapter's own copies of base tensors (modules_to_save, biases): name -> the base's tensor it stands for; several
+    where it stands for a tensor computed from them, () where it is a head that the base does not have.
+
+    ConfigMismatch where a copy is of no tensor of the base and no such head.
+    """
     lora = {name for one in adapted(adapter) for name in (one.a, one.b, one.bias, one.magnitude)}
+    names = memory_names(base)
+    heads = {name.split(".")[0] for pair in names.stored.items() for name in pair} - {""}
+    parts = {part for name in names.stored.values() for part in name.split(".")} | heads
     out = {}
     for tensor in adapter.tensors:
         if tensor.name in lora or ".lora_" in tensor.name:
             continue
-        name = _bare(tensor.name.removeprefix(ROOT)).replace(".modules_to_save", "")
-        ends = [other for other in scaling if other == name or other.endswith(f".{name}") or name.endswith(f".{other}")]
-        if not ends:
-            continue
-        if len(ends) > 1 or base.by_name[ends[0]].shape != tensor.shape or tensor.dtype not in RESCALABLE:
+        bare = path_in_base(tensor.name.removeprefix(ROOT), adapter)
+        name = _TOKENS.sub(".weight", bare)
+        found = names.find(name)
+        is_head = bare.split(".")[0] not in parts and not re.search(r"\.\d+\.", bare)
+        if not found and not is_head:
             raise ConfigMismatch(
-                f"{tensor.name} of the adapter stands for {ends[0]} of the base, but is {tensor.dtype} {tensor.shape}."
+                f"{shown(tensor.name)} of the adapter {adapter.path} stands for no tensor of the base {base.path}: none has "
+                "that name, in the file or in memory. This adapter belongs to another base."
             )
-        out[tensor.name] = scaling[ends[0]]
+        out[tensor.name] = found
+    return out
+
+
+def _copies(base: Checkpoint, scaling: Mapping[str, Scaling], adapter: Checkpoint) -> dict[str, Scaling]:
+    out = {}
+    for copy, names in copies(base, adapter).items():
+        tensor, rescaled = adapter.by_name[copy], [name for name in names if name in scaling]
+        if not rescaled:
+            continue
+        if len(names) > 1:
+            raise UnsupportedCheckpoint(
+                f"{shown(copy)} of the adapter stands for {len(names)} tensors of the base ({shown(names[0])} ...), which "
+                "are rescaled: it has no rule; leave their pairs out (--exclude)."
+            )
+        if base.by_name[names[0]].shape != tensor.shape or tensor.dtype not in RESCALABLE:
+            raise ConfigMismatch(
+                f"{copy} of the adapter stands for {names[0]} of the base, but is {tensor.dtype} {tensor.shape}."
+            )
+        out[copy] = scaling[names[0]]
     return out
 
 

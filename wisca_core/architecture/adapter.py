@@ -49,6 +49,7 @@ _HARMLESS = frozenset(
         "layer_replication",
         "runtime_config",
         "lora_bias",
+        "ensure_weight_tying",  # of embeddings and heads, which no pair reads through
         "target_parameters",  # refused module by module: there A and B hold the ranks of many experts in different orders
         "qalora_group_size",  # of use_qalora, which is refused
         # what the adapter was filled with before its first step

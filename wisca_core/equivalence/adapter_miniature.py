@@ -1,7 +1,7 @@
 """A miniature with an adapter on it: the base model's own architecture made small, and a random LoRA of the same
 settings, built, saved and loaded by peft, as the person's own will be.
 
-Not covered: modules_to_save and trainable tokens, which no factor of a rank channel touches.
+Not covered: trainable tokens (rows of an embedding, which no factor touches), heads that the base does not have.
 """
 
 import re
@@ -33,33 +33,51 @@ def inside(module: str) -> str:
 
 def build_adapter(base: Path, folder: Path, adapter: Mapping[str, Any], targets: Collection[str], seed: int) -> None:
     """A LoRA of rank 4 on every layer of the miniature in ``base`` whose path ends in one of ``targets``, every value
-    random in float64, saved to ``folder``. ``adapter``: adapter_config.json, of which rsLoRA, DoRA, the bias of B and
-    fan_in_fan_out are kept.
+    random in float64, saved to ``folder``. ``adapter``: adapter_config.json, of which rsLoRA, DoRA, biases,
+    fan_in_fan_out, modules_to_save, and that alphas differ or layers are repeated, are kept.
 
     ConfigMismatch where peft finds none of the targets.
     """
     from peft import LoraConfig, get_peft_model
 
-    settings = {name: bool(adapter.get(name)) for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")}
     model = load(base)
     with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         try:
+            settings = _settings(model, adapter, sorted(targets))
             config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=sorted(targets), **settings)
             adapted = get_peft_model(model, config, autocast_adapter_dtype=False).double()
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ConfigMismatch(
                 f"the adapter does not fit this base model: {' '.join(str(error).split())[:300]}"
             ) from error
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in adapted.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if ".lora_magnitude_vector" in name:
-                parameter.mul_(1 + 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+                parameter.mul_(1 + 0.3 * noise)
             elif ".lora_" in name:
-                parameter.copy_(
-                    torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * parameter.shape[-1] ** -0.5
-                )
+                parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+            elif parameter.requires_grad:  # what the adapter keeps of the base's own
+                parameter.mul_(1 + 0.3 * noise)
         adapted.save_pretrained(folder, save_embedding_layers=False)
+
+
+def _settings(model: torch.nn.Module, adapter: Mapping[str, Any], targets: list[str]) -> dict[str, Any]:
+    settings = {name: bool(adapter.get(name)) for name in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out")}
+    if adapter.get("bias") in ("all", "lora_only"):
+        settings["bias"] = adapter["bias"]
+    saved = adapter.get("modules_to_save")
+    modules = [name for name, _ in model.named_modules()]
+    kept = [m for m in saved if any(name.endswith(str(m)) for name in modules)] if isinstance(saved, list) else []
+    if kept:
+        settings["modules_to_save"] = kept
+    if adapter.get("alpha_pattern"):
+        settings["alpha_pattern"] = {targets[-1].replace(".", r"\."): 2 * ALPHA}
+    if adapter.get("layer_replication"):
+        n_layers = model.config.num_hidden_layers
+        settings["layer_replication"] = [(0, n_layers), (n_layers - 1, n_layers)]
+    return settings
 
 
 def load_adapted(base: Path, folder: Path) -> torch.nn.Module:

@@ -15,13 +15,14 @@ from wisca_core.architecture.adapter import adapted
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
+from wisca_core.equivalence.adapter_miniature import inside
 from wisca_core.equivalence.adapter_proof import extreme, peft_version
 from wisca_core.equivalence.proof import ALIVE, FORMAT, OCTAVES, TOLERANCE, VERSION, Proof, label, structure, versions
 from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, WiscaError
 from wisca_core.exporting.weights import write_weights
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, changes, scalings
-from wisca_core.rescale_adapter import follow
+from wisca_core.rescale_adapter import copies, follow
 from wisca_core.storage import folder, read_json, workplace, write_json
 
 
@@ -58,15 +59,24 @@ def prove_pair(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Pr
 
 def _path(base: Checkpoint, sites: Sites, adapter: Checkpoint) -> Path:
     modules = sorted((one.module, bool(one.bias), bool(one.magnitude), one.unknown) for one in adapted(adapter))
+    modules.append(sorted(t.name for t in adapter.tensors if ".lora_" not in t.name))
     key = json.dumps(
-        ["pair", base.config, sorted(structure(sites)), adapter.adapter, modules, versions(), peft_version()],
+        [
+            "pair with its copies",
+            base.config,
+            sorted(structure(sites)),
+            adapter.adapter,
+            modules,
+            versions(),
+            peft_version(),
+        ],
         sort_keys=True,
     )
     return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
 
 
 def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progress, started: float) -> Proof:
-    from wisca_core.equivalence.adapter_miniature import RANK, build_adapter, inside, load_adapted, peft_is_here
+    from wisca_core.equivalence.adapter_miniature import RANK, build_adapter, load_adapted, peft_is_here
     from wisca_core.equivalence.miniature import build_miniature
     from wisca_core.equivalence.outputs import difference, outputs
     from wisca_core.equivalence.small_config import shrink
@@ -78,6 +88,7 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         raise ProofFailed(
             "the base has no pair or the adapter no layer that a rule covers, so there is nothing to prove."
         )
+    kept = _kept(base, sites, adapter)
     labels, pairs = {label(site) for site in sites.sites}, tuple(dict.fromkeys(site.key.pair for site in sites.sites))
     progress("building a miniature with an adapter", 0, 1)
     with workplace("the miniature") as place:
@@ -92,6 +103,12 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
             raise ProofFailed(
                 f"transformers' own {sites.model_type} with this config.json has no pair of the kind {sorted(lacking)[0]}; "
                 "the weights and config.json disagree."
+            )
+        missing = kept - _kept(small, small_sites, small_adapter)
+        if missing:
+            raise ProofFailed(
+                f"the adapter has its own {sorted(missing)[0]} of a pair; on a miniature of {sites.model_type} peft keeps no "
+                "such copy, so it is not proved that it follows."
             )
         reference = outputs(load_adapted(original, beside), seed=2)
         repeat = difference(reference, outputs(load_adapted(original, beside), seed=2))
@@ -123,7 +140,9 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
     return Proof(
         passed=passed,
         rule=f"{sites.family} with its adapter",
-        what=f"a miniature of {sites.model_type} with a LoRA of rank {RANK} on {', '.join(sorted(targets))}, through peft",
+        what=f"a miniature of {sites.model_type} with a LoRA of rank {RANK} on {', '.join(sorted(targets))}"
+        + (f" and its own {', '.join(sorted(kept))}" if kept else "")
+        + ", through peft",
         n_cases=3 * len(reference.cases),
         cases=tuple(reference.cases),
         max_rel=worst,
@@ -140,6 +159,13 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
             "sequences longer than 33 tokens in the miniature",
         ),
     )
+
+
+def _kept(base: Checkpoint, sites: Sites, adapter: Checkpoint) -> set[str]:
+    """Tensors of pairs that the adapter brings copies of, by their place inside a layer."""
+    of_pairs = {leg.tensor for site in sites.sites for leg in site.legs}
+    found = copies(base, adapter)
+    return {inside(name) for names in found.values() for name in names if name in of_pairs}
 
 
 def _trials(sites: Sites) -> list[tuple[str, Mapping[str, np.ndarray]]]:
