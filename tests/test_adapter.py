@@ -20,7 +20,7 @@ from wisca_core.equivalence import adapter_proof, pair_proof
 from wisca_core.equivalence.adapter_miniature import build_adapter, load_adapted
 from wisca_core.equivalence.memory_names import _lies_in
 from wisca_core.equivalence.outputs import difference, outputs
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.proving import prove
 from wisca_core.errors import BadOption, ConfigMismatch, UnreadableInput, UnsupportedCheckpoint
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options, default_pairs
@@ -304,7 +304,7 @@ def test_powers_of_two_keep_every_product_to_the_bit(small, tmp_path, capsys):
 
 
 def test_a_spoilt_product_is_told_by_the_check(small, tmp_path, look):
-    from wisca_core.equivalence.full_check import compare_folder
+    from wisca_core.equivalence.checking import compare_folder
 
     _, make = small
     copy = tmp_path / "copy"

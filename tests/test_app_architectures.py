@@ -14,7 +14,7 @@ from wisca_core.census import causal_types, kept, released
 from wisca_core.census.entry import PAIRS, PARTLY, PROVED, REFUSED, Entry, Pair, Place
 from wisca_core.census.judge import not_reached
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.proving import prove
 
 pytestmark = pytest.mark.usefixtures("own_home")
 ALL = ("tensor", "group", "channel")

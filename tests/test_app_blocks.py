@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
 from wisca_app import cached
-from wisca_core import jobs, storage
+from wisca_core import jobs, storage, verdicts
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.proof import FORMAT, VERSION, Proof, prove
+from wisca_core.equivalence.proof import Proof
+from wisca_core.equivalence.proving import prove
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def test_a_rule_that_is_refused_is_named_and_the_others_go_on(small_model, tmp_p
         reason=reason,
     )
     assert Proof.from_json(refused.to_json()) == refused
-    storage.write_json(kept, FORMAT, VERSION, refused.to_json())
+    storage.write_json(kept, "wisca-proof", verdicts.VERSION, refused.to_json())
     at = page("rescale", model=folder, pairs="qk,vo,mlp")
     said = texts(at)
     assert "2 of 3 rules passed" in said and f"decoder.none.mlp is refused and left as it is: {reason}" in said

@@ -17,10 +17,11 @@ from wisca_app import cached, downloads
 from wisca_app.figures.factors import factor_chart, finding
 from wisca_app.figures.template import LIGHT
 from wisca_app.rescaling.training import command, snippet
-from wisca_core import jobs, storage
+from wisca_core import jobs, storage, verdicts
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import Reader, open_checkpoint
-from wisca_core.equivalence.proof import FORMAT, VERSION, Proof, prove
+from wisca_core.equivalence.proof import Proof
+from wisca_core.equivalence.proving import prove
 from wisca_core.patterns.measure import measure
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import LayerRange, Options, parse_layers
@@ -229,9 +230,9 @@ def test_without_a_proof_the_miniature_starts_by_itself_and_export_waits(llama):
 
 def test_a_failed_proof_says_why_and_stops_the_export(llama, proofs):
     (kept,) = storage.folder("proofs").iterdir()
-    proof = Proof.from_json(storage.read_json(kept, FORMAT, VERSION))
+    proof = Proof.from_json(storage.read_json(kept, "wisca-proof", verdicts.VERSION))
     failed = proof.to_json() | {"passed": False, "reason": "the outputs differ by 3.0e-02 relative"}
-    storage.write_json(kept, FORMAT, VERSION, failed)
+    storage.write_json(kept, "wisca-proof", verdicts.VERSION, failed)
     at = page("rescale", model=llama)
     assert "the outputs differ by 3.0e-02 relative" in texts(at)
     assert at.button(key="export").disabled

@@ -16,7 +16,8 @@ from wisca_core.architecture.site import Refusal, SiteKey
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.cli import main
 from wisca_core.cli import rescale as rescale_command
-from wisca_core.equivalence.proof import Proof, prove, proved_only
+from wisca_core.equivalence.proof import Proof, proved_only
+from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.verify import verify
 from wisca_core.patterns.blocks import block_of, titles, unit_of
 from wisca_core.patterns.measure import measure

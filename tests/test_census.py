@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from wisca_core import verdicts
 from wisca_core.architecture.families import families
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.census import all_types, causal_types, census, coverage, entry, kept, known, pool, row_text, rule_lines
@@ -283,20 +284,18 @@ def test_a_result_is_found_again_under_the_same_versions_and_rules_only(made, mo
     kept.keep(made["llama"])
     assert entry("llama") == made["llama"] and entry("qwen2").verdict == OPEN
     assert not kept.lacks("llama", ALL)
-    kept._ground.cache_clear()
-    monkeypatch.setattr(kept, "versions", lambda: {"transformers": "6.0"})
+    monkeypatch.setattr(verdicts, "versions", lambda: {"transformers": "6.0"})
     assert entry("llama").verdict == OPEN and kept.lacks("llama", ALL)
-    kept._ground.cache_clear()
 
 
 def test_a_damaged_or_foreign_result_counts_as_none(made):
     kept.keep(made["llama"])
     (path,) = folder("proofs").iterdir()
     whole = json.loads(path.read_text())
-    assert (whole["format"], whole["version"]) == ("wisca-census", 1)
+    assert (whole["format"], whole["version"]) == ("wisca-census", verdicts.VERSION)
     spoiled = [
         "{",
-        json.dumps(whole | {"version": 2}),
+        json.dumps(whole | {"version": verdicts.VERSION + 1}),
         json.dumps(whole | {"model_type": "qwen2"}),
         json.dumps(whole | {"pairs": []}),
         json.dumps(whole | {"pairs": [{**p, "verdict": "surely"} for p in whole["pairs"]]}),

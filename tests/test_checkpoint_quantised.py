@@ -287,8 +287,8 @@ def test_a_quantised_model_is_inspected_and_never_rescaled(base, tmp_path, capsy
 
 
 def test_nothing_writes_a_quantised_model_even_where_asked_directly(base, tmp_path):
-    from wisca_core.equivalence.full_check import full_check
-    from wisca_core.equivalence.proof import prove
+    from wisca_core.equivalence.checking import full_check
+    from wisca_core.equivalence.proving import prove
     from wisca_core.exporting.export import export
     from wisca_core.planning.plan import make_plan
 

@@ -9,9 +9,10 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence import discovery, proof
+from wisca_core.equivalence import discovery
 from wisca_core.equivalence.discovery import discover, is_unknown, kept, sites_of
 from wisca_core.equivalence.miniature import build_miniature
+from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.small_config import shrink
 
 
@@ -76,7 +77,7 @@ def test_a_class_that_no_file_knows_is_discovered_and_proved(tmp_path, home):
         "q_proj.bias",
         "k_proj.bias",
     }
-    found = proof.prove(checkpoint, sites)
+    found = prove(checkpoint, sites)
     assert found.passed and found.max_rel < 1e-12 and found.rule == "discovered"
     assert kept(checkpoint) == discover(checkpoint) and sites_of(checkpoint) == sites
 

@@ -21,10 +21,9 @@ from safetensors.torch import load_file, save_file
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.miniature import load
 from wisca_core.equivalence.outputs import difference, outputs
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.proving import prove
 from wisca_core.errors import Cancelled, CheckpointChanged, NothingToRescale, OutputRefused, PlanMismatch, ProofFailed
 from wisca_core.exporting import export as export_module
-from wisca_core.exporting import weights as weights_module
 from wisca_core.exporting.export import export
 from wisca_core.exporting.place import is_running
 from wisca_core.exporting.preview import preview
@@ -403,7 +402,7 @@ def test_a_disk_that_becomes_full_elsewhere_leaves_nothing(what, small, tmp_path
 
 def test_a_disk_without_room_is_refused_before_a_byte_is_written(small, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "n_bytes_free", lambda path: 64 * 2**20)
-    monkeypatch.setattr(weights_module, "write_weights", lambda *_: pytest.fail("wrote"))
+    monkeypatch.setattr(export_module, "write_weights", lambda *_: pytest.fail("wrote"))
     with pytest.raises(OutputRefused, match="0.07 GB free; the export needs 0.07"):
         run(small, planned(small), tmp_path / "out")
     nothing_left(small, tmp_path, set())
@@ -515,7 +514,7 @@ import sys, time
 from pathlib import Path
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.proving import prove
 from wisca_core.exporting.export import export
 from wisca_core.planning.plan import load_plan
 model, plan, out = sys.argv[1:]

@@ -15,10 +15,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import _inner, find_sites
 from wisca_core.checkpoint import open_checkpoint
+from wisca_core.equivalence.bench import NOT_RUN
 from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.miniature import load, model_class
 from wisca_core.equivalence.outputs import difference, outputs
-from wisca_core.equivalence.proof import NOT_RUN, label, prove
+from wisca_core.equivalence.proof import label
+from wisca_core.equivalence.proving import prove
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 from wisca_core.exporting.export import export
 from wisca_core.planning.decide import decide

@@ -8,9 +8,9 @@ import torch
 
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
+from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.float64 import lifted
 from wisca_core.equivalence.miniature import load
-from wisca_core.exporting.weights import write_weights
 from wisca_core.rescale import changes, scalings
 
 generator = torch.Generator().manual_seed(3)

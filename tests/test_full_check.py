@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.full_check import FullCheck, compare_folder, full_check, stored_dtype
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.checking import compare_folder, full_check
+from wisca_core.equivalence.full_check import FullCheck, stored_dtype
+from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.verify import BIT_IDENTICAL, ROUNDING, verify
 from wisca_core.exporting.export import export
 from wisca_core.planning.decide import decide

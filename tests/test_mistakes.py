@@ -3,18 +3,22 @@
 The figures are relative differences in true float64; a right rule stays below 1e-12.
 """
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from transformers.models.llama import modeling_llama
 
+from wisca_core import verdicts
 from wisca_core.architecture import find
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.layer import Layer
 from wisca_core.architecture.site import Grid
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence import proof
+from wisca_core.equivalence import bench, proof, proving
 from wisca_core.progress import silent
 from wisca_core.rescale import Scaling
 
@@ -23,7 +27,7 @@ GQA_BIASES = ("llama", {"num_key_value_heads": 8, "attention_bias": True})
 
 def proved(folder):
     checkpoint = open_checkpoint(folder)
-    return proof._prove(checkpoint, proof.find_sites(checkpoint), silent)
+    return proving._prove(checkpoint, proving.find_sites(checkpoint), silent)
 
 
 def test_the_right_rules_pass_far_below_the_bound(small_model):
@@ -148,7 +152,7 @@ def test_a_wrong_site_fails_the_proof(name, small_model, monkeypatch):
     folder = small_model(model_type, **changes)
     right = find_sites(open_checkpoint(folder))
     assert mutate(right) != right
-    monkeypatch.setattr(proof, "find_sites", lambda *a, **more: mutate(find_sites(*a, **more)))
+    monkeypatch.setattr(proving, "find_sites", lambda *a, **more: mutate(find_sites(*a, **more)))
     found = proved(folder)
     assert not found.passed and found.max_rel > at_least
     assert "relative" in found.reason and "1e-11 is the bound" in found.reason
@@ -242,7 +246,7 @@ def test_a_wrong_row_of_families_fails_the_proof(name, small_model, monkeypatch)
 
 
 def test_one_channel_off_by_one_percent_fails_the_proof(small_model, monkeypatch):
-    right = proof.scalings
+    right = bench.scalings
 
     def off(*arguments):
         out = right(*arguments)
@@ -253,7 +257,7 @@ def test_one_channel_off_by_one_percent_fails_the_proof(small_model, monkeypatch
             out[name] = Scaling({0: vector})
         return out
 
-    monkeypatch.setattr(proof, "scalings", off)
+    monkeypatch.setattr(bench, "scalings", off)
     found = proved(small_model(*GQA_BIASES[:1], **GQA_BIASES[1]))
     assert not found.passed and 1e-6 < found.max_rel < 0.5
 
@@ -289,9 +293,9 @@ def test_a_bias_in_the_weights_that_the_class_does_not_have_is_refused(small_mod
     checkpoint = open_checkpoint(folder)
     sites = find_sites(checkpoint)
     assert [leg.tensor[-11:] for leg in sites["decoder.0.self.qk"].legs if not leg.measured] == ["q_proj.bias"]
-    found = proof.prove(checkpoint, sites)
+    found = proving.prove(checkpoint, sites)
     assert not found.passed and "disagree about the structure" in found.reason and found.max_rel == float("inf")
-    assert proof.cached_proof(checkpoint, sites) == found
+    assert proving.cached_proof(checkpoint, sites) == found
 
 
 def test_a_bias_of_the_class_that_one_layer_lacks_is_refused(small_model, edited):
@@ -299,19 +303,64 @@ def test_a_bias_of_the_class_that_one_layer_lacks_is_refused(small_model, edited
         small_model(*GQA_BIASES[:1], **GQA_BIASES[1]), lambda t: t.pop("model.layers.1.self_attn.q_proj.bias")
     )
     checkpoint = open_checkpoint(folder)
-    found = proof.prove(checkpoint, find_sites(checkpoint))
+    found = proving.prove(checkpoint, find_sites(checkpoint))
     assert not found.passed and "disagree about the structure" in found.reason
 
 
 def test_a_proof_is_kept_and_read_back_equal_and_another_rule_asks_for_another(small_model, monkeypatch):
     checkpoint = open_checkpoint(small_model("opt"))
     sites = find_sites(checkpoint)
-    first = proof.prove(checkpoint, sites)
-    monkeypatch.setattr(proof, "_prove", lambda *_: pytest.fail("proved twice"))
-    assert proof.prove(checkpoint, sites) == first == proof.cached_proof(checkpoint, sites)
+    first = proving.prove(checkpoint, sites)
+    monkeypatch.setattr(proving, "_prove", lambda *_: pytest.fail("proved twice"))
+    assert proving.prove(checkpoint, sites) == first == proving.cached_proof(checkpoint, sites)
     changed = families() | {"opt": replace(families()["opt"], rope="half")}
-    monkeypatch.setattr(proof, "families", lambda: changed)
-    assert proof.cached_proof(checkpoint, sites) is None
+    monkeypatch.setattr(proving, "families", lambda: changed)
+    assert proving.cached_proof(checkpoint, sites) is None
+
+
+def test_a_kept_proof_is_of_no_use_once_the_code_maps_query_heads_otherwise(small_model, monkeypatch):
+    """Each query head gets the factors of the other KV head: the kept proof says passed, and the rule is wrong."""
+    folder = small_model("llama", num_key_value_heads=8)
+    checkpoint = open_checkpoint(folder)
+    right = find_sites(checkpoint)
+    assert proving.prove(checkpoint, right).passed and proving.cached_proof(checkpoint, right).passed
+    grids = Layer.grids
+
+    def swapped(layer, role):
+        index, channel = grids(layer, role)
+        groups, _, width = index.sizes
+        return index, replace(channel, start=(groups - 1) * width, strides=(-width, 0, 1)) if role == "q" else channel
+
+    monkeypatch.setattr(Layer, "grids", swapped)
+    wrong = find_sites(checkpoint)
+    assert proof.structure(wrong) == proof.structure(right) and wrong != right
+    assert proving.cached_proof(checkpoint, wrong) is None
+    found = proving.prove(checkpoint, wrong)
+    assert not found.passed and found.max_rel > 0.1
+    monkeypatch.undo()
+    assert proving.cached_proof(checkpoint, right).passed
+
+
+def test_a_changed_line_of_the_code_that_decides_makes_every_kept_verdict_unusable(tmp_path, monkeypatch):
+    copy = tmp_path / "wisca_core"
+    shutil.copytree(Path(verdicts.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    assert verdicts.deciding_code(package=copy) == verdicts.deciding_code()
+    layer = copy / "architecture" / "layer.py"
+    text = layer.read_text(encoding="utf-8")
+    swapped = text.replace("sizes = (self.n_kv_heads, repeats, width)", "sizes = (repeats, self.n_kv_heads, width)", 1)
+    assert swapped != text
+    for changed, is_same in ((f"# a remark\n\n{text}", True), (swapped, False)):
+        layer.write_text(changed, encoding="utf-8")
+        verdicts.deciding_code.cache_clear()
+        assert (verdicts.deciding_code(package=copy) == verdicts.deciding_code()) == is_same
+    verdicts.deciding_code.cache_clear()
+    for kind in ("proof", "adapter-proof", "pair-proof", "discovery", "census"):
+        verdicts.keep(kind, ["of this code"], {"is": "kept"})
+        assert verdicts.recalled(kind, ["of this code"]) == {"is": "kept"}
+    of_copy = verdicts.deciding_code(package=copy)
+    monkeypatch.setattr(verdicts, "deciding_code", lambda rows=True: of_copy)
+    for kind in ("proof", "adapter-proof", "pair-proof", "discovery", "census"):
+        assert verdicts.recalled(kind, ["of this code"]) is None
 
 
 def wrong_half(leg):
@@ -348,10 +397,10 @@ def test_a_wrong_feed_forward_pair_fails_the_proof(name, small_model, monkeypatc
     model_type, changes, mutate, at_least = MLP_MISTAKES[name]
     checkpoint = open_checkpoint(small_model(model_type, **changes))
     right = find_sites(checkpoint, pairs=("mlp",))
-    assert right.sites and proof._prove(checkpoint, right, silent).passed
+    assert right.sites and proving._prove(checkpoint, right, silent).passed
     assert mutate(right) != right
-    monkeypatch.setattr(proof, "find_sites", lambda *a, **more: mutate(find_sites(*a, **more)))
-    found = proof._prove(checkpoint, mutate(right), silent)
+    monkeypatch.setattr(proving, "find_sites", lambda *a, **more: mutate(find_sites(*a, **more)))
+    found = proving._prove(checkpoint, mutate(right), silent)
     assert not found.passed and found.max_rel > at_least and found.proved == ()
 
 

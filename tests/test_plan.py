@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Grid, Leg, Site, SiteKey, Sites
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.proving import prove
 from wisca_core.errors import BadOption, NothingToRescale, PlanMismatch, UnreadableInput
 from wisca_core.exporting.export import export
 from wisca_core.patterns.measure import measure

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.full_check import compare_folder
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.checking import compare_folder
+from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.verify import BIT_IDENTICAL, ROUNDING, verify
 from wisca_core.errors import NothingToRescale
 from wisca_core.exporting.export import export

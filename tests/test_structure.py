@@ -15,7 +15,7 @@ ORDER = [
     "patterns",
     "planning",
     "rescale",
-    "exporting.weights",
+    "checkpoint.writer",
     "exporting.preview",
     "equivalence",
     "exporting",

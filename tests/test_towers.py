@@ -3,7 +3,7 @@
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.miniature import build_miniature
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.small_config import shrink
 
 # Qwen2-VL's first files have no text_config and a vision_config without a type.

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from wisca_core.equivalence.float64 import lifted
-from wisca_core.equivalence.proof import prove
+from wisca_core.equivalence.proving import prove
 from wisca_core.errors import (
     BadOption,
     NothingToRescale,

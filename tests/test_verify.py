@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from wisca_core.checkpoint import open_checkpoint
+from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.verify import BIT_IDENTICAL, DIFFERENT, ROUNDING, _bounds, _simplest, verify
-from wisca_core.exporting.weights import write_weights
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
 from wisca_core.rescale import Scaling, changes, rescaled, scalings

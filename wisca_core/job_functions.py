@@ -6,11 +6,11 @@ from pathlib import Path
 
 from wisca_core.architecture.find import searched
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.adapter_proof import prove_adapter
+from wisca_core.equivalence.checking import compare_folder, full_check
 from wisca_core.equivalence.discovery import discover, sites_of
-from wisca_core.equivalence.full_check import compare_folder, full_check
 from wisca_core.equivalence.pair_proof import prove_pair
-from wisca_core.equivalence.proof import prove, proved_only
+from wisca_core.equivalence.proof import proved_only
+from wisca_core.equivalence.proving import prove
 from wisca_core.exporting.export import export
 from wisca_core.exporting.pair import Beside, export_pair
 from wisca_core.patterns.store import measured
@@ -30,7 +30,7 @@ def prove_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     checkpoint = open_checkpoint(arguments["model"], progress=progress)
     if arguments.get("base"):
         base = open_checkpoint(arguments["base"], progress=progress)
-        return prove_adapter(checkpoint, sites_of(checkpoint), base, progress).to_json()
+        return prove(checkpoint, sites_of(checkpoint), progress, base).to_json()
     return prove(checkpoint, sites_of(checkpoint, pairs=searched(arguments.get("pairs", ()))), progress).to_json()
 
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.checkpoint import Checkpoint
-from wisca_core.equivalence.adapter_proof import prove_adapter
-from wisca_core.equivalence.full_check import FullCheck, compare_folder, memory_free, memory_needed
+from wisca_core.equivalence.checking import compare_folder
+from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed
 from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import Proof, check_covers
-from wisca_core.equivalence.proof import prove as prove_sites
+from wisca_core.equivalence.proving import prove as prove_sites
 from wisca_core.equivalence.verify import Verification
 from wisca_core.equivalence.verify import verify as verify_checkpoints
 from wisca_core.errors import BadOption, UnsupportedCheckpoint
 from wisca_core.exporting.export import export as write_export
-from wisca_core.exporting.export import refuse_place
 from wisca_core.exporting.pair import Beside, export_pair
+from wisca_core.exporting.place import refuse_place
 from wisca_core.model import Model, open_model
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import LayerRange, Options, default_pairs, parse_layers, parse_pairs
@@ -42,9 +42,8 @@ def prove(model: AnyModel, *, base: AnyModel | None = None, progress: Progress =
     (True, True, ('decoder.self.qk', 'decoder.self.vo'))
     """
     opened = open_model(model, progress=progress)
-    if base is not None:
-        return prove_adapter(opened.checkpoint, opened.sites, open_model(base, progress=progress).checkpoint, progress)
-    return prove_sites(opened.checkpoint, opened.sites, progress)
+    on = None if base is None else open_model(base, progress=progress).checkpoint
+    return prove_sites(opened.checkpoint, opened.sites, progress, on)
 
 
 def plan(

@@ -12,7 +12,8 @@ from wisca_core.architecture.families import families
 from wisca_core.census import row_file, row_text, rule_lines
 from wisca_core.census.entry import LABELS, Entry
 from wisca_core.census.table import is_open
-from wisca_core.equivalence.proof import Proof, cached_proof
+from wisca_core.equivalence.proof import Proof
+from wisca_core.equivalence.proving import cached_proof
 
 
 def settle(census: Census) -> Entry | None:

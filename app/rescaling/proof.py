@@ -10,9 +10,9 @@ from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title, with_mlp
 from wisca_app.rescaling import kept_plan
 from wisca_core import jobs
-from wisca_core.equivalence.adapter_proof import cached_adapter_proof
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed
-from wisca_core.equivalence.proof import Proof, cached_proof
+from wisca_core.equivalence.proof import Proof
+from wisca_core.equivalence.proving import cached_proof
 from wisca_core.planning.decide import Decision
 from wisca_core.planning.options import Options
 
@@ -94,7 +94,7 @@ def _base(model: Opened) -> str:
 def _kept(model: Opened, base: str) -> Proof | None:
     if not base:
         return cached_proof(model.checkpoint, model.sites)
-    return cached_adapter_proof(model.checkpoint, model.sites, cached.opened(base).checkpoint)
+    return cached_proof(model.checkpoint, model.sites, cached.opened(base).checkpoint)
 
 
 def _run_miniature(model: Opened, base: str = "") -> None:

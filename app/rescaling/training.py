@@ -77,7 +77,8 @@ def snippet(model: str, options: Options) -> str:
 
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.proof import prove, proved_only
+from wisca_core.equivalence.proving import prove
+from wisca_core.equivalence.proof import proved_only
 from wisca_core.exporting.export import export
 from wisca_core.patterns.store import measured
 from wisca_core.planning.decide import decide

@@ -11,9 +11,10 @@ from wisca_core.architecture.families import Family, families
 from wisca_core.architecture.site import GRANULARITIES, Refusal, Site, SiteKey, Sites
 from wisca_core.census.entry import NOT_REACHED, PAIRS, Entry, Pair, Place, pair_of
 from wisca_core.checkpoint import open_checkpoint
+from wisca_core.equivalence.bench import NOT_RUN, Verdict, judge, open_bench
 from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.example import example_config
-from wisca_core.equivalence.proof import NOT_RUN, Verdict, judge, label, open_bench
+from wisca_core.equivalence.proof import label
 from wisca_core.errors import WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace

@@ -1,31 +1,21 @@
-"""Results of the census under ``WISCA_HOME/proofs``: one file a model type, found again only under the same rules, the
-same way of making miniatures and the same versions.
+"""Results of the census under ``WISCA_HOME/proofs``: one file a model type, found again only under the same row, the
+same code that decides and the same versions.
 """
 
-import json
 from collections.abc import Iterable
-from contextlib import suppress
-from functools import lru_cache
-from importlib import resources
-from pathlib import Path
 
-import xxhash
-
-from wisca_core.architecture.families import FILES, families
+from wisca_core import verdicts
+from wisca_core.architecture.families import families
 from wisca_core.census.entry import OPEN, PAIRS, REFUSED, Entry, Pair, Place
 from wisca_core.census.judge import always_refused
-from wisca_core.census.released import released
-from wisca_core.equivalence.proof import versions
-from wisca_core.errors import OutputRefused, UnreadableInput
-from wisca_core.storage import folder, read_json, write_json
-
-FORMAT, VERSION = "wisca-census", 1
+from wisca_core.census.released import ground, released
+from wisca_core.storage import folder
+from wisca_core.verdicts import deciding_code, versions
 
 
 def keep(entry: Entry) -> None:
     """Replace what is kept of this type. A full disk only costs the next census."""
-    with suppress(OutputRefused):
-        write_json(_path(entry.model_type), FORMAT, VERSION, entry.to_json() | {"versions": versions()})
+    verdicts.keep("census", ground(entry.model_type), entry.to_json() | {"versions": versions()})
 
 
 def entry(model_type: str) -> Entry:
@@ -49,15 +39,16 @@ def lacks(model_type: str, granularities: tuple[str, ...]) -> bool:
 def stamp() -> str:
     """Changes whenever a result is kept or removed."""
     place = folder("proofs")
-    return f"{place} {place.stat().st_mtime_ns} {_ground()}"
+    return f"{place} {place.stat().st_mtime_ns} {deciding_code()}"
 
 
 def _kept(model_type: str) -> Entry | None:
     try:
-        found = Entry.from_json(read_json(_path(model_type), FORMAT, VERSION))
-    except (UnreadableInput, KeyError, TypeError, ValueError):
+        found = verdicts.recalled("census", ground(model_type))
+        found = None if found is None else Entry.from_json(found)
+    except (KeyError, TypeError, ValueError):
         return None
-    return found if found.model_type == model_type else None
+    return found if found is not None and found.model_type == model_type else None
 
 
 def _from_row(model_type: str) -> Entry:
@@ -66,25 +57,3 @@ def _from_row(model_type: str) -> Entry:
     places = (Place("model", 0, reason=refused),) if refused else ()
     pairs = tuple(Pair(pair, REFUSED if refused else OPEN, places) for pair in PAIRS)
     return Entry(model_type, family=family.name if family else "", pairs=pairs)
-
-
-def _path(model_type: str) -> Path:
-    family = families().get(model_type)
-    # a tower is read by the row of another type, which only its config names
-    rows = "" if family and not family.towers else _all_rows()
-    key = json.dumps([model_type, repr(family), rows, _ground()])
-    return folder("proofs") / f"census-{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
-
-
-@lru_cache(maxsize=1)
-def _ground() -> str:
-    """Of everything that all types share."""
-    sizes = resources.files("wisca_core.equivalence").joinpath("sizes.toml").read_bytes()
-    rows = resources.files("wisca_core.architecture").joinpath("rows", "defaults.toml").read_bytes()
-    return f"{json.dumps(versions())} {xxhash.xxh3_128(sizes + rows).hexdigest()}"
-
-
-@lru_cache(maxsize=1)
-def _all_rows() -> str:
-    rows = resources.files("wisca_core.architecture").joinpath("rows")
-    return xxhash.xxh3_128(b"".join(rows.joinpath(f"{file}.toml").read_bytes() for file in FILES)).hexdigest()

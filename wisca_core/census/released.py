@@ -2,11 +2,10 @@
 
     wisca architectures --all --prove && python -m wisca_core.census.released
 
-writes them anew from what is kept. Each is found again only while its row, the way of making miniatures and the versions
-of transformers and torch are still those it was proved with; anything else counts as not tried.
+writes them anew from what is kept. Each is found again only while its row, the code that decides and the versions of
+transformers and torch are still those it was proved with; anything else counts as not tried.
 """
 
-import json
 import sys
 from functools import lru_cache
 from importlib import metadata, resources
@@ -17,6 +16,7 @@ import xxhash
 from wisca_core.architecture.families import FILES, families
 from wisca_core.census.entry import Entry
 from wisca_core.storage import read_json, write_json
+from wisca_core.verdicts import deciding_code, digest
 
 FORMAT, VERSION = "wisca-census-released", 1
 _FILE = Path(__file__).with_name("released.json")
@@ -56,9 +56,7 @@ def ground(model_type: str) -> str:
     # a tower is read by the row of another type, which only its config names
     rows = "" if family and not family.towers else _rows(tuple(FILES))
     versions = {name: metadata.version(name).partition("+")[0] for name in ("torch", "transformers")}
-    sizes = resources.files("wisca_core.equivalence").joinpath("sizes.toml").read_bytes()
-    shared = xxhash.xxh3_128(sizes).hexdigest() + _rows(("defaults",))
-    return xxhash.xxh3_128(json.dumps([model_type, repr(family), rows, versions, shared]).encode()).hexdigest()
+    return digest(model_type, repr(family), rows, versions, deciding_code(rows=False))
 
 
 @lru_cache(maxsize=4)

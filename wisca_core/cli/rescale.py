@@ -12,11 +12,12 @@ from wisca_core.cli import models
 from wisca_core.cli.inspect import side
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
-from wisca_core.equivalence.adapter_proof import prove_adapter
+from wisca_core.equivalence.checking import compare_folder
 from wisca_core.equivalence.discovery import sites_of
-from wisca_core.equivalence.full_check import FullCheck, compare_folder, memory_free, memory_needed
+from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed
 from wisca_core.equivalence.pair_proof import prove_pair
-from wisca_core.equivalence.proof import Proof, check_covers, prove, proved_only
+from wisca_core.equivalence.proof import Proof, check_covers, proved_only
+from wisca_core.equivalence.proving import prove
 from wisca_core.errors import (
     BadOption,
     ConfigMismatch,
@@ -135,7 +136,7 @@ def run(
         options.check_against(sites)
     with bar() as progress:
         patterns = measured(checkpoint, sites, progress)
-        proof = prove_adapter(checkpoint, sites, base, progress) if base else prove(checkpoint, sites, progress)
+        proof = prove(checkpoint, sites, progress, base)
     if sites.sites:
         check_covers(proof, sites, [part.site for part in saved.sites if part.site in sites] if saved else ())
     sites = proved_only(sites, proof)  # what was not proved is refused by name, the rest goes on

@@ -53,7 +53,8 @@ def _prepare(spec: Spec) -> Facts:
     import torch
 
     from wisca_core.comparison.models import language_model_class, model_config
-    from wisca_core.equivalence.proof import prove, proved_only
+    from wisca_core.equivalence.proof import proved_only
+    from wisca_core.equivalence.proving import prove
     from wisca_core.training.live import seen_as_checkpoint
 
     config = model_config(spec)

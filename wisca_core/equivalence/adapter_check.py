@@ -11,8 +11,8 @@ import torch
 
 from wisca_core.architecture.site import Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, open_checkpoint
+from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.full_check import INPUTS, FullCheck, rounded_at_random, stored_dtype
-from wisca_core.exporting.weights import write_weights
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace
 

@@ -5,25 +5,23 @@ The products are taken at the shapes stored here, of random values: whether the 
 not hang on the values, and B is zero in a fresh adapter.
 """
 
-import json
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 
 from wisca_core.architecture.adapter import adapted
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
-from wisca_core.equivalence.proof import ALIVE, FORMAT, OCTAVES, PRODUCT, TOLERANCE, VERSION, Proof, label, versions
-from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, WiscaError
-from wisca_core.exporting.weights import write_weights
+from wisca_core.checkpoint.writer import write_weights
+from wisca_core.equivalence.proof import ALIVE, OCTAVES, PRODUCT, TOLERANCE, Proof, kept_proof, label, proof_of
+from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, changes, rescaled, scalings
-from wisca_core.storage import folder, read_json, workplace, write_json
+from wisca_core.storage import workplace
+from wisca_core.verdicts import digest, versions
 
 N_INPUTS = 33
 
@@ -32,49 +30,19 @@ def prove_adapter(
     checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None = None, progress: Progress = silent
 ) -> Proof:
     """The kept proof or a fresh one, which is then kept. A rule that is wrong gives a proof that has not ``passed``."""
-    kept = cached_adapter_proof(checkpoint, sites, base)
-    if kept is not None:
-        return kept
-    started = time.perf_counter()
-    try:
-        proof = _prove(checkpoint, sites, base, progress, started)
-    except WiscaError as error:
-        if error.exit_code == 130:
-            raise
-        proof = Proof(
-            False,
-            sites.family,
-            "",
-            0,
-            (),
-            float("inf"),
-            0.0,
-            0.0,
-            time.perf_counter() - started,
-            versions(),
-            str(error),
-        )
-    with suppress(OutputRefused):
-        write_json(_path(checkpoint, sites, base), FORMAT, VERSION, proof.to_json())
-    return proof
+    key = _key(checkpoint, sites, base)
+    return proof_of("adapter-proof", key, sites.family, lambda: _prove(checkpoint, sites, base, progress))
 
 
-def cached_adapter_proof(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None = None) -> Proof | None:
-    """The kept proof under the installed versions, or None."""
-    try:
-        return Proof.from_json(read_json(_path(checkpoint, sites, base), FORMAT, VERSION))
-    except (UnreadableInput, KeyError, TypeError, ValueError):
-        return None
+def kept_adapter_proof(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None = None) -> Proof | None:
+    """The kept proof under the installed versions and this code, or None."""
+    return kept_proof("adapter-proof", _key(checkpoint, sites, base))
 
 
-def _path(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None) -> Path:
+def _key(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None) -> str:
     shapes = {t.name: t.shape for t in checkpoint.tensors}
     layout = [(repr(site), [shapes[leg.tensor] for leg in site.legs]) for site in sites.sites]
-    key = json.dumps(
-        ["adapter", checkpoint.adapter, layout, base.config if base else None, versions(), peft_version()],
-        sort_keys=True,
-    )
-    return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
+    return digest(checkpoint.adapter, layout, base.config if base else None, peft_version())
 
 
 def peft_version() -> str:
@@ -87,7 +55,8 @@ def peft_version() -> str:
         return ""
 
 
-def _prove(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None, progress: Progress, started: float) -> Proof:
+def _prove(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None, progress: Progress) -> Proof:
+    started = time.perf_counter()
     if not sites.sites:
         raise ProofFailed("no pair was found in this adapter, so there is no rule to prove.")
     worst, where, alive = _products(checkpoint, sites, progress)

@@ -3,33 +3,21 @@
 What holds is kept for this structure under WISCA_HOME and used from then on, under the name "discovered".
 """
 
-import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import xxhash
 
 from wisca_core.architecture.candidates import Guess, find_attention, guesses, qk_guesses
 from wisca_core.architecture.families import Family, families, row
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import DEFAULT_PAIRS, Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint, quantisation
-from wisca_core.equivalence.proof import Bench, judge, open_bench, versions
-from wisca_core.errors import (
-    Cancelled,
-    ConfigMismatch,
-    OutputRefused,
-    ProofFailed,
-    UnknownArchitecture,
-    UnreadableInput,
-    WiscaError,
-)
+from wisca_core.equivalence.bench import Bench, judge, open_bench
+from wisca_core.errors import Cancelled, ConfigMismatch, ProofFailed, UnknownArchitecture, WiscaError
 from wisca_core.progress import Progress, silent
-from wisca_core.storage import folder, read_json, workplace, write_json
+from wisca_core.storage import workplace
+from wisca_core.verdicts import digest, keep, recalled
 
-FORMAT, VERSION = "wisca-discovery", 1
 NAME = "discovered"
 
 
@@ -94,24 +82,21 @@ def discover(checkpoint: Checkpoint, progress: Progress = silent) -> Discovery:
         raise
     except WiscaError as error:
         found = Discovery({}, f"No rule could be tried: {error}")
-    with suppress(OutputRefused):
-        write_json(_path(checkpoint), FORMAT, VERSION, {"fields": dict(found.fields), "words": found.words})
+    keep("discovery", _key(checkpoint), {"fields": dict(found.fields), "words": found.words})
     return found
 
 
 def kept(checkpoint: Checkpoint) -> Discovery | None:
     """What was found for this structure before, under the installed versions; None where nothing was tried."""
+    found = recalled("discovery", _key(checkpoint))
     try:
-        data = read_json(_path(checkpoint), FORMAT, VERSION)
-        return Discovery(dict(data["fields"]), str(data["words"]))
-    except (UnreadableInput, KeyError, TypeError, ValueError):
+        return None if found is None else Discovery(dict(found["fields"]), str(found["words"]))
+    except (KeyError, TypeError, ValueError):
         return None
 
 
-def _path(checkpoint: Checkpoint) -> Path:
-    names = sorted(tensor.name for tensor in checkpoint.tensors)
-    key = json.dumps([checkpoint.config, names, versions()], sort_keys=True)
-    return folder("proofs") / f"discovery-{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
+def _key(checkpoint: Checkpoint) -> str:
+    return digest(checkpoint.config, sorted((tensor.name, tensor.shape) for tensor in checkpoint.tensors))
 
 
 def _discover(checkpoint: Checkpoint, progress: Progress) -> Discovery:

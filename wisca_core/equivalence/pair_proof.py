@@ -2,84 +2,45 @@
 that will be used, on a miniature of the base with an adapter of the same settings on it, through peft, in true float64.
 """
 
-import json
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from wisca_core.architecture.adapter import adapted
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
+from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.adapter_miniature import inside
 from wisca_core.equivalence.adapter_proof import extreme, peft_version
-from wisca_core.equivalence.proof import ALIVE, FORMAT, OCTAVES, TOLERANCE, VERSION, Proof, label, structure, versions
-from wisca_core.errors import OutputRefused, ProofFailed, UnreadableInput, WiscaError
-from wisca_core.exporting.weights import write_weights
+from wisca_core.equivalence.proof import ALIVE, OCTAVES, TOLERANCE, Proof, label, proof_of, structure
+from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, changes, scalings
 from wisca_core.rescale_adapter import copies, follow
-from wisca_core.storage import folder, read_json, workplace, write_json
+from wisca_core.storage import workplace
+from wisca_core.verdicts import digest, versions
 
 
 def prove_pair(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progress = silent) -> Proof:
-    """The kept proof for this pair of structures or a fresh one, which is then kept; see ``proof.prove``. ``sites``:
+    """The kept proof for this pair of structures or a fresh one, which is then kept; see ``proving.prove``. ``sites``:
     those of the base; every kind of pair among them is moved.
     """
-    path = _path(base, sites, adapter)
-    with suppress(UnreadableInput, KeyError, TypeError, ValueError):
-        return Proof.from_json(read_json(path, FORMAT, VERSION))
-    started = time.perf_counter()
-    try:
-        proof = _prove(base, sites, adapter, progress, started)
-    except WiscaError as error:
-        if error.exit_code == 130:
-            raise
-        proof = Proof(
-            False,
-            sites.family,
-            "",
-            0,
-            (),
-            float("inf"),
-            0.0,
-            0.0,
-            time.perf_counter() - started,
-            versions(),
-            str(error),
-        )
-    with suppress(OutputRefused):
-        write_json(path, FORMAT, VERSION, proof.to_json())
-    return proof
-
-
-def _path(base: Checkpoint, sites: Sites, adapter: Checkpoint) -> Path:
     modules = sorted((one.module, bool(one.bias), bool(one.magnitude), one.unknown) for one in adapted(adapter))
     modules.append(sorted(t.name for t in adapter.tensors if ".lora_" not in t.name))
-    key = json.dumps(
-        [
-            "pair with its copies",
-            base.config,
-            sorted(structure(sites)),
-            adapter.adapter,
-            modules,
-            versions(),
-            peft_version(),
-        ],
-        sort_keys=True,
-    )
-    return folder("proofs") / f"{xxhash.xxh3_128(key.encode()).hexdigest()}.json"
+    key = digest(base.config, [repr(site) for site in sites.sites], adapter.adapter, modules, peft_version())
+    return proof_of("pair-proof", key, sites.family, lambda: _prove(base, sites, adapter, progress))
 
 
-def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progress, started: float) -> Proof:
+def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progress) -> Proof:
     from wisca_core.equivalence.adapter_miniature import RANK, build_adapter, load_adapted, peft_is_here
     from wisca_core.equivalence.miniature import build_miniature
     from wisca_core.equivalence.outputs import difference, outputs
     from wisca_core.equivalence.small_config import shrink
+
+    started = time.perf_counter()
 
     if not peft_is_here():
         raise ProofFailed("peft is not installed, so a base model with its adapter cannot be run. Install peft.")

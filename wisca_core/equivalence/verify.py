@@ -13,9 +13,11 @@ import torch
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import PAIRS, Leg, Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
+from wisca_core.equivalence.checking import compare_folder
 from wisca_core.equivalence.discovery import sites_of
-from wisca_core.equivalence.full_check import FullCheck, compare_folder
-from wisca_core.equivalence.proof import Proof, label, prove
+from wisca_core.equivalence.full_check import FullCheck
+from wisca_core.equivalence.proof import Proof, label
+from wisca_core.equivalence.proving import prove
 from wisca_core.errors import Cancelled, WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import along_axis

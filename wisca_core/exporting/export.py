@@ -11,18 +11,19 @@ import xxhash
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.untrusted import locate
+from wisca_core.checkpoint.writer import unshared, write_weights
 from wisca_core.equivalence.full_check import FullCheck
-from wisca_core.equivalence.proof import Proof, check_covers, versions
+from wisca_core.equivalence.proof import Proof, check_covers
 from wisca_core.errors import OutputRefused, ProofFailed
 from wisca_core.exporting.card import with_section
 from wisca_core.exporting.place import appear, claimed, refuse_place
 from wisca_core.exporting.preview import REPORT, n_bytes_free, preview
-from wisca_core.exporting.weights import unshared, write_weights
 from wisca_core.patterns.measure import header_digest
 from wisca_core.planning.plan import Plan, check_not_empty
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
 from wisca_core.storage import unseen, write_json
+from wisca_core.verdicts import versions
 
 SPARE_BYTES = 64 * 2**20  # beyond the weights: report, card, the file system's own
 

@@ -14,18 +14,19 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.folder import ADAPTER_CONFIG
 from wisca_core.checkpoint.untrusted import locate
+from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.full_check import FullCheck
-from wisca_core.equivalence.proof import TOLERANCE, Proof, versions
+from wisca_core.equivalence.proof import TOLERANCE, Proof
 from wisca_core.errors import OutputRefused, ProofFailed
 from wisca_core.exporting.export import export
 from wisca_core.exporting.place import appear, claimed, refuse_place
 from wisca_core.exporting.preview import REPORT, preview
-from wisca_core.exporting.weights import write_weights
 from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, along_axis, changes, rescaled, scalings
 from wisca_core.rescale_adapter import config_on, fitted, follow
 from wisca_core.storage import write_json
+from wisca_core.verdicts import versions
 
 N_INPUTS = 16
 

@@ -22,7 +22,8 @@ from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Refusal, Site, Sites
 from wisca_core.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, TensorInfo
-from wisca_core.equivalence.proof import Proof, label, prove
+from wisca_core.equivalence.proof import Proof, label
+from wisca_core.equivalence.proving import prove
 from wisca_core.errors import NothingToRescale, PlanMismatch, ProofFailed, UnknownArchitecture
 from wisca_core.training import distributed, lora
 from wisca_core.training.choices import Choices

@@ -1,0 +1,103 @@
+"""Proof by miniature: the very rule that will be used, applied to the model's own architecture made small, judged in
+true float64.
+
+Seconds, and no big model in memory. It says that the *rule* is right for this structure; what the rounding of 16-bit
+weights does to the real model is the full check's business.
+"""
+
+import time
+
+from wisca_core.architecture.families import families
+from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import Checkpoint, open_checkpoint
+from wisca_core.equivalence.adapter_proof import kept_adapter_proof, prove_adapter
+from wisca_core.equivalence.bench import judge, open_bench
+from wisca_core.equivalence.proof import OCTAVES, Proof, kept_proof, proof_of, structure
+from wisca_core.errors import ProofFailed
+from wisca_core.progress import Progress, silent
+from wisca_core.storage import workplace
+from wisca_core.verdicts import digest, versions
+
+
+def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent, base: Checkpoint | None = None) -> Proof:
+    """The proof for this checkpoint's structure: the kept one, or a fresh one, which is then kept.
+
+    ``base``: of a LoRA adapter, the model to prove it on; without one its products alone are proved. Never raises for a
+    rule that is wrong or a model that cannot be built: the proof has then not ``passed`` and says why.
+    """
+    if checkpoint.adapter_json:
+        return prove_adapter(checkpoint, sites, base, progress)
+
+    def make() -> Proof:
+        from wisca_core.equivalence.miniature import quiet
+
+        with quiet():  # true float64 is a change of the whole process as well
+            return _prove(checkpoint, sites, progress)
+
+    return proof_of("proof", _key(checkpoint, sites), sites.family, make)
+
+
+def cached_proof(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None = None) -> Proof | None:
+    """The kept proof of this structure under the installed versions and this code, or None."""
+    if checkpoint.adapter_json:
+        return kept_adapter_proof(checkpoint, sites, base)
+    return kept_proof("proof", _key(checkpoint, sites))
+
+
+def _key(checkpoint: Checkpoint, sites: Sites) -> str:
+    """The config, the row, and the whole structure: every leg of every site with its indices."""
+    return digest(
+        checkpoint.config, repr(sites.discovered or families().get(sites.model_type)), [repr(s) for s in sites.sites]
+    )
+
+
+def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity: str = "channel") -> Proof:
+    from wisca_core.equivalence.miniature import build_miniature
+    from wisca_core.equivalence.small_config import shrink
+
+    started = time.perf_counter()
+    if not sites.sites:
+        raise ProofFailed("no pair was found in this checkpoint, so there is no rule to prove.")
+    progress("building a miniature", 0, 1)
+    config = shrink(checkpoint.config)
+    pairs = tuple(dict.fromkeys(site.key.pair for site in sites.sites))
+    with workplace("the miniature") as place:
+        original = place / "original"
+        original.mkdir()
+        build_miniature(config, original, seed=1)
+        small = open_checkpoint(original)
+        small_sites = find_sites(small, sites.discovered, pairs=pairs)
+        lacking = structure(sites) - structure(small_sites)
+        if lacking:
+            why = "; ".join(f"{r.what}: {r.reason}" for r in small_sites.refusals[:3])
+            raise ProofFailed(
+                f"transformers' own {sites.model_type} with this config.json has no pair of the kind "
+                f"{sorted(lacking)[0]}; "
+                f"the weights and config.json disagree about the structure (a bias or norm that one has and the other "
+                f"lacks). {why}"
+            )
+        bench = open_bench(small, small_sites, place)
+        verdict = judge(bench, granularity, progress)
+    a = small_sites.attention
+    return Proof(
+        passed=not verdict.refused,
+        rule=sites.family,
+        what=f"{a.n_layers} layers, width {a.hidden_size}, {a.n_heads} query heads on {a.n_kv_heads} KV heads, random biases and gains"
+        + (f", run on {', '.join(bench.inputs)}" if bench.inputs != ("text",) else ""),
+        n_cases=len(bench.cases) * verdict.n_trials,
+        cases=bench.cases,
+        max_rel=verdict.worst,
+        liveness=verdict.alive,
+        largest_factor=2.0**OCTAVES,
+        seconds=time.perf_counter() - started,
+        versions=versions(),
+        reason="; ".join(dict.fromkeys(reason for _, reason in verdict.refused)),
+        not_checked=(
+            "attention kernels other than eager",
+            "sequences longer than 33 tokens in the miniature",
+            *bench.not_run,
+        ),
+        proved=verdict.proved,
+        refused=verdict.refused,
+    )
