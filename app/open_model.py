@@ -11,8 +11,8 @@ from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_core import jobs
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import WiscaError
+from wisca_core.untrusted import shown
 
 _MLP = ["mlp"]  # what the arguments of jobs say where feed-forward pairs belong to the work
 

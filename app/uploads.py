@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wisca_core import storage
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import OutputRefused, UnsafeInput
+from wisca_core.untrusted import shown
 
 ENDINGS = ("safetensors", "json", "model", "txt")
 

@@ -25,10 +25,10 @@ from wisca_core.architecture.adapter import ROOT, Adapted, adapted
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import RESCALABLE, Checkpoint, Reader
 from wisca_core.checkpoint.folder import ADAPTER_CONFIG, MAX_CONFIG_BYTES
-from wisca_core.checkpoint.untrusted import read_json_object, shown
 from wisca_core.equivalence.memory_names import MemoryNames, memory_names
 from wisca_core.errors import ConfigMismatch, UnsupportedCheckpoint, WiscaError
 from wisca_core.rescale import Scaling
+from wisca_core.untrusted import read_json_object, shown
 
 # legs whose axis is their matrix's output, and those whose axis is its input
 _OUTPUTS, _INPUTS = ("q", "k", "v", "up"), ("o", "down")

@@ -21,7 +21,6 @@ import xxhash
 
 from wisca_core.architecture.site import Refusal
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.checkpoint.untrusted import open_regular, read_exactly, shown
 from wisca_core.equivalence.discovery import sites_of
 from wisca_core.errors import UnreadableInput, UnsafeInput, WiscaError
 from wisca_core.patterns.blocks import titles
@@ -30,6 +29,7 @@ from wisca_core.patterns.store import cached, measured, n_bytes_to_read
 from wisca_core.patterns.summary import SIDES, layer_ratios, times
 from wisca_core.patterns.table import NORMS
 from wisca_core.progress import Progress, silent
+from wisca_core.untrusted import open_regular, read_exactly, shown
 
 # What a name says of the step: the last number behind one of these words, or a name that is a number.
 _LABEL = re.compile(r"(?i)(?:checkpoint|ckpt|global_?step|step|iteration|iter|it|update|epoch)[-_= ]?(\d{1,12})(?!\d)")

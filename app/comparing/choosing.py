@@ -9,9 +9,9 @@ from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.messages import errors_as_messages, plain
 from wisca_core import jobs, storage
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.comparison import folder
 from wisca_core.errors import WiscaError
+from wisca_core.untrusted import shown
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_runs"
 _SAMPLE = "sample-"  # in front of a bundled comparison's folder name

@@ -12,11 +12,11 @@ from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.reading.shown import Shown, checkpoint_folder
 from wisca_core import jobs
-from wisca_core.checkpoint.untrusted import shown as fit_for_a_line
 from wisca_core.runs import Run
 from wisca_core.runs.drawing import thin
 from wisca_core.runs.groups import loss_metric
 from wisca_core.trajectories import Trajectory, advice, drifts
+from wisca_core.untrusted import shown as fit_for_a_line
 
 _KEPT = {"persist_state": "session"}
 _MOST_POINTS = 2000

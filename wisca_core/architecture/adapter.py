@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey, Sites
 from wisca_core.checkpoint import RESCALABLE, Checkpoint
-from wisca_core.checkpoint.untrusted import shown
+from wisca_core.untrusted import shown
 
 ROOT = "base_model.model."
 _PART = re.compile(r"(.+)\.(?:lora_(A|B)\.(weight|bias)|lora_(magnitude_vector)(?:\.weight)?|lora_(embedding_[AB]))")

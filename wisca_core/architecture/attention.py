@@ -4,8 +4,16 @@ from collections.abc import Iterable, Sequence
 
 from wisca_core.architecture import latent
 from wisca_core.architecture.expressions import evaluate
-from wisca_core.architecture.families import Norm, Rules
-from wisca_core.architecture.layer import Layer, Refused, check_explained, following_legs, projection_legs, shared_ties
+from wisca_core.architecture.families import Norm
+from wisca_core.architecture.layer import (
+    Layer,
+    Refused,
+    check_explained,
+    following_legs,
+    projection_legs,
+    refuse,
+    shared_ties,
+)
 from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
 
 
@@ -28,14 +36,6 @@ def attention_sites(layer: Layer, readers: Sequence[Layer] = ()) -> list[Site | 
         except Refused as reason:
             out.append(Refusal(str(key), str(reason)))
     return out
-
-
-def refuse(layer: Layer, rules: Rules) -> None:
-    """Raises Refused with the reason of the first rule that is true."""
-    names = dict(layer.config) | {"layer": layer.number}
-    for expression, reason in rules:
-        if evaluate(expression, names):
-            raise Refused(f"{reason}.")
 
 
 def norm_of(layer: Layer) -> Norm | None:

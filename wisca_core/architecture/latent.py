@@ -5,7 +5,7 @@ are two sites: no channel of the one is a channel of the other.
 """
 
 from wisca_core.architecture.expressions import whole
-from wisca_core.architecture.layer import Layer, Refused, check_explained
+from wisca_core.architecture.layer import Layer, Refused, check_explained, refuse
 from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
 
 
@@ -20,8 +20,6 @@ def known(layer: Layer) -> set[str]:
 
 def latent_sites(layer: Layer, explained: set[str]) -> list[Site | Refusal]:
     """Content QK, rotary QK and VO of one layer."""
-    from wisca_core.architecture.attention import refuse
-
     family = layer.family
     out: list[Site | Refusal] = []
     for pair, part, rules, build in (

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from wisca_core.architecture.expressions import evaluate, whole
-from wisca_core.architecture.families import Family
+from wisca_core.architecture.families import Family, Rules
 from wisca_core.architecture.site import Attention, Grid, Leg, SiteKey
 from wisca_core.checkpoint import RESCALABLE, Checkpoint
 from wisca_core.errors import ConfigMismatch
@@ -333,6 +333,14 @@ def shared_ties(layer: Layer, pair: str) -> tuple[Grid, ...]:
     if not any(layer.prefix + one.tensor in layer.weights for one in tables) or layer.n_kv_heads == 1:
         return ()
     return (Grid(0, (layer.head_dim, layer.n_kv_heads), (1, layer.head_dim)),)
+
+
+def refuse(layer: Layer, rules: Rules) -> None:
+    """Raises Refused with the reason of the first rule that is true."""
+    names = dict(layer.config) | {"layer": layer.number}
+    for expression, reason in rules:
+        if evaluate(expression, names):
+            raise Refused(f"{reason}.")
 
 
 def check_explained(layer: Layer, known: Iterable[str]) -> None:

@@ -1,12 +1,11 @@
 """The results of the census that came with this version: proved when it was made, not on this machine.
 
-    wisca architectures --all --prove && python -m wisca_core.census.released
+    wisca architectures --all --prove && python -m wisca_core.census.release
 
 writes them anew from what is kept. Each is found again only while its row, the code that decides and the versions of
 transformers and torch are still those it was proved with; anything else counts as not tried.
 """
 
-import sys
 from functools import lru_cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -63,11 +62,3 @@ def ground(model_type: str) -> str:
 def _rows(files: tuple[str, ...]) -> str:
     place = resources.files("wisca_core.architecture").joinpath("rows")
     return xxhash.xxh3_128(b"".join(place.joinpath(f"{file}.toml").read_bytes() for file in files)).hexdigest()
-
-
-if __name__ == "__main__":
-    from wisca_core.census.kept import entries
-    from wisca_core.census.known import all_types
-
-    print(write(entries(all_types())))
-    sys.exit(0)

@@ -17,9 +17,9 @@ from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TORCH_DTYPES, Checkpoin
 from wisca_core.checkpoint.inert_pickle import NotPlain, Rules, interpret
 from wisca_core.checkpoint.safetensors_header import MAX_AXES
 from wisca_core.checkpoint.torch_files import read_torch_tensor, without_wrapper
-from wisca_core.checkpoint.untrusted import locate, name_fault, open_regular, read_exactly, shown
 from wisca_core.errors import UnreadableInput, UnsafeInput
 from wisca_core.progress import Progress, silent
+from wisca_core.untrusted import locate, name_fault, open_regular, read_exactly, shown
 
 MAX_METADATA_BYTES = 200_000_000
 MAX_CHUNKS = 4096  # of one tensor

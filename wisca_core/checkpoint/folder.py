@@ -12,9 +12,9 @@ from wisca_core.checkpoint.gguf_files import read_gguf
 from wisca_core.checkpoint.quantised import viewed
 from wisca_core.checkpoint.safetensors_header import read_header
 from wisca_core.checkpoint.torch_files import read_torch_file
-from wisca_core.checkpoint.untrusted import check_name, locate, read_json_object, shown
 from wisca_core.errors import UnreadableInput, UnsupportedCheckpoint
 from wisca_core.progress import Progress, silent
+from wisca_core.untrusted import check_name, locate, read_json_object, shown
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_INDEX_BYTES = 100_000_000

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.checkpoint.checkpoint import Checkpoint, Recipe, TensorInfo
-from wisca_core.checkpoint.untrusted import locate, name_fault, open_regular, read_exactly, refuse_lookalike, shown
 from wisca_core.errors import UnreadableInput, UnsupportedCheckpoint
+from wisca_core.untrusted import locate, name_fault, open_regular, read_exactly, refuse_lookalike, shown
 
 MAX_TENSORS, MAX_KEYS, MAX_AXES = 200_000, 100_000, 8
 MAX_KEPT_TEXT = 4096  # bytes of a text value that is kept; longer ones (chat templates) are passed over

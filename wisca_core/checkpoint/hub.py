@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.checkpoint.folder import choose
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import HubError, WiscaError
 from wisca_core.progress import Progress, silent
+from wisca_core.untrusted import shown
 
 PREFIX = "hub:"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from wisca_core.checkpoint import hub
 from wisca_core.checkpoint.checkpoint import Checkpoint
 from wisca_core.checkpoint.folder import look_through
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress, silent
+from wisca_core.untrusted import shown
 
 
 def open_checkpoint(model: str | Path, *, progress: Progress = silent) -> Checkpoint:

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from wisca_core.checkpoint.checkpoint import Checkpoint, Recipe, TensorInfo
 from wisca_core.checkpoint.reader import Reader
-from wisca_core.checkpoint.untrusted import parse_json_object
 from wisca_core.errors import UnreadableInput
+from wisca_core.untrusted import parse_json_object
 
 # quantization_config.quant_method (config.json) -> the name people know it by.
 _METHODS = {

@@ -15,8 +15,8 @@ import torch
 
 from wisca_core.checkpoint.checkpoint import TORCH_DTYPES, Checkpoint, TensorInfo
 from wisca_core.checkpoint.derived import Made
-from wisca_core.checkpoint.untrusted import locate, open_regular, shown
 from wisca_core.errors import CheckpointChanged, UnreadableInput, UnsupportedCheckpoint
+from wisca_core.untrusted import locate, open_regular, shown
 
 DISK_BYTES = 8 * 2**20  # one read: small ones lose the kernel's read-ahead
 

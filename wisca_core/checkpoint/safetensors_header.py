@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TensorInfo
-from wisca_core.checkpoint.untrusted import (
+from wisca_core.errors import UnreadableInput
+from wisca_core.untrusted import (
     locate,
     name_fault,
     open_regular,
@@ -20,7 +21,6 @@ from wisca_core.checkpoint.untrusted import (
     refuse_lookalike,
     shown,
 )
-from wisca_core.errors import UnreadableInput
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 MAX_AXES = 64

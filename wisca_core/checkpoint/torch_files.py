@@ -16,8 +16,8 @@ from pathlib import Path
 from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TORCH_DTYPES, TensorInfo
 from wisca_core.checkpoint.inert_pickle import NotPlain, Rules, interpret
 from wisca_core.checkpoint.safetensors_header import MAX_AXES
-from wisca_core.checkpoint.untrusted import locate, name_fault, open_regular, read_exactly, refuse_lookalike, shown
 from wisca_core.errors import UnreadableInput, UnsafeInput
+from wisca_core.untrusted import locate, name_fault, open_regular, read_exactly, refuse_lookalike, shown
 
 MAX_PICKLE_BYTES = 100_000_000
 MAX_DIRECTORY_BYTES = 20_000_000  # about 80 bytes a storage

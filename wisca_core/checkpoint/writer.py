@@ -17,9 +17,9 @@ import torch
 import xxhash
 
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
-from wisca_core.checkpoint.untrusted import locate, open_regular
 from wisca_core.errors import CheckpointChanged
 from wisca_core.progress import Progress, silent
+from wisca_core.untrusted import locate, open_regular
 
 # (block in stored dtype, its first row) -> block of the same shape and dtype
 Change = Callable[[torch.Tensor, int], torch.Tensor]

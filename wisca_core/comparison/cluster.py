@@ -12,11 +12,14 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wisca_core.comparison import folder
-from wisca_core.comparison.execution_plan import ExecutionPlan
 from wisca_core.comparison.folder import Cell
 from wisca_core.errors import BadOption, Cancelled, DeviceMissing, OutputRefused
+
+if TYPE_CHECKING:
+    from wisca_core.comparison.execution_plan import ExecutionPlan
 
 LOOK_SECONDS = 0.25
 PATIENCE_SECONDS = 30.0
@@ -53,7 +56,7 @@ def _look_for(address: str) -> None:
 
 
 def spread(
-    path: Path, way: ExecutionPlan, cells: list[Cell], look: Callable[[], None], mourn: Callable[[int], bool]
+    path: Path, way: "ExecutionPlan", cells: list[Cell], look: Callable[[], None], mourn: Callable[[int], bool]
 ) -> None:
     """Train ``cells``; ``look()`` is called meanwhile, ``mourn(code)`` when a worker ended without a word: whether its
     cell gets another try.

@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from wisca_core.comparison.execution_plan import ExecutionPlan
 from wisca_core.comparison.place import Place, free_bytes
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.statistics import seeds_to_see
 from wisca_core.equivalence.full_check import memory_free
+
+if TYPE_CHECKING:
+    from wisca_core.comparison.execution_plan import ExecutionPlan
 
 # Steps -> standard deviation of paired final differences, in nats: byte-level decoders of width 64 to 128, 4 layers,
 # AdamW.
@@ -88,7 +91,7 @@ def estimate(
     workers: int,
     timed: Callable[[Spec, str], float] | None = None,
     facts: Facts | None = None,
-    way: ExecutionPlan | None = None,
+    way: "ExecutionPlan | None" = None,
 ) -> Estimate:
     """``timed``: gives the seconds of a step on a device, by default ``measure_step``; not asked where the model does not
     fit or a step is long: it is then reckoned. ``way``: how it will be trained, by default one by one on CPU; a step is
@@ -145,7 +148,7 @@ def estimate(
     )
 
 
-def _n_ranks(way: ExecutionPlan | None) -> int:
+def _n_ranks(way: "ExecutionPlan | None") -> int:
     return way.n_ranks if way else 1
 
 

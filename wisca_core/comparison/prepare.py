@@ -112,7 +112,7 @@ def model_sha256(spec: Spec) -> str:
     if m.source in ("decoder", "paper"):
         return ""
     from wisca_core.checkpoint import open_checkpoint
-    from wisca_core.checkpoint.untrusted import locate
+    from wisca_core.untrusted import locate
 
     checkpoint = open_checkpoint(m.path)
     digest = hashlib.sha256(checkpoint.config_json.encode())

@@ -15,7 +15,6 @@ import torch
 
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint
-from wisca_core.checkpoint.untrusted import locate
 from wisca_core.checkpoint.writer import write_weights, written_name
 from wisca_core.equivalence.adapter_check import compare_adapters
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, rounded_at_random, stored_dtype
@@ -24,6 +23,7 @@ from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
 from wisca_core.storage import folder, workplace
+from wisca_core.untrusted import locate
 
 N_TOKENS = 1024
 SEQUENCE = 256

@@ -10,7 +10,6 @@ import xxhash
 
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
-from wisca_core.checkpoint.untrusted import locate
 from wisca_core.checkpoint.writer import unshared, write_weights
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof, check_covers
@@ -23,6 +22,7 @@ from wisca_core.planning.plan import Plan, check_not_empty
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
 from wisca_core.storage import unseen, write_json
+from wisca_core.untrusted import locate
 from wisca_core.verdicts import versions
 
 SPARE_BYTES = 64 * 2**20  # beyond the weights: report, card, the file system's own

@@ -13,7 +13,6 @@ import torch
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.folder import ADAPTER_CONFIG
-from wisca_core.checkpoint.untrusted import locate
 from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import TOLERANCE, Proof
@@ -26,6 +25,7 @@ from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, along_axis, changes, rescaled, scalings
 from wisca_core.rescale_adapter import config_on, fitted, follow
 from wisca_core.storage import write_json
+from wisca_core.untrusted import locate
 from wisca_core.verdicts import versions
 
 N_INPUTS = 16

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.checkpoint import Checkpoint
-from wisca_core.checkpoint.untrusted import locate
 from wisca_core.checkpoint.writer import rewritten_files, written_name
 from wisca_core.errors import WiscaError
+from wisca_core.untrusted import locate
 
 # Other copies of the weights, which would still be the old ones, and optimiser state, which would no longer fit.
 _WEIGHTS = re.compile(

@@ -13,7 +13,7 @@ from wisca_core.architecture.site import Leg, Site
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.patterns.table import norm
 from wisca_core.planning.decide import Decision
-from wisca_core.planning.head import BINS_PER_OCTAVE, TAIL, HeadDetail, RoleDetail
+from wisca_core.planning.detail import BINS_PER_OCTAVE, TAIL, HeadDetail, RoleDetail
 
 MOST_VALUES = 1 << 22
 BLOCK = 1 << 18

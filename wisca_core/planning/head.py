@@ -4,8 +4,6 @@ Not in the measuring pass: a quarter-octave histogram of every head would cost t
 here.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -13,48 +11,8 @@ from wisca_core.architecture.site import Leg, Site
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.patterns.table import norm
 from wisca_core.planning.decide import Decision
-
-BINS_PER_OCTAVE = 4
-TAIL = 0.0005  # share of the smallest values that is folded into the first bin
-
-
-@dataclass(frozen=True, eq=False)
-class RoleDetail:
-    """One side of the pair in this KV group. Norms are (before, after)."""
-
-    role: str
-    tensor: str
-    shape: tuple[int, int]  # (channels of the group times heads, values a channel)
-    n_heads: int
-    l1: tuple[float, float]
-    l2: tuple[float, float]
-    max: tuple[float, float]
-    mean: tuple[float, float]
-    factor: tuple[float, float]  # smallest, largest over the channels
-    n_zero: int
-    n_nonfinite: int
-    log2_edges: np.ndarray  # (n_bins + 1,) quarter octaves
-    percent: np.ndarray  # (n_bins,) of the nonzero finite values
-    percent_after: np.ndarray  # (n_bins,) on the same edges
-    channel_l1: np.ndarray  # (head_dim or rotary pairs,) summed over the group's heads
-    channel_l1_after: np.ndarray
-    looked_at: float = 1.0  # share of the values that the histograms are of
-
-
-@dataclass(frozen=True, eq=False)
-class HeadDetail:
-    """``spectrum``: singular values of left, right and of their product, for the first query head of the group; the
-    product does not change. ``turns``: tokens per turn of each rotary pair (base frequencies), None without rotation.
-    ``spectrum_note`` says what the product leaves out.
-    """
-
-    site: str
-    group: int
-    roles: tuple[RoleDetail, ...]
-    turns: np.ndarray | None
-    head: int
-    spectrum: dict[str, np.ndarray]  # left, right, left_after, right_after, product
-    spectrum_note: str
+from wisca_core.planning.detail import BINS_PER_OCTAVE, TAIL, HeadDetail, RoleDetail
+from wisca_core.planning.feed_forward import feed_forward_detail
 
 
 def head_detail(
@@ -65,8 +23,6 @@ def head_detail(
     number = next(i for i, s in enumerate(sites.sites) if s.name == site_name)
     site = sites.sites[number]
     if site.key.pair == "mlp":
-        from wisca_core.planning.feed_forward import feed_forward_detail
-
         return feed_forward_detail(checkpoint, decision, number)
     if not 0 <= group < site.n_groups:
         raise IndexError(f"{site_name} has {site.n_groups} KV groups")

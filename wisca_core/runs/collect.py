@@ -17,9 +17,9 @@ from types import MappingProxyType
 import numpy as np
 
 from wisca_core import storage
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import OutputRefused, WiscaError
 from wisca_core.runs.table import Run, Series
+from wisca_core.untrusted import shown
 
 # What is counted of every log: key -> (one, many), with the number in front.
 COUNTS = {

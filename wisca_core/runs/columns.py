@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import BadOption
+from wisca_core.untrusted import shown
 
 # Names of step columns, best first; compared without case. The last ones count something coarser than an optimiser
 # step.

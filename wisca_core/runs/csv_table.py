@@ -11,13 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs.arrow_columns import ArrowColumns
 from wisca_core.runs.columns import MAX_COLUMNS
 from wisca_core.runs.file_reader import FileReader
 from wisca_core.runs.growing import Replaced
 from wisca_core.runs.table import Run
+from wisca_core.untrusted import shown
 
 MAX_CONFIG_BYTES = 10 << 20
 _EMPTY = ["", "null", "None", "NULL"]

@@ -4,11 +4,11 @@ where the file was replaced.
 
 from collections.abc import Iterator
 
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.growing import PIECE_BYTES, Growing, Lines, Replaced
 from wisca_core.runs.source import Ask, Source
+from wisca_core.untrusted import shown
 
 
 class FileReader:

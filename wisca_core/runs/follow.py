@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import UnreadableInput, WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.runs.collect import MemoryBudget
 from wisca_core.runs.recognise import Looked, find, reader
 from wisca_core.runs.source import Ask, Reader, Source
 from wisca_core.runs.table import Run
+from wisca_core.untrusted import shown
 
 
 class Logs:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.runs.table import Run, Series
+from wisca_core.untrusted import shown
 
 # The last part of a setting's name that says which seed it was.
 SEED_NAMES = ("seed", "random_seed", "rng_seed", "data_seed", "torch_seed")

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from wisca_core.checkpoint.untrusted import open_regular, shown
 from wisca_core.errors import UnreadableInput
+from wisca_core.untrusted import open_regular, shown
 
 PIECE_BYTES = 2 << 20
 MAX_LINE_BYTES = 16 << 20

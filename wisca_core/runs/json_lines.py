@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.runs.file_reader import LineReader
 from wisca_core.runs.json_rows import Rows, json_row
 from wisca_core.runs.table import Run
+from wisca_core.untrusted import shown
 
 
 class JsonLines(LineReader):

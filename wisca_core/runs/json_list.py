@@ -1,6 +1,5 @@
 """A JSON list of rows."""
 
-from wisca_core.checkpoint.untrusted import parse_json_object, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, MemoryBudget
@@ -8,6 +7,7 @@ from wisca_core.runs.growing import Growing
 from wisca_core.runs.json_rows import Rows, whole_file
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
+from wisca_core.untrusted import parse_json_object, shown
 
 
 class JsonList:

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs.collect import Collected
 from wisca_core.runs.columns import MAX_COLUMNS, SAMPLE_ROWS, roles, run_name, seconds
 from wisca_core.runs.growing import Growing
+from wisca_core.untrusted import shown
 
 MAX_JSON_BYTES = 512 << 20
 

@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from wisca_core.checkpoint.untrusted import open_regular, parse_json_object, read_exactly, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs.file_reader import LineReader
 from wisca_core.runs.json_rows import Rows, json_row
 from wisca_core.runs.table import Run
+from wisca_core.untrusted import open_regular, parse_json_object, read_exactly, shown
 
 METRICS_FORMAT, METRICS_VERSION = "wisca-metrics", 1
 MAX_SPEC_BYTES = 10 << 20

@@ -5,7 +5,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wisca_core.checkpoint.untrusted import open_regular, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.arrow_columns import ArrowColumns
@@ -14,6 +13,7 @@ from wisca_core.runs.columns import MAX_COLUMNS
 from wisca_core.runs.growing import Growing
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
+from wisca_core.untrusted import open_regular, shown
 
 
 class Parquet:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from wisca_core.checkpoint.untrusted import open_regular, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs import columns, console, own, trackio
 from wisca_core.runs.collect import MemoryBudget
@@ -24,6 +23,7 @@ from wisca_core.runs.source import Ask, Reader, Source
 from wisca_core.runs.tensorboard import TensorBoard
 from wisca_core.runs.trainer_state import TrainerState
 from wisca_core.runs.wandb_offline import HEADER, Wandb
+from wisca_core.untrusted import open_regular, shown
 
 # kind -> (what a person calls it, its reader)
 KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], Reader]]] = {

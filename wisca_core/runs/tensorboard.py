@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.crc32c import crc32c, masked
 from wisca_core.runs.growing import Growing, Replaced
 from wisca_core.runs.source import Source
 from wisca_core.runs.table import Run
+from wisca_core.untrusted import shown
 
 _LENGTH = struct.Struct("<Q")
 _HEADER, _FOOTER = 12, 4

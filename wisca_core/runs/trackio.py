@@ -6,13 +6,13 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
-from wisca_core.checkpoint.untrusted import open_regular, shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.columns import seconds
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
+from wisca_core.untrusted import open_regular, shown
 
 MAX_CELL = 4 << 20
 # How trackio spells in JSON what JSON cannot hold.

@@ -10,11 +10,11 @@ import json
 import struct
 import zlib
 
-from wisca_core.checkpoint.untrusted import shown
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs.file_reader import FileReader
 from wisca_core.runs.table import Run
 from wisca_core.runs.tensorboard import Malformed, fields, whole
+from wisca_core.untrusted import shown
 
 HEADER = b":W&B\xe1\xbe\x00"
 _BLOCK, _CHUNK = 32768, struct.Struct("<IHB")

@@ -27,10 +27,10 @@ from wisca_core.equivalence.proving import prove
 from wisca_core.errors import NothingToRescale, PlanMismatch, ProofFailed, UnknownArchitecture
 from wisca_core.training import distributed, lora
 from wisca_core.training.choices import Choices
+from wisca_core.training.lora import clean
 
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 # what wrappers put into parameter names
-_WRAPPERS = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,13 +189,6 @@ def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
             raise PlanMismatch(f"also: {name} of the copy is the model's own tensor; it would be scaled twice.")
         out[name] = tensor
     return out
-
-
-def clean(name: str) -> str:
-    """A parameter's name without what wrappers put into it."""
-    name = re.sub(r"^(module\.)+", "", _WRAPPERS.sub(r"\1", name))
-    name = re.sub(r"^base_model\.model\.", "", name)
-    return name.replace(".base_layer.", ".")
 
 
 def _transformer(model: nn.Module) -> nn.Module:

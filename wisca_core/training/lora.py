@@ -19,6 +19,7 @@ from torch import nn
 
 from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
 from wisca_core.rescale import Scaling, along_axis, times_, work_dtype
+from wisca_core.wrappers import unwrapped
 
 _PARTS = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".lora_embedding_A.", ".lora_embedding_B.")
 
@@ -73,6 +74,11 @@ class Columns:
         return torch.linalg.vector_norm((weight.T if self.transposed else weight) + self.scaling * (b @ a), dim=1)
 
 
+def clean(name: str) -> str:
+    """A parameter's name without what wrappers and peft put into it."""
+    return re.sub(r"^base_model\.model\.", "", unwrapped(name)).replace(".base_layer.", ".")
+
+
 def is_adapter(name: str) -> bool:
     return any(part in name for part in _PARTS)
 
@@ -84,8 +90,6 @@ def adapters(inner: nn.Module, base: Mapping[str, torch.Tensor]) -> tuple[Adapte
     if "peft" not in sys.modules:
         return ()
     from peft.tuners.lora.layer import LoraLayer
-
-    from wisca_core.training.live import clean
 
     out = []
     for path, layer in inner.named_modules():
