@@ -187,7 +187,7 @@ def test_wandbs_offline_file(wandb_file):
     assert run.series["inner.a"].value.tolist() == list(range(1500))
     assert run.series["bad"].n_nan == 1500 and run.series["far"].n_infinite == 1500
     assert {"lr": 0.1, "seed": 7, "model.d": 4}.items() <= dict(run.config).items()
-    assert run.counts["text"] == 1500 and run.counts["not_scalar"] == 1 and run.counts["damaged"] == 0
+    assert run.counts["text"] == 1500 and run.counts["histogram"] == 1 and run.counts["damaged"] == 0
 
 
 def test_wandbs_file_damaged_or_cut_loses_what_is_damaged(wandb_file, tmp_path):

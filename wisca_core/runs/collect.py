@@ -10,7 +10,7 @@ import mmap
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -18,20 +18,22 @@ import numpy as np
 
 from wisca_core import storage
 from wisca_core.errors import OutputRefused, WiscaError
+from wisca_core.runs.distributions import MOST_KEPT, Distribution
 from wisca_core.runs.table import Run, Series
 from wisca_core.untrusted import shown
 
 # What is counted of every log: key -> (one, many), with the number in front.
 COUNTS = {
     "used": ("value was read", "values were read"),
+    "histogram": ("histogram was read", "histograms were read"),
     "damaged": ("damaged record was skipped", "damaged records were skipped"),
     "damaged_bytes": ("byte of it was skipped", "bytes were skipped with them"),
     "cut": ("record at the end is cut short (still being written, or lost)", "records at the end are cut short"),
     "text": ("value is text and was skipped", "values are text and were skipped"),
     "number_as_text": ("number was written as text", "numbers were written as text"),
     "not_scalar": (
-        "entry is no single number (histogram, image, list) and was skipped",
-        "entries are no single numbers (histograms, images, lists) and were skipped",
+        "entry is no single number (image, text, list) and was skipped",
+        "entries are no single numbers (images, texts, lists) and were skipped",
     ),
     "no_step": ("row has no step and was skipped", "rows have no step and were skipped"),
     "header": ("repeated header line was passed over", "repeated header lines were passed over"),
@@ -127,6 +129,7 @@ class Collected:
         self.texts: Counter[str] = Counter()  # where text was met: metric -> how often
         self.configs: dict[str, dict[str, object]] = {}
         self._columns: dict[str, dict[str, _Column]] = {}
+        self._distributions: dict[str, dict[str, tuple[list[float], list[np.ndarray]]]] = {}
         self._n_metrics = 0
         self._pending = 0
         self._in_memory = 0
@@ -163,37 +166,24 @@ class Collected:
         if self._pending >= _ROWS_A_PIECE:
             self.flush()
 
-    def values(self, run: str, row: Mapping[str, object], step: float, wall: float = float("nan")) -> None:
-        """Every number of a row; text and lists are counted, None is nothing, mappings become dotted names."""
-        for name, cell in row.items():
-            if type(cell) is float:  # nearly all of them
-                self.point(run, name, step, cell, wall)
-                continue
-            for metric, value in _flat({name: cell}):
-                number = self.number(value, metric)
-                if number is not None:
-                    self.point(run, metric, step, number, wall)
+    def distribution(self, run: str, metric: str, step: float, figures: np.ndarray) -> None:
+        """One histogram as a row of distributions.FIGURES."""
+        self.counts["histogram"] += 1
+        if self.counts["histogram"] > MOST_KEPT:
+            self.notes.append(f"more than {MOST_KEPT:,} histograms; the others are left out.")
+            return
+        steps, rows = self._distributions.setdefault(_cut(run), {}).setdefault(_cut(metric), ([], []))
+        steps.append(step)
+        rows.append(figures)
 
-    def number(self, value: object, metric: str) -> float | None:
-        """The value as a number, or None, counted."""
+    def number(self, value: object) -> float | None:
+        """The value as a number; None where it is nothing, or something else, which is counted."""
         if isinstance(value, (bool, int, float)):
             try:
                 return float(value)
             except OverflowError:
                 return float("inf") if value > 0 else float("-inf")
-        if value is None:
-            return None
-        if isinstance(value, str):
-            try:
-                number = float(value) if len(value) < 64 and "_" not in value else None
-            except ValueError:
-                number = None
-            if number is None:
-                self.text(metric)
-            else:
-                self.counts["number_as_text"] += 1
-            return number
-        self.counts["not_scalar"] += 1
+        self.counts["not_scalar"] += value is not None
         return None
 
     def text(self, metric: str, n: int = 1) -> None:
@@ -210,7 +200,7 @@ class Collected:
     def config(self, run: str, values: Mapping[str, object]) -> None:
         """Settings of a run; mappings become dotted names, lists become text."""
         config = self.configs.setdefault(run, {})
-        for name, value in _flat(values):
+        for name, value in flat(values):
             if len(config) >= MOST_CONFIG:
                 break
             plain = value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
@@ -242,11 +232,13 @@ class Collected:
                     ):  # a log that is followed grows by crumbs
                         column.chunks = [tuple(_stacked(column.chunks, i) for i in range(3))]
 
-    def runs(self, kind: str, source: str, columns: tuple[str, ...] = (), step_column: str = "") -> tuple[Run, ...]:
+    def runs(
+        self, kind: str, source: str, columns: tuple[str, ...] = (), step_column: str = "", remarks: Sequence[str] = ()
+    ) -> tuple[Run, ...]:
         """What was found, as values; later points do not change them."""
         self.flush()
         out = []
-        names = dict.fromkeys([*self._columns, *self.configs]) or [
+        names = dict.fromkeys([*self._columns, *self.configs, *self._distributions]) or [
             self.run
         ]  # without a single number there are still remarks
         for name in names:
@@ -265,9 +257,15 @@ class Collected:
                     MappingProxyType(series),
                     MappingProxyType(dict(self.configs.get(name, {}))),
                     MappingProxyType({key: self.counts[key] for key in COUNTS}),
-                    self._remarks(series),
+                    (*self._remarks(series), *remarks),
                     columns,
                     step_column,
+                    MappingProxyType(
+                        {
+                            metric: Distribution(metric, np.array(steps), np.array(rows))
+                            for metric, (steps, rows) in self._distributions.get(name, {}).items()
+                        }
+                    ),
                 )
             )
         return tuple(out)
@@ -294,7 +292,7 @@ class Collected:
         out = list(dict.fromkeys(self.notes))
         counts = self.counts
         for key in COUNTS:
-            if key != "used" and counts[key]:
+            if key not in ("used", "histogram") and counts[key]:
                 where = ""
                 if key == "text" and self.texts:
                     names = [f"{shown(metric, 60)!r} ({n:,})" for metric, n in self.texts.most_common(4)]
@@ -338,9 +336,10 @@ def _cut(name: str) -> str:
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
 
 
-def _flat(row: Mapping, prefix: str = "", depth: int = 0):
+def flat(row: Mapping, prefix: str = "", depth: int = 0):
+    """(dotted name, cell) of every cell; what a tracker marks as media ("_type") stays whole."""
     for name, value in row.items():
         if isinstance(value, Mapping) and depth < 8 and "_type" not in value:  # W&B marks its media so
-            yield from _flat(value, f"{prefix}{name}.", depth + 1)
+            yield from flat(value, f"{prefix}{name}.", depth + 1)
         else:
             yield f"{prefix}{name}", value

@@ -64,7 +64,9 @@ class Logs:
         problems = tuple(dict.fromkeys(problems))
         if changed or problems != self.problems:
             self.problems = problems
-            self.runs = _named_apart([run for runs in self._runs.values() for run in runs if run.series])
+            self.runs = _named_apart(
+                [run for runs in self._runs.values() for run in runs if run.series or run.distributions]
+            )
             self.version += 1
             changed = True
         if not self.runs:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from wisca_core.runs.file_reader import LineReader
-from wisca_core.runs.json_rows import Rows, json_row
+from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.table import Run
+from wisca_core.runs.tabular import RowBuffer, Tabular
 from wisca_core.untrusted import shown
 
 
@@ -13,7 +14,8 @@ class JsonLines(LineReader):
 
     def _begin(self) -> None:
         super()._begin()
-        self._rows = Rows(self._out, self.source.run, self._ask.step_column, shown(self.source.path))
+        self._table = Tabular(self._out, self.source.run, self._ask.step_column, shown(self.source.path))
+        self._rows = RowBuffer(self._table)
 
     def _read(self) -> Iterator[tuple[int, int]]:
         yield from super()._read()
@@ -23,7 +25,7 @@ class JsonLines(LineReader):
         if self._lines.n_too_long:
             self._out.damaged(n=self._lines.n_too_long)
             self._lines.n_too_long = 0
-        return self._out.runs("jsonl", str(self.source.path), tuple(self._rows.columns), self._rows.step_column or "")
+        return self._out.runs("jsonl", str(self.source.path), self._table.usable, self._table.step_column)
 
     def _take(self, lines: list[bytes]) -> None:
         for line in lines:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs.file_reader import LineReader
-from wisca_core.runs.json_rows import Rows, json_row
+from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.table import Run
+from wisca_core.runs.tabular import RowBuffer, Tabular
 from wisca_core.untrusted import open_regular, parse_json_object, read_exactly, shown
 
 METRICS_FORMAT, METRICS_VERSION = "wisca-metrics", 1
@@ -23,7 +24,9 @@ class Own(LineReader):
 
     def _begin(self) -> None:
         super()._begin()
-        self._rows = Rows(self._out, self.source.run, self._ask.step_column or "step", shown(self.source.path))
+        asked = self._ask.step_column or "step"
+        self._table = Tabular(self._out, self.source.run, asked, shown(self.source.path))
+        self._rows = RowBuffer(self._table)
         self._headed = False
         spec = self._spec()
         if spec:
@@ -52,9 +55,7 @@ class Own(LineReader):
         self._rows.settle()
 
     def runs(self) -> tuple[Run, ...]:
-        return self._out.runs(
-            "own", str(self.source.path.parent), tuple(self._rows.columns), self._rows.step_column or ""
-        )
+        return self._out.runs("own", str(self.source.path.parent), self._table.usable, self._table.step_column)
 
     def _take(self, lines: list[bytes]) -> None:
         for line in lines:

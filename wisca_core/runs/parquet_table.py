@@ -7,12 +7,13 @@ import pyarrow.compute as pc
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
-from wisca_core.runs.arrow_columns import ArrowColumns
+from wisca_core.runs.arrow_cells import cells
 from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.columns import MAX_COLUMNS
 from wisca_core.runs.growing import Growing
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
+from wisca_core.runs.tabular import Tabular
 from wisca_core.untrusted import open_regular, shown
 
 
@@ -22,7 +23,7 @@ class Parquet:
     def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
         self._file = Growing(source.path)
-        self._table: ArrowColumns | None = None
+        self._table: Tabular | None = None
 
     def advance(self, progress: Progress) -> bool:
         if not self._file.changed():
@@ -33,13 +34,14 @@ class Parquet:
         if self._table is not None:
             self._table.out.release()
         out = Collected(self._room, self.source.run)
-        table = ArrowColumns(out, self.source.run, self._ask.step_column, shown(self.source.path), untyped=False)
+        table = Tabular(out, self.source.run, self._ask.step_column, shown(self.source.path), untyped=False)
         try:
             file = papq.ParquetFile(self.source.path)
-            table.header = [field.name for field in file.schema_arrow][:MAX_COLUMNS]
+            header = [field.name for field in file.schema_arrow][:MAX_COLUMNS]
             done = 0
-            for batch in file.iter_batches(batch_size=1 << 16, columns=table.header):
-                table.take([_plain(batch.column(batch.schema.get_field_index(name)), out) for name in table.header])
+            for batch in file.iter_batches(batch_size=1 << 16, columns=header):
+                columns = {name: _plain(batch.column(batch.schema.get_field_index(name)), out) for name in header}
+                table.take(len(batch), {name: cells(column) for name, column in columns.items()})
                 done += len(batch)
                 progress(f"reading {shown(self.source.path.name, 60)}", done, file.metadata.num_rows)
         except (pa.ArrowException, OSError, ValueError) as error:

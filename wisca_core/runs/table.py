@@ -5,11 +5,13 @@ logged.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+
+from wisca_core.runs.distributions import Distribution
 
 # The long table: column -> meaning.
 COLUMNS = {
@@ -69,7 +71,7 @@ class Run:
     """One run as one log tells it.
 
     ``config``: dotted name -> plain value (text, number, bool or None). ``columns``: what could be named as the step
-    column, tables only; ``step_column``: what was taken, "" where rows were counted. ``counts``: what was read and what
+    column, tables only; ``step_column``: what was taken, "" where rows were counted. ``distributions``: histograms by name. ``counts``: what was read and what
     was not, keys of ``collect.COUNTS``; ``remarks``: the same and everything else worth knowing, in sentences, names in
     them still foreign.
     """
@@ -83,6 +85,7 @@ class Run:
     remarks: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     step_column: str = ""
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(series) for series in self.series.values())
@@ -91,21 +94,11 @@ class Run:
         """The same run under another name."""
         if name == self.name:
             return self
-        series = {
-            metric: Series(name, metric, s.chunks, s.n_nan, s.n_infinite, s.n_repeated, s.n_back, s.first_back)
-            for metric, s in self.series.items()
-        }
-        return Run(
-            name,
-            self.kind,
-            self.source,
-            MappingProxyType(series),
-            self.config,
-            self.counts,
-            self.remarks,
-            self.columns,
-            self.step_column,
-        )
+        return replace(self, name=name, series=_of_run(self.series, name))
+
+
+def _of_run(series: Mapping[str, Series], run: str) -> Mapping[str, Series]:
+    return MappingProxyType({metric: replace(one, run=run) for metric, one in series.items()})
 
 
 def metrics(runs: Iterable[Run]) -> list[str]:

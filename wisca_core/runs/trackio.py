@@ -1,8 +1,8 @@
 """trackio's SQLite file: one project, many runs. Opened read-only; rows that are new are read by their number."""
 
-import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,11 +10,15 @@ from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.columns import seconds
+from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
+from wisca_core.runs.tabular import RowBuffer, Tabular
 from wisca_core.untrusted import open_regular, shown
 
 MAX_CELL = 4 << 20
+# trackio's own counter of calls, as a column of its rows
+OWN = "_step"
 # How trackio spells in JSON what JSON cannot hold.
 _SPELLED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
@@ -56,7 +60,7 @@ class Trackio:
         self._last = 0
         self._stamp = None
         self._names: dict[str, str] = {}
-        self._identity = None
+        self._rows: dict[str, RowBuffer] = {}
 
     def advance(self, progress: Progress) -> bool:
         path = self.source.path
@@ -76,7 +80,15 @@ class Trackio:
         return True
 
     def runs(self) -> tuple[Run, ...]:
-        return self._out.runs("trackio", str(self.source.path))
+        tables = {name: rows.table for name, rows in self._rows.items()}
+        columns = tuple(dict.fromkeys(name for table in tables.values() for name in table.usable))
+        found = self._out.runs("trackio", str(self.source.path), columns)
+        return tuple(
+            replace(run, step_column=table.step_column, remarks=(*run.remarks, *table.remarks()))
+            if (table := tables.get(run.name))
+            else run
+            for run in found
+        )
 
     def _read(self, database: sqlite3.Connection, progress: Progress) -> None:
         columns = _columns(database, "metrics")
@@ -106,7 +118,17 @@ class Trackio:
                 row = {
                     key: _SPELLED.get(value, value) if isinstance(value, str) else value for key, value in row.items()
                 }
-                self._out.values(self._name(run_id, name), row, float(step), seconds(when))
+                self._of(self._name(run_id, name)).add(row | {OWN: step, "_timestamp": seconds(when)})
+        for rows in self._rows.values():
+            rows.settle()
+
+    def _of(self, name: str) -> RowBuffer:
+        if name not in self._rows:
+            table = Tabular(
+                self._out, name, self._ask.step_column, f"{shown(self.source.path)}, {shown(name)}", key=False, own=OWN
+            )
+            self._rows[name] = RowBuffer(table)
+        return self._rows[name]
 
     def _name(self, run_id: object, name: object) -> str:
         """Runs of one name are told apart by the start of their ids."""
@@ -118,10 +140,4 @@ class Trackio:
 
 
 def _json(text: object) -> dict | None:
-    if not isinstance(text, (str, bytes)) or len(text) > MAX_CELL:
-        return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+    return json_row(text) if isinstance(text, (str, bytes)) and len(text) <= MAX_CELL else None

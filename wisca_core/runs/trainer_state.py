@@ -6,9 +6,10 @@ from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.growing import Growing
-from wisca_core.runs.json_rows import Rows, whole_file
+from wisca_core.runs.json_rows import whole_file
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
+from wisca_core.runs.tabular import RowBuffer, Tabular
 from wisca_core.untrusted import parse_json_object, shown
 
 _SETTINGS = (
@@ -28,7 +29,7 @@ class TrainerState:
 
     def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
-        self._file, self._out, self._rows = Growing(source.path), Collected(room, source.run), None
+        self._file, self._out, self._table = Growing(source.path), Collected(room, source.run), None
 
     def advance(self, progress: Progress) -> bool:
         if not self._file.changed():
@@ -45,14 +46,12 @@ class TrainerState:
         out.config(
             self.source.run, {name: state[name] for name in _SETTINGS if isinstance(state.get(name), (int, float))}
         )
-        rows = Rows(out, self.source.run, self._ask.step_column or "step", what, key=False)
-        rows.add_all(history)
+        table = Tabular(out, self.source.run, self._ask.step_column or "step", what, key=False)
+        RowBuffer(table).add_all(history)
         self._out.release()
-        self._file, self._out, self._rows = file, out, rows
+        self._file, self._out, self._table = file, out, table
         return True
 
     def runs(self) -> tuple[Run, ...]:
-        columns = tuple(self._rows.columns) if self._rows else ()
-        return self._out.runs(
-            "trainer_state", str(self.source.path), columns, (self._rows and self._rows.step_column) or ""
-        )
+        usable, step = (self._table.usable, self._table.step_column) if self._table else ((), "")
+        return self._out.runs("trainer_state", str(self.source.path), usable, step)

@@ -2,18 +2,21 @@
 
 The file is a LevelDB log: seven bytes of header (":W&B", 0xBEE1, version 0), then blocks of 32,768 bytes with chunks of
 CRC-32 of type and bytes, length (uint16), type (1 whole, 2 first, 3 middle, 4 last); the chunks of a record make one
-``Record`` message (wandb/proto/wandb_internal.proto: history 2, config 5, run 17). A chunk that fails its check is
-counted and its record skipped.
+``Record`` message. A chunk that fails its check is counted and its record skipped.
+
+The step is what ``define_metric`` says, else a step that the rows name (``train/global_step``), else W&B's own counter.
 """
 
-import json
 import struct
 import zlib
+from collections.abc import Iterator
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs.file_reader import FileReader
+from wisca_core.runs.json_rows import json_value
+from wisca_core.runs.messages import DecodeError, message
 from wisca_core.runs.table import Run
-from wisca_core.runs.tensorboard import Malformed, fields, whole
+from wisca_core.runs.tabular import RowBuffer, Tabular
 from wisca_core.untrusted import shown
 
 HEADER = b":W&B\xe1\xbe\x00"
@@ -28,12 +31,21 @@ class Wandb(FileReader):
     def _begin(self) -> None:
         super()._begin()
         self._parts: list[bytes] | None = None
-        self._name = ""
         self._cut = False
+        self._table = Tabular(
+            self._out, self.source.run, self._ask.step_column, shown(self.source.path), key=False, own="_step"
+        )
+        self._rows = RowBuffer(self._table)
+
+    def _read(self) -> Iterator[tuple[int, int]]:
+        yield from super()._read()
+        self._rows.settle()
 
     def runs(self) -> tuple[Run, ...]:
         self._out.counts["cut"] = int(self._cut or self._parts is not None)
-        return self._out.runs("wandb", str(self.source.path))
+        return self._out.runs(
+            "wandb", str(self.source.path), self._table.usable, self._table.step_column, self._table.remarks()
+        )
 
     def _consume(self, data: bytes, at_end: bool) -> int:
         base = self._file.offset
@@ -97,84 +109,66 @@ class Wandb(FileReader):
 
     def _record(self, record: bytes) -> None:
         try:
-            for number, wire, start, end in fields(record, 0, len(record)):
-                if wire != 2:
-                    continue
-                if number == 2:
-                    self._history(record, start, end)
-                elif number == 5:
-                    self._config(record, start, end)
-                elif number == 17:
-                    self._run(record, start, end)
-        except Malformed:
+            found = message("Record").FromString(record)
+        except DecodeError:
             self._damaged(len(record))
-
-    def _run(self, record: bytes, at: int, end: int) -> None:
-        parts = [(number, start, stop) for number, wire, start, stop in fields(record, at, end) if wire == 2]
-        name = next((record[start:stop].decode("utf-8", "replace") for number, start, stop in parts if number == 8), "")
-        self._name = name or self.source.run
-        for number, start, stop in parts:
-            if number == 4:
-                self._config(record, start, stop)
-
-    def _config(self, record: bytes, at: int, end: int) -> None:
-        settings = {}
-        for number, wire, start, stop in fields(record, at, end):
-            if number == 1 and wire == 2:
-                name, value = _item(record, start, stop)
-                if name and not name.startswith("_wandb"):
-                    settings[name] = value
-        self._out.config(self._name or self.source.run, settings)
-
-    def _history(self, record: bytes, at: int, end: int) -> None:
-        row, step = {}, None
-        for number, wire, start, stop in fields(record, at, end):
-            if number == 1 and wire == 2:
-                name, value = _item(record, start, stop)
-                row[name] = value
-            elif number == 2 and wire == 2:
-                step = next((whole(record, a, b) for n, w, a, b in fields(record, start, stop) if n == 1 and w == 0), 0)
-        stated = row.pop("_step", None)
-        step = stated if isinstance(stated, (int, float)) else step
-        wall = row.pop("_timestamp", None)
-        row.pop("_runtime", None)
-        if step is None:
-            self._out.counts["no_step"] += 1
             return
-        for media in [
-            name.removesuffix("_type") for name in row if name.endswith("._type")
-        ]:  # an image or histogram, in parts
-            self._out.counts["not_scalar"] += 1
-            row = {name: value for name, value in row.items() if not name.startswith(media)}
-        self._out.values(
-            self._name or self.source.run,
-            row,
-            float(step),
-            float(wall) if isinstance(wall, (int, float)) else float("nan"),
-        )
+        if found.HasField("history"):
+            self._history(found.history)
+        elif found.HasField("metric"):
+            metric = found.metric
+            pattern, column = _text(metric.name or metric.glob_name), _text(metric.step_metric)
+            if pattern and column:
+                self._table.define(pattern, column)
+        elif found.HasField("config"):
+            self._config(found.config)
+        elif found.HasField("run"):
+            if found.run.display_name and self._table.run == self.source.run:
+                self._table.run = _text(found.run.display_name)
+            self._config(found.run.config)
+
+    def _config(self, config) -> None:
+        settings = {}
+        for item in config.update:
+            path = _path(item)
+            if path and not path[0].startswith("_wandb"):
+                settings[".".join(path)] = _value(item)
+        self._out.config(self._table.run, settings)
+
+    def _history(self, history) -> None:
+        row: dict[str, object] = {}
+        for item in history.item:
+            path = _path(item)
+            if path:
+                inner = row
+                for part in path[:-1]:
+                    below = inner.get(part)
+                    if not isinstance(below, dict):
+                        below = inner[part] = {}
+                    inner = below
+                inner[path[-1]] = _value(item)
+        if not isinstance(row.get("_step"), (int, float)):
+            if not history.HasField("step"):
+                self._out.counts["no_step"] += 1
+                return
+            row["_step"] = history.step.num
+        self._rows.add(row)
 
 
-def _item(record: bytes, at: int, end: int) -> tuple[str, object]:
-    """(dotted name, value) of a HistoryItem or ConfigItem; what is no JSON stays text."""
-    key, nested, value = "", [], None
-    for number, wire, start, stop in fields(record, at, end):
-        if wire == 2 and number == 1:
-            key = record[start:stop].decode("utf-8", "replace")
-        elif wire == 2 and number == 2:
-            nested.append(record[start:stop].decode("utf-8", "replace"))
-        elif wire == 2 and number in (8, 16):
-            text = record[start:stop].decode("utf-8", "replace")
-            try:
-                value = json.loads(text)
-            except (ValueError, RecursionError):
-                value = text
-        elif wire == 2 and number == 7:
-            value = record[start:stop].decode("utf-8", "replace")
-        elif wire == 0 and number == 4:
-            value = bool(whole(record, start, stop))
-        elif wire == 0 and number == 5:
-            value = whole(record, start, stop)
-            value -= (1 << 64) if value >> 63 else 0
-        elif wire == 1 and number == 6:
-            value = struct.unpack_from("<d", record, start)[0]
-    return key or ".".join(nested), value
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _path(item) -> list[str]:
+    return [_text(item.key)] if item.key else [_text(part) for part in item.nested_key]
+
+
+def _value(item) -> object:
+    """The value of an item; what is no JSON stays text."""
+    raw = item.value_json or item.json
+    if raw:
+        return json_value(_text(raw))
+    for field in ("boolean", "integer", "number"):
+        if item.HasField(field):
+            return getattr(item, field)
+    return _text(item.text) if item.HasField("text") else None
