@@ -44,9 +44,9 @@ Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows[:2]).
 
 
 def test_trainer_state_gives_the_history_of_the_newest_checkpoint_once(trained):
-    runs = {run.kind: run for run in read([trained]).runs}
-    assert set(runs) == {"trainer_state", "tensorboard"}
-    state, events = runs["trainer_state"], runs["tensorboard"]
+    (state,) = read([trained]).runs  # its TensorBoard events are the same training, and joined
+    (events,) = read([trained / "tb"]).runs
+    assert (state.kind, state.also, events.kind) == ("trainer_state", ("tensorboard",), "tensorboard")
     assert state.source.endswith("checkpoint-6/trainer_state.json")
     assert state.series["loss"].step.tolist() == [1, 2, 3, 4, 5, 6] and state.series["eval_loss"].step.tolist() == [
         3,

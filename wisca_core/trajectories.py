@@ -376,11 +376,16 @@ def advice(
                 f"(median of these layers)."
             )
             drift = abs(d.per_1000_steps) * every / 1000
-            text += (
-                f" At this drift {every:,} steps move the ratio by {_small_times(2**drift)}, so WISCA every {every:,} "
-                f"steps would have rescaled each side "
-                f"by {_small_times(2 ** (drift / 2))} a time after the first."
-            )
+            seen = d.last_step - d.from_step
+            within = every <= seen
+            if within:
+                text += (
+                    f" At this drift {every:,} steps move the ratio by {_small_times(2**drift)}, so WISCA every "
+                    f"{every:,} steps would have rescaled each side by {_small_times(2 ** (drift / 2))} a time after "
+                    f"the first."
+                )
+            else:
+                text += f" That was seen over {seen:,} steps: what {every:,} steps would move is not known from them."
             if gaps.max() > every:
                 text += f" Between checkpoints, up to {int(gaps.max()):,} steps apart, nothing was measured."
             out.append(
@@ -392,8 +397,11 @@ def advice(
                         ("from_step", d.from_step),
                         ("log2_first", d.log2_first),
                         ("log2_last", d.log2_last),
-                        ("ratio_per_interval", 2**drift),
-                        ("factor_per_interval", 2 ** (drift / 2)),
+                        *(
+                            (("ratio_per_interval", 2**drift), ("factor_per_interval", 2 ** (drift / 2)))
+                            if within
+                            else ()
+                        ),
                     ),
                 )
             )

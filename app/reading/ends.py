@@ -167,7 +167,8 @@ def settings(shown: Shown) -> pd.DataFrame | None:
         if said > 1:
             st.markdown(f":small[:gray[The settings of the {words.count(said)} runs that say them do not differ.]]")
         return None
-    out = table.reset_index().rename(columns={"run": "Run"})
+    out = table.reset_index(drop=True)
+    out.insert(0, next(name for name in ("Run", "Name of the run", "") if name not in out), table.index)
     heading(
         "Settings that differ",
         "Those that are the same everywhere, names, folders and dates are left out.",

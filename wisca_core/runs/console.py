@@ -1,4 +1,5 @@
-"""What training scripts print: nanoGPT, nanochat, Megatron-LM and transformers' Trainer on the console.
+"""What training scripts print: nanoGPT, nanochat, Megatron-LM, torchtune, torchtitan and transformers' Trainer on the
+console.
 
 A line belongs to a format by its first words, and its numbers are taken under the names that are printed. Lines of none
 are counted, not lost: a console log is mostly something else.
@@ -17,9 +18,16 @@ MAX_LINE = 20_000
 _NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
 # "loss 2.31", "time 12.50ms", "mfu 1.23%": words, a number, a unit that becomes part of the name
 _WORDS_NUMBER = re.compile(rf"([A-Za-z][\w /()-]*?) ({_NUMBER})(ms|s|%)?\Z", re.IGNORECASE)
-_KEY_VALUE = re.compile(rf"(.+?): *({_NUMBER})(ms|s|m|%)?(?:/{_NUMBER})?\Z", re.IGNORECASE)
+# "lm loss: 2.31", "loss:2.4 lr:2e-05": a name, a colon, a number; several of them behind each other
+_KEY_VALUE = re.compile(
+    rf"([^\s:=|,][^:=|,]*?)[:=] *({_NUMBER})(ms|s|m|%)?(?:/{_NUMBER}|(?:[KMG]i?B)?(?:\([\d.]+%\))?)?(?=[\s,|]|\Z)",
+    re.IGNORECASE,
+)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # "'loss': 2.31" or, since transformers 5, "'loss': '2.31'"
 _QUOTED_NUMBER = re.compile(rf"'([^']+)': '?({_NUMBER})'?(?=[,}}])", re.IGNORECASE)
+# "'global_step/max_steps': '5/100'"
+_STATED_STEP = re.compile(r"'(?:global_step|current_steps|step)(?:/max_steps)?': '?(\d+)(?:/\d+)?'?(?=[,}])")
 _UNITS = {"ms": "ms", "s": "s", "m": "min", "%": "%"}
 
 
@@ -48,24 +56,25 @@ def _float(text: str) -> float:
     return float(text.replace(",", ""))
 
 
-def _named(parts: list[str], pattern: re.Pattern) -> list[tuple[str, float]]:
-    out = []
-    for part in parts:
-        match = pattern.match(part.strip())
-        if match:
-            unit = _UNITS.get((match[3] or "").lower(), "")
-            out.append((f"{match[1].strip()} ({unit})" if unit else match[1].strip(), _float(match[2])))
-    return out
+def _with_unit(name: str, unit: str | None) -> str:
+    unit = _UNITS.get((unit or "").lower(), "")
+    return f"{name.strip()} ({unit})" if unit else name.strip()
+
+
+def _pairs(text: str) -> list[tuple[str, float]]:
+    """Every "name: number" of a text, bars and commas between them or not."""
+    return [(_with_unit(m[1], m[3]), _float(m[2])) for m in _KEY_VALUE.finditer(text)]
 
 
 def _nanogpt(match: re.Match, line: str) -> Line | None:
-    values = _named(line[match.end() :].split(","), _WORDS_NUMBER)
+    found = [m for part in line[match.end() :].split(",") if (m := _WORDS_NUMBER.match(part.strip()))]
+    values = [(_with_unit(m[1], m[3]), _float(m[2])) for m in found]
     return Line(float(match["step"]), tuple(values)) if values else None
 
 
 def _bars(match: re.Match, line: str) -> Line | None:
-    """Megatron and nanochat: "key: value" between bars."""
-    values = _named(line[match.end() :].split("|"), _KEY_VALUE)
+    """Megatron, nanochat, torchtune, torchtitan: "key: value", between bars or not."""
+    values = _pairs(line[match.end() :])
     when = math.nan
     if "when" in match.groupdict() and match["when"]:
         try:
@@ -76,16 +85,21 @@ def _bars(match: re.Match, line: str) -> Line | None:
 
 
 def _validation(match: re.Match, line: str) -> Line | None:
-    values = _named(line[match.end() :].split("|"), _KEY_VALUE)
+    values = _pairs(line[match.end() :])
     return (
         Line(float(match["step"]), tuple((f"validation {name}", value) for name, value in values)) if values else None
     )
 
 
 def _trainer(match: re.Match, line: str) -> Line | None:
+    """A dictionary that the Trainer prints; others that a program prints have none of its names."""
     body = line[match.start("body") :]
+    if "}" not in body:
+        return None
+    body = body[: body.rindex("}") + 1]
     values = tuple((name, _float(value)) for name, value in _QUOTED_NUMBER.findall(body))
-    return Line(None, values) if values and "}" in body else None
+    step = _STATED_STEP.search(body)
+    return Line(float(step[1]) if step else None, values) if values else None
 
 
 # Source of each: the format string in the repository named, read in the state of 2026-11.
@@ -112,15 +126,24 @@ FORMATS: tuple[Format, ...] = (
         _validation,
     ),
     Format(
-        "nanochat",
-        "karpathy/nanochat scripts/base_train.py",
+        "nanochat or torchtune",
+        "karpathy/nanochat scripts/base_train.py; pytorch/torchtune torchtune/training/metric_logging.py DiskLogger",
         re.compile(r"\bstep (?P<step>\d+)(?:/\d+ \([\d.]+%\))? \|", re.IGNORECASE),
+        _bars,
+    ),
+    Format(
+        "torchtitan",
+        "pytorch/torchtitan torchtitan/components/metrics.py",
+        re.compile(r"\bstep: *(?P<step>\d+)\s+(?=[A-Za-z_]+: )"),
         _bars,
     ),
     Format(
         "transformers Trainer",
         "huggingface/transformers src/transformers/trainer_callback.py PrinterCallback",
-        re.compile(r"(?P<body>\{'(?:loss|eval_loss|eval_runtime|train_runtime|grad_norm)': )"),
+        # any first name, if one of those that a Trainer logs stands in the dictionary
+        re.compile(
+            r"(?P<body>\{(?=.{0,4000}'(?:epoch|grad_norm|[\w/-]*loss|[\w/-]*runtime)': )'[^']{1,200}': (?='?[-+\d.ni]))"
+        ),
         _trainer,
     ),
 )
@@ -161,7 +184,8 @@ class Console(LineReader):
 
     def _take(self, lines: list[bytes]) -> None:
         for raw in lines:
-            found = recognised(raw.decode("utf-8", "replace"))
+            text = raw.decode("utf-8", "replace")
+            found = recognised(_COLOUR.sub("", text) if "\x1b" in text else text)
             if found is None:
                 self._out.counts["other_lines"] += 1
                 continue

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from wisca_core.errors import UnreadableInput, WiscaError
+from wisca_core.errors import BadOption, UnreadableInput, WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.runs.collect import MemoryBudget
+from wisca_core.runs.joining import joined
 from wisca_core.runs.recognise import Looked, find, reader
 from wisca_core.runs.source import Ask, Reader, Source
 from wisca_core.runs.table import Run
@@ -48,6 +49,7 @@ class Logs:
     def _poll(self, progress: Progress) -> bool:
         sources, problems = self._sources()
         changed = False
+        refused: list[BadOption] = []
         for source in sources:
             key = (source.kind, _identity(source))
             if key not in self._readers:
@@ -61,12 +63,16 @@ class Logs:
                     changed = True
             except UnreadableInput as error:
                 problems.append((str(source.path), str(error)))
+            except BadOption as error:  # its step column is not in this log: others may have it
+                refused.append(error)
+                problems.append((str(source.path), str(error)))
+        if refused and not self._runs:
+            raise refused[0]
         problems = tuple(dict.fromkeys(problems))
         if changed or problems != self.problems:
             self.problems = problems
-            self.runs = _named_apart(
-                [run for runs in self._runs.values() for run in runs if run.series or run.distributions]
-            )
+            found = [run for runs in self._runs.values() for run in runs if run.series or run.distributions]
+            self.runs = _named_apart(joined(found))
             self.version += 1
             changed = True
         if not self.runs:
@@ -116,7 +122,7 @@ def _identity(source: Source) -> Path:
     return source.path
 
 
-def _named_apart(runs: list[Run]) -> tuple[Run, ...]:
+def _named_apart(runs: Sequence[Run]) -> tuple[Run, ...]:
     """Runs of one name get the tool, then a number behind it."""
     counts = Counter(run.name for run in runs)
     kinds = Counter((run.name, run.kind) for run in runs)

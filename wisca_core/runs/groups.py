@@ -20,7 +20,7 @@ SEED_NAMES = ("seed", "random_seed", "rng_seed", "data_seed", "torch_seed")
 _SEED_IN_NAME = re.compile(r"(?i)(?:^|[-_/., ])(?:seed|s)[-_= ]?(\d{1,9})(?=$|[-_/., )])")
 # Settings that differ between any two runs and say nothing of what was tried.
 _INCIDENTAL = re.compile(
-    r"(?i)(^|[._/])(output_dir|logging_dir|run_name|name|id|run_id|time|date|timestamp|hostname|host|pid|wandb_id|best_metric|total_flos)$"
+    r"(?i)(^|[._/])(output_dir|logging_dir|run|cell|run_name|name|id|run_id|time|date|timestamp|hostname|host|pid|wandb_id|best_metric|total_flos)$"
 )
 _HIGHER_IS_BETTER = re.compile(
     r"(?i)(^|[/_. -])(acc|accuracy|f1|auc|auroc|bleu|rouge\w*|"
@@ -64,34 +64,79 @@ def differences(runs: Sequence[Run], *, incidental: bool = False) -> pd.DataFram
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, float) and value == math.floor(value) and abs(value) < 1e15:
-        return str(int(value))
-    return repr(value) if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return str(int(value)) if abs(value) < 1e15 and value == math.floor(value) else repr(value)
+    if isinstance(value, int) and abs(value) >= 10**30:  # Python refuses to write out very long ones
+        return f"a whole number of {value.bit_length()} bits"
+    return str(value)
 
 
 def by_configuration(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
     """Runs that differ in nothing but their seed together: title -> runs.
 
-    The title names the fewest settings that tell the groups apart. Runs without any configuration go by their name
-    without its seed.
+    Nothing known of two runs of a group says otherwise: not their settings, nor their names without the seed where the
+    settings name no seed or the names do, nor the learning rates they logged. The title names the fewest settings that
+    tell the groups apart, else the name without its seed.
     """
     table = differences(runs)
     kept = [name for name in table.columns if name.rsplit(".", 1)[-1].lower() not in SEED_NAMES]
-    members: dict[tuple[str, ...], list[Run]] = {}
-    stems: dict[tuple[str, ...], str] = {}
+    cells = table[kept].to_numpy() if kept else np.zeros((len(runs), 0), dtype=object)
+    members: dict[tuple[str, ...], list[int]] = {}
+    stems = [_SEED_IN_NAME.sub("", run.name).strip("-_/., ()") or "all runs" for run in runs]
     for k, run in enumerate(runs):
-        stem = _SEED_IN_NAME.sub("", run.name).strip("-_/., ()") or "all runs"
-        key = tuple(table[name].iloc[k] for name in kept) if kept and run.config else (stem,)
-        members.setdefault(key, []).append(run)
-        stems.setdefault(key, stem)
-    titles = _titles([key for key in members if len(key) == len(kept) and members[key][0].config], kept)
+        if run.config and _settings_say_seed(run) and not _SEED_IN_NAME.search(run.name):
+            key = ("", *cells[k])
+        else:
+            key = (stems[k], *cells[k])
+        members.setdefault(key, []).append(k)
+    parts: list[list[int]] = []
+    for group in members.values():
+        parts += _apart(group, runs, stems)
+    keys = [tuple(cells[part[0]]) for part in parts]
+    titles = _titles(list(dict.fromkeys(key for key, part in zip(keys, parts) if runs[part[0]].config)), kept)
     out: dict[str, tuple[Run, ...]] = {}
-    for key, group in members.items():
-        title, n = titles.get(key) or stems[key], 1
+    for key, part in zip(keys, parts):
+        told = titles.get(key) if keys.count(key) == 1 else ""
+        title, n = told or stems[part[0]], 1
         while (title if n == 1 else f"{title} ({n})") in out:
             n += 1
-        out[title if n == 1 else f"{title} ({n})"] = tuple(group)
+        out[title if n == 1 else f"{title} ({n})"] = tuple(runs[k] for k in part)
     return out
+
+
+def _settings_say_seed(run: Run) -> bool:
+    return any(name.rsplit(".", 1)[-1].lower() in SEED_NAMES for name in run.config)
+
+
+def _apart(group: Sequence[int], runs: Sequence[Run], stems: Sequence[str]) -> list[list[int]]:
+    """Runs that nothing in their settings tells apart, told apart by what they logged: other learning rates at the same
+    step, or one seed twice under two names.
+    """
+    parts: list[list[int]] = []
+    for k in group:
+        for part in parts:
+            same_seed = [j for j in part if seed_of(runs[j]) == seed_of(runs[k])]
+            if not any(stems[j] != stems[k] for j in same_seed) and _same_rates(runs[part[0]], runs[k]):
+                part.append(k)
+                break
+        else:
+            parts.append([k])
+    return parts
+
+
+_RATE = re.compile(r"(?i)(^|[/_. ])(learning_?rate|lr)([-/_. ]|$)")
+
+
+def _same_rates(a: Run, b: Run) -> bool:
+    """Whether both logged the same learning rates wherever they logged one at the same step."""
+    for metric in a.series:
+        if metric not in b.series or not _RATE.search(metric):
+            continue
+        (first, x), (second, y) = ((run.series[metric].step, run.series[metric].value) for run in (a, b))
+        _, i, j = np.intersect1d(first, second, return_indices=True)
+        if not np.allclose(x[i], y[j], rtol=1e-5, atol=0.0, equal_nan=True):
+            return False
+    return True
 
 
 def _titles(keys: Sequence[tuple[str, ...]], names: Sequence[str]) -> dict[tuple[str, ...], str]:

@@ -175,6 +175,8 @@ def _in_folder(root: Path, looked: Looked) -> Found:
 
 
 def _worth_a_look(name: str, beside: set[str]) -> bool:
+    if name in ("debug.log", "debug-internal.log"):  # W&B's own, also where a link to them lies
+        return False
     ending = os.path.splitext(name)[1].lower()
     if any(other.endswith(".wandb") for other in beside) and ending != ".wandb":
         return False

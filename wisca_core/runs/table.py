@@ -71,7 +71,8 @@ class Run:
     """One run as one log tells it.
 
     ``config``: dotted name -> plain value (text, number, bool or None). ``columns``: what could be named as the step
-    column, tables only; ``step_column``: what was taken, "" where rows were counted. ``distributions``: histograms by name. ``counts``: what was read and what
+    column, tables only; ``step_column``: what was taken, "" where rows were counted. ``distributions``: histograms by name. ``also``: kinds of other logs of the
+    same training that were joined to it. ``counts``: what was read and what
     was not, keys of ``collect.COUNTS``; ``remarks``: the same and everything else worth knowing, in sentences, names in
     them still foreign.
     """
@@ -86,6 +87,7 @@ class Run:
     columns: tuple[str, ...] = ()
     step_column: str = ""
     distributions: Mapping[str, Distribution] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(series) for series in self.series.values())
