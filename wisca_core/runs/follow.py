@@ -59,7 +59,7 @@ class Logs:
                 one = self._readers[key] = reader(source, self._room, self.ask)
             try:
                 if one.advance(progress):
-                    self._runs[key] = one.runs()
+                    self._runs[key] = self._over_asked(one, one.runs())
                     changed = True
             except UnreadableInput as error:
                 problems.append((str(source.path), str(error)))
@@ -78,6 +78,18 @@ class Logs:
         if not self.runs:
             self._nothing(problems)
         return changed
+
+    def _over_asked(self, one: Reader, runs: tuple[Run, ...]) -> tuple[Run, ...]:
+        """The runs of a log without columns over the metric that was asked for as the step."""
+        asked = self.ask.step_column
+        if not asked or one.source.kind not in ("tensorboard", "mlflow", "mlflow_folder", "console"):
+            return runs
+        if not any(asked in run.series for run in runs):
+            names = ", ".join(
+                shown(name, 40) for name in list(dict.fromkeys(m for run in runs for m in run.series))[:12]
+            )
+            raise BadOption(f"step column: {shown(asked)!r} is not logged in {shown(one.source.path)}; it has {names}.")
+        return tuple(run.over(asked) for run in runs)
 
     def _sources(self) -> tuple[list[Source], list[tuple[str, str]]]:
         sources: list[Source] = []

@@ -28,6 +28,7 @@ _ORDER = (
     "json",
     "parquet",
     "mlflow",
+    "mlflow_folder",
     "wandb",
     "trackio",
     "tensorboard",
@@ -81,9 +82,10 @@ def _signs(run: Run) -> list[tuple]:
     for metric, series in run.series.items():
         if _is_telling(metric):
             step, value = series.chunks[0][:2]
+            value = np.clip(value[:3], -1e38, 1e38)
             out += [
                 (plain_metric(metric), float(s), float(np.float32(v)))
-                for s, v in zip(step[:3], value[:3])
+                for s, v in zip(step[:3], value)
                 if math.isfinite(v)
             ]
     return out

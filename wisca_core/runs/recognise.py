@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.errors import UnreadableInput
-from wisca_core.runs import columns, console, own, trackio
+from wisca_core.runs import columns, console, mlflow, own, trackio
 from wisca_core.runs.collect import MemoryBudget
 from wisca_core.runs.csv_table import Csv
 from wisca_core.runs.json_lines import JsonLines
@@ -20,6 +20,7 @@ from wisca_core.runs.json_list import JsonList
 from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.parquet_table import Parquet
 from wisca_core.runs.source import Ask, Reader, Source
+from wisca_core.runs.sqlite_file import opened
 from wisca_core.runs.tensorboard import TensorBoard
 from wisca_core.runs.trainer_state import TrainerState
 from wisca_core.runs.wandb_offline import HEADER, Wandb
@@ -34,12 +35,14 @@ KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], Reader]]] = {
     "json": ("JSON list of rows", JsonList),
     "parquet": ("parquet table", Parquet),
     "trackio": ("trackio project", trackio.Trackio),
+    "mlflow": ("MLflow database", mlflow.MlflowDatabase),
+    "mlflow_folder": ("MLflow run folder", mlflow.MlflowFolder),
     "wandb": ("W&B run file", Wandb),
     "console": ("console output", console.Console),
     "own": ("run folder of this project", own.Own),
 }
 LOOKED_FOR = (
-    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, trackio's .db, run-*.wandb, console logs "
+    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, mlflow.db, mlruns, trackio's .db, run-*.wandb, console logs "
     "of nanoGPT, "
     "nanochat or Megatron-LM, and runs of this project"
 )
@@ -132,6 +135,9 @@ def _in_folder(root: Path, looked: Looked) -> Found:
                 f"{shown(root)}: more than {MOST_ENTRIES:,} entries below it. Give a folder nearer to the logs."
             )
         names = {entry.name for entry in listed}
+        if mlflow.is_run_folder(names):
+            sources.append(Source("mlflow_folder", folder, (folder,), _relative(folder, root), root))
+            continue
         events: list[Path] = []
         inner = []
         for entry in listed:
@@ -213,9 +219,15 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
     if start.startswith(HEADER):
         return "wandb", ""
     if start.startswith(b"SQLite format 3\0"):
-        return (
-            ("trackio", "") if trackio.is_trackio(path) else ("", "an SQLite file without trackio's table of metrics.")
-        )
+        try:
+            with opened(path) as database:
+                if mlflow.is_mlflow(database):
+                    return "mlflow", ""
+                if trackio.is_trackio(database):
+                    return "trackio", ""
+        except UnreadableInput as error:
+            return "", str(error)
+        return "", "an SQLite file without the tables of trackio or MLflow."
     if start.startswith(b"PAR1"):
         return (
             ("parquet", "") if not sure or _parquet_has_step(path) else ("", "a parquet table without a step column.")

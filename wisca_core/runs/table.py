@@ -98,6 +98,28 @@ class Run:
             return self
         return replace(self, name=name, series=_of_run(self.series, name))
 
+    def over(self, metric: str) -> "Run":
+        """The same run with the values of ``metric`` as its steps, each of those at the step at which it was logged; points
+        where it was not logged are left out, and counted in a remark.
+        """
+        if metric not in self.series:
+            return self
+        at, to = self.series[metric].step, self.series[metric].value
+        order = np.argsort(at, kind="stable")
+        at, to = at[order], to[order]
+        out, n_lost = {}, 0
+        for name, one in self.series.items():
+            if name == metric:
+                continue
+            place = np.searchsorted(at, one.step, side="right") - 1
+            known = (place >= 0) & (at[np.maximum(place, 0)] == one.step) & np.isfinite(to[np.maximum(place, 0)])
+            n_lost += int(len(known) - known.sum())
+            if known.any():
+                chunk = (to[place[known]], one.value[known], one.wall_time[known])
+                out[name] = replace(one, chunks=(chunk,), n_repeated=0, n_back=0, first_back=None)
+        remark = f"drawn over {metric!r}, as was asked; {n_lost:,} values at steps without it are left out."
+        return replace(self, series=MappingProxyType(out), remarks=(*self.remarks, remark), step_column=metric)
+
 
 def _of_run(series: Mapping[str, Series], run: str) -> Mapping[str, Series]:
     return MappingProxyType({metric: replace(one, run=run) for metric, one in series.items()})

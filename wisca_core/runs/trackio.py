@@ -1,20 +1,16 @@
 """trackio's SQLite file: one project, many runs. Opened read-only; rows that are new are read by their number."""
 
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
-from urllib.parse import quote
 
-from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.columns import seconds
 from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.sqlite_file import Database, opened, stamp
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import RowBuffer, Tabular
-from wisca_core.untrusted import open_regular, shown
+from wisca_core.untrusted import shown
 
 MAX_CELL = 4 << 20
 # trackio's own counter of calls, as a column of its rows
@@ -23,29 +19,9 @@ OWN = "_step"
 _SPELLED = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
-def is_trackio(path: Path) -> bool:
+def is_trackio(database: Database) -> bool:
     """Whether the SQLite file has trackio's table of metrics."""
-    try:
-        with closing(_open(path)) as database:
-            return {"run_name", "step", "metrics", "timestamp"} <= _columns(database, "metrics")
-    except (sqlite3.Error, UnreadableInput):
-        return False
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    real = path.resolve()
-    open_regular(real).close()
-    address = f"file:{quote(str(real))}?mode=ro"
-    try:
-        database = sqlite3.connect(address, uri=True, timeout=5)
-        database.execute("select 1 from sqlite_master limit 1").fetchone()
-        return database
-    except sqlite3.OperationalError:  # a read-only folder cannot hold the shared-memory file of a live database
-        return sqlite3.connect(address + "&immutable=1", uri=True, timeout=5)
-
-
-def _columns(database: sqlite3.Connection, table: str) -> set[str]:
-    return {row[1] for row in database.execute(f"pragma table_info({table})")}
+    return {"run_name", "step", "metrics", "timestamp"} <= database.columns("metrics")
 
 
 class Trackio:
@@ -63,20 +39,12 @@ class Trackio:
         self._rows: dict[str, RowBuffer] = {}
 
     def advance(self, progress: Progress) -> bool:
-        path = self.source.path
-        stamp = [
-            (p.stat().st_size, p.stat().st_mtime_ns) for p in (path, path.with_name(path.name + "-wal")) if p.exists()
-        ]
-        if stamp == self._stamp:
+        now = stamp(self.source.path)
+        if now == self._stamp:
             return False
-        try:
-            with closing(_open(path)) as database:
-                self._read(database, progress)
-        except sqlite3.DatabaseError as error:
-            raise UnreadableInput(
-                f"{shown(path)}: SQLite cannot read it: {shown(error, 200)}. Copy the file while nothing writes to it."
-            ) from None
-        self._stamp = stamp
+        with opened(self.source.path) as database:
+            self._read(database, progress)
+        self._stamp = now
         return True
 
     def runs(self) -> tuple[Run, ...]:
@@ -90,22 +58,24 @@ class Trackio:
             for run in found
         )
 
-    def _read(self, database: sqlite3.Connection, progress: Progress) -> None:
-        columns = _columns(database, "metrics")
-        highest = database.execute("select coalesce(max(id), 0) from metrics").fetchone()[0]
+    def _read(self, database: Database, progress: Progress) -> None:
+        columns = database.columns("metrics")
+        highest = database.one("select coalesce(max(rowid), 0) from metrics")[0]
         if highest < self._last:
             self._out.release()
             self._begin()
         id_column = "run_id" if "run_id" in columns else "run_name"
-        if "config" in _columns(database, "configs"):
-            key = "run_id" if "run_id" in _columns(database, "configs") else "run_name"
-            for run_id, name, text in database.execute(f"select {key}, run_name, config from configs"):
+        if "config" in database.columns("configs"):
+            key = "run_id" if "run_id" in database.columns("configs") else "run_name"
+            for run_id, name, text in database.rows(f"select {key}, run_name, config from configs"):
                 config = _json(text)
                 if config is not None:
                     own = {k: v for k, v in config.items() if not str(k).startswith("_")}
                     self._out.config(self._name(run_id, name), own)
-        query = f"select id, {id_column}, run_name, step, timestamp, metrics from metrics where id > ? order by id"
-        for n, (number, run_id, name, step, when, text) in enumerate(database.execute(query, (self._last,))):
+        query = (
+            f"select rowid, {id_column}, run_name, step, timestamp, metrics from metrics where rowid > ? order by rowid"
+        )
+        for n, (number, run_id, name, step, when, text) in enumerate(database.rows(query, self._last)):
             if n % 5000 == 0:
                 progress(f"reading {shown(self.source.path.name, 60)}", number, highest)
             self._last = number

@@ -1,0 +1,212 @@
+"""MLflow's two local stores: the database ``mlflow.db`` (its default since 3.7) and the older folder ``mlruns``. Each run
+with its parameters, steps as logged; no mlflow needed.
+
+Database: tables runs, params, metrics and experiments (mlflow/store/tracking/dbmodels/models.py). Folder:
+``mlruns/EXPERIMENT/RUN/{meta.yaml, params/NAME, metrics/NAME}``, a line "time value step" a value
+(mlflow/store/tracking/file_store.py). Deleted runs are left out and counted.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from wisca_core.errors import UnreadableInput
+from wisca_core.progress import Progress
+from wisca_core.runs.collect import Collected, MemoryBudget
+from wisca_core.runs.growing import Growing, Lines, Replaced
+from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.sqlite_file import Database, opened, stamp
+from wisca_core.runs.table import Run
+from wisca_core.runs.tabular import plain_number
+from wisca_core.untrusted import open_regular, shown
+
+_TABLES = {
+    "runs": {"run_uuid", "name", "lifecycle_stage", "experiment_id"},
+    "metrics": {"key", "value", "timestamp", "run_uuid", "step", "is_nan"},
+    "params": {"key", "value", "run_uuid"},
+    "experiments": {"experiment_id", "name"},
+}
+# SQL has no infinity: MLflow stores the largest float for it.
+_INFINITE = 1.7976931348623157e308
+MAX_PARAMETER_BYTES = 64 << 10
+MOST_FILES = 20_000
+
+
+def is_mlflow(database: Database) -> bool:
+    """Whether the SQLite file has MLflow's tables."""
+    return all(columns <= database.columns(table) for table, columns in _TABLES.items())
+
+
+def is_run_folder(names: set[str]) -> bool:
+    """Whether a folder with these names in it is a run of the folder store."""
+    return "meta.yaml" in names and {"params", "tags"} <= names and bool(names & {"metrics", "artifacts"})
+
+
+def _plain(text: object) -> object:
+    """A parameter as it was before MLflow made it text."""
+    if not isinstance(text, str):
+        return text
+    if text in ("True", "False", "None"):
+        return {"True": True, "False": False, "None": None}[text]
+    number = plain_number(text)
+    if number is None:
+        return text
+    return int(number) if number == math.floor(number) and text.lstrip("+-").isdigit() else number
+
+
+class MlflowDatabase:
+    """All runs of one mlflow.db; new values are read by their row number."""
+
+    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
+        self.source, self._room = source, room
+        self._stamp: tuple = ()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._out = Collected(self._room, self.source.run)
+        self._last = 0
+        self._names: dict[str, str] = {}
+
+    def advance(self, progress: Progress) -> bool:
+        now = stamp(self.source.path)
+        if now == self._stamp:
+            return False
+        with opened(self.source.path) as database:
+            self._read(database, progress)
+        self._stamp = now
+        return True
+
+    def runs(self) -> tuple[Run, ...]:
+        return self._out.runs("mlflow", str(self.source.path))
+
+    def _read(self, database: Database, progress: Progress) -> None:
+        highest = database.one("select coalesce(max(rowid), 0) from metrics")[0]
+        if highest < self._last:  # another database in its place
+            self._out.release()
+            self._begin()
+        deleted = set()
+        found = database.rows(
+            "select r.run_uuid, r.name, r.lifecycle_stage, e.name from runs r left join experiments e "
+            "on r.experiment_id = e.experiment_id order by r.rowid"
+        )
+        for number, name, stage, experiment in found:
+            if stage == "deleted":
+                deleted.add(number)
+            elif number not in self._names:
+                title = f"{experiment}/{name or number}" if experiment not in (None, "Default") else f"{name or number}"
+                self._names[number] = title if title not in self._names.values() else f"{title} ({str(number)[:6]})"
+        if deleted:
+            n = len(deleted)
+            self._out.notes[:] = [f"{n:,} deleted {'run is' if n == 1 else 'runs are'} left out."]
+        settings: dict[str, dict[str, object]] = {}
+        for number, key, value in database.rows("select run_uuid, key, value from params"):
+            settings.setdefault(number, {})[str(key)] = _plain(value)
+        for number, values in settings.items():
+            if number in self._names:
+                self._out.config(self._names[number], values)
+        statement = (
+            "select rowid, run_uuid, key, value, timestamp, step, is_nan from metrics where rowid > ? order by rowid"
+        )
+        for n, (row, number, key, value, when, step, is_nan) in enumerate(database.rows(statement, self._last)):
+            if n % 20_000 == 0:
+                progress(f"reading {shown(self.source.path.name, 60)}", row, highest)
+            self._last = row
+            if number not in self._names:
+                self._out.damaged(n=int(number not in deleted))
+            elif not isinstance(step, (int, float)):
+                self._out.counts["no_step"] += 1
+            elif isinstance(value, (int, float)) or is_nan:
+                number_ = math.nan if is_nan else float(value)
+                if abs(number_) >= _INFINITE:
+                    number_ = math.copysign(math.inf, number_)
+                wall = when / 1000 if isinstance(when, (int, float)) else math.nan
+                self._out.point(self._names[number], str(key), float(step), number_, wall)
+            else:
+                self._out.text(str(key))
+
+
+class MlflowFolder:
+    """One run of the folder store."""
+
+    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
+        self.source, self._room = source, room
+        self._begin()
+
+    def _begin(self) -> None:
+        folder = self.source.path
+        name = _small(folder / "tags" / "mlflow.runName") or _stated(folder / "meta.yaml", "run_name") or folder.name
+        experiment = _stated(folder.parent / "meta.yaml", "name")
+        self._name = f"{experiment}/{name}" if experiment and experiment != "Default" else name
+        self._out = Collected(self._room, self._name)
+        self._files: dict[Path, tuple[Growing, Lines]] = {}
+        for path in _files_in(folder / "params"):
+            self._out.config(self._name, {path.relative_to(folder / "params").as_posix(): _plain(_small(path))})
+
+    def advance(self, progress: Progress) -> bool:
+        changed = False
+        top = self.source.path / "metrics"
+        try:
+            for path in _files_in(top):
+                if path not in self._files:
+                    file = Growing(path)
+                    self._files[path] = (file, Lines(file, patient=True))
+                file, lines = self._files[path]
+                if not file.changed():
+                    continue
+                changed = True
+                metric = path.relative_to(top).as_posix()
+                for done, size in lines.read(lambda found, metric=metric: self._take(metric, found)):
+                    progress(f"reading {shown(path.name, 60)}", done, size)
+        except Replaced:
+            self._out.release()
+            self._begin()
+            return self.advance(progress)
+        return changed or not self._files
+
+    def runs(self) -> tuple[Run, ...]:
+        return self._out.runs("mlflow_folder", str(self.source.path))
+
+    def _take(self, metric: str, lines: list[bytes]) -> None:
+        for line in lines:
+            parts = line.decode("utf-8", "replace").split()
+            value = plain_number(parts[1]) if len(parts) in (2, 3) else None
+            when, step = (
+                (plain_number(parts[0]), plain_number(parts[2]) if len(parts) == 3 else 0.0) if parts else (None, None)
+            )
+            if value is None or step is None:
+                self._out.damaged(len(line))
+            else:
+                self._out.point(self._name, metric, step, value, math.nan if when is None else when / 1000)
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Regular files below a folder, sorted; a metric's name may have folders in it."""
+    n = 0
+    for place, inner, names in os.walk(folder):
+        inner.sort()
+        for name in sorted(names):
+            n += 1
+            if n > MOST_FILES:
+                return
+            path = Path(place) / name
+            if path.is_file() and not path.is_symlink():
+                yield path
+
+
+def _small(path: Path) -> str:
+    """The text of a small file, "" where there is none."""
+    try:
+        with open_regular(Path(os.path.realpath(path))) as file:
+            return (file.read(MAX_PARAMETER_BYTES) or b"").decode("utf-8", "replace").strip()
+    except (UnreadableInput, OSError):
+        return ""
+
+
+def _stated(path: Path, key: str) -> str:
+    """The plain value of a key at the top of a YAML file of MLflow's; nothing in it is interpreted."""
+    for line in _small(path).splitlines():
+        name, colon, value = line.partition(": ")
+        if name == key and colon:
+            return value.strip().strip("'\"")
+    return ""
