@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from wisca_core.architecture.site import DEFAULT_PAIRS
+from wisca_core.comparison.rates import StepRates
 from wisca_core.comparison.spec import Arm
+from wisca_core.errors import BadOption
 from wisca_core.training import distributed, lora, norms
 from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
@@ -20,6 +22,8 @@ from wisca_core.training.rescaling import Rescaler
 from wisca_core.training.schedule import Schedule
 
 PLACEBO = 1.001
+# Factors beyond this leave float32 behind after a few more of their kind.
+MOST_OCTAVES = 60.0
 
 
 class Treatment:
@@ -40,6 +44,9 @@ class Treatment:
         self._layout = norms.layout(self._measuring.live, "tensor")
         self._mirror: dict[str, tuple[float, ...]] = {}
         self._placebo: dict[str, float] = {}
+        # site -> what its left side is multiplied by in all so far: the way back to the weights' own coordinates
+        self._total: dict[str, np.ndarray] = {}
+        self.rates = StepRates(self._rescaler.live, optimisers) if arm.kind == "rates" else None
         self._base = Factors(arm.granularity)  # of a frozen base, all of them so far
         self._base_of = (
             {site.name for site in self._rescaler.live.sites.sites if _is_frozen(site, self._rescaler.live)}
@@ -56,6 +63,13 @@ class Treatment:
             return False
         if self.arm.kind == "placebo":
             self._apply(self._even())
+        elif self.arm.kind == "rates":
+            self._total |= self._wanted()
+            self.rates.set(self._total)
+        elif self.arm.strength != 1:
+            wanted = self._wanted()
+            self._apply({n: tuple((w / self._total.get(n, np.ones(1))).tolist()) for n, w in wanted.items()})
+            self._total |= wanted
         else:
             done = self._rescaler.rescale_()
             self._note_base(done.factors)
@@ -67,6 +81,36 @@ class Treatment:
                         self._mirror[site.name] = tuple(f**-2 for f in factors)
                 self._apply({name: fs for name, fs in self._mirror.items() if name not in done.skipped})
         return True
+
+    def _wanted(self) -> dict[str, np.ndarray]:
+        """Site -> the factors that the weights as they would be without any rescale should have: those that balance
+        them, to the power of the strength. Sites that cannot be balanced now are left out. Raises BadOption.
+        """
+        out = {}
+        touched = {} if self.rates else self._total  # a rates arm leaves the weights in their own coordinates
+        with np.errstate(over="ignore"):
+            for name, own in self._rescaler.balancing().items():
+                wanted = (np.asarray(own) * touched.get(name, 1.0)) ** self.arm.strength
+                wanted = np.exp2(np.rint(np.log2(wanted))) if self.arm.exact else wanted
+                if not (np.abs(np.log2(wanted)) < MOST_OCTAVES).all():
+                    raise BadOption(
+                        f"arm {self.arm.name}: strength {self.arm.strength:g} multiplies {name} by {wanted.max():.3g}, "
+                        f"beyond 2^{MOST_OCTAVES:g}. Give a strength nearer to 0."
+                    )
+                out[name] = wanted
+        return out
+
+    def clip_(self, parameters, limit: float) -> torch.Tensor:
+        """Clip the gradients to the norm ``limit``, 0 for not at all; returns the norm, 0-d. Of a rates arm with the
+        weighted norm that norm is what the rescaled model's would be.
+        """
+        weights = self.rates.gradient_weights() if self.rates and self.arm.clip_norm == "weighted" else {}
+        held = [p for p in parameters if p.grad is not None]
+        seen = [p.grad * weights[p] if p in weights else p.grad for p in held]
+        norm = nn.utils.get_total_norm(seen)
+        if limit:
+            nn.utils.clip_grads_with_norm_(held, limit, norm)
+        return norm
 
     def _apply(self, factors: Mapping[str, tuple[float, ...]]) -> None:
         plan = Factors(self.arm.granularity, tuple(factors.items()))
@@ -126,12 +170,16 @@ class Treatment:
             "mirror": {n: list(fs) for n, fs in self._mirror.items()},
             "placebo": dict(self._placebo),
             "base": self._base.to_json(),
+            "total": {n: factors.tolist() for n, factors in self._total.items()},
         }
 
     def restore(self, state: Mapping) -> None:
         self._mirror = {n: tuple(fs) for n, fs in state["mirror"].items()}
         self._placebo = dict(state["placebo"])
         self._base = Factors.from_json(state["base"], "the cell's checkpoint")
+        self._total = {n: np.array(factors) for n, factors in state.get("total", {}).items()}
+        if self.rates:
+            self.rates.set(self._total)
 
 
 def choices_of(arm: Arm) -> Choices:
@@ -140,8 +188,7 @@ def choices_of(arm: Arm) -> Choices:
         pairs=arm.pairs,
         granularity=arm.granularity,
         norm=arm.norm,
-        strength=arm.strength,
-        exact=arm.exact,
+        exact=arm.exact and arm.strength == 1,
         optimizer_state=arm.optimizer_state,
         frozen="scale",
         lora="gram" if arm.gram else "rank",

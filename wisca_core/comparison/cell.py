@@ -33,6 +33,8 @@ HEADER = {
     "version": 1,
     "losses": "nats per token; train_loss is the mean since the row before, before each update",
     "qk, vo, lora": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
+    "clipped": "share of the steps since the row before whose gradient was longer than the limit",
+    "final_loss": "validation loss on the spec's final_windows, in the last row",
     "seconds": "of training, this cell's own or that of the cells trained at once with it",
 }
 
@@ -43,8 +45,8 @@ class CellFailed(Exception):
 
 @dataclass(eq=False)
 class Run:
-    """A cell in memory at optimiser step ``step``. ``seconds`` of training behind it; ``recent``: training losses since
-    the last row.
+    """A cell in memory at optimiser step ``step``. ``seconds`` of training behind it; ``recent``, ``clipped``: training losses
+    since the last row, and whether each gradient was longer than the limit.
     """
 
     cell: Cell
@@ -54,6 +56,7 @@ class Run:
     step: int = 0
     seconds: float = 0.0
     recent: list[float] = field(default_factory=list)
+    clipped: list[bool] = field(default_factory=list)
 
 
 def begin(spec: Spec, cell: Cell, place: Place) -> Run:
@@ -71,19 +74,20 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
     the loss is not finite.
     """
     validation = ranks.own(windows(corpus.validation, spec.data.validation_windows, spec.data.context).to(place.device))
+    last = ranks.own(final_windows(spec, corpus).to(place.device))
     run = begin(spec, cell, place)
     model, optimisers, treatment, recent = run.model, run.optimisers, run.treatment, run.recent
     began = saved = time.monotonic()
     before = run.seconds
 
-    def measured() -> float:
+    def measured(rows: torch.Tensor) -> float:
         with place.measured():
-            return ranks.mean(mean_loss(model, validation), place.device)
+            return ranks.mean(mean_loss(model, rows), place.device)
 
     with metrics(cell) as log:
         if run.step == 0:
             treatment.at(0)
-            log.write(row(spec, 0, None, measured(), 0.0, None, treatment.ratios(), before))
+            log.write(row(spec, 0, None, measured(validation), 0.0, None, treatment.ratios(), before))
         for step in range(run.step + 1, spec.steps + 1):
             rate = learning_rate(spec.optimiser, cell.rate, step, spec.steps)
             for group in (group for one in optimisers for group in one.param_groups):
@@ -95,7 +99,8 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
             check_finite(value, step, spec)
             recent.append(value)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), spec.optimiser.clip)
+            norm = ranks.number(treatment.clip_(model.parameters(), spec.optimiser.clip))
+            run.clipped.append(0 < spec.optimiser.clip < norm)
             for one in optimisers:
                 one.step()
                 one.zero_grad()
@@ -106,11 +111,24 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
             treatment.at(step)
             run.seconds = before + time.monotonic() - began
             if is_logged:
-                val_loss = measured() if evaluates(spec, step) else None
+                val_loss = measured(validation) if evaluates(spec, step) else None
+                final = measured(last) if step == spec.steps else None
                 log.write(
-                    row(spec, step, sum(recent) / len(recent), val_loss, rate, ranks.number(norm), ratios, run.seconds)
+                    row(
+                        spec,
+                        step,
+                        sum(recent) / len(recent),
+                        val_loss,
+                        rate,
+                        norm,
+                        ratios,
+                        run.seconds,
+                        final,
+                        run.clipped,
+                    )
                 )
                 recent.clear()
+                run.clipped.clear()
             stops, is_time = ranks.agreed((stop(), time.monotonic() - saved > CHECKPOINT_SECONDS))
             if step < spec.steps and (stops or is_time):
                 keep([run])
@@ -119,6 +137,12 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
                 return False
     finish(spec, run)
     return True
+
+
+def final_windows(spec: Spec, corpus: Corpus) -> torch.Tensor:
+    """Those of the final loss: as many as the spec asks for, and no more than the held-out text has side by side."""
+    n = min(spec.data.final_windows, max(1, len(corpus.validation) // spec.data.context))
+    return windows(corpus.validation, n, spec.data.context)
 
 
 def evaluates(spec: Spec, step: int) -> bool:
@@ -145,10 +169,13 @@ def row(
     norm: float | None,
     ratios: dict[str, float],
     seconds: float,
+    final_loss: float | None = None,
+    clipped: Sequence[bool] = (),
 ) -> str:
     """One line of a cell's metrics. Raises CellFailed for a validation loss that is not finite."""
-    if val_loss is not None and not math.isfinite(val_loss):
-        raise CellFailed(f"the validation loss became {val_loss} at step {step:,}.")
+    for loss in (val_loss, final_loss):
+        if loss is not None and not math.isfinite(loss):
+            raise CellFailed(f"the validation loss became {loss} at step {step:,}.")
     found = {
         "step": step,
         "train_loss": _rounded(train_loss),
@@ -159,6 +186,10 @@ def row(
         "seconds": round(seconds, 2),
         **{pair: _rounded(value) for pair, value in ratios.items()},
     }
+    if clipped:
+        found["clipped"] = round(sum(clipped) / len(clipped), 4)
+    if final_loss is not None:
+        found["final_loss"] = _rounded(final_loss)
     return json.dumps(found) + "\n"
 
 
@@ -188,6 +219,7 @@ def keep(runs: Sequence[Run]) -> None:
             "optimisers": optimisers,
             "treatment": run.treatment.state(),
             "recent": list(run.recent),
+            "clipped": list(run.clipped),
             "seconds": run.seconds,
         }
         if ranks.is_first():
@@ -222,6 +254,7 @@ def _restore(run: Run) -> None:
         ranks.load_(run.model, run.optimisers, state["model"], state["optimisers"])
     run.treatment.restore(state["treatment"])
     run.step, run.seconds, run.recent = state["step"], float(state["seconds"]), list(state["recent"])
+    run.clipped = list(state.get("clipped", ()))
 
 
 def finish(spec: Spec, run: Run) -> None:

@@ -168,6 +168,8 @@ def _not_stackable(spec: Spec) -> str:
         return f"processes_per_cell = {spec.processes_per_cell} spreads each cell over several processes"
     if spec.model.source == "lora":
         return "they are adapters on a frozen model"
+    if any(arm.kind == "rates" for arm in spec.arms):
+        return "an arm gives single matrices their own learning rates"
     from wisca_core.comparison.models import model_config
     from wisca_core.comparison.stack import why_not
 

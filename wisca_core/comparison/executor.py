@@ -71,9 +71,6 @@ def _run(comparison: Comparison, way: ExecutionPlan, progress: Progress) -> Comp
 
     _same_corpus(comparison)
     record(path, way, comparison.spec)
-    todo = [c for c in comparison.cells if c.state != "done" and not (c.state == "failed" and c.is_final)]
-    for cell in todo:
-        folder.write_cell_status(cell, state="waiting", reason="", attempts=0)
     status("running")
     written = time.monotonic()
 
@@ -81,18 +78,17 @@ def _run(comparison: Comparison, way: ExecutionPlan, progress: Progress) -> Comp
         nonlocal written
         now = folder.read(path)
         n = sum(c.state == "done" for c in now.cells)
-        progress(f"training, {n} of {len(now.cells)} runs finished", now.steps_done, now.steps_total)
+        progress(f"training, {n} of {len(now.cells) + now.n_coming} runs finished", now.steps_done, now.steps_total)
         if time.monotonic() - written > 2:
             written = time.monotonic()
             status("running")
 
     try:
-        if way.executor == "ray":
-            from wisca_core.comparison.cluster import spread
-
-            spread(path, way, todo, look, lambda code: _record_death(path, code))
-        else:
-            _side_by_side(path, way, len(todo), look)
+        has_more = True
+        while has_more:
+            _train(path, way, look)
+            # what a pilot found decides what is trained next
+            has_more = not folder.asked(path) and folder.settle_pilot(path)
     except (Cancelled, KeyboardInterrupt) as stopped:
         status(
             "cancelled" if isinstance(stopped, Cancelled) else "paused",
@@ -117,6 +113,19 @@ def _run(comparison: Comparison, way: ExecutionPlan, progress: Progress) -> Comp
         else:
             status("done", f"{len(failed)} of {len(comparison.cells)} runs failed" if failed else "")
     return folder.read(path)
+
+
+def _train(path: Path, way: ExecutionPlan, look: Callable[[], None]) -> None:
+    """Every cell that is known by now and not finished."""
+    todo = [c for c in folder.read(path).cells if c.state != "done" and not (c.state == "failed" and c.is_final)]
+    for cell in todo:
+        folder.write_cell_status(cell, state="waiting", reason="", attempts=0)
+    if way.executor == "ray":
+        from wisca_core.comparison.cluster import spread
+
+        spread(path, way, todo, look, lambda code: _record_death(path, code))
+    else:
+        _side_by_side(path, way, len(todo), look)
 
 
 def _side_by_side(path: Path, way: ExecutionPlan, n_todo: int, look: Callable[[], None]) -> None:

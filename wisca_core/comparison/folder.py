@@ -4,6 +4,7 @@ spec.json               what was asked; never changed
 corpus.json             which text it is, with its sha256, and on what it was trained; written at the first start
 corpus/                 its tokens, where making them takes long: what every process maps into memory
 executor.json           in which way and on what kind of device all its cells are trained; written at the first start
+pilot.json              rates tried on the pilot seeds so far, and those chosen
 additions.jsonl         seeds added later, with what had been seen by then; append-only
 status.json             running | paused | done | cancelled | failed; replaced by rename
 lock                    held by the process that runs the comparison
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from wisca_core import storage
+from wisca_core.comparison import pilot as pilots
+from wisca_core.comparison.pilot import Pilot
 from wisca_core.comparison.spec import FORMAT, VERSION, Spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import OutputRefused, SpecError, UnreadableInput
@@ -61,13 +64,15 @@ CURVE_COLUMNS = (
     "qk",
     "vo",
     "lora",
+    "clipped",
+    "final_loss",
 )
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run: an arm at a learning rate with a seed. ``step``: optimiser steps done; ``reason``: why it failed;
-    ``seconds`` of its own training; ``attempts``: processes that ended under it.
+    ``seconds`` of its own training; ``attempts``: processes that ended under it; ``is_pilot``: its seed only chooses rates.
     """
 
     name: str
@@ -81,6 +86,7 @@ class Cell:
     seconds: float = 0.0
     attempts: int = 0
     is_final: bool = True
+    is_pilot: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,17 @@ class Comparison:
     workers: int
     corpus: Mapping[str, Any]
     cells: tuple[Cell, ...]
+    pilot: Pilot = Pilot({}, {}, {})
+
+    @property
+    def tested(self) -> tuple[Cell, ...]:
+        """Without those of the pilot."""
+        return tuple(c for c in self.cells if not c.is_pilot)
+
+    @property
+    def n_coming(self) -> int:
+        """Cells whose rates a pilot has not chosen yet."""
+        return 0 if self.pilot.chosen or not self.spec.pilot.seeds else self.spec.n_tested
 
     @property
     def is_active(self) -> bool:
@@ -126,7 +143,8 @@ class Comparison:
     @property
     def steps_total(self) -> int:
         """Failed cells do not go on, so what they have done is all of theirs."""
-        return sum(c.step if c.state == "failed" else self.spec.steps for c in self.cells)
+        here = sum(c.step if c.state == "failed" else self.spec.steps for c in self.cells)
+        return here + self.n_coming * self.spec.steps
 
     @property
     def steps_per_second(self) -> float | None:
@@ -163,7 +181,7 @@ def create(path: str | Path, spec: Spec) -> Path:
     except OSError as error:
         raise OutputRefused(f"{path} cannot be created: {(error.strerror or str(error)).lower()}.") from error
     storage.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
-    _make_cells(path, spec)
+    _make_cells(path, spec, pilots.known(path, spec))
     return path
 
 
@@ -190,7 +208,8 @@ def read(path: str | Path) -> Comparison:
                     "state": "interrupted",
                     "message": "its process ended without a word; resuming continues from the last checkpoints",
                 }
-        cells = tuple(_cell(path, spec, *one) for one in order(spec))
+        pilot = pilots.known(path, spec)
+        cells = tuple(_cell(path, spec, *one) for one in order(spec, pilot))
         corpus = storage.read_json(path / "corpus.json", CORPUS, 1) if (path / "corpus.json").exists() else {}
         return Comparison(
             path,
@@ -204,6 +223,7 @@ def read(path: str | Path) -> Comparison:
             int(status.get("workers", 0)),
             corpus,
             cells,
+            pilot,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnreadableInput(
@@ -229,11 +249,27 @@ def spec_to_go(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     return {"format": FORMAT, "version": VERSION, **document}, tuple(missing)
 
 
-def order(spec: Spec) -> list[tuple[str, float, int]]:
-    """(arm, rate, seed) in the order of training: seed by seed, so that pairs are complete early."""
-    return [
-        (arm.name, rate, seed) for seed in spec.seeds for rate in spec.optimiser.learning_rates for arm in spec.arms
-    ]
+def order(spec: Spec, pilot: Pilot) -> list[tuple[str, float, int]]:
+    """(arm, rate, seed) in the order of training: seed by seed, so that pairs are complete early; with a pilot its runs
+    first, and then each arm at its chosen rate.
+    """
+    if not spec.pilot.seeds:
+        return [
+            (arm.name, rate, seed) for seed in spec.seeds for rate in spec.optimiser.learning_rates for arm in spec.arms
+        ]
+    out = [(name, rate, seed) for seed in spec.pilot.seeds for name, rates in pilot.grids.items() for rate in rates]
+    if pilot.chosen:
+        out += [(arm.name, pilot.rate(spec, arm.name), seed) for seed in spec.seeds for arm in spec.arms]
+    return out
+
+
+def settle_pilot(path: Path) -> bool:
+    """Once every pilot run has ended, choose the rates or add some; whether there is more to train now."""
+    comparison = read(path)
+    if not pilots.settle(comparison):
+        return False
+    _make_cells(comparison.path, comparison.spec, pilots.known(comparison.path, comparison.spec))
+    return True
 
 
 def cell_name(arm: str, rate: float, seed: int) -> str:
@@ -247,7 +283,7 @@ def add_seeds(path: Path, n: int) -> Comparison:
     comparison = read(path)
     if comparison.is_active:
         raise OutputRefused(f"{path} is running; seeds are added once it has stopped. Pause it first.")
-    first = max(comparison.spec.seeds) + 1
+    first = max(comparison.spec.seeds + comparison.spec.pilot.seeds) + 1
     row = {
         "seeds": list(range(first, first + n)),
         "n_finished": sum(c.state == "done" for c in comparison.cells),
@@ -257,7 +293,7 @@ def add_seeds(path: Path, n: int) -> Comparison:
     lines = [] if file.exists() else [{"format": ADDITIONS, "version": 1}]
     with file.open("a", encoding="utf-8") as out:
         out.write("".join(json.dumps(line) + "\n" for line in [*lines, row]))
-    _make_cells(comparison.path, replace(comparison.spec, seeds=tuple(row["seeds"])))
+    _make_cells(comparison.path, replace(comparison.spec, seeds=tuple(row["seeds"])), comparison.pilot)
     return read(path)
 
 
@@ -320,13 +356,20 @@ def rows(cell_folder: Path, behind: int | None = None) -> list[dict]:
     return out
 
 
-def curves(comparison: Comparison):
-    """All rows of all cells as one pandas frame with CURVE_COLUMNS; empty before the first row."""
+def final_loss(cell: Cell) -> float:
+    """Of a finished cell: on the final windows; of one trained before there were any, on those of the curve."""
+    last = _last_row(cell.folder / "metrics.jsonl")
+    return float(last.get("final_loss", last["val_loss"]))
+
+
+def curves(comparison: Comparison, of_pilot: bool = False):
+    """All rows of all tested cells, or of the pilot's, as one pandas frame with CURVE_COLUMNS; empty before the first."""
     import pandas as pd
 
     found = [
         {"cell": cell.name, "arm": cell.arm, "rate": cell.rate, "seed": cell.seed, **row}
         for cell in comparison.cells
+        if cell.is_pilot == of_pilot
         for row in rows(cell.folder)
     ]
     frame = pd.DataFrame(found, columns=list(CURVE_COLUMNS))
@@ -380,8 +423,8 @@ def remove_checkpoint(cell: Cell) -> None:
     shutil.rmtree(cell.folder / ".model.part", ignore_errors=True)
 
 
-def _make_cells(path: Path, spec: Spec) -> None:
-    for arm, rate, seed in order(spec):
+def _make_cells(path: Path, spec: Spec, pilot: Pilot) -> None:
+    for arm, rate, seed in order(spec, pilot):
         folder = path / "cells" / cell_name(arm, rate, seed)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "spec.json").exists():
@@ -391,7 +434,7 @@ def _make_cells(path: Path, spec: Spec) -> None:
 def _cell(path: Path, spec: Spec, arm: str, rate: float, seed: int) -> Cell:
     name = cell_name(arm, rate, seed)
     folder = path / "cells" / name
-    cell = Cell(name, arm, rate, seed, folder)
+    cell = Cell(name, arm, rate, seed, folder, is_pilot=seed in spec.pilot.seeds)
     if (folder / "status.json").exists():
         status = storage.read_json(folder / "status.json", CELL_STATUS, 1)
         if status["state"] not in CELL_STATES:

@@ -196,7 +196,7 @@ def build_optimisers(model: nn.Module, o: OptimiserSpec, rate: float) -> list[to
         groups = [dict(params=decayed, weight_decay=o.weight_decay), dict(params=plain, weight_decay=0.0)]
         # fused: 4 to 7 % of a small model's step. Not beside muon, which grows its other rounding into digits
         return torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.95), eps=1e-8, fused=o.name == "adamw"
+            [g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.95), eps=o.epsilon, fused=o.name == "adamw"
         )
 
     if o.name == "adamw":

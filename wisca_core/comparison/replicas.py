@@ -47,13 +47,14 @@ def train_group(
     if reason:
         raise BadOption(f"executor: replicas cannot train this model: {reason}. Use --executor processes.")
     validation = windows(corpus.validation, spec.data.validation_windows, spec.data.context).to(place.device)
+    last = single.final_windows(spec, corpus).to(place.device)
     # a kill between the checkpoints of two cells leaves them at different steps
     for step in sorted({run.step for run in runs}):
         group = _Group(spec, [run for run in runs if run.step == step], place, ended)
         if step == 0:
             group.treat(0)
         group.check(validation[:2])
-        if not group.train(corpus, validation, stop):
+        if not group.train(corpus, validation, last, stop):
             return False
     return True
 
@@ -83,7 +84,7 @@ class _Group:
                     "of a shape they know. Use --executor processes."
                 )
 
-    def train(self, corpus: Corpus, validation: torch.Tensor, stop: Callable[[], bool]) -> bool:
+    def train(self, corpus: Corpus, validation: torch.Tensor, last: torch.Tensor, stop: Callable[[], bool]) -> bool:
         spec, step = self.spec, self.runs[0].step if self.runs else 0
         began = saved = time.monotonic()
         before = {run.cell.name: run.seconds for run in self.runs}
@@ -94,18 +95,21 @@ class _Group:
                     0, self._validated(validation, 0), [None] * len(self.runs), [None] * len(self.runs), self._ratios()
                 )
             pending: list[torch.Tensor] = []
+            lengths: list[torch.Tensor] = []
             while self.runs and step < spec.steps:
                 step += 1
                 losses, norms = self._step(corpus, step)
                 pending.append(losses)
+                lengths.append(norms)
                 is_logged = single.logs(spec, step)
                 is_due = any(run.treatment.is_due(step) for run in self.runs)
                 stops = stop()
                 keeps = step < spec.steps and (stops or time.monotonic() - saved > single.CHECKPOINT_SECONDS)
                 if is_logged or is_due or keeps or not self.place.is_cuda:
                     # one look at the device for all steps since the last
-                    alive = self._looked_at(torch.stack(pending).tolist(), step)
+                    alive = self._looked_at(torch.stack(pending).tolist(), torch.stack(lengths).tolist(), step)
                     pending.clear()
+                    lengths.clear()
                     means = [sum(run.recent) / len(run.recent) if alive[i] else None for i, run in enumerate(self.runs)]
                     found = norms.tolist()
                     if not all(alive):
@@ -119,7 +123,8 @@ class _Group:
                     ratios = self._ratios() if is_logged else []
                     self.treat(step)
                     if is_logged:
-                        self._log(step, self._validated(validation, step), means, found, ratios)
+                        final = self.stack.mean_losses(last) if step == spec.steps else None
+                        self._log(step, self._validated(validation, step), means, found, ratios, final)
                 if keeps and self.runs:
                     self.stack.publish([step] * len(self.runs), self._rates(step))
                     single.keep(self.runs)
@@ -152,14 +157,16 @@ class _Group:
     def _rates(self, step: int) -> list[float]:
         return [learning_rate(self.spec.optimiser, run.cell.rate, step, self.spec.steps) for run in self.runs]
 
-    def _looked_at(self, losses: list[list[float]], step: int) -> list[bool]:
+    def _looked_at(self, losses: list[list[float]], norms: list[list[float]], step: int) -> list[bool]:
         """Losses of the last steps, ``step`` the last of them, into ``recent``; which replicas' are all finite."""
+        limit = self.spec.optimiser.clip
         alive = []
         for r, run in enumerate(self.runs):
             try:
                 for i, row in enumerate(losses):
                     single.check_finite(row[r], step - len(losses) + 1 + i, self.spec)
                     run.recent.append(row[r])
+                    run.clipped.append(0 < limit < norms[i][r])
                 alive.append(True)
             except CellFailed as error:
                 self.ended(run.cell, error)
@@ -190,17 +197,28 @@ class _Group:
     def _validated(self, validation: torch.Tensor, step: int) -> list[float | None]:
         return self.stack.mean_losses(validation) if single.evaluates(self.spec, step) else [None] * len(self.runs)
 
-    def _log(self, step: int, val_losses: list, means: list, norms: list, ratios: list[dict[str, float]]) -> None:
+    def _log(
+        self,
+        step: int,
+        val_losses: list,
+        means: list,
+        norms: list,
+        ratios: list[dict[str, float]],
+        finals: list[float] | None = None,
+    ) -> None:
         rates = self._rates(step) if step else [0.0] * len(self.runs)
         written = []
-        for run, *values in zip(self.runs, means, val_losses, rates, norms, ratios):
+        for run, *values in zip(self.runs, means, val_losses, rates, norms, ratios, finals or [None] * len(self.runs)):
 
             def write(run: Run = run, values: list = values) -> Run:
-                train_loss, val_loss, rate, norm, found = values
+                train_loss, val_loss, rate, norm, found, final = values
                 self.logs[run.cell.name].write(
-                    single.row(self.spec, step, train_loss, val_loss, rate, norm, found, run.seconds)
+                    single.row(
+                        *(self.spec, step, train_loss, val_loss, rate, norm, found, run.seconds), *(final, run.clipped)
+                    )
                 )
                 run.recent.clear()
+                run.clipped.clear()
                 return run
 
             written.append(_alone(run.cell, self.ended, write) is not None)

@@ -11,7 +11,8 @@ from wisca_core.architecture.site import DEFAULT_PAIRS
 
 FORMAT, VERSION = "wisca-comparison", 1
 
-KINDS = ("none", "balance", "placebo", "inverse")
+KINDS = ("none", "balance", "rates", "placebo", "inverse")
+CLIP_NORMS = ("weighted", "plain")
 OPTIMISERS = ("adamw", "sgd", "muon")
 SCHEDULES = ("cosine", "constant")
 SOURCES = ("bundled", "text", "jsonl", "hub")
@@ -67,8 +68,9 @@ class DataSpec:
     """``source``: "bundled" (the text of Python's own standard library), "text" (one file), "jsonl" (``column`` of one)
     or "hub" (``column`` of the ``split`` of a data set, ``path`` = hub:owner/name[@revision], ``subset`` where it has
     several). ``tokens``: "bytes", or "tokenizer", that of the model's folder or of the folder ``tokenizer``.
-    ``context``: tokens a window; ``validation_windows``: windows spread evenly over the held-out text; ``max_bytes`` of
-    text are read, 0 for all.
+    ``context``: tokens a window; ``validation_windows``: windows spread evenly over the held-out text, for the curves;
+    ``final_windows``: the same for the final loss, at most as many as the text holds side by side (one difference on 64
+    windows carries a standard error of 0.006 nats, on 800 of 0.002); ``max_bytes`` of text are read, 0 for all.
     """
 
     source: str = "bundled"
@@ -76,6 +78,7 @@ class DataSpec:
     column: str = "text"
     context: int = 128
     validation_windows: int = 64
+    final_windows: int = 800
     tokens: str = "bytes"
     tokenizer: str = ""
     split: str = "train"
@@ -85,10 +88,11 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class OptimiserSpec:
-    """``learning_rates``: every arm is trained at each. ``warmup_steps``: a spec that names none has a tenth of its steps,
+    """``learning_rates``: every arm is trained at each, or with pilot seeds the grid they begin with. ``warmup_steps``: a spec that names none has a tenth of its steps,
     at most 50. ``momentum``: of sgd and muon. ``weight_decay``: on matrices,
     decoupled; sgd has none, because a decay folded into the gradient does not follow a rescale. Muon takes the matrices
-    of the layers, AdamW the rest, both at the learning rate.
+    of the layers, AdamW the rest, both at the learning rate. ``clip``: the norm that gradients are clipped to, 0 for no
+    clipping; ``epsilon``: of AdamW.
     """
 
     name: str = "adamw"
@@ -98,16 +102,22 @@ class OptimiserSpec:
     weight_decay: float = 0.1
     momentum: float = 0.9
     clip: float = 1.0
+    epsilon: float = 1e-8
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One treatment. ``kind``: "none" (baseline), "balance" (WISCA), "placebo" (factors 1.001 and 1/1.001 in turn:
+    """One treatment. ``kind``: "none" (baseline), "balance" (WISCA), "rates" (the learning rates that a balance comes to,
+    on weights that are never touched: see ``equivalent_rates``), "placebo" (factors 1.001 and 1/1.001 in turn:
     numerical noise only), "inverse" (each pair is held as far out of balance again as it began, on the same schedule: a
     change of the same size the other way). ``every``: optimiser steps between rescales, None only at the start.
     ``pairs``: of qk, vo and, with LoRA, lora (A against B, left alone while B is zero). ``gram``: VO and LoRA pairs by
-    the full change of basis that makes the two Gram matrices equal, instead of one factor. The rest are the options of
-    a live rescale.
+    the full change of basis that makes the two Gram matrices equal, instead of one factor. ``strength``: any real
+    number, of the weights as they would be had nothing been rescaled: 1 balances, 0 does nothing, -1 is the same the
+    other way. ``clip_norm``, of a rates arm: what clipping looks at, "weighted" (each gradient as the rescaled model
+    would have it, so that the arm is WISCA but for rounding) or "plain" (what a trainer's own clipping looks at).
+    ``rate_of``: with pilot seeds, the arm whose chosen rate this one is trained at; "" for its own, or the baseline's
+    where it has no pilot. The rest are the options of a live rescale.
     """
 
     name: str
@@ -121,11 +131,25 @@ class Arm:
     exact: bool = False
     optimizer_state: str = "transport"
     gram: bool = False
+    clip_norm: str = "weighted"
+    rate_of: str = ""
 
     @property
     def does(self) -> tuple:
         """Everything but the name: arms that agree in it are one arm."""
         return (self.kind,) if self.kind == "none" else tuple(getattr(self, f.name) for f in fields(self))[1:]
+
+
+@dataclass(frozen=True)
+class PilotSpec:
+    """Runs beforehand that choose learning rates, on seeds of their own, so that the tested seeds know nothing of the
+    choice. ``seeds``: none for no pilot; ``arms``: names, none for all; ``added_rates``: by how many rates each arm's
+    grid may grow while its best rate is at an end of it.
+    """
+
+    seeds: tuple[int, ...] = ()
+    arms: tuple[str, ...] = ()
+    added_rates: int = 4
 
 
 @dataclass(frozen=True)
@@ -155,6 +179,7 @@ class Spec:
     device: str = "auto"
     precision: str = "float32"
     processes_per_cell: int = 1
+    pilot: PilotSpec = PilotSpec()
 
     @property
     def baseline(self) -> Arm:
@@ -162,7 +187,24 @@ class Spec:
 
     @property
     def n_cells(self) -> int:
-        return len(self.arms) * len(self.optimiser.learning_rates) * len(self.seeds)
+        """As far as it is known beforehand: a pilot's grid may grow."""
+        rates = len(self.optimiser.learning_rates)
+        return rates * len(self.pilot_arms) * len(self.pilot.seeds) + self.n_tested
+
+    @property
+    def n_tested(self) -> int:
+        """Cells of the tested seeds: with a pilot each arm has one rate."""
+        rates = 1 if self.pilot.seeds else len(self.optimiser.learning_rates)
+        return len(self.arms) * rates * len(self.seeds)
+
+    @property
+    def pilot_arms(self) -> tuple[str, ...]:
+        """Names of the arms whose own rates the pilot chooses, none without a pilot."""
+        return (self.pilot.arms or tuple(arm.name for arm in self.arms)) if self.pilot.seeds else ()
+
+    def rate_giver(self, arm: Arm) -> str:
+        """The name of the arm whose chosen rate ``arm`` is trained at, with a pilot."""
+        return arm.rate_of or (arm.name if arm.name in self.pilot_arms else self.baseline.name)
 
     @property
     def evaluation_steps(self) -> int:

@@ -28,6 +28,7 @@ def checked(spec: Spec) -> Spec:
         raise SpecError("optimiser.learning_rates", list(o.learning_rates), "one rate or more, each once")
     if not spec.seeds or len(set(spec.seeds)) < len(spec.seeds):
         raise SpecError("seeds", list(spec.seeds), "one seed or more, each once")
+    _check_pilot(spec)
     if spec.evaluate_every > spec.steps:
         raise SpecError("evaluate_every", spec.evaluate_every, f"at most steps = {spec.steps}")
     if spec.batch_size % spec.processes_per_cell:
@@ -104,9 +105,60 @@ def _check_arms(spec: Spec) -> None:
                 list(arm.pairs),
                 f"a list of {', '.join(DEFAULT_PAIRS)}; lora needs model.source = lora",
             )
+        if arm.kind == "rates":
+            _check_rates(arm, i, spec)
+        elif arm.clip_norm != Arm.clip_norm:
+            raise SpecError(f"arms[{i}].clip_norm", arm.clip_norm, "nothing: it is a matter of arms of kind rates")
         if arm.gram:
             _check_gram(arm, i, spec.optimiser.name)
     refuse_coinciding(spec, partition_by_spec(spec))
+
+
+def _check_rates(arm: Arm, i: int, spec: Spec) -> None:
+    if arm.granularity != "tensor":
+        raise SpecError(
+            f"arms[{i}].granularity", arm.granularity, "tensor for an arm of kind rates: a matrix has one rate"
+        )
+    for name in ("exact", "optimizer_state"):
+        if getattr(arm, name) != getattr(Arm, name):
+            raise SpecError(
+                f"arms[{i}].{name}", getattr(arm, name), "nothing for an arm of kind rates: no weight is touched"
+            )
+    if spec.model.source == "lora" and arm.pairs != ("lora",):
+        raise SpecError(f"arms[{i}].pairs", list(arm.pairs), 'only "lora": the base is frozen, so it has no rates')
+
+
+def _check_pilot(spec: Spec) -> None:
+    names, pilot = [arm.name for arm in spec.arms], spec.pilot
+    for i, arm in enumerate(spec.arms):
+        if arm.rate_of and not pilot.seeds:
+            raise SpecError(f"arms[{i}].rate_of", arm.rate_of, "nothing without pilot.seeds: every arm has every rate")
+        if arm.rate_of and (arm.rate_of not in spec.pilot_arms or arm.kind == "none"):
+            allowed = "nothing for the baseline" if arm.kind == "none" else f"one of {', '.join(spec.pilot_arms)}"
+            raise SpecError(f"arms[{i}].rate_of", arm.rate_of, allowed)
+    if not pilot.seeds:
+        if pilot.arms:
+            raise SpecError("pilot.arms", list(pilot.arms), "nothing without pilot.seeds")
+        return
+    if len(set(pilot.seeds)) < len(pilot.seeds):
+        raise SpecError("pilot.seeds", list(pilot.seeds), "each seed once")
+    both = sorted(set(pilot.seeds) & set(spec.seeds))
+    if both:
+        raise SpecError(
+            "pilot.seeds",
+            list(pilot.seeds),
+            f"seeds that are not tested: {', '.join(map(str, both))} {'is' if len(both) == 1 else 'are'} among seeds, "
+            "and a rate chosen on a seed flatters its arm on that seed",
+        )
+    unknown = [name for name in pilot.arms if name not in names]
+    if unknown or (pilot.arms and spec.baseline.name not in pilot.arms) or len(set(pilot.arms)) < len(pilot.arms):
+        raise SpecError("pilot.arms", list(pilot.arms), f"names of arms, each once and {spec.baseline.name} among them")
+    if len(spec.optimiser.learning_rates) < 2:
+        raise SpecError(
+            "optimiser.learning_rates",
+            list(spec.optimiser.learning_rates),
+            "two rates or more where pilot seeds choose the best of them: of one there is nothing to choose",
+        )
 
 
 def _check_gram(arm: Arm, i: int, optimiser: str) -> None:
@@ -164,10 +216,12 @@ def effect(arm: Arm, spec: Spec, partition: Callable[[Arm], Any]) -> tuple:
             every = None  # the base is frozen: balanced once, it stays so
         if every is None:
             pairs = tuple(p for p in pairs if p != "lora")  # B is zero at the start
-    if not pairs or (every is None and not arm.at_start) or (arm.kind == "balance" and arm.strength == 0):
+    if not pairs or (every is None and not arm.at_start) or (arm.kind in ("balance", "rates") and arm.strength == 0):
         return ("nothing",)
     state = arm.optimizer_state
     if every is None or (spec.optimiser.name == "sgd" and spec.optimiser.momentum == 0):
         state = "leave"  # there is nothing to carry
     arm = replace(arm, name="", every=every, pairs=pairs, optimizer_state=state)
-    return (arm.kind, every, arm.at_start, pairs, partition(arm), arm.norm, arm.strength, arm.exact, state, arm.gram)
+    clip = "plain" if arm.kind == "rates" and spec.optimiser.clip == 0 else arm.clip_norm
+    norm, strength = arm.norm, arm.strength
+    return (arm.kind, every, arm.at_start, pairs, partition(arm), norm, strength, arm.exact, state, arm.gram, clip)

@@ -18,6 +18,7 @@ from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.presets import BASE, KNOWN_ARMS, LORA_BASE
 from wisca_core.comparison.spec import (
     ARM_PAIRS,
+    CLIP_NORMS,
     FORMAT,
     KINDS,
     MODELS,
@@ -32,6 +33,7 @@ from wisca_core.comparison.spec import (
     LoraSpec,
     ModelSpec,
     OptimiserSpec,
+    PilotSpec,
     Spec,
 )
 from wisca_core.comparison.spec_checks import checked
@@ -77,6 +79,7 @@ _NAME = Rule(
     lambda v: isinstance(v, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", v) is not None,
     "a lower-case word of letters, digits and _ (at most 32)",
 )
+_OTHER = Rule(lambda v: v == "" or _NAME.fits(v), "the name of another arm, or nothing")
 _NOTE = Rule(lambda v: isinstance(v, str) and len(v) <= 2000 and "\0" not in v, "text of at most 2,000 characters")
 _DEVICE = Rule(
     lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", v) is not None,
@@ -111,6 +114,7 @@ _RULES: dict[type, dict[str, Rule]] = {
         "column": _TEXT,
         "context": _whole(2, 131072),
         "validation_windows": _whole(1, 100_000),
+        "final_windows": _whole(1, 1_000_000),
         "tokens": _one_of("bytes", "tokenizer"),
         "tokenizer": _TEXT,
         "split": _TEXT,
@@ -123,7 +127,8 @@ _RULES: dict[type, dict[str, Rule]] = {
         "warmup_steps": _whole(0, 10**9),
         "weight_decay": _number(0, 10),
         "momentum": _number(0, 0.9999),
-        "clip": _number(0, 1e9, above=True),
+        "clip": _number(0, 1e9),
+        "epsilon": _number(0, 1),
     },
     Arm: {
         "name": _NAME,
@@ -132,11 +137,14 @@ _RULES: dict[type, dict[str, Rule]] = {
         "at_start": _YES_NO,
         "granularity": _one_of(*GRANULARITIES),
         "norm": _one_of(*PLAN_NORMS),
-        "strength": _number(0, 1),
+        "strength": _number(-100, 100),
         "exact": _YES_NO,
         "optimizer_state": _one_of("transport", "leave"),
         "gram": _YES_NO,
+        "clip_norm": _one_of(*CLIP_NORMS),
+        "rate_of": _OTHER,
     },
+    PilotSpec: {"added_rates": _whole(0, 20)},
     Spec: {
         "name": Rule(
             lambda v: isinstance(v, str) and 0 < len(v) <= 120 and v.isprintable(),
@@ -224,6 +232,7 @@ def spec_from(given: Mapping[str, Any]) -> Spec:
     is_lora = parts["model"].source == "lora"
     parts["arms"] = _arms(given.pop("arms", list(LORA_BASE if is_lora else BASE)))
     parts["seeds"] = _list(given.pop("seeds", list(Spec.seeds)), "seeds", _SEED)
+    parts["pilot"] = _pilot(given.pop("pilot", {}))
     spec = _part(Spec, given, "", parts)
     return checked(spec)
 
@@ -257,6 +266,15 @@ def _arms(given: Any) -> tuple[Arm, ...]:
         else:
             raise SpecError(f"arms[{i}]", one, "the name of an arm, or a table")
     return tuple(out)
+
+
+def _pilot(given: Any) -> PilotSpec:
+    if not isinstance(given, Mapping):
+        raise SpecError("pilot", given, "a table")
+    given = dict(given)
+    seeds = _list(given.pop("seeds", []), "pilot.seeds", _SEED)
+    arms = _list(given.pop("arms", []), "pilot.arms", _NAME)
+    return _part(PilotSpec, given, "pilot.", {"seeds": seeds, "arms": arms})
 
 
 def _list(given: Any, name: str, rule: Rule) -> tuple:

@@ -213,13 +213,14 @@ class Stack:
 
     @torch.no_grad()
     def update_(self, clip: float) -> torch.Tensor:
-        """Clip each replica's gradient to norm ``clip`` and take the optimiser's step; returns the norms before,
+        """Clip each replica's gradient to norm ``clip`` (0: not at all) and take the optimiser's step; returns the norms before,
         (n_replicas,).
         """
         # of each tensor, then of the norms, in the model's own order, as for one model
         each = [norms(self.leaves[name].grad) for name, _ in self.models[0].named_parameters()]
         found = norms(torch.stack(each, dim=1))
-        self.gradients.mul_((clip / (found + 1e-6)).clamp(max=1.0)[:, None])
+        if clip:
+            self.gradients.mul_((clip / (found + 1e-6)).clamp(max=1.0)[:, None])
         at = 0
         for group in self.groups:
             count = _N_NUMBERS[group.kind]

@@ -162,8 +162,7 @@ class Rescaler:
                 )
             given.check(live.sites)
         copies = [copy_tensors(copy, live) for copy in self.also]
-        stats = norms.sides(live, self.layout, self.choices.norm, self._read)
-        stats = dict(zip(stats, distributed.agree(np.stack(list(stats.values())), live.groups, self._device)))
+        stats = self._stats()
         ratios = norms.ratios(live.sites, self.layout, stats, self.choices.norm)
         skipped: dict[str, str] = {}
         if given is None:
@@ -180,6 +179,20 @@ class Rescaler:
                 self._warned.add(name)
                 warnings.warn(f"wisca: {name} is left alone: {reason}", RuntimeWarning, stacklevel=2)
         return Rescale(factors, ratios, skipped, live.sites.refusals, live.proof)
+
+    @torch.no_grad()
+    def balancing(self) -> dict[str, tuple[float, ...]]:
+        """Site -> the factors that would balance it now, 1 where it is balanced; nothing is changed. A site that cannot
+        be balanced now is left out. Collective.
+        """
+        skipped: dict[str, str] = {}
+        factors = self._decide(self._stats(), skipped).by_site
+        sites = (site for site in self.live.sites.sites if site.name not in skipped)
+        return {s.name: factors.get(s.name, (1.0,) * s.n_cells(self.choices.granularity)) for s in sites}
+
+    def _stats(self) -> dict[str, np.ndarray]:
+        stats = norms.sides(self.live, self.layout, self.choices.norm, self._read)
+        return dict(zip(stats, distributed.agree(np.stack(list(stats.values())), self.live.groups, self._device)))
 
     @property
     def _device(self) -> torch.device:
