@@ -29,7 +29,7 @@ from typing import Any
 from wisca_core import storage
 from wisca_core.comparison import pilot as pilots
 from wisca_core.comparison.pilot import Pilot
-from wisca_core.comparison.spec import FORMAT, VERSION, Spec
+from wisca_core.comparison.spec import FORMAT, VERSION, PilotSpec, Spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import OutputRefused, SpecError, UnreadableInput
 
@@ -125,7 +125,7 @@ class Comparison:
     @property
     def n_coming(self) -> int:
         """Cells whose rates a pilot has not chosen yet."""
-        return 0 if self.pilot.chosen or not self.spec.pilot.seeds else self.spec.n_tested
+        return 0 if self.pilot.chosen or not self.spec.has_pilot else self.spec.n_tested
 
     @property
     def is_active(self) -> bool:
@@ -180,9 +180,45 @@ def create(path: str | Path, spec: Spec) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputRefused(f"{path} cannot be created: {(error.strerror or str(error)).lower()}.") from error
+    if spec.pilot.source:
+        return _create_after(path, spec)
     storage.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
     _make_cells(path, spec, pilots.known(path, spec))
     return path
+
+
+def _create_after(path: Path, spec: Spec) -> Path:
+    """With the rates, and the runs in common, of an earlier comparison."""
+    source = read(spec.pilot.source)
+    pilots.taken_from(source, spec, path)
+    spec = replace(spec, pilot=replace(spec.pilot, source=os.path.relpath(source.path, path)))
+    storage.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
+    _make_cells(path, spec, source.pilot)
+    if (source.path / "corpus.json").exists():
+        shutil.copyfile(source.path / "corpus.json", path / "corpus.json")
+    same = _same_training(source.spec) == _same_training(spec)
+    theirs = {(source.spec.arm(c.arm).does, c.rate, c.seed): c for c in source.tested if c.state == "done"}
+    for cell in read(path).cells if same else ():
+        found = theirs.get((spec.arm(cell.arm).does, cell.rate, cell.seed))
+        for name in ("metrics.jsonl", "status.json") if found else ():
+            shutil.copyfile(found.folder / name, cell.folder / name)
+    return path
+
+
+def _same_training(spec: Spec) -> Spec:
+    """What decides a run beside its arm, rate and seed."""
+    optimiser = replace(spec.optimiser, learning_rates=())
+    return replace(
+        spec,
+        optimiser=optimiser,
+        arms=(),
+        seeds=(),
+        pilot=PilotSpec(),
+        name="",
+        note="",
+        device="auto",
+        detect_nats=1.0,
+    )
 
 
 def read(path: str | Path) -> Comparison:
@@ -237,7 +273,12 @@ def spec_to_go(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """
     document = storage.read_json(path / "spec.json", FORMAT, VERSION)
     missing = []
-    for part, name, what in (("model", "path", "model"), ("data", "path", "text"), ("data", "tokenizer", "tokenizer")):
+    for part, name, what in (
+        ("model", "path", "model"),
+        ("data", "path", "text"),
+        ("data", "tokenizer", "tokenizer"),
+        ("pilot", "source", "comparison"),
+    ):
         said = document.get(part, {}).get(name, "")
         if not said or said.startswith("hub:"):
             continue
@@ -253,7 +294,7 @@ def order(spec: Spec, pilot: Pilot) -> list[tuple[str, float, int]]:
     """(arm, rate, seed) in the order of training: seed by seed, so that pairs are complete early; with a pilot its runs
     first, and then each arm at its chosen rate.
     """
-    if not spec.pilot.seeds:
+    if not spec.has_pilot:
         return [
             (arm.name, rate, seed) for seed in spec.seeds for rate in spec.optimiser.learning_rates for arm in spec.arms
         ]

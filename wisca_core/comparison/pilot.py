@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from wisca_core import storage
 from wisca_core.comparison.spec import Spec
+from wisca_core.errors import SpecError
 
 if TYPE_CHECKING:
     from wisca_core.comparison.folder import Comparison
@@ -31,7 +32,8 @@ class Pilot:
 
     def rate(self, spec: Spec, arm: str) -> float | None:
         """That an arm is tested at; None until it is known."""
-        return self.chosen.get(spec.rate_giver(spec.arm(arm)))
+        own = arm if arm in self.chosen else spec.baseline.name
+        return self.chosen.get(spec.arm(arm).rate_of or own)
 
 
 def known(path: Path, spec: Spec) -> Pilot:
@@ -42,6 +44,23 @@ def known(path: Path, spec: Spec) -> Pilot:
     found = storage.read_json(path / "pilot.json", FORMAT, 1)
     grids = {str(name): tuple(map(float, rates)) for name, rates in found["grids"].items()}
     return Pilot(grids, {n: float(rate) for n, rate in found["chosen"].items()}, dict(found["at_end"]))
+
+
+def taken_from(source: "Comparison", spec: Spec, path: Path) -> None:
+    """The rates that another comparison's pilot has chosen, for the comparison in ``path``. Raises SpecError."""
+    if not source.pilot.chosen:
+        raise SpecError(
+            "pilot.source", spec.pilot.source, "a comparison whose pilot has chosen its rates; let it run on"
+        )
+    both = sorted(set(source.spec.pilot.seeds) & set(spec.seeds))
+    if both:
+        raise SpecError(
+            "seeds", list(spec.seeds), f"none of the seeds that chose the rates: {', '.join(map(str, both))}"
+        )
+    for i, arm in enumerate(spec.arms):
+        if arm.rate_of and arm.rate_of not in source.pilot.chosen:
+            raise SpecError(f"arms[{i}].rate_of", arm.rate_of, f"one of {', '.join(source.pilot.chosen)}")
+    write(path, source.pilot)
 
 
 def losses(comparison: "Comparison") -> dict[str, dict[float, list[float]]]:

@@ -136,27 +136,30 @@ class Arm:
 
     @property
     def does(self) -> tuple:
-        """Everything but the name: arms that agree in it are one arm."""
-        return (self.kind,) if self.kind == "none" else tuple(getattr(self, f.name) for f in fields(self))[1:]
+        """Everything but the name and where its rate comes from: arms that agree in it are one arm."""
+        return (self.kind,) if self.kind == "none" else tuple(getattr(self, f.name) for f in fields(self))[1:-1]
 
 
 @dataclass(frozen=True)
 class PilotSpec:
     """Runs beforehand that choose learning rates, on seeds of their own, so that the tested seeds know nothing of the
-    choice. ``seeds``: none for no pilot; ``arms``: names, none for all; ``added_rates``: by how many rates each arm's
-    grid may grow while its best rate is at an end of it.
+    choice. ``seeds``: none for no pilot of its own; ``arms``: names, none for all; ``added_rates``: by how many rates
+    each arm's grid may grow while its best rate is at an end of it. ``source``: the folder of a comparison whose pilot
+    has chosen already; its finished runs that are runs of this comparison too are taken over.
     """
 
     seeds: tuple[int, ...] = ()
     arms: tuple[str, ...] = ()
     added_rates: int = 4
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Spec:
     """One comparison. ``evaluate_every``: steps between validation losses, 0 for a twentieth of the run and one early;
     ``save_weights``: keep every cell's final weights as a model folder; ``detect_nats``: the effect one wants to be
-    able to see; ``note``: what a reader must know of how this comparison came about, shown with its result.
+    able to see; ``useful_nats``: a gain below this is of no use to the reader (the rule of the answer, see ``report``);
+    ``note``: what a reader must know of how this comparison came about, shown with its result.
     ``device``: "auto" (every CUDA GPU of the machine, else the CPU), "cpu", "cuda" or "cuda:N";
     ``precision``: of the training step: "float32", "bfloat16" (autocast over float32 weights) or "float64";
     validation is never autocast. ``processes_per_cell``: over 1 spreads each cell over so many processes (GPUs).
@@ -174,6 +177,7 @@ class Spec:
     log_every: int = 10
     save_weights: bool = True
     detect_nats: float = 0.044
+    useful_nats: float = 0.02
     lora: LoraSpec = LoraSpec()
     note: str = ""
     device: str = "auto"
@@ -194,7 +198,7 @@ class Spec:
     @property
     def n_tested(self) -> int:
         """Cells of the tested seeds: with a pilot each arm has one rate."""
-        rates = 1 if self.pilot.seeds else len(self.optimiser.learning_rates)
+        rates = 1 if self.has_pilot else len(self.optimiser.learning_rates)
         return len(self.arms) * rates * len(self.seeds)
 
     @property
@@ -202,9 +206,10 @@ class Spec:
         """Names of the arms whose own rates the pilot chooses, none without a pilot."""
         return (self.pilot.arms or tuple(arm.name for arm in self.arms)) if self.pilot.seeds else ()
 
-    def rate_giver(self, arm: Arm) -> str:
-        """The name of the arm whose chosen rate ``arm`` is trained at, with a pilot."""
-        return arm.rate_of or (arm.name if arm.name in self.pilot_arms else self.baseline.name)
+    @property
+    def has_pilot(self) -> bool:
+        """Whether pilot runs, its own or another comparison's, choose each arm's rate."""
+        return bool(self.pilot.seeds or self.pilot.source)
 
     @property
     def evaluation_steps(self) -> int:

@@ -131,13 +131,15 @@ def _check_rates(arm: Arm, i: int, spec: Spec) -> None:
 def _check_pilot(spec: Spec) -> None:
     names, pilot = [arm.name for arm in spec.arms], spec.pilot
     for i, arm in enumerate(spec.arms):
-        if arm.rate_of and not pilot.seeds:
+        if arm.rate_of and not spec.has_pilot:
             raise SpecError(f"arms[{i}].rate_of", arm.rate_of, "nothing without pilot.seeds: every arm has every rate")
-        if arm.rate_of and (arm.rate_of not in spec.pilot_arms or arm.kind == "none"):
+        if arm.rate_of and not pilot.source and (arm.rate_of not in spec.pilot_arms or arm.kind == "none"):
             allowed = "nothing for the baseline" if arm.kind == "none" else f"one of {', '.join(spec.pilot_arms)}"
             raise SpecError(f"arms[{i}].rate_of", arm.rate_of, allowed)
+    if pilot.seeds and pilot.source:
+        raise SpecError("pilot.source", pilot.source, "nothing beside pilot.seeds: rates are chosen here or there")
     if not pilot.seeds:
-        if pilot.arms:
+        if pilot.arms:  # those of a source are its own matter
             raise SpecError("pilot.arms", list(pilot.arms), "nothing without pilot.seeds")
         return
     if len(set(pilot.seeds)) < len(pilot.seeds):

@@ -144,7 +144,7 @@ _RULES: dict[type, dict[str, Rule]] = {
         "clip_norm": _one_of(*CLIP_NORMS),
         "rate_of": _OTHER,
     },
-    PilotSpec: {"added_rates": _whole(0, 20)},
+    PilotSpec: {"added_rates": _whole(0, 20), "source": _TEXT},
     Spec: {
         "name": Rule(
             lambda v: isinstance(v, str) and 0 < len(v) <= 120 and v.isprintable(),
@@ -156,6 +156,7 @@ _RULES: dict[type, dict[str, Rule]] = {
         "log_every": _whole(1, 10**9),
         "save_weights": _YES_NO,
         "detect_nats": _number(0, 100, above=True),
+        "useful_nats": _number(0, 100),
         "note": _NOTE,
         "device": _DEVICE,
         "precision": _one_of(*PRECISIONS),
@@ -213,6 +214,7 @@ def load_spec(path: str | Path) -> Spec:
         spec,
         model=replace(spec.model, path=_from(beside, spec.model.path)),
         data=replace(spec.data, path=_from(beside, spec.data.path), tokenizer=_from(beside, spec.data.tokenizer)),
+        pilot=replace(spec.pilot, source=_from(beside, spec.pilot.source)),
     )
 
 
