@@ -13,9 +13,18 @@ from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.presets import ARMS
 from wisca_core.comparison.report import outward, report, signed
 from wisca_core.comparison.reporting import write_report
-from wisca_core.comparison.spec import OptimiserSpec, Spec
-from wisca_core.comparison.statistics import bootstrap, first_reach, holm, paired, seeds_to_narrow, seeds_to_see
-from wisca_core.errors import UnequalStart
+from wisca_core.comparison.spec import Arm, OptimiserSpec, PilotSpec, Spec
+from wisca_core.comparison.statistics import (
+    bootstrap,
+    clipped_shares,
+    first_reach,
+    holm,
+    paired,
+    seeds_to_narrow,
+    seeds_to_see,
+    sign_flip,
+)
+from wisca_core.errors import SpecError, UnequalStart
 
 ARM_NAMES = ("baseline", "wisca", "inverse", "placebo")
 
@@ -149,7 +158,9 @@ def test_fewer_than_4_seeds_conclude_nothing_however_clear(tmp_path, n):
 def test_four_seeds_are_preliminary_and_an_interval_over_zero_is_no_detectable_difference(tmp_path):
     r = report_of(made(tmp_path / "c", plus(wisca=[-0.01, 0.02, 0.0, 0.01])))
     # mean 0.005, sd 0.0129099, t = 3.182446: half the width 0.0205426
-    assert r.sentence == "Preliminary. No detectable difference: +0.005 nats per byte (95 % −0.016 to +0.026), 4 seeds."
+    assert r.sentence == (
+        "Preliminary. No useful gain: loss +0.005 nats per byte (95 % −0.016 to +0.026), 4 seeds, at the one rate tried (0.001)."
+    )
     assert (
         r.grade == "preliminary"
         and "excludes gains larger than 0.016 and harms larger than 0.026 nats per byte." in r.reading
@@ -164,9 +175,11 @@ def test_eight_seeds_with_a_clear_gain(tmp_path):
     d = [-0.05, -0.04, -0.06, -0.05, -0.045, -0.055, -0.05, -0.05]
     r = report_of(made(tmp_path / "c", plus(wisca=d), seeds=range(1, 9)))
     assert r.grade == "full" and r.sentence.startswith(
-        "Lower loss than the baseline: −0.050 nats per byte (95 % −0.055 to −0.045), 8 seeds; p < 0.001"
+        "It helps: −0.050 nats per byte (95 % −0.055 to −0.045), 8 seeds, at the one rate tried (0.001); p < 0.001"
     )
-    assert r.effects[0].n_better == 8 and r.effects[0].bootstrap is not None
+    assert r.effects[0].n_better == 8 and r.effects[0].bootstrap is not None and r.answer == "helps"
+    # all 8 have one sign: of 256 patterns two are as far from zero
+    assert r.effects[0].p_flip == 2 / 256 and "Better in 8 of 8 seeds; exact sign-flip p = 0.008." in r.reading
 
 
 def test_an_interval_clear_of_zero_that_does_not_survive_the_correction(tmp_path):
@@ -174,14 +187,17 @@ def test_an_interval_clear_of_zero_that_does_not_survive_the_correction(tmp_path
     r = report_of(
         made(
             tmp_path / "c",
-            plus(wisca=[0.01, 0.02, 0.03, 0.04], inverse=[0.1, -0.1, 0.1, -0.1], placebo=[1e-4, -1e-4, 1e-4, -1e-4]),
+            plus(
+                wisca=[-0.01, -0.02, -0.03, -0.04], inverse=[0.1, -0.1, 0.1, -0.1], placebo=[1e-4, -1e-4, 1e-4, -1e-4]
+            ),
         )
     )
     assert math.isclose(r.effects[0].loss.p, 0.030466, abs_tol=1e-5) and math.isclose(
         r.effects[0].p_corrected, 0.091399, abs_tol=1e-5
     )
     assert (
-        r.sentence.startswith("Preliminary. Not distinguishable after correction: +0.025 nats per byte")
+        r.sentence.startswith("Preliminary. Not settled: −0.025 nats per byte")
+        and r.answer == "not settled"
         and "p = 0.091 after correcting for 3" in r.sentence
     )
     assert any("at least one of 3 intervals" in remark and "14%" in remark for remark in r.remarks)
@@ -232,7 +248,10 @@ def test_seeds_added_after_looking_mark_the_result(tmp_path):
     fill(comparison.path, plus(wisca=[-0.01, 0.02, 0.0, 0.01, 0.0, 0.01, 0.0, 0.01]))
     r = report_of(folder.read(comparison.path))
     assert r.is_extended and "8 seeds" in r.sentence
-    before = "As it was fixed beforehand: Preliminary. No detectable difference: +0.005 nats per byte (95 % −0.016 to +0.026), 4 seeds."
+    before = (
+        "As it was fixed beforehand: Preliminary. No useful gain: loss +0.005 nats per byte (95 % −0.016 to +0.026), "
+        "4 seeds, at the one rate tried (0.001)."
+    )
     assert r.sentence.startswith(
         "Extended after looking, so only a hint: +0.005 nats per byte (95 % "
     ) and r.sentence.endswith(before)
@@ -281,7 +300,11 @@ def test_each_arm_at_its_own_best_rate(tmp_path):
     best = r.best[0]
     assert best.rate is None and best.rates == (3e-3,) * 4 and best.baseline_rates == (1e-3,) * 4
     assert np.allclose(best.differences, [-0.1 + 1e-3 * s for s in (1, 2, 3, 4)])
-    assert "4 seeds, each arm at its own best rate; p" in r.sentence
+    # the baseline is best at the lowest rate tried, so its true best may lie below
+    assert (
+        r.sentence == "Preliminary. No answer yet: the baseline still improves as the rate falls to the lowest tried."
+    )
+    assert "At the rates tried the difference is −0.098 nats per byte" in r.reading and r.answer == "no answer yet"
     assert len(r.effects) == 2 and "one learning rate" not in " ".join(r.remarks).lower()
     assert any("Baseline and QK + VO are best at an end of the rates tried; their" in remark for remark in r.remarks)
 
@@ -361,7 +384,8 @@ def test_an_interval_below_what_is_written_is_no_difference_however_clear_of_zer
         "lower"
     )
     only = report_of(made(tmp_path / "d", plus(wisca=tiny), arms=("baseline", "wisca")))
-    assert only.sentence == "Preliminary. No difference: under 0.001 nats per byte either way, 4 seeds."
+    said = "Preliminary. No useful gain: under 0.001 nats per byte either way, 4 seeds, at the one rate tried (0.001)."
+    assert only.sentence == said
 
 
 def test_a_clear_arm_beside_the_one_of_the_sentence_is_named(tmp_path):
@@ -411,6 +435,199 @@ def test_runs_that_are_not_finished_are_counted_and_not_taken_for_failures(tmp_p
 
 def test_a_preliminary_result_does_not_name_fewer_seeds_than_it_asks_for(tmp_path):
     r = report_of(
-        made(tmp_path / "c", plus(wisca=[-0.01, 0.02, 0.0, 0.01, 0.0]), seeds=range(1, 6), arms=("baseline", "wisca"))
+        made(
+            tmp_path / "c", plus(wisca=[-0.011, 0.01, -0.01, 0.011, 0.0]), seeds=range(1, 6), arms=("baseline", "wisca")
+        )
     )
     assert "takes about 8 seeds. Four seeds have misled before; 8 or more are needed" in r.reading
+
+
+# --- the exact test, the rule, and what stands beside it ---------------------------------------------------------------
+
+
+def test_the_sign_flip_test_counts_patterns():
+    assert sign_flip([1.0] * 5) is None  # could not fall below 2 / 32
+    assert sign_flip([0.3] * 6) == 2 / 64 and sign_flip([-0.1] * 10) == 2 / 1024
+    # of the 64 patterns of 1, 1, 1, 1, 1, 2 the sums 7 and 5 (2 with one 1 negative: five patterns) and their mirrors
+    assert sign_flip([1, 1, 1, 1, -1, 2]) == 2 * (1 + 5) / 64
+    rng = np.random.default_rng(3)
+    d = rng.normal(0.4, 1, 12)
+    signs = np.array([[1 if bit >> i & 1 else -1 for i in range(12)] for bit in range(4096)])
+    assert math.isclose(sign_flip(d), (np.abs(signs @ d) >= abs(d.sum()) - 1e-9).mean())
+    assert sign_flip(rng.normal(0, 1, 20)) is not None and sign_flip([1.0] * 41) is None
+
+
+@pytest.mark.parametrize(
+    ("d", "answer", "lead"),
+    [
+        # intervals by hand: mean +- 2.364624 sd / sqrt(8)
+        ([-0.05, -0.04] * 4, "helps", "It helps: −0.045"),
+        ([0.05, 0.09] * 4, "no useful gain", "No useful gain: loss +0.070"),
+        ([-0.01, 0.005] * 4, "no useful gain", "No useful gain: loss −0.002"),  # lower end -0.0092, above -0.02
+        ([-0.06, 0.05] * 4, "not settled", "Not settled: −0.005"),  # lower end -0.054
+    ],
+)
+def test_the_rule_in_its_order(tmp_path, d, answer, lead):
+    r = report_of(made(tmp_path / "c", plus(wisca=d), seeds=range(1, 9), arms=("baseline", "wisca")))
+    assert r.answer == answer and r.sentence.startswith(lead)
+    if answer == "not settled":
+        # sd 0.0588, a gain of 0.02: (1.960 + 0.842)^2 (0.0588 / 0.02)^2 = 67.8 for a known spread, and two more for t
+        assert "; about 70 seeds are needed." in r.sentence
+        assert (
+            "With this spread (0.059), seeing a gain of 0.02 nats per byte four times out of five takes about 70"
+            in r.reading
+        )
+
+
+def with_pilot(path, pilot_loss, final, grid=(1e-3, 2e-3, 4e-3), arms=None, added=2, seeds=(1, 2, 3, 4), clipped=None):
+    """A comparison whose pilot runs end at ``pilot_loss(arm, rate)`` and its tested ones at ``final(arm, rate, seed)``."""
+    spec = Spec(
+        "piloted",
+        arms=arms or (ARMS["baseline"], ARMS["wisca"], Arm("rates", kind="rates", clip_norm="plain", rate_of="wisca")),
+        seeds=tuple(seeds),
+        steps=100,
+        optimiser=OptimiserSpec(learning_rates=grid),
+        pilot=PilotSpec((101, 102), ("baseline", "wisca"), added),
+    )
+    folder.create(path, spec)
+
+    def ended() -> None:
+        fill(path, lambda arm, rate, seed: pilot_loss(arm, rate) if seed > 100 else final(arm, rate, seed))
+
+    ended()
+    while folder.settle_pilot(path):
+        ended()
+    folder.write_status(path, "done")
+    return folder.read(path)
+
+
+def test_the_pilot_grows_its_grid_until_the_best_is_inside_and_chooses_for_each_arm(tmp_path):
+    best = {"baseline": 8e-3, "wisca": 2e-3}
+    comparison = with_pilot(
+        tmp_path / "c", lambda arm, rate: abs(math.log2(rate / best[arm])) + 2, lambda arm, rate, seed: 2.0 + seed / 10
+    )
+    # the baseline's best was 4e-3, an end; 8e-3 was better, an end again; 16e-3 was not
+    assert comparison.pilot.grids == {"baseline": (1e-3, 2e-3, 4e-3, 8e-3, 16e-3), "wisca": (1e-3, 2e-3, 4e-3)}
+    assert comparison.pilot.chosen == {"baseline": 8e-3, "wisca": 2e-3} and not comparison.pilot.at_end
+    tested = {(c.arm, c.rate) for c in comparison.tested}
+    assert tested == {("baseline", 8e-3), ("wisca", 2e-3), ("rates", 2e-3)} and len(comparison.tested) == 12
+    assert sum(c.is_pilot for c in comparison.cells) == 2 * (5 + 3) and comparison.n_coming == 0
+    assert set(folder.curves(comparison)["seed"]) == {1, 2, 3, 4}  # no chart and no figure sees a pilot seed
+    r = report_of(comparison)
+    assert r.best[0].rates == (2e-3,) * 4 and r.best[0].baseline_rates == (8e-3,) * 4
+    assert dict(r.tested) == {"baseline": 8e-3, "wisca": 2e-3, "rates": 2e-3}
+    # from 1e-3 to 8e-3 three octaves
+    assert (
+        r.decides_more == "The learning rate decides more: from 0.001 to 0.008 the baseline gains 3.000 nats per byte."
+    )
+
+
+def test_a_baseline_that_still_improves_at_the_end_of_the_grid_gives_no_answer(tmp_path):
+    comparison = with_pilot(
+        tmp_path / "c",
+        lambda arm, rate: 2 - math.log2(rate) / 10,
+        lambda arm, rate, seed: 2.0 + seed / 10 - (0.1 + seed / 1000 if arm == "wisca" else 0),
+    )
+    assert comparison.pilot.grids["baseline"] == (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)  # two were added, no more
+    assert comparison.pilot.at_end == {"baseline": "high", "wisca": "high"}
+    r = report_of(comparison)
+    assert r.answer == "no answer yet"
+    assert (
+        r.sentence == "Preliminary. No answer yet: the baseline still improves with the rate, up to the highest tried."
+    )
+    low = with_pilot(
+        tmp_path / "d", lambda arm, rate: 2 + math.log2(rate) / 10, lambda arm, rate, seed: 2.0 + seed / 10
+    )
+    assert low.pilot.grids["wisca"] == (0.00025, 0.0005, 1e-3, 2e-3, 4e-3)
+    assert "as the rate falls to the lowest tried" in report_of(low).sentence
+
+
+def test_a_pilot_run_that_failed_keeps_its_rate_from_being_chosen(tmp_path):
+    spec = Spec(
+        "failing",
+        arms=(ARMS["baseline"], ARMS["wisca"]),
+        steps=100,
+        optimiser=OptimiserSpec(learning_rates=(1e-3, 2e-3, 4e-3)),
+        pilot=PilotSpec((101,)),
+    )
+    path = folder.create(tmp_path / "c", spec)
+    fill(
+        path, lambda arm, rate, seed: 3 - 100 * rate, missing={"wisca-lr0.004-seed101": "the training loss became nan"}
+    )
+    assert folder.settle_pilot(path)
+    now = folder.read(path)
+    assert (
+        now.pilot.grids == {"baseline": (1e-3, 2e-3, 4e-3, 8e-3), "wisca": (1e-3, 2e-3, 4e-3)} and not now.pilot.chosen
+    )
+
+
+def test_rates_that_train_as_wisca_does_are_said_to_be_identical(tmp_path):
+    arms = (ARMS["baseline"], ARMS["wisca"], Arm("rates", kind="rates"))
+
+    def said(off: float) -> str:
+        spec = Spec("same", arms=arms, steps=100)
+        path = folder.create(tmp_path / f"{off}", spec)
+        fill(path, lambda arm, rate, seed: 2 + seed / 10 + {"baseline": 0.0, "wisca": 0.05, "rates": 0.05 + off}[arm])
+        folder.write_status(path, "done")
+        return report_of(folder.read(path)).identical
+
+    assert said(5e-7).startswith(
+        "WISCA is identical to these learning rates: no seed's loss differs by more than 5e-07"
+    )
+    apart = said(0.02)
+    assert "equal in law" in apart and "+0.020 nats per byte on average, 0.020 at most" in apart
+
+
+def test_clipping_that_binds_is_said_and_counted_by_steps(tmp_path):
+    comparison = made(tmp_path / "c", plus(), arms=("baseline", "wisca"))
+    for cell in comparison.cells:
+        lines = [json.loads(line) for line in (cell.folder / "metrics.jsonl").read_text().splitlines()]
+        more = {"step": 80, "clipped": 1.0} | {k: None for k in ("val_loss", "train_loss")}
+        lines[-1]["clipped"] = 0.25
+        (cell.folder / "metrics.jsonl").write_text(
+            "".join(json.dumps(one) + "\n" for one in (*lines[:-1], more, lines[-1]))
+        )
+    # 80 steps all clipped, 20 a quarter of them: 85 %
+    shares = clipped_shares(folder.curves(comparison))
+    assert shares.keys() == {"baseline", "wisca"} and math.isclose(shares["wisca"], 0.85)
+    said = [remark for remark in report_of(comparison).remarks if remark.startswith("Clipping at 1 touches")]
+    assert said == [
+        "Clipping at 1 touches 85% of the steps and is measured in the rescaled coordinates: a part of the difference is "
+        "what clipping looks at."
+    ]
+
+
+def test_comparisons_with_seeds_and_text_in_common_are_not_independent(tmp_path):
+    for name, seeds, sha in (("a", (1, 2), "x"), ("b", (2, 3), "x"), ("c", (3, 4), "x"), ("d", (1, 2), "y")):
+        comparison = made(tmp_path / name, plus(), seeds=seeds) if name != "a" else made(tmp_path / name, plus(), seeds)
+        (comparison.path / "corpus.json").write_text(
+            json.dumps({"format": "wisca-comparison-corpus", "version": 1, "sha256": sha})
+        )
+    remarks = {name: report_of(folder.read(tmp_path / name)).remarks for name in "abcd"}
+    assert any(r == "Not independent of made: the same text, and seeds in common." for r in remarks["a"])
+    assert any(r.startswith("Not independent of made and made") for r in remarks["b"])
+    assert not any("Not independent" in r for r in remarks["d"])
+
+
+def test_a_comparison_after_another_takes_its_rates_and_its_runs(tmp_path):
+    first = with_pilot(
+        tmp_path / "first", lambda arm, rate: abs(math.log2(rate / 2e-3)), lambda arm, rate, seed: 2.0 + seed / 10
+    )
+    arms = (ARMS["baseline"], ARMS["wisca"], Arm("inverse", kind="rates", clip_norm="plain", strength=-1.0))
+    spec = Spec("after", arms=arms, seeds=(1, 2), steps=100, pilot=PilotSpec(source=str(first.path)))
+    path = folder.create(tmp_path / "after", spec)
+    found = folder.read(path)
+    assert found.spec.pilot.source == "../first" and found.pilot == first.pilot
+    assert {(c.arm, c.rate, c.state) for c in found.cells} == {
+        ("baseline", 2e-3, "done"),
+        ("wisca", 2e-3, "done"),
+        ("inverse", 2e-3, "waiting"),
+    }
+    other = replace(spec, optimiser=replace(spec.optimiser, clip=0.0))
+    assert {c.state for c in folder.read(folder.create(tmp_path / "unclipped", other)).cells} == {"waiting"}
+    with pytest.raises(SpecError, match="none of the seeds that chose the rates: 101"):
+        folder.create(tmp_path / "overlap", replace(spec, seeds=(1, 101)))
+    unready = folder.create(tmp_path / "unready", replace(first.spec, seeds=(1,)))
+    with pytest.raises(SpecError, match="pilot.source: .* a comparison whose pilot has chosen its rates"):
+        folder.create(tmp_path / "early", replace(spec, pilot=PilotSpec(source=str(unready))))
+    assert not (tmp_path / "early").exists()

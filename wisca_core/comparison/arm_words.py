@@ -16,6 +16,9 @@ _TITLES = {
     "state_left": "QK + VO, optimiser state left",
     "placebo": "Placebo ×1.001",
     "inverse": "Inverse scaling",
+    "rates": "WISCA's rates alone",
+    "rates_weighted": "WISCA's rates, its clipping too",
+    "inverse_rates": "Inverse rates",
     "gram": "QK + VO, Gram-balanced",
     "lora_ab": "A/B balance",
     "lora_channel": "A/B balance by rank",
@@ -40,14 +43,24 @@ def in_words(arm: Arm) -> str:
     """What an arm does: "QK and VO balanced every 25 steps"."""
     if arm.kind == "none":
         return "nothing is rescaled"
+    if arm.kind == "rates":
+        return _rates_in_words(arm)
     pairs = " and ".join({"qk": "QK", "vo": "VO", "lora": "LoRA's A and B"}[pair] for pair in arm.pairs)
     does = {"balance": "balanced", "inverse": "scaled the other way", "placebo": "scaled by 1.001 and back"}[arm.kind]
     how = [] if arm.norm == "l1" else [f"in {arm.norm}"]
     how += [f"by {arm.granularity}"] if arm.granularity != "tensor" else []
     how += ["by full changes of basis"] if arm.gram else []
-    how += [f"to {arm.strength:.0%} of the way"] if arm.strength != 1 else []
+    how += [f"at strength {arm.strength:g}"] if arm.strength != 1 else []
     when = f"every {arm.every:,} steps" if arm.every else "once, at the start"
     return " ".join([pairs, does, *how, when])
+
+
+def _rates_in_words(arm: Arm) -> str:
+    pairs = " and ".join({"qk": "QK", "vo": "VO", "lora": "LoRA's A and B"}[pair] for pair in arm.pairs)
+    how = f" at strength {arm.strength:g}" if arm.strength != 1 else ""
+    when = f"set every {arm.every:,} steps" if arm.every else "set once, at the start"
+    clip = "clipping as the rescaled model would" if arm.clip_norm == "weighted" else "ordinary clipping"
+    return f"no weight is touched: {pairs} have the learning rates that balancing{how} comes to, {when}, {clip}"
 
 
 def listed(names: Sequence[str]) -> str:

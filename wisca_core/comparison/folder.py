@@ -176,21 +176,23 @@ def create(path: str | Path, spec: Spec) -> Path:
         raise OutputRefused(f"{path} holds a comparison already. Go on with --resume, or name a new folder.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputRefused(f"{path} exists and is not an empty folder. Name a new one; nothing was written.")
+    source = read(spec.pilot.source) if spec.pilot.source else None
+    if source:
+        pilots.check_source(source, spec)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputRefused(f"{path} cannot be created: {(error.strerror or str(error)).lower()}.") from error
-    if spec.pilot.source:
-        return _create_after(path, spec)
+    if source:
+        return _create_after(source, path, spec)
     storage.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
     _make_cells(path, spec, pilots.known(path, spec))
     return path
 
 
-def _create_after(path: Path, spec: Spec) -> Path:
+def _create_after(source: Comparison, path: Path, spec: Spec) -> Path:
     """With the rates, and the runs in common, of an earlier comparison."""
-    source = read(spec.pilot.source)
-    pilots.taken_from(source, spec, path)
+    pilots.write(path, source.pilot)
     spec = replace(spec, pilot=replace(spec.pilot, source=os.path.relpath(source.path, path)))
     storage.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
     _make_cells(path, spec, source.pilot)

@@ -46,8 +46,8 @@ def known(path: Path, spec: Spec) -> Pilot:
     return Pilot(grids, {n: float(rate) for n, rate in found["chosen"].items()}, dict(found["at_end"]))
 
 
-def taken_from(source: "Comparison", spec: Spec, path: Path) -> None:
-    """The rates that another comparison's pilot has chosen, for the comparison in ``path``. Raises SpecError."""
+def check_source(source: "Comparison", spec: Spec) -> None:
+    """Whether the rates that another comparison's pilot has chosen may serve this one. Raises SpecError."""
     if not source.pilot.chosen:
         raise SpecError(
             "pilot.source", spec.pilot.source, "a comparison whose pilot has chosen its rates; let it run on"
@@ -60,7 +60,6 @@ def taken_from(source: "Comparison", spec: Spec, path: Path) -> None:
     for i, arm in enumerate(spec.arms):
         if arm.rate_of and arm.rate_of not in source.pilot.chosen:
             raise SpecError(f"arms[{i}].rate_of", arm.rate_of, f"one of {', '.join(source.pilot.chosen)}")
-    write(path, source.pilot)
 
 
 def losses(comparison: "Comparison") -> dict[str, dict[float, list[float]]]:

@@ -1,9 +1,12 @@
 """What the finished cells of a comparison allow one to say, in numbers and in words.
 
-The words follow the numbers: nothing is concluded from fewer than 4 seeds, 4 to 7 are preliminary, an interval over zero is
-no detectable difference, and what was extended after looking is a hint only.
+The words follow the numbers: nothing is concluded from fewer than 4 seeds, 4 to 7 are preliminary, and what was extended
+after looking is a hint only. The rule of the answer, in this order, of the interval of the difference: where the baseline
+is best at an end of the rates tried, no answer yet; upper end below 0 (and not taken back by the correction), it helps; lower
+end above what would be of use, no useful gain; else not settled.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +15,8 @@ import pandas as pd
 
 from wisca_core.comparison.arm_words import in_words, listed, title
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.spec import Spec
+from wisca_core.comparison.pilot import losses as pilot_losses
+from wisca_core.comparison.spec import ModelSpec, Spec
 from wisca_core.comparison.statistics import (
     CONFIDENCE,
     FEWEST,
@@ -20,12 +24,15 @@ from wisca_core.comparison.statistics import (
     Effect,
     best_rates,
     check_starts,
+    clipped_shares,
     corrected,
     effect_of,
     finals,
     seeds_to_see,
 )
 
+# Final losses nearer to each other than this are of one and the same training, as far as single precision tells.
+SAME_NATS = 1e-4
 # Effects that one looks for below this are written with four decimals.
 FINE_NATS = 0.01
 
@@ -37,7 +44,11 @@ class Report:
     sentence for each other arm that is clear of zero. ``unit`` of every loss, written with ``digits`` decimals;
     ``bytes_per_token`` of the held-out text, so that a loss divided by it is one per byte. ``noise``: smallest and largest
     paired difference of the placebo, None without one. ``grade``: none, preliminary or full. ``missing``: (cell, reason)
-    of what failed; ``n_unfinished``: cells that are neither finished nor failed.
+    of what failed; ``n_unfinished``: cells that are neither finished nor failed. ``answer``: what the rule says: "helps",
+    "no useful gain", "not settled", "no answer yet", or "" under 4 seeds. ``decides_more``: what the learning rate does to
+    the baseline, where that is more; ``identical``: how far WISCA is from its own learning rates, where both were trained.
+    ``clipped``: arm -> share of clipped steps; ``sweeps``: arm -> (rate, mean final loss) of the runs that chose the rates,
+    ``tested``: arm -> the rate it was tested at, both empty without a choice of rates.
     """
 
     name: str
@@ -61,6 +72,12 @@ class Report:
     n_unfinished: int
     remarks: tuple[str, ...]
     corpus_sha256: str
+    answer: str = ""
+    decides_more: str = ""
+    identical: str = ""
+    clipped: tuple[tuple[str, float], ...] = ()
+    sweeps: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()
+    tested: tuple[tuple[str, float], ...] = ()
 
     @property
     def main(self) -> tuple[Effect, ...]:
@@ -74,29 +91,37 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
     """What follows from the cells that are finished. Raises UnequalStart."""
     check_starts(curves)
     spec, table = comparison.spec, finals(comparison, curves)
-    rates, base = spec.optimiser.learning_rates, spec.baseline.name
+    rates, base = () if spec.has_pilot else spec.optimiser.learning_rates, spec.baseline.name
     arms = [arm.name for arm in spec.arms if arm.name != base]
     final = {(r.arm, r.rate, r.seed): r.final for r in table.itertuples()}
     effects = corrected([effect_of(arm, rate, spec.seeds, final, base, curves) for rate in rates for arm in arms])
     best: list[Effect] = []
-    if len(rates) > 1:
+    if spec.has_pilot:
+        own = {arm: dict.fromkeys(spec.seeds, comparison.pilot.rate(spec, arm)) for arm in [base, *arms]}
+        best = corrected([effect_of(arm, None, spec.seeds, final, base, curves, own) for arm in arms])
+    elif len(rates) > 1:
         chosen = {arm: best_rates(table, arm, rates, spec.seeds) for arm in [base, *arms]}
         best = corrected([effect_of(arm, None, spec.seeds, final, base, curves, chosen) for arm in arms])
     kinds = {arm.name: arm.kind for arm in spec.arms}
     main = best or effects
     first = next((e for e in main if kinds[e.arm] == "balance"), main[0])
-    noise = [d for e in effects if kinds[e.arm] == "placebo" for d in e.differences]
+    if not any(kind == "balance" for kind in kinds.values()):  # rates alone: the full dose
+        first = next((e for e in main if kinds[e.arm] == "rates" and spec.arm(e.arm).strength == 1), first)
+    noise = [d for e in main if kinds[e.arm] == "placebo" for d in e.differences]
     grade = "none" if first.loss.n < FEWEST else "preliminary" if first.loss.n < FIRM else "full"
     diverged = tuple(
         (
             title(spec.arm(arm)),
             int(table.loc[table["arm"] == arm, "diverged"].sum())
             + sum(c.arm == arm and c.state == "failed" and "loss became" in c.reason for c in comparison.cells),
-            len(rates) * len(spec.seeds),
+            max(1, len(rates)) * len(spec.seeds),
         )
         for arm in [base, *arms]
     )
-    said = _Said(spec, unit(spec), digits_of(spec), len(main))
+    sweeps = _sweeps(comparison, table)
+    shares = clipped_shares(curves)
+    end = _baseline_end(comparison, dict(sweeps))
+    said = _Said(spec, unit(spec), digits_of(spec), len(main), end)
     return Report(
         name=spec.name,
         subject=in_words(spec.arm(first.arm)),
@@ -112,16 +137,53 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
         best=tuple(best),
         readings=tuple((e.arm, verdict(e)) for e in main),
         baseline_final=tuple(
-            (rate, float(table.loc[(table["arm"] == base) & (table["rate"] == rate), "final"].mean())) for rate in rates
+            (rate, float(table.loc[(table["arm"] == base) & (table["rate"] == rate), "final"].mean()))
+            for rate in rates or sorted(set(table.loc[table["arm"] == base, "rate"]))
         ),
         noise=(min(noise), max(noise)) if noise else None,
         diverged=tuple(row for row in diverged if row[1]),
         missing=tuple((c.name, c.reason) for c in comparison.cells if c.state == "failed"),
         n_unfinished=sum(c.state not in ("done", "failed") for c in comparison.cells),
         beside=said.beside(main, first),
-        remarks=_remarks(comparison, main, first, kinds, best),
+        remarks=_remarks(comparison, main, first, kinds, best, shares),
         corpus_sha256=str(comparison.corpus.get("sha256", "")),
+        answer=said.answer(first, grade),
+        decides_more=said.decides_more(first, dict(sweeps).get(base, ())) if grade != "none" else "",
+        identical=said.identical(main, final),
+        clipped=tuple(shares.items()),
+        sweeps=sweeps,
+        tested=tuple(
+            (arm, rate)
+            for arm in [base, *arms]
+            if spec.has_pilot and (rate := comparison.pilot.rate(spec, arm)) is not None
+        ),
     )
+
+
+def _sweeps(comparison: Comparison, table: pd.DataFrame) -> tuple[tuple[str, tuple[tuple[float, float], ...]], ...]:
+    """Arm -> (rate, mean final loss), ascending: of the pilot, or of the tested seeds where each arm had every rate."""
+    spec = comparison.spec
+    if spec.pilot.seeds:
+        found = {arm: {r: sum(v) / len(v) for r, v in by.items()} for arm, by in pilot_losses(comparison).items()}
+    elif not spec.has_pilot and len(spec.optimiser.learning_rates) > 1:
+        found = {
+            str(arm): rows.groupby("rate")["final"].mean().to_dict() for arm, rows in table.groupby("arm", sort=False)
+        }
+    else:
+        return ()
+    return tuple((arm, tuple(sorted(means.items()))) for arm, means in found.items())
+
+
+def _baseline_end(comparison: Comparison, sweeps: Mapping[str, tuple[tuple[float, float], ...]]) -> str:
+    """ "low" or "high" where the baseline's best rate is an end of those tried, "" where it lies inside or one was tried."""
+    base = comparison.spec.baseline.name
+    if comparison.spec.has_pilot:
+        return comparison.pilot.at_end.get(base, "")
+    means = sweeps.get(base, ())
+    if len(means) < 2:
+        return ""
+    best = min(means, key=lambda one: one[1])[0]
+    return "low" if best == means[0][0] else "high" if best == means[-1][0] else ""
 
 
 def unit(spec: Spec) -> str:
@@ -192,59 +254,144 @@ def placebo_words(noise: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class _Said:
-    """The words about one comparison. ``n_tests``: comparisons that are corrected for."""
+    """The words about one comparison. ``n_tests``: comparisons that are corrected for; ``end``: of the rates tried, where
+    the baseline is best at it.
+    """
 
     spec: Spec
     unit: str
     digits: int
     n_tests: int
+    end: str = ""
+
+    def answer(self, effect: Effect, grade: str) -> str:
+        """The rule."""
+        if grade == "none":
+            return ""
+        if self.end:
+            return "no answer yet"
+        if effect.loss.high < 0 and stands(effect):
+            return "helps"
+        return "no useful gain" if effect.loss.low > -self.spec.useful_nats else "not settled"
+
+    def seeds_needed(self, effect: Effect) -> int:
+        """To see a gain that is of use four times out of five, with the spread that was seen."""
+        return seeds_to_see(self.spec.useful_nats, effect.loss.sd, self.n_tests) if self.spec.useful_nats else 0
 
     def figures(self, effect: Effect) -> str:
         return f"{signed(effect.loss.mean, self.digits)} {self.unit} (95 % {interval(effect, self.digits)})"
 
     def sentence(self, effect: Effect, grade: str, before: str = "") -> str:
         """What may be quoted. ``before``: of a comparison that was extended, what it said as it was fixed beforehand."""
-        n = f"{effect.loss.n} seed{'' if effect.loss.n == 1 else 's'}{', each arm at its own best rate' if effect.rate is None else ''}"
         if grade == "none":
-            return f"Nothing can be concluded from {effect.loss.n} seed{'' if effect.loss.n == 1 else 's'}; at least {FEWEST} are needed."
+            return f"Nothing can be concluded from {_seeds(effect)}; at least {FEWEST} are needed."
         if before:
-            return f"Extended after looking, so only a hint: {self.figures(effect)}, {n}. As it was fixed beforehand: {before}"
-        if effect.loss.is_nothing:
-            text = f"No difference: under 0.001 {self.unit} either way, {n}."
-        elif effect.loss.spans_zero:
-            text = f"No detectable difference: {self.figures(effect)}, {n}."
-        else:
-            word = "Lower" if effect.loss.mean < 0 else "Higher"
-            after = f"p {_p(effect.p_corrected)} after correcting for {self.n_tests} comparison{'' if self.n_tests == 1 else 's'}"
-            lead = f"{word} loss than the baseline" if stands(effect) else "Not distinguishable after correction"
-            text = f"{lead}: {self.figures(effect)}, {n}; {after}."
+            figures = f"{self.figures(effect)}, {_seeds(effect)}"
+            return f"Extended after looking, so only a hint: {figures}. As it was fixed beforehand: {before}"
+        text = self._answered(effect, self.answer(effect, grade))
         return f"Preliminary. {text}" if grade == "preliminary" else text
 
+    def _answered(self, effect: Effect, answer: str) -> str:
+        if answer == "no answer yet":
+            how = (
+                "with the rate, up to the highest tried"
+                if self.end == "high"
+                else "as the rate falls to the lowest tried"
+            )
+            return f"No answer yet: the baseline still improves {how}."
+        rates = self.spec.optimiser.learning_rates
+        where = ", each arm at its own best rate" if effect.rate is None else ""
+        where = where or (
+            f", at the one rate tried ({rates[0]:g})" if len(rates) == 1 else f", at rate {effect.rate:g}"
+        )
+        n = f"{_seeds(effect)}{where}"
+        if effect.loss.is_nothing:
+            return f"No useful gain: under 0.001 {self.unit} either way, {n}."
+        tests = f"{self.n_tests} comparison{'' if self.n_tests == 1 else 's'}"
+        after = f"; p {_p(effect.p_corrected)} after correcting for {tests}"
+        if answer == "helps":
+            return f"It helps: {self.figures(effect)}, {n}{after}."
+        if answer == "no useful gain":
+            return f"No useful gain: loss {self.figures(effect)}, {n}."
+        if effect.loss.high < 0:
+            return f"Not settled: {self.figures(effect)}, {n}{after}."
+        needed = f"; about {self.seeds_needed(effect):,} seeds are needed" if effect.loss.sd > 0 else ""
+        return f"Not settled: {self.figures(effect)}, {n}{needed}."
+
     def reading(self, effect: Effect, grade: str) -> str:
-        i, wanted = effect.loss, self.spec.detect_nats
+        i = effect.loss
         if grade == "none":
             return "Differences of single seeds are shown; they are as large as chance makes them."
         parts = []
+        if self.end:
+            parts.append(f"At the rates tried the difference is {self.figures(effect)}; nothing follows from it.")
         if i.spans_zero and not i.is_nothing:
             excluded = [
                 f"gains larger than {outward(i.low, self.digits)}" if i.low < 0 else "",
                 f"harms larger than {outward(i.high, self.digits)}" if i.high > 0 else "",
             ]
+            if any(excluded):
+                parts.append(f"The interval excludes {' and '.join(filter(None, excluded))} {self.unit}.")
+        if not i.is_nothing:
+            flip = f"; exact sign-flip p {_p(effect.p_flip)}" if effect.p_flip is not None else ""
+            parts.append(f"Better in {effect.n_better} of {i.n} seeds{flip}.")
+        if i.spans_zero and i.sd > 0 and self.spec.useful_nats and not i.is_nothing:
+            n = self.seeds_needed(effect)
+            after = f", after correcting for {self.n_tests} comparisons," if self.n_tests > 1 else ""
             parts.append(
-                f"The interval excludes {' and '.join(filter(None, excluded))} {self.unit}." if any(excluded) else ""
+                f"With this spread ({i.sd:.{self.digits}f}), seeing a gain of {self.spec.useful_nats:g} {self.unit} four "
+                f"times out of five{after} takes about {max(n, FIRM) if grade == 'preliminary' else n} seeds."
             )
-            if i.sd > 0:
-                n = seeds_to_see(wanted, i.sd, self.n_tests)
-                after = f", after correcting for {self.n_tests} comparisons," if self.n_tests > 1 else ""
-                parts.append(
-                    f"With this spread, seeing a true difference of {wanted:g} {self.unit} four times out of five{after} takes about "
-                    f"{max(n, FIRM) if grade == 'preliminary' else n} seeds."
-                )
-        elif not i.is_nothing:
-            parts.append(f"Better in {effect.n_better} of {i.n} seeds.")
         if grade == "preliminary":
             parts.append(f"Four seeds have misled before; {FIRM} or more are needed for a firm answer.")
-        return " ".join(filter(None, parts))
+        return " ".join(parts)
+
+    def decides_more(self, effect: Effect, means: Sequence[tuple[float, float]]) -> str:
+        """What the learning rate does to the baseline, where it is more than what the arm does."""
+        fair = [(rate, loss) for rate, loss in means if math.isfinite(loss)]
+        if len(fair) < 2:
+            return ""
+        best = min(fair, key=lambda one: one[1])
+        other = fair[0] if best != fair[0] else fair[-1]
+        gain = other[1] - best[1]
+        if not gain > abs(effect.loss.mean):
+            return ""
+        return (
+            f"The learning rate decides more: from {other[0]:g} to {best[0]:g} the baseline gains "
+            f"{gain:.{self.digits}f} {self.unit}."
+        )
+
+    def identical(self, main: Sequence[Effect], final: Mapping) -> str:
+        """WISCA against the arm of its own learning rates, by the seeds that both have at one rate."""
+        arms = self.spec.arms
+        wisca = next((a for a in arms if a.kind == "balance" and a.strength == 1), None)
+        rates = next(
+            (
+                a
+                for a in arms
+                if a.kind == "rates"
+                and a.clip_norm == "weighted"
+                and a.strength == 1
+                and wisca is not None
+                and (a.pairs, a.every, a.norm) == (wisca.pairs, wisca.every, wisca.norm)
+            ),
+            None,
+        )
+        if wisca is None or rates is None:
+            return ""
+        ours = {(rate, seed): loss for (arm, rate, seed), loss in final.items() if arm == wisca.name}
+        theirs = {(rate, seed): loss for (arm, rate, seed), loss in final.items() if arm == rates.name}
+        both = [theirs[key] - ours[key] for key in ours if key in theirs]
+        if not both:
+            return ""
+        far = max(map(abs, both))
+        if far < SAME_NATS:
+            return f"WISCA is identical to these learning rates: no seed's loss differs by more than {far:.0e} nats."
+        mean = sum(both) / len(both)
+        return (
+            f"WISCA and its learning rates alone are equal in law; rounding, which training magnifies, parts their "
+            f"losses by {signed(mean, self.digits)} {self.unit} on average, {far:.{self.digits}f} at most."
+        )
 
     def beside(self, main: Sequence[Effect], first: Effect) -> tuple[str, ...]:
         """The other arms whose interval excludes zero, each in a sentence."""
@@ -253,6 +400,10 @@ class _Said:
             for e in main
             if e is not first and is_clear(e)
         )
+
+
+def _seeds(effect: Effect) -> str:
+    return f"{effect.loss.n} seed{'' if effect.loss.n == 1 else 's'}"
 
 
 def _as_fixed(comparison: Comparison, curves: pd.DataFrame) -> str:
@@ -269,7 +420,12 @@ def _as_fixed(comparison: Comparison, curves: pd.DataFrame) -> str:
 
 
 def _remarks(
-    comparison: Comparison, main: Sequence[Effect], first: Effect, kinds: Mapping[str, str], best: Sequence[Effect]
+    comparison: Comparison,
+    main: Sequence[Effect],
+    first: Effect,
+    kinds: Mapping[str, str],
+    best: Sequence[Effect],
+    shares: Mapping[str, float],
 ) -> tuple[str, ...]:
     spec = comparison.spec
     out = []
@@ -287,11 +443,18 @@ def _remarks(
         out.append(
             "The control that is scaled the other way moves the loss in the same direction: the disturbance, not the balance, may be what acts."
         )
-    if len(spec.optimiser.learning_rates) == 1:
+    out += _of_clipping(comparison, shares, first)
+    shared = _shared_with(comparison)
+    if shared:
+        out.append(f"Not independent of {listed(shared)}: the same text, and seeds in common.")
+    if len(spec.optimiser.learning_rates) == 1 and not spec.has_pilot:
         out.append("One learning rate was tried. The sign of such a difference has been seen to change with the rate.")
     ends = {min(spec.optimiser.learning_rates), max(spec.optimiser.learning_rates)}
-    at_end = [spec.baseline.name] if any(set(e.baseline_rates) & ends for e in best) else []
-    at_end += [e.arm for e in best if set(e.rates) & ends]
+    if spec.has_pilot:
+        at_end = [arm.name for arm in spec.arms if arm.name in comparison.pilot.at_end]
+    else:
+        at_end = [spec.baseline.name] if any(set(e.baseline_rates) & ends for e in best) else []
+        at_end += [e.arm for e in best if set(e.rates) & ends]
     if at_end:
         are, their = ("is", "its") if len(at_end) == 1 else ("are", "their")
         # titles hold commas, so a long list of them would read as more arms than there are
@@ -312,6 +475,35 @@ def _remarks(
             f"Extended after looking: {n} seeds were added when results could be seen, so the intervals are narrower than they should be."
         )
     return tuple(out)
+
+
+def _of_clipping(comparison: Comparison, shares: Mapping[str, float], first: Effect) -> list[str]:
+    """What clipping looks at, where it binds on most steps: a rescale changes the norm that it measures."""
+    here = [shares[name] for name in (first.arm, comparison.spec.baseline.name) if name in shares]
+    if not here or max(here) <= 0.5:
+        return []
+    low, high = min(here), max(here)
+    share = f"{high:.0%}" if round(low, 2) == round(high, 2) else f"{low:.0%} to {high:.0%}"
+    return [
+        f"Clipping at {comparison.spec.optimiser.clip:g} touches {share} of the steps and is measured in the rescaled "
+        "coordinates: a part of the difference is what clipping looks at."
+    ]
+
+
+def _shared_with(comparison: Comparison) -> list[str]:
+    """Titles of comparisons beside this one that were tested on the same text with seeds in common."""
+    sha, seeds = comparison.corpus.get("sha256"), set(comparison.spec.seeds)
+    found = []
+    for path in sorted(comparison.path.parent.iterdir()) if sha and comparison.path.parent.is_dir() else ():
+        try:
+            if path == comparison.path or json.loads((path / "corpus.json").read_text())["sha256"] != sha:
+                continue
+            spec = json.loads((path / "spec.json").read_text())
+            if seeds & set(spec["seeds"]) and ModelSpec(**spec["model"]) == comparison.spec.model:
+                found.append(str(spec["name"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not a comparison, or one that says nothing: it is reported on its own page
+    return found
 
 
 def remarks(report: Report) -> list[str]:

@@ -19,6 +19,8 @@ from wisca_core.errors import UnequalStart
 # Equal starts are checked in float32, where a rescale moves the loss by rounding only.
 START_TOLERANCE = 1e-5
 FEWEST, FIRM = 4, 8
+# An exact sign-flip p is given from so many differences on: its smallest value is then 2 / 64.
+FEWEST_FLIPS, MOST_FLIPS = 6, 40
 # What no figure here is written finer than: an interval inside it says that nothing is there, however clear of zero.
 NOTHING_NATS = 0.0005
 CONFIDENCE = 0.95
@@ -53,7 +55,8 @@ class Effect:
     the one chosen for each seed, from the other seeds alone; ``baseline_rates`` the baseline's). ``perplexity``: the
     paired difference of exp(loss). ``bootstrap``: 95 % percentile interval, None under 8 seeds. ``steps_saved``: median
     over seeds of how many steps earlier the arm first reaches the baseline's final loss than the baseline does, None
-    where it never does in some seed (``n_reached`` of n do).
+    where it never does in some seed (``n_reached`` of n do). ``p_flip``: two-sided p of the exact sign-flip test, None
+    under 6 seeds.
     """
 
     arm: str
@@ -71,6 +74,7 @@ class Effect:
     mean_final: float
     rates: tuple[float, ...] = ()
     baseline_rates: tuple[float, ...] = ()
+    p_flip: float | None = None
 
 
 # --- one sample of differences ----------------------------------------------------------------------------------------
@@ -104,6 +108,32 @@ def bootstrap(differences: Sequence[float]) -> tuple[float, float] | None:
     means = d[np.random.default_rng(0).integers(0, len(d), (RESAMPLES, len(d)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def sign_flip(differences: Sequence[float]) -> float | None:
+    """Two-sided p of the exact test whose null hypothesis is that every difference has either sign with probability one
+    half (Fisher's randomisation test): the share of the 2^n sign patterns whose mean is at least as far from zero. None
+    under 6 differences, where it cannot fall below 0.05, and over 40.
+
+    >>> sign_flip([1.0] * 6), sign_flip([1.0, -1.0] * 3)
+    (0.03125, 1.0)
+    """
+    d = np.asarray(differences, float)
+    if not FEWEST_FLIPS <= len(d) <= MOST_FLIPS or not np.isfinite(d).all():
+        return None
+    limit = abs(d.sum()) - 1e-9 * np.abs(d).sum()  # a pattern that ties with the one seen counts, whatever it rounds to
+    first, second = (_signed_sums(part) for part in (d[: len(d) // 2], d[len(d) // 2 :]))
+    second.sort()
+    above = len(second) - np.searchsorted(second, limit - first, "left")
+    below = np.searchsorted(second, -limit - first, "right")
+    return float(min(1.0, (above.sum() + below.sum()) / 2.0 ** len(d)))
+
+
+def _signed_sums(values: np.ndarray) -> np.ndarray:
+    out = np.zeros(1)
+    for value in values:
+        out = np.concatenate([out + value, out - value])
+    return out
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -173,7 +203,8 @@ def check_starts(curves: pd.DataFrame) -> None:
 
 def finals(comparison: Comparison, curves: pd.DataFrame) -> pd.DataFrame:
     """One row a finished cell: cell, arm, rate, seed, start, final (nats), diverged: the final loss is not below that of
-    the start, or, where training went on from trained weights, more than a tenth above it.
+    the start, or, where training went on from trained weights, more than a tenth above it. The final loss is that on the
+    final windows, where the run was measured on them.
     """
     done = {c.name for c in comparison.cells if c.state == "done"}
     rows = curves[curves["cell"].isin(done) & curves["val_loss"].notna()].sort_values("step")
@@ -181,25 +212,34 @@ def finals(comparison: Comparison, curves: pd.DataFrame) -> pd.DataFrame:
     out = (
         grouped[["arm", "rate", "seed"]]
         .first()
-        .assign(start=grouped["val_loss"].first(), final=grouped["val_loss"].last())
+        .assign(
+            start=grouped["val_loss"].first(), final=grouped["final_loss"].last().fillna(grouped["val_loss"].last())
+        )
         .reset_index()
     )
     bound = out["start"] * (1.1 if comparison.spec.model.is_trained_before else 1.0)
     return out.assign(diverged=out["final"] >= bound)
 
 
-def bands(curves: pd.DataFrame, rate: float, column: str = "val_loss") -> pd.DataFrame:
+def at_rate(curves: pd.DataFrame, rate: float | None) -> pd.DataFrame:
+    """The rows at that rate; None, after a pilot, for each arm at its own: all there are."""
+    return curves if rate is None else curves[curves["rate"] == rate]
+
+
+def bands(curves: pd.DataFrame, rate: float | None, column: str = "val_loss") -> pd.DataFrame:
     """Mean, lowest and highest over the seeds that have the step: arm, step, mean, low, high, n."""
-    rows = curves[(curves["rate"] == rate) & curves[column].notna()]
+    rows = at_rate(curves, rate)
+    rows = rows[rows[column].notna()]
     grouped = rows.groupby(["arm", "step"], sort=False)[column]
     return grouped.agg(["mean", "min", "max", "count"]).set_axis(["mean", "low", "high", "n"], axis=1).reset_index()
 
 
-def gaps(curves: pd.DataFrame, baseline: str, rate: float) -> pd.DataFrame:
+def gaps(curves: pd.DataFrame, baseline: str, rate: float | None) -> pd.DataFrame:
     """Paired difference to the baseline at every evaluated step: arm, step, mean, low, high (95 % t, NaN under 2
     seeds), n.
     """
-    rows = curves[(curves["rate"] == rate) & curves["val_loss"].notna()]
+    rows = at_rate(curves, rate)
+    rows = rows[rows["val_loss"].notna()]
     table = rows.pivot_table(index=["seed", "step"], columns="arm", values="val_loss")
     found = []
     for arm in [a for a in dict.fromkeys(rows["arm"]) if a != baseline and baseline in table]:
@@ -208,6 +248,18 @@ def gaps(curves: pd.DataFrame, baseline: str, rate: float) -> pd.DataFrame:
             found.append((arm, step, i.mean, i.low, i.high, i.n))
     numbers = {"step": float, "mean": float, "low": float, "high": float, "n": int}
     return pd.DataFrame(found, columns=["arm", *numbers]).astype({"arm": str, **numbers})
+
+
+def clipped_shares(curves: pd.DataFrame) -> dict[str, float]:
+    """Arm -> share of its steps, over all seeds, whose gradient was longer than the limit; arms without the column, from
+    before it was logged, are left out.
+    """
+    rows = curves[curves["clipped"].notna()].sort_values("step")
+    steps = (
+        rows.groupby("cell")["step"].diff().fillna(rows["step"])
+    )  # each row speaks of the steps since the one before
+    found = (rows["clipped"] * steps).groupby(rows["arm"]).sum() / steps.groupby(rows["arm"]).sum()
+    return {str(arm): float(share) for arm, share in found.items()}
 
 
 def best_rates(table: pd.DataFrame, arm: str, rates: Sequence[float], seeds: Sequence[int]) -> dict[int, float]:
@@ -248,7 +300,7 @@ def effect_of(
     # exp of a diverged loss may overflow; the difference of losses still says what happened
     with np.errstate(over="ignore", invalid="ignore"):
         perplexity = paired([float(np.exp(pairs[s][0]) - np.exp(pairs[s][1])) for s in used])
-    saved = [_saved(curves, arm, base, rates[s], s, pairs[s][1]) for s in used]
+    saved = [_saved(curves, arm, base, rates[s], s) for s in used]
     reached = [x for x in saved if x is not None]
     return Effect(
         arm=arm,
@@ -266,6 +318,7 @@ def effect_of(
         mean_final=float(np.mean([pairs[s][0] for s in used])) if used else math.nan,
         rates=tuple(rates[s][0] for s in used) if chosen else (),
         baseline_rates=tuple(rates[s][1] for s in used) if chosen else (),
+        p_flip=sign_flip(differences),
     )
 
 
@@ -273,9 +326,9 @@ def corrected(effects: list[Effect]) -> list[Effect]:
     return [replace(e, p_corrected=p) for e, p in zip(effects, holm([e.loss.p for e in effects]))]
 
 
-def _saved(
-    curves: pd.DataFrame, arm: str, base: str, rates: tuple[float, float], seed: int, level: float
-) -> float | None:
+def _saved(curves: pd.DataFrame, arm: str, base: str, rates: tuple[float, float], seed: int) -> float | None:
+    baseline = _curve(curves, base, rates[1], seed)
+    level = baseline[-1][1]  # of the same windows as the curves
     theirs, own = (
         first_reach(_curve(curves, arm, rates[0], seed), level),
         first_reach(_curve(curves, base, rates[1], seed), level),
