@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from wisca_core.architecture.site import DEFAULT_PAIRS
-from wisca_core.comparison.rates import StepRates
 from wisca_core.comparison.spec import Arm
 from wisca_core.errors import BadOption
 from wisca_core.training import distributed, lora, norms
 from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
+from wisca_core.training.rates import Rates
 from wisca_core.training.rescaling import Rescaler
 from wisca_core.training.schedule import Schedule
 
@@ -40,13 +40,15 @@ class Treatment:
             watched = DEFAULT_PAIRS + (("lora",) if any(map(lora.is_adapter, dict(model.named_parameters()))) else ())
             watching = Choices(watched, frozen="scale")
             self._measuring = Rescaler(model, None, watching)
-            self._rescaler = None if arm.kind == "none" else Rescaler(model, optimisers, choices_of(arm))
+            moves = arm.kind not in ("none", "rates")
+            self._rescaler = Rescaler(model, optimisers, choices_of(arm)) if moves else None
+            rates = arm.kind == "rates"
+            self._rates = Rates(model, optimisers, choices_of(arm), strength=arm.strength) if rates else None
         self._layout = norms.layout(self._measuring.live, "tensor")
         self._mirror: dict[str, tuple[float, ...]] = {}
         self._placebo: dict[str, float] = {}
         # site -> what its left side is multiplied by in all so far: the way back to the weights' own coordinates
         self._total: dict[str, np.ndarray] = {}
-        self.rates = StepRates(self._rescaler.live, optimisers) if arm.kind == "rates" else None
         self._base = Factors(arm.granularity)  # of a frozen base, all of them so far
         self._base_of = (
             {site.name for site in self._rescaler.live.sites.sites if _is_frozen(site, self._rescaler.live)}
@@ -64,8 +66,7 @@ class Treatment:
         if self.arm.kind == "placebo":
             self._apply(self._even())
         elif self.arm.kind == "rates":
-            self._total |= self._wanted()
-            self.rates.set(self._total)
+            self._rates.renew()
         elif self.arm.strength != 1:
             wanted = self._wanted()
             self._apply({n: tuple((w / self._total.get(n, np.ones(1))).tolist()) for n, w in wanted.items()})
@@ -87,10 +88,9 @@ class Treatment:
         them, to the power of the strength. Sites that cannot be balanced now are left out. Raises BadOption.
         """
         out = {}
-        touched = {} if self.rates else self._total  # a rates arm leaves the weights in their own coordinates
         with np.errstate(over="ignore"):
             for name, own in self._rescaler.balancing().items():
-                wanted = (np.asarray(own) * touched.get(name, 1.0)) ** self.arm.strength
+                wanted = (np.asarray(own) * self._total.get(name, 1.0)) ** self.arm.strength
                 wanted = np.exp2(np.rint(np.log2(wanted))) if self.arm.exact else wanted
                 if not (np.abs(np.log2(wanted)) < MOST_OCTAVES).all():
                     raise BadOption(
@@ -104,13 +104,9 @@ class Treatment:
         """Clip the gradients to the norm ``limit``, 0 for not at all; returns the norm, 0-d. Of a rates arm with the
         weighted norm that norm is what the rescaled model's would be.
         """
-        weights = self.rates.gradient_weights() if self.rates and self.arm.clip_norm == "weighted" else {}
-        held = [p for p in parameters if p.grad is not None]
-        seen = [p.grad * weights[p] if p in weights else p.grad for p in held]
-        norm = nn.utils.get_total_norm(seen)
-        if limit:
-            nn.utils.clip_grads_with_norm_(held, limit, norm)
-        return norm
+        if self._rates and self.arm.clip_norm == "weighted":
+            return self._rates.clip_grad_norm_(limit or math.inf)
+        return nn.utils.clip_grad_norm_(parameters, limit or math.inf)
 
     def _apply(self, factors: Mapping[str, tuple[float, ...]]) -> None:
         plan = Factors(self.arm.granularity, tuple(factors.items()))
@@ -171,6 +167,7 @@ class Treatment:
             "placebo": dict(self._placebo),
             "base": self._base.to_json(),
             "total": {n: factors.tolist() for n, factors in self._total.items()},
+            "rates": self._rates.factors.to_json() if self._rates else None,
         }
 
     def restore(self, state: Mapping) -> None:
@@ -178,8 +175,8 @@ class Treatment:
         self._placebo = dict(state["placebo"])
         self._base = Factors.from_json(state["base"], "the cell's checkpoint")
         self._total = {n: np.array(factors) for n, factors in state.get("total", {}).items()}
-        if self.rates:
-            self.rates.set(self._total)
+        if self._rates:
+            self._rates.set(Factors.from_json(state["rates"], "the cell's checkpoint"))
 
 
 def choices_of(arm: Arm) -> Choices:

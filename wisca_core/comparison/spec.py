@@ -108,7 +108,7 @@ class OptimiserSpec:
 @dataclass(frozen=True)
 class Arm:
     """One treatment. ``kind``: "none" (baseline), "balance" (WISCA), "rates" (the learning rates that a balance comes to,
-    on weights that are never touched: see ``equivalent_rates``), "placebo" (factors 1.001 and 1/1.001 in turn:
+    on weights that are never touched: see ``training.rates``), "placebo" (factors 1.001 and 1/1.001 in turn:
     numerical noise only), "inverse" (each pair is held as far out of balance again as it began, on the same schedule: a
     change of the same size the other way). ``every``: optimiser steps between rescales, None only at the start.
     ``pairs``: of qk, vo and, with LoRA, lora (A against B, left alone while B is zero). ``gram``: VO and LoRA pairs by

@@ -119,7 +119,13 @@ def _check_rates(arm: Arm, i: int, spec: Spec) -> None:
         raise SpecError(
             f"arms[{i}].granularity", arm.granularity, "tensor for an arm of kind rates: a matrix has one rate"
         )
-    for name in ("exact", "optimizer_state"):
+    if spec.processes_per_cell > 1 and arm.clip_norm == "weighted":
+        raise SpecError(
+            "processes_per_cell",
+            spec.processes_per_cell,
+            f"1, because {arm.name} weighs the norm that clipping looks at",
+        )
+    for name in ("optimizer_state", "gram"):
         if getattr(arm, name) != getattr(Arm, name):
             raise SpecError(
                 f"arms[{i}].{name}", getattr(arm, name), "nothing for an arm of kind rates: no weight is touched"
