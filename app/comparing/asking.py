@@ -37,7 +37,7 @@ _EXECUTORS = {
     "replicas": "Several at once in each process",
     "ray": "On a Ray cluster",
 }
-_KINDS = {"balance": "Balance", "inverse": "Inverse", "placebo": "Placebo"}
+_KINDS = {"balance": "Balance", "rates": "Rates alone", "inverse": "Inverse", "placebo": "Placebo"}
 
 
 def source() -> str:
@@ -320,7 +320,16 @@ def own_arm(kind: str, every: int) -> list[dict[str, Any]]:
             format_func=words.NORM_LABELS.get,
             **KEPT,
         )
-        strength = st.slider("Strength", 0.0, 1.0, 0.5, 0.05, key="compare own strength", **KEPT)
+        strength = st.slider(
+            "Strength",
+            -1.5,
+            1.5,
+            0.5,
+            0.05,
+            key="compare own strength",
+            **KEPT,
+            help="1 balances, 0 does nothing, -1 is the same the other way.",
+        )
         exact = st.checkbox("Powers of two only", key="compare own exact", **KEPT)
         kept = st.checkbox("Carry the optimiser's state along", True, key="compare own state", **KEPT)
     return [
@@ -333,7 +342,8 @@ def own_arm(kind: str, every: int) -> list[dict[str, Any]]:
             "norm": norm,
             "strength": float(strength),
             "exact": exact,
-            "optimizer_state": "transport" if kept else "leave",
+            "optimizer_state": "transport" if kept or does == "rates" else "leave",
             "gram": False,
+            **({"clip_norm": "plain"} if does == "rates" else {}),
         }
     ]

@@ -19,6 +19,8 @@ _LABELS = {
     "optimiser.warmup_steps": ("Steps", ""),
     "steps": ("Steps", ""),
     "seeds": ("Seeds", ""),
+    "pilot.seeds": ("Pilot seeds", ""),
+    "pilot.arms": ("Pilot seeds", ""),
     "detect_nats": ("Effect to see, nats", ""),
     "model.width": ("Width", _MODEL),
     "model.n_layers": ("Layers", _MODEL),

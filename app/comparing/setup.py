@@ -21,7 +21,7 @@ from wisca_core.comparison.spec import OPTIMISERS, Arm, Spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import SpecError
 
-_PRESETS = {"default": "Default", "rates": "Three learning rates", "thorough": "Thorough"}
+_PRESETS = {"default": "Default", "dose": "Dose and response", "thorough": "Thorough"}
 _OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD with momentum", "muon": "Muon"}
 
 
@@ -96,7 +96,18 @@ def _chosen() -> tuple[Spec, str, int | None]:
                     key=f"compare rates {name}",
                     width=140,
                     **KEPT,
-                    help="Several, separated by commas: each arm is then also compared at its own best rate.",
+                    help="Several, separated by commas. Pilot runs choose each arm's best among them, and go on to higher or "
+                    "lower ones while the best is an end of them.",
+                )
+                pilot = st.number_input(
+                    "Pilot seeds",
+                    0,
+                    100,
+                    len(preset.pilot.seeds),
+                    key=f"compare pilot {name}",
+                    width=110,
+                    **KEPT,
+                    help="Seeds that only choose the rates; they are not tested. With none, every arm is tested at every rate.",
                 )
             with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
                 effect = st.number_input(
@@ -125,6 +136,8 @@ def _chosen() -> tuple[Spec, str, int | None]:
             "steps": int(steps),
             "seeds": list(range(1, int(seeds) + 1)),
             "detect_nats": float(effect),
+            "useful_nats": preset.useful_nats,
+            "pilot": _pilot(int(pilot), int(seeds), arms, preset),
             "optimiser": {
                 "name": optimiser,
                 "learning_rates": [_rate(part) for part in rates.split(",") if part.strip()],
@@ -134,6 +147,18 @@ def _chosen() -> tuple[Spec, str, int | None]:
         }
     )
     return spec, executor, workers
+
+
+def _pilot(n: int, n_seeds: int, arms: list[dict], preset: Spec) -> dict:
+    """Pilot seeds behind the tested ones, for the baseline and the first arm that balances, as the presets have it."""
+    if not n:
+        return {}
+    known = [arm["name"] for arm in arms]
+    more = [name for name in preset.pilot.arms if name in known] or [a["name"] for a in arms if a["kind"] == "balance"][
+        :1
+    ]
+    first = max(100, n_seeds)
+    return {"seeds": list(range(first + 1, first + n + 1)), "arms": ["baseline", *more]}
 
 
 def _preset(source: str) -> Spec:
@@ -208,7 +233,6 @@ def _explain(spec: Spec, found: Estimate, on: str) -> None:
     enough = (
         "enough" if len(spec.seeds) >= found.seeds_needed else "fewer, so a difference of that size may well be missed"
     )
-    lengths = ", ".join(f"{words.plural(n, 'seed')} at {words.count(steps)} steps" for steps, n in found.steps_needed)
     pace = (
         "at the pace of a few steps just taken"
         if found.is_measured
@@ -222,7 +246,7 @@ def _explain(spec: Spec, found: Estimate, on: str) -> None:
     st.markdown(
         f":small[:gray[{words.markdown_text(found.title)}.{trained} Seeing a true difference of {found.effect_nats:g} {unit(spec)} four times out of "
         f"five{found.corrected_words} takes {words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they "
-        f"did before ({found.spread_words}).{f' With other lengths: {lengths}.' if lengths else ''} "
+        f"did before ({found.spread_words}). "
         f"{words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 conclude nothing, 4 to 7 are preliminary. "
         f"Time is for {on}, {pace}.]]"
     )

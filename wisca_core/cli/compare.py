@@ -178,19 +178,16 @@ def _estimate(spec: Spec, way: "ExecutionPlan", json: bool) -> int:
         f"{found.corrected_words}; planned: {len(spec.seeds)}"
     )
     say(f"        if paired differences spread as before, {found.spread_words}")
-    if found.steps_needed:
-        say(
-            "        with other lengths: "
-            + ", ".join(f"{n} seeds at {steps:,} steps" for steps, n in found.steps_needed)
-        )
     return 0
 
 
 def counts(spec: Spec) -> str:
     rates = spec.optimiser.learning_rates
+    n_rates = f"{len(rates)} learning rate{'' if len(rates) == 1 else 's'}"
+    pilot = f"{n_rates} on {len(spec.pilot.seeds)} pilot seeds" if spec.pilot.seeds else n_rates
     parts = [
         f"{len(spec.arms)} arms",
-        f"{len(rates)} learning rate{'' if len(rates) == 1 else 's'}",
+        "the rates of an earlier pilot" if spec.pilot.source else pilot,
         f"{len(spec.seeds)} seeds",
         f"{spec.steps:,} steps",
         f"{spec.n_cells} runs",
@@ -209,6 +206,8 @@ def _say(comparison: Comparison, report) -> None:
     )
     say(report.sentence, style="bold")
     say(" ".join([f"It is about: {report.subject}. {report.reading}", *report.beside]))
+    for line in filter(None, (report.decides_more, report.identical)):
+        say(line)
     say(for_scale(comparison.spec) + "\n")
     if comparison.spec.note:
         say(f"Note: {comparison.spec.note}\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wisca_core.comparison.paper import SETUPS
-from wisca_core.comparison.spec import ARM_PAIRS, Arm, DataSpec, ModelSpec, OptimiserSpec, Spec
+from wisca_core.comparison.spec import ARM_PAIRS, Arm, DataSpec, ModelSpec, OptimiserSpec, PilotSpec, Spec
 from wisca_core.comparison.spec_checks import checked, effect, partition_by_spec
 from wisca_core.errors import SpecError
 
@@ -25,6 +25,11 @@ ARMS: dict[str, Arm] = {
     "gram": Arm("gram", optimizer_state="leave", gram=True),
     "placebo": Arm("placebo", kind="placebo"),
     "inverse": Arm("inverse", kind="inverse"),
+    # what a trainer that clips as ever would get from WISCA's learning rates
+    "rates": Arm("rates", kind="rates", clip_norm="plain", rate_of="wisca"),
+    # what tells the two apart: in law it is WISCA
+    "rates_weighted": Arm("rates_weighted", kind="rates", rate_of="wisca"),
+    "inverse_rates": Arm("inverse_rates", kind="rates", clip_norm="plain", strength=-1.0),
 }
 # The same for adapters on a frozen base, which therefore is balanced once and stays so.
 LORA_ARMS: dict[str, Arm] = {
@@ -35,12 +40,15 @@ LORA_ARMS: dict[str, Arm] = {
     "lora_gram": Arm("lora_gram", pairs=("lora",), optimizer_state="leave", gram=True),
     "lora_channel": Arm("lora_channel", pairs=("lora",), granularity="channel"),
     "lora_placebo": Arm("lora_placebo", kind="placebo", pairs=("lora",)),
+    # a balance of A and B is a ratio of their rates: this one, and the other way round, as LoRA+ has it
+    "lora_rates": Arm("lora_rates", kind="rates", pairs=("lora",), clip_norm="plain", rate_of="lora_ab"),
+    "lora_rates_inverse": Arm("lora_rates_inverse", kind="rates", pairs=("lora",), clip_norm="plain", strength=-1.0),
 }
 KNOWN_ARMS = ARMS | LORA_ARMS
 
 # The arms of a comparison that names none.
-BASE = ("baseline", "wisca", "qk_only", "inverse")
-LORA_BASE = ("baseline", "lora_ab", "base", "lora_gram", "lora_placebo")
+BASE = ("baseline", "wisca", "rates")
+LORA_BASE = ("baseline", "lora_ab", "lora_rates", "lora_rates_inverse")
 
 
 def _of_paper(name: str) -> Spec:
@@ -55,25 +63,54 @@ def _of_paper(name: str) -> Spec:
     )
 
 
+# Strengths of the balance, of both signs and beyond full: minus one is the same the other way.
+_STRENGTHS = {"minus_1": -1.0, "minus_half": -0.5, "half": 0.5, "full": 1.0, "one_and_half": 1.5}
+_DOSES = tuple(Arm(name, kind="rates", clip_norm="plain", strength=strength) for name, strength in _STRENGTHS.items())
+
 PRESETS: dict[str, Spec] = {
-    "default": Spec("default", arms=tuple(ARMS[name] for name in BASE)),
-    "rates": Spec(
-        "rates", arms=tuple(ARMS[name] for name in BASE), optimiser=OptimiserSpec(learning_rates=(5e-4, 1e-3, 2e-3))
+    # pilot and test together within ten minutes on two quiet cores
+    "default": Spec(
+        "default",
+        arms=tuple(ARMS[name] for name in BASE),
+        optimiser=OptimiserSpec(learning_rates=(2e-3, 4e-3, 8e-3)),
+        pilot=PilotSpec((101, 102, 103), ("baseline", "wisca")),
+        seeds=tuple(range(1, 9)),
+        steps=500,
+        evaluate_every=50,
+        save_weights=False,
+    ),
+    "dose": Spec(
+        "dose",
+        arms=(ARMS["baseline"], *_DOSES),
+        optimiser=OptimiserSpec(learning_rates=(2e-3, 4e-3, 8e-3)),
+        pilot=PilotSpec((101, 102, 103), ("baseline",)),
+        seeds=tuple(range(1, 9)),
+        steps=500,
+        evaluate_every=50,
+        save_weights=False,
     ),
     "thorough": Spec(
         "thorough",
-        arms=tuple(ARMS[n] for n in (*BASE, "init_only", "vo_only", "placebo")),
-        seeds=tuple(range(1, 9)),
-        steps=2400,
+        arms=tuple(ARMS[n] for n in (*BASE, "rates_weighted", "inverse_rates", "init_only", "placebo")),
+        optimiser=OptimiserSpec(learning_rates=(2e-3, 4e-3, 8e-3, 16e-3)),
+        pilot=PilotSpec((101, 102, 103, 104), ("baseline", "wisca")),
+        seeds=tuple(range(1, 21)),
+        steps=1200,
+        evaluate_every=100,
+        save_weights=False,
     ),
     "lora": Spec(
         "lora",
         ModelSpec(source="lora"),
         DataSpec(tokens="tokenizer"),
-        OptimiserSpec(learning_rates=(1e-3,), warmup_steps=20, weight_decay=0.0),
+        OptimiserSpec(learning_rates=(1e-3, 3e-3, 1e-2, 3e-2), warmup_steps=20, weight_decay=0.0),
         tuple(LORA_ARMS[name] for name in LORA_BASE),
+        pilot=PilotSpec((101, 102), ("baseline", "lora_ab")),
+        seeds=tuple(range(1, 9)),
         steps=300,
         detect_nats=0.007,
+        useful_nats=0.003,
+        save_weights=False,
     ),
     **{name: _of_paper(name) for name in SETUPS},
 }

@@ -116,8 +116,8 @@ class Arm:
     number, of the weights as they would be had nothing been rescaled: 1 balances, 0 does nothing, -1 is the same the
     other way. ``clip_norm``, of a rates arm: what clipping looks at, "weighted" (each gradient as the rescaled model
     would have it, so that the arm is WISCA but for rounding) or "plain" (what a trainer's own clipping looks at).
-    ``rate_of``: with pilot seeds, the arm whose chosen rate this one is trained at; "" for its own, or the baseline's
-    where it has no pilot. The rest are the options of a live rescale.
+    ``rate_of``: with a pilot, the arm whose chosen rate this one is trained at; where there is none, its own, and where
+    it had no pilot either, the baseline's. The rest are the options of a live rescale.
     """
 
     name: str

@@ -28,12 +28,12 @@ def checked(spec: Spec) -> Spec:
         raise SpecError("optimiser.learning_rates", list(o.learning_rates), "one rate or more, each once")
     if not spec.seeds or len(set(spec.seeds)) < len(spec.seeds):
         raise SpecError("seeds", list(spec.seeds), "one seed or more, each once")
-    _check_pilot(spec)
     if spec.evaluate_every > spec.steps:
         raise SpecError("evaluate_every", spec.evaluate_every, f"at most steps = {spec.steps}")
     if spec.batch_size % spec.processes_per_cell:
         raise SpecError("processes_per_cell", spec.processes_per_cell, f"a divisor of batch_size = {spec.batch_size}")
     _check_arms(spec)
+    _check_pilot(spec)
     return spec
 
 
@@ -136,12 +136,8 @@ def _check_rates(arm: Arm, i: int, spec: Spec) -> None:
 
 def _check_pilot(spec: Spec) -> None:
     names, pilot = [arm.name for arm in spec.arms], spec.pilot
-    for i, arm in enumerate(spec.arms):
-        if arm.rate_of and not spec.has_pilot:
-            raise SpecError(f"arms[{i}].rate_of", arm.rate_of, "nothing without pilot.seeds: every arm has every rate")
-        if arm.rate_of and not pilot.source and (arm.rate_of not in spec.pilot_arms or arm.kind == "none"):
-            allowed = "nothing for the baseline" if arm.kind == "none" else f"one of {', '.join(spec.pilot_arms)}"
-            raise SpecError(f"arms[{i}].rate_of", arm.rate_of, allowed)
+    if spec.baseline.rate_of:
+        raise SpecError("arms", spec.baseline.rate_of, "no rate_of for the baseline: its rate is its own")
     if pilot.seeds and pilot.source:
         raise SpecError("pilot.source", pilot.source, "nothing beside pilot.seeds: rates are chosen here or there")
     if not pilot.seeds:
