@@ -11,12 +11,16 @@ from wisca_core.comparison.spec_checks import checked
 from wisca_core.comparison.spec_reading import load_spec, spec_from
 from wisca_core.errors import SpecError, UnreadableInput
 
+TWO_RATES = {"optimiser": {"learning_rates": [1e-3, 2e-3]}}
+
 
 def test_the_default_preset_is_the_one_that_was_promised():
     spec = PRESETS["default"]
     assert (spec.model.width, spec.model.n_layers, spec.model.n_heads, spec.model.n_kv_heads) == (64, 4, 8, 1)
-    assert [arm.name for arm in spec.arms] == ["baseline", "wisca", "qk_only", "inverse"]
-    assert (spec.steps, len(spec.seeds), spec.n_cells) == (1200, 4, 16)
+    assert [arm.name for arm in spec.arms] == ["baseline", "wisca", "rates"]
+    # 2 arms x 3 rates x 3 pilot seeds, and 3 arms x 8 seeds
+    assert (spec.steps, len(spec.seeds), spec.n_cells) == (500, 8, 18 + 24)
+    assert [arm.strength for arm in PRESETS["dose"].arms[1:]] == [-1, -0.5, 0.5, 1, 1.5]
     for one in PRESETS.values():
         whole = one if one.model.source != "lora" else replace(one, model=replace(one.model, path="/models/mine"))
         assert checked(whole) is whole
@@ -54,6 +58,22 @@ def test_the_default_preset_is_the_one_that_was_promised():
         ({"arms": ["baseline", {"name": "my arm"}]}, "arms[1].name"),
         ({"arms": ["baseline", {"every": 3}]}, "arms[1].name"),
         ({"arms": ["baseline", {"name": "mine", "kind": "inverse", "at_start": False}]}, "arms[1].at_start"),
+        ({"optimiser": {"clip": -1}}, "optimiser.clip"),
+        ({"optimiser": {"epsilon": float("inf")}}, "optimiser.epsilon"),
+        ({"pilot": {"seeds": [101]}}, "optimiser.learning_rates"),  # own best rate among one
+        ({"pilot": {"seeds": [101, 3]}, **TWO_RATES}, "pilot.seeds"),  # 3 is tested
+        ({"pilot": {"seeds": [101, 101]}, **TWO_RATES}, "pilot.seeds"),
+        ({"pilot": {"seeds": [101], "arms": ["wisca"]}, **TWO_RATES}, "pilot.arms"),
+        ({"pilot": {"seeds": [101], "source": "../other"}, **TWO_RATES}, "pilot.source"),
+        ({"pilot": {"arms": ["baseline"]}}, "pilot.arms"),
+        ({"arms": ["baseline", {"name": "mine", "strength": float("nan")}]}, "arms[1].strength"),
+        ({"arms": ["baseline", {"name": "mine", "strength": 1e9}]}, "arms[1].strength"),
+        ({"arms": ["baseline", {"name": "mine", "kind": "rates", "granularity": "channel"}]}, "arms[1].granularity"),
+        (
+            {"arms": ["baseline", {"name": "mine", "kind": "rates", "optimizer_state": "leave"}]},
+            "arms[1].optimizer_state",
+        ),
+        ({"arms": ["baseline", {"name": "mine", "clip_norm": "plain"}]}, "arms[1].clip_norm"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field_and_what_is_allowed(given, field):
@@ -76,6 +96,9 @@ def test_arms_that_coincide_are_refused():
     with pytest.raises(SpecError, match="group.*differs from wisca"):
         spec_from({"arms": ["baseline", "wisca", "group"]})
     assert spec_from({"arms": ["baseline", "wisca", "group"], "model": {"n_kv_heads": 2}}).n_cells == 12
+    assert spec_from({"arms": ["baseline", "rates", "rates_weighted"]}).n_cells == 12
+    with pytest.raises(SpecError, match="rates_weighted.*differs from rates"):  # without clipping there is one norm
+        spec_from({"arms": ["baseline", "rates", "rates_weighted"], "optimiser": {"clip": 0}})
     assert coinciding("group", Spec()) == "wisca"
     assert coinciding("group", Spec(model=ModelSpec(n_kv_heads=2))) == ""
     assert coinciding("channel", Spec()) == ""

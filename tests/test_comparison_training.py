@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_comparison import TEXT, never, numbers, small_spec, train_all
+from small_comparison import MODEL, TEXT, never, numbers, small_spec, train_all
 
 from wisca_core import jobs, storage
 from wisca_core.cli import main
@@ -25,9 +25,9 @@ from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.models import build_model, build_optimisers, learning_rate
 from wisca_core.comparison.prepare import prepare
 from wisca_core.comparison.presets import ARMS
-from wisca_core.comparison.spec import FORMAT, VERSION, Arm, DataSpec, ModelSpec, OptimiserSpec
+from wisca_core.comparison.spec import FORMAT, VERSION, Arm, DataSpec, ModelSpec, OptimiserSpec, PilotSpec
 from wisca_core.comparison.worker import _reason
-from wisca_core.errors import OutputRefused, PlanMismatch, SpecError, UnreadableInput
+from wisca_core.errors import BadOption, OutputRefused, PlanMismatch, SpecError, UnreadableInput
 
 
 @pytest.fixture
@@ -113,6 +113,125 @@ def test_the_rate_warms_up_and_comes_down_to_a_tenth():
     assert [learning_rate(o, 1.0, s, 104) for s in (1, 4)] == [0.25, 1.0]
     assert np.isclose(learning_rate(o, 1.0, 54, 104), 0.55) and np.isclose(learning_rate(o, 1.0, 104, 104), 0.1)
     assert learning_rate(replace(o, schedule="constant"), 1.0, 104, 104) == 1.0
+
+
+def test_rates_train_as_the_rescale_does(small):
+    """The identity, in float64 without the cast of the norms: every loss to 1e-11 over 8 steps with clipping that binds,
+    an epsilon that matters and decay; with the ordinary clip norm it is another training.
+    """
+
+    def losses(arm: Arm, optimiser: OptimiserSpec) -> list[float]:
+        spec = small(arms=(ARMS["baseline"], replace(arm, name="other")), optimiser=optimiser)
+        model = build_model(spec, 1).double()
+        for module in model.modules():
+            if type(module).__name__ == "LlamaRMSNorm":
+                module.forward = partial(_norm_in_full, module)
+        optimisers = build_optimisers(model, optimiser, 0.02)
+        treatment, out = Treatment(arm, model, optimisers), []
+        rows = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(0))
+        for step in range(9):
+            logits = model(input_ids=rows[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+            out.append(loss.item())
+            treatment.at(step) if step == 0 else None
+            loss.backward()
+            norm = treatment.clip_(model.parameters(), optimiser.clip)
+            assert norm > optimiser.clip
+            for one in optimisers:
+                one.step()
+                one.zero_grad()
+            treatment.at(step + 1)
+        return out
+
+    wisca = replace(ARMS["wisca"], every=3)
+    rates = Arm("rates", kind="rates", every=3)
+    for optimiser in (OptimiserSpec(epsilon=1e-2, clip=0.2), OptimiserSpec("sgd", momentum=0.5, clip=0.2)):
+        ours, base = losses(wisca, optimiser), losses(ARMS["baseline"], optimiser)
+        assert np.allclose(losses(rates, optimiser), ours, rtol=1e-11, atol=0)
+        assert abs(ours[-1] - base[-1]) > 1e-4
+        assert abs(losses(replace(rates, clip_norm="plain"), optimiser)[-1] - ours[-1]) > 1e-5
+    # no clipping: the two norms are one
+    free = OptimiserSpec(clip=0.0)
+    assert losses(rates, free) == losses(replace(rates, clip_norm="plain"), free)
+
+
+def _norm_in_full(module, x: torch.Tensor) -> torch.Tensor:
+    return module.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
+
+
+def test_a_strength_is_meant_of_the_weights_as_they_would_be(small):
+    """Half a balance, twice: still half. Minus one, three times: as far out of balance again, not further each time."""
+
+    def ratios(strength: float, times: int) -> dict[str, float]:
+        arm = replace(ARMS["wisca"], name="other", strength=strength)
+        spec = small(arms=(ARMS["baseline"], arm))
+        model = build_model(spec, 1)
+        treatment = Treatment(arm, model, build_optimisers(model, spec.optimiser, 1e-3))
+        for step in range(times):
+            treatment.at(25 * step)
+        return treatment.ratios()
+
+    base = ratios(1e-9, 1)
+    for strength in (0.5, -1.0, 1.5):
+        for times in (1, 3):
+            found = ratios(strength, times)
+            assert np.allclose([found[p] for p in base], [(1 - strength) * base[p] for p in base], atol=1e-4)
+
+
+def test_a_strength_beyond_what_numbers_hold_is_named(small):
+    for kind in ("balance", "rates"):
+        arm = Arm("wild", kind=kind, strength=100.0)
+        spec = small(arms=(ARMS["baseline"], arm), model=replace(MODEL, n_heads=8, n_kv_heads=1))
+        model = build_model(spec, 1)
+        treatment = Treatment(arm, model, build_optimisers(model, spec.optimiser, 1e-3))
+        with pytest.raises(BadOption, match="strength.*100"):
+            treatment.at(0)
+
+
+def test_rates_on_fused_weights_are_named_before_anything_is_trained(tmp_path, small):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=300, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    spec = small(
+        model=ModelSpec(source="whole", path=str(tmp_path / "gpt2")),
+        arms=(ARMS["baseline"], Arm("rates", kind="rates", clip_norm="plain")),
+    )
+    with pytest.raises(
+        SpecError, match=r"arms\[1\].kind: 'rates' was given; allowed is balance for this model: .*c_attn.weight holds"
+    ):
+        prepare(spec)
+
+
+def test_the_share_of_clipped_steps_and_the_final_loss_on_more_windows_are_logged(tmp_path, small):
+    for clip, shares in ((1e-6, {1.0}), (1e6, {0.0}), (0.0, {0.0})):
+        spec = small(seeds=(1,), optimiser=OptimiserSpec(warmup_steps=2, clip=clip))
+        comparison = train_all(tmp_path / f"{clip}", spec)
+        rows = folder.rows(comparison.cells[0].folder)
+        assert {row["clipped"] for row in rows[1:]} == shares
+        # 4,000 bytes: a twentieth is held out, 12 windows of 16 side by side, of which the curve sees 4
+        assert "final_loss" in rows[-1] and rows[-1]["final_loss"] != rows[-1]["val_loss"]
+        assert "final_loss" not in rows[-2]
+    table = statistics.finals(comparison, folder.curves(comparison))
+    assert table["final"].iloc[0] == rows[-1]["final_loss"]
+
+
+def test_the_pilot_runs_first_and_the_rest_follows_at_its_rates(tmp_path, small):
+    spec = small(
+        arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3), Arm("rates", kind="rates", every=3, rate_of="wisca")),
+        optimiser=OptimiserSpec(warmup_steps=2, learning_rates=(1e-3, 1e-2)),
+        pilot=PilotSpec((7,), ("baseline", "wisca"), added_rates=1),
+        seeds=(1,),
+    )
+    path = folder.create(tmp_path / "c", spec)
+    assert {c.seed for c in folder.read(path).cells} == {7}
+    comparison = executor.run(path, workers=1)
+    assert comparison.state == "done" and len(comparison.pilot.grids["baseline"]) == 3
+    rates = {c.arm: c.rate for c in comparison.tested}
+    assert rates["rates"] == rates["wisca"] == comparison.pilot.chosen["wisca"] and len(comparison.tested) == 3
+    ends = {c.arm: folder.final_loss(c) for c in comparison.tested}
+    assert abs(ends["rates"] - ends["wisca"]) < 1e-4 < abs(ends["wisca"] - ends["baseline"])
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------

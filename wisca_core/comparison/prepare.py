@@ -201,6 +201,8 @@ def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], 
                 list(arm.pairs),
                 f"a pair this model has ({', '.join(sorted(have)) or 'it has none'}). {why}".strip(),
             )
+        if arm.kind == "rates":
+            _check_one_side(i, [site for site in sites if site.key.pair in arm.pairs])
         if arm.gram and "vo" in arm.pairs and "vo" in have:
             wrong = next(
                 (f"{s.name}: {gram.unusable(s)}" for s in sites if s.key.pair == "vo" and gram.unusable(s)), ""
@@ -211,6 +213,21 @@ def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], 
     if not have:
         raise NothingToRescale("model: it has no pair that can be rescaled.")
     refuse_coinciding(spec, cells)
+
+
+def _check_one_side(i: int, sites: Sequence[Site]) -> None:
+    """Raises SpecError where a tensor holds several sides: it has one learning rate."""
+    held: dict[str, set[tuple[str, str]]] = {}
+    for site in sites:
+        for leg in site.legs:
+            held.setdefault(leg.tensor, set()).add((site.key.pair, leg.side))
+    for tensor, sides in held.items():
+        if len(sides) > 1:
+            raise SpecError(
+                f"arms[{i}].kind",
+                "rates",
+                f"balance for this model: {tensor} holds {len(sides)} sides of its pairs, and a tensor has one rate",
+            )
 
 
 def _check_looks_back(config) -> None:
