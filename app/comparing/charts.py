@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from wisca_app.figures import compare, words
+from wisca_app.figures import compare, dose, words
 from wisca_app.figures.template import Theme
 from wisca_app.heading import heading
 from wisca_app.inspecting.charts import chart
@@ -31,14 +31,14 @@ _STATES = {"waiting": "waiting", "running": "running", "done": "finished", "fail
 
 def draw_curves(
     comparison: Comparison, frame: pd.DataFrame, report: Report | None, theme: Theme, prefix: str = ""
-) -> float:
-    """Returns the learning rate that is shown. ``frame``: of folder.curves, read once a page. ``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
+) -> float | None:
+    """Returns the learning rate that is shown, None where each arm has one of its own. ``frame``: of folder.curves, read once a page. ``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
     spec = comparison.spec
     rate = _choose_rate(comparison, report, prefix)
     bands, gaps = statistics.bands(frame, rate), statistics.gaps(frame, spec.baseline.name, rate)
     names = compare.labels(spec.arms)
     if bands.empty:
-        st.markdown(f":gray[No run at {rate:g} has a row yet.]")
+        st.markdown(f":gray[No run{f' at {rate:g}' if rate else ''} has a row yet.]")
         return rate
     finding = compare.curves_finding(report, spec.arms, rate)
     heading(
@@ -57,7 +57,9 @@ def draw_curves(
     return rate
 
 
-def draw_ratios(comparison: Comparison, frame: pd.DataFrame, rate: float, theme: Theme, prefix: str = "") -> None:
+def draw_ratios(
+    comparison: Comparison, frame: pd.DataFrame, rate: float | None, theme: Theme, prefix: str = ""
+) -> None:
     spec = comparison.spec
     pairs = (*DEFAULT_PAIRS, "lora") if spec.model.source == "lora" else DEFAULT_PAIRS
     pair = st.segmented_control(
@@ -93,15 +95,18 @@ def draw_ratios(comparison: Comparison, frame: pd.DataFrame, rate: float, theme:
     )
 
 
-def draw_gradients(comparison: Comparison, frame: pd.DataFrame, rate: float, theme: Theme, prefix: str = "") -> None:
+def draw_gradients(
+    comparison: Comparison, frame: pd.DataFrame, rate: float | None, theme: Theme, prefix: str = ""
+) -> None:
     spec = comparison.spec
     norms = statistics.bands(frame, rate, "grad_norm")
     if norms.empty:
         return
-    finding = compare.gradient_finding(norms, spec.arms)
+    finding = compare.gradient_finding(norms, spec.arms, spec.steps)
+    clipped = f" before it is clipped at {spec.optimiser.clip:g}" if spec.optimiser.clip else ", which is not clipped"
     heading(
         finding,
-        f"Norm of all gradients together before it is clipped at {spec.optimiser.clip:g}, mean of the seeds, log axis. A rescale changes it "
+        f"Norm of all gradients together{clipped}, mean of the seeds, log axis. A rescale changes it "
         "without changing the function: that is its point.",
         norms,
         f"{prefix}gradient norms",
@@ -115,7 +120,8 @@ def draw_gradients(comparison: Comparison, frame: pd.DataFrame, rate: float, the
 
 def draw_forest(comparison: Comparison, report: Report, theme: Theme) -> None:
     finding = compare.forest_finding(report, comparison.spec.arms)
-    own = ", each arm at its own best rate, chosen without the seed it is judged on" if report.best else ""
+    how = "by pilot runs" if comparison.spec.has_pilot else "without the seed it is judged on"
+    own = f", each arm at its own best rate, chosen {how}" if report.best else ""
     noise = " Grey band: the placebo's spread." if report.noise else ""
     heading(
         finding,
@@ -126,21 +132,41 @@ def draw_forest(comparison: Comparison, report: Report, theme: Theme) -> None:
     chart(compare.forest(report, comparison.spec.arms, theme), "forest", f"Paired differences. {finding}.")
 
 
-def draw_rates(comparison: Comparison, frame: pd.DataFrame, report: Report, theme: Theme) -> None:
-    table = statistics.finals(comparison, frame)
-    finding = compare.rates_finding(table, comparison.spec.arms)
+def draw_dose(comparison: Comparison, report: Report, theme: Theme) -> None:
+    """Differences against the strength, where arms differ in it; else an arm a row."""
+    points = dose.doses(report, comparison.spec.arms)
+    if len(points) < 2:
+        return draw_forest(comparison, report, theme)
+    useful, rates = comparison.spec.useful_nats, sorted({rate for _, e in points for rate in e.rates})
+    finding = dose.dose_finding(points)
+    at = f"All at {rates[0]:g}. " if len(rates) == 1 else ""
     heading(
         finding,
-        "Final loss against learning rate. Dots are seeds, lines their means, the ring is the lowest mean. The comparison at own best rates "
-        "takes each seed's rate from the other seeds.",
-        table,
-        "final losses",
+        f"{at}Diamond: mean, bar: 95\u00a0%, dots: seeds. Grey: beyond −{useful:g}.",
+        effects_table(report, comparison),
+        "dose",
     )
-    chart(
-        compare.rates(table, comparison.spec.arms, theme, report.unit),
-        "rates",
-        f"Final loss against the learning rate by arm. {finding}.",
+    fig = dose.dose(points, report, useful, theme)
+    chart(fig, "dose chart", f"Difference to the baseline against the strength. {finding}.")
+
+
+def draw_pilot(comparison: Comparison, frame: pd.DataFrame, report: Report | None, theme: Theme) -> None:
+    """Final loss against the rate, of the runs that chose it: ``frame`` holds theirs, of the pilot where there is one."""
+    spec = comparison.spec
+    table = statistics.finals(comparison, frame)
+    if table.empty:
+        return
+    finding = dose.sweep_finding(table, spec.arms)
+    n = len(set(table["seed"]))
+    who = (
+        f"{words.plural(n, 'pilot seed')}, none of them tested. "
+        if spec.pilot.seeds
+        else f"{words.plural(n, 'seed')}. "
     )
+    heading(finding, f"{who}Dots: runs. Ring: the rate tested, or each arm's best.", table, "rates")
+    tested = dict(report.tested) if report else {}
+    fig = dose.sweep(table, tested, spec.arms, theme, unit(spec), digits_of(spec))
+    chart(fig, "rates chart", f"Final loss against the learning rate by arm. {finding}.")
 
 
 def draw_table(comparison: Comparison, report: Report) -> None:
@@ -253,7 +279,7 @@ def draw_runs(comparison: Comparison) -> None:
                     {
                         "Arm": names[c.arm],
                         "Rate": f"{c.rate:g}",
-                        "Seed": c.seed,
+                        "Seed": f"{c.seed}, pilot" if c.is_pilot else str(c.seed),
                         "State": _STATES[c.state],
                         "Step": c.step,
                         "Seconds": round(c.seconds, 1),
@@ -267,8 +293,10 @@ def draw_runs(comparison: Comparison) -> None:
         )
 
 
-def _choose_rate(comparison: Comparison, report: Report | None, prefix: str) -> float:
-    """At first the one that is the baseline's best, or the first that has runs."""
+def _choose_rate(comparison: Comparison, report: Report | None, prefix: str) -> float | None:
+    """At first the one that is the baseline's best, or the first that has runs; None after a pilot."""
+    if comparison.spec.has_pilot:
+        return None
     rates = comparison.spec.optimiser.learning_rates
     if len(rates) == 1:
         return rates[0]

@@ -51,7 +51,7 @@ def draw() -> str:
     is not ``is_here``: it then stands in the list as what was asked for, and nothing else is shown in its place.
     """
     names = known()
-    chosen = state.get("comparison") or (names[0] if names else "new")
+    chosen = state.get("comparison") or next((name for name in names if not _is_empty(name)), "new")
     state.put("comparison", chosen)
     asked = [] if chosen == "new" or chosen in names else [chosen]
     labels = {name: _label(name) for name in names} | {"new": "A new comparison"}
@@ -64,6 +64,13 @@ def draw() -> str:
         width=520,
         persist_state="session",
     )
+
+
+def draw_new(kind: str = "secondary") -> None:
+    """The way to set one up."""
+    if st.button("New comparison", type=kind, key="compare new"):
+        state.note("comparison to show", "new")
+        st.rerun()
 
 
 def is_here(name: str) -> bool:
@@ -81,6 +88,15 @@ def say_missing(name: str) -> None:
         f"{there}. A comparison is looked for by its folder's name under {words.markdown_text(str(storage.folder('comparisons')))}; it may have "
         "been deleted, or the address may come from another machine."
     )
+
+
+def _is_empty(name: str) -> bool:
+    """Cancelled before a run took a step: nothing to land on."""
+    try:
+        comparison = folder.read(place(name))
+    except WiscaError:
+        return False
+    return comparison.state == "cancelled" and not any(cell.step for cell in comparison.cells)
 
 
 def _label(name: str) -> str:

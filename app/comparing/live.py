@@ -27,7 +27,7 @@ def draw(comparison: Comparison) -> None:
 
 def _has_curve(comparison: Comparison) -> bool:
     """Whether a validation loss after the one at step 0 is there."""
-    return any(cell.step >= comparison.spec.first_evaluation for cell in comparison.cells)
+    return any(cell.step >= comparison.spec.first_evaluation for cell in comparison.tested)
 
 
 def _watch(path: str, had_curve: bool) -> None:
@@ -45,9 +45,10 @@ def _watch(path: str, had_curve: bool) -> None:
             return
         n = sum(c.state == "done" for c in comparison.cells)
         left = comparison.seconds_left
+        total = len(comparison.cells) + comparison.n_coming
+        what = "Choosing rates" if comparison.n_coming else "Training"
         st.title(
-            f"Training: {n} of {words.plural(len(comparison.cells), 'run')}"
-            + (f", about {duration(left)} left." if left else "."),
+            f"{what}: {n} of {words.plural(total, 'run')}" + (f", about {duration(left)} left." if left else "."),
             anchor=False,
         )
         fixed = (
@@ -72,10 +73,15 @@ def _watch(path: str, had_curve: bool) -> None:
                 st.markdown(":small[:gray[Stopping at the next step.]]")
         st.space("small")
         frame = folder.curves(comparison)
-        if frame.empty:
-            st.markdown(":gray[The first curves come in a few seconds.]")
-            return
         theme = theme_of(st.context.theme.type)
+        if comparison.spec.pilot.seeds:
+            charts.draw_pilot(comparison, folder.curves(comparison, of_pilot=True), None, theme)
+        if frame.empty:
+            coming = "once the rates are chosen" if comparison.n_coming else "in a few seconds"
+            st.markdown(f":gray[The first curves come {coming}.]")
+            charts.draw_runs(comparison)
+            charts.draw_log(comparison, "live ")
+            return
         rate = charts.draw_curves(comparison, frame, None, theme, "live ")
         st.space("small")
         charts.draw_ratios(comparison, frame, rate, theme, "live ")

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import streamlit as st
 
-from wisca_app.comparing import charts, setup, weights
+from wisca_app.comparing import advice, charts, choosing, setup, weights
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.job_progress import explain, latest
@@ -29,7 +29,7 @@ _STOPPED = {
 
 def facts(comparison: Comparison) -> str:
     """One line: model, text, arms, rates, seeds, steps, time."""
-    spec, rates = comparison.spec, comparison.spec.optimiser.learning_rates
+    spec = comparison.spec
     parts = [
         _model(spec),
         {"bundled": "bundled text", "text": "a text file", "jsonl": "a JSONL file", "hub": spec.data.path}[
@@ -37,13 +37,22 @@ def facts(comparison: Comparison) -> str:
         ],
         *(["the model's own tokens"] if spec.data.tokens == "tokenizer" else []),
         words.plural(len(spec.arms), "arm"),
-        f"{spec.optimiser.name} at {', '.join(f'{rate:g}' for rate in rates)}",
+        f"{spec.optimiser.name} at {_rates(comparison)}",
         words.plural(len(spec.seeds), "seed") + (", extended after looking" if comparison.is_extended else ""),
         f"{words.count(spec.steps)} steps",
     ]
     if comparison.seconds and not comparison.is_active:
         parts.append(f"{duration(comparison.seconds)} of training")
     return ", ".join(parts) + "."
+
+
+def _rates(comparison: Comparison) -> str:
+    spec, chosen = comparison.spec, comparison.pilot.chosen
+    if not spec.has_pilot:
+        return ", ".join(f"{rate:g}" for rate in spec.optimiser.learning_rates)
+    if not chosen:
+        return "rates that its pilot is to choose"
+    return f"{' and '.join(f'{rate:g}' for rate in sorted(set(chosen.values())))}, chosen by pilot runs"
 
 
 def _model(spec: Spec) -> str:
@@ -62,57 +71,38 @@ def _model(spec: Spec) -> str:
 
 
 def draw(comparison: Comparison, is_sample: bool) -> None:
-    finished = sum(c.state == "done" for c in comparison.cells)
+    finished = sum(c.state == "done" for c in comparison.tested)
     frame = folder.curves(comparison)
     found = report(comparison, frame) if finished else None
     if found and comparison.state != "done" and all(e.loss.n < 2 for e in found.main):
         found = None  # no interval yet: curves and runs say all there is
-    if comparison.state == "done":
-        st.title(
-            words.markdown_text(found.sentence) if found else "No run finished, so nothing can be said.", anchor=False
-        )
-    else:
-        st.title(
-            f"{_STOPPED[comparison.state]} {finished} of {words.plural(len(comparison.cells), 'run')} finished.",
-            anchor=False,
-        )
-        job = latest("compare", comparison=str(comparison.path))
-        if job is not None and job.state == "failed":
-            explain(job, "What stopped it")
-        elif comparison.message:
-            plain(comparison.message)
-        if found:
-            st.markdown(f":gray[So far, not to be quoted:] {words.markdown_text(found.sentence)}")
-    if found:
-        st.markdown(
-            f"{words.markdown_text(' '.join([f'{found.subject}. {found.reading}', *found.beside]))} {for_scale(comparison.spec)}"
-        )
+    _say(comparison, found, finished)
+    _actions(comparison, frame, found, is_sample)
+    theme = theme_of(st.context.theme.type)
+    if not found:
+        pilot = folder.curves(comparison, of_pilot=True) if comparison.spec.pilot.seeds else frame.iloc[:0]
+        if len(pilot):
+            st.space("small")
+            charts.draw_pilot(comparison, pilot, None, theme)
+        if len(frame):
+            st.space("small")
+            charts.draw_curves(comparison, frame, None, theme)
+        charts.draw_runs(comparison)
+        charts.draw_log(comparison)
+        return
+    _metrics(comparison, found)
+    st.space("small")
+    _answer_charts(comparison, frame, found, theme)
+    st.space("small")
+    advice.draw(comparison, found, _start(frame, comparison.spec.baseline.name))
     if comparison.spec.note:
         with st.container(border=True, gap="xsmall"):
             st.markdown(":small[**How this comparison came about**]")
             plain(comparison.spec.note)
-    _actions(comparison, frame, found, is_sample)
-    if not found:
-        if len(frame):
-            st.space("small")
-            charts.draw_curves(comparison, frame, None, theme_of(st.context.theme.type))
-        charts.draw_runs(comparison)
-        charts.draw_log(comparison)
-        return
-    st.space("small")
-    theme = theme_of(st.context.theme.type)
-    rate = charts.draw_curves(comparison, frame, found, theme)
-    st.space("small")
-    if len(comparison.spec.optimiser.learning_rates) > 1:
-        left, right = st.columns(2, gap="large")
-        with left:
-            charts.draw_forest(comparison, found, theme)
-        with right:
-            charts.draw_rates(comparison, frame, found, theme)
-    else:
-        charts.draw_forest(comparison, found, theme)
-    for remark in remarks(found):
+    for remark in (for_scale(comparison.spec), *remarks(found)):
         st.markdown(f":small[:gray[{words.markdown_text(remark)}]]")
+    st.space("small")
+    rate = charts.draw_curves(comparison, frame, found, theme)
     st.space("small")
     charts.draw_ratios(comparison, frame, rate, theme)
     st.space("small")
@@ -124,24 +114,93 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
     charts.draw_log(comparison)
 
 
+def _say(comparison: Comparison, found: Report | None, finished: int) -> None:
+    """The answer and what decides more, or where it stopped."""
+    if comparison.state == "done":
+        st.title(
+            words.markdown_text(found.sentence) if found else "No run finished, so nothing can be said.", anchor=False
+        )
+    else:
+        n = len(comparison.tested) + comparison.n_coming
+        st.title(f"{_STOPPED[comparison.state]} {finished} of {words.plural(n, 'run')} finished.", anchor=False)
+        job = latest("compare", comparison=str(comparison.path))
+        if job is not None and job.state == "failed":
+            explain(job, "What stopped it")
+        elif comparison.message:
+            plain(comparison.message)
+        if found:
+            st.markdown(f":gray[So far, not to be quoted:] {words.markdown_text(found.sentence)}")
+    if found:
+        subject = found.subject[0].upper() + found.subject[1:]
+        said = filter(None, [found.decides_more, found.identical, f"{subject}. {found.reading}", *found.beside])
+        st.markdown(words.markdown_text(" ".join(said)))
+
+
+def _metrics(comparison: Comparison, found: Report) -> None:
+    first = next(e for e in found.main if e.arm == found.arm)
+    with st.container(horizontal=True, gap="small"):
+        st.metric("Seeds better", f"{first.n_better} of {first.loss.n}", width=130)
+        if first.p_flip is not None:
+            text = f"{first.p_flip:.4f}" if first.p_flip >= 0.0001 else "< 0.0001"
+            st.metric(
+                "p, sign flip",
+                text,
+                width=130,
+                help="Exact: the share of all patterns of signs of these differences whose mean is as far from zero.",
+            )
+        rates = sorted(set(first.baseline_rates))
+        if len(rates) == 1:
+            st.metric("Best rate", f"{rates[0]:g}", width=130, help="Of the baseline, among those tried.")
+        share = dict(found.clipped).get(comparison.spec.baseline.name)
+        if share is not None:
+            st.metric(
+                "Clipped steps",
+                f"{share:.0%}",
+                width=130,
+                help="Of the baseline: steps whose gradient was longer than the limit. A rescale changes the norm that is looked at.",
+            )
+        st.metric("Windows", words.count(found.windows), width=130, help="That the final loss is the mean of.")
+
+
+def _answer_charts(comparison: Comparison, frame: pd.DataFrame, found: Report, theme) -> None:
+    """Dose or differences, and beside it the rates, where several were tried."""
+    pilot = folder.curves(comparison, of_pilot=True) if comparison.spec.pilot.seeds else frame
+    has_rates = bool(found.sweeps)
+    left, right = st.columns(2, gap="large") if has_rates else (st.container(), None)
+    with left:
+        charts.draw_dose(comparison, found, theme)
+    if right is not None:
+        with right:
+            charts.draw_pilot(comparison, pilot, found, theme)
+
+
+def _start(frame: pd.DataFrame, baseline: str) -> dict[str, float]:
+    """Pair -> log2 of the ratio of its norms before the first step, mean of the seeds."""
+    rows = frame[(frame["arm"] == baseline) & (frame["step"] == 0)]
+    return {pair: float(rows[pair].mean()) for pair in ("qk", "vo", "lora") if rows[pair].notna().any()}
+
+
 def _actions(comparison: Comparison, frame: pd.DataFrame, found: Report | None, is_sample: bool) -> None:
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         unfinished = any(c.state != "done" and (c.state != "failed" or not c.is_final) for c in comparison.cells)
-        if (
-            unfinished
-            and not is_sample
-            and st.button("Start" if comparison.state == "new" else "Resume", type="primary", key="compare resume")
+        goes_on = (unfinished or comparison.n_coming) and not is_sample
+        if goes_on and st.button(
+            "Start" if comparison.state == "new" else "Resume", type="primary", key="compare resume"
         ):
             with errors_as_messages("It cannot be resumed"):
                 setup.go_on(comparison.path)
                 st.rerun()
+        choosing.draw_new("secondary" if goes_on else "primary")
         if comparison.state == "done" and not is_sample:
-            n = st.number_input("Seeds to add", 1, 100, 4, key="compare more", width=120)
-            if st.button("Add seeds", key="compare add", help="The result is then marked as extended after looking."):
-                with errors_as_messages("Seeds cannot be added"):
-                    folder.add_seeds(comparison.path, int(n))
-                    setup.go_on(comparison.path)
-                    st.rerun()
+            with st.popover("Add seeds", key="compare more seeds"):
+                n = st.number_input("Seeds to add", 1, 100, 4, key="compare more", width=120)
+                if st.button(
+                    "Add seeds", key="compare add", help="The result is then marked as extended after looking."
+                ):
+                    with errors_as_messages("Seeds cannot be added"):
+                        folder.add_seeds(comparison.path, int(n))
+                        setup.go_on(comparison.path)
+                        st.rerun()
         if found and comparison.state == "done":
             with st.popover("Quote"):
                 st.code(_quote(comparison, found), language=None, wrap_lines=True)
@@ -157,6 +216,8 @@ def _quote(comparison: Comparison, found: Report) -> str:
             None,
             [
                 found.sentence,
+                found.decides_more,
+                found.identical,
                 f"{found.subject}.",
                 found.reading,
                 *found.beside,

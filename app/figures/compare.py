@@ -47,8 +47,8 @@ def styles(arms: Sequence[Arm], theme: Theme) -> dict[str, tuple[str, str]]:
             out[arm.name] = (theme.quiet, "solid")
         elif arm.kind == "placebo":
             out[arm.name] = (theme.quiet, "dot")
-        elif arm.kind == "inverse":
-            out[arm.name] = (theme.text, "dashdot")
+        elif arm.kind == "inverse" or (arm.kind == "rates" and arm.strength == -1):
+            out[arm.name] = (theme.text, "dashdot" if arm.kind == "inverse" else "longdashdot")
         elif arm.name in ("wisca", "lora_ab"):
             out[arm.name] = (theme.ink, "solid")
         elif arm.every is None and (theme.ink, "dash") not in out.values():
@@ -182,13 +182,13 @@ def _band(fig, rows, colour, row) -> None:
     )
 
 
-def curves_finding(report: Report | None, arms: Sequence[Arm], rate: float) -> str:
+def curves_finding(report: Report | None, arms: Sequence[Arm], rate: float | None) -> str:
     """The chart's title, about the rate that is shown. Only with one rate is that what the correction is about."""
     if report is None or report.grade == "none":
         return "Loss and its paired difference so far" if report is None else "Loss and its paired difference"
-    shown = [e for e in report.effects if e.rate == rate]
+    shown = [e for e in report.effects if e.rate == rate] if rate else list(report.main)
     apart = [e for e in shown if is_clear(e)]
-    if report.best:
+    if report.best and rate:
         lead = f"At rate {rate:g} "
         return lead + (
             f"{_directions(apart, arms)}, before any correction"
@@ -291,62 +291,6 @@ def forest_finding(report: Report, arms: Sequence[Arm]) -> str:
     return f"{_directions(clear, arms)} than the baseline{corrected}"
 
 
-def rates_finding(table: pd.DataFrame, arms: Sequence[Arm]) -> str:
-    """Where the rings are."""
-    means = table[~table["diverged"]].groupby(["arm", "rate"])["final"].mean()
-    names, tried = titles(arms), sorted(table["rate"].unique())
-    best = {arm.name: float(means[arm.name].idxmin()) for arm in arms if arm.name in means}
-    if not best:
-        return "No run ended below its start"
-    if len(set(best.values())) == 1:
-        rate = next(iter(best.values()))
-        end = ", the highest tried" if rate == tried[-1] else ", the lowest tried" if rate == tried[0] else ""
-        return f"{'All arms are' if len(best) > 1 else 'It is'} best at {rate:g}{end}"
-    return "Best rates: " + "; ".join(
-        f"{rate:g} for {listed([names[a] for a, r in best.items() if r == rate])}"
-        for rate in sorted(set(best.values()))
-    )
-
-
-def rates(table: pd.DataFrame, arms: Sequence[Arm], theme: Theme, unit_of_loss: str) -> go.Figure:
-    """Final loss against the learning rate: seeds as dots, means as lines, a ring at each arm's lowest mean."""
-    fig = figure(theme, 260 + _top(arms), showlegend=True, legend=LEGEND)
-    names, looks = labels(arms), styles(arms, theme)
-    for arm in arms:
-        colour, dash = looks[arm.name]
-        rows = table[(table["arm"] == arm.name) & ~table["diverged"]]
-        if rows.empty:
-            continue
-        means = rows.groupby("rate")["final"].mean()
-        dots = dict(size=4, color=see_through(colour, 0.6))
-        fig.add_trace(
-            go.Scatter(x=rows["rate"], y=rows["final"], mode="markers", marker=dots, showlegend=False, hoverinfo="skip")
-        )
-        fig.add_trace(
-            go.Scatter(
-                x=means.index,
-                y=means,
-                mode="lines",
-                name=names[arm.name],
-                line=dict(color=colour, dash=dash, width=1.8),
-                hovertemplate=names[arm.name] + "<br>rate %{x:g}: %{y:.3f} nats<extra></extra>",
-            )
-        )
-        best = means.idxmin()
-        ring = dict(symbol="circle", size=9, color=theme.page, line=dict(color=colour, width=1.8))
-        fig.add_trace(
-            go.Scatter(x=[best], y=[means[best]], mode="markers", marker=ring, showlegend=False, hoverinfo="skip")
-        )
-    values = sorted(table["rate"].unique())
-    fig.update_xaxes(
-        type="log", tickvals=values, ticktext=[f"{v:g}" for v in values], title=dict(text="learning rate", standoff=14)
-    )
-    fig.update_yaxes(tickformat=".2f")
-    fig.update_layout(margin=dict(l=48, r=12, t=_top(arms), b=56))
-    unit(fig, f"final loss, {unit_of_loss}", dx=-44)
-    return fig
-
-
 def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, steps: int) -> go.Figure:
     """Median ratio of norms over the steps; ``bands``: arm, step, mean (log2)."""
     fig = figure(theme, 240 + _top(arms), showlegend=True, legend=LEGEND)
@@ -404,20 +348,23 @@ def gradients(bands: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int
     return fig
 
 
-def gradient_finding(bands: pd.DataFrame, arms: Sequence[Arm]) -> str:
-    """How far the arms are apart in the last quarter of the run."""
+def gradient_finding(bands: pd.DataFrame, arms: Sequence[Arm], steps: int) -> str:
+    """How far the arms are apart in the last quarter of the steps there are; of a run that goes on, so far."""
     late = bands[bands["step"] >= 0.75 * bands["step"].max()] if len(bands) else bands
     means = late[late["mean"] > 0].groupby("arm")["mean"].median()
     base = next(arm.name for arm in arms if arm.kind == "none")
     rescaled = [arm.name for arm in arms if arm.kind in ("balance", "inverse") and arm.name in means]
     if base not in means or not rescaled:
         return "Gradient norms"
+    is_late = bands["step"].max() >= 0.75 * steps
     others = (means[rescaled] / means[base]).map(lambda r: max(r, 1 / r))
     far = others.idxmax()
     if others[far] < 1.1:
-        return "Late in the run the gradients of all arms are within 10 % of the baseline's"
+        return (
+            f"{'Late in the run' if is_late else 'So far'} the gradients of all arms are within 10 % of the baseline's"
+        )
     word = "larger" if means[far] > means[base] else "smaller"
-    return f"Gradients of {labels(arms)[far]} are {words.times(others[far])} {word} than the baseline's late in the run"
+    return f"Gradients of {labels(arms)[far]} are {words.times(others[far])} {word} than the baseline's {'late in the run' if is_late else 'so far'}"
 
 
 def ratio_finding(bands: pd.DataFrame, arms: Sequence[Arm], pair: str) -> str:

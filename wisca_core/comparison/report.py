@@ -48,7 +48,8 @@ class Report:
     "no useful gain", "not settled", "no answer yet", or "" under 4 seeds. ``decides_more``: what the learning rate does to
     the baseline, where that is more; ``identical``: how far WISCA is from its own learning rates, where both were trained.
     ``clipped``: arm -> share of clipped steps; ``sweeps``: arm -> (rate, mean final loss) of the runs that chose the rates,
-    ``tested``: arm -> the rate it was tested at, both empty without a choice of rates.
+    ``tested``: arm -> the rate it was tested at, both empty without a choice of rates. ``arm``: the name of the sentence's;
+    ``windows``: how many the final loss is the mean of.
     """
 
     name: str
@@ -78,6 +79,8 @@ class Report:
     clipped: tuple[tuple[str, float], ...] = ()
     sweeps: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()
     tested: tuple[tuple[str, float], ...] = ()
+    arm: str = ""
+    windows: int = 0
 
     @property
     def main(self) -> tuple[Effect, ...]:
@@ -148,6 +151,8 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
         remarks=_remarks(comparison, main, first, kinds, best, shares),
         corpus_sha256=str(comparison.corpus.get("sha256", "")),
         answer=said.answer(first, grade),
+        arm=first.arm,
+        windows=_windows(comparison, curves),
         decides_more=said.decides_more(first, dict(sweeps).get(base, ())) if grade != "none" else "",
         identical=said.identical(main, final),
         clipped=tuple(shares.items()),
@@ -158,6 +163,15 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
             if spec.has_pilot and (rate := comparison.pilot.rate(spec, arm)) is not None
         ),
     )
+
+
+def _windows(comparison: Comparison, curves: pd.DataFrame) -> int:
+    """How many windows the final losses are means of, as the cells were measured."""
+    data, facts = comparison.spec.data, comparison.corpus
+    if not curves["final_loss"].notna().any():
+        return data.validation_windows
+    held_out = int(facts.get("n_validation_tokens", data.final_windows * data.context))
+    return min(data.final_windows, max(1, held_out // data.context))
 
 
 def _sweeps(comparison: Comparison, table: pd.DataFrame) -> tuple[tuple[str, tuple[tuple[float, float], ...]], ...]:
