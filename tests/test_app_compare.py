@@ -1,6 +1,7 @@
 """The Compare page: set up, start, watch, reattach, and read what may be said; never more than that."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -8,17 +9,18 @@ from pathlib import Path
 
 import pytest
 from dashboard_page import metrics, page, texts
+from small_comparison import fill, with_pilot
 from streamlit.testing.v1 import AppTest
 
 from wisca_app.comparing import fields
 from wisca_app.comparing.choosing import SAMPLES
-from wisca_app.figures import compare
+from wisca_app.figures import compare, dose
 from wisca_app.figures.template import DARK, LIGHT
 from wisca_core import jobs, storage
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.presets import ARMS, LORA_ARMS
 from wisca_core.comparison.report import report
-from wisca_core.comparison.spec import Spec
+from wisca_core.comparison.spec import Arm, OptimiserSpec, PilotSpec, Spec
 from wisca_core.errors import OutputRefused, UnreadableInput
 
 SAMPLE = SAMPLES / "compare-gqa64"
@@ -55,13 +57,15 @@ def started(monkeypatch) -> list:
 
 def test_before_the_start_time_memory_and_seeds_are_said():
     at = page("compare", comparison="new")
-    assert metrics(at)["Runs"] == "16" and metrics(at)["Seeds needed"] == "8"
-    # 16 runs of 1,200 steps at 0.05 s, and what evaluating adds, on the cores there are: minutes, not seconds
+    # 2 arms x 3 rates x 3 pilot seeds, and 3 arms x 8 seeds. Spread 0.063, 0.05 / 2: (2.241 + 0.842)^2 (0.063 / 0.044)^2
+    # = 19.5 for a known spread, and three more for the t distribution
+    assert metrics(at)["Runs"] == "42" and metrics(at)["Seeds needed"] == "23"
+    # 42 runs of 500 steps at 0.05 s, and what evaluating adds, on the cores there are: minutes, not seconds
     assert "min" in metrics(at)["Time, about"] and metrics(at)["Parameters"] == "201 k"
-    assert "4 seeds planned: fewer" in texts(at)
-    assert "0.044 nats per byte four times out of five (corrected for 3 comparisons) takes 8 seeds" in texts(at)
-    at.number_input(key="compare seeds default").set_value(8).run()
-    assert metrics(at)["Runs"] == "32" and "8 seeds planned: enough" in texts(at)
+    assert "8 seeds planned: fewer" in texts(at)
+    assert "0.044 nats per byte four times out of five (corrected for 2 comparisons) takes 23 seeds" in texts(at)
+    at.number_input(key="compare seeds default").set_value(24).run()
+    assert metrics(at)["Runs"] == "90" and "24 seeds planned: enough" in texts(at)
     assert "nothing was measured at this length" not in texts(at)
     at.number_input(key="compare steps default").set_value(60).run()
     assert "nothing was measured at this length, size or unit, so it may be far off" in texts(at)
@@ -81,10 +85,12 @@ def test_start_creates_the_folder_and_asks_for_the_very_job(monkeypatch):
     assert [arm.name for arm in spec.arms] == ["baseline", "wisca", "placebo"]
     assert (spec.steps, spec.seeds, spec.optimiser.learning_rates, spec.optimiser.warmup_steps) == (
         300,
-        (1, 2, 3, 4),
+        tuple(range(1, 9)),
         (0.001, 0.003),
         30,
     )
+    assert (spec.pilot.seeds, spec.pilot.arms) == ((101, 102, 103), ("baseline", "wisca"))
+    assert {c.seed for c in folder.read(place).cells} == {101, 102, 103}  # the rest once the rates are chosen
     assert at.query_params["comparison"] in (place.name, [place.name])
 
 
@@ -93,6 +99,7 @@ def test_the_way_of_training_is_chosen_and_said(monkeypatch):
     monkeypatch.setattr("wisca_core.comparison.execution_plan.cores", lambda: 2)
     at = page("compare", comparison="new")
     assert "Time is for 2 processes of one thread," in texts(at)
+    at.multiselect(key="compare arms default").set_value(["wisca"]).run()  # replicas know no rates of single matrices
     at.selectbox(key="compare executor").set_value("replicas").run()
     at.number_input(key="compare workers").set_value(3).run()
     assert "Time is for 3 processes of one thread, up to 2 runs at once in each," in texts(at)
@@ -145,7 +152,7 @@ def test_an_error_of_the_spec_leads_to_the_field_of_the_form():
     at.number_input(key="compare kv").set_value(1).run()
     at.checkbox(key="compare own").check().run()
     at.text_input(key="compare own name").set_value("Baseline").run()
-    assert "see Name, under An arm of your own" in texts(at) and "arms[4].name: 'Baseline' was given" in texts(at)
+    assert "see Name, under An arm of your own" in texts(at) and "arms[3].name: 'Baseline' was given" in texts(at)
     at.text_input(key="compare own name").set_value("wisca").run()
     assert "see Name, under An arm of your own" in texts(at) and "allowed is each name once" in texts(at)
     at.text_input(key="compare own name").set_value("mine").run()
@@ -203,7 +210,7 @@ def test_a_text_that_cannot_be_trained_on_is_refused_before_the_start(tmp_path):
         assert not [b for b in at.button if b.key == "compare start"]
     (tmp_path / "enough.txt").write_text("enough" * 1000)
     at.text_input(key="compare path").set_value(str(tmp_path / "enough.txt")).run()
-    assert not at.button(key="compare start").disabled and metrics(at)["Runs"] == "16"
+    assert not at.button(key="compare start").disabled and metrics(at)["Runs"] == "42"
 
 
 def test_a_model_that_does_not_fit_cannot_be_started(monkeypatch):
@@ -231,11 +238,11 @@ def choose_model(at: AppTest, kind: str) -> AppTest:
         (
             "shrunk",
             "The open model's config made smaller: width 64, 4 layers, 8 query heads on 2 KV heads",
-            "16",
+            "42",
             "QK + VO by KV group",
         ),
-        ("whole", "The open model, from scratch: width 192, 8 layers", "16", "QK + VO, Gram-balanced"),
-        ("lora", "LoRA of rank 8 on the open model", "20", "A/B Gram balance"),
+        ("whole", "The open model, from scratch: width 192, 8 layers", "42", "QK + VO, Gram-balanced"),
+        ("lora", "LoRA of rank 8 on the open model", "48", "A/B Gram balance"),
     ],
 )
 def test_the_open_model_smaller_whole_or_with_adapters_is_one_choice_away(monkeypatch, kind, said, runs, arms):
@@ -297,8 +304,8 @@ def test_an_arm_of_ones_own_goes_along_and_one_that_does_what_another_does_is_na
 def test_the_effect_one_wants_to_see_decides_the_seeds(monkeypatch):
     at = page("compare", comparison="new")
     at.number_input(key="compare effect default").set_value(0.02).run()
-    # spread 0.028 nats, 0.05 / 3: (2.394 + 0.842)^2 (0.028 / 0.020)^2 = 20.5 for a known spread, and three more for the t distribution
-    assert metrics(at)["Seeds needed"] == "24" and "With other lengths:" in texts(at)
+    # spread 0.063 nats, 0.05 / 2: (2.241 + 0.842)^2 (0.063 / 0.020)^2 = 94.3 for a known spread, and three more for t
+    assert metrics(at)["Seeds needed"] == "97"
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -311,6 +318,7 @@ def test_the_bundled_comparison_is_shown_first_with_the_sentence_that_may_be_quo
     assert at.title[0].value.replace("\\", "") == found.sentence and found.sentence.startswith("Preliminary. ")
     assert "One learning rate was tried" in texts(at) and "at least one of 3 intervals" in texts(at)
     assert len(at.get("plotly_chart")) == 4
+    assert metrics(at)["Seeds better"] == f"{found.effects[0].n_better} of 4" and metrics(at)["Windows"] == "64"
     table = at.dataframe[0].value
     assert table["Arm"].tolist() == ["Baseline", "QK + VO, every 25", "QK only", "Inverse scaling"]
     assert table["Better"].tolist()[1] == f"{found.effects[0].n_better} of 4"
@@ -329,7 +337,7 @@ def test_seeds_added_to_a_finished_comparison_mark_it_as_extended(monkeypatch):
     assert "extended after looking" in texts(at) and "Extended after looking: 2 seeds were added" in texts(at)
     assert "Extended after looking, so only a hint" in texts(
         at
-    ) and "As it was fixed beforehand: Preliminary. No detectable difference: −0.045" in texts(at)
+    ) and "As it was fixed beforehand: Preliminary. Not settled: −0.045" in texts(at)
 
 
 def test_arms_that_do_not_start_equal_are_not_shown_as_a_result():
@@ -430,13 +438,14 @@ def test_weights_that_are_not_there_are_told_from_weights_that_were_not_to_be_ke
 def test_keeping_the_final_weights_is_a_choice_with_its_size_on_disk(monkeypatch):
     started(monkeypatch)
     at = page("compare", comparison="new")
-    # 16 runs of 201,344 parameters of 4 bytes are 12.9 MB; beside them curves, and the checkpoints of two runs that go
+    at.toggle(key="compare keep").set_value(True).run()
+    # 42 runs of 201,344 parameters of 4 bytes are 33.8 MB; beside them curves, and the checkpoints of two runs that go
     with_weights = re.search(
         r"Disk: about ([\d.]+) MB with the final weights of every run; .* are free there", texts(at)
     )
     at.toggle(key="compare keep").set_value(False).run()
     without = re.search(r"Disk: about ([\d.]+) MB without the final weights", texts(at))
-    assert float(with_weights[1]) - float(without[1]) == pytest.approx(12.9, abs=0.6)
+    assert float(with_weights[1]) - float(without[1]) == pytest.approx(33.8, abs=0.6)
     at.button(key="compare start").click().run()
     assert folder.read(folder.every()[0]).spec.save_weights is False
 
@@ -472,6 +481,138 @@ def test_a_damaged_folder_is_a_message():
     (place / "status.json").write_text("{")
     at = page("compare", comparison=place.name)
     assert "is not a wisca-comparison-status file" in texts(at)
+
+
+STRENGTHS = {"minus_1": -1.0, "half": 0.5, "full": 1.0, "more": 1.5}
+DOSE = (
+    ARMS["baseline"],
+    ARMS["wisca"],
+    *(Arm(name, kind="rates", clip_norm="plain", strength=strength) for name, strength in STRENGTHS.items()),
+)
+
+
+def piloted(name: str = "20260101-000000-dose", **more) -> Path:
+    """Finished, best at 2e-3 for all; harm grows with the strength and is smaller the other way."""
+    shift = {"baseline": 0.0, "wisca": 0.1, "minus_1": 0.04, "half": 0.03, "full": 0.1, "more": 0.2}
+    place = storage.folder("comparisons") / name
+    with_pilot(
+        place,
+        lambda arm, rate: 2.0 + abs(math.log2(rate / 2e-3)) / 10 + (0.15 - 40 * (4e-3 - rate) if arm == "wisca" else 0),
+        lambda arm, rate, seed: 2.0 + seed / 10 + shift[arm] + seed / 1000 * (arm != "baseline"),
+        arms=DOSE,
+        seeds=range(1, 9),
+        **more,
+    )
+    return place
+
+
+def test_the_answer_what_decides_more_the_dose_the_rates_and_what_to_do():
+    at = page("compare", comparison=piloted().name)
+    assert not at.exception
+    assert at.title[0].value.replace("\\", "").startswith("No useful gain: loss +0.1")
+    said, headings = texts(at), [s.value for s in at.subheader]
+    # the baseline at 1e-3 is one octave from its best: 0.1; the arm's own difference is larger
+    assert "each arm at its own best rate" in said and "exact sign-flip p = 0.008" in said
+    assert headings[0] == "Loss rises both ways, most with balance" and "What to do with this" in headings
+    assert "Only at too low a rate does it look better" in headings
+    assert metrics(at)["p, sign flip"] == "0.0078" and metrics(at)["Best rate"] == "0.002"
+    assert "Raise the rate first" in said and "Rescale where the rate is not yours" in said
+    assert "The rule, fixed beforehand" in said and "AdamW([" in "".join(c.value for c in at.code)
+    at.segmented_control(key="compare groups").set_value("Megatron-Core").run()
+    assert "get_standard_config_overrides" in "".join(c.value for c in at.code)
+    at.button(key="compare new").click().run()
+    assert not at.exception and at.session_state["comparison"] == "new"
+    assert at.title[0].value == "Would rescaling help a training like yours?"
+
+
+def test_a_baseline_that_still_improves_is_no_answer_on_the_page_either():
+    place = storage.folder("comparisons") / "20260101-000000-end"
+    with_pilot(place, lambda arm, rate: 2 - math.log2(rate) / 10, lambda arm, rate, seed: 2.0 + seed / 10)
+    at = page("compare", comparison=place.name)
+    assert "No answer yet: the baseline still improves with the rate" in at.title[0].value.replace("\\", "")
+    assert "The baseline is best at the highest rate tried: no bracket, no answer" in [s.value for s in at.subheader]
+
+
+def test_the_groups_to_copy_are_the_rates_that_a_balance_comes_to():
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from wisca_app.comparing import advice
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=6,
+        num_key_value_heads=1,
+    )
+    model = Qwen2ForCausalLM(config)  # with biases on q, k and v
+    given = {"model": model, "lr": 1e-3, "wd": 0.1}
+    exec(advice.pytorch({"qk": 6**0.5, "vo": 6**-0.5}), given)
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in given["optimizer"].param_groups for p in g["params"]}
+    attention = model.model.layers[0].self_attn
+    heavy, light = 6**0.5 * 1e-3, 6**-0.5 * 1e-3
+    wanted = {"q_proj": heavy, "k_proj": light, "v_proj": light, "o_proj": heavy}
+    for name, rate in wanted.items():
+        assert rates[id(getattr(attention, name).weight)][0] == pytest.approx(rate, rel=5e-3)
+        # the decay of a step, rate times decay, stays what it was
+        assert math.prod(rates[id(getattr(attention, name).weight)]) == pytest.approx(1e-4)
+        if getattr(attention, name).bias is not None:
+            assert rates[id(getattr(attention, name).bias)] == (pytest.approx(rate, rel=5e-3), 0.0)
+    assert rates[id(model.lm_head.weight)][0] == 1e-3 and len(rates) == len(list(model.parameters()))
+    compile(advice.megatron({"vo": 6**-0.5}), "megatron", "exec")
+    compile(advice.LORA_CODE, "lora", "exec")
+
+
+def test_one_that_was_cancelled_before_its_first_step_is_not_landed_on():
+    place = fresh("20990101-000000-empty")
+    folder.write_status(place, "cancelled", seconds=1.0)
+    kept()
+    at = page("compare")
+    assert at.selectbox(key="comparison").value == "20260101-000000-kept"
+    assert page("compare", comparison=place.name).title[0].value.startswith("Cancelled. 0 of 8 runs")
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_the_dose_and_the_rates_show_the_numbers_of_the_report(theme):
+    comparison = folder.read(piloted())
+    found = report(comparison, folder.curves(comparison))
+    points = dose.doses(found, comparison.spec.arms)
+    assert [s for s, _ in points] == [-1.0, 0.5, 1.0, 1.5]
+    fig = dose.dose(points, found, 0.02, theme)
+    diamonds = {t.x[0]: t.y[0] for t in fig.data if t.marker.symbol == "diamond"}
+    assert diamonds == {s: pytest.approx(e.loss.mean) for s, e in points}
+    low, high = fig.layout.yaxis.range
+    assert all(low < v < high for _, e in points for v in (*e.differences, e.loss.low, e.loss.high, -0.02))
+    assert list(fig.layout.xaxis.tickvals) == [-1.0, 0.0, 0.5, 1.0, 1.5]
+    table = statistics.finals(comparison, folder.curves(comparison, of_pilot=True))
+    fig = dose.sweep(table, dict(found.tested), comparison.spec.arms, theme, "nats per byte")
+    rings = [t for t in fig.data if t.marker.symbol == "circle" and t.yaxis == "y"]
+    assert [t.x[0] for t in rings] == [2e-3, comparison.pilot.chosen["wisca"]]
+    brackets = [list(t.x) for t in fig.data if t.yaxis == "y2" and t.mode == "lines+markers"]
+    assert brackets[0] == [1e-3, 4e-3]
+
+
+def test_while_the_pilot_runs_the_page_says_that_rates_are_chosen():
+    spec = Spec(
+        "piloting",
+        arms=(ARMS["baseline"], ARMS["wisca"]),
+        steps=100,
+        optimiser=OptimiserSpec(learning_rates=(1e-3, 2e-3)),
+        pilot=PilotSpec((101,)),
+    )
+    place = folder.create(storage.folder("comparisons") / "20260101-000000-piloting", spec)
+    fill(place, lambda arm, rate, seed: 2.0, missing={"wisca-lr0.002-seed101": "the training loss became nan"})
+    folder.write_status(place, "running", seconds=5.0)
+    held = storage.take_lock(place / "lock")
+    try:
+        at = page("compare", comparison=place.name)
+        assert at.title[0].value.startswith("Choosing rates: 3 of 12 runs") and len(at.get("plotly_chart")) == 1
+        assert "The first curves come once the rates are chosen." in texts(at)
+    finally:
+        os.close(held)
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -709,10 +850,14 @@ def test_titles_are_about_the_rate_that_is_shown_and_name_the_direction():
     arms = comparison.spec.arms
     assert compare.curves_finding(found, arms, 3e-3) == "At rate 0.003 QK + VO ends higher, before any correction"
     assert compare.curves_finding(found, arms, 1e-3) == "At rate 0.001 QK only ends lower, before any correction"
+    assert (
+        found.sentence
+        == "Preliminary. No answer yet: the baseline still improves with the rate, up to the highest tried."
+    )
     assert compare.forest_finding(found, arms) == "Every interval spans zero"
     assert (
-        compare.rates_finding(statistics.finals(comparison, curves), arms)
-        == "Best rates: 0.001 for QK + VO and QK only; 0.003 for Baseline"
+        dose.sweep_finding(statistics.finals(comparison, curves), arms)
+        == "The baseline is best at the highest rate tried: no bracket, no answer"
     )
     comparison, curves, found = sample("compare-gqa64-8-seeds")
     assert compare.curves_finding(found, comparison.spec.arms, 1e-3) == "QK + VO ends lower, Inverse scaling higher"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from small_comparison import fill, with_pilot
 
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.presets import ARMS
@@ -44,34 +45,6 @@ def made(
     fill(path, final, start, missing, middle)
     folder.write_status(path, "done")
     return folder.read(path)
-
-
-def fill(path, final, start=lambda arm, seed: 5.5, missing=(), middle=None):
-    for cell in folder.read(path).cells:
-        if cell.name in missing:
-            folder.write_cell_status(cell, state="failed", reason=missing[cell.name])
-            continue
-        points = (
-            [(0, start(cell.arm, cell.seed))]
-            + ([(50, middle(cell.arm))] if middle else [])
-            + [(100, final(cell.arm, cell.rate, cell.seed))]
-        )
-        rows = [{"format": "wisca-metrics", "version": 1}] + [
-            {
-                "step": s,
-                "train_loss": None,
-                "val_loss": v,
-                "lr": 0.0,
-                "grad_norm": None,
-                "tokens": s,
-                "seconds": 1.0,
-                "qk": 3.0,
-                "vo": -3.0,
-            }
-            for s, v in points
-        ]
-        (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        folder.write_cell_status(cell, state="done")
 
 
 def report_of(comparison):
@@ -477,28 +450,6 @@ def test_the_rule_in_its_order(tmp_path, d, answer, lead):
             "With this spread (0.059), seeing a gain of 0.02 nats per byte four times out of five takes about 70"
             in r.reading
         )
-
-
-def with_pilot(path, pilot_loss, final, grid=(1e-3, 2e-3, 4e-3), arms=None, added=2, seeds=(1, 2, 3, 4), clipped=None):
-    """A comparison whose pilot runs end at ``pilot_loss(arm, rate)`` and its tested ones at ``final(arm, rate, seed)``."""
-    spec = Spec(
-        "piloted",
-        arms=arms or (ARMS["baseline"], ARMS["wisca"], Arm("rates", kind="rates", clip_norm="plain", rate_of="wisca")),
-        seeds=tuple(seeds),
-        steps=100,
-        optimiser=OptimiserSpec(learning_rates=grid),
-        pilot=PilotSpec((101, 102), ("baseline", "wisca"), added),
-    )
-    folder.create(path, spec)
-
-    def ended() -> None:
-        fill(path, lambda arm, rate, seed: pilot_loss(arm, rate) if seed > 100 else final(arm, rate, seed))
-
-    ended()
-    while folder.settle_pilot(path):
-        ended()
-    folder.write_status(path, "done")
-    return folder.read(path)
 
 
 def test_the_pilot_grows_its_grid_until_the_best_is_inside_and_chooses_for_each_arm(tmp_path):

@@ -145,13 +145,16 @@ def test_rates_train_as_the_rescale_does(small):
 
     wisca = replace(ARMS["wisca"], every=3)
     rates = Arm("rates", kind="rates", every=3)
-    for optimiser in (OptimiserSpec(epsilon=1e-2, clip=0.2), OptimiserSpec("sgd", momentum=0.5, clip=0.2)):
+    for optimiser in (
+        OptimiserSpec(warmup_steps=0, epsilon=1e-2, clip=0.2),
+        OptimiserSpec("sgd", warmup_steps=0, momentum=0.5, clip=0.2),
+    ):
         ours, base = losses(wisca, optimiser), losses(ARMS["baseline"], optimiser)
         assert np.allclose(losses(rates, optimiser), ours, rtol=1e-11, atol=0)
         assert abs(ours[-1] - base[-1]) > 1e-4
         assert abs(losses(replace(rates, clip_norm="plain"), optimiser)[-1] - ours[-1]) > 1e-5
     # no clipping: the two norms are one
-    free = OptimiserSpec(clip=0.0)
+    free = OptimiserSpec(warmup_steps=0, clip=0.0)
     assert losses(rates, free) == losses(replace(rates, clip_norm="plain"), free)
 
 
@@ -221,13 +224,13 @@ def test_the_pilot_runs_first_and_the_rest_follows_at_its_rates(tmp_path, small)
     spec = small(
         arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3), Arm("rates", kind="rates", every=3, rate_of="wisca")),
         optimiser=OptimiserSpec(warmup_steps=2, learning_rates=(1e-3, 1e-2)),
-        pilot=PilotSpec((7,), ("baseline", "wisca"), added_rates=1),
+        pilot=PilotSpec((7,), ("baseline", "wisca"), added_rates=0),
         seeds=(1,),
     )
     path = folder.create(tmp_path / "c", spec)
     assert {c.seed for c in folder.read(path).cells} == {7}
     comparison = executor.run(path, workers=1)
-    assert comparison.state == "done" and len(comparison.pilot.grids["baseline"]) == 3
+    assert comparison.state == "done"
     rates = {c.arm: c.rate for c in comparison.tested}
     assert rates["rates"] == rates["wisca"] == comparison.pilot.chosen["wisca"] and len(comparison.tested) == 3
     ends = {c.arm: folder.final_loss(c) for c in comparison.tested}
