@@ -47,7 +47,8 @@ def test_all_arms_of_a_seed_start_as_the_same_function_and_end_apart(tmp_path, s
     assert len(starts) == len(ARMS) and starts.max() - starts.min() < 1e-6 * starts.min()
     statistics.check_starts(curves)
     ends = curves[curves["step"] == 12].set_index("arm")["val_loss"]
-    assert len(set(ends.drop(["baseline", "placebo"]))) == len(ARMS) - 2
+    assert len(set(ends.drop(["baseline", "placebo", "rates_weighted"]))) == len(ARMS) - 3
+    assert abs(ends["rates_weighted"] - ends["wisca"]) < 1e-5 < abs(ends["rates"] - ends["wisca"])
     assert abs(ends["placebo"] - ends["baseline"]) < 1e-4 < abs(ends["wisca"] - ends["baseline"])
 
 
@@ -129,11 +130,11 @@ def test_rates_train_as_the_rescale_does(small):
         optimisers = build_optimisers(model, optimiser, 0.02)
         treatment, out = Treatment(arm, model, optimisers), []
         rows = torch.randint(256, (2, 17), generator=torch.Generator().manual_seed(0))
+        treatment.at(0)
         for step in range(9):
             logits = model(input_ids=rows[:, :-1], use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
             out.append(loss.item())
-            treatment.at(step) if step == 0 else None
             loss.backward()
             norm = treatment.clip_(model.parameters(), optimiser.clip)
             assert norm > optimiser.clip
