@@ -18,6 +18,7 @@ report.json             what follows from the finished cells
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -178,7 +179,7 @@ def create(path: str | Path, spec: Spec) -> Path:
         raise OutputRefused(f"{path} exists and is not an empty folder. Name a new one; nothing was written.")
     source = read(spec.pilot.source) if spec.pilot.source else None
     if source:
-        pilots.check_source(source, spec)
+        _check_source(source, spec)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -188,6 +189,17 @@ def create(path: str | Path, spec: Spec) -> Path:
     storage.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
     _make_cells(path, spec, pilots.known(path, spec))
     return path
+
+
+def _check_source(source: Comparison, spec: Spec) -> None:
+    """Whether the rates that another comparison's pilot has chosen may serve this one. Raises SpecError."""
+    if not source.pilot.chosen:
+        raise SpecError(
+            "pilot.source", spec.pilot.source, "a comparison whose pilot has chosen its rates; let it run on"
+        )
+    both = ", ".join(map(str, sorted(set(source.spec.pilot.seeds) & set(spec.seeds))))
+    if both:
+        raise SpecError("seeds", list(spec.seeds), f"none of the seeds that chose the rates: {both}")
 
 
 def _create_after(source: Comparison, path: Path, spec: Spec) -> Path:
@@ -309,10 +321,24 @@ def order(spec: Spec, pilot: Pilot) -> list[tuple[str, float, int]]:
 def settle_pilot(path: Path) -> bool:
     """Once every pilot run has ended, choose the rates or add some; whether there is more to train now."""
     comparison = read(path)
-    if not pilots.settle(comparison):
+    spec = comparison.spec
+    has_ended = all(c.state in ("done", "failed") for c in comparison.cells if c.is_pilot)
+    if not spec.pilot.seeds or comparison.pilot.chosen or not has_ended:
         return False
-    _make_cells(comparison.path, comparison.spec, pilots.known(comparison.path, comparison.spec))
+    pilot = pilots.settled(spec, comparison.pilot, pilot_losses(comparison))
+    pilots.write(comparison.path, pilot)
+    _make_cells(comparison.path, spec, pilot)
     return True
+
+
+def pilot_losses(comparison: Comparison) -> dict[str, dict[float, list[float]]]:
+    """Arm -> rate -> final losses of the pilot runs that ended; infinite for one that failed."""
+    out: dict[str, dict[float, list[float]]] = {}
+    for cell in comparison.cells:
+        if cell.is_pilot and cell.state in ("done", "failed"):
+            loss = final_loss(cell) if cell.state == "done" else math.inf
+            out.setdefault(cell.arm, {}).setdefault(cell.rate, []).append(loss)
+    return out
 
 
 def cell_name(arm: str, rate: float, seed: int) -> str:

@@ -5,19 +5,17 @@ nearly tie (0.91 of the time with 4 seeds, 0.83 with 16); chosen on seeds of the
 is trained at every rate of its grid; while its best rate is at an end of the grid, the grid grows by one rate there.
 """
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wisca_core import storage
 from wisca_core.comparison.spec import Spec
-from wisca_core.errors import SpecError
-
-if TYPE_CHECKING:
-    from wisca_core.comparison.folder import Comparison
 
 FORMAT = "wisca-comparison-pilot"
+
+# arm -> rate -> final losses of its pilot runs
+Losses = Mapping[str, Mapping[float, Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -48,51 +46,19 @@ def known(path: Path, spec: Spec) -> Pilot:
     return Pilot(grids, {n: float(rate) for n, rate in found["chosen"].items()}, dict(found["at_end"]))
 
 
-def check_source(source: "Comparison", spec: Spec) -> None:
-    """Whether the rates that another comparison's pilot has chosen may serve this one. Raises SpecError."""
-    if not source.pilot.chosen:
-        raise SpecError(
-            "pilot.source", spec.pilot.source, "a comparison whose pilot has chosen its rates; let it run on"
-        )
-    both = sorted(set(source.spec.pilot.seeds) & set(spec.seeds))
-    if both:
-        raise SpecError(
-            "seeds", list(spec.seeds), f"none of the seeds that chose the rates: {', '.join(map(str, both))}"
-        )
-
-
-def losses(comparison: "Comparison") -> dict[str, dict[float, list[float]]]:
-    """Arm -> rate -> final losses of the pilot runs that ended; infinite for one that failed."""
-    from wisca_core.comparison.folder import final_loss
-
-    out: dict[str, dict[float, list[float]]] = {}
-    for cell in comparison.cells:
-        if cell.is_pilot and cell.state in ("done", "failed"):
-            loss = final_loss(cell) if cell.state == "done" else math.inf
-            out.setdefault(cell.arm, {}).setdefault(cell.rate, []).append(loss)
-    return out
-
-
-def settle(comparison: "Comparison") -> bool:
-    """Choose rates, or grow the grids, once every pilot run has ended; whether there is more to train than before."""
-    spec, pilot = comparison.spec, comparison.pilot
-    if not spec.pilot.seeds or pilot.chosen:
-        return False
-    if any(c.is_pilot and c.state not in ("done", "failed") for c in comparison.cells):
-        return False
-    found, grids, best, at_end = losses(comparison), dict(pilot.grids), {}, {}
+def settled(spec: Spec, pilot: Pilot, losses: Losses) -> Pilot:
+    """With its rates chosen, or its grids grown. ``losses``: of every pilot run, infinite for one that failed."""
+    grids, best, at_end = dict(pilot.grids), {}, {}
     start = len(spec.optimiser.learning_rates)
     for name, grid in pilot.grids.items():
-        means = {rate: sum(found[name][rate]) / len(found[name][rate]) for rate in grid}
-        best[name] = min(grid, key=lambda rate: (means[rate], rate))
+        means = {rate: sum(losses[name][rate]) / len(losses[name][rate]) for rate in grid}
+        best[name] = min(grid, key=lambda rate, means=means: (means[rate], rate))
         end = "low" if best[name] == grid[0] else "high" if best[name] == grid[-1] else ""
         if end and len(grid) < start + spec.pilot.added_rates:
             grids[name] = _grown(grid, end)
         elif end:
             at_end[name] = end
-    grown = Pilot(grids, best if grids == pilot.grids else {}, at_end if grids == pilot.grids else {})
-    write(comparison.path, grown)
-    return True
+    return Pilot(grids, {}, {}) if grids != pilot.grids else Pilot(grids, best, at_end)
 
 
 def write(path: Path, pilot: Pilot) -> None:

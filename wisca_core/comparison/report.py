@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 
 from wisca_core.comparison.arm_words import in_words, listed, title
-from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.pilot import losses as pilot_losses
+from wisca_core.comparison.folder import Comparison, pilot_losses
 from wisca_core.comparison.spec import ModelSpec, Spec
 from wisca_core.comparison.statistics import (
     CONFIDENCE,
