@@ -105,6 +105,7 @@ CASES = [
     "TP, adamw tensor",
     "TP, adamw group",
     "TP, adamw l2",
+    "FSDP2, rates",
 ]
 
 
@@ -120,6 +121,13 @@ def test_two_ranks_do_what_one_process_does(one, ranks, case):
     assert apart(expected["trained"], expected["rescaled"]) > 1e-3
 
 
+def test_at_rates_two_ranks_clip_by_the_norm_of_one_process_and_see_no_split(one, ranks):
+    for rank in ranks:
+        found = rank["FSDP2, rates"]
+        assert found["n_groups"] == 1 and all(norm > 0.1 for norm in one["rates"]["norms"])
+        assert max(abs(a / b - 1) for a, b in zip(found["norms"], one["rates"]["norms"], strict=True)) < 1e-10
+
+
 def test_replicas_are_equal_to_the_last_bit_after_a_schedule(ranks):
     assert ranks[0]["replicas stay equal"] and ranks[1]["replicas stay equal"]
 
@@ -133,6 +141,7 @@ def test_zero_rescales_masters_and_state_to_the_precision_of_float32(one, zero, 
         assert worst_factor(found["factors"], expected["factors"]) < 1e-6
         assert apart(found["rescaled"], expected["rescaled"]) < 2e-6
         assert apart(found["trained"], expected["trained"]) < 1e-5
+        assert "under DeepSpeed ZeRO parameters lie flattened in groups" in rank[f"ZeRO-{stage}, rates"]
 
 
 @pytest.mark.parametrize("which", ["DDP", "ZeRO-3"])

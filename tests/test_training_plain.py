@@ -36,6 +36,7 @@ FAMILIES = {
     "gains a channel": dict(model_type="olmo2", num_key_value_heads=8),
     "fused, stored [in, out]": dict(model_type="gpt2"),
     "encoder": dict(model_type="bert"),
+    "latent": dict(model_type="deepseek_v2"),
 }
 
 
@@ -106,6 +107,30 @@ def test_content_and_rotary_queries_of_one_matrix_are_both_rescaled(make):
     assert max(abs(f - 1) for _, fs in done.factors.sites for f in fs) > 1e-3
     assert relative(logits(model), before) < 1e-12
     assert all(abs(f - 1) < 1e-12 for _, fs in rescale_(model, granularity="group").factors.sites for f in fs)
+
+
+@pytest.mark.parametrize("config", [LLAMA, dict(model_type="nemotron")], ids=["gated", "ReLU squared"])
+def test_the_feed_forward_balances_where_it_has_an_exact_pair(make, config):
+    model = make(**config)
+    before = logits(model)
+    for granularity in ("tensor", "channel"):
+        done = rescale_(model, pairs=("mlp",), granularity=granularity)
+        assert {site.split(".")[-1] for site, _ in done.factors.sites} == {"mlp"}
+        assert max(abs(f - 1) for _, fs in done.factors.sites for f in fs) > 1e-3
+        assert relative(logits(model), before) < 1e-12
+    assert all(abs(ratio - 1) < 1e-12 for ratio in rescale_(model, pairs=("mlp",)).ratios.values())
+
+
+def test_with_when_only_pairs_further_out_than_that_are_touched(make):
+    model = make()
+    ratios = rescale_(make()).ratios
+    out = {name: max(ratio, 1 / ratio) for name, ratio in ratios.items()}
+    middle = sorted(out.values())[1] * 1.0001
+    done = rescale_(model, when=middle)
+    assert {name for name, _ in done.factors.sites} == {name for name, far in out.items() if far > middle}
+    assert 0 < len(done.factors.sites) < 4
+    with pytest.raises(BadOption, match="when: 0.5 was given; a ratio from 1"):
+        rescale_(model, when=0.5)
 
 
 def test_one_factor_a_matrix_is_the_root_of_the_ratio_of_the_sums(make):
@@ -511,10 +536,11 @@ def test_a_wrapped_optimiser_is_looked_through(make):
         ({"at_start": False}, [250, 500, 750, 1000]),
         ({"every": None}, [0]),
         ({"every": 100, "start": 300, "stop": 500}, [300, 400, 500]),
+        ({"every": 100, "start": 0.3, "stop": 0.5}, [300, 400, 500]),
     ],
 )
 def test_steps_at_which_a_rescale_is_due(options, due):
-    assert [step for step in range(1001) if Schedule(**options).due(step)] == due
+    assert [step for step in range(1001) if Schedule(**options).of_run(1000).due(step)] == due
 
 
 @pytest.mark.parametrize(
@@ -526,6 +552,8 @@ def test_steps_at_which_a_rescale_is_due(options, due):
         {"every": True},
         {"start": -1},
         {"start": 9, "stop": 3},
+        {"start": 1.5},
+        {"start": 0.5, "stop": 0.25},
         {"every": None, "at_start": False},
         {"every": None, "start": 5},
     ],
@@ -533,6 +561,11 @@ def test_steps_at_which_a_rescale_is_due(options, due):
 def test_schedules_that_cannot_be_are_refused(options):
     with pytest.raises(BadOption):
         Schedule(**options)
+
+
+def test_a_fraction_of_a_run_of_unknown_length_is_refused(make):
+    with pytest.raises(BadOption, match="start: a fraction of the run was given, and how long the run is is not known"):
+        Scaler(make(), start=0.5)
 
 
 def test_the_scaler_rescales_at_the_start_and_then_as_scheduled(make):
@@ -554,7 +587,7 @@ def test_the_scaler_rescales_at_the_start_and_then_as_scheduled(make):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"pairs": ("qk", "kv")}, "pairs: kv was given; choose from qk, vo, lora"),
+        ({"pairs": ("qk", "kv")}, "pairs: kv was given; choose from qk, vo, mlp, lora"),
         ({"pairs": "qk"}, "a tuple is needed"),
         ({"pairs": ()}, "pairs: nothing"),
         ({"granularity": "row"}, "granularity"),

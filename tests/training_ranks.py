@@ -15,6 +15,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from wisca_core.equivalence.float64 import lifted
+from wisca_core.errors import BadOption
 from wisca_core.training import Rescale, Scaler, rescale_
 
 KIND, FOLDER, OUT = sys.argv[1:]
@@ -90,6 +91,24 @@ def run(wrap, build, rank: int | None, choices: dict, lift: bool = True, gathere
     }
 
 
+def run_at_rates(wrap, rank: int | None) -> dict:
+    """Five steps at rates that are renewed every second one, clipped by the weighted norm."""
+    model, inner = wrap(load())
+    optimizer = adamw(model.parameters(), eps=1e-6)
+    scaler = Scaler(model, optimizer, every=2, by="rates", replicated=rank is not None)
+    found = {"rescaled": whole(inner), "norms": []}
+    for step in range(STEPS):
+        with lifted():
+            loss_of(model, batch(step, rank)).backward()
+            norm = scaler.clip_grad_norm_(0.1)
+        found["norms"].append(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
+        optimizer.step()
+        optimizer.zero_grad()
+        scaler.step()
+    factors = scaler.state_dict()["rates"]["sites"]
+    return found | {"factors": factors, "trained": whole(inner), "n_groups": len(optimizer.param_groups)}
+
+
 def adamw(parameters, **more):
     return torch.optim.AdamW(parameters, lr=1e-2, foreach=False, **more)
 
@@ -161,6 +180,7 @@ def one() -> dict:
 
     out = {f"adamw {name}": run(plain, adamw, None, choices) for name, choices in CHOICES.items()}
     out["momentum tensor"] = run(plain, momentum, None, {})
+    out["rates"] = run_at_rates(plain, None)
     out["float32"] = zero_reference()
     out["Trainer"] = by_trainer(1)
     return out
@@ -211,6 +231,7 @@ def ranks() -> dict:
     out["DDP, momentum tensor"] = run(ddp, momentum, rank, {})
     out["FSDP2, momentum tensor"] = run(fsdp, momentum, rank, {})
     out["FSDP2 root only, adamw group"] = run(fsdp_root_only, adamw, rank, CHOICES["group"], gathered=True)
+    out["FSDP2, rates"] = run_at_rates(fsdp, rank)
     # the object on a schedule: all ranks at the same steps, and a proof that was made once
     model, _ = ddp(load())
     optimizer = adamw(model.parameters())
@@ -286,6 +307,10 @@ def zero() -> dict:
             }
 
         out[f"ZeRO-{stage}"] = _zero_run(engine, model, optimizer, one_step, weights)
+        try:
+            Scaler(engine, optimizer, by="rates")
+        except BadOption as error:
+            out[f"ZeRO-{stage}, rates"] = str(error)
     settings = {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

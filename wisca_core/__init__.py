@@ -29,6 +29,7 @@ _NAMES = {
     "compare": "comparison.whole:compare",
     "export": "steps:export",
     "open": "model:open_model",
+    "param_groups": "training.rates:param_groups",
     "plan": "steps:plan",
     "prove": "steps:prove",
     "read_logs": "runs.follow:read",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # for editors: "as" keeps a name that is only handed on
     from wisca_core.steps import verify as verify
     from wisca_core.training.callback import WiscaCallback as WiscaCallback
     from wisca_core.training.lightning_callback import LightningWisca as LightningWisca
+    from wisca_core.training.rates import param_groups as param_groups
     from wisca_core.training.rescaling import rescale_ as rescale_
     from wisca_core.training.scaler import Scaler as Scaler
     from wisca_core.trajectories import trajectory as trajectory

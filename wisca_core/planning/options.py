@@ -1,6 +1,7 @@
 """What a person can choose, checked once, as a value."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, SiteKey, Sites
@@ -49,8 +50,16 @@ class Options:
             raise BadOption(f"granularity: {self.granularity!r} was given; choose from {', '.join(GRANULARITIES)}.")
         if self.norm not in PLAN_NORMS:
             raise BadOption(f"norm: {self.norm!r} was given; choose from {', '.join(PLAN_NORMS)}.")
-        if not 0 <= self.strength <= 1:  # NaN too
-            raise BadOption(f"strength: {self.strength} was given; it lies between 0 (no change) and 1 (full balance).")
+        if isinstance(self.exclude, str) or not all(isinstance(name, str) for name in self.exclude):
+            raise BadOption(f"exclude: {self.exclude!r} was given; a tuple of site names is needed.")
+        if not all(isinstance(span, LayerRange) for span in self.layers):
+            raise BadOption(f'layers: {self.layers!r} was given; ranges are needed, or text such as "0-3,7".')
+        if not isinstance(self.exact, bool):
+            raise BadOption(f"exact: {self.exact!r} was given; True or False is needed.")
+        if not is_number(self.strength) or not 0 <= self.strength <= 1:  # NaN too
+            raise BadOption(
+                f"strength: {self.strength!r} was given; it lies between 0 (no change) and 1 (full balance)."
+            )
 
     def chooses(self, key: SiteKey) -> bool:
         return (
@@ -80,6 +89,13 @@ class Options:
                 else "model has no adapter in it: give the adapter's own folder"
             )
             raise BadOption(f"pairs: {', '.join(self.pairs)} was asked for; this {has}.")
+        self.check_names(names, sites.attention.n_layers if sites.attention else 0)
+
+    def check_names(self, names: Sequence[str], n_layers: int) -> None:
+        """Raises BadOption where a layer or an excluded name is none of these, a model's pairs. ``n_layers``: how many
+        its config has, those without a pair among them; 0 where it is not known.
+        """
+        keys = [key for name in names if (key := _key(name)) is not None]
         for span in self.layers:
             if not any(span.holds(key) for key in keys):
                 stacks = {key.stack for key in keys}
@@ -88,9 +104,16 @@ class Options:
                     for s in sorted(stacks)
                 )
                 raise BadOption(f"layers: {span} is in no stack of this model; it has {has}.")
+            most = max([n_layers - 1, *(k.layer for k in keys if span.stack in ("", k.stack))])
+            if span.last > most:
+                raise BadOption(f"layers: {span} reaches beyond the last layer of this model, {most}.")
         for name in self.exclude:
             if name not in names:
                 raise BadOption(f"exclude: {name!r} is no pair of this model; they are named like {names[0]}.")
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _key(what: str) -> SiteKey | None:

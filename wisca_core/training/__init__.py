@@ -4,10 +4,11 @@ transformers, lightning, peft and deepspeed are imported only where they are use
 """
 
 from wisca_core.training.factors import Factors
+from wisca_core.training.rates import param_groups
 from wisca_core.training.rescaling import Rescale, rescale_
 from wisca_core.training.scaler import Scaler
 
-__all__ = ["Factors", "LightningWisca", "Rescale", "Scaler", "WiscaCallback", "rescale_"]
+__all__ = ["Factors", "LightningWisca", "Rescale", "Scaler", "WiscaCallback", "param_groups", "rescale_"]
 
 
 def __getattr__(name: str):

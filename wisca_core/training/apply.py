@@ -42,7 +42,8 @@ def apply_(live: Live, factors: Factors, states: States, copies: Iterable[Mappin
         if zero.is_partitioned(parameter):
             partitioned.append((name, parameter, one))
         else:
-            edits.append(_edit(parameter, one, states.plan(parameter, name, uniform=_is_uniform(one))))
+            axes = [axis for axis, vector in one.along.items() if (vector != vector[0]).any()]
+            edits.append(_edit(parameter, one, states.plan(parameter, name, not axes, axes)))
         edits += [_edit(copy[name], one, []) for copy in whole[1:]]
     followers = {c.magnitude: states.plan(live.parameters[c.magnitude], c.magnitude, uniform=False) for c in columns}
     with torch.no_grad():
@@ -69,10 +70,6 @@ def forget_caches(live: Live) -> None:
     for module in live.model.modules():
         if hasattr(module, "_cache_clear") and hasattr(module, "_dora_cache"):
             module._cache_clear()
-
-
-def _is_uniform(scaling: Scaling) -> bool:
-    return all((vector == vector[0]).all() for vector in scaling.along.values())
 
 
 def _edit(tensor: torch.Tensor, scaling: Scaling, states: list[tuple[torch.Tensor, int]]) -> Edit:

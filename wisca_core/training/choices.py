@@ -1,24 +1,32 @@
 """What a person chooses for rescaling a live model, checked once, as a value."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from wisca_core.architecture.site import DEFAULT_PAIRS, SiteKey
+from wisca_core.architecture.site import DEFAULT_PAIRS, PAIRS, SiteKey
 from wisca_core.errors import BadOption
-from wisca_core.planning.options import LayerRange, Options, parse_layers
+from wisca_core.planning.options import LayerRange, Options, is_number, parse_layers
 
-LIVE_PAIRS = (*DEFAULT_PAIRS, "lora")
+LIVE_PAIRS = PAIRS
 
 
 @dataclass(frozen=True)
 class Choices:
     """The options of a checkpoint's plan, and what only a training run has.
 
-    ``pairs``: of qk, vo and lora (rank channels of LoRA's A and B). ``layers``: ranges, or text such as "0-3,7". ``optimizer_state``: "transport" continues the same
+    ``by``: "weights" (the paper's way), or "rates": the weights stay, and the optimiser's steps run at the learning rates
+    that amount to it (``rates.py``); ``strength`` may then be any number, and -1 is the inverse.
+    ``pairs``: of qk, vo, mlp (where a feed-forward has an exact pair) and lora (rank channels of LoRA's A and B).
+    ``when``: a pair is left as it is until one side is at least so many times heavier than the other. ``layers``: numbers, ranges, or text such as
+    "0-3,7". ``optimizer_state``: "transport" continues the same
     momentum in the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained
     is left alone ("refuse") or done all the same ("scale"). ``lora``: "rank" (one factor a rank channel or pair) or
     "gram" (A A^T = B^T B, arXiv 2605.31484). ``vo``: "factor", or "gram" (the full change of basis of a KV head that
-    makes the Gram matrices of its two sides equal, see ``gram.py``). Raises BadOption.
+    makes the Gram matrices of its two sides equal, see ``gram.py``). ``optimizer_rules``: for classes without a rule,
+    class or its name -> state name -> power of c where W becomes c W (-1 for means of gradients, -2 for means of their
+    squares). Raises BadOption.
     """
 
     pairs: tuple[str, ...] = DEFAULT_PAIRS
@@ -32,6 +40,9 @@ class Choices:
     frozen: str = "refuse"
     lora: str = "rank"
     vo: str = "factor"
+    by: str = "weights"
+    when: float | None = None
+    optimizer_rules: Mapping[object, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.pairs, str):
@@ -39,6 +50,17 @@ class Choices:
         object.__setattr__(self, "pairs", tuple(self.pairs))
         if isinstance(self.layers, str):  # "0-3,7" as on the command line
             object.__setattr__(self, "layers", parse_layers(self.layers))
+        else:
+            spans = (self.layers,) if isinstance(self.layers, (int, LayerRange)) else self.layers
+            try:
+                numbers = tuple(
+                    LayerRange(s, s) if isinstance(s, int) and not isinstance(s, bool) and s >= 0 else s for s in spans
+                )
+            except TypeError:
+                raise BadOption(f'layers: {spans!r} was given; numbers, ranges or text such as "0-3,7".') from None
+            object.__setattr__(self, "layers", numbers)
+        if isinstance(self.exclude, list):
+            object.__setattr__(self, "exclude", tuple(self.exclude))
         unknown = [pair for pair in self.pairs if pair not in LIVE_PAIRS]
         if unknown or not self.pairs:
             raise BadOption(
@@ -49,9 +71,12 @@ class Choices:
             ("frozen", ("refuse", "scale")),
             ("lora", ("rank", "gram")),
             ("vo", ("factor", "gram")),
+            ("by", ("weights", "rates")),
         ):
             if getattr(self, name) not in allowed:
                 raise BadOption(f"{name}: {getattr(self, name)!r} was given; choose from {', '.join(allowed)}.")
+        if self.when is not None and (not is_number(self.when) or not 1 <= self.when < math.inf):
+            raise BadOption(f"when: {self.when!r} was given; a ratio from 1 is needed, such as 1.5, or None.")
         if self.lora == "gram" and self.exact:
             raise BadOption(
                 "lora='gram' mixes the rank channels, so its factors are no powers of two; leave out exact=True."
@@ -60,15 +85,43 @@ class Choices:
             raise BadOption(
                 "vo='gram' mixes the channels of a head, by more than factors; leave out exact=True and strength."
             )
+        for kind, rule in self.optimizer_rules.items() if isinstance(self.optimizer_rules, Mapping) else [(None, None)]:
+            powers = list(rule.values()) if isinstance(rule, Mapping) else ["?"]
+            if not isinstance(kind, (type, str)) or any(type(power) is not int for power in powers):
+                raise BadOption(
+                    f"optimizer_rules: {self.optimizer_rules!r} was given; needed is a class (or its name) and whole powers, "
+                    'such as {MyAdam: {"exp_avg": -1, "exp_avg_sq": -2}}.'
+                )
+        if self.by == "rates":
+            if not is_number(self.strength) or not math.isfinite(self.strength):
+                raise BadOption(f"strength: {self.strength!r} was given; with by='rates' any finite number.")
+            if self.granularity != "tensor":
+                raise BadOption(
+                    f"granularity: {self.granularity!r} was given; by='rates' has one rate a parameter, so only 'tensor'."
+                )
+            if "gram" in (self.lora, self.vo):
+                raise BadOption("lora, vo: 'gram' mixes channels and is no set of rates. Use by='weights'.")
         _ = self.options
 
     @cached_property
     def options(self) -> Options:
         """The same for a checkpoint's pairs and for the arithmetic; LoRA is not among its pairs."""
-        pairs = tuple(pair for pair in self.pairs if pair in DEFAULT_PAIRS) or DEFAULT_PAIRS
-        return Options(pairs, self.granularity, self.norm, self.strength, self.layers, self.exact, self.exclude)
+        pairs = tuple(pair for pair in self.pairs if pair != "lora") or DEFAULT_PAIRS
+        strength = self.strength if self.by == "weights" else 1.0
+        return Options(pairs, self.granularity, self.norm, strength, self.layers, self.exact, self.exclude)
 
     def chooses(self, key: SiteKey) -> bool:
         if key.pair not in self.pairs or str(key) in self.exclude:
             return False
         return not self.layers or any(span.holds(key) for span in self.layers)
+
+
+def made(pairs: Sequence[str], choices: Mapping) -> Choices:
+    """Raises BadOption for an option there is none of."""
+    unknown = set(choices) - set(Choices.__dataclass_fields__)
+    if unknown:
+        raise BadOption(
+            f"{', '.join(sorted(unknown))}: there is no such option; there are "
+            f"{', '.join(Choices.__dataclass_fields__)}."
+        )
+    return Choices(pairs=pairs, **choices)

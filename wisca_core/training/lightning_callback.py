@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from wisca_core.architecture.site import DEFAULT_PAIRS
-from wisca_core.training.scaler import Scaler, made
+from wisca_core.training.averages import held_by
+from wisca_core.training.choices import made
+from wisca_core.training.scaler import Scaler
 from wisca_core.training.schedule import Schedule
 from wisca_core.training.telemetry import scalars
 
@@ -18,7 +20,10 @@ class LightningWisca(Callback):
     attribute.
 
     Steps are the trainer's ``global_step``: with several optimisers it counts each one's. wisca.jsonl lies in
-    ``default_root_dir``; the ratios go to the trainer's loggers; the state lies in Lightning's own checkpoints.
+    ``default_root_dir``; the ratios go to the trainer's loggers; the state lies in Lightning's own checkpoints. Copies of
+    the weights that other callbacks hold (WeightAveraging, EMAWeightAveraging, StochasticWeightAveraging) follow by
+    themselves. With ``by="rates"`` the trainer's ``gradient_clip_val`` looks at the plain norm of the gradients, by
+    weights at that of the rescaled ones.
     """
 
     def __init__(
@@ -26,27 +31,34 @@ class LightningWisca(Callback):
         *,
         every: int | None = 250,
         at_start: bool = True,
-        start: int = 0,
-        stop: int | None = None,
-        also: Sequence[object] = (),
+        start: int | float = 0,
+        stop: int | float | None = None,
+        also: Sequence[object] | None = None,
         pairs: Sequence[str] = DEFAULT_PAIRS,
         **choices,
     ):
         self.schedule = Schedule(every, at_start, start, stop)
         self.choices = made(pairs, choices)
-        self._options = dict(every=every, at_start=at_start, start=start, stop=stop, also=also, pairs=pairs, **choices)
+        self._options = dict(every=every, at_start=at_start, start=start, stop=stop, pairs=pairs, **choices)
+        self._also = also
+        self._has_fractions = any(isinstance(one, float) for one in (start, stop))
         self._resumed: dict | None = None
         self.scaler: Scaler | None = None
 
     def on_train_start(self, trainer, pl_module) -> None:
         def log(step, done) -> None:
             for logger in trainer.loggers:
-                logger.log_metrics(scalars(done.ratios), step=step)
+                logger.log_metrics(scalars(done), step=step)
 
+        held = held_by(trainer.callbacks, pl_module)
+        if self.scaler is not None:
+            self.scaler.remove()
         self.scaler = Scaler(
             pl_module,
             list(trainer.optimizers),
             **self._options,
+            also=[*(self._also or ()), *held] if held else self._also,
+            n_steps=trainer.estimated_stepping_batches if self._has_fractions else None,
             first_step=trainer.global_step,
             on_rescale=log,
             replicated=trainer.world_size > 1,
@@ -58,6 +70,10 @@ class LightningWisca(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step != self.scaler.steps:  # not in the middle of an accumulation
             self.scaler.at(trainer.global_step)
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        if self.scaler is not None:
+            self.scaler.remove()
 
     def state_dict(self) -> dict:
         return self.scaler.state_dict() if self.scaler is not None else {}

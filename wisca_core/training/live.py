@@ -1,11 +1,10 @@
 """The sites of a live model, from its own config and parameter names, by the same rules as for checkpoints.
 
 Names are those the model has inside its wrappers: DDP, torch.compile, activation checkpointing, FSDP2 and peft leave no
-trace in them. Every rule is proved on a miniature before it is used, and the attention modules must be transformers'
-own classes: the proof is of those.
+trace in them. Every rule is proved on a miniature before it is used, and the modules of a pair must be transformers'
+own, because the proof is of those: what of somebody else's can be seen there (``own_code``) is refused by name.
 
-Not covered: code that replaces a module's ``forward``; models with offloaded (meta) parameters; several transformers
-models in one.
+Not covered: models with offloaded (meta) parameters; several transformers models in one.
 """
 
 import itertools
@@ -25,7 +24,7 @@ from wisca_core.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, TensorIn
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import NothingToRescale, PlanMismatch, ProofFailed, UnknownArchitecture
-from wisca_core.training import distributed, lora
+from wisca_core.training import distributed, lora, own_code
 from wisca_core.training.choices import Choices
 from wisca_core.training.lora import clean
 
@@ -81,13 +80,20 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     held = _Held.of(inner)
     checkpoint = _as_checkpoint(inner, held)
     found = find_sites(checkpoint)
-    wants_base = any(pair in choices.pairs for pair in ("qk", "vo"))
+    wants_base = any(pair != "lora" for pair in choices.pairs)
     chosen = tuple(site for site in found.sites if choices.chooses(site.key))
     refused = [r for r in found.refusals if wants_base and (r.what == "model" or choices.options.asks(r.what))]
     adapters = lora.adapters(inner, held.names)
     sites, columns = [], []
+    own = _own_code(inner, chosen)
+    outside = own_code.prompt_encoder(model)
     for site in chosen:
-        for one in (lambda s: _own_class(inner, s), lambda s: _shared(s, held), lambda s: lora.unknown(s, adapters)):
+        for one in (
+            lambda s: outside if s.key.pair in ("qk", "vo") else "",
+            lambda s: own.get(s.name, ""),
+            lambda s: _shared(s, held),
+            lambda s: lora.unknown(s, adapters),
+        ):
             reason = one(site)
             if reason:
                 refused.append(Refusal(site.name, reason))
@@ -98,8 +104,11 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
             columns += more
     sites, twice, partly = _once(sites, held)
     refused += partly
+    ranks, why = lora.rank_sites(adapters)
+    if found.family or ranks:
+        names = [one.name for one in (*found.sites, *ranks)] + [r.what for r in (*found.refusals, *why)]
+        choices.options.check_names(names, found.attention.n_layers if found.attention else 0)
     if "lora" in choices.pairs:
-        ranks, why = lora.rank_sites(adapters)
         sites += [site for site in ranks if choices.chooses(site.key)]
         refused += why
         if not adapters:
@@ -119,7 +128,7 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     names = {site.name for site in kept}
     columns = tuple(c for c in columns if c.site in names)
     if not kept:
-        _refuse(found, refused, checkpoint)
+        _refuse(found, refused, checkpoint, bool(adapters) and "lora" not in choices.pairs)
     replicated = replicated or any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in parameters.values())
     groups = distributed.agreement_groups(model, parameters.values(), replicated)
     proof = None
@@ -181,6 +190,11 @@ def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
             raise PlanMismatch(
                 f"also: {name} is {tuple(tensor.shape)} in the copy and {full_shape(parameter)} in the model."
             )
+        if hasattr(tensor, "ds_id") or hasattr(tensor, "_hp_mapping"):
+            raise PlanMismatch(
+                f"also: {name} of the copy is partitioned by DeepSpeed, where what is written into it is undone; such a "
+                "copy cannot follow."
+            )
         if tensor is parameter or (
             tensor.numel()
             and not tensor.is_meta
@@ -189,6 +203,18 @@ def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
             raise PlanMismatch(f"also: {name} of the copy is the model's own tensor; it would be scaled twice.")
         out[name] = tensor
     return out
+
+
+def same_transformer(copy: nn.Module, model: nn.Module) -> bool:
+    """Whether ``copy`` holds a transformers model of the same class and shapes as ``model``'s, and not that one."""
+    try:
+        mine, other = _transformer(model), _transformer(copy)
+    except UnknownArchitecture:
+        return False
+    if mine is other or type(mine) is not type(other):
+        return False
+    shapes = [{name: full_shape(p) for name, p in _Held.of(one).names.items()} for one in (mine, other)]
+    return shapes[0] == shapes[1]
 
 
 def _transformer(model: nn.Module) -> nn.Module:
@@ -293,21 +319,28 @@ def _as_checkpoint(inner: nn.Module, held: _Held) -> Checkpoint:
     return Checkpoint(Path(), type(inner).__name__, "live", json.dumps(config, sort_keys=True), tuple(tensors), ())
 
 
-def _own_class(inner: nn.Module, site: Site) -> str:
-    """Why the attention module is not what the proof is of; "" where it is transformers' own."""
-    family = families()[inner.config.model_type]
-    parents = {leg.tensor.rsplit(".", 2)[0] for leg in site.legs}
+def _own_code(inner: nn.Module, sites: Iterable[Site]) -> dict[str, str]:
+    """Site -> why code of somebody's own among its modules forbids it."""
+    family = families()[inner.config.model_type].name
+    modules = {}
     for path, module in inner.named_modules(remove_duplicate=False):
-        if clean(path + ".").rstrip(".") not in parents:
-            continue
-        kinds = [c for c in type(module).__mro__ if not c.__module__.startswith(("torch.", "accelerate."))]
-        kind = kinds[0] if kinds else type(module)
-        if not kind.__module__.startswith(("transformers.", "peft.", "builtins")):
-            return (
-                f"{path} is a {kind.__module__}.{kind.__qualname__}, not transformers' own attention of {family.name}; "
-                "the proof says nothing of it"
-            )
-    return ""
+        modules.setdefault(clean(path + ".").rstrip("."), (path, module))
+    judged: dict[str, str] = {}
+
+    def judge(parent: str) -> str:
+        if parent not in judged:
+            path, top = modules.get(parent, ("", inner))
+            inside = [(f"{path}.{name}".strip(".") if name else path, module) for name, module in top.named_modules()]
+            judged[parent] = own_code.found_in(inside, family) or own_code.attention_function(top)
+        return judged[parent]
+
+    out = {}
+    for site in sites:
+        for parent in dict.fromkeys(leg.tensor.rsplit(".", 2)[0] for leg in site.legs):
+            reason = judge(parent)
+            if reason:
+                out.setdefault(site.name, reason)
+    return out
 
 
 def _shared(site: Site, held: _Held) -> str:
@@ -374,15 +407,17 @@ def _unusable(site: Site, parameters: Mapping[str, torch.Tensor], choices: Choic
     return ""
 
 
-def _refuse(found: Sites, refused: Iterable[Refusal], checkpoint: Checkpoint) -> None:
+def _refuse(found: Sites, refused: Iterable[Refusal], checkpoint: Checkpoint, has_ranks: bool) -> None:
     refused = list(dict.fromkeys(refused))
     whole = next((r for r in refused if r.what == "model"), None)
     if whole:
         raise UnknownArchitecture(f"{checkpoint.source}: {whole.reason} The model is unchanged.")
     shown = "\n".join(f"  {r.what}: {r.reason}" for r in refused[:20])
     more = f"\n  and {len(refused) - 20} more" if len(refused) > 20 else ""
+    if has_ranks:
+        more += "\nThe model has LoRA adapters: pairs=('lora',) balances the two sides of each."
     raise NothingToRescale(
         f"nothing of what was asked can be rescaled in this {checkpoint.source}:\n{shown}{more}"
         if refused
-        else f"this {checkpoint.source} has no pair of the kind and layers that were asked for."
+        else f"this {checkpoint.source} has no pair of the kind and layers that were asked for.{more}"
     )

@@ -22,22 +22,24 @@ Wq's rate times sqrt(|Wq| / |Wk|), Wk's times the inverse, and so on, renewed ev
 Without a live model's sites: ``multipliers(live, factors)``, and ``InsideStep(optimizers)`` with ``set({tensor: m})``.
 """
 
+import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from wisca_core.architecture.site import Refusal
+from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal, Sites
 from wisca_core.errors import BadOption, NothingToRescale
 from wisca_core.patterns.table import norm
 from wisca_core.planning.decide import PLANNED, balance
 from wisca_core.planning.options import Options
 from wisca_core.rescale import scalings
-from wisca_core.training import distributed, norms, zero
-from wisca_core.training.choices import Choices
+from wisca_core.training import distributed, norms, step_probe, zero
+from wisca_core.training.choices import Choices, made
 from wisca_core.training.factors import Factors
 from wisca_core.training.live import Live, describe
 from wisca_core.training.optimizer_state import States
@@ -82,33 +84,43 @@ REFUSED: Mapping[str, str] = {
 
 
 def rule_of(optimizer: torch.optim.Optimizer, group: Mapping) -> StepRule:
-    """Of one parameter group. Raises BadOption where a group's rate does not do what the identity needs."""
+    """Of one parameter group. A class that no table has is tried out (``step_probe``). Raises BadOption where a group's
+    rate does not do what the identity needs.
+    """
     name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-    if hasattr(type(optimizer), "__del__") or "param_groups" not in vars(optimizer):
-        raise BadOption(f"by: 'rates' was given; the groups of {name} cannot be split for a step. Use by='weights'.")
-    if isinstance(optimizer, torch.optim.Optimizer):
-        for kind in type(optimizer).__mro__:
-            known = f"{kind.__module__.split('.')[0]}.{kind.__qualname__}"
-            if known in REFUSED:
-                raise BadOption(f"by: 'rates' was given; {name}: {REFUSED[known]}. Use by='weights'.")
-            if known == "transformers.Adafactor":
-                if group.get("scale_parameter") or group.get("relative_step"):
-                    which = "scale_parameter" if group.get("scale_parameter") else "relative_step"
-                    why = (
-                        REFUSED["torch.Adafactor"]
-                        if which == "scale_parameter"
-                        else "it makes its own rate out of the number of steps (relative_step) and ignores its group's"
-                    )
-                    raise BadOption(f"by: 'rates' was given; {name}: {why}. Give {which}=False.")
-            if known in RULES:
-                rule = RULES[known]
-                if rule == _COUPLED and group.get("decoupled_weight_decay"):
-                    return _DECOUPLED
-                return _COUPLED if rule == _DECOUPLED and not getattr(optimizer, "adam_w_mode", True) else rule
-    raise BadOption(
-        f"by: 'rates' was given; there is no rule for the groups of {name}; there is one for "
-        f"{', '.join(sorted({known.rsplit('.', 1)[1] for known in RULES}))}. Use by='weights'."
-    )
+    if not isinstance(optimizer, torch.optim.Optimizer) or "param_groups" not in vars(optimizer):
+        raise BadOption(f"by: 'rates' was given; {name} has no parameter groups of its own. Use by='weights'.")
+    if hasattr(type(optimizer), "__del__") or re.search(r"schedule_?free|prodigy|d_?adapt", name, re.IGNORECASE):
+        raise BadOption(
+            f"by: 'rates' was given; {name} keeps numbers a parameter group, or itself, outside its state, so its groups "
+            "cannot be split for a step. Use by='weights'."
+        )
+    rule = _known(type(optimizer), group, name)
+    if rule == _DECOUPLED and not getattr(optimizer, "adam_w_mode", True):
+        return _COUPLED
+    rule = rule or step_probe.agreeing(optimizer, group, (_DECOUPLED, _COUPLED, RULES["torch.SGD"]), adjusted)
+    if isinstance(rule, str):
+        raise BadOption(
+            f"by: 'rates' was given; the steps of {name} are not known to be its rate times a direction without scale: "
+            f"{rule}. Use by='weights'."
+        )
+    return rule
+
+
+def _known(kind: type, group: Mapping, name: str) -> StepRule | None:
+    for base in kind.__mro__:
+        known = f"{base.__module__.split('.')[0]}.{base.__qualname__}"
+        reason = REFUSED.get(known, "")
+        if known == "transformers.Adafactor" and group.get("scale_parameter"):
+            reason = REFUSED["torch.Adafactor"] + ". Give scale_parameter=False"
+        elif known == "transformers.Adafactor" and group.get("relative_step"):
+            reason = "it makes its rate of the number of steps and ignores its group's. Give relative_step=False"
+        if reason:
+            raise BadOption(f"by: 'rates' was given; {name}: {reason}, or use by='weights'.")
+        if known in RULES:
+            rule = RULES[known]
+            return _DECOUPLED if rule == _COUPLED and group.get("decoupled_weight_decay") else rule
+    return None
 
 
 def adjusted(group: Mapping, m: float, rule: StepRule) -> dict:
@@ -125,6 +137,14 @@ def adjusted(group: Mapping, m: float, rule: StepRule) -> dict:
     return out
 
 
+def split(group: Mapping, m: Mapping[int, float], rule: StepRule) -> list[dict]:
+    """The group in parts, one a multiplier; ``m``: id of a parameter -> multiplier, 1 where it has none."""
+    by_m: dict[float, list] = {}
+    for parameter in group["params"]:
+        by_m.setdefault(m.get(id(parameter), 1.0), []).append(parameter)
+    return [adjusted(group, value, rule) | {"params": params} for value, params in by_m.items()]
+
+
 class InsideStep:
     """Hooks that let optimisers step with split groups. ``set`` says the multiplier of each parameter; none: nothing is
     done.
@@ -138,9 +158,10 @@ class InsideStep:
         self.optimizers = tuple(optimizers)
         self._m: dict[int, float] = {}
         self._running: _StandIn | None = None
+        self._rules: dict[tuple, StepRule] = {}
         for one in self.optimizers:
             for group in one.param_groups:
-                rule_of(one, group)
+                self._rule(one, group)
             hooks = one._optimizer_step_pre_hooks.values()
             if any(isinstance(getattr(hook, "__self__", None), InsideStep) for hook in hooks):
                 raise BadOption(
@@ -152,6 +173,12 @@ class InsideStep:
             for one in self.optimizers
             for handle in (one.register_step_pre_hook(self._before), one.register_step_post_hook(self._after))
         ]
+
+    def _rule(self, optimizer: torch.optim.Optimizer, group: Mapping) -> StepRule:
+        key = (id(optimizer), *sorted((k, repr(v)) for k, v in group.items() if k not in ("params", "lr", "step")))
+        if key not in self._rules:
+            self._rules[key] = rule_of(optimizer, group)
+        return self._rules[key]
 
     def set(self, multipliers: Mapping[torch.Tensor, float]) -> None:
         """Parameter -> m, from the next step on, instead of those before."""
@@ -169,7 +196,7 @@ class InsideStep:
             return None
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise BadOption("by: 'rates' was given; a captured step (CUDA graph) runs no hook. Use by='weights'.")
-        self._running = _StandIn.of(optimizer, self._m)
+        self._running = _StandIn.of(args[0], self._m, self._rule)
         return (self._running.seen, *args[1:]), kwargs
 
     def _after(self, optimizer, args, kwargs) -> None:
@@ -187,28 +214,27 @@ class _StandIn:
     parts: tuple  # (group of the optimiser, its parts, what each part was before the step)
 
     @classmethod
-    def of(cls, optimizer, m: Mapping[int, float]) -> "_StandIn":
+    def of(cls, optimizer, m: Mapping[int, float], rule_of: Callable[..., StepRule]) -> "_StandIn":
         groups, parts = [], []
         for group in optimizer.param_groups:
-            by_m: dict[float, list] = {}
-            for parameter in group["params"]:
-                by_m.setdefault(m.get(id(parameter), 1.0), []).append(parameter)
-            if set(by_m) <= {1.0}:
+            if not any(id(parameter) in m for parameter in group["params"]):
                 groups.append(group)
                 continue
-            rule = rule_of(optimizer, group)
-            split = [adjusted(group, value, rule) | {"params": params} for value, params in by_m.items()]
-            groups += split
-            parts.append((group, split, [dict(part) for part in split]))
+            found = split(group, m, rule_of(optimizer, group))
+            groups += found
+            parts.append((group, found, [dict(part) for part in found]))
         seen = object.__new__(type(optimizer))
-        attributes = dict(vars(optimizer))
-        vars(seen).update(attributes)
+        vars(seen).update(vars(optimizer))
+        if hasattr(getattr(optimizer, "mng", None), "index2config"):
+            # bitsandbytes keeps settings by place in the groups, beside those by parameter
+            seen.mng = copy.copy(optimizer.mng)
+            seen.mng.index2config = {}
         seen.param_groups = groups
-        return cls(optimizer, seen, attributes, tuple(parts))
+        return cls(optimizer, seen, dict(vars(seen)), tuple(parts))
 
     def carry_over(self) -> None:
         for name, value in vars(self.seen).items():
-            if name != "param_groups" and self.attributes.get(name, self) is not value:
+            if self.attributes.get(name, self) is not value:
                 setattr(self.optimizer, name, value)
         for group, split, before in self.parts:
             for key in {key for part in split for key in part}:
@@ -234,9 +260,102 @@ def multipliers(live: Live, factors: Factors) -> dict[str, float]:
     return {name: m for name, m in out.items() if m != 1}
 
 
-def unfit(live: Live, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, str]:
-    """Site -> why a rate a parameter cannot stand for its rescale."""
-    decayed = {id(p) for one in optimizers for g in one.param_groups if g.get("weight_decay") for p in g["params"]}
+def balancing(
+    live: Live, where: norms.Layout, choices: Choices, before: Factors = Factors("tensor")
+) -> tuple[Factors, dict[str, float], dict[str, str]]:
+    """(factors of the left sides at the choices' strength, ratios before, site -> why it is left alone), of the norms of
+    now. With ``when`` a pair that has not moved so far from where ``before`` balances it keeps its factor. Collective
+    where the model is spread over ranks. Raises BadOption for a strength that overflows.
+    """
+    first = next(iter(live.parameters.values()))
+    read = norms.sides(live, where, choices.norm, lambda name: distributed.local(live.parameters[name]))
+    table = distributed.agree(np.stack(list(read.values())), live.groups, distributed.local(first).device)
+    stats = dict(zip(read, table))
+    left, right = norm(choices.norm, stats)
+    exponents = np.array([s.exponent("left") + s.exponent("right") for s in live.sites.sites])
+    full, _, fate = balance(left, right, exponents, np.ones(len(left), bool), Options())
+    skipped, out = {}, []
+    for i, site in enumerate(live.sites.sites):
+        cell = slice(i, i + 1)
+        if fate[i] != PLANNED:
+            skipped[site.name] = reason_of(site, fate[cell], left[cell], right[cell])
+            continue
+        (own,) = before.by_site.get(site.name, (1.0,))
+        if choices.when is not None and abs(math.log2(full[i] / own)) * exponents[i] < math.log2(choices.when):
+            out.append((site.name, (own,)))
+            continue
+        log2 = math.log2(full[i]) * choices.strength
+        if abs(log2) > 100:
+            raise BadOption(
+                f"strength: {choices.strength:g} was given; with it {site.name} would train at 2^{-log2:.0f} times its rate."
+            )
+        out.append((site.name, (2.0 ** (round(log2) if choices.exact else log2),)))
+    return Factors("tensor", tuple(out)), norms.ratios(live.sites, where, stats, choices.norm), skipped
+
+
+def param_groups(
+    model: nn.Module,
+    params: Iterable | None = None,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    eps: float | None = None,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    pairs: Sequence[str] = DEFAULT_PAIRS,
+    **choices,
+) -> list[dict]:
+    """Parameter groups with the rates that balancing amounts to now, fixed for the whole training:
+    ``torch.optim.AdamW(param_groups(model, lr=1e-3, weight_decay=0.1))``.
+
+    ``params``: what the optimiser would be given (parameters, or groups with settings of their own); every trained
+    parameter if None. ``optimizer``: the class the groups are for. ``eps``: where it is not the class' own. Further
+    options: ``Choices``'; none of the weights is changed. Rates that are renewed while training: ``by="rates"``.
+
+    Raises what a rescale raises, and BadOption for a class whose groups cannot stand for one.
+    """
+    chosen = made(pairs, choices | {"by": "rates"})
+    given = list(params) if params is not None else [p for p in model.parameters() if p.requires_grad]
+    groups = given if given and isinstance(given[0], Mapping) else [{"params": given}]
+    groups = [{"lr": lr, "weight_decay": weight_decay} | ({} if eps is None else {"eps": eps}) | g for g in groups]
+    groups = [group | {"params": list(group["params"])} for group in groups]
+    # the class' own epsilon and decay, as the groups would have them
+    like = optimizer([torch.nn.Parameter(torch.zeros(1, 1))], lr=lr)
+    groups = [{k: v for k, v in like.defaults.items() if k in ("eps", "decoupled_weight_decay")} | g for g in groups]
+    live = fit_for_rates(describe(model, chosen), groups)
+    factors, _, _ = balancing(live, norms.layout(live, "tensor"), chosen)
+    by_id = {id(live.parameters[name]): m for name, m in multipliers(live, factors).items()}
+    return [part for group in groups for part in split(group, by_id, rule_of(like, group))]
+
+
+def own_rates(sites: Sites, factors: Factors) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
+    """Site -> for its left and its right side, the smallest and the largest of what a rescale by these factors, of the
+    start's coordinates, makes of Adam's learning rate. With SGD it is the square.
+    """
+    out = {}
+    for name, cells in factors.by_site.items():
+        sides = (
+            [c ** -sites[name].exponent("left") for c in cells],
+            [c ** sites[name].exponent("right") for c in cells],
+        )
+        out[name] = tuple((min(side), max(side)) for side in sides)
+    return out
+
+
+def fit_for_rates(live: Live, groups: Iterable[Mapping]) -> Live:
+    """The same with the sites that a rate a parameter can stand for; the others are among the refusals. Raises
+    NothingToRescale where none is left.
+    """
+    wrong = _unfit(live, groups)
+    refusals = tuple(Refusal(name, reason) for name, reason in wrong.items())
+    if len(wrong) == len(live.sites.sites):
+        shown = "\n".join(f"  {r.what}: {r.reason}" for r in refusals[:20])
+        raise NothingToRescale(f"by: 'rates' was given; no pair of this model can have rates of its own:\n{shown}")
+    sites = live.sites.only(lambda site: site.name not in wrong)
+    return replace(live, sites=replace(sites, refusals=live.sites.refusals + refusals))
+
+
+def _unfit(live: Live, groups: Iterable[Mapping]) -> dict[str, str]:
+    decayed = {id(p) for group in groups if group.get("weight_decay") for p in group["params"]}
     # factors that no two sites share: a tensor with more than one in it holds more than this side
     distinct = {site.name: (2.0 ** (0.1 + i / len(live.sites.sites)),) for i, site in enumerate(live.sites.sites)}
     whole = {
@@ -276,17 +395,11 @@ class Rates:
         strength: float | None = None,
         replicated: bool = False,
     ):
-        self.model, self.choices, self.replicated = model, choices, replicated
+        self.model, self.replicated = model, replicated
         self.strength = choices.strength if strength is None else strength
-        if not isinstance(self.strength, (int, float)) or not math.isfinite(self.strength):
-            raise BadOption(f"strength: {self.strength!r} was given; by='rates' takes any finite number.")
-        if choices.granularity != "tensor":
-            raise BadOption(
-                f"granularity: {choices.granularity!r} was given; by='rates' has one rate a parameter, so only 'tensor'."
-            )
-        if "gram" in (choices.lora, choices.vo):
-            raise BadOption("lora, vo: 'gram' mixes channels and is no set of rates. Use by='weights'.")
-        self.optimizers = States.of(optimizer, "leave").optimizers
+        self.choices = replace(choices, by="rates", strength=self.strength)
+        self.states = States.of(optimizer, "leave", weights=False)
+        self.optimizers = self.states.optimizers
         if not self.optimizers:
             raise BadOption("optimizer: None was given; by='rates' changes an optimiser's rates, so it needs one.")
         self.factors = Factors("tensor")
@@ -301,53 +414,27 @@ class Rates:
                 "by: 'rates' was given; under DeepSpeed ZeRO parameters lie flattened in groups that cannot be split. "
                 "Use by='weights'."
             )
-        States(self.optimizers, "leave").check_holds(live.parameters)
-        wrong = unfit(live, self.optimizers)
-        refusals = tuple(Refusal(name, reason) for name, reason in wrong.items())
-        if len(wrong) == len(live.sites.sites):
-            shown = "\n".join(f"  {r.what}: {r.reason}" for r in refusals[:20])
-            raise NothingToRescale(f"by: 'rates' was given; no pair of this model can have rates of its own:\n{shown}")
-        sites = live.sites.only(lambda site: site.name not in wrong)
-        self.live = replace(live, sites=replace(sites, refusals=live.sites.refusals + refusals))
+        self.states.check_holds(live.parameters)
+        self.live = fit_for_rates(live, [group for one in self.optimizers for group in one.param_groups])
         self.layout = norms.layout(self.live, "tensor")
 
-    def renew(self) -> Rescale:
-        """Measure, and from the next step on train at the rates of now. Collective where the model is spread over ranks.
+    def rescale_(self) -> Rescale:
+        """``renew``, by the name that a ``Rescaler`` has for what it does."""
+        return self.renew()
 
-        ``factors`` of the result are those of no weight: it has ``rates``.
+    def renew(self) -> Rescale:
+        """Measure, and from the next step on train at the rates of now. With ``when`` a pair that has not moved so far from where ``before`` balances it keeps its factor. Collective
+        where the model is spread over ranks.
+
+            The result's ``factors`` are empty, because no weight is changed; it has ``rates``.
         """
         distributed.reshard(self.model)
         if not self.live.is_current():
             self._look()
-        live, where, name = self.live, self.layout, self.choices.norm
-        first = next(iter(live.parameters.values()))
-        read = norms.sides(live, where, name, lambda n: distributed.local(live.parameters[n]))
-        table = distributed.agree(np.stack(list(read.values())), live.groups, distributed.local(first).device)
-        stats = dict(zip(read, table))
-        left, right = norm(name, stats)
-        exponents = np.array([s.exponent("left") + s.exponent("right") for s in live.sites.sites])
-        full, _, fate = balance(left, right, exponents, np.ones(len(left), bool), Options())
-        skipped, out = {}, []
-        for i, site in enumerate(live.sites.sites):
-            cell = slice(i, i + 1)
-            if fate[i] != PLANNED:
-                skipped[site.name] = reason_of(site, fate[cell], left[cell], right[cell])
-                continue
-            log2 = math.log2(full[i]) * self.strength
-            try:
-                factor = 2.0 ** (round(log2) if self.choices.exact else log2)
-            except OverflowError:
-                factor = math.inf
-            if not 1e-30 < factor < 1e30:
-                raise BadOption(
-                    f"strength: {self.strength:g} was given; {site.name} would train at 2^{-log2:.0f} times its rate."
-                )
-            out.append((site.name, (factor,)))
-        self.set(Factors("tensor", tuple(out)))
-        ratios = norms.ratios(live.sites, where, stats, name)
-        return Rescale(
-            Factors("tensor"), ratios, skipped, live.sites.refusals, live.proof, rates=dict(self.multipliers)
-        )
+        factors, ratios, skipped = balancing(self.live, self.layout, self.choices, self.factors)
+        self.set(factors)
+        rates = own_rates(self.live.sites, factors)
+        return Rescale(Factors("tensor"), ratios, skipped, self.live.sites.refusals, self.live.proof, rates)
 
     def set(self, factors: Factors) -> None:
         """These factors (of the left sides, in own coordinates) instead of measured ones. Raises PlanMismatch."""

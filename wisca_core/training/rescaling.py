@@ -1,5 +1,6 @@
 """One rescale of a live model: measure, decide with the very arithmetic of a plan, apply in place."""
 
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,13 @@ from wisca_core.errors import BadOption, PlanMismatch
 from wisca_core.patterns.table import norm
 from wisca_core.planning.decide import NON_FINITE, OVERFLOW, ZERO, balance
 from wisca_core.planning.plan import Plan
-from wisca_core.training import distributed, gram, lora, norms, zero
+from wisca_core.rescale import scalings
+from wisca_core.training import averages, distributed, gram, lora, norms, zero
 from wisca_core.training.apply import apply_, forget_caches
 from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
 from wisca_core.training.live import Live, copy_tensors, describe
-from wisca_core.training.optimizer_state import States, rule_of
+from wisca_core.training.optimizer_state import States, folds_decay
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Rescale:
     skipped: Mapping[str, str]
     refusals: tuple[Refusal, ...]
     proof: Proof | None
-    rates: Mapping[str, float] = field(default_factory=dict)
+    rates: Mapping[str, tuple[tuple[float, float], tuple[float, float]]] = field(default_factory=dict)
 
 
 def rescale_(
@@ -42,7 +44,7 @@ def rescale_(
     optimizer: object = None,
     *,
     plan: Factors | Plan | None = None,
-    also: Sequence[object] = (),
+    also: Sequence[object] | None = None,
     replicated: bool = False,
     pairs: Sequence[str] = DEFAULT_PAIRS,
     **choices,
@@ -51,7 +53,7 @@ def rescale_(
 
     ``optimizer``: a torch optimiser, a wrapped one, a list of them, or None before there is one. ``plan``: these
     factors instead of balancing (``result.factors.undone()`` takes a rescale back). ``also``: other copies of the
-    weights (EMA) that get the same factors. ``replicated``: every rank holds this very model although no wrapper shows
+    weights (EMA) that get the same factors; None: there should be none, and an AveragedModel that is found is an error. ``replicated``: every rank holds this very model although no wrapper shows
     it. Further options: see ``Choices``.
 
     Raises BadOption, UnknownArchitecture, ConfigMismatch, ProofFailed, NothingToRescale, PlanMismatch,
@@ -72,13 +74,15 @@ class Rescaler:
         model: nn.Module,
         optimizer: object,
         choices: Choices,
-        also: Sequence[object] = (),
+        also: Sequence[object] | None = None,
         replicated: bool = False,
     ):
-        self.model, self.choices, self.also, self.replicated = model, choices, tuple(also), replicated
-        self.states = States.of(optimizer, choices.optimizer_state)
+        self.model, self.choices, self.also, self.replicated = model, choices, tuple(also or ()), replicated
+        self.states = States.of(optimizer, choices.optimizer_state, choices.optimizer_rules)
         self._warned: set[str] = set()
         self._look()
+        self._averages_named = also is not None
+        self._check_averages()
         if any(
             lora.is_adapter(leg.tensor)
             for site in self.live.sites.sites
@@ -103,7 +107,7 @@ class Rescaler:
             self.states.check_holds(self.live.parameters)
         if self._gram() and self.states.mode == "transport":
             for optimizer in self.states.optimizers:
-                if set(rule_of(optimizer).values()) != {-1}:
+                if set(self.states.rule_of(optimizer).values()) != {-1}:
                     raise BadOption(
                         f"optimizer: lora='gram' mixes the rank channels, and the squares {type(optimizer).__name__} "
                         "keeps of single gradients "
@@ -140,12 +144,20 @@ class Rescaler:
             raise BadOption("vo: 'gram' of sharded parameters is not supported; use vo='factor'.")
         if self.states.mode == "transport":
             for optimizer in self.states.optimizers:
-                if set(rule_of(optimizer).values()) != {-1}:
+                if set(self.states.rule_of(optimizer).values()) != {-1}:
                     raise BadOption(
                         f"optimizer: vo='gram' mixes the channels of a head, and the squares {type(optimizer).__name__} keeps of "
                         "single gradients cannot be mixed. Give optimizer_state='leave', or use SGD, or vo='factor'."
                     )
         gram.prove_mixing(self.live.checkpoint)
+
+    def _check_averages(self) -> None:
+        """Looking through all that lives takes longer than a rescale: at most a hundredth of the time is spent on it."""
+        if self._averages_named or time.monotonic() < getattr(self, "_next_look", 0.0):
+            return
+        started = time.monotonic()
+        averages.check_none_forgotten(self.live)
+        self._next_look = started + 100 * (time.monotonic() - started)
 
     @torch.no_grad()
     def rescale_(self, plan: Factors | Plan | None = None) -> Rescale:
@@ -153,6 +165,7 @@ class Rescaler:
         distributed.reshard(self.model)
         if not self.live.is_current():
             self._look()
+        self._check_averages()
         live = self.live
         given = Factors.of(plan) if isinstance(plan, Plan) else plan
         if given is not None:
@@ -170,6 +183,7 @@ class Rescaler:
         else:
             factors = given
         apply_(live, factors, self.states, copies)
+        self._say_decay(factors)
         if given is None:
             self._balance_grams(copies, skipped)
             self._balance_values(copies, skipped)
@@ -194,6 +208,47 @@ class Rescaler:
         stats = norms.sides(self.live, self.layout, self.choices.norm, self._read)
         return dict(zip(stats, distributed.agree(np.stack(list(stats.values())), self.live.groups, self._device)))
 
+    def _say_decay(self, factors: Factors) -> None:
+        """Once, with the number: a decay that is a part of the gradient meets the new weights, not the old ones."""
+        folded = [
+            (one, group) for one in self.states.optimizers for group in one.param_groups if folds_decay(one, group)
+        ]
+        if not folded or "decay" in self._warned:
+            return
+        names = {id(parameter): name for name, parameter in self.live.parameters.items()}
+        scaling = scalings(self.live.sites, factors.by_site, factors.granularity, self.live.shapes)
+        found = []
+        for one, group in folded:
+            for parameter in group["params"]:
+                name = names.get(id(parameter))
+                for vector in scaling[name].along.values() if name in scaling else ():
+                    found += [
+                        (group["weight_decay"] * float(c) ** 2, name, one, group) for c in (vector.min(), vector.max())
+                    ]
+        if not found:
+            return
+        self._warned.add("decay")
+        (low, of_low, *_), (high, of_high, one, group) = (f(found, key=lambda entry: entry[0]) for f in (min, max))
+        warnings.warn(
+            f"wisca: the weight decay of {type(one).__name__}, {group['weight_decay']:g}, is a part of the gradient. On a "
+            f"matrix kept as c W it acts as {group['weight_decay']:g} c^2 on W: from now on as {low:.3g} ({of_low}) to "
+            f"{high:.3g} ({of_high}), with optimizer_state='leave' too. A decoupled decay (AdamW) stays what it was.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+    @torch.no_grad()
+    def carry_states_(self, factors: Factors) -> None:
+        """What the optimisers keep, and nothing else, into the coordinates that these factors lead to. DeepSpeed's is
+        left alone: it comes and goes with the weights.
+        """
+        if self.states.mode != "transport" or any(zero.is_partitioned(p) for p in self.live.parameters.values()):
+            return
+        before = {name: parameter.detach().clone() for name, parameter in self.live.parameters.items()}
+        apply_(self.live, factors, self.states)
+        for name, parameter in self.live.parameters.items():
+            parameter.copy_(before[name])
+
     @property
     def _device(self) -> torch.device:
         return distributed.local(next(iter(self.live.parameters.values()))).device
@@ -208,6 +263,9 @@ class Rescaler:
         exponents = np.array([s.exponent("left") + s.exponent("right") for s in sites])[where.site]
         grams = {s.name for s in self._gram() + self._mixed()}
         chosen = np.array([s.name not in grams for s in sites], bool)[where.site]
+        if self.choices.when is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                chosen &= ~(np.abs(np.log2(left) - np.log2(right)) < np.log2(self.choices.when))
         _, factor, fate = balance(left, right, exponents, chosen, self.choices.options)
         self._stop_overflow(factor, fate)
         out = []

@@ -4,12 +4,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.errors import BadOption
-from wisca_core.training.choices import Choices
+from wisca_core.training import distributed
+from wisca_core.training.choices import made
 from wisca_core.training.factors import Factors
+from wisca_core.training.rates import Rates, own_rates
 from wisca_core.training.rescaling import Rescale, Rescaler
 from wisca_core.training.schedule import Schedule
 from wisca_core.training.telemetry import Telemetry
@@ -19,8 +22,12 @@ STATE_VERSION = 1
 
 class Scaler:
     """Rescales a model on a schedule. Made after the optimiser, it rescales at once where the schedule has a step 0.
+    ``by="rates"`` leaves the weights alone and lets the optimiser step at the rates that amount to it, renewed on the
+    same schedule; a plain ``clip_grad_norm_`` then sees the plain norm, and ``scaler.clip_grad_norm_`` the one that
+    rescaled weights would have.
 
-    ``first_step``: optimiser steps already done (a resumed run). ``output``: folder or file for wisca.jsonl, None for
+    ``first_step``: optimiser steps already done (a resumed run); ``n_steps``: all steps of the run, where ``start`` or
+    ``stop`` is a fraction of it. ``output``: folder or file for wisca.jsonl, None for
     none. The schedule's options (every, at_start, start, stop) are ``Schedule``'s, the others ``Choices``'; ``also``
     and ``replicated`` are ``rescale_``'s. Steps that a GradScaler skipped are not counted.
 
@@ -36,22 +43,26 @@ class Scaler:
         *,
         every: int | None = 250,
         at_start: bool = True,
-        start: int = 0,
-        stop: int | None = None,
+        start: int | float = 0,
+        stop: int | float | None = None,
+        n_steps: float | None = None,
         first_step: int = 0,
-        also: Sequence[object] = (),
+        also: Sequence[object] | None = None,
         output: str | Path | None = None,
         replicated: bool = False,
         pairs: Sequence[str] = DEFAULT_PAIRS,
         on_rescale: Callable[[int, Rescale], None] | None = None,
         **choices,
     ):
-        self.schedule = Schedule(every, at_start, start, stop)
+        self.schedule = Schedule(every, at_start, start, stop).of_run(n_steps)
         self.choices = made(pairs, choices)
         self.steps = first_step
         self.kept: dict[str, Factors] = {}
         self._on_rescale = on_rescale
-        self._rescaler = Rescaler(model, optimizer, self.choices, also, replicated)
+        self._rates = (
+            Rates(model, optimizer, self.choices, replicated=replicated) if self.choices.by == "rates" else None
+        )
+        self._rescaler = self._rates or Rescaler(model, optimizer, self.choices, also, replicated)
         self._telemetry = None
         if output is not None:
             path = Path(output)
@@ -59,11 +70,12 @@ class Scaler:
                 path if path.suffix == ".jsonl" else path / "wisca.jsonl", self.choices, first_step
             )
         self._counted = [0]  # optimiser steps seen by the hooks since the last call of step()
-        for one in self._rescaler.states.optimizers[:1]:
-            _count(one, self._counted)
+        self._counting = [_count(one, self._counted) for one in self._rescaler.states.optimizers[:1]]
         self._hooked = bool(self._rescaler.states.optimizers)
+        self._as_started: dict[str, int] | None = None
         if first_step == 0 and self.schedule.due(0):
             self.rescale_(0)
+            self._as_started = self._versions()
 
     def step(self) -> Rescale | None:
         """Call after ``optimizer.step()``; rescales where it is due and returns what was done."""
@@ -83,13 +95,74 @@ class Scaler:
         """Rescale now, whatever the schedule says."""
         started = time.perf_counter()
         done = self._rescaler.rescale_()
-        kept = self.kept.get(done.factors.granularity)
-        self.kept[done.factors.granularity] = kept.then(done.factors) if kept else done.factors
+        if self._rates is None:
+            kept = self.kept.get(done.factors.granularity)
+            self.kept[done.factors.granularity] = kept.then(done.factors) if kept else done.factors
         if self._telemetry is not None:
-            self._telemetry.write(step, done, time.perf_counter() - started)
+            self._telemetry.write(step, done, time.perf_counter() - started, self.rates)
         if self._on_rescale is not None:
             self._on_rescale(step, done)
         return done
+
+    @property
+    def rates(self) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
+        """Site -> for its left and right side, the smallest and the largest of what the learning rates of the start's
+        weights are multiplied by now, under Adam: what the rescales so far amount to, by weights as by rates.
+        """
+        sites, out = self._rescaler.live.sites, {}
+        for factors in (self._rates.factors,) if self._rates else self.kept.values():
+            out |= own_rates(sites, factors)
+        return out
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Parameter name -> what its learning rate is multiplied by inside a step; empty where weights are rescaled."""
+        return dict(self._rates.multipliers) if self._rates else {}
+
+    def clip_grad_norm_(self, max_norm: float) -> torch.Tensor:
+        """``torch.nn.utils.clip_grad_norm_`` of all that the optimisers train, by the norm that WISCA clips by: the same
+        thing where weights are rescaled, with every gradient times its multiplier where rates are. Returns the norm.
+        """
+        if self._rates is not None:
+            return self._rates.clip_grad_norm_(max_norm)
+        groups = [group for one in self._rescaler.states.optimizers for group in one.param_groups]
+        return nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], max_norm)
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether it was made for this very model."""
+        return self._rescaler.model is model
+
+    def go_on_from(self, earlier: "Scaler") -> None:
+        """What an earlier scaler of the same model did counts as done before."""
+        for granularity, factors in earlier.kept.items():
+            kept = self.kept.get(granularity)
+            self.kept[granularity] = factors.then(kept) if kept else factors
+
+    def go_back_to(self, state: Mapping) -> None:
+        """The weights have been loaded from where this state is of, and the optimisers' state has not: the factors are
+        taken from it, and the momentum is carried back into its coordinates.
+        """
+        before, self._as_started = self.kept, None
+        steps = self.steps
+        self.load_state_dict(state)
+        self.steps = steps
+        if self._rates is None:
+            for granularity, factors in before.items():
+                back = factors.undone().then(self.kept.get(granularity, Factors(granularity)))
+                self._rescaler.carry_states_(back)
+
+    def remove(self) -> None:
+        """End it: with ``by="rates"`` the optimiser steps at its plain rates again, and another scaler may take it."""
+        for handle in self._counting:
+            handle.remove()
+        if self._rates is not None:
+            self._rates.remove()
+
+    def _versions(self) -> dict[str, int]:
+        """Name -> a number that changes with every edit in place of that parameter, loading among them."""
+        live = self._rescaler.live
+        current = live.is_current()
+        return {name: distributed.local(p)._version if current else -1 for name, p in live.parameters.items()}
 
     @property
     def refusals(self):
@@ -98,38 +171,44 @@ class Scaler:
 
     def state_dict(self) -> dict:
         """Plain JSON values: the step, and the product of all factors so far, which brings two checkpoints into one
-        set of coordinates.
+        set of coordinates. With ``by="rates"`` there is no such product, but the factors that the rates of now stand
+        for.
         """
-        return {"state_version": STATE_VERSION, "step": self.steps, "kept": [f.to_json() for f in self.kept.values()]}
+        state = {"state_version": STATE_VERSION, "step": self.steps, "kept": [f.to_json() for f in self.kept.values()]}
+        return state | ({"rates": self._rates.factors.to_json()} if self._rates else {})
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Raises BadOption for a newer state."""
+        """Raises BadOption for a newer state, and where the rescale of step 0 was done on weights that had been loaded
+        already: the state of a later step knows nothing of it.
+        """
         if state.get("state_version") != STATE_VERSION:
             raise BadOption(
                 f"the scaler's state has version {state.get('state_version')}; {STATE_VERSION} is read here. Update "
                 "wisca."
             )
+        if ("rates" in state) != (self._rates is not None):
+            was, now = ("rates", "weights") if "rates" in state else ("weights", "rates")
+            raise BadOption(
+                f"by: {now!r} was given and the scaler's state is of by={was!r}; resume with the same, or start anew."
+            )
+        if self._rates is None and self._as_started is not None and self._as_started == self._versions():
+            raise BadOption(
+                f"the scaler rescaled the model when it was made, as at step 0, and the state is of step {state['step']}; "
+                f"loaded weights would be rescaled twice. Make it with first_step={state['step']}, or load the weights "
+                "after it is made."
+            )
         self.steps = int(state["step"])
         found = [Factors.from_json(one, "the scaler's state") for one in state["kept"]]
         self.kept = {factors.granularity: factors for factors in found}
+        if self._rates is not None:
+            self._rates.set(Factors.from_json(state["rates"], "the scaler's state"))
 
 
-def made(pairs: Sequence[str], choices: Mapping) -> Choices:
-    """Raises BadOption for an option there is none of."""
-    unknown = set(choices) - set(Choices.__dataclass_fields__)
-    if unknown:
-        raise BadOption(
-            f"{', '.join(sorted(unknown))}: there is no such option; there are "
-            f"{', '.join(Choices.__dataclass_fields__)}."
-        )
-    return Choices(pairs=pairs, **choices)
-
-
-def _count(optimizer, counted: list[int]) -> None:
+def _count(optimizer, counted: list[int]):
     def after(stepped, args, kwargs) -> None:
         # fused optimisers are called on skipped steps too and get this from the GradScaler
         found_inf = getattr(stepped, "found_inf", None)
         if found_inf is None or not bool(found_inf.item()):
             counted[0] += 1
 
-    optimizer.register_step_post_hook(after)
+    return optimizer.register_step_post_hook(after)

@@ -2,7 +2,12 @@
 
 The first line is ``{"format": "wisca-telemetry", "version": 1, ...}`` with the choices, the proof's figures and what is
 refused. Each further line: step; ratios (site -> norm of the left side over the right one, before); factors (site ->
-list); skipped (site -> reason); seconds.
+list); rates (site -> {"left", "right"}: what the learning rates of the start's weights are multiplied by from here on,
+which is what the rescales so far amount to under Adam, or, with by="rates", what was done; [smallest, largest] where a
+side has several; SGD's is the square); skipped (site -> reason); seconds.
+
+With by="rates" a trainer's own clipping looks at the plain norm of the gradients, by weights at that of rescaled ones;
+``Scaler.clip_grad_norm_`` is the same for both.
 """
 
 import json
@@ -25,16 +30,21 @@ class Telemetry:
 
     def __init__(self, path: Path, choices: Choices, step: int):
         self.path = Path(path)
-        self._header = asdict(choices) | {"layers": [str(span) for span in choices.layers]}
+        rules = {getattr(kind, "__qualname__", kind): dict(rule) for kind, rule in choices.optimizer_rules.items()}
+        self._header = asdict(choices) | {"layers": [str(span) for span in choices.layers], "optimizer_rules": rules}
         kept = [row for row in read(self.path) if row["step"] <= step] if step > 0 and self.path.exists() else []
         self._started = False
         self._kept = kept
 
-    def write(self, step: int, done: Rescale, seconds: float) -> None:
+    def write(self, step: int, done: Rescale, seconds: float, rates: Mapping = {}) -> None:
         row = {
             "step": step,
             "ratios": {n: _number(r) for n, r in done.ratios.items()},
             "factors": {n: list(f) for n, f in done.factors.sites},
+            "rates": {
+                name: {side: low if low == high else [low, high] for side, (low, high) in zip(("left", "right"), sides)}
+                for name, sides in rates.items()
+            },
             "skipped": dict(done.skipped),
             "seconds": round(seconds, 6),
         }
@@ -84,13 +94,18 @@ def read(path: Path) -> list[dict]:
     return rows
 
 
-def scalars(ratios: Mapping[str, float]) -> dict[str, float]:
-    """What loggers get: log2 of the ratio of every site, and of each pair's median over the layers; 0 is balance."""
+def scalars(done: Rescale) -> dict[str, float]:
+    """What loggers get: log2 of the ratio of every site, and of each pair's median over the layers; 0 is balance. With
+    by="rates" also log2 of what the rate of each site's left side is multiplied by; the right side's is its negative.
+    """
+    ratios = done.ratios
     out, by_pair = {}, {}
     for name, ratio in ratios.items():
         if ratio > 0 and math.isfinite(ratio):
             out[f"wisca/log2_ratio/{name}"] = math.log2(ratio)
             by_pair.setdefault(name.split(".")[-1], []).append(math.log2(ratio))
+    for name, ((left, _), _) in done.rates.items():
+        out[f"wisca/log2_rate/{name}"] = math.log2(left)
     return {f"wisca/median_log2_ratio/{pair}": statistics.median(values) for pair, values in by_pair.items()} | out
 
 

@@ -12,7 +12,7 @@ import torch
 from wisca_core import rescale
 from wisca_core.errors import BadOption, UnsupportedCheckpoint
 from wisca_core.rescale import Scaling, along_axis, work_dtype
-from wisca_core.training.optimizer_state import States, rule_of
+from wisca_core.training.optimizer_state import States
 
 
 def is_partitioned(parameter: torch.Tensor) -> bool:
@@ -87,5 +87,5 @@ def _keys(states: States) -> dict[str, int]:
     if states.mode == "transport":
         for optimizer in states.optimizers:
             kept = {key for state in optimizer.state.values() for key in state}
-            out |= {key: power for key, power in rule_of(optimizer).items() if key in kept}
+            out |= {key: power for key, power in states.rule_of(optimizer).items() if key in kept}
     return out
