@@ -77,7 +77,7 @@ def _sites(checkpoint: Checkpoint, config: dict, model_type: str, family: Family
     remarks: list[str] = []
     attention = None
     problems: list[ConfigMismatch | UnknownArchitecture] = []
-    inside = list(_each_part(family, config))
+    inside = list(each_part(family, config))
     for part, numbers_of in inside:
         if isinstance(part, Refusal):
             found.append(part)
@@ -113,7 +113,7 @@ def _is_asked(refusal: Refusal, pairs: tuple[str, ...]) -> bool:
     return len(parts) < 4 or parts[3] in pairs
 
 
-def _each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tuple[Family | Refusal, Mapping]]:
+def each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tuple[Family | Refusal, Mapping]]:
     """(row, the config its numbers are read from), towers looked into."""
     for part in family.each:
         inner = _inner(config, part.config) if part.config else config
@@ -129,7 +129,7 @@ def _each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tupl
         if row is None or depth > 2:
             yield Refusal(f"{tower.stack}.{tower.config}", f'its model_type "{model_type}" has no site rule'), {}
             continue
-        inside = list(_each_part(row, _completed(model_type, inner), depth + 1))
+        inside = list(each_part(row, _completed(model_type, inner), depth + 1))
         n_stacks = len({part.stack for part, _ in inside if not isinstance(part, Refusal)})
         for part, numbers_of in inside:
             if isinstance(part, Refusal):

@@ -1,0 +1,81 @@
+"""Measured heads kept between runs, beside the table of channels."""
+
+import json
+import zipfile
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+import xxhash
+
+from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import Checkpoint
+from wisca_core.circuits.columns import COLUMNS
+from wisca_core.circuits.measure import CHANNEL_COLUMNS, Circuits, measure
+from wisca_core.errors import WiscaError
+from wisca_core.patterns.measure import header_digest
+from wisca_core.progress import Progress, silent
+from wisca_core.storage import folder
+
+FORMAT, VERSION = "wisca-heads", 1
+
+
+def measured(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Circuits:
+    """The heads of this checkpoint: from WISCA_HOME/measurements where its files are as they were, else by one pass."""
+    kept = cached(checkpoint, sites)
+    if kept is not None:
+        return kept
+    found = measure(checkpoint, sites, progress)
+    try:
+        _save(found, _path(checkpoint, sites))
+    except (OSError, WiscaError):
+        pass  # a full disk only costs the next pass
+    return found
+
+
+def cached(checkpoint: Checkpoint, sites: Sites) -> Circuits | None:
+    """The kept heads, or None where there are none (any more)."""
+    try:
+        with np.load(_path(checkpoint, sites), allow_pickle=False) as file:
+            words = json.loads(file["words"].tobytes())
+            if (words["format"], words["version"], words["columns"]) != (FORMAT, VERSION, [c.name for c in COLUMNS]):
+                return None
+            table = pd.DataFrame(
+                {c.name: file[c.name] if c.name in file.files else words["text"][c.name] for c in COLUMNS}
+            )
+            channels = pd.DataFrame(words["channels"], columns=CHANNEL_COLUMNS)
+            spectra = MappingProxyType({name: file[f"spectrum {name}"] for name in ("qk", "ov")})
+            return Circuits(table, spectra, channels, tuple(words["remarks"]))
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        return None
+
+
+def n_bytes_to_read(checkpoint: Checkpoint, sites: Sites) -> int:
+    """Bytes the pass reads, or a little less: fused matrices count once."""
+    touched = {leg.tensor for site in sites.sites if site.key.pair in ("qk", "vo") for leg in site.legs}
+    return sum(t.n_bytes for t in checkpoint.tensors if t.name in touched)
+
+
+def _save(found: Circuits, path) -> None:
+    is_number = {name: found.table[name].dtype.kind in "if" for name in found.table}
+    words = {
+        "format": FORMAT,
+        "version": VERSION,
+        "columns": [c.name for c in COLUMNS],
+        "text": {name: found.table[name].tolist() for name, number in is_number.items() if not number},
+        "channels": found.channels.to_numpy().tolist(),
+        "remarks": list(found.remarks),
+    }
+    arrays = {name: found.table[name].to_numpy() for name, number in is_number.items() if number}
+    arrays |= {f"spectrum {name}": values for name, values in found.spectra.items()}
+    beside = path.with_name(path.name + ".part")
+    with beside.open("wb") as file:
+        np.savez(file, words=np.frombuffer(json.dumps(words).encode(), dtype=np.uint8), **arrays)
+    beside.replace(path)
+
+
+def _path(checkpoint: Checkpoint, sites: Sites):
+    """Named by real path, size and mtime of every weight file, the stored layout and the sites."""
+    files = [(name, *stamp) for name, stamp in zip(checkpoint.weight_files, checkpoint.stamps)]
+    key = json.dumps([FORMAT, str(checkpoint.path), files, header_digest(checkpoint), checkpoint.config_json])
+    return folder("measurements") / f"{xxhash.xxh3_128((key + repr(sites)).encode()).hexdigest()}.npz"
