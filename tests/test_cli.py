@@ -122,6 +122,7 @@ def test_every_command_and_every_option_says_what_it_does():
     group = typer.main.get_command(cli.app)
     assert set(group.commands) == {
         "inspect",
+        "heads",
         "rescale",
         "verify",
         "architectures",

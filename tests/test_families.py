@@ -15,6 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import _inner, find_sites
 from wisca_core.checkpoint import open_checkpoint
+from wisca_core.circuits.columns import MOVED, PLACES, UNMOVED, WORDS
+from wisca_core.circuits.measure import measure
 from wisca_core.equivalence.bench import NOT_RUN
 from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.miniature import load, model_class
@@ -23,9 +25,11 @@ from wisca_core.equivalence.proof import label
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 from wisca_core.exporting.export import export
+from wisca_core.exporting.weights import write_weights
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
 from wisca_core.planning.plan import make_plan
+from wisca_core.rescale import changes, scalings
 
 BOUND = 1e-11
 
@@ -147,6 +151,35 @@ def test_every_supported_model_type_is_proved(model_type, small_model):
     assert (
         0 <= found.max_rel < BOUND and found.liveness > 1e-6 and len(found.cases) >= 1 and found.largest_factor == 1024
     )
+
+
+def _one_of_every_row() -> list[str]:
+    return sorted({families()[t].name: t for t in reversed(_of_every_row())}.values())
+
+
+@pytest.mark.parametrize("model_type", _one_of_every_row())
+def test_no_rescale_moves_what_heads_compute(model_type, small_model, tmp_path):
+    """Extreme factors at the finest granularity: the columns that are said to stay do, and those that are said to move do."""
+    checkpoint = open_checkpoint(small_model(model_type))
+    sites = find_sites(checkpoint)
+    rng = np.random.default_rng(1)
+    factors = {site.name: np.exp2(rng.uniform(-10, 10, site.n_cells("channel"))) for site in sites.sites}
+    shapes = {tensor.name: tensor.shape for tensor in checkpoint.tensors}
+    (tmp_path / "rescaled").mkdir()
+    write_weights(checkpoint, changes(scalings(sites, factors, "channel", shapes)), tmp_path / "rescaled")
+    (tmp_path / "rescaled" / "config.json").write_text(checkpoint.config_json)
+    before, after = (
+        measure(one, find_sites(one)).table for one in (checkpoint, open_checkpoint(tmp_path / "rescaled"))
+    )
+    assert len(before) or not sites.sites
+    assert before[[c.name for c in (*PLACES, *WORDS)]].equals(after[[c.name for c in (*PLACES, *WORDS)]])
+    for column in UNMOVED:
+        one, other = before[column.name].to_numpy(), after[column.name].to_numpy()
+        bound = 1e-6 if column.name in ("qk_effective_rank", "ov_effective_rank", "ov_copying") else 1e-10
+        np.testing.assert_allclose(other, one, rtol=bound, atol=bound if column.name == "ov_copying" else 0)
+    for column in MOVED:
+        one, other = before[column.name].to_numpy(), after[column.name].to_numpy()
+        assert (np.abs(other / one - 1)[np.isfinite(one)] > 1e-9).all(), column.name
 
 
 @pytest.mark.parametrize("pair, at_least", [("qk", 172), ("vo", 169)])

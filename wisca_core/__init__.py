@@ -28,6 +28,7 @@ _NAMES = {
     "WiscaError": "errors:WiscaError",
     "compare": "comparison.whole:compare",
     "export": "steps:export",
+    "heads": "circuits.table:heads",
     "open": "model:open_model",
     "param_groups": "training.rates:param_groups",
     "plan": "steps:plan",
@@ -42,6 +43,7 @@ _NAMES = {
 __all__ = list(_NAMES)
 
 if TYPE_CHECKING:  # for editors: "as" keeps a name that is only handed on
+    from wisca_core.circuits.table import heads as heads
     from wisca_core.comparison.whole import compare as compare
     from wisca_core.errors import WiscaError as WiscaError
     from wisca_core.model import Model as Model

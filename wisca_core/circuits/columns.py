@@ -145,9 +145,13 @@ MOVED = (
 WORDS = (
     Column("qk_of", "QK is of", "", None, 'what the QK circuit is taken of: "weights", or "gains" under a QK-norm'),
     Column("ov_of", "OV is of", "", None, 'what the OV circuit is taken of: "weights", or "gains" behind a sub-norm'),
-    Column("width", "Width", "channels", None, "channels of the head's queries: the largest rank its QK circuit can have"),
+    Column(
+        "width", "Width", "channels", None, "channels of the head's queries: the largest rank its QK circuit can have"
+    ),
     Column("value_width", "Value width", "channels", None, "channels of the head's values"),
-    Column("folded", "Norm folded in", "", None, "the norm gains that are folded into the circuits, by their module's name"),
+    Column(
+        "folded", "Norm folded in", "", None, "the norm gains that are folded into the circuits, by their module's name"
+    ),
     Column("note", "Note", "", None, "why a number is empty or what it leaves out"),
 )
 

@@ -77,7 +77,9 @@ class Inputs:
             return None
         module = rows.tensor.removeprefix(stem).removeprefix(".").removesuffix(".weight")
         lines = _data()["norms"]
-        of_family: Mapping[str, str] = lines.get(f"{rule} {config.get('model_type') or self._type}", lines.get(rule, {}))
+        of_family: Mapping[str, str] = lines.get(
+            f"{rule} {config.get('model_type') or self._type}", lines.get(rule, {})
+        )
         keys = (f"{part.attention} {module.split('.')[-1]}", f"{part.attention} {role}", part.attention)
         line = next((of_family[key] for key in keys if key in of_family), "")
         if not line:
@@ -135,7 +137,7 @@ class Inputs:
         width = sum(one.q.width for one in head.qk)
         names = dict(config) | {"layer": head.layer, "width": width}
         note = ""
-        biases = {rows.bias for one in head.qk for rows in (one.q, one.k)}
+        biases = {rows.bias.tensor for one in head.qk for rows in (one.q, one.k) if rows.bias}
         loose = sorted(
             {
                 leg.tensor.split(".")[-1] if "." not in leg.tensor else ".".join(leg.tensor.split(".")[-2:])
@@ -175,7 +177,11 @@ class Inputs:
         weights = table[(table["qk_of"] == "weights") | (table["ov_of"] == "weights")]
         bare = weights[weights["folded"] == ""]
         if len(bare):
-            which = "none of the heads" if len(bare) == len(table) else f"{len(table) - len(bare):,} of {len(table):,} heads"
+            which = (
+                "none of the heads"
+                if len(bare) == len(table)
+                else f"{len(table) - len(bare):,} of {len(table):,} heads"
+            )
             out.append(
                 f"The norm before the projections is folded in for {which}; for the others it is not known which one their inputs "
                 "pass, so their circuits are of the matrices as stored and their logit bounds hold for inputs of unit RMS behind that norm."
@@ -232,5 +238,3 @@ def _latent_factor(config: Mapping) -> float:
     if (rope.get("rope_type") or rope.get("type")) not in (None, "default") and _positive(factor) and _positive(every):
         return _mscale(factor, every) ** 2
     return 1.0
-
-

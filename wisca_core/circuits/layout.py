@@ -18,8 +18,8 @@ from wisca_core.patterns.blocks import block_of
 @dataclass(frozen=True, eq=False)
 class Rows:
     """One head's channels in one tensor. ``index`` along ``axis`` and ``channel`` in the site, int64 (width,); ``bias``:
-    a tensor with the same index, "" for none; ``offset`` is added to what is stored. A tensor of one number a channel is a
-    diagonal matrix.
+    the same channels' in the bias, None without one; ``offset`` is added to what is stored. A tensor of one number a
+    channel is a diagonal matrix.
     """
 
     tensor: str
@@ -30,7 +30,7 @@ class Rows:
     expert: int = -1
     fixed: tuple[tuple[int, int], ...] = ()
     offset: float = 0.0
-    bias: str = ""
+    bias: "Rows | None" = None
 
     @property
     def key(self) -> tuple:
@@ -52,9 +52,7 @@ class Meeting:
     def rotary_pairs(self) -> np.ndarray:
         """int64 (n, 2): which of the head's channels turn together, by exactness (a pair shares one factor)."""
         place = {int(channel): i for i, channel in enumerate(self.q.channel)}
-        pairs = [
-            grid.indices().reshape(-1, 2) for grid in self.site.exact_ties if grid.sizes[-1] == 2
-        ]
+        pairs = [grid.indices().reshape(-1, 2) for grid in self.site.exact_ties if grid.sizes[-1] == 2]
         inside = [(place[a], place[b]) for part in pairs for a, b in part.tolist() if a in place and b in place]
         return np.array(inside, np.int64).reshape(-1, 2)
 
@@ -139,7 +137,9 @@ def _joined(
         v, o, site = found.get("vo", (None, None, None))
         qk = tuple(found["qk"])
         kv = v.head if v is not None and site.live == "weights" else qk[0].k.head if qk else 0
-        notes = tuple(f"{name}: {why[pair]}" for pair, name, has in (("qk", "QK", qk), ("vo", "OV", o)) if not has and pair in why)
+        notes = tuple(
+            f"{name}: {why[pair]}" for pair, name, has in (("qk", "QK", qk), ("vo", "OV", o)) if not has and pair in why
+        )
         latent = any(meeting.site.key.part.endswith("rope") for meeting in qk)
         yield Head(block, of_layer, number, kv, expert, qk, v, o, site, latent, notes)
 
@@ -190,28 +190,35 @@ def _rows(site: Site, side: str, shapes: dict) -> Iterator[tuple[Rows, bytes]]:
     """(rows, which channels they carry) of every head of the measured legs of that side."""
     legs = site.measured_legs(side)
     # a tensor of its own for each head (StableLM's norms): the heads are numbered on
-    numbered_on = site.live == "gains" and len(legs) > 1 and not _one_for_all(site) and not any(leg.fixed for leg in legs)
+    numbered_on = (
+        site.live == "gains" and len(legs) > 1 and not _one_for_all(site) and not any(leg.fixed for leg in legs)
+    )
     count: dict[str, int] = {}
-    biases = {(leg.tensor, leg.role) for leg in site.legs if not leg.measured and leg.side == side}
+    biases = [leg for leg in site.legs if not leg.measured and leg.side == side]
     for leg in legs:
         width = leg.index.sizes[-1]
         index = leg.index.indices().reshape(-1, width)
         channel = leg.channel.indices().reshape(-1, width)
         by_expert = len(shapes.get(leg.tensor, ())) == 3 and bool(leg.fixed) and leg.fixed[0][0] == 0
         expert = leg.fixed[0][1] if by_expert else -1
-        bias = next((name for name in _bias_names(leg) if (name, leg.role) in biases), "")
+        bias = next((other for other in biases if _is_bias_of(other, leg)), None)
+        in_bias = bias.index.indices().reshape(-1, width) if bias else index
         counted = "" if numbered_on else f"{leg.tensor}.{expert}"
-        for one, carried in zip(index, channel):
+        for one, carried, beside in zip(index, channel, in_bias):
             number = count.get(counted, 0)
             count[counted] = number + 1
-            yield Rows(leg.tensor, leg.axis, one, carried, number, expert, leg.fixed, leg.offset, bias), carried.tobytes()
+            own = Rows(bias.tensor, bias.axis, beside, carried, number, expert, bias.fixed) if bias else None
+            yield (
+                Rows(leg.tensor, leg.axis, one, carried, number, expert, leg.fixed, leg.offset, own),
+                carried.tobytes(),
+            )
 
 
-def _bias_names(leg: Leg) -> tuple[str, ...]:
-    """What the bias of a leg's module is called."""
-    if not leg.tensor.endswith("weight"):
-        return ()
-    return (leg.tensor.removesuffix("weight") + "bias",)  # in_proj_weight has in_proj_bias beside it
+def _is_bias_of(other: Leg, leg: Leg) -> bool:
+    """Whether a leg is the bias of another one's module: q_proj.bias, in_proj_bias beside in_proj_weight."""
+    if not leg.tensor.endswith("weight") or other.tensor != leg.tensor.removesuffix("weight") + "bias":
+        return False
+    return (other.role, other.channel, other.fixed) == (leg.role, leg.channel, leg.fixed)
 
 
 def attentions(heads: list[Head]) -> list[list[Head]]:

@@ -18,7 +18,7 @@ from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.circuits import numbers
 from wisca_core.circuits.columns import COLUMNS, NUMBERS
 from wisca_core.circuits.inputs import Inputs, Norm
-from wisca_core.circuits.layout import Head, Meeting, Rows, attentions, heads_of
+from wisca_core.circuits.layout import Head, Rows, attentions, heads_of
 from wisca_core.circuits.weights import Weights
 from wisca_core.progress import Progress, silent
 
@@ -57,43 +57,29 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     """
     every = attentions(heads_of(sites, checkpoint))
     inputs = Inputs(sites, checkpoint)
-    largest = max((t.n_bytes for t in checkpoint.tensors if len(t.shape) > 1), default=0)
     touched = {rows.tensor for heads in every for head in heads for rows in _rows_of(head)}
     largest = max((t.n_bytes for t in checkpoint.tensors if t.name in touched), default=0)
     n_workers = 1 if largest > _SHARED_BYTES else min(2, os.cpu_count() or 1, len(every) or 1)
     found: list[_Found] = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the matrices of one head are small: a worker a core does more than threads inside
-    try:
-        with ExitStack() as open_:
-            spare = [Weights(checkpoint, open_.enter_context(Reader(checkpoint))) for _ in range(n_workers)]
+    with numbers.one_thread(), ExitStack() as open_:
+        spare = [Weights(checkpoint, open_.enter_context(Reader(checkpoint))) for _ in range(n_workers)]
 
-            def work(heads: list[Head]) -> "_Found":
-                weights = spare.pop()
-                try:
-                    return _attention(heads, weights, inputs)
-                finally:
-                    weights.forget()
-                    spare.append(weights)
+        def work(heads: list[Head]) -> _Found:
+            weights = spare.pop()
+            try:
+                return _attention(heads, weights, inputs)
+            finally:
+                weights.forget()
+                spare.append(weights)
 
-            progress("measuring heads", 0, len(every))
-            if n_workers == 1:
-                for done, heads in enumerate(every, 1):
-                    found.append(work(heads))
-                    progress("measuring heads", done, len(every))
-            else:
-                pool = open_.enter_context(ThreadPoolExecutor(n_workers, initializer=partial(torch.set_num_threads, 1)))
-                waiting = [pool.submit(work, heads) for heads in every]
-                try:
-                    for done, one in enumerate(waiting, 1):
-                        found.append(one.result())
-                        progress("measuring heads", done, len(every))
-                except BaseException:
-                    for one in waiting:
-                        one.cancel()
-                    raise
-    finally:
-        torch.set_num_threads(threads)
+        # torch's operations let go of the interpreter, so a thread a core is two attentions at once
+        pool = open_.enter_context(ThreadPoolExecutor(n_workers, initializer=partial(torch.set_num_threads, 1)))
+        waiting = [pool.submit(work, heads) for heads in every]
+        open_.callback(lambda: [one.cancel() for one in waiting])
+        for done, one in enumerate(waiting):
+            progress("measuring heads", done, len(every))
+            found.append(one.result())
+        progress("measuring heads", len(every), len(every))
     return _gathered(found, sites, checkpoint, inputs)
 
 
@@ -168,6 +154,8 @@ def _factor(rows: Rows, weights: Weights, norm: Norm | None, live: str) -> _Fact
     if live == "gains":  # the norm's input has unit RMS over its whole width, of which one head may hold all
         shape = weights.shapes[rows.tensor]
         n = shape[-1] if len(shape) == 1 else n
+    if norm is not None and norm.gain and weights.shapes[norm.gain] != (n,):
+        norm = None  # embeddings of another width than the stream's: a projection stands between
     stream = norm is not None and norm.stream
     if norm is not None and norm.gain:
         gain = weights.vector(norm.gain) + norm.offset
@@ -186,9 +174,7 @@ def _qk(head: Head, factor, inputs: Inputs, row: dict, notes: list, folded: list
     """Fills in the QK columns of ``row``; the singular values."""
     site = head.qk[0].site
     row["qk_of"] = site.live
-    sides = [
-        (factor(m.q, m.site.live, m.site.rule, "q"), factor(m.k, m.site.live, m.site.rule, "k")) for m in head.qk
-    ]
+    sides = [(factor(m.q, m.site.live, m.site.rule, "q"), factor(m.k, m.site.live, m.site.rule, "k")) for m in head.qk]
     row["q_l1"], row["k_l1"] = sides[0][0].l1, sides[0][1].l1
     folded += [one.folded for side in sides for one in side]
     bad = sum(one.n_bad for side in sides for one in side)
@@ -205,14 +191,17 @@ def _qk(head: Head, factor, inputs: Inputs, row: dict, notes: list, folded: list
         notes.append("QK: one side is all zero.")
     _fill(row, "qk", values)
     settings = inputs.settings(head)
-    exact, any_ = 0.0, 0.0
+    exact, at_any = 0.0, 0.0
     for meeting, (q, k) in zip(head.qk, sides):
         parts = (q.triangle, k.triangle, q.bias, k.bias, q.size, k.size)
-        exact += float(numbers.logit_bound(*parts))
-        any_ += _any_distance(meeting, parts, settings.turn)
-    turn = settings.turn if any(len(meeting.rotary_pairs()) for meeting in head.qk) else 1.0
-    row["logit_bound"] = _capped(exact * max(turn, 1.0) * settings.scale, settings.cap)
-    row["logit_bound_any"] = max(row["logit_bound"], _capped(any_ * settings.scale, settings.cap))
+        own = float(numbers.logit_bound(*parts, values[0] if len(sides) == 1 else None))
+        pairs = torch.from_numpy(meeting.rotary_pairs())
+        # a rotation that also stretches does so at every distance; one that shrinks leaves what does not turn as it is
+        stretch = max(settings.turn, 1.0) if len(pairs) else 1.0
+        exact += stretch * own
+        at_any += stretch * float(numbers.logit_bound_any(*parts, pairs)) if len(pairs) else own
+    row["logit_bound"] = _capped(exact * settings.scale, settings.cap)
+    row["logit_bound_any"] = max(row["logit_bound"], _capped(at_any * settings.scale, settings.cap))
     if settings.note:
         notes.append(settings.note)
     q, k = sides[0]
@@ -221,13 +210,6 @@ def _qk(head: Head, factor, inputs: Inputs, row: dict, notes: list, folded: list
     if k.stream:
         _add(loud, "key", (k.matrix @ q.triangle.T).square().sum(1))
     return values.numpy()
-
-
-def _any_distance(meeting: Meeting, parts: tuple, turn: float) -> float:
-    pairs = torch.from_numpy(meeting.rotary_pairs())
-    if not len(pairs):
-        return float(numbers.logit_bound(*parts))
-    return float(numbers.logit_bound_any(*parts, pairs)) * max(turn, 1.0)
 
 
 def _capped(bound: float, cap: float | None) -> float:
@@ -251,7 +233,7 @@ def _ov(head: Head, factor, row: dict, notes: list, folded: list, loud: dict) ->
     if site.live == "gains":
         notes.append("OV copying: a norm lies between Wv and Wo, so their product is not what is written.")
     elif head.is_latent or v.matrix.shape[0] != o.matrix.shape[0] or site.key.attention == "cross":
-        notes.append("OV copying: it reads another stream than it writes to.")
+        notes.append("OV copying: the channels it reads are not those it writes to.")
     elif float(values[0]):
         row["ov_copying"] = float(numbers.copying(v.matrix, o.matrix))
     if v.stream and not head.is_latent:
@@ -268,7 +250,9 @@ def _fill(row: dict, pair: str, values: torch.Tensor) -> None:
 
 
 def _add(loud: dict[str, torch.Tensor], name: str, squares: torch.Tensor) -> None:
-    loud[name] = squares if name not in loud else loud[name] + squares if len(loud[name]) == len(squares) else loud[name]
+    loud[name] = (
+        squares if name not in loud else loud[name] + squares if len(loud[name]) == len(squares) else loud[name]
+    )
 
 
 def _loudest(heads: list[Head], loud: dict[str, torch.Tensor]) -> Iterator[tuple]:

@@ -6,7 +6,21 @@ proportion to that column, so a factor on a column of one side and its inverse o
 Gram matrices the small singular values, and with them the effective rank, would lose half of theirs.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The matrices of one head are small: threads inside an operation cost far more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def triangle(factor: torch.Tensor) -> torch.Tensor:
@@ -44,13 +58,14 @@ def logit_bound(
     left_bias: torch.Tensor,
     right_bias: torch.Tensor,
     left_size: float,
-    right_size: torch.Tensor | float,
+    right_size: float,
+    top: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The largest ``(left.T x + left_bias) . (right.T y + right_bias)`` that is possible, at most, for ``|x| <= left_size``
     and ``|y| <= right_size``, before the model's scale. Reached without biases; with them the terms are added as if all
-    could be reached at once. Biases (batch, d).
+    could be reached at once. Biases (batch, d); ``top``: the largest singular value, where it is known already.
     """
-    top = spectrum(left, right).amax(-1)
+    top = spectrum(left, right).amax(-1) if top is None else top
     return (
         left_size * right_size * top
         + left_size * _times(left, right_bias).norm(dim=-1)
@@ -79,7 +94,8 @@ def logit_bound_any(
     still = torch.tensor([i for i in range(d) if i not in set(turning.tolist())], dtype=torch.long)
     sides = ((left, left_bias, left_size), (right, right_bias, right_size))
     strength = [
-        torch.hypot(size * _pair_norm(factor[..., pairs]), bias[..., pairs].norm(dim=-1)) for factor, bias, size in sides
+        torch.hypot(size * _pair_norm(factor[..., pairs]), bias[..., pairs].norm(dim=-1))
+        for factor, bias, size in sides
     ]
     # a pair that one side leaves at zero adds nothing
     alive = (strength[0] > 0) & (strength[1] > 0)

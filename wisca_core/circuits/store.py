@@ -11,6 +11,7 @@ import xxhash
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.circuits.columns import COLUMNS
+from wisca_core.circuits.matrices import MATRIX_COLUMNS, measure_matrices
 from wisca_core.circuits.measure import CHANNEL_COLUMNS, Circuits, measure
 from wisca_core.errors import WiscaError
 from wisca_core.patterns.measure import header_digest
@@ -50,6 +51,37 @@ def cached(checkpoint: Checkpoint, sites: Sites) -> Circuits | None:
         return None
 
 
+def measured_matrices(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> pd.DataFrame:
+    """The matrices of this checkpoint with remarks in ``attrs``: kept ones where its files are as they were, else measured."""
+    kept = cached_matrices(checkpoint, sites)
+    if kept is not None:
+        return kept
+    frame, remarks = measure_matrices(checkpoint, sites, progress)
+    frame.attrs = {"remarks": list(remarks)}
+    words = {"format": "wisca-matrices", "version": VERSION, "remarks": list(remarks), "rows": frame.to_dict("list")}
+    try:
+        path = _path(checkpoint, sites, "matrices")
+        beside = path.with_name(path.name + ".part")
+        beside.write_text(json.dumps(words), encoding="utf-8")
+        beside.replace(path)
+    except (OSError, WiscaError):
+        pass
+    return frame
+
+
+def cached_matrices(checkpoint: Checkpoint, sites: Sites) -> pd.DataFrame | None:
+    """The kept matrices, or None."""
+    try:
+        words = json.loads(_path(checkpoint, sites, "matrices").read_text(encoding="utf-8"))
+        if (words["format"], words["version"]) != ("wisca-matrices", VERSION):
+            return None
+        frame = pd.DataFrame(words["rows"], columns=[column.name for column in MATRIX_COLUMNS])
+        frame.attrs = {"remarks": words["remarks"]}
+        return frame
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def n_bytes_to_read(checkpoint: Checkpoint, sites: Sites) -> int:
     """Bytes the pass reads, or a little less: fused matrices count once."""
     touched = {leg.tensor for site in sites.sites if site.key.pair in ("qk", "vo") for leg in site.legs}
@@ -74,8 +106,9 @@ def _save(found: Circuits, path) -> None:
     beside.replace(path)
 
 
-def _path(checkpoint: Checkpoint, sites: Sites):
+def _path(checkpoint: Checkpoint, sites: Sites, what: str = "heads"):
     """Named by real path, size and mtime of every weight file, the stored layout and the sites."""
     files = [(name, *stamp) for name, stamp in zip(checkpoint.weight_files, checkpoint.stamps)]
-    key = json.dumps([FORMAT, str(checkpoint.path), files, header_digest(checkpoint), checkpoint.config_json])
-    return folder("measurements") / f"{xxhash.xxh3_128((key + repr(sites)).encode()).hexdigest()}.npz"
+    key = json.dumps([what, str(checkpoint.path), files, header_digest(checkpoint), checkpoint.config_json])
+    name = xxhash.xxh3_128((key + repr(sites)).encode("utf-8", "surrogateescape")).hexdigest()
+    return folder("measurements") / f"{name}.{'json' if what == 'matrices' else 'npz'}"

@@ -30,9 +30,9 @@ class Weights:
 
     def bias(self, rows: Rows) -> torch.Tensor:
         """(width,), float64; zeros where there is none."""
-        if not rows.bias:
+        if rows.bias is None:
             return torch.zeros(rows.width, dtype=torch.float64)
-        return self.reader.tensor(rows.bias).double().reshape(-1)[torch.from_numpy(rows.index.copy())]
+        return self._rows(rows.bias, torch.from_numpy(rows.bias.index.copy())).double().reshape(-1)
 
     def vector(self, name: str) -> torch.Tensor:
         """A whole tensor of one axis, float64."""

@@ -1,4 +1,4 @@
-"""The command line: ``wisca inspect | rescale | verify | architectures | runs | trajectory | compare | clean | jobs``.
+"""The command line: ``wisca inspect | heads | rescale | verify | architectures | runs | trajectory | compare | clean | jobs``.
 
 This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command
 does is in the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled;
@@ -74,6 +74,28 @@ def _inspect(
     from wisca_core.cli.inspect import run
 
     return run(model, csv, norm, pairs, json, yes)
+
+
+@app.command("heads")
+@ending
+def _heads(
+    model: Model,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table with all its columns as CSV.")
+    ] = None,
+    matrices: Annotated[
+        bool, typer.Option("--matrices", help="Every matrix of the model instead, each by itself; reads all of it.")
+    ] = False,
+    json: Json = False,
+    yes: Yes = False,
+) -> int:
+    """Show what each attention head computes, from its weights alone: the QK and OV circuits, and what stands out.
+
+    Exit 1 where no head of the model is known.
+    """
+    from wisca_core.cli.heads import run
+
+    return run(model, csv, matrices, json, yes)
 
 
 @app.command("rescale")

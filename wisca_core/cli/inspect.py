@@ -85,7 +85,7 @@ def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, 
     rates = equivalent_rates(decision, full=True)
     groups = group_table(patterns, norm).merge(rates[["name", *RATE_CSV_COLUMNS]], on="name", how="left")
     if csv:
-        _write_csv(csv, groups[[*CSV_COLUMNS, *RATE_CSV_COLUMNS]])
+        write_csv(csv, groups[[*CSV_COLUMNS, *RATE_CSV_COLUMNS]])
     verdicts, worst = summaries(groups, norm), furthest(groups, N_WORST)
     layers = layer_ratios(groups, norm).merge(layer_rates(rates), on=["pair", "block", "layer"], how="left")
     if json:
@@ -260,7 +260,7 @@ def _tensors(checkpoint: Checkpoint) -> list[dict]:
     ]
 
 
-def _write_csv(path: Path, groups: pd.DataFrame) -> None:
+def write_csv(path: Path, groups: pd.DataFrame) -> None:
     beside = path.with_name(f".{path.name}.part")
     try:
         beside.write_bytes(csv_bytes(groups))

@@ -21,6 +21,8 @@ KINDS: dict[str, str] = {
     "discover": "wisca_core.job_functions:discover_job",
     "check": "wisca_core.job_functions:check_job",
     "export": "wisca_core.job_functions:export_job",
+    "heads": "wisca_core.circuits.table:heads_job",
+    "matrices": "wisca_core.circuits.table:matrices_job",
     "trajectory": "wisca_core.trajectories:trajectory_job",
     "compare": "wisca_core.comparison.reporting:compare_job",
     "census": "wisca_core.census.run:census_job",
