@@ -18,6 +18,9 @@ from wisca_core.census.coverage import Coverage, coverage
 from wisca_core.census.entry import Entry
 from wisca_core.census.table import table as census_table
 from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
+from wisca_core.circuits import store as heads_store
+from wisca_core.circuits.check import Check, checked
+from wisca_core.circuits.measure import Circuits
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
 from wisca_core.equivalence.discovery import is_unknown, sites_of
@@ -358,3 +361,43 @@ def device() -> str:
     cores = os.cpu_count() or 1
     cpu = f"CPU, {cores} {'core' if cores == 1 else 'cores'}"
     return f"{torch.cuda.get_device_name(0)}; {cpu}" if torch.cuda.is_available() else cpu
+
+
+def circuits(model: Opened) -> Circuits:
+    """The circuits of every head; measures now where nobody has. Raises WiscaError."""
+    return _circuits(model.key, model)
+
+
+@st.cache_resource(max_entries=16, show_spinner="Measuring the heads")
+def _circuits(key: str, _model: Opened) -> Circuits:
+    return heads_store.measured(_model.checkpoint, _model.sites)
+
+
+def heads_table(model: Opened) -> pd.DataFrame:
+    """All columns of every head; not to be changed."""
+    return circuits(model).table
+
+
+def heads_bytes(model: Opened) -> int:
+    """What the pass over the heads reads."""
+    return heads_store.n_bytes_to_read(model.checkpoint, model.sites)
+
+
+def heads_wait(model: Opened) -> bool:
+    """Whether measuring the heads is more than two seconds of work that nobody has done yet."""
+    return heads_bytes(model) > JOB_BYTES // 5 and heads_store.cached(model.checkpoint, model.sites) is None
+
+
+def rescale_check(model: Opened, block: str, layer: int) -> Check | None:
+    """What a random rescale does to the heads of one layer; reads its weights again."""
+    return _rescale_check(model.key, block, layer, model)
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _rescale_check(key: str, block: str, layer: int, _model: Opened) -> Check | None:
+    return checked(_model.checkpoint, _model.sites, block, layer)
+
+
+def kept_matrices(model: Opened) -> pd.DataFrame | None:
+    """The measured matrices, None where nobody has measured them."""
+    return heads_store.cached_matrices(model.checkpoint, sites_of(model.checkpoint, searched(PAIRS)))

@@ -16,6 +16,7 @@ ICON = str(HERE / "icon.svg")
 GROUPS = {
     "A model": [
         st.Page("views/inspect.py", title="Inspect", default=True),
+        st.Page("views/heads.py", title="Heads"),
         st.Page("views/rescale.py", title="Rescale"),
     ],
     "A training": [st.Page("views/compare.py", title="Compare"), st.Page("views/runs.py", title="Runs")],

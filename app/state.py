@@ -20,6 +20,7 @@ import streamlit as st
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, Sites
 from wisca_core.census.entry import VERDICTS
+from wisca_core.circuits.columns import NUMBERS
 from wisca_core.patterns.table import NORMS
 from wisca_core.planning.options import PLAN_NORMS, LayerRange, Options, default_pairs, parse_pairs
 
@@ -66,6 +67,10 @@ def _whole(text: str) -> int:
     if not re.fullmatch(r"\d{1,6}", text):
         raise ValueError(text)
     return int(text)
+
+
+def _expert(text: str) -> int:
+    return -1 if text == "-1" else _whole(text)
 
 
 def _read_pairs(text: str) -> list[str]:
@@ -143,6 +148,14 @@ CHOICES: dict[str, Choice] = {
     "shown_norm": Choice(_fixed("l1"), _one_of(*NORMS), str),
     "layer": Choice(_fixed(None), _whole, str),
     "group": Choice(_fixed(None), _whole, str),
+    # Heads: the selected head of ``layer``, and the columns that are drawn
+    "head": Choice(_fixed(None), _whole, str),
+    "expert": Choice(_fixed(None), _expert, str),
+    "heads_block": Choice(_fixed(""), _read_block, str),
+    "column": Choice(_fixed("qk_stable_rank"), _one_of(*NUMBERS), str),
+    "across": Choice(_fixed("qk_stable_rank"), _one_of(*NUMBERS), str),
+    "up": Choice(_fixed("ov_stable_rank"), _one_of(*NUMBERS), str),
+    "heads_beside": Choice(_fixed(""), str, str),
     # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"; any text, because the
     # page says of one that is not here that it is not. Only names that are listed are ever looked up on disk.
     "comparison": Choice(_fixed(""), str, str),
@@ -230,7 +243,7 @@ def open_model(model: str) -> None:
     their old values back.
     """
     forget("layer span")
-    for name in ("layers", "exclude", "block", "layer", "group"):
+    for name in ("layers", "exclude", "block", "layer", "group", "head", "expert", "heads_block", "heads_beside"):
         st.session_state[name] = CHOICES[name].default()
     st.session_state["model"] = model
 

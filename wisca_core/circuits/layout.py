@@ -19,7 +19,7 @@ from wisca_core.patterns.blocks import block_of
 class Rows:
     """One head's channels in one tensor. ``index`` along ``axis`` and ``channel`` in the site, int64 (width,); ``bias``:
     the same channels' in the bias, None without one; ``offset`` is added to what is stored. A tensor of one number a
-    channel is a diagonal matrix.
+    channel is a diagonal matrix. ``site`` and ``side``: whose factor of a rescale its channels would take.
     """
 
     tensor: str
@@ -31,6 +31,8 @@ class Rows:
     fixed: tuple[tuple[int, int], ...] = ()
     offset: float = 0.0
     bias: "Rows | None" = None
+    site: str = ""
+    side: str = "left"
 
     @property
     def key(self) -> tuple:
@@ -207,9 +209,10 @@ def _rows(site: Site, side: str, shapes: dict) -> Iterator[tuple[Rows, bytes]]:
         for one, carried, beside in zip(index, channel, in_bias):
             number = count.get(counted, 0)
             count[counted] = number + 1
-            own = Rows(bias.tensor, bias.axis, beside, carried, number, expert, bias.fixed) if bias else None
+            place = {"site": site.name, "side": side}
+            own = Rows(bias.tensor, bias.axis, beside, carried, number, expert, bias.fixed, **place) if bias else None
             yield (
-                Rows(leg.tensor, leg.axis, one, carried, number, expert, leg.fixed, leg.offset, own),
+                Rows(leg.tensor, leg.axis, one, carried, number, expert, leg.fixed, leg.offset, own, **place),
                 carried.tobytes(),
             )
 

@@ -67,7 +67,7 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
         def work(heads: list[Head]) -> _Found:
             weights = spare.pop()
             try:
-                return _attention(heads, weights, inputs)
+                return attention_heads(heads, weights, inputs)
             finally:
                 weights.forget()
                 spare.append(weights)
@@ -109,8 +109,8 @@ class _Factor:
     n_bad: int
 
 
-def _attention(heads: list[Head], weights: Weights, inputs: Inputs) -> _Found:
-    """Heads of one attention in one layer."""
+def attention_heads(heads: list[Head], weights: Weights, inputs: Inputs) -> _Found:
+    """The circuits of the heads of one attention in one layer."""
     kept: dict[tuple, _Factor] = {}
 
     def factor(rows: Rows, live: str, rule: str, role: str) -> _Factor:

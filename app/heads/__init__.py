@@ -1,0 +1,1 @@
+"""Parts of the page Heads: what each head computes, from its weights alone."""

@@ -1,0 +1,195 @@
+"""The map, the panel of the selected head, two columns against each other, and the patterns in words."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from wisca_app import cached, state
+from wisca_app.figures import circuits as figures
+from wisca_app.figures import words
+from wisca_app.figures.template import CONFIG, Theme
+from wisca_app.heading import heading
+from wisca_app.heads.shown import NAMES, Shown, clicked, key, mark
+from wisca_core.circuits.columns import BY_NAME
+from wisca_core.circuits.findings import headline
+from wisca_core.patterns.summary import times
+
+
+def facts(shown: Shown) -> str:
+    """The small line above the title."""
+    model, a = shown.model, shown.model.sites.attention
+    dtypes = sorted({t.dtype for t in model.checkpoint.stored or model.checkpoint.tensors if t.dtype in words.DTYPES})
+    parts = [words.DTYPES[d] for d in dtypes]
+    if a is not None:
+        parts += [
+            words.plural(a.n_layers, "layer"),
+            f"{words.plural(a.n_heads, 'query head')} on {words.plural(a.n_kv_heads, 'KV head')} of {a.head_dim}",
+        ]
+    return f"{', '.join(parts)}. {words.plural(len(shown.circuits.table), 'head')}, from the weights alone."
+
+
+def draw_title(shown: Shown) -> None:
+    st.title(headline(shown.circuits), anchor=False)
+    st.markdown(
+        "That is what its heads compute, a property of the function: no rescale moves it. What one does move stands beside it, marked."
+    )
+
+
+def controls(shown: Shown) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if len(shown.blocks) > 1:
+            st.selectbox(
+                "Where",
+                list(shown.blocks),
+                key="heads_block",
+                persist_state="session",
+                format_func=lambda block: words.title(shown.blocks[block]) or block,
+                label_visibility="collapsed",
+                width=220,
+            )
+        st.selectbox(
+            "Column",
+            NAMES,
+            key="column",
+            persist_state="session",
+            format_func=lambda name: BY_NAME[name].title,
+            label_visibility="collapsed",
+            width=230,
+        )
+        mark(shown.column)
+
+
+def chart(fig, name: str, alt: str, source: str = "") -> None:
+    clicks = {"on_select": lambda: clicked(source), "selection_mode": "points"} if source else {}
+    st.plotly_chart(fig, theme=None, config=CONFIG, key=key(source) if source else name, alt=alt, **clicks)
+
+
+def draw_map(shown: Shown, theme: Theme) -> None:
+    column = shown.column
+    said = figures.map_title(shown.table, column)
+    heading(
+        said,
+        f"{words.title(column.meaning).replace('|', chr(92) + '|')}. Ink: the {'low' if column.ink == 'low' else 'high'} end.",
+        shown.table[["layer", "head", "kv_head", "expert", column.name]],
+        "head map",
+    )
+    chart(
+        figures.head_map(shown.table, column, theme=theme, selected=shown.selected),
+        "heads map",
+        f"{column.title} of every head, layers across, heads down. {said}.",
+        "heads map",
+    )
+
+
+def draw_panel(shown: Shown, theme: Theme) -> None:
+    row, table = shown.row, shown.table
+    layer, head, expert = shown.selected
+    title = f"Layer {layer}{f', expert {expert}' if expert >= 0 else ''}, head {head}"
+    st.subheader(f":material/crop_square: {title}", anchor=False)
+    st.markdown(_sentence(row))
+    names = ["qk_stable_rank", "logit_bound", "ov_stable_rank", "ov_copying"]
+    if shown.column.name not in names and shown.column.moves is False:
+        names = [shown.column.name, *names[:3]]
+    lines = [(BY_NAME[n].title, _with_most(row, n), "stays") for n in names]
+    for name, title in (("qk_ratio", "Query / key"), ("vo_ratio", "Value / output")):
+        lines.append((title, figures.number(BY_NAME[name], row[name]), "**moves**"))
+    if np.isfinite(row["q_rate"]):
+        rates = f":blue[Wq] {times(row['q_rate'])}, :orange[Wk] {times(row['k_rate'])}"
+        lines.append(("Adam rates", rates, "**moves**"))
+    for label, value, moves in lines:
+        left, middle, right = st.columns([1.15, 1.5, 0.6], gap="xsmall")
+        left.markdown(f":small[:gray[{label}]]")
+        middle.markdown(f":small[{value}]")
+        right.markdown(f":small[:gray[{moves}]]" if moves == "stays" else f":small[{moves}]")
+    if row["note"]:
+        st.markdown(f":small[:gray[{words.markdown_text(row['note'])}]]")
+    for pair, name in (("qk", "QK"), ("ov", "OV")):
+        spectra = shown.circuits.spectra[pair]
+        own = spectra[table.index.get_loc(row.name)] if len(table) == len(spectra) else spectra[row.name]
+        if not np.isfinite(own).any():
+            continue
+        with np.errstate(all="ignore"):
+            middle = _median(spectra[table.index.to_numpy()])
+        if pair == "qk" or not np.isfinite(row["qk_norm"]):
+            chart(
+                figures.spectrum(own, middle, pair=name, theme=theme),
+                f"spectrum {pair}",
+                f"Singular values of the {name} circuit of this head; dotted: the median head.",
+            )
+            st.markdown(":small[:gray[Dots: this head. Dotted: the median head.]]")
+
+
+def _median(spectra: np.ndarray) -> np.ndarray:
+    kept = spectra[:, np.isfinite(spectra).any(0)]
+    return np.nanmedian(kept, axis=0) if kept.size else np.zeros(0)
+
+
+def _with_most(row: pd.Series, name: str) -> str:
+    """A rank says of how many."""
+    text = figures.number(BY_NAME[name], row[name])
+    most = row["width"] if name.startswith("qk") else row["value_width"]
+    return f"{text} of {most}" if name.endswith("_rank") and text != "none" and most else text
+
+
+def _sentence(row: pd.Series) -> str:
+    of = " of the norm's gains" if row["qk_of"] == "gains" else ""
+    rank = row["qk_stable_rank"]
+    if not np.isfinite(rank):
+        return "Its QK circuit has no number." if row["qk_of"] or row["note"] else "It has no QK circuit."
+    share = 100 / rank
+    if rank < 1.5:
+        return f"Its scores rest on nearly a single direction{of}: {share:.0f} % of the QK circuit's square."
+    return f"The first direction{of} holds {share:.0f} % of the QK circuit's square."
+
+
+def draw_scatter(shown: Shown, theme: Theme) -> None:
+    across, up = BY_NAME[state.get("across")], BY_NAME[state.get("up")]
+    marked = {
+        (layer, head, expert) for one in shown.found for block, layer, head, expert in one.heads if block == shown.block
+    }
+    n = len(marked)
+    heading(
+        f"{up.title} against {across.title}",
+        f"One point a head{f'; ink: {words.plural(n, chr(104) + chr(101) + chr(97) + chr(100))} of a pattern' if n else ''}. Square: the one selected.",
+        shown.table[["layer", "head", "expert", across.name, up.name]],
+        "two columns",
+    )
+    with st.container(horizontal=True):
+        for label, name in (("across", "across"), ("up", "up")):
+            st.selectbox(
+                label,
+                NAMES,
+                key=name,
+                persist_state="session",
+                format_func=lambda one, label=label: f"{label}: {BY_NAME[one].title}",
+                label_visibility="collapsed",
+                width=200,
+            )
+    chart(
+        figures.scatter(shown.table, across, up, theme=theme, marked=marked, selected=shown.selected),
+        "heads scatter",
+        f"{up.title} against {across.title}, one point a head.",
+        "heads scatter",
+    )
+
+
+def draw_patterns(shown: Shown) -> None:
+    st.subheader("Patterns", anchor=False)
+    st.markdown(":small[:gray[Each with its number and its mark; none is a fault by itself.]]")
+    for one in shown.found:
+        st.divider()
+        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+            st.markdown(f"**{one.title}**", help=f"{one.known} {words.markdown_text(one.source)}", width="content")
+            st.markdown(one.count, width="content")
+        st.markdown(f":small[:gray[{words.markdown_text(one.sentence)}]]")
+
+
+def draw_check(shown: Shown) -> str:
+    """The line that says what a random rescale did to one of these layers."""
+    check = cached.rescale_check(shown.model, shown.block, shown.selected[0])
+    if check is None:
+        return ""
+    return (
+        f"Checked here on layer {shown.selected[0]}: a random rescale of {words.plural(check.n_heads, 'head')} leaves the left columns "
+        f"equal to {check.stays:.0e} and moves every number on the right."
+    )

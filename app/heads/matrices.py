@@ -1,0 +1,67 @@
+"""Every matrix of the whole model by itself, on demand: it reads all of it."""
+
+import streamlit as st
+
+from wisca_app import cached
+from wisca_app.figures import words
+from wisca_app.heading import heading
+from wisca_app.heads.shown import Shown
+from wisca_app.job_progress import explain, follow, latest
+from wisca_app.messages import plain
+from wisca_app.open_model import normal, title
+from wisca_app.state import get
+from wisca_core import jobs
+from wisca_core.circuits.matrices import MATRIX_COLUMNS
+
+
+def draw(shown: Shown) -> None:
+    model = shown.model
+    table = cached.kept_matrices(model)
+    if table is None:
+        _ask(model)
+        return
+    moves = int(table["moves"].sum())
+    heading(
+        f"Every matrix: {words.count(len(table))}, a rescale moves {words.count(moves)} of them",
+        "Each taken alone, largest norm first. Numbers of a matrix that moves say where the coordinates are, not only what it does; sort by any.",
+        table,
+        "matrices",
+    )
+    view = table.rename(columns={column.name: column.title for column in MATRIX_COLUMNS})
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        view,
+        hide_index=True,
+        height=320,
+        column_config={
+            name: number(format=form)
+            for name, form in (
+                ("Norm", "%.3g"),
+                ("Spectral norm", "%.3g"),
+                ("Stable rank", "%.1f"),
+                ("Outliers", "%.1f"),
+                ("Kurtosis", "%.2f"),
+            )
+        },
+        alt="Norm, spectral norm, stable rank, outliers and kurtosis of every matrix",
+    )
+    for remark in table.attrs.get("remarks", ()):
+        plain(remark)
+
+
+def _ask(model) -> None:
+    name = normal(get("model"))
+    st.subheader("Every matrix by itself", anchor=False)
+    job = latest("matrices", model=name)
+    if job is not None and job.is_active:
+        follow(job)
+        return
+    if job is not None and job.state != "done":
+        explain(job, "Measuring the matrices did not finish")
+    n_bytes = sum(t.n_bytes for t in model.checkpoint.tensors)
+    st.markdown(
+        f":small[:gray[Norm, spectral norm, stable rank, outliers and kurtosis of embeddings, attention, feed-forward and head: reads all {words.size(n_bytes)} a few times.]]"
+    )
+    if st.button("Measure every matrix"):
+        jobs.start("matrices", {"model": name}, f"Matrices of {title(name)}", exclusive=f"matrices {name}")
+        st.rerun()

@@ -1,0 +1,67 @@
+"""The open model with its heads measured, by a job where that takes long; and what has no circuit, named."""
+
+import streamlit as st
+
+from wisca_app import cached, state
+from wisca_app.cached import Opened
+from wisca_app.figures import words
+from wisca_app.heads.shown import Shown
+from wisca_app.job_progress import explain, follow, latest
+from wisca_app.messages import plain
+from wisca_app.open_model import normal, ready, title
+from wisca_core import jobs
+
+
+def ready_heads() -> Opened:
+    """Where the heads are not measured, or there are none, the page says so and ends. Raises WiscaError."""
+    model = ready(["qk"])
+    if model.checkpoint.adapter_json:
+        st.header("An adapter has no heads of its own")
+        plain("It changes those of its base. Open the base, or the two merged, to see what they compute.")
+        st.stop()
+    if model.refusal:
+        st.header("No head of this model is known")
+        plain(model.refusal)
+        st.stop()
+    if cached.heads_wait(model):
+        _measure(model)
+    if cached.circuits(model).table.empty:
+        st.header("No head of this model is known")
+        _refused(model)
+        st.stop()
+    return model
+
+
+def _measure(model: Opened) -> None:
+    name = normal(state.get("model"))
+    job = latest("heads", model=name)
+    if job is not None and job.state == "done":
+        return  # it could not be kept: measure here, with patience
+    st.header("Measuring the heads")
+    if job is not None and not job.is_active:
+        explain(job, "Measuring did not finish")
+        if not st.button("Measure again", type="primary"):
+            st.stop()
+        job = None
+    st.markdown(f":gray[One more pass over the attention weights: {words.size(cached.heads_bytes(model))} to read.]")
+    follow(job or jobs.start("heads", {"model": name}, f"Heads of {title(name)}", exclusive=f"heads {name}"))
+    st.stop()
+
+
+def draw_left(shown: Shown) -> None:
+    """What is left out of the numbers, and which pairs have no circuit."""
+    remarks = shown.circuits.remarks
+    if not remarks and not shown.model.sites.refusals:
+        return
+    st.space("small")
+    with st.expander(f"What is not covered: {words.plural(len(remarks) + len(shown.model.sites.refusals), 'remark')}"):
+        for remark in remarks:
+            plain(remark)
+        _refused(shown.model)
+
+
+def _refused(model: Opened) -> None:
+    for refusal in model.sites.refusals[:50]:
+        plain(f"{refusal.what}: {refusal.reason}")
+    if len(model.sites.refusals) > 50:
+        plain(f"and {len(model.sites.refusals) - 50:,} more; `wisca heads --json` lists all.")

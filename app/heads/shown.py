@@ -1,0 +1,98 @@
+"""What Heads draws: the table of one block, the columns that are looked at, and the head that is selected."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from wisca_app import cached, state
+from wisca_app.cached import Opened
+from wisca_core.circuits.columns import BY_NAME, MOVED, UNMOVED, Column
+from wisca_core.circuits.findings import Finding, findings
+from wisca_core.circuits.measure import Circuits
+from wisca_core.patterns.blocks import titles
+
+NAMES = [column.name for column in (*UNMOVED, *MOVED)]
+_SOURCES = ("heads map", "heads scatter", "heads table")
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """``table``: rows of ``block``; ``blocks``: block -> its name in words; ``selected``: (layer, head, expert)."""
+
+    model: Opened
+    circuits: Circuits
+    table: pd.DataFrame
+    block: str
+    blocks: dict[str, str]
+    column: Column
+    found: tuple[Finding, ...]
+    selected: tuple[int, int, int]
+
+    @property
+    def row(self) -> pd.Series:
+        t, (layer, head, expert) = self.table, self.selected
+        return t[(t["layer"] == layer) & (t["head"] == head) & (t["expert"] == expert)].iloc[0]
+
+
+def shown(model: Opened) -> Shown:
+    """Choices that this model does not have give way to ones it has."""
+    circuits = cached.circuits(model)
+    blocks = titles(dict.fromkeys(circuits.table["block"]))
+    block = state.settle("heads_block", list(blocks))
+    table = circuits.table[circuits.table["block"] == block]
+    column = BY_NAME[state.get("column")]
+    return Shown(model, circuits, table, block, blocks, column, findings(circuits), _settled(table, column))
+
+
+def _settled(table: pd.DataFrame, column: Column) -> tuple[int, int, int]:
+    """The selected head brought into what there is; at first the one at the column's end of interest."""
+    wanted = (state.get("layer"), state.get("head"), state.get("expert"))
+    there = list(zip(table["layer"].tolist(), table["head"].tolist(), table["expert"].tolist()))
+    if wanted not in there:
+        values = table[column.name]
+        at = (values.idxmin() if column.ink == "low" else values.idxmax()) if values.notna().any() else table.index[0]
+        wanted = tuple(int(table.loc[at, name]) for name in ("layer", "head", "expert"))
+    for name, value in zip(("layer", "head", "expert"), wanted):
+        state.put(name, value)
+    return wanted
+
+
+def key(source: str) -> str:
+    """The widget key of a chart or table that can be clicked; a new one where the selection came from elsewhere."""
+    return f"{source} {state.note(f'turn {source}') or 0}"
+
+
+def clicked(source: str) -> None:
+    """Callback of a chart whose points carry (layer, head, expert, ...)."""
+    for point in _part(_part(state.get(key(source)), "selection"), "points") or []:
+        data = _part(point, "customdata")
+        if data is not None:
+            values = list(data.values()) if isinstance(data, dict) else list(data)
+            select(tuple(int(value) for value in values[:3]), source)
+            return
+
+
+def picked(rows: list[tuple[int, int, int]], source: str) -> None:
+    """Callback of a table whose lines are these heads."""
+    lines = _part(_part(state.get(key(source)), "selection"), "rows") or []
+    if lines and lines[0] < len(rows):
+        select(rows[lines[0]], source)
+
+
+def select(head: tuple[int, int, int], by: str = "") -> None:
+    for name, value in zip(("layer", "head", "expert"), head):
+        state.put(name, value)
+    for source in _SOURCES:
+        if source != by:
+            state.note(f"turn {source}", (state.note(f"turn {source}") or 0) + 1)
+
+
+def mark(column: Column) -> None:
+    """The tag beside a column: whether a rescale moves it."""
+    st.badge("moves under a rescale" if column.moves else "stays under a rescale", color="gray")
+
+
+def _part(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)

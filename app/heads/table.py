@@ -1,0 +1,56 @@
+"""All heads as one table, what stays and what moves under a heading each."""
+
+import pandas as pd
+import streamlit as st
+
+from wisca_app import cached
+from wisca_app.figures import circuits as figures
+from wisca_app.heading import heading
+from wisca_app.heads.charts import draw_check
+from wisca_app.heads.shown import Shown, key, picked
+from wisca_core.circuits.columns import BY_NAME
+
+_STAY = (
+    "qk_norm",
+    "qk_stable_rank",
+    "qk_effective_rank",
+    "logit_bound",
+    "logit_bound_any",
+    "ov_norm",
+    "ov_stable_rank",
+    "ov_copying",
+)
+_MOVE = ("q_l1", "k_l1", "qk_ratio", "q_rate", "k_rate", "v_l1", "o_l1", "vo_ratio", "v_rate", "o_rate")
+_NO, _YES = "moves under a rescale: no", "moves under a rescale: yes"
+
+
+def draw(shown: Shown) -> None:
+    column, table = shown.column, shown.table
+    ordered = table.sort_values(column.name, ascending=column.ink == "low", na_position="last")
+    word = "Lowest" if column.ink == "low" else "Highest"
+    heading(
+        "All heads",
+        f"{word} {column.title} first, {len(table):,} heads. {draw_check(shown)}",
+        cached.heads_table(shown.model),
+        "heads",
+    )
+    has_expert = bool((table["expert"] >= 0).any())
+    places = {("", "Layer"): ordered["layer"], ("", "Head"): ordered["head"], ("", "KV head"): ordered["kv_head"]}
+    if has_expert:
+        places[("", "Expert")] = ordered["expert"]
+    chosen = [(_NO, name) for name in _STAY] + [(_YES, name) for name in _MOVE]
+    view = pd.DataFrame(places | {(mark, BY_NAME[name].title): ordered[name] for mark, name in chosen})
+    view.columns = pd.MultiIndex.from_tuples(view.columns)
+    shown_as = {
+        (mark, BY_NAME[name].title): lambda v, name=name: figures.number(BY_NAME[name], v) for mark, name in chosen
+    }
+    rows = list(zip(ordered["layer"].tolist(), ordered["head"].tolist(), ordered["expert"].tolist()))
+    st.dataframe(
+        view.style.format(shown_as),
+        hide_index=True,
+        height=320,
+        selection_mode="single-row",
+        key=key("heads table"),
+        on_select=lambda: picked(rows, "heads table"),
+        alt="Every head with the numbers that a rescale leaves and those that it moves",
+    )
