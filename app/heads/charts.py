@@ -96,11 +96,12 @@ def draw_panel(shown: Shown, theme: Theme) -> None:
     if np.isfinite(row["q_rate"]):
         rates = f":blue[Wq] {times(row['q_rate'])}, :orange[Wk] {times(row['k_rate'])}"
         lines.append(("Adam rates", rates, "**moves**"))
-    for label, value, moves in lines:
-        left, middle, right = st.columns([1.15, 1.5, 0.6], gap="xsmall")
-        left.markdown(f":small[:gray[{label}]]")
-        middle.markdown(f":small[{value}]")
-        right.markdown(f":small[:gray[{moves}]]" if moves == "stays" else f":small[{moves}]")
+    with st.container(gap=None):
+        for label, value, moves in lines:
+            left, middle, right = st.columns([1.15, 1.5, 0.65], gap="xsmall", vertical_alignment="center")
+            left.markdown(f":small[:gray[{label}]]")
+            middle.markdown(f":small[{value}]")
+            right.markdown(f":small[:gray[{moves}]]" if moves == "stays" else f":small[{moves}]")
     if row["note"]:
         st.markdown(f":small[:gray[{words.markdown_text(row['note'])}]]")
     for pair, name in (("qk", "QK"), ("ov", "OV")):
@@ -150,7 +151,7 @@ def draw_scatter(shown: Shown, theme: Theme) -> None:
     n = len(marked)
     heading(
         f"{up.title} against {across.title}",
-        f"One point a head{f'; ink: {words.plural(n, chr(104) + chr(101) + chr(97) + chr(100))} of a pattern' if n else ''}. Square: the one selected.",
+        f"One point a head{f'; ink: {n:,} of a pattern' if n else ''}. Square: the one selected.",
         shown.table[["layer", "head", "expert", across.name, up.name]],
         "two columns",
     )
@@ -177,11 +178,11 @@ def draw_patterns(shown: Shown) -> None:
     st.subheader("Patterns", anchor=False)
     st.markdown(":small[:gray[Each with its number and its mark; none is a fault by itself.]]")
     for one in shown.found:
-        st.divider()
-        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-            st.markdown(f"**{one.title}**", help=f"{one.known} {words.markdown_text(one.source)}", width="content")
-            st.markdown(one.count, width="content")
-        st.markdown(f":small[:gray[{words.markdown_text(one.sentence)}]]")
+        with st.container(gap=None):
+            with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+                st.markdown(f"**{one.title}**", help=f"{one.known} {words.markdown_text(one.source)}", width="content")
+                st.markdown(one.count, width="content")
+            st.markdown(f":small[:gray[{words.markdown_text(one.sentence)}]]")
 
 
 def draw_check(shown: Shown) -> str:
