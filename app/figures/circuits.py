@@ -126,7 +126,7 @@ def head_map(
         ticktext=[f"{r.expert}.{r.head}" if r.expert >= 0 else str(r.head) for r in named.itertuples()],
         showgrid=False,
     )
-    fig.update_layout(margin=dict(l=46, r=4, t=TOP, b=BOTTOM))
+    fig.update_layout(margin=dict(l=46, r=16, t=TOP, b=BOTTOM))
     grouped = float(place["y"].max()) + 1 > n_rows
     unit(fig, "KV head, head" if grouped else "expert.head" if (place["expert"] >= 0).any() else "head", dx=-44, dy=10)
     return fig

@@ -30,9 +30,7 @@ def facts(shown: Shown) -> str:
 
 def draw_title(shown: Shown) -> None:
     st.title(headline(shown.circuits), anchor=False)
-    st.markdown(
-        "That is what its heads compute, a property of the function: no rescale moves it. What one does move stands beside it, marked."
-    )
+    st.markdown("That is what the heads compute: no rescale moves it. What one does move stands beside it, marked.")
 
 
 def controls(shown: Shown) -> None:
