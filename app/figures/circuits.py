@@ -328,7 +328,7 @@ def scatter(
 
 def spectrum(own: np.ndarray, middle: np.ndarray, *, pair: str, theme: Theme) -> go.Figure:
     """Singular values of one head, ink with dots, and the median head's, dotted; log axis."""
-    fig = figure(theme, 220)
+    fig = figure(theme, 170)
     top = max(float(np.nanmax(own, initial=0)), float(np.nanmax(middle, initial=0)))
     floor = top * 1e-4
     for values, line, mode in (
@@ -351,9 +351,9 @@ def spectrum(own: np.ndarray, middle: np.ndarray, *, pair: str, theme: Theme) ->
         low, high = shown.min() / 1.15, shown.max() * 1.3
         ticks, texts = log_ticks(low, high, 4)
         fig.update_yaxes(type="log", tickvals=ticks, ticktext=texts, range=[math.log10(low), math.log10(high)])
-    fig.update_xaxes(title=dict(text="number of the singular value", standoff=8), nticks=4)
-    fig.update_layout(margin=dict(l=46, r=6, t=30, b=44))
-    unit(fig, f"singular value of {pair}", dx=-44)
+    fig.update_xaxes(nticks=4)
+    fig.update_layout(margin=dict(l=46, r=6, t=30, b=24))
+    unit(fig, f"singular value of {pair}, by number", dx=-44)
     return fig
 
 

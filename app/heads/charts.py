@@ -104,18 +104,14 @@ def draw_panel(shown: Shown, theme: Theme) -> None:
         st.markdown(f":small[:gray[{words.markdown_text(row['note'])}]]")
     for pair, name in (("qk", "QK"), ("ov", "OV")):
         spectra = shown.circuits.spectra[pair]
-        own = spectra[table.index.get_loc(row.name)] if len(table) == len(spectra) else spectra[row.name]
-        if not np.isfinite(own).any():
-            continue
-        with np.errstate(all="ignore"):
-            middle = _median(spectra[table.index.to_numpy()])
-        if pair == "qk" or not np.isfinite(row["qk_norm"]):
+        own = spectra[row.name]  # in the order of the whole table
+        if np.isfinite(own).any():
             chart(
-                figures.spectrum(own, middle, pair=name, theme=theme),
+                figures.spectrum(own, _median(spectra[table.index.to_numpy()]), pair=name, theme=theme),
                 f"spectrum {pair}",
                 f"Singular values of the {name} circuit of this head; dotted: the median head.",
             )
-            st.markdown(":small[:gray[Dots: this head. Dotted: the median head.]]")
+    st.markdown(":small[:gray[Singular values: dots this head, dotted the median head.]]")
 
 
 def _median(spectra: np.ndarray) -> np.ndarray:
