@@ -140,7 +140,7 @@ class Inputs:
         biases = {rows.bias.tensor for one in head.qk for rows in (one.q, one.k) if rows.bias}
         loose = sorted(
             {
-                leg.tensor.split(".")[-1] if "." not in leg.tensor else ".".join(leg.tensor.split(".")[-2:])
+                ".".join(leg.tensor.split(".")[-2:])
                 for one in head.qk
                 for leg in one.site.legs
                 if not leg.measured and leg.tensor not in biases
@@ -148,6 +148,8 @@ class Inputs:
         )
         if loose:
             note = f"Logit bounds leave out terms of position ({', '.join(loose[:3])})."
+        if config.get("attn_temperature_tuning") or _rope(config).get("llama_4_scaling_beta"):
+            note = f"{note} Logit bounds leave out a temperature that grows with the position.".strip()
         scale = self._scale(meeting.site.rule, names, width)
         cap = config.get("attn_logit_softcapping") or config.get("attention_logit_cap")
         cap = float(cap) if isinstance(cap, (int, float)) and not isinstance(cap, bool) and cap > 0 else None
