@@ -122,7 +122,7 @@ def test_counts_and_reasons_over_types(made):
     assert not any("bert" in names for names in by_reason.values())
     assert [(r.text, r.model_types) for r in found.not_reached] == [("it took longer than 1 s", ("bert",))]
     assert found.sentence == (
-        "Of 5 architectures, QK is exact on 1, VO on 2 and the MLP pair on 3; the others are refused by name, and 1 was not "
+        "Of 5 architectures, in their default configs, QK is exact on 1, VO on 2 and the MLP pair on 3; the others are refused by name, and 1 was not "
         "reached. 1 more was not tried here yet."
     )
 
@@ -138,6 +138,8 @@ def test_a_plain_decoder_is_proved_at_every_granularity(made):
     # three pairs by themselves and two together; its 4 KV heads of several channels make all three partitions different
     assert found.n_trials == 3 * 5 and found.n_cases >= 5
     assert found.sentence == "llama is covered: QK, VO and MLP are exact, down to single channels."
+    variant = "With num_key_value_heads = 8, attention_bias = true, mlp_bias = true"
+    assert f"{variant}: proved for decoder.none.mlp, decoder.self.qk, decoder.self.vo." in found.remarks
 
 
 def test_what_a_row_refuses_is_refused_with_its_reason_and_the_rest_is_proved(made):

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from wisca_core.checkpoint import open_checkpoint, read_header
+from wisca_core.checkpoint import Reader, open_checkpoint, read_header
 from wisca_core.errors import UnreadableInput, UnsafeInput, UnsupportedCheckpoint, WiscaError
 
 
@@ -227,16 +227,29 @@ def test_a_missing_shard_is_counted_and_named(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_a_tensor_in_the_index_but_not_in_its_shard_is_refused(tmp_path):
+def test_an_index_that_names_an_absent_tensor_or_lacks_one_is_said_and_blocks_no_look(tmp_path):
     sharded(tmp_path, SHARDS, {"a": ONE, "b": TWO, "c": THREE, "d": TWO})
-    with pytest.raises(UnreadableInput, match=f"tensor d is in the index but not in its shard {TWO}"):
-        open_checkpoint(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert [t.name for t in checkpoint.tensors] == ["a", "b", "c"] and not checkpoint.look_only
+    assert "in no shard: d. What needs them is refused." in checkpoint.remarks[0]
+    sharded(tmp_path, SHARDS, {"a": ONE, "b": THREE, "x": TWO})
+    checkpoint = open_checkpoint(tmp_path)
+    assert [t.name for t in checkpoint.tensors] == ["a", "b", "c"]
+    absent, unnamed, elsewhere = checkpoint.remarks
+    assert (
+        ": x." in absent and "not named in model.safetensors.index.json: c." in unnamed and elsewhere.endswith(": b.")
+    )
 
 
-def test_a_tensor_in_a_shard_but_not_in_the_index_is_refused(tmp_path):
-    sharded(tmp_path, {ONE: {"a": torch.ones(2)}, TWO: {"a": torch.zeros(2), "b": torch.ones(2)}}, {"a": ONE, "b": TWO})
-    with pytest.raises(UnreadableInput, match=f"tensor a is in the shard {TWO} but not under it in the index"):
-        open_checkpoint(tmp_path)
+def test_a_tensor_in_two_shards_is_looked_at_where_the_index_says_and_never_rescaled(tmp_path):
+    both = {ONE: {"a": torch.ones(2), "c": torch.ones(2)}, TWO: {"a": torch.zeros(2), "b": torch.ones(2)}}
+    for says, value in ((ONE, 1.0), (TWO, 0.0)):
+        sharded(tmp_path, both, {"a": says, "b": TWO, "c": ONE})
+        checkpoint = open_checkpoint(tmp_path)
+        with Reader(checkpoint) as read:
+            assert read.tensor("a").tolist() == [value] * 2
+        with pytest.raises(UnsupportedCheckpoint, match="looked at, not rescaled: a is in more than one shard"):
+            checkpoint.check_rescalable()
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,23 @@ def test_variants_of_a_family_are_proved(name, small_model):
     assert found.passed and found.max_rel < BOUND, found.reason
 
 
+@pytest.mark.parametrize("model_type", ["qwen3", "mixtral"])
+def test_a_miniature_edited_in_memory_moves_as_one_written_and_loaded(model_type, small_model, tmp_path):
+    """In memory where every parameter is the stored tensor; Mixtral's experts are put together as they are loaded."""
+    from wisca_core.equivalence.proof import Trial, _as_stored, open_bench
+
+    checkpoint = open_checkpoint(small_model(model_type))
+    sites = find_sites(checkpoint, pairs=("qk", "vo", "mlp"))
+    in_memory = _as_stored(checkpoint, sites, load(checkpoint.path)) is not None
+    assert in_memory == (model_type == "qwen3")
+    bench = open_bench(checkpoint, sites, tmp_path)
+    factors = {s.name: np.linspace(0.5, 2.0, s.n_cells("channel")) for s in sites.sites}
+    for side in (None, "left"):
+        here, there = (bench.moved(Trial("", factors, side, from_disk=d), "channel") for d in (False, True))
+        assert here == there and (here.max_rel < BOUND) == (side is None)
+    assert bench.moved(Trial("", {}), "channel").max_rel < BOUND  # put back
+
+
 def generic(opened, granularity):
     """A plan of extreme random factors, as if they had been decided: 2^-10 to 2^10 in every tie group."""
     decision = decide(opened.patterns, Options(granularity=granularity))

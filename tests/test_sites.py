@@ -356,7 +356,6 @@ def test_heads_that_do_not_fit_the_weights_are_named_with_both_numbers(tmp_path)
         ({"model_type": ["llama"]}, "no site rule"),
         ({"model_type": "foo3", "auto_map": {"AutoModel": "evil.py"}}, "own code .auto_map., which is never run"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised .GPTQ"),
-        ({"model_type": "olmo", "clip_qkv": 8.0}, "clip_qkv clamps"),
         ({"model_type": "mamba"}, "the model has no attention"),
         ({"model_type": "bert", "position_embedding_type": "relative_key"}, "relative position"),
         ({"model_type": "bert", "position_embedding_type": "relative_key_query"}, "both q and k"),

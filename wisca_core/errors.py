@@ -81,6 +81,10 @@ class DeviceMissing(WiscaError):
     """A device that was asked for is not on this machine, or cannot do what was asked of it; nothing was started."""
 
 
+class CheckNotRun(WiscaError):
+    """The full check cannot say anything here: too little memory, or transformers cannot run the original itself."""
+
+
 class OutputRefused(WiscaError):
     """The output folder exists, is the input, is taken by another export, or the disk is full; nothing was left behind."""
 

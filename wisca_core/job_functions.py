@@ -53,7 +53,7 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
 
     def check(written: Path, progress: Progress):
         checks.append(compare_folder(checkpoint, sites, plan, written, progress))
-        return checks[-1]
+        return checks[-1]  # where it cannot be run, the report says why
 
     out, ran = Path(arguments["out"]), check if arguments.get("check") else None
     adapters = [open_checkpoint(path, progress=progress) for path in arguments.get("adapters", ())]

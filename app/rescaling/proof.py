@@ -10,7 +10,7 @@ from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title, with_mlp
 from wisca_app.rescaling import kept_plan
 from wisca_core import jobs
-from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed
+from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, not_covered
 from wisca_core.equivalence.proof import Proof
 from wisca_core.equivalence.proving import cached_proof
 from wisca_core.planning.decide import Decision
@@ -29,7 +29,7 @@ def draw(found: Opened, model: Opened, options: Options, decision: Decision) -> 
     st.subheader("Proof", anchor=False)
     proof = _miniature(found)
     check = _full_check(model, options, decision)
-    not_checked = [*(proof.not_checked if proof else ()), *(check.not_checked if check else ())]
+    not_checked = list(not_covered(proof, check))
     if check is None:
         not_checked = [
             "the real weights: no full check was run with these options",
@@ -154,17 +154,17 @@ def _full_check(model: Opened, options: Options, decision: Decision) -> FullChec
     return check
 
 
-def _fed(check: FullCheck) -> str:
-    return check.fed if check.fed == check.tokens else f"tokens of {words.markdown_text(check.tokens)}"
-
-
 def _say_full_check(check: FullCheck, model: Opened, options: Options) -> None:
     agrees = check.agrees(cached.plan(model, options))
     mark = _badge(f"passed, {check.seconds:.0f} s", "check") if agrees else _badge("contradicts the plan", "close")
     st.markdown(f"**Full check** {mark}")
     lines = [
-        f"{words.count(check.n_tokens)} {_fed(check)}, this checkpoint before and after, {words.DTYPES.get(check.dtype, check.dtype)}"
-        + (", every product in float64." if check.fed == check.tokens else ", eager attention."),
+        f"{check.counted}, this checkpoint before and after, {words.DTYPES.get(check.dtype, check.dtype)}"
+        + (
+            f"{check.by_kernels}. Inputs: {words.markdown_text(check.tokens)}."
+            if check.kernels
+            else ", every product in float64."
+        ),
         f"{words.markdown_text(check.outputs[:1].upper() + check.outputs[1:])} equal: "
         f"**{words.count(check.n_equal)} of {words.count(check.n_values)}**.",
     ]

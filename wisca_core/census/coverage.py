@@ -52,7 +52,7 @@ class Coverage:
         n = len_of(self.not_reached)
         missed = f", and {n} {'was' if n == 1 else 'were'} not reached" if n else ""
         return (
-            f"Of {proved} architectures, QK is exact on {self.n('qk')}, VO on {self.n('vo')} and the MLP pair on {self.n('mlp')}; "
+            f"Of {proved} architectures, in their default configs, QK is exact on {self.n('qk')}, VO on {self.n('vo')} and the MLP pair on {self.n('mlp')}; "
             f"the others are refused by name{missed}.{waiting}"
         )
 

@@ -1,5 +1,6 @@
 """One model type: its typical config made small, its rule tried at every granularity on one miniature."""
 
+import json
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from wisca_core.equivalence.bench import NOT_RUN, Verdict, judge, open_bench
 from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.proof import label
+from wisca_core.equivalence.sizes import TABLE
 from wisca_core.errors import WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace
@@ -71,34 +73,64 @@ def always_refused(family: Family | None) -> str:
 
 
 def _proved(model_type: str, family: Family | None, asked: tuple[str, ...], progress: Progress) -> Entry:
-    from wisca_core.equivalence.miniature import build_miniature, model_class
+    from wisca_core.equivalence.miniature import model_class
     from wisca_core.equivalence.small_config import shrink
 
     progress("building a miniature", 0, 1)
     config = shrink(example_config(model_type))
-    with workplace("the miniature") as place:
-        folder = place / "original"
-        folder.mkdir()
-        build_miniature(config, folder, seed=1)
-        small = open_checkpoint(folder)
-        sites = sites_of(small, PAIRS, progress, search=True)
-        verdicts, n_cases, not_run = {}, 0, ()
-        if sites.sites:
-            bench = open_bench(small, sites, place)
-            n_cases, not_run = len(bench.cases), bench.not_run
-            verdicts = _at_each(bench, asked, progress)
+    sites, verdicts, n_cases, not_run = _judged(config, asked, progress)
     entry = _entry(model_type, family, asked, _places(sites, verdicts, model_type))
     tried = [verdict for name, verdict in verdicts.items() if _is_own(sites, name, asked)]
     return replace(
         entry,
         model_class=model_class(config).__name__,
         family=sites.family or entry.family,
-        remarks=(*sites.remarks, *not_run),
+        remarks=(*sites.remarks, *not_run, *_variants(model_type, asked, progress)),
         n_cases=n_cases,
         n_trials=sum(verdict.n_trials for verdict in tried),
         max_rel=max((verdict.held for verdict in tried if np.isfinite(verdict.held)), default=0.0),
         liveness=next((v.alive for v in verdicts.values() if v.alive and np.isfinite(v.alive)), 0.0),
     )
+
+
+def _judged(
+    config: Mapping[str, object], asked: tuple[str, ...], progress: Progress
+) -> tuple[Sites, dict[str, Verdict], int, tuple[str, ...]]:
+    """(sites, verdict at each granularity, cases a trial, towers that no case reaches) of the miniature of a small config."""
+    from wisca_core.equivalence.miniature import build_miniature
+
+    with workplace("the miniature") as place:
+        folder = place / "original"
+        folder.mkdir()
+        build_miniature(config, folder, seed=1)
+        small = open_checkpoint(folder)
+        sites = sites_of(small, PAIRS, progress, search=True)
+        if not sites.sites:
+            return sites, {}, 0, ()
+        bench = open_bench(small, sites, place)
+        return sites, _at_each(bench, asked, progress), len(bench.cases), bench.not_run
+
+
+def _variants(model_type: str, asked: tuple[str, ...], progress: Progress) -> list[str]:
+    """What the proof says of other legal values than the default ones, each at the finest granularity, a sentence each."""
+    from wisca_core.equivalence.small_config import shrink
+
+    out = []
+    for changes in TABLE.variants.get(model_type, ()):
+        words = ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
+        try:
+            sites, verdicts, *_ = _judged(shrink(example_config(model_type, **changes)), asked[-1:], progress)
+        except WiscaError as error:
+            if error.exit_code == 130:
+                raise
+            out.append(f"With {words}: not reached: {_one_line(str(error))}")
+            continue
+        refused = {name: reason for verdict in verdicts.values() for name, reason in verdict.refused}
+        held = sorted({label(site) for site in sites.sites if label(site) not in refused})
+        why = dict.fromkeys([*refused.values(), *(r.reason.removeprefix(f"{model_type}: ") for r in sites.refusals)])
+        proved = f"proved for {', '.join(held)}" if held else "nothing is proved"
+        out.append(f"With {words}: {proved}." + (f" Refused: {_one_line(' '.join(why))}" if why else ""))
+    return out
 
 
 def _at_each(bench, asked: tuple[str, ...], progress: Progress) -> dict[str, Verdict]:

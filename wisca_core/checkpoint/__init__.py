@@ -5,7 +5,7 @@
 ...     for first_row, block in reader.blocks("model.embed_tokens.weight"): ...
 """
 
-from wisca_core.checkpoint.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, Recipe, TensorInfo
+from wisca_core.checkpoint.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, Recipe, TensorInfo, parse_config
 from wisca_core.checkpoint.hub import HubSize, hub_size
 from wisca_core.checkpoint.opening import open_checkpoint
 from wisca_core.checkpoint.quantised import quantisation
@@ -23,6 +23,7 @@ __all__ = [
     "TensorInfo",
     "hub_size",
     "open_checkpoint",
+    "parse_config",
     "quantisation",
     "read_header",
 ]

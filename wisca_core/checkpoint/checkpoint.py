@@ -79,6 +79,19 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+def parse_config(config_json: str) -> dict:
+    """A config's text as plain values. JSON has no infinity: transformers writes it as {"__float__": "Infinity"}
+    (``PreTrainedConfig.to_json_string``), older files as the bare word.
+    """
+    return json.loads(config_json, object_hook=_plain)
+
+
+def _plain(found: dict) -> object:
+    if found.keys() == {"__float__"} and found["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(found["__float__"])
+    return found
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a tensor is made that is not stored as one run of its own values: ``kind`` names the arithmetic in
@@ -130,12 +143,12 @@ class Checkpoint:
     @property
     def config(self) -> dict:
         """config.json parsed, a fresh dict each time; empty where there is none."""
-        return json.loads(self.config_json) if self.config_json else {}
+        return parse_config(self.config_json) if self.config_json else {}
 
     @property
     def adapter(self) -> dict:
         """adapter_config.json parsed, a fresh dict each time; empty where this is no adapter."""
-        return json.loads(self.adapter_json) if self.adapter_json else {}
+        return parse_config(self.adapter_json) if self.adapter_json else {}
 
     @cached_property
     def by_name(self) -> Mapping[str, TensorInfo]:

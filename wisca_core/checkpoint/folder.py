@@ -88,12 +88,14 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         tensors.extend(header.tensors)
         stamps.append((header.size, header.mtime_ns))
         progress("looking through the weight files", k, len(files))
+    differing, twice = (), ""
     if expected is not None:
+        tensors, twice = _each_once(tensors, expected)
         file_of = {tensor.name: tensor.file for tensor in tensors}
-        found = [(tensor.name, tensor.file) for tensor in tensors] + [(name, file_of[owner]) for name, owner in aliases]
-        _compare_with_index(folder, choice.index, expected, found)
+        found = file_of | {name: file_of[owner] for name, owner in aliases if owner in file_of}
+        differing = _compared_with_index(choice.index, expected, found)
     empty = [tensor.name for tensor in tensors if not tensor.n_elements]
-    remarks = [*choice.remarks, *torch_remarks]
+    remarks = [*choice.remarks, *torch_remarks, *differing]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         remarks.append(f"Skipped, they hold no values: {', '.join(shown(name) for name in empty[:5])}{more}.")
@@ -114,6 +116,7 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
             stamps=tuple(stamps),
             remarks=tuple(remarks),
             adapter_json=adapter_json,
+            look_only=twice,
         )
     )
 
@@ -277,16 +280,35 @@ def _read_index(folder: Path, index: str) -> dict[str, str]:
     return weight_map
 
 
-def _compare_with_index(folder: Path, index: str, expected: dict[str, str], found: list[tuple[str, str]]) -> None:
-    """``found``: (tensor, file) of every tensor in the shards. Neither side may have one the other does not."""
-    what = shown(folder / index)
-    for tensor, file in sorted(expected.items() - set(found)):
-        raise UnreadableInput(
-            f"{what}: tensor {shown(tensor)} is in the index but not in its shard {shown(file)}. "
-            f"The index and the shards do not belong together: download the folder again."
-        )
-    for tensor, file in sorted(set(found) - expected.items()):
-        raise UnreadableInput(
-            f"{what}: tensor {shown(tensor)} is in the shard {shown(file)} but not under it in the index. "
-            f"The index and the shards do not belong together: download the folder again."
-        )
+def _each_once(tensors: list[TensorInfo], expected: dict[str, str]) -> tuple[list[TensorInfo], str]:
+    """(tensors, every name once; why they may only be looked at). Of a name in several shards, the one the index means."""
+    by_name: dict[str, TensorInfo] = {}
+    twice = []
+    for tensor in tensors:
+        if tensor.name in by_name:
+            twice.append(tensor.name)
+        if tensor.name not in by_name or tensor.file == expected.get(tensor.name):
+            by_name[tensor.name] = tensor
+    if not twice:
+        return tensors, ""
+    return list(by_name.values()), (
+        f"{_listed(sorted(set(twice)))} {'is' if len(twice) == 1 else 'are'} in more than one shard, and which of them a "
+        "program reads is not said."
+    )
+
+
+def _compared_with_index(index: str, expected: dict[str, str], found: dict[str, str]) -> list[str]:
+    """Where the index and the shards say different things, in words; what is in the shards is what there is (as
+    transformers reads them). ``found``: tensor -> shard.
+    """
+    absent = sorted(expected.keys() - found.keys())
+    unnamed = sorted(found.keys() - expected.keys())
+    elsewhere = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
+    out = []
+    if absent:
+        out.append(f"Named in {index} and in no shard: {_listed(absent)}. What needs them is refused.")
+    if unnamed:
+        out.append(f"In the shards and not named in {index}: {_listed(unnamed)}. They are read all the same.")
+    if elsewhere:
+        out.append(f"In another shard than {index} says: {_listed(elsewhere)}.")
+    return out

@@ -23,12 +23,15 @@ MAX_PICKLE_BYTES = 100_000_000
 MAX_DIRECTORY_BYTES = 20_000_000  # about 80 bytes a storage
 _MAX_ELEMENTS = 2**63 - 1
 
-_CONVERT = (
-    "convert to safetensors on a machine where you trust it: "
-    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'model.safetensors')"
-)
-
 MODEL_KEYS = ("state_dict", "model_state_dict", "model", "module")  # where a training checkpoint keeps its model
+# Works on what is refused here: whole models, programs, training checkpoints, the formats before 1.6.
+_CONVERT = (
+    "If you trust the file, convert it, which runs the code in it: python -c "
+    '"import torch; from safetensors.torch import save_file; '
+    "d = torch.load('FILE', map_location='cpu', weights_only=False); d = d.state_dict() if hasattr(d, 'state_dict') else d; "
+    f"d = next((d[k] for k in {MODEL_KEYS} if isinstance(d.get(k), dict)), d); "
+    "save_file({k: t.detach().clone().contiguous() for k, t in d.items() if torch.is_tensor(t)}, 'model.safetensors')\""
+)
 # first parts of names inside a transformers model: behind them, "model." is the model's own and no wrapper's
 _INNER = ("layers", "embed_tokens", "decoder", "encoder", "norm", "language_model", "visual", "vision_tower", "shared")
 
@@ -119,9 +122,14 @@ def read_torch_file(folder: Path, name: str) -> TorchFile:
 
 def _model_part(entries: object) -> tuple[object, tuple[str, ...]]:
     """The state dict of the model inside a training checkpoint (Lightning and the like), and what is said about it."""
-    if type(entries) is not dict or any(type(value) is _Tensor for value in entries.values()):
+    if type(entries) is not dict:
         return entries, ()
-    found = [key for key in MODEL_KEYS if type(entries.get(key)) is dict and entries[key]]
+    # tensors may lie beside it: the best loss so far, a mask
+    found = [
+        key
+        for key in MODEL_KEYS
+        if type(entries.get(key)) is dict and any(type(value) is _Tensor for value in entries[key].values())
+    ]
     if len(found) != 1:
         return entries, ()
     inner = entries[found[0]]
@@ -155,7 +163,7 @@ def _program(program: bytes, what: str) -> object:
     try:
         return interpret(program, _RULES)
     except NotPlain as error:
-        raise UnsafeInput(f"{what}: contains code: refused ({error}); {_CONVERT}.") from None
+        raise UnsafeInput(f"{what}: contains code: refused ({error}). {_CONVERT}") from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UnreadableInput(f"{what}: data.pkl is damaged ({shown(repr(error))}). Download the file again.") from None
 
@@ -179,7 +187,7 @@ def _refuse_other_formats(start: bytes, what: str) -> None:
     refuse_lookalike(start, what)
     if start.startswith(b"\x80") or start[257:262] == b"ustar":
         raise UnsafeInput(
-            f"{what}: the pickle or tar format torch wrote before 1.6, which contains code: refused; {_CONVERT}."
+            f"{what}: the pickle or tar format torch wrote before 1.6, which contains code: refused. {_CONVERT}"
         )
     if start[8:9] == b"{":
         raise UnreadableInput(f"{what}: this looks like a safetensors file. Rename it to .safetensors.")
@@ -221,12 +229,16 @@ def _records(path: Path, size: int, what: str, start: int = 0) -> dict[str, tupl
     end, before = 0, "the beginning"
     try:
         with _BoundedFile(path, start, size) as file, zipfile.ZipFile(file) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise UnsafeInput(
+                    f"{what}: a TorchScript program, which contains code: refused. Expected weights saved by torch.save. {_CONVERT}"
+                )
             for record in sorted(archive.infolist(), key=lambda record: record.header_offset):
                 name = record.filename
                 if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
                     raise UnsafeInput(
                         f"{what}: record {shown(name)} is compressed or encrypted; torch never writes that: refused. "
-                        f"Expected uncompressed records; {_CONVERT}."
+                        f"Expected uncompressed records, as torch.save writes them. Download the file again."
                     )
                 file.seek(record.header_offset)
                 local = file.read(30)
@@ -254,10 +266,6 @@ def _records(path: Path, size: int, what: str, start: int = 0) -> dict[str, tupl
 
 def _top_folder(records: dict[str, tuple[int, int]], what: str) -> str:
     folders = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")]
-    if any(name.endswith("/constants.pkl") for name in records):
-        raise UnsafeInput(
-            f"{what}: a TorchScript program, which contains code: refused. Expected weights saved by torch.save."
-        )
     if len(folders) != 1:
         raise UnreadableInput(
             f"{what}: a zip with {len(folders)} data.pkl records, expected one: not weights saved by torch.save. "

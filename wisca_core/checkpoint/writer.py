@@ -75,11 +75,13 @@ def unshared(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def written_name(checkpoint: Checkpoint, file: str) -> str:
-    """The name a weight file is written under: its own, or for torch files the safetensors name of the same split."""
+    """The name a weight file is written under: its own, or for what becomes safetensors the one transformers looks for, in
+    the same split.
+    """
     if checkpoint.kind == "safetensors":
         return file
-    if checkpoint.kind == "dcp":
-        return "model.safetensors"
+    if not checkpoint.index_file:
+        return "adapter_model.safetensors" if checkpoint.adapter_json else "model.safetensors"
     stem = re.sub(r"\.(bin|pt|pth|ckpt)$", "", file)
     return re.sub(r"(^|/)pytorch_model", r"\1model", stem) + ".safetensors"
 

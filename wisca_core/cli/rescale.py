@@ -14,17 +14,19 @@ from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
 from wisca_core.equivalence.checking import compare_folder
 from wisca_core.equivalence.discovery import sites_of
-from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed
+from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, not_covered
 from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import Proof, check_covers, proved_only
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import (
     BadOption,
+    CheckNotRun,
     ConfigMismatch,
     OutputRefused,
+    ProofFailed,
     StrictRefusal,
+    UnknownArchitecture,
     UnreadableInput,
-    UnsupportedCheckpoint,
 )
 from wisca_core.exporting.export import export
 from wisca_core.exporting.pair import Beside, export_pair
@@ -172,7 +174,7 @@ def run(
     report, checked, not_run = None, None, "a dry run writes nothing that could be run"
     if not dry_run:
         not_run = _why_not_run(checkpoint, check)
-        report, checked = _exported(checkpoint, sites, plan, out, proof, beside, run_models=not not_run)
+        report, checked, not_run = _exported(checkpoint, sites, plan, out, proof, beside, not_run, check)
     if save_plan:
         plans.save_plan(plan, save_plan)
     if json:
@@ -285,7 +287,7 @@ def _decided(patterns: Patterns, options: Options, saved: Plan | None) -> tuple[
 
 
 def _why_not_run(checkpoint: Checkpoint, check: bool | None) -> str:
-    """ "" where the full check is to run. Raises UnsupportedCheckpoint where it was asked for and does not fit."""
+    """ "" where the full check is to run. Raises CheckNotRun where it was asked for and does not fit."""
     if check is False:
         return "--no-check was given"
     needed, free = memory_needed(checkpoint), memory_free()
@@ -293,31 +295,47 @@ def _why_not_run(checkpoint: Checkpoint, check: bool | None) -> str:
         return ""
     reason = f"it needs about {models.n_bytes(needed)} of memory, {models.n_bytes(free)} are free"
     if check:
-        raise UnsupportedCheckpoint(f"the full check was asked for, but {reason}. Nothing was written.")
+        raise CheckNotRun(f"the full check was asked for, but {reason}. Nothing was written.")
     return reason
 
 
 def _exported(
-    checkpoint: Checkpoint, sites: Sites, plan: Plan, out: Path, proof: Proof, beside: list[Beside], run_models: bool
-) -> tuple[Path, FullCheck | None]:
+    checkpoint: Checkpoint,
+    sites: Sites,
+    plan: Plan,
+    out: Path,
+    proof: Proof,
+    beside: list[Beside],
+    not_run: str,
+    asked: bool | None,
+) -> tuple[Path, FullCheck | None, str]:
+    """(report, full check, why it was not run). ``not_run``: why it is not to be run, "" where it is; ``asked``: that it
+    must be.
+    """
     checks: list[FullCheck] = []
+    reasons = [not_run] if not_run else []
 
     def check(written: Path, progress) -> FullCheck:
         try:
             checks.append(compare_folder(checkpoint, sites, plan, written, progress))
-        except ConfigMismatch as error:
-            raise ConfigMismatch(
-                f"{error} Nothing was written; --no-check exports without running the models."
-            ) from error
+        except CheckNotRun as error:
+            if asked:
+                raise CheckNotRun(
+                    f"the full check was asked for and cannot be run: {error} Nothing was written."
+                ) from error
+            reasons.append(str(error))
+            raise
+        except (ConfigMismatch, UnknownArchitecture) as error:  # the original could be run, the copy cannot
+            raise ProofFailed(f"{error} Nothing was written; --no-check exports without running the models.") from error
         return checks[-1]
 
     with bar() as progress:
-        ran = check if run_models else None
+        ran = None if not_run else check
         if beside:
             report = export_pair(checkpoint, sites, plan, out, proof, beside, ran, progress)[0]
         else:
             report = export(checkpoint, sites, plan, out, proof, ran, progress)
-    return report, checks[0] if checks else None
+    return report, checks[0] if checks else None, " ".join(reasons)
 
 
 def _granularities(plan: Plan) -> dict[str, int]:
@@ -415,6 +433,9 @@ def _say_files(files: ExportPreview, out: Path | None) -> None:
         f"Files: {models.plural(len(files.rewritten), 'weight file')} written again, {len(files.copied):,} copied, "
         f"{n_bytes}{free}"
     )
+    for file, name in files.rewritten:
+        if file != name:
+            say(f"  {file} becomes {name}")
     if files.left_out:
         say(f"Left out, {len(files.left_out):,}:")
         say(listed([f"{name}: {reason}" for name, reason in files.left_out]))
@@ -426,9 +447,9 @@ def _say_done(
     if checked:
         say(f"Full check: {checked.words()}")
         say_check(checked)
-        say_not_checked(tuple(dict.fromkeys((*proof.not_checked, *checked.not_checked))))
+        say_not_checked(not_covered(proof, checked))
     else:
-        say(f"Full check: not run ({not_run})")
+        say(f"Full check: not run ({not_run.rstrip('.')})")
         say_not_checked((*proof.not_checked, "outputs of the whole model"))
     if save_plan:
         say(f"Plan saved in {save_plan}")

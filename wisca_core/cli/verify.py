@@ -47,8 +47,8 @@ def say_proof(proof: Proof) -> None:
 
 def say_check(check: FullCheck) -> None:
     """The figures of a full check beside ``check.words()``."""
-    if check.fed != check.tokens:
-        say(f"  tokens: {check.tokens}")
+    if check.kernels:
+        say(f"  inputs: {check.tokens}")
     say(f"  {check.n_equal:,} of {check.n_values:,} values bit-equal, largest absolute difference {check.max_abs:.3g}")
     if check.perplexity_before is not None and check.perplexity_after is not None:
         say(f"  perplexity {check.perplexity_before:.4f} before, {check.perplexity_after:.4f} after")

@@ -74,7 +74,7 @@ def tokenizer_of(spec: Spec):
     """transformers' tokenizer of the folder. Raises SpecError, UnreadableInput."""
     from transformers import AutoTokenizer
 
-    from wisca_core.equivalence.checking import TOKENIZER_FILES
+    from wisca_core.equivalence.check_inputs import TOKENIZER_FILES
     from wisca_core.equivalence.miniature import quiet
 
     folder = tokenizer_folder(spec)

@@ -57,6 +57,8 @@ def compare_adapters(
         control_max_rel=control,
         seconds=time.perf_counter() - started,
         not_checked=("the adapter on its base model: the products were compared, in float64, not the whole model",),
+        counted=f"{N_INPUTS} {INPUTS}",
+        kernels=(),
     )
 
 

@@ -2,18 +2,20 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from wisca_core.architecture.site import Site, Sites
-from wisca_core.checkpoint import Checkpoint
+from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.proof import ALIVE, OCTAVES, TOLERANCE, label
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress
-from wisca_core.rescale import changes, scalings
+from wisca_core.rescale import changes, rescaled, scalings
 
 NOT_RUN = (
     "scaling one side alone does not move the outputs"  # in the reason of a pair that the model holds and never runs
@@ -22,11 +24,13 @@ NOT_RUN = (
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """``factors``: site -> factor of each cell; ``side``: the one side that is scaled, None for both."""
+    """``factors``: site -> factor of each cell; ``side``: the one side that is scaled, None for both. ``from_disk``: the
+    rescaled miniature is written, as an export is, and loaded."""
 
     name: str
     factors: dict[str, np.ndarray]
     side: str | None = None
+    from_disk: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,7 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A miniature with its own outputs. ``moved(trial, granularity)`` rescales it on disk, loads it again and gives the
-    Difference of the outputs; ``lives(trial, granularity)`` how far they move at least. ``not_run``: towers that no case
+    """A miniature with its own outputs. ``moved(trial, granularity)`` rescales it and gives the Difference of the outputs; ``lives(trial, granularity)`` how far they move at least. ``not_run``: towers that no case
     reaches."""
 
     sites: Sites
@@ -72,26 +75,47 @@ def open_bench(small: Checkpoint, sites: Sites, place: Path) -> Bench:
             f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case})."
         )
 
-    return _bench(small, sites, place, reference, takes(model))
+    return _bench(small, sites, place, reference, takes(model), model)
 
 
-def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tuple[str, ...]) -> Bench:
+def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tuple[str, ...], model) -> Bench:
+    """``model``: the miniature as it was loaded; it is edited and put back where its parameters are the stored tensors."""
     from wisca_core.equivalence.miniature import load
     from wisca_core.equivalence.outputs import difference, first_move, outputs
 
+    shapes = {t.name: t.shape for t in small.tensors}
+    parameters = _as_stored(small, sites, model)
+
+    @contextmanager
     def changed_model(trial: Trial, granularity: str):
-        changed = place / "changed"
-        _apply(small, sites, trial.factors, granularity, trial.side, changed)
+        if parameters is None or trial.from_disk:
+            changed = place / "changed"
+            _apply(small, sites, trial.factors, granularity, trial.side, changed)
+            try:
+                other = load(changed)
+            finally:
+                shutil.rmtree(changed)
+            yield other
+            return
+        scaling = scalings(sites, trial.factors, granularity, shapes, trial.side)
+        before = {name: parameters[name].detach().clone() for name in scaling}
         try:
-            return load(changed)
+            with torch.no_grad():
+                for name, one in scaling.items():
+                    parameters[name].copy_(rescaled(before[name], one))
+            yield model
         finally:
-            shutil.rmtree(changed)
+            with torch.no_grad():
+                for name, tensor in before.items():
+                    parameters[name].copy_(tensor)
 
     def moved(trial: Trial, granularity: str):
-        return difference(reference, outputs(changed_model(trial, granularity), seed=2))
+        with changed_model(trial, granularity) as other:
+            return difference(reference, outputs(other, seed=2))
 
     def lives(trial: Trial, granularity: str) -> float:
-        return first_move(reference, changed_model(trial, granularity), 2, ALIVE)
+        with changed_model(trial, granularity) as other:
+            return first_move(reference, other, 2, ALIVE)
 
     return Bench(
         sites,
@@ -100,8 +124,22 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
         lives,
         reference.not_run,
         inputs,
-        lambda others: _bench(small, others, place, reference, inputs),
+        lambda others: _bench(small, others, place, reference, inputs, model),
     )
+
+
+def _as_stored(small: Checkpoint, sites: Sites, model) -> dict[str, torch.Tensor] | None:
+    """Tensor name -> the loaded model's parameter, where every tensor of a pair is one, bit for bit; None where some are put
+    together or turned as they are loaded.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = {leg.tensor for site in sites.sites for leg in site.legs}
+    with Reader(small) as reader:
+        for name in names:
+            held = parameters.get(name)
+            if held is None or held.dtype != torch.float64 or not torch.equal(held, reader.tensor(name)):
+                return None
+    return {name: parameters[name] for name in names}
 
 
 def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = True) -> Verdict:
@@ -162,7 +200,7 @@ def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = T
         (("left side up", OCTAVES - 1, OCTAVES), ("right side up", -OCTAVES, 1 - OCTAVES)) if left else ()
     ):
         progress("proving the rule on a miniature", total - 1, total)
-        found = bench.moved(Trial(name, octaves(left, low, high)), granularity)
+        found = bench.moved(Trial(name, octaves(left, low, high), from_disk=True), granularity)
         n_trials += 1
         together = max(together, found.max_rel)
         if not found.max_rel <= worst:

@@ -1,4 +1,5 @@
-"""The full check: the original and the rescaled checkpoint run on the same token ids, in the dtype they are stored in.
+"""The full check: the original and the rescaled checkpoint run on the same inputs, in the dtype they are stored in, with
+eager attention and with torch's own (sdpa), which most models load with.
 
 It shows what rounding does to this model. It cannot prove a rule: a rounded right rescale moves the outputs more than a
 1 % error in one matrix does, which is why the control (the same weights rounded at random) and the miniature stand
@@ -8,8 +9,11 @@ beside it.
 import os
 import shutil
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,33 +21,33 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint
 from wisca_core.checkpoint.writer import write_weights, written_name
 from wisca_core.equivalence.adapter_check import compare_adapters
-from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, rounded_at_random, stored_dtype
-from wisca_core.errors import OutputRefused, UnsupportedCheckpoint
+from wisca_core.equivalence.full_check import (
+    EAGER,
+    SDPA,
+    FullCheck,
+    memory_free,
+    memory_needed,
+    rounded_at_random,
+    stored_dtype,
+)
+from wisca_core.errors import Cancelled, CheckNotRun, OutputRefused, UnknownArchitecture, WiscaError
 from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
 from wisca_core.storage import folder, workplace
 from wisca_core.untrusted import locate
 
-N_TOKENS = 1024
-SEQUENCE = 256
-WEIGHTS = "model.safetensors"  # what transformers looks for, and this + .index.json
+if TYPE_CHECKING:
+    from wisca_core.equivalence.check_inputs import Given
+    from wisca_core.equivalence.outputs import Difference, Outputs
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
+WEIGHTS = "model.safetensors"  # what transformers looks for, and this + .index.json
 
 
 def full_check(checkpoint: Checkpoint, sites: Sites, plan: Plan, progress: Progress = silent) -> FullCheck:
     """Write the rescaled weights into a folder under WISCA_HOME, compare, and remove it again.
 
-    Raises UnsupportedCheckpoint where the memory does not suffice, ConfigMismatch where transformers cannot load it,
-    Cancelled.
+    Raises what ``compare_folder`` does.
     """
     with workplace("the rescaled weights", prefix=".check-", within=folder("exports")) as place:
         after = place / "after"
@@ -65,37 +69,46 @@ def compare_folder(
 
     ``plan`` names the tensors that the control rounds at random; None (two given checkpoints) rounds those of all
     pairs.
+
+    CheckNotRun where the memory does not suffice or the original itself cannot be run, ConfigMismatch or UnknownArchitecture
+    where only the rescaled one cannot, Cancelled.
     """
     checkpoint.check_rescalable()
     if checkpoint.adapter_json:
         return compare_adapters(checkpoint, sites, after, progress)
-    from wisca_core.equivalence.miniature import load
-    from wisca_core.equivalence.outputs import difference, text_outputs
+    from wisca_core.equivalence.check_inputs import given_to
+    from wisca_core.equivalence.outputs import FEATURES, difference
 
     started = time.perf_counter()
     needed, free = memory_needed(checkpoint), memory_free()
     if free is not None and needed > free:
-        raise UnsupportedCheckpoint(
+        raise CheckNotRun(
             f"the full check needs about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Not run."
         )
     dtype = stored_dtype(checkpoint, sites)
     with workplace(str(checkpoint.path)) as place:
         before = _as_folder(checkpoint, place / "before", progress)
         progress("running the original", 0, 3)
-        model = load(before, dtype=TORCH_DTYPES[dtype], allow_extra=True)
-        ids, tokens = token_ids(checkpoint.path, model.config)
-        reference = text_outputs(model, ids)
-        again = difference(reference, text_outputs(model, ids))
+        try:
+            model = _loaded(before, dtype)
+            given = given_to(model, checkpoint.path)
+            reference = _run(model, given, (EAGER, SDPA))
+            again = difference(reference[EAGER], _run(model, given, (EAGER,))[EAGER])
+        except Cancelled:
+            raise
+        except WiscaError as error:
+            raise CheckNotRun(str(error)) from error
         del model
+        kernels, first = tuple(reference), reference[EAGER]
         progress("running the rescaled model", 1, 3)
         other_folder = _as_folder(
             after if isinstance(after, Checkpoint) else open_checkpoint(after), place / "after", progress
         )
-        model = load(other_folder, dtype=TORCH_DTYPES[dtype], allow_extra=True)
-        other = text_outputs(model, ids)
+        model = _loaded(other_folder, dtype)
+        other = _run(model, given, kernels, all_of_them=True)
         del model
-        moved = difference(reference, other)
-        comparable = all(bool(values.isfinite().all()) for values in reference.cases.values())
+        moved = _worst(difference(reference[name], other[name]) for name in kernels)
+        comparable = all(bool(v.isfinite().all()) for one in reference.values() for v in one.cases.values())
         identical = moved.n_different == 0 and moved.max_abs == 0
         control = None
         if not identical:
@@ -110,28 +123,28 @@ def compare_folder(
             )
             _finish_folder(checkpoint, written)
             rounded = _as_folder(open_checkpoint(written), place / "rounded", progress)
-            control = difference(
-                reference, text_outputs(load(rounded, dtype=TORCH_DTYPES[dtype], allow_extra=True), ids)
-            ).max_rel
+            model = _loaded(rounded, dtype)
+            control = difference(first, _run(model, given, (EAGER,))[EAGER]).max_rel
     progress("running the control: the same weights rounded at random", 3, 3)
     not_checked = [
-        "attention kernels other than eager",
-        f"contexts beyond {ids.shape[1]} tokens",
+        f"attention kernels other than {' and '.join(kernels)}",
+        *([f"contexts beyond {given.longest} tokens"] if given.longest else []),
+        *first.not_run,
         "quantised copies: their scales were chosen for the old weights",
     ]
     if again.max_abs != 0:
         not_checked.append(f"the original does not repeat its own outputs (relative {again.max_rel:.1e})")
-    ppl_before, ppl_after = (_perplexity(o, ids) if o.causal else None for o in (reference, other))
+    ppl_before, ppl_after = (_perplexity(o[EAGER], given) for o in (reference, other))
     return FullCheck(
-        outputs=reference.kind,
-        tokens=tokens,
-        n_tokens=ids.numel(),
+        outputs=first.kind + (" and features" if given.has_towers and first.kind != FEATURES else ""),
+        tokens=given.source,
+        n_tokens=given.n_tokens,
         dtype=dtype,
         max_abs=moved.max_abs,
         max_rel=moved.max_rel,
         n_values=moved.n_values,
         n_equal=moved.n_values - moved.n_different,
-        top1_agreement=_top1(reference, other),
+        top1_agreement=_top1(first, other[EAGER]),
         perplexity_before=ppl_before,
         perplexity_after=ppl_after,
         bit_identical=identical,
@@ -139,47 +152,42 @@ def compare_folder(
         control_max_rel=control,
         seconds=time.perf_counter() - started,
         not_checked=tuple(not_checked),
+        counted=given.counted,
+        kernels=kernels,
     )
 
 
-def token_ids(path: Path, config) -> tuple[torch.Tensor, str]:
-    """((rows, length) int64, where they come from): the Python documentation through the folder's tokenizer, else
-    random ids.
+def _loaded(folder: Path, dtype: str):
+    from wisca_core.equivalence.miniature import load
+
+    return load(folder, dtype=TORCH_DTYPES[dtype], allow_extra=True)
+
+
+def _run(model, given: "Given", kernels: tuple[str, ...], all_of_them: bool = False) -> dict[str, "Outputs"]:
+    """Attention implementation -> outputs; one that the class does not have, or that does not take these inputs, is left
+    out unless it is eager, or all are asked for.
     """
-    longest = min(
-        [
-            SEQUENCE,
-            *(v for v in (getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)) if v),
-        ]
-    )
-    longest = max(2, longest - 2)  # RoBERTa-like models count positions from pad id + 1
-    rows = max(1, N_TOKENS // longest)
-    ids = _text_ids(path, rows * longest)
-    if ids is not None and len(ids) == rows * longest and int(ids.max()) < config.vocab_size:
-        return ids.reshape(rows, longest), "Python's documentation through the folder's tokenizer"
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(
-        config.vocab_size, (rows, longest), generator=generator
-    ), "random token ids (no usable tokenizer in the folder)"
-
-
-def _text_ids(path: Path, n: int) -> torch.Tensor | None:
-    if not any((path / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    from pydoc_data.topics import topics  # in every Python installation
-
-    from transformers import AutoTokenizer
-
     from wisca_core.equivalence.miniature import quiet
+    from wisca_core.equivalence.outputs import case_outputs
 
-    text = "\n\n".join(topics[name] for name in sorted(topics))[: 16 * n]
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    except Exception:  # a tokenizer that cannot be used is said ("random token ids"), it does not stop the check
-        return None
-    return torch.tensor(ids[:n], dtype=torch.int64)
+    out = {}
+    for name in kernels:
+        try:
+            with quiet():
+                model.set_attn_implementation(name)
+            if name == EAGER or model.config._attn_implementation == name:
+                out[name] = case_outputs(model, given.cases)
+        except (ValueError, ImportError, UnknownArchitecture):
+            if name == EAGER or all_of_them:
+                raise
+    return out
+
+
+def _worst(found: Iterable["Difference"]) -> "Difference":
+    """The largest difference of several over the same values, and the most that are not equal."""
+    found = list(found)
+    worst = max(found, key=lambda one: one.max_rel)
+    return replace(worst, max_abs=max(one.max_abs for one in found), n_different=max(one.n_different for one in found))
 
 
 def _as_folder(checkpoint: Checkpoint, place: Path, progress: Progress) -> Path:
@@ -217,17 +225,24 @@ def _finish_folder(checkpoint: Checkpoint, out: Path) -> None:
     (out / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
 
 
-def _top1(a, b) -> float | None:
-    if a.kind != "logits":
+def _top1(a: "Outputs", b: "Outputs") -> float | None:
+    from wisca_core.equivalence.outputs import LOGITS
+
+    if a.kind != LOGITS:
         return None
-    same = [left.argmax(-1) == right.argmax(-1) for left, right in zip(a.cases.values(), b.cases.values())]
+    same = [left.argmax(-1) == b.cases[name].argmax(-1) for name, left in a.cases.items() if left.shape[-1] > 1]
     return float(torch.cat(same).double().mean())
 
 
-def _perplexity(outputs, ids: torch.Tensor) -> float:
-    """exp of the mean next-token cross entropy."""
+def _perplexity(outputs: "Outputs", given: "Given") -> float | None:
+    """exp of the mean next-token cross entropy over the rows of text; None where the model predicts no next token."""
+    rows = [case for case in given.cases if case.is_row and case.shape[0] == 1]
+    if not outputs.causal or not rows:
+        return None
     losses = [
-        torch.nn.functional.cross_entropy(values[:-1].double(), row[1:], reduction="sum")
-        for values, row in zip(outputs.cases.values(), ids)
+        torch.nn.functional.cross_entropy(
+            outputs.cases[row.name][:-1].double(), row.inputs["input_ids"].reshape(-1)[1:], reduction="sum"
+        )
+        for row in rows
     ]
-    return float(torch.exp(torch.stack(losses).sum() / (ids.numel() - len(ids))))
+    return float(torch.exp(torch.stack(losses).sum() / sum(row.shape.numel() - 1 for row in rows)))

@@ -9,18 +9,21 @@ import torch
 
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint
+from wisca_core.equivalence.proof import OTHER_KERNELS, Proof
 from wisca_core.planning.plan import Plan
 
 # a control that is this much smaller says the difference is more than rounding
 SUSPICIOUS = 30.0
+EAGER, SDPA = "eager", "sdpa"  # attention implementations, by the names transformers has for them
 INPUTS = "random inputs"  # of a LoRA adapter's products, in place of tokens
 
 
 @dataclass(frozen=True)
 class FullCheck:
-    """Differences of ``n_values`` outputs on ``n_tokens`` token ids. ``max_rel``: relative to max |output| of the
-    original. ``control_max_rel``: the same for the original with the touched weights rounded at random (None where the
-    outputs are bit-equal). Perplexities are per token, None where the model predicts no next token.
+    """Differences of ``n_values`` outputs, the worst over ``kernels``: the attention implementations that were run.
+    ``tokens``: where the inputs come from, ``counted``: how many there are, in words. ``max_rel``: relative to max |output|
+    of the original. ``control_max_rel``: the same for the original with the touched weights rounded at random (None where
+    the outputs are bit-equal). Perplexities are per token, None where the model predicts no next token.
     """
 
     outputs: str
@@ -39,24 +42,28 @@ class FullCheck:
     control_max_rel: float | None
     seconds: float
     not_checked: tuple[str, ...]
-
-    @property
-    def fed(self) -> str:
-        """What ``n_tokens`` counts."""
-        return INPUTS if self.tokens == INPUTS else "tokens"
+    counted: str
+    kernels: tuple[str, ...]
 
     def words(self) -> str:
         """One line for reports."""
         if not self.comparable:
             return "the original's own outputs are not finite, so nothing could be compared."
         if self.bit_identical:
-            return f"all {self.n_values:,} {self.outputs} of {self.n_tokens:,} {self.fed} are bit-identical in {self.dtype}."
-        out = f"largest relative difference of the {self.outputs} {self.max_rel:.1e} on {self.n_tokens:,} {self.fed} in {self.dtype}"
+            return f"all {self.n_values:,} {self.outputs} of {self.counted} are bit-identical in {self.dtype}{self.by_kernels}."
+        out = f"largest relative difference of the {self.outputs} {self.max_rel:.1e} on {self.counted} in {self.dtype}{self.by_kernels}"
         if self.control_max_rel is not None:
             out += f"; the same weights rounded at random move them by {self.control_max_rel:.1e}"
         if self.top1_agreement is not None:
             out += f"; top-1 agreement {100 * self.top1_agreement:.2f} %"
         return out + "."
+
+    @property
+    def by_kernels(self) -> str:
+        """ ", with eager attention and sdpa", "" where no attention was run."""
+        if not self.kernels:
+            return ""
+        return f", with eager attention{''.join(f' and {name}' for name in self.kernels if name != EAGER)}"
 
     def agrees(self, plan: Plan) -> bool:
         """Whether the figures are what the plan promises: equal bits where it says so, else outputs that are finite and
@@ -79,9 +86,10 @@ class FullCheck:
 
     @classmethod
     def from_json(cls, data: Mapping) -> "FullCheck":
-        fields = {name: data[name] for name in cls.__dataclass_fields__}
+        earlier = {"counted": f"{data['n_tokens']:,} tokens", "kernels": [EAGER]}  # before they were kept
+        fields = {name: (earlier | data)[name] for name in cls.__dataclass_fields__}
         numbers = {name: float(data[name]) for name in ("max_abs", "max_rel", *_MAYBE) if data[name] is not None}
-        return cls(**(fields | numbers | {"not_checked": tuple(data["not_checked"])}))
+        return cls(**(fields | numbers | {name: tuple(fields[name]) for name in ("not_checked", "kernels")}))
 
 
 _MAYBE = ("control_max_rel", "perplexity_before", "perplexity_after")
@@ -89,6 +97,14 @@ _MAYBE = ("control_max_rel", "perplexity_before", "perplexity_after")
 
 def _rounding(dtype: str) -> float:
     return torch.finfo(TORCH_DTYPES[dtype]).eps
+
+
+def not_covered(proof: Proof | None, check: FullCheck | None) -> tuple[str, ...]:
+    """What neither covers, each once; a kernel that the check was run with is not said to be missing from the proof."""
+    proved = proof.not_checked if proof else ()
+    if check is None:
+        return tuple(dict.fromkeys(proved))
+    return tuple(dict.fromkeys((*(text for text in proved if text != OTHER_KERNELS), *check.not_checked)))
 
 
 def memory_needed(checkpoint: Checkpoint) -> int:

@@ -21,13 +21,13 @@ LENGTHS = (1, 7, 33)
 DECODER_LENGTHS = (4, 9, 12)  # unlike the encoder's, so that the two axes of cross attention are told apart
 PADDED_LENGTHS = (12, 5, 9)
 PREFILL, STEPS = 7, 5
+ROW = "row"  # how the names of given token ids begin
 TEXT, DECODER, PIXELS, SOUND = "text", "decoder text", "pixels", "sound"
 
 # Their step on the cache takes every id so far and cuts the past off itself.
 WHOLE_PROMPT = frozenset({"cpmant"})
-# Below these lengths nothing is left after layers that pool positions, or attention by sparse blocks turns into the full one,
-# once and for all the calls that follow.
-SHORTEST = {"funnel": 8, "canine": 16, "big_bird": 16, "bigbird_pegasus": 16}
+# Below these lengths nothing is left after layers that pool positions.
+SHORTEST = {"funnel": 8, "canine": 16}
 # Text that is not read without pixels, or without them passes by whole layers, though their parameter has a default.
 NEEDS_PIXELS = frozenset({"vilt", "idefics", "mllama"})
 # Their cache keeps what was seen: pixels given to a later step would be seen again.
@@ -35,7 +35,7 @@ SEEN_ONCE = frozenset({"mllama"})
 # Hash their ids: any number is a token.
 HASHED = {"canine": 61}
 # Their decoder reads this many streams of tokens side by side, one row each.
-STREAMS = {"musicgen": "num_codebooks", "musicgen_melody": "num_codebooks"}
+STREAMS = dict.fromkeys(("musicgen", "musicgen_melody", "musicgen_decoder", "musicgen_melody_decoder"), "num_codebooks")
 # Run without a cache: the config of the first lacks the number of layers that one is made with, the steps of the others need
 # positions that only their generate() works out.
 WITHOUT_CACHE = frozenset({"blt", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"})
@@ -53,6 +53,11 @@ class Case:
     shape: torch.Size | None = None
     mask: torch.Tensor | None = None
     method: str = "forward"
+
+    @property
+    def is_row(self) -> bool:
+        """Whether it is given text (``row_cases``)."""
+        return self.name.startswith(ROW)
 
 
 def takes(model) -> tuple[str, ...]:
@@ -110,12 +115,16 @@ def text_cases(model, seed: int) -> list[Case]:
     if "input_ids" not in names:
         return []
     draw = Draw(model, seed)
-    made = [(f"length {length}", {"input_ids": draw.ids(1, max(length, draw.shortest))}, None) for length in LENGTHS]
+    streams = 1 if has_decoder(model) else draw.streams  # of tokens side by side, one row each
+    made = [
+        (f"length {length}", {"input_ids": draw.ids(streams, max(length, draw.shortest))}, None) for length in LENGTHS
+    ]
     if "attention_mask" in names:
         for side in ("left", "right"):
             mask = draw.mask(side)
-            ids = draw.ids(*mask.shape).masked_fill(~mask, draw.pad)
-            made.append((f"padded on the {side}", {"input_ids": ids, "attention_mask": mask.to(torch.int64)}, mask))
+            real = mask.repeat_interleave(streams, 0)
+            ids = draw.ids(*real.shape).masked_fill(~real, draw.pad)
+            made.append((f"padded on the {side}", {"input_ids": ids, "attention_mask": mask.to(torch.int64)}, real))
     made = [
         (name, inputs | (_beside_text(model, draw, inputs["input_ids"].shape) if method == "forward" else {}), mask)
         for name, inputs, mask in made
@@ -125,6 +134,30 @@ def text_cases(model, seed: int) -> list[Case]:
         return _with_decoder(made, draw, names)
     fixed = {"use_cache": False} if model.config.model_type in WITHOUT_CACHE else {}
     return [Case(name, inputs | fixed, inputs["input_ids"].shape, mask, method) for name, inputs, mask in made]
+
+
+def row_cases(model, ids: torch.Tensor, seed: int = 0) -> list[Case]:
+    """Given token ids as cases named ROW and a number, with what the model wants beside text; none where it reads no text.
+
+    ``ids``: (rows, length), int64. Encoder-decoders get them on both sides, decoders of several streams as many rows a case.
+    """
+    method = "get_text_features" if is_two_towers(model) else "forward"
+    if "input_ids" not in parameters(model, method):
+        return []
+    draw, out = Draw(model, seed), []
+    streams = draw.streams if not has_decoder(model) else 1
+    for number, first in enumerate(range(0, len(ids) - streams + 1, streams)):
+        one = ids[first : first + streams]
+        inputs: dict[str, Any] = {"input_ids": one}
+        if method == "forward":
+            inputs |= _beside_text(model, draw, one.shape) | needed_pixels(model, seed, len(one))
+        if has_decoder(model):
+            inputs["decoder_input_ids"] = one.repeat_interleave(draw.streams, 0)
+        if model.config.model_type in WITHOUT_CACHE:
+            inputs["use_cache"] = False
+        shape = inputs.get("decoder_input_ids", one).shape
+        out.append(Case(f"{ROW} {number}", inputs, shape, method=method))
+    return out
 
 
 def _with_decoder(made: list, draw: "Draw", names: Mapping) -> list[Case]:
@@ -225,9 +258,11 @@ class Draw:
         self.generator = torch.Generator().manual_seed(seed)
         hashed = HASHED.get(model.config.model_type)
         config = language_config(model) if hashed is None else model.config
-        self.allowed = plain_tokens(config, model.config) if hashed is None else torch.arange(10, hashed)
+        self.allowed = (
+            plain_tokens(vocabulary(model), config, model.config) if hashed is None else torch.arange(10, hashed)
+        )
         pad = getattr(config, "pad_token_id", None)
-        self.shortest = SHORTEST.get(model.config.model_type, 1)
+        self.shortest = shortest(model.config)
         self.fractions = model.config.model_type == "udop"  # its boxes are shares of the page
         self.streams = getattr(config, STREAMS.get(model.config.model_type, ""), 1)
         self.pad = pad if isinstance(pad, int) and pad >= 0 else int(self.allowed[0])
@@ -242,30 +277,55 @@ class Draw:
         return mask.flip(1) if side == "left" else mask
 
 
+def shortest(config: Any) -> int:
+    """The fewest tokens that the model treats as it treats many. BigBird turns from sparse blocks to full attention below
+    five and twice the random blocks, once and for all the calls that follow.
+    """
+    if getattr(config, "attention_type", "") == "block_sparse":
+        return (5 + 2 * config.num_random_blocks + 1) * config.block_size
+    return SHORTEST.get(config.model_type, 1)
+
+
 def language_config(model) -> Any:
-    """The config that holds the vocabulary."""
+    """The config that holds the vocabulary; the model's own where only its embedding says how large it is."""
     config = model.config
     if getattr(config, "vocab_size", None) is None:
         inner = [getattr(config, key, None) for key in LANGUAGE]
         config = next((one for one in inner if getattr(one, "vocab_size", None)), None) or config.get_text_config()
     if getattr(config, "vocab_size", None) is None:
-        raise UnknownArchitecture(
-            f"the config of {type(model).__name__} names no vocabulary; no text can be fed to it."
-        )
+        if not _embedded(model):
+            raise UnknownArchitecture(
+                f"the config of {type(model).__name__} names no vocabulary; no text can be fed to it."
+            )
+        return model.config
     return config
 
 
-def plain_tokens(config: Any, *more: Any) -> torch.Tensor:
+def vocabulary(model) -> int:
+    """How many token ids the model has vectors for."""
+    stated = getattr(language_config(model), "vocab_size", None)
+    return min(n for n in (stated, _embedded(model)) if n)
+
+
+def _embedded(model) -> int:
+    """Rows of the input embedding, 0 where it has none or does not say."""
+    try:
+        found = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return 0
+    return found.num_embeddings if isinstance(found, torch.nn.Embedding) else 0
+
+
+def plain_tokens(n_ids: int, *configs: Any) -> torch.Tensor:
+    """The ids below ``n_ids`` that none of the configs gives a meaning of its own, ascending int64."""
     special = set()
-    for one in (config, *more):
+    for one in configs:
         for name, value in one.to_dict().items():
             if name.endswith(("_token_id", "_token_index")):
                 special.update(value if isinstance(value, list) else [value])
-    ids = torch.tensor([i for i in range(config.vocab_size) if i not in special], dtype=torch.int64)
+    ids = torch.tensor([i for i in range(n_ids) if i not in special], dtype=torch.int64)
     if not len(ids):
-        raise UnknownArchitecture(
-            f"every one of the {config.vocab_size} token ids is special; nothing can be fed to the model."
-        )
+        raise UnknownArchitecture(f"every one of the {n_ids} token ids is special; nothing can be fed to the model.")
     return ids
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from wisca_core.checkpoint import parse_config
 from wisca_core.equivalence.model_config import config_class, config_object
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
@@ -174,7 +175,7 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float64, allow_extra: bool 
     ConfigMismatch naming the tensors where one is missing (transformers would fill it with random numbers), has another
     shape, or is there without a place in the model (unless ``allow_extra``: real files hold heads their class drops).
     """
-    config = json.loads((Path(folder) / "config.json").read_text())
+    config = parse_config((Path(folder) / "config.json").read_text())
     cls = model_class(config)
     with quiet(), torch.random.fork_rng(devices=[]):
         try:

@@ -6,29 +6,32 @@ from typing import Any
 from wisca_core.equivalence.sizes import ROLES
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
-# Names that would run code, pick a kernel, change what loading does or size a head by its labels.
-DROPPED = frozenset(
+# Names that would run code, pick a kernel, change what loading does or say how to generate.
+UNSAFE = frozenset(
     """auto_map quantization_config compression_config attn_implementation experts_implementation dtype torch_dtype
-    id2label label2id num_labels task_specific_params transformers_version output_attentions output_hidden_states
-    return_dict use_return_dict torchscript name_or_path suppress_tokens begin_suppress_tokens bad_words_ids
-    tokenizer_class out_features out_indices stage_names""".split()
+    task_specific_params transformers_version output_attentions output_hidden_states return_dict use_return_dict
+    torchscript name_or_path suppress_tokens begin_suppress_tokens bad_words_ids tokenizer_class""".split()
 )
+# Names that size a head or a neck by what it was trained for; a miniature has those of its class instead.
+OF_A_HEAD = frozenset("id2label label2id num_labels out_features out_indices stage_names".split())
+DROPPED = UNSAFE | OF_A_HEAD
 LARGEST = {"layers": 100_000}  # of any count a person's config may claim; the lists by layer are built at that length
 LARGEST_COUNT = 1 << 31
 COUNTED = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab", "positions", "heads_by_layer")
 
 
-def clean(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without anything that would run code, pick a kernel or quantise, and with only values a config can hold.
+def clean(config: Mapping[str, Any], dropped: frozenset[str] = DROPPED) -> dict[str, Any]:
+    """A copy without anything that would run code, pick a kernel or quantise (``dropped``), and with only values a config
+    can hold.
 
     UnknownArchitecture where the model type is unknown to transformers.
     """
     cls = config_class(config)
     own, generation = set(_defaults(cls)) - {"_name_or_path"}, _generation_options()
     return {
-        key: without_dropped(value, cls)
+        key: without_dropped(value, cls, dropped)
         for key, value in config.items()
-        if key not in DROPPED
+        if key not in dropped
         and (
             key in own or not key.startswith("_")
         )  # OPT's own _remove_final_layer_norm stays, _attn_implementation goes
@@ -44,13 +47,13 @@ def _defaults(cls) -> dict[str, Any]:
         return dict.fromkeys(getattr(cls, "__dataclass_fields__", ()))
 
 
-def without_dropped(value: Any, cls: type) -> Any:
+def without_dropped(value: Any, cls: type, dropped: frozenset[str] = DROPPED) -> Any:
     """A value of a config without the keys that ``clean`` leaves out."""
     if isinstance(value, dict):  # mpt's attn_config is a config of its own, and so is every tower
         return {
-            k: without_dropped(v, cls)
+            k: without_dropped(v, cls, dropped)
             for k, v in value.items()
-            if k not in DROPPED and not str(k).startswith("_") and not callable(getattr(cls, str(k), None))
+            if k not in dropped and not str(k).startswith("_") and not callable(getattr(cls, str(k), None))
         }
     return value
 
@@ -79,7 +82,7 @@ def config_class(config: Mapping[str, Any]):
 def config_object(config: Mapping[str, Any]):
     """The transformers config of a config.json, cleaned, eager attention; ConfigMismatch where transformers refuses."""
     _check_counts(config)
-    cleaned = clean(config)
+    cleaned = clean(config, UNSAFE)
     cls = config_class(config)
     try:
         made = cls(**{key: value for key, value in cleaned.items() if key != "model_type"})

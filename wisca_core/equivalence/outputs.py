@@ -3,7 +3,7 @@
 Not covered: generation on a padded batch, sampling, training mode.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,16 @@ from typing import Any
 import torch
 
 from wisca_core.equivalence.float64 import lifted
-from wisca_core.equivalence.inputs import TOWERS, Case, cached_steps, cases, does_not_run, has_cache, has_decoder
+from wisca_core.equivalence.inputs import (
+    TOWERS,
+    Case,
+    cached_steps,
+    cases,
+    does_not_run,
+    has_cache,
+    has_decoder,
+    row_cases,
+)
 from wisca_core.errors import UnknownArchitecture
 
 LOGITS, HIDDEN, FEATURES = "logits", "last hidden state", "features"
@@ -62,15 +71,20 @@ def text_outputs(model, ids: torch.Tensor) -> Outputs:
 
     float64 models are run in true float64. UnknownArchitecture where the model does not run on token ids.
     """
+    return case_outputs(model, row_cases(model, ids))
+
+
+def case_outputs(model, given: Iterable[Case], seed: int = 0) -> Outputs:
+    """The outputs on these cases, in order, as many threads as torch has; towers that do not run are named in ``not_run``.
+
+    float64 models are run in true float64. UnknownArchitecture where the model does not run.
+    """
     lift = lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
-    kind, values = "", {}
-    both = ("decoder_input_ids",) if has_decoder(model) else ()
     with torch.no_grad(), lift:
-        for row in range(len(ids)):
-            one = ids[row : row + 1]
-            case = Case(f"row {row}", dict.fromkeys(("input_ids", *both), one), one.shape)
-            kind, values[case.name] = _per_position(model, case, kind)
-    return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS)
+        kind, values, not_run = _run(model, given, seed)
+    if not values:
+        raise UnknownArchitecture(f"{type(model).__name__} takes no input that is known here, so it cannot be run.")
+    return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS, not_run=not_run)
 
 
 def difference(reference: Outputs, other: Outputs) -> Difference:
@@ -124,9 +138,10 @@ def first_move(reference: Outputs, model, seed: int, above: float) -> float:
     return largest
 
 
-def _outputs(model, seed: int) -> Outputs:
+def _run(model, given: Iterable[Case], seed: int) -> tuple[str, dict[str, torch.Tensor], tuple[str, ...]]:
+    """(kind, values of each case, why towers did not run)."""
     kind, values, not_run = "", {}, {}
-    for case in cases(model, seed):
+    for case in given:
         if case.method in not_run:
             continue
         try:
@@ -135,12 +150,17 @@ def _outputs(model, seed: int) -> Outputs:
             if case.method not in TOWERS or not values:
                 raise
             not_run[case.method] = str(error)
+    return kind, values, tuple(not_run.values())
+
+
+def _outputs(model, seed: int) -> Outputs:
+    kind, values, not_run = _run(model, cases(model, seed), seed)
     if has_cache(model):
         for name, result, shape in cached_steps(
             model, seed, lambda inputs: _forward(model, Case("", inputs), kind, seed)
         ):
             values[name] = _pick(result, shape)[1].flatten(0, 1).clone()
-    return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS, not_run=tuple(not_run.values()))
+    return Outputs(kind, values, causal=is_causal(model) and kind == LOGITS, not_run=not_run)
 
 
 def is_causal(model) -> bool:
@@ -152,7 +172,11 @@ def _forward(model, case: Case, kind: str, seed: int = 0):
     """One call; hidden states are kept only where they are the output (``kind``), for they are large in real models.
 
     The global random state is that of ``seed``, for some models draw at inference (hashes, random blocks)."""
-    inputs = dict(case.inputs)
+    dtype = next(model.parameters()).dtype
+    inputs = {
+        name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in case.inputs.items()
+    }
     if case.method == "forward":
         inputs |= {"output_hidden_states": kind == HIDDEN, "return_dict": True}
     try:

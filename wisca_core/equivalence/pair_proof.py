@@ -15,7 +15,7 @@ from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.adapter_miniature import inside
 from wisca_core.equivalence.adapter_proof import extreme, peft_version
-from wisca_core.equivalence.proof import ALIVE, OCTAVES, TOLERANCE, Proof, label, proof_of, structure
+from wisca_core.equivalence.proof import ALIVE, OCTAVES, TOLERANCE, Proof, label, lacking, proof_of
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, changes, scalings
@@ -59,11 +59,10 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         build_adapter(original, beside, adapter.adapter, targets, seed=4)
         small, small_adapter = open_checkpoint(original), open_checkpoint(beside)
         small_sites = find_sites(small, pairs=pairs).only(lambda site: label(site) in labels)
-        lacking = structure(sites) - structure(small_sites)
-        if lacking:
+        absent = lacking(sites, small_sites)
+        if absent:
             raise ProofFailed(
-                f"transformers' own {sites.model_type} with this config.json has no pair of the kind {sorted(lacking)[0]}; "
-                "the weights and config.json disagree."
+                f"transformers' own {sites.model_type} with this config.json has no {absent}. The weights and config.json disagree."
             )
         missing = kept - _kept(small, small_sites, small_adapter)
         if missing:

@@ -1,5 +1,6 @@
 """What a proof says, and how one is made once and kept: the shell around every kind of proof."""
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,8 @@ TOLERANCE = 1e-11
 # a one-sided change of a live pair must move the outputs by more than this, or the pair is not run at all
 ALIVE = 1e-6
 OCTAVES = 10.0  # factors reach 2^10 both ways: modest ones never meet a clip
+
+OTHER_KERNELS = "attention kernels other than eager"
 
 PRODUCT = "the product B A"  # how the words of a LoRA adapter's proof begin
 
@@ -125,26 +128,39 @@ def check_covers(proof: Proof, sites: Sites, names: Iterable[str]) -> None:
 
 
 def structure(sites: Sites) -> set[str]:
-    """What kinds of site there are, sizes left out: the miniature must show every one of them."""
-    return {_kind(site) for site in sites.sites}
+    """What kinds of site there are: the miniature must show every one of them. No label counts heads, layers or widths;
+    that there are several KV groups, or several query heads to one, is a kind that one of each does not show.
+    """
+    return {kind for site in sites.sites for kind in _kinds(site)}
 
 
-def _kind(site: Site) -> str:
-    legs = [
-        (
-            leg.role,
-            leg.side,
-            leg.axis,
-            leg.measured,
-            leg.exponent,
-            leg.offset,
-            leg.index.sizes[0] > 1,
-            leg.index.sizes[-2] > 1,
-            bool(leg.fixed),
-        )
-        for leg in site.legs
-    ]
+def lacking(sites: Sites, small: Sites) -> str:
+    """A kind of site that the miniature does not show, in words; "" where it shows them all."""
+    shown = structure(small)
+    for site in sites.sites:
+        missing = [kind for kind in _kinds(site) if kind not in shown]
+        if missing:
+            like = next((one for one in small.sites if label(one) == label(site)), None)
+            theirs = f"; there it is made of {_tensors(like)}" if like else ", and there it has none"
+            heads = "" if _kinds(site)[0] in missing else missing[0].rpartition(", ")[2] + ", "
+            return f"{label(site)} like {site.name}, which has {heads}the tensors {_tensors(site)}{theirs}"
+    return ""
+
+
+def _kinds(site: Site) -> list[str]:
+    """Its own kind, and what is shown with it: several of what it has several of are more than one of it."""
+    legs = {
+        (leg.role, leg.side, leg.axis, leg.measured, leg.exponent, leg.offset, bool(leg.fixed)) for leg in site.legs
+    }
     layout, width, _ = site.rotary
     dim = site.legs[0].index.sizes[-1]
     rotary = (layout, "none" if not width else "all" if width >= dim else "part", len(site.exact_ties))
-    return f"{site.block} {site.key.pair} {site.live} {rotary} {legs}"
+    kind = f"{site.block} {site.key.pair} {site.live} {rotary} {sorted(legs)}"
+    groups = [", several KV heads"] if any(leg.index.sizes[0] > 1 for leg in site.legs) else []
+    repeats = [", several query heads a KV head"] if any(leg.index.sizes[-2] > 1 for leg in site.legs) else []
+    return [kind + several + more for several in ("", *groups) for more in ("", *repeats)]
+
+
+def _tensors(site: Site) -> str:
+    """The tensors of a site by the last parts of their names, without the numbers of layers and heads."""
+    return ", ".join(dict.fromkeys(re.sub(r"\.\d+", "", leg.tensor).split(".", 2)[-1] for leg in site.legs))

@@ -13,7 +13,7 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.equivalence.adapter_proof import kept_adapter_proof, prove_adapter
 from wisca_core.equivalence.bench import judge, open_bench
-from wisca_core.equivalence.proof import OCTAVES, Proof, kept_proof, proof_of, structure
+from wisca_core.equivalence.proof import OCTAVES, OTHER_KERNELS, Proof, kept_proof, lacking, proof_of
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace
@@ -68,14 +68,12 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
         build_miniature(config, original, seed=1)
         small = open_checkpoint(original)
         small_sites = find_sites(small, sites.discovered, pairs=pairs)
-        lacking = structure(sites) - structure(small_sites)
-        if lacking:
+        missing = lacking(sites, small_sites)
+        if missing:
             why = "; ".join(f"{r.what}: {r.reason}" for r in small_sites.refusals[:3])
             raise ProofFailed(
-                f"transformers' own {sites.model_type} with this config.json has no pair of the kind "
-                f"{sorted(lacking)[0]}; "
-                f"the weights and config.json disagree about the structure (a bias or norm that one has and the other "
-                f"lacks). {why}"
+                f"transformers' own {sites.model_type} with this config.json has no {missing}. The weights and config.json "
+                f"disagree about the structure (a bias or norm that one has and the other lacks). {why}".strip()
             )
         bench = open_bench(small, small_sites, place)
         verdict = judge(bench, granularity, progress)
@@ -93,11 +91,7 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
         seconds=time.perf_counter() - started,
         versions=versions(),
         reason="; ".join(dict.fromkeys(reason for _, reason in verdict.refused)),
-        not_checked=(
-            "attention kernels other than eager",
-            "sequences longer than 33 tokens in the miniature",
-            *bench.not_run,
-        ),
+        not_checked=(OTHER_KERNELS, "sequences longer than 33 tokens in the miniature", *bench.not_run),
         proved=verdict.proved,
         refused=verdict.refused,
     )

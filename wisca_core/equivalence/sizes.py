@@ -18,19 +18,24 @@ DEFAULT_HEADS = 4  # where a config has none: models without attention
 ROPE = ("rope_parameters", "rope_scaling")
 PER_ROTARY_PAIR = ("short_factor", "long_factor")  # in a rope dictionary: one entry per rotary pair
 ONE_SIZE = ("intermediate", "expert_width", "layer_sources")  # by layer or not, they get one new size
+ONE_A_LAYER = (  # roles of keys that may hold a list with one entry a layer
+    *("by_layer", "layer_sources", "heads", "heads_by_layer", "kv_heads", "head_dim", "intermediate", "expert_width"),
+    *("experts", "active_experts", "shared_experts", "window", "padded_window"),
+)
 BY_LAYER = "per_layer_config"  # layer -> what it has instead of the common values
 
 
 @dataclass(frozen=True, eq=False)  # holds mappings
 class Table:
     """``roles``: key -> role. ``small``, ``at_most``: role -> value. ``rows``: model type -> key -> value.
-    ``examples``: model type -> what its default config lacks."""
+    ``examples``: model type -> what its default config lacks; ``variants``: model type -> further values to prove."""
 
     roles: Mapping[str, str]
     small: Mapping[str, int]
     at_most: Mapping[str, int]
     rows: Mapping[str, Mapping[str, Any]]
     examples: Mapping[str, Mapping[str, Any]]
+    variants: Mapping[str, list[Mapping[str, Any]]]
 
 
 def _read() -> Table:
@@ -44,7 +49,8 @@ def _read() -> Table:
                 raise ValueError(f"sizes.toml lists {name} under {roles[name]} and {role}")
             roles[name] = role
     return Table(
-        *(MappingProxyType(part) for part in (roles, data["small"], data["at_most"], data["types"], data["examples"]))
+        MappingProxyType(roles),
+        *(MappingProxyType(data[part]) for part in ("small", "at_most", "types", "examples", "variants")),
     )
 
 
@@ -231,13 +237,10 @@ def _partial_head_dim(width: int, head_dim: int, share: float) -> int:
 
 
 def is_by_layer(key: str, value: Any, n_layers: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == n_layers
-        and key not in ROPE + PER_ROTARY_PAIR
-        and ROLES.get(key) not in ("layer_indices", "pattern", "image", "patch", "widths")
-        and not key.endswith(("_token_id", "architectures"))
-    )
+    """Whether a list has one entry a layer: its key says so. Any list may be as long as there are layers by chance: the
+    rotary sections of a model of three, the convolutions before one of seven.
+    """
+    return isinstance(value, list) and len(value) == n_layers and ROLES.get(key) in ONE_A_LAYER
 
 
 def of_layer(own: Mapping[Any, Any] | None, layer: int) -> Any:

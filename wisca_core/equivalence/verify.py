@@ -3,6 +3,7 @@
 The weights decide, the outputs are shown beside: outputs alone cannot tell a rounded right rescale from a wrong one.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from wisca_core.architecture.site import PAIRS, Leg, Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
 from wisca_core.equivalence.checking import compare_folder
 from wisca_core.equivalence.discovery import sites_of
-from wisca_core.equivalence.full_check import FullCheck
+from wisca_core.equivalence.full_check import FullCheck, not_covered
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import Cancelled, WiscaError
@@ -118,7 +119,7 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     check, not_run = (
         _run(before, after, sites, progress) if run_models else (None, "outputs of the models: not asked for")
     )
-    not_checked = (*proof.not_checked, *(check.not_checked if check else (not_run,)))
+    not_checked = not_covered(proof, check) if check else (*proof.not_checked, not_run)
     reasons = [
         f"{found.n_changed} of {n} tensors changed; one factor a tie group ({found.n_factors:,} groups, factors {found.smallest:.4g} to "
         f"{found.largest:.4g}) explains every value within one unit in the last place; all other tensors are bit-equal."
@@ -142,7 +143,7 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
         found.powers_of_two,
         proof,
         check,
-        tuple(dict.fromkeys(not_checked)),
+        not_checked,
     )
 
 
@@ -177,10 +178,11 @@ _NAMES = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "arch
 _ADAPTER_NAMES = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "auto_mapping")
 
 
-def _function_config(checkpoint: Checkpoint) -> dict:
-    if checkpoint.adapter_json:
-        return {key: value for key, value in checkpoint.adapter.items() if key not in _ADAPTER_NAMES}
-    return {key: value for key, value in checkpoint.config.items() if key not in _NAMES}
+def _function_config(checkpoint: Checkpoint) -> str:
+    """As text: a NaN is equal to itself there."""
+    left_out = _ADAPTER_NAMES if checkpoint.adapter_json else _NAMES
+    config = checkpoint.adapter if checkpoint.adapter_json else checkpoint.config
+    return json.dumps({key: value for key, value in config.items() if key not in left_out}, sort_keys=True)
 
 
 def _compare_layout(before: Checkpoint, after: Checkpoint) -> list[str]:

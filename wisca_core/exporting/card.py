@@ -8,8 +8,10 @@ from wisca_core.planning.plan import Plan
 _START, _END = "<!-- wisca:begin -->", "<!-- wisca:end -->"
 
 
-def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None) -> str:
-    """``readme`` with the section behind it, in place of the section of an earlier export."""
+def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None, not_run: str = "") -> str:
+    """``readme`` with the section behind it, in place of the section of an earlier export. ``not_run``: why there is no
+    full check, where one was to be made.
+    """
     if _START in readme and _END in readme:
         readme = readme[: readme.index(_START)] + readme[readme.index(_END) + len(_END) :]
     o = plan.options
@@ -34,9 +36,7 @@ def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None)
         f"- Rule `{proof.rule}`, {proof.kind.lower()} ({proof.what}): largest relative difference {proof.max_rel:.1e} "
         f"in float64.",
     ]
-    lines.append(
-        f"- Full check on these weights: {check.words()}" if check else "- Full check on these weights: not run."
-    )
+    lines.append(f"- Full check on these weights: {check.words() if check else f'not run. {not_run}'.strip()}")
     if plan.refusals:
         lines.append(
             f"- Left as they were: {len(plan.refusals)} pairs, listed with the reasons in `wisca_report.json`."

@@ -13,7 +13,7 @@ from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.writer import unshared, write_weights
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof, check_covers
-from wisca_core.errors import OutputRefused, ProofFailed
+from wisca_core.errors import CheckNotRun, OutputRefused, ProofFailed
 from wisca_core.exporting.card import with_section
 from wisca_core.exporting.place import appear, claimed, refuse_place
 from wisca_core.exporting.preview import REPORT, n_bytes_free, preview
@@ -40,8 +40,9 @@ def export(
     """Write the rescaled checkpoint into the new folder ``out`` and return the path of its wisca_report.json.
 
     ``check`` is run on the folder while it still has its temporary name; a check that contradicts the plan stops the
-    export. Raises ProofFailed, NothingToRescale, OutputRefused (exists, is inside the model, disk full, taken),
-    CheckpointChanged, Cancelled; in every case nothing is left behind.
+    export, one that raises CheckNotRun is said in the report and does not. Raises ProofFailed, NothingToRescale,
+    OutputRefused (exists, is inside the model, disk full, taken), CheckpointChanged, Cancelled; in every case nothing is
+    left behind.
     """
     checkpoint.check_rescalable()
     check_covers(proof, sites, [part.site for part in plan.sites])
@@ -69,15 +70,19 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
         shutil.copyfile(locate(checkpoint.path, name), target)  # a real file, never a link
     with Reader(checkpoint):
         pass  # raises CheckpointChanged where a weight file is no longer what it was
-    with unseen(beside, "the rescaled weights"):
-        checked = check(beside, progress) if check else None
+    checked, not_run = None, ""
+    try:
+        with unseen(beside, "the rescaled weights"):
+            checked = check(beside, progress) if check else None
+    except CheckNotRun as error:
+        not_run = str(error)
     if checked is not None and not checked.agrees(plan):
         raise ProofFailed(f"the full check contradicts the plan: {checked.words()} Nothing was written.")
     card = beside / "README.md"
     before = (
         card.read_bytes().decode("utf-8", "surrogateescape") if card.is_file() else ""
     )  # bytes: line ends stay as they are
-    card.write_bytes(with_section(before, plan, proof, checked).encode("utf-8", "surrogateescape"))
+    card.write_bytes(with_section(before, plan, proof, checked, not_run).encode("utf-8", "surrogateescape"))
     write_json(
         beside / REPORT,
         "wisca-report",
@@ -91,6 +96,7 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
             "plan": plan.to_json(),
             "proof": proof.to_json(),
             "full_check": checked.to_json() if checked else None,
+            "full_check_not_run": not_run or None,
             "refused": [f"{r.what}: {r.reason}" for r in plan.refusals],
             "files": {
                 "rewritten": [list(pair) for pair in files.rewritten],

@@ -20,7 +20,7 @@ import torch
 
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Leg, Site
-from wisca_core.checkpoint import Checkpoint, open_checkpoint
+from wisca_core.checkpoint import Checkpoint, open_checkpoint, parse_config
 from wisca_core.errors import ProofFailed
 from wisca_core.storage import workplace
 from wisca_core.training.lora import between
@@ -124,14 +124,12 @@ def prove_mixing(checkpoint: Checkpoint) -> None:
 @lru_cache(maxsize=16)
 def _proved(config_json: str) -> str:
     """The same on a miniature with random weights, in float64, with S far from diagonal; "" where it holds."""
-    import json
-
     from wisca_core.equivalence.miniature import build_miniature, load
     from wisca_core.equivalence.outputs import difference, outputs
     from wisca_core.equivalence.small_config import shrink
 
     with workplace("the miniature") as place:
-        build_miniature(shrink(json.loads(config_json)), place, seed=1)
+        build_miniature(shrink(parse_config(config_json)), place, seed=1)
         sites = [s for s in find_sites(open_checkpoint(place)).sites if s.key.pair == "vo"]
         why = next((f"{s.name}: {unusable(s)}." for s in sites if unusable(s)), "" if sites else "it has no VO pair.")
         if why:
