@@ -11,6 +11,7 @@ from wisca_core.equivalence.discovery import discover, sites_of
 from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import proved_only
 from wisca_core.equivalence.proving import prove
+from wisca_core.errors import CheckNotRun
 from wisca_core.exporting.export import export
 from wisca_core.exporting.pair import Beside, export_pair
 from wisca_core.patterns.store import measured
@@ -47,13 +48,19 @@ def check_job(arguments: dict, progress: Progress, folder: Path) -> dict:
 
 
 def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
-    """{model, plan: path, out: path, check: bool, adapters: paths} -> {out, report, check, adapters: their new folders}."""
+    """{model, plan: path, out: path, check: bool, adapters: paths} -> {out, report, check, check_not_run: why,
+    adapters: their new folders}.
+    """
     checkpoint, sites, plan = _planned(arguments, progress)
-    checks = []
+    checks, not_run = [], []
 
     def check(written: Path, progress: Progress):
-        checks.append(compare_folder(checkpoint, sites, plan, written, progress))
-        return checks[-1]  # where it cannot be run, the report says why
+        try:
+            checks.append(compare_folder(checkpoint, sites, plan, written, progress))
+        except CheckNotRun as error:
+            not_run.append(str(error))
+            raise
+        return checks[-1]
 
     out, ran = Path(arguments["out"]), check if arguments.get("check") else None
     adapters = [open_checkpoint(path, progress=progress) for path in arguments.get("adapters", ())]
@@ -71,6 +78,7 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
         "out": str(report.parent),
         "report": str(report),
         "check": checks[0].to_json() if checks else None,
+        "check_not_run": not_run[0] if not_run else None,
         "adapters": [str(other.parent) for other in others],
     }
 

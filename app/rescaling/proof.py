@@ -134,6 +134,8 @@ def _full_check(model: Opened, options: Options, decision: Decision) -> FullChec
         _say_full_check(check, model, options)
     else:
         st.markdown(f"**Full check** {_badge('not run')}")
+        if exported is not None and exported.state == "done" and (exported.result or {}).get("check_not_run"):
+            plain(exported.result["check_not_run"])
         if job is not None and job.state != "done":
             explain(job, "The full check did not finish")
     needed, free = memory_needed(model.checkpoint), memory_free()
