@@ -311,7 +311,7 @@ def test_variants_of_a_family_are_proved(name, small_model):
 @pytest.mark.parametrize("model_type", ["qwen3", "mixtral"])
 def test_a_miniature_edited_in_memory_moves_as_one_written_and_loaded(model_type, small_model, tmp_path):
     """In memory where every parameter is the stored tensor; Mixtral's experts are put together as they are loaded."""
-    from wisca_core.equivalence.proof import Trial, _as_stored, open_bench
+    from wisca_core.equivalence.bench import Trial, _as_stored, open_bench
 
     checkpoint = open_checkpoint(small_model(model_type))
     sites = find_sites(checkpoint, pairs=("qk", "vo", "mlp"))

@@ -8,7 +8,8 @@ from real_folders import KINDS, real_folder
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.cli import main
-from wisca_core.equivalence.proof import label, prove
+from wisca_core.equivalence.proof import label
+from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.small_config import shrink
 
 BOUND = 1e-11
