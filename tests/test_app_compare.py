@@ -494,10 +494,11 @@ DOSE = (
 def piloted(name: str = "20260101-000000-dose", **more) -> Path:
     """Finished, best at 2e-3 for all; harm grows with the strength and is smaller the other way."""
     shift = {"baseline": 0.0, "wisca": 0.1, "minus_1": 0.04, "half": 0.03, "full": 0.1, "more": 0.2}
+    looks = {1e-3: -0.02, 2e-3: 0.05, 4e-3: 0.1}
     place = storage.folder("comparisons") / name
     with_pilot(
         place,
-        lambda arm, rate: 2.0 + abs(math.log2(rate / 2e-3)) / 10 + (0.15 - 40 * (4e-3 - rate) if arm == "wisca" else 0),
+        lambda arm, rate: 2.0 + abs(math.log2(rate / 2e-3)) / 10 + (looks[rate] if arm == "wisca" else 0),
         lambda arm, rate, seed: 2.0 + seed / 10 + shift[arm] + seed / 1000 * (arm != "baseline"),
         arms=DOSE,
         seeds=range(1, 9),
