@@ -84,9 +84,7 @@ def test_runs_of_a_comparison_open_on_what_it_is_judged_by_and_lead_to_its_concl
     at.button(key="planned compare").click().run()
     assert not at.exception
     at.switch_page("views/compare.py").run()
-    assert at.session_state[
-        "comparison"
-    ] == "sample-compare-default" and "Not distinguishable after correction" in texts(at)
+    assert at.session_state["comparison"] == "sample-compare-default" and "Not settled: −0.056" in texts(at)
 
 
 def test_smoothing_axis_and_window_change_what_is_drawn_and_stand_in_the_address(seeds):

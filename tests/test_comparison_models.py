@@ -26,7 +26,7 @@ from wisca_core.comparison.prepare import prepare
 from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, with_model
 from wisca_core.comparison.report import unit
 from wisca_core.comparison.shrunk import shrunk_config
-from wisca_core.comparison.spec import Arm, DataSpec, LoraSpec, ModelSpec, OptimiserSpec, Spec
+from wisca_core.comparison.spec import Arm, DataSpec, LoraSpec, ModelSpec, OptimiserSpec, PilotSpec, Spec
 from wisca_core.comparison.spec_checks import checked
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import HubError, PlanMismatch, SpecError, UnknownArchitecture, UnreadableInput
@@ -178,6 +178,8 @@ def test_the_lora_preset_runs_from_the_command_line(tmp_path, base, text, monkey
         preset,
         steps=30,
         seeds=(1,),
+        pilot=PilotSpec(),
+        optimiser=replace(preset.optimiser, learning_rates=(1e-2,)),
         data=replace(preset.data, source="text", path=str(text), context=16, validation_windows=4),
     )
     monkeypatch.setitem(PRESETS, "lora", quick)
@@ -204,7 +206,10 @@ def test_the_lora_preset_runs_from_the_command_line(tmp_path, base, text, monkey
         and found["unit"] == "nats per token"
         and found["subject"] == "LoRA's A and B balanced every 25 steps"
     )
-    assert {e["arm"] for e in found["effects"]} == {"lora_ab", "base", "lora_gram", "lora_placebo"}
+    ends = {e["arm"]: e["mean_final"] for e in found["effects"]}
+    assert ends.keys() == {"lora_ab", "lora_rates", "lora_rates_inverse"}
+    # clipping does not bind here, so A's and B's own rates are the balance; the other way round is not
+    assert abs(ends["lora_rates"] - ends["lora_ab"]) < 1e-4 * abs(ends["lora_ab"])
     assert main(["compare", "--preset", "lora", "--estimate"]) == 2
     assert "model.path: '' was given" in capsys.readouterr().err
 
