@@ -43,7 +43,8 @@ def draw_curves(
     finding = compare.curves_finding(report, spec.arms, rate)
     heading(
         finding,
-        "Above: validation loss, the mean of the seeds that have the step, bands from lowest to highest seed. Below: each run "
+        "Above: validation loss after the first tenth of the steps, the mean of the seeds that have the step, bands from "
+        "lowest to highest seed. Below: each run "
         "minus the baseline of its own "
         f"seed, with the 95\u00a0% interval of {names[_first(comparison)]}; under zero is better.",
         bands.merge(gaps, on=["arm", "step"], how="left", suffixes=("", "_difference")),

@@ -100,9 +100,11 @@ def curves(
             texts = [_gap_words(names[arm.name], row, unit_of_loss, digits) for row in rows.itertuples()]
             _line(sub, rows, names[arm.name], colour, dash, 2, "%{customdata}<extra></extra>", texts=texts)
     sub.add_hline(y=0, line=dict(color=theme.border, width=1), row=2, col=1, layer="below")
-    low, high = (bands["low"].min(), bands["high"].max()) if len(bands) else (1.0, 6.0)
-    ticks, texts = log_ticks(0.98 * low, 1.02 * high)  # before the second evaluation there is one value only
-    sub.update_yaxes(type="log", tickvals=ticks, ticktext=texts, row=1, col=1)
+    low, high = _loss_range(bands)
+    ticks, texts = log_ticks(low, high)
+    sub.update_yaxes(
+        type="log", tickvals=ticks, ticktext=texts, range=[math.log10(low), math.log10(high)], row=1, col=1
+    )
     span = _span(gaps)
     marks = signed_ticks(span)
     sub.update_yaxes(range=[-span, span], tickvals=marks, ticktext=[_signed_tick(v) for v in marks], row=2, col=1)
@@ -113,6 +115,17 @@ def curves(
     unit(sub, f"validation loss, {unit_of_loss}", dx=-54)
     unit(sub, f"difference to the baseline, {unit_of_loss}; below 0 is better", "2", dx=-54)
     return sub
+
+
+def _loss_range(bands: pd.DataFrame) -> tuple[float, float]:
+    """Of the loss panel: what comes after the first tenth of the run fills it, since the fall at the start would flatten
+    the bands and what lies between the arms; the start is cut off above.
+    """
+    late = bands[bands["step"] > bands["step"].max() / 10] if len(bands) else bands
+    shown = late if len(late) else bands
+    if shown.empty:
+        return 1.0, 6.0
+    return 0.99 * float(shown["low"].min()), 1.01 * float(shown["high"].max())
 
 
 def _span(gaps: pd.DataFrame) -> float:
