@@ -48,7 +48,7 @@ def styles(arms: Sequence[Arm], theme: Theme) -> dict[str, tuple[str, str]]:
         elif arm.kind == "placebo":
             out[arm.name] = (theme.quiet, "dot")
         elif arm.kind == "inverse" or (arm.kind == "rates" and arm.strength == -1):
-            out[arm.name] = (theme.text, "dashdot" if arm.kind == "inverse" else "longdashdot")
+            out[arm.name] = (theme.text, "dashdot" if arm.kind == "inverse" else "1px 3px")
         elif arm.name in ("wisca", "lora_ab"):
             out[arm.name] = (theme.ink, "solid")
         elif arm.every is None and (theme.ink, "dash") not in out.values():
