@@ -407,11 +407,12 @@ class _Said:
         )
 
     def beside(self, main: Sequence[Effect], first: Effect) -> tuple[str, ...]:
-        """The other arms whose interval excludes zero, each in a sentence."""
+        """The other arms whose interval excludes zero, each in a sentence; arms of a dose are a picture of their own."""
+        doses = [arm.name for arm in self.spec.arms if arm.kind == "rates"]
         return tuple(
             f"Beside it, {title(self.spec.arm(e.arm))}: {self.figures(e)}, {verdict(e)}."
             for e in main
-            if e is not first and is_clear(e)
+            if e is not first and is_clear(e) and not (len(doses) > 2 and e.arm in doses)
         )
 
 
