@@ -131,6 +131,6 @@ def test_the_change_between_two_models_is_ink_either_way():
     fig = figures.head_map(table(qk_norm=octaves), BY_NAME["qk_norm"], theme=LIGHT, changes=True)
     heat = next(trace for trace in fig.data if trace.type == "heatmap")
     z = np.array(heat.z, float)
-    assert np.nanmax(z) == 1 and (z == 1).sum() == 2 and heat.colorbar.ticktext == ("no change", "2.00× either way")
+    assert np.nanmax(z) == 1 and (z == 1).sum() == 2 and heat.colorbar.ticktext == ("no change", "2.00×")
     text = next(trace for trace in fig.data if trace.type == "scatter").text
     assert (text[3], text[7]) == ("2.00×", "0.50×")

@@ -258,7 +258,7 @@ def _ends(column: Column, low: float, high: float, changes: bool) -> list[str]:
 
     def end(z: float) -> str:
         if changes:
-            return "no change" if z <= 1e-9 else f"{2**z:.2f}× either way"
+            return "no change" if z <= 1e-9 else f"{2**z:.2f}×"
         return number(column, 2**z if column.log else z)
 
     return [end(low), end(high)] if high > low and end(low) != end(high) else [end(low)]

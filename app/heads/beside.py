@@ -84,6 +84,7 @@ def _draw(shown: Shown, theirs: pd.DataFrame, other: str, theme: Theme) -> None:
         figures.head_map(change, column, theme=theme, selected=shown.selected, changes=True),
         "heads change",
         f"Change of {column.title} between two models. {said}.",
+        "heads change",
     )
 
 

@@ -14,7 +14,7 @@ from wisca_core.circuits.measure import Circuits
 from wisca_core.patterns.blocks import titles
 
 NAMES = [column.name for column in (*UNMOVED, *MOVED)]
-_SOURCES = ("heads map", "heads scatter", "heads table")
+_SOURCES = ("heads map", "heads change", "heads scatter", "heads table")
 
 
 @dataclass(frozen=True, eq=False)
