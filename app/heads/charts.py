@@ -96,10 +96,10 @@ def draw_panel(shown: Shown, theme: Theme) -> None:
         lines.append(("Adam rates", rates, "**moves**"))
     with st.container(gap=None):
         for label, value, moves in lines:
-            left, middle, right = st.columns([1.15, 1.5, 0.65], gap="xsmall", vertical_alignment="center")
-            left.markdown(f":small[:gray[{label}]]")
-            middle.markdown(f":small[{value}]")
-            right.markdown(f":small[:gray[{moves}]]" if moves == "stays" else f":small[{moves}]")
+            with st.container(horizontal=True, wrap=False, gap="xsmall"):
+                st.markdown(f":small[:gray[{label}]]", width=96)
+                st.markdown(f":small[{value}]", width="stretch")
+                st.markdown(f":small[:gray[{moves}]]" if moves == "stays" else f":small[{moves}]", width="content")
     if row["note"]:
         st.markdown(f":small[:gray[{words.markdown_text(row['note'])}]]")
     for pair, name in (("qk", "QK"), ("ov", "OV")):
