@@ -8,7 +8,7 @@ from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.miniature import build_miniature, load
 from wisca_core.equivalence.model_config import config_object
 from wisca_core.equivalence.outputs import outputs
-from wisca_core.equivalence.sizes import ROLES, TABLE, kept_layers
+from wisca_core.equivalence.sizes import ROLES, TABLE, is_by_layer, kept_layers
 from wisca_core.equivalence.small_config import MAX_POSITIONS, VOCAB_SIZE, shrink
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
@@ -20,6 +20,14 @@ def small(model_type: str, **changes) -> dict:
 def test_every_row_is_of_a_type_that_transformers_knows_and_every_role_has_a_new_value():
     assert [t for t in (*TABLE.rows, *TABLE.examples, *TABLE.variants) if t not in CONFIG_MAPPING] == []
     assert set(TABLE.small) | set(TABLE.at_most) <= set(ROLES.values())
+
+
+def test_a_list_has_an_entry_a_layer_where_its_key_says_so_and_never_by_its_length():
+    three = ["full_attention", "sliding_attention", "full_attention"]
+    assert is_by_layer("layer_types", three, 3) and not is_by_layer("layer_types", three, 4)
+    assert is_by_layer("num_key_value_heads", [8, 4, 8], 3)
+    for key in ("mrope_section", "conv_kernel", "tdnn_kernel", "upsample_rates", "architectures", "eos_token_id"):
+        assert not is_by_layer(key, [1, 2, 3], 3), key
 
 
 def test_sizes_of_one_axis_are_not_those_of_another():

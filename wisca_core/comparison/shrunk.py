@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wisca_core.equivalence.model_config import clean, config_object
-from wisca_core.equivalence.sizes import PER_ROTARY_PAIR, ROLES, ROPE, width_share
+from wisca_core.equivalence.sizes import PER_ROTARY_PAIR, ROLES, ROPE, is_by_layer, width_share
 from wisca_core.errors import ConfigMismatch, SpecError
 
 LEAST_HEAD_DIM = 8
@@ -99,7 +99,7 @@ def _heads(width: float, per_kv: int, kv_heads: int, share: float) -> tuple[int,
 
 def _layers(full: Mapping[str, Any], n_old: int, n_new: int) -> tuple[int, ...]:
     """The first layer of every kind the per-layer lists name, then the first ones; index n_old and up repeat."""
-    lists = [value for key, value in full.items() if _is_by_layer(key, value, n_old)]
+    lists = [value for key, value in full.items() if is_by_layer(key, value, n_old)]
     kinds: dict[str, int] = {}
     for layer in range(n_old):
         kinds.setdefault(repr([values[layer] for values in lists]), layer)
@@ -114,7 +114,7 @@ def _scaled(key: str, value: Any, p: _Proportions) -> Any:
     role = ROLES.get(key)
     if value is None:
         return None
-    if _is_by_layer(key, value, p.old_layers):
+    if is_by_layer(key, value, p.old_layers):
         if role in ("heads", "heads_by_layer", "kv_heads", "intermediate"):
             raise ConfigMismatch(
                 f"config.json gives {key} layer by layer; such a model cannot be made smaller in proportion. Train it whole."
@@ -167,16 +167,6 @@ def _inside(value: Any, vocab_size: int) -> Any:
     if isinstance(value, list):
         return [_inside(v, vocab_size) for v in value]
     return None if isinstance(value, int) and value >= vocab_size else value
-
-
-def _is_by_layer(key: str, value: Any, n_layers: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == n_layers
-        and key not in (*ROPE, *PER_ROTARY_PAIR)
-        and ROLES.get(key) != "layer_indices"
-        and not key.endswith(("_token_id", "architectures"))
-    )
 
 
 def _is_number(value: Any) -> bool:

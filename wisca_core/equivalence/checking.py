@@ -173,8 +173,9 @@ def _run(model, given: "Given", kernels: tuple[str, ...], all_of_them: bool = Fa
     out = {}
     for name in kernels:
         try:
-            with quiet():
-                model.set_attn_implementation(name)
+            if model.config._attn_implementation != name:
+                with quiet():
+                    model.set_attn_implementation(name)
             if name == EAGER or model.config._attn_implementation == name:
                 out[name] = case_outputs(model, given.cases)
         except (ValueError, ImportError, UnknownArchitecture):
