@@ -121,6 +121,27 @@ def test_the_feed_forward_balances_where_it_has_an_exact_pair(make, config):
     assert all(abs(ratio - 1) < 1e-12 for ratio in rescale_(model, pairs=("mlp",)).ratios.values())
 
 
+def test_each_pair_may_have_a_granularity_of_its_own(make):
+    model = make()
+    before = logits(model)
+    done = rescale_(model, granularity={"qk": "channel", "vo": "group"})
+    assert done.factors.granularity == "qk=channel,vo=group"
+    n = {name: len(fs) for name, fs in done.factors.sites}
+    heads = model.config.num_key_value_heads
+    width = model.config.hidden_size // model.config.num_attention_heads
+    # rotary pairs are tied: half the channels of every KV head; values: one a KV head
+    assert n["decoder.0.self.qk"] == heads * width // 2 and n["decoder.0.self.vo"] == heads
+    assert relative(logits(model), before) < 1e-12
+    rescale_(model, plan=done.factors.undone())
+    assert relative(logits(model), before) < 1e-12
+    assert rescale_(model, granularity="vo=tensor").factors.granularity == "tensor"
+    for wrong in ({"qv": "channel"}, {"qk": "row"}, "qk=channel,", "qk", 3, {}):
+        with pytest.raises(
+            BadOption, match="granularity: .* was given; choose from tensor, group, channel, or one a pair"
+        ):
+            rescale_(model, granularity=wrong)
+
+
 def test_with_when_only_pairs_further_out_than_that_are_touched(make):
     model = make()
     ratios = rescale_(make()).ratios

@@ -51,9 +51,7 @@ def _given(options: Options) -> list[str]:
 
 
 def in_training(options: Options) -> str:
-    """One line for each kind of loop, with these options, before the first step and after every 250. Feed-forward pairs
-    are not rescaled while a model trains.
-    """
+    """One line for each kind of loop, with these options, before the first step and after every 250."""
     options = replace(options, pairs=tuple(pair for pair in options.pairs if pair in LIVE_PAIRS) or DEFAULT_PAIRS)
     layers = [f"layers={','.join(map(str, options.layers))!r}"] if options.layers else []
     arguments = ", ".join(["every=250", *_given(options), *layers])

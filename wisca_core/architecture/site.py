@@ -22,6 +22,13 @@ DEFAULT_PAIRS = ("qk", "vo")  # the paper's
 GRANULARITIES = ("tensor", "group", "channel")  # coarse to fine
 
 
+def granularity_of(granularity: str, pair: str) -> str:
+    """What is asked for that pair: the one word, or of "qk=channel,vo=tensor" its own ("tensor" where it has none)."""
+    if "=" not in granularity:
+        return granularity
+    return dict(part.split("=") for part in granularity.split(",")).get(pair, "tensor")
+
+
 @dataclass(frozen=True)
 class Grid:
     """A strided block of indices: ``start + sum(coordinate * stride)`` over all coordinates below ``sizes``, row-major."""
@@ -171,11 +178,12 @@ class Site:
         return self.measured_legs(side)[0].exponent
 
     def labels(self, granularity: str) -> np.ndarray:
-        """Tie group of each channel at that granularity, never finer than exactness allows.
+        """Tie group of each channel at that granularity (or its pair's of several), never finer than exactness allows.
 
         int64 (n_channels,), numbered 0.. in order of first channel; shared and read-only.
         """
-        return _labels(self.n_channels, self.exact_ties, self.group_ties, granularity)
+        asked = granularity_of(granularity, self.key.pair)
+        return _labels(self.n_channels, self.exact_ties, self.group_ties, asked)
 
     def n_cells(self, granularity: str) -> int:
         return int(self.labels(granularity).max()) + 1

@@ -111,7 +111,10 @@ def _rescale(
     granularity: Annotated[
         str | None,
         typer.Option(
-            "--granularity", metavar="tensor|group|channel", help="What shares one factor.", show_default="tensor"
+            "--granularity",
+            metavar="tensor|group|channel",
+            help="What shares one factor; one a pair: qk=channel,vo=tensor.",
+            show_default="tensor",
         ),
     ] = None,
     norm: Annotated[

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wisca_core.architecture import refusals
 from wisca_core.architecture.find import searched
-from wisca_core.architecture.site import SiteKey, Sites
+from wisca_core.architecture.site import SiteKey, Sites, granularity_of
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.cli import models
 from wisca_core.cli.inspect import side
@@ -340,10 +340,8 @@ def _exported(
 
 def _granularities(plan: Plan) -> dict[str, int]:
     """How many pairs use which partition; exactness may tie more than was asked."""
-    return {
-        name: sum(s.granularity == name for s in plan.sites)
-        for name in dict.fromkeys(s.granularity for s in plan.sites)
-    }
+    used = [s.granularity for s in plan.sites]
+    return {name: used.count(name) for name in dict.fromkeys(used)}
 
 
 def _say_plan(
@@ -360,10 +358,13 @@ def _say_plan(
         f"strength {o.strength:g}{layers}{exact}",
         style="bold",
     )
-    for name, n in _granularities(plan).items():
-        if name != o.granularity:
-            use = f"{models.plural(n, 'pair')} use{'s' if n == 1 else ''} granularity {name}"
-            say(f"  {use}: there its channels are tied like that anyway")
+    tied = [
+        s.granularity for s in plan.sites if s.granularity != granularity_of(o.granularity, SiteKey.parse(s.site).pair)
+    ]
+    for name in dict.fromkeys(tied):
+        n = tied.count(name)
+        use = f"{models.plural(n, 'pair')} use{'s' if n == 1 else ''} granularity {name}"
+        say(f"  {use}: there its channels are tied like that anyway")
     rows = []
     for s in pairs.values():
         medians = _median(s.heavier, s.ratio, s.pair), _median(s.heavier_after, s.ratio_after, s.pair)

@@ -1,7 +1,7 @@
 """What a person can choose, checked once, as a value."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, SiteKey, Sites
@@ -31,7 +31,8 @@ class Options:
     """Defaults are the paper's: QK and VO, one factor a matrix, L1, full balance, at every layer.
 
     ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to powers of two. ``layers``:
-    empty means all. ``exclude``: site names to leave alone. Raises BadOption.
+    empty means all. ``granularity``: one for all pairs, or a mapping of pairs ({"qk": "channel", "vo": "tensor"}; the
+    others "tensor"), kept as the text "qk=channel,vo=tensor". ``exclude``: site names to leave alone. Raises BadOption.
     """
 
     pairs: tuple[str, ...] = DEFAULT_PAIRS
@@ -46,8 +47,7 @@ class Options:
         unknown = [pair for pair in self.pairs if pair not in PAIRS]
         if unknown or not self.pairs:
             raise BadOption(f"pairs: {', '.join(unknown) or 'nothing'} was given; choose from {', '.join(PAIRS)}.")
-        if self.granularity not in GRANULARITIES:
-            raise BadOption(f"granularity: {self.granularity!r} was given; choose from {', '.join(GRANULARITIES)}.")
+        object.__setattr__(self, "granularity", parse_granularity(self.granularity))
         if self.norm not in PLAN_NORMS:
             raise BadOption(f"norm: {self.norm!r} was given; choose from {', '.join(PLAN_NORMS)}.")
         if isinstance(self.exclude, str) or not all(isinstance(name, str) for name in self.exclude):
@@ -110,6 +110,32 @@ class Options:
         for name in self.exclude:
             if name not in names:
                 raise BadOption(f"exclude: {name!r} is no pair of this model; they are named like {names[0]}.")
+
+
+def parse_granularity(asked: str | Mapping[str, str]) -> str:
+    """The one word, or "qk=channel,vo=tensor" in the order of the pairs. Raises BadOption.
+
+    >>> parse_granularity({"vo": "group", "qk": "channel"}), parse_granularity({"qk": "tensor"})
+    ('qk=channel,vo=group', 'tensor')
+    """
+    if isinstance(asked, str) and asked in GRANULARITIES:
+        return asked
+    parts = asked
+    if isinstance(asked, str):
+        parts = dict(part.strip().split("=", 1) for part in asked.split(",") if "=" in part)
+        parts = parts if len(parts) == asked.count(",") + 1 else None
+    if (
+        not isinstance(parts, Mapping)
+        or not parts
+        or not set(parts) <= set(PAIRS)
+        or not all(isinstance(value, str) and value in GRANULARITIES for value in parts.values())
+    ):
+        raise BadOption(
+            f"granularity: {asked!r} was given; choose from {', '.join(GRANULARITIES)}, or one a pair, such as "
+            "qk=channel,vo=tensor."
+        )
+    finer = {pair: parts[pair] for pair in PAIRS if parts.get(pair, "tensor") != "tensor"}
+    return ",".join(f"{pair}={parts[pair]}" for pair in PAIRS if pair in parts) if finer else "tensor"
 
 
 def is_number(value: object) -> bool:

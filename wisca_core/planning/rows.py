@@ -96,7 +96,7 @@ def _layout(decision: Decision) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     coarse = np.array([site.used_granularity(cells.granularity) == "tensor" for site in sites])
     spans = coarse | _spans_groups(decision)
     group = np.where(spans[cells.site], -1, cells.group)
-    if cells.granularity != "channel":
+    if "channel" not in cells.granularity:
         row = np.arange(len(group))
         return row, row, group
     key = cells.site * (int(cells.group.max()) + 2) + group + 1

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, PAIRS, SiteKey
 from wisca_core.errors import BadOption
-from wisca_core.planning.options import LayerRange, Options, is_number, parse_layers
+from wisca_core.planning.options import LayerRange, Options, is_number, parse_granularity, parse_layers
 
 LIVE_PAIRS = PAIRS
 
@@ -30,7 +30,7 @@ class Choices:
     """
 
     pairs: tuple[str, ...] = DEFAULT_PAIRS
-    granularity: str = "tensor"
+    granularity: str = "tensor"  # or a mapping of pairs
     norm: str = "l1"
     strength: float = 1.0
     layers: tuple[LayerRange, ...] = ()
@@ -75,6 +75,7 @@ class Choices:
         ):
             if getattr(self, name) not in allowed:
                 raise BadOption(f"{name}: {getattr(self, name)!r} was given; choose from {', '.join(allowed)}.")
+        object.__setattr__(self, "granularity", parse_granularity(self.granularity))
         if self.when is not None and (not is_number(self.when) or not 1 <= self.when < math.inf):
             raise BadOption(f"when: {self.when!r} was given; a ratio from 1 is needed, such as 1.5, or None.")
         if self.lora == "gram" and self.exact:
