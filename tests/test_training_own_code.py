@@ -101,6 +101,13 @@ def a_hook_before(model, monkeypatch):
         layer.self_attn.q_proj.register_forward_pre_hook(clamp_input)
 
 
+def a_hook_everywhere(model, monkeypatch):
+    def clamp(module, args, output):
+        return output.clamp(-0.05, 0.05) if isinstance(module, nn.Linear) else None
+
+    monkeypatch.setattr(nn.modules.module, "_global_forward_hooks", {0: clamp})
+
+
 def a_parametrization(model, monkeypatch):
     for layer in model.model.layers:
         for name in ("q_proj", "v_proj"):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from wisca_core.errors import BadOption, PlanMismatch, UnknownArchitecture
+from wisca_core.errors import BadOption, WiscaError
 from wisca_core.training import distributed
 from wisca_core.training.live import Live, copy_tensors, same_transformer
 
@@ -48,7 +48,7 @@ def _forgotten(live: Live) -> bool:
             continue
         try:
             copy = copy_tensors(one, live)
-        except (PlanMismatch, UnknownArchitecture):
+        except WiscaError:  # of another model
             continue
         name = next(iter(copy))
         mine, other = (distributed.local(t).detach() for t in (live.parameters[name], copy[name]))

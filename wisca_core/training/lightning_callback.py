@@ -51,8 +51,9 @@ class LightningWisca(Callback):
                 logger.log_metrics(scalars(done), step=step)
 
         held = held_by(trainer.callbacks, pl_module)
-        if self.scaler is not None:
-            self.scaler.remove()
+        before, self.scaler = self.scaler, None
+        if before is not None:
+            before.remove()
         self.scaler = Scaler(
             pl_module,
             list(trainer.optimizers),
@@ -66,6 +67,9 @@ class LightningWisca(Callback):
         )
         if self._resumed is not None:
             self.scaler.load_state_dict(self._resumed)
+            self._resumed = None
+        elif before is not None and before.is_of(pl_module):
+            self.scaler.go_on_from(before)  # fit() again: the same weights, further on
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step != self.scaler.steps:  # not in the middle of an accumulation

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Iterable
 from types import FunctionType
 
+import torch
 from torch import nn
 
 # whose modules, forwards and hooks leave an attention what it is
@@ -97,7 +98,8 @@ def _of_forward(module: nn.Module) -> str:
 
 def _of_hooks(module: nn.Module) -> str:
     for kind in _HOOKS:
-        for hook in getattr(module, kind).values():
+        everywhere = getattr(torch.nn.modules.module, f"_global{kind}")
+        for hook in (*getattr(module, kind).values(), *everywhere.values()):
             home = _home(hook)
             if _package(home) not in _TRAINERS or home.startswith(_CHANGING):
                 return f"has the {kind.strip('_').replace('_', ' ').removesuffix('s')} {_name(hook)}"

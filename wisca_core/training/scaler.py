@@ -137,6 +137,8 @@ class Scaler:
         for granularity, factors in earlier.kept.items():
             kept = self.kept.get(granularity)
             self.kept[granularity] = factors.then(kept) if kept else factors
+        if self._rates is not None and earlier._rates is not None and not self._rates.factors.sites:
+            self._rates.set(earlier._rates.factors)
 
     def go_back_to(self, state: Mapping) -> None:
         """The weights have been loaded from where this state is of, and the optimisers' state has not: the factors are
