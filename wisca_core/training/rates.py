@@ -175,7 +175,9 @@ class InsideStep:
         ]
 
     def _rule(self, optimizer: torch.optim.Optimizer, group: Mapping) -> StepRule:
-        key = (id(optimizer), *sorted((k, repr(v)) for k, v in group.items() if k not in ("params", "lr", "step")))
+        # what schedules turn (rates, betas, the size of a decay) changes no rule
+        switches = ("decoupled_weight_decay", "scale_parameter", "relative_step")
+        key = (id(optimizer), bool(group.get("weight_decay")), *(bool(group.get(name)) for name in switches))
         if key not in self._rules:
             self._rules[key] = rule_of(optimizer, group)
         return self._rules[key]
