@@ -36,7 +36,7 @@ FAMILIES = {
     "gains a channel": dict(model_type="olmo2", num_key_value_heads=8),
     "fused, stored [in, out]": dict(model_type="gpt2"),
     "encoder": dict(model_type="bert"),
-    "latent": dict(model_type="deepseek_v2"),
+    "latent": dict(model_type="deepseek_v2", first_k_dense_replace=8),
 }
 
 
@@ -128,7 +128,7 @@ def test_each_pair_may_have_a_granularity_of_its_own(make):
     assert done.factors.granularity == "qk=channel,vo=group"
     n = {name: len(fs) for name, fs in done.factors.sites}
     heads = model.config.num_key_value_heads
-    width = model.config.hidden_size // model.config.num_attention_heads
+    width = model.config.head_dim
     # rotary pairs are tied: half the channels of every KV head; values: one a KV head
     assert n["decoder.0.self.qk"] == heads * width // 2 and n["decoder.0.self.vo"] == heads
     assert relative(logits(model), before) < 1e-12
@@ -347,10 +347,10 @@ def test_muon_keeps_its_momentum_in_the_new_coordinates(make):
 def test_an_optimiser_without_a_rule_is_refused_by_name_and_nothing_changes(make):
     model = make()
     before = snapshot(model)
-    with pytest.raises(BadOption, match=r"RMSprop.*AdamW.*optimizer_state='leave'"):
-        rescale_(model, torch.optim.RMSprop(model.parameters()))
+    with pytest.raises(BadOption, match=r"Rprop.*AdamW.*optimizer_state='leave'"):
+        rescale_(model, torch.optim.Rprop(model.parameters()))
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    rescale_(model, torch.optim.RMSprop(model.parameters()), optimizer_state="leave")
+    rescale_(model, torch.optim.Rprop(model.parameters()), optimizer_state="leave")
     assert not torch.equal(
         model.model.layers[0].self_attn.q_proj.weight, before["model.layers.0.self_attn.q_proj.weight"]
     )

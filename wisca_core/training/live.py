@@ -19,7 +19,7 @@ from torch import nn
 
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
-from wisca_core.architecture.site import Refusal, Site, Sites
+from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal, Site, Sites
 from wisca_core.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, TensorInfo
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.equivalence.proving import prove
@@ -79,7 +79,7 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     inner = _transformer(model)
     held = _Held.of(inner)
     checkpoint = _as_checkpoint(inner, held)
-    found = find_sites(checkpoint)
+    found = find_sites(checkpoint, pairs=choices.options.pairs)
     wants_base = any(pair != "lora" for pair in choices.pairs)
     chosen = tuple(site for site in found.sites if choices.chooses(site.key))
     refused = [r for r in found.refusals if wants_base and (r.what == "model" or choices.options.asks(r.what))]
@@ -106,7 +106,8 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     refused += partly
     ranks, why = lora.rank_sites(adapters)
     if found.family or ranks:
-        names = [one.name for one in (*found.sites, *ranks)] + [r.what for r in (*found.refusals, *why)]
+        every = find_sites(checkpoint, pairs=(*DEFAULT_PAIRS, "mlp")) if choices.exclude else found
+        names = [one.name for one in (*every.sites, *ranks)] + [r.what for r in (*every.refusals, *why)]
         choices.options.check_names(names, found.attention.n_layers if found.attention else 0)
     if "lora" in choices.pairs:
         sites += [site for site in ranks if choices.chooses(site.key)]

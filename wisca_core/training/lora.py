@@ -167,7 +167,7 @@ def follow(site: Site, found: Sequence[Adapter], copies: Mapping[str, Sequence[s
         for one in found:
             if one.module != module:
                 continue
-            if leg.role != "o":
+            if leg.role not in ("o", "down"):
                 legs.append(replace(leg, tensor=one.name("B"), axis=0, measured=False))
                 if one.bias:
                     legs.append(replace(leg, tensor=one.name("B", "bias"), axis=0, measured=False))
