@@ -36,7 +36,7 @@ FAMILIES = {
     "gains a channel": dict(model_type="olmo2", num_key_value_heads=8),
     "fused, stored [in, out]": dict(model_type="gpt2"),
     "encoder": dict(model_type="bert"),
-    "latent": dict(model_type="deepseek_v2", first_k_dense_replace=8),
+    "latent": dict(model_type="minicpm3"),
 }
 
 
