@@ -74,7 +74,9 @@ def test_groups_of_seeds_are_bands_and_two_are_compared_in_pairs(seeds):
 def test_runs_of_a_comparison_open_on_what_it_is_judged_by_and_lead_to_its_conclusion():
     at = page("runs", logs=str(ROOT / "sample_runs" / "compare-default"))
     said = texts(at)
-    assert at.title[0].value.replace("\\", "").startswith("arm wisca ends lowest: val_loss")
+    # one arm of three others is no more than 0.056 lower, and not beyond noise once corrected: no order is claimed
+    assert at.title[0].value.replace("\\", "") == "val_loss of 4 groups ends between 1.891 and 2.000"
+    assert "ends lowest on average, but not apart from" in said
     assert (at.session_state["from_group"], at.session_state["to_group"]) == ("arm baseline", "arm wisca")
     assert "arm wisca minus arm baseline: −0.056 in final val_loss (95 % −0.108 to −0.005)" in said
     assert (
@@ -186,7 +188,8 @@ def test_lines_can_be_told_apart_without_colour_and_a_baseline_is_quiet():
     drawn = styles(LIGHT, ["a", "my baseline", "c", "d", "e", "f", "g", "h"])
     assert len({(s["color"], s["dash"]) for s in drawn}) == MOST_NAMED
     assert drawn[1]["color"] == LIGHT.quiet and drawn[1]["dash"] == "solid"
-    assert {s["color"] for s in drawn} <= {LIGHT.ink, LIGHT.quiet}
+    many = styles(LIGHT, [str(k) for k in range(24)])
+    assert len({(s["color"], s["dash"]) for s in many}) == 24
 
 
 def test_a_log_axis_leaves_out_what_has_no_place_on_it():

@@ -1,4 +1,4 @@
-"""Curves of logged runs: one line or band a group, ink and dashes, since colour means a matrix role."""
+"""Curves of logged runs: one line or band a group, told apart by colour and dashes both."""
 
 import html
 from collections.abc import Sequence
@@ -8,17 +8,27 @@ import numpy as np
 import plotly.graph_objects as go
 
 from wisca_app.figures import words
-from wisca_app.figures.template import Theme, figure, log_ticks, see_through, unit
+from wisca_app.figures.template import CONFIG, Theme, figure, log_ticks, see_through, unit
 
 # A legend of more names than this covers the chart; hovering still names every line.
 MOST_NAMED = 8
+# One box with the values of all lines; with more it would cover the chart.
+MOST_TOGETHER = 12
+# Colours of runs and groups, the baseline's grey apart: neighbours differ in lightness too, and no two look alike with
+# protan, deutan or tritan sight (smallest OKLab distance simulated: see the test).
+PALETTE = {
+    "light": ("#1D222B", "#2F7FD6", "#CB7E00", "#7D0477", "#636319", "#9B467E", "#0A53C1", "#05480A"),
+    "dark": ("#ECEAE5", "#58A6FF", "#F597A2", "#9E9B06", "#B34905", "#91D3FF", "#C0CD29", "#1C81D4"),
+}
+_DASHES = ("solid", "dash", "dot", "dashdot")
+CONFIG = CONFIG | {"modeBarButtons": [["resetScale2d", "toImage"]], "doubleClick": "reset"}
 MOST_SIGNS = 40
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
     """One line: x, y and, for a group of several runs, the lowest and highest; ``raw`` is drawn faintly behind a
-    smoothed y.
+    smoothed y; ``look``: its style, default one of ``styles``.
     """
 
     name: str
@@ -27,6 +37,7 @@ class Curve:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     raw: np.ndarray | None = None
+    look: dict | None = None
 
 
 def plain_text(text: str) -> str:
@@ -35,18 +46,21 @@ def plain_text(text: str) -> str:
 
 
 def styles(theme: Theme, names: Sequence[str]) -> list[dict]:
-    """A line style each: up to eight can be told apart, and a baseline is quiet; more are all quiet."""
-    n = len(names)
-    if n > MOST_NAMED:
-        return [dict(color=see_through(theme.quiet, 0.55 if n <= 60 else 0.3), width=1)] * n
-    quiet = [(theme.quiet, dash) for dash in ("solid", "dash", "dot", "dashdot")]
-    ink = [(theme.ink, dash) for dash in ("solid", "dash", "dot", "dashdot")]
-    left = [style for both in zip(ink, quiet) for style in both]
-    out = []
+    """A line style each: 32 differ in colour or dashes, every further one repeats; a baseline is quiet."""
+    colours, out, k = PALETTE[theme.name], [], 0
+    quiet = False
     for name in names:
-        is_baseline = "baseline" in name.lower() and quiet[0] in left
-        out.append(left.pop(left.index(quiet[0]) if is_baseline else 0))
-    return [dict(color=colour, dash=dash, width=1.8) for colour, dash in out]
+        if "baseline" in name.lower() and not quiet:
+            quiet = True
+            out.append(dict(color=theme.quiet, dash="solid", width=1.8))
+            continue
+        # in the first round dashes change at every fourth, so that eight lines can be told apart in grey as well
+        dash = _DASHES[(k // len(colours) + (k % len(colours) >= 4)) % len(_DASHES)]
+        out.append(dict(color=colours[k % len(colours)], dash=dash, width=1.8))
+        k += 1
+    if len(names) > 60:
+        out = [style | dict(color=see_through(style["color"], 0.6), width=1) for style in out]
+    return out
 
 
 def curves(
@@ -58,13 +72,20 @@ def curves(
     log_x: bool = False,
     log_y: bool = False,
     highlight: str | None = None,
+    height: int = 344,
 ) -> go.Figure:
-    """``highlight``: the name of the line that is drawn bold, over the others."""
+    """``highlight``: the name of the line that is drawn bold, over the others. Dragging zooms."""
     rows = (
         len(lines) if 1 < len(lines) <= MOST_NAMED else 0
     )  # one below the other: the width of the screen is not known
-    fig = figure(theme, 344 + 19 * rows)
-    fig.update_layout(margin=dict(l=52, r=14, t=38 + 19 * rows, b=48), hoverdistance=20)
+    fig = figure(theme, height + 19 * rows)
+    fig.update_layout(margin=dict(l=52, r=14, t=38 + 19 * rows, b=48), hoverdistance=20, dragmode="zoom")
+    fig.update_xaxes(fixedrange=False)
+    fig.update_yaxes(fixedrange=False)
+    together = len(lines) <= MOST_TOGETHER
+    if together:
+        fig.update_layout(hovermode="x unified")
+        fig.update_xaxes(unifiedhovertitle=dict(text=f"{plain_text(x_title)} %{{x:,.6~g}}"))
     if rows:
         fig.update_layout(
             showlegend=True,
@@ -83,14 +104,16 @@ def curves(
                 itemdoubleclick=False,
             ),
         )
-    drawn = styles(theme, [one.name for one in lines])
+    drawn = [one.look or look for one, look in zip(lines, styles(theme, [one.name for one in lines]))]
     order = sorted(range(len(lines)), key=lambda i: lines[i].name == highlight)
     for i in order:
         one, style = lines[i], drawn[i]
         if one.name == highlight:
-            style = dict(color=theme.ink, width=2.6, dash=style.get("dash", "solid"))
-        _band(fig, one, theme, log_y)
-        _line(fig, one, style, theme, log_y)
+            style = style | dict(width=3.2)
+        elif highlight is not None:
+            style = style | dict(width=1, color=see_through(theme.quiet, 0.45))
+        _band(fig, one, style["color"], log_y)
+        _line(fig, one, style, theme, log_y, together)
     _axis(fig, "x", lines, log_x, x_title)
     _axis(fig, "y", lines, log_y, y_title)
     return fig
@@ -100,7 +123,7 @@ def _positive(values: np.ndarray, log: bool) -> np.ndarray:
     return np.where(values > 0, values, np.nan) if log else values
 
 
-def _band(fig: go.Figure, one: Curve, theme: Theme, log: bool) -> None:
+def _band(fig: go.Figure, one: Curve, colour: str, log: bool) -> None:
     if one.low is None or len(one.x) < 2:
         return
     edges = (_positive(one.high, log), _positive(one.low, log)[::-1])
@@ -111,13 +134,13 @@ def _band(fig: go.Figure, one: Curve, theme: Theme, log: bool) -> None:
         mode="lines",
         line=dict(width=0),
         fill="toself",
-        fillcolor=see_through(theme.quiet, 0.22),
+        fillcolor=see_through(colour, 0.14) if colour.startswith("#") else colour,
         hoverinfo="skip",
         showlegend=False,
     )
 
 
-def _line(fig: go.Figure, one: Curve, style: dict, theme: Theme, log: bool) -> None:
+def _line(fig: go.Figure, one: Curve, style: dict, theme: Theme, log: bool, together: bool) -> None:
     scatter = go.Scattergl if len(one.x) > 4000 else go.Scatter
     name = plain_text(one.name)
     if one.raw is not None:
@@ -141,7 +164,9 @@ def _line(fig: go.Figure, one: Curve, style: dict, theme: Theme, log: bool) -> N
             line=style,
             name=name if len(name) <= MOST_SIGNS else name[: MOST_SIGNS - 2] + "…",
             customdata=None if one.low is None else np.stack([one.low, one.high], axis=1),
-            hovertemplate=f"{name}<br>%{{x:,.6~g}}: %{{y:.5~g}}{text}<extra></extra>",
+            hovertemplate=f"{name}: %{{y:.5~g}}{text.replace('<br>', ', ')}<extra></extra>"
+            if together
+            else f"{name}<br>%{{x:,.6~g}}: %{{y:.5~g}}{text}<extra></extra>",
         )
     )
 

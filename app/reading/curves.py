@@ -6,10 +6,11 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from wisca_app import cached, state
-from wisca_app.figures import words
-from wisca_app.figures.runs import MOST_NAMED, Curve, curves
-from wisca_app.figures.template import CONFIG, Theme
+from wisca_app.figures import compare, words
+from wisca_app.figures.runs import CONFIG, MOST_NAMED, Curve, curves, styles
+from wisca_app.figures.template import Theme
 from wisca_app.heading import heading
+from wisca_app.reading.planned import comparison
 from wisca_app.reading.shown import MOST_CURVES, X_LABELS, Shown, axes
 from wisca_core.runs.drawing import half_life
 from wisca_core.runs.groups import ends, lower_is_better
@@ -20,9 +21,7 @@ _TOGETHER = {"configuration": "Configuration", "seed": "Seed", "none": "Single r
 
 def controls(shown: Shown) -> None:
     with st.container(border=True):
-        st.multiselect(
-            "Metrics", shown.everything, key="curves", max_selections=MOST_CURVES, placeholder=shown.metrics[0], **_KEPT
-        )
+        st.multiselect("Metrics", shown.everything, key="curves", max_selections=MOST_CURVES, **_KEPT)
         with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
             st.selectbox(
                 "Against",
@@ -110,42 +109,70 @@ def _chosen_window() -> tuple[float, float] | None:
     return None if window is None or window == state.note("window span") else (float(window[0]), float(window[1]))
 
 
+def looks(shown: Shown, theme: Theme) -> dict[str, dict]:
+    """Run -> its line style, the same whatever is shown or hidden: of its group, or, in one of our comparisons, of its
+    arm as the Compare page draws it.
+    """
+    planned = comparison(shown.logs.runs)
+    if planned:
+        arms = compare.styles(planned.spec.arms, theme)
+        return {
+            run.name: dict(color=colour, dash=dash, width=1.8)
+            for run in shown.logs.runs
+            for colour, dash in [arms.get(run.config["arm"], (theme.quiet, "dot"))]
+        }
+    drawn = styles(theme, list(shown.all_groups))
+    return {run.name: look for look, members in zip(drawn, shown.all_groups.values()) for run in members}
+
+
 def draw(shown: Shown, theme: Theme) -> list[tuple[str, str, go.Figure]]:
-    """All charts, one a metric; returns (finding, how to read it, figure) of each."""
+    """All charts, one a metric, two beside each other; returns (finding, how to read it, figure) of each."""
+    look = looks(shown, theme)
+    if len(shown.metrics) < 2:
+        return [one for metric in shown.metrics if (one := _chart(shown, metric, look, theme, 344))]
     out = []
-    for metric in shown.metrics:
-        lines, n = _lines(shown, metric)
-        finding = _finding(shown, metric)
-        if not lines:
-            st.subheader(words.markdown_text(metric), anchor=False)
-            st.markdown(
-                f":gray[No run has {words.markdown_text(metric)} against "
-                f"{words.markdown_text(X_LABELS.get(shown.x, shown.x).lower())}.]"
-            )
-            continue
-        how = _how(shown, metric, lines, n)
-        heading(words.markdown_text(finding), words.markdown_text(how), _table(lines), f"curve {metric}"[:60])
-        fig = curves(
-            lines,
-            x_title=_x_title(shown),
-            y_title=metric,
-            theme=theme,
-            log_x="x" in state.get("log_axes"),
-            log_y="y" in state.get("log_axes"),
-            highlight=state.get("highlight"),
-        )
-        st.plotly_chart(
-            fig,
-            theme=None,
-            config=CONFIG,
-            key=f"curve of {metric}",
-            alt=f"{metric} of {words.plural(len(lines), 'line')}. {finding}.",
-        )
-        out.append((finding, how, fig))
-    return out
+    for at in range(0, len(shown.metrics), 2):
+        for place, metric in zip(st.columns(2, gap="medium"), shown.metrics[at : at + 2]):
+            with place:
+                out.append(_chart(shown, metric, look, theme, 280))
+    return [one for one in out if one]
 
 
-def _lines(shown: Shown, metric: str) -> tuple[list[Curve], int]:
+def _chart(
+    shown: Shown, metric: str, look: dict[str, dict], theme: Theme, height: int
+) -> tuple[str, str, go.Figure] | None:
+    lines, n = _lines(shown, metric, look)
+    finding = _finding(shown, metric)
+    if not lines:
+        st.subheader(words.markdown_text(metric), anchor=False)
+        st.markdown(
+            f":gray[No run has {words.markdown_text(metric)} against "
+            f"{words.markdown_text(X_LABELS.get(shown.x, shown.x).lower())}.]"
+        )
+        return None
+    how = _how(shown, metric, lines, n)
+    heading(words.markdown_text(finding), words.markdown_text(how), _table(lines), f"curve {metric}"[:60])
+    fig = curves(
+        lines,
+        x_title=_x_title(shown),
+        y_title=metric,
+        theme=theme,
+        log_x="x" in state.get("log_axes"),
+        log_y="y" in state.get("log_axes"),
+        highlight=state.get("highlight"),
+        height=height,
+    )
+    st.plotly_chart(
+        fig,
+        theme=None,
+        config=CONFIG,
+        key=f"curve of {metric}",
+        alt=f"{metric} of {words.plural(len(lines), 'line')}. {finding}.",
+    )
+    return finding, how, fig
+
+
+def _lines(shown: Shown, metric: str, look: dict[str, dict]) -> tuple[list[Curve], int]:
     """The lines of a chart, and how many points were logged behind them."""
     window, n, out = _chosen_window(), 0, []
     scale = _time_unit(shown)[0] if shown.x == "time" else 1.0
@@ -155,16 +182,15 @@ def _lines(shown: Shown, metric: str) -> tuple[list[Curve], int]:
             found = cached.band(shown.logs, having, metric, shown.x, shown.smoothing, window, shown.most)
             if found is not None:
                 n += sum(len(run.series[metric]) for run in having)
-                out.append(Curve(title, found.x / scale, found.mean, found.low, found.high))
+                out.append(Curve(title, found.x / scale, found.mean, found.low, found.high, look=look[having[0].name]))
                 continue
         for run in having:
             one = cached.line(shown.logs, run, metric, shown.x, shown.smoothing, window, shown.most)
             if one is not None and len(one.x):
                 n += one.n_window
                 name = title if shown.as_band and len(having) == 1 else run.name
-                out.append(
-                    Curve(name, one.x / scale, one.y, raw=one.raw if shown.smoothing and shown.n_lines <= 6 else None)
-                )
+                raw = one.raw if shown.smoothing and shown.n_lines <= 6 else None
+                out.append(Curve(name, one.x / scale, one.y, raw=raw, look=look[run.name]))
     return out, n
 
 
@@ -213,7 +239,7 @@ def _how(shown: Shown, metric: str, lines: list[Curve], n: int) -> str:
     missing = len(shown.runs) - sum(metric in run.series for run in shown.runs)
     if missing:
         parts.append(f"{words.plural(missing, 'run has', 'runs have')} no {metric}.")
-    return " ".join(parts) or "Every point as it was logged."
+    return " ".join([*(parts or ["Every point as it was logged."]), "Drag to zoom, double-click to go back."])
 
 
 def _table(lines: list[Curve]) -> pd.DataFrame:

@@ -2,6 +2,8 @@
 differ in.
 """
 
+import math
+
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -21,6 +23,7 @@ from wisca_core.runs.groups import (
     lower_is_better,
     paired,
     paired_sentence,
+    standing,
 )
 
 _KEPT = {"persist_state": "session"}
@@ -29,6 +32,12 @@ _MOST_ROWS = 2000
 
 def headline(shown: Shown) -> tuple[str, str]:
     """(title, sentence) out of the first metric drawn; names in them are foreign."""
+    if not shown.metrics:
+        n = sum(len(run.distributions) for run in shown.runs)
+        return (
+            f"{words.plural(n, 'histogram')} over the steps, and no curve",
+            "Nothing in these logs is a single number.",
+        )
     metric = shown.metrics[0]
     lower = lower_is_better(metric)
     table = ends_table(shown.groups, metric, lower)
@@ -41,24 +50,40 @@ def headline(shown: Shown) -> tuple[str, str]:
         extreme = "lowest" if lower else "highest"
         best = f"Its {extreme} value is {words.digits(row['best'])}, at step {row['best_step']:,g}."
         return f"{row['run']}: {metric} {words.digits(row['final'])} at step {row['final_step']:,g}", best
-    first = stats.sort_values("mean", ascending=lower).iloc[0]
-    of = f"mean of {words.plural(int(first['runs']), 'run')}" if first["runs"] > 1 else "one run"
-    title = f"{first['group']} ends {'lowest' if lower else 'highest'}: {metric} {words.digits(first['mean'])}, {of}"
     if len(stats) == 1:
-        spread = f"Single runs end between {words.digits(first['min'])} and {words.digits(first['max'])}."
-        return f"{words.plural(len(table), 'run')} end at {metric} {words.digits(first['mean'])} on average", spread
+        spread = f"Single runs end between {_span(stats['min'].min(), stats['max'].max())}."
+        return (
+            f"{words.plural(len(table), 'run')} end at {metric} {words.digits(stats['mean'].iloc[0])} on average",
+            spread,
+        )
+    found = standing(shown.groups, metric)
+    means = stats["mean"]
+    if found.first:
+        of = stats[stats["group"] == found.first].iloc[0]
+        title = (
+            f"{found.first} ends {'lowest' if lower else 'highest'}: {metric} {words.digits(of['mean'])}, mean of "
+            f"{words.plural(int(of['runs']), 'run')}"
+        )
+    elif len(stats) == 2:
+        both = (f"{words.digits(row['mean'])} ({row['group']})" for _, row in stats.iterrows())
+        title = f"{metric} ends at {' and '.join(both)}"
+    else:
+        kind = "runs" if len(stats) == len(table) else "groups"
+        title = f"{metric} of {len(stats)} {kind} ends between {_span(means.min(), means.max())}"
     lost = int(stats["not_finite"].sum())
     planned = comparison(shown.runs)
-    parts = [
-        f"An order of {words.plural(len(stats), 'group')}, not a conclusion"
-        + (f". {where(planned)}" if planned else ": the paired difference below says whether two can be told apart.")
-    ]
+    parts = [found.why]
+    if planned:
+        parts.append(where(planned))
     if lost:
         those = "is" if lost == 1 else "are"
         parts.append(f"{words.plural(lost, 'run ends', 'runs end')} in NaN or infinity and {those} in no mean.")
-    if table["final_step"].nunique() > 1:
-        parts.append("The runs do not all end at the same step.")
     return title, " ".join(parts)
+
+
+def _span(low: float, high: float) -> str:
+    """ "2.307 and 2.351", with as many decimals on both sides as tell them apart."""
+    return f"{words.digits(low)} and {words.digits(high)}"
 
 
 def draw(shown: Shown) -> list[tuple[str, pd.DataFrame]]:
@@ -179,17 +204,18 @@ def settings(shown: Shown) -> pd.DataFrame | None:
     return out
 
 
+def _decimals(values: pd.Series) -> int:
+    """Decimals for all of a column: those that give its largest value five digits."""
+    sizes = values.abs()[np.isfinite(values)]
+    top = float(sizes.max()) if len(sizes) else 0.0
+    return int(min(8, max(0, 4 - math.floor(math.log10(top))))) if top > 0 else 2
+
+
 def _frame(view: pd.DataFrame, alt: str) -> None:
-    numbers = {
-        name: st.column_config.NumberColumn(format="%.5g")
-        for name in view.columns
-        if view[name].dtype.kind == "f" and name not in ("At step", "Best at")
-    }
-    steps = {
-        name: st.column_config.NumberColumn(format="localized")
-        for name in view.columns
-        if view[name].dtype.kind == "i" or name in ("At step", "Best at")
-    }
-    st.dataframe(
-        view, hide_index=True, height=min(36 * (len(view) + 1) + 2, 400), column_config=numbers | steps, alt=alt
-    )
+    counted = [name for name in view.columns if view[name].dtype.kind == "i" or name in ("At step", "Best at")]
+    floats = [name for name in view.columns if view[name].dtype.kind == "f" and name not in counted]
+    # values of one metric have one number of decimals through all columns, as their spread has its own
+    places = max((_decimals(view[name]) for name in floats if name != "SD"), default=0)
+    columns = {name: st.column_config.NumberColumn(format=f"%.{places}f") for name in floats}
+    columns |= {name: st.column_config.NumberColumn(format="localized") for name in counted}
+    st.dataframe(view, hide_index=True, height=min(36 * (len(view) + 1) + 2, 400), column_config=columns, alt=alt)

@@ -30,8 +30,9 @@ def _ask_paths() -> None:
             key="logs",
             persist_state="session",
             height=96,
-            help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, trackio .db, "
-            "W&B run files and exports, console logs of nanoGPT, nanochat and Megatron-LM, and runs of this project.",
+            help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, mlflow.db and mlruns, "
+            "trackio .db, W&B run files and exports, console logs of nanoGPT, nanochat, torchtune, torchtitan and "
+            "Megatron-LM, and runs of this project.",
         )
         st.form_submit_button("Open")
 
@@ -61,7 +62,7 @@ def take_asked() -> None:
 
 def facts(shown: Shown) -> str:
     """The small line above the title."""
-    kinds = dict.fromkeys(KINDS[run.kind][0] for run in shown.runs)
+    kinds = dict.fromkeys(KINDS[kind][0] for run in shown.runs for kind in (run.kind, *run.also))
     n = sum(len(run) for run in shown.runs)
     counts = ((len(shown.runs), "run"), (len(shown.everything), "metric"), (n, "value"))
     return f"{', '.join(words.plural(*one) for one in counts)}. Read from: {', '.join(kinds)}."
@@ -71,7 +72,7 @@ def follow(shown: Shown) -> None:
     """Look for new points every few seconds while the switch is on; the page is drawn again when there are any."""
     with st.container(horizontal=True, gap="medium", vertical_alignment="center"):
         st.toggle("Follow files that grow", key="follow", persist_state="session")
-        tables = [run for run in shown.runs if run.columns and run.kind in ("csv", "jsonl", "json", "parquet")]
+        tables = [run for run in shown.logs.runs if run.columns and run.kind not in ("own", "trainer_state")]
         columns = list(dict.fromkeys(name for run in tables for name in run.columns))
         if tables:
             with st.popover("Step column", type="tertiary"):

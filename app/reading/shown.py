@@ -19,13 +19,16 @@ _POINTS, _LEAST, _MOST = 120_000, 200, 4000
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """``groups``: title -> runs, single runs each under their name where nothing is put together. ``metrics``: those
-    drawn.
+    """``found``: all that were read and meet the search, ``runs``: those of them that are shown. ``groups``: title ->
+    runs, single runs each under their name where nothing is put together; ``all_groups``: the same of all that were read.
+    ``metrics``: those drawn; empty where the logs hold none.
     """
 
     logs: Logs
+    found: tuple[Run, ...]
     runs: tuple[Run, ...]
     groups: dict[str, tuple[Run, ...]]
+    all_groups: dict[str, tuple[Run, ...]]
     everything: tuple[str, ...]
     metrics: tuple[str, ...]
     x: str
@@ -52,32 +55,52 @@ def shown() -> Shown:
     if not paths():
         raise UnreadableInput("no log is open. Name files or folders above, one a line.")
     logs = cached.logs(paths(), state.get("step_column"))
-    runs = logs.runs
+    found = searched(logs.runs, state.get("runs_search"))
+    chosen_runs = set(state.get("runs_chosen"))
+    runs = tuple(run for run in found if run.name in chosen_runs) or found
     everything = tuple(metrics(runs))
     chosen = [metric for metric in state.get("curves") if metric in everything][:MOST_CURVES]
+    if not chosen and everything:
+        chosen = [_first(runs, everything)]
     if chosen != state.get("curves"):
         state.put("curves", chosen)
     if state.get("x") not in axes(runs, everything):
         state.put("x", "step")
     together = state.get("together")
-    grouped = {"configuration": by_configuration, "seed": by_seed}.get(
+    group = {"configuration": by_configuration, "seed": by_seed}.get(
         together, lambda runs: {run.name: (run,) for run in runs}
-    )(runs)
+    )
     return Shown(
         logs,
+        found,
         runs,
-        grouped,
+        group(runs),
+        group(logs.runs),
         everything,
-        tuple(chosen or [_first(runs, everything)]),
+        tuple(chosen),
         state.get("x"),
         float(state.get("smoothing")),
         as_band=together != "none" and state.get("shape") == "band",
     )
 
 
+def searched(runs: tuple[Run, ...], text: str) -> tuple[Run, ...]:
+    """Runs in whose name or settings every word of the search stands ("rate 0.01", "lr=0.01"); all where none does."""
+    words = text.lower().replace("=", " ").split()
+    found = tuple(
+        run
+        for run in runs
+        if all(
+            word in run.name.lower() or any(word in f"{name} {value}".lower() for name, value in run.config.items())
+            for word in words
+        )
+    )
+    return found or runs
+
+
 def _first(runs: tuple[Run, ...], everything: tuple[str, ...]) -> str:
-    losses = [loss_metric(run) for run in runs]
-    return max(losses, key=losses.count) or everything[0]
+    losses = [loss for run in runs if (loss := loss_metric(run))]
+    return max(losses, key=losses.count) if losses else everything[0]
 
 
 def axes(runs: tuple[Run, ...], everything: tuple[str, ...]) -> list[str]:

@@ -6,7 +6,7 @@ from wisca_app.figures import words
 from wisca_app.figures.runs_report import report
 from wisca_app.figures.template import LIGHT, theme_of
 from wisca_app.messages import errors_as_messages
-from wisca_app.reading import curves, ends, moved, opening
+from wisca_app.reading import curves, ends, histograms, listed, moved, opening
 from wisca_app.reading.shown import shown
 
 theme = theme_of(st.context.theme.type)
@@ -24,14 +24,18 @@ st.markdown(words.markdown_text(sentence))
 opening.ask()
 opening.follow(view)
 st.space("small")
-curves.controls(view)
+listed.draw(view, theme)
+figures, tables, compared, settings = [], [], "", None
+if view.metrics:
+    curves.controls(view)
+    st.space("small")
+    figures = curves.draw(view, theme)
+    st.space("small")
+    tables = ends.draw(view)
+    compared = ends.pairs(view)
+    settings = ends.settings(view)
 st.space("small")
-figures = curves.draw(view, theme)
-st.space("small")
-tables = ends.draw(view)
-compared = ends.pairs(view)
-settings = ends.settings(view)
-st.space("small")
+figures += histograms.draw(view, theme)
 lines = opening.remarks(view)
 opening.say_remarks(lines)
 st.divider()

@@ -176,9 +176,102 @@ def by_seed(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
     return {title: tuple(members) for title, members in out.items()}
 
 
+_LOWER_IS_BETTER = re.compile(
+    r"(?i)(loss|perplexity|(^|[/_. -])(ppl|nll|bpb|bits_per_byte|cer|wer|mse|mae|rmse|error)([/_. -]|$))"
+)
+
+
 def lower_is_better(metric: str) -> bool:
-    """A guess by the name: losses fall, accuracies rise."""
+    """A guess by the name, which decides whether the lowest or the highest value is the best: accuracies rise."""
     return not _HIGHER_IS_BETTER.search(metric)
+
+
+def is_judged(metric: str) -> bool:
+    """Whether less or more of it is better at all, as the name says: a loss or a score, not a rate or a norm."""
+    return bool(_HIGHER_IS_BETTER.search(metric) or _LOWER_IS_BETTER.search(metric))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How groups stand to each other in their final values. ``first``: the group that is apart from every other beyond what
+    their runs differ by, "" where none is; ``why`` says what that rests on or what is missing.
+    """
+
+    first: str
+    why: str
+
+
+def standing(groups: Mapping[str, Sequence[Run]], metric: str) -> Standing:
+    """Which group ends lowest (highest, for a score), said only where it can be: runs that end at the same step, at least
+    four shared seeds or runs a group, and every 95 % interval against the others, corrected for their number
+    (Bonferroni), away from zero.
+    """
+    lower = lower_is_better(metric)
+    table = ends_table(groups, metric, lower)
+    table = table[np.isfinite(table["final"])]
+    stats = group_statistics(table)
+    if len(stats) < 2:
+        return Standing("", "")
+    if not is_judged(metric):
+        return Standing("", f"Nothing says whether less or more of {metric} is better.")
+    steps = sorted(table["final_step"].unique())
+    if len(steps) > 1:
+        return Standing("", f"Not ranked: the runs end at different steps, from {steps[0]:,.9g} to {steps[-1]:,.9g}.")
+    means = stats["mean"].to_numpy()
+    best = int(np.argmin(means) if lower else np.argmax(means))
+    equal = [stats["group"].iloc[k] for k in range(len(means)) if means[k] == means[best]]
+    if len(equal) > 1:
+        return Standing("", f"{' and '.join(equal[:3])} end equal.")
+    title, others = stats["group"].iloc[best], [t for k, t in enumerate(stats["group"]) if k != best]
+    least = 0
+    for other in others:
+        found = _gap(groups, other, title, metric, lower, 1 - 0.05 / len(others))
+        if found is None:
+            return Standing(
+                "",
+                f"{title} ends {'lowest' if lower else 'highest'} on average, with too few runs of a kind "
+                f"to tell that from chance (4 are the least).",
+            )
+        n, low, high = found
+        if low <= 0 <= high:
+            return Standing(
+                "", f"{title} ends {'lowest' if lower else 'highest'} on average, but not apart from {other}."
+            )
+        least = min(least or n, n)
+    return Standing(
+        title,
+        f"Apart from every other group beyond what their {least} runs differ by (95 % intervals, "
+        f"corrected for {len(others)}).",
+    )
+
+
+def _gap(
+    groups: Mapping[str, Sequence[Run]], a: str, b: str, metric: str, lower: bool, level: float
+) -> tuple[int, float, float] | None:
+    """(runs, low, high) of the interval of b minus a: over shared seeds, else of two independent means (Welch); None for
+    fewer than four.
+    """
+    pairs = paired(groups, a, b, metric, lower)
+    if pairs.n >= 4:
+        _, _, low, high = interval(pairs.differences, level)
+        return pairs.n, low, high
+    sides = [
+        np.array([e.final for run in groups[t] if metric in run.series for e in [ends(run.series[metric], lower)]])
+        for t in (a, b)
+    ]
+    x, y = (side[np.isfinite(side)] for side in sides)
+    if min(len(x), len(y)) < 4:
+        return None
+    from scipy.stats import t as student
+
+    parts = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return min(len(x), len(y)), float(y.mean() - x.mean()), float(y.mean() - x.mean())
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(x) - 1) + parts[1] ** 2 / (len(y) - 1))
+    half = float(student.ppf(0.5 + level / 2, freedom)) * error
+    middle = float(y.mean() - x.mean())
+    return min(len(x), len(y)), middle - half, middle + half
 
 
 LOSS_NAMES = (
@@ -313,8 +406,8 @@ def group_statistics(table: pd.DataFrame, value: str = "final") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(STATS_COLUMNS))
 
 
-def interval(values: Iterable[float]) -> tuple[float, float, float, float]:
-    """(mean, standard deviation, low, high) with the 95 % t interval of the mean; NaN where values are too few."""
+def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float, float]:
+    """(mean, standard deviation, low, high) with the t interval of the mean at ``level``; NaN where values are too few."""
     values = np.asarray(list(values), dtype=float)
     n = len(values)
     if n == 0:
@@ -325,7 +418,7 @@ def interval(values: Iterable[float]) -> tuple[float, float, float, float]:
     from scipy.stats import t
 
     sd = float(values.std(ddof=1))
-    half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    half = float(t.ppf(0.5 + level / 2, n - 1)) * sd / math.sqrt(n)
     return mean, sd, mean - half, mean + half
 
 
@@ -395,6 +488,13 @@ def paired_sentence(p: Paired, digits: int = 3, n_pairs: int = 1) -> str:
     ``n_pairs``: how many groups could have been set against ``p.a``, since looking at several finds something by chance.
     """
     if p.n == 0:
+        shared = [
+            f"{who}, {why}" for who, why in p.left_out if who.startswith("seed ") and not why.startswith("only in")
+        ]
+        if shared:
+            return f"{p.metric} cannot be compared in pairs: {shared[0]}."
+        if any(why == "has no seed" for _, why in p.left_out):
+            return f"{p.metric} cannot be compared in pairs: not all of these runs say their seed."
         return f"No seed is in both groups, so {p.metric} cannot be compared in pairs."
     number = f"{_signed(p.mean, digits)}"
     seeds = f"{p.n} shared seed{'s' if p.n > 1 else ''}"
