@@ -459,3 +459,84 @@ def test_columns_beyond_the_memory_budget_go_to_disk_and_stay_the_same(tmp_path,
         assert logs.runs[0].series[f"m{k}"].value.tolist() == table[f"m{k}"].tolist()
     assert len(long_table(logs.runs)) == 100_000
     assert not list((tmp_path / "home" / "measurements").iterdir())  # the file has no name
+
+
+def test_a_header_with_other_columns_holds_from_there_on(tmp_path):
+    text = "step,loss,lr\n0,3.0,0.1\n1,2.5,0.2\nlr,step,val_loss,loss\n0.3,2,9.0,2.0\n0.4,3,8.0,1.5\n"
+    run = only(write(tmp_path / "log.csv", text))
+    assert run.series["loss"].value.tolist() == [3.0, 2.5, 2.0, 1.5]
+    assert run.series["lr"].value.tolist() == [0.1, 0.2, 0.3, 0.4]
+    assert run.series["val_loss"].step.tolist() == [2, 3] and run.counts["header"] == 1
+
+
+def test_lightnings_csv_of_a_restart_appended_behind_the_first_keeps_its_columns_apart(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    parts = []
+    for name, metrics in (("a", ("loss", "lr")), ("b", ("acc", "loss"))):
+        logger = CSVLogger(tmp_path / "parts", name=name, version=0)
+        for step in range(2):
+            logger.log_metrics({metric: step + len(metric) / 10 for metric in metrics}, step)
+        logger.save()
+        parts.append((tmp_path / "parts" / name / "version_0" / "metrics.csv").read_text())
+    run = only(write(tmp_path / "metrics.csv", "".join(parts)))
+    assert run.series["loss"].value.tolist() == [0.4, 1.4, 0.4, 1.4]
+    assert run.series["lr"].value.tolist() == [0.2, 1.2] and run.series["acc"].value.tolist() == [0.3, 1.3]
+
+
+def test_steps_of_other_trainers(tmp_path):
+    # LLaMA-Factory, extras/trainer callbacks: trainer_log.jsonl; ms-swift: logging.jsonl
+    factory = [
+        {"current_steps": k, "total_steps": 100, "loss": 1 / k, "elapsed_time": f"0:0{k // 5}:00"} for k in (5, 10)
+    ]
+    run = only(write(tmp_path / "trainer_log.jsonl", "".join(json.dumps(row) + "\n" for row in factory)))
+    assert run.series["loss"].step.tolist() == [5, 10] and run.series["loss"].wall_time.tolist() == [60, 120]
+    swift = [{"loss": 1 / k, "global_step/max_steps": f"{k}/100", "percentage": f"{k}.00%"} for k in (5, 10)]
+    run = only(write(tmp_path / "logging.jsonl", "".join(json.dumps(row) + "\n" for row in swift)))
+    assert run.series["loss"].step.tolist() == [5, 10] and run.step_column == "global_step/max_steps"
+    printed = "".join(f"{{'loss': {1 / k}, 'global_step/max_steps': '{k}/100', 'epoch': 0.1}}\n" for k in (5, 10))
+    assert only(write(tmp_path / "swift.log", printed)).series["loss"].step.tolist() == [5, 10]
+
+
+def test_pairs_without_bars_are_each_a_metric(tmp_path):
+    # torchtune, training/metric_logging.py DiskLogger.log_dict
+    lines = "".join(f"Step {k} | loss:{2.5 - k} lr:2e-05 tokens_per_second_per_gpu:301.25 \n" for k in (1, 2))
+    run = only(write(tmp_path / "log.txt", lines))
+    assert set(run.series) == {"loss", "lr", "tokens_per_second_per_gpu"}
+    assert run.series["loss"].value.tolist() == [1.5, 0.5] and run.series["lr"].value.tolist() == [2e-5, 2e-5]
+    # torchtitan, components/metrics.py, with its colours
+    lines = "[titan] - root - INFO - \x1b[31mstep: 10  \x1b[32mloss:  7.4  \x1b[33mmemory: 12.5GiB(13.2%)  tps: 1,234\n"
+    run = only(write(tmp_path / "titan.log", lines))
+    assert run.series["loss"].value.tolist() == [7.4] and run.series["tps"].value.tolist() == [1234]
+
+
+def test_a_dictionary_of_the_trainer_is_one_whatever_its_first_name(tmp_path, capsys):
+    from transformers import PrinterCallback, TrainerControl, TrainerState, TrainingArguments
+
+    PrinterCallback().on_log(
+        TrainingArguments(output_dir=str(tmp_path)),
+        TrainerState(is_local_process_zero=True),
+        TrainerControl(),
+        logs={"eval_math_loss": 1.5, "eval_math_runtime": 2.0, "epoch": 0.5},
+    )
+    run = only(write(tmp_path / "train.log", capsys.readouterr().out + "{'input_ids': 5, 'labels': 7}\n"))
+    assert run.series["eval_math_loss"].value.tolist() == [1.5] and "input_ids" not in run.series
+
+
+def test_tables_of_strangers_end_in_words(tmp_path):
+    run = only(write(tmp_path / "old.csv", "step,loss\r1,2.5\r2,1.5\r"))  # line ends of old
+    assert run.series["loss"].value.tolist() == [2.5, 1.5]
+    big = "x" * 200_000
+    run = only(write(tmp_path / "big.csv", f"step,loss,note\n1,2.5,{big}\n2,1.5,\n"))
+    assert run.series["loss"].value.tolist() == [2.5, 1.5] and run.counts["text"] == 1
+    with pytest.raises(UnreadableInput, match="no header"):
+        read([write(tmp_path / "head.csv", f'step,"{big}"\n1,2\n')])
+    rows = "".join(f'{{"step": {k}, "run": "r{k}", "loss": 1.0}}\n' for k in range(20_000))
+    many = read([write(tmp_path / "many.jsonl", rows)])
+    assert len(many.runs) == 2000 and any("more than 2,000 runs" in r for r in many.runs[0].remarks)
+    odd = f'{{"step": 1, "seed": NaN, "loss": {"9" * 401}}}\n{{"step": 2, "seed": 1e999, "loss": 2, "\\ud800": 1}}\n'
+    for run in read([write(tmp_path / "odd.jsonl", odd)]).runs:
+        assert run.series["loss"].n_infinite + len(run.series["loss"]) >= 1
+    from wisca_core.runs.groups import by_configuration
+
+    assert len(by_configuration(read([tmp_path / "odd.jsonl"]).runs)) >= 1

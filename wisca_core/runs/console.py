@@ -155,6 +155,8 @@ def recognised(line: str) -> tuple[Format, Line | None] | None:
     """
     if len(line) > MAX_LINE:
         return None
+    if "\x1b" in line:
+        line = _COLOUR.sub("", line)
     for format in FORMATS:
         match = format.starts.search(line)
         if match:
@@ -184,8 +186,7 @@ class Console(LineReader):
 
     def _take(self, lines: list[bytes]) -> None:
         for raw in lines:
-            text = raw.decode("utf-8", "replace")
-            found = recognised(_COLOUR.sub("", text) if "\x1b" in text else text)
+            found = recognised(raw.decode("utf-8", "replace"))
             if found is None:
                 self._out.counts["other_lines"] += 1
                 continue

@@ -43,6 +43,15 @@ def is_run_folder(names: set[str]) -> bool:
     return "meta.yaml" in names and {"params", "tags"} <= names and bool(names & {"metrics", "artifacts"})
 
 
+def name_of(folder: Path) -> str:
+    """What a run of the folder store is called, "" for one that was deleted."""
+    if _stated(folder / "meta.yaml", "lifecycle_stage") == "deleted":
+        return ""
+    name = _small(folder / "tags" / "mlflow.runName") or _stated(folder / "meta.yaml", "run_name") or folder.name
+    experiment = _stated(folder.parent / "meta.yaml", "name")
+    return f"{experiment}/{name}" if experiment and experiment != "Default" else name
+
+
 def _plain(text: object) -> object:
     """A parameter as it was before MLflow made it text."""
     if not isinstance(text, str):
@@ -135,9 +144,7 @@ class MlflowFolder:
 
     def _begin(self) -> None:
         folder = self.source.path
-        name = _small(folder / "tags" / "mlflow.runName") or _stated(folder / "meta.yaml", "run_name") or folder.name
-        experiment = _stated(folder.parent / "meta.yaml", "name")
-        self._name = f"{experiment}/{name}" if experiment and experiment != "Default" else name
+        self._name = name_of(folder) or folder.name
         self._out = Collected(self._room, self._name)
         self._files: dict[Path, tuple[Growing, Lines]] = {}
         for path in _files_in(folder / "params"):

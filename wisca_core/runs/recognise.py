@@ -136,7 +136,10 @@ def _in_folder(root: Path, looked: Looked) -> Found:
             )
         names = {entry.name for entry in listed}
         if mlflow.is_run_folder(names):
-            sources.append(Source("mlflow_folder", folder, (folder,), _relative(folder, root), root))
+            if name := mlflow.name_of(folder):
+                sources.append(Source("mlflow_folder", folder, (folder,), name, root))
+            else:
+                passed_over.append((str(folder), "a deleted run of MLflow."))
             continue
         events: list[Path] = []
         inner = []
