@@ -300,3 +300,31 @@ def test_a_group_is_named_by_the_fewest_settings_that_tell_it_apart():
     other = run("other/seed-3", config={"steps": 9}, loss=([0], [1]))
     assert all(len(title) < 60 for title in groups.by_configuration([*runs, other]))
     assert sum(map(len, groups.by_configuration([*runs, other]).values())) == 9
+
+
+def ending(name: str, finals: list[float], steps: list[int] | None = None) -> list[Run]:
+    return [
+        run(f"{name}-seed-{k}", config={"arm": name, "seed": k}, loss=([0, (steps or [10] * 9)[k]], [5.0, final]))
+        for k, final in enumerate(finals)
+    ]
+
+
+def test_a_group_is_first_only_beyond_noise_at_one_step_and_for_what_is_judged():
+    far = {"a": ending("a", [2.0, 2.1, 2.2, 2.3]), "b": ending("b", [1.0, 1.1, 1.2, 1.31])}
+    assert groups.standing(far, "loss").first == "b"
+    near = {"a": ending("a", [2.0, 2.1, 2.2, 2.3]), "b": ending("b", [2.3, 1.9, 2.2, 2.0])}
+    assert groups.standing(near, "loss") == groups.Standing("", "b ends lowest on average, but not apart from a.")
+    few = {"a": ending("a", [2.0]), "b": ending("b", [1.0])}
+    assert groups.standing(few, "loss").first == "" and "too few runs" in groups.standing(few, "loss").why
+    tie = {"a": ending("a", [2.0]), "b": ending("b", [2.0])}
+    assert groups.standing(tie, "loss").why == "a and b end equal."
+    longer = {"a": ending("a", [2.0]), "b": ending("b", [1.0], [20])}
+    assert groups.standing(longer, "loss").why == "Not ranked: the runs end at different steps, from 10 to 20."
+    rate = {"a": [run("a", learning_rate=([0], [1.0]))], "b": [run("b", learning_rate=([0], [2.0]))]}
+    assert "Nothing says" in groups.standing(rate, "learning_rate").why
+
+
+def test_two_runs_of_one_seed_are_not_said_to_share_none():
+    both = {"a": ending("a", [2.0]), "b": ending("b", [1.0], [20])}
+    said = groups.paired_sentence(groups.paired(both, "a", "b", "loss", True))
+    assert said == "loss cannot be compared in pairs: seed 0, the runs end at different steps, 10 and 20."

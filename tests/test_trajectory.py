@@ -108,6 +108,12 @@ def test_the_reading_names_numbers_and_claims_nothing_else(training):
     assert "up to 250 steps apart, nothing was measured" in advice(trajectory(training), "l1", 100)[0].text
 
 
+def test_nothing_is_said_of_more_steps_than_were_seen(training):
+    found = advice(trajectory(training), "l1", 5000)[0]
+    assert "what 5,000 steps would move is not known" in found.text and "WISCA every" not in found.text
+    assert "ratio_per_interval" not in dict(found.numbers)
+
+
 def test_one_step_says_that_it_is_none(tmp_path):
     checkpoint(tmp_path / "checkpoint-5", [0.0] * 3)
     assert advice(trajectory(tmp_path))[0].text.startswith("One step only")
