@@ -129,6 +129,7 @@ def test_every_command_and_every_option_says_what_it_does():
         "runs",
         "trajectory",
         "compare",
+        "evaluate",
         "clean",
         "jobs",
     }

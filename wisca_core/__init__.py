@@ -27,6 +27,7 @@ _NAMES = {
     "WiscaCallback": "training.callback:WiscaCallback",
     "WiscaError": "errors:WiscaError",
     "compare": "comparison.whole:compare",
+    "evaluate": "evaluation.whole:evaluate",
     "export": "steps:export",
     "heads": "circuits.table:heads",
     "open": "model:open_model",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # for editors: "as" keeps a name that is only handed on
     from wisca_core.circuits.table import heads as heads
     from wisca_core.comparison.whole import compare as compare
     from wisca_core.errors import WiscaError as WiscaError
+    from wisca_core.evaluation.whole import evaluate as evaluate
     from wisca_core.model import Model as Model
     from wisca_core.model import open_model as open  # noqa: F401
     from wisca_core.runs.follow import read as read_logs  # noqa: F401

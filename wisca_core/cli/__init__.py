@@ -1,4 +1,4 @@
-"""The command line: ``wisca inspect | heads | rescale | verify | architectures | runs | trajectory | compare | clean | jobs``.
+"""The command line: ``wisca inspect | heads | rescale | verify | architectures | runs | trajectory | compare | evaluate | clean | jobs``.
 
 This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command
 does is in the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled;
@@ -379,6 +379,78 @@ def _compare(
     from wisca_core.cli.compare import run
 
     return run(spec, preset, out, resume, add_seeds, estimate, workers, json, model, executor, device, precision)
+
+
+@app.command("evaluate")
+@ending
+def _evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Causal model, folder of checkpoints, or folder of a comparison (its arms, by seed).",
+            show_default=False,
+        ),
+    ],
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL2", help="A second model on the same text and documents.", show_default=False),
+    ] = None,
+    text: Annotated[
+        str, typer.Option("--text", metavar="FILE", help="Text in UTF-8.", show_default="held-out bundled text")
+    ] = "",
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAMES",
+            help="docs-continuation, docs-order, a .jsonl file, FOLDER:NAME, or a task of lm-evaluation-harness; several with commas.",
+        ),
+    ] = None,
+    draft: Annotated[
+        list[str] | None,
+        typer.Option("--draft", metavar="MODEL", help="A draft for assisted generation with MODEL; may be repeated."),
+    ] = None,
+    inside: Annotated[
+        bool, typer.Option("--inside", help="Attention logits, entropy, first token and activations, head by head.")
+    ] = False,
+    window: Annotated[
+        int, typer.Option("--window", metavar="N", help="Tokens of a window.", show_default="context, at most 1024")
+    ] = 0,
+    stride: Annotated[
+        int, typer.Option("--stride", metavar="N", help="Tokens from window to window.", show_default="window: packed")
+    ] = 0,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", help="Windows, and documents a task, at most.", show_default="all")
+    ] = 0,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", help="Windows and answers at a time.", show_default="fastest; 8")
+    ] = 0,
+    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where it runs.")] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            metavar="float32|bfloat16|float16",
+            help="In what it runs.",
+            show_default="as stored; float32 on a CPU",
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="New folder that keeps every row.", show_default=False)
+    ] = None,
+    json: Json = False,
+    yes: Yes = False,
+) -> int:
+    """Perplexity and bits a byte of a text, zero-shot tasks, drafts, and a look inside: of a model or two side by side.
+
+    What cannot be evaluated is said and the rest goes on.
+    """
+    from wisca_core.cli.evaluate import run
+    from wisca_core.evaluation.whole import Asked
+
+    asked = Asked(text, tuple(tasks or ()), window, stride, limit, batch_size, inside, device, dtype)
+    return run(model, other, asked, tuple(draft or ()), out, json, yes)
 
 
 @app.command("clean")

@@ -198,6 +198,11 @@ def _cut(documents: list[tuple[str, bytes]]) -> tuple[list[tuple[str, bytes]], l
     return [("train", text[:at]), ("validation", text[at:])], [False, True]
 
 
+def bundled_held_out() -> list[tuple[str, bytes]]:
+    """(name, text) of the bundled documents that no comparison on them, and not the bundled decoder, was trained on."""
+    return [(name, text) for name, text in _bundled(DataSpec()) if _is_held_out(name)]
+
+
 def _bundled(data: DataSpec) -> list[tuple[str, bytes]]:
     import sys
     from pydoc_data import topics

@@ -25,6 +25,7 @@ KINDS: dict[str, str] = {
     "matrices": "wisca_core.circuits.table:matrices_job",
     "trajectory": "wisca_core.trajectories:trajectory_job",
     "compare": "wisca_core.comparison.reporting:compare_job",
+    "evaluate": "wisca_core.evaluation.whole:evaluate_job",
     "census": "wisca_core.census.run:census_job",
     "sleep": "wisca_core.jobs.kinds:sleep_job",
 }
