@@ -18,6 +18,7 @@ GROUPS = {
         st.Page("views/inspect.py", title="Inspect", default=True),
         st.Page("views/heads.py", title="Heads"),
         st.Page("views/rescale.py", title="Rescale"),
+        st.Page("views/evaluate.py", title="Evaluate"),
     ],
     "A training": [st.Page("views/compare.py", title="Compare"), st.Page("views/runs.py", title="Runs")],
     "About": [st.Page("views/architectures.py", title="Architectures")],

@@ -159,6 +159,13 @@ CHOICES: dict[str, Choice] = {
     # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"; any text, because the
     # page says of one that is not here that it is not. Only names that are listed are ever looked up on disk.
     "comparison": Choice(_fixed(""), str, str),
+    # Evaluate
+    "other": Choice(_fixed(""), str, str),
+    "text": Choice(_fixed(""), str, str),
+    "draft": Choice(_fixed(""), str, str),
+    "tasks": Choice(lambda: ["docs-continuation", "docs-order"], lambda text: text.split("\n"), "\n".join),
+    "limit": Choice(_fixed(200), _whole, str),
+    "inside": Choice(_fixed(True), lambda text: _one_of("no")(text) != "no", lambda on: "no"),
     # Architectures
     "architecture": Choice(lambda: note("own architecture") or None, _read_model_type, str),
     "search": Choice(_fixed(""), str, str),

@@ -1,0 +1,90 @@
+"""What to evaluate, beside what, and the job that does it."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from wisca_app import state
+from wisca_app.figures import words
+from wisca_app.job_progress import explain, follow, latest
+from wisca_app.messages import errors_as_messages, plain
+from wisca_app.open_model import normal, title
+from wisca_core import jobs
+from wisca_core.evaluation.bundled_tasks import N_ITEMS
+from wisca_core.evaluation.tasks import harness_is_here
+from wisca_core.jobs import Job
+
+
+def newest(model: str) -> Job | None:
+    """The newest evaluation of this model."""
+    return latest("evaluate", model=model)
+
+
+def draw(model: str) -> None:
+    """The form; a press on its button starts the job."""
+    with st.container(border=True):
+        st.subheader("Evaluate", anchor=False)
+        left, right = st.columns(2, gap="medium")
+        with left:
+            st.text_input(
+                "Beside it",
+                key="other",
+                placeholder="a second model, or an export of this one",
+                persist_state="session",
+            )
+            st.text_input("Text", key="text", placeholder="held-out bundled text", persist_state="session")
+            st.text_input("Draft", key="draft", placeholder="a small model of the same tokens", persist_state="session")
+        with right:
+            options = list(N_ITEMS)
+            st.multiselect(
+                "Tasks",
+                options,
+                key="tasks",
+                accept_new_options=True,
+                disabled=not harness_is_here(),
+                persist_state="session",
+                help="Bundled ones, a task of lm-evaluation-harness by name (boolq, piqa; needs the network), or the path of a .jsonl file with question, choices and answer.",
+            )
+            if not harness_is_here():
+                plain("Tasks need lm-evaluation-harness: pip install 'wisca[eval]'.")
+            st.number_input(
+                "Windows and documents at most",
+                0,
+                1_000_000,
+                key="limit",
+                step=50,
+                persist_state="session",
+                help="0 for all of them.",
+            )
+            st.checkbox("Look inside while it runs", key="inside", persist_state="session")
+        with errors_as_messages("The evaluation cannot be started"):
+            if st.button("Evaluate", type="primary", key="evaluate"):
+                _start(model)
+                st.rerun()
+
+
+def _start(model: str) -> None:
+    other, draft, text = (state.get(name).strip() for name in ("other", "draft", "text"))
+    arguments = {
+        "model": model,
+        "other": normal(other) if other else "",
+        "text": str(Path(text).expanduser().absolute()) if text else "",
+        "tasks": list(state.get("tasks")) if harness_is_here() else [],
+        "drafts": [normal(draft)] if draft else [],
+        "inside": bool(state.get("inside")),
+        "limit": int(state.get("limit")),
+    }
+    jobs.start("evaluate", arguments, f"Evaluate {title(model)}", exclusive=f"evaluate {model}")
+
+
+def watch(job: Job) -> None:
+    """A job that is not done: how far it is, or why it ended."""
+    if job.is_active:
+        st.markdown(":gray[It goes on when this page is closed. Every row is kept as soon as it is there.]")
+        follow(job)
+    elif job.state == "cancelled":
+        st.markdown(
+            f":gray[Cancelled. What was scored until then is in {words.markdown_text(str(job.folder / 'metrics.jsonl'))}.]"
+        )
+    else:
+        explain(job, "The evaluation did not finish")

@@ -1,0 +1,162 @@
+"""What was found: perplexities, scores, paired differences, heads, drafts, and what was refused."""
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from wisca_app.figures import evaluation, words
+from wisca_app.figures.template import CONFIG, Theme
+from wisca_app.heading import heading
+from wisca_app.messages import plain
+
+PERPLEXITY = {
+    "model": "model",
+    "perplexity": "perplexity",
+    "perplexity_error": "standard error",
+    "bits_a_byte": "bits a byte",
+    "bits_error": "± bits",
+    "n_windows": "windows",
+    "n_tokens": "tokens",
+}
+TASKS = {
+    "model": "model",
+    "task": "task",
+    "n": "n",
+    "chance": "chance",
+    "majority": "most frequent answer",
+    "score": "score",
+    "standard_error": "standard error",
+    "most_given": "same answer given",
+}
+PAIRED = {
+    "task": "task",
+    "n": "n",
+    "difference": "difference",
+    "low": "95 % from",
+    "high": "to",
+    "only_first": "only first right",
+    "only_second": "only second right",
+    "p_mcnemar": "McNemar p",
+}
+SEEDS = {
+    "arm": "arm",
+    "rate": "learning rate",
+    "measure": "measure",
+    "n_seeds": "seeds",
+    "mean": "mean",
+    "difference": "difference",
+    "low": "95 % from",
+    "high": "to",
+    "words": "says",
+}
+DRAFTS = {
+    "draft": "draft",
+    "n_prompts": "prompts",
+    "acceptance": "accepted",
+    "acceptance_low": "95 % from",
+    "acceptance_high": "to",
+    "accepted_length": "tokens a run",
+    "n_same_text": "same text",
+}
+
+
+def draw(result: dict[str, Any], theme: Theme) -> None:
+    if result["perplexity"]:
+        read = result["text"] or {}
+        how = f"{words.markdown_text(read.get('name', ''))}: {words.size(read.get('n_bytes', 0))} read. Perplexities of different tokenizers do not compare; bits a byte do. Errors are over windows, taken as independent."
+        _table("Text", how, evaluation.table(result["perplexity"], PERPLEXITY), "perplexity")
+    if result["seeds"]:
+        _table(
+            "Arms by training seed",
+            "Each arm minus the baseline of the same seed; documents are nested in seeds.",
+            evaluation.table(result["seeds"], SEEDS),
+            "seeds",
+        )
+    if result["tasks"]:
+        _tasks(result, theme)
+    if result["heads"]:
+        _inside(result, theme)
+    if result["drafts"]:
+        _table(
+            "Drafts",
+            "Share of drafted tokens that the target keeps, over prompts; the text is always the target's own.",
+            evaluation.table(result["drafts"], DRAFTS),
+            "drafts",
+        )
+    if result["refused"]:
+        with st.expander(
+            f"Not evaluated, with the reason: {words.plural(len(result['refused']), 'thing')}", expanded=True
+        ):
+            plain("\n".join(f"{one['what']}: {one['reason']}" for one in result["refused"]))
+
+
+def _tasks(result: dict[str, Any], theme: Theme) -> None:
+    tasks = pd.DataFrame(result["tasks"])
+    finding = evaluation.score_finding(tasks)
+    how = "Dot: score with its standard error. Tinted: between the two constant answers, which no look at the question needs. Dotted: chance."
+    heading(finding, how, tasks, "tasks")
+    st.plotly_chart(evaluation.scores(tasks, theme), theme=None, config=CONFIG, key="scores", alt=f"{finding}. {how}")
+    with st.expander("Scores as a table" + (", with the mean" if result["means"] else "")):
+        _frame(evaluation.table(result["tasks"], TASKS), "task table")
+        for row in result["means"]:
+            plain(f"{row['model']}: mean of {row['n_tasks']} tasks {row['score']:.3f}")
+    if result["paired"]:
+        how = "Second minus first over the same documents; interval by bootstrap over documents."
+        _table("The two models, document by document", how, evaluation.table(result["paired"], PAIRED), "paired")
+    same = result["same"]
+    if same and same["flipped"]:
+        with st.expander(f"Answers that flipped: {words.plural(len(same['flipped']), 'document')}"):
+            _frame(pd.DataFrame(same["flipped"]), "flipped")
+
+
+def _inside(result: dict[str, Any], theme: Theme) -> None:
+    heads, layers = pd.DataFrame(result["heads"]), pd.DataFrame(result["layers"])
+    models = list(dict.fromkeys(heads["model"]))
+    measure = st.segmented_control(
+        "Inside",
+        list(evaluation.SHOWN),
+        format_func=evaluation.SHOWN.get,
+        default="largest_logit",
+        key="inside_measure",
+        label_visibility="collapsed",
+        required=True,
+    )
+    part = heads[heads["model"] == models[-1]]
+    finding = evaluation.head_finding(part, measure)
+    heading(finding, words.markdown_text(f"{models[-1]}. {evaluation.HOW[measure]}"), heads, "heads")
+    st.plotly_chart(evaluation.heads(part, measure, theme), theme=None, config=CONFIG, key="heads", alt=finding)
+    change = result["inside_change"]
+    if change:
+        largest = max(value for value in change.values() if value is not None)
+        plain(f"Largest relative difference of any head's figures between the two models: {words.digits(largest, 2)}.")
+    if len(models) > 2:
+        st.plotly_chart(
+            evaluation.over_models(heads, measure, theme),
+            theme=None,
+            config=CONFIG,
+            key="over models",
+            alt=evaluation.SHOWN[measure],
+        )
+    if not layers.empty:
+        st.plotly_chart(
+            evaluation.activations(layers, theme),
+            theme=None,
+            config=CONFIG,
+            key="activations",
+            alt="Largest activation behind each layer",
+        )
+
+
+def _table(finding: str, how: str, rows: pd.DataFrame, name: str) -> None:
+    heading(finding, how, rows, name)
+    _frame(rows, f"{name} rows")
+
+
+def _frame(rows: pd.DataFrame, key: str) -> None:
+    numbers = {
+        name: st.column_config.NumberColumn(format="%.4g")
+        for name in rows.columns
+        if pd.api.types.is_float_dtype(rows[name])
+    }
+    st.dataframe(rows, hide_index=True, column_config=numbers, key=key)
