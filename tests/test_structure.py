@@ -29,8 +29,8 @@ FLOORS = (
     "steps",
     "runs",
     "circuits training",
-    "evaluation",
     "comparison",
+    "evaluation",
     "jobs job_functions",
     "cli",
 )
