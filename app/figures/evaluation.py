@@ -76,7 +76,7 @@ def score_finding(tasks: pd.DataFrame) -> str:
     between = int(tasks["between_constants"].sum())
     if between:
         return (
-            f"{between} of {words.plural(len(tasks), 'score')} lie between the constant answers"
+            f"{between} of {words.plural(len(tasks), 'score')} {'lies' if between == 1 else 'lie'} between the constant answers"
             if len(tasks) > 1
             else "The score lies between the constant answers"
         )

@@ -17,7 +17,7 @@ from wisca_core.evaluation import landing, seeds, statistics
 from wisca_core.evaluation.perplexity import Scored, score, summary
 from wisca_core.evaluation.same import same_model
 from wisca_core.evaluation.subjects import LONGEST, Subject, open_subject, same_tokens
-from wisca_core.evaluation.tasks import Document, find_task, run_task
+from wisca_core.evaluation.tasks import Document, Task, find_task, run_task
 from wisca_core.evaluation.text import Text, Tokens, Windows
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import write_json
@@ -145,6 +145,8 @@ class _Work:
         self.refused: list[dict[str, str]] = []
         self.sentences: list[str] = []
         self.report: str | None = None
+        found = [self._try(f"task {name}", lambda name=name: find_task(name)) for name in asked.tasks]
+        self.asked_tasks = [task for task in found if task is not None]
 
     def result(self) -> dict[str, Any]:
         return {
@@ -232,24 +234,24 @@ class _Work:
 
     def _tasks(self, subject: Subject) -> list[list[Document]]:
         out = []
-        for name in self.asked.tasks:
-            found = self._try(f"task {name} with {subject.name}", lambda name=name: self._task(subject, name))
+        for task in self.asked_tasks:
+            found = self._try(f"task {task.name} with {subject.name}", lambda task=task: self._task(subject, task))
             out.append(found or [])
         rows = [row for row in self.tables["tasks"] if row["model"] == subject.name]
         if len(rows) > 1:
             self.tables["means"].append({"model": subject.name, **statistics.mean_row(rows)})
         return out
 
-    def _task(self, subject: Subject, name: str) -> list[Document]:
+    def _task(self, subject: Subject, task: Task) -> list[Document]:
         documents = []
-        for one in run_task(subject, find_task(name), self.progress, self.asked.batch_size or 8, self.asked.limit):
+        for one in run_task(subject, task, self.progress, self.asked.batch_size or 8, self.asked.limit):
             documents.append(one)
             row = {"model": subject.name, "task": one.task, "document": one.number, "score": one.score}
             row |= {"answer": one.answer, "gold": one.gold, "margin": one.margin, "likelihoods": one.likelihoods}
             self.rows.add(kind="document", **row)
             self.tables["documents"].append({**row, "question": one.question})
-        for task in dict.fromkeys(one.task for one in documents):
-            row = {"model": subject.name, **statistics.task_row([one for one in documents if one.task == task])}
+        for name in dict.fromkeys(one.task for one in documents):
+            row = {"model": subject.name, **statistics.task_row([one for one in documents if one.task == name])}
             self.tables["tasks"].append(row)
             self.sentences.append(_task_words(row))
         return documents
