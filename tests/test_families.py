@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import _inner, find_sites
 from wisca_core.checkpoint import open_checkpoint
+from wisca_core.checkpoint.writer import write_weights
 from wisca_core.circuits.columns import MOVED, PLACES, UNMOVED, WORDS
 from wisca_core.circuits.measure import measure
 from wisca_core.equivalence.bench import NOT_RUN
@@ -25,7 +26,6 @@ from wisca_core.equivalence.proof import label
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 from wisca_core.exporting.export import export
-from wisca_core.exporting.weights import write_weights
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
 from wisca_core.planning.plan import make_plan
