@@ -5,8 +5,10 @@ sample and would return a stale table. What is kept is read-only and shared by a
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import streamlit as st
@@ -39,6 +41,8 @@ from wisca_core.runs.drawing import Band, Line
 from wisca_core.trajectories import Trajectory, bytes_to_read, content_key, find_checkpoints
 from wisca_core.trajectories import trajectory as measure_trajectory
 
+T = TypeVar("T")
+
 # Reading more than this takes over two seconds on a slow disk: it becomes a job.
 JOB_BYTES = 150_000_000
 
@@ -59,6 +63,10 @@ class Opened:
     def refusal(self) -> str:
         """Why the whole model is refused, in words; "" where it is not."""
         return next((r.reason for r in self.sites.refusals if r.what == "model"), "")
+
+
+# Nothing of a model is hashed but its key, nothing of options but how they are written.
+BY_KEY = {Opened: lambda model: model.key, Options: repr}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,14 +100,14 @@ def _opened(model: str, stamp: str) -> Opened:
 
 def with_pairs(model: Opened, pairs: list[str]) -> Opened:
     """The model with what ``pairs`` need looked for: feed-forward pairs are in it only where they are among them."""
-    return _with_feed_forward(model.key, model) if "mlp" in pairs and "mlp" in pairs_of(model) else model
+    return _with_feed_forward(model) if "mlp" in pairs and "mlp" in pairs_of(model) else model
 
 
 def pairs_of(model: Opened) -> tuple[str, ...]:
     """The pairs that it has, in order; feed-forward pairs too, which are not among its sites until they are asked for."""
     sites = model.sites.sites
     if sites and not model.checkpoint.adapter_json and all(site.key.pair != "mlp" for site in sites):
-        sites = _with_feed_forward(model.key, model).sites.sites
+        sites = _with_feed_forward(model).sites.sites
     has = {site.key.pair for site in sites}
     return tuple(pair for pair in PAIRS if pair in has)
 
@@ -109,13 +117,12 @@ def feed_forward_refusals(model: Opened) -> tuple[Refusal, ...]:
     if model.checkpoint.adapter_json or not model.sites.sites:
         return ()
     known = {refusal.what for refusal in model.sites.refusals}
-    return tuple(r for r in _with_feed_forward(model.key, model).sites.refusals if r.what not in known)
+    return tuple(r for r in _with_feed_forward(model).sites.refusals if r.what not in known)
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _with_feed_forward(key: str, _model: Opened) -> Opened:
-    sites = sites_of(_model.checkpoint, searched(PAIRS))
-    return Opened(f"{key}\nwith mlp", _model.checkpoint, sites)
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=BY_KEY)
+def _with_feed_forward(model: Opened) -> Opened:
+    return Opened(f"{model.key}\nwith mlp", model.checkpoint, sites_of(model.checkpoint, searched(PAIRS)))
 
 
 def proved(model: Opened, proof: Proof | None) -> Opened:
@@ -153,14 +160,10 @@ def _stamp(model: str) -> str:
     return "\n".join(f"{name} {size} {mtime}" for name, size, mtime in seen if name.endswith(wanted))
 
 
+@st.cache_data(ttl=30, max_entries=16, show_spinner=False, hash_funcs=BY_KEY)
 def adapters_near(model: Opened) -> tuple[str, ...]:
     """Folders of LoRA adapters that belong to this model, as far as can be seen beside it."""
-    return _adapters_near(model.key, model)
-
-
-@st.cache_data(ttl=30, max_entries=16, show_spinner=False)
-def _adapters_near(key: str, _model: Opened) -> tuple[str, ...]:
-    return () if _model.checkpoint.adapter_json else tuple(map(str, adapters_of(_model.checkpoint)))
+    return () if model.checkpoint.adapter_json else tuple(map(str, adapters_of(model.checkpoint)))
 
 
 def needs_job(model: Opened) -> bool:
@@ -171,61 +174,47 @@ def needs_job(model: Opened) -> bool:
     )
 
 
+@st.cache_resource(max_entries=4, show_spinner="Measuring the weights", hash_funcs=BY_KEY)
 def patterns(model: Opened) -> Patterns:
     """The measured table; measures now where nobody has. Raises WiscaError."""
-    return _patterns(model.key, model)
-
-
-@st.cache_resource(max_entries=4, show_spinner="Measuring the weights")
-def _patterns(key: str, _model: Opened) -> Patterns:
-    if _model.whole is not None:
-        return patterns(_model.whole).of(_model.sites)
-    table = store.measured(_model.checkpoint, _model.sites)
+    if model.whole is not None:
+        return patterns(model.whole).of(model.sites)
+    table = store.measured(model.checkpoint, model.sites)
     for granularity in GRANULARITIES:  # so that the first change of an option is as quick as the next
         table.cells(granularity)
     return table
 
 
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=BY_KEY)
 def decision(model: Opened, options: Options) -> Decision:
     """The factors of ``options`` and every "after" that follows from them; arithmetic on the table."""
-    return _decision(model.key, repr(options), model, options)
+    return decide(patterns(model), options)
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _decision(key: str, written: str, _model: Opened, _options: Options) -> Decision:
-    return decide(patterns(_model), _options)
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_KEY)
+def head(model: Opened, options: Options, site: str, group: int) -> HeadDetail:
+    """One KV group looked at closely; a few MB are read. Raises WiscaError."""
+    return head_detail(model.checkpoint, decision(model, options), site, group)
 
 
-def head(model: Opened, options: Options, site: str, group: int, head_in_group: int = 0) -> HeadDetail:
-    """One KV group looked at closely: reads its weights again, a few MB."""
-    return _head(model.key, repr(options), site, group, head_in_group, model, options)
-
-
-@st.cache_resource(max_entries=32, show_spinner=False)
-def _head(
-    key: str, written: str, site: str, group: int, head_in_group: int, _model: Opened, _options: Options
-) -> HeadDetail:
-    return head_detail(_model.checkpoint, decision(_model, _options), site, group, head_in_group)
-
-
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=BY_KEY)
 def rows(model: Opened, options: Options) -> pd.DataFrame:
     """The plan for people, columns ROW_COLUMNS; not to be changed."""
-    return _rows(model.key, repr(options), model, options)
+    return plan_rows(decision(model, options))
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _rows(key: str, written: str, _model: Opened, _options: Options) -> pd.DataFrame:
-    return plan_rows(decision(_model, _options))
-
-
+@st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=BY_KEY)
 def plan(model: Opened, options: Options) -> Plan:
     """The decision as a value that can be saved and exported."""
-    return _plan(model.key, repr(options), model, options)
+    return make_plan(decision(model, options))
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _plan(key: str, written: str, _model: Opened, _options: Options) -> Plan:
-    return make_plan(decision(_model, _options))
+@st.cache_resource(max_entries=96, show_spinner=False)
+def once(key: str, _make: Callable[[], T]) -> T:
+    """What ``make()`` gave for this key (a figure, a table of a page), which names everything that it depends on; not to
+    be changed.
+    """
+    return _make()
 
 
 @st.cache_resource(max_entries=3, show_spinner="Reading the logs")

@@ -21,15 +21,20 @@ GROUPS = {
         st.Page("views/evaluate.py", title="Evaluate"),
     ],
     "A training": [st.Page("views/compare.py", title="Compare"), st.Page("views/runs.py", title="Runs")],
-    "About": [st.Page("views/architectures.py", title="Architectures")],
+    "About": [st.Page("views/method.py", title="Method"), st.Page("views/architectures.py", title="Architectures")],
 }
+
+# Not in the navigation: the sidebar leads there.
+OPEN = st.Page("views/open.py", title="Open a model", visibility="hidden")
 
 st.set_page_config(page_title="WISCA", page_icon=ICON, layout="wide", initial_sidebar_state=244)
 st.logo(str(HERE / f"wordmark-{theme_of(st.context.theme.type).name}.svg"), size="large")
-state.begin()
-page = st.navigation(GROUPS, expanded=True)
-with st.sidebar, errors_as_messages("The sidebar cannot be shown"):
-    sidebar.draw()
-state.share()
-with errors_as_messages("This page cannot be shown"):
-    page.run()
+page = st.navigation(GROUPS | {"": [OPEN]}, expanded=True)
+state.begin(page.url_path)
+try:
+    with st.sidebar, errors_as_messages("The sidebar cannot be shown"):
+        sidebar.draw()
+    with errors_as_messages("This page cannot be shown"):
+        page.run()
+finally:
+    state.share()

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import streamlit as st
 
-from wisca_app import cached, state
+from wisca_app import cached, state, uploads
 from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
-from wisca_core import jobs
+from wisca_core import jobs, storage
 from wisca_core.errors import WiscaError
 from wisca_core.untrusted import shown
 
@@ -31,9 +31,11 @@ def normal(written: str) -> str:
 
 
 def title(model: str) -> str:
-    """A short name for it, one line, still foreign: the last two parts of a path, or the hub id."""
+    """A short name for it, one line, still foreign: the last two parts of a path, the hub id, an upload's weight file."""
     if model.startswith("hub:"):
         return shown(model.removeprefix("hub:"))
+    if Path(model).parent == storage.home() / "uploads":
+        return shown(uploads.name_of(Path(model)))
     return shown(Path(*Path(model).parts[-2:]).as_posix())
 
 
@@ -43,7 +45,8 @@ def ready(pairs: list[str]) -> Opened:
     """
     model = normal(state.get("model"))
     if not model:
-        plain("No model is open. Open one in the sidebar: a path on this machine, a hub id or an upload.")
+        plain("No model is open.")
+        st.page_link("views/open.py", label="Open one: a path on this machine, a hub id or an upload")
         st.stop()
     if model.startswith("hub:"):
         _fetch(model)
@@ -54,10 +57,9 @@ def ready(pairs: list[str]) -> Opened:
 
 
 def glance() -> Opened | None:
-    """The open model for the sidebar, None where it is not there or cannot be opened: the page says why."""
+    """The open model for a page that can do without, None where it is not there or cannot be opened."""
     model = normal(state.get("model"))
-    job = latest("measure", model=model, pairs=None) if model.startswith("hub:") else None
-    if not model or (model.startswith("hub:") and (job is None or job.state != "done")):
+    if not model or not is_here(model):
         return None
     try:
         return cached.opened(model)
@@ -65,10 +67,18 @@ def glance() -> Opened | None:
         return None
 
 
-def _fetch(model: str) -> None:
+def is_here(model: str) -> bool:
+    """Whether opening it downloads nothing: a path, or a model of the hub that a job has fetched."""
+    if not model.startswith("hub:"):
+        return True
     job = latest("measure", model=model, pairs=None)
-    if job is not None and job.state == "done":
+    return job is not None and job.state == "done"
+
+
+def _fetch(model: str) -> None:
+    if is_here(model):
         return
+    job = latest("measure", model=model, pairs=None)
     if job is not None and job.is_active:
         st.header("Fetching the model from the hub")
         follow(job)

@@ -11,6 +11,7 @@ Rescale also decide what Inspect draws as "after", so the address is written her
 
 import math
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import streamlit as st
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, Sites
 from wisca_core.census.entry import VERDICTS
 from wisca_core.circuits.columns import NUMBERS
+from wisca_core.exactness import POSITIONS, SCALED
 from wisca_core.patterns.table import NORMS
 from wisca_core.planning.options import PLAN_NORMS, LayerRange, Options, default_pairs, parse_pairs
 
@@ -103,6 +105,16 @@ def _read_names(text: str) -> list[str]:
     return names
 
 
+def _between(low: float, high: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = round(float(text), 3)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return read
+
+
 def _read_smoothing(text: str) -> float:
     value = round(float(text), 3)
     if not 0 <= value <= 0.999:
@@ -131,6 +143,8 @@ def _read_model_type(text: str) -> str:
 
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
+    # Open a model: the folder that is looked into, "" for the one the open model lies in
+    "folder": Choice(_fixed(""), str, str),
     # Inspect: a second model that is drawn beside it, "" for none
     "beside": Choice(_fixed(""), str, str),
     # Rescale, and the "after" of Inspect
@@ -146,8 +160,11 @@ CHOICES: dict[str, Choice] = {
     # where in the model the pair sits, where it has several blocks: decoder.cross, decoder.experts ...
     "block": Choice(_fixed(""), _read_block, str),
     "shown_norm": Choice(_fixed("l1"), _one_of(*NORMS), str),
-    "layer": Choice(_fixed(None), _whole, str),
-    "group": Choice(_fixed(None), _whole, str),
+    # of the map; where none was chosen yet it follows the model: divided out where size is most of the ratio
+    "shown_view": Choice(lambda: note("own view"), _one_of("size", "stored", "after"), str),
+    # the cell looked at; the most unbalanced one stands in no address
+    "layer": Choice(lambda: _first_place(0), _whole, str),
+    "group": Choice(lambda: _first_place(1), _whole, str),
     # Heads: the selected head of ``layer``, and the columns that are drawn
     "head": Choice(_fixed(None), _whole, str),
     "expert": Choice(_fixed(None), _expert, str),
@@ -171,6 +188,11 @@ CHOICES: dict[str, Choice] = {
     "search": Choice(_fixed(""), str, str),
     "verdict": Choice(_fixed("all"), _one_of("all", *VERDICTS), str),
     "kinds": Choice(_fixed("causal"), _one_of("causal", "all"), str),
+    # Method
+    "toy_ratio": Choice(_fixed(12.0), _between(1, 16), "{:g}".format),
+    "toy_rate": Choice(_fixed(0.23), _between(0.02, 0.5), "{:g}".format),
+    "toy_position": Choice(_fixed("rotary"), _one_of(*POSITIONS), str),
+    "toy_scaled": Choice(_fixed("pair"), _one_of(*SCALED), str),
     # Runs
     "logs": Choice(lambda: str(SAMPLE) if sample_checkpoints() else "", str, str),
     "step_column": Choice(_fixed(""), str, str),
@@ -197,22 +219,56 @@ CHOICES: dict[str, Choice] = {
 }
 
 
-def begin() -> None:
-    """First call of every run: a fresh session takes its choices from the address."""
+def _first_place(part: int) -> int | None:
+    """Layer (0) or group (1) that is looked at while none is chosen; both or neither."""
+    first = note("first place")
+    chosen = st.session_state.get("layer"), st.session_state.get("group")
+    return first[part] if first is not None and chosen == first else None
+
+
+def begin(page: str) -> None:
+    """First call of every run on ``page``: a fresh session takes its choices from the address, and so does one whose
+    browser went back or forward.
+    """
+    moved = _went_back(page)
+    note("page", page)
     for name, choice in CHOICES.items():
-        if name not in st.session_state:
+        if moved or name not in st.session_state:
             st.session_state[name] = _from_address(name, choice)
 
 
-def share() -> None:
-    """Write the choices into the address."""
+def _went_back(page: str) -> bool:
+    """Whether the address is another one than was written, and nothing that was chosen since explains it.
+
+    A page that is changed by a link comes without an address. Within a second of writing, the browser may still tell
+    the address from before.
+    """
+    written = note("address")
+    if written is None or st.query_params.to_dict() == written or time.monotonic() - note("written at") < 1:
+        return False
+    if page != note("page") and not st.query_params.to_dict():
+        return False
+    return _wanted() == written
+
+
+def _wanted() -> dict[str, str]:
+    """The choices that are not the default, as the address says them."""
     wanted = {}
     for name, choice in CHOICES.items():
         value = st.session_state[name]
         if value is not None and value != choice.default():
             wanted[name] = choice.write(value)
+    return wanted
+
+
+def share() -> None:
+    """Last call of every run: write the choices into the address. One change of it is one step for the Back button."""
+    wanted = _wanted()
     if st.query_params.to_dict() != wanted:
         st.query_params.from_dict(wanted)
+    if wanted != note("address"):
+        note("address", wanted)
+        note("written at", time.monotonic())
 
 
 def _from_address(name: str, choice: Choice) -> Any:
@@ -254,8 +310,21 @@ def open_model(model: str) -> None:
     To be called before the page is drawn, without a rerun behind it: widgets that were not drawn in between would bring
     their old values back.
     """
-    forget("layer span")
-    for name in ("layers", "exclude", "block", "layer", "group", "head", "expert", "heads_block", "heads_beside"):
+    for name in ("layer span", "first place", "own view"):
+        forget(name)
+    for name in (
+        "layers",
+        "exclude",
+        "pair",
+        "block",
+        "shown_view",
+        "layer",
+        "group",
+        "head",
+        "expert",
+        "heads_block",
+        "heads_beside",
+    ):
         st.session_state[name] = CHOICES[name].default()
     st.session_state["model"] = model
 

@@ -13,6 +13,12 @@ from wisca_core.untrusted import shown
 ENDINGS = ("safetensors", "json", "model", "txt")
 
 
+def name_of(folder: Path) -> str:
+    """What a kept upload is called: its weight file, or the first of its files."""
+    names = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
+    return next((name for name in names if name.endswith(".safetensors")), names[0] if names else folder.name)
+
+
 def keep(files: Sequence[tuple[str, bytes]], endings: tuple[str, ...] = ENDINGS) -> Path:
     """Write (name, content) into a new folder and return it. Raises UnsafeInput for anything but plain file names."""
     for name, _ in files:

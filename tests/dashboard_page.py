@@ -1,8 +1,10 @@
 """The dashboard without a browser: a page opened at an address, and what stands on it."""
 
+import base64
 import json
 from pathlib import Path
 
+import numpy as np
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Block
 
@@ -29,9 +31,20 @@ def texts(part: AppTest | Block) -> str:
 
 
 def metrics(at: AppTest) -> dict[str, str]:
-    return {metric.label: metric.value for metric in at.metric}
+    """Numbers by their label, without its colour."""
+    return {metric.label.removeprefix(":gray[").removesuffix("]"): metric.value for metric in at.metric}
 
 
 def charts(at: AppTest) -> list[dict]:
     """The plotly figures of the page."""
-    return [json.loads(chart.proto.spec) for chart in at.main.get("plotly_chart")]
+    return [decoded(json.loads(chart.proto.spec)) for chart in at.main.get("plotly_chart")]
+
+
+def decoded(value: object) -> object:
+    """A figure's dictionaries with plotly's typed arrays as lists."""
+    if isinstance(value, dict) and "bdata" in value:
+        flat = np.frombuffer(base64.b64decode(value["bdata"]), value["dtype"])
+        return flat.reshape([int(n) for n in value["shape"].split(",")] if "shape" in value else -1).tolist()
+    if isinstance(value, dict):
+        return {name: decoded(one) for name, one in value.items()}
+    return [decoded(one) for one in value] if isinstance(value, list | tuple) else value

@@ -49,7 +49,7 @@ def quantised(base, tmp_path_factory) -> Path:
 def test_inspect_shows_an_adapter_by_layer_and_part(adapter):
     at = page(model=adapter)
     said = texts(at)
-    assert "LoRA" in said and "4 pairs found, none refused" in said and "The A side" in at.title[0].value
+    assert "4 pairs, none refused" in said and at.title[0].value.startswith("A weighs 1.")
     assert "A LoRA adapter of" in said and "the base model, which stays as it is" in said
     assert "every value of base_model.model.model.layers.0.mlp.down_proj.lora_B.weight in it is zero" in said
     strips = charts(at)[0]
@@ -78,7 +78,10 @@ def test_two_adapters_stand_side_by_side(adapter, tmp_path):
         metadata={"format": "pt"},
     )
     at = page(model=adapter, beside=other)
-    assert at.subheader[0].value == "The open model: A 1.41× in the median layer; beside it: A 2.8×"
+    finding = next(s.value for s in at.subheader if "differ" in s.value)
+    assert finding == "No cell differs by more than 2.0×"  # A twice as heavy, one octave
+    strips = [t["z"] for chart in charts(at) for t in chart["data"] if t["type"] == "heatmap"][1:]
+    assert len(strips) == 3 and strips[2][1][1] == pytest.approx(-1)
 
 
 def test_rescale_plans_an_adapter_by_module_and_rank_channel(adapter):
@@ -146,7 +149,7 @@ def test_a_quantised_model_is_looked_at(quantised):
     at = page(model=quantised)
     said = texts(at)
     assert "**Look only:** the checkpoint is quantised" in said and "fp8" in said
-    assert "Factor" not in said and "ring before, dot after" not in said
+    assert "Factor" not in said and "ring before, dot after" not in said and "With Adam, balancing" not in said
     assert not any("After" in frame.value for frame in at.dataframe if "Heavier side" in frame.value)
     assert len([name for name in charts(at)[0]["layout"] if name.startswith("yaxis")]) in (
         2,

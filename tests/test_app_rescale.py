@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
-from dashboard_page import metrics, page, texts
+from dashboard_page import decoded, metrics, page, texts
 from streamlit.testing.v1 import AppTest
 
 from wisca_app import cached, downloads
@@ -25,6 +26,7 @@ from wisca_core.equivalence.proving import prove
 from wisca_core.patterns.measure import measure
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import LayerRange, Options, parse_layers
+from wisca_core.planning.rates import equivalent_rates, median_rates, rate
 from wisca_core.planning.rows import ROW_COLUMNS, plan_rows
 
 
@@ -62,6 +64,15 @@ def shown_rows(at: AppTest):
     return at.dataframe[0].value
 
 
+def left(rows):
+    """What Wq or Wv is multiplied by."""
+    return rows[next(name for name in rows.columns if name in ("On Wq or Wv", "On Wq", "On Wv"))]
+
+
+def right(rows):
+    return rows[next(name for name in rows.columns if name in ("On Wk or Wo", "On Wk", "On Wo"))]
+
+
 def predicted(model: Path, options: Options):
     checkpoint = open_checkpoint(model)
     return decide(measure(checkpoint, find_sites(checkpoint)), options)
@@ -77,18 +88,18 @@ def test_defaults_are_qk_and_vo_one_factor_a_matrix_l1_full_strength_not_exact(l
     rows = shown_rows(at)
     assert rows["Pair"].tolist() == ["QK", "VO"] * 3
     expected = predicted(llama, Options()).factor
-    np.testing.assert_allclose(rows["Left factor"], expected, rtol=1e-12)
-    np.testing.assert_allclose(rows["Right factor"], 1 / expected, rtol=1e-12)
+    np.testing.assert_allclose(left(rows), expected, rtol=1e-12)
+    np.testing.assert_allclose(right(rows), 1 / expected, rtol=1e-12)
     assert len(at.get("plotly_chart")) == 1
 
 
 def test_granularity(llama):
     at = page("rescale", model=llama)
     at.segmented_control(key="granularity").set_value("group").run()
-    np.testing.assert_allclose(shown_rows(at)["Left factor"], predicted(llama, Options(granularity="group")).factor)
+    np.testing.assert_allclose(left(shown_rows(at)), predicted(llama, Options(granularity="group")).factor)
     at.segmented_control(key="granularity").set_value("channel").run()
     rows = shown_rows(at)
-    assert len(rows) == 12 and all(" to " in text for text in rows["Left factors"])
+    assert len(rows) == 12 and all(" to " in text for text in left(rows))
     assert "channel" in str(at.query_params["granularity"])
 
 
@@ -97,7 +108,7 @@ def test_exact_promises_bit_identity_only_with_powers_of_two(llama):
     assert "bit-identical" not in texts(at)
     at.toggle(key="exact").set_value(True).run()
     assert at.title[0].value.endswith("by powers of two; every output stays bit-identical.")
-    assert (np.frexp(shown_rows(at)["Left factor"])[0] == 0.5).all()
+    assert (np.frexp(left(shown_rows(at)))[0] == 0.5).all()
     assert metrics(at)["Weights round"] == "0"
 
 
@@ -115,7 +126,7 @@ def test_pairs(llama):
 def test_norm(llama):
     at = page("rescale", model=llama)
     at.segmented_control(key="norm").set_value("rms").run()
-    np.testing.assert_allclose(shown_rows(at)["Left factor"], predicted(llama, Options(norm="rms")).factor)
+    np.testing.assert_allclose(left(shown_rows(at)), predicted(llama, Options(norm="rms")).factor)
 
 
 def test_strength_none_changes_nothing_and_offers_no_export(llama):
@@ -124,7 +135,7 @@ def test_strength_none_changes_nothing_and_offers_no_export(llama):
     assert at.title[0].value == "None of 6 pairs would change with these options."
     assert at.button(key="export").disabled and at.button(key="check").disabled
     at.slider(key="strength").set_value(0.5).run()
-    np.testing.assert_allclose(shown_rows(at)["Left factor"], predicted(llama, Options(strength=0.5)).factor)
+    np.testing.assert_allclose(left(shown_rows(at)), predicted(llama, Options(strength=0.5)).factor)
     assert not at.button(key="export").disabled
 
 
@@ -143,7 +154,7 @@ def test_pairs_left_out_stay_in_the_table_with_factor_one(llama):
     at.multiselect(key="exclude").set_value(["decoder.1.self.qk"]).run()
     rows = shown_rows(at)
     left_out = rows[rows["What it changes"] == "nothing: left out"]
-    assert left_out[["Layer", "Pair", "Left factor"]].values.tolist() == [[1, "QK", 1.0]]
+    assert left_out[["Layer", "Pair", "On Wq or Wv"]].values.tolist() == [[1, "QK", 1.0]]
     assert at.title[0].value.startswith("5 of 6 pairs")
     assert "decoder.1.self.qk" in str(at.query_params["exclude"])
 
@@ -162,11 +173,11 @@ def test_the_address_brings_all_options_back_and_they_outlive_a_change_of_page(l
     options = Options(("qk",), "group", "max", 0.5, (LayerRange(0, 1),), True, ("decoder.0.self.qk",))
     expected = predicted(llama, options)
     chosen = (expected.cells.site == 0) | (expected.cells.site == 2)
-    np.testing.assert_array_equal(shown_rows(at)["Left factor"], expected.factor[chosen])
+    np.testing.assert_array_equal(left(shown_rows(at)), expected.factor[chosen])
     at.switch_page("views/inspect.py").run()
     assert not at.exception
     at.switch_page("views/rescale.py").run()
-    np.testing.assert_array_equal(shown_rows(at)["Left factor"], expected.factor[chosen])
+    np.testing.assert_array_equal(left(shown_rows(at)), expected.factor[chosen])
     for name, value in address.items():
         assert at.query_params[name] in (value, [value])
 
@@ -175,6 +186,25 @@ def test_medians_before_and_after_are_shown_for_each_pair(llama):
     at = page("rescale", model=llama)
     assert metrics(at)["Median query/key"].endswith("→ 1.00×")
     assert metrics(at)["Within 2× after"] == "12 of 12"
+
+
+def test_a_plan_says_which_training_it_is(llama):
+    rates = median_rates(equivalent_rates(predicted(llama, Options(strength=0.5))))
+    at = page("rescale", model=llama, strength="0.5")
+    line = next(m for m in at.markdown if m.value.startswith("With Adam, this plan is training"))
+    assert f":blue[**Wq**] at {rate(rates[0].left)} and :orange[**Wk**] at {rate(rates[0].right)}" in line.value
+
+
+def test_a_model_in_balance_is_told_so_in_one_sentence_with_the_charts_folded(llama, edited):
+    def balance(tensors):
+        for name in tensors:
+            for one, other in (("k_proj", "q_proj"), ("o_proj", "v_proj")):
+                if one in name:
+                    tensors[name] *= tensors[name.replace(one, other)].abs().sum() / tensors[name].abs().sum() * 1.01
+
+    at = page("rescale", model=edited(llama, balance))
+    assert re.match(r"Not worth it: every pair lies within 1\.0\d× of balance already\.", at.title[0].value)
+    assert "Factors and plan all the same" in [e.label for e in at.expander]
 
 
 # --- refused and lossy models -----------------------------------------------------------------------------------------
@@ -250,7 +280,7 @@ def test_full_check_and_export_run_as_jobs_and_write_the_plan_that_is_shown(llam
     (check,) = [job for job in jobs.every() if job.kind == "check"]
     assert jobs.wait(check.id, 120).state == "done"
     at.run()
-    assert re.search(r"equal: \*\*([\d,]+) of \1\*\*", texts(at)) and "passed" in texts(at)
+    assert re.search(r"with the very same bits: ([\d,]+) of \1", texts(at)) and "passed" in texts(at)
     out = tmp_path / "taken away"
     next(field for field in at.text_input if field.label == "Folder").set_value(str(out)).run()
     at.button(key="export").click().run()
@@ -358,7 +388,7 @@ def test_the_finding_counts_by_hand(llama):
 
 def test_the_chart_draws_one_mark_a_row_and_leaves_left_out_pairs_open(llama):
     rows = plan_rows(predicted(llama, Options(exclude=("decoder.0.self.qk",))))
-    figure = factor_chart(rows, LIGHT)
+    figure = go.Figure(decoded(factor_chart(rows, LIGHT).to_dict()))
     squares = [
         trace for trace in figure.data if trace.mode == "markers" and trace.marker.symbol in ("square", "square-open")
     ]
@@ -382,9 +412,10 @@ def test_cached_tables_follow_a_file_that_changed(llama, tmp_path):
 def test_opening_another_model_here_starts_with_all_its_layers(llama, tmp_path):
     at = page("rescale", model=llama, layers="1-2", exclude="decoder.1.self.qk")
     shutil.copytree(llama, tmp_path / "other")
+    at.switch_page("views/open.py").run()
     at.text_input(key="written").set_value(str(tmp_path / "other"))
     next(b for b in at.button if b.label == "Open").click().run()
-    at.run()
+    at.switch_page("views/rescale.py").run()
     assert at.slider(key="layers").value == (0, 2) and at.multiselect(key="exclude").value == []
     assert "layers" not in at.query_params and "exclude" not in at.query_params
     assert at.title[0].value.startswith("6 of 6 pairs")

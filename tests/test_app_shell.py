@@ -27,6 +27,7 @@ from wisca_app.archive import Entry, archive, archive_bytes
 from wisca_app.spreadsheet import csv_bytes
 from wisca_core import jobs, storage
 from wisca_core.checkpoint import HubSize
+from wisca_core.checkpoint.nearby import below
 from wisca_core.errors import CheckpointChanged, HubError, UnreadableInput, UnsafeInput
 
 HOSTILE = "![x](http://evil.example/x.png)<script>alert(1)</script>:red[*hi*]"
@@ -48,6 +49,7 @@ def button(at: AppTest, label: str):
 
 
 def send(at: AppTest, written: str) -> AppTest:
+    at.switch_page("views/open.py").run()
     at.text_input(key="written").set_value(written)
     return button(at, "Open").click().run()
 
@@ -73,12 +75,18 @@ def test_the_address_opens_the_model_again(llama):
     assert "4 query heads on 2 KV heads" in texts(page(model=llama))
 
 
-def test_a_path_that_is_not_there_gives_a_message_and_keeps_the_open_model(tmp_path):
+def test_a_path_that_is_not_there_says_what_to_do_and_keeps_the_open_model(tmp_path):
     at = send(page(), str(tmp_path / "nothing"))
     assert not at.exception
-    assert "cannot be opened" in texts(at) and "That cannot be opened" in texts(at)
-    assert state.sample_checkpoints()[-1].name in texts(at)
+    said = texts(at.main)
+    assert "That could not be opened" in said and "There is nothing at this path." in said
+    assert "checkpoint-3600 stays open." in said and str(tmp_path / "nothing") in said
+    assert at.text_input(key="written").value == str(tmp_path / "nothing")  # to be mended, not written anew
     assert "model" not in at.query_params
+    at.button(key="try again").click().run()
+    assert not at.exception and "That could not be opened" in texts(at.main)
+    at.switch_page("views/inspect.py").run()
+    assert "Queries weigh" in at.title[0].value
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not weights</html>", b"\xff\xff\xff\xff\xff\xff\xff\x7f{}"])
@@ -90,7 +98,7 @@ def test_damaged_weights_give_a_message_and_the_page_lives(tmp_path, content):
     at = page(model=folder)
     assert not at.exception
     assert "This page cannot be shown" in texts(at)
-    assert len(at.text_input) and "model.safetensors" in texts(at)
+    assert at.button(key="open_another") and "model.safetensors" in texts(at)
 
 
 def test_a_hostile_name_is_shown_letter_by_letter(tmp_path):
@@ -107,7 +115,7 @@ def test_a_hostile_name_is_shown_letter_by_letter(tmp_path):
 
 def test_a_sample_button_opens_that_checkpoint():
     first = state.sample_checkpoints()[0]
-    at = page()
+    at = page("open")
     at.button(key=f"sample {first.name.split('-')[1]}").click().run()
     assert str(first) in str(at.query_params["model"])
 
@@ -125,6 +133,75 @@ def test_values_of_the_address_that_make_no_sense_fall_back_to_the_default():
     assert not at.query_params
 
 
+def test_what_was_opened_stands_among_the_recent_and_opens_again(llama, tmp_path):
+    at = page(model=llama)
+    at.switch_page("views/open.py").run()
+    assert "2 layers, 4 query heads on 2 KV heads" in texts(at.main) and "open now" in texts(at.main)
+    at.button(key="sample 0").click().run()
+    at.switch_page("views/open.py").run()
+    assert at.button(key="recent 0").label == "**models0/tiny-llama**" or "tiny" in at.button(key="recent 0").label
+    at.button(key="recent 0").click().run()
+    assert str(llama) in str(at.query_params["model"]) and "2 layers" in texts(at)
+
+
+def test_folders_are_walked_down_to_a_model_and_up_again(llama):
+    at = page("open", model=llama)
+    assert str(llama.parent) in texts(at.main)
+    row = next(b for b in at.main.button if str(b.key).endswith(str(llama)))
+    at.button(key="one up").click().run()
+    assert at.query_params["folder"] in (str(llama.parent.parent), [str(llama.parent.parent)])
+    down = next(b for b in at.main.button if str(b.key).endswith(f" {llama.parent}"))
+    at.button(key=down.key).click().run()
+    at.button(key=row.key).click().run()
+    assert not at.exception and "Queries weigh" in at.title[0].value
+
+
+def test_the_list_of_a_folder_names_models_adapters_files_and_other_folders(tmp_path):
+    for name, files in {
+        "whole": ("config.json", "model.safetensors"),
+        "lora": ("adapter_config.json", "adapter_model.safetensors"),
+        "empty": (),
+        ".hidden": ("config.json", "model.safetensors"),
+    }.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_bytes(b"1234")
+    (tmp_path / "alone.gguf").write_bytes(b"12")
+    (tmp_path / "notes.txt").write_bytes(b"12")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    found = [(near.path.name, near.kind, near.n_files, near.n_bytes) for near in below(tmp_path)]
+    assert found == [
+        ("lora", "adapter", 1, 4),
+        ("whole", "model", 1, 4),
+        ("alone.gguf", "file", 1, 2),
+        ("empty", "folder", 0, 0),
+    ]
+    with pytest.raises(UnreadableInput):
+        below(tmp_path / "nowhere")
+
+
+def test_an_upload_is_named_by_its_file(llama):
+    folder = uploads.keep([(n, (llama / n).read_bytes()) for n in ("config.json", "model.safetensors")])
+    assert open_model.title(str(folder)) == "model.safetensors"
+
+
+def test_going_back_in_the_browser_takes_the_choices_of_that_address(monkeypatch):
+    at = page(granularity="group")
+    at.switch_page("views/rescale.py").run()  # a link brings no address along: what was chosen is kept
+    assert at.segmented_control(key="granularity").value == "group"
+    at.segmented_control(key="granularity").set_value("channel").run()
+    assert "channel" in str(at.query_params["granularity"])
+    at.session_state["note:written at"] -= 10
+    at.query_params["granularity"] = "group"
+    at.run()
+    assert at.segmented_control(key="granularity").value == "group"
+    # an address that lags behind a choice made within a second is not a step back
+    at.segmented_control(key="granularity").set_value("tensor").run()
+    at.query_params["granularity"] = "group"
+    at.run()
+    assert at.segmented_control(key="granularity").value == "tensor"
+
+
 # --- hub --------------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +217,8 @@ def test_a_model_of_the_hub_shows_its_size_and_is_not_fetched_before_the_button(
     started = []
     job = jobs.start("sleep", {"steps": 1000, "seconds": 0.05}, "stands in for the download")
     monkeypatch.setattr(open_model, "start_measuring", lambda model: started.append(model) or job)
-    button(at, "Download and open").click().run()
+    assert "stays open" not in texts(at)
+    button(at, "Download and open").click().run().run()
     assert not at.exception
     assert started == ["hub:some/model"] and "hub:some/model" in str(at.query_params["model"])
 
@@ -226,7 +304,7 @@ def test_cleaning_removes_what_can_be_made_again_and_leaves_exports(own_home):
     export.mkdir()
     (export / "model.safetensors").write_bytes(b"x" * 1000)
     (storage.folder("proofs") / "old.json").write_text("{}")
-    at = page()
+    at = page("open")
     at.button(key="clean").click().run()
     assert not at.exception
     assert (export / "model.safetensors").exists()

@@ -94,19 +94,19 @@ def page(server):
 def test_from_the_first_screen_to_a_verified_download(page, server, tmp_path):
     address, _ = server
     page.goto(address)
-    page.get_by_text("The query side is 4.3× heavier in the median layer").first.wait_for()
+    page.get_by_text("Queries weigh 4.3× their keys").first.wait_for()
     page.locator(".js-plotly-plot").first.wait_for()
 
-    # a click on layer 2, KV group 1 of the strip "before" opens that head
+    # a click on layer 2, KV group 1 of the strip "before" opens that cell
     strip = page.locator(".js-plotly-plot .nsewdrag").first
     strip.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)
     box = strip.bounding_box()
     page.mouse.click(box["x"] + box["width"] * 2.5 / 8, box["y"] + box["height"] * 0.75)
-    page.get_by_text("Layer 2, KV group 1", exact=True).wait_for()
+    page.get_by_role("heading", name="Layer 2, KV group 1").first.wait_for()
     page.wait_for_url(re.compile("layer=2.*group=1|group=1.*layer=2"))
     page.reload()  # the link alone brings the same view back
-    page.get_by_text("Layer 2, KV group 1", exact=True).wait_for()
+    page.get_by_role("heading", name="Layer 2, KV group 1").first.wait_for()
 
     page.get_by_role("link", name="Rescale").click()
     page.get_by_text("16 of 16 pairs would change").wait_for()
@@ -138,7 +138,7 @@ def test_a_phone_in_the_dark_sees_both_pages_without_sideways_scrolling(page, se
     address, _ = server
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size({"width": 390, "height": 844})
-    for path, text in (("", "The query side is"), ("/rescale", "pairs would change")):
+    for path, text in (("", "Queries weigh"), ("/rescale", "pairs would change")):
         page.goto(address + path)
         page.get_by_text(re.compile(text)).first.wait_for()
         page.locator(".js-plotly-plot").first.wait_for()
@@ -146,12 +146,26 @@ def test_a_phone_in_the_dark_sees_both_pages_without_sideways_scrolling(page, se
         assert page.evaluate("document.documentElement.scrollWidth") <= 391
 
 
+def test_every_page_opens_without_a_fault(server):
+    """At 1280 px; ``python tests/pages.py`` does all widths and themes."""
+    import pages
+    from playwright.sync_api import sync_playwright
+
+    address, _ = server
+    path = _browser_path()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        found = {where: faults for where, _, faults in pages.opened(browser, address, 1280, "light") if faults}
+        browser.close()
+    assert not found and len(pages.paths()) >= 7
+
+
 def test_a_path_that_is_no_model_is_a_message_and_the_app_lives(page, server):
     address, _ = server
     page.goto(f"{address}/?model=/no/such/model")
     page.get_by_text("/no/such/model").first.wait_for()
     page.goto(address)
-    page.get_by_text("The query side is").first.wait_for()
+    page.get_by_text("Queries weigh").first.wait_for()
 
 
 def test_the_server_answers_on_the_loopback_address_only(server):

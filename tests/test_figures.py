@@ -1,11 +1,14 @@
 """Figures from hand-made tables: what is drawn where, in which colour, and what the titles claim."""
 
+import json
 import math
 import re
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
+from dashboard_page import decoded
 
 from wisca_app.figures import balance, depth, findings, head, heatmap, words
 from wisca_app.figures.template import (
@@ -19,7 +22,7 @@ from wisca_app.figures.template import (
     scale,
     theme_of,
 )
-from wisca_app.inspecting.shown import furthest
+from wisca_app.inspecting.shown import most_unbalanced
 from wisca_core.planning.head import HeadDetail, RoleDetail
 
 NAN = float("nan")
@@ -55,9 +58,14 @@ def layers_of(groups):
 
 def draw(groups, theme=LIGHT, **more):
     n_layers = more.pop("n_layers", int(groups["layer"].max()) + 1)
-    return heatmap.heatmap(
-        groups, layers_of(groups), pair=more.pop("pair", "qk"), n_layers=n_layers, theme=theme, after="After", **more
-    )
+    pair = more.pop("pair", "qk")
+    groups = groups.assign(left_rate=2 ** (groups["log2_ratio"] / 2), right_rate=2 ** (-groups["log2_ratio"] / 2))
+    return checked(heatmap.heatmap(groups, layers_of(groups), pair=pair, n_layers=n_layers, theme=theme, **more))
+
+
+def checked(drawing) -> go.Figure:
+    """The drawing as plotly's own figure, which refuses what it does not know."""
+    return go.Figure(decoded(drawing.to_dict()))
 
 
 def named(fig, name):
@@ -216,46 +224,61 @@ def test_a_cell_takes_the_colour_of_its_heavier_side(theme):
     )
 
 
-def test_every_click_point_lies_on_the_cell_it_names():
-    fig = draw(table(THREE, size=1.0))
-    overlays = [trace for trace in fig.data if trace.type == "scattergl"]
+def test_every_click_point_lies_on_the_cell_it_names_and_tells_its_sides_and_rates():
+    fig = draw(table(THREE, size=1.0), view="size")
     seen = {}
-    for trace in overlays:
-        for x, y, (layer, group, times) in zip(trace.x, trace.y, trace.customdata):
-            assert (x, y) == (layer, group)
-            seen.setdefault(trace.yaxis, {})[int(layer), int(group)] = (trace.name, round(float(times), 2))
-    assert set(seen) == {"y", "y2", "y3"}
-    assert all(set(cells) == {(0, 0), (1, 0), (2, 0), (0, 1), (1, 1)} for cells in seen.values())
-    assert seen["y"][0, 1] == ("query", 512.0) and seen["y"][1, 0] == ("key", 9.45) and seen["y"][1, 1][0] == "no ratio"
-    assert seen["y2"][2, 0] == ("key", 2.0)  # size divided out of a level pair
-    assert seen["y3"][1, 0] == ("query", 1.41)
+    for trace in named(fig, "cells"):
+        for x, y, data in zip(trace.x, trace.y, trace.customdata):
+            assert (x, y) == tuple(data[:2])
+            seen[int(x), int(y)] = (trace.hovertemplate, [round(float(v), 2) for v in data[2:]])
+    assert set(seen) == {(0, 0), (1, 0), (2, 0), (0, 1), (1, 1)}
+    said, numbers = seen[0, 1]
+    # 9 octaves to the query, of which one is size; the root of 512 is 22.6
+    assert numbers == [512.0, 256.0, 22.63, 0.04] and "query %{customdata[2]" in said and "click to open" in said
+    assert "Wq at %{customdata[4]" in said and "apart from size query %{customdata[3]" in said
+    said, numbers = seen[1, 0]
+    assert numbers[:2] == [9.45, 18.9] and "key %{customdata[2]" in said and "apart from size key" in said
+    assert "equal<br>apart from size key %{customdata[3]" in seen[2, 0][0] and seen[2, 0][1][1] == 2.0
+    assert "no ratio" in seen[1, 1][0]
+    after = next(t for t in named(draw(table(THREE), view="after"), "cells") if (1, 0) in zip(t.x, t.y))
+    assert "after query %{customdata[3]" in after.hovertemplate
 
 
 def test_a_cell_without_a_ratio_bears_a_cross_and_an_uncovered_one_stays_blank():
     fig = draw(table(THREE))
     marks = named(fig, "no ratio, mark")
-    assert marks and all((list(m.x), list(m.y), m.text) == ([1], [1], "×") for m in marks)
+    assert marks and all((list(m.x), list(m.y), list(m.text)) == ([1], [1], ["×"]) for m in marks)
     assert not any((2, 1) in zip(t.x, t.y) for t in fig.data if t.type == "scattergl")
 
 
-def headings(fig):
-    return [a.text for a in fig.layout.annotations if a.font.size == 13]
+def test_each_view_draws_its_own_octaves():
+    groups = table(THREE, size=2.0)
+    drawn = {view: np.asarray(named(draw(groups, view=view), None)[0].z)[0, 0] for view in heatmap.VIEWS}
+    assert drawn == {"size": pytest.approx(1.24), "stored": pytest.approx(3.24), "after": pytest.approx(0.0)}
+    assert (
+        heatmap.has_size(groups) and not heatmap.has_size(table(THREE)) and not heatmap.has_size(table(THREE, size=NAN))
+    )
 
 
-def test_the_middle_strip_divides_size_out_and_is_left_out_where_there_is_no_size():
-    fig = draw(table(THREE, size=2.0))
-    assert headings(fig) == ["Before", "Before, size divided out", "After"]
-    assert np.asarray(named(fig, None)[1].z)[0, 0] == pytest.approx(1.24)
-    assert headings(draw(table(THREE, size=0.0))) == ["Before", "After"]
-    assert headings(draw(table(THREE, size=NAN))) == ["Before", "After"]
-
-
-def test_the_selected_cell_is_framed_in_every_strip_and_only_there():
+def test_the_selected_cell_is_framed_and_no_other():
     def frames(fig):
         return [(s.x0, s.x1, s.y0, s.y1) for s in fig.layout.shapes if s.line.width == 2.5]
 
-    assert frames(draw(table(THREE, size=1.0), selected=(1, 0))) == [(0.5, 1.5, -0.5, 0.5)] * 3
+    assert frames(draw(table(THREE, size=1.0), selected=(1, 0))) == [(0.5, 1.5, -0.5, 0.5)]
     assert frames(draw(table(THREE))) == []
+
+
+def test_two_models_are_two_maps_and_their_change_on_one_scale():
+    groups = table([(0, 0, 2.0, 0.0), (1, 0, -1.0, 0.0)])
+    strips = [
+        ("<a href=x>mine</a>", groups, np.array([2.0, -1.0])),
+        ("theirs", groups, np.array([1.0, -1.0])),
+        ("Change", groups, np.array([1.0, 0.0])),
+    ]
+    fig = checked(heatmap.beside_maps(strips, pair="qk", n_layers=2, theme=LIGHT, unit_name="layer"))
+    assert [np.asarray(t.z)[0].tolist() for t in fig.data if t.type == "heatmap"] == [[2, -1], [1, -1], [1, 0]]
+    assert fig.layout.coloraxis.cmax == 2.0
+    assert "&lt;a href" in fig.layout.annotations[0].text  # a name is never read as a link
 
 
 def test_the_layers_line_is_ring_before_dot_after_with_size_and_band():
@@ -275,19 +298,19 @@ def test_every_size_of_model_is_drawn_within_a_few_hundred_kilobytes(shape):
     cells = [(layer, group, *rng.normal(1, 2, 2)) for layer in range(n_layers) for group in range(n_groups)]
     fig = draw(table(cells, size=0.0))
     assert np.asarray(named(fig, None)[0].z).shape == (n_groups, n_layers)
-    assert len(fig.to_json()) < 400_000
-    assert fig.layout.height < 900
+    assert fig.layout.height < 520  # with what stands above it, on the first screen
 
 
 def test_the_download_of_the_map_has_one_row_a_cell():
-    assert len(heatmap.columns(table(THREE))) == 5
+    assert len(heatmap.columns(table(THREE).assign(left_rate=1.0, right_rate=1.0))) == 5
 
 
 # --- balance ----------------------------------------------------------------------------------------------------------
 
 
 def plot(groups, theme=LIGHT, **more):
-    return balance.balance(groups, pair=more.pop("pair", "qk"), norm="l1", matrices=("Wq", "Wk"), theme=theme, **more)
+    pair = more.pop("pair", "qk")
+    return checked(balance.balance(groups, pair=pair, norm="l1", matrices=("Wq", "Wk"), theme=theme, **more))
 
 
 def test_rings_and_dots_lie_at_the_norms_in_the_heavier_sides_colour():
@@ -298,7 +321,7 @@ def test_rings_and_dots_lie_at_the_norms_in_the_heavier_sides_colour():
     assert query.marker.color == DARK.page  # a ring
     (dot,) = named(fig, "query heavier after")
     assert [*dot.x, *dot.y] == pytest.approx([2**0.5, 2**1.5]) and dot.marker.color == DARK.role["q"]
-    assert key.customdata.tolist() == [[5, 3]]
+    assert np.asarray(key.customdata).tolist() == [[5, 3]]
 
 
 def test_a_pair_that_tips_over_changes_its_colour():
@@ -339,27 +362,26 @@ def test_diagonal_size_line_and_band_are_where_they_belong():
     (band,) = named(fig, "within 2×")
     assert sorted(round(y / x, 6) for x, y in zip(band.x, band.y)) == [0.5, 0.5, 2.0, 2.0]
     assert "size alone" not in [t.name for t in plot(table(THREE, size=NAN)).data]
-    assert (
-        balance.lines_in_words(table(THREE, size=2.0))
-        == "Line: equal norms; dotted: size alone, 4.0×; grey band: within 2×."
-    )
-    assert balance.lines_in_words(table(THREE, size=NAN)) == "Line: equal norms; grey band: within 2×."
+    written = [a.text for a in fig.layout.annotations if a.textangle]
+    assert written == ["equal norms", "size alone, 4.0×"]
 
 
 @pytest.mark.parametrize("lean", [4.0, -4.0, 0.3])
-def test_no_name_in_the_plot_covers_a_point(lean):
+def test_the_name_of_the_selected_point_stands_near_it_and_covers_none(lean):
     rng = np.random.default_rng(1)
     groups = table(
         [(layer, group, lean + rng.normal(0, 0.3), 0.02) for layer in range(8) for group in range(2)], size=2.0
     )
     fig = plot(groups, selected=(5, 0))
-    names = [a for a in fig.layout.annotations if a.text and a.xref == "x domain" and not a.text.startswith("Wq")]
-    assert [a.text for a in names] == ["layer 5, KV group 0"] and not any(a.textangle for a in fig.layout.annotations)
+    (name,) = [a for a in fig.layout.annotations if a.text == "layer 5, KV group 0"]
     (low_x, high_x), (low_y, high_y) = fig.layout.xaxis.range, fig.layout.yaxis.range
+    row = groups[(groups["layer"] == 5) & (groups["group"] == 0)].iloc[0]
+    ring = (np.log10(row["right"]) - low_x) / (high_x - low_x), (np.log10(row["left"]) - low_y) / (high_y - low_y)
+    assert np.hypot(name.x - ring[0], name.y - ring[1]) < 0.45
     for t in fig.data:
         if t.mode == "markers":
             x, y = (np.log10(t.x) - low_x) / (high_x - low_x), (np.log10(t.y) - low_y) / (high_y - low_y)
-            assert not ((np.abs(x - names[0].x) < 0.45) & (np.abs(y - names[0].y) < 0.08)).any()
+            assert not ((np.abs(x - name.x) < 0.22) & (np.abs(y - name.y) < 0.03)).any()
 
 
 def test_only_the_selected_pair_bears_an_arrow_from_before_to_after():
@@ -382,11 +404,13 @@ def test_pairs_without_two_positive_norms_are_left_out_and_none_at_all_is_said()
 
 def test_thousands_of_pairs_are_drawn_by_webgl_without_lines():
     rng = np.random.default_rng(0)
-    fig = plot(table([(i // 64, i % 64, *rng.normal(0, 2, 2)) for i in range(5120)]))
+    groups = table([(i // 64, i % 64, *rng.normal(0, 2, 2)) for i in range(5120)])
+    fig = plot(groups)
     assert {t.type for t in fig.data if t.name.endswith(("before", "after"))} == {"scattergl"} and not [
         t for t in fig.data if t.name.endswith("path")
     ]
-    assert len(fig.to_json()) < 300_000
+    drawn = balance.balance(groups, pair="qk", norm="l1", matrices=("Wq", "Wk"), theme=LIGHT)
+    assert len(json.dumps(drawn.to_dict())) < 300_000  # as it goes to the browser
 
 
 # --- heads over depth -------------------------------------------------------------------------------------------------
@@ -415,7 +439,7 @@ def heads_table(n_layers, counts, before=lambda role, layer, i: 10.0 + i, after=
 
 
 def test_few_heads_are_dots_and_many_are_bars_from_tenth_to_ninetieth_percentile():
-    fig = depth.depth(heads_table(2, {"q": 11, "k": 4}), n_layers=2, theme=LIGHT)
+    fig = checked(depth.depth(heads_table(2, {"q": 11, "k": 4}), n_layers=2, theme=LIGHT))
     bars = [t for t in fig.data if t.type == "bar"]
     assert [(t.name, list(t.base), list(t.y)) for t in bars] == [
         ("before", [11.0, 11.0], [8.0, 8.0]),
@@ -429,15 +453,25 @@ def test_few_heads_are_dots_and_many_are_bars_from_tenth_to_ninetieth_percentile
 
 
 def test_a_head_far_beyond_its_bar_is_a_dot():
-    fig = depth.depth(
-        heads_table(1, {"q": 30}, before=lambda r, layer, i: 1e4 if i == 29 else 100.0 + i), n_layers=1, theme=LIGHT
-    )
+    heads = heads_table(1, {"q": 30}, before=lambda r, layer, i: 1e4 if i == 29 else 100.0 + i)
+    fig = checked(depth.depth(heads, n_layers=1, theme=LIGHT))
     (outlier,) = [t for t in fig.data if t.type != "bar" and t.name == "before"]
     assert list(outlier.y) == [1e4] and list(outlier.customdata) == [29]
 
 
+def test_heads_that_are_alike_keep_their_marks_before_and_after():
+    """Their bar has no height: a ring and a dot stand for it."""
+    heads = heads_table(2, {"q": 12}, before=lambda r, layer, i: 10.0, after=lambda r, layer, i: 5.0)
+    fig = checked(depth.depth(heads, n_layers=2, theme=LIGHT))
+    (ring,), (dot,) = named(fig, "median before"), named(fig, "median after")
+    assert (
+        list(ring.y) == [10.0, 10.0] and ring.marker.color == LIGHT.page and ring.marker.line.color == LIGHT.role["q"]
+    )
+    assert list(dot.y) == [5.0, 5.0] and dot.marker.color == LIGHT.role["q"] and dot.marker.symbol is None
+
+
 def test_all_panels_share_one_log_axis_in_the_order_q_k_v_o():
-    fig = depth.depth(heads_table(3, {"o": 2, "v": 2, "q": 2, "k": 2}), n_layers=3, theme=DARK)
+    fig = checked(depth.depth(heads_table(3, {"o": 2, "v": 2, "q": 2, "k": 2}), n_layers=3, theme=DARK))
     axes = [fig.layout[f"yaxis{n}"] for n in ("", 2, 3, 4)]
     assert {a.type for a in axes} == {"log"} and len({tuple(a.range) for a in axes}) == 1
     assert axes[0].range[0] <= math.log10(5) and axes[0].range[1] >= math.log10(11)
@@ -447,7 +481,7 @@ def test_all_panels_share_one_log_axis_in_the_order_q_k_v_o():
 
 def test_gains_are_called_gains_and_nan_heads_do_not_break_the_axis():
     heads = heads_table(2, {"q": 1, "k": 1, "v": 2}, before=lambda r, layer, i: NAN if r == "v" and layer else 1.0)
-    fig = depth.depth(heads, n_layers=2, theme=LIGHT, gains={"q", "k"})
+    fig = checked(depth.depth(heads, n_layers=2, theme=LIGHT, gains={"q", "k"}))
     assert [a.text for a in fig.layout.annotations] == [
         "Query gains, one set a layer",
         "Key gains, one set a layer",
@@ -501,7 +535,7 @@ def detail(turns=None, spectrum=True, **more):
 
 
 def test_histogram_is_an_outline_before_and_filled_after_on_quarter_octaves():
-    fig = head.histogram(detail(), theme=LIGHT)
+    fig = checked(head.histogram(detail(), theme=LIGHT))
     (bar,), (line,) = named(fig, "q after"), named(fig, "q before")
     assert (
         list(bar.x) == [-1.875, -1.625, -1.375]
@@ -514,18 +548,18 @@ def test_histogram_is_an_outline_before_and_filled_after_on_quarter_octaves():
 
 
 def test_channels_lie_over_tokens_per_turn_and_only_rotating_ones_are_drawn():
-    fig = head.channels(detail(turns=np.array([6.28, 62.8, 628.0, NAN])), theme=LIGHT)
+    fig = checked(head.channels(detail(turns=np.array([6.28, 62.8, 628.0, NAN])), theme=LIGHT))
     (before,), (after,) = named(fig, "query before"), named(fig, "query after")
     assert (
         list(before.x) == [6.28, 62.8, 628.0] and list(before.y) == [1.0, 2.0, 4.0] and list(after.y) == [0.5, 1.0, 2.0]
     )
     assert before.line.dash == "dot" and after.line.dash == "solid" and fig.layout.xaxis.type == "log"
-    plain = head.channels(detail(), theme=LIGHT)
+    plain = checked(head.channels(detail(), theme=LIGHT))
     assert list(named(plain, "query before")[0].x) == [0, 1, 2, 3] and plain.layout.xaxis.type is None
 
 
 def test_the_product_is_one_curve_and_its_factors_are_two_each():
-    fig = head.spectrum(detail(), theme=LIGHT)
+    fig = checked(head.spectrum(detail(), theme=LIGHT))
     assert [t.name for t in fig.data] == [
         "query before",
         "key before",
@@ -574,8 +608,8 @@ def test_head_tables_have_a_row_a_bin_a_channel_and_a_singular_value():
 # --- titles -----------------------------------------------------------------------------------------------------------
 
 
-def title(*octaves, unit="KV group"):
-    return findings.map_title(pd.DataFrame({"layer": range(len(octaves)), "log2_ratio": octaves}), "qk", unit)
+def title(*octaves, unit="KV group", pair="qk"):
+    return findings.map_title(pd.DataFrame({"layer": range(len(octaves)), "log2_ratio": octaves}), pair, unit)
 
 
 def test_the_maps_title_says_what_the_cells_show():
@@ -585,6 +619,37 @@ def test_the_maps_title_says_what_the_cells_show():
     assert title(0.5, -1, 0.2) == "All 3 KV groups are within 2× of balance"
     assert title(3, unit="layer") == "The only layer leans to the query, 8.0×"
     assert title(0.1, unit="layer") == "The only layer is within 2× of balance"
+
+
+def test_a_and_b_have_no_article():
+    assert title(2, 3, unit="adapted part", pair="lora") == "All 2 adapted parts lean to A"
+    assert title(-2, 3, 2, 2, unit="adapted part", pair="lora").startswith(
+        "1 of 4 adapted parts leans to B; the others lean to A"
+    )
+
+
+def test_the_maps_title_follows_the_view():
+    groups = table([(0, 0, 3.0, 0.2), (1, 0, 2.0, 1.5), (2, 0, 4.5, 0.0)], size=2.0)
+    assert findings.map_title(groups, "qk", "KV group", "size") == "Apart from size, 1 of 3 KV groups stands out"
+    assert (
+        findings.map_title(groups, "qk", "KV group", "after")
+        == "After balancing, 1 of 3 KV groups stays more than 2× apart"
+    )
+    assert (
+        findings.map_title(groups[:2], "qk", "head", "size") == "Apart from size, all 2 heads are within 2× of balance"
+    )
+    lost = table([(0, 0, 2.0, 0.0), (1, 0, NAN, NAN)], size=2.0)
+    assert (
+        findings.map_title(lost, "qk", "layer", "after")
+        == "After balancing, the only layer is within 2× of balance; 1 without a ratio"
+    )
+
+
+def test_the_title_of_two_models_says_how_far_they_differ():
+    assert findings.beside_title(np.array([0.0, 1e-4]), ("a", "b")) == "Both are alike in every cell"
+    assert findings.beside_title(np.array([0.5, -0.2, NAN]), ("a", "b")) == "No cell differs by more than 1.41×"
+    assert findings.beside_title(np.array([3.0, -1.2, 0.1]), ("a", "b")) == "2 of 3 cells differ by more than 2×"
+    assert findings.beside_title(np.array([NAN]), ("a", "b")) == "No cell has a ratio in both"
 
 
 def test_the_maps_title_says_where_and_stays_silent_where_that_is_nowhere():
@@ -644,47 +709,40 @@ def test_the_head_titles_are_findings_with_a_neutral_fallback():
     )
 
 
-# --- furthest ---------------------------------------------------------------------------------------------------------
+# --- the most unbalanced ----------------------------------------------------------------------------------------------
 
 
-def test_the_furthest_pairs_are_sorted_by_distance_from_the_median_not_from_balance():
-    groups = table([(0, 0, 3, 0), (1, 0, 3, 0), (2, 0, 3.5, 0), (3, 0, 0, 0), (4, 0, NAN, NAN)])
-    plan = pd.DataFrame(
+def plan_of(groups, factors, number=-1):
+    low, high = np.array(factors, float).T
+    return pd.DataFrame(
         {
             "name": groups["name"],
-            "group": -1,
-            "factor_low": [0.5, 0.5, 0.25, 1.0, 1.0],
-            "factor_high": [0.5, 0.5, 0.25, 1.0, 1.0],
+            "group": number,
+            "factor_low": low,
+            "factor_high": high,
+            "right_low": 1 / high,
+            "right_high": 1 / low,
         }
     )
-    out = furthest(groups, plan, most=2)
-    assert (
-        out["layer"].tolist() == [3, 2]
-        and out["log2_away"].tolist() == [-3.0, 0.5]
-        and out["factor_low"].tolist() == [1.0, 0.25]
-    )
+
+
+def test_the_most_unbalanced_come_first_whatever_the_median_is():
+    groups = table([(0, 0, 3, 0), (1, 0, 3.2, 0), (2, 0, -3.5, 0), (3, 0, 0, 0), (4, 0, NAN, NAN)])
+    plan = plan_of(groups, [(0.5, 0.5), (0.4, 0.4), (4, 4), (1, 1), (1, 1)])
+    out = most_unbalanced(groups, plan, most=2)
+    assert out["layer"].tolist() == [2, 1] and out["factor_low"].tolist() == [4.0, 0.4]
+    assert out["right_low"].tolist() == [0.25, 2.5] and len(most_unbalanced(groups, plan)) == 4
 
 
 def test_a_factor_of_the_group_wins_over_that_of_the_tensor():
     groups = table([(0, 0, 3, 0), (0, 1, 1, 0)])
-    plan = pd.DataFrame(
-        {"name": groups["name"], "group": [0, 1], "factor_low": [0.25, 0.5], "factor_high": [0.25, 0.6]}
-    )
-    out = furthest(groups, plan)
+    out = most_unbalanced(groups, plan_of(groups, [(0.25, 0.25), (0.5, 0.6)], [0, 1]))
     assert dict(zip(out["group"], zip(out["factor_low"], out["factor_high"]))) == {0: (0.25, 0.25), 1: (0.5, 0.6)}
 
 
-@pytest.mark.parametrize(
-    ("largest", "span", "label"),
-    [(0.4, 1.0, "query 1.5×"), (2.3, 2.5, "query 4×"), (2.6, 4.5, "query 10×"), (9.0, 4.5, "query 10×")],
-)
-def test_colours_span_no_more_than_the_ratios_need(largest, span, label):
-    groups = pd.DataFrame(
-        {"layer": [0, 1], "group": [0, 0], "log2_ratio": [largest, -0.1], "log2_size": 0.0, "log2_after": [0.0, np.nan]}
-    )
-    layers = groups.drop(columns="group")
-    axis = heatmap.heatmap(groups, layers, pair="qk", n_layers=2, theme=LIGHT, after="After").layout.coloraxis
-    assert (axis.cmin, axis.cmax) == (-span, span)
-    assert axis.colorbar.ticktext[2] == label and 2 ** axis.colorbar.tickvals[2] == pytest.approx(
-        float(label.split()[1][:-1])
-    )
+@pytest.mark.parametrize(("largest", "end"), [(0.4, "1.5×"), (1.9, "4×"), (2.3, "6×"), (2.6, "8×"), (9.0, "22.6×")])
+def test_colours_span_no_more_than_the_ratios_need(largest, end):
+    fig = draw(table([(0, 0, largest, 0.0), (1, 0, -0.1, 0.0)]))
+    axis = fig.layout.coloraxis
+    assert axis.cmax == -axis.cmin and 2**axis.cmax == pytest.approx(float(end[:-1]), rel=1e-2)
+    assert {f"query {end}", f"key {end}", "equal"} <= {a.text for a in fig.layout.annotations}

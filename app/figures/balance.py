@@ -2,18 +2,14 @@
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from wisca_app.figures import words
 from wisca_app.figures.heatmap import has_size
-from wisca_app.figures.template import Theme, figure, log_ticks, see_through, unit
+from wisca_app.figures.template import Drawing, Theme, drawing, log_ticks, see_through, unit
 from wisca_core.patterns.summary import LEVEL, SIDES
 
 MANY = 1000  # points from which they are drawn by WebGL
-_NAME = (
-    0.5,
-    0.1,
-)  # width and height of a name in a corner, parts of the axes: "layer 5, KV group 0" on a phone, with room
+_NAME = (0.23, 0.035)  # half the width and height of a name, parts of the axes: "layer 5, KV group 0" on a phone
 
 
 def balance(
@@ -26,7 +22,7 @@ def balance(
     unit_name: str = "KV group",
     selected: tuple[int, int] | None = None,
     lanes: tuple[str, ...] = (),
-) -> go.Figure:
+) -> Drawing:
     """``groups``: rows of one pair, columns layer, group, left, right, left_after, right_after, log2_size, log2_ratio.
 
     ``lanes``: names of the groups, where they have names instead of numbers. ``matrices``: what the left and the right side are made of. Points carry customdata [layer, group]. Groups with a
@@ -36,7 +32,7 @@ def balance(
     inside = {"KV group": " in the group", "head": " of the head", "expert": " of the expert"}.get(unit_name, "")
     norms = groups[["left", "right", "left_after", "right_after"]].to_numpy(dtype=float)
     shown = groups[np.isfinite(norms).all(1) & (norms > 0).all(1)]
-    fig = figure(theme, 440)
+    fig = drawing(theme, 440)
     fig.update_layout(margin=dict(l=48, t=44, b=52, r=8), clickmode="event+select")
     if not len(shown):
         fig.add_annotation(text="no pair has two finite norms", xref="paper", yref="paper", x=0.5, y=0.5)
@@ -47,15 +43,13 @@ def balance(
 
     def diagonal(name: str, octaves: float, dash: str = "solid") -> None:
         # a trace, because the band is one and would hide a shape that lies below the points
-        fig.add_trace(
-            go.Scatter(
-                x=10**ends,
-                y=10 ** (ends + octaves * np.log10(2)),
-                mode="lines",
-                name=name,
-                hoverinfo="skip",
-                line=dict(color=theme.quiet, width=1, dash=dash),
-            )
+        fig.add_scatter(
+            x=10**ends,
+            y=10 ** (ends + octaves * np.log10(2)),
+            mode="lines",
+            name=name,
+            hoverinfo="skip",
+            line=dict(color=theme.quiet, width=1, dash=dash),
         )
 
     _band(fig, ends, theme)
@@ -65,7 +59,7 @@ def balance(
         diagonal("size alone", size, "dot")
 
     many = len(shown) > MANY
-    scatter = go.Scattergl if many else go.Scatter
+    add = fig.add_scattergl if many else fig.add_scatter
     places = shown[["layer", "group"]].to_numpy(np.int16)
     ratios = {"before": np.log2(y0 / x0), "after": np.log2(y1 / x1)}
     dots = []
@@ -83,20 +77,18 @@ def balance(
             path = [_between(a[moved], b[moved]) for a, b in ((x0, x1), (y0, y1))]
             alpha = 0.45 if len(shown) < 200 else 0.2
             line = dict(color=see_through(colour, alpha), width=1)
-            fig.add_trace(
-                scatter(x=path[0], y=path[1], mode="lines", hoverinfo="skip", name=f"{name}, path", line=line)
-            )
+            add(x=path[0], y=path[1], mode="lines", hoverinfo="skip", name=f"{name}, path", line=line)
         for when, x, y in (("before", x0, y0), ("after", x1, y1)):
             ring = when == "before"
             here = of[when]
             dots.append(
-                scatter(
+                dict(
                     x=x[here].astype(np.float32),
                     y=y[here].astype(np.float32),
                     mode="markers",
                     name=f"{name} {when}",
                     customdata=places[here],
-                    text=[lanes[g] for g in places[here, 1]] if lanes else None,
+                    text=[words.plain_text(lanes[g]) for g in places[here, 1]] if lanes else None,
                     unselected=dict(marker=dict(opacity=1)),
                     selected=dict(marker=dict(opacity=1)),
                     marker=dict(
@@ -108,7 +100,9 @@ def balance(
                     hovertemplate=f"{place}, {when}<br>{left} %{{y:,.4~g}}, {right} %{{x:,.4~g}}<extra></extra>",
                 )
             )
-    fig.add_traces([dot for dot in sorted(dots, key=lambda dot: "after" in dot.name) if len(dot.x)])
+    for dot in sorted(dots, key=lambda dot: "after" in dot["name"]):
+        if len(dot["x"]):
+            add(**dot)
     if selected is not None:
         chosen = shown[(shown["layer"] == selected[0]) & (shown["group"] == selected[1])]
         if len(chosen):
@@ -119,7 +113,10 @@ def balance(
                 ],
                 1,
             )
-            _arrow(fig, chosen.iloc[0], unit_name, lanes, points, theme)
+            _arrow(fig, chosen.iloc[0], unit_name, lanes, (low_x, high_x, low_y, high_y), points, theme)
+    _name_line(fig, "equal norms", 0.0, (low_x, high_x, low_y, high_y), theme)
+    if size is not None:
+        _name_line(fig, f"size alone, {words.ratio(size)}", size * np.log10(2), (low_x, high_x, low_y, high_y), theme)
     ticks_x, labels_x = log_ticks(10**low_x, 10**high_x, most=4)
     ticks_y, labels_y = log_ticks(10**low_y, 10**high_y, most=5)
     fig.update_layout(
@@ -158,28 +155,40 @@ def _between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return np.stack([start, end, np.full(len(start), np.nan)], axis=1).reshape(-1)
 
 
-def _band(fig: go.Figure, ends: np.ndarray, theme: Theme) -> None:
+def _band(fig: Drawing, ends: np.ndarray, theme: Theme) -> None:
     """Within 2x of balance. A filled trace: a shape's path takes no log axis."""
     low, high = 10.0**ends
-    fig.add_trace(
-        go.Scatter(
-            x=[low, high, high, low],
-            y=[2 * low, 2 * high, high / 2, low / 2],
-            fill="toself",
-            mode="lines",
-            name="within 2×",
-            line=dict(width=0),
-            fillcolor=theme.middle,
-            hoverinfo="skip",
-        )
+    fig.add_scatter(
+        x=[low, high, high, low],
+        y=[2 * low, 2 * high, high / 2, low / 2],
+        fill="toself",
+        mode="lines",
+        name="within 2×",
+        line=dict(width=0),
+        fillcolor=theme.middle,
+        hoverinfo="skip",
     )
 
 
-def lines_in_words(groups: pd.DataFrame) -> str:
-    """What the lines and the band are, for the caption: names along them would lie on the points."""
-    size = _size(groups)
-    alone = f"; dotted: size alone, {words.ratio(size)}" if size is not None else ""
-    return f"Line: equal norms{alone}; grey band: within 2×."
+def _name_line(fig: Drawing, text: str, offset: float, box: tuple[float, float, float, float], theme: Theme) -> None:
+    """A name along a diagonal, at the end of it that lies inside: y = x + ``offset`` (log10), equal aspect."""
+    low_x, high_x, low_y, high_y = box
+    end = min(high_x, high_y - offset) - 0.02 * (high_x - low_x)  # its right end
+    start = max(low_x, low_y - offset)
+    if end - start < 0.4 * (high_x - low_x):
+        return  # too short to bear a name
+    fig.add_annotation(
+        text=text,
+        x=end,
+        y=end + offset,
+        xref="x",
+        yref="y",
+        textangle=-45,
+        xanchor="right",
+        yanchor="top",
+        bgcolor=see_through(theme.page, 0.6),
+        font=dict(size=11, color=theme.text),
+    )
 
 
 def _size(groups: pd.DataFrame) -> float | None:
@@ -187,22 +196,17 @@ def _size(groups: pd.DataFrame) -> float | None:
     return float(groups["log2_size"].iloc[0]) if has_size(groups) and np.ptp(groups["log2_size"]) < 1e-9 else None
 
 
-def _corner(points: np.ndarray) -> tuple[int, int]:
-    """(x, y), 0 or 1 each: the corner in which a name covers the fewest of ``points``: (n, 2), parts of the axes. The
-    two on the diagonal are tried first, because the paths run across it.
-    """
-
-    def covered(corner: tuple[int, int]) -> int:
-        return int((np.abs(points - corner) < _NAME).all(1).sum())
-
-    return min(((0, 0), (1, 1), (1, 0), (0, 1)), key=covered)
-
-
 def _arrow(
-    fig: go.Figure, row: pd.Series, unit_name: str, lanes: tuple[str, ...], points: np.ndarray, theme: Theme
+    fig: Drawing,
+    row: pd.Series,
+    unit_name: str,
+    lanes: tuple[str, ...],
+    box: tuple[float, float, float, float],
+    points: np.ndarray,
+    theme: Theme,
 ) -> None:
-    """From ring to dot of the selected group; a ring in ink where nothing moves. Its name stands in a corner, in ink too.
-    ``points``: of all groups, (n, 2), parts of the axes.
+    """From ring to dot of the selected group; a ring in ink where nothing moves. Its name stands beside its ring, in ink.
+    ``box``: ends of the axes, log10. ``points``: of all groups, (n, 2), parts of the axes.
     """
     tail, head = (
         (np.log10(row["right"]), np.log10(row["left"])),
@@ -227,30 +231,55 @@ def _arrow(
             standoff=3,
             startstandoff=4,
         )
-    fig.add_trace(
-        go.Scatter(
-            x=[row["right"]],
-            y=[row["left"]],
-            mode="markers",
-            hoverinfo="skip",
-            name="selected",
-            marker=dict(size=11, color="rgba(0,0,0,0)", line=dict(color=theme.ink, width=1.8)),
-        )
+    fig.add_scatter(
+        x=[row["right"]],
+        y=[row["left"]],
+        mode="markers",
+        hoverinfo="skip",
+        name="selected",
+        marker=dict(size=11, color="rgba(0,0,0,0)", line=dict(color=theme.ink, width=1.8)),
     )
-    right, top = _corner(points)
+    ring = np.array([(tail[0] - box[0]) / (box[1] - box[0]), (tail[1] - box[2]) / (box[3] - box[2])])
+    x, y = _free_place(ring, points)
+    if np.abs(y - ring[1]) > 0.09:  # a name that stands apart is led back to its ring
+        fig.add_shape(
+            type="line",
+            xref="x domain",
+            yref="y domain",
+            x0=ring[0],
+            y0=ring[1],
+            x1=x,
+            y1=y,
+            line=dict(color=theme.quiet, width=1),
+        )
     fig.add_annotation(
-        text=words.lane(int(row["layer"]), lanes[int(row["group"])])
+        text=words.plain_text(words.lane(int(row["layer"]), lanes[int(row["group"])]))
         if lanes
         else words.place(int(row["layer"]), unit_name, int(row["group"])),
-        x=right,
-        y=top,
+        x=x,
+        y=y,
         xref="x domain",
         yref="y domain",
-        xanchor="right" if right else "left",
-        yanchor="top" if top else "bottom",
-        xshift=-6 if right else 6,
-        yshift=-4 if top else 4,
+        xanchor="center",
+        yanchor="middle",
         borderpad=1,
         bgcolor=see_through(theme.page, 0.8),
         font=dict(size=12, color=theme.ink),
     )
+
+
+def _free_place(ring: np.ndarray, points: np.ndarray) -> tuple[float, float]:
+    """Middle of a name beside ``ring`` that covers the fewest of ``points`` ((n, 2), parts of the axes), the nearest of
+    several.
+    """
+    wide, high = _NAME
+    best = (np.inf, np.inf, 0.5, 0.5)
+    for dy in (0.06, -0.06, 0.12, -0.12, 0.2, -0.2, 0.3, -0.3, 0.45, -0.45):
+        for dx in (0.0, -0.15, 0.15, -0.3, 0.3):
+            x = min(max(ring[0] + dx, wide), 1 - wide)
+            y = ring[1] + dy
+            if not high <= y <= 1 - high:
+                continue
+            covered = int((np.abs(points - (x, y)) < (wide, high)).all(1).sum())
+            best = min(best, (covered, float(np.hypot(x - ring[0], y - ring[1])), x, y))
+    return best[2], best[3]

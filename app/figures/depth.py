@@ -4,18 +4,18 @@ from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from wisca_app.figures import words
-from wisca_app.figures.template import Theme, figure, layer_ticks, log_ticks
+from wisca_app.figures.template import Drawing, Theme, drawing, layer_ticks, log_ticks
 
 FEW = 8  # heads a layer up to which each is a dot; above, a bar says more
+THIN = 0.02  # of the axis: a bar under it is not seen
 ORDER = ("q", "k", "v", "o", "up", "down", "a", "b")
 
 
 def depth(
     heads: pd.DataFrame, *, n_layers: int, theme: Theme, gains: Collection[str] = (), unit_name: str = "head"
-) -> go.Figure:
+) -> Drawing:
     """``heads``: columns layer, role, head, before, after (one row a head). ``gains``: roles that are norms' gains.
     ``unit_name``: what a row is: "head", "expert", "adapted part", or "layer" where there is one a layer.
 
@@ -24,7 +24,7 @@ def depth(
     out.
     """
     roles = [role for role in ORDER if (heads["role"] == role).any()]
-    fig = figure(theme, 250 * max(1, -(-len(roles) // 2)) + 40)
+    fig = drawing(theme, 250 * max(1, -(-len(roles) // 2)) + 40)
     fig.update_layout(margin=dict(l=44, r=8, t=34, b=48), barmode="overlay", hoverdistance=8)
     usable = heads[(heads[["before", "after"]] > 0).all(axis=1) & np.isfinite(heads[["before", "after"]]).all(axis=1)]
     values = usable[["before", "after"]].to_numpy(dtype=float)
@@ -39,7 +39,7 @@ def depth(
         column, line = number % 2, number // 2
         top = 1 - line * (panel + 0.2)
         fig.update_layout(
-            {
+            **{
                 f"xaxis{axis}": dict(
                     domain=[0, 0.46] if column == 0 else [0.54, 1],
                     anchor=f"y{axis}",
@@ -59,7 +59,7 @@ def depth(
         )
         part = usable[usable["role"] == role]
         per_layer = int(heads[heads["role"] == role].groupby("layer").size().max())
-        (_dots if per_layer <= FEW else _bars)(fig, part, role, axis, theme, n_layers, unit_name)
+        (_dots if per_layer <= FEW else _bars)(fig, part, role, axis, theme, n_layers, unit_name, high - low)
         what = words.ROLES[role].capitalize() + (" gains" if role in gains else "")
         name = (
             f"{what}, one set a layer"
@@ -93,34 +93,32 @@ def _marker(theme: Theme, role: str, column: str, size: float) -> dict:
 
 
 def _points(
-    fig: go.Figure, part: pd.DataFrame, column: str, role: str, axis: str, theme: Theme, size: float, unit_name: str
+    fig: Drawing, part: pd.DataFrame, column: str, role: str, axis: str, theme: Theme, size: float, unit_name: str
 ) -> None:
     number = f" {unit_name} %{{customdata:d}}" if unit_name in ("head", "expert") else ""
-    scatter = go.Scattergl if len(part) > 1500 else go.Scatter
-    fig.add_trace(
-        scatter(
-            x=part["layer"].to_numpy(np.int32),
-            y=part[column].to_numpy(np.float32),
-            mode="markers",
-            name=column,
-            xaxis=f"x{axis}",
-            yaxis=f"y{axis}",
-            marker=_marker(theme, role, column, size),
-            customdata=part["head"].to_numpy(np.int32),
-            hovertemplate=f"{words.ROLES[role]}{number}, layer %{{x}}, {column}<br>%{{y:,.4~g}}<extra></extra>",
-        )
+    add = fig.add_scattergl if len(part) > 1500 else fig.add_scatter
+    add(
+        x=part["layer"].to_numpy(np.int32),
+        y=part[column].to_numpy(np.float32),
+        mode="markers",
+        name=column,
+        xaxis=f"x{axis}",
+        yaxis=f"y{axis}",
+        marker=_marker(theme, role, column, size),
+        customdata=part["head"].to_numpy(np.int32),
+        hovertemplate=f"{words.ROLES[role]}{number}, layer %{{x}}, {column}<br>%{{y:,.4~g}}<extra></extra>",
     )
 
 
 def _dots(
-    fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str
+    fig: Drawing, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str, span: float
 ) -> None:
     for column in ("before", "after"):
         _points(fig, part, column, role, axis, theme, 6 if n_layers <= 40 else 4, unit_name)
 
 
 def _bars(
-    fig: go.Figure, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str
+    fig: Drawing, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str, span: float
 ) -> None:
     place = dict(xaxis=f"x{axis}", yaxis=f"y{axis}")
     for column in ("before", "after"):
@@ -133,39 +131,46 @@ def _bars(
         text = [
             f"{words.digits(m, 3)} ({words.digits(a, 3)} to {words.digits(b, 3)})" for a, m, b in zip(low, middle, high)
         ]
-        fig.add_trace(
-            go.Bar(
-                x=x,
-                y=high - low,
-                base=low,
-                width=0.62 if n_layers > 12 else 0.36,
-                name=column,
-                text=text,
-                textposition="none",
-                **place,
-                marker=dict(
-                    color="rgba(0,0,0,0)" if ring else theme.role[role],
-                    line=dict(color=theme.role[role], width=1.2 if ring else 0),
-                ),
-                hovertemplate=f"{words.ROLES[role]}, layer %{{x}}, {column}<br>median %{{text}}<extra></extra>",
-            )
+        fig.add_bar(
+            x=x,
+            y=high - low,
+            base=low,
+            width=0.62 if n_layers > 12 else 0.36,
+            name=column,
+            text=text,
+            textposition="none",
+            **place,
+            marker=dict(
+                color="rgba(0,0,0,0)" if ring else theme.role[role],
+                line=dict(color=theme.role[role], width=1.2 if ring else 0),
+            ),
+            hovertemplate=f"{words.ROLES[role]}, layer %{{x}}, {column}<br>median %{{text}}<extra></extra>",
         )
-        fig.add_trace(
-            go.Scatter(
-                x=x,
-                y=middle,
-                mode="markers",
-                hoverinfo="skip",
-                name=f"median {column}",
-                **place,
-                marker=dict(
+        # heads that are alike make a bar of no height: there the median is a mark that is seen without one
+        thin = np.log10(high / low) < THIN * span
+        for flat in (False, True):
+            here = thin == flat
+            if not here.any():
+                continue
+            mark = (
+                _marker(theme, role, column, 6 if n_layers <= 40 else 4)
+                if flat
+                else dict(
                     symbol="line-ew-open",
                     size=6 if n_layers <= 40 else 3,
                     color=theme.role[role] if ring else theme.page,
                     line=dict(width=1.6),
-                ),
+                )
             )
-        )
+            fig.add_scatter(
+                x=x[here],
+                y=middle[here],
+                mode="markers",
+                hoverinfo="skip",
+                name=f"median {column}",
+                **place,
+                marker=mark,
+            )
         place_of = np.searchsorted(x, part["layer"].to_numpy())
         length, values = (high / low)[place_of], part[column].to_numpy(dtype=float)
         outside = (values > high[place_of] * length) | (values < low[place_of] / length)

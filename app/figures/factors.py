@@ -2,12 +2,10 @@
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from wisca_app.figures import words
-from wisca_app.figures.runs import plain_text
-from wisca_app.figures.template import Theme, blend, figure, layer_ticks, octave_ticks, unit
+from wisca_app.figures.template import Drawing, Theme, blend, drawing, layer_ticks, octave_ticks, unit
+from wisca_app.figures.words import plain_text
 from wisca_core.architecture.site import SiteKey
 from wisca_core.patterns.blocks import titles, unit_of
 from wisca_core.patterns.summary import times
@@ -65,42 +63,45 @@ def how_to_read(rows: pd.DataFrame) -> str:
     square = " (its square behind ReLU squared)" if has_square(rows) else ""
     if single:
         return (
-            f"Factors on the left matrix of each pair, one mark {place}. The bar spans the factors of its single "
-            "channels; the tick is the middle of those that would balance them fully."
+            f"One mark {place}. The bar spans the factors of its single channels; the tick is the middle of those that "
+            "would balance them fully."
         )
     return (
-        f"Factor on the left matrix of each pair, one mark {place}; the right matrix gets its inverse{square}. The tick "
-        "would balance fully, the square is what is used; the line between them is the imbalance that stays."
+        f"One mark {place}; the other matrix of the pair gets the inverse{square}. The tick would balance fully, the "
+        "square is what is used, the line between them stays."
     )
 
 
-def factor_chart(rows: pd.DataFrame, theme: Theme) -> go.Figure:
+def factor_chart(rows: pd.DataFrame, theme: Theme) -> Drawing:
     """One panel a (pair, block) on a shared layer axis. ``rows``: the pairs asked for, columns of ``plan_rows``."""
     pairs = list(dict.fromkeys(zip(rows["pair"], rows["block"])))
     names = {pair: titles(block for of, block in pairs if of == pair) for pair, _ in pairs}
     height = TOP + BOTTOM + len(pairs) * PANEL + (len(pairs) - 1) * GAP
     inner = height - TOP - BOTTOM
-    fig = make_subplots(len(pairs), 1, shared_xaxes=True, vertical_spacing=GAP / inner if len(pairs) > 1 else 0)
-    dress = figure(theme, height).layout
-    fig.update_layout(template=dress.template, height=height, margin=dict(l=44, r=12, t=TOP, b=BOTTOM))
+    fig = drawing(theme, height)
+    fig.update_layout(margin=dict(l=44, r=12, t=TOP, b=BOTTOM))
     layers = sorted(set(rows["layer"]))
     for number, (pair, block) in enumerate(pairs, 1):
+        axis, top = "" if number == 1 else str(number), 1 - (number - 1) * (PANEL + GAP) / inner
         part = rows[(rows["pair"] == pair) & (rows["block"] == block)]
-        _panel(fig, part, number, theme)
+        _panel(fig, part, axis, (max(0.0, top - PANEL / inner), top), theme)
         matrix = words.MATRICES[words.PAIR_ROLES[pair][0]]
         gains = part["changes"].str.contains("gains").any()
         unit(
             fig,
             (f"factor on the {words.ROLES[words.PAIR_ROLES[pair][0]]} gains" if gains else f"factor on {matrix}")
             + (f", {plain_text(names[pair][block])}" if names[pair][block] else ""),
-            axis="" if number == 1 else str(number),
+            axis=axis,
+            across="",
         )
-    fig.update_xaxes(range=[layers[0] - 0.6, layers[-1] + 0.6], tickvals=layer_ticks(layers), fixedrange=True)
-    fig.update_xaxes(title="layer", title_standoff=12, row=len(pairs), col=1)
+    last = "" if len(pairs) == 1 else str(len(pairs))
+    span, ticks = [layers[0] - 0.6, layers[-1] + 0.6], layer_ticks(layers)
+    fig.update_layout(xaxis=dict(range=span, tickvals=ticks, anchor=f"y{last}", title=dict(text="layer", standoff=12)))
     return fig
 
 
-def _panel(fig: go.Figure, rows: pd.DataFrame, number: int, theme: Theme) -> None:
+def _panel(fig: Drawing, rows: pd.DataFrame, axis: str, domain: tuple[float, float], theme: Theme) -> None:
+    place = dict(xaxis="x", yaxis=f"y{axis}")
     role = words.PAIR_ROLES[rows["pair"].iloc[0]][0]
     colour = theme.role[role]
     x = _places(rows)
@@ -118,8 +119,7 @@ def _panel(fig: go.Figure, rows: pd.DataFrame, number: int, theme: Theme) -> Non
         mode="lines",
         line=dict(color=faint, width=width),
         hoverinfo="skip",
-        row=number,
-        col=1,
+        **place,
     )
     size = 8 if len(x) <= 200 else 5
     fig.add_scatter(
@@ -128,8 +128,7 @@ def _panel(fig: go.Figure, rows: pd.DataFrame, number: int, theme: Theme) -> Non
         mode="markers",
         marker=dict(symbol="line-ew", size=size + 4, color=colour, line=dict(color=colour, width=2)),
         hoverinfo="skip",
-        row=number,
-        col=1,
+        **place,
     )
     hover = [_hover(row) for row in rows.itertuples()]
     for chosen, symbol in ((used, "square"), (~used, "square-open")):
@@ -148,8 +147,7 @@ def _panel(fig: go.Figure, rows: pd.DataFrame, number: int, theme: Theme) -> Non
                     opacity=1,
                     line=dict(width=0 if symbol == "square" else 1.5, color=colour),
                 ),
-                row=number,
-                col=1,
+                **place,
             )
     values = np.concatenate([low, high, full[np.isfinite(full)], [0.0]])
     bottom, top = values.min() - 0.35, values.max() + 0.35
@@ -157,8 +155,11 @@ def _panel(fig: go.Figure, rows: pd.DataFrame, number: int, theme: Theme) -> Non
     if len(ticks) < 2:  # all within an octave
         ticks = [np.log2(v) for v in _FINE if bottom <= np.log2(v) <= top]
         text = [f"{v:g}×" for v in _FINE if bottom <= np.log2(v) <= top]
-    fig.update_yaxes(range=[bottom, top], tickvals=ticks, ticktext=text, fixedrange=True, row=number, col=1)
-    fig.add_hline(y=0, line=dict(color=theme.quiet, width=1, dash="dot"), row=number, col=1)
+    fig.update_layout(
+        **{f"yaxis{axis}": dict(range=[bottom, top], tickvals=ticks, ticktext=text, domain=list(domain), anchor="x")}
+    )
+    line = dict(color=theme.quiet, width=1, dash="dot")
+    fig.add_shape(type="line", xref="x domain", yref=f"y{axis}", x0=0, x1=1, y0=0, y1=0, line=line)
 
 
 def _places(rows: pd.DataFrame) -> np.ndarray:

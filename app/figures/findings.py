@@ -10,11 +10,31 @@ from wisca_core.patterns.summary import SIDES
 STEEPER = 2**0.25
 
 
-def map_title(groups: pd.DataFrame, pair: str, unit: str = "KV group") -> str:
-    """Which side the cells of one pair lean to before, and where most.
+def map_title(groups: pd.DataFrame, pair: str, unit: str = "KV group", view: str = "stored") -> str:
+    """What the map shows in one of its views: which side the cells lean to and where most, what stands out apart from
+    size, or what is left after balancing.
 
-    ``groups``: columns layer, log2_ratio. ``unit``: what a cell is.
+    ``groups``: columns layer, log2_ratio, and log2_size or log2_after where the view needs it. ``unit``: what a cell is.
     """
+    if view == "stored":
+        return _leaning(groups, pair, unit)
+    octaves = groups["log2_after"] if view == "after" else groups["log2_ratio"] - groups["log2_size"]
+    known = octaves[np.isfinite(octaves)].abs()
+    n, far = len(known), int((known > 1).sum())
+    if not n:
+        return _leaning(groups, pair, unit)
+    lost = f"; {len(groups) - n:,} without a ratio" if n < len(groups) else ""
+    what = f"the only {unit}" if n == 1 else f"all {n:,} {unit}s" if not far else f"{far:,} of {n:,} {unit}s"
+    if not far:
+        said = f"{what} {'is' if n == 1 else 'are'} within 2× of balance"
+    elif view == "after":
+        said = f"{what} {'stays' if far == 1 else 'stay'} more than 2× apart"
+    else:
+        said = f"{what} {'stands' if far == 1 else 'stand'} out"
+    return f"{'After balancing' if view == 'after' else 'Apart from size'}, {said}{lost}"
+
+
+def _leaning(groups: pd.DataFrame, pair: str, unit: str) -> str:
     left, right = SIDES[pair]
     known = groups[np.isfinite(groups["log2_ratio"])]
     octaves = known["log2_ratio"].to_numpy()
@@ -23,21 +43,41 @@ def map_title(groups: pd.DataFrame, pair: str, unit: str = "KV group") -> str:
         return f"{left.capitalize()} against {right}: no ratio is known"
     n_lost = len(groups) - n
     if n_lost:
-        return f"{map_title(known, pair, unit)}; {n_lost:,} without a ratio"
+        return f"{_leaning(known, pair, unit)}; {n_lost:,} without a ratio"
     if (np.abs(octaves) <= 1).all():
         return f"The only {unit} is within 2× of balance" if n == 1 else f"All {n:,} {unit}s are within 2× of balance"
     if n == 1:
-        return f"The only {unit} leans to the {left if octaves[0] > 0 else right}, {words.ratio(octaves[0])}"
+        return f"The only {unit} leans to {_the(left if octaves[0] > 0 else right)}, {words.ratio(octaves[0])}"
     where = _where(known)
     to_left, to_right = int((octaves > 0).sum()), int((octaves < 0).sum())
     most, few, n_few = (left, right, to_right) if to_left >= to_right else (right, left, to_left)
     if n_few == 0:
-        return f"All {n:,} {unit}s lean to the {most}{where}"
+        return f"All {n:,} {unit}s lean to {_the(most)}{where}"
     if n_few <= 0.25 * n:
         lean = "leans" if n_few == 1 else "lean"
-        return f"{n_few:,} of {n:,} {unit}s {lean} to the {few}; the others lean to the {most}{where}"
+        return f"{n_few:,} of {n:,} {unit}s {lean} to {_the(few)}; the others lean to {_the(most)}{where}"
     lean = "leans" if to_left == 1 else "lean"
-    return f"{to_left:,} of {n:,} {unit}s {lean} to the {left}, {to_right:,} to the {right}{where}"
+    return f"{to_left:,} of {n:,} {unit}s {lean} to {_the(left)}, {to_right:,} to {_the(right)}{where}"
+
+
+def _the(side: str) -> str:
+    """ "the query", but A and B have no article."""
+    return side if side.isupper() else f"the {side}"
+
+
+def beside_title(change: np.ndarray, names: tuple[str, str]) -> str:
+    """What two models differ in. ``change``: octaves of each cell that both have. ``names``: of the open one and of the
+    other, foreign.
+    """
+    known = np.abs(change[np.isfinite(change)])
+    if not len(known):
+        return "No cell has a ratio in both"
+    if known.max() <= 0.007:
+        return "Both are alike in every cell"
+    far = int((known > 1).sum())
+    if far:
+        return f"{far:,} of {len(known):,} cells differ by more than 2×"
+    return f"No cell differs by more than {words.ratio(float(known.max()))}"
 
 
 def _where(known: pd.DataFrame) -> str:

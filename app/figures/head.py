@@ -2,20 +2,19 @@
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from wisca_app.figures import words
-from wisca_app.figures.template import Theme, figure, log_ticks, unit
+from wisca_app.figures.template import Drawing, Theme, drawing, log_ticks, unit
 from wisca_core.planning.head import HeadDetail
 
 MOST_CHANNELS = 1000  # points drawn of a feed-forward block, which may have tens of thousands of channels
 
 
-def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Figure:
+def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False, height: int = 360) -> Drawing:
     """log2 |w| in quarter octaves, one panel a side: outline before, filled after."""
     n = len(detail.roles)
-    fig = figure(theme, 360)
-    fig.update_layout(margin=dict(l=34, t=40, b=46), bargap=0)
+    fig = drawing(theme, height)
+    fig.update_layout(margin=dict(l=24, t=26, b=34, r=4), bargap=0)
     edges = [role.log2_edges for role in detail.roles if len(role.percent)]
     if not edges:
         fig.add_annotation(text="every value is zero or not finite", xref="paper", yref="paper", x=0.5, y=0.5)
@@ -31,31 +30,27 @@ def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Fi
         colour = theme.role[role.role]
         if len(role.percent):
             centres = (role.log2_edges[:-1] + role.log2_edges[1:]) / 2
-            fig.add_trace(
-                go.Bar(
-                    x=centres,
-                    y=role.percent_after,
-                    width=0.25,
-                    name=f"{role.role} after",
-                    xaxis="x",
-                    yaxis=f"y{axis}",
-                    marker=dict(color=colour, opacity=0.8, line_width=0),
-                    hovertemplate="%{y:.2f} % after<extra></extra>",
-                )
+            fig.add_bar(
+                x=centres,
+                y=role.percent_after,
+                width=0.25,
+                name=f"{role.role} after",
+                xaxis="x",
+                yaxis=f"y{axis}",
+                marker=dict(color=colour, opacity=0.8, line_width=0),
+                hovertemplate="%{y:.2f} % after<extra></extra>",
             )
             x = np.concatenate([role.log2_edges, [role.log2_edges[-1]]])
             y = np.concatenate([role.percent, [role.percent[-1], 0]])
-            fig.add_trace(
-                go.Scatter(
-                    x=x,
-                    y=y,
-                    mode="lines",
-                    line=dict(shape="hv", color=theme.ink, width=1.3),
-                    name=f"{role.role} before",
-                    xaxis="x",
-                    yaxis=f"y{axis}",
-                    hovertemplate="%{y:.2f} % before<extra></extra>",
-                )
+            fig.add_scatter(
+                x=x,
+                y=y,
+                mode="lines",
+                line=dict(shape="hv", color=theme.ink, width=1.3),
+                name=f"{role.role} before",
+                xaxis="x",
+                yaxis=f"y{axis}",
+                hovertemplate="%{y:.2f} % before<extra></extra>",
             )
         tail = (
             " gains"
@@ -75,9 +70,19 @@ def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Fi
             font=dict(size=13, color=colour),
         )
         fig.update_layout(
-            {f"yaxis{axis}": dict(domain=[max(0.0, top - panel), top], range=[0, most * 1.12], nticks=4, anchor="x")}
+            **{f"yaxis{axis}": dict(domain=[max(0.0, top - panel), top], range=[0, most * 1.12], nticks=4, anchor="x")}
         )
-    unit(fig, "% of weights per ¼ octave", dx=-30, dy=12)
+    unit(fig, "% per ¼ octave", dx=-24, dy=8)
+    fig.add_annotation(
+        text="outline before, filled after",
+        xref="x domain",
+        yref="y domain",
+        x=1,
+        y=1,
+        xanchor="right",
+        yanchor="bottom",
+        yshift=8,
+    )
     fig.update_layout(
         xaxis=dict(
             domain=[0, 1],
@@ -85,15 +90,15 @@ def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False) -> go.Fi
             range=[low, high],
             tickvals=ticks,
             ticktext=[words.power_of_two(t) for t in ticks],
-            title=dict(text="|w|", standoff=14),
         )
     )
+    fig.add_annotation(text="|w|", xref="paper", x=1, xanchor="right", yref="paper", y=0, yanchor="top", yshift=-16)
     return fig
 
 
-def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
+def channels(detail: HeadDetail, *, theme: Theme) -> Drawing:
     """L1 norm of each rotary pair over its tokens per turn, or of each channel: dotted before, solid after."""
-    fig = figure(theme, 360)
+    fig = drawing(theme, 360)
     fig.update_layout(margin=dict(l=44, t=40, b=46))
     turns = detail.turns
     rotary = turns is not None and np.isfinite(turns).any()
@@ -112,16 +117,14 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
             values.append(y)
             dotted = kind == "before"
             many = len(y) > 80
-            fig.add_trace(
-                go.Scatter(
-                    x=x,
-                    y=y,
-                    mode="lines" if dotted or many else "lines+markers",
-                    name=f"{words.ROLES[role.role]} {kind}",
-                    line=dict(color=theme.role[role.role], width=1.4, dash="dot" if dotted else "solid"),
-                    marker=dict(size=4, color=theme.role[role.role]),
-                    hovertemplate=f"{words.ROLES[role.role]} {kind}<br>%{{y:,.4~g}} at {place}<extra></extra>",
-                )
+            fig.add_scatter(
+                x=x,
+                y=y,
+                mode="lines" if dotted or many else "lines+markers",
+                name=f"{words.ROLES[role.role]} {kind}",
+                line=dict(color=theme.role[role.role], width=1.4, dash="dot" if dotted else "solid"),
+                marker=dict(size=4, color=theme.role[role.role]),
+                hovertemplate=f"{words.ROLES[role.role]} {kind}<br>%{{y:,.4~g}} at {place}<extra></extra>",
             )
     known = np.concatenate(values)
     known = known[np.isfinite(known)]
@@ -160,7 +163,7 @@ def channels(detail: HeadDetail, *, theme: Theme) -> go.Figure:
     return fig
 
 
-def _name_curves(fig: go.Figure, detail: HeadDetail, values: list[np.ndarray], theme: Theme, rotary: bool) -> None:
+def _name_curves(fig: Drawing, detail: HeadDetail, values: list[np.ndarray], theme: Theme, rotary: bool) -> None:
     """Names at the two dotted curves, above the upper and below the lower one."""
     if len(detail.roles) != 2 or any(not np.isfinite(v).any() for v in values):
         return
@@ -183,9 +186,9 @@ def _name_curves(fig: go.Figure, detail: HeadDetail, values: list[np.ndarray], t
             )
 
 
-def spectrum(detail: HeadDetail, *, theme: Theme) -> go.Figure:
+def spectrum(detail: HeadDetail, *, theme: Theme) -> Drawing:
     """Singular values of both matrices, dotted before and solid after, and of their product, one curve for both."""
-    fig = figure(theme, 360)
+    fig = drawing(theme, 360)
     fig.update_layout(margin=dict(l=44, t=40, b=46))
     if not detail.spectrum:
         fig.add_annotation(text="none", xref="paper", yref="paper", x=0.5, y=0.5)
@@ -205,15 +208,13 @@ def spectrum(detail: HeadDetail, *, theme: Theme) -> go.Figure:
         y = np.where(detail.spectrum[side] > floor, detail.spectrum[side], np.nan)
         seen.append(y)
         label = f"{words.ROLES[role]} {name}" if role else "product, before = after"
-        fig.add_trace(
-            go.Scatter(
-                x=np.arange(1, len(y) + 1),
-                y=y,
-                mode="lines",
-                name=label,
-                line=dict(color=theme.role[role] if role else colour, width=1.6 if dash == "solid" else 1.4, dash=dash),
-                hovertemplate=f"{label}<br>%{{y:,.3~g}}, number %{{x}}<extra></extra>",
-            )
+        fig.add_scatter(
+            x=np.arange(1, len(y) + 1),
+            y=y,
+            mode="lines",
+            name=label,
+            line=dict(color=theme.role[role] if role else colour, width=1.6 if dash == "solid" else 1.4, dash=dash),
+            hovertemplate=f"{label}<br>%{{y:,.3~g}}, number %{{x}}<extra></extra>",
         )
     known = np.concatenate(seen)
     known = known[np.isfinite(known)]
@@ -229,7 +230,7 @@ def spectrum(detail: HeadDetail, *, theme: Theme) -> go.Figure:
     return fig
 
 
-def _name_product(fig: go.Figure, curves: list[np.ndarray], theme: Theme) -> None:
+def _name_product(fig: Drawing, curves: list[np.ndarray], theme: Theme) -> None:
     """ "product" beside its curve (the last of ``curves``), where no other curve is near on the side the name is on."""
     product, others = np.log10(curves[-1]), np.log10(np.stack(curves[:-1]))
     first, last = int(len(product) * 0.1), max(1, int(len(product) * 0.45))

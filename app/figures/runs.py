@@ -1,6 +1,5 @@
 """Curves of logged runs: one line or band a group, told apart by colour and dashes both."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import plotly.graph_objects as go
 
 from wisca_app.figures import words
 from wisca_app.figures.template import CONFIG, Theme, figure, log_ticks, see_through, unit
+from wisca_app.figures.words import plain_text
 
 # A legend of more names than this covers the chart; hovering still names every line.
 MOST_NAMED = 8
@@ -38,11 +38,6 @@ class Curve:
     high: np.ndarray | None = None
     raw: np.ndarray | None = None
     look: dict | None = None
-
-
-def plain_text(text: str) -> str:
-    """A foreign name for a title, label or hover text: plotly would read <a href> in it."""
-    return html.escape(text, quote=False)
 
 
 def styles(theme: Theme, names: Sequence[str]) -> list[dict]:

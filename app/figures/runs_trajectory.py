@@ -5,8 +5,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from wisca_app.figures import words
-from wisca_app.figures.runs import plain_text, whole_ticks
+from wisca_app.figures.runs import whole_ticks
 from wisca_app.figures.template import Theme, figure, octave_ticks, see_through, unit
+from wisca_app.figures.words import plain_text
 
 
 def trajectory(

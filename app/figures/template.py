@@ -5,9 +5,14 @@ after is a dot or filled. No streamlit here: a figure is made from a table and a
 """
 
 import math
+from base64 import b64encode
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
+from plotly.basedatatypes import BaseFigure
 
 from wisca_app.figures import words
 
@@ -139,8 +144,9 @@ def scale(theme: Theme, left: str, right: str) -> list[tuple[float, str]]:
     ]
 
 
-def figure(theme: Theme, height: int, **layout) -> go.Figure:
-    """An empty figure in this project's dress; ``layout`` are further keys of plotly's layout."""
+@lru_cache(maxsize=2)
+def dress(theme: Theme) -> dict:
+    """This project's dress as a plotly template; not to be changed."""
     axis = dict(
         fixedrange=True,
         zeroline=False,
@@ -153,7 +159,7 @@ def figure(theme: Theme, height: int, **layout) -> go.Figure:
         tickfont=dict(size=12, color=theme.text),
         title=dict(font=dict(size=12, color=theme.text), standoff=12),
     )
-    dress = go.layout.Template(
+    return dict(
         layout=dict(
             font=dict(family=FONT, size=13, color=theme.ink),
             paper_bgcolor="rgba(0,0,0,0)",
@@ -173,14 +179,135 @@ def figure(theme: Theme, height: int, **layout) -> go.Figure:
             annotationdefaults=dict(showarrow=False, font=dict(size=12, color=theme.text)),
         )
     )
-    return go.Figure(layout=dict(template=dress, height=height, margin=dict(l=44, r=12, t=30, b=40), **layout))
 
 
-def unit(fig: go.Figure, text: str, axis: str = "", dx: int = -40, dy: int = 8) -> None:
-    """The y axis' unit, level above the axis (``axis``: "" or "2", "3", ...), instead of a turned title."""
+def _layout(theme: Theme, height: int) -> dict:
+    return dict(template=dress(theme), height=height, margin=dict(l=44, r=12, t=30, b=40))
+
+
+def figure(theme: Theme, height: int, **layout) -> go.Figure:
+    """An empty plotly figure in this project's dress; ``layout`` are further keys of plotly's layout."""
+    return go.Figure(layout=_layout(theme, height) | layout)
+
+
+def drawing(theme: Theme, height: int, **layout) -> "Drawing":
+    """The same as plain dictionaries, see ``Drawing``."""
+    fig = Drawing()
+    fig.update_layout(**_layout(theme, height), **layout)
+    return fig
+
+
+class Drawing(BaseFigure):
+    """A figure as the plain dictionaries that go to the browser.
+
+    plotly checks each of the thousands of values it is given: 140 ms for a chart of ours, which tests do once for all.
+    Streamlit checks a dictionary in the same way, but takes a BaseFigure at its word. Keys may be joined by an
+    underscore, as in plotly (``line_width``); numpy arrays go as typed arrays.
+    """
+
+    def __init__(self) -> None:  # deliberately not the parent's, which sets the checking up
+        self._plain = {"data": [], "layout": {}}
+
+    @property
+    def data(self) -> list[dict]:
+        return self._plain["data"]
+
+    @property
+    def layout(self) -> dict:
+        return self._plain["layout"]
+
+    def to_dict(self) -> dict:
+        return self._plain
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def _trace(self, kind: str, values: dict) -> None:
+        self.data.append({"type": kind, **_plain(values)})
+
+    def add_scatter(self, **values) -> None:
+        self._trace("scatter", values)
+
+    def add_scattergl(self, **values) -> None:
+        self._trace("scattergl", values)
+
+    def add_bar(self, **values) -> None:
+        self._trace("bar", values)
+
+    def add_heatmap(self, **values) -> None:
+        self._trace("heatmap", values)
+
+    def add_contour(self, **values) -> None:
+        self._trace("contour", values)
+
+    def add_annotation(self, **values) -> None:
+        self.layout.setdefault("annotations", []).append(_plain(values))
+
+    def add_shape(self, **values) -> None:
+        self.layout.setdefault("shapes", []).append(_plain(values))
+
+    def update_layout(self, **values) -> None:
+        _merge(self.layout, {k: v if k == "template" else _plain({k: v})[_stem(k)] for k, v in values.items()})
+
+
+_WHOLE = {"paper_bgcolor", "plot_bgcolor"}  # the only names in plotly with an underscore of their own
+
+
+def _stem(key: str) -> str:
+    return key if key in _WHOLE else key.split("_")[0]
+
+
+def _plain(values: object) -> object:
+    """Dictionaries with joined keys taken apart, arrays as plotly.js reads them."""
+    if isinstance(values, dict):
+        out: dict = {}
+        for key, value in values.items():
+            if value is None:
+                continue
+            stem = _stem(key)
+            part = _plain(value) if stem == key else _plain({key[len(stem) + 1 :]: value})
+            if isinstance(part, dict) and isinstance(out.get(stem), dict):
+                _merge(out[stem], part)
+            else:
+                out[stem] = part
+        return out
+    if isinstance(values, np.ndarray | pd.Series):
+        return _typed(np.asarray(values))
+    if isinstance(values, list | tuple):
+        return [_plain(value) for value in values]
+    return values.item() if isinstance(values, np.generic) else values
+
+
+def _typed(values: np.ndarray) -> object:
+    """A typed array (its bytes in base64), a list where it holds no numbers."""
+    if values.dtype.kind not in "iuf":
+        return values.tolist()
+    if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
+        values = values.astype(np.int32)
+    values = np.ascontiguousarray(values)
+    out = {"dtype": values.dtype.str[1:], "bdata": b64encode(values).decode()}
+    return out if values.ndim == 1 else out | {"shape": ", ".join(map(str, values.shape))}
+
+
+def _merge(into: dict, values: dict) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def unit(
+    fig: "go.Figure | Drawing", text: str, axis: str = "", dx: int = -40, dy: int = 8, across: str | None = None
+) -> None:
+    """The y axis' unit, level above the axis (``axis``: "" or "2", "3", ...), instead of a turned title. ``across``: its
+    x axis, where that is another number's.
+    """
     fig.add_annotation(
         text=text,
-        xref=f"x{axis} domain",
+        xref=f"x{axis if across is None else across} domain",
         yref=f"y{axis} domain",
         x=0,
         y=1,

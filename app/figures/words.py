@@ -3,6 +3,7 @@
 Ratios name a side ("query 7.8×", never 0.13), factors that are powers of two are written 2⁻², a minus is a true minus.
 """
 
+import html
 import math
 import re
 
@@ -32,6 +33,21 @@ DTYPES = {
     "F8_E4M3": "fp8",
     "F8_E5M2": "fp8",
     "I8": "int8",
+}
+
+# Every term of the pages in a sentence, with its formula: what stands behind the question marks.
+TERMS = {
+    "ratio": "Norm of the left side over that of the right one, as L1: sum |Wq| / sum |Wk|; the median layer's.",
+    "query side": "Wq of the query heads that share a key head. With |W| = sum of |w|, the ratio is |Wq| / |Wk|.",
+    "size": "How often the one side has more entries: g query heads share a KV head, so Wq has g times the entries of Wk.",
+    "rest": "The ratio divided by its size part: initialisation or training. One checkpoint cannot tell which.",
+    "pair": "Two matrices between which a scale can be moved: (cW1)(W2/c) = W1 W2. QK: Wq and Wk. VO: Wv and Wo. MLP: up and down.",
+    "KV group": "A KV head with the g query heads that read it; its Wq rows, Wk rows, Wv rows and Wo columns.",
+    "channel": "One row of Wq with the row of Wk that it meets in the product q·k; rotary pairs share one factor.",
+    "exact": "Factors are powers of two: w × 2ᵏ changes only the exponent of a floating-point number, no digit.",
+    "largest": "The cell furthest from balance: the largest of |W1| / |W2| either way, over all layers and groups.",
+    "outlying": "Cells more than 2× from the median cell of their pair, either way.",
+    "rates": "A matrix kept as cW trains under Adam as W at lr/c. Balancing keeps Wq at 1/m and Wk at m, m = √(|Wq| / |Wk|).",
 }
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -174,6 +190,17 @@ def markdown_text(text: str) -> str:
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text).replace("\n", " ")
 
 
-def coloured(role: str) -> str:
-    """The role's word in its colour, for a caption: ":blue[query]"."""
-    return f":{MARKDOWN_COLOURS[role]}[{ROLES[role]}]" if role in MARKDOWN_COLOURS else f"**{ROLES[role]}**"
+def plain_text(text: str) -> str:
+    """A foreign name in a figure's title, label or hover text: plotly would read <a href> in it."""
+    return html.escape(text, quote=False)
+
+
+def coloured(role: str, text: str = "") -> str:
+    """The role's word (or another ``text``) in its colour, for a caption: ":blue[query]"."""
+    text = text or ROLES[role]
+    return f":{MARKDOWN_COLOURS[role]}[{text}]" if role in MARKDOWN_COLOURS else f"**{text}**"
+
+
+def tip(*terms: str) -> str:
+    """What stands behind a question mark: those of TERMS, as Markdown reads them."""
+    return "\n\n".join(TERMS[term] for term in terms).replace("|", "\\|")

@@ -5,26 +5,35 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app import cached, state
-from wisca_app.figures import beside, words
+from wisca_app.figures import findings, heatmap, words
 from wisca_app.figures.template import Theme
 from wisca_app.heading import heading
 from wisca_app.inspecting.charts import chart
 from wisca_app.inspecting.shown import Shown
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.open_model import normal, title
-from wisca_core.patterns.summary import layer_ratios
+from wisca_app.open_model import ask_to_download, is_here, normal, title
+from wisca_core.patterns.blocks import block_of
+from wisca_core.planning.decide import decide
+from wisca_core.planning.options import Options
 
 
-def draw(shown: Shown, theme: Theme) -> None:
-    """The section where a second model is chosen; else the way to choose one."""
+def control(shown: Shown) -> None:
+    """Where the other model is named."""
     other = normal(state.get("beside"))
-    with st.expander("Another model beside it", expanded=False, key="beside_choose"):
+    with st.popover("Another model beside it", type="tertiary", key="beside_choose"):
         with st.form("beside form", border=False):
-            written = st.text_input("Path on this machine", placeholder="/models/the-other-one", key="beside written")
+            written = st.text_input(
+                "Path on this machine, or hub:owner/name", placeholder="/models/the-other-one", key="beside written"
+            )
             if st.form_submit_button("Show it beside") and written.strip():
                 _choose(normal(written))
         if other and st.button("Take it away", key="beside away"):
             _choose("")
+
+
+def draw(shown: Shown, theme: Theme) -> None:
+    """Both maps and their difference, where a second model is chosen."""
+    other = normal(state.get("beside"))
     if other:
         with errors_as_messages("The model beside it cannot be shown"):
             _draw(shown, other, theme)
@@ -36,54 +45,64 @@ def _choose(model: str) -> None:
 
 
 def _draw(shown: Shown, other: str, theme: Theme) -> None:
-    if other.startswith("hub:"):
-        plain(
-            "A model of the hub can stand beside another one once it is on this machine: open it first, then give its folder."
-        )
+    if not is_here(other):
+        ask_to_download(other, "beside")
         return
     opened = cached.with_pairs(cached.opened(other), [shown.pair])
     if opened.refusal:
         plain(opened.refusal)
         return
     if cached.needs_job(opened):
-        plain(
-            f"{title(other)} has not been measured yet: open it once in the sidebar, then it can stand beside this one."
-        )
+        plain(f"{title(other)} has not been measured yet: open it once, then it can stand beside this one.")
         return
-    found = cached.decision(opened, state.options(opened.sites))
-    layers = layer_ratios(found.groups(shown.norm), shown.norm)
-    theirs = layers[(layers["pair"] == shown.pair) & (layers["block"] == shown.block)]
+    theirs = cached.once(
+        f"beside\n{opened.key}\n{shown.norm}",
+        lambda: decide(cached.patterns(opened), Options(pairs=(shown.pair,))).groups(shown.norm),
+    )
+    theirs = theirs[(theirs["pair"] == shown.pair) & (theirs["block"] == shown.block)]
+    if shown.lanes:
+        parts = {site.name: site.key.part for site in opened.sites.sites if block_of(site.key) == shown.block}
+        number = {part: i for i, part in enumerate(shown.lanes)}
+        theirs = theirs.assign(group=theirs["name"].map(parts).map(number)).dropna(subset="group")
+        theirs = theirs.astype({"group": int})
     if theirs.empty:
         plain(
-            f"{title(other)} has no {words.PAIR_LABELS[shown.pair]} pair{f' at this place ({shown.title})' if shown.title else ''}."
+            f"{title(other)} has no {words.PAIR_LABELS[shown.pair]} pair"
+            + (f" at this place ({shown.title})." if shown.title else ".")
         )
         return
-    both = (
-        pd.merge(
-            shown.layers[["layer", "log2_ratio"]],
-            theirs[["layer", "log2_ratio"]].rename(columns={"log2_ratio": "log2_beside"}),
-            on="layer",
-            how="outer",
-        )
-        .sort_values("layer")
-        .replace([np.inf, -np.inf], np.nan)
-    )
+    places = ["layer", "group"]
+    both = pd.merge(
+        shown.groups[[*places, "log2_ratio"]],
+        theirs[[*places, "log2_ratio"]].rename(columns={"log2_ratio": "log2_beside"}),
+        on=places,
+        how="outer",
+    ).sort_values(places)
+    both = both.replace([np.inf, -np.inf], np.nan)
+    common = both.assign(change=both["log2_ratio"] - both["log2_beside"]).dropna(subset="change")
     names = (title(shown.model.checkpoint.source), title(other))
     names = names if names[0] != names[1] else (f"{names[0]} (open)", f"{names[1]} (beside)")
-    said = beside.finding(both, shown.pair)
+    said = findings.beside_title(common["change"].to_numpy(), names)
+    left, right = words.PAIR_ROLES[shown.pair]
+    st.space("small")
     heading(
         said,
-        f"Dots: the open model, {words.markdown_text(names[0])}. Rings: {words.markdown_text(names[1])}. Each layer as a whole, "
-        f"{words.NORM_SYMBOLS[shown.norm].replace('|', chr(92) + '|')}; above 1× {words.coloured(words.PAIR_ROLES[shown.pair][0])} is heavier, below "
-        f"{words.coloured(words.PAIR_ROLES[shown.pair][1])}.",
+        f"The open model, the one beside it, and the change of the ratio from that one to this one: towards "
+        f"{words.coloured(left)} or {words.coloured(right)}.",
         both.assign(change=both["log2_ratio"] - both["log2_beside"]),
-        "beside",
+        f"{shown.pair}-beside",
     )
-    chart(
-        beside.beside(both, pair=shown.pair, theme=theme, names=names),
-        "beside chart",
-        f"Ratio over the layers of two models. {said}.",
+    n_layers = int(max(both["layer"].max() + 1, shown.n_layers))
+    strips = [
+        (names[0], shown.groups, shown.groups["log2_ratio"].to_numpy(dtype=float)),
+        (names[1], theirs, theirs["log2_ratio"].to_numpy(dtype=float)),
+    ]
+    if len(common):
+        strips.append(("Change", common, common["change"].to_numpy(dtype=float)))
+    fig = heatmap.beside_maps(
+        strips, pair=shown.pair, n_layers=n_layers, theme=theme, unit_name=shown.unit, lanes=shown.lanes
     )
+    chart(fig, "beside chart", f"Maps of two models and their difference. {said}.")
     a, b = shown.model.sites.attention, opened.sites.attention
     # an adapter alone says nothing of heads
     if a and b and (a.n_layers, a.n_heads, a.n_kv_heads) != (b.n_layers, b.n_heads, b.n_kv_heads):

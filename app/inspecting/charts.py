@@ -1,18 +1,18 @@
 """The charts over the whole model, each under its finding, with one line how to read it and its data as CSV."""
 
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
-from wisca_app import cached
+from wisca_app import cached, state
 from wisca_app.figures import balance, depth, findings, heatmap, words
-from wisca_app.figures.template import CONFIG, Theme
+from wisca_app.figures.template import CONFIG, Drawing, Theme
 from wisca_app.heading import heading
 from wisca_app.inspecting import selection
-from wisca_app.inspecting.shown import Shown, furthest
+from wisca_app.inspecting.shown import Shown, most_unbalanced
+from wisca_core.planning.rates import rate
 
 
-def chart(fig: go.Figure, key: str, alt: str, source: str = "") -> None:
+def chart(fig: Drawing, key: str, alt: str, source: str = "") -> None:
     """``source``: of the selection, where a click in it selects a group."""
     if source:
         st.plotly_chart(
@@ -30,25 +30,18 @@ def chart(fig: go.Figure, key: str, alt: str, source: str = "") -> None:
 
 def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     left, right = words.PAIR_ROLES[shown.pair]
-    finding = findings.map_title(shown.groups, shown.pair, shown.unit)
-    cell = "layer" if shown.unit == "layer" else f"{shown.unit} (row) in one layer"
-    why_two = ""
-    if not heatmap.has_size(shown.groups):
-        why_two = (
-            " The largest value has no law of size, so nothing is divided out."
-            if shown.norm == "max"
-            else " Both sides are of one size in this norm, so nothing is divided out."
-        )
+    view = state.get("shown_view")
+    finding = findings.map_title(shown.groups, shown.pair, shown.unit, view)
     missing = shown.n_layers - shown.groups["layer"].nunique()
     why = "not covered, named below" if len(shown.blocks) == 1 else "without this block, or not covered"
     blank = f" Blank: {words.plural(missing, 'layer')} {why}." if missing else ""
     heading(
         finding,
-        f"A cell is one {cell}. Its colour names the heavier side, {words.coloured(left)} or {words.coloured(right)}, "
-        f"its strength says by how much; balance fades into the page.{why_two}{blank} Below, each layer as a whole: "
-        f"{'ring before, dot after, ' if shown.after else ''}grey band within 2×. Click a cell to open {'its head' if shown.head_unit == 'head' else 'it'}.",
+        f"The heavier side, {words.coloured(left)} or {words.coloured(right)}; balance fades into the page.{blank}",
         heatmap.columns(shown.groups),
-        "ratios",
+        f"{shown.pair}-ratios",
+        tip=f"A cell is one {shown.unit} of a layer. Below, each layer as a whole: ring before, small dot after, grey "
+        f"within 2×.\n\n{words.tip('size', 'KV group')}",
     )
     fig = heatmap.heatmap(
         shown.groups,
@@ -56,7 +49,8 @@ def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
         pair=shown.pair,
         n_layers=shown.n_layers,
         theme=theme,
-        after=shown.after,
+        view=view,
+        after=bool(shown.after),
         unit_name=shown.unit,
         selected=selected,
         lanes=shown.lanes,
@@ -68,15 +62,11 @@ def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     finding = findings.balance_title(shown.groups) if shown.after else "Norm against norm"
     heading(
         finding,
-        f"One point is one {shown.unit}. "
-        + (
-            "Ring before, dot after; a factor moves it along the anti-diagonal, so the product of the norms stays. "
-            if shown.after
-            else ""
-        )
-        + balance.lines_in_words(shown.groups),
+        f"One point is one {shown.unit}{'; ring before, dot after' if shown.after else ''}. Grey: within 2×.",
         shown.groups[["name", "layer", "block", "group", "left", "right", "left_after", "right_after"]],
-        "balance",
+        f"{shown.pair}-balance",
+        tip="A factor moves a point along the anti-diagonal, so the product of the norms stays. On the diagonal both "
+        "norms are equal.",
     )
     fig = balance.balance(
         shown.groups,
@@ -91,47 +81,48 @@ def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     chart(fig, "balance", f"Norm of the one side against the other. {finding}.", source="balance")
 
 
-def draw_furthest(shown: Shown) -> None:
-    table = furthest(shown.groups, cached.rows(shown.model, shown.options))
-    n, on = len(table), shown.matrices[0]
+def draw_most_unbalanced(shown: Shown) -> None:
+    table = most_unbalanced(shown.groups, cached.rows(shown.model, shown.options))
+    n = len(table)
     number = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}.get(n, str(n))
     heading(
-        {0: "No pair stands out from the rest", 1: "The pair furthest from the rest"}.get(
-            n, f"The {number} pairs furthest from the rest"
-        ),
-        f"Sorted by distance from the median{f'; the factor is that on {on}' if shown.after else ''}. Click a row to open {'the head' if shown.head_unit == 'head' else 'it'}.",
+        {0: "No pair has a ratio", 1: "The only pair"}.get(n, f"The {number} most unbalanced"),
+        f"Most unbalanced first. Click a row to open {'the head' if shown.head_unit == 'head' else 'it'}.",
         table,
-        "furthest",
+        f"{shown.pair}-most-unbalanced",
     )
     if not n:
         return
+    left, right = shown.matrices
     view = pd.DataFrame(
         {
             "Layer": table["layer"],
             _column(shown): [shown.lanes[g] for g in table["group"]] if shown.lanes else table["group"],
             "Heavier side": [words.side(shown.pair, v) for v in table["log2_ratio"]],
-            "Factor": [words.factors(a, b) for a, b in zip(table["factor_low"], table["factor_high"])],
+            f"Adam: {left}, {right}": [
+                f"{rate(a)}, {rate(b)}" for a, b in zip(table["left_rate"], table["right_rate"])
+            ],
             "After": [words.side(shown.pair, v) for v in table["log2_after"]],
         }
     )
     if shown.unit == "layer":
         view = view.drop(columns="Group")
     if not shown.after:
-        view = view.drop(columns=["Factor", "After"])
+        view = view.drop(columns="After")
     places = list(zip(table["layer"].tolist(), table["group"].tolist()))
     st.dataframe(
         view,
         hide_index=True,
         selection_mode="single-row",
-        key=selection.key("furthest"),
+        key=selection.key("most_unbalanced"),
         column_config={
             "Layer": st.column_config.NumberColumn(width=52),
             "Group": st.column_config.NumberColumn(width=56),
             "Head": st.column_config.NumberColumn(width=56),
             "Expert": st.column_config.NumberColumn(width=64),
         },
-        on_select=lambda: selection.picked(places, "furthest"),
-        alt="The pairs furthest from the median ratio",
+        on_select=lambda: selection.picked(places, "most_unbalanced"),
+        alt="The most unbalanced pairs, with the learning rates that balancing them is",
     )
 
 
@@ -140,7 +131,7 @@ def _column(shown: Shown) -> str:
 
 
 def draw_depth(shown: Shown, theme: Theme) -> None:
-    heads = shown.heads()
+    heads = cached.once(f"heads\n{shown.key}", shown.heads)
     finding = findings.depth_title(heads, shown.head_unit) if shown.after else f"Every {shown.head_unit} over depth"
     bars = heads.groupby(["role", "layer"]).size().max() > depth.FEW
     heading(
@@ -157,11 +148,9 @@ def draw_depth(shown: Shown, theme: Theme) -> None:
         if site.live == "gains" and site.name in names
         for role in words.PAIR_ROLES[site.key.pair]
     }
-    fig = depth.depth(
-        heads,
-        n_layers=shown.n_layers,
-        theme=theme,
-        gains=gains,
-        unit_name="adapted part" if shown.lanes else shown.head_unit,
+    unit = "adapted part" if shown.lanes else shown.head_unit
+    fig = cached.once(
+        f"depth\n{shown.key}\n{theme.name}",
+        lambda: depth.depth(heads, n_layers=shown.n_layers, theme=theme, gains=gains, unit_name=unit),
     )
     chart(fig, "depth", f"Norm of every {shown.head_unit} over the layers, one panel a matrix. {finding}.")

@@ -25,9 +25,9 @@ def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     row = shown.group(layer, group)
     detail = cached.head(shown.model, shown.options, row["name"], shown.inside(group))
     st.markdown(sentence(shown, row, detail))
-    for column, draw_one in zip(st.columns(3, gap="medium"), (_histogram, _channels, _spectrum)):
+    for column, draw_one in zip(st.columns(2, gap="medium"), (_channels, _spectrum)):
         with column:
-            draw_one(detail, theme, shown.gains)
+            draw_one(detail, theme)
     _matrices(shown, layer, group)
 
 
@@ -79,42 +79,23 @@ def _who(shown: Shown, role: str, row: pd.Series) -> tuple[str, str]:
     return f"{words.ROLES[role].capitalize()} head {group}", "is"
 
 
-def _histogram(detail: HeadDetail, theme: Theme, gains: bool) -> None:
-    finding = findings.histogram_title([role.factor for role in detail.roles])
-    heading(
-        finding,
-        "Thin outline before, filled after. Doubling a weight is one octave to the right." + _part_read(detail),
-        head.histogram_table(detail),
-        "histogram",
-    )
-    chart(
-        head.histogram(detail, theme=theme, gains=gains),
-        "histogram",
-        f"Histogram of the sizes of the weights. {finding}.",
-    )
-
-
-def _part_read(detail: HeadDetail) -> str:
-    """What the histograms are of, where that is not every value."""
-    least = min(role.looked_at for role in detail.roles)
-    return f" Of {100 * least:.2g} % of the values, in blocks spread over the matrix." if least < 1 else ""
-
-
-def _channels(detail: HeadDetail, theme: Theme, gains: bool) -> None:
+def _channels(detail: HeadDetail, theme: Theme) -> None:
     kind = {"a": "Rank channels", "up": "Channels of the block"}.get(detail.roles[0].role, "Channels of the head")
     finding = findings.channel_title(detail.roles[0].channel_l1, detail.turns, kind)
     rotary = detail.turns is not None
     fast = "Fast pairs (position) left, slow ones (content) right. " if rotary else "In the order of the matrix. "
     if detail.roles[0].role == "up":  # their order means nothing, and there may be tens of thousands
         fast = f"All {words.count(len(detail.roles[0].channel_l1))}, the heaviest first, each side by itself. "
-    heading(finding, f"{fast}Dotted before, solid after.", head.channel_table(detail), "channels")
+    heading(
+        finding, f"{fast}Dotted before, solid after.", head.channel_table(detail), "channels", tip=words.tip("channel")
+    )
     chart(head.channels(detail, theme=theme), "channels", f"Norm of the channels along the head. {finding}.")
     if rotary and not np.isfinite(detail.turns).all():
         still = words.plural(int((~np.isfinite(detail.turns)).sum()), "channel")
         st.markdown(f":small[:gray[{still} without rotation: in the CSV only.]]")
 
 
-def _spectrum(detail: HeadDetail, theme: Theme, gains: bool) -> None:
+def _spectrum(detail: HeadDetail, theme: Theme) -> None:
     finding = findings.spectrum_title(detail.spectrum)
     if not detail.spectrum:
         st.subheader(finding, anchor=False)

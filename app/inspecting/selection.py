@@ -11,25 +11,29 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.inspecting.shown import Shown
-from wisca_core.patterns.summary import furthest
+from wisca_core.patterns.verdict import by_imbalance
 
-SOURCES = ("map", "balance", "furthest")
+SOURCES = ("map", "balance", "most_unbalanced")
 
 
 def settle(shown: Shown) -> tuple[int, int]:
-    """The selected (layer, group) brought into what this pair has; at first the group furthest from the rest."""
+    """The selected (layer, group) brought into what this pair has; at first the most unbalanced one, which is then in no
+    address.
+    """
     groups = shown.groups
-    layer, group = state.get("layer"), state.get("group")
-    if layer not in set(groups["layer"]):
-        far = furthest(groups, 1)
+    place = state.get("layer"), state.get("group")
+    if place == state.note("first place") or place[0] not in set(groups["layer"]):
+        far = by_imbalance(groups, 1)
         first = (far if len(far) else groups).iloc[0]
-        layer, group = int(first["layer"]), int(first["group"])
+        place = int(first["layer"]), int(first["group"])
+        state.note("first place", place)
+    layer, group = place
     of_layer = groups.loc[groups["layer"] == layer, "group"].tolist()
     if group not in of_layer:
-        group = of_layer[0]
-    state.put("layer", int(layer))
-    state.put("group", int(group))
-    return int(layer), int(group)
+        group = int(of_layer[0])
+    state.put("layer", layer)
+    state.put("group", group)
+    return layer, group
 
 
 def boxes(shown: Shown) -> None:

@@ -9,12 +9,14 @@ import pandas as pd
 from wisca_app import cached, state
 from wisca_app.cached import Opened
 from wisca_app.figures import words
+from wisca_app.figures.heatmap import has_size
 from wisca_core.architecture.site import Site, SiteKey
-from wisca_core.patterns import summary
 from wisca_core.patterns.blocks import block_of, titles, unit_of
 from wisca_core.patterns.summary import PairSummary, layer_ratios, summaries
+from wisca_core.patterns.verdict import by_imbalance, mostly_size
 from wisca_core.planning.decide import Decision
 from wisca_core.planning.options import Options
+from wisca_core.planning.rates import group_rates
 
 NORMS = ("l1", "l2", "max", "mean")
 
@@ -25,6 +27,7 @@ class Shown:
     ``groups``, ``layers``: rows of ``pair`` in ``block`` only. All in ``norm``.
     """
 
+    key: str  # names all of it
     model: Opened
     options: Options
     decision: Decision
@@ -106,6 +109,20 @@ class Shown:
             return ""
         return "After, with powers of two" if self.options.exact else "After"
 
+    @property
+    def views(self) -> list[str]:
+        """Of the map: "size" only where size explains something, "after" only where there is one."""
+        return [
+            name
+            for name, here in (("size", has_size(self.groups)), ("stored", True), ("after", bool(self.after)))
+            if here
+        ]
+
+    @property
+    def own_view(self) -> str:
+        """What the map shows while nothing else is chosen: size divided out where it is most of the imbalance."""
+        return "size" if "size" in self.views and mostly_size(self.summary) else "stored"
+
     def group(self, layer: int, group: int) -> pd.Series:
         """Its row of ``groups``."""
         return self.groups[(self.groups["layer"] == layer) & (self.groups["group"] == group)].iloc[0]
@@ -125,11 +142,17 @@ class Shown:
         return heads.assign(head=_lane_numbers(self.lanes, heads["name"])) if self.lanes else heads
 
 
-def shown(model: Opened) -> Shown:
-    """Of the pair, block and norm that are chosen; what this model does not have gives way to what it has."""
+def options_of(model: Opened) -> Options:
+    """What Rescale's options make of this model."""
     options = state.options(model.sites, cached.pairs_of(model))
     if model.checkpoint.look_only:
         options = replace(options, strength=0.0)  # nothing moves, so there is no after
+    return options
+
+
+def shown(model: Opened) -> Shown:
+    """Of the pair, block and norm that are chosen; what this model does not have gives way to what it has."""
+    options = options_of(model)
     decision = cached.decision(model, options)
     pairs = list(dict.fromkeys(site.key.pair for site in model.sites.sites))
     if state.get("pair") not in pairs:
@@ -137,16 +160,22 @@ def shown(model: Opened) -> Shown:
     if state.get("shown_norm") not in NORMS:
         state.put("shown_norm", NORMS[0])
     pair, norm = state.get("pair"), state.get("shown_norm")
-    everything = decision.groups(norm)
+    block = state.settle("block", list(dict.fromkeys(block_of(s.key) for s in model.sites.sites if s.key.pair == pair)))
+    key = f"{model.key}\n{options!r}\n{pair} {block} {norm}"
+    return cached.once(f"shown\n{key}", lambda: _shown(key, model, options, decision, pair, norm, block))
+
+
+def _shown(key: str, model: Opened, options: Options, decision: Decision, pair: str, norm: str, block: str) -> Shown:
+    everything = group_rates(decision.groups(norm), model.sites)
     of_pair = everything[everything["pair"] == pair]
     blocks = titles(of_pair["block"])
-    block = state.settle("block", list(blocks))
     sites = tuple(site for site in model.sites.sites if site.key.pair == pair and block_of(site.key) == block)
     groups = of_pair[of_pair["block"] == block].reset_index(drop=True)
     lanes = tuple(sorted({site.key.part for site in sites})) if pair == "lora" else ()
     if lanes:
         groups = groups.assign(group=_lane_numbers(lanes, groups["name"]))
     return Shown(
+        key,
         model,
         options,
         decision,
@@ -168,17 +197,18 @@ def _lane_numbers(lanes: tuple[str, ...], names: pd.Series) -> np.ndarray:
     return np.array([lanes.index(SiteKey.parse(name).part) for name in names], np.int64)
 
 
-def furthest(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd.DataFrame:
-    """``summary.furthest`` of one pair, with factor_low, factor_high (on the left side) and log2_after of the plan.
+def most_unbalanced(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd.DataFrame:
+    """The cells of one pair furthest from balance, with factor_low, factor_high, right_low and right_high of the plan.
 
-    ``plan_rows``: columns name, group (-1: the whole tensor), factor_low, factor_high.
+    ``plan_rows``: columns name, group (-1: the whole tensor) and those.
     """
-    far = summary.furthest(groups, most)
-    out = far.merge(groups[["name", "group", "log2_after"]], on=["name", "group"], how="left")
+    out = by_imbalance(groups, most)
+    columns = ["factor_low", "factor_high", "right_low", "right_high"]
     rows = plan_rows[plan_rows["name"].isin(out["name"])]
-    factors = dict(zip(zip(rows["name"], rows["group"]), zip(rows["factor_low"], rows["factor_high"])))
+    factors = dict(zip(zip(rows["name"], rows["group"]), rows[columns].itertuples(index=False, name=None)))
+    unknown = (np.nan,) * len(columns)
     found = [
-        factors.get((n, g)) or factors.get((n, -1)) or factors.get((n, 0)) or (np.nan, np.nan)
+        factors.get((n, g)) or factors.get((n, -1)) or factors.get((n, 0)) or unknown
         for n, g in zip(out["name"], out["group"])
     ]
-    return out.assign(factor_low=[low for low, _ in found], factor_high=[high for _, high in found])
+    return out.assign(**{name: [one[i] for one in found] for i, name in enumerate(columns)})

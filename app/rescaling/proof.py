@@ -160,33 +160,45 @@ def _say_full_check(check: FullCheck, model: Opened, options: Options) -> None:
     agrees = check.agrees(cached.plan(model, options))
     mark = _badge(f"passed, {check.seconds:.0f} s", "check") if agrees else _badge("contradicts the plan", "close")
     st.markdown(f"**Full check** {mark}")
-    lines = [
-        f"{check.counted}, this checkpoint before and after, {words.DTYPES.get(check.dtype, check.dtype)}"
-        + (
-            f"{check.by_kernels}. Inputs: {words.markdown_text(check.tokens)}."
-            if check.kernels
-            else ", every product in float64."
-        ),
-        f"{words.markdown_text(check.outputs[:1].upper() + check.outputs[1:])} equal: "
-        f"**{words.count(check.n_equal)} of {words.count(check.n_values)}**.",
-    ]
-    if not check.bit_identical:
-        lines.append(
-            f"Largest difference {words.digits(check.max_rel, 2)} of the largest output"
+    st.markdown(" ".join(_sayings(check)))
+    with st.popover("Counts", type="tertiary"):
+        st.markdown(
+            f"{check.counted}, this checkpoint before and after, {words.DTYPES.get(check.dtype, check.dtype)}"
             + (
-                f"; the same weights rounded at random move it by {words.digits(check.control_max_rel, 2)}."
-                if check.control_max_rel is not None
-                else "."
+                f"{check.by_kernels}. Inputs: {words.markdown_text(check.tokens)}."
+                if check.kernels
+                else ", every product in float64."
             )
+            + f" {words.markdown_text(words.title(check.outputs))} with the very same bits: "
+            f"{words.count(check.n_equal)} of {words.count(check.n_values)}"
+            + (". Any factor that is no power of two rounds, so few are." if not check.bit_identical else ".")
         )
+
+
+def _sayings(check: FullCheck) -> list[str]:
+    """What came out, each difference beside what rounding alone does."""
+    outputs = words.markdown_text(check.outputs)
+    if check.bit_identical:
+        lines = [f"Every bit of the {outputs} is the same."]
+    elif check.control_max_rel is not None:
+        times = check.max_rel / check.control_max_rel if check.control_max_rel else float("nan")
+        beside = (
+            f", {words.digits(times, 2)} of what rounding the same weights at random does" if times == times else ""
+        )
+        lines = [
+            f"The {outputs} move by {words.digits(check.max_rel, 2)} of the largest{beside}: "
+            f"{words.digits(check.control_max_rel, 2)}."
+        ]
+    else:
+        lines = [f"The {outputs} move by {words.digits(check.max_rel, 2)} of the largest."]
     if check.top1_agreement is not None:
-        lines.append(f"Top-1 agreement {100 * check.top1_agreement:.2f} %.")
+        lines.append(f"The likeliest token is the same in {100 * check.top1_agreement:.2f} % of the places.")
     if check.perplexity_before is not None and check.perplexity_after is not None:
         before, after = f"{check.perplexity_before:.3f}", f"{check.perplexity_after:.3f}"
         lines.append(
             f"Perplexity {before} both times." if before == after else f"Perplexity {before} before, {after} after."
         )
-    st.markdown(" ".join(lines))
+    return lines
 
 
 def _badge(text: str, icon: str = "") -> str:

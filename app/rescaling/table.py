@@ -6,9 +6,10 @@ import streamlit as st
 
 from wisca_app import state
 from wisca_app.figures import words
-from wisca_app.spreadsheet import csv_bytes
+from wisca_app.heading import csv
 from wisca_core.architecture.site import SiteKey
 from wisca_core.patterns.blocks import titles, unit_of
+from wisca_core.planning.rates import MATRICES
 from wisca_core.planning.rows import has_square
 
 MOST_STYLED_ROWS = 4000
@@ -38,12 +39,11 @@ def draw(rows: pd.DataFrame) -> None:
     """``rows``: the pairs asked for, columns of ``plan_rows``."""
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
         st.subheader("Plan", anchor=False, width="content")
-        st.download_button(
-            "CSV", csv_bytes(rows[_CSV]), "plan.csv", "text/csv", type="tertiary", on_click="ignore", key="plan_csv"
-        )
+        csv(rows[_CSV], "plan")
+    left, right = sides(rows)
     single, of = rows["n_cells"].gt(1).any(), "part" if (rows["pair"] == "lora").all() else "KV group or block"
     st.markdown(
-        ":small[:gray[The left side is multiplied by its factor, the right side by its own, the inverse"
+        f":small[:gray[{left} is multiplied by its factor, {right} by the inverse"
         + (" (behind ReLU squared its square). " if has_square(rows) else ". ")
         + (f"Single channels are gathered by {of}, with their smallest and largest factor. " if single else "")
         + "Select rows to leave their pairs out.]]"
@@ -70,6 +70,12 @@ def _leave_out(names: list[str]) -> None:
     state.put("exclude", list(dict.fromkeys([*state.get("exclude"), *names])))
 
 
+def sides(rows: pd.DataFrame) -> tuple[str, str]:
+    """What is multiplied on either side: "Wq or Wv" and "Wk or Wo"."""
+    of = [MATRICES[pair] for pair in dict.fromkeys(rows["pair"])]
+    return " or ".join(left for left, _ in of), " or ".join(right for _, right in of)
+
+
 def _words(rows: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame({"Layer": rows["layer"].to_numpy()})
     names = {pair: titles(part["block"]) for pair, part in rows.groupby("pair", sort=False)}
@@ -84,12 +90,13 @@ def _words(rows: pd.DataFrame) -> pd.DataFrame:
         out["Part"] = [SiteKey.parse(name).part for name in rows["name"]]
     out["Pair"] = [words.PAIR_LABELS[pair] for pair in rows["pair"]]
     out["Heavier side"] = rows["log2_ratio"].to_numpy()
+    left, right = sides(rows)
     if rows["n_cells"].gt(1).any():
-        out["Left factors"] = [words.factors(a, b) for a, b in zip(rows["factor_low"], rows["factor_high"])]
-        out["Right factors"] = [words.factors(a, b) for a, b in zip(rows["right_low"], rows["right_high"])]
+        out[f"On {left}"] = [words.factors(a, b) for a, b in zip(rows["factor_low"], rows["factor_high"])]
+        out[f"On {right}"] = [words.factors(a, b) for a, b in zip(rows["right_low"], rows["right_high"])]
     else:
-        out["Left factor"] = rows["factor_low"].to_numpy()
-        out["Right factor"] = rows["right_low"].to_numpy()
+        out[f"On {left}"] = rows["factor_low"].to_numpy()
+        out[f"On {right}"] = rows["right_low"].to_numpy()
     out["After"] = rows["log2_after"].to_numpy()
     notes = {"planned": ""}
     out["What it changes"] = [
@@ -106,6 +113,7 @@ def _styled(shown: pd.DataFrame, rows: pd.DataFrame):
         style = style.format(
             lambda value, pair=pair: words.side(pair, value), subset=pd.IndexSlice[lines, ["Heavier side", "After"]]
         )
-    if "Left factor" in shown:
-        style = style.format(words.factor, subset=["Left factor", "Right factor"])
+    factors = [f"On {name}" for name in sides(rows)]
+    if not rows["n_cells"].gt(1).any():
+        style = style.format(words.factor, subset=factors)
     return style

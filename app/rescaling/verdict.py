@@ -1,17 +1,25 @@
 """The page's sentence, what it rests on, and its few numbers."""
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
 from wisca_app.cached import Opened
 from wisca_app.figures import words
+from wisca_app.heading import number
 from wisca_app.open_model import title
-from wisca_core.patterns.blocks import unit_of
+from wisca_app.rates_line import SAME_RATE
 from wisca_core.patterns.summary import SIDES, PairSummary, summaries, times
 from wisca_core.planning.decide import Decision
 
 MOST_METRICS = 3  # medians that stand as numbers in a row
-_UNITS = {"adapted layer": "adapted part", "layer": "feed-forward block"}
+TIPS = {
+    "Within 2× after": "Cells (KV groups, experts, adapted parts, feed-forward blocks) of the chosen pairs whose two norms "
+    "are within a factor 2 of each other afterwards.",
+    "Weights overflow": "Weights that would leave the range of their dtype: their pairs are left alone.",
+    "Weights round": "16-bit weights that a factor rounds once, as it is no power of two.",
+    "Weights lose bits": "Weights that would fall below the smallest normal number of their dtype.",
+}
 
 
 def facts(model: Opened) -> str:
@@ -24,11 +32,26 @@ def facts(model: Opened) -> str:
     return f"{title(model.checkpoint.source)}, {found}"
 
 
+def largest(decision: Decision) -> float:
+    """How far the chosen cell furthest from balance is from it, octaves; NaN where none has a ratio."""
+    groups = decision.groups()
+    names = {s.name for s in decision.patterns.sites.sites if decision.options.chooses(s.key)}
+    octaves = groups.loc[groups["name"].isin(names), "log2_ratio"].abs()
+    return float(octaves[np.isfinite(octaves)].max())
+
+
+def is_worth_it(decision: Decision) -> bool:
+    """Whether anything that was chosen is out of balance by more than a reader would call level."""
+    return not largest(decision) < np.log2(SAME_RATE)
+
+
 def sentence(decision: Decision) -> str:
     """ "219 of 224 pairs would change, by powers of two; every output stays bit-identical."""
     changed, found = int(decision.changed_sites.sum()), len(decision.patterns.sites.sites)
     if not changed:
         return f"None of {words.plural(found, 'pair')} would change with these options."
+    if not is_worth_it(decision):
+        return f"Not worth it: every pair lies within {times(2 ** largest(decision))} of balance already."
     first = f"{words.count(changed)} of {words.plural(found, 'pair')} would change"
     if decision.bit_identical:
         return f"{first}, by powers of two; every output stays bit-identical."
@@ -60,11 +83,7 @@ def metrics(decision: Decision) -> None:
     effects = decision.effects
     found = summaries(decision.groups(), decision.options.norm)
     chosen = [s for s in found.values() if s.pair in decision.options.pairs]
-    shown = (
-        [(_label(s), f"{_ratio(s.ratio)} → {_ratio(s.ratio_after)}") for s in chosen]
-        if len(chosen) <= MOST_METRICS
-        else []
-    )
+    shown = [(_label(s), f"{_ratio(s.ratio)} → {_after(s)}") for s in chosen] if len(chosen) <= MOST_METRICS else []
     within, n = sum(s.within_2x_after for s in chosen), sum(s.n_cells for s in chosen)
     shown += [
         ("Within 2× after", f"{words.count(within)} of {words.count(n)}"),
@@ -74,15 +93,9 @@ def metrics(decision: Decision) -> None:
     ]
     with st.container(horizontal=True, gap="xsmall"):
         for label, value in shown:
-            st.metric(label, value, width=max(118, 11 * len(value) + 20))
+            number(label, value, TIPS.get(label, ""), width=max(124, 10 * len(value) + 24))
     if len(chosen) > MOST_METRICS:
         _medians(chosen)
-    units = list(dict.fromkeys(f"{_UNITS.get(unit := unit_of(s.pair, s.block), unit)}s" for s in chosen))
-    counted = ", ".join(units[:-1]) + " and " * (len(units) > 1) + units[-1]
-    st.markdown(
-        f":small[:gray[Medians are over the layers, within 2× counts {counted}. Weights that would overflow are left "
-        "alone; bits are lost below the smallest normal number.]]"
-    )
 
 
 def _medians(chosen: list[PairSummary]) -> None:
@@ -102,6 +115,12 @@ def _medians(chosen: list[PairSummary]) -> None:
 
 def _side(s: PairSummary, ratio: float, heavier: str) -> str:
     return f"{heavier} {times(ratio)}" if heavier else "level" if ratio == ratio else "none"
+
+
+def _after(s: PairSummary) -> str:
+    """The ratio afterwards, with its side where that is another one."""
+    side = f"{s.heavier_after} " if s.heavier_after not in ("", s.heavier) else ""
+    return f"{side}{_ratio(s.ratio_after)}"
 
 
 def _label(s: PairSummary) -> str:

@@ -1,16 +1,19 @@
 """Rescale: what would WISCA do to this model, is it the same function, and how to take it away."""
 
+from contextlib import nullcontext
+
 import streamlit as st
 
-from wisca_app import cached, state
+from wisca_app import cached, rates_line, state
 from wisca_app.figures import factors, words
 from wisca_app.figures.template import CONFIG, theme_of
+from wisca_app.heading import heading
 from wisca_app.messages import plain
 from wisca_app.open_model import ready
 from wisca_app.rescaling import export, options, proof, table, training
-from wisca_app.rescaling.verdict import facts, metrics, sentence, what_applies
-from wisca_app.spreadsheet import csv_bytes
+from wisca_app.rescaling.verdict import facts, is_worth_it, metrics, sentence, what_applies
 from wisca_core.architecture.refusals import lines
+from wisca_core.planning.rates import equivalent_rates, median_rates
 
 found = ready(state.get("pairs"))
 model = cached.proved(found, proof.known(found))  # where a rule was refused, the others go on
@@ -36,29 +39,22 @@ asked = rows[rows["pair"].isin(chosen.pairs) & rows["layer"].between(*state.clam
 
 with head:
     st.title(sentence(decision), anchor=False)
-    st.markdown(
-        f"{what_applies(decision)} Nothing is written until you export; every number below is predicted from one pass "
-        "over the weights."
-    )
-st.space("small")
+    rates = median_rates(equivalent_rates(decision))
+    if rates and decision.changed_sites.any():
+        st.markdown(rates_line.line(rates, "this plan"), help=rates_line.tip(rates, chosen.granularity))
+    st.markdown(f":small[:gray[{what_applies(decision)} Nothing is written until you export.]]")
 metrics(decision)
 st.space("small")
 
-with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-    st.subheader(factors.finding(asked), anchor=False, width="content")
-    st.download_button(
-        "CSV", csv_bytes(asked), "factors.csv", "text/csv", type="tertiary", on_click="ignore", key="factors_csv"
-    )
-st.markdown(f":small[:gray[{factors.how_to_read(asked)}]]")
-st.plotly_chart(
-    factors.factor_chart(asked, theme_of(st.context.theme.type)),
-    theme=None,
-    config=CONFIG,
-    key="factor_chart",
-    alt=f"{factors.finding(asked)}. {factors.how_to_read(asked)}",
-)
-st.space("small")
-table.draw(asked)
+# where nothing is out of balance one sentence is the answer, and the charts are for the curious
+with nullcontext() if is_worth_it(decision) else st.expander("Factors and plan all the same", key="not worth it"):
+    theme = theme_of(st.context.theme.type)
+    finding, read = factors.finding(asked), factors.how_to_read(asked)
+    heading(finding, read, asked, "factors", tip=words.tip("pair", "exact"))
+    key = f"factors\n{model.key}\n{chosen!r}\n{state.get('layers')}\n{theme.name}"
+    fig = cached.once(key, lambda: factors.factor_chart(asked, theme))
+    st.plotly_chart(fig, theme=None, config=CONFIG, key="factor_chart", alt=f"{finding}. {read}")
+    table.draw(asked)
 
 refusals = (*model.sites.refusals, *decision.refusals)
 if refusals:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from wisca_core.architecture.site import Sites
 from wisca_core.planning.decide import NOT_CHOSEN, Decision, site_columns
 
 RATE_COLUMNS = {
@@ -75,6 +76,15 @@ def equivalent_rates(decision: Decision, *, full: bool = False) -> pd.DataFrame:
             "right_rate_high": np.exp2(high * b),
         }
     )
+
+
+def group_rates(groups: pd.DataFrame, sites: Sites) -> pd.DataFrame:
+    """``groups`` (as ``Decision.groups`` gives) with left_rate and right_rate: of full balance of each cell by itself, in
+    the norm of the table; NaN where it has no ratio.
+    """
+    a, b = (np.array([s.exponent(side) for s in sites.sites], float)[groups["site"]] for side in ("left", "right"))
+    octaves = groups["log2_ratio"].where(np.isfinite(groups["log2_ratio"])).to_numpy(dtype=float)
+    return groups.assign(left_rate=np.exp2(octaves * a / (a + b)), right_rate=np.exp2(-octaves * b / (a + b)))
 
 
 def layer_rates(rates: pd.DataFrame) -> pd.DataFrame:

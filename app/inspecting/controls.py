@@ -1,0 +1,93 @@
+"""The controls over the map: pair, block, view, and in popovers what is rarely changed."""
+
+import streamlit as st
+
+from wisca_app import cached, state
+from wisca_app.figures import words
+from wisca_app.figures.heatmap import VIEWS
+from wisca_app.inspecting import beside
+from wisca_app.inspecting.shown import NORMS, Shown
+from wisca_core.planning.options import Options
+
+_GRANULARITIES = {"tensor": "one factor a matrix", "group": "one factor a KV group", "channel": "one factor a channel"}
+
+
+def draw(shown: Shown) -> None:
+    pairs = cached.pairs_of(shown.model)
+    with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
+        if len(pairs) > 1:
+            st.segmented_control(
+                "Pair",
+                pairs,
+                key="pair",
+                required=True,
+                format_func=words.PAIR_LABELS.get,
+                persist_state="session",
+                label_visibility="collapsed",
+                help=words.tip("pair"),
+            )
+        if len(shown.blocks) > 1:
+            st.selectbox(
+                "Block",
+                list(shown.blocks),
+                key="block",
+                format_func=lambda one: words.title(shown.blocks[one]),
+                width=240,
+                persist_state="session",
+                label_visibility="collapsed",
+                help="Pairs of one kind sit in several places of this model; each is looked at by itself.",
+            )
+        _view(shown)
+        with st.popover(f"{words.NORM_LABELS[shown.norm]} norm", type="tertiary"):
+            _norm(shown)
+        beside.control(shown)
+
+
+def _view(shown: Shown) -> None:
+    own = shown.own_view
+    if state.get("shown_view") not in shown.views or state.get("shown_view") == (state.note("own view") or own):
+        state.put("shown_view", own)  # what was not chosen follows the pair
+    state.note("own view", own)
+    if len(shown.views) > 1:
+        st.segmented_control(
+            "View",
+            shown.views,
+            key="shown_view",
+            required=True,
+            format_func=VIEWS.get,
+            persist_state="session",
+            label_visibility="collapsed",
+            help=words.tip("size"),
+        )
+
+
+def _norm(shown: Shown) -> None:
+    st.segmented_control(
+        "Norm of the charts",
+        NORMS,
+        key="shown_norm",
+        required=True,
+        format_func=words.NORM_LABELS.get,
+        persist_state="session",
+        help="; ".join(f"{words.NORM_LABELS[n]}: {words.NORM_SYMBOLS[n]}" for n in NORMS).replace("|", "\\|"),
+    )
+    if shown.after:
+        st.markdown(f"After: {describe(shown.options)}.")
+        st.page_link("views/rescale.py", label="Change it on Rescale")
+
+
+def describe(options: Options) -> str:
+    """The options of Rescale in one line."""
+    parts = [
+        " and ".join(words.PAIR_LABELS[pair] for pair in options.pairs),
+        _GRANULARITIES[options.granularity],
+        f"{words.NORM_LABELS[options.norm]} norm",
+        "full strength" if options.strength == 1 else f"strength {options.strength:g}",
+    ]
+    if options.layers:
+        parts.append("layers " + ", ".join(str(span) for span in options.layers))
+    if options.exact:
+        parts.append("powers of two only")
+    if options.exclude:
+        parts.append(f"{words.plural(len(options.exclude), 'pair')} left out")
+    return ", ".join(parts)

@@ -1,0 +1,69 @@
+"""Beside the map: the cell that is framed in it, in a sentence, three facts and the sizes of its weights."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from wisca_app import cached
+from wisca_app.figures import head, words
+from wisca_app.figures.template import Theme
+from wisca_app.inspecting.charts import chart
+from wisca_app.inspecting.shown import Shown
+from wisca_core.patterns.summary import times
+from wisca_core.planning.head import HeadDetail
+from wisca_core.planning.rates import rate
+
+
+def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+    layer, group = selected
+    row = shown.group(layer, group)
+    detail = cached.head(shown.model, shown.options, row["name"], shown.inside(group))
+    with st.container(gap="xxsmall"):
+        title = words.markdown_text(words.title(shown.place(layer, group)))
+        st.subheader(f":material/crop_16_9: {title}", anchor=False, help=words.tip("KV group", "pair"))
+        st.markdown(sentence(shown, row))
+    with st.container(gap="xxsmall"):
+        for label, value in facts(shown, row, detail):
+            with st.container(horizontal=True, gap="small", wrap=False):
+                st.markdown(f":small[:gray[{label}]]", width=96)
+                st.markdown(f":small[{value}]")
+    key = f"sizes\n{shown.model.key}\n{shown.options!r}\n{row['name']} {shown.inside(group)} {theme.name}"
+    chart(
+        cached.once(key, lambda: head.histogram(detail, theme=theme, gains=shown.gains, height=216)),
+        "sizes",
+        "Histogram of the sizes of the weights of this cell: outline before, filled after.",
+    )
+
+
+def sentence(shown: Shown, row: pd.Series) -> str:
+    """ "Query 29.8× heavier than its key."""
+    octaves = row["log2_ratio"]
+    said = words.side(shown.pair, octaves)
+    left, right = (words.ROLES[role] for role in words.PAIR_ROLES[shown.pair])
+    if shown.gains:
+        left, right = f"{left} gains", f"{right} gains"
+    if said == "×":
+        return f"{words.title(left)} against {right}: no ratio, a norm is zero or not finite."
+    if said == "equal":
+        return f"{words.title(left)} and {right} weigh the same."
+    heavy, light = (left, right) if octaves > 0 else (right, left)
+    whose = "" if shown.pair == "lora" or shown.gains else "its "
+    return f"{words.title(heavy)} {times(2 ** abs(octaves))} heavier than {whose}{light}."
+
+
+def facts(shown: Shown, row: pd.Series, detail: HeadDetail) -> list[tuple[str, str]]:
+    """(label, value as Markdown): how much is size, what balancing is under Adam, what is left afterwards."""
+    out = []
+    size, rest = row["log2_size"], row["log2_ratio"] - row["log2_size"]
+    if np.isfinite(rest) and abs(size) > 1e-9:
+        one_way = size * row["log2_ratio"] > 0 and rest * row["log2_ratio"] >= 0  # then the sentence has named the side
+        say = (lambda octaves: words.ratio(octaves)) if one_way else (lambda octaves: words.side(shown.pair, octaves))
+        out.append(("Of that, size", f"{say(size)}; the rest {say(rest)}"))
+    if np.isfinite(row["left_rate"]):
+        sides = zip(words.PAIR_ROLES[shown.pair], shown.matrices, (row["left_rate"], row["right_rate"]))
+        out.append(("With Adam", ", ".join(f"{words.coloured(role, name)} {rate(m)}" for role, name, m in sides)))
+    if shown.after:
+        after = words.side(shown.pair, row["log2_after"])
+        moved = any(role.factor != (1.0, 1.0) for role in detail.roles)
+        out.append(("After", ("level" if after == "equal" else after) if moved else "as it is, with Rescale's options"))
+    return out

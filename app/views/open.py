@@ -1,0 +1,26 @@
+"""Open a model: a path, what was opened before, what lies near, the samples, an upload, the hub."""
+
+import streamlit as st
+
+from wisca_app import cached
+from wisca_app.figures import words
+from wisca_app.figures.template import theme_of
+from wisca_app.messages import errors_as_messages
+from wisca_app.opening import ask, lists
+
+theme = theme_of(st.context.theme.type)
+with st.container(gap="xxsmall"):
+    st.title("Open a folder, a file, or a name on the hub.", anchor=False)
+    st.markdown("Weights are read where they lie and never changed.")
+ask.field()
+lists.before(theme)
+left, right = st.columns(2, gap="medium")
+with left:
+    lists.folders()
+    lists.hub()
+with right:
+    lists.samples(theme)
+    lists.upload()
+with errors_as_messages("The folder cannot be cleaned"):
+    lists.kept()
+st.markdown(f":small[:gray[Device: {words.markdown_text(cached.device())}]]")

@@ -1,0 +1,95 @@
+"""Every page of the dashboard in a real browser: what is wrong with it, at one width and theme or at all of them.
+
+    python tests/pages.py http://127.0.0.1:8501 FOLDER
+
+opens each page of a running dashboard at 1280 and 390 px, light and dark, writes a picture of each into FOLDER and prints
+what it found; the suite opens each once at 1280 px.
+"""
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+SIZES = {1280: 900, 390: 844}
+# Deep links of Streamlit ask for these twice; nothing is missing.
+HARMLESS = ("_stcore/health", "host-config", "404")
+
+
+def paths() -> list[str]:
+    """Where each page of the navigation lives, and the one that the sidebar leads to."""
+    views = Path(__file__).parents[1] / "app" / "views"
+    return [
+        "" if path.stem == "inspect" else f"/{path.stem}"
+        for path in sorted(views.glob("*.py"))
+        if path.stem != "__init__"
+    ]
+
+
+def settled(page) -> None:
+    """Wait until the page has been drawn to its end."""
+    page.locator("[data-testid=stMain] h1, [data-testid=stMain] h2").first.wait_for()
+    page.wait_for_function("!document.querySelector('[data-testid=stStatusWidget]')")
+    if page.locator("[data-testid=stPlotlyChart]").count():
+        page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
+    page.wait_for_timeout(500)
+
+
+def faults(page, errors: list[str]) -> list[str]:
+    """What is wrong with the page that is shown; ``errors``: what its console said."""
+    out = [text for text in errors if not any(part in text for part in HARMLESS)]
+    out += [f"exception: {text[:200]}" for text in page.locator(".stException").all_inner_texts()]
+    wide, room = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    if wide > room + 1:
+        out.append(f"scrolls sideways: {wide} px in {room}")
+    # data-unformatted and aria say nothing of content, so a chart is empty where plotly drew neither trace nor picture
+    empty = page.evaluate(
+        """[...document.querySelectorAll('.js-plotly-plot')].filter(chart => {
+            const data = chart.data || [];
+            return !data.length && !chart.querySelector('.annotation-text');
+        }).length"""
+    )
+    if empty:
+        out.append(f"empty charts: {empty}")
+    cannot = page.get_by_text("This page cannot be shown").count()
+    return out + (["the page says that it cannot be shown"] if cannot else [])
+
+
+def opened(browser, address: str, width: int, scheme: str) -> Iterator[tuple[str, object, list[str]]]:
+    """(path, page, faults) of every page at one width and theme."""
+    context = browser.new_context(viewport={"width": width, "height": SIZES[width]}, color_scheme=scheme)
+    page, errors = context.new_page(), []
+    page.set_default_timeout(90_000)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    for path in paths():
+        errors.clear()
+        page.goto(address + path)
+        settled(page)
+        yield path or "/inspect", page, faults(page, errors)
+    context.close()
+
+
+def main(address: str, folder: Path) -> int:
+    from playwright.sync_api import sync_playwright
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wrong = 0
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
+            args=["--no-sandbox", "--disable-dev-shm-usage"],
+        )
+        for scheme in ("light", "dark"):
+            for width in SIZES:
+                for path, page, found in opened(browser, address.rstrip("/"), width, scheme):
+                    page.screenshot(path=str(folder / f"{path.strip('/')}-{scheme}-{width}.png"), timeout=90_000)
+                    wrong += bool(found)
+                    print(f"{path} {scheme} {width}: {'; '.join(found) or 'in order'}", flush=True)
+        browser.close()
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
