@@ -389,4 +389,4 @@ def _rescale_check(key: str, block: str, layer: int, _model: Opened) -> Check | 
 
 def kept_matrices(model: Opened) -> pd.DataFrame | None:
     """The measured matrices, None where nobody has measured them."""
-    return heads_store.cached_matrices(model.checkpoint, _with_feed_forward(model.key, model).sites)
+    return heads_store.cached_matrices(model.checkpoint, _with_feed_forward(model).sites)
