@@ -253,9 +253,9 @@ def test_settings_of_add_hparams_and_of_the_trainer_become_the_configuration(tmp
     writer.add_text("args", json.dumps({"seed": 3, "optim": {"name": "adamw"}}))
     writer.add_scalar("loss", 1.0, 0)
     writer.close()
-    runs = {run.name: run for run in read([tmp_path]).runs}
-    assert dict(runs["h"].config) == {"lr": 0.1, "on": True, "name": "x"}
-    assert dict(runs[tmp_path.name].config) == {"seed": 3, "optim.name": "adamw"}
+    (run,) = read([tmp_path]).runs  # the folder "h" holds nothing but settings and what is set against them
+    assert dict(run.config) == {"seed": 3, "optim.name": "adamw", "lr": 0.1, "on": True, "name": "x"}
+    assert run.series["score"].value.tolist() == [1.0]
 
 
 def test_the_checksum_is_that_of_tensorboard_at_every_length():
