@@ -400,7 +400,7 @@ def test_a_folder_gives_its_logs_and_says_what_it_passed_over(tmp_path):
         (b"", "a.csv", "an empty file"),
         (b"\0\1\2" * 50, "a.csv", "not text"),
         (b"\x1f\x8b" + b"x" * 50, "a.csv.gz", "compressed"),
-        (b"SQLite format 3\0" + bytes(200), "a.db", "without the tables of trackio or MLflow"),
+        (b"SQLite format 3\0" + bytes(200), "a.db", "SQLite cannot read it: file is not a database"),
         (b"hello\n", "a.log", "no line of a known console format"),
         (b'{"a": 1}', "a.json", "neither a list of rows"),
         (b'{"log_history": [', "trainer_state.json", "not valid JSON"),
