@@ -13,6 +13,8 @@ from typing import TypeVar
 import pandas as pd
 import streamlit as st
 
+from wisca_core.architecture.discovery import is_unknown, sites_of
+from wisca_core.architecture.discovery import kept as kept_discovery
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import GRANULARITIES, PAIRS, Refusal, Sites
 from wisca_core.census import kept, known
@@ -25,8 +27,6 @@ from wisca_core.circuits.check import Check, checked
 from wisca_core.circuits.measure import Circuits
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
-from wisca_core.equivalence.discovery import is_unknown, sites_of
-from wisca_core.equivalence.discovery import kept as kept_discovery
 from wisca_core.equivalence.proof import Proof, proved_only
 from wisca_core.patterns import store
 from wisca_core.patterns.table import Patterns

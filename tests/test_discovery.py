@@ -7,13 +7,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from wisca_core.architecture import discovery
+from wisca_core.architecture.discovery import is_unknown, kept, sites_of
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence import discovery
-from wisca_core.equivalence.discovery import discover, is_unknown, kept, sites_of
 from wisca_core.equivalence.miniature import build_miniature
 from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.small_config import shrink
+from wisca_core.equivalence.trial import discover
 
 
 class NovelConfig(LlamaConfig):
@@ -69,7 +70,7 @@ def test_a_class_that_no_file_knows_is_discovered_and_proved(tmp_path, home):
     checkpoint = made(NovelConfig, tmp_path / "novel", attention_bias=True)
     assert is_unknown(checkpoint) and find_sites(checkpoint).sites == ()
     assert sites_of(checkpoint).sites == ()  # nothing is tried unasked
-    sites = sites_of(checkpoint, search=True)
+    sites = sites_of(checkpoint, search=discover)
     assert [s.name for s in sites.sites] == [f"decoder.{i}.self.{pair}" for i in (0, 1) for pair in ("qk", "vo")]
     assert sites.family == "discovered" and "Discovered" in sites.remarks[0] and "half" in sites.remarks[0]
     qk = sites["decoder.0.self.qk"]
@@ -84,7 +85,7 @@ def test_a_class_that_no_file_knows_is_discovered_and_proved(tmp_path, home):
 
 def test_a_class_that_clips_is_refused_with_what_came_nearest(tmp_path, home):
     checkpoint = made(ClippedConfig, tmp_path / "clipped")
-    sites = sites_of(checkpoint, search=True)
+    sites = sites_of(checkpoint, search=discover)
     assert sites.sites == () and [r.what for r in sites.refusals] == ["model"]
     assert "no site rule" in sites.refusals[0].reason and "none keeps the function" in sites.refusals[0].reason
     assert "relative" in sites.refusals[0].reason
@@ -119,7 +120,7 @@ def test_known_architectures_would_be_discovered_too(model_type, words, small_mo
     right = find_sites(checkpoint)
     rows = {name: family for name, family in discovery.families().items() if name != model_type}
     monkeypatch.setattr(discovery, "families", lambda: rows)
-    sites = sites_of(checkpoint, search=True)
+    sites = sites_of(checkpoint, search=discover)
     assert words in sites.remarks[0], sites
     for site in right.sites:
         assert torch.equal(torch.tensor(sites[site.name].labels("channel")), torch.tensor(site.labels("channel"))), (

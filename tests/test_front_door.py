@@ -33,6 +33,24 @@ def test_importing_it_imports_nothing_and_prints_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_looking_at_a_measured_model_needs_no_torch(wisca_home):
+    wisca.open(SAMPLE).groups()
+    code = (
+        "import sys, wisca_core as wisca\n"
+        f"print(wisca.open({str(SAMPLE)!r}).sentences()[0])\n"
+        "assert not {'torch', 'transformers', 'scipy', 'deepspeed'} & set(sys.modules), sorted(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.stdout.startswith("The query side is 4.3× heavier")
+
+
+def test_reading_logs_needs_no_torch():
+    code = "import sys, wisca_core.runs; assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_no_module_bears_the_name_of_a_function(all_imported):
     modules = {module.name for module in pkgutil.iter_modules(wisca.__path__)}
     assert not modules & set(wisca.__all__)

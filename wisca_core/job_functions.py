@@ -4,13 +4,14 @@ underneath.
 
 from pathlib import Path
 
+from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.checking import compare_folder, full_check
-from wisca_core.equivalence.discovery import discover, sites_of
 from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import proved_only
 from wisca_core.equivalence.proving import prove
+from wisca_core.equivalence.trial import discover
 from wisca_core.errors import CheckNotRun
 from wisca_core.exporting.export import export
 from wisca_core.exporting.pair import Beside, export_pair

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import xxhash
 
+from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import PAIRS, Refusal, Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
-from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.proof import Proof, proved_only
 from wisca_core.errors import BadOption
 from wisca_core.patterns.groups import group_table
@@ -173,7 +173,10 @@ def open_model(
     if isinstance(model, Model):
         return model.with_pairs(asked)
     checkpoint = open_checkpoint(model, progress=progress)
-    return Model(checkpoint, sites_of(checkpoint, searched(asked), progress, search=search))
+    trial = None
+    if search:
+        from wisca_core.equivalence.trial import discover as trial
+    return Model(checkpoint, sites_of(checkpoint, searched(asked), progress, trial))
 
 
 def _check_norm(norm: str) -> None:

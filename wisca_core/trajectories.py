@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import xxhash
 
+from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.site import Refusal
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.discovery import sites_of
 from wisca_core.errors import UnreadableInput, UnsafeInput, WiscaError
 from wisca_core.patterns.blocks import titles
 from wisca_core.patterns.groups import group_table

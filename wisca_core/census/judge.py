@@ -8,15 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.families import Family, families
 from wisca_core.architecture.site import GRANULARITIES, Refusal, Site, SiteKey, Sites
 from wisca_core.census.entry import NOT_REACHED, PAIRS, Entry, Pair, Place, pair_of
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.bench import NOT_RUN, Verdict, judge, open_bench
-from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.proof import label
 from wisca_core.equivalence.sizes import TABLE
+from wisca_core.equivalence.trial import discover
 from wisca_core.errors import WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace
@@ -104,7 +105,7 @@ def _judged(
         folder.mkdir()
         build_miniature(config, folder, seed=1)
         small = open_checkpoint(folder)
-        sites = sites_of(small, PAIRS, progress, search=True)
+        sites = sites_of(small, PAIRS, progress, search=discover)
         if not sites.sites:
             return sites, {}, 0, ()
         bench = open_bench(small, sites, place)

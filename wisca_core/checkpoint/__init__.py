@@ -5,12 +5,17 @@
 ...     for first_row, block in reader.blocks("model.embed_tokens.weight"): ...
 """
 
-from wisca_core.checkpoint.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, Recipe, TensorInfo, parse_config
+from typing import TYPE_CHECKING
+
+from wisca_core.checkpoint.checkpoint import RESCALABLE, Checkpoint, Recipe, TensorInfo, parse_config
 from wisca_core.checkpoint.hub import HubSize, hub_size
 from wisca_core.checkpoint.opening import open_checkpoint
 from wisca_core.checkpoint.quantised import quantisation
-from wisca_core.checkpoint.reader import Reader
 from wisca_core.checkpoint.safetensors_header import Header, read_header
+
+if TYPE_CHECKING:
+    from wisca_core.checkpoint.reader import Reader
+    from wisca_core.checkpoint.torch_dtypes import TORCH_DTYPES
 
 __all__ = [
     "RESCALABLE",
@@ -27,3 +32,16 @@ __all__ = [
     "quantisation",
     "read_header",
 ]
+
+
+def __getattr__(name: str):
+    """What needs torch, loaded when it is first used: looking through a folder does not."""
+    if name == "Reader":
+        from wisca_core.checkpoint.reader import Reader
+
+        return Reader
+    if name == "TORCH_DTYPES":
+        from wisca_core.checkpoint.torch_dtypes import TORCH_DTYPES
+
+        return TORCH_DTYPES
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from wisca_core.checkpoint.checkpoint import TORCH_DTYPES, Recipe, TensorInfo
+from wisca_core.checkpoint.checkpoint import Recipe, TensorInfo
+from wisca_core.checkpoint.torch_dtypes import TORCH_DTYPES
 from wisca_core.errors import UnsupportedCheckpoint
 
 Read = Callable[[TensorInfo, int, int], torch.Tensor]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TORCH_DTYPES, Checkpoint, Recipe, TensorInfo
+from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TORCH_NAMES, Checkpoint, Recipe, TensorInfo
 from wisca_core.checkpoint.inert_pickle import NotPlain, Rules, interpret
 from wisca_core.checkpoint.safetensors_header import MAX_AXES
 from wisca_core.checkpoint.torch_files import read_torch_tensor, without_wrapper
@@ -49,7 +49,7 @@ _KNOWN = {
         for module in ("pathlib", "pathlib._local")
         for name in ("PosixPath", "WindowsPath", "Path", "PurePosixPath")
     },
-    **{("torch", str(dtype).removeprefix("torch.")): f"dtype {name}" for name, dtype in TORCH_DTYPES.items()},
+    **{("torch", of_torch): f"dtype {name}" for name, of_torch in TORCH_NAMES.items()},
 }
 _OBJECTS = (
     "Metadata",

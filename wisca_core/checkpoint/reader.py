@@ -13,8 +13,9 @@ from typing import Self
 
 import torch
 
-from wisca_core.checkpoint.checkpoint import TORCH_DTYPES, Checkpoint, TensorInfo
+from wisca_core.checkpoint.checkpoint import Checkpoint, TensorInfo
 from wisca_core.checkpoint.derived import Made
+from wisca_core.checkpoint.torch_dtypes import TORCH_DTYPES
 from wisca_core.errors import CheckpointChanged, UnreadableInput, UnsupportedCheckpoint
 from wisca_core.untrusted import locate, open_regular, shown
 

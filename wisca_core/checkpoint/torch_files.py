@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TORCH_DTYPES, TensorInfo
+from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TORCH_NAMES, TensorInfo
 from wisca_core.checkpoint.inert_pickle import NotPlain, Rules, interpret
 from wisca_core.checkpoint.safetensors_header import MAX_AXES
 from wisca_core.errors import UnreadableInput, UnsafeInput
@@ -92,7 +92,7 @@ _GLOBALS: dict[tuple[str, str], _Global] = {
     ("torch._utils", "_rebuild_parameter"): _Global("parameter"),
     ("torch.storage", "UntypedStorage"): _Global("storage"),
     **{("torch", name): _Global("storage", dtype) for name, dtype in _STORAGES.items()},
-    **{("torch", str(dtype).removeprefix("torch.")): _Global("dtype", name) for name, dtype in TORCH_DTYPES.items()},
+    **{("torch", of_torch): _Global("dtype", name) for name, of_torch in TORCH_NAMES.items()},
 }
 
 

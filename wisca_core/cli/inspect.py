@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from wisca_core.architecture import refusals
+from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
-from wisca_core.equivalence.discovery import sites_of
+from wisca_core.equivalence.trial import discover
 from wisca_core.errors import BadOption, OutputRefused
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.groups import group_table
@@ -55,7 +56,7 @@ def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, 
         check_replaceable(csv, ",".join(CSV_COLUMNS[:-1]), "table of KV groups")  # tables of earlier versions end there
     checkpoint = models.opened(model, yes)
     with bar() as progress:
-        found = sites_of(checkpoint, searched(asked.pairs if asked else ()), progress, search=True)
+        found = sites_of(checkpoint, searched(asked.pairs if asked else ()), progress, search=discover)
     sites = _only(found, asked) if asked else found
     remarks = [*checkpoint.remarks, *sites.remarks]
     common = {

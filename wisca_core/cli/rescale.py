@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from wisca_core.architecture import refusals
+from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import SiteKey, Sites, granularity_of
 from wisca_core.checkpoint import Checkpoint
@@ -13,11 +14,11 @@ from wisca_core.cli.inspect import side
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
 from wisca_core.equivalence.checking import compare_folder
-from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, not_covered
 from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import Proof, check_covers, proved_only
 from wisca_core.equivalence.proving import prove
+from wisca_core.equivalence.trial import discover
 from wisca_core.errors import (
     BadOption,
     CheckNotRun,
@@ -131,7 +132,9 @@ def run(
     for adapter, place in zip(adapters, places):
         refuse_place(adapter, place)
     with bar() as progress:
-        sites = sites_of(checkpoint, searched(saved.options.pairs if saved else options.pairs), progress, search=True)
+        sites = sites_of(
+            checkpoint, searched(saved.options.pairs if saved else options.pairs), progress, search=discover
+        )
     if asked.pairs is None:
         options = replace(options, pairs=default_pairs(sites))
     if saved is None:

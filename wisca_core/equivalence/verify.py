@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import PAIRS, Leg, Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
 from wisca_core.equivalence.checking import compare_folder
-from wisca_core.equivalence.discovery import sites_of
 from wisca_core.equivalence.full_check import FullCheck, not_covered
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.equivalence.proving import prove
+from wisca_core.equivalence.trial import discover
 from wisca_core.errors import Cancelled, WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import along_axis
@@ -67,7 +68,7 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     """
     before.check_rescalable()
     after.check_rescalable()
-    sites = sites_of(before, searched(PAIRS), progress, search=True)
+    sites = sites_of(before, searched(PAIRS), progress, search=discover)
     layout = _compare_layout(before, after)
     if layout:
         return _different(layout, before, 0, sites)

@@ -17,7 +17,7 @@ from wisca_core.errors import CheckNotRun, OutputRefused, ProofFailed
 from wisca_core.exporting.card import with_section
 from wisca_core.exporting.place import appear, claimed, refuse_place
 from wisca_core.exporting.preview import REPORT, n_bytes_free, preview
-from wisca_core.patterns.measure import header_digest
+from wisca_core.patterns.table import header_digest
 from wisca_core.planning.plan import Plan, check_not_empty
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings

@@ -13,7 +13,7 @@ import xxhash
 
 from wisca_core.architecture.site import Leg, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
-from wisca_core.patterns.table import LOST_BITS, STATS, Patterns
+from wisca_core.patterns.table import LOST_BITS, STATS, Patterns, header_digest
 from wisca_core.progress import Progress, silent
 
 _ACCUMULATE = {"F64": torch.float64, "F32": torch.float64, "BF16": torch.float32, "F16": torch.float32}
@@ -58,14 +58,6 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     return Patterns.gather(
         sites, measured, digests, header_digest(checkpoint), {t.name: t.dtype for t in tensors}, shapes
     )
-
-
-def header_digest(checkpoint: Checkpoint) -> str:
-    """xxh3 over name, dtype and shape of every stored tensor, sorted by name."""
-    digest = xxhash.xxh3_128()
-    for tensor in sorted(checkpoint.tensors, key=lambda t: t.name):
-        digest.update(f"{tensor.name}\0{tensor.dtype}\0{tensor.shape}\n".encode())
-    return digest.hexdigest()
 
 
 def _axes(legs: Iterable[Leg]) -> dict[str, list[tuple[tuple[int, ...], float]]]:

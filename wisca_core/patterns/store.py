@@ -7,8 +7,7 @@ import xxhash
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.errors import WiscaError
-from wisca_core.patterns.measure import header_digest, measure
-from wisca_core.patterns.table import Patterns
+from wisca_core.patterns.table import Patterns, header_digest
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import folder
 
@@ -18,6 +17,8 @@ def measured(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) 
     kept = cached(checkpoint, sites)
     if kept is not None:
         return kept
+    from wisca_core.patterns.measure import measure  # torch: only where something is read
+
     patterns = measure(checkpoint, sites, progress)
     try:
         patterns.save(_path(checkpoint, sites))

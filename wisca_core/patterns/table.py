@@ -17,6 +17,7 @@ import pandas as pd
 import xxhash
 
 from wisca_core.architecture.site import Sites
+from wisca_core.checkpoint import Checkpoint
 
 T = TypeVar("T")
 
@@ -77,6 +78,14 @@ def size_ratio(name: str, n_left: float, n_right: float) -> float | None:
     """The part of a norm ratio that only says how many entries each side has; None for max, which has no such law."""
     ratio = n_left / n_right
     return {"l1": ratio, "l2": ratio**0.5, "rms": 1.0, "mean": 1.0, "max": None}[name]
+
+
+def header_digest(checkpoint: Checkpoint) -> str:
+    """xxh3 over name, dtype and shape of every stored tensor, sorted by name."""
+    digest = xxhash.xxh3_128()
+    for tensor in sorted(checkpoint.tensors, key=lambda t: t.name):
+        digest.update(f"{tensor.name}\0{tensor.dtype}\0{tensor.shape}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,74 +1,17 @@
-"""A rule for a model type that no file has, found by trial: rows made from names and shapes, each judged by the proof.
+"""The search for a rule of a model type that no file has: rows made from names and shapes, each judged by the proof."""
 
-What holds is kept for this structure under WISCA_HOME and used from then on, under the name "discovered".
-"""
-
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from wisca_core.architecture.candidates import Guess, find_attention, guesses, qk_guesses
-from wisca_core.architecture.families import Family, families, row
+from wisca_core.architecture.discovery import NAME, Discovery, keep
+from wisca_core.architecture.families import row
 from wisca_core.architecture.find import find_sites
-from wisca_core.architecture.site import DEFAULT_PAIRS, Sites
-from wisca_core.checkpoint import Checkpoint, open_checkpoint, quantisation
+from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.equivalence.bench import Bench, judge, open_bench
 from wisca_core.errors import Cancelled, ConfigMismatch, ProofFailed, UnknownArchitecture, WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace
-from wisca_core.verdicts import digest, keep, recalled
-
-NAME = "discovered"
-
-
-@dataclass(frozen=True)
-class Discovery:
-    """``fields``: of the row that held, empty where none did; ``words``: what was found, or why nothing was."""
-
-    fields: Mapping[str, object]
-    words: str
-
-    @property
-    def family(self) -> Family | None:
-        return row(NAME, **self.fields) if self.fields else None
-
-
-def sites_of(
-    checkpoint: Checkpoint, pairs: Iterable[str] = DEFAULT_PAIRS, progress: Progress = silent, search: bool = False
-) -> Sites:
-    """``find_sites``, and for a model type that no file has the rule found by trial: the kept one, or with ``search`` a
-    fresh one. The result's remarks then say "discovered", or the refusal why nothing held.
-    """
-    found = find_sites(checkpoint, pairs=pairs)
-    if not is_unknown(checkpoint):
-        return found
-    discovery = kept(checkpoint) or (discover(checkpoint, progress) if search else None)
-    if discovery is None:
-        return found
-    if discovery.family is None:
-        only = found.refusals[0]
-        return type(found)(
-            found.family, found.model_type, None, refusals=(type(only)(only.what, f"{only.reason} {discovery.words}"),)
-        )
-    sites = find_sites(checkpoint, discovery.family, pairs)
-    said = f'Discovered: no file has a rule for model_type "{sites.model_type}"; this one was found by trial and holds on a miniature ({discovery.words}).'
-    return Sites(
-        sites.family,
-        sites.model_type,
-        sites.attention,
-        sites.sites,
-        sites.refusals,
-        (said, *sites.remarks),
-        sites.discovered,
-    )
-
-
-def is_unknown(checkpoint: Checkpoint) -> bool:
-    """Whether no file has the model type, so that a rule may be looked for."""
-    if checkpoint.adapter_json or not checkpoint.config_json or quantisation(checkpoint):
-        return False
-    model_type = checkpoint.config.get("model_type")
-    return isinstance(model_type, str) and bool(model_type) and model_type not in families()
 
 
 def discover(checkpoint: Checkpoint, progress: Progress = silent) -> Discovery:
@@ -82,21 +25,8 @@ def discover(checkpoint: Checkpoint, progress: Progress = silent) -> Discovery:
         raise
     except WiscaError as error:
         found = Discovery({}, f"No rule could be tried: {error}")
-    keep("discovery", _key(checkpoint), {"fields": dict(found.fields), "words": found.words})
+    keep(checkpoint, found)
     return found
-
-
-def kept(checkpoint: Checkpoint) -> Discovery | None:
-    """What was found for this structure before, under the installed versions; None where nothing was tried."""
-    found = recalled("discovery", _key(checkpoint))
-    try:
-        return None if found is None else Discovery(dict(found["fields"]), str(found["words"]))
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _key(checkpoint: Checkpoint) -> str:
-    return digest(checkpoint.config, sorted((tensor.name, tensor.shape) for tensor in checkpoint.tensors))
 
 
 def _discover(checkpoint: Checkpoint, progress: Progress) -> Discovery:
