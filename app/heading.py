@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app import state
-from wisca_app.spreadsheet import csv_bytes
+from wisca_core.spreadsheet import csv_bytes
 
 
 def heading(finding: str, how_to_read: str, table: pd.DataFrame, name: str, tip: str = "") -> None:

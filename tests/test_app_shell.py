@@ -24,11 +24,11 @@ from streamlit.testing.v1 import AppTest
 from wisca_app import archive as archives
 from wisca_app import cached, downloads, open_model, state, uploads
 from wisca_app.archive import Entry, archive, archive_bytes
-from wisca_app.spreadsheet import csv_bytes
 from wisca_core import jobs, storage
 from wisca_core.checkpoint import HubSize
 from wisca_core.checkpoint.nearby import below
 from wisca_core.errors import CheckpointChanged, HubError, UnreadableInput, UnsafeInput
+from wisca_core.spreadsheet import csv_bytes
 
 HOSTILE = "![x](http://evil.example/x.png)<script>alert(1)</script>:red[*hi*]"
 

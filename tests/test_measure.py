@@ -14,11 +14,12 @@ from wisca_core.errors import Cancelled, CheckpointChanged
 from wisca_core.patterns import measure as module
 from wisca_core.patterns.measure import measure
 from wisca_core.patterns.store import cached, measured, n_bytes_to_read
-from wisca_core.patterns.summary import PairSummary, layer_ratios, sentence, summaries, times
+from wisca_core.patterns.summary import PairSummary, layer_ratios, sentence, summaries
 from wisca_core.patterns.table import LOST_BITS, Patterns, header_digest, norm, size_ratio
 from wisca_core.planning.decide import decide
 from wisca_core.planning.head import head_detail
 from wisca_core.planning.options import Options
+from wisca_core.words import times
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

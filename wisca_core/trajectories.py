@@ -23,13 +23,15 @@ from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.site import Refusal
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.errors import UnreadableInput, UnsafeInput, WiscaError
+from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import titles
 from wisca_core.patterns.groups import group_table
 from wisca_core.patterns.store import cached, measured, n_bytes_to_read
-from wisca_core.patterns.summary import SIDES, layer_ratios, times
+from wisca_core.patterns.summary import layer_ratios
 from wisca_core.patterns.table import NORMS
 from wisca_core.progress import Progress, silent
 from wisca_core.untrusted import open_regular, read_exactly, shown
+from wisca_core.words import ranges, side, times
 
 # What a name says of the step: the last number behind one of these words, or a name that is a number.
 _LABEL = re.compile(r"(?i)(?:checkpoint|ckpt|global_?step|step|iteration|iter|it|update|epoch)[-_= ]?(\d{1,12})(?!\d)")
@@ -357,7 +359,7 @@ def advice(
     for pair in trajectory.pairs:
         for d in (d for d in found if d.pair == pair):
             where = (
-                f"{'layer' if len(d.layers) == 1 else 'layers'} {_ranges(d.layers)}{f' ({d.title})' if d.title else ''}"
+                f"{'layer' if len(d.layers) == 1 else 'layers'} {ranges(d.layers)}{f' ({d.title})' if d.title else ''}"
             )
             if not d.growing:
                 left, right = SIDES[pair]
@@ -372,7 +374,7 @@ def advice(
             text = (
                 f"{d.growing.capitalize()} grows against {d.against} from step {d.from_step:,} on in {where}: the "
                 f"ratio moves by "
-                f"{times(2 ** abs(d.octaves))}, from {_side(pair, d.log2_first)} to {_side(pair, d.log2_last)} "
+                f"{times(2 ** abs(d.octaves))}, from {side(pair, d.log2_first)} to {side(pair, d.log2_last)} "
                 f"(median of these layers)."
             )
             drift = abs(d.per_1000_steps) * every / 1000
@@ -446,26 +448,9 @@ def _beside(trajectory: Trajectory, curve: tuple[str, np.ndarray, np.ndarray]) -
     ]
 
 
-def _side(pair: str, log2_ratio: float) -> str:
-    if abs(log2_ratio) < 0.007:
-        return "level"
-    return f"{SIDES[pair][0 if log2_ratio > 0 else 1]} {times(2 ** abs(log2_ratio))}"
-
-
 def _small_times(ratio: float) -> str:
     """Three decimals near 1, where two would say 1.00×."""
     return f"{ratio:.3f}×" if ratio < 1.1 else times(ratio)
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """(0, 1, 2, 5) -> "0-2, 5"."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def trajectory_job(arguments: dict, progress: Progress, folder: Path) -> dict:

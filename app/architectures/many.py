@@ -6,9 +6,9 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.cached import Census
 from wisca_app.figures import words
-from wisca_app.spreadsheet import csv_bytes
 from wisca_core.census.coverage import Coverage
 from wisca_core.census.entry import ABSENT, LABELS, NOT_REACHED, OPEN, PARTLY, PROVED, REFUSED
+from wisca_core.spreadsheet import csv_bytes
 from wisca_core.verdicts import versions
 
 _KEPT = {"persist_state": "session"}

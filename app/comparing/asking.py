@@ -11,8 +11,9 @@ from wisca_app.open_model import normal
 from wisca_app.open_model import title as model_title
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
-from wisca_core.comparison.spec import ARM_PAIRS, PRECISIONS, Spec
+from wisca_core.comparison.spec import PRECISIONS, Spec
 from wisca_core.errors import SpecError
+from wisca_core.pairs import ARM_PAIRS
 from wisca_core.planning.options import PLAN_NORMS
 
 KEPT: dict[str, Any] = {"persist_state": "session"}

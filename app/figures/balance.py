@@ -6,7 +6,8 @@ import pandas as pd
 from wisca_app.figures import words
 from wisca_app.figures.heatmap import has_size
 from wisca_app.figures.template import Drawing, Theme, drawing, log_ticks, see_through, unit
-from wisca_core.patterns.summary import LEVEL, SIDES
+from wisca_core.pairs import SIDES
+from wisca_core.words import LEVEL
 
 MANY = 1000  # points from which they are drawn by WebGL
 _NAME = (0.23, 0.035)  # half the width and height of a name, parts of the axes: "layer 5, KV group 0" on a phone

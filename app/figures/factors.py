@@ -8,8 +8,8 @@ from wisca_app.figures.template import Drawing, Theme, blend, drawing, layer_tic
 from wisca_app.figures.words import plain_text
 from wisca_core.architecture.site import SiteKey
 from wisca_core.patterns.blocks import titles, unit_of
-from wisca_core.patterns.summary import times
 from wisca_core.planning.rows import has_square
+from wisca_core.words import times
 
 PANEL, GAP, TOP, BOTTOM = 190, 62, 34, 44
 _PLURALS = {"qk": "queries", "vo": "values", "mlp": "up projections", "lora": "A matrices"}

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_app.figures import words
-from wisca_core.patterns.summary import SIDES
+from wisca_core.pairs import SIDES
 
 # Two parts of the depth count as different from this ratio of their medians on (a quarter of an octave).
 STEEPER = 2**0.25

@@ -5,7 +5,7 @@ import pandas as pd
 
 from wisca_app.figures import words
 from wisca_app.figures.template import OCTAVES, Drawing, Theme, drawing, layer_ticks, octave_ticks, scale, see_through
-from wisca_core.patterns.summary import SIDES
+from wisca_core.pairs import SIDES
 
 # px: above the map (colour bar), a strip's heading, below, the layers' panel
 TOP, BETWEEN, BOTTOM, LINE = 36, 36, 42, 118

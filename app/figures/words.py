@@ -9,14 +9,17 @@ import re
 
 import numpy as np
 
-from wisca_core.patterns.summary import SIDES, times
+from wisca_core.pairs import KINDS
+from wisca_core.pairs import LABELS as PAIR_LABELS  # noqa: F401
+from wisca_core.words import in_bytes, listed, runs_of, times
+from wisca_core.words import plural as plural
+from wisca_core.words import side as in_words
 
 ROLES = {"q": "query", "k": "key", "v": "value", "o": "output", "up": "up", "down": "down", "a": "A", "b": "B"}
 MATRICES = {"q": "Wq", "k": "Wk", "v": "Wv", "o": "Wo", "up": "W up", "down": "W down", "a": "A", "b": "B"}
 # Set theme colours of config.toml that are the roles, so that a coloured word in a caption is the legend.
 MARKDOWN_COLOURS = {"q": "blue", "k": "orange", "v": "green", "o": "violet"}
-PAIR_ROLES = {"qk": ("q", "k"), "vo": ("v", "o"), "mlp": ("up", "down"), "lora": ("a", "b")}
-PAIR_LABELS = {"qk": "QK", "vo": "VO", "mlp": "MLP", "lora": "LoRA"}
+PAIR_ROLES = {name: kind.roles for name, kind in KINDS.items()}
 NORM_LABELS = {"l1": "L1", "l2": "L2", "max": "max", "rms": "RMS", "mean": "mean"}
 NORM_SYMBOLS = {
     "l1": "sum of |w|",
@@ -60,11 +63,8 @@ def superscript(whole: int) -> str:
 
 
 def side(pair: str, log2_ratio: float) -> str:
-    """The heavier side and by how much: "query 7.8×"; "equal" at 1.00×; "×" where no ratio is known."""
-    if not math.isfinite(log2_ratio):
-        return "×"
-    heavier = times(2 ** abs(log2_ratio))
-    return "equal" if heavier == "1.00×" else f"{SIDES[pair][0 if log2_ratio > 0 else 1]} {heavier}"
+    """The heavier side and by how much: "query 7.8×"; "equal" within 0.5 %; "×" where no ratio is known."""
+    return in_words(pair, log2_ratio, "equal", "×")
 
 
 def ratio(log2_ratio: float) -> str:
@@ -126,11 +126,6 @@ def lane(layer: int | str, name: str) -> str:
     return f"layer {layer}, {name}"
 
 
-def plural(n: int, one: str, many: str = "") -> str:
-    """ "1 head", "2 heads"."""
-    return f"{count(n)} {one if n == 1 else many or one + 's'}"
-
-
 def parameters(n: int) -> str:
     """ "3.1 B parameters"; under ten thousand in full."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -142,10 +137,7 @@ def parameters(n: int) -> str:
 
 def size(n_bytes: int) -> str:
     """ "6.2 GB", "38.6 kB": decimal units."""
-    for unit, letter in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if n_bytes >= unit:
-            return f"{n_bytes / unit:.1f} {letter}"
-    return f"{n_bytes} B"
+    return in_bytes(n_bytes)
 
 
 def axis_number(value: float) -> str:
@@ -174,15 +166,11 @@ def power_of_two(power: int) -> str:
 
 def ranges(numbers: "np.ndarray | list[int]") -> str:
     """[0, 1, 2, 5] -> "0 to 2 and 5"."""
-    values = sorted({int(n) for n in numbers})
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    parts = [f"{r[0]}" if len(r) == 1 else f"{r[0]} and {r[1]}" if len(r) == 2 else f"{r[0]} to {r[-1]}" for r in runs]
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + (f" and {parts[-1]}" if parts else "")
+    parts = [
+        f"{r[0]}" if len(r) == 1 else f"{r[0]} and {r[1]}" if len(r) == 2 else f"{r[0]} to {r[-1]}"
+        for r in runs_of(numbers)
+    ]
+    return listed(parts)
 
 
 def markdown_text(text: str) -> str:

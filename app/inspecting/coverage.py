@@ -12,8 +12,8 @@ from wisca_app.inspecting import overview, searching
 from wisca_app.inspecting.shown import Shown
 from wisca_app.messages import plain
 from wisca_core.architecture.refusals import lines
+from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import unit_of
-from wisca_core.patterns.summary import SIDES
 from wisca_core.planning.decide import ZERO
 
 MOST = (

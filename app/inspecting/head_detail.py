@@ -11,8 +11,8 @@ from wisca_app.heading import heading
 from wisca_app.inspecting import selection
 from wisca_app.inspecting.charts import chart
 from wisca_app.inspecting.shown import Shown
-from wisca_core.patterns.summary import times
 from wisca_core.planning.head import HeadDetail
+from wisca_core.words import times
 
 
 def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:

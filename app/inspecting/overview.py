@@ -11,10 +11,12 @@ from wisca_app.figures import words
 from wisca_app.heading import number
 from wisca_app.inspecting.shown import options_of
 from wisca_app.open_model import title
-from wisca_core.patterns.summary import SIDES, PairSummary, summaries, times
+from wisca_core.pairs import SIDES
+from wisca_core.patterns.summary import PairSummary, summaries
 from wisca_core.patterns.verdict import n_outlying, verdict, worst
 from wisca_core.planning.decide import Decision
 from wisca_core.planning.rates import equivalent_rates, median_rates
+from wisca_core.words import times
 
 MOST_PAIRS = 3  # whose medians stand as numbers in the row
 

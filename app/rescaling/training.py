@@ -9,8 +9,8 @@ from wisca_app.cached import Opened
 from wisca_app.open_model import normal
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import DEFAULT_PAIRS
+from wisca_core.pairs import PAIRS
 from wisca_core.planning.options import Options
-from wisca_core.training.choices import LIVE_PAIRS
 
 
 def draw(model: Opened, options: Options) -> None:
@@ -52,7 +52,7 @@ def _given(options: Options) -> list[str]:
 
 def in_training(options: Options) -> str:
     """One line for each kind of loop, with these options, before the first step and after every 250."""
-    options = replace(options, pairs=tuple(pair for pair in options.pairs if pair in LIVE_PAIRS) or DEFAULT_PAIRS)
+    options = replace(options, pairs=tuple(pair for pair in options.pairs if pair in PAIRS) or DEFAULT_PAIRS)
     layers = [f"layers={','.join(map(str, options.layers))!r}"] if options.layers else []
     arguments = ", ".join(["every=250", *_given(options), *layers])
     return f"""from wisca_core.training import LightningWisca, Scaler, WiscaCallback

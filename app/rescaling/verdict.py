@@ -9,8 +9,10 @@ from wisca_app.figures import words
 from wisca_app.heading import number
 from wisca_app.open_model import title
 from wisca_app.rates_line import SAME_RATE
-from wisca_core.patterns.summary import SIDES, PairSummary, summaries, times
+from wisca_core.pairs import SIDES
+from wisca_core.patterns.summary import PairSummary, summaries
 from wisca_core.planning.decide import Decision
+from wisca_core.words import times
 
 MOST_METRICS = 3  # medians that stand as numbers in a row
 TIPS = {

@@ -16,6 +16,7 @@ from wisca_core.architecture.mlp import mlp_sites
 from wisca_core.architecture.site import DEFAULT_PAIRS, Attention, Refusal, Site, Sites
 from wisca_core.checkpoint import Checkpoint, quantisation
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
+from wisca_core.words import ranges
 
 
 def searched(pairs: Iterable[str]) -> tuple[str, ...]:
@@ -263,11 +264,11 @@ def _remark(
     shared = [layer.number for layer in layers if _is_reader(layer)]
     if shared:
         remarks.append(
-            f"Layers {_spans(shared)} read the keys and values of an earlier layer; their queries follow its factors."
+            f"Layers {ranges(shared)} read the keys and values of an earlier layer; their queries follow its factors."
         )
     others = sorted(set(range(n_layers)) - {layer.number for layer in layers})
     if others and part.otherwise:
-        remarks.append(f"Layers {_spans(others)}: {part.otherwise}.")
+        remarks.append(f"Layers {ranges(others)}: {part.otherwise}.")
     beyond = [layer for layer in present if layer >= n_layers]
     if beyond:
         remarks.append(
@@ -281,17 +282,6 @@ def _is_reader(layer: Layer) -> bool:
         return False
     source = evaluate(layer.family.kv_source, dict(layer.config) | {"layer": layer.number})
     return source is not None and source != layer.number
-
-
-def _spans(numbers_: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2, 5"."""
-    out: list[list[int]] = []
-    for number in numbers_:
-        if out and out[-1][-1] == number - 1:
-            out[-1].append(number)
-        else:
-            out.append([number])
-    return ", ".join(f"{span[0]}" if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in out)
 
 
 def _places(part: Family, config: Mapping) -> list[tuple[int, int]]:

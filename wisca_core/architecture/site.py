@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from wisca_core.pairs import DEFAULT_PAIRS as DEFAULT_PAIRS
+from wisca_core.pairs import PAIRS as PAIRS
+
 if TYPE_CHECKING:
     from wisca_core.architecture.families import Family
 
-PAIRS = ("qk", "vo", "mlp", "lora")
-DEFAULT_PAIRS = ("qk", "vo")  # the paper's
 GRANULARITIES = ("tensor", "group", "channel")  # coarse to fine
 
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from wisca_core.architecture.site import GRANULARITIES
+from wisca_core.pairs import LABELS
+from wisca_core.pairs import MODEL_PAIRS as PAIRS
+from wisca_core.words import listed
 
-PAIRS = ("qk", "vo", "mlp")
-LABELS = {"qk": "QK", "vo": "VO", "mlp": "MLP"}
 FINEST = {"tensor": "whole tensors", "group": "KV groups", "channel": "single channels"}
 
 # Verdicts. What the model holds and no input tried here runs (a tower that needs a picture) is passed over, and counted.
@@ -130,8 +131,8 @@ class Entry:
         if not exact and not partly:
             return f"{self.model_type} is refused: nothing of it can be rescaled exactly."
         finest = max((self[pair].finest for pair in PAIRS if self[pair].finest), key=GRANULARITIES.index)
-        parts = [f"{_listed(exact)} {'is' if len(exact) == 1 else 'are'} exact"] if exact else []
-        parts += [f"{_listed(partly)} in {'part' if exact else 'part only'}"] if partly else []
+        parts = [f"{listed(exact)} {'is' if len(exact) == 1 else 'are'} exact"] if exact else []
+        parts += [f"{listed(partly)} in {'part' if exact else 'part only'}"] if partly else []
         n = len({place.name for pair in self.pairs for place in pair.places if place.is_idle})
         idle = f"; {n} further {'place is' if n == 1 else 'places are'} run by no input tried here" if n else ""
         return f"{self.model_type} is covered: {', '.join(parts)}, down to {FINEST[finest]}{idle}."
@@ -151,11 +152,6 @@ class Entry:
         for name in ("max_rel", "liveness", "seconds", "when"):
             fields[name] = float(fields[name])
         return cls(**fields, is_released=bool(data.get("is_released", False)))
-
-
-def _listed(names: list[str]) -> str:
-    """["QK", "VO", "MLP"] -> "QK, VO and MLP"."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _pair(data: Mapping) -> Pair:

@@ -12,12 +12,12 @@ from wisca_core.census.entry import OPEN, PAIRS, PARTLY, PROVED, VERDICTS, Entry
 from wisca_core.census.known import checked, short_rule
 from wisca_core.census.table import COLUMNS, in_words, is_open
 from wisca_core.census.table import table as frame_of
-from wisca_core.cli.models import plural
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.errors import BadOption, Cancelled, OutputRefused
 from wisca_core.progress import Progress
 from wisca_core.spreadsheet import check_replaceable, csv_bytes
 from wisca_core.verdicts import versions
+from wisca_core.words import plural
 
 MOST_NAMES = 12
 HEAD = ",".join(COLUMNS)

@@ -17,16 +17,18 @@ from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
 from wisca_core.equivalence.trial import discover
 from wisca_core.errors import BadOption, OutputRefused
+from wisca_core.pairs import MATRICES, SIDES
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.groups import group_table
 from wisca_core.patterns.store import measured
-from wisca_core.patterns.summary import LEVEL, SIDES, PairSummary, furthest, layer_ratios, sentence, summaries, times
+from wisca_core.patterns.summary import PairSummary, furthest, layer_ratios, sentence, summaries
 from wisca_core.patterns.table import NORMS
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import PLAN_NORMS, Options, default_pairs, parse_pairs
-from wisca_core.planning.rates import MATRICES, PairRates, equivalent_rates, layer_rates, median_rates, span
+from wisca_core.planning.rates import PairRates, equivalent_rates, layer_rates, median_rates, span
 from wisca_core.planning.rates import sentence as rates_in_words
 from wisca_core.spreadsheet import check_replaceable, csv_bytes
+from wisca_core.words import side, times
 
 N_WORST = 10
 MOST_TENSORS = 100
@@ -128,15 +130,6 @@ def _say_rates(rates: list[PairRates]) -> None:
         say(f"{block}: {said}" if len(blocks) > 1 else said)
     if rates:
         say("Median layer; with SGD the squares of these, with Adafactor's scale_parameter no effect.\n")
-
-
-def side(pair: str, log2_ratio: float) -> str:
-    """The heavier side and by how much: "query 7.8×"; "level" within 0.5 %; "none" where no ratio can be stated."""
-    if not np.isfinite(log2_ratio):
-        return "none"
-    if abs(log2_ratio) < LEVEL:
-        return "level"
-    return f"{SIDES[pair][0 if log2_ratio > 0 else 1]} {times(2 ** abs(log2_ratio))}"
 
 
 def _only(sites: Sites, asked: Options) -> Sites:

@@ -7,6 +7,7 @@ from wisca_core.checkpoint import Checkpoint, hub_size, open_checkpoint
 from wisca_core.checkpoint.hub import PREFIX, n_bytes_missing
 from wisca_core.cli.terminal import asked, bar
 from wisca_core.errors import Cancelled, HubError
+from wisca_core.words import in_bytes, plural
 
 
 def opened(model: str, yes: bool) -> Checkpoint:
@@ -25,7 +26,7 @@ def _ask(model: str) -> None:
     missing = n_bytes_missing(size)
     if not missing:
         return
-    what = f"{model} is {n_bytes(size.n_bytes)}, {n_bytes(missing)} of it to download"
+    what = f"{model} is {in_bytes(size.n_bytes)}, {in_bytes(missing)} of it to download"
     if not asked(f"{what}. Download it?", f"{what}; nobody can be asked here. Add --yes to download it."):
         raise Cancelled("not downloaded. Nothing was left behind.")
 
@@ -64,16 +65,3 @@ def parameters(n: int) -> str:
         if n >= size:
             return f"{n / size:.1f} {letter} parameters"
     return plural(n, "parameter")
-
-
-def n_bytes(n: int) -> str:
-    """38600 -> "38.6 kB"; decimal units."""
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if n >= size:
-            return f"{n / size:.1f} {unit}"
-    return f"{n} B"
-
-
-def plural(n: int, noun: str) -> str:
-    """1 -> "1 layer", 2 -> "2 layers"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -10,7 +10,6 @@ from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import SiteKey, Sites, granularity_of
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.cli import models
-from wisca_core.cli.inspect import side
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
 from wisca_core.equivalence.checking import compare_folder
@@ -33,9 +32,10 @@ from wisca_core.exporting.export import export
 from wisca_core.exporting.pair import Beside, export_pair
 from wisca_core.exporting.place import refuse_place
 from wisca_core.exporting.preview import ExportPreview, n_bytes_free, preview
+from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.store import measured
-from wisca_core.patterns.summary import SIDES, PairSummary, sentence, summaries
+from wisca_core.patterns.summary import PairSummary, sentence, summaries
 from wisca_core.patterns.table import Patterns
 from wisca_core.planning import plan as plans
 from wisca_core.planning.decide import Decision, decide
@@ -44,6 +44,7 @@ from wisca_core.planning.plan import Plan
 from wisca_core.rescale import scalings
 from wisca_core.rescale_adapter import adapters_near, fitted, follow
 from wisca_core.storage import read_json
+from wisca_core.words import in_bytes, plural, side
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def run(
     decision, plan = _decided(patterns.of(sites), options, saved)
     if strict and plan.refusals:
         lines = listed(refusals.lines(plan.refusals))
-        n = models.plural(len(plan.refusals), "refusal")
+        n = plural(len(plan.refusals), "refusal")
         raise StrictRefusal(f"{n}, and --strict asks for none:\n{lines}\nNothing was written.")
     plans.check_not_empty(plan)
     following = [_followed(checkpoint, sites, plan, adapter) for adapter in adapters]
@@ -247,7 +248,7 @@ def _followed(base: Checkpoint, sites: Sites, plan: Plan, adapter: Checkpoint) -
     scaling = scalings(sites, factors, plan.options.granularity, {t.name: t.shape for t in base.tensors})
     n = len(fitted(base, sites, scaling, adapter))
     n_tensors = len(follow(base, sites, scaling, adapter))
-    return f"{models.plural(n, 'adapted layer')} of rescaled weights, {models.plural(n_tensors, 'tensor')} follow"
+    return f"{plural(n, 'adapted layer')} of rescaled weights, {plural(n_tensors, 'tensor')} follow"
 
 
 def _left_behind(checkpoint: Checkpoint, adapters: list[Checkpoint]) -> list[str]:
@@ -296,7 +297,7 @@ def _why_not_run(checkpoint: Checkpoint, check: bool | None) -> str:
     needed, free = memory_needed(checkpoint), memory_free()
     if free is None or needed <= free:
         return ""
-    reason = f"it needs about {models.n_bytes(needed)} of memory, {models.n_bytes(free)} are free"
+    reason = f"it needs about {in_bytes(needed)} of memory, {in_bytes(free)} are free"
     if check:
         raise CheckNotRun(f"the full check was asked for, but {reason}. Nothing was written.")
     return reason
@@ -366,7 +367,7 @@ def _say_plan(
     ]
     for name in dict.fromkeys(tied):
         n = tied.count(name)
-        use = f"{models.plural(n, 'pair')} use{'s' if n == 1 else ''} granularity {name}"
+        use = f"{plural(n, 'pair')} use{'s' if n == 1 else ''} granularity {name}"
         say(f"  {use}: there its channels are tied like that anyway")
     rows = []
     for s in pairs.values():
@@ -377,7 +378,7 @@ def _say_plan(
     counted = f"{units.pop()}s" if len(units) == 1 else "places"
     table(("pair", "median layer before", "after", f"{counted} within 2× before", "after"), rows)
     factors = [f for s in plan.sites for f in s.factors if f != 1]  # of the left side: every rule has exponent 1 there
-    n_pairs, n_factors = models.plural(len(sites.sites), "pair"), models.plural(len(factors), "factor")
+    n_pairs, n_factors = plural(len(sites.sites), "pair"), plural(len(factors), "factor")
     say(f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the {_left_sides(plan, sites)}")
     for line in _effects(decision):
         say(f"  {line}")
@@ -431,10 +432,10 @@ def _effects(decision: Decision) -> list[str]:
 
 
 def _say_files(files: ExportPreview, out: Path | None) -> None:
-    n_bytes = models.n_bytes(files.n_bytes)
-    free = f", {models.n_bytes(n_bytes_free(out.absolute().parent))} free there" if out else ""
+    n_bytes = in_bytes(files.n_bytes)
+    free = f", {in_bytes(n_bytes_free(out.absolute().parent))} free there" if out else ""
     say(
-        f"Files: {models.plural(len(files.rewritten), 'weight file')} written again, {len(files.copied):,} copied, "
+        f"Files: {plural(len(files.rewritten), 'weight file')} written again, {len(files.copied):,} copied, "
         f"{n_bytes}{free}"
     )
     for file, name in files.rewritten:

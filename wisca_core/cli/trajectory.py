@@ -7,13 +7,14 @@ import numpy as np
 
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.errors import BadOption, OutputRefused, WiscaError
-from wisca_core.patterns.summary import SIDES, times
+from wisca_core.pairs import SIDES
 from wisca_core.patterns.table import NORMS
 from wisca_core.runs import read
 from wisca_core.runs.groups import loss_metric
 from wisca_core.runs.table import Run
 from wisca_core.spreadsheet import check_replaceable, csv_bytes
 from wisca_core.trajectories import COLUMNS, Trajectory, advice, drifts, trajectory
+from wisca_core.words import side
 
 HEAD = ",".join(list(COLUMNS)[:-1])  # tables of earlier versions end there
 MOST_STEPS = 8
@@ -101,17 +102,13 @@ def _say(found: Trajectory, norm: str) -> None:
             + (f" ({len(shown)} of {len(steps)} steps)" if len(shown) < len(steps) else "")
         )
         rows = [
-            [str(layer), *(_side(pair, part.loc[layer].get(step, np.nan)) for step in shown)] for layer in part.index
+            [str(layer), *(side(pair, part.loc[layer].get(step, np.nan), "equal", "×") for step in shown)]
+            for layer in part.index
         ]
-        rows.append(["median", *(_side(pair, part[step].median()) if step in part else "" for step in shown)])
+        rows.append(
+            ["median", *(side(pair, part[step].median(), "equal", "×") if step in part else "" for step in shown)]
+        )
         table(["Layer", *(f"step {step:,}" for step in shown)], rows, numbers=range(1, len(shown) + 1))
-
-
-def _side(pair: str, log2_ratio: float) -> str:
-    if not np.isfinite(log2_ratio):
-        return "×"
-    text = times(2 ** abs(log2_ratio))
-    return "equal" if text == "1.00×" else f"{SIDES[pair][0 if log2_ratio > 0 else 1]} {text}"
 
 
 def _write_csv(path: Path, found: Trajectory, norm: str) -> None:

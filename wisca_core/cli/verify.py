@@ -5,6 +5,7 @@ from wisca_core.cli.terminal import bar, document, listed, say
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof
 from wisca_core.equivalence.verify import verify as compare
+from wisca_core.words import plural
 
 
 def run(before: str, after: str, weights_only: bool, json: bool, yes: bool) -> int:
@@ -36,7 +37,7 @@ def say_proof(proof: Proof) -> None:
     say(f"{proof.kind} of rule {proof.rule}: {'passed' if proof.passed else 'failed: ' + proof.reason}")
     say(f"  {proof.what}")
     say(
-        f"  largest relative difference {proof.max_rel:.1e} in float64 over {models.plural(proof.n_cases, 'case')}, "
+        f"  largest relative difference {proof.max_rel:.1e} in float64 over {plural(proof.n_cases, 'case')}, "
         f"factors up to {proof.largest_factor:g}"
     )
     say(

@@ -61,8 +61,3 @@ def _rates_in_words(arm: Arm) -> str:
     when = f"set every {arm.every:,} steps" if arm.every else "set once, at the start"
     clip = "clipping as the rescaled model would" if arm.clip_norm == "weighted" else "ordinary clipping"
     return f"no weight is touched: {pairs} have the learning rates that balancing{how} comes to, {when}, {clip}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from wisca_core.comparison.paper import SETUPS
-from wisca_core.comparison.spec import ARM_PAIRS, Arm, DataSpec, ModelSpec, OptimiserSpec, PilotSpec, Spec
+from wisca_core.comparison.spec import Arm, DataSpec, ModelSpec, OptimiserSpec, PilotSpec, Spec
 from wisca_core.comparison.spec_checks import checked, effect, partition_by_spec
 from wisca_core.errors import SpecError
+from wisca_core.pairs import ARM_PAIRS
 
 # Names with a meaning of their own: an arm may be written as one of these words.
 ARMS: dict[str, Arm] = {

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
-from wisca_core.comparison.arm_words import in_words, listed, title
+from wisca_core.comparison.arm_words import in_words, title
 from wisca_core.comparison.folder import Comparison, pilot_losses
 from wisca_core.comparison.spec import ModelSpec, Spec
 from wisca_core.comparison.statistics import (
@@ -29,6 +29,7 @@ from wisca_core.comparison.statistics import (
     finals,
     seeds_to_see,
 )
+from wisca_core.words import listed
 
 # Final losses nearer to each other than this are of one and the same training, as far as single precision tells.
 SAME_NATS = 1e-4

@@ -17,7 +17,6 @@ OPTIMISERS = ("adamw", "sgd", "muon")
 SCHEDULES = ("cosine", "constant")
 SOURCES = ("bundled", "text", "jsonl", "hub")
 MODELS = ("decoder", "paper", "shrunk", "whole", "lora")
-ARM_PAIRS = (*DEFAULT_PAIRS, "lora")
 MOST_BYTES = 2 << 30  # of text, held in memory
 PRECISIONS = ("float32", "bfloat16", "float64")
 

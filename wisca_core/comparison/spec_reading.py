@@ -17,7 +17,6 @@ from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.presets import BASE, KNOWN_ARMS, LORA_BASE
 from wisca_core.comparison.spec import (
-    ARM_PAIRS,
     CLIP_NORMS,
     FORMAT,
     KINDS,
@@ -38,6 +37,7 @@ from wisca_core.comparison.spec import (
 )
 from wisca_core.comparison.spec_checks import checked
 from wisca_core.errors import SpecError, UnreadableInput
+from wisca_core.pairs import ARM_PAIRS
 from wisca_core.planning.options import PLAN_NORMS
 
 MAX_SPEC_BYTES = 1 << 20

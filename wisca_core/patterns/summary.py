@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import titles
+from wisca_core.words import LEVEL, heavier_side, times
 
-LEVEL = 0.007  # octaves, 0.5 %: nearer than this is called level
 NEAR = 1.1  # under this ratio two sides are level to a reader, who would otherwise be told that one is 1.01× heavier
-SIDES = {"qk": ("query", "key"), "vo": ("value", "output"), "mlp": ("up", "down"), "lora": ("A", "B")}
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,14 @@ def _summary(pair: str, block: str, title: str, groups: pd.DataFrame, norm: str)
         pair=pair,
         block=block,
         title=title,
-        heavier=_side(pair, ratio),
+        heavier=heavier_side(pair, ratio),
         ratio=2 ** abs(ratio),
         size=None if np.isnan(size) else float(2 ** abs(size)),
-        size_heavier="" if np.isnan(size) else _side(pair, size),
+        size_heavier="" if np.isnan(size) else heavier_side(pair, size),
         rest=float(2 ** abs(rest)),
-        rest_heavier=_side(pair, rest),
+        rest_heavier=heavier_side(pair, rest),
         ratio_after=2 ** abs(after),
-        heavier_after=_side(pair, after),
+        heavier_after=heavier_side(pair, after),
         n_layers=len(layers),
         n_cells=len(groups),
         within_2x=int((cells.abs() <= 1 + 1e-9).sum()),
@@ -140,18 +140,6 @@ def _summary(pair: str, block: str, title: str, groups: pd.DataFrame, norm: str)
 def _median(octaves: pd.Series) -> float:
     finite = octaves[np.isfinite(octaves)]
     return float(finite.median()) if len(finite) else float("nan")
-
-
-def _side(pair: str, octaves: float) -> str:
-    """The heavier side in words; "" within 0.5 % of balance or where nothing is known."""
-    if not np.isfinite(octaves) or abs(octaves) < LEVEL:
-        return ""
-    return SIDES[pair][0 if octaves > 0 else 1]
-
-
-def times(ratio: float) -> str:
-    """A ratio >= 1 in words: two decimals under 2, one up to 100, whole above."""
-    return f"{ratio:.2f}×" if ratio < 1.995 else f"{ratio:.1f}×" if ratio < 99.95 else f"{ratio:,.0f}×"
 
 
 def sentence(s: PairSummary) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_core.architecture.site import Sites
+from wisca_core.pairs import MATRICES
 from wisca_core.planning.decide import NOT_CHOSEN, Decision, site_columns
 
 RATE_COLUMNS = {
@@ -28,7 +29,6 @@ RATE_COLUMNS = {
 
 
 # what the two sides of a pair are, as papers write them
-MATRICES = {"qk": ("Wq", "Wk"), "vo": ("Wv", "Wo"), "mlp": ("W up", "W down"), "lora": ("A", "B")}
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from wisca_core.architecture.site import DEFAULT_PAIRS, PAIRS, SiteKey
+from wisca_core.architecture.site import SiteKey
 from wisca_core.errors import BadOption
+from wisca_core.pairs import DEFAULT_PAIRS, PAIRS
 from wisca_core.planning.options import LayerRange, Options, is_number, parse_granularity, parse_layers
-
-LIVE_PAIRS = PAIRS
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ class Choices:
             object.__setattr__(self, "layers", numbers)
         if isinstance(self.exclude, list):
             object.__setattr__(self, "exclude", tuple(self.exclude))
-        unknown = [pair for pair in self.pairs if pair not in LIVE_PAIRS]
+        unknown = [pair for pair in self.pairs if pair not in PAIRS]
         if unknown or not self.pairs:
             raise BadOption(
-                f"pairs: {', '.join(map(str, unknown)) or 'nothing'} was given; choose from {', '.join(LIVE_PAIRS)}."
+                f"pairs: {', '.join(map(str, unknown)) or 'nothing'} was given; choose from {', '.join(PAIRS)}."
             )
         for name, allowed in (
             ("optimizer_state", ("transport", "leave")),
