@@ -121,6 +121,7 @@ def the_document(capsys, format: str) -> dict:
 def test_every_command_and_every_option_says_what_it_does():
     group = typer.main.get_command(cli.app)
     assert set(group.commands) == {
+        "dashboard",
         "inspect",
         "heads",
         "rescale",

@@ -1,4 +1,4 @@
-"""The command line: ``wisca inspect | heads | rescale | verify | architectures | runs | trajectory | compare | evaluate | clean | jobs``.
+"""The command line: ``wisca dashboard | inspect | heads | rescale | verify | architectures | runs | trajectory | compare | evaluate | clean | jobs``.
 
 This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command
 does is in the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled;
@@ -48,6 +48,25 @@ def _wisca(
     ] = False,
 ) -> None:
     pass
+
+
+@app.command("dashboard")
+@ending
+def _dashboard(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Model folder, .safetensors file, or hub:owner/name[@revision].",
+            show_default="the bundled sample",
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", metavar="N", help="Port on this machine.")] = 8501,
+) -> int:
+    """Open the dashboard in the browser, on 127.0.0.1 only; Ctrl-C ends it."""
+    from wisca_core.cli.dashboard import run
+
+    return run(model, port)
 
 
 @app.command("inspect")
