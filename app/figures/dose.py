@@ -10,10 +10,10 @@ from plotly.subplots import make_subplots
 from wisca_app.figures import words
 from wisca_app.figures.compare import labels, signed_ticks, styles
 from wisca_app.figures.template import Theme, figure, see_through, unit
-from wisca_core.comparison.arm_words import listed
 from wisca_core.comparison.report import Report, interval, is_clear, signed
 from wisca_core.comparison.spec import Arm
 from wisca_core.comparison.statistics import Effect
+from wisca_core.words import listed
 
 _HALVES = {0.5: "½", -0.5: "−½", 1.5: "1½", -1.5: "−1½"}
 
