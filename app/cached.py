@@ -13,22 +13,21 @@ from typing import TypeVar
 import pandas as pd
 import streamlit as st
 
-from wisca_core.architecture.discovery import is_unknown, sites_of
+from wisca_core.architecture.discovery import is_unknown
 from wisca_core.architecture.discovery import kept as kept_discovery
-from wisca_core.architecture.find import searched
-from wisca_core.architecture.site import GRANULARITIES, PAIRS, Refusal, Sites
+from wisca_core.architecture.site import GRANULARITIES, PAIRS, Refusal
 from wisca_core.census import kept, known
 from wisca_core.census.coverage import Coverage, coverage
 from wisca_core.census.entry import Entry
 from wisca_core.census.table import table as census_table
-from wisca_core.checkpoint import Checkpoint, HubSize, hub_size, open_checkpoint
+from wisca_core.checkpoint import HubSize, hub_size
 from wisca_core.circuits import store as heads_store
 from wisca_core.circuits.check import Check, checked
 from wisca_core.circuits.measure import Circuits
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
-from wisca_core.equivalence.proof import Proof, proved_only
-from wisca_core.patterns import store
+from wisca_core.equivalence.proof import Proof
+from wisca_core.model import Model, open_model
 from wisca_core.patterns.table import Patterns
 from wisca_core.planning.decide import Decision, decide
 from wisca_core.planning.head import HeadDetail, head_detail
@@ -47,26 +46,8 @@ T = TypeVar("T")
 JOB_BYTES = 150_000_000
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A model that was looked through: nothing but headers has been read. ``key`` names it and its state on disk.
-
-    ``whole``: where these are only some of its sites, the model with all of them, whose table is used.
-    """
-
-    key: str
-    checkpoint: Checkpoint
-    sites: Sites
-    whole: "Opened | None" = None
-
-    @property
-    def refusal(self) -> str:
-        """Why the whole model is refused, in words; "" where it is not."""
-        return next((r.reason for r in self.sites.refusals if r.what == "model"), "")
-
-
 # Nothing of a model is hashed but its key, nothing of options but how they are written.
-BY_KEY = {Opened: lambda model: model.key, Options: repr}
+BY_KEY = {Model: lambda model: model.key, Options: repr}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +60,7 @@ class Census:
     table: pd.DataFrame
 
 
-def opened(model: str) -> Opened:
+def opened(model: str) -> Model:
     """Raises WiscaError. A model of the hub is taken from its cache, or downloaded: ask first."""
     found = _opened(model, _stamp(model))
     if found.sites.discovered is None and is_unknown(found.checkpoint):
@@ -91,56 +72,39 @@ def opened(model: str) -> Opened:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _opened(model: str, stamp: str) -> Opened:
-    checkpoint = open_checkpoint(model)
-    files = [f"{name} {size} {mtime}" for name, (size, mtime) in zip(checkpoint.weight_files, checkpoint.stamps)]
-    key = "\n".join([str(checkpoint.path), stamp, *files])
-    return Opened(key, checkpoint, sites_of(checkpoint))
+def _opened(model: str, stamp: str) -> Model:
+    return open_model(model)
 
 
-def with_pairs(model: Opened, pairs: list[str]) -> Opened:
+def with_pairs(model: Model, pairs: list[str]) -> Model:
     """The model with what ``pairs`` need looked for: feed-forward pairs are in it only where they are among them."""
-    return _with_feed_forward(model) if "mlp" in pairs and "mlp" in pairs_of(model) else model
+    return model.with_pairs(pairs) if "mlp" in pairs and "mlp" in model.pairs else model
 
 
-def pairs_of(model: Opened) -> tuple[str, ...]:
+def pairs_of(model: Model) -> tuple[str, ...]:
     """The pairs that it has, in order; feed-forward pairs too, which are not among its sites until they are asked for."""
-    sites = model.sites.sites
-    if sites and not model.checkpoint.adapter_json and all(site.key.pair != "mlp" for site in sites):
-        sites = _with_feed_forward(model).sites.sites
-    has = {site.key.pair for site in sites}
-    return tuple(pair for pair in PAIRS if pair in has)
+    return model.pairs
 
 
-def feed_forward_refusals(model: Opened) -> tuple[Refusal, ...]:
+def feed_forward_refusals(model: Model) -> tuple[Refusal, ...]:
     """Why its feed-forward pairs are refused, as far as they are; nothing of it was asked for yet."""
     if model.checkpoint.adapter_json or not model.sites.sites:
         return ()
     known = {refusal.what for refusal in model.sites.refusals}
-    return tuple(r for r in _with_feed_forward(model).sites.refusals if r.what not in known)
+    return tuple(r for r in model.with_pairs(PAIRS).sites.refusals if r.what not in known)
 
 
-@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=BY_KEY)
-def _with_feed_forward(model: Opened) -> Opened:
-    return Opened(f"{model.key}\nwith mlp", model.checkpoint, sites_of(model.checkpoint, searched(PAIRS)))
-
-
-def proved(model: Opened, proof: Proof | None) -> Opened:
+def proved(model: Model, proof: Proof | None) -> Model:
     """What of it may be rescaled: all of it while there is no proof, else the sites whose rule holds."""
-    covered = [proof is None or proof.covers(site) for site in model.sites.sites]
-    if all(covered) or not any(covered):  # a proof that failed whole is shown as it is, and stops the export
-        return model
-    return Opened(
-        f"{model.key}\nproved {' '.join(proof.proved)}", model.checkpoint, proved_only(model.sites, proof), model
-    )
+    return model.proved(proof)
 
 
-def bytes_to_measure(model: Opened) -> int:
+def bytes_to_measure(model: Model) -> int:
     """What the measuring pass reads."""
-    return store.n_bytes_to_read(model.checkpoint, model.sites)
+    return model.n_bytes_to_read
 
 
-def may_be_discovered(model: Opened) -> bool:
+def may_be_discovered(model: Model) -> bool:
     """Whether no file has its model type and no rule was looked for yet."""
     return is_unknown(model.checkpoint) and kept_discovery(model.checkpoint) is None
 
@@ -161,50 +125,45 @@ def _stamp(model: str) -> str:
 
 
 @st.cache_data(ttl=30, max_entries=16, show_spinner=False, hash_funcs=BY_KEY)
-def adapters_near(model: Opened) -> tuple[str, ...]:
+def adapters_near(model: Model) -> tuple[str, ...]:
     """Folders of LoRA adapters that belong to this model, as far as can be seen beside it."""
     return () if model.checkpoint.adapter_json else tuple(map(str, adapters_of(model.checkpoint)))
 
 
-def needs_job(model: Opened) -> bool:
+def needs_job(model: Model) -> bool:
     """Whether measuring it is more than two seconds of work that nobody has done yet."""
-    return (
-        store.n_bytes_to_read(model.checkpoint, model.sites) > JOB_BYTES
-        and store.cached(model.checkpoint, model.sites) is None
-    )
+    return model.n_bytes_to_read > JOB_BYTES and not model.is_measured
 
 
 @st.cache_resource(max_entries=4, show_spinner="Measuring the weights", hash_funcs=BY_KEY)
-def patterns(model: Opened) -> Patterns:
+def patterns(model: Model) -> Patterns:
     """The measured table; measures now where nobody has. Raises WiscaError."""
-    if model.whole is not None:
-        return patterns(model.whole).of(model.sites)
-    table = store.measured(model.checkpoint, model.sites)
+    table = model.patterns
     for granularity in GRANULARITIES:  # so that the first change of an option is as quick as the next
         table.cells(granularity)
     return table
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=BY_KEY)
-def decision(model: Opened, options: Options) -> Decision:
+def decision(model: Model, options: Options) -> Decision:
     """The factors of ``options`` and every "after" that follows from them; arithmetic on the table."""
     return decide(patterns(model), options)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=BY_KEY)
-def head(model: Opened, options: Options, site: str, group: int) -> HeadDetail:
+def head(model: Model, options: Options, site: str, group: int) -> HeadDetail:
     """One KV group looked at closely; a few MB are read. Raises WiscaError."""
     return head_detail(model.checkpoint, decision(model, options), site, group)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=BY_KEY)
-def rows(model: Opened, options: Options) -> pd.DataFrame:
+def rows(model: Model, options: Options) -> pd.DataFrame:
     """The plan for people, columns ROW_COLUMNS; not to be changed."""
     return plan_rows(decision(model, options))
 
 
 @st.cache_resource(max_entries=4, show_spinner=False, hash_funcs=BY_KEY)
-def plan(model: Opened, options: Options) -> Plan:
+def plan(model: Model, options: Options) -> Plan:
     """The decision as a value that can be saved and exported."""
     return make_plan(decision(model, options))
 
@@ -352,41 +311,41 @@ def device() -> str:
     return f"{torch.cuda.get_device_name(0)}; {cpu}" if torch.cuda.is_available() else cpu
 
 
-def circuits(model: Opened) -> Circuits:
+def circuits(model: Model) -> Circuits:
     """The circuits of every head; measures now where nobody has. Raises WiscaError."""
     return _circuits(model.key, model)
 
 
 @st.cache_resource(max_entries=16, show_spinner="Measuring the heads")
-def _circuits(key: str, _model: Opened) -> Circuits:
+def _circuits(key: str, _model: Model) -> Circuits:
     return heads_store.measured(_model.checkpoint, _model.sites)
 
 
-def heads_table(model: Opened) -> pd.DataFrame:
+def heads_table(model: Model) -> pd.DataFrame:
     """All columns of every head; not to be changed."""
     return circuits(model).table
 
 
-def heads_bytes(model: Opened) -> int:
+def heads_bytes(model: Model) -> int:
     """What the pass over the heads reads."""
     return heads_store.n_bytes_to_read(model.checkpoint, model.sites)
 
 
-def heads_wait(model: Opened) -> bool:
+def heads_wait(model: Model) -> bool:
     """Whether measuring the heads is more than two seconds of work that nobody has done yet."""
     return heads_bytes(model) > JOB_BYTES // 5 and heads_store.cached(model.checkpoint, model.sites) is None
 
 
-def rescale_check(model: Opened, block: str, layer: int) -> Check | None:
+def rescale_check(model: Model, block: str, layer: int) -> Check | None:
     """What a random rescale does to the heads of one layer; reads its weights again."""
     return _rescale_check(model.key, block, layer, model)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
-def _rescale_check(key: str, block: str, layer: int, _model: Opened) -> Check | None:
+def _rescale_check(key: str, block: str, layer: int, _model: Model) -> Check | None:
     return checked(_model.checkpoint, _model.sites, block, layer)
 
 
-def kept_matrices(model: Opened) -> pd.DataFrame | None:
+def kept_matrices(model: Model) -> pd.DataFrame | None:
     """The measured matrices, None where nobody has measured them."""
-    return heads_store.cached_matrices(model.checkpoint, _with_feed_forward(model).sites)
+    return heads_store.cached_matrices(model.checkpoint, model.with_pairs(PAIRS).sites)

@@ -6,18 +6,18 @@ from pathlib import Path
 import streamlit as st
 
 from wisca_app import cached, state, uploads
-from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_core import jobs, storage
 from wisca_core.errors import WiscaError
+from wisca_core.model import Model
 from wisca_core.untrusted import shown
 
 _MLP = ["mlp"]  # what the arguments of jobs say where feed-forward pairs belong to the work
 
 
-def with_mlp(opened: Opened) -> list[str] | None:
+def with_mlp(opened: Model) -> list[str] | None:
     """The argument ``pairs`` of jobs on these sites, None where they are the default ones."""
     return _MLP if any(site.key.pair == "mlp" for site in opened.sites.sites) else None
 
@@ -39,7 +39,7 @@ def title(model: str) -> str:
     return shown(Path(*Path(model).parts[-2:]).as_posix())
 
 
-def ready(pairs: list[str]) -> Opened:
+def ready(pairs: list[str]) -> Model:
     """The open model with what ``pairs`` need; where it is not here or not measured, the page says so and ends. Raises
     WiscaError.
     """
@@ -56,7 +56,7 @@ def ready(pairs: list[str]) -> Opened:
     return opened
 
 
-def glance() -> Opened | None:
+def glance() -> Model | None:
     """The open model for a page that can do without, None where it is not there or cannot be opened."""
     model = normal(state.get("model"))
     if not model or not is_here(model):
@@ -102,7 +102,7 @@ def ask_to_download(model: str, place: str) -> jobs.Job | None:
     return start_measuring(model) if st.button("Download and open", key=f"download {place}") else None
 
 
-def _measure(model: str, opened: Opened) -> None:
+def _measure(model: str, opened: Model) -> None:
     job, is_mlp = latest("measure", model=model, pairs=with_mlp(opened)), with_mlp(opened) is not None
     if job is not None and job.state == "done":
         return  # it could not be kept (a full disk): measure here, with patience

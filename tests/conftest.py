@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wisca_core import jobs
-from wisca_core.architecture.find import find_sites
-from wisca_core.architecture.site import Sites
-from wisca_core.checkpoint import Checkpoint, open_checkpoint
-from wisca_core.patterns.table import Patterns
+from wisca_core.model import Model, open_model
 
 # model_type -> how far its default config is from a structure worth testing; the class it is saved as
 _CLASSES = {
@@ -29,6 +25,14 @@ _CLASSES = {
     "electra": "ElectraForMaskedLM",
     "distilbert": "DistilBertForMaskedLM",
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    """A file goes to one worker, so that what its tests share is made once; of one with SPREAD each test to any."""
+    for item in items:
+        if not getattr(item.module, "SPREAD", False):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,24 +60,15 @@ def own_home(tmp_path, monkeypatch) -> Iterator[Path]:
         jobs.cancel(job.id, kill_after=0)
 
 
-@dataclass(frozen=True, eq=False)
-class Opened:
-    """A checkpoint with what is found and measured in it."""
-
-    checkpoint: Checkpoint
-    sites: Sites
-    patterns: Patterns
-
-
 @pytest.fixture(scope="session")
-def look() -> Callable[[Path], Opened]:
-    """look(folder) -> Opened, measured anew."""
+def look() -> Callable[[Path], Model]:
+    """look(folder) -> Model, measured anew."""
     from wisca_core.patterns.measure import measure
 
-    def look(folder: Path) -> Opened:
-        checkpoint = open_checkpoint(folder)
-        sites = find_sites(checkpoint)
-        return Opened(checkpoint, sites, measure(checkpoint, sites))
+    def look(folder: Path) -> Model:
+        model = open_model(folder)
+        model.keep("patterns", lambda: measure(model.checkpoint, model.sites))
+        return model
 
     return look
 

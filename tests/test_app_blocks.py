@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from wisca_app import cached
 from wisca_core import jobs, storage, verdicts
+from wisca_core import model as models
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.proof import Proof
@@ -69,10 +70,11 @@ def test_the_rotary_part_of_latent_attention_has_no_heads(small_model):
 
 def test_feed_forward_pairs_are_measured_only_when_they_are_chosen(moe, monkeypatch):
     measured = []
-    real = cached.store.measured
+    real = models.measured
     monkeypatch.setattr(
-        cached.store, "measured", lambda c, sites: measured.append({s.key.pair for s in sites.sites}) or real(c, sites)
+        models, "measured", lambda c, sites, *more: measured.append({s.key.pair for s in sites.sites}) or real(c, sites)
     )
+    cached._opened.clear()
     cached.patterns.clear()
     at = page(model=moe)
     assert at.segmented_control(key="pair").options == ["QK", "VO", "MLP"] and measured == [{"qk", "vo"}]
@@ -105,7 +107,8 @@ def test_a_map_of_experts_and_one_of_them_looked_at(moe):
 
 def test_a_long_measuring_pass_says_its_bytes_and_can_be_left(moe, monkeypatch):
     monkeypatch.setattr(cached, "JOB_BYTES", 30_000)  # the attention is less, the feed-forward blocks are more
-    monkeypatch.setattr(cached.store, "cached", lambda *a: None)
+    monkeypatch.setattr(models, "cached", lambda *a: None)
+    cached._opened.clear()
     started = []
     monkeypatch.setattr(jobs, "start", lambda kind, arguments, *a, **k: started.append((kind, arguments)))
     monkeypatch.setattr("wisca_app.open_model.follow", lambda job: None)

@@ -10,10 +10,10 @@ from dashboard_page import charts, page, texts
 
 from wisca_app.figures import circuits as figures
 from wisca_app.figures.template import DARK, LIGHT
+from wisca_core.architecture.discovery import sites_of
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.circuits.check import checked
 from wisca_core.circuits.columns import BY_NAME
-from wisca_core.architecture.discovery import sites_of
 
 
 def of_kind(at, kind):

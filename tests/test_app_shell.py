@@ -227,7 +227,7 @@ def test_an_address_with_a_hub_model_asks_before_it_downloads(monkeypatch):
     monkeypatch.setattr(
         cached, "hub_size", lambda model: HubSize(model, "c0ffee", 5_000_000, (("model.safetensors", 5_000_000),))
     )
-    monkeypatch.setattr(cached, "open_checkpoint", lambda model: pytest.fail("nothing may be fetched"))
+    monkeypatch.setattr(cached, "open_model", lambda model: pytest.fail("nothing may be fetched"))
     at = page(model="hub:some/model")
     assert not at.exception
     assert "Download this model?" in texts(at) and "5.0 MB in 1 file" in texts(at)

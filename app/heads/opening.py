@@ -3,16 +3,16 @@
 import streamlit as st
 
 from wisca_app import cached, state
-from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.heads.shown import Shown
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_app.open_model import normal, ready, title
 from wisca_core import jobs
+from wisca_core.model import Model
 
 
-def ready_heads() -> Opened:
+def ready_heads() -> Model:
     """Where the heads are not measured, or there are none, the page says so and ends. Raises WiscaError."""
     model = ready(["qk"])
     if model.checkpoint.adapter_json:
@@ -32,7 +32,7 @@ def ready_heads() -> Opened:
     return model
 
 
-def _measure(model: Opened) -> None:
+def _measure(model: Model) -> None:
     name = normal(state.get("model"))
     job = latest("heads", model=name)
     if job is not None and job.state == "done":
@@ -60,7 +60,7 @@ def draw_left(shown: Shown) -> None:
         _refused(shown.model)
 
 
-def _refused(model: Opened) -> None:
+def _refused(model: Model) -> None:
     for refusal in model.sites.refusals[:50]:
         plain(f"{refusal.what}: {refusal.reason}")
     if len(model.sites.refusals) > 50:

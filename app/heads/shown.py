@@ -7,10 +7,10 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app import cached, state
-from wisca_app.cached import Opened
 from wisca_core.circuits.columns import BY_NAME, MOVED, UNMOVED, Column
 from wisca_core.circuits.findings import Finding, findings
 from wisca_core.circuits.measure import Circuits
+from wisca_core.model import Model
 from wisca_core.patterns.blocks import titles
 
 NAMES = [column.name for column in (*UNMOVED, *MOVED)]
@@ -21,7 +21,7 @@ _SOURCES = ("heads map", "heads change", "heads scatter", "heads table")
 class Shown:
     """``table``: rows of ``block``; ``blocks``: block -> its name in words; ``selected``: (layer, head, expert)."""
 
-    model: Opened
+    model: Model
     circuits: Circuits
     table: pd.DataFrame
     block: str
@@ -36,7 +36,7 @@ class Shown:
         return t[(t["layer"] == layer) & (t["head"] == head) & (t["expert"] == expert)].iloc[0]
 
 
-def shown(model: Opened) -> Shown:
+def shown(model: Model) -> Shown:
     """Choices that this model does not have give way to ones it has."""
     circuits = cached.circuits(model)
     blocks = titles(dict.fromkeys(circuits.table["block"]))

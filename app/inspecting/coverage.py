@@ -5,13 +5,13 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app import cached
-from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.heading import heading
 from wisca_app.inspecting import overview, searching
 from wisca_app.inspecting.shown import Shown
 from wisca_app.messages import plain
 from wisca_core.architecture.refusals import lines
+from wisca_core.model import Model
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.planning.decide import ZERO
@@ -76,7 +76,7 @@ def _without_ratio(shown: Shown) -> list[str]:
     return said
 
 
-def draw_refused(model: Opened) -> None:
+def draw_refused(model: Model) -> None:
     """The reason, and what the files hold."""
     st.markdown(f":small[:gray[{words.markdown_text(overview.facts(model))}]]")
     st.title("This model is not covered; its tensors can still be looked at.", anchor=False)

@@ -3,15 +3,15 @@
 import streamlit as st
 
 from wisca_app import state
-from wisca_app.cached import Opened
 from wisca_app.figures.template import theme_of
 from wisca_app.inspecting import beside, charts, controls, coverage, head_detail, panel, selection
 from wisca_app.inspecting.shown import shown
 from wisca_app.parts import part
+from wisca_core.model import Model
 
 
 @part
-def draw(model: Opened) -> None:
+def draw(model: Model) -> None:
     if state.get("pair") == "mlp" and not any(site.key.pair == "mlp" for site in model.sites.sites):
         st.rerun()  # its weights have to be measured first, which the whole page waits for
     theme = theme_of(st.context.theme.type)

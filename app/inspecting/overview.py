@@ -6,11 +6,11 @@ import numpy as np
 import streamlit as st
 
 from wisca_app import cached, rates_line
-from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.heading import number
 from wisca_app.inspecting.shown import options_of
 from wisca_app.open_model import title
+from wisca_core.model import Model
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.summary import PairSummary, summaries
 from wisca_core.patterns.verdict import n_outlying, verdict, worst
@@ -21,7 +21,7 @@ from wisca_core.words import times
 MOST_PAIRS = 3  # whose medians stand as numbers in the row
 
 
-def facts(model: Opened) -> str:
+def facts(model: Model) -> str:
     """The small line above the title: foreign names in it."""
     a, sites, checkpoint = model.sites.attention, model.sites, model.checkpoint
     rule = f", rule {sites.family}" if sites.family and sites.model_type and sites.family != sites.model_type else ""
@@ -43,7 +43,7 @@ def heads(n_heads: int, n_kv_heads: int) -> str:
     return f"{words.plural(n_heads, 'query head')} on {words.plural(n_kv_heads, 'KV head')}"
 
 
-def draw(model: Opened) -> None:
+def draw(model: Model) -> None:
     """In the norm of Rescale's options, whatever the charts below show."""
     decision = cached.decision(model, options_of(model))
     groups = cached.once(f"groups\n{model.key}\n{decision.options!r}", decision.groups)

@@ -3,13 +3,13 @@
 import streamlit as st
 
 from wisca_app import cached
-from wisca_app.cached import Opened
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages
 from wisca_core import jobs
+from wisca_core.model import Model
 
 
-def draw(model: Opened) -> None:
+def draw(model: Model) -> None:
     """The offer, the search under way, or nothing where a rule cannot be looked for or was."""
     if not cached.may_be_discovered(model):
         return

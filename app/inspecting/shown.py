@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from wisca_app import cached, state
-from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.figures.heatmap import has_size
 from wisca_core.architecture.site import Site, SiteKey
+from wisca_core.model import Model
 from wisca_core.patterns.blocks import block_of, titles, unit_of
 from wisca_core.patterns.summary import PairSummary, layer_ratios, summaries
 from wisca_core.patterns.verdict import by_imbalance, mostly_size
@@ -28,7 +28,7 @@ class Shown:
     """
 
     key: str  # names all of it
-    model: Opened
+    model: Model
     options: Options
     decision: Decision
     pair: str
@@ -142,7 +142,7 @@ class Shown:
         return heads.assign(head=_lane_numbers(self.lanes, heads["name"])) if self.lanes else heads
 
 
-def options_of(model: Opened) -> Options:
+def options_of(model: Model) -> Options:
     """What Rescale's options make of this model."""
     options = state.options(model.sites, cached.pairs_of(model))
     if model.checkpoint.look_only:
@@ -150,7 +150,7 @@ def options_of(model: Opened) -> Options:
     return options
 
 
-def shown(model: Opened) -> Shown:
+def shown(model: Model) -> Shown:
     """Of the pair, block and norm that are chosen; what this model does not have gives way to what it has."""
     options = options_of(model)
     decision = cached.decision(model, options)
@@ -165,7 +165,7 @@ def shown(model: Opened) -> Shown:
     return cached.once(f"shown\n{key}", lambda: _shown(key, model, options, decision, pair, norm, block))
 
 
-def _shown(key: str, model: Opened, options: Options, decision: Decision, pair: str, norm: str, block: str) -> Shown:
+def _shown(key: str, model: Model, options: Options, decision: Decision, pair: str, norm: str, block: str) -> Shown:
     everything = group_rates(decision.groups(norm), model.sites)
     of_pair = everything[everything["pair"] == pair]
     blocks = titles(of_pair["block"])

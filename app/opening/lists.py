@@ -95,7 +95,7 @@ def remembered(model: str) -> recent.Recent:
     return cached.once(f"recent\n{opened.key}", lambda: _recent(model, opened))
 
 
-def remember(opened: cached.Opened) -> None:
+def remember(opened: cached.Model) -> None:
     """Keep it among those that were opened; samples are always there."""
     model = normal(opened.checkpoint.source)
     if model not in map(str, state.sample_checkpoints()) and state.note("remembered") != opened.key:
@@ -103,7 +103,7 @@ def remember(opened: cached.Opened) -> None:
         recent.keep(_recent(model, opened))
 
 
-def _recent(model: str, opened: cached.Opened) -> recent.Recent:
+def _recent(model: str, opened: cached.Model) -> recent.Recent:
     from wisca_core.patterns.summary import layer_ratios
 
     groups = cached.decision(opened, Options(default_pairs(opened.sites))).groups("l1")

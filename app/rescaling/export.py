@@ -6,7 +6,6 @@ from pathlib import Path
 import streamlit as st
 
 from wisca_app import cached, downloads
-from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
@@ -17,11 +16,12 @@ from wisca_core.equivalence.full_check import memory_free, memory_needed
 from wisca_core.equivalence.proof import Proof
 from wisca_core.exporting.preview import n_bytes_free, preview
 from wisca_core.jobs import Job
+from wisca_core.model import Model
 from wisca_core.planning.decide import Decision
 from wisca_core.planning.options import Options
 
 
-def draw(model: Opened, options: Options, decision: Decision, proof: Proof | None) -> None:
+def draw(model: Model, options: Options, decision: Decision, proof: Proof | None) -> None:
     st.subheader("Export", anchor=False)
     name, plan = normal(model.checkpoint.source), str(kept_plan.path(model, options))
     job = latest("export", model=name, plan=plan)
@@ -63,7 +63,7 @@ def draw(model: Opened, options: Options, decision: Decision, proof: Proof | Non
         _say_job(job)
 
 
-def _adapters(model: Opened, name: str) -> list[str]:
+def _adapters(model: Model, name: str) -> list[str]:
     """LoRA adapters that are written again with the model: those seen near it, and others that are named."""
     if model.checkpoint.adapter_json:
         return []
@@ -92,7 +92,7 @@ def _free_folder(name: str) -> Path:
     return next(folder / one for one in names if not (folder / one).exists())
 
 
-def _say_preview(model: Opened, out: str) -> None:
+def _say_preview(model: Model, out: str) -> None:
     seen = preview(model.checkpoint)
     free = n_bytes_free(Path(normal(out))) if out else 0
     st.markdown(
@@ -106,7 +106,7 @@ def _say_preview(model: Opened, out: str) -> None:
             plain("\n".join(f"{name}: {why}" for name, why in seen.left_out))
 
 
-def _fits(model: Opened) -> bool:
+def _fits(model: Model) -> bool:
     free = memory_free()
     return free is None or memory_needed(model.checkpoint) < free
 

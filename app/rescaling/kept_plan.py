@@ -5,19 +5,19 @@ from pathlib import Path
 import xxhash
 
 from wisca_app import cached
-from wisca_app.cached import Opened
 from wisca_core import storage
+from wisca_core.model import Model
 from wisca_core.planning.options import Options
 from wisca_core.planning.plan import save_plan
 
 
-def path(model: Opened, options: Options) -> Path:
+def path(model: Model, options: Options) -> Path:
     """Where it lies, written or not."""
     name = xxhash.xxh3_128(f"{model.key}\n{options!r}".encode()).hexdigest()
     return storage.folder("proofs") / f"plan-{name}.json"
 
 
-def written(model: Opened, options: Options) -> str:
+def written(model: Model, options: Options) -> str:
     """The same, written now. Raises OutputRefused."""
     where = path(model, options)
     save_plan(cached.plan(model, options), where)

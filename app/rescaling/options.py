@@ -3,9 +3,9 @@
 import streamlit as st
 
 from wisca_app import cached, state
-from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_core.architecture.site import GRANULARITIES
+from wisca_core.model import Model
 from wisca_core.planning.options import PLAN_NORMS, default_pairs
 
 _GRANULARITIES = {"tensor": "Tensor", "group": "KV group", "channel": "Channel"}
@@ -13,7 +13,7 @@ _ADAPTED = {"tensor": "Module", "channel": "Rank channel"}
 _KEPT = {"persist_state": "session"}
 
 
-def draw(model: Opened) -> None:
+def draw(model: Model) -> None:
     sites = model.sites
     pairs = list(cached.pairs_of(model))
     adapter = pairs == ["lora"]

@@ -3,7 +3,6 @@
 import streamlit as st
 
 from wisca_app import cached
-from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
@@ -13,18 +12,19 @@ from wisca_core import jobs
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, not_covered
 from wisca_core.equivalence.proof import Proof
 from wisca_core.equivalence.proving import cached_proof
+from wisca_core.model import Model
 from wisca_core.planning.decide import Decision
 from wisca_core.planning.options import Options
 
 
-def known(found: Opened) -> Proof | None:
+def known(found: Model) -> Proof | None:
     """The kept proof of all its rules; None while there is none, and for an adapter, whose proof is one."""
     return (
         None if found.checkpoint.adapter_json or not found.sites.sites else cached_proof(found.checkpoint, found.sites)
     )
 
 
-def draw(found: Opened, model: Opened, options: Options, decision: Decision) -> Proof | None:
+def draw(found: Model, model: Model, options: Options, decision: Decision) -> Proof | None:
     """Draws the block; returns the miniature's proof, None while there is none. ``model``: what of ``found`` is proved."""
     st.subheader("Proof", anchor=False)
     proof = _miniature(found)
@@ -46,7 +46,7 @@ def draw(found: Opened, model: Opened, options: Options, decision: Decision) -> 
     return proof
 
 
-def _miniature(model: Opened) -> Proof | None:
+def _miniature(model: Model) -> Proof | None:
     base = _base(model) if model.checkpoint.adapter_json else ""
     proof = _kept(model, base)
     if proof is None:
@@ -75,7 +75,7 @@ def _miniature(model: Opened) -> Proof | None:
     return proof
 
 
-def _base(model: Opened) -> str:
+def _base(model: Model) -> str:
     """The base model of an adapter, as the person wrote it; the path that the adapter itself names is never followed."""
     written = st.text_input(
         "Base model, to prove it there too",
@@ -91,13 +91,13 @@ def _base(model: Opened) -> str:
     return ""
 
 
-def _kept(model: Opened, base: str) -> Proof | None:
+def _kept(model: Model, base: str) -> Proof | None:
     if not base:
         return cached_proof(model.checkpoint, model.sites)
     return cached_proof(model.checkpoint, model.sites, cached.opened(base).checkpoint)
 
 
-def _run_miniature(model: Opened, base: str = "") -> None:
+def _run_miniature(model: Model, base: str = "") -> None:
     name = normal(model.checkpoint.source)
     job = latest("prove", model=name, base=base or None, pairs=with_mlp(model))
     if job is not None and not job.is_active and job.state != "done":
@@ -118,7 +118,7 @@ def _run_miniature(model: Opened, base: str = "") -> None:
     follow(job)
 
 
-def _full_check(model: Opened, options: Options, decision: Decision) -> FullCheck | None:
+def _full_check(model: Model, options: Options, decision: Decision) -> FullCheck | None:
     name, plan = normal(model.checkpoint.source), str(kept_plan.path(model, options))
     job = latest("check", model=name, plan=plan)
     exported = latest("export", model=name, plan=plan)
@@ -156,7 +156,7 @@ def _full_check(model: Opened, options: Options, decision: Decision) -> FullChec
     return check
 
 
-def _say_full_check(check: FullCheck, model: Opened, options: Options) -> None:
+def _say_full_check(check: FullCheck, model: Model, options: Options) -> None:
     agrees = check.agrees(cached.plan(model, options))
     mark = _badge(f"passed, {check.seconds:.0f} s", "check") if agrees else _badge("contradicts the plan", "close")
     st.markdown(f"**Full check** {mark}")

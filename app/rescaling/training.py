@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import streamlit as st
 
-from wisca_app.cached import Opened
 from wisca_app.open_model import normal
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import DEFAULT_PAIRS
+from wisca_core.model import Model
 from wisca_core.pairs import PAIRS
 from wisca_core.planning.options import Options
 
 
-def draw(model: Opened, options: Options) -> None:
+def draw(model: Model, options: Options) -> None:
     with st.expander("In your own training", key="training"):
         st.markdown("On the command line:")
         st.code(command(normal(model.checkpoint.source), options), language=None, wrap_lines=True)

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from wisca_app.cached import Opened
 from wisca_app.figures import words
 from wisca_app.heading import number
 from wisca_app.open_model import title
@@ -24,7 +23,7 @@ TIPS = {
 }
 
 
-def facts(model: Opened) -> str:
+def facts(model: Model) -> str:
     """The small line above the title."""
     if model.refusal:
         return f"{title(model.checkpoint.source)}, refused"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.circuits import store
-from wisca_core.architecture.discovery import sites_of
 from wisca_core.progress import Progress, silent
 
 if TYPE_CHECKING:

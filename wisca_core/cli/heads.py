@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from wisca_core.architecture.discovery import sites_of
 from wisca_core.circuits import store
 from wisca_core.circuits.columns import BY_NAME, COLUMNS, MOVED, UNMOVED
 from wisca_core.circuits.findings import findings, headline
@@ -12,7 +13,6 @@ from wisca_core.circuits.table import as_table, matrices
 from wisca_core.cli import models
 from wisca_core.cli.inspect import write_csv
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
-from wisca_core.architecture.discovery import sites_of
 from wisca_core.equivalence.trial import discover
 from wisca_core.spreadsheet import check_replaceable
 

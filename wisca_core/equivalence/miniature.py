@@ -7,6 +7,7 @@ Not covered: custom code.
 """
 
 import json
+import logging as python_logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -248,15 +249,23 @@ def quiet() -> Iterator[None]:
         yield from _silenced()
 
 
+def _is_no_news(record: python_logging.LogRecord) -> bool:
+    """DeepSpeed says on its import which accelerator it would use; nobody asked."""
+    return "accelerator" not in record.getMessage()
+
+
 def _silenced() -> Iterator[None]:
     from transformers.utils import logging
 
+    deepspeed = python_logging.getLogger("DeepSpeed")  # transformers imports it where it is installed
+    deepspeed.addFilter(_is_no_news)
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
         yield
     finally:
+        deepspeed.removeFilter(_is_no_news)
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
