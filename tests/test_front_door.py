@@ -1,6 +1,7 @@
 """``import wisca_core as wisca``: every name is there, is what it says, and stays so once all modules are imported."""
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -116,3 +117,11 @@ def test_logs_trajectories_and_comparisons(all_imported, text, tmp_path):
     assert wisca.trajectory(ROOT / "sample_runs" / "gqa-docs").steps[-1] == 3600
     report = wisca.compare(small_spec(text, steps=4, evaluate_every=4), tmp_path / "compared", workers=1)
     assert report.sentence and (tmp_path / "compared" / "report.json").is_file()
+
+
+def test_a_proof_prints_nothing(tmp_path, small_model):
+    """Neither a library's progress bars nor DeepSpeed's news of the accelerator that it found."""
+    code = f"import wisca_core as wisca; assert wisca.prove({str(small_model('llama'))!r}).passed"
+    home = {**os.environ, "WISCA_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=home)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
