@@ -125,7 +125,7 @@ def test_checkpoints_are_measured_once(training, monkeypatch):
     def again(*_):
         raise AssertionError("measured a second time")
 
-    monkeypatch.setattr("wisca_core.patterns.store.measure", again)
+    monkeypatch.setattr("wisca_core.patterns.measure.measure", again)
     pd.testing.assert_frame_equal(trajectory(training).tables["l2"], first.tables["l2"])
 
 
