@@ -7,6 +7,7 @@ from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.evaluation.seeds import is_comparison
 from wisca_core.evaluation.whole import Asked, Evaluation, evaluate
+from wisca_core.words import in_bytes
 
 
 def run(
@@ -36,7 +37,7 @@ def _say(found: Evaluation, by_seed: bool) -> None:
         )
     if result["text"]:
         text = result["text"]
-        say(f"Text: {text['name']}, {models.n_bytes(text['n_bytes'])} read, sha256 {text['sha256'][:12]}")
+        say(f"Text: {text['name']}, {in_bytes(text['n_bytes'])} read, sha256 {text['sha256'][:12]}")
     if result["perplexity"] and not by_seed:
         rows = [
             [

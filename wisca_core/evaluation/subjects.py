@@ -14,7 +14,7 @@ import torch
 
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint
 from wisca_core.comparison.tokens import N_TOKENS
-from wisca_core.equivalence.checking import TOKENIZER_FILES
+from wisca_core.equivalence.check_inputs import TOKENIZER_FILES
 from wisca_core.equivalence.miniature import model_class, quiet
 from wisca_core.equivalence.model_config import config_object
 from wisca_core.errors import BadOption, ConfigMismatch, DeviceMissing, UnreadableInput, UnsupportedCheckpoint
