@@ -8,6 +8,7 @@ from wisca_app.figures import words
 from wisca_app.heading import number
 from wisca_app.open_model import title
 from wisca_app.rates_line import SAME_RATE
+from wisca_core.model import Model
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.summary import PairSummary, summaries
 from wisca_core.planning.decide import Decision
