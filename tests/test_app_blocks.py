@@ -138,7 +138,9 @@ def test_feed_forward_pairs_in_the_plan_the_proof_and_the_export(moe, tmp_path):
     table = plan_table(at)
     assert set(table["Block"]) == {"", "Experts", "Shared expert"} and "Expert" in table and len(table) == 4 + 10
     heavy = table[(table["Layer"] == 1) & (table["Expert"] == "2")].iloc[0]
-    assert heavy["On W down"] == 1 / heavy["On W up"] and "rows of up" in heavy["What it changes"]
+    assert (
+        heavy["On Wk or Wo or W down"] == 1 / heavy["On Wq or Wv or W up"] and "rows of up" in heavy["What it changes"]
+    )
     assert "--pairs qk,vo,mlp" in "".join(c.value for c in at.code) and "pairs=('qk', 'vo', 'mlp')" in "".join(
         c.value for c in at.code
     )

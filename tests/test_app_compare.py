@@ -193,6 +193,7 @@ def test_every_label_that_an_error_leads_to_is_on_the_page(monkeypatch):
                 for e in at.get(name)
             }
     named = {label for label, _ in fields._LABELS.values()} | set(fields._OWN_LABELS.values())
+    labels |= {button.label for button in at.sidebar.button}
     assert not (named | {"hub:owner/name"}) - labels
 
 

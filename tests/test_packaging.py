@@ -61,7 +61,8 @@ def test_the_installed_dashboard_starts(wheel, tmp_path):
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
     )
     try:
-        assert server.stdout.readline() == f"WISCA: http://127.0.0.1:{port}/\n"
+        said = next(line for line in server.stdout if line.startswith("WISCA"))  # Streamlit has lines of its own
+        assert said == f"WISCA: http://127.0.0.1:{port}/\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
             assert answer.status == 200 and b"<title>" in answer.read()
     finally:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from wisca_core import pairs
 from wisca_core.architecture.site import GRANULARITIES
-from wisca_core.pairs import LABELS
 from wisca_core.pairs import MODEL_PAIRS as PAIRS
 from wisca_core.words import listed
 
@@ -18,6 +18,9 @@ ABSENT = "none found"  # no such pair among the tensors
 NOT_REACHED = "not reached"  # no miniature, or it took too long: nothing is known, so nothing is scaled
 OPEN = "not proved yet"  # no result is kept for the installed versions
 VERDICTS = (PROVED, PARTLY, REFUSED, ABSENT, NOT_REACHED, OPEN)
+
+
+LABELS = {pair: pairs.LABELS[pair] for pair in PAIRS}
 
 
 @dataclass(frozen=True)
