@@ -128,8 +128,10 @@ def test_one_is_looked_up_by_the_address_and_by_hand(some):
 def test_another_open_model_brings_its_own_architecture(some, small_model):
     at = page("architectures")
     at = at.selectbox(key="architecture").set_value("dbrx").run()
+    at.switch_page("views/open.py").run()
     at.text_input(key="written").set_value(str(small_model("gpt2")))
-    at = next(b for b in at.button if b.label == "Open").click().run()
+    next(b for b in at.button if b.label == "Open").click().run()
+    at.switch_page("views/architectures.py").run()
     assert "gpt2 is covered" in at.title[0].value.replace("\\", "") and "architecture" not in at.query_params
 
 

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from dashboard_page import DASHBOARD, page, texts
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -36,6 +37,7 @@ HOSTILE = "![x](http://evil.example/x.png)<script>alert(1)</script>:red[*hi*]"
 @pytest.fixture(autouse=True)
 def nothing_kept(own_home):
     cached.size_on_hub.clear()
+    st.cache_resource.clear()  # a model that was measured in another test counts as measured
 
 
 @pytest.fixture(scope="session")
