@@ -8,8 +8,8 @@ from typing import Any
 from wisca_core.evaluation.subjects import Subject
 from wisca_core.evaluation.tasks import Document
 
-# Nats a token that stored weights rounded once move a window by at most in what was measured (bfloat16 exports of the
-# bundled decoder: 2e-3); more is said to be more than rounding.
+# Nats a token by which weights that were rounded once may move a window before it is said to be more than rounding.
+# Chosen with room, by the bits of the dtype; not measured.
 ROUNDING = {"float32": 1e-3, "float64": 1e-6, "bfloat16": 5e-2, "float16": 2e-2}
 
 
