@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from wisca_core.pairs import SIDES
 
-LEVEL = 0.007  # octaves, 0.5 %: nearer than this is called level
+LEVEL = 0.00719  # octaves: log2 of 1.005
 
 
 def times(ratio: float) -> str:
