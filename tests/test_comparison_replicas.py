@@ -103,7 +103,9 @@ def test_replicas_of_every_arm_and_rate_give_the_losses_of_single_cells_over_20_
     together, ended = at_once(tmp_path / "together", spec)
     assert list(ended) == [c.name for c in together] and not any(ended.values())
     for one, other in zip(alone, together, strict=True):
-        assert apart(other, one) < 1e-5
+        # Muon iterates in bfloat16, whose sums depend on the processor and the shape of the batch
+        bound = 1e-3 if optimiser == "muon" else 1e-5
+        assert apart(other, one) < bound
     # and what is compared moves: the arms and the rates end apart
     assert len({numbers(cell)[-1]["val_loss"] for cell in together}) > 0.7 * len(together)
 
