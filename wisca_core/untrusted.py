@@ -1,4 +1,4 @@
-"""Opening files of a model folder that may be damaged or hostile: where they lie, what they are, their JSON."""
+"""Opening files that may be damaged or hostile: where they lie, what they are, their JSON, TOML and YAML."""
 
 import json
 import os
@@ -14,6 +14,8 @@ MAX_JSON_DEPTH = 64
 # A parsed value takes up to 100 bytes however short it is written ("[]," is three). A header has about 8 a tensor.
 MAX_JSON_VALUES = 3_000_000
 MAX_NAME_LENGTH = 512
+# Of a YAML file with its aliases written out: a few names more than anybody configures.
+MAX_YAML_VALUES = 20_000
 
 # A JSON string, or what there is of one: the closing quote is optional so that the search stays linear on any bytes.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -150,14 +152,36 @@ def refuse_lookalike(start: bytes, what: str) -> None:
         )
 
 
+def named_path(text: str | os.PathLike) -> Path:
+    """The absolute path that a person, a link or a spec names, ``~`` expanded; nothing is looked up but the home folder.
+
+    UnreadableInput where it can be no path: empty, a zero byte, a name over 255 bytes, the home of nobody.
+    """
+    text = os.fspath(text)
+    try:
+        if not text or "\0" in text:
+            raise ValueError("it is empty" if not text else "it has a zero byte")
+        path = Path(os.path.abspath(Path(text).expanduser()))
+        if any(len(os.fsencode(part)) > 255 for part in path.parts) or len(os.fsencode(path)) > 4095:
+            raise ValueError("it is longer than a path may be")
+    except (ValueError, RuntimeError) as error:  # RuntimeError: no such home folder
+        raise UnreadableInput(f"{shown(text)!r} is no path: {shown(error)}. Check it.") from None
+    return path
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """All bytes of the regular file that ``path`` leads to; UnreadableInput for a pipe, a device, or a larger file."""
+    with open_regular(Path(os.path.realpath(path))) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            raise UnreadableInput(f"{shown(path)}: is {size:,} bytes, at most {most_bytes:,} are read.")
+        return read_exactly(file, size, shown(path))
+
+
 def read_json_object(folder: Path, name: str, max_bytes: int, unique_keys: bool = True) -> tuple[str, dict]:
     """(text, parsed object) of the JSON file ``name`` in a model folder, at most ``max_bytes`` long."""
     path, what = locate(folder, name), shown(folder / name)
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > max_bytes:
-            raise UnreadableInput(f"{what}: is {size} bytes, at most {max_bytes} are read.")
-        raw = read_exactly(file, size, what)
+    raw = read_regular(path, max_bytes)
     if raw.startswith(b"version https://git-lfs"):
         raise UnreadableInput(f"{what}: a git-lfs pointer, not the file itself. Run `git lfs pull` in the folder.")
     return raw.decode("utf-8", "replace"), parse_json_object(raw, what, unique_keys)
@@ -195,6 +219,45 @@ def parse_json_object(raw: bytes, what: str, unique_keys: bool = True) -> dict:
     if not isinstance(value, dict):
         raise UnreadableInput(f"{what}: holds a JSON {type(value).__name__}, expected an object {{...}}. {again}")
     return value
+
+
+def parse_yaml(raw: bytes, what: str) -> object:
+    """The plain value in a YAML file; UnreadableInput for Python objects and other tags, and where it nests deeper than
+    MAX_JSON_DEPTH or holds more than MAX_YAML_VALUES, each alias ("*name") counted as all it stands for.
+    """
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    sizes: dict[str, int] = {}
+    inside: list[list] = [["", 0]]  # [anchor, values] of what is open
+    try:
+        text = raw.decode("utf-8", "replace")
+        opened = 0
+        for bracket in re.findall(r"[\[\]{}]", text):  # the time of the parser is quadratic in how many are open
+            opened += 1 if bracket in "[{" else -1
+            if opened > MAX_JSON_DEPTH:
+                raise ValueError(f"over {MAX_JSON_DEPTH} brackets are open at once")
+        for event in yaml.parse(text, loader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                inside.append([event.anchor, 1])
+                continue
+            anchor, n = "", 0
+            if isinstance(event, yaml.CollectionEndEvent):
+                anchor, n = inside.pop()
+            elif isinstance(event, yaml.ScalarEvent):
+                anchor, n = event.anchor, 1
+            elif isinstance(event, yaml.AliasEvent):
+                if event.anchor not in sizes:
+                    raise ValueError(f"*{shown(event.anchor)} stands for itself or for nothing")
+                n = sizes[event.anchor]
+            inside[-1][1] += n
+            if anchor:
+                sizes[anchor] = n
+            if len(inside) > MAX_JSON_DEPTH or inside[-1][1] > MAX_YAML_VALUES:
+                raise ValueError(f"it nests deeper than {MAX_JSON_DEPTH} or holds more than {MAX_YAML_VALUES:,} values")
+        return yaml.load(text, loader)
+    except (ValueError, RecursionError, ArithmeticError, AttributeError, TypeError, yaml.YAMLError) as error:
+        raise UnreadableInput(f"{what}: no plain YAML: {shown(error)}.") from None
 
 
 def _bounded_int(digits: str) -> int:

@@ -203,8 +203,7 @@ class Collected:
         for name, value in flat(values):
             if len(config) >= MOST_CONFIG:
                 break
-            plain = value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-            config[_cut(name)] = plain[:2000] if isinstance(plain, str) else plain
+            config[_cut(name)] = _plain(value)
 
     def flush(self) -> None:
         """Turn single points into arrays."""
@@ -330,6 +329,17 @@ def _stacked(chunks: list, i: int) -> np.ndarray | None:
 def _listed(found: Mapping[str, int], most: int = 4) -> str:
     names = [f"{shown(metric, 60)!r} {n:,}×" for metric, n in sorted(found.items(), key=lambda item: -item[1])[:most]]
     return ", ".join(names) + (f" and {len(found) - most:,} more" if len(found) > most else "")
+
+
+def _plain(value: object) -> object:
+    """A setting as a number, text of at most 2,000 characters, or None; a number beyond every float is infinite."""
+    if isinstance(value, int) and value.bit_length() > 1023:
+        return float("inf") if value > 0 else float("-inf")
+    try:
+        plain = value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    except ValueError:  # such a number in a list
+        plain = f"a {type(value).__name__}"
+    return plain[:2000] if isinstance(plain, str) else plain
 
 
 def _cut(name: str) -> str:

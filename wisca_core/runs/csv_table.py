@@ -19,9 +19,9 @@ from wisca_core.runs.file_reader import FileReader
 from wisca_core.runs.growing import Replaced
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import Tabular, plain_number
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import parse_yaml, read_regular, shown
 
-MAX_CONFIG_BYTES = 10 << 20
+MAX_CONFIG_BYTES = 256 << 10
 _EMPTY = ["", "null", "None", "NULL"]
 
 
@@ -39,9 +39,11 @@ class Csv(FileReader):
         self._delimiter = ","
         self._old_ends = False
         self._open_tail = False
-        config = _hparams_beside(self.source.path)
+        config, why = _hparams_beside(self.source.path)
         if config:
             self._out.config(self.source.run, config)
+        if why:
+            self._out.notes.append(why)
 
     def runs(self) -> tuple[Run, ...]:
         return self._out.runs("csv", str(self.source.path), self._table.usable, self._table.step_column)
@@ -169,15 +171,13 @@ class Csv(FileReader):
         return None
 
 
-def _hparams_beside(path: Path) -> dict | None:
+def _hparams_beside(path: Path) -> tuple[dict, str]:
+    """(settings, why they are passed over); Lightning may write Python objects in there, which are never made."""
     beside = path.parent / "hparams.yaml"
+    if path.name != "metrics.csv" or not beside.exists():
+        return {}, ""
     try:
-        if path.name != "metrics.csv" or not beside.is_file() or beside.stat().st_size > MAX_CONFIG_BYTES:
-            return None
-        import yaml
-
-        # Lightning may write Python objects in there; the safe loader refuses those, and nothing is run.
-        content = yaml.safe_load(beside.read_text("utf-8", "replace"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) else None
+        content = parse_yaml(read_regular(beside, MAX_CONFIG_BYTES), "hparams.yaml beside it")
+    except UnreadableInput as error:
+        return {}, f"settings are passed over: {error}"
+    return (content, "") if isinstance(content, dict) else ({}, "")

@@ -18,7 +18,7 @@ from wisca_core.runs.csv_table import Csv
 from wisca_core.runs.json_lines import JsonLines
 from wisca_core.runs.json_list import JsonList
 from wisca_core.runs.json_rows import json_row
-from wisca_core.runs.parquet_table import Parquet
+from wisca_core.runs.parquet_table import Parquet, columns_of
 from wisca_core.runs.source import Ask, Reader, Source
 from wisca_core.runs.sqlite_file import opened
 from wisca_core.runs.tensorboard import TensorBoard
@@ -291,12 +291,9 @@ def _csv_has_step(start: bytes) -> bool:
 
 
 def _parquet_has_step(path: Path) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as papq
-
     try:
-        return any(name.lower() in columns.STEP_NAMES for name in papq.read_schema(path).names)
-    except (pa.ArrowException, OSError, ValueError):
+        return any(name.lower() in columns.STEP_NAMES for name in columns_of(path))
+    except UnreadableInput:
         return False
 
 

@@ -1,0 +1,116 @@
+"""What strangers' files can do at worst: a named error, quickly, with the process alive."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from wisca_core import apart
+from wisca_core.errors import UnreadableInput
+from wisca_core.runs import read
+from wisca_core.untrusted import parse_yaml
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+def _nested_aliases(n: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, n)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _nested_aliases(12),
+        "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [*a{i}, *a{i}, *a{i}]}}\n" for i in range(30)),
+        "x: &a [*a, *a]",
+        "[" * 200_000,
+        "- " * 100_000,
+        "x: !!python/object/apply:os.system ['true']",
+        "x: " + "9" * 6000,
+    ],
+)
+def test_settings_that_unfold_without_end_are_passed_over_and_the_table_is_read(tmp_path, text):
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,2.5\n")
+    (tmp_path / "hparams.yaml").write_text(text)
+    (run,) = read([tmp_path]).runs
+    assert run.series["loss"].value.tolist() == [2.5] and not run.config
+    assert any("settings are passed over" in remark for remark in run.remarks)
+
+
+def test_settings_with_aliases_that_stand_for_little_are_read(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,2.5\n")
+    (tmp_path / "hparams.yaml").write_text(
+        "base: &b {lr: 0.1, n: [1, 2]}\nother: {<<: *b, lr: 0.2}\nhuge: 1" + ":59" * 3000
+    )
+    (run,) = read([tmp_path]).runs
+    assert run.config["other.lr"] == 0.2 and run.config["other.n"] == "[1, 2]" and run.config["huge"] == np.inf
+    assert parse_yaml(b"a: [1, {b: 2}]", "x") == {"a": [1, {"b": 2}]}
+
+
+def test_parquet_with_nanoseconds_days_spans_and_categories_is_read(tmp_path):
+    when = pd.to_datetime(["2026-01-01T00:00:00.123456789", "2026-01-01T00:00:02.5"])
+    table = pd.DataFrame(
+        {"step": [1, 2], "timestamp": when, "took": pd.to_timedelta([1.5, 2.5], "s"), "run": pd.Categorical(["a", "b"])}
+    )
+    table.to_parquet(tmp_path / "history.parquet")
+    first, second = read([tmp_path / "history.parquet"]).runs
+    assert (first.name, second.name) == ("a", "b") and first.series["took"].value.tolist() == [1.5]
+    assert second.series["took"].wall_time[0] == when[1].timestamp()
+
+
+@pytest.mark.parametrize(
+    "columns, why",
+    [
+        (
+            {"note": pa.DictionaryArray.from_arrays(pa.array(np.zeros(65536, np.int32)), ["x" * (1 << 20)])},
+            "MB of memory",
+        ),
+        ({f"c{i}": np.zeros(1_000_000) for i in range(40)}, "unpacks to over 200 times"),
+    ],
+)
+def test_parquet_that_unpacks_to_any_size_takes_only_the_process_it_is_read_in(tmp_path, columns, why):
+    n = len(next(iter(columns.values())))
+    bomb = tmp_path / "bomb.parquet"
+    pa.parquet.write_table(pa.table({"step": np.zeros(n)} | columns), bomb, compression="zstd")
+    assert bomb.stat().st_size < 2_000_000
+    with pytest.raises(UnreadableInput, match=f"bomb.parquet: .*{why}"):
+        read([bomb])
+    pd.DataFrame({"step": [1], "loss": [2.0]}).to_parquet(tmp_path / "fine.parquet")
+    assert read([tmp_path / "fine.parquet"]).runs[0].series["loss"].value.tolist() == [2.0]
+
+
+# --- the process apart ------------------------------------------------------------------------------------------------
+
+
+def test_a_process_apart_that_hangs_or_dies_is_named_and_the_next_one_answers(monkeypatch, tmp_path):
+    (tmp_path / "strangers.py").write_text(
+        "import os, signal\n"
+        "def ends(how):\n"
+        "    yield b'first'\n"
+        "    while how == 'hangs':\n"
+        "        pass\n"
+        "    os.kill(os.getpid(), signal.SIGABRT) if how == 'aborts' else os._exit(0)\n"
+        "def who(_):\n"
+        "    yield str(os.getpid()).encode()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    while apart._idle:
+        apart._end(apart._idle.pop()[1])
+    monkeypatch.setattr(apart, "_COMMAND", _with_limit(0.3))
+    for how, why in (("hangs", "took over"), ("aborts", "SIGABRT"), ("exits", "ended the process")):
+        answer = apart.pieces("strangers:ends", how, "that file")
+        assert next(answer) == b"first"
+        with pytest.raises(UnreadableInput, match=f"^that file: .*{why}"):
+            next(answer)
+    once, again = (b"".join(apart.pieces("strangers:who", None, "that file")) for _ in range(2))
+    assert once == again != str(os.getpid()).encode()  # kept for the next file
+
+
+def _with_limit(seconds: float) -> list[str]:
+    code = f"from wisca_core import apart; apart.CPU_SECONDS = {seconds}; apart.main()"
+    return [*apart._COMMAND[:2], "-c", code]

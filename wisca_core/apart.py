@@ -1,0 +1,170 @@
+"""What a stranger made, read in a process that may die: for readers whose time and memory nothing else bounds (parquet,
+whose pages unpack to any size; tokenizers, which may abort or never end). A limit takes that process, and the caller gets
+a named error; Ctrl-C is heard while it works.
+
+A process costs half a second to start, so one is kept for the next file; it ends with the process that started it. Other
+readers read with bounds of their own and need none. Not covered: systems other than Linux, where only time is limited.
+"""
+
+import json
+import os
+import resource
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+
+from wisca_core import errors
+from wisca_core.errors import UnreadableInput, WiscaError
+
+CPU_SECONDS = 5.0  # of the processor, for one piece
+MEMORY_BYTES = 500_000_000  # beyond what it has once everything is imported
+PIECE_BYTES = 256 << 20
+# A process that neither works nor answers; the processor may be busy with other things, and imports take their time.
+SILENT_SECONDS = 120.0
+
+_COMMAND = (sys.executable, "-P", "-m", "wisca_core.apart")
+_ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
+_HEAD = struct.Struct("<cQ")  # kind of message, bytes that follow
+_PIECE, _DONE, _ERROR, _FULL = b"P", b"D", b"E", b"M"
+_idle: list[tuple[int, subprocess.Popen]] = []  # (process that started it, the one that is kept)
+
+
+def pieces(function: str, argument: object, what: str) -> Iterator[bytes]:
+    """What ``function`` ("module:name", of ours, from a plain JSON value to an iterator of bytes) yields on ``argument`` in
+    the other process, one by one.
+
+    Raises its WiscaError, and UnreadableInput, which begins with ``what``, where a limit took the process.
+    """
+    process = _taken()
+    try:
+        request = json.dumps({"function": function, "argument": argument}) + "\n"
+        with suppress(BrokenPipeError):  # it ended meanwhile: the end of its output says so
+            process.stdin.write(request.encode())
+            process.stdin.flush()
+        while True:
+            kind, data = _message(process, what)
+            if kind == _PIECE:
+                yield data
+                continue
+            if kind == _FULL:
+                raise UnreadableInput(
+                    f"{what}: reading it takes over {MEMORY_BYTES // 10**6} MB of memory. It is damaged, or made to do so; "
+                    f"nothing of it is used."
+                )
+            _idle.append((os.getpid(), process))
+            process = None
+            if kind == _DONE:
+                return
+            name, text = json.loads(data)
+            raise getattr(errors, name, UnreadableInput)(text)
+    finally:
+        if process is not None:
+            _end(process)
+        while len(_idle) > 1:
+            _end(_idle.pop()[1])
+
+
+def _taken() -> subprocess.Popen:
+    with suppress(IndexError):
+        while True:
+            owner, process = _idle.pop()
+            if owner == os.getpid() and process.poll() is None:
+                return process
+    quiet = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        return subprocess.Popen(_COMMAND, **quiet, start_new_session=True, env={**os.environ, **_ALONE})
+    except OSError as error:
+        raise WiscaError(f"no process can be started to read in: {error.strerror}. Nothing was read.") from error
+
+
+def _message(process: subprocess.Popen, what: str) -> tuple[bytes, bytes]:
+    kind, n = _HEAD.unpack(_received(process, _HEAD.size, what))
+    if n > PIECE_BYTES:
+        raise UnreadableInput(f"{what}: it unpacks to pieces of {n:,} bytes; at most {PIECE_BYTES:,} are taken.")
+    return kind, _received(process, n, what)
+
+
+def _received(process: subprocess.Popen, n: int, what: str) -> bytes:
+    out = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while len(out) < n:
+            if not selector.select(SILENT_SECONDS):
+                raise UnreadableInput(f"{what}: reading it did not end within {SILENT_SECONDS:g} s and was stopped.")
+            new = os.read(process.stdout.fileno(), min(n - len(out), 1 << 20))
+            if not new:
+                code = process.wait()
+                if code == -signal.SIGPROF:
+                    how = f"took over {CPU_SECONDS:g} s of the processor"
+                else:
+                    how = f"ended the process it was read in ({signal.Signals(-code).name if code < 0 else code})"
+                raise UnreadableInput(
+                    f"{what}: reading it {how}. It is damaged, or made to do so; nothing of it is used."
+                )
+            out += new
+    return bytes(out)
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        with suppress(OSError):
+            stream.close()
+    process.wait()
+
+
+# --- the other process ------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin.buffer:
+        asked = json.loads(line)
+        module, _, name = asked["function"].partition(":")
+        function = getattr(import_module(module), name)
+        try:
+            for piece in _limited(function(asked["argument"])):
+                _say(out, _PIECE, piece)
+            _say(out, _DONE, b"")
+        except WiscaError as error:
+            _say(out, _ERROR, json.dumps([type(error).__name__, str(error)]).encode())
+        except MemoryError:
+            _say(out, _FULL, b"")
+
+
+def _limited(found: Iterator[bytes]) -> Iterator[bytes]:
+    """Each piece within CPU_SECONDS, all within MEMORY_BYTES; the kernel ends the process at the first, whatever it does."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    if sys.platform == "linux":
+        with open("/proc/self/statm", encoding="ascii") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES, before[1]))
+    try:
+        while True:
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+            piece = next(found, None)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            if piece is None:
+                return
+            yield piece
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _say(out, kind: bytes, data: bytes) -> None:
+    out.write(_HEAD.pack(kind, len(data)))
+    out.write(data)
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()
