@@ -1,14 +1,18 @@
 """What strangers' files can do at worst: a named error, quickly, with the process alive."""
 
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from tokenizers import Tokenizer, models
 
 from wisca_core import apart
+from wisca_core.equivalence import tokenizer
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs import read
 from wisca_core.untrusted import parse_yaml
@@ -84,6 +88,35 @@ def test_parquet_that_unpacks_to_any_size_takes_only_the_process_it_is_read_in(t
     assert read([tmp_path / "fine.parquet"]).runs[0].series["loss"].value.tolist() == [2.0]
 
 
+# --- tokenizers -------------------------------------------------------------------------------------------------------
+
+
+def _tokenizer(folder: Path, **changed) -> Path:
+    plain = models.BPE(vocab={chr(33 + i): i for i in range(90)}, merges=[])
+    content = json.loads(Tokenizer(plain).to_str())
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(content | changed))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return folder
+
+
+def test_a_tokenizer_that_panics_takes_all_memory_or_waits_on_a_pipe_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "MEMORY_BYTES", 300_000_000)
+    longer = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 50}
+    for name, why, changed in (
+        ("panics", "PanicException", {"pre_tokenizer": {"type": "FixedLength", "length": 0}}),
+        ("grows", "SIGABRT|MB of memory", {"normalizer": {"type": "Sequence", "normalizers": [longer] * 8}}),
+    ):
+        folder = _tokenizer(tmp_path / name, **changed)
+        with pytest.raises(UnreadableInput, match=why):
+            tokenizer.tokenizer_of(folder)
+    sound = _tokenizer(tmp_path / "sound")
+    assert len(tokenizer.text_ids(sound, 10)) == 10 and tokenizer.tokenizer_of(sound)("a")["input_ids"] == [64]
+    os.mkfifo(sound / "special_tokens_map.json")
+    with pytest.raises(UnreadableInput, match="special_tokens_map.json: not a regular file"):
+        tokenizer.tokenizer_of(sound)
+
+
 # --- the process apart ------------------------------------------------------------------------------------------------
 
 
@@ -101,16 +134,10 @@ def test_a_process_apart_that_hangs_or_dies_is_named_and_the_next_one_answers(mo
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     while apart._idle:
         apart._end(apart._idle.pop()[1])
-    monkeypatch.setattr(apart, "_COMMAND", _with_limit(0.3))
     for how, why in (("hangs", "took over"), ("aborts", "SIGABRT"), ("exits", "ended the process")):
-        answer = apart.pieces("strangers:ends", how, "that file")
+        answer = apart.pieces("strangers:ends", how, "that file", cpu_seconds=0.3)
         assert next(answer) == b"first"
         with pytest.raises(UnreadableInput, match=f"^that file: .*{why}"):
             next(answer)
     once, again = (b"".join(apart.pieces("strangers:who", None, "that file")) for _ in range(2))
     assert once == again != str(os.getpid()).encode()  # kept for the next file
-
-
-def _with_limit(seconds: float) -> list[str]:
-    code = f"from wisca_core import apart; apart.CPU_SECONDS = {seconds}; apart.main()"
-    return [*apart._COMMAND[:2], "-c", code]

@@ -21,7 +21,7 @@ from importlib import import_module
 from wisca_core import errors
 from wisca_core.errors import UnreadableInput, WiscaError
 
-CPU_SECONDS = 5.0  # of the processor, for one piece
+CPU_SECONDS = 5.0  # of the processor, for one piece, where nothing else is asked for
 MEMORY_BYTES = 500_000_000  # beyond what it has once everything is imported
 PIECE_BYTES = 256 << 20
 # A process that neither works nor answers; the processor may be busy with other things, and imports take their time.
@@ -34,26 +34,28 @@ _PIECE, _DONE, _ERROR, _FULL = b"P", b"D", b"E", b"M"
 _idle: list[tuple[int, subprocess.Popen]] = []  # (process that started it, the one that is kept)
 
 
-def pieces(function: str, argument: object, what: str) -> Iterator[bytes]:
+def pieces(
+    function: str, argument: object, what: str, cpu_seconds: float = CPU_SECONDS, memory_bytes: int = MEMORY_BYTES
+) -> Iterator[bytes]:
     """What ``function`` ("module:name", of ours, from a plain JSON value to an iterator of bytes) yields on ``argument`` in
-    the other process, one by one.
+    the other process, one by one. A function ``ready`` of its module is called before the limits hold.
 
     Raises its WiscaError, and UnreadableInput, which begins with ``what``, where a limit took the process.
     """
     process = _taken()
     try:
-        request = json.dumps({"function": function, "argument": argument}) + "\n"
+        request = json.dumps([function, argument, cpu_seconds, memory_bytes]) + "\n"
         with suppress(BrokenPipeError):  # it ended meanwhile: the end of its output says so
             process.stdin.write(request.encode())
             process.stdin.flush()
         while True:
-            kind, data = _message(process, what)
+            kind, data = _message(process, what, cpu_seconds)
             if kind == _PIECE:
                 yield data
                 continue
             if kind == _FULL:
                 raise UnreadableInput(
-                    f"{what}: reading it takes over {MEMORY_BYTES // 10**6} MB of memory. It is damaged, or made to do so; "
+                    f"{what}: reading it takes over {memory_bytes // 10**6} MB of memory. It is damaged, or made to do so; "
                     f"nothing of it is used."
                 )
             _idle.append((os.getpid(), process))
@@ -82,14 +84,14 @@ def _taken() -> subprocess.Popen:
         raise WiscaError(f"no process can be started to read in: {error.strerror}. Nothing was read.") from error
 
 
-def _message(process: subprocess.Popen, what: str) -> tuple[bytes, bytes]:
-    kind, n = _HEAD.unpack(_received(process, _HEAD.size, what))
+def _message(process: subprocess.Popen, what: str, cpu_seconds: float) -> tuple[bytes, bytes]:
+    kind, n = _HEAD.unpack(_received(process, _HEAD.size, what, cpu_seconds))
     if n > PIECE_BYTES:
         raise UnreadableInput(f"{what}: it unpacks to pieces of {n:,} bytes; at most {PIECE_BYTES:,} are taken.")
-    return kind, _received(process, n, what)
+    return kind, _received(process, n, what, cpu_seconds)
 
 
-def _received(process: subprocess.Popen, n: int, what: str) -> bytes:
+def _received(process: subprocess.Popen, n: int, what: str, cpu_seconds: float) -> bytes:
     out = bytearray()
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
@@ -100,7 +102,7 @@ def _received(process: subprocess.Popen, n: int, what: str) -> bytes:
             if not new:
                 code = process.wait()
                 if code == -signal.SIGPROF:
-                    how = f"took over {CPU_SECONDS:g} s of the processor"
+                    how = f"took over {cpu_seconds:g} s of the processor"
                 else:
                     how = f"ended the process it was read in ({signal.Signals(-code).name if code < 0 else code})"
                 raise UnreadableInput(
@@ -127,11 +129,12 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin.buffer:
-        asked = json.loads(line)
-        module, _, name = asked["function"].partition(":")
-        function = getattr(import_module(module), name)
+        function, argument, *limits = json.loads(line)
+        module, _, name = function.partition(":")
+        place = import_module(module)
+        getattr(place, "ready", lambda: None)()
         try:
-            for piece in _limited(function(asked["argument"])):
+            for piece in _limited(getattr(place, name)(argument), *limits):
                 _say(out, _PIECE, piece)
             _say(out, _DONE, b"")
         except WiscaError as error:
@@ -140,16 +143,16 @@ def main() -> None:
             _say(out, _FULL, b"")
 
 
-def _limited(found: Iterator[bytes]) -> Iterator[bytes]:
-    """Each piece within CPU_SECONDS, all within MEMORY_BYTES; the kernel ends the process at the first, whatever it does."""
+def _limited(found: Iterator[bytes], cpu_seconds: float, memory_bytes: int) -> Iterator[bytes]:
+    """Each piece within ``cpu_seconds``, all within ``memory_bytes`` more; the kernel ends the process at the first, whatever it does."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     if sys.platform == "linux":
         with open("/proc/self/statm", encoding="ascii") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY_BYTES, before[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (now + memory_bytes, before[1]))
     try:
         while True:
-            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
             piece = next(found, None)
             signal.setitimer(signal.ITIMER_PROF, 0)
             if piece is None:

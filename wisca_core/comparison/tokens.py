@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from wisca_core.comparison.spec import Spec
-from wisca_core.errors import SpecError, UnreadableInput
+from wisca_core.errors import SpecError
 
 DOCUMENT = 256  # the byte stream's token before every document; bytes are 0..255
 N_TOKENS = 257
@@ -72,24 +72,15 @@ def _published(spec: Spec) -> str:
 
 def tokenizer_of(spec: Spec):
     """transformers' tokenizer of the folder. Raises SpecError, UnreadableInput."""
-    from transformers import AutoTokenizer
-
-    from wisca_core.equivalence.check_inputs import TOKENIZER_FILES
-    from wisca_core.equivalence.miniature import quiet
+    from wisca_core.equivalence import tokenizer
 
     folder = tokenizer_folder(spec)
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not tokenizer.has_tokenizer(folder):
         field = "data.tokenizer" if spec.data.tokenizer else "data.tokens"
         raise SpecError(
             field,
             spec.data.tokenizer or "tokenizer",
-            f"a folder with one of {', '.join(TOKENIZER_FILES)}; {folder} has none. "
+            f"a folder with one of {', '.join(tokenizer.FILES)}; {folder} has none. "
             'Name one under data.tokenizer, or use tokens = "bytes"',
         )
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a folder holds that is no tokenizer
-        raise UnreadableInput(
-            f"the tokenizer in {folder} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        ) from error
+    return tokenizer.tokenizer_of(folder)

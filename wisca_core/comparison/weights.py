@@ -63,9 +63,9 @@ def _with_tokenizer(spec: Spec, folder: Path) -> None:
     if spec.data.tokens != "tokenizer":
         return
     from wisca_core.comparison.tokens import tokenizer_folder
-    from wisca_core.equivalence.check_inputs import TOKENIZER_FILES
+    from wisca_core.equivalence.tokenizer import FILES
 
-    for name in (*TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt"):
+    for name in (*FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt"):
         source = tokenizer_folder(spec) / name
         if source.is_file():
             shutil.copyfile(source, folder / name)

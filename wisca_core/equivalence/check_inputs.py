@@ -20,18 +20,12 @@ from wisca_core.equivalence.inputs import (
     tower_cases,
 )
 from wisca_core.equivalence.sizes import ROLES
+from wisca_core.equivalence.tokenizer import has_tokenizer, text_ids
+from wisca_core.errors import UnreadableInput
 
 N_TOKENS = 1024
 SEQUENCE = 256
 TEXT_SOURCE = "Python's documentation through the folder's tokenizer"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 # Of an input with one entry a picture or sound along its first axis; a grid counts the pictures of patches in a row.
 _COUNTED = {
     "picture": (
@@ -104,10 +98,15 @@ def token_ids(model, folder: Path) -> tuple[torch.Tensor, str]:
     longest = min(positions, max(SEQUENCE, draw.shortest + 2))
     longest = max(2, longest - 2)  # RoBERTa-like models count positions from pad id + 1
     rows = max(1, N_TOKENS // longest) * draw.streams
-    ids = _text_ids(folder, rows * longest) if draw.streams == 1 else None
-    if ids is not None and len(ids) == rows * longest and int(ids.max()) <= int(draw.allowed.max()):
-        return ids.reshape(rows, longest), TEXT_SOURCE
-    return draw.ids(rows, longest), "random token ids (no usable tokenizer in the folder)"
+    why = "no usable tokenizer in the folder"
+    if draw.streams == 1 and has_tokenizer(folder):
+        try:
+            ids = torch.tensor(text_ids(folder, rows * longest), dtype=torch.int64)
+            if len(ids) == rows * longest and int(ids.max()) <= int(draw.allowed.max()):
+                return ids.reshape(rows, longest), TEXT_SOURCE
+        except UnreadableInput as error:  # it is said, and does not stop the check
+            why = str(error).rstrip(".")
+    return draw.ids(rows, longest), f"random token ids ({why})"
 
 
 def _positions(model) -> int:
@@ -115,25 +114,6 @@ def _positions(model) -> int:
     config = language_config(model).to_dict()
     limits = [v for key, v in config.items() if ROLES.get(key) == "positions" and isinstance(v, int) and v > 0]
     return min(limits, default=1 << 20)
-
-
-def _text_ids(folder: Path, n: int) -> torch.Tensor | None:
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    from pydoc_data.topics import topics  # in every Python installation
-
-    from transformers import AutoTokenizer
-
-    from wisca_core.equivalence.miniature import quiet
-
-    text = "\n\n".join(topics[name] for name in sorted(topics))[: 16 * n]
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    except Exception:  # a tokenizer that cannot be used is said ("random token ids"), it does not stop the check
-        return None
-    return torch.tensor(ids[:n], dtype=torch.int64)
 
 
 def _count(cases: Iterable[Case], keys: tuple[str, ...]) -> int:

@@ -14,9 +14,9 @@ import torch
 
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint
 from wisca_core.comparison.tokens import N_TOKENS
-from wisca_core.equivalence.check_inputs import TOKENIZER_FILES
 from wisca_core.equivalence.miniature import model_class, quiet
 from wisca_core.equivalence.model_config import config_object
+from wisca_core.equivalence.tokenizer import FILES, has_tokenizer, tokenizer_of
 from wisca_core.errors import BadOption, ConfigMismatch, DeviceMissing, UnreadableInput, UnsupportedCheckpoint
 from wisca_core.storage import read_json
 
@@ -183,23 +183,14 @@ def _context(config) -> int | None:
 
 def _tokenizer(checkpoint: Checkpoint, model) -> tuple[Any, str]:
     size = model.get_input_embeddings().weight.shape[0]
-    if not any((checkpoint.path / name).is_file() for name in TOKENIZER_FILES):
+    if not has_tokenizer(checkpoint.path):
         if size in (N_TOKENS, N_TOKENS + 1):  # what comparisons train on bytes: 256 bytes, a mark, perhaps padding
             return byte_tokenizer(), "bytes"
         raise UnreadableInput(
-            f"{checkpoint.path} has no tokenizer ({', '.join(TOKENIZER_FILES)}), and its vocabulary of {size:,} is not that of "
+            f"{checkpoint.path} has no tokenizer ({', '.join(FILES)}), and its vocabulary of {size:,} is not that of "
             "bytes. Copy the tokenizer's files into the folder."
         )
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise UnreadableInput(
-            f"the tokenizer in {checkpoint.path} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    return tokenizer, "tokenizer"
+    return tokenizer_of(checkpoint.path), "tokenizer"
 
 
 def byte_tokenizer():
