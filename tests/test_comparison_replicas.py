@@ -295,7 +295,7 @@ def test_losses_looked_at_only_now_and_then_as_on_a_gpu_are_the_same(tmp_path, s
     monkeypatch.setattr(
         replicas._Group,
         "_looked_at",
-        lambda group, losses, step: looked.append((step, len(losses))) or look(group, losses, step),
+        lambda group, losses, norms, step: looked.append((step, len(losses))) or look(group, losses, norms, step),
     )
     monkeypatch.setattr(Place, "is_cuda", True)
     monkeypatch.setattr(

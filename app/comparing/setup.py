@@ -245,7 +245,7 @@ def _explain(spec: Spec, found: Estimate, on: str) -> None:
     )
     st.markdown(
         f":small[:gray[{words.markdown_text(found.title)}.{trained} Seeing a true difference of {found.effect_nats:g} {unit(spec)} four times out of "
-        f"five{found.corrected_words} takes {words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they "
+        f"five takes {words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they "
         f"did before ({found.spread_words}). "
         f"{words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 conclude nothing, 4 to 7 are preliminary. "
         f"Time is for {on}, {pace}.]]"

@@ -175,7 +175,7 @@ def _estimate(spec: Spec, way: "ExecutionPlan", json: bool) -> int:
         )
     say(
         f"seeds   {found.seeds_needed} to see a difference of {found.effect_nats:g} {unit(spec)} four times out of five at {spec.steps:,} steps"
-        f"{found.corrected_words}; planned: {len(spec.seeds)}"
+        f"; planned: {len(spec.seeds)}"
     )
     say(f"        if paired differences spread as before, {found.spread_words}")
     return 0

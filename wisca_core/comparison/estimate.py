@@ -48,7 +48,7 @@ class Estimate:
     the time rests on steps taken; else on ``flops_per_second``, this thread's. ``gpu_seconds``, ``gpu_bytes``: all cells
     one after the other on one GPU of GPU_FLOPS, and one cell's memory there; never measured. ``spread_nats``: assumed
     standard deviation of a paired difference, ``spread_words`` the same with what it rests on; ``seeds_needed``: to see
-    ``effect_nats`` four times out of five with it, as one of ``n_tests`` comparisons that are corrected for;
+    ``effect_nats`` four times out of five with it;
     ``device_memory_bytes``: of one cell on each GPU, ``device_free_bytes`` there, where it is trained on GPUs.
     """
 
@@ -69,14 +69,9 @@ class Estimate:
     effect_nats: float
     spread_nats: float
     spread_words: str
-    n_tests: int
     seeds_needed: int
     device_memory_bytes: int = 0
     device_free_bytes: int | None = None
-
-    @property
-    def corrected_words(self) -> str:
-        return f" (corrected for {self.n_tests} comparisons)" if self.n_tests > 1 else ""
 
     @property
     def fits(self) -> bool:
@@ -116,7 +111,7 @@ def estimate(
     seconds_per_step = (timed or measure_step)(spec, device) if is_measured else work / speed
     each = spec.steps * seconds_per_step * _overhead(spec)
     rounds = math.ceil(spec.n_cells / used)
-    spread, n_tests = expected_spread(spec), len(spec.arms) - 1
+    spread = expected_spread(spec)
     rows = spec.steps / min(spec.log_every, spec.evaluation_steps)
     kept = 4 * (facts.n_parameters + (facts.n_trained if spec.model.source == "lora" else 0))
     disk = int(spec.n_cells * (220 * rows + (kept if spec.save_weights else 0)) + used * 12 * facts.n_trained)
@@ -138,8 +133,7 @@ def estimate(
         spec.detect_nats,
         spread,
         spread_in_words(spec, facts.n_parameters),
-        n_tests,
-        seeds_to_see(spec.detect_nats, spread, n_tests),
+        seeds_to_see(spec.detect_nats, spread),
         device_memory,
         device_free,
     )

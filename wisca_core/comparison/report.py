@@ -2,8 +2,9 @@
 
 The words follow the numbers: nothing is concluded from fewer than 4 seeds, 4 to 7 are preliminary, and what was extended
 after looking is a hint only. The rule of the answer, in this order, of the interval of the difference: where the baseline
-is best at an end of the rates tried, no answer yet; upper end below 0 (and not taken back by the correction), it helps; lower
-end above what would be of use, no useful gain; else not settled.
+is best at an end of the rates tried, no answer yet; upper end below 0, it helps; lower end above what would be of use, no
+useful gain; else not settled. The question is one, the arm that balances, and was there before the first run: its interval
+is not corrected for the arms beside it; those are for each other.
 """
 
 import json
@@ -97,19 +98,20 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
     rates, base = () if spec.has_pilot else spec.optimiser.learning_rates, spec.baseline.name
     arms = [arm.name for arm in spec.arms if arm.name != base]
     final = {(r.arm, r.rate, r.seed): r.final for r in table.itertuples()}
-    effects = corrected([effect_of(arm, rate, spec.seeds, final, base, curves) for rate in rates for arm in arms])
+    kinds = {arm.name: arm.kind for arm in spec.arms}
+    question = _question(spec)
+    effects = [effect_of(arm, rate, spec.seeds, final, base, curves) for rate in rates for arm in arms]
     best: list[Effect] = []
     if spec.has_pilot:
         own = {arm: dict.fromkeys(spec.seeds, comparison.pilot.rate(spec, arm)) for arm in [base, *arms]}
-        best = corrected([effect_of(arm, None, spec.seeds, final, base, curves, own) for arm in arms])
+        best = corrected([effect_of(arm, None, spec.seeds, final, base, curves, own) for arm in arms], question)
     elif len(rates) > 1:
         chosen = {arm: best_rates(table, arm, rates, spec.seeds) for arm in [base, *arms]}
-        best = corrected([effect_of(arm, None, spec.seeds, final, base, curves, chosen) for arm in arms])
-    kinds = {arm.name: arm.kind for arm in spec.arms}
+        best = corrected([effect_of(arm, None, spec.seeds, final, base, curves, chosen) for arm in arms], question)
+    else:
+        effects = corrected(effects, question)
     main = best or effects
-    first = next((e for e in main if kinds[e.arm] == "balance"), main[0])
-    if not any(kind == "balance" for kind in kinds.values()):  # rates alone: the full dose
-        first = next((e for e in main if kinds[e.arm] == "rates" and spec.arm(e.arm).strength == 1), first)
+    first = next(e for e in main if e.arm == question)
     noise = [d for e in main if kinds[e.arm] == "placebo" for d in e.differences]
     grade = "none" if first.loss.n < FEWEST else "preliminary" if first.loss.n < FIRM else "full"
     diverged = tuple(
@@ -124,7 +126,7 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
     sweeps = _sweeps(comparison, table)
     shares = clipped_shares(curves)
     end = _baseline_end(comparison, dict(sweeps))
-    said = _Said(spec, unit(spec), digits_of(spec), len(main), end)
+    said = _Said(spec, unit(spec), digits_of(spec), end)
     return Report(
         name=spec.name,
         subject=in_words(spec.arm(first.arm)),
@@ -163,6 +165,14 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
             if spec.has_pilot and (rate := comparison.pilot.rate(spec, arm)) is not None
         ),
     )
+
+
+def _question(spec: Spec) -> str:
+    """The arm whose difference the comparison was made for: the first that balances; of rates alone, the full dose."""
+    arms = [arm for arm in spec.arms if arm.name != spec.baseline.name]
+    balancing = [arm for arm in arms if arm.kind == "balance"]
+    full = [arm for arm in arms if arm.kind == "rates" and arm.strength == 1]
+    return (balancing or full or arms)[0].name
 
 
 def _windows(comparison: Comparison, curves: pd.DataFrame) -> int:
@@ -219,7 +229,9 @@ def verdict(effect: Effect) -> str:
     if effect.loss.spans_zero:
         return "not distinguishable"
     word = "lower" if effect.loss.mean < 0 else "higher"
-    if not effect.p_corrected < 1 - CONFIDENCE:
+    if effect.p_corrected == effect.loss.p:
+        return f"{word} (p {_p(effect.loss.p)})"
+    if not stands(effect):
         return f"{word}, but not after correction (p {_p(effect.p_corrected)})"
     return f"{word} (p {_p(effect.p_corrected)} after correction)"
 
@@ -268,14 +280,13 @@ def placebo_words(noise: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class _Said:
-    """The words about one comparison. ``n_tests``: comparisons that are corrected for; ``end``: of the rates tried, where
+    """The words about one comparison. ``end``: of the rates tried, where
     the baseline is best at it.
     """
 
     spec: Spec
     unit: str
     digits: int
-    n_tests: int
     end: str = ""
 
     def answer(self, effect: Effect, grade: str) -> str:
@@ -284,13 +295,13 @@ class _Said:
             return ""
         if self.end:
             return "no answer yet"
-        if effect.loss.high < 0 and stands(effect):
+        if effect.loss.high < 0 and not effect.loss.is_nothing:
             return "helps"
         return "no useful gain" if effect.loss.low > -self.spec.useful_nats else "not settled"
 
     def seeds_needed(self, effect: Effect) -> int:
         """To see a gain that is of use four times out of five, with the spread that was seen."""
-        return seeds_to_see(self.spec.useful_nats, effect.loss.sd, self.n_tests) if self.spec.useful_nats else 0
+        return seeds_to_see(self.spec.useful_nats, effect.loss.sd) if self.spec.useful_nats else 0
 
     def figures(self, effect: Effect) -> str:
         return f"{signed(effect.loss.mean, self.digits)} {self.unit} (95 % {interval(effect, self.digits)})"
@@ -321,14 +332,10 @@ class _Said:
         n = f"{_seeds(effect)}{where}"
         if effect.loss.is_nothing:
             return f"No useful gain: under 0.001 {self.unit} either way, {n}."
-        tests = f"{self.n_tests} comparison{'' if self.n_tests == 1 else 's'}"
-        after = f"; p {_p(effect.p_corrected)} after correcting for {tests}"
         if answer == "helps":
-            return f"It helps: {self.figures(effect)}, {n}{after}."
+            return f"It helps: {self.figures(effect)}, {n}; p {_p(effect.loss.p)}."
         if answer == "no useful gain":
             return f"No useful gain: loss {self.figures(effect)}, {n}."
-        if effect.loss.high < 0:
-            return f"Not settled: {self.figures(effect)}, {n}{after}."
         needed = f"; about {self.seeds_needed(effect):,} seeds are needed" if effect.loss.sd > 0 else ""
         return f"Not settled: {self.figures(effect)}, {n}{needed}."
 
@@ -351,10 +358,9 @@ class _Said:
             parts.append(f"Better in {effect.n_better} of {i.n} seeds{flip}.")
         if i.spans_zero and i.sd > 0 and self.spec.useful_nats and not i.is_nothing:
             n = self.seeds_needed(effect)
-            after = f", after correcting for {self.n_tests} comparisons," if self.n_tests > 1 else ""
             parts.append(
                 f"With this spread ({i.sd:.{self.digits}f}), seeing a gain of {self.spec.useful_nats:g} {self.unit} four "
-                f"times out of five{after} takes about {max(n, FIRM) if grade == 'preliminary' else n} seeds."
+                f"times out of five takes about {max(n, FIRM) if grade == 'preliminary' else n} seeds."
             )
         if grade == "preliminary":
             parts.append(f"Four seeds have misled before; {FIRM} or more are needed for a firm answer.")
@@ -448,8 +454,9 @@ def _remarks(
     if k > 1:
         chance = 1 - CONFIDENCE**k
         out.append(
-            f"With no effect at all, at least one of {k} intervals excludes zero in up to {chance:.0%} of such comparisons; the p values are "
-            "corrected for that (Holm), the intervals are not."
+            f"With no effect at all, at least one of {k} intervals excludes zero in up to {chance:.0%} of such comparisons. The "
+            f"question was one beforehand, {title(spec.arm(first.arm))}, and is not corrected for the arms beside it; their p values are, for "
+            "each other (Holm); no interval is."
         )
     mirrored = [e for e in main if kinds[e.arm] == "inverse"]
     if not first.loss.spans_zero and any(

@@ -155,14 +155,11 @@ def seeds_to_narrow(sd: float, half_width: float) -> int:
     return _fewest(lambda n: stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * sd / math.sqrt(n) <= half_width)
 
 
-def seeds_to_see(effect: float, sd: float, n_tests: int = 1, power: float = 0.8) -> int:
-    """Fewest seeds (at least 4) whose paired t test finds a true difference ``effect`` with probability ``power``, where it
-    is one of ``n_tests`` comparisons that are corrected for and the only one with an effect.
-    """
+def seeds_to_see(effect: float, sd: float, power: float = 0.8) -> int:
+    """Fewest seeds (at least 4) whose paired t test finds a true difference ``effect`` with probability ``power``."""
 
     def enough(n: int) -> bool:
-        # Holm's first step, which the smallest p has to pass
-        critical, shift = stats.t.ppf(1 - (1 - CONFIDENCE) / n_tests / 2, n - 1), abs(effect) / sd * math.sqrt(n)
+        critical, shift = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1), abs(effect) / sd * math.sqrt(n)
         # scipy gives NaN for the far tail on the other side, which is nothing
         return stats.nct.sf(critical, n - 1, shift) + np.nan_to_num(stats.nct.cdf(-critical, n - 1, shift)) >= power
 
@@ -322,8 +319,12 @@ def effect_of(
     )
 
 
-def corrected(effects: list[Effect]) -> list[Effect]:
-    return [replace(e, p_corrected=p) for e, p in zip(effects, holm([e.loss.p for e in effects]))]
+def corrected(effects: list[Effect], question: str) -> list[Effect]:
+    """The effect of the arm ``question`` is the one that was asked about beforehand and stays as it is; the others are
+    corrected for each other.
+    """
+    p = iter(holm([e.loss.p for e in effects if e.arm != question]))
+    return [e if e.arm == question else replace(e, p_corrected=next(p)) for e in effects]
 
 
 def _saved(curves: pd.DataFrame, arm: str, base: str, rates: tuple[float, float], seed: int) -> float | None:
