@@ -251,15 +251,13 @@ def own_home(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_is_read_once_and_again_when_its_files_change(own_home, small_model, edited, monkeypatch):
-    from wisca_core.patterns import store
-
     folder = edited(small_model("llama", torch.float16))
     checkpoint = open_checkpoint(folder)
     sites = find_sites(checkpoint)
     assert cached(checkpoint, sites) is None
     first = measured(checkpoint, sites)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "measure", lambda *_: pytest.fail("read twice"))
+        patch.setattr("wisca_core.patterns.measure.measure", lambda *_: pytest.fail("read twice"))
         assert same_table(measured(open_checkpoint(folder), sites), first) and "lost" in first.rows
     import os
 

@@ -2,6 +2,6 @@
 
 >>> from wisca_core.circuits.table import heads
 >>> table = heads("sample_runs/gqa-docs/checkpoint-3600")
->>> table.loc[0, ["layer", "head", "kv_head"]].tolist(), round(table.loc[0, "qk_stable_rank"], 2)
+>>> table.loc[0, ["layer", "head", "kv_head"]].tolist(), round(float(table.loc[0, "qk_stable_rank"]), 2)
 ([0, 0, 0], 1.27)
 """

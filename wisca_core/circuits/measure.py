@@ -296,6 +296,8 @@ def _rows_of(head: Head) -> Iterator[Rows]:
 def _gathered(found: list[_Found], sites: Sites, checkpoint: Checkpoint, inputs: Inputs) -> Circuits:
     rows = [row for one in found for row in one.rows]
     table = pd.DataFrame(rows, columns=[column.name for column in COLUMNS])
+    # a number that no head has is missing as a number is, not as a word
+    table = table.astype({column.name: float for column in COLUMNS if column.moves is not None})
     spectra = {name: _padded([values for one in found for values in getattr(one, name)]) for name in ("qk", "ov")}
     channels = pd.DataFrame([line for one in found for line in one.channels], columns=CHANNEL_COLUMNS)
     remarks = [*checkpoint.remarks, *sites.remarks, *inputs.remarks(table)]

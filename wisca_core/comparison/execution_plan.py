@@ -68,7 +68,7 @@ def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cel
     """``n_cells``: those still to train. Raises BadOption, DeviceMissing.
 
     >>> from wisca_core.comparison.presets import PRESETS
-    >>> choose(PRESETS["default"], "replicas", workers=2).at_once
+    >>> choose(PRESETS["default"], "processes", workers=2).workers
     2
     """
     if executor not in ("auto", *EXECUTORS):
