@@ -1,32 +1,74 @@
-"""What stands above a chart or a table: what it shows, its data as CSV, how to read it; and numbers in a quiet row."""
+"""A chart or a table with what stands above it: what it shows, how to read it, its data and itself to take away; and
+numbers in a quiet row.
+"""
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import streamlit as st
+from plotly.basedatatypes import BaseFigure
 
 from wisca_app import state
+from wisca_app.figures import words
+from wisca_app.figures.chart import Chart
+from wisca_app.figures.template import Theme
+from wisca_app.open_model import title
+from wisca_app.report.document import figure_document
 from wisca_core.spreadsheet import csv_bytes
 
 
-def heading(finding: str, how_to_read: str, table: pd.DataFrame, name: str, tip: str = "") -> None:
-    """Finding, download and, where it needs a word, how to read it. Both texts are ours, the table's names are not.
-    ``tip``: what stands behind a question mark.
+def show(chart: Chart, theme: Theme, key: str, fig: BaseFigure | None = None, **clicks) -> None:
+    """The chart under its heading. ``key``: of the widget. ``fig``: where it is drawn already. ``clicks``: of
+    st.plotly_chart, where a click in it selects something.
+    """
+    heading(chart.finding, chart.how, chart.table, chart.name, chart.tip, chart.of, chart)
+    bare(chart, theme, key, fig, **clicks)
+
+
+def bare(chart: Chart, theme: Theme, key: str, fig: BaseFigure | None = None, **clicks) -> None:
+    """The chart alone."""
+    saved = chart.config["toImageButtonOptions"] | {"filename": telling_name(chart.name, chart.of)}
+    st.plotly_chart(
+        fig or chart.draw(theme),
+        theme=None,
+        config=chart.config | {"toImageButtonOptions": saved},
+        key=key,
+        alt=chart.alt or f"{chart.finding}.",
+        **clicks,
+    )
+
+
+def heading(
+    finding: str,
+    how_to_read: str,
+    table: pd.DataFrame,
+    name: str,
+    tip: str = "",
+    of: str = "",
+    chart: Chart | None = None,
+) -> None:
+    """Finding, downloads and, where it needs a word, how to read it. Both texts are ours, the table's names are not.
+    ``tip``: what stands behind a question mark. ``of``: what it is about, "" for the open model. ``chart``: what is below, to take
+    away.
     """
     with st.container(gap="xxsmall"):
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", wrap=False):
             st.subheader(finding, anchor=False, help=tip or None)
-            csv(table, name)
+            with st.container(horizontal=True, gap="xsmall", wrap=False, width="content"):
+                csv(table, name, of)
+                if chart is not None:
+                    _page(chart)
         if how_to_read:
             st.markdown(f":small[:gray[{how_to_read}]]")
 
 
-def csv(table: pd.DataFrame, name: str) -> None:
-    """The download of a table, under a name that tells it and the model; made when it is asked for."""
+def csv(table: pd.DataFrame, name: str, of: str = "") -> None:
+    """The download of a table, under a name that tells it and what it is about; made when it is asked for."""
     st.download_button(
         "CSV",
         lambda: csv_bytes(table),
-        f"{telling_name(name)}.csv",
+        f"{telling_name(name, of)}.csv",
         "text/csv",
         type="tertiary",
         on_click="ignore",
@@ -34,9 +76,25 @@ def csv(table: pd.DataFrame, name: str) -> None:
     )
 
 
-def telling_name(what: str) -> str:
-    """ "gqa-docs-checkpoint-3600-ratios": the open model and what the file holds, fit for a file name."""
-    model = "-".join(state.get("model").removeprefix("hub:").rstrip("/").split("/")[-2:])
+def _page(chart: Chart) -> None:
+    """The download of a chart as a page of its own, with what it is about."""
+    name = telling_name(chart.name, chart.of)
+    saved, facts = replace(chart, name=name), words.markdown_text(chart.of or title(state.get("model")))
+    st.download_button(
+        "HTML",
+        lambda: figure_document(saved, facts),
+        f"{name}.html",
+        "text/html",
+        type="tertiary",
+        on_click="ignore",
+        key=f"{chart.name} html",
+        help="This chart as a file that needs no network, light and dark; from there as PNG or SVG, with its title.",
+    )
+
+
+def telling_name(what: str, of: str = "") -> str:
+    """ "gqa-docs-checkpoint-3600-ratios": the open model (or ``of``) and what the file holds, fit for a file name."""
+    model = of or "-".join(state.get("model").removeprefix("hub:").rstrip("/").split("/")[-2:])
     return re.sub(r"[^\w.-]+", "-", f"{model}-{what}", flags=re.ASCII).strip("-.")[-120:]
 
 

@@ -6,14 +6,30 @@ opens each page of a running dashboard at 1280 and 390 px, light and dark, write
 what it found; the suite opens each once at 1280 px.
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 SIZES = {1280: 900, 390: 844}
 # Deep links of Streamlit ask for these twice; nothing is missing.
 HARMLESS = ("_stcore/health", "host-config", "404")
+
+
+def browser_path() -> str:
+    """Of Chromium or Chrome; the test is skipped without one, unless WISCA_BROWSER=required: then it fails."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    mac = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+    found = next((path for name in (*names, mac) if (path := shutil.which(name))), None)
+    if found is None:
+        message = (
+            "no Chromium or Chrome on this machine; install one (Debian: apt install chromium) for the browser tests"
+        )
+        pytest.fail(message) if os.environ.get("WISCA_BROWSER") == "required" else pytest.skip(message)
+    return found
 
 
 def paths() -> list[str]:
@@ -78,8 +94,7 @@ def main(address: str, folder: Path) -> int:
     wrong = 0
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("google-chrome"),
-            args=["--no-sandbox", "--disable-dev-shm-usage"],
+            executable_path=browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
         )
         for scheme in ("light", "dark"):
             for width in SIZES:

@@ -149,7 +149,12 @@ def test_facts_charts_and_downloads_are_all_there(llama):
     at = page(model=llama)
     assert "bf16, 4 layers, 4 query heads on 2 KV heads. 8 pairs, none refused." in texts(at)
     assert len(charts(at)) == 6
-    assert [b.proto.label for b in at.main.get("download_button")] == ["CSV"] * 6
+    assert [b.proto.label for b in at.main.get("download_button")] == [
+        "Report",
+        *["CSV", "HTML"] * 2,
+        "CSV",  # the table of the most unbalanced is no chart
+        *["CSV", "HTML"] * 3,
+    ]
     assert all(len(c.proto.alt) > 20 for c in at.main.get("plotly_chart"))
     assert "feed-forward pairs are looked at when MLP is chosen above" in texts(at)
 

@@ -86,4 +86,4 @@ def test_the_title_follows_what_the_paths_did(balanced, unbalanced, said):
 def test_the_tables_of_the_charts_are_there_to_take_away():
     at = page("method")
     names = [b.proto.label for b in at.main.get("download_button")]
-    assert names == ["CSV"] * 4 and isinstance(identity.trajectories()[1], pd.DataFrame)
+    assert names == ["CSV", "HTML"] * 4 and isinstance(identity.trajectories()[1], pd.DataFrame)

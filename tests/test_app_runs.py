@@ -11,7 +11,6 @@ from dashboard_page import page, texts
 from streamlit.testing.v1 import AppTest
 
 from wisca_app.figures.runs import MOST_NAMED, PALETTE, Curve, curves, styles, whole_ticks
-from wisca_app.figures.runs_report import report
 from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure
 from wisca_app.figures.template import DARK, LIGHT
 
@@ -224,22 +223,6 @@ def test_the_trajectory_has_the_loss_on_the_same_axis():
     assert {trace.xaxis for trace in fig.data} == {"x"} and fig.layout.xaxis.anchor == "y2"
     median = next(trace for trace in fig.data if trace.name == "median")
     assert list(median.y) == [2.0, 2.0]
-
-
-def test_the_page_as_html_needs_no_network_and_escapes_names():
-    import pandas as pd
-
-    fig = curves([Curve(HOSTILE, np.arange(3.0), np.arange(3.0))], x_title="step", y_title="loss", theme=LIGHT)
-    page = report(
-        "Title " + HOSTILE,
-        [HOSTILE],
-        [("chart", "how", fig)],
-        [("t", pd.DataFrame({"a": [HOSTILE]}))],
-        [HOSTILE],
-        LIGHT,
-    ).decode()
-    assert "<script>alert(1)" not in page and "Plotly.newPlot" in page
-    assert 'src="http' not in page and "cdn.plot.ly" not in page.split("<body>")[0]
 
 
 def test_runs_are_searched_and_hidden_and_keep_their_colours(seeds):

@@ -6,7 +6,6 @@ Needs Chromium or Chrome. Without one the tests are skipped, unless WISCA_BROWSE
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+import pages
 import pytest
 
 from wisca_core.checkpoint import open_checkpoint
@@ -22,20 +22,6 @@ from wisca_core.equivalence.verify import BIT_IDENTICAL, verify
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "sample_runs" / "gqa-docs" / "checkpoint-3600"
-
-
-def _browser_path() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    mac = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
-    if found is None and mac.exists():
-        found = str(mac)
-    if found is None:
-        message = (
-            "no Chromium or Chrome on this machine; install one (Debian: apt install chromium) for the browser tests"
-        )
-        pytest.fail(message) if os.environ.get("WISCA_BROWSER") == "required" else pytest.skip(message)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +60,7 @@ def server(tmp_path_factory):
 def page(server):
     from playwright.sync_api import sync_playwright
 
-    path = _browser_path()
+    path = pages.browser_path()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
@@ -148,11 +134,10 @@ def test_a_phone_in_the_dark_sees_both_pages_without_sideways_scrolling(page, se
 
 def test_every_page_opens_without_a_fault(server):
     """At 1280 px; ``python tests/pages.py`` does all widths and themes."""
-    import pages
     from playwright.sync_api import sync_playwright
 
     address, _ = server
-    path = _browser_path()
+    path = pages.browser_path()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         found = {where: faults for where, _, faults in pages.opened(browser, address, 1280, "light") if faults}

@@ -124,6 +124,7 @@ def test_every_command_and_every_option_says_what_it_does():
         "dashboard",
         "inspect",
         "heads",
+        "report",
         "rescale",
         "verify",
         "architectures",

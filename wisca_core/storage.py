@@ -170,6 +170,18 @@ def _instead(path: str, words: str) -> str:
 # --- JSON files -------------------------------------------------------------------------------------------------------
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``path`` whole or not at all, in place of the file that was there. Raises OutputRefused."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError as error:
+        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_json(path: str | Path, format: str, version: int, payload: Mapping[str, Any]) -> None:
     """Write ``payload`` as a JSON object that begins with ``format`` and ``version``, beside ``path``, then rename.
 

@@ -6,17 +6,16 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app.comparing import advice, charts, choosing, setup, weights
+from wisca_app.comparing.facts import facts
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.job_progress import explain, latest
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.open_model import title as model_title
+from wisca_app.report.comparison import document_of
 from wisca_core.comparison import folder
-from wisca_core.comparison.estimate import duration
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.paper import SETUPS, for_scale
+from wisca_core.comparison.paper import for_scale
 from wisca_core.comparison.report import Report, remarks, report
-from wisca_core.comparison.spec import Spec
 
 _STOPPED = {
     "new": "Not started yet.",
@@ -25,49 +24,6 @@ _STOPPED = {
     "failed": "Stopped by an error.",
     "interrupted": "Interrupted: its process ended without a word.",
 }
-
-
-def facts(comparison: Comparison) -> str:
-    """One line: model, text, arms, rates, seeds, steps, time."""
-    spec = comparison.spec
-    parts = [
-        _model(spec),
-        {"bundled": "bundled text", "text": "a text file", "jsonl": "a JSONL file", "hub": spec.data.path}[
-            spec.data.source
-        ],
-        *(["the model's own tokens"] if spec.data.tokens == "tokenizer" else []),
-        words.plural(len(spec.arms), "arm"),
-        f"{spec.optimiser.name} at {_rates(comparison)}",
-        words.plural(len(spec.seeds), "seed") + (", extended after looking" if comparison.is_extended else ""),
-        f"{words.count(spec.steps)} steps",
-    ]
-    if comparison.seconds and not comparison.is_active:
-        parts.append(f"{duration(comparison.seconds)} of training")
-    return ", ".join(parts) + "."
-
-
-def _rates(comparison: Comparison) -> str:
-    spec, chosen = comparison.spec, comparison.pilot.chosen
-    if not spec.has_pilot:
-        return ", ".join(f"{rate:g}" for rate in spec.optimiser.learning_rates)
-    if not chosen:
-        return "rates that its pilot is to choose"
-    return f"{' and '.join(f'{rate:g}' for rate in sorted(set(chosen.values())))}, chosen by pilot runs"
-
-
-def _model(spec: Spec) -> str:
-    m = spec.model
-    match m.source:
-        case "decoder":
-            heads = f"{words.plural(m.n_heads, 'query head')} on {words.plural(m.n_kv_heads, 'KV head')}"
-            return f"Decoder of width {m.width}, {words.plural(m.n_layers, 'layer')}, {heads}"
-        case "paper":
-            return SETUPS[m.setup].title
-        case "shrunk":
-            return f"{model_title(m.path)} made {m.width} wide, {words.plural(m.n_layers, 'layer')}"
-        case "whole":
-            return f"{model_title(m.path)} {'from scratch' if m.weights == 'fresh' else 'trained on'}"
-    return f"LoRA of rank {spec.lora.r} on {model_title(m.path)}"
 
 
 def draw(comparison: Comparison, is_sample: bool) -> None:
@@ -230,12 +186,22 @@ def _quote(comparison: Comparison, found: Report) -> str:
 
 
 def _exports(comparison: Comparison, frame: pd.DataFrame) -> None:
+    st.download_button(
+        "Report as HTML",
+        lambda: document_of(comparison),
+        f"{comparison.path.name}.html",
+        "text/html",
+        on_click="ignore",
+        key="compare report",
+        type="tertiary",
+        help="The answer, its charts and arms in one file that needs no network.",
+    )
     document, missing = folder.spec_to_go(comparison.path)
     spec = json.dumps(document, indent=1).encode()
     st.download_button(
         "Spec, to run it again",
         spec,
-        "spec.json",
+        f"{comparison.path.name}-spec.json",
         "application/json",
         on_click="ignore",
         key="compare spec",
@@ -249,11 +215,15 @@ def _exports(comparison: Comparison, frame: pd.DataFrame) -> None:
     st.download_button(
         "All curves as CSV",
         lambda: frame.to_csv(index=False).encode(),
-        "curves.csv",
+        f"{comparison.path.name}-curves.csv",
         "text/csv",
         on_click="ignore",
         key="compare metrics",
         type="tertiary",
     )
-    st.code(f"wisca compare spec.json --out {comparison.path.name}-again", language="bash", wrap_lines=True)
+    st.code(
+        f"wisca compare {comparison.path.name}-spec.json --out {comparison.path.name}-again",
+        language="bash",
+        wrap_lines=True,
+    )
     st.markdown(":small[:gray[Final weights are further down, where the comparison kept them.]]")

@@ -6,71 +6,22 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app.figures import evaluation, words
-from wisca_app.figures.template import CONFIG, Theme
-from wisca_app.heading import heading
+from wisca_app.figures.chart import Chart
+from wisca_app.figures.template import Theme
+from wisca_app.heading import heading, show
 from wisca_app.messages import plain
-
-PERPLEXITY = {
-    "model": "model",
-    "perplexity": "perplexity",
-    "perplexity_error": "standard error",
-    "bits_a_byte": "bits a byte",
-    "bits_error": "± bits",
-    "n_windows": "windows",
-    "n_tokens": "tokens",
-}
-TASKS = {
-    "model": "model",
-    "task": "task",
-    "n": "n",
-    "chance": "chance",
-    "majority": "most frequent answer",
-    "score": "score",
-    "standard_error": "standard error",
-    "most_given": "same answer given",
-}
-PAIRED = {
-    "task": "task",
-    "n": "n",
-    "difference": "difference",
-    "low": "95 % from",
-    "high": "to",
-    "only_first": "only first right",
-    "only_second": "only second right",
-    "p_mcnemar": "McNemar p",
-}
-SEEDS = {
-    "arm": "arm",
-    "rate": "learning rate",
-    "measure": "measure",
-    "n_seeds": "seeds",
-    "mean": "mean",
-    "difference": "difference",
-    "low": "95 % from",
-    "high": "to",
-    "words": "says",
-}
-DRAFTS = {
-    "draft": "draft",
-    "n_prompts": "prompts",
-    "acceptance": "accepted",
-    "acceptance_low": "95 % from",
-    "acceptance_high": "to",
-    "accepted_length": "tokens a run",
-    "n_same_text": "same text",
-}
 
 
 def draw(result: dict[str, Any], theme: Theme) -> None:
     if result["perplexity"]:
         read = result["text"] or {}
         how = f"{words.markdown_text(read.get('name', ''))}: {words.size(read.get('n_bytes', 0))} read. Perplexities of different tokenizers do not compare; bits a byte do. Errors are over windows, taken as independent."
-        _table("Text", how, evaluation.table(result["perplexity"], PERPLEXITY), "perplexity")
+        _table("Text", how, evaluation.table(result["perplexity"], evaluation.PERPLEXITY), "perplexity")
     if result["seeds"]:
         _table(
             "Arms by training seed",
             "Each arm minus the baseline of the same seed; documents are nested in seeds.",
-            evaluation.table(result["seeds"], SEEDS),
+            evaluation.table(result["seeds"], evaluation.SEEDS),
             "seeds",
         )
     if result["tasks"]:
@@ -81,7 +32,7 @@ def draw(result: dict[str, Any], theme: Theme) -> None:
         _table(
             "Drafts",
             "Share of drafted tokens that the target keeps, over prompts; the text is always the target's own.",
-            evaluation.table(result["drafts"], DRAFTS),
+            evaluation.table(result["drafts"], evaluation.DRAFTS),
             "drafts",
         )
     if result["refused"]:
@@ -92,18 +43,16 @@ def draw(result: dict[str, Any], theme: Theme) -> None:
 
 
 def _tasks(result: dict[str, Any], theme: Theme) -> None:
-    tasks = pd.DataFrame(result["tasks"])
-    finding = evaluation.score_finding(tasks)
-    how = "Dot: score with its standard error. Tinted: between the two constant answers, which no look at the question needs. Dotted: chance."
-    heading(finding, how, tasks, "tasks")
-    st.plotly_chart(evaluation.scores(tasks, theme), theme=None, config=CONFIG, key="scores", alt=f"{finding}. {how}")
+    show(evaluation.scores_chart(pd.DataFrame(result["tasks"])), theme, "scores")
     with st.expander("Scores as a table" + (", with the mean" if result["means"] else "")):
-        _frame(evaluation.table(result["tasks"], TASKS), "task table")
+        _frame(evaluation.table(result["tasks"], evaluation.TASKS), "task table")
         for row in result["means"]:
             plain(f"{row['model']}: mean of {row['n_tasks']} tasks {row['score']:.3f}")
     if result["paired"]:
         how = "Second minus first over the same documents; interval by bootstrap over documents."
-        _table("The two models, document by document", how, evaluation.table(result["paired"], PAIRED), "paired")
+        _table(
+            "The two models, document by document", how, evaluation.table(result["paired"], evaluation.PAIRED), "paired"
+        )
     same = result["same"]
     if same and same["flipped"]:
         with st.expander(f"Answers that flipped: {words.plural(len(same['flipped']), 'document')}"):
@@ -122,30 +71,29 @@ def _inside(result: dict[str, Any], theme: Theme) -> None:
         label_visibility="collapsed",
         required=True,
     )
-    part = heads[heads["model"] == models[-1]]
-    finding = evaluation.head_finding(part, measure)
-    heading(finding, words.markdown_text(f"{models[-1]}. {evaluation.HOW[measure]}"), heads, "heads")
-    st.plotly_chart(evaluation.heads(part, measure, theme), theme=None, config=CONFIG, key="heads", alt=finding)
+    show(evaluation.inside_chart(heads, models[-1], measure), theme, "heads")
     change = result["inside_change"]
     if change:
         largest = max(value for value in change.values() if value is not None)
         plain(f"Largest relative difference of any head's figures between the two models: {words.digits(largest, 2)}.")
     if len(models) > 2:
-        st.plotly_chart(
-            evaluation.over_models(heads, measure, theme),
-            theme=None,
-            config=CONFIG,
-            key="over models",
-            alt=evaluation.SHOWN[measure],
+        what = evaluation.SHOWN[measure]
+        show(
+            Chart(
+                f"{what} over the models",
+                "",
+                heads,
+                f"{measure}-over-models",
+                lambda theme: evaluation.over_models(heads, measure, theme),
+                alt=what,
+            ),
+            theme,
+            "over models",
         )
     if not layers.empty:
-        st.plotly_chart(
-            evaluation.activations(layers, theme),
-            theme=None,
-            config=CONFIG,
-            key="activations",
-            alt="Largest activation behind each layer",
-        )
+        said = "Largest activation behind each layer"
+        draw_activations = Chart(said, "", layers, "activations", lambda theme: evaluation.activations(layers, theme))
+        show(draw_activations, theme, "activations")
 
 
 def _table(finding: str, how: str, rows: pd.DataFrame, name: str) -> None:

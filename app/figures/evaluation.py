@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from wisca_app.figures import words
+from wisca_app.figures.chart import Chart
 from wisca_app.figures.compare import LEGEND
 from wisca_app.figures.template import Theme, blend, figure, layer_ticks, unit
 
@@ -22,6 +23,75 @@ HOW = {
     "entropy": "Nats, the mean over queries. Near 0 a head looks at one place; it cannot exceed the log of the window.",
     "first_token": "The share of attention that goes to the first token of a window, the mean over queries: a sink near 1.",
 }
+
+
+# The columns of its tables that people read, and what they are called.
+PERPLEXITY = {
+    "model": "model",
+    "perplexity": "perplexity",
+    "perplexity_error": "standard error",
+    "bits_a_byte": "bits a byte",
+    "bits_error": "± bits",
+    "n_windows": "windows",
+    "n_tokens": "tokens",
+}
+TASKS = {
+    "model": "model",
+    "task": "task",
+    "n": "n",
+    "chance": "chance",
+    "majority": "most frequent answer",
+    "score": "score",
+    "standard_error": "standard error",
+    "most_given": "same answer given",
+}
+PAIRED = {
+    "task": "task",
+    "n": "n",
+    "difference": "difference",
+    "low": "95 % from",
+    "high": "to",
+    "only_first": "only first right",
+    "only_second": "only second right",
+    "p_mcnemar": "McNemar p",
+}
+SEEDS = {
+    "arm": "arm",
+    "rate": "learning rate",
+    "measure": "measure",
+    "n_seeds": "seeds",
+    "mean": "mean",
+    "difference": "difference",
+    "low": "95 % from",
+    "high": "to",
+    "words": "says",
+}
+DRAFTS = {
+    "draft": "draft",
+    "n_prompts": "prompts",
+    "acceptance": "accepted",
+    "acceptance_low": "95 % from",
+    "acceptance_high": "to",
+    "accepted_length": "tokens a run",
+    "n_same_text": "same text",
+}
+
+
+def scores_chart(tasks: pd.DataFrame) -> Chart:
+    """``tasks``: rows of wisca_core.evaluation."""
+    said = score_finding(tasks)
+    how = (
+        "Dot: score with its standard error. Tinted: between the two constant answers, which no look at the question "
+        "needs. Dotted: chance."
+    )
+    return Chart(said, how, tasks, "tasks", lambda theme: scores(tasks, theme), f"{said}. {how}")
+
+
+def inside_chart(rows: pd.DataFrame, model: str, measure: str) -> Chart:
+    """``rows``: model, layer, head and ``measure``; those of ``model`` are drawn."""
+    part = rows[rows["model"] == model]
+    how = words.markdown_text(f"{model}. {HOW[measure]}")
+    return Chart(head_finding(part, measure), how, rows, f"heads-{measure}", lambda theme: heads(part, measure, theme))
 
 
 def scores(tasks: pd.DataFrame, theme: Theme) -> go.Figure:

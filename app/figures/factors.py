@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_app.figures import words
+from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Drawing, Theme, blend, drawing, layer_ticks, octave_ticks, unit
 from wisca_app.figures.words import plain_text
 from wisca_core.architecture.site import SiteKey
@@ -70,6 +71,13 @@ def how_to_read(rows: pd.DataFrame) -> str:
         f"One mark {place}; the other matrix of the pair gets the inverse{square}. The tick would balance fully, the "
         "square is what is used, the line between them stays."
     )
+
+
+def chart(rows: pd.DataFrame) -> Chart:
+    """The factors of these rows of ``plan_rows`` as a chart."""
+    said, how = finding(rows), how_to_read(rows)
+    tip = words.tip("pair", "exact")
+    return Chart(said, how, rows, "factors", lambda theme: factor_chart(rows, theme), f"{said}. {how}", tip)
 
 
 def factor_chart(rows: pd.DataFrame, theme: Theme) -> Drawing:

@@ -9,8 +9,8 @@ import streamlit as st
 from wisca_app import cached, state
 from wisca_app.figures import circuits as figures
 from wisca_app.figures import words
+from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
-from wisca_app.heading import heading
 from wisca_app.heads.charts import chart
 from wisca_app.heads.shown import Shown
 from wisca_app.messages import errors_as_messages, plain
@@ -71,21 +71,18 @@ def _draw(shown: Shown, theirs: pd.DataFrame, other: str, theme: Theme) -> None:
         octaves = np.where((own > 0) & (there > 0), np.log2(there / own), np.nan)
     change = both.assign(**{column.name: octaves})
     said = figures.change_title(change, column)
-    heading(
+    one = Chart(
         said,
         f"{words.markdown_text(title(other))} over the open model, head by head. Ink: a large change either way; the number says which.",
         both.assign(log2_change=octaves)[[*_PLACE, column.name, f"{column.name}_other", "log2_change"]],
-        "heads beside",
+        "heads-beside",
+        lambda theme: figures.head_map(change, column, theme=theme, selected=shown.selected, changes=True),
+        alt=f"Change of {column.title} between two models. {said}.",
     )
     if not np.isfinite(octaves).any():
         plain(f"{column.title} has no ratio: it is not positive, or one of the two has none.")
         return
-    chart(
-        figures.head_map(change, column, theme=theme, selected=shown.selected, changes=True),
-        "heads change",
-        f"Change of {column.title} between two models. {said}.",
-        "heads change",
-    )
+    chart(one, theme, "heads change", "heads change")
 
 
 def _siblings(shown: Shown) -> list[tuple[int, str]]:
@@ -138,15 +135,13 @@ def draw_steps(shown: Shown, theme: Theme) -> None:
             return
         steps = pd.DataFrame(lines, columns=["step", "own", "middle", "low", "high"])
         first, last = (figures.number(shown.column, steps["middle"].iloc[i]) for i in (0, -1))
-        heading(
+        one = Chart(
             f"{shown.column.title} over the training: the median head went from {first} to {last}",
             f"Ink: layer {shown.selected[0]}, head {shown.selected[1]}. Dotted: the median head, its band 10 to 90 % of all."
             + (f" {words.plural(waiting, 'checkpoint')} not measured yet; open them here." if waiting else ""),
             steps,
-            "heads over steps",
+            "heads-over-steps",
+            lambda theme: figures.over_steps(steps["step"].tolist(), steps, shown.column, theme=theme),
+            alt=f"{shown.column.title} over the checkpoints of this training.",
         )
-        chart(
-            figures.over_steps(steps["step"].tolist(), steps, shown.column, theme=theme),
-            "heads steps",
-            f"{shown.column.title} over the checkpoints of this training.",
-        )
+        chart(one, theme, "heads steps")

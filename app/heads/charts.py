@@ -7,10 +7,11 @@ import streamlit as st
 from wisca_app import cached, state
 from wisca_app.figures import circuits as figures
 from wisca_app.figures import words
-from wisca_app.figures.template import CONFIG, Theme
-from wisca_app.heading import heading
+from wisca_app.figures.chart import Chart
+from wisca_app.figures.template import Theme
+from wisca_app.heading import bare, heading, show
 from wisca_app.heads.shown import NAMES, Shown, clicked, key, mark
-from wisca_core.circuits.columns import BY_NAME
+from wisca_core.circuits.columns import BY_NAME, Column
 from wisca_core.circuits.findings import headline
 from wisca_core.patterns.summary import times
 
@@ -57,26 +58,26 @@ def controls(shown: Shown) -> None:
         mark(shown.column)
 
 
-def chart(fig, name: str, alt: str, source: str = "") -> None:
+def chart(one: Chart, theme: Theme, name: str, source: str = "") -> None:
     clicks = {"on_select": lambda: clicked(source), "selection_mode": "points"} if source else {}
-    st.plotly_chart(fig, theme=None, config=CONFIG, key=key(source) if source else name, alt=alt, **clicks)
+    show(one, theme, key(source) if source else name, **clicks)
+
+
+def map_of(table: pd.DataFrame, column: Column, selected: tuple[int, int, int] | None = None) -> Chart:
+    """One number of every head as a map. ``table``: of one block."""
+    said = figures.map_title(table, column)
+    return Chart(
+        said,
+        f"{words.title(column.meaning).replace('|', chr(92) + '|')}. Ink: the {'low' if column.ink == 'low' else 'high'} end.",
+        table[["layer", "head", "kv_head", "expert", column.name]],
+        f"heads-{column.name}",
+        lambda theme: figures.head_map(table, column, theme=theme, selected=selected),
+        alt=f"{column.title} of every head, layers across, heads down. {said}.",
+    )
 
 
 def draw_map(shown: Shown, theme: Theme) -> None:
-    column = shown.column
-    said = figures.map_title(shown.table, column)
-    heading(
-        said,
-        f"{words.title(column.meaning).replace('|', chr(92) + '|')}. Ink: the {'low' if column.ink == 'low' else 'high'} end.",
-        shown.table[["layer", "head", "kv_head", "expert", column.name]],
-        "head map",
-    )
-    chart(
-        figures.head_map(shown.table, column, theme=theme, selected=shown.selected),
-        "heads map",
-        f"{column.title} of every head, layers across, heads down. {said}.",
-        "heads map",
-    )
+    chart(map_of(shown.table, shown.column, shown.selected), theme, "heads map", "heads map")
 
 
 def draw_panel(shown: Shown, theme: Theme) -> None:
@@ -106,11 +107,16 @@ def draw_panel(shown: Shown, theme: Theme) -> None:
         spectra = shown.circuits.spectra[pair]
         own = spectra[row.name]  # in the order of the whole table
         if np.isfinite(own).any():
-            chart(
-                figures.spectrum(own, _median(spectra[table.index.to_numpy()]), pair=name, theme=theme),
-                f"spectrum {pair}",
-                f"Singular values of the {name} circuit of this head; dotted: the median head.",
+            middle = _median(spectra[table.index.to_numpy()])
+            one = Chart(
+                title,
+                "",
+                pd.DataFrame({"singular_value": own}),
+                f"L{layer}H{head}-{name}-spectrum",
+                lambda theme, own=own, middle=middle, name=name: figures.spectrum(own, middle, pair=name, theme=theme),
+                alt=f"Singular values of the {name} circuit of this head; dotted: the median head.",
             )
+            bare(one, theme, f"spectrum {pair}")
     st.markdown(":small[:gray[Singular values: dots this head, dotted the median head.]]")
 
 
@@ -143,12 +149,15 @@ def draw_scatter(shown: Shown, theme: Theme) -> None:
         (layer, head, expert) for one in shown.found for block, layer, head, expert in one.heads if block == shown.block
     }
     n = len(marked)
-    heading(
+    one = Chart(
         f"{up.title} against {across.title}",
         f"One point a head{f'; ink: {n:,} of a pattern' if n else ''}. Square: the one selected.",
         shown.table[["layer", "head", "expert", across.name, up.name]],
-        "two columns",
+        f"heads-{up.name}-against-{across.name}",
+        lambda theme: figures.scatter(shown.table, across, up, theme=theme, marked=marked, selected=shown.selected),
+        alt=f"{up.title} against {across.title}, one point a head.",
     )
+    heading(one.finding, one.how, one.table, one.name, chart=one)
     with st.container(horizontal=True):
         for label, name in (("across", "across"), ("up", "up")):
             st.selectbox(
@@ -160,12 +169,8 @@ def draw_scatter(shown: Shown, theme: Theme) -> None:
                 label_visibility="collapsed",
                 width=200,
             )
-    chart(
-        figures.scatter(shown.table, across, up, theme=theme, marked=marked, selected=shown.selected),
-        "heads scatter",
-        f"{up.title} against {across.title}, one point a head.",
-        "heads scatter",
-    )
+    clicks = {"on_select": lambda: clicked("heads scatter"), "selection_mode": "points"}
+    bare(one, theme, key("heads scatter"), **clicks)
 
 
 def draw_patterns(shown: Shown) -> None:

@@ -6,9 +6,9 @@ import streamlit as st
 
 from wisca_app import cached, state
 from wisca_app.figures import findings, heatmap, words
+from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
-from wisca_app.heading import heading
-from wisca_app.inspecting.charts import chart
+from wisca_app.heading import show
 from wisca_app.inspecting.shown import Shown
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import ask_to_download, is_here, normal, title
@@ -85,13 +85,6 @@ def _draw(shown: Shown, other: str, theme: Theme) -> None:
     said = findings.beside_title(common["change"].to_numpy(), names)
     left, right = words.PAIR_ROLES[shown.pair]
     st.space("small")
-    heading(
-        said,
-        f"The open model, the one beside it, and the change of the ratio from that one to this one: towards "
-        f"{words.coloured(left)} or {words.coloured(right)}.",
-        both.assign(change=both["log2_ratio"] - both["log2_beside"]),
-        f"{shown.pair}-beside",
-    )
     n_layers = int(max(both["layer"].max() + 1, shown.n_layers))
     strips = [
         (names[0], shown.groups, shown.groups["log2_ratio"].to_numpy(dtype=float)),
@@ -99,10 +92,18 @@ def _draw(shown: Shown, other: str, theme: Theme) -> None:
     ]
     if len(common):
         strips.append(("Change", common, common["change"].to_numpy(dtype=float)))
-    fig = heatmap.beside_maps(
-        strips, pair=shown.pair, n_layers=n_layers, theme=theme, unit_name=shown.unit, lanes=shown.lanes
+    one = Chart(
+        said,
+        f"The open model, the one beside it, and the change of the ratio from that one to this one: towards "
+        f"{words.coloured(left)} or {words.coloured(right)}.",
+        both.assign(change=both["log2_ratio"] - both["log2_beside"]),
+        f"{shown.pair}-beside",
+        lambda theme: heatmap.beside_maps(
+            strips, pair=shown.pair, n_layers=n_layers, theme=theme, unit_name=shown.unit, lanes=shown.lanes
+        ),
+        alt=f"Maps of two models and their difference. {said}.",
     )
-    chart(fig, "beside chart", f"Maps of two models and their difference. {said}.")
+    show(one, theme, "beside chart")
     a, b = shown.model.sites.attention, opened.sites.attention
     # an adapter alone says nothing of heads
     if a and b and (a.n_layers, a.n_heads, a.n_kv_heads) != (b.n_layers, b.n_heads, b.n_kv_heads):

@@ -5,80 +5,83 @@ import streamlit as st
 
 from wisca_app import cached, state
 from wisca_app.figures import balance, depth, findings, heatmap, words
-from wisca_app.figures.template import CONFIG, Drawing, Theme
-from wisca_app.heading import heading
+from wisca_app.figures.chart import Chart
+from wisca_app.figures.template import Drawing, Theme
+from wisca_app.heading import heading, show
 from wisca_app.inspecting import selection
 from wisca_app.inspecting.shown import Shown, most_unbalanced
 from wisca_core.planning.rates import rate
 
 
-def chart(fig: Drawing, key: str, alt: str, source: str = "") -> None:
+def chart(one: Chart, theme: Theme, key: str, source: str = "", fig: Drawing | None = None) -> None:
     """``source``: of the selection, where a click in it selects a group."""
     if source:
-        st.plotly_chart(
-            fig,
-            theme=None,
-            config=CONFIG,
-            key=selection.key(source),
-            alt=alt,
-            selection_mode="points",
-            on_select=lambda: selection.clicked(source),
-        )
+        clicks = {"selection_mode": "points", "on_select": lambda: selection.clicked(source)}
+        show(one, theme, selection.key(source), fig, **clicks)
     else:
-        st.plotly_chart(fig, theme=None, config=CONFIG, key=key, alt=alt)
+        show(one, theme, key, fig)
 
 
-def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+def map_of(shown: Shown, view: str, selected: tuple[int, int] | None = None) -> Chart:
+    """The map in one of its views."""
     left, right = words.PAIR_ROLES[shown.pair]
-    view = state.get("shown_view")
     finding = findings.map_title(shown.groups, shown.pair, shown.unit, view)
     missing = shown.n_layers - shown.groups["layer"].nunique()
     why = "not covered, named below" if len(shown.blocks) == 1 else "without this block, or not covered"
     blank = f" Blank: {words.plural(missing, 'layer')} {why}." if missing else ""
-    heading(
+    return Chart(
         finding,
         f"The heavier side, {words.coloured(left)} or {words.coloured(right)}; balance fades into the page.{blank}",
         heatmap.columns(shown.groups),
         f"{shown.pair}-ratios",
+        lambda theme: heatmap.heatmap(
+            shown.groups,
+            shown.layers,
+            pair=shown.pair,
+            n_layers=shown.n_layers,
+            theme=theme,
+            view=view,
+            after=bool(shown.after),
+            unit_name=shown.unit,
+            selected=selected,
+            lanes=shown.lanes,
+        ),
+        alt=f"Ratio of every {shown.unit} over the layers. {finding}.",
         tip=f"A cell is one {shown.unit} of a layer. Below, each layer as a whole: ring before, small dot after, grey "
         f"within 2×.\n\n{words.tip('size', 'KV group')}",
     )
-    fig = heatmap.heatmap(
-        shown.groups,
-        shown.layers,
-        pair=shown.pair,
-        n_layers=shown.n_layers,
-        theme=theme,
-        view=view,
-        after=bool(shown.after),
-        unit_name=shown.unit,
-        selected=selected,
-        lanes=shown.lanes,
-    )
-    chart(fig, "map", f"Ratio of every {shown.unit} over the layers. {finding}.", source="map")
 
 
-def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+    chart(map_of(shown, state.get("shown_view"), selected), theme, "map", source="map")
+
+
+def balance_of(shown: Shown, selected: tuple[int, int] | None = None) -> Chart:
+    """Norm against norm."""
     finding = findings.balance_title(shown.groups) if shown.after else "Norm against norm"
-    heading(
+    return Chart(
         finding,
         f"One point is one {shown.unit}{'; ring before, dot after' if shown.after else ''}. Grey: within 2×.",
         shown.groups[["name", "layer", "block", "group", "left", "right", "left_after", "right_after"]],
         f"{shown.pair}-balance",
+        lambda theme: balance.balance(
+            shown.groups,
+            pair=shown.pair,
+            norm=shown.norm,
+            matrices=shown.matrices,
+            theme=theme,
+            unit_name=shown.unit,
+            selected=selected,
+            lanes=shown.lanes,
+        ),
+        alt=f"Norm of the one side against the other. {finding}.",
         tip="A factor moves a point along the anti-diagonal, so the product of the norms stays. On the diagonal both "
         "norms are equal.",
     )
-    fig = balance.balance(
-        shown.groups,
-        pair=shown.pair,
-        norm=shown.norm,
-        matrices=shown.matrices,
-        theme=theme,
-        unit_name=shown.unit,
-        selected=selected,
-        lanes=shown.lanes,
-    )
-    chart(fig, "balance", f"Norm of the one side against the other. {finding}.", source="balance")
+
+
+def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+    chart(balance_of(shown, selected), theme, "balance", source="balance")
 
 
 def draw_most_unbalanced(shown: Shown) -> None:
@@ -130,17 +133,10 @@ def _column(shown: Shown) -> str:
     return {"adapted part": "Adapted part", "head": "Head", "expert": "Expert"}.get(shown.unit, "Group")
 
 
-def draw_depth(shown: Shown, theme: Theme) -> None:
-    heads = cached.once(f"heads\n{shown.key}", shown.heads)
+def depth_of(shown: Shown, heads: pd.DataFrame) -> Chart:
+    """Norms of every head over the layers. ``heads``: of ``Shown.heads``."""
     finding = findings.depth_title(heads, shown.head_unit) if shown.after else f"Every {shown.head_unit} over depth"
     bars = heads.groupby(["role", "layer"]).size().max() > depth.FEW
-    heading(
-        finding,
-        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one {shown.head_unit}, log axis.{' Outline before, filled after.' if shown.after else ''}"
-        + (" Bars span 10–90 % of a layer with the median as a notch; dots beyond a bar lie far out." if bars else ""),
-        depth.columns(heads),
-        "heads",
-    )
     names = set(heads["name"])
     gains = {
         role
@@ -149,8 +145,17 @@ def draw_depth(shown: Shown, theme: Theme) -> None:
         for role in words.PAIR_ROLES[site.key.pair]
     }
     unit = "adapted part" if shown.lanes else shown.head_unit
-    fig = cached.once(
-        f"depth\n{shown.key}\n{theme.name}",
-        lambda: depth.depth(heads, n_layers=shown.n_layers, theme=theme, gains=gains, unit_name=unit),
+    return Chart(
+        finding,
+        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one {shown.head_unit}, log axis.{' Outline before, filled after.' if shown.after else ''}"
+        + (" Bars span 10–90 % of a layer with the median as a notch; dots beyond a bar lie far out." if bars else ""),
+        depth.columns(heads),
+        "heads",
+        lambda theme: depth.depth(heads, n_layers=shown.n_layers, theme=theme, gains=gains, unit_name=unit),
+        alt=f"Norm of every {shown.head_unit} over the layers, one panel a matrix. {finding}.",
     )
-    chart(fig, "depth", f"Norm of every {shown.head_unit} over the layers, one panel a matrix. {finding}.")
+
+
+def draw_depth(shown: Shown, theme: Theme) -> None:
+    one = depth_of(shown, cached.once(f"heads\n{shown.key}", shown.heads))
+    chart(one, theme, "depth", fig=cached.once(f"depth\n{shown.key}\n{theme.name}", lambda: one.draw(theme)))

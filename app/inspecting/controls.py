@@ -80,7 +80,7 @@ def describe(options: Options) -> str:
     """The options of Rescale in one line."""
     parts = [
         " and ".join(words.PAIR_LABELS[pair] for pair in options.pairs),
-        _GRANULARITIES[options.granularity],
+        _GRANULARITIES.get(options.granularity, f"granularity {options.granularity}"),
         f"{words.NORM_LABELS[options.norm]} norm",
         "full strength" if options.strength == 1 else f"strength {options.strength:g}",
     ]

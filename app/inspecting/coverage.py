@@ -7,7 +7,8 @@ import streamlit as st
 from wisca_app import cached
 from wisca_app.figures import words
 from wisca_app.heading import heading
-from wisca_app.inspecting import overview, searching
+from wisca_app.inspecting import searching
+from wisca_app.inspecting.facts import facts
 from wisca_app.inspecting.shown import Shown
 from wisca_app.messages import plain
 from wisca_core.architecture.refusals import lines
@@ -78,7 +79,7 @@ def _without_ratio(shown: Shown) -> list[str]:
 
 def draw_refused(model: Model) -> None:
     """The reason, and what the files hold."""
-    st.markdown(f":small[:gray[{words.markdown_text(overview.facts(model))}]]")
+    st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
     st.title("This model is not covered; its tensors can still be looked at.", anchor=False)
     plain(model.refusal or "No pair was found in it whose scale can be moved.")
     searching.draw(model)

@@ -6,10 +6,10 @@ import streamlit as st
 
 from wisca_app import cached
 from wisca_app.figures import findings, head, words
+from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
-from wisca_app.heading import heading
+from wisca_app.heading import show
 from wisca_app.inspecting import selection
-from wisca_app.inspecting.charts import chart
 from wisca_app.inspecting.shown import Shown
 from wisca_core.planning.head import HeadDetail
 from wisca_core.words import times
@@ -86,10 +86,16 @@ def _channels(detail: HeadDetail, theme: Theme) -> None:
     fast = "Fast pairs (position) left, slow ones (content) right. " if rotary else "In the order of the matrix. "
     if detail.roles[0].role == "up":  # their order means nothing, and there may be tens of thousands
         fast = f"All {words.count(len(detail.roles[0].channel_l1))}, the heaviest first, each side by itself. "
-    heading(
-        finding, f"{fast}Dotted before, solid after.", head.channel_table(detail), "channels", tip=words.tip("channel")
+    one = Chart(
+        finding,
+        f"{fast}Dotted before, solid after.",
+        head.channel_table(detail),
+        "channels",
+        lambda theme: head.channels(detail, theme=theme),
+        alt=f"Norm of the channels along the head. {finding}.",
+        tip=words.tip("channel"),
     )
-    chart(head.channels(detail, theme=theme), "channels", f"Norm of the channels along the head. {finding}.")
+    show(one, theme, "channels")
     if rotary and not np.isfinite(detail.turns).all():
         still = words.plural(int((~np.isfinite(detail.turns)).sum()), "channel")
         st.markdown(f":small[:gray[{still} without rotation: in the CSV only.]]")
@@ -102,17 +108,15 @@ def _spectrum(detail: HeadDetail, theme: Theme) -> None:
         st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
         return
     left, right = (words.coloured(role.role) for role in detail.roles)
-    heading(
+    one = Chart(
         finding,
         f"{left} and {right}: dotted before, solid after; their product is the third curve.",
         head.spectrum_table(detail),
         "singular values",
+        lambda theme: head.spectrum(detail, theme=theme),
+        alt=f"Singular values of both matrices and their product. {finding}.",
     )
-    chart(
-        head.spectrum(detail, theme=theme),
-        "spectrum",
-        f"Singular values of both matrices and their product. {finding}.",
-    )
+    show(one, theme, "spectrum")
     st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
 
 

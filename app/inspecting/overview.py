@@ -8,8 +8,9 @@ import streamlit as st
 from wisca_app import cached, rates_line
 from wisca_app.figures import words
 from wisca_app.heading import number
+from wisca_app.inspecting import report
+from wisca_app.inspecting.facts import facts
 from wisca_app.inspecting.shown import options_of
-from wisca_app.open_model import title
 from wisca_core.model import Model
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.summary import PairSummary, summaries
@@ -19,28 +20,6 @@ from wisca_core.planning.rates import equivalent_rates, median_rates
 from wisca_core.words import times
 
 MOST_PAIRS = 3  # whose medians stand as numbers in the row
-
-
-def facts(model: Model) -> str:
-    """The small line above the title: foreign names in it."""
-    a, sites, checkpoint = model.sites.attention, model.sites, model.checkpoint
-    rule = f", rule {sites.family}" if sites.family and sites.model_type and sites.family != sites.model_type else ""
-    parts = [title(checkpoint.source), f"{sites.model_type or sites.family}{rule}"]
-    parts.append(words.parameters(checkpoint.n_parameters))
-    dtypes = sorted({t.dtype for t in checkpoint.stored or checkpoint.tensors} & set(words.DTYPES))
-    parts.append(" and ".join(words.DTYPES[d] for d in dtypes))
-    if a is not None:
-        parts += [words.plural(a.n_layers, "layer"), heads(a.n_heads, a.n_kv_heads)]
-    refused = sum(r.what != "model" for r in sites.refusals)
-    found = f"{words.plural(len(sites.sites), 'pair')}, {words.count(refused) if refused else 'none'} refused"
-    return ", ".join(filter(None, parts)) + (f". {found}." if sites.sites or a is not None else ".")
-
-
-def heads(n_heads: int, n_kv_heads: int) -> str:
-    """ "24 query heads on 4 KV heads", or "12 heads" where each has its own."""
-    if n_heads == n_kv_heads:
-        return words.plural(n_heads, "head")
-    return f"{words.plural(n_heads, 'query head')} on {words.plural(n_kv_heads, 'KV head')}"
 
 
 def draw(model: Model) -> None:
@@ -56,8 +35,7 @@ def draw(model: Model) -> None:
             st.markdown(f"**Look only:** {words.markdown_text(model.checkpoint.look_only)}")
         else:
             _meaning(decision)
-    if not model.checkpoint.look_only:
-        _next()
+    _next(model)
     _numbers(found, groups)
 
 
@@ -71,16 +49,22 @@ def _meaning(decision: Decision) -> None:
         )
 
 
-def _next() -> None:
-    """Where to go from here, in order of need."""
+def _next(model: Model) -> None:
+    """Where to go from here, in order of need; and all of it as a file."""
     primary = "primary" if st.context.theme.type != "dark" else "secondary"
     with st.container(horizontal=True, gap="xsmall"):
-        if st.button("See it balanced", key="go rescale", type=primary):
-            st.switch_page("views/rescale.py")
-        if st.button("What does it do to a training?", key="go method"):
-            st.switch_page("views/method.py")
-        if st.button("Compare", key="go compare"):
-            st.switch_page("views/compare.py")
+        if not model.checkpoint.look_only:
+            _places(primary)
+        report.button(model, options_of(model))
+
+
+def _places(primary: str) -> None:
+    if st.button("See it balanced", key="go rescale", type=primary):
+        st.switch_page("views/rescale.py")
+    if st.button("What does it do to a training?", key="go method"):
+        st.switch_page("views/method.py")
+    if st.button("Compare", key="go compare"):
+        st.switch_page("views/compare.py")
 
 
 def _numbers(found: list[PairSummary], groups) -> None:

@@ -6,8 +6,9 @@ import streamlit as st
 
 from wisca_app import cached
 from wisca_app.figures import head, words
+from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
-from wisca_app.inspecting.charts import chart
+from wisca_app.heading import bare
 from wisca_app.inspecting.shown import Shown
 from wisca_core.patterns.summary import times
 from wisca_core.planning.head import HeadDetail
@@ -28,11 +29,15 @@ def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
                 st.markdown(f":small[:gray[{label}]]", width=96)
                 st.markdown(f":small[{value}]")
     key = f"sizes\n{shown.model.key}\n{shown.options!r}\n{row['name']} {shown.inside(group)} {theme.name}"
-    chart(
-        cached.once(key, lambda: head.histogram(detail, theme=theme, gains=shown.gains, height=216)),
-        "sizes",
-        "Histogram of the sizes of the weights of this cell: outline before, filled after.",
+    one = Chart(
+        title,
+        "",
+        head.histogram_table(detail),
+        f"{row['name']}-sizes",
+        lambda theme: head.histogram(detail, theme=theme, gains=shown.gains, height=216),
+        alt="Histogram of the sizes of the weights of this cell: outline before, filled after.",
     )
+    bare(one, theme, "sizes", cached.once(key, lambda: one.draw(theme)))
 
 
 def sentence(shown: Shown, row: pd.Series) -> str:

@@ -162,10 +162,11 @@ def shown(model: Model) -> Shown:
     pair, norm = state.get("pair"), state.get("shown_norm")
     block = state.settle("block", list(dict.fromkeys(block_of(s.key) for s in model.sites.sites if s.key.pair == pair)))
     key = f"{model.key}\n{options!r}\n{pair} {block} {norm}"
-    return cached.once(f"shown\n{key}", lambda: _shown(key, model, options, decision, pair, norm, block))
+    return cached.once(f"shown\n{key}", lambda: cut(key, model, options, decision, pair, norm, block))
 
 
-def _shown(key: str, model: Model, options: Options, decision: Decision, pair: str, norm: str, block: str) -> Shown:
+def cut(key: str, model: Model, options: Options, decision: Decision, pair: str, norm: str, block: str) -> Shown:
+    """One pair in one block and norm, out of a decision."""
     everything = group_rates(decision.groups(norm), model.sites)
     of_pair = everything[everything["pair"] == pair]
     blocks = titles(of_pair["block"])

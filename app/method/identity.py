@@ -8,8 +8,9 @@ import streamlit as st
 
 from wisca_app import cached
 from wisca_app.figures import method, words
-from wisca_app.figures.template import CONFIG, Theme
-from wisca_app.heading import heading
+from wisca_app.figures.chart import Chart
+from wisca_app.figures.template import Theme
+from wisca_app.heading import show
 from wisca_core import storage
 
 FILE = Path(__file__).with_name("identity.json")  # written by tests/benchmarks/identity.py
@@ -36,28 +37,30 @@ def draw(theme: Theme) -> None:
     away = float(np.abs(table["rates"] - table["wisca"]).max())
     left, right = st.columns(2, gap="medium")
     with left:
-        heading(
+        one = Chart(
             "In the loss they are one line",
             "Rings: the rates. This one run says nothing about which is better.",
             table,
             "identity-loss",
+            lambda theme: method.losses(table, theme=theme),
+            alt="Loss of the baseline, of WISCA and of the same rates; the last two are one line.",
             tip=f"A decoder of 2 layers, width 64, 8 query heads on 1 KV head, AdamW at {what['rate']:g}, renewed every "
             f"{what['every']} steps, in float64 throughout.",
+            of="wisca",
         )
-        fig = method.losses(table, theme=theme)
-        alt = "Loss of the baseline, of WISCA and of the same rates; the last two are one line."
-        st.plotly_chart(fig, theme=None, config=CONFIG, key="identity losses", alt=alt)
+        show(one, theme, "identity losses")
     with right:
         power = int(np.ceil(np.log10(max(away, 1e-16))))
-        heading(
+        one = Chart(
             f"They differ by less than 10{words.superscript(power)} nats",
             "Log axis, float64: what separates the two is rounding.",
             table.assign(rates_away=table["rates"] - table["wisca"], baseline_away=table["baseline"] - table["wisca"]),
             "identity-distance",
+            lambda theme: method.distances(table, theme=theme),
+            alt=f"Distance to WISCA: the rates stay within {away:.0e} nats, the baseline does not.",
+            of="wisca",
         )
-        fig = method.distances(table, theme=theme)
-        alt = f"Distance to WISCA: the rates stay within {away:.0e} nats, the baseline does not."
-        st.plotly_chart(fig, theme=None, config=CONFIG, key="identity distances", alt=alt)
+        show(one, theme, "identity distances")
 
 
 def optimisers(group_size: int = 8) -> None:
@@ -66,20 +69,23 @@ def optimisers(group_size: int = 8) -> None:
         ":small[:gray[m = √(|Wq| / |Wk|), and √(|Wo| / |Wv|). Weight decay a step is unchanged, epsilon counts times c, the "
         "gradient in the clipped norm as g/c.]]"
     )
-    m = group_size**0.5
     st.dataframe(
-        pd.DataFrame(
-            {
-                "Optimiser": [name for name, *_ in OPTIMISERS],
-                "Wq, Wo": [fast for _, fast, *_ in OPTIMISERS],
-                "Wk, Wv": [slow for _, _, slow, *_ in OPTIMISERS],
-                f"With {group_size} heads on 1": [
-                    f"{m**power:.2f}× and {m**-power:.2f}×" if power else "no effect" for *_, power, _ in OPTIMISERS
-                ],
-                "Because": [why for *_, why in OPTIMISERS],
-            }
-        ),
+        optimisers_table(group_size, f"With {group_size} heads on 1"),
         hide_index=True,
         key="optimisers",
         alt="Factors on the learning rates for each optimiser",
+    )
+
+
+def optimisers_table(ratio: float, heading: str) -> pd.DataFrame:
+    """What the rates are under each optimiser. ``ratio``: of the norms, m squared; ``heading``: of the column with it."""
+    m = ratio**0.5
+    return pd.DataFrame(
+        {
+            "Optimiser": [name for name, *_ in OPTIMISERS],
+            "Wq, Wo": [fast for _, fast, *_ in OPTIMISERS],
+            "Wk, Wv": [slow for _, _, slow, *_ in OPTIMISERS],
+            heading: [f"{m**power:.2f}× and {m**-power:.2f}×" if power else "no effect" for *_, power, _ in OPTIMISERS],
+            "Because": [why for *_, why in OPTIMISERS],
+        }
     )

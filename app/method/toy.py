@@ -4,8 +4,9 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app.figures import method, words
-from wisca_app.figures.template import CONFIG, Theme
-from wisca_app.heading import heading, number
+from wisca_app.figures.chart import Chart
+from wisca_app.figures.template import Theme
+from wisca_app.heading import number, show
 from wisca_app.open_model import glance
 from wisca_app.parts import part
 from wisca_core.landscape import Descent, descend, largest_rate, start
@@ -34,20 +35,17 @@ def landscape(theme: Theme) -> None:
                 for name, path in (("balanced", balanced), ("unbalanced", unbalanced))
             ]
         )
-        heading(
+        one = Chart(
             said,
             "Lines join equal loss, a factor 4 apart. Bold: the valley, where every point is the same model. Each dot is "
             "one gradient step.",
             table,
             "landscape",
-        )
-        st.plotly_chart(
-            method.landscape(balanced, unbalanced, theme=theme),
-            theme=None,
-            config=CONFIG,
-            key="landscape",
+            lambda theme: method.landscape(balanced, unbalanced, theme=theme),
             alt=f"Two gradient paths in the landscape of (QK - C) squared. {said}.",
+            of="wisca",
         )
+        show(one, theme, "landscape")
 
 
 def finding(balanced: Descent, unbalanced: Descent) -> str:
@@ -80,17 +78,14 @@ def grouped(theme: Theme) -> None:
     a = opened.sites.attention if opened is not None else None
     size = a.n_heads / a.n_kv_heads if a is not None and a.n_kv_heads else None
     g = [1, 2, 4, 8, 16, 32]
-    heading(
+    one = Chart(
         "What grouped queries do",
         "g query heads share one key head, so Wq has g times the entries and is g times heavier in the L1 sum before any "
         "training; Adam's rate on it is then √g.",
         pd.DataFrame({"g": g, "ratio": g, "adam_rate": [n**0.5 for n in g]}),
         "grouped-queries",
-    )
-    st.plotly_chart(
-        method.grouped(size, theme=theme),
-        theme=None,
-        config=CONFIG,
-        key="grouped",
+        lambda theme: method.grouped(size, theme=theme),
         alt="Query over key at initialisation, against the query heads per key head: the ratio is g.",
+        of="wisca",
     )
+    show(one, theme, "grouped")

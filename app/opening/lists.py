@@ -8,7 +8,7 @@ from wisca_app import cached, state, uploads
 from wisca_app.figures import words
 from wisca_app.figures.strip import strip
 from wisca_app.figures.template import Theme
-from wisca_app.inspecting.overview import heads
+from wisca_app.inspecting.facts import heads
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title
 from wisca_app.opening import recent

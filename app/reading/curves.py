@@ -1,15 +1,17 @@
 """The curves and what decides how they are drawn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
 from wisca_app import cached, state
 from wisca_app.figures import compare, words
+from wisca_app.figures.chart import Chart
 from wisca_app.figures.runs import CONFIG, MOST_NAMED, Curve, curves, styles
-from wisca_app.figures.template import Theme
-from wisca_app.heading import heading
+from wisca_app.figures.template import DARK, LIGHT, Theme
+from wisca_app.heading import show
 from wisca_app.reading.planned import comparison
 from wisca_app.reading.shown import MOST_CURVES, X_LABELS, Shown, axes
 from wisca_core.runs.drawing import half_life
@@ -125,23 +127,20 @@ def looks(shown: Shown, theme: Theme) -> dict[str, dict]:
     return {run.name: look for look, members in zip(drawn, shown.all_groups.values()) for run in members}
 
 
-def draw(shown: Shown, theme: Theme) -> list[tuple[str, str, go.Figure]]:
-    """All charts, one a metric, two beside each other; returns (finding, how to read it, figure) of each."""
-    look = looks(shown, theme)
+def draw(shown: Shown, theme: Theme) -> list[Chart]:
+    """All charts, one a metric, two beside each other; returns them."""
     if len(shown.metrics) < 2:
-        return [one for metric in shown.metrics if (one := _chart(shown, metric, look, theme, 344))]
+        return [one for metric in shown.metrics if (one := _chart(shown, metric, theme, 344))]
     out = []
     for at in range(0, len(shown.metrics), 2):
         for place, metric in zip(st.columns(2, gap="medium"), shown.metrics[at : at + 2]):
             with place:
-                out.append(_chart(shown, metric, look, theme, 280))
+                out.append(_chart(shown, metric, theme, 280))
     return [one for one in out if one]
 
 
-def _chart(
-    shown: Shown, metric: str, look: dict[str, dict], theme: Theme, height: int
-) -> tuple[str, str, go.Figure] | None:
-    lines, n = _lines(shown, metric, look)
+def _chart(shown: Shown, metric: str, theme: Theme, height: int) -> Chart | None:
+    lines, of, n = _lines(shown, metric)
     finding = _finding(shown, metric)
     if not lines:
         st.subheader(words.markdown_text(metric), anchor=False)
@@ -150,31 +149,34 @@ def _chart(
             f"{words.markdown_text(X_LABELS.get(shown.x, shown.x).lower())}.]"
         )
         return None
-    how = _how(shown, metric, lines, n)
-    heading(words.markdown_text(finding), words.markdown_text(how), _table(lines), f"curve {metric}"[:60])
-    fig = curves(
-        lines,
-        x_title=_x_title(shown),
-        y_title=metric,
-        theme=theme,
-        log_x="x" in state.get("log_axes"),
-        log_y="y" in state.get("log_axes"),
-        highlight=state.get("highlight"),
-        height=height,
-    )
-    st.plotly_chart(
-        fig,
-        theme=None,
-        config=CONFIG,
-        key=f"curve of {metric}",
+    look = {one.name: looks(shown, one) for one in (LIGHT, DARK)}
+    log, x_title, highlight = state.get("log_axes"), _x_title(shown), state.get("highlight")
+    one = Chart(
+        words.markdown_text(finding),
+        words.markdown_text(_how(shown, metric, lines, n)),
+        _table(lines),
+        f"curve {metric}"[:60],
+        lambda theme: curves(
+            [replace(line, look=look[theme.name][run]) for line, run in zip(lines, of)],
+            x_title=x_title,
+            y_title=metric,
+            theme=theme,
+            log_x="x" in log,
+            log_y="y" in log,
+            highlight=highlight,
+            height=height,
+        ),
         alt=f"{metric} of {words.plural(len(lines), 'line')}. {finding}.",
+        of=shown.short,
+        config=CONFIG,
     )
-    return finding, how, fig
+    show(one, theme, f"curve of {metric}")
+    return one
 
 
-def _lines(shown: Shown, metric: str, look: dict[str, dict]) -> tuple[list[Curve], int]:
-    """The lines of a chart, and how many points were logged behind them."""
-    window, n, out = _chosen_window(), 0, []
+def _lines(shown: Shown, metric: str) -> tuple[list[Curve], list[str], int]:
+    """The lines of a chart, a run that each is of, and how many points were logged behind them."""
+    window, n, out, of = _chosen_window(), 0, [], []
     scale = _time_unit(shown)[0] if shown.x == "time" else 1.0
     for title, members in shown.groups.items():
         having = tuple(run for run in members if metric in run.series)
@@ -182,7 +184,8 @@ def _lines(shown: Shown, metric: str, look: dict[str, dict]) -> tuple[list[Curve
             found = cached.band(shown.logs, having, metric, shown.x, shown.smoothing, window, shown.most)
             if found is not None:
                 n += sum(len(run.series[metric]) for run in having)
-                out.append(Curve(title, found.x / scale, found.mean, found.low, found.high, look=look[having[0].name]))
+                out.append(Curve(title, found.x / scale, found.mean, found.low, found.high))
+                of.append(having[0].name)
                 continue
         for run in having:
             one = cached.line(shown.logs, run, metric, shown.x, shown.smoothing, window, shown.most)
@@ -190,8 +193,9 @@ def _lines(shown: Shown, metric: str, look: dict[str, dict]) -> tuple[list[Curve
                 n += one.n_window
                 name = title if shown.as_band and len(having) == 1 else run.name
                 raw = one.raw if shown.smoothing and shown.n_lines <= 6 else None
-                out.append(Curve(name, one.x / scale, one.y, raw=raw, look=look[run.name]))
-    return out, n
+                out.append(Curve(name, one.x / scale, one.y, raw=raw))
+                of.append(run.name)
+    return out, of, n
 
 
 def _time_unit(shown: Shown) -> tuple[float, str]:

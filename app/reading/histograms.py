@@ -3,16 +3,16 @@ over the steps.
 """
 
 import pandas as pd
-import plotly.graph_objects as go
 import streamlit as st
 
 from wisca_app import state
 from wisca_app.figures import words
+from wisca_app.figures.chart import Chart
 from wisca_app.figures.runs import CONFIG
 from wisca_app.figures.runs_distributions import fans, over_layers
 from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure
 from wisca_app.figures.template import Theme
-from wisca_app.heading import heading
+from wisca_app.heading import show
 from wisca_app.reading.shown import Shown
 from wisca_core.runs import Run
 from wisca_core.runs.distributions import FIGURES, families
@@ -23,8 +23,8 @@ _RATIO = "wisca/log2_ratio/"
 _VIEWS = {"values": "Values", "rms": "RMS", "l2": "L2 norm", "l1": "L1 norm"}
 
 
-def draw(shown: Shown, theme: Theme) -> list[tuple[str, str, go.Figure]]:
-    """The section, nothing where no run that is shown has any; returns (finding, how to read it, figure) of each."""
+def draw(shown: Shown, theme: Theme) -> list[Chart]:
+    """The section, nothing where no run that is shown has any; returns its charts."""
     having = {run.name: run for run in shown.runs if run.distributions or _ratios(run)}
     if not having:
         return []
@@ -34,10 +34,10 @@ def draw(shown: Shown, theme: Theme) -> list[tuple[str, str, go.Figure]]:
     if len(having) > 1:
         st.selectbox("Run", list(having), key="histograms_of", width=320, **_KEPT)
     run = having[state.get("histograms_of")]
-    return [*_histograms(run, theme), *_of_ratios(run, theme)]
+    return [*_histograms(run, theme, shown.short), *_of_ratios(run, theme, shown.short)]
 
 
-def _histograms(run: Run, theme: Theme) -> list[tuple[str, str, go.Figure]]:
+def _histograms(run: Run, theme: Theme, of: str) -> list[Chart]:
     found = families(run.distributions)
     if not found:
         return []
@@ -73,7 +73,10 @@ def _histograms(run: Run, theme: Theme) -> list[tuple[str, str, go.Figure]]:
         finding = f"{family}: values over the steps" + (f", {words.plural(n, 'layer')}" if n > 1 else "")
         left_out = f" {MOST_PANELS} of {n} layers; the norms show all." if n > MOST_PANELS else ""
         how = f"Line: median; bands: half, nine tenths and all of the values.{left_out}"
-        fig = fans([(f"layer {k}" if k >= 0 else family, members[k]) for k in chosen], theme)
+        panels = [(f"layer {k}" if k >= 0 else family, members[k]) for k in chosen]
+
+        def draw(theme: Theme):
+            return fans(panels, theme)
     else:
         column = data["l2"] / data["count"] ** 0.5 if view == "rms" else data[view]
         wide = data.assign(y=column).pivot_table(index="step", columns="layer", values="y", aggfunc="last").sort_index()
@@ -82,17 +85,21 @@ def _histograms(run: Run, theme: Theme) -> list[tuple[str, str, go.Figure]]:
             f"{family}: {_VIEWS[view]} of the median layer goes from {words.digits(first)} to {words.digits(last)}"
         )
         how = "Quiet: every layer; bold: the median layer. Of a histogram's bins, so as exact as those are narrow."
-        fig = over_layers(wide, _VIEWS[view], theme)
-    heading(words.markdown_text(finding), how, data, "histograms")
-    st.plotly_chart(fig, theme=None, config=CONFIG, key=f"histogram chart {view}", alt=f"{finding}. {what}")
-    return [(finding, how, fig)]
+
+        def draw(theme: Theme):
+            return over_layers(wide, _VIEWS[view], theme)
+
+    alt = f"{finding}. {what}"
+    one = Chart(words.markdown_text(finding), how, data, "histograms", draw, alt, of=of, config=CONFIG)
+    show(one, theme, f"histogram chart {view}")
+    return [one]
 
 
 def _ratios(run: Run) -> dict[str, dict[int, str]]:
     return families(name for name in run.series if name.startswith(_RATIO))
 
 
-def _of_ratios(run: Run, theme: Theme) -> list[tuple[str, str, go.Figure]]:
+def _of_ratios(run: Run, theme: Theme, of: str) -> list[Chart]:
     """What WiscaCallback and Scaler log: the ratio of every pair, over the layers."""
     out = []
     for family, members in _ratios(run).items():
@@ -108,8 +115,17 @@ def _of_ratios(run: Run, theme: Theme) -> list[tuple[str, str, go.Figure]]:
         last = layers.groupby("layer")["log2_ratio"].last().median()
         finding = f"{words.PAIR_LABELS[pair]} as it was logged ends at {words.side(pair, last)} in the median layer"
         how = f"{words.markdown_text(where)}. Bold: the median layer; quiet: every layer. Ratio of the logged norm, log axis."
-        heading(finding, how, layers.drop(columns="log2_size"), f"logged ratios {where}")
-        fig = trajectory_figure(layers, layers.assign(group=0), pair=pair, theme=theme)
-        st.plotly_chart(fig, theme=None, config=CONFIG, key=f"logged ratios {where}", alt=f"{finding}.")
-        out.append((finding, how, fig))
+        one = Chart(
+            finding,
+            how,
+            layers.drop(columns="log2_size"),
+            f"logged ratios {where}",
+            lambda theme, layers=layers, pair=pair: trajectory_figure(
+                layers, layers.assign(group=0), pair=pair, theme=theme
+            ),
+            of=of,
+            config=CONFIG,
+        )
+        show(one, theme, f"logged ratios {where}")
+        out.append(one)
     return out

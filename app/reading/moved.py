@@ -1,13 +1,13 @@
 """What happened in the weights meanwhile: the ratios over the checkpoints of the same training."""
 
-import plotly.graph_objects as go
 import streamlit as st
 
 from wisca_app import cached, state
 from wisca_app.figures import words
+from wisca_app.figures.chart import Chart
 from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure
-from wisca_app.figures.template import CONFIG, Theme
-from wisca_app.heading import heading
+from wisca_app.figures.template import Theme
+from wisca_app.heading import show
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.reading.shown import Shown, checkpoint_folder
@@ -23,8 +23,8 @@ _MOST_POINTS = 2000
 EVERY = 250
 
 
-def draw(shown: Shown | None, theme: Theme) -> list[tuple[str, str, go.Figure]]:
-    """The section; returns (finding, how to read it, figure) of its chart."""
+def draw(shown: Shown | None, theme: Theme) -> list[Chart]:
+    """The section; returns its chart."""
     st.header("In the weights", anchor=False)
     folder = checkpoint_folder()
     with st.expander("Folder of checkpoints", expanded=not folder):
@@ -68,7 +68,7 @@ def _measured(folder: str) -> bool:
     return False
 
 
-def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[str, str, go.Figure]]:
+def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[Chart]:
     if state.get("moved_pair") not in found.pairs:
         state.put("moved_pair", found.pairs[0])
     pair = state.get("moved_pair")
@@ -116,22 +116,20 @@ def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[tuple[st
         f"{lines}. Ratio of L1 norms, log axis: above 1× {words.coloured(left)} is heavier, below "
         f"{words.coloured(right)}." + (f" Below, {words.markdown_text(loss[0])} on the same axis." if loss else "")
     )
-    heading(finding, how, groups, "trajectory")
-    fig = trajectory_figure(layers, groups, pair=pair, theme=theme, layer=layer, loss=loss)
-    st.plotly_chart(
-        fig,
-        theme=None,
-        config=CONFIG,
-        key="trajectory chart",
+    chart = Chart(
+        finding,
+        how,
+        groups,
+        f"{pair}-trajectory",
+        lambda theme: trajectory_figure(layers, groups, pair=pair, theme=theme, layer=layer, loss=loss),
         alt=f"Ratio of {words.PAIR_LABELS[pair]} over the checkpoints. {finding}.",
+        of=found.folder.name if shown is None else shown.short,
     )
+    show(chart, theme, "trajectory chart")
     for one in advice(found, "l1", EVERY, loss):
         st.markdown(words.markdown_text(one.text))
     _say_labels(found)
-    plain_how = (
-        f"{lines}. Ratio of L1 norms, log axis: above 1× {words.ROLES[left]} is heavier, below {words.ROLES[right]}."
-    )
-    return [(finding, plain_how, fig)]
+    return [chart]
 
 
 def _finding(found: Trajectory, pair: str, block: str) -> str:

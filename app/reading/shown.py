@@ -40,6 +40,11 @@ class Shown:
         return len(self.groups) if self.as_band else len(self.runs)
 
     @property
+    def short(self) -> str:
+        """What the files are called that are saved of it: the run, or the first path's name."""
+        return self.runs[0].name if len(self.runs) == 1 else Path(self.logs.paths[0]).name or "runs"
+
+    @property
     def most(self) -> int:
         """Points a line."""
         return max(_LEAST, min(_MOST, _POINTS // max(1, self.n_lines)))

@@ -53,26 +53,34 @@ def _miniature(model: Model) -> Proof | None:
         st.markdown("**Products**" if model.checkpoint.adapter_json else "**Miniature**")
         _run_miniature(model, base)
         return None
-    title = proof.kind.rpartition(" ")[2].capitalize()
+    what, said = in_words(proof)
     if not proof.passed and not any(map(proof.covers, model.sites.sites)):
-        st.markdown(f"**{title}** {_badge('failed', 'close')}")
+        st.markdown(f"**{what}** {_badge('failed', 'close')}")
         plain(f"{proof.reason}\nA failed proof stops the export.")
         return proof
     if proof.passed:
-        st.markdown(f"**{title}** {_badge(f'passed, {proof.seconds:.1f} s', 'check')}")
+        st.markdown(f"**{what}** {_badge(f'passed, {proof.seconds:.1f} s', 'check')}")
     else:
         n = len(proof.proved) + len(proof.refused)
-        st.markdown(f"**{title}** {_badge(f'{len(proof.proved)} of {n} rules passed, {proof.seconds:.1f} s', 'check')}")
+        st.markdown(f"**{what}** {_badge(f'{len(proof.proved)} of {n} rules passed, {proof.seconds:.1f} s', 'check')}")
         plain("\n".join(f"{name} is refused and left as it is: {reason}" for name, reason in proof.refused))
+    st.markdown(said)
+    return proof
+
+
+def in_words(proof: Proof) -> tuple[str, str]:
+    """("Miniature", what was run and how near it came); foreign names in it are escaped."""
+    title = proof.kind.rpartition(" ")[2].capitalize()
+    if not proof.passed and not proof.refused:
+        return title, f"Failed: {words.markdown_text(proof.reason)}"
     largest = "**0**" if proof.max_rel == 0 else f"**{words.digits(proof.max_rel, 2)}** of the largest output"
-    st.markdown(
+    return title, (
         f"{words.markdown_text(proof.what[:1].upper() + proof.what[1:])}. {words.plural(proof.n_cases, 'case')}: "
         f"{words.markdown_text(', '.join(proof.cases[:5]))}{' and more' if len(proof.cases) > 5 else ''}. "
         f"Factors up to {words.factor(proof.largest_factor)} both ways. Largest difference in float64: {largest}. "
-        f"Scaling one side alone moves the {'products' if title == 'Products' else 'outputs'} by at least {words.digits(proof.liveness, 2)}, so the pairs are "
-        "really run."
+        f"Scaling one side alone moves the {'products' if title == 'Products' else 'outputs'} by at least "
+        f"{words.digits(proof.liveness, 2)}, so the pairs are really run."
     )
-    return proof
 
 
 def _base(model: Model) -> str:

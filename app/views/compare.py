@@ -4,6 +4,7 @@ import streamlit as st
 
 from wisca_app import state
 from wisca_app.comparing import choosing, live, managing, result, setup
+from wisca_app.comparing.facts import facts
 from wisca_app.figures import words
 
 wanted = state.note("comparison to show")
@@ -29,7 +30,7 @@ with row:
 if comparison is None:
     st.stop()
 st.markdown(
-    f":small[:gray[{words.markdown_text(f'{comparison.path.name}: {comparison.spec.name}. {result.facts(comparison)}')}]]"
+    f":small[:gray[{words.markdown_text(f'{comparison.path.name}: {comparison.spec.name}. {facts(comparison)}')}]]"
 )
 managing.say_never_began(comparison)
 if live.is_going(comparison):

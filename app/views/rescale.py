@@ -6,8 +6,8 @@ import streamlit as st
 
 from wisca_app import cached, rates_line, state
 from wisca_app.figures import factors, words
-from wisca_app.figures.template import CONFIG, theme_of
-from wisca_app.heading import heading
+from wisca_app.figures.template import theme_of
+from wisca_app.heading import show
 from wisca_app.messages import plain
 from wisca_app.open_model import ready
 from wisca_app.rescaling import export, options, proof, table, training
@@ -49,11 +49,9 @@ st.space("small")
 # where nothing is out of balance one sentence is the answer, and the charts are for the curious
 with nullcontext() if is_worth_it(decision) else st.expander("Factors and plan all the same", key="not worth it"):
     theme = theme_of(st.context.theme.type)
-    finding, read = factors.finding(asked), factors.how_to_read(asked)
-    heading(finding, read, asked, "factors", tip=words.tip("pair", "exact"))
+    one = factors.chart(asked)
     key = f"factors\n{model.key}\n{chosen!r}\n{state.get('layers')}\n{theme.name}"
-    fig = cached.once(key, lambda: factors.factor_chart(asked, theme))
-    st.plotly_chart(fig, theme=None, config=CONFIG, key="factor_chart", alt=f"{finding}. {read}")
+    show(one, theme, "factor_chart", cached.once(key, lambda: one.draw(theme)))
     table.draw(asked)
 
 refusals = (*model.sites.refusals, *decision.refusals)

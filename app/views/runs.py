@@ -3,11 +3,12 @@
 import streamlit as st
 
 from wisca_app.figures import words
-from wisca_app.figures.runs_report import report
-from wisca_app.figures.template import LIGHT, theme_of
+from wisca_app.figures.template import theme_of
+from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages
 from wisca_app.reading import curves, ends, histograms, listed, moved, opening
 from wisca_app.reading.shown import shown
+from wisca_app.report import runs
 
 theme = theme_of(st.context.theme.type)
 opening.take_asked()
@@ -25,21 +26,21 @@ opening.ask()
 opening.follow(view)
 st.space("small")
 listed.draw(view, theme)
-figures, tables, compared, settings = [], [], "", None
+charts, tables, compared, settings = [], [], "", None
 if view.metrics:
     curves.controls(view)
     st.space("small")
-    figures = curves.draw(view, theme)
+    charts = curves.draw(view, theme)
     st.space("small")
     tables = ends.draw(view)
     compared = ends.pairs(view)
     settings = ends.settings(view)
 st.space("small")
-figures += histograms.draw(view, theme)
+charts += histograms.draw(view, theme)
 lines = opening.remarks(view)
 opening.say_remarks(lines)
 st.divider()
-figures += moved.draw(view, theme)
+charts += moved.draw(view, theme)
 st.divider()
 if settings is not None:
     tables.append(("Settings that differ", settings))
@@ -47,12 +48,10 @@ with st.container(horizontal=True, gap="small"):
     opening.download(view)
     st.download_button(
         "This page as HTML",
-        lambda: report(
-            title, [sentence, *filter(None, [compared])], figures, tables, lines, theme if figures else LIGHT
-        ),
-        "runs.html",
+        lambda: runs.document_of(opening.facts(view), title, [sentence, compared], charts, tables, lines),
+        f"{telling_name('runs', view.short)}.html",
         "text/html",
         on_click="ignore",
         key="runs html",
-        help="Curves and tables as they are now, in one file that needs no network.",
+        help="Curves and tables as they are now, in one file that needs no network, light and dark.",
     )

@@ -1,4 +1,4 @@
-"""The command line: ``wisca dashboard | inspect | heads | rescale | verify | architectures | runs | trajectory | compare | evaluate | clean | jobs``.
+"""The command line: ``wisca dashboard | inspect | heads | report | rescale | verify | architectures | runs | trajectory | compare | evaluate | clean | jobs``.
 
 This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command
 does is in the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled;
@@ -115,6 +115,53 @@ def _heads(
     from wisca_core.cli.heads import run
 
     return run(model, csv, matrices, json, yes)
+
+
+@app.command("report")
+@ending
+def _report(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Model folder, .safetensors file, hub:owner/name[@revision], or the folder of a comparison.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The HTML file.", show_default="MODEL-wisca.html here")
+    ] = None,
+    pairs: Annotated[
+        str | None, typer.Option("--pairs", metavar="qk,vo,mlp", help="Pairs to report.", show_default="qk,vo")
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            "--granularity", metavar="tensor|group|channel", help="What shares one factor.", show_default="tensor"
+        ),
+    ] = None,
+    norm: Annotated[
+        str | None, typer.Option("--norm", metavar="l1|l2|max|rms", help="Norm to balance.", show_default="l1")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Factors as powers of two.")] = False,
+    heads: Annotated[
+        bool, typer.Option("--heads/--no-heads", help="Measure what each head computes; one more pass.")
+    ] = True,
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", metavar="DIR", help="What wisca evaluate --out left.")
+    ] = None,
+    comparison: Annotated[
+        Path | None, typer.Option("--comparison", metavar="DIR", help="The folder of a comparison.")
+    ] = None,
+    json: Json = False,
+    yes: Yes = False,
+) -> int:
+    """Write one HTML file that needs no network: balance, heads, plan, proof, rates and what was measured."""
+    from wisca_core.cli.report import run
+    from wisca_core.cli.rescale import Asked
+
+    asked = Asked(pairs, granularity, norm, None, None, (), exact)
+    return run(model, out, asked, heads, evaluation, comparison, json, yes)
 
 
 @app.command("rescale")

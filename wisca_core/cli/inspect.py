@@ -16,7 +16,7 @@ from wisca_core.checkpoint import Checkpoint
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
 from wisca_core.equivalence.trial import discover
-from wisca_core.errors import BadOption, OutputRefused
+from wisca_core.errors import BadOption
 from wisca_core.pairs import MATRICES, SIDES
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.groups import group_table
@@ -28,6 +28,7 @@ from wisca_core.planning.options import PLAN_NORMS, Options, default_pairs, pars
 from wisca_core.planning.rates import PairRates, equivalent_rates, layer_rates, median_rates, span
 from wisca_core.planning.rates import sentence as rates_in_words
 from wisca_core.spreadsheet import check_replaceable, csv_bytes
+from wisca_core.storage import replace_file
 from wisca_core.words import side, times
 
 N_WORST = 10
@@ -255,11 +256,4 @@ def _tensors(checkpoint: Checkpoint) -> list[dict]:
 
 
 def write_csv(path: Path, groups: pd.DataFrame) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(csv_bytes(groups))
-        beside.replace(path)
-    except OSError as error:
-        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    replace_file(path, csv_bytes(groups))
