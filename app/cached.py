@@ -7,7 +7,6 @@ sample and would return a stale table. What is kept is read-only and shared by a
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import pandas as pd
@@ -113,8 +112,8 @@ def _stamp(model: str) -> str:
     """Name, size and time of change of the files beside or in ``model``, "" for anything that is no local path."""
     if not model or model.startswith("hub:") or "\0" in model:
         return ""
-    path = Path(model).expanduser()
-    folder = path if path.is_dir() else path.parent
+    path = os.path.expanduser(model)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
     try:
         with os.scandir(folder) as entries:
             seen = sorted((e.name, s.st_size, s.st_mtime_ns) for e in entries if e.is_file() for s in (e.stat(),))

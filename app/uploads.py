@@ -1,5 +1,6 @@
 """Small uploaded files become a model folder of their own under WISCA_HOME/uploads."""
 
+import os
 import re
 import secrets
 import shutil
@@ -15,7 +16,7 @@ ENDINGS = ("safetensors", "json", "model", "txt")
 
 def name_of(folder: Path) -> str:
     """What a kept upload is called: its weight file, or the first of its files."""
-    names = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
+    names = sorted(path.name for path in folder.glob("*")) if os.path.isdir(folder) else []
     return next((name for name in names if name.endswith(".safetensors")), names[0] if names else folder.name)
 
 

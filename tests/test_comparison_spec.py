@@ -124,8 +124,8 @@ def test_toml_and_json_give_the_same_spec_and_a_written_one_reads_back(tmp_path)
         ("", "begins with format"),
         ("steps = 5", "begins with format"),
         (f'format = "{FORMAT}"\nversion = 2', "version 2; version 1 is read here"),
-        ("{", "neither TOML nor JSON"),
-        ("[" * 9, "neither TOML nor JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 9, "not valid TOML"),
     ],
 )
 def test_a_file_that_is_no_spec_is_refused_by_what_it_is(tmp_path, text, said):
@@ -135,7 +135,7 @@ def test_a_file_that_is_no_spec_is_refused_by_what_it_is(tmp_path, text, said):
 
 
 def test_a_missing_spec_is_named(tmp_path):
-    with pytest.raises(UnreadableInput, match="nowhere.toml cannot be read"):
+    with pytest.raises(UnreadableInput, match="nowhere.toml: cannot be opened: there is no such file"):
         load_spec(tmp_path / "nowhere.toml")
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +11,26 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from dashboard_page import page, texts
 from tokenizers import Tokenizer, models
 
 from wisca_core import apart
+from wisca_core.checkpoint import open_checkpoint
+from wisca_core.comparison import folder
+from wisca_core.comparison.data import check_text
+from wisca_core.comparison.spec import DataSpec
+from wisca_core.comparison.spec_reading import load_spec, spec_from
 from wisca_core.equivalence import tokenizer
-from wisca_core.errors import UnreadableInput
+from wisca_core.errors import PlanMismatch, SpecError, UnreadableInput
+from wisca_core.evaluation import seeds
+from wisca_core.evaluation.tasks import _items as evaluated_items
+from wisca_core.model import open_model
+from wisca_core.patterns import store
+from wisca_core.planning.plan import load_plan, undo_plan
 from wisca_core.runs import read
-from wisca_core.untrusted import parse_yaml
+from wisca_core.training import telemetry
+from wisca_core.trajectories import find_checkpoints
+from wisca_core.untrusted import parse_yaml, read_regular
 
 # --- logs -------------------------------------------------------------------------------------------------------------
 
@@ -86,6 +101,136 @@ def test_parquet_that_unpacks_to_any_size_takes_only_the_process_it_is_read_in(t
         read([bomb])
     pd.DataFrame({"step": [1], "loss": [2.0]}).to_parquet(tmp_path / "fine.parquet")
     assert read([tmp_path / "fine.parquet"]).runs[0].series["loss"].value.tolist() == [2.0]
+
+
+# --- paths, specs, plans, configs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a\0b", "/tmp/" + "x" * 256, "/" + "a/" * 2100, "~nobody-of-that-name/x", "\ud800"]
+)
+def test_what_can_be_no_path_is_named_wherever_a_path_is_taken(text, tmp_path):
+    for takes in (
+        open_checkpoint,
+        lambda path: read([path]),
+        load_spec,
+        folder.read,
+        find_checkpoints,
+        seeds.is_comparison,
+    ):
+        with pytest.raises(UnreadableInput):
+            takes(text)
+    with pytest.raises(UnreadableInput, match="data.path|is no path"):
+        check_text(replace(spec_from({}), data=DataSpec(source="text", path=text)))
+
+
+def test_pipes_and_devices_in_place_of_files_are_refused_and_never_waited_for(tmp_path, small_model):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        for takes in (
+            load_spec,
+            load_plan,
+            undo_plan,
+            lambda path: read_regular(path, 100),
+            telemetry.read,
+            evaluated_items,
+        ):
+            with pytest.raises(UnreadableInput, match="regular file|no file"):
+                takes(Path(path))
+    model = open_model(small_model("llama"))
+    kept = store._path(model.checkpoint, model.sites)
+    kept.unlink(missing_ok=True)
+    os.mkfifo(kept)  # in place of a kept measurement: it is measured again
+    assert store.cached(model.checkpoint, model.sites) is None
+    assert store.measured(model.checkpoint, model.sites).rows
+    assert kept.is_file()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name = " + "[" * 60 + "]" * 60 + "\n",
+        "a." * 5000 + "b = 1",
+        "steps = " + "9" * 401,
+        "name = " + "[" * 5000 + "]" * 5000,
+    ],
+)
+def test_specs_that_nest_or_count_without_end_are_refused(tmp_path, text):
+    (tmp_path / "spec.toml").write_text(f'format = "wisca-comparison"\nversion = 1\n{text}\n')
+    with pytest.raises((UnreadableInput, SpecError)):
+        load_spec(tmp_path / "spec.toml")
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(SpecError, match="a list that cannot be shown was given"):
+        spec_from({"name": deep})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"factors": [10**400]},
+        {"factors": ["9" * 401]},
+        {"factors": [5e-324]},
+        {"site": ["decoder.0.self.qk"]},
+        {"site": {"a": 1}},
+        {"granularity": None},
+        {"factors": 1},
+    ],
+)
+def test_a_plan_of_a_stranger_that_is_none_is_refused_before_it_is_used(tmp_path, change):
+    site = {"site": "decoder.0.self.qk", "granularity": "tensor", "factors": [2.0]} | change
+    options = {
+        "pairs": ["qk"],
+        "granularity": "tensor",
+        "norm": "l1",
+        "strength": 1,
+        "layers": [],
+        "exact": False,
+        "exclude": [],
+    }
+    plan = {
+        "options": options,
+        "bit_identical": False,
+        "fingerprint": "0",
+        "tensors": [],
+        "sites": [site],
+        "refusals": [],
+    }
+    text = json.dumps({"format": "wisca-plan", "version": 1, **plan})
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises((PlanMismatch, UnreadableInput), match="plan.json"):
+        load_plan(tmp_path / "plan.json")
+
+
+def test_a_config_with_a_key_of_no_name_is_refused(tmp_path, edited_config):
+    with pytest.raises(UnreadableInput, match="config.json: has a key without a name"):
+        open_checkpoint(edited_config({"": 5}))
+
+
+@pytest.fixture
+def edited_config(tmp_path, small_model):
+    def edited(changes: dict) -> Path:
+        place = tmp_path / "edited"
+        shutil.copytree(small_model("llama"), place)
+        config = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps(config | changes))
+        return place
+
+    return edited
+
+
+def test_addresses_with_paths_that_cannot_be_are_pages_that_say_so(own_home):
+    long, nobody = "/" + "x" * 300, "~nobody-of-that-name/x"
+    for view, name, text in (
+        ("", "model", long),
+        ("runs", "logs", nobody),
+        ("runs", "checkpoints", long),
+        ("open", "folder", long),
+        ("evaluate", "model", nobody),
+    ):
+        at = page(view, **{name: text})
+        assert not at.exception and texts(at.main)
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------

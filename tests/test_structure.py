@@ -105,6 +105,31 @@ def test_every_import_inside_the_house_is_of_something_that_is_there():
                     assert is_there or "__getattr__" in known, f"{where} imports {alias.name} of {node.module}"
 
 
+# Files of ours, of Python's or of the system, which no stranger wrote; a spelling of a path's own reads nothing.
+OWN_FILES = {
+    "wisca_core.verdicts": "the code that decides",
+    "wisca_core.equivalence.full_check": "/proc/meminfo",
+    "wisca_core.equivalence.miniature": "a folder it has just written",
+    "wisca_core.comparison.data": "Python's own sources",
+    "wisca_core.evaluation.tasks": "the harness's own tasks",
+    "wisca_core.untrusted": "the way in itself",
+}
+
+
+def test_what_a_stranger_may_have_put_at_a_path_is_read_by_the_ground_floor_alone():
+    """``read_text`` waits on a pipe and reads /dev/zero to the end of memory; ``expanduser`` has no home for nobody."""
+    for module, path in MODULES.items():
+        if module.split(".")[0] != "wisca_core" or module in OWN_FILES:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            where = f"{path.relative_to(ROOT)}:{node.lineno}"
+            in_package = "joinpath(" in ast.unparse(node.func.value)
+            assert node.func.attr not in ("read_text", "read_bytes") or in_package, f"{where}: untrusted.read_regular"
+            assert node.func.attr != "expanduser", f"{where}: untrusted.named_path"
+
+
 def _names(tree: ast.Module) -> set[str]:
     """What a module binds, anywhere in it."""
     out = set()

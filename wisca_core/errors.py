@@ -45,7 +45,11 @@ class SpecError(BadOption):
     """
 
     def __init__(self, field: str, value: object, allowed: str):
-        super().__init__(f"{field}: {str(value)[:200]!r} was given; allowed is {allowed}.")
+        try:
+            said = repr(str(value)[:200])
+        except (RecursionError, ValueError):  # nested without end, or a number of too many digits
+            said = f"a {type(value).__name__} that cannot be shown"
+        super().__init__(f"{field}: {said} was given; allowed is {allowed}.")
         self.field, self.value, self.allowed = field, value, allowed
 
 

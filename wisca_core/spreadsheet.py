@@ -1,5 +1,6 @@
 """Tables as CSV that a spreadsheet opens without executing anything."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -36,7 +37,7 @@ def check_replaceable(path: Path, head: str, kind: str = "") -> None:
     ``kind``: what such a table is called, where its head says little.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if file.read(len(head)) == head.encode():
                 return
     except FileNotFoundError:

@@ -25,11 +25,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import platformdirs
 
 from wisca_core.errors import BadOption, OutputRefused, UnreadableInput, UnsafeInput, WiscaError
+from wisca_core.untrusted import bounded_int, check_json_values, named_path
 
 FOLDERS = ("jobs", "measurements", "proofs", "comparisons", "exports", "uploads")
 
@@ -52,7 +53,10 @@ def home() -> Path:
     Raises BadOption where it is a file, OutputRefused where it cannot be created.
     """
     named = os.environ.get("WISCA_HOME")
-    path = Path(named).expanduser() if named else platformdirs.user_data_path("wisca", appauthor=False)
+    try:
+        path = named_path(named) if named else platformdirs.user_data_path("wisca", appauthor=False)
+    except UnreadableInput as error:
+        raise BadOption(f"WISCA_HOME: {error}") from None
     path = Path(os.path.abspath(path))
     _create(path)
     return path
@@ -199,14 +203,21 @@ def write_json(path: str | Path, format: str, version: int, payload: Mapping[str
         for key, value in {"format": format, "version": version, **payload}.items()
     )
     path = Path(path)
-    beside = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with os.fdopen(descriptor, "wb") as file:
+        with written(path) as file:
             file.write((text + "\n}\n").encode("utf-8"))
-        os.replace(beside, path)
     except OSError as error:
         raise OutputRefused(f"{path} cannot be written: {_reason(error)}. Nothing was left behind.") from error
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into that appears as ``path`` when the block ends, whole or not at all, whoever else writes it."""
+    beside = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            yield file
+        os.replace(beside, path)
     finally:
         with suppress(OSError):
             beside.unlink()
@@ -221,7 +232,10 @@ def read_json(path: str | Path, format: str, version: int) -> dict[str, Any]:
     path = Path(path)
     content = _content(path)
     try:
-        document = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        check_json_values(content, str(path))
+        document = json.loads(
+            content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=bounded_int
+        )
     except UnicodeDecodeError as error:
         raise UnreadableInput(f"{path} is not text in UTF-8 (byte {error.start}); expected a {format} file.") from error
     except RecursionError as error:

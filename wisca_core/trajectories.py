@@ -7,7 +7,6 @@ checkpoints say themselves.
 Not covered: feed-forward pairs, optimiser state.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from wisca_core.patterns.store import cached, measured, n_bytes_to_read
 from wisca_core.patterns.summary import layer_ratios
 from wisca_core.patterns.table import NORMS
 from wisca_core.progress import Progress, silent
-from wisca_core.untrusted import open_regular, read_exactly, shown
+from wisca_core.untrusted import named_path, parse_json_object, read_regular, shown
 from wisca_core.words import ranges, side, times
 
 # What a name says of the step: the last number behind one of these words, or a name that is a number.
@@ -108,7 +107,7 @@ def find_checkpoints(folder: str | Path) -> tuple[Labelled, ...]:
     """The checkpoints in ``folder`` by their labels, lowest step first, nothing opened. Raises UnreadableInput where
     there are none.
     """
-    root = Path(os.path.abspath(os.path.expanduser(os.fspath(folder))))
+    root = Path(os.path.abspath(named_path(folder)))
     try:
         with os.scandir(root) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
@@ -169,7 +168,7 @@ def trajectory(folder: str | Path, progress: Progress = silent) -> Trajectory:
     A checkpoint that cannot be read, or is of another architecture than the first, is named in ``refusals``. Raises
     UnreadableInput where none is left, Cancelled.
     """
-    root = Path(os.path.abspath(os.path.expanduser(os.fspath(folder))))
+    root = Path(os.path.abspath(named_path(folder)))
     labelled = find_checkpoints(root)
     refusals: list[Refusal] = []
     remarks: list[str] = []
@@ -242,12 +241,8 @@ def _stated_step(path: Path) -> int | None:
     """global_step of the trainer_state.json in a checkpoint folder, None where it has none."""
     state = path / "trainer_state.json"
     try:
-        if not state.is_file() or state.stat().st_size > 512 << 20:
-            return None
-        with open_regular(state.resolve()) as file:
-            raw = read_exactly(file, state.stat().st_size, str(state))
-        step = json.loads(raw).get("global_step")
-    except (OSError, UnreadableInput, ValueError, RecursionError, AttributeError):
+        step = parse_json_object(read_regular(state, 128 << 20), str(state), unique_keys=False).get("global_step")
+    except UnreadableInput:
         return None
     return step if isinstance(step, int) and not isinstance(step, bool) else None
 

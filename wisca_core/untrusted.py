@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+import tomllib
 import unicodedata
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
@@ -153,7 +154,7 @@ def refuse_lookalike(start: bytes, what: str) -> None:
 
 
 def named_path(text: str | os.PathLike) -> Path:
-    """The absolute path that a person, a link or a spec names, ``~`` expanded; nothing is looked up but the home folder.
+    """The path that a person, a link or a spec names, ``~`` expanded; nothing is looked up but the home folder.
 
     UnreadableInput where it can be no path: empty, a zero byte, a name over 255 bytes, the home of nobody.
     """
@@ -161,20 +162,25 @@ def named_path(text: str | os.PathLike) -> Path:
     try:
         if not text or "\0" in text:
             raise ValueError("it is empty" if not text else "it has a zero byte")
-        path = Path(os.path.abspath(Path(text).expanduser()))
+        path = Path(text).expanduser()
         if any(len(os.fsencode(part)) > 255 for part in path.parts) or len(os.fsencode(path)) > 4095:
             raise ValueError("it is longer than a path may be")
     except (ValueError, RuntimeError) as error:  # RuntimeError: no such home folder
-        raise UnreadableInput(f"{shown(text)!r} is no path: {shown(error)}. Check it.") from None
+        raise UnreadableInput(f"{shown(text)!r} is no path: {str(error).rstrip('.')}. Check it.") from None
     return path
+
+
+def open_named(path: Path) -> BinaryIO:
+    """Opens the regular file that ``path`` leads to, links followed, unbuffered."""
+    return open_regular(Path(os.path.realpath(path)))
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
     """All bytes of the regular file that ``path`` leads to; UnreadableInput for a pipe, a device, or a larger file."""
-    with open_regular(Path(os.path.realpath(path))) as file:
+    with open_named(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most_bytes:
-            raise UnreadableInput(f"{shown(path)}: is {size:,} bytes, at most {most_bytes:,} are read.")
+            raise UnreadableInput(f"{shown(path)}: is {size} bytes, at most {most_bytes} are read.")
         return read_exactly(file, size, shown(path))
 
 
@@ -194,11 +200,7 @@ def parse_json_object(raw: bytes, what: str, unique_keys: bool = True) -> dict:
     Memory stays a small multiple of ``len(raw)`` and 100 bytes a value, of which there are at most MAX_JSON_VALUES.
     """
     again = "Download the file again."
-    bare = _STRING.sub(b"", raw)
-    brackets = bare.translate(None, _NOT_BRACKETS)
-    if (n_values := bare.count(b",") + len(brackets) // 2) > MAX_JSON_VALUES:
-        raise UnreadableInput(f"{what}: holds about {n_values:,} values, at most {MAX_JSON_VALUES:,} are read.")
-    del bare
+    brackets = check_json_values(raw, what)
     for _ in range(MAX_JSON_DEPTH):
         fewer = brackets.replace(b"[]", b"").replace(b"{}", b"")
         if len(fewer) == len(brackets):
@@ -210,7 +212,7 @@ def parse_json_object(raw: bytes, what: str, unique_keys: bool = True) -> dict:
         )
     try:
         value = json.loads(
-            raw.decode("utf-8"), parse_int=_bounded_int, object_pairs_hook=_unique if unique_keys else None
+            raw.decode("utf-8"), parse_int=bounded_int, object_pairs_hook=_unique if unique_keys else None
         )
     except UnicodeDecodeError as error:
         raise UnreadableInput(f"{what}: not valid UTF-8 at byte {error.start}. {again}") from None
@@ -219,6 +221,40 @@ def parse_json_object(raw: bytes, what: str, unique_keys: bool = True) -> dict:
     if not isinstance(value, dict):
         raise UnreadableInput(f"{what}: holds a JSON {type(value).__name__}, expected an object {{...}}. {again}")
     return value
+
+
+def check_json_values(raw: bytes, what: str) -> bytes:
+    """The brackets outside of strings; UnreadableInput where the JSON holds more than MAX_JSON_VALUES."""
+    bare = _STRING.sub(b"", raw)
+    brackets = bare.translate(None, _NOT_BRACKETS)
+    if (n_values := bare.count(b",") + len(brackets) // 2) > MAX_JSON_VALUES:
+        raise UnreadableInput(f"{what}: holds about {n_values:,} values, at most {MAX_JSON_VALUES:,} are read.")
+    return brackets
+
+
+def parse_toml(raw: bytes, what: str) -> dict:
+    """The table in a TOML file; UnreadableInput also where it nests deeper than MAX_JSON_DEPTH: dotted names nest without
+    a bracket, and whoever prints or compares a deeper value ends the process.
+    """
+    try:
+        document = tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UnreadableInput(f"{what}: not text in UTF-8 (byte {error.start}).") from None
+    except (ValueError, RecursionError) as error:
+        raise UnreadableInput(f"{what}: not valid TOML: {shown(error)}.") from None
+    inside: list = [document]
+    for _ in range(MAX_JSON_DEPTH):
+        if any(isinstance(value, int) and value.bit_length() > 64 for value in inside):
+            raise UnreadableInput(f"{what}: not valid TOML: a whole number of more than 64 bits.")
+        inside = [
+            value
+            for one in inside
+            if isinstance(one, (dict, list))
+            for value in (one.values() if isinstance(one, dict) else one)
+        ]
+    if inside:
+        raise UnreadableInput(f"{what}: not valid TOML: it nests deeper than {MAX_JSON_DEPTH}.")
+    return document
 
 
 def parse_yaml(raw: bytes, what: str) -> object:
@@ -260,7 +296,8 @@ def parse_yaml(raw: bytes, what: str) -> object:
         raise UnreadableInput(f"{what}: no plain YAML: {shown(error)}.") from None
 
 
-def _bounded_int(digits: str) -> int:
+def bounded_int(digits: str) -> int:
+    """For json's ``parse_int``: what is longer than any number of ours overflows wherever it is used."""
     if len(digits) > 20:
         raise ValueError(f"an integer of {len(digits)} digits, at most 20 are allowed")
     return int(digits)

@@ -1,7 +1,5 @@
 """What to evaluate, beside what, and the job that does it."""
 
-from pathlib import Path
-
 import streamlit as st
 
 from wisca_app import state
@@ -68,7 +66,7 @@ def _start(model: str) -> None:
     arguments = {
         "model": model,
         "other": normal(other) if other else "",
-        "text": str(Path(text).expanduser().absolute()) if text else "",
+        "text": normal(text),
         "tasks": list(state.get("tasks")) if harness_is_here() else [],
         "drafts": [normal(draft)] if draft else [],
         "inside": bool(state.get("inside")),

@@ -1,5 +1,6 @@
 """The field for a path or a hub id, what became of it, and the one way by which this page opens a model."""
 
+import os
 from pathlib import Path
 
 import streamlit as st
@@ -83,10 +84,9 @@ def _next_step(model: str) -> str:
             "Check the network and the name, or give the folder if the model is on this machine already. A model that "
             "asks for a licence needs it accepted on its page and HF\\_TOKEN set."
         )
-    path = Path(model)
-    if not path.exists():
-        near = next((parent for parent in path.parents if parent.is_dir()), None)
+    if not os.path.exists(model):
+        near = next(filter(os.path.isdir, Path(model).parents), None)
         return "There is nothing at this path." + (" Below are the folders next to it." if near else "")
-    if path.is_dir():
+    if os.path.isdir(model):
         return "Give the folder that holds config.json and the weights themselves."
     return "Give the whole folder: config.json says how the weights are meant."

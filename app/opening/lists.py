@@ -1,5 +1,6 @@
 """What can be opened with one press: what was opened before, what lies near, the samples, the hub's cache, an upload."""
 
+import os
 from pathlib import Path
 
 import streamlit as st
@@ -153,11 +154,11 @@ def folders() -> None:
 
 def _folder() -> Path:
     chosen = state.get("folder")
-    if chosen and Path(chosen).is_dir():
+    if chosen and os.path.isdir(chosen):
         return Path(chosen)
     model = normal(state.get("model"))
     lies_in = Path(model).parent if model and not model.startswith("hub:") else Path.home()
-    return lies_in if lies_in.is_dir() else Path.home()
+    return lies_in if os.path.isdir(lies_in) else Path.home()
 
 
 def _about(near: Near) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_app import cached, state
+from wisca_app.open_model import normal
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs import Logs, Run
 from wisca_core.runs.drawing import token_metric
@@ -123,9 +124,9 @@ def checkpoint_folder() -> str:
     there is none.
     """
     if state.get("checkpoints").strip():
-        return str(Path(state.get("checkpoints").strip()).expanduser().absolute())
+        return normal(state.get("checkpoints"))
     for path in paths():
-        folder = Path(path).expanduser().absolute()
+        folder = Path(normal(path))
         for one in (folder, folder.parent):
             try:
                 find_checkpoints(one)

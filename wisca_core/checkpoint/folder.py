@@ -64,7 +64,11 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
     adapter_json = _adapter_config(folder) if choice.adapter else ""
     config_json = ""
     if os.path.lexists(folder / "config.json"):
-        config_json, _ = read_json_object(folder, "config.json", MAX_CONFIG_BYTES, unique_keys=False)
+        config_json, config = read_json_object(folder, "config.json", MAX_CONFIG_BYTES, unique_keys=False)
+        if "" in config:  # transformers would set an attribute of no name, which its own look-ups stumble on
+            raise UnreadableInput(
+                f"{shown(folder / 'config.json')}: has a key without a name. Download the file again."
+            )
     if choice.kind == "dcp":
         return read_distributed(folder, choice.files[0], source, config_json, progress)
     expected = _read_index(folder, choice.index) if choice.index else None

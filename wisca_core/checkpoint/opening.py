@@ -10,7 +10,7 @@ from wisca_core.checkpoint.checkpoint import Checkpoint
 from wisca_core.checkpoint.folder import look_through
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress, silent
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import named_path, shown
 
 
 def open_checkpoint(model: str | Path, *, progress: Progress = silent) -> Checkpoint:
@@ -27,9 +27,9 @@ def open_checkpoint(model: str | Path, *, progress: Progress = silent) -> Checkp
     if not source or "\0" in source:
         raise UnreadableInput("the model path is empty or has a zero byte. Give a model folder.")
     try:
-        path = Path(source).expanduser().absolute()
+        path = named_path(source).absolute()
         mode = os.stat(path).st_mode
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, UnreadableInput) as error:
         hint = f" For a model on the hub write hub:{source}." if re.fullmatch(r"[\w.-]+/[\w.-]+", source) else ""
         raise UnreadableInput(
             f"{shown(source)}: cannot be opened: {getattr(error, 'strerror', None) or shown(error)}. "

@@ -13,10 +13,11 @@ from wisca_core.checkpoint import Checkpoint
 from wisca_core.circuits.columns import COLUMNS
 from wisca_core.circuits.matrices import MATRIX_COLUMNS, measure_matrices
 from wisca_core.circuits.measure import CHANNEL_COLUMNS, Circuits, measure
-from wisca_core.errors import WiscaError
+from wisca_core.errors import UnreadableInput, WiscaError
 from wisca_core.patterns.measure import header_digest
 from wisca_core.progress import Progress, silent
-from wisca_core.storage import folder
+from wisca_core.storage import MAX_JSON_BYTES, folder, written
+from wisca_core.untrusted import open_named, read_regular
 
 FORMAT, VERSION = "wisca-heads", 1
 
@@ -37,7 +38,7 @@ def measured(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) 
 def cached(checkpoint: Checkpoint, sites: Sites) -> Circuits | None:
     """The kept heads, or None where there are none (any more)."""
     try:
-        with np.load(_path(checkpoint, sites), allow_pickle=False) as file:
+        with open_named(_path(checkpoint, sites)) as raw, np.load(raw, allow_pickle=False) as file:
             words = json.loads(file["words"].tobytes())
             if (words["format"], words["version"], words["columns"]) != (FORMAT, VERSION, [c.name for c in COLUMNS]):
                 return None
@@ -47,7 +48,7 @@ def cached(checkpoint: Checkpoint, sites: Sites) -> Circuits | None:
             channels = pd.DataFrame(words["channels"], columns=CHANNEL_COLUMNS)
             spectra = MappingProxyType({name: file[f"spectrum {name}"] for name in ("qk", "ov")})
             return Circuits(table, spectra, channels, tuple(words["remarks"]))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+    except (UnreadableInput, OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         return None
 
 
@@ -61,9 +62,8 @@ def measured_matrices(checkpoint: Checkpoint, sites: Sites, progress: Progress =
     words = {"format": "wisca-matrices", "version": VERSION, "remarks": list(remarks), "rows": frame.to_dict("list")}
     try:
         path = _path(checkpoint, sites, "matrices")
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(json.dumps(words), encoding="utf-8")
-        beside.replace(path)
+        with written(path) as file:
+            file.write(json.dumps(words).encode())
     except (OSError, WiscaError):
         pass
     return frame
@@ -72,13 +72,13 @@ def measured_matrices(checkpoint: Checkpoint, sites: Sites, progress: Progress =
 def cached_matrices(checkpoint: Checkpoint, sites: Sites) -> pd.DataFrame | None:
     """The kept matrices, or None."""
     try:
-        words = json.loads(_path(checkpoint, sites, "matrices").read_text(encoding="utf-8"))
+        words = json.loads(read_regular(_path(checkpoint, sites, "matrices"), MAX_JSON_BYTES))
         if (words["format"], words["version"]) != ("wisca-matrices", VERSION):
             return None
         frame = pd.DataFrame(words["rows"], columns=[column.name for column in MATRIX_COLUMNS])
         frame.attrs = {"remarks": words["remarks"]}
         return frame
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UnreadableInput, ValueError, KeyError, TypeError):
         return None
 
 
@@ -100,10 +100,8 @@ def _save(found: Circuits, path) -> None:
     }
     arrays = {name: found.table[name].to_numpy() for name, number in is_number.items() if number}
     arrays |= {f"spectrum {name}": values for name, values in found.spectra.items()}
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
+    with written(path) as file:
         np.savez(file, words=np.frombuffer(json.dumps(words).encode(), dtype=np.uint8), **arrays)
-    beside.replace(path)
 
 
 def _path(checkpoint: Checkpoint, sites: Sites, what: str = "heads"):

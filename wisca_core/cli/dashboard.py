@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 from wisca_core.cli.terminal import say
 from wisca_core.errors import BadOption, UnreadableInput
+from wisca_core.untrusted import named_path
 
 ADDRESS = "127.0.0.1"  # weights are nobody else's business
 INSTALLED = "wisca_app"  # named, never imported: the library stands without it
@@ -22,7 +23,7 @@ def run(model: str | None, port: int) -> int:
     if not 0 < port < 1 << 16:
         raise BadOption(f"--port: {port} was given; a number from 1 to 65535 is needed.")
     if model and not model.startswith("hub:"):
-        model = str(Path(model).expanduser().absolute())
+        model = str(named_path(model).absolute())
         if not os.path.exists(model):
             raise UnreadableInput(
                 f"{model} does not exist. Give a model folder, a .safetensors file or hub:owner/name."

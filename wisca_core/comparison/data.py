@@ -7,6 +7,7 @@ split. The sha256 of the corpus is recorded and checked: results on different co
 """
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import numpy as np
 from wisca_core.comparison.spec import MOST_BYTES, DataSpec, Spec
 from wisca_core.comparison.tokens import DOCUMENT, N_TOKENS, byte_stream, token_stream, tokenizer_of
 from wisca_core.errors import SpecError, UnreadableInput
+from wisca_core.untrusted import named_path, open_named, read_regular
 
 __all__ = [
     "DOCUMENT",
@@ -65,7 +67,7 @@ def check_text(spec: Spec) -> None:
     file, size = _file(data.path)
     if data.source == "jsonl":
         try:
-            with file.open("rb") as lines:
+            with io.BufferedReader(open_named(file)) as lines:
                 read = iter(lambda: lines.readline(FIRST_ROW_BYTES), b"")
                 i, first = next(((i, line) for i, line in enumerate(read) if line.strip()), (0, b""))
         except OSError as error:
@@ -155,7 +157,7 @@ def kept_corpus(spec: Spec, folder: Path) -> Corpus:
     if not (place / "facts.json").is_file():
         return load_corpus(spec)
     try:
-        facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
+        facts = json.loads(read_regular(place / "facts.json", 1 << 20))
         train, validation = (
             np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("train", "validation")
         )
@@ -267,16 +269,12 @@ def _hub(data: DataSpec) -> list[tuple[str, bytes]]:
 
 
 def _read(path: str) -> bytes:
-    file, _ = _file(path)
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise _cannot_be_read(file, error) from error
+    return read_regular(_file(path)[0], MOST_BYTES)
 
 
 def _file(path: str) -> tuple[Path, int]:
     """The regular file at ``path`` and its size in bytes. Raises UnreadableInput."""
-    file = Path(path).expanduser()
+    file = named_path(path)
     try:
         found = file.stat()
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -33,6 +33,7 @@ from wisca_core.comparison.pilot import Pilot
 from wisca_core.comparison.spec import FORMAT, VERSION, PilotSpec, Spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import OutputRefused, SpecError, UnreadableInput
+from wisca_core.untrusted import named_path, open_named, read_regular
 
 CORPUS, EXECUTOR, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
     "wisca-comparison-corpus",
@@ -172,7 +173,7 @@ class Comparison:
 
 def create(path: str | Path, spec: Spec) -> Path:
     """A new comparison's folder. Raises OutputRefused where ``path`` exists and is not an empty folder."""
-    path = Path(os.path.abspath(Path(path).expanduser()))
+    path = Path(os.path.abspath(named_path(path)))
     if (path / "spec.json").exists():
         raise OutputRefused(f"{path} holds a comparison already. Go on with --resume, or name a new folder.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -237,7 +238,7 @@ def _same_training(spec: Spec) -> Spec:
 
 def read(path: str | Path) -> Comparison:
     """Raises UnreadableInput, SpecError."""
-    path = Path(os.path.abspath(Path(path).expanduser()))
+    path = Path(os.path.abspath(named_path(path)))
     if not (path / "spec.json").is_file():
         raise UnreadableInput(
             f"{path} is no comparison: it has no spec.json. Start one with: wisca compare SPEC --out {path}"
@@ -296,7 +297,7 @@ def spec_to_go(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         said = document.get(part, {}).get(name, "")
         if not said or said.startswith("hub:"):
             continue
-        found = (path / Path(said).expanduser()).resolve()
+        found = (path / named_path(said)).resolve()
         if found.exists():
             document[part] = {**document[part], name: str(found)}
         else:
@@ -402,10 +403,9 @@ def rows(cell_folder: Path, behind: int | None = None) -> list[dict]:
     format.
     """
     path = cell_folder / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    if not path.exists():
         return []
+    lines = read_regular(path, storage.MAX_JSON_BYTES).decode("utf-8", "replace").splitlines()
     out = []
     for i, line in enumerate(lines):
         try:
@@ -449,11 +449,11 @@ def curves(comparison: Comparison, of_pilot: bool = False):
 def log_lines(comparison: Comparison, most: int = 60) -> list[str]:
     """The last lines of what the training processes printed."""
     try:
-        with (comparison.path / "log.txt").open("rb") as file:
+        with open_named(comparison.path / "log.txt") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 20_000))
             text = file.read().decode("utf-8", "replace")
-    except OSError:
+    except (UnreadableInput, OSError):
         return []
     return [line for line in text.splitlines() if line.strip()][-most:]
 
@@ -517,11 +517,11 @@ def _cell(path: Path, spec: Spec, arm: str, rate: float, seed: int) -> Cell:
 
 def _last_row(path: Path) -> dict:
     try:
-        with path.open("rb") as file:
+        with open_named(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 4096))
             lines = file.read().split(b"\n")
-    except OSError:
+    except (UnreadableInput, OSError):
         return {}
     for line in reversed(lines):
         try:
@@ -537,7 +537,7 @@ def _additions(path: Path) -> tuple[Addition, ...]:
     if not file.exists():
         return ()
     try:
-        head, *found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        head, *found = [json.loads(line) for line in read_regular(file, 1 << 20).splitlines() if line.strip()]
         if (head.get("format"), head.get("version")) != (ADDITIONS, 1):
             raise ValueError(f"format {head.get('format')!r}, version {head.get('version')}")
         return tuple(

@@ -112,13 +112,13 @@ def model_sha256(spec: Spec) -> str:
     if m.source in ("decoder", "paper"):
         return ""
     from wisca_core.checkpoint import open_checkpoint
-    from wisca_core.untrusted import locate
+    from wisca_core.untrusted import locate, open_regular
 
     checkpoint = open_checkpoint(m.path)
     digest = hashlib.sha256(checkpoint.config_json.encode())
     if m.is_trained_before:
         for name in checkpoint.weight_files:
-            with open(locate(checkpoint.path, name), "rb") as file:
+            with open_regular(locate(checkpoint.path, name)) as file:
                 while block := file.read(1 << 22):
                     digest.update(block)
     return digest.hexdigest()

@@ -30,6 +30,8 @@ from wisca_core.comparison.statistics import (
     finals,
     seeds_to_see,
 )
+from wisca_core.errors import UnreadableInput
+from wisca_core.untrusted import read_regular
 from wisca_core.words import listed
 
 # Final losses nearer to each other than this are of one and the same training, as far as single precision tells.
@@ -518,12 +520,12 @@ def _shared_with(comparison: Comparison) -> list[str]:
     found = []
     for path in sorted(comparison.path.parent.iterdir()) if sha and comparison.path.parent.is_dir() else ():
         try:
-            if path == comparison.path or json.loads((path / "corpus.json").read_text())["sha256"] != sha:
+            if path == comparison.path or json.loads(read_regular(path / "corpus.json", 1 << 20))["sha256"] != sha:
                 continue
-            spec = json.loads((path / "spec.json").read_text())
+            spec = json.loads(read_regular(path / "spec.json", 1 << 20))
             if seeds & set(spec["seeds"]) and ModelSpec(**spec["model"]) == comparison.spec.model:
                 found.append(str(spec["name"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UnreadableInput, ValueError, KeyError, TypeError):
             continue  # not a comparison, or one that says nothing: it is reported on its own page
     return found
 

@@ -4,10 +4,8 @@ A spec is a TOML or JSON file that begins with ``format = "wisca-comparison"`` a
 SpecError that names the field, the value and what is allowed.
 """
 
-import json
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -39,6 +37,7 @@ from wisca_core.comparison.spec_checks import checked
 from wisca_core.errors import SpecError, UnreadableInput
 from wisca_core.pairs import ARM_PAIRS
 from wisca_core.planning.options import PLAN_NORMS
+from wisca_core.untrusted import named_path, parse_json_object, parse_toml, read_regular, shown
 
 MAX_SPEC_BYTES = 1 << 20
 
@@ -179,25 +178,10 @@ def load_spec(path: str | Path) -> Spec:
     >>> load_spec("compare.toml").n_cells  # doctest: +SKIP
     16
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_SPEC_BYTES:
-            raise UnreadableInput(
-                f"{path} has {path.stat().st_size:,} bytes; a spec has at most {MAX_SPEC_BYTES:,}. Is it the right file?"
-            )
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UnreadableInput(
-            f"{path} cannot be read: {(error.strerror or str(error)).lower()}. Give a spec in TOML or JSON."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UnreadableInput(
-            f"{path} is not text in UTF-8 (byte {error.start}); expected a spec in TOML or JSON."
-        ) from error
-    try:
-        document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UnreadableInput(f"{path} is neither TOML nor JSON: {error}.") from error
+    path = named_path(path)
+    raw = read_regular(path, MAX_SPEC_BYTES)
+    parse = parse_json_object if raw.lstrip().startswith(b"{") else parse_toml
+    document = parse(raw, shown(path))
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else None
         raise UnreadableInput(

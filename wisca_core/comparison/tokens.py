@@ -11,6 +11,7 @@ import numpy as np
 
 from wisca_core.comparison.spec import Spec
 from wisca_core.errors import SpecError
+from wisca_core.untrusted import named_path
 
 DOCUMENT = 256  # the byte stream's token before every document; bytes are 0..255
 N_TOKENS = 257
@@ -60,7 +61,7 @@ def tokenizer_folder(spec: Spec) -> Path:
             "a folder with a tokenizer (tokenizer.json), because data.tokens is tokenizer"
             + (f"; that of {_published(spec)} is published with the model" if spec.model.source == "paper" else ""),
         )
-    path = Path(folder).expanduser()
+    path = named_path(folder)
     return path if path.is_dir() else path.parent
 
 

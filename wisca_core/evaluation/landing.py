@@ -17,6 +17,7 @@ from typing import Any
 from wisca_core.errors import OutputRefused
 from wisca_core.evaluation.subjects import Subject
 from wisca_core.storage import write_json
+from wisca_core.untrusted import named_path
 
 FORMAT, VERSION = "wisca-evaluation", 1
 METRICS, REPORT = "wisca-evaluation-rows", "wisca_report.json"
@@ -50,7 +51,7 @@ def new_folder(out: str | Path | None, asked: Mapping[str, Any]) -> Path | None:
     """``out`` created, with spec.json. Raises OutputRefused where it exists."""
     if out is None:
         return None
-    place = Path(out).expanduser()
+    place = named_path(out)
     try:
         place.mkdir(parents=True)
     except FileExistsError as error:

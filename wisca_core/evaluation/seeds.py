@@ -11,19 +11,20 @@ from typing import Any
 from wisca_core.comparison import folder
 from wisca_core.comparison.statistics import FEWEST, FIRM, paired
 from wisca_core.errors import BadOption, UnreadableInput
+from wisca_core.untrusted import named_path
 
 FILES = ("spec.json", "cells")
 
 
 def is_comparison(path: str | Path) -> bool:
     """Whether this is the folder of a comparison."""
-    place = Path(path).expanduser()
+    place = named_path(path)
     return all((place / name).exists() for name in FILES)
 
 
 def cells(path: str | Path) -> tuple[str, list[folder.Cell]]:
     """(name of the baseline, finished cells with their weights). Raises UnreadableInput where there are none."""
-    comparison = folder.read(Path(path).expanduser())
+    comparison = folder.read(named_path(path))
     found = [cell for cell in comparison.cells if cell.state == "done" and (cell.folder / "model").is_dir()]
     if not found:
         kept = "kept no weights (save_weights is off)" if not comparison.spec.save_weights else "has no finished run"

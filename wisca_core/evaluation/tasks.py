@@ -25,6 +25,7 @@ from wisca_core.errors import BadOption, HubError, UnreadableInput, UnsupportedC
 from wisca_core.evaluation import bundled_tasks
 from wisca_core.evaluation.subjects import Subject
 from wisca_core.progress import Progress
+from wisca_core.untrusted import named_path, read_regular
 
 MOST_BYTES = 64 * 1024**2  # of a local task
 _NAME = re.compile(r"^(?:task|group): *['\"]?([\w.+-]+)['\"]? *$", re.M)
@@ -76,10 +77,10 @@ def find_task(given: str) -> Task:
     if given in bundled_tasks.N_ITEMS:
         return Task(given, given, "bundled", bundled_tasks.items(given))
     if given.endswith(".jsonl"):
-        return Task(given, Path(given).stem, "file", _items(Path(given).expanduser()))
+        return Task(given, Path(given).stem, "file", _items(named_path(given)))
     folder, colon, name = given.rpartition(":")
-    if colon and Path(folder).expanduser().is_dir():
-        place = str(Path(folder).expanduser().resolve())
+    if colon and folder and named_path(folder).is_dir():
+        place = str(named_path(folder).resolve())
         with _silence():
             known = sorted(_manager(place).all_tasks)
         if name not in known:
@@ -135,10 +136,8 @@ def _unknown(name: str, known: Sequence[str], where: str) -> str:
 def _items(file: Path) -> tuple[dict, ...]:
     if not file.is_file():
         raise UnreadableInput(f"task {str(file)!r} is no file. Give a JSONL file with question, choices and answer.")
-    if file.stat().st_size > MOST_BYTES:
-        raise UnreadableInput(f"task {str(file)!r} has {file.stat().st_size:,} bytes; at most {MOST_BYTES:,} are read.")
     out = []
-    for i, line in enumerate(file.read_bytes().splitlines()):
+    for i, line in enumerate(read_regular(file, MOST_BYTES).splitlines()):
         if line.strip():
             out.append(_item(file, i + 1, line))
     if not out:

@@ -1,11 +1,11 @@
 """The text that is evaluated on, as tokens and windows, read as it goes: memory does not grow with its length."""
 
 import hashlib
+import io
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from wisca_core.comparison.data import bundled_held_out
 from wisca_core.comparison.tokens import PIECE
 from wisca_core.errors import BadOption, ConfigMismatch, UnreadableInput
 from wisca_core.evaluation.subjects import Subject
+from wisca_core.untrusted import named_path, open_named
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Text:
         """Bytes in all. Raises UnreadableInput where the file is missing, empty or no regular file."""
         if not self.path:
             return sum(len(text) for _, text in bundled_held_out())
-        file = Path(self.path).expanduser()
+        file = named_path(self.path)
         if not file.is_file():
             raise UnreadableInput(f"text: {str(file)!r} is no file. Give a text file in UTF-8.")
         size = file.stat().st_size
@@ -89,7 +90,7 @@ class Text:
         self.size()
         begins, kept = True, ""
         try:
-            with Path(self.path).expanduser().open(encoding="utf-8", newline="") as file:
+            with io.TextIOWrapper(io.BufferedReader(open_named(named_path(self.path))), "utf-8", newline="") as file:
                 while part := file.read(PIECE):
                     kept += part
                     at = kept.rfind("\n") + 1 or (len(kept) if len(kept) > 2 * PIECE else 0)

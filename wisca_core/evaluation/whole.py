@@ -22,6 +22,7 @@ from wisca_core.evaluation.text import Text, Tokens, Windows
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import write_json
 from wisca_core.trajectories import find_checkpoints
+from wisca_core.untrusted import named_path
 
 TABLES = ("models", "perplexity", "tasks", "paired", "means", "documents", "heads", "layers", "drafts", "seeds")
 INSIDE_WINDOWS = 8
@@ -374,7 +375,7 @@ def _expanded(model: Any) -> list[Any]:
     """The checkpoints in a folder of them, else the model itself."""
     if not isinstance(model, (str, os.PathLike)) or str(model).startswith("hub:"):
         return [model]
-    place = Path(model).expanduser()
+    place = named_path(model)
     if not place.is_dir() or (place / "config.json").exists():
         return [model]
     try:

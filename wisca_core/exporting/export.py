@@ -22,7 +22,7 @@ from wisca_core.planning.plan import Plan, check_not_empty
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
 from wisca_core.storage import unseen, write_json
-from wisca_core.untrusted import locate
+from wisca_core.untrusted import locate, read_regular
 from wisca_core.verdicts import versions
 
 SPARE_BYTES = 64 * 2**20  # beyond the weights: report, card, the file system's own
@@ -80,7 +80,7 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
         raise ProofFailed(f"the full check contradicts the plan: {checked.words()} Nothing was written.")
     card = beside / "README.md"
     before = (
-        card.read_bytes().decode("utf-8", "surrogateescape") if card.is_file() else ""
+        read_regular(card, 1 << 24).decode("utf-8", "surrogateescape") if card.is_file() else ""
     )  # bytes: line ends stay as they are
     card.write_bytes(with_section(before, plan, proof, checked, not_run).encode("utf-8", "surrogateescape"))
     write_json(

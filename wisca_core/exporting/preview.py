@@ -1,6 +1,7 @@
 """What an export will do to a folder, listed before anything is written."""
 
 import json
+import os
 import re
 import shutil
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.checkpoint.writer import rewritten_files, written_name
 from wisca_core.errors import WiscaError
-from wisca_core.untrusted import locate
+from wisca_core.untrusted import locate, read_regular
 
 # Other copies of the weights, which would still be the old ones, and optimiser state, which would no longer fit.
 _WEIGHTS = re.compile(
@@ -90,7 +91,7 @@ def preview(checkpoint: Checkpoint) -> ExportPreview:
 def _module_folders(folder: Path) -> tuple[str, ...]:
     """``2_Dense/`` and the like of a sentence-transformers folder: their weights are layers of their own, not copies."""
     try:
-        modules = json.loads((locate(folder, "modules.json")).read_text(encoding="utf-8"))
+        modules = json.loads(read_regular(locate(folder, "modules.json"), 1 << 20))
         paths = [module["path"] for module in modules if isinstance(module["path"], str)]
     except (WiscaError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return ()
@@ -99,7 +100,7 @@ def _module_folders(folder: Path) -> tuple[str, ...]:
 
 def n_bytes_free(path: Path) -> int:
     """On the disk that ``path`` will lie on."""
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
 

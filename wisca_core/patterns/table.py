@@ -18,6 +18,9 @@ import xxhash
 
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
+from wisca_core.errors import UnreadableInput
+from wisca_core.storage import written
+from wisca_core.untrusted import open_named
 
 T = TypeVar("T")
 
@@ -235,10 +238,8 @@ class Patterns:
             "header": self.header,
             "dtypes": dict(self.dtypes),
         }
-        beside = path.with_name(path.name + ".part")
-        with beside.open("wb") as file:
+        with written(path) as file:
             np.savez(file, words=np.frombuffer(json.dumps(words).encode(), dtype=np.uint8), **self.rows)
-        beside.replace(path)
 
     @classmethod
     def load(cls, path: Path, sites: Sites) -> "Patterns | None":
@@ -246,7 +247,7 @@ class Patterns:
         again).
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open_named(path) as raw, np.load(raw, allow_pickle=False) as file:
                 words = json.loads(file["words"].tobytes())
                 rows = {name: file[name] for name in file.files if name != "words"}
             if (words["format"], words["version"]) != ("wisca-patterns", 1) or not {*PLACE, *STATS} <= rows.keys():
@@ -262,7 +263,7 @@ class Patterns:
                 words["header"],
                 MappingProxyType(words["dtypes"]),
             )
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        except (UnreadableInput, OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
             return None
 
 

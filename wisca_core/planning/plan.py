@@ -12,6 +12,7 @@ from wisca_core.patterns.table import Patterns
 from wisca_core.planning.decide import Decision, replay
 from wisca_core.planning.options import Options, parse_layers
 from wisca_core.storage import read_json, write_json
+from wisca_core.untrusted import shown
 
 FORMAT, VERSION = "wisca-plan", 1
 
@@ -81,24 +82,33 @@ class Plan:
                 bool(o["exact"]),
                 tuple(o["exclude"]),
             )
-            sites = tuple(SitePlan(s["site"], s["granularity"], tuple(map(float, s["factors"]))) for s in data["sites"])
-            refusals = tuple(Refusal(r["what"], r["reason"]) for r in data["refusals"])
+            sites = tuple(
+                SitePlan(_text(s["site"]), _text(s["granularity"]), tuple(map(float, s["factors"])))
+                for s in data["sites"]
+            )
+            refusals = tuple(Refusal(_text(r["what"]), _text(r["reason"])) for r in data["refusals"])
             plan = cls(
                 options,
                 sites,
-                tuple(map(str, data["tensors"])),
-                str(data["fingerprint"]),
+                tuple(map(_text, data["tensors"])),
+                _text(data["fingerprint"]),
                 refusals,
                 data["bit_identical"] is True,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise PlanMismatch(
                 f"{where} is no plan: {type(error).__name__} at {error}. Make it again with --save-plan."
             ) from error
-        bad = [s.site for s in sites for f in s.factors if not (math.isfinite(f) and f > 0)]
+        bad = [s.site for s in sites for f in s.factors if not (f > 0 and math.isfinite(f) and math.isfinite(1 / f))]
         if bad:
             raise PlanMismatch(f"{where}: {bad[0]} has a factor that is not a positive finite number.")
         return plan
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{shown(value)}, where a name is expected")
+    return value
 
 
 def make_plan(decision: Decision) -> Plan:

@@ -24,7 +24,7 @@ from wisca_core.runs.sqlite_file import opened
 from wisca_core.runs.tensorboard import TensorBoard
 from wisca_core.runs.trainer_state import TrainerState
 from wisca_core.runs.wandb_offline import HEADER, Wandb
-from wisca_core.untrusted import open_regular, shown
+from wisca_core.untrusted import named_path, open_regular, shown
 
 # kind -> (what a person calls it, its reader)
 KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], Reader]]] = {
@@ -89,15 +89,11 @@ def find(path: str | Path, looked: Looked | None = None) -> Found:
     """
     looked = looked or Looked()
     text = os.fspath(path)
-    if not text or "\0" in text:
-        raise UnreadableInput("the path is empty or has a zero byte. Give a log file or a folder of logs.")
+    real = Path(os.path.abspath(named_path(path)))
     try:
-        real = Path(os.path.abspath(os.path.expanduser(text)))
         mode = os.stat(real).st_mode
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UnreadableInput(
-            f"{shown(text)}: cannot be opened: {getattr(error, 'strerror', None) or shown(error)}. Check the path."
-        ) from None
+    except OSError as error:
+        raise UnreadableInput(f"{shown(text)}: cannot be opened: {error.strerror}. Check the path.") from None
     if stat.S_ISDIR(mode):
         return _in_folder(real, looked)
     if not stat.S_ISREG(mode):

@@ -9,6 +9,7 @@ from wisca_core.errors import OutputRefused
 from wisca_core.progress import Progress, silent
 from wisca_core.runs.table import COLUMNS, Run, long_pieces
 from wisca_core.spreadsheet import check_replaceable, safe_cell
+from wisca_core.storage import written
 
 HEAD = ",".join(COLUMNS)
 
@@ -40,19 +41,15 @@ def write_csv(path: Path, runs: Iterable[Run], progress: Progress = silent) -> i
     check_replaceable(path, HEAD)
     runs = list(runs)
     total = sum(len(run) for run in runs)
-    beside = path.with_name(f".{path.name}.part")
     rows = 0
     try:
-        with beside.open("wb") as file:
+        with written(path) as file:
             for piece in csv_pieces(runs):
                 rows += piece.count(b"\n")
                 progress("writing the table", rows, total)
                 file.write(piece)
-        beside.replace(path)
     except OSError as error:
         raise OutputRefused(
             f"{path} cannot be written: {(error.strerror or str(error)).lower()}. Nothing was left behind."
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)
     return total

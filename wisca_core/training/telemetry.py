@@ -19,8 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from wisca_core.errors import OutputRefused, UnreadableInput
+from wisca_core.storage import MAX_JSON_BYTES
 from wisca_core.training.choices import Choices
 from wisca_core.training.rescaling import Rescale
+from wisca_core.untrusted import read_regular
 
 FORMAT, VERSION = "wisca-telemetry", 1
 
@@ -80,10 +82,10 @@ def read(path: Path) -> list[dict]:
     """The rows behind the header. Raises UnreadableInput naming the file, also for a newer version."""
     try:
         header, *rows = [
-            json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()
+            json.loads(line) for line in read_regular(Path(path), MAX_JSON_BYTES).splitlines() if line.strip()
         ]
         found = (header.get("format"), header.get("version"))
-    except (OSError, ValueError, AttributeError) as error:
+    except (UnreadableInput, ValueError, AttributeError) as error:
         raise UnreadableInput(f"{path} is no {FORMAT} file: {error}.") from error
     if found[0] != FORMAT:
         raise UnreadableInput(f"{path} has format {found[0]!r}; expected {FORMAT!r}.")
