@@ -176,14 +176,11 @@ def _instead(path: str, words: str) -> str:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all, in place of the file that was there. Raises OutputRefused."""
-    beside = path.with_name(f".{path.name}.part")
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
+        with written(path) as file:
+            file.write(content)
     except OSError as error:
-        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
+        raise OutputRefused(f"{path} cannot be written: {_reason(error)}.") from error
 
 
 def write_json(path: str | Path, format: str, version: int, payload: Mapping[str, Any]) -> None:

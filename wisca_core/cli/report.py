@@ -22,6 +22,7 @@ from wisca_core.planning.options import Options, default_pairs
 from wisca_core.spreadsheet import check_replaceable
 from wisca_core.steps import prove
 from wisca_core.storage import read_json, replace_file
+from wisca_core.untrusted import named_path
 from wisca_core.words import in_bytes
 
 
@@ -38,11 +39,11 @@ def run(
     """0 once it is written. Raises WiscaError."""
     main_file()  # the charts are the dashboard's: where that is not installed, there is nothing to draw with
     options = asked.options()
-    place = (out or Path(f"{_name(model)}-wisca.html")).expanduser().absolute()
+    place = named_path(out or f"{_name(model)}-wisca.html").absolute()
     begins = _reports("document").BEGINS
     check_replaceable(place, begins, "report of this project")
     if is_comparison(model):
-        page = _reports("comparison").document_of(folder.read(Path(model).expanduser()))
+        page = _reports("comparison").document_of(folder.read(model))
     else:
         page = _of_model(model, options, asked, heads, _result(evaluation), comparison, yes)
     replace_file(place, page)
@@ -91,7 +92,7 @@ def _result(evaluation: Path | None) -> Mapping[str, Any] | None:
     """The tables of an evaluation's folder."""
     if evaluation is None:
         return None
-    return read_json(evaluation.expanduser() / "result.json", landing.FORMAT, landing.VERSION)
+    return read_json(named_path(evaluation) / "result.json", landing.FORMAT, landing.VERSION)
 
 
 def _name(model: str) -> str:
