@@ -27,14 +27,6 @@ _CLASSES = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items) -> None:
-    """A file goes to one worker, so that what its tests share is made once; of one with SPREAD each test to any."""
-    for item in items:
-        if not getattr(item.module, "SPREAD", False):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def wisca_home(tmp_path_factory) -> Path:
     """WISCA_HOME for the whole run, so that proofs are made once; a test that needs an empty one sets its own."""

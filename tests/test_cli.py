@@ -16,6 +16,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
+import wisca_core
 from wisca_core import cli, storage
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.checkpoint import HubSize
@@ -141,14 +142,17 @@ def test_every_command_and_every_option_says_what_it_does():
             assert parameter.help and parameter.help.endswith("."), f"{name} {parameter.name}"
 
 
-def test_the_readme_names_every_command_and_every_option():
+def test_the_readme_names_every_command_and_no_option_or_name_that_does_not_exist():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    for name, command in typer.main.get_command(cli.app).commands.items():
+    commands = typer.main.get_command(cli.app).commands
+    options = {option for command in commands.values() for parameter in command.params for option in parameter.opts}
+    for name in commands:
         assert f"wisca {name}" in readme, name
-        for parameter in command.params:
-            for option in parameter.opts:
-                known = {"--yes", "--cancel", "--json"}  # said once for all commands, or in the help alone
-                assert not option.startswith("--") or option in known or option in readme, f"{name} {option}"
+    # of pip, and of the help of every command
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", readme)) <= options | {"--help"}
+    names = set(re.findall(r"\bwisca\.([A-Za-z_]+)", readme))
+    assert names <= set(wisca_core.__all__) and {"open", "plan", "export", "verify"} <= names, names
+    assert len(readme.encode()) < 9_000
 
 
 def test_the_choices_named_in_the_help_are_those_of_the_library():
@@ -472,8 +476,13 @@ def test_a_full_check_that_does_not_fit_is_said_or_refused_where_it_was_asked_fo
 
 def test_ctrl_c_during_the_export_leaves_nothing_behind(model, tmp_path):
     out = tmp_path / "out"
+    # a disk that takes a second for a file: there is a moment to interrupt
+    slow = "import os, time; sync = os.fsync; os.fsync = lambda file: (time.sleep(1), sync(file)); "
     running = subprocess.Popen(
-        [*START, "rescale", str(model), str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*START[:2], slow + START[2], "rescale", str(model), str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     end = time.monotonic() + 60
     while not (tmp_path / ".out.wisca-partial").exists() and time.monotonic() < end and running.poll() is None:
@@ -585,11 +594,14 @@ def test_a_scheduler_s_signal_or_a_closed_terminal_is_a_cancel(number, capsys):
         time.sleep(5)
         return 0
 
-    before = signal.getsignal(number)
-    with pytest.raises(typer.Exit) as ended:
-        command()
-    assert ended.value.exit_code == Cancelled.exit_code == 130
-    assert "Nothing was left behind" in capsys.readouterr().err and signal.getsignal(number) == before
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup a closed terminal is ignored, and stays so
+    try:
+        with pytest.raises(typer.Exit) as ended:
+            command()
+        assert ended.value.exit_code == Cancelled.exit_code == 130
+        assert "Nothing was left behind" in capsys.readouterr().err and signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_hub_model_is_not_downloaded_without_consent(capsys, monkeypatch):

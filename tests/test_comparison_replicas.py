@@ -88,7 +88,11 @@ def apart(one: folder.Cell, other: folder.Cell, columns=COLUMNS) -> float:
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd", "muon"])
-def test_replicas_of_every_arm_and_rate_give_the_losses_of_single_cells_over_20_steps(tmp_path, small, optimiser):
+def test_replicas_of_every_arm_and_rate_give_the_losses_of_single_cells_over_20_steps(
+    tmp_path, small, optimiser, monkeypatch
+):
+    if optimiser == "muon":  # its iteration rounds to bfloat16, where a last bit of a gradient becomes a 256th
+        monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor)
     chosen = (
         ("baseline", "wisca", "inverse")
         if optimiser != "adamw"
@@ -103,9 +107,7 @@ def test_replicas_of_every_arm_and_rate_give_the_losses_of_single_cells_over_20_
     together, ended = at_once(tmp_path / "together", spec)
     assert list(ended) == [c.name for c in together] and not any(ended.values())
     for one, other in zip(alone, together, strict=True):
-        # Muon iterates in bfloat16, whose sums depend on the processor and the shape of the batch
-        bound = 1e-3 if optimiser == "muon" else 1e-5
-        assert apart(other, one) < bound
+        assert apart(other, one) < 1e-5
     # and what is compared moves: the arms and the rates end apart
     assert len({numbers(cell)[-1]["val_loss"] for cell in together}) > 0.7 * len(together)
 

@@ -24,7 +24,6 @@ from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 from wisca_core.rescale import changes, scalings
 
 BOUND = 1e-11
-SPREAD = True  # a model each, and nothing shared
 
 
 # What a row does not know: none of these words may stand in a refusal of a model that the row is about.

@@ -37,7 +37,7 @@ def draw(found: Model, model: Model, options: Options, decision: Decision) -> Pr
             *(
                 ()
                 if model.checkpoint.adapter_json
-                else ("quantised copies: their scales were chosen for the old weights",)
+                else ("quantised copies made before: their scales were chosen for the old weights",)
             ),
         ]
     not_checked = list(dict.fromkeys(not_checked))

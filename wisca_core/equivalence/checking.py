@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from wisca_core.equivalence.check_inputs import Given
     from wisca_core.equivalence.outputs import Difference, Outputs
 
+GENERATED_ROWS, GENERATED_TOKENS = 2, 16
 WEIGHTS = "model.safetensors"  # what transformers looks for, and this + .index.json
 
 
@@ -94,6 +95,8 @@ def compare_folder(
             given = given_to(model, checkpoint.path)
             reference = _run(model, given, (EAGER, SDPA))
             again = difference(reference[EAGER], _run(model, given, (EAGER,))[EAGER])
+            written_by = [_generated(model, given)]
+            rounded = [_in_int8(model, given)]
         except Cancelled:
             raise
         except WiscaError as error:
@@ -106,6 +109,8 @@ def compare_folder(
         )
         model = _loaded(other_folder, dtype)
         other = _run(model, given, kernels, all_of_them=True)
+        written_by.append(_generated(model, given))
+        rounded.append(_in_int8(model, given))
         del model
         moved = _worst(difference(reference[name], other[name]) for name in kernels)
         comparable = all(bool(v.isfinite().all()) for one in reference.values() for v in one.cases.values())
@@ -122,15 +127,14 @@ def compare_folder(
                 written,
             )
             _finish_folder(checkpoint, written)
-            rounded = _as_folder(open_checkpoint(written), place / "rounded", progress)
-            model = _loaded(rounded, dtype)
+            model = _loaded(_as_folder(open_checkpoint(written), place / "rounded", progress), dtype)
             control = difference(first, _run(model, given, (EAGER,))[EAGER]).max_rel
     progress("running the control: the same weights rounded at random", 3, 3)
     not_checked = [
         f"attention kernels other than {' and '.join(kernels)}",
         *([f"contexts beyond {given.longest} tokens"] if given.longest else []),
         *first.not_run,
-        "quantised copies: their scales were chosen for the old weights",
+        "quantised copies made before: their scales were chosen for the old weights",
     ]
     if again.max_abs != 0:
         not_checked.append(f"the original does not repeat its own outputs (relative {again.max_rel:.1e})")
@@ -154,6 +158,10 @@ def compare_folder(
         not_checked=tuple(not_checked),
         counted=given.counted,
         kernels=kernels,
+        n_generated=sum(map(len, written_by[0])),
+        n_same_generated=sum(_same_from_the_start(a, b) for a, b in zip(*written_by, strict=True)),
+        int8_max_rel=difference(*rounded).max_rel if all(rounded) else None,
+        int8_error=difference(first, rounded[0]).max_rel if all(rounded) else None,
     )
 
 
@@ -182,6 +190,59 @@ def _run(model, given: "Given", kernels: tuple[str, ...], all_of_them: bool = Fa
             if name == EAGER or all_of_them:
                 raise
     return out
+
+
+def _generated(model, given: "Given") -> list[list[int]]:
+    """What each of the first rows of text is gone on with greedily, as token ids; [] where the model does not generate."""
+    from wisca_core.equivalence.miniature import quiet
+    from wisca_core.equivalence.outputs import is_causal
+
+    rows = [case.inputs["input_ids"] for case in given.cases if case.is_row and case.shape[0] == 1][:GENERATED_ROWS]
+    if not rows or not is_causal(model) or not callable(getattr(model, "generate", None)):
+        return []
+    length = max(1, rows[0].shape[1] - GENERATED_TOKENS)
+    try:
+        with torch.no_grad(), quiet():
+            model.set_attn_implementation(EAGER)
+            return [
+                model.generate(
+                    row[:, :length],
+                    attention_mask=torch.ones_like(row[:, :length]),
+                    do_sample=False,
+                    num_beams=1,
+                    max_new_tokens=GENERATED_TOKENS,
+                    min_new_tokens=GENERATED_TOKENS,
+                )[0, length:].tolist()
+                for row in rows
+            ]
+    except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError, IndexError, KeyError):
+        return []  # what a class wants beside ids to generate is not known here; its logits were compared
+
+
+def _same_from_the_start(a: list[int], b: list[int]) -> int:
+    return next((i for i, (one, other) in enumerate(zip(a, b)) if one != other), min(len(a), len(b)))
+
+
+def _in_int8(model, given: "Given") -> "Outputs | None":
+    """The outputs with every matrix but the embeddings rounded to 255 steps of its largest entry, in place: the coarsest
+    thing that is commonly done to weights. None where the model has no causal language head.
+    """
+    from wisca_core.equivalence.outputs import is_causal
+
+    if not is_causal(model):
+        return None
+    embeddings = model.get_input_embeddings()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if (
+                parameter.ndim >= 2
+                and parameter.is_floating_point()
+                and parameter is not getattr(embeddings, "weight", None)
+            ):
+                step = parameter.abs().max().float() / 127
+                if step > 0:
+                    parameter.copy_((parameter.float() / step).round() * step)
+    return _run(model, given, (EAGER,))[EAGER]
 
 
 def _worst(found: Iterable["Difference"]) -> "Difference":

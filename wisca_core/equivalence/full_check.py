@@ -23,7 +23,10 @@ class FullCheck:
     """Differences of ``n_values`` outputs, the worst over ``kernels``: the attention implementations that were run.
     ``tokens``: where the inputs come from, ``counted``: how many there are, in words. ``max_rel``: relative to max |output|
     of the original. ``control_max_rel``: the same for the original with the touched weights rounded at random (None where
-    the outputs are bit-equal). Perplexities are per token, None where the model predicts no next token.
+    the outputs are bit-equal). Perplexities are per token, None where the model predicts no next token. ``n_generated``
+    tokens were generated greedily by both, ``n_same_generated`` of them are the same (up to the first that is not, in each
+    text); 0 where the model does not generate. ``int8_max_rel``: the difference of the two with every matrix rounded to int8
+    by one scale a matrix, beside ``int8_error``, what that rounding does to the original; None where it was not run.
     """
 
     outputs: str
@@ -44,19 +47,34 @@ class FullCheck:
     not_checked: tuple[str, ...]
     counted: str
     kernels: tuple[str, ...]
+    n_generated: int = 0
+    n_same_generated: int = 0
+    int8_max_rel: float | None = None
+    int8_error: float | None = None
 
     def words(self) -> str:
         """One line for reports."""
         if not self.comparable:
             return "the original's own outputs are not finite, so nothing could be compared."
         if self.bit_identical:
-            return f"all {self.n_values:,} {self.outputs} of {self.counted} are bit-identical in {self.dtype}{self.by_kernels}."
+            return f"all {self.n_values:,} {self.outputs} of {self.counted} are bit-identical in {self.dtype}{self.by_kernels}{self._further()}."
         out = f"largest relative difference of the {self.outputs} {self.max_rel:.1e} on {self.counted} in {self.dtype}{self.by_kernels}"
         if self.control_max_rel is not None:
             out += f"; the same weights rounded at random move them by {self.control_max_rel:.1e}"
         if self.top1_agreement is not None:
             out += f"; top-1 agreement {100 * self.top1_agreement:.2f} %"
-        return out + "."
+        return out + self._further() + "."
+
+    def _further(self) -> str:
+        """Generation and int8, where they were run."""
+        out = ""
+        if self.n_generated:
+            same = "all" if self.n_same_generated == self.n_generated else f"{self.n_same_generated} of"
+            out += f"; {same} {self.n_generated} greedily generated tokens are the same"
+        if self.int8_max_rel is not None and self.int8_error is not None:
+            moved = "equal to the bit" if self.int8_max_rel == 0 else f"{self.int8_max_rel:.1e} apart"
+            out += f"; with all matrices rounded to int8 (which moves the original by {self.int8_error:.1e}) the two are {moved}"
+        return out
 
     @property
     def by_kernels(self) -> str:
@@ -86,13 +104,20 @@ class FullCheck:
 
     @classmethod
     def from_json(cls, data: Mapping) -> "FullCheck":
-        earlier = {"counted": f"{data['n_tokens']:,} tokens", "kernels": [EAGER]}  # before they were kept
+        # before they were kept
+        earlier = {
+            "counted": f"{data['n_tokens']:,} tokens",
+            "kernels": [EAGER],
+            "n_generated": 0,
+            "n_same_generated": 0,
+        }
+        earlier |= {"int8_max_rel": None, "int8_error": None}
         fields = {name: (earlier | data)[name] for name in cls.__dataclass_fields__}
         numbers = {name: float(data[name]) for name in ("max_abs", "max_rel", *_MAYBE) if data[name] is not None}
         return cls(**(fields | numbers | {name: tuple(fields[name]) for name in ("not_checked", "kernels")}))
 
 
-_MAYBE = ("control_max_rel", "perplexity_before", "perplexity_after")
+_MAYBE = ("control_max_rel", "perplexity_before", "perplexity_after", "int8_max_rel", "int8_error")
 
 
 def _rounding(dtype: str) -> float:
