@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from wisca_app import sidebar, state
+from wisca_app import sidebar, state, tour
 from wisca_app.figures.template import theme_of
 from wisca_app.messages import errors_as_messages
 
@@ -32,8 +32,10 @@ st.logo(str(HERE / f"wordmark-{theme_of(st.context.theme.type).name}.svg"), size
 page = st.navigation(GROUPS | {"": [OPEN]}, expanded=True)
 state.begin(page.url_path)
 try:
+    tour.take()
     with st.sidebar, errors_as_messages("The sidebar cannot be shown"):
         sidebar.draw()
+    tour.draw()
     with errors_as_messages("This page cannot be shown"):
         page.run()
 finally:

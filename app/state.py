@@ -141,8 +141,16 @@ def _read_model_type(text: str) -> str:
     return text
 
 
+def _read_stop(text: str) -> int:
+    if text not in ("1", "2", "3", "4", "5"):
+        raise ValueError(text)
+    return int(text)
+
+
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
+    # the stop of the guided path
+    "tour": Choice(_fixed(None), _read_stop, str),
     # Open a model: the folder that is looked into, "" for the one the open model lies in
     "folder": Choice(_fixed(""), str, str),
     # Inspect: a second model that is drawn beside it, "" for none
@@ -291,6 +299,11 @@ def put(name: str, value: Any) -> None:
     if name not in CHOICES:
         raise KeyError(name)
     st.session_state[name] = value
+
+
+def is_default(name: str) -> bool:
+    """Whether nothing else was chosen."""
+    return get(name) == CHOICES[name].default()
 
 
 def settle(name: str, allowed: list[str]) -> str:

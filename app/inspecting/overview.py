@@ -5,7 +5,7 @@ where to go next, and the few numbers behind it.
 import numpy as np
 import streamlit as st
 
-from wisca_app import cached, rates_line
+from wisca_app import cached, rates_line, state, tour
 from wisca_app.figures import words
 from wisca_app.heading import number
 from wisca_app.inspecting import report
@@ -56,6 +56,8 @@ def _next(model: Model) -> None:
         if not model.checkpoint.look_only:
             _places(primary)
         report.button(model, options_of(model))
+        if str(model.checkpoint.path) in map(str, state.sample_checkpoints()):
+            tour.start()
 
 
 def _places(primary: str) -> None:

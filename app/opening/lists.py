@@ -5,7 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from wisca_app import cached, state, uploads
+from wisca_app import cached, state, tour, uploads
 from wisca_app.figures import words
 from wisca_app.figures.strip import strip
 from wisca_app.figures.template import Theme
@@ -88,6 +88,7 @@ def samples(theme: Theme) -> None:
             ):
                 go(str(path))
                 st.rerun()
+    tour.start()
 
 
 def remembered(model: str) -> recent.Recent:
