@@ -12,7 +12,7 @@ Rescale also decide what Inspect draws as "after", so the address is written her
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,13 @@ def _read_model_type(text: str) -> str:
     return text
 
 
+def _read_rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
+
 def _read_stop(text: str) -> int:
     if text not in ("1", "2", "3", "4", "5"):
         raise ValueError(text)
@@ -184,6 +191,9 @@ CHOICES: dict[str, Choice] = {
     # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"; any text, because the
     # page says of one that is not here that it is not. Only names that are listed are ever looked up on disk.
     "comparison": Choice(_fixed(""), str, str),
+    # its curves: what was not chosen follows the comparison
+    "compare_rate": Choice(lambda: note("own rate"), _read_rate, "{:g}".format),
+    "compare_pair": Choice(lambda: note("own pair"), _one_of(*PAIRS), str),
     # Evaluate
     "other": Choice(_fixed(""), str, str),
     "text": Choice(_fixed(""), str, str),
@@ -299,6 +309,17 @@ def put(name: str, value: Any) -> None:
     if name not in CHOICES:
         raise KeyError(name)
     st.session_state[name] = value
+
+
+def follow(name: str, own: Any, allowed: Collection[Any]) -> Any:
+    """The value of a choice among what there is. What was not chosen, or is not there, is ``own``; its default is the
+    note "own NAME".
+    """
+    of = f"own {name.rpartition('_')[2]}"
+    if get(name) not in allowed or get(name) == (note(of) if note(of) is not None else own):
+        put(name, own)
+    note(of, own)
+    return get(name)
 
 
 def is_default(name: str) -> bool:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from dashboard_page import metrics, page, texts
 from small_comparison import fill, with_pilot
 from streamlit.testing.v1 import AppTest
 
-from wisca_app.comparing import fields
+from wisca_app.comparing import fields, values
 from wisca_app.comparing.choosing import SAMPLES
 from wisca_app.figures import compare, dose
 from wisca_app.figures.template import DARK, LIGHT
@@ -132,8 +133,8 @@ def test_a_cluster_is_asked_by_the_job_not_by_the_page(monkeypatch):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("compare rates default", "fast", "optimiser.learning_rates[0]: 'fast' was given; allowed is a number above 0"),
-        ("compare rates default", "", "optimiser.learning_rates"),
+        ("compare rates default", "fast", "Learning rates: fast cannot be used. Allowed is a number above 0"),
+        ("compare rates default", "", "Learning rates: nothing is given. Allowed is one rate or more, each once."),
     ],
 )
 def test_a_wrong_setting_is_named_and_nothing_starts(key, value, said):
@@ -146,15 +147,14 @@ def test_a_wrong_setting_is_named_and_nothing_starts(key, value, said):
 def test_an_error_of_the_spec_leads_to_the_field_of_the_form():
     at = page("compare", comparison="new")
     at.number_input(key="compare kv").set_value(3).run()
-    assert "see KV heads, under Model and text" in texts(
-        at
-    ) and "model.n_kv_heads: '3' was given; allowed is a divisor of n_heads = 8" in texts(at)
+    assert "see KV heads, under Model and text" in texts(at)
+    assert "KV heads: 3 cannot be used. Allowed is a divisor of query heads = 8." in texts(at)
     at.number_input(key="compare kv").set_value(1).run()
     at.checkbox(key="compare own").check().run()
     at.text_input(key="compare own name").set_value("Baseline").run()
-    assert "see Name, under An arm of your own" in texts(at) and "arms[3].name: 'Baseline' was given" in texts(at)
+    assert "see Name, under An arm of your own" in texts(at) and "Name: Baseline cannot be used." in texts(at)
     at.text_input(key="compare own name").set_value("wisca").run()
-    assert "see Name, under An arm of your own" in texts(at) and "allowed is each name once" in texts(at)
+    assert "see Name, under An arm of your own" in texts(at) and "Allowed is each name once" in texts(at)
     at.text_input(key="compare own name").set_value("mine").run()
     at.multiselect(key="compare arms default").set_value([]).run()
     at.checkbox(key="compare own").uncheck().run()
@@ -202,7 +202,7 @@ def test_a_text_that_cannot_be_trained_on_is_refused_before_the_start(tmp_path):
     at.selectbox(key="compare source decoder").set_value("text").run()
     (tmp_path / "short.txt").write_text("twelve bytes")
     for path, said in (
-        ("/nope/x.txt", "data.path: '/nope/x.txt' does not exist"),
+        ("/nope/x.txt", "Path on this machine: '/nope/x.txt' does not exist"),
         (str(tmp_path), "is a folder"),
         (str(tmp_path / "short.txt"), "has 12 bytes"),
     ):
@@ -692,8 +692,8 @@ def test_a_rate_without_a_run_yet_has_no_broken_chart():
     (place / "spec.json").write_text(json.dumps(spec))
     folder.write_status(place, "paused", seconds=9.0)
     at = page("compare", comparison=place.name)
-    assert at.segmented_control(key="compare rate").value == 1e-3
-    at.segmented_control(key="compare rate").set_value(3e-3).run()
+    assert at.segmented_control(key="compare_rate").value == 1e-3
+    at.segmented_control(key="compare_rate").set_value(3e-3).run()
     assert not at.exception and "No run at 0.003 has a row yet." in texts(at)
 
 
@@ -888,7 +888,28 @@ def test_the_table_holds_the_baseline_at_its_own_best_rate():
     base, wisca = (float(rows[rows["Arm"] == arm]["Loss"].iloc[0]) for arm in ("Baseline", "QK + VO, every 25"))
     assert round(wisca - base, 3) == pytest.approx(0.004, abs=0.0011)
     assert "QK and VO balanced every 25 steps" in table["What it does"].tolist()
-    assert at.segmented_control(key="compare rate").value == 3e-3  # the baseline's best
+    assert at.segmented_control(key="compare_rate").value == 3e-3  # the baseline's best
+
+
+def test_rate_and_pair_stand_in_the_address_where_they_were_chosen():
+    name = "sample-compare-w128-rates"
+    at = page("compare", comparison=name, compare_rate="0.001", compare_pair="vo")
+    assert at.segmented_control(key="compare_rate").value == 1e-3
+    assert "At rate 0.001 QK only ends lower" in texts(at) and "Left alone the output side" in texts(at)
+    assert dict(at.query_params) == {"comparison": name, "compare_rate": "0.001", "compare_pair": "vo"}
+    at.segmented_control(key="compare_rate").set_value(3e-3).run()  # the verdict's own
+    assert dict(at.query_params) == {"comparison": name, "compare_pair": "vo"}
+    assert page("compare", comparison=name, compare_rate="-1").segmented_control(key="compare_rate").value == 3e-3
+
+
+def test_the_title_of_a_comparison_that_goes_on_says_so_far():
+    place = kept()
+    comparison = folder.read(place)
+    frame = folder.curves(comparison)
+    assert not values.ratios(comparison, frame, 1e-3, "qk").finding.startswith("So far")
+    cells = (replace(comparison.cells[0], state="running"), *comparison.cells[1:])
+    going = replace(comparison, cells=cells)
+    assert values.ratios(going, frame, 1e-3, "qk").finding.startswith("So far: left alone")
 
 
 def test_arms_look_different_from_each_other():

@@ -3,6 +3,7 @@
 import pandas as pd
 import streamlit as st
 
+from wisca_app import state
 from wisca_app.comparing import values
 from wisca_app.figures import compare, words
 from wisca_app.figures.template import Theme
@@ -18,7 +19,7 @@ def draw_curves(
     comparison: Comparison, frame: pd.DataFrame, report: Report | None, theme: Theme, prefix: str = ""
 ) -> float | None:
     """Returns the learning rate that is shown, None where each arm has one of its own. ``frame``: of folder.curves, read once a page. ``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
-    rate = _choose_rate(comparison, report, prefix)
+    rate = _choose_rate(comparison, report)
     one = values.curves(comparison, frame, report, rate)
     if one is None:
         st.markdown(f":gray[No run{f' at {rate:g}' if rate else ''} has a row yet.]")
@@ -31,14 +32,15 @@ def draw_ratios(
     comparison: Comparison, frame: pd.DataFrame, rate: float | None, theme: Theme, prefix: str = ""
 ) -> None:
     pairs = values.pairs(comparison)
+    state.follow("compare_pair", pairs[-1] if len(pairs) > 2 else "qk", pairs)
     pair = st.segmented_control(
         "Pair",
         pairs,
-        default=pairs[-1] if len(pairs) > 2 else "qk",
         required=True,
-        key=f"{prefix}compare pair",
+        key="compare_pair",
         format_func=words.PAIR_LABELS.get,
         label_visibility="collapsed",
+        persist_state="session",
     )
     one = values.ratios(comparison, frame, rate, pair)
     if one is not None:
@@ -98,18 +100,14 @@ def draw_runs(comparison: Comparison) -> None:
         )
 
 
-def _choose_rate(comparison: Comparison, report: Report | None, prefix: str) -> float | None:
-    """At first the one that is the baseline's best, or the first that has runs; None after a pilot."""
-    if comparison.spec.has_pilot:
-        return None
-    rates = comparison.spec.optimiser.learning_rates
-    if len(rates) == 1:
-        return rates[0]
-    first = next((c.rate for c in comparison.cells if c.step), rates[0])
-    chosen = report.best[0].baseline_rates if report and report.best else ()
-    default = max(set(chosen), key=chosen.count) if chosen else first
+def _choose_rate(comparison: Comparison, report: Report | None) -> float | None:
+    """At first the one that the verdict speaks of; None after a pilot."""
+    own, rates = values.shown_rate(comparison, report), comparison.spec.optimiser.learning_rates
+    if own is None or len(rates) == 1:
+        return own
+    state.follow("compare_rate", own, rates)
     return st.segmented_control(
-        "Learning rate", rates, default=default, required=True, key=f"{prefix}compare rate", format_func="{:g}".format
+        "Learning rate", rates, required=True, key="compare_rate", format_func="{:g}".format, persist_state="session"
     )
 
 

@@ -4,6 +4,7 @@ start every second.
 
 import streamlit as st
 
+from wisca_app import state
 from wisca_app.comparing import charts
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
@@ -89,3 +90,4 @@ def _watch(path: str, had_curve: bool) -> None:
         charts.draw_gradients(comparison, frame, rate, theme, "live ")
         charts.draw_runs(comparison)
         charts.draw_log(comparison, "live ")
+        state.share()

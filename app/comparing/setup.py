@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from wisca_app import cached, state
 from wisca_app.comparing import asking, fields
@@ -19,7 +20,7 @@ from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, coinciding
 from wisca_core.comparison.report import unit
 from wisca_core.comparison.spec import OPTIMISERS, Arm, Spec
 from wisca_core.comparison.spec_reading import spec_from
-from wisca_core.errors import SpecError
+from wisca_core.errors import SpecError, WiscaError
 
 _PRESETS = {"default": "Default", "dose": "Dose and response", "thorough": "Thorough"}
 _OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD with momentum", "muon": "Muon"}
@@ -30,9 +31,17 @@ def draw() -> None:
         "Every arm trains the same model from the same seed on the same data; only the differences of a seed count. "
         "The number of seeds is fixed before the start, because looking first and adding later misleads."
     )
-    with errors_as_messages(fields.heading):
-        spec, executor, workers = _chosen()
+    slots: dict[str, DeltaGenerator] = {}
+    try:
+        spec, executor, workers = _chosen(slots)
         check_text(spec)
+        cached.comparison_facts(spec)
+    except WiscaError as error:
+        with slots.get(fields.place(error), slots[""]):
+            plain(fields.sentence(error))
+        st.markdown(f":material/error: **{fields.pointer(error)}**")
+        return
+    with errors_as_messages("This comparison cannot be estimated"):
         # a Ray cluster is asked for its size by the job; until then the time is that of this machine alone
         way = execution_plan.choose(spec, "auto" if executor == "ray" else executor, workers)
         found = _estimate(spec, way)
@@ -64,16 +73,19 @@ def go_on(place: Path, executor: str = "auto", workers: int | None = None) -> No
     )
 
 
-def _chosen() -> tuple[Spec, str, int | None]:
-    """The spec, the executor, the number of processes."""
+def _chosen(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]:
+    """The spec, the executor, the number of processes. ``slots``: gains the place beside the fields of each heading."""
     with st.container(border=True):
         source = asking.source()
         preset = _preset(source)
         name = preset.name
         above = st.container()  # which arms there are depends on the model, which is drawn below
+        slots[""] = st.container()
         with st.expander("Model and text", key=f"compare_model_{source}", expanded=source not in ("decoder", "lora")):
+            slots[fields.MODEL] = st.container()
             asked = asking.model_and_text(source, preset)
         with st.expander("How the runs are trained", key=f"compare_how_{source}"):
+            slots[fields.HOW] = st.container()
             trained, executor, workers = asking.how(source)
         with above:
             arms = _arms(source, preset, asked)

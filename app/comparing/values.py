@@ -46,6 +46,26 @@ def curves(comparison: Comparison, frame: pd.DataFrame, report: Report | None, r
     )
 
 
+def shown_rate(comparison: Comparison, found: Report | None) -> float | None:
+    """The rate that the verdict speaks of: the baseline's best, or the first that has runs; None where each arm has its
+    own.
+    """
+    if comparison.spec.has_pilot:
+        return None
+    rates = comparison.spec.optimiser.learning_rates
+    chosen = found.best[0].baseline_rates if found and found.best else ()
+    return (
+        max(set(chosen), key=chosen.count) if chosen else next((c.rate for c in comparison.cells if c.step), rates[0])
+    )
+
+
+def _so_far(comparison: Comparison, finding: str) -> str:
+    """A title claims only what has happened."""
+    if all(cell.state in ("done", "failed") for cell in comparison.cells) and not comparison.n_coming:
+        return finding
+    return f"So far: {finding[:1].lower()}{finding[1:]}"
+
+
 def pairs(comparison: Comparison) -> tuple[str, ...]:
     """Whose ratios its runs logged."""
     return (*DEFAULT_PAIRS, "lora") if comparison.spec.model.source == "lora" else DEFAULT_PAIRS
@@ -56,7 +76,7 @@ def ratios(comparison: Comparison, frame: pd.DataFrame, rate: float | None, pair
     spec, table = comparison.spec, statistics.bands(frame, rate, pair)
     if table.empty:
         return None
-    finding = compare.ratio_finding(table, spec.arms, pair)
+    finding = _so_far(comparison, compare.ratio_finding(table, spec.arms, pair))
     frozen = (
         " The base is frozen: only the arms that rescale it move it."
         if spec.model.source == "lora" and pair != "lora"
@@ -131,7 +151,7 @@ def sweep(comparison: Comparison, frame: pd.DataFrame, report: Report | None) ->
     spec, table = comparison.spec, statistics.finals(comparison, frame)
     if table.empty:
         return None
-    finding = dose.sweep_finding(table, spec.arms)
+    finding = _so_far(comparison, dose.sweep_finding(table, spec.arms))
     n = len(set(table["seed"]))
     who = (
         f"{words.plural(n, 'pilot seed')}, none of them tested. "

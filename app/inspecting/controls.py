@@ -44,10 +44,7 @@ def draw(shown: Shown) -> None:
 
 
 def _view(shown: Shown) -> None:
-    own = shown.own_view
-    if state.get("shown_view") not in shown.views or state.get("shown_view") == (state.note("own view") or own):
-        state.put("shown_view", own)  # what was not chosen follows the pair
-    state.note("own view", own)
+    state.follow("shown_view", shown.own_view, shown.views)
     if len(shown.views) > 1:
         st.segmented_control(
             "View",

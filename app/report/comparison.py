@@ -51,7 +51,7 @@ def said(found: Report) -> list[str]:
 def _answer(comparison: Comparison, frame: pd.DataFrame, found: Report | None) -> list[Section]:
     spec = comparison.spec
     pilot = folder.curves(comparison, of_pilot=True) if spec.pilot.seeds else frame
-    rate = shown_rate(comparison, found)
+    rate = values.shown_rate(comparison, found)
     charts = [
         values.differences(comparison, found) if found else None,
         values.sweep(comparison, pilot, found) if len(spec.optimiser.learning_rates) > 1 or spec.has_pilot else None,
@@ -65,19 +65,6 @@ def _answer(comparison: Comparison, frame: pd.DataFrame, found: Report | None) -
         notes = (spec.note, for_scale(spec), *remarks(found))
         out.append(Section("Arms", parts=(table,), remarks=tuple(filter(None, notes))))
     return out
-
-
-def shown_rate(comparison: Comparison, found: Report | None) -> float | None:
-    """The rate that the verdict speaks of: the baseline's best, or the first that has runs; None where each arm has its
-    own.
-    """
-    if comparison.spec.has_pilot:
-        return None
-    rates = comparison.spec.optimiser.learning_rates
-    chosen = found.best[0].baseline_rates if found and found.best else ()
-    return (
-        max(set(chosen), key=chosen.count) if chosen else next((c.rate for c in comparison.cells if c.step), rates[0])
-    )
 
 
 def _how(comparison: Comparison) -> Section:
