@@ -26,9 +26,12 @@ _NAMES = {
     "Scaler": "training.scaler:Scaler",
     "WiscaCallback": "training.callback:WiscaCallback",
     "WiscaError": "errors:WiscaError",
+    "attention": "architecture.declaration:attention",
     "compare": "comparison.whole:compare",
     "evaluate": "evaluation.whole:evaluate",
     "export": "steps:export",
+    "feed_forward": "architecture.declaration:feed_forward",
+    "guess": "architecture.guessing:guess",
     "heads": "circuits.table:heads",
     "open": "model:open_model",
     "param_groups": "training.rates:param_groups",
@@ -44,6 +47,8 @@ _NAMES = {
 __all__ = list(_NAMES)
 
 if TYPE_CHECKING:  # for editors: "as" keeps a name that is only handed on
+    from wisca_core.architecture.declaration import attention as attention
+    from wisca_core.architecture.declaration import feed_forward as feed_forward
     from wisca_core.circuits.table import heads as heads
     from wisca_core.comparison.whole import compare as compare
     from wisca_core.errors import WiscaError as WiscaError

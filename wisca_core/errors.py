@@ -53,6 +53,10 @@ class SpecError(BadOption):
         self.field, self.value, self.allowed = field, value, allowed
 
 
+class DeclarationError(BadOption):
+    """A declared site does not fit the model: its path, its heads, its tensors or its names."""
+
+
 class PlanMismatch(WiscaError):
     """A plan or report belongs to another checkpoint, or to a newer format."""
 

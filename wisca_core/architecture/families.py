@@ -149,8 +149,7 @@ FILES = ("decoders", "hybrids", "encoders", "encoder_decoders", "vision_and_spee
 @lru_cache(maxsize=1)
 def families() -> MappingProxyType:
     """model_type -> Family."""
-    rows = resources.files(__package__).joinpath("rows")
-    defaults = tomllib.loads(rows.joinpath("defaults.toml").read_text(encoding="utf-8"))
+    rows, defaults = resources.files(__package__).joinpath("rows"), _defaults()
     out: dict[str, Family] = {}
     for file in FILES:
         data = tomllib.loads(rows.joinpath(f"{file}.toml").read_text(encoding="utf-8"))
@@ -163,10 +162,19 @@ def families() -> MappingProxyType:
     return MappingProxyType(out)
 
 
+@lru_cache(maxsize=1)
+def _defaults() -> Mapping:
+    return tomllib.loads(resources.files(__package__).joinpath("rows/defaults.toml").read_text(encoding="utf-8"))
+
+
 def row(name: str, **fields) -> Family:
-    """A family of these fields over the defaults, for a model type that no file has (discovery)."""
-    defaults = tomllib.loads(resources.files(__package__).joinpath("rows/defaults.toml").read_text(encoding="utf-8"))
-    return _family(name, {"model_types": [], **fields}, defaults)
+    """A family of these fields over the defaults, for a model type that no file has (discovery, declared sites)."""
+    return _family(name, {"model_types": [], **fields}, _defaults())
+
+
+def layout_names() -> tuple[str, ...]:
+    """How heads may lie in the matrices."""
+    return tuple(_defaults()["layouts"])
 
 
 def _family(name: str, given: Mapping, defaults: Mapping) -> Family:

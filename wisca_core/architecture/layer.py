@@ -21,14 +21,15 @@ class Refused(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The tensors of a checkpoint by name, and their names in order."""
+    """The tensors of a checkpoint by name, and their names in order. ``told_by``: what gives the numbers they are held to."""
 
     checkpoint: Checkpoint
     names: tuple[str, ...]
+    told_by: str = "config.json"
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Weights":
-        return cls(checkpoint, tuple(sorted(checkpoint.by_name)))
+    def of(cls, checkpoint: Checkpoint, told_by: str = "config.json") -> "Weights":
+        return cls(checkpoint, tuple(sorted(checkpoint.by_name)), told_by)
 
     def below(self, prefix: str) -> Iterable[str]:
         """Names that begin with ``prefix``, in order."""
@@ -52,12 +53,12 @@ class Weights:
         tensor = self.checkpoint.by_name.get(name)
         if tensor is None:
             raise Refused(
-                f"{name} is missing from the weights. Check whether a shard is missing or config.json belongs to another model."
+                f"{name} is missing from the weights. Check whether a shard is missing or {self.told_by} belongs to another model."
             )
         if tensor.shape != shape:
             found = " x ".join(map(str, tensor.shape)) or "a single number"
             raise Refused(
-                f"{name} is {found}; {what}, {' x '.join(map(str, shape))} is expected. Check {check} in config.json."
+                f"{name} is {found}; {what}, {' x '.join(map(str, shape))} is expected. Check {check} in {self.told_by}."
             )
         if tensor.dtype not in RESCALABLE:
             raise Refused(f"{name} is stored as {tensor.dtype}; only {', '.join(RESCALABLE)} can be rescaled.")

@@ -68,10 +68,22 @@ def mlp_sites(layer: Layer, layer_prefix: str) -> list[Site | Refusal]:
         key = SiteKey(layer.family.stack, layer.number, "none", "mlp", block.expert, block.part)
         try:
             refuse(layer, layer.family.refuse_mlp)
+            _check_explained(layer, layer_prefix + block.path, block.names)
             out += _sites(layer, layer_prefix + block.path, block, key)
         except Refused as reason:
             out.append(Refusal(str(key), str(reason)))
     return out
+
+
+def declared_mlp(
+    layer: Layer, prefix: str, down: str, up: str = "", gate: str = "", fused: str = "", expert: int = -1
+) -> list[Site | Refusal]:
+    """The pair of the block whose matrices have these names below ``prefix``, or why there is none."""
+    key = layer.key("mlp", attention="none", expert=expert)
+    try:
+        return list(_sites(layer, prefix, _Block("", _Names(down, up, gate, fused)), key))
+    except Refused as reason:
+        return [Refusal(str(key), str(reason))]
 
 
 def _blocks(layer: Layer, layer_prefix: str) -> Iterator[_Block]:
@@ -95,7 +107,6 @@ def _sites(layer: Layer, prefix: str, block: _Block, key: SiteKey) -> Iterator[S
     weights, names = layer.weights, block.names
     ending = ".weight" if f"{prefix}{names.down}.weight" in weights else ""
     down, up = f"{prefix}{names.down}{ending}", f"{prefix}{names.fused or names.up}{ending}"
-    _check_explained(layer, prefix, names)
     down_shape, up_shape = weights.shape(down), weights.shape(up)
     if len(down_shape) != len(up_shape) or len(down_shape) not in (2, 3):
         raise Refused(

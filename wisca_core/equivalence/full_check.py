@@ -163,7 +163,7 @@ def rounded_at_random(generator: torch.Generator, block: torch.Tensor, first_row
     12).
     """
     bits = block.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[block.element_size()])
-    draw = torch.randint(24, block.shape, generator=generator)
+    draw = torch.randint(24, block.shape, generator=generator, device=block.device)
     step = (draw == 0).to(bits.dtype) - (draw == 1).to(bits.dtype)
     ordinary = (
         block.isfinite() & (block.abs() > torch.finfo(block.dtype).tiny) & (block.abs() < torch.finfo(block.dtype).max)

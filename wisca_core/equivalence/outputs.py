@@ -23,6 +23,7 @@ from wisca_core.equivalence.inputs import (
 )
 from wisca_core.errors import UnknownArchitecture
 
+CACHE = "past_key_values"
 LOGITS, HIDDEN, FEATURES = "logits", "last hidden state", "features"
 
 
@@ -62,7 +63,7 @@ def outputs(model, seed: int) -> Outputs:
     UnknownArchitecture where the model does not run on token ids.
     """
     lift = lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
-    with _one_thread(), torch.no_grad(), lift:
+    with one_thread(), torch.no_grad(), lift:
         return _outputs(model, seed)
 
 
@@ -120,7 +121,7 @@ def first_move(reference: Outputs, model, seed: int, above: float) -> float:
     """
     lift = lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
     largest = 0.0
-    with _one_thread(), torch.no_grad(), lift:
+    with one_thread(), torch.no_grad(), lift:
         # the longest first: scores do not matter at length 1, nor do experts that are not chosen
         for case in sorted(
             cases(model, seed),
@@ -191,12 +192,12 @@ def _per_position(model, case: Case, kind: str, seed: int = 0) -> tuple[str, tor
     """(kind, (n positions, width)) where the case's mask is true, without one everywhere; a copy."""
     result = _forward(model, case, kind, seed)
     if case.shape is None or case.method != "forward":
-        return kind or FEATURES, _everything(result)
+        return kind or FEATURES, everything(result)
     found, values = _pick(result, case.shape)
     if values is None:
         found, values = _pick(_forward(model, case, HIDDEN, seed), case.shape)
     if values is None:
-        return kind or FEATURES, _everything(result)
+        return kind or FEATURES, everything(result)
     if kind and found != kind:
         raise UnknownArchitecture(f"{type(model).__name__} gives {found} for one input and {kind} for another.")
     return found, values[case.mask] if case.mask is not None else values.flatten(0, 1).clone()
@@ -216,7 +217,7 @@ def _pick(result: Any, shape: torch.Size) -> tuple[str, torch.Tensor | None]:
     return HIDDEN, None
 
 
-def _everything(result: Any) -> torch.Tensor:
+def everything(result: Any) -> torch.Tensor:
     """Every floating value a call gives, in order, (n, 1), a copy: for outputs without a position per token."""
     found: list[torch.Tensor] = []
 
@@ -225,8 +226,9 @@ def _everything(result: Any) -> torch.Tensor:
             if value.is_floating_point():
                 found.append(value.reshape(-1, 1))
         elif isinstance(value, Mapping):
-            for inner in value.values():
-                walk(inner)
+            for name, inner in value.items():
+                if name != CACHE:  # keys and values move with their projections
+                    walk(inner)
         elif isinstance(value, (tuple, list)):
             for inner in value:
                 walk(inner)
@@ -240,7 +242,7 @@ def _everything(result: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One order of summation, so that the same model gives the same bits twice."""
     n = torch.get_num_threads()
     torch.set_num_threads(1)

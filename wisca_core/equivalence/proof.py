@@ -18,6 +18,8 @@ OCTAVES = 10.0  # factors reach 2^10 both ways: modest ones never meet a clip
 OTHER_KERNELS = "attention kernels other than eager"
 
 PRODUCT = "the product B A"  # how the words of a LoRA adapter's proof begin
+OWN_CODE = "the model's own code: "  # and those of one of declared sites
+UNPROVED = "nothing: "  # and those of what stands in the place of one where none was wanted
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ class Proof:
 
     @property
     def kind(self) -> str:
-        """What it is called: a LoRA adapter is proved by its products first."""
-        return "Proof by products" if self.what.startswith(PRODUCT) else "Proof by miniature"
+        """What it is called: a LoRA adapter is proved by its products first, declared sites on the model's own code."""
+        begins = {PRODUCT: "Proof by products", OWN_CODE: "Proof on the model", UNPROVED: "No proof"}
+        return next((kind for words, kind in begins.items() if self.what.startswith(words)), "Proof by miniature")
 
     def to_json(self) -> dict:
         out = asdict(self)

@@ -5,7 +5,7 @@ mixed with weights in other coordinates, and its function breaks in silence.
 """
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -16,14 +16,18 @@ from wisca_core.training import distributed
 from wisca_core.training.live import Live, copy_tensors, same_transformer
 
 
-def held_by(callbacks: Iterable[object], model: nn.Module) -> list[nn.Module]:
+def held_by(callbacks: Iterable[object], model: nn.Module, declared: Sequence = ()) -> list[nn.Module]:
     """The copies of ``model`` that a trainer's callbacks hold: Lightning's WeightAveraging and
     StochasticWeightAveraging, TRL's SyncRefModelCallback, and every other one with such a module among its attributes.
     """
     out: list[nn.Module] = []
     for callback in callbacks:
         for value in list(vars(callback).values()) if hasattr(callback, "__dict__") else []:
-            if isinstance(value, nn.Module) and same_transformer(value, model) and not any(value is o for o in out):
+            if (
+                isinstance(value, nn.Module)
+                and same_transformer(value, model, declared)
+                and not any(value is o for o in out)
+            ):
                 out.append(value)
     return out
 

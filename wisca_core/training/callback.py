@@ -68,7 +68,7 @@ class WiscaCallback(TrainerCallback):
             callbacks.insert(printers[0], _OffTheConsole())
         return self
 
-    def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, train_dataloader=None, **kwargs):
         if model is None:
             raise BadOption(
                 "the trainer gave its callbacks no model; WiscaCallback is for transformers' Trainer and those made "
@@ -88,7 +88,7 @@ class WiscaCallback(TrainerCallback):
                 )
         if trainer is not None:
             _write_with_the_model(trainer)
-        held = held_by(callbacks, model)
+        held = held_by(callbacks, model, self.choices.sites)
         before, self.scaler = self.scaler, None
         if before is not None:
             before.remove()
@@ -103,6 +103,7 @@ class WiscaCallback(TrainerCallback):
             replicated=args.world_size > 1,
             output=folder / self._named("wisca", "jsonl") if state.is_world_process_zero else None,
             on_rescale=self._keep,
+            loader=train_dataloader,
         )
         if state.global_step > 0:
             self._resume(args, state)

@@ -1,14 +1,17 @@
 """What a person chooses for rescaling a live model, checked once, as a value."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from wisca_core.architecture.declaration import Declaration, checked
 from wisca_core.architecture.site import SiteKey
 from wisca_core.errors import BadOption
 from wisca_core.pairs import DEFAULT_PAIRS, PAIRS
 from wisca_core.planning.options import LayerRange, Options, is_number, parse_granularity, parse_layers
+
+CHECKS = ("once", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,11 @@ class Choices:
     "gram" (A A^T = B^T B, arXiv 2605.31484). ``vo``: "factor", or "gram" (the full change of basis of a KV head that
     makes the Gram matrices of its two sides equal, see ``gram.py``). ``optimizer_rules``: for classes without a rule,
     class or its name -> state name -> power of c where W becomes c W (-1 for means of gradients, -2 for means of their
-    squares). Raises BadOption.
+    squares). ``sites``: for a class of your own, declared with ``wisca.attention`` and ``wisca.feed_forward``; ``build``: a
+    function that makes a small model of the class to prove them on (None: a float64 copy of the model); ``forward``:
+    ``(model, ids)`` calls the model where ``model(ids)`` does not. ``check``: outputs before and after on one batch, of the
+    first rescale ("once"), of every one ("always") or of none ("never"); ``batch``: what it is called with (a mapping, a
+    tuple, a tensor), None: of a trainer's data, or made up. Raises BadOption.
     """
 
     pairs: tuple[str, ...] = DEFAULT_PAIRS
@@ -41,6 +48,11 @@ class Choices:
     vo: str = "factor"
     by: str = "weights"
     when: float | None = None
+    sites: tuple[Declaration, ...] = ()
+    build: Callable[[], object] | None = None
+    forward: Callable[[object, object], object] | None = None
+    check: str = "once"
+    batch: object = None
     optimizer_rules: Mapping[object, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,6 +83,7 @@ class Choices:
             ("lora", ("rank", "gram")),
             ("vo", ("factor", "gram")),
             ("by", ("weights", "rates")),
+            ("check", CHECKS),
         ):
             if getattr(self, name) not in allowed:
                 raise BadOption(f"{name}: {getattr(self, name)!r} was given; choose from {', '.join(allowed)}.")
@@ -101,6 +114,13 @@ class Choices:
                 )
             if "gram" in (self.lora, self.vo):
                 raise BadOption("lora, vo: 'gram' mixes channels and is no set of rates. Use by='weights'.")
+        object.__setattr__(self, "sites", checked(self.sites))
+        if not self.sites and (self.build is not None or self.forward is not None):
+            raise BadOption("build, forward: they prove declared sites; give sites=[wisca.attention(...)] too.")
+        if self.sites and self.vo == "gram":
+            raise BadOption(
+                "vo: 'gram' is proved on classes of transformers alone; use vo='factor' with declared sites."
+            )
         _ = self.options
 
     @cached_property

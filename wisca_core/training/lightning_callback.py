@@ -16,8 +16,8 @@ except ImportError:  # the older package name
 
 
 class LightningWisca(Callback):
-    """``Trainer(callbacks=[LightningWisca(every=250)])``. The LightningModule holds a transformers model in any
-    attribute.
+    """``Trainer(callbacks=[LightningWisca(every=250)])``. The LightningModule holds a transformers model, or
+    what ``sites=`` declares, in any attribute.
 
     Steps are the trainer's ``global_step``: with several optimisers it counts each one's. wisca.jsonl lies in
     ``default_root_dir``; the ratios go to the trainer's loggers; the state lies in Lightning's own checkpoints. Copies of
@@ -50,7 +50,7 @@ class LightningWisca(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(scalars(done), step=step)
 
-        held = held_by(trainer.callbacks, pl_module)
+        held = held_by(trainer.callbacks, pl_module, self.choices.sites)
         before, self.scaler = self.scaler, None
         if before is not None:
             before.remove()
@@ -62,6 +62,7 @@ class LightningWisca(Callback):
             n_steps=trainer.estimated_stepping_batches if self._has_fractions else None,
             first_step=trainer.global_step,
             on_rescale=log,
+            loader=trainer.train_dataloader,
             replicated=trainer.world_size > 1,
             output=trainer.default_root_dir if trainer.is_global_zero else None,
         )

@@ -1,8 +1,9 @@
-"""The sites of a live model, from its own config and parameter names, by the same rules as for checkpoints.
+"""The sites of a live model, from its own config and parameter names, by the same rules as for checkpoints, or declared.
 
 Names are those the model has inside its wrappers: DDP, torch.compile, activation checkpointing, FSDP2 and peft leave no
 trace in them. Every rule is proved on a miniature before it is used, and the modules of a pair must be transformers'
-own, because the proof is of those: what of somebody else's can be seen there (``own_code``) is refused by name.
+own, because the proof is of those: what of somebody else's can be seen there (``own_code``) is refused by name. Declared
+sites are proved on the model's own code.
 
 Not covered: models with offloaded (meta) parameters; several transformers models in one.
 """
@@ -17,13 +18,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from wisca_core.architecture.declaration import Declaration, declared_sites, root_of
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal, Site, Sites
 from wisca_core.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, TensorInfo
+from wisca_core.equivalence.declared_proof import names_of, prove_declared, submodule
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.equivalence.proving import prove
-from wisca_core.errors import NothingToRescale, PlanMismatch, ProofFailed, UnknownArchitecture
+from wisca_core.errors import DeclarationError, NothingToRescale, PlanMismatch, ProofFailed, UnknownArchitecture
 from wisca_core.training import distributed, lora, own_code
 from wisca_core.training.choices import Choices
 from wisca_core.training.lora import clean
@@ -36,12 +39,13 @@ _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 class Live:
     """A live model as the rules see it.
 
-    ``sites``: what can be rescaled, with the legs of adapters and copies that follow; ``refusals`` in it say what
+    ``inner``: the part of the model that the names are of, inside its wrappers. ``sites``: what can be rescaled, with the legs of adapters and copies that follow; ``refusals`` in it say what
     cannot and why. ``parameters``: tensor name of the legs -> the live tensor; ``places``: name -> (module, attribute)
     that holds it. ``columns``: DoRA magnitudes that follow a change of their weight's columns.
     """
 
     model: nn.Module
+    inner: nn.Module
     checkpoint: Checkpoint
     sites: Sites
     parameters: Mapping[str, torch.Tensor]
@@ -49,6 +53,7 @@ class Live:
     columns: tuple["lora.Columns", ...]
     groups: tuple
     proof: Proof | None
+    declared: tuple[Declaration, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -76,16 +81,22 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     if not isinstance(model, nn.Module):
         raise UnknownArchitecture(f"a {type(model).__name__} was given where a torch module is needed.")
     distributed.reshard(model)
-    inner = _transformer(model)
+    inner = _inside(model, choices.sites)
     held = _Held.of(inner)
-    checkpoint = _as_checkpoint(inner, held)
-    found = find_sites(checkpoint, pairs=choices.options.pairs)
+    checkpoint = _as_checkpoint(inner, held, not choices.sites)
+
+    def look_for(pairs: Iterable[str]) -> Sites:
+        if choices.sites:
+            return declared_sites(checkpoint, choices.sites, pairs)
+        return find_sites(checkpoint, pairs=pairs)
+
+    found = look_for(choices.options.pairs)
     wants_base = any(pair != "lora" for pair in choices.pairs)
     chosen = tuple(site for site in found.sites if choices.chooses(site.key))
     refused = [r for r in found.refusals if wants_base and (r.what == "model" or choices.options.asks(r.what))]
     adapters = lora.adapters(inner, held.names)
     sites, columns = [], []
-    own = _own_code(inner, chosen)
+    own = {} if choices.sites else _own_code(inner, chosen)  # declared ones are proved on that very code
     outside = own_code.prompt_encoder(model)
     for site in chosen:
         for one in (
@@ -106,7 +117,7 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     refused += partly
     ranks, why = lora.rank_sites(adapters)
     if found.family or ranks:
-        every = find_sites(checkpoint, pairs=(*DEFAULT_PAIRS, "mlp")) if choices.exclude else found
+        every = look_for((*DEFAULT_PAIRS, "mlp")) if choices.exclude else found
         names = [one.name for one in (*every.sites, *ranks)] + [r.what for r in (*every.refusals, *why)]
         choices.options.check_names(names, found.attention.n_layers if found.attention else 0)
     if "lora" in choices.pairs:
@@ -134,12 +145,27 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     groups = distributed.agreement_groups(model, parameters.values(), replicated)
     proof = None
     if any(site.key.pair != "lora" for site in kept):
-        proof = distributed.once(lambda: prove(checkpoint, found), groups)
+        if choices.sites and adapters and choices.build is None:
+            raise DeclarationError(
+                f"the {type(inner).__name__} has LoRA adapters, so a copy of it proves nothing of the model alone. Give build=, a "
+                "function that makes a small model of the class."
+            )
+
+        def proved() -> Proof:
+            if not choices.sites:
+                return prove(checkpoint, found)
+            names = {site.name for site in kept}
+            own = found.only(lambda site: site.name in names)
+            return prove_declared(
+                choices.sites, own, inner, structure=checkpoint.tensors, build=choices.build, forward=choices.forward
+            )
+
+        proof = distributed.once(proved, groups)
         kept, unproved = _proved(kept, proof)
         if unproved and not any(site.key.pair != "lora" for site in kept):
+            how = "proof on the model" if choices.sites else "proof on a miniature"
             raise ProofFailed(
-                f"{found.model_type}: the rule {found.family} did not pass its proof on a miniature: {proof.reason} "
-                "The model is unchanged."
+                f"{found.model_type}: the rule {found.family} did not pass its {how}: {proof.reason} The model is unchanged."
             )
         refused += unproved
         names = {site.name for site in kept}
@@ -147,7 +173,8 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     used = {leg.tensor for site in kept for leg in site.legs} | {n for c in columns for n in c.names}
     parameters = {name: p for name, p in parameters.items() if name in used}
     sites = Sites(found.family, found.model_type, found.attention, tuple(kept), tuple(refused), found.remarks + twice)
-    return Live(model, checkpoint, sites, parameters, {n: places[n] for n in parameters}, columns, groups, proof)
+    places = {name: places[name] for name in parameters}
+    return Live(model, inner, checkpoint, sites, parameters, places, columns, groups, proof, choices.sites)
 
 
 def _proved(kept: list[Site], proof: Proof) -> tuple[list[Site], list[Refusal]]:
@@ -160,7 +187,7 @@ def _proved(kept: list[Site], proof: Proof) -> tuple[list[Site], list[Refusal]]:
 def seen_as_checkpoint(model: nn.Module) -> tuple[Checkpoint, Sites]:
     """The model in the words of a checkpoint and its pairs, unproved; it may lie on the meta device, without values."""
     inner = _transformer(model)
-    checkpoint = _as_checkpoint(inner, _Held.of(inner))
+    checkpoint = _as_checkpoint(inner, _Held.of(inner), True)
     return checkpoint, find_sites(checkpoint)
 
 
@@ -170,7 +197,7 @@ def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
     """
     if isinstance(copy, nn.Module):
         distributed.reshard(copy)
-        found = dict(_Held.of(_transformer(copy)).tensors)
+        found = dict(_Held.of(_inside(copy, live.declared)).tensors)
     elif isinstance(copy, Mapping):
         found = {}
         for name, tensor in copy.items():
@@ -206,16 +233,25 @@ def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
     return out
 
 
-def same_transformer(copy: nn.Module, model: nn.Module) -> bool:
-    """Whether ``copy`` holds a transformers model of the same class and shapes as ``model``'s, and not that one."""
+def same_transformer(copy: nn.Module, model: nn.Module, declared: Sequence[Declaration] = ()) -> bool:
+    """Whether ``copy`` holds a transformers model (or what the declared sites are of) of the same class and shapes as
+    ``model``'s, and not that one.
+    """
     try:
-        mine, other = _transformer(model), _transformer(copy)
-    except UnknownArchitecture:
+        mine, other = _inside(model, declared), _inside(copy, declared)
+    except (UnknownArchitecture, DeclarationError):
         return False
     if mine is other or type(mine) is not type(other):
         return False
     shapes = [{name: full_shape(p) for name, p in _Held.of(one).names.items()} for one in (mine, other)]
     return shapes[0] == shapes[1]
+
+
+def _inside(model: nn.Module, declared: Sequence[Declaration]) -> nn.Module:
+    """What the names of sites are of: the part the declared paths begin in, else the one transformers model."""
+    if not declared:
+        return _transformer(model)
+    return submodule(model, root_of(names_of(model), declared))
 
 
 def _transformer(model: nn.Module) -> nn.Module:
@@ -235,8 +271,8 @@ def _transformer(model: nn.Module) -> nn.Module:
     look(model)
     if not found:
         raise UnknownArchitecture(
-            f"{type(model).__name__} holds no transformers model, so there is no config to say which pairs are exact "
-            "and nothing to prove them on. "
+            f"{type(model).__name__} holds no transformers model, so there is no config to say which pairs are exact. For a "
+            "class of your own declare them: sites=[wisca.attention(...)]; print(wisca.guess(model)) proposes a declaration. "
             "The model is unchanged."
         )
     if len(found) > 1:
@@ -302,8 +338,17 @@ def _storage(tensor: torch.Tensor) -> object:
     return (held.device, held.data_ptr()) if held.numel() else id(tensor)
 
 
-def _as_checkpoint(inner: nn.Module, held: _Held) -> Checkpoint:
+def _as_checkpoint(inner: nn.Module, held: _Held, has_config: bool) -> Checkpoint:
     """The live model in the words of a checkpoint, so that one set of rules reads both."""
+    tensors = [
+        TensorInfo(name, _DTYPE_NAMES.get(t.dtype, str(t.dtype)), full_shape(t), "", 0, t.numel() * t.element_size())
+        for name, t in held.names.items()
+    ]
+    config = _config_json(inner) if has_config else ""
+    return Checkpoint(Path(), type(inner).__name__, "live", config, tuple(tensors), ())
+
+
+def _config_json(inner: nn.Module) -> str:
     import transformers
 
     config = json.loads(inner.config.to_json_string(use_diff=True))
@@ -313,11 +358,7 @@ def _as_checkpoint(inner: nn.Module, held: _Held) -> Checkpoint:
         config["architectures"] = [named]
     for unstable in ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache"):
         config.pop(unstable, None)  # says nothing of the structure; without it a proof serves every dtype
-    tensors = [
-        TensorInfo(name, _DTYPE_NAMES.get(t.dtype, str(t.dtype)), full_shape(t), "", 0, t.numel() * t.element_size())
-        for name, t in held.names.items()
-    ]
-    return Checkpoint(Path(), type(inner).__name__, "live", json.dumps(config, sort_keys=True), tuple(tensors), ())
+    return json.dumps(config, sort_keys=True)
 
 
 def _own_code(inner: nn.Module, sites: Iterable[Site]) -> dict[str, str]:

@@ -436,7 +436,7 @@ class Rates:
         factors, ratios, skipped = balancing(self.live, self.layout, self.choices, self.factors)
         self.set(factors)
         rates = own_rates(self.live.sites, factors)
-        return Rescale(Factors("tensor"), ratios, skipped, self.live.sites.refusals, self.live.proof, rates)
+        return Rescale(Factors("tensor"), ratios, skipped, self.live.sites.refusals, self.live.proof, rates=rates)
 
     def set(self, factors: Factors) -> None:
         """These factors (of the left sides, in own coordinates) instead of measured ones. Raises PlanMismatch."""

@@ -2,16 +2,16 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal
-from wisca_core.equivalence.proof import Proof
-from wisca_core.errors import BadOption, PlanMismatch
+from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal, Site
+from wisca_core.equivalence.proof import Proof, label
+from wisca_core.errors import BadOption, PlanMismatch, ProofFailed
 from wisca_core.patterns.table import norm
 from wisca_core.planning.decide import NON_FINITE, OVERFLOW, ZERO, balance
 from wisca_core.planning.plan import Plan
@@ -22,13 +22,15 @@ from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
 from wisca_core.training.live import Live, copy_tensors, describe
 from wisca_core.training.optimizer_state import States, folds_decay
+from wisca_core.training.self_check import Check, SelfCheck
 
 
 @dataclass(frozen=True, eq=False)
 class Rescale:
     """What one rescale did. ``factors``: other than 1 where something changed; ``ratios``: site -> norm of the left
     side over the right one before; ``skipped``: site -> why it, or a part of it, was left alone this time;
-    ``refusals``: what can never be done here; ``proof``: None where only LoRA pairs were asked for.
+    ``refusals``: what can never be done here; ``proof``: None where only LoRA pairs were asked for; ``check``: what the
+    outputs did, None where they were not looked at.
     """
 
     factors: Factors
@@ -36,6 +38,7 @@ class Rescale:
     skipped: Mapping[str, str]
     refusals: tuple[Refusal, ...]
     proof: Proof | None
+    check: Check | None = None
     rates: Mapping[str, tuple[tuple[float, float], tuple[float, float]]] = field(default_factory=dict)
 
 
@@ -76,10 +79,12 @@ class Rescaler:
         choices: Choices,
         also: Sequence[object] | None = None,
         replicated: bool = False,
+        batch: object = None,
     ):
         self.model, self.choices, self.also, self.replicated = model, choices, tuple(also or ()), replicated
         self.states = States.of(optimizer, choices.optimizer_state, choices.optimizer_rules)
         self._warned: set[str] = set()
+        self.check = SelfCheck(choices.check, choices.forward, choices.batch if choices.batch is not None else batch)
         self._look()
         self._averages_named = also is not None
         self._check_averages()
@@ -98,7 +103,7 @@ class Rescaler:
             )
 
     def _look(self) -> None:
-        self.live: Live = describe(self.model, self.choices, self.replicated)
+        self.live: Live = self._without_refused(describe(self.model, self.choices, self.replicated))
         if any(zero.is_partitioned(p) for p in self.live.parameters.values()):
             zero.check(self.states)
             if any(site.key.pair == "lora" for site in self.live.sites.sites) or self.live.columns:
@@ -122,8 +127,10 @@ class Rescaler:
             raise BadOption(
                 "pairs: the magnitudes of sharded DoRA adapters cannot follow a rescaled base; leave vo out of pairs."
             )
+        self._set_layout()
+
+    def _set_layout(self) -> None:
         self.layout = norms.layout(self.live, self.choices.granularity)
-        self._layouts = {self.choices.granularity: self.layout}
 
     def _gram(self) -> list:
         return [s for s in self.live.sites.sites if s.key.pair == "lora"] if self.choices.lora == "gram" else []
@@ -178,21 +185,57 @@ class Rescaler:
         stats = self._stats()
         ratios = norms.ratios(live.sites, self.layout, stats, self.choices.norm)
         skipped: dict[str, str] = {}
-        if given is None:
-            factors = self._decide(stats, skipped)
+        factors = self._decide(stats, skipped) if given is None else given
+        labels = {site.name: label(site) for site in live.sites.sites}
+        mixed: dict[str, str] = {}
+
+        def change(chosen: Callable[[str], bool]) -> None:
+            mixed.clear()
+            part = tuple((name, fs) for name, fs in factors.sites if chosen(labels[name]))
+            apply_(live, Factors(factors.granularity, part), self.states, copies)
+            if given is None:
+                self._balance_grams([s for s in self._gram() if chosen(labels[s.name])], copies, mixed)
+                self._balance_values([s for s in self._mixed() if chosen(labels[s.name])], copies, mixed)
+
+        check = None
+        if self.check.is_due and (factors.sites or (given is None and (self._gram() or self._mixed()))):
+            check = self.check.of(live, self.states, copies, change, tuple(dict.fromkeys(labels.values())))
+            factors = self._less_refused(factors, labels, is_given=given is not None)
         else:
-            factors = given
-        apply_(live, factors, self.states, copies)
+            change(lambda label: True)
+        skipped |= mixed
         self._say_decay(factors)
-        if given is None:
-            self._balance_grams(copies, skipped)
-            self._balance_values(copies, skipped)
         for name, reason in skipped.items():
             # B = 0 is how every LoRA begins, so it is no news
             if name not in self._warned and "not finite" in reason:
                 self._warned.add(name)
                 warnings.warn(f"wisca: {name} is left alone: {reason}", RuntimeWarning, stacklevel=2)
-        return Rescale(factors, ratios, skipped, live.sites.refusals, live.proof)
+        return Rescale(factors, ratios, skipped, self.live.sites.refusals, live.proof, check)
+
+    def _less_refused(self, factors: Factors, labels: Mapping[str, str], is_given: bool) -> Factors:
+        """Without the pairs that the check found wrong, which are refused from now on. Raises ProofFailed where nothing is
+        left, or where what was given cannot be done.
+        """
+        wrong = {name: self.check.refused[of] for name, of in labels.items() if of in self.check.refused}
+        if not wrong:
+            return factors
+        said = "; ".join(f"{of}: {reason}" for of, reason in self.check.refused.items())
+        if is_given or len(wrong) == len(labels):
+            self.check.n_done = 0  # the next try is looked at again
+            self.check.refused = {}
+            raise ProofFailed(f"the rescale changed the function and was taken back to the bit. {said}.")
+        warnings.warn(f"wisca: taken back to the bit and left alone from now on: {said}.", RuntimeWarning, stacklevel=4)
+        self.live = self._without_refused(self.live)
+        self._set_layout()
+        return Factors(factors.granularity, tuple(one for one in factors.sites if one[0] not in wrong))
+
+    def _without_refused(self, live: Live) -> Live:
+        wrong = {s.name: self.check.refused[label(s)] for s in live.sites.sites if label(s) in self.check.refused}
+        if not wrong:
+            return live
+        left = live.sites.only(lambda site: site.name not in wrong)
+        refusals = (*live.sites.refusals, *(Refusal(name, reason) for name, reason in wrong.items()))
+        return replace(live, sites=replace(left, refusals=refusals))
 
     @torch.no_grad()
     def balancing(self) -> dict[str, tuple[float, ...]]:
@@ -295,10 +338,12 @@ class Rescaler:
             over = (largest[0] * factor > top) | (largest[1] / factor > top)
         fate[over & (factor != 1)] = OVERFLOW
 
-    def _balance_grams(self, copies: Iterable[Mapping[str, torch.Tensor]], skipped: dict[str, str]) -> None:
+    def _balance_grams(
+        self, sites: Iterable[Site], copies: Iterable[Mapping[str, torch.Tensor]], skipped: dict[str, str]
+    ) -> None:
         """A' = M^-1 A, B' = B M; momentum, which is linear in the gradients, follows: g_A' = M g_A, g_B' = g_B M^-1."""
         todo = []
-        for site in self._gram():
+        for site in sites:
             names = [leg.tensor for leg in site.legs]
             a, b = (self.live.parameters[n] for n in names)
             found = lora.balancing(a, b)
@@ -321,9 +366,11 @@ class Rescaler:
         if todo:
             forget_caches(self.live)
 
-    def _balance_values(self, copies: Iterable[Mapping[str, torch.Tensor]], skipped: dict[str, str]) -> None:
+    def _balance_values(
+        self, sites: Iterable[Site], copies: Iterable[Mapping[str, torch.Tensor]], skipped: dict[str, str]
+    ) -> None:
         """Wv' = S^-1 Wv, Wo' = Wo S in every KV group; momentum follows: g_v' = S g_v, g_o' = g_o S^-1."""
-        for site in self._mixed():
+        for site in sites:
             found = [gram.basis(self.live.parameters, rows) for rows in self._groups[site.name]]
             reason = next((one for one in found if isinstance(one, str)), None)
             if reason:

@@ -15,6 +15,7 @@ from wisca_core.training.factors import Factors
 from wisca_core.training.rates import Rates, own_rates
 from wisca_core.training.rescaling import Rescale, Rescaler
 from wisca_core.training.schedule import Schedule
+from wisca_core.training.self_check import FromLoader
 from wisca_core.training.telemetry import Telemetry
 
 STATE_VERSION = 1
@@ -27,7 +28,8 @@ class Scaler:
     rescaled weights would have.
 
     ``first_step``: optimiser steps already done (a resumed run); ``n_steps``: all steps of the run, where ``start`` or
-    ``stop`` is a fraction of it. ``output``: folder or file for wisca.jsonl, None for
+    ``stop`` is a fraction of it. ``loader``: a loader of the training's data; where its data set is map-style, the outputs
+    are looked at on its first samples (see ``Choices.check``). ``output``: folder or file for wisca.jsonl, None for
     none. The schedule's options (every, at_start, start, stop) are ``Schedule``'s, the others ``Choices``'; ``also``
     and ``replicated`` are ``rescale_``'s. Steps that a GradScaler skipped are not counted.
 
@@ -52,6 +54,7 @@ class Scaler:
         replicated: bool = False,
         pairs: Sequence[str] = DEFAULT_PAIRS,
         on_rescale: Callable[[int, Rescale], None] | None = None,
+        loader: object = None,
         **choices,
     ):
         self.schedule = Schedule(every, at_start, start, stop).of_run(n_steps)
@@ -62,7 +65,9 @@ class Scaler:
         self._rates = (
             Rates(model, optimizer, self.choices, replicated=replicated) if self.choices.by == "rates" else None
         )
-        self._rescaler = self._rates or Rescaler(model, optimizer, self.choices, also, replicated)
+        self._rescaler = self._rates or Rescaler(
+            model, optimizer, self.choices, also, replicated, None if loader is None else FromLoader(loader)
+        )
         self._telemetry = None
         if output is not None:
             path = Path(output)

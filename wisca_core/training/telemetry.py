@@ -4,7 +4,8 @@ The first line is ``{"format": "wisca-telemetry", "version": 1, ...}`` with the 
 refused. Each further line: step; ratios (site -> norm of the left side over the right one, before); factors (site ->
 list); rates (site -> {"left", "right"}: what the learning rates of the start's weights are multiplied by from here on,
 which is what the rescales so far amount to under Adam, or, with by="rates", what was done; [smallest, largest] where a
-side has several; SGD's is the square); skipped (site -> reason); seconds.
+side has several; SGD's is the square); skipped (site -> reason); seconds; check, where the outputs were looked at (moved and
+control, relative; what they were of; the bytes of the copy to go back to) or why not (not_checked).
 
 With by="rates" a trainer's own clipping looks at the plain norm of the gradients, by weights at that of rescaled ones;
 ``Scaler.clip_grad_norm_`` is the same for both.
@@ -15,7 +16,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from wisca_core.errors import OutputRefused, UnreadableInput
@@ -33,7 +34,11 @@ class Telemetry:
     def __init__(self, path: Path, choices: Choices, step: int):
         self.path = Path(path)
         rules = {getattr(kind, "__qualname__", kind): dict(rule) for kind, rule in choices.optimizer_rules.items()}
-        self._header = asdict(choices) | {"layers": [str(span) for span in choices.layers], "optimizer_rules": rules}
+        plain = asdict(replace(choices, sites=(), build=None, forward=None, batch=None))
+        own = {"layers": [str(span) for span in choices.layers], "optimizer_rules": rules}
+        self._header = plain | own | {"sites": [one.to_json() for one in choices.sites]}
+        for name in ("build", "forward", "batch"):
+            del self._header[name]
         kept = [row for row in read(self.path) if row["step"] <= step] if step > 0 and self.path.exists() else []
         self._started = False
         self._kept = kept
@@ -49,7 +54,7 @@ class Telemetry:
             },
             "skipped": dict(done.skipped),
             "seconds": round(seconds, 6),
-        }
+        } | ({"check": done.check.to_json()} if done.check else {})
         try:
             if not self._started:
                 self._begin(done)

@@ -1,0 +1,603 @@
+"""Sites that a person declares for a model no family file knows: the words of a family's row, for tensors that are there.
+
+A declaration is data: which tensors write and read the channels of a pair, how many heads there are, how they lie in the
+matrices, what rotates. Sizes are read off the shapes, so that one declaration serves a model and a small copy of it.
+Nothing here is known to be right: it is proved on the model itself (``equivalence.declared_proof``) before it is used.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from wisca_core.architecture.attention import attention_sites, norm_of
+from wisca_core.architecture.families import Family, layout_names, row
+from wisca_core.architecture.layer import ROPES, Layer, Weights, numbers
+from wisca_core.architecture.mlp import HOMOGENEOUS, declared_mlp
+from wisca_core.architecture.site import DEFAULT_PAIRS, Leg, Refusal, Site, Sites
+from wisca_core.checkpoint import Checkpoint
+from wisca_core.errors import DeclarationError, UnreadableInput
+
+NAME = "declared"
+FORMAT, VERSION = "wisca-sites", 1
+_NUMBERS = ("n_heads", "n_kv_heads", "head_dim", "value_dim", "hidden_size", "kv_hidden", "v_hidden", "out_hidden")
+_MOST = 1 << 16  # heads, channels: more is a slip of the pen
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """``kind``: "attention" or "feed_forward"; ``layer``: the path of its tensors, {i} in place of the layer's number,
+    {e} in place of an expert's; ``words``: (name, value) of what was said beyond the defaults.
+
+    >>> attention("h.{i}.attn", qkv="c_attn", out="c_proj", n_heads=12)
+    wisca.attention('h.{i}.attn', qkv='c_attn', out='c_proj', n_heads=12)
+    """
+
+    kind: str
+    layer: str
+    words: tuple[tuple[str, object], ...]
+
+    def __getitem__(self, word: str):
+        return dict(self.words).get(word)
+
+    def __repr__(self) -> str:
+        return f"wisca.{self.kind}({', '.join([repr(self.layer), *(f'{k}={_plain(v)!r}' for k, v in self.words)])})"
+
+    @property
+    def title(self) -> str:
+        """For messages: enough to know which it is."""
+        return f"{self.kind}({self.layer!r})"
+
+    def to_json(self) -> dict:
+        return {"kind": self.kind, "layer": self.layer} | {name: _plain(value) for name, value in self.words}
+
+
+def attention(
+    layer: str,
+    *,
+    q: str = "",
+    k: str = "",
+    v: str = "",
+    kv: str = "",
+    qkv: str = "",
+    qkv_bias: str = "",
+    out: str,
+    n_heads: int,
+    n_kv_heads: int | None = None,
+    head_dim: int | None = None,
+    value_dim: int | None = None,
+    rope: str = "none",
+    rope_channels: int | None = None,
+    rope_blocks: int = 1,
+    layout: str = "",
+    conv1d: bool = False,
+    qk_norm: Mapping | Sequence[str] = (),
+    sub_norm: str = "",
+    follow: Sequence[Mapping] = (),
+    layers: Sequence[int] | str = (),
+    stack: str = "decoder",
+    attention: str = "self",
+    part: str = "",
+) -> Declaration:
+    """Declare the QK and VO pairs of every attention whose tensors lie under ``layer``.
+
+    ``q``, ``k``, ``v``, ``out``: modules below it; ``qkv``, or ``kv`` beside ``q``: one that holds several. A parameter
+    without a module is named as it is (nn.MultiheadAttention's "in_proj_weight"); ``qkv_bias``: one bias [q; k; v] of
+    matrices that are apart (its "in_proj_bias"). ``n_kv_heads``: None as many as
+    ``n_heads``. ``layout`` of what is fused: "concat" ([q; k; v]), "per_head" ([head][q, k, v]), "per_group" ([group][its
+    q's, k, v]) and the others of ``rows/defaults.toml``. ``conv1d``: matrices are stored [in, out].
+
+    ``rope``: "half" (channel i turns with i + r/2), "interleaved" (2i with 2i + 1) or "none" (learned, ALiBi, no
+    position); ``rope_channels``: r of a head, None all; ``rope_blocks``: equal parts that turn by themselves (axes of a
+    picture). ``qk_norm``: ("q_norm", "k_norm"), norms with gains behind the projections, or a mapping with q, k and
+    before_rope (True), per ("head", "width", "rows": read off the shape), offset (1.0 where gain - 1 is stored).
+    ``sub_norm``: a norm between the heads and ``out``. ``follow``: further tensors that meet a pair's channels, as in
+    ``rows/defaults.toml``. ``layers``: only these, as numbers or "0-3,7". ``stack``, ``attention`` ("cross"), ``part``: how
+    the pairs are named.
+
+    Raises DeclarationError.
+
+    >>> import wisca_core as wisca
+    >>> wisca.attention("layers.{i}.attention", q="wq", k="wk", v="wv", out="wo", n_heads=32, n_kv_heads=8, rope="half")
+    wisca.attention('layers.{i}.attention', q='wq', k='wk', v='wv', out='wo', n_heads=32, n_kv_heads=8, rope='half')
+    """
+    said = {name: value for name, value in locals().items() if name != "layer"}
+    title = f"attention({layer!r})"
+    if bool(qkv) + bool(q and kv and not qkv) + bool(q and k and v) != 1 or (qkv and (q or k or v or kv)):
+        raise DeclarationError(
+            f"{title}: give q, k and v, or q and kv, or qkv, each the name of a module below the layer."
+        )
+    if not out:
+        raise DeclarationError(f"{title}: out, the module that reads the heads, is not named.")
+    for name in ("n_heads", "n_kv_heads", "head_dim", "value_dim", "rope_channels", "rope_blocks"):
+        value = said[name]
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _MOST):
+            raise DeclarationError(f"{title}: {name}={value!r} was given; a whole number from 1 is needed.")
+    if n_heads % (n_kv_heads or n_heads):
+        raise DeclarationError(f"{title}: {n_heads} query heads cannot share {n_kv_heads} key/value heads evenly.")
+    if rope not in ROPES:
+        raise DeclarationError(f"{title}: rope={rope!r} was given; choose from {', '.join(ROPES)}.")
+    if rope_channels is not None and (rope == "none" or rope_channels % (2 * rope_blocks)):
+        why = "nothing rotates with rope='none'" if rope == "none" else "channels rotate two by two"
+        raise DeclarationError(f"{title}: rope_channels={rope_channels} was given; {why}.")
+    if layout and layout not in layout_names():
+        raise DeclarationError(f"{title}: layout={layout!r} was given; choose from {', '.join(layout_names())}.")
+    if layout in ("per_head", "codegen") and n_kv_heads not in (None, n_heads):
+        raise DeclarationError(
+            f"{title}: layout={layout!r} has a key and a value for every query head; n_kv_heads says other."
+        )
+    said["qk_norm"] = _norm_words(title, qk_norm)
+    said["follow"] = tuple(tuple(sorted(dict(one).items())) for one in follow)
+    said["layers"] = _layer_numbers(title, layers)
+    return _declared("attention", layer, said, _ATTENTION)
+
+
+def feed_forward(
+    layer: str,
+    *,
+    down: str,
+    up: str = "",
+    gate: str = "",
+    fused: str = "",
+    activation: str = "",
+    up_first: bool = False,
+    conv1d: bool = False,
+    layers: Sequence[int] | str = (),
+    stack: str = "decoder",
+    part: str = "",
+) -> Declaration:
+    """Declare the pair of up and down of every feed-forward whose tensors lie under ``layer``; {e} is an expert's number.
+
+    ``gate``: the module behind whose activation ``up`` is multiplied; ``fused``: gate and up in one matrix, the gate
+    first (``up_first``: not). Without a gate there is a pair only behind an ``activation`` of "relu", "relu2" and the
+    like. Raises DeclarationError.
+
+    >>> import wisca_core as wisca
+    >>> wisca.feed_forward("layers.{i}.feed_forward", gate="w1", up="w3", down="w2")
+    wisca.feed_forward('layers.{i}.feed_forward', down='w2', up='w3', gate='w1')
+    """
+    said = {name: value for name, value in locals().items() if name != "layer"}
+    title = f"feed_forward({layer!r})"
+    if not down or bool(up) == bool(fused) or (fused and gate):
+        raise DeclarationError(f"{title}: give down with up, with gate and up, or with fused (both in one matrix).")
+    if not gate and not fused and activation not in HOMOGENEOUS:
+        raise DeclarationError(
+            f"{title}: without a gate a factor passes only through ReLU and its square; give gate=, or "
+            f"activation= one of {', '.join(HOMOGENEOUS)} ({activation or 'none'} was given)."
+        )
+    said["layers"] = _layer_numbers(title, layers)
+    return _declared("feed_forward", layer, said, _FEED_FORWARD)
+
+
+def _declared(kind: str, layer: str, said: Mapping, defaults: Mapping) -> Declaration:
+    if not isinstance(layer, str) or not layer.strip(".") or re.search(r"\{(?![ie]\})", layer):
+        raise DeclarationError(
+            f"{kind}({layer!r}): the path of a layer's tensors is needed, with {{i}} in place of its number."
+        )
+    for name, value in said.items():
+        if isinstance(defaults[name], str) and not isinstance(value, str):
+            raise DeclarationError(f"{kind}({layer!r}): {name}={value!r} was given; text is needed.")
+    words = tuple((name, value) for name, value in said.items() if value not in (defaults[name], None))
+    return Declaration(kind, layer.strip("."), words)
+
+
+_ATTENTION = {"out": "", "n_heads": 0} | attention.__kwdefaults__
+_FEED_FORWARD = {"down": ""} | feed_forward.__kwdefaults__
+_MAKERS = {"attention": attention, "feed_forward": feed_forward}
+
+
+def _norm_words(title: str, given: object) -> tuple:
+    if not given:
+        return ()
+    words = dict(given) if isinstance(given, Mapping) else dict(zip("qk", given)) if len(given) == 2 else {}
+    unknown = words.keys() - {"q", "k", "per", "before_rope", "offset"}
+    if unknown or not all(isinstance(words.get(name), str) for name in "qk"):
+        raise DeclarationError(
+            f"{title}: qk_norm={given!r} was given; needed is ('q_norm', 'k_norm') or a mapping with q, k and, where they "
+            "differ from the usual, per, before_rope and offset."
+        )
+    return tuple(sorted(words.items()))
+
+
+def _layer_numbers(title: str, given: Sequence[int] | str) -> tuple[int, ...]:
+    try:
+        parts = given.split(",") if isinstance(given, str) else given
+        out: set[int] = set()
+        for part in parts if given else ():
+            low, _, high = str(part).partition("-")
+            out |= set(range(int(low), int(high or low) + 1))
+    except (TypeError, ValueError):
+        raise DeclarationError(f"{title}: layers={given!r} was given; numbers, or text such as '0-3,7'.") from None
+    return tuple(sorted(out))
+
+
+def checked(given: object) -> tuple[Declaration, ...]:
+    """What was given as ``sites=``. Raises DeclarationError."""
+    several = (given,) if isinstance(given, Declaration) else given
+    if not isinstance(several, (list, tuple)) or not all(isinstance(one, Declaration) for one in several):
+        guess = " A guess is to be read and written down as your own." if type(given).__name__ == "Guess" else ""
+        raise DeclarationError(
+            f"sites: a {type(given).__name__} was given; a list of wisca.attention(...) and wisca.feed_forward(...) is "
+            f"needed.{guess}"
+        )
+    return tuple(several)
+
+
+def read_declarations(path: Path) -> tuple[Declaration, ...]:
+    """From a TOML file: ``format = "wisca-sites"``, ``version = 1``, then tables [[attention]] and [[feed_forward]] with
+    the arguments of these functions. Raises UnreadableInput, DeclarationError.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UnreadableInput(f"{path} is no TOML file that can be read: {error}.") from error
+    found = (data.pop("format", None), data.pop("version", None))
+    if found != (FORMAT, VERSION):
+        raise UnreadableInput(
+            f'{path} begins with format {found[0]!r}, version {found[1]!r}; format = "{FORMAT}" and version = {VERSION} are '
+            "read here."
+        )
+    unknown = data.keys() - _MAKERS.keys()
+    if unknown or not any(data.values()):
+        raise DeclarationError(
+            f"{path}: {', '.join(sorted(unknown)) or 'no table'} was found; [[attention]] and [[feed_forward]] are known."
+        )
+    out = []
+    for kind, make in _MAKERS.items():
+        rows = data.get(kind, [])
+        for one in rows if isinstance(rows, list) else [rows]:
+            allowed = {"layer", *(_ATTENTION if kind == "attention" else _FEED_FORWARD)}
+            if not isinstance(one, dict) or one.keys() - allowed or not isinstance(one.get("layer"), str):
+                wrong = ", ".join(sorted(one.keys() - allowed)) if isinstance(one, dict) else ""
+                raise DeclarationError(
+                    f"{path}: [[{kind}]] has {wrong or 'no layer'}; its words are {', '.join(allowed)}."
+                )
+            try:
+                out.append(make(one["layer"], **{name: value for name, value in one.items() if name != "layer"}))
+            except TypeError as error:
+                raise DeclarationError(f"{path}: [[{kind}]] {one['layer']}: {error}.") from error
+    return tuple(out)
+
+
+def toml(declarations: Iterable[Declaration]) -> str:
+    """The text of a file that ``read_declarations`` reads."""
+    lines = [f'format = "{FORMAT}"', f"version = {VERSION}"]
+    for one in declarations:
+        lines += ["", f"[[{one.kind}]]", f"layer = {_toml(one.layer)}"]
+        lines += [f"{name} = {_toml(_plain(value))}" for name, value in one.words]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else repr(value)
+
+
+def _plain(value: object) -> object:
+    """Pairs of names and values are mappings where people read them."""
+    if isinstance(value, tuple) and value and all(isinstance(one, tuple) for one in value):
+        is_map = all(len(one) == 2 and isinstance(one[0], str) for one in value)
+        return dict(value) if is_map else [_plain(one) for one in value]
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class _Place:
+    layer: int
+    expert: int
+    prefix: str
+
+
+def root_of(names: Iterable[str], declarations: Sequence[Declaration]) -> str:
+    """What stands before every declared path in these names, "" where they begin with it. Raises DeclarationError."""
+    names = list(names)
+    roots: set[str] | None = None
+    for one in declarations:
+        pattern = re.compile(r"(?:^|(?<=\.))" + _pattern(one))
+        found = {name[: match.start()] for name in names for match in pattern.finditer(name)}
+        if not found:
+            raise DeclarationError(f"{one.title}: no tensor of the model lies there. {_near(one, names)}")
+        found = {""} if "" in found else found
+        roots = found if roots is None else roots & found
+    if len(roots or ()) != 1:
+        shown = ", ".join(f"{root!r}" for root in sorted(roots or ()))
+        raise DeclarationError(
+            f"sites: the paths are found below {len(roots)} places of the model ({shown}); write them from the top of the "
+            "model on."
+            if roots
+            else "sites: no one part of the model holds every declared path; write them from the top of the model on."
+        )
+    return next(iter(roots))
+
+
+def _pattern(one: Declaration) -> str:
+    escaped = (
+        re.escape(one.layer)
+        .replace(re.escape("{i}"), r"(?P<i>\d{1,6})", 1)
+        .replace(re.escape("{e}"), r"(?P<e>\d{1,6})", 1)
+    )
+    return escaped.replace(re.escape("{i}"), r"(?P=i)").replace(re.escape("{e}"), r"(?P=e)") + r"\."
+
+
+def _near(one: Declaration, names: Sequence[str]) -> str:
+    numbered = one.layer.replace("{i}", "0").replace("{e}", "0")
+    parents = list(dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in names))
+    like = difflib.get_close_matches(numbered, [parent for parent in parents if parent], 3, 0.4) or parents[:3]
+    return f"Near it are {', '.join(like)}." if any(like) else "It has no tensors in modules."
+
+
+def declared_sites(
+    checkpoint: Checkpoint, declarations: Sequence[Declaration], pairs: Iterable[str] = DEFAULT_PAIRS
+) -> Sites:
+    """The sites that these declarations describe in this model, of these pairs; tensors that cannot be rescaled (shared,
+    quantised) as refusals.
+
+    Raises DeclarationError for a path that matches nothing or several places, a module that is not there, heads that
+    do not divide its rows, two declarations that claim the same rows.
+    """
+    weights = Weights.of(checkpoint, "the declaration")
+    root = root_of(weights.names, declarations)
+    found: list[tuple[Declaration, Site | Refusal]] = []
+    remarks: list[str] = []
+    first = None
+    n_layers = 0
+    for one in declarations:
+        places = _places(weights, one, root)
+        for place in places:
+            if one.kind == "feed_forward":
+                found += [(one, site) for site in _feed_forward(weights, one, place)]
+                continue
+            layer = _layer(weights, one, place)
+            first = first or layer
+            n_layers = max(n_layers, place.layer + 1)
+            found += [(one, _with_bias(layer, one, site)) for site in attention_sites(layer)]
+            if norm_of(layer) and place is places[0]:
+                remarks.append(
+                    f"{one.layer}: its norms on q and k absorb the scale of Wq and Wk; the gains are the live pair and "
+                    "are balanced instead."
+                )
+    _check_apart(found)
+    pairs = tuple(pairs)
+    sites = tuple(site for _, site in found if isinstance(site, Site) and site.key.pair in pairs)
+    refusals = tuple(
+        r for _, r in found if isinstance(r, Refusal) and r.what.split(":")[0].split(".")[3].split(".")[0] in pairs
+    )
+    about = first.attention(n_layers) if first else None
+    return Sites(NAME, checkpoint.source, about, sites, refusals, tuple(remarks))
+
+
+def _places(weights: Weights, one: Declaration, root: str) -> list[_Place]:
+    pattern = re.compile(re.escape(root) + _pattern(one))
+    found = {}
+    for name in weights.names:
+        match = pattern.match(name)
+        if match:
+            at = match.groupdict()
+            place = _Place(int(at.get("i") or 0), int(at["e"]) if at.get("e") else -1, match[0])
+            found[(place.layer, place.expert)] = place
+    chosen = one["layers"]
+    missing = sorted(set(chosen or ()) - {layer for layer, _ in found})
+    if missing:
+        raise DeclarationError(
+            f"{one.title}: layers={list(chosen)} names layer {missing[0]}; the model has none there."
+        )
+    return [place for key, place in sorted(found.items()) if not chosen or place.layer in chosen]
+
+
+def _named(weights: Weights, one: Declaration, place: _Place, module: str) -> str:
+    """As a row names it: a tensor that is itself the parameter ends in "!"."""
+    if f"{place.prefix}{module}.weight" in weights:
+        return module
+    if f"{place.prefix}{module}" in weights:
+        return f"{module}!"
+    aliases = {alias: owner for alias, owner in weights.checkpoint.aliases}
+    shared = aliases.get(f"{place.prefix}{module}.weight")
+    if shared:
+        raise DeclarationError(
+            f"{one.title}: {place.prefix}{module}.weight is {shared} too; scaling it would change both."
+        )
+    inside = sorted({name.removeprefix(place.prefix).removesuffix(".weight") for name in weights.below(place.prefix)})
+    raise DeclarationError(
+        f"{one.title}: {place.prefix}{module} is no tensor of the model and no module with a weight; there are "
+        f"{', '.join(inside[:8]) or 'none'}."
+    )
+
+
+def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
+    """The layer with every size read off its shapes."""
+    modules = {
+        "q": one["q"] or one["qkv"],
+        "k": one["k"] or one["kv"] or one["qkv"],
+        "v": one["v"] or one["kv"] or one["qkv"],
+    }
+    modules = {role: _named(weights, one, place, name) for role, name in {**modules, "o": one["out"]}.items()}
+    layout = one["layout"] or ("concat" if one["qkv"] else "kv_concat" if one["kv"] else "separate")
+    heads = one["n_heads"]
+    kv_heads = one["n_kv_heads"] or heads
+    shapes = {role: weights.shape(Layer.tensor(place.prefix + module)) for role, module in modules.items()}
+    for role, shape in shapes.items():
+        if len(shape) < 2 or any(n != 1 for n in shape[2:]):
+            raise DeclarationError(
+                f"{one.title}: {place.prefix}{modules[role]} is {_shape(shape)}; a matrix is needed."
+            )
+    rows = {role: shape[int(bool(one["conv1d"]))] for role, shape in shapes.items()}
+    columns = {role: shape[1 - int(bool(one["conv1d"]))] for role, shape in shapes.items()}
+    n_q = heads * (2 if layout in ("gated_q", "gate_concat") else 1)
+
+    def width(role: str, known: int | None = None) -> int:
+        """Channels of a head in the matrix that holds the role; ``known``: those of a query where they are known."""
+        sharing = [r for r in "qkv" if modules[r] == modules[role]]
+        counts = {"q": n_q, "k": kv_heads, "v": kv_heads}
+        taken = sum(counts[r] for r in sharing if r in "qk") * known if known and role == "v" else 0
+        n = counts["v"] if taken else sum(counts[r] for r in sharing)
+        left = rows[role] - taken
+        if left <= 0 or left % n:
+            turned = "" if one["conv1d"] else f" Stored [in, out] it has {columns[role]:,}: conv1d=True?"
+            turned = turned if turned and columns[role] % n == 0 and rows[role] % n else ""
+            raise DeclarationError(
+                f"{one.title}: {place.prefix}{modules[role]} has {rows[role]:,} rows; {heads} query and {kv_heads} key/value "
+                f"heads (layout {layout}) do not divide them. Check n_heads, n_kv_heads and layout.{turned}"
+            )
+        return left // n
+
+    head_dim = one["head_dim"] or width("q")
+    value_dim = one["value_dim"] or (
+        head_dim if modules["v"] == modules["q"] and not one["head_dim"] else width("v", head_dim)
+    )
+    known = {"n_heads": heads, "n_kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
+    known |= {"hidden_size": columns["q"], "kv_hidden": columns["k"], "v_hidden": columns["v"], "out_hidden": rows["o"]}
+    if columns["o"] != heads * value_dim:
+        raise DeclarationError(
+            f"{one.title}: {place.prefix}{modules['o']} reads {columns['o']:,} channels; {heads} heads of {value_dim} are "
+            f"{heads * value_dim:,}. Check n_heads, n_kv_heads{', conv1d' if rows['o'] == heads * value_dim else ''} and layout."
+        )
+    for role in "qkv":  # a head_dim that was said, against what is there
+        sharing = [r for r in "qkv" if modules[r] == modules[role]]
+        needed = sum({"q": n_q * head_dim, "k": kv_heads * head_dim, "v": kv_heads * value_dim}[r] for r in sharing)
+        if needed != rows[role]:
+            raise DeclarationError(
+                f"{one.title}: {place.prefix}{modules[role]} has {rows[role]:,} rows; {heads} query and {kv_heads} key/value "
+                f"heads of {head_dim} need {needed:,}. Check n_heads, n_kv_heads, head_dim and layout."
+            )
+    rope = one["rope"] or "none"
+    turning = one["rope_channels"] or head_dim
+    if turning > head_dim:
+        raise DeclarationError(f"{one.title}: rope_channels={turning} was given; a head has {head_dim} channels.")
+    family = row(
+        NAME,
+        **{name: name for name in _NUMBERS},
+        **modules,
+        layer="",
+        layout=layout,
+        conv1d=bool(one["conv1d"]),
+        rope=rope,
+        rope_width="turning",
+        rope_theta="10000.0",
+        rope_blocks=one["rope_blocks"] or 1,
+        norm=_norm(weights, one, place, known),
+        sub_norm=one["sub_norm"] or "",
+        follow=[dict(follower) for follower in one["follow"] or ()],
+        trailing=list(shapes["q"][2:]),
+        inert=["*"],  # the proof runs the whole model, with every parameter random
+        stack=one["stack"] or "decoder",
+        attention=one["attention"] or "self",
+        part=one["part"] or "",
+    )
+    return numbers(weights, family, known | {"turning": turning}, place.layer, place.prefix)
+
+
+def _with_bias(layer: Layer, one: Declaration, site: Site | Refusal) -> Site | Refusal:
+    """With the rows of the one bias [q; k; v] among what follows, where its matrices are apart."""
+    if not one["qkv_bias"] or isinstance(site, Refusal):
+        return site
+    name = layer.prefix + one["qkv_bias"]
+    firsts, at = {}, 0
+    for role, heads in (("q", layer.n_heads), ("k", layer.n_kv_heads), ("v", layer.n_kv_heads)):
+        firsts[role], at = at, at + heads * layer.width(role)
+    if layer.weights.shape(name) != (at,):
+        raise DeclarationError(
+            f"{one.title}: {name} is {_shape(layer.weights.shape(name) or ())}; one bias of q, k and v has {at:,} values."
+        )
+    legs = []
+    for role, side in (("q", "left"), ("k", "right")) if site.key.pair == "qk" else (("v", "left"),):
+        index, channel = layer.separate(role)
+        legs.append(Leg(name, 0, replace(index, start=firsts[role]), channel, side, role, measured=False))
+    return replace(site, legs=(*site.legs, *legs))
+
+
+def _norm(weights: Weights, one: Declaration, place: _Place, known: Mapping) -> dict | None:
+    """As a row has it; where the gains lie is read off their shape."""
+    if not one["qk_norm"]:
+        return None
+    words = dict(one["qk_norm"])
+    out = {"before_rope": True, "offset": 0.0, "bias": True} | words
+    for role, n in (("q", known["n_heads"]), ("k", known["n_kv_heads"])):
+        shape = weights.shape(f"{place.prefix}{words[role]}.weight")
+        if shape is None:
+            _named(weights, one, place, words[role])
+            raise DeclarationError(f"{one.title}: {place.prefix}{words[role]} is no norm with a weight.")
+        width = known["head_dim"]
+        fits = {(width,): "head", (n * width,): "width", (n, width): "rows"}
+        if n == 1 and words.get("per") == "width":
+            fits[(width,)] = "width"
+        if words.get("per", fits.get(shape)) != fits.get(shape) or shape not in fits:
+            raise DeclarationError(
+                f"{one.title}: the gain {place.prefix}{words[role]}.weight is {_shape(shape)}; {n} heads of {width} have a "
+                f"gain of {width} that all share, of {n * width}, or of {n} x {width}."
+            )
+        found = fits[shape]
+        # MQA's one key head: a gain of its width is both, and the queries' gain says which
+        out["per"] = found if role == "q" or known["n_kv_heads"] > 1 else out["per"]
+        if found != out["per"]:
+            raise DeclarationError(f"{one.title}: the gains of {words['q']} and {words['k']} are of different kinds.")
+    return out
+
+
+def _feed_forward(weights: Weights, one: Declaration, place: _Place) -> list[Site | Refusal]:
+    names = {role: one[role] or "" for role in ("down", "up", "gate", "fused")}
+    bare = {role: _named(weights, one, place, name) for role, name in names.items() if name}
+    if len({name.endswith("!") for name in bare.values()}) > 1:
+        raise DeclarationError(f"{one.title}: some of its matrices are parameters and others modules; name them alike.")
+    fields = {name: one[name] for name in ("stack", "up_first", "conv1d", "part") if one[name]}
+    family: Family = row(NAME, **{name: "1" for name in _NUMBERS}, rope="none", activation="activation", **fields)
+    layer = numbers(weights, family, {"activation": one["activation"]}, place.layer, place.prefix)
+    down = weights.shape(place.prefix + names["down"] + ("" if bare["down"].endswith("!") else ".weight"))
+    layer = replace(layer, hidden_size=down[-2] if len(down) > 1 else 1)
+    return declared_mlp(layer, place.prefix, **names, expert=place.expert)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def _check_apart(found: Sequence[tuple[Declaration, Site | Refusal]]) -> None:
+    """No two may claim the same rows, nor bear one name."""
+    names: dict[str, Declaration] = {}
+    claims: dict[tuple, list[tuple[Declaration, Site, np.ndarray]]] = {}
+    for one, site in found:
+        if not isinstance(site, Site):
+            continue
+        for leg in site.legs:
+            rows = np.unique(leg.index.indices())
+            place = (leg.tensor, leg.axis, leg.fixed)
+            for other, its, theirs in claims.setdefault(place, []):
+                if its is not site and len(np.intersect1d(rows, theirs)):
+                    raise DeclarationError(
+                        f"{one.title} and {other.title} both claim the same rows of {leg.tensor} ({site.name}, {its.name})."
+                        if other is not one
+                        else f"{one.title}: {leg.tensor} is claimed twice ({site.name}, {its.name}). Check the names of its modules."
+                    )
+            claims[place].append((one, site, rows))
+        if site.name in names:
+            raise DeclarationError(
+                f"{one.title} and {names[site.name].title} both make a pair named {site.name}; give one of them another "
+                "stack= or part=."
+            )
+        names[site.name] = one
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What names and shapes suggest, to be read, corrected and written down; nothing takes it as it is.
+
+    ``str()`` of it is Python, ``toml()`` the text of a file; ``open_questions``: what could not be read off.
+    """
+
+    declarations: tuple[Declaration, ...]
+    open_questions: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"# {question}" for question in self.open_questions]
+        return "\n".join([*lines, "sites = [", *(f"    {one!r}," for one in self.declarations), "]"])
+
+    def toml(self) -> str:
+        return "".join(f"# {question}\n" for question in self.open_questions) + toml(self.declarations)

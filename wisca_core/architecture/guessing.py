@@ -1,0 +1,118 @@
+"""A declaration proposed from names and shapes, to be read and confirmed; nothing is applied."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from wisca_core.architecture.candidates import find_attention
+from wisca_core.architecture.declaration import Declaration, Guess, attention, feed_forward
+from wisca_core.checkpoint import Checkpoint, TensorInfo
+from wisca_core.errors import DeclarationError
+from wisca_core.wrappers import unwrapped
+
+_HEADS = ("n_head", "n_heads", "num_heads", "num_attention_heads", "nhead", "heads")
+_KV_HEADS = ("n_kv_heads", "n_kv_head", "num_kv_heads", "num_key_value_heads", "n_query_groups", "n_groups", "kv_heads")
+_GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("fc_1", "fc_2", "proj"))
+_ROPE = "rope: 'half', 'interleaved' or 'none' cannot be seen in names and shapes; the proof tells which holds."
+_N_HEADS = "n_heads: nothing says how many there are; 1 stands for it."
+
+
+def guess(model: object) -> Guess:
+    """What the names and shapes of a torch module, or of an opened file, suggest; ``print`` it, correct it, and write it
+    down as your own: it is never used by itself. Raises DeclarationError where nothing is named like an attention.
+
+    >>> import wisca_core as wisca
+    >>> from torch import nn
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.c_attn, self.c_proj, self.n_head = nn.Linear(8, 24), nn.Linear(8, 8), 2
+    >>> print(wisca.guess(nn.ModuleDict({"h": nn.ModuleList([nn.ModuleDict({"attn": Block()})])})))
+    # rope: 'half', 'interleaved' or 'none' cannot be seen in names and shapes; the proof tells which holds.
+    sites = [
+        wisca.attention('h.{i}.attn', qkv='c_attn', out='c_proj', n_heads=2),
+    ]
+    """
+    checkpoint = _as_checkpoint(model)
+    found = find_attention(checkpoint)
+    if found is None:
+        raise DeclarationError(
+            "no layer has tensors named like query, key, value and output projections, so nothing can be proposed; write "
+            "wisca.attention(...) by hand."
+        )
+    layer = found.root + found.layer.rstrip(".")
+    shapes = {t.name: t.shape for t in checkpoint.tensors}
+    numbers = _numbers(model, layer)
+    questions = [_ROPE]
+    heads = next((numbers[name] for name in _HEADS if name in numbers), 0)
+    if not heads:
+        questions.append(_N_HEADS)
+    words: dict[str, object] = {"n_heads": heads or 1}
+    kv = next((numbers[name] for name in _KV_HEADS if name in numbers), None)
+    if kv not in (None, heads):
+        words["n_kv_heads"] = kv
+    m = found.modules
+    names = {"qkv": m["q"]} if m["q"] == m["k"] else {role: m[role] for role in "qkv"}
+    first = next(
+        shape
+        for name, shape in shapes.items()
+        if re.sub(r"\.\d+\.", ".{i}.", name, count=1) == f"{layer}.{m['o']}.weight"
+    )
+    if "qkv" in names and kv not in (None, heads):
+        questions.append("layout: 'concat' ([q; k; v]) is assumed; 'per_group' is the other usual one.")
+    if "qkv" in names:
+        fused = next(
+            (s for n, s in shapes.items() if re.sub(r"\.\d+\.", ".{i}.", n, count=1) == f"{layer}.{m['q']}.weight"),
+            first,
+        )
+        if fused[0] == first[0] and fused[1] > fused[0]:
+            words["conv1d"] = True
+    for q, k in (("q_norm", "k_norm"), ("norm_q", "norm_k"), ("q_layernorm", "k_layernorm"), ("q_ln", "k_ln")):
+        if {f"{q}.weight", f"{k}.weight"} <= set(found.extra):
+            words["qk_norm"] = (q, k)
+    out = [attention(layer, **names, out=m["o"], **words)]
+    out += _feed_forwards(shapes, found.root + found.layer.split("{i}")[0] + "{i}.")
+    return Guess(tuple(out), tuple(questions))
+
+
+def _feed_forwards(shapes: Mapping, layer: str) -> Iterable[Declaration]:
+    """Gated ones only: without a gate the activation decides, which no name says."""
+    names = {re.sub(r"\.\d+\.", ".{i}.", name, count=1) for name in shapes}
+    inside = {name.removeprefix(layer).removesuffix(".weight") for name in names if name.startswith(layer)}
+    for gate, up, down in _GATED:
+        for one in sorted(inside):
+            path = one.removesuffix(gate)
+            if one.endswith(gate) and {path + up, path + down} <= inside and re.fullmatch(r"(\w+\.)*", path):
+                yield feed_forward((layer + path).rstrip("."), gate=gate, up=up, down=down)
+
+
+def _as_checkpoint(model: object) -> Checkpoint:
+    if isinstance(model, Checkpoint):
+        return model
+    if hasattr(model, "checkpoint"):  # an opened model
+        return model.checkpoint
+    if not hasattr(model, "named_parameters"):
+        raise DeclarationError(
+            f"guess: a {type(model).__name__} was given; a torch module or an opened file is needed."
+        )
+    tensors = [
+        TensorInfo(unwrapped(name), "F32", tuple(p.shape), "", 0, 0)
+        for name, p in model.named_parameters(remove_duplicate=False)
+    ]
+    return Checkpoint(Path(), type(model).__name__, "live", "", tuple(tensors), ())
+
+
+def _numbers(model: object, layer: str) -> dict[str, int]:
+    """Whole numbers that the attention module, or a config of it or of the model, has under usual names."""
+    if not hasattr(model, "named_modules"):
+        return {}
+    pattern = re.compile(re.escape(layer).replace(re.escape("{i}"), r"\d+"))
+    holders = [module for path, module in model.named_modules() if pattern.fullmatch(unwrapped(path))][:1]
+    holders += [config for one in (*holders, model) if (config := getattr(one, "config", None)) is not None]
+    out: dict[str, int] = {}
+    for holder in holders:
+        values = holder if isinstance(holder, Mapping) else getattr(holder, "__dict__", {})
+        for name in (*_HEADS, *_KV_HEADS):
+            if isinstance(values.get(name), int) and not isinstance(values.get(name), bool):
+                out.setdefault(name, values[name])
+    return out
