@@ -108,6 +108,18 @@ def test_training_names(all_imported, tiny_llama, tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     assert wisca.rescale_(model, optimizer).factors.sites
     assert wisca.Scaler(model, optimizer, every=2) is not None
+    sites = [
+        wisca.attention(
+            "model.layers.{i}.self_attn",
+            **{role: f"{role}_proj" for role in "qkv"},
+            out="o_proj",
+            n_heads=4,
+            n_kv_heads=2,
+            rope="half",
+        ),
+        wisca.feed_forward("model.layers.{i}.mlp", gate="gate_proj", up="up_proj", down="down_proj"),
+    ]
+    assert wisca.guess(model).declarations[1] == sites[1] and len(wisca.rescale_(model, sites=sites).factors.sites) == 2
     assert wisca.WiscaCallback(every=250) is not None and wisca.LightningWisca(every=250) is not None
 
 

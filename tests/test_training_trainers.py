@@ -65,7 +65,7 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("accumulation, max_grad_norm", [(1, 0.0), (2, 1.0)])
 def test_the_callback_does_what_a_plain_loop_with_a_scaler_does(trainer, fresh, accumulation, max_grad_norm):
     ours = trainer(
-        [WiscaCallback(every=3)],
+        [WiscaCallback(every=3, check="never")],  # a check collates two rows of its own
         gradient_accumulation_steps=accumulation,
         max_grad_norm=max_grad_norm,
         lr_scheduler_type="constant",

@@ -250,9 +250,9 @@ def read_declarations(path: Path) -> tuple[Declaration, ...]:
     for kind, make in _MAKERS.items():
         rows = data.get(kind, [])
         for one in rows if isinstance(rows, list) else [rows]:
-            allowed = {"layer", *(_ATTENTION if kind == "attention" else _FEED_FORWARD)}
-            if not isinstance(one, dict) or one.keys() - allowed or not isinstance(one.get("layer"), str):
-                wrong = ", ".join(sorted(one.keys() - allowed)) if isinstance(one, dict) else ""
+            allowed = ("layer", *(_ATTENTION if kind == "attention" else _FEED_FORWARD))
+            if not isinstance(one, dict) or one.keys() - set(allowed) or not isinstance(one.get("layer"), str):
+                wrong = ", ".join(sorted(one.keys() - set(allowed))) if isinstance(one, dict) else ""
                 raise DeclarationError(
                     f"{path}: [[{kind}]] has {wrong or 'no layer'}; its words are {', '.join(allowed)}."
                 )
@@ -470,6 +470,11 @@ def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
             )
     rope = one["rope"] or "none"
     turning = one["rope_channels"] or head_dim
+    if rope != "none" and turning % (2 * (one["rope_blocks"] or 1)):
+        raise DeclarationError(
+            f"{one.title}: its heads have {turning} channel{'' if turning == 1 else 's'}, and channels rotate two by two. Check "
+            "n_heads, or say how many rotate (rope_channels=)."
+        )
     if turning > head_dim:
         raise DeclarationError(f"{one.title}: rope_channels={turning} was given; a head has {head_dim} channels.")
     family = row(

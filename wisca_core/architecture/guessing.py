@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from wisca_core.architecture.candidates import find_attention
+from wisca_core.architecture.candidates import Attention, find_attention
 from wisca_core.architecture.declaration import Declaration, Guess, attention, feed_forward
 from wisca_core.checkpoint import Checkpoint, TensorInfo
 from wisca_core.errors import DeclarationError
@@ -13,6 +13,7 @@ from wisca_core.wrappers import unwrapped
 _HEADS = ("n_head", "n_heads", "num_heads", "num_attention_heads", "nhead", "heads")
 _KV_HEADS = ("n_kv_heads", "n_kv_head", "num_kv_heads", "num_key_value_heads", "n_query_groups", "n_groups", "kv_heads")
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("fc_1", "fc_2", "proj"))
+_FUSED = (("attn", "proj"), ("in_proj_weight", "out_proj"), ("qkv", "proj"))
 _ROPE = "rope: 'half', 'interleaved' or 'none' cannot be seen in names and shapes; the proof tells which holds."
 _N_HEADS = "n_heads: nothing says how many there are; 1 stands for it."
 
@@ -34,7 +35,7 @@ def guess(model: object) -> Guess:
     ]
     """
     checkpoint = _as_checkpoint(model)
-    found = find_attention(checkpoint)
+    found = find_attention(checkpoint) or _fused_otherwise(checkpoint)
     if found is None:
         raise DeclarationError(
             "no layer has tensors named like query, key, value and output projections, so nothing can be proposed; write "
@@ -73,6 +74,18 @@ def guess(model: object) -> Guess:
     out = [attention(layer, **names, out=m["o"], **words)]
     out += _feed_forwards(shapes, found.root + found.layer.split("{i}")[0] + "{i}.")
     return Guess(tuple(out), tuple(questions))
+
+
+def _fused_otherwise(checkpoint: Checkpoint) -> Attention | None:
+    """One matrix of three under names that discovery does not try: litgpt's attn, torch's own in_proj_weight, timm's qkv."""
+    names = {t.name for t in checkpoint.tensors}
+    for fused, out in _FUSED:
+        for name in sorted(names):
+            match = re.fullmatch(rf"((?:\w+\.)*?)(\w+\.\d+\.(?:\w+\.)*){re.escape(fused)}(\.weight)?", name)
+            if match and f"{match[1]}{match[2]}{out}.weight" in names:
+                layer = re.sub(r"\.\d+\.", ".{i}.", match[2], count=1)
+                return Attention(match[1], layer, {**dict.fromkeys("qkv", fused), "o": out}, ())
+    return None
 
 
 def _feed_forwards(shapes: Mapping, layer: str) -> Iterable[Declaration]:

@@ -76,8 +76,13 @@ def prove_declared(
         progress("building a small model", 0, 1)
         small, own = _built(build) if build else (_copied(model), None)
         own = own or tuple(declarations)
-        inner = small if build is None else submodule(small, root_of(names_of(small), own))
+        inner = small
         if build is not None:
+            if model is not None and not any(type(one) is type(model) for one in small.modules()):
+                raise DeclarationError(
+                    f"build: it makes a {type(small).__name__}; the model is a {type(model).__name__}."
+                )
+            inner = submodule(small, root_of(names_of(small), own))
             _check_alike(inner, model, structure)
         try:
             inner = inner.double().eval()
@@ -103,6 +108,9 @@ def prove_declared(
             bench = _bench(inner, found, _Caller(inner, forward))
             verdict = judge(bench, "channel", progress)
             refused = tuple((name, _explained(name, why, bench, own, checkpoint)) for name, why in verdict.refused)
+    if build:
+        counts = " Does what build() makes have the declared head counts?"
+        refused = tuple((name, why if NOT_RUN in why else why + counts) for name, why in refused)
     n = sum(p.numel() for p in inner.parameters())
     whose = "as build() makes it" if build else "itself, copied in float64"
     return Proof(
@@ -116,7 +124,7 @@ def prove_declared(
         largest_factor=2.0**OCTAVES,
         seconds=time.perf_counter() - started,
         versions=versions(),
-        reason="; ".join(dict.fromkeys(reason for _, reason in refused)),
+        reason=" ".join(f"{name}: {why}" for name, why in refused),
         not_checked=(
             "masks, caches and whatever else the calls of the proof do not use",
             f"more than {LENGTHS[-1]} positions",
@@ -188,12 +196,9 @@ def _copied(model: nn.Module) -> nn.Module:
             "build=, a function that makes a small model of the class."
         )
     for parameter in model.parameters():
-        value = parameter.detach()
-        memo[id(parameter)] = nn.Parameter(
-            value.double() if value.is_floating_point() else value.clone(), requires_grad=False
-        )
+        memo[id(parameter)] = nn.Parameter(_own(parameter), requires_grad=False)
     for buffer in model.buffers():
-        memo[id(buffer)] = buffer.detach().double() if buffer.is_floating_point() else buffer.detach().clone()
+        memo[id(buffer)] = _own(buffer)
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # whatever the person's modules hold
@@ -203,10 +208,13 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, never the tensor itself, in float64 where it holds floating-point numbers."""
+    return tensor.detach().to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
 def _check_alike(small: nn.Module, model: nn.Module | None, structure: Iterable[TensorInfo]) -> None:
     """Raises DeclarationError where what ``build`` made is another model than the one the sites are of."""
-    if model is not None and type(small) is not type(model):
-        raise DeclarationError(f"build: it makes a {type(small).__name__}; the model is a {type(model).__name__}.")
     theirs = {(_numberless(t.name), len(t.shape)) for t in structure}
     held = {unwrapped(name): t for name, t in (small.state_dict() if model is None else {}).items()}
     held |= {unwrapped(name): p for name, p in small.named_parameters(remove_duplicate=False)}

@@ -199,7 +199,8 @@ class Rescaler:
 
         check = None
         if self.check.is_due and (factors.sites or (given is None and (self._gram() or self._mixed()))):
-            check = self.check.of(live, self.states, copies, change, tuple(dict.fromkeys(labels.values())))
+            kinds = tuple(dict.fromkeys(labels.values()))
+            check = self.check.of(live, self.states, copies, change, kinds, is_one=given is not None)
             factors = self._less_refused(factors, labels, is_given=given is not None)
         else:
             change(lambda label: True)
