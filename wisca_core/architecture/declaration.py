@@ -7,7 +7,6 @@ Nothing here is known to be right: it is proved on the model itself (``equivalen
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +20,11 @@ from wisca_core.architecture.mlp import HOMOGENEOUS, declared_mlp
 from wisca_core.architecture.site import DEFAULT_PAIRS, Leg, Refusal, Site, Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.errors import DeclarationError, UnreadableInput
+from wisca_core.untrusted import named_path, parse_toml, read_regular
 
 NAME = "declared"
 FORMAT, VERSION = "wisca-sites", 1
+MAX_BYTES = 1 << 20
 _NUMBERS = ("n_heads", "n_kv_heads", "head_dim", "value_dim", "hidden_size", "kv_hidden", "v_hidden", "out_hidden")
 _MOST = 1 << 16  # heads, channels: more is a slip of the pen
 
@@ -231,10 +232,7 @@ def read_declarations(path: Path) -> tuple[Declaration, ...]:
     """From a TOML file: ``format = "wisca-sites"``, ``version = 1``, then tables [[attention]] and [[feed_forward]] with
     the arguments of these functions. Raises UnreadableInput, DeclarationError.
     """
-    try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UnreadableInput(f"{path} is no TOML file that can be read: {error}.") from error
+    data = parse_toml(read_regular(named_path(path), MAX_BYTES), str(path))
     found = (data.pop("format", None), data.pop("version", None))
     if found != (FORMAT, VERSION):
         raise UnreadableInput(
