@@ -24,10 +24,14 @@ def page(view: str = "", **address: str | Path) -> AppTest:
 
 
 def texts(part: AppTest | Block) -> str:
-    """All words of a page or of a part of it (``at.main``), without the backslashes that keep Markdown from reading them."""
+    """All words of a page or of a part of it (``at.main``), without the backslashes and word joiners that keep Markdown from
+    reading them.
+    """
     assert not part.get("exception")
     kinds = ("text", "markdown", "title", "header", "subheader", "code")
-    return "\n".join(element.value for kind in kinds for element in part.get(kind)).replace("\\", "")
+    return (
+        "\n".join(element.value for kind in kinds for element in part.get(kind)).replace("\\", "").replace("\u2060", "")
+    )
 
 
 def metrics(at: AppTest) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from dashboard_page import page, texts
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.uploaded_file_manager import UploadedFileRec
 from tokenizers import Tokenizer, models
 
+from wisca_app import gate
+from wisca_app.figures.words import markdown_text
 from wisca_core import apart
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.comparison import folder
@@ -27,7 +39,7 @@ from wisca_core.evaluation.tasks import _items as evaluated_items
 from wisca_core.model import open_model
 from wisca_core.patterns import store
 from wisca_core.planning.plan import load_plan, undo_plan
-from wisca_core.runs import read
+from wisca_core.runs import read, recognise
 from wisca_core.training import telemetry
 from wisca_core.trajectories import find_checkpoints
 from wisca_core.untrusted import parse_yaml, read_regular
@@ -231,6 +243,70 @@ def test_addresses_with_paths_that_cannot_be_are_pages_that_say_so(own_home):
     ):
         at = page(view, **{name: text})
         assert not at.exception and texts(at.main)
+
+
+# --- the dashboard's door ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def door():
+    async def echo(socket):
+        await socket.accept()
+        await socket.send_text("in")
+        await socket.close()
+
+    routes = [WebSocketRoute("/stream", echo), Route("/file", lambda request: PlainTextResponse("content"))]
+    return TestClient(Starlette(routes=routes, middleware=[Middleware(gate.Gate)]), base_url="http://127.0.0.1:8501")
+
+
+def test_only_pages_of_this_very_server_talk_to_it(door):
+    for origin in (None, "http://127.0.0.1:8501"):
+        headers = {"origin": origin} if origin else {}
+        assert door.get("/file", headers=headers).text == "content"
+        with door.websocket_connect("ws://127.0.0.1:8501/stream", headers=headers) as socket:
+            assert socket.receive_text() == "in"
+    for origin in (
+        "http://127.0.0.1:3000",
+        "http://localhost:8501",
+        "http://evil.example",
+        "null",
+        "http://[",
+        "file://127.0.0.1:8501",
+    ):
+        assert door.get("/file", headers={"origin": origin}).status_code == 403
+        with (
+            pytest.raises(WebSocketDisconnect),
+            door.websocket_connect("ws://127.0.0.1:8501/stream", headers={"origin": origin}),
+        ):
+            pass
+
+
+def test_what_a_closed_page_uploaded_is_forgotten_once_it_cannot_come_back(monkeypatch):
+    files = MemoryUploadedFileManager("/upload")
+    for session in ("open", "closed", "back"):
+        files.add_file(session, UploadedFileRec("1", "a.csv", "text/csv", b"x" * 100))
+    active = {"open"}
+    server = SimpleNamespace(uploaded_file_mgr=files, is_active_session=active.__contains__)
+    monkeypatch.setattr(gate.runtime, "get_instance", lambda: server)
+    closed = gate._closed()
+    active.add("back")
+    gate.forget(closed)
+    assert set(files.file_storage) == {"open", "back"}
+
+
+def test_a_bare_address_in_a_name_is_no_link():
+    for name in ("http://evil.example", "HTTPS://evil.example", "www.evil.example", "a@evil.example"):
+        shown = markdown_text(name).replace("\\", "")
+        assert not re.search(r"(?i)https?://|www\.|\w@", shown) and shown.replace("\u2060", "") == name
+
+
+def test_a_whole_disk_is_no_folder_of_logs_and_nothing_in_it_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(recognise, "MOST_ENTRIES", 50)
+    for number in range(60):
+        (tmp_path / f"{number}.csv").write_text("step,loss\n1,2\n")
+    monkeypatch.setattr(recognise, "_kind", lambda *_: pytest.fail("opened"))
+    with pytest.raises(UnreadableInput, match="more than 50 entries"):
+        read([tmp_path])
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------

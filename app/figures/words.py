@@ -173,8 +173,15 @@ def ranges(numbers: "np.ndarray | list[int]") -> str:
     return listed(parts)
 
 
+# Where GitHub's Markdown would see an address begin, whatever is escaped: http://, www., name@host.
+_ADDRESS = re.compile(r"(?i)(?<=http)(?=s?:)|(?<=https)(?=:)|(?<=www)(?=\.)|(?=@)")
+
+
 def markdown_text(text: str) -> str:
-    """A foreign name inside st.markdown: every ASCII sign escaped, so no link, image or formula is read."""
+    """A foreign name inside st.markdown: every ASCII sign escaped, so no link, image or formula is read. A bare address
+    would become a link all the same: a word joiner, which shows nothing, stands inside it.
+    """
+    text = _ADDRESS.sub("\u2060", text)
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text).replace("\n", " ")
 
 

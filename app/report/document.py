@@ -111,6 +111,7 @@ def inline(text: str) -> str:
     text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
     text = re.sub(r"\*(.+?)\*", r"<i>\1</i>", text)
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+    text = text.replace("\u2060", "")  # keeps Streamlit from making links of addresses; nothing does so here
     return re.sub("[\ue000-\ue07f]", lambda m: html.escape(chr(ord(m[0]) - 0xE000)), text)
 
 

@@ -46,8 +46,9 @@ LOOKED_FOR = (
     "of nanoGPT, "
     "nanochat or Megatron-LM, and runs of this project"
 )
-MOST_ENTRIES = 200_000
+MOST_ENTRIES = 100_000
 MAX_DEPTH = 12
+_NO_DISKS = ("/proc", "/sys", "/dev")
 _SNIFF = 64 << 10
 _SNIFF_CONSOLE = 1 << 20
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)\Z")
@@ -112,6 +113,8 @@ def reader(source: Source, room: MemoryBudget, ask: Ask = Ask()) -> Reader:
 def _in_folder(root: Path, looked: Looked) -> Found:
     sources: list[Source] = []
     passed_over: list[tuple[str, str]] = []
+    worth: list[Path] = []  # opened once the folder is known to be no whole disk
+    stores: list[Path] = []
     states: dict[Path, list[Path]] = {}
     n_entries = 0
     stack = [(root, 0)]
@@ -131,41 +134,44 @@ def _in_folder(root: Path, looked: Looked) -> Found:
                 f"{shown(root)}: more than {MOST_ENTRIES:,} entries below it. Give a folder nearer to the logs."
             )
         names = {entry.name for entry in listed}
+        has_wandb = any(name.endswith(".wandb") for name in names)
         if mlflow.is_run_folder(names):
-            if name := mlflow.name_of(folder):
-                sources.append(Source("mlflow_folder", folder, (folder,), name, root))
-            else:
-                passed_over.append((str(folder), "a deleted run of MLflow."))
+            stores.append(folder)
             continue
         events: list[Path] = []
         inner = []
         for entry in listed:
-            path = Path(entry.path)
             try:
                 if entry.is_dir(follow_symlinks=False):
-                    if depth < MAX_DEPTH and not entry.name.startswith("."):
-                        inner.append((path, depth + 1))
+                    if depth < MAX_DEPTH and not entry.name.startswith(".") and entry.path not in _NO_DISKS:
+                        inner.append((Path(entry.path), depth + 1))
                     continue
                 if not entry.is_file():
                     continue
             except OSError:
                 continue
             if "tfevents" in entry.name:
-                events.append(path)
+                events.append(Path(entry.path))
             elif entry.name == "trainer_state.json":
                 states.setdefault(
                     folder.parent if folder != root and _CHECKPOINT.search(folder.name) else folder, []
-                ).append(path)
-            elif _worth_a_look(entry.name, names):
-                kind, why = looked.kind(path, sure=True)
-                if kind:
-                    sources.append(Source(kind, path, (path,), _run_name(path, root), root))
-                elif why:
-                    passed_over.append((str(path), why))
+                ).append(Path(entry.path))
+            elif _worth_a_look(entry.name, has_wandb):
+                worth.append(Path(entry.path))
         if events:
             sources.append(Source("tensorboard", folder, tuple(events), _relative(folder, root), root))
-        # what W&B keeps beside its run file is the same run again
-        stack += [item for item in reversed(inner) if not any(name.endswith(".wandb") for name in names)]
+        stack += [] if has_wandb else reversed(inner)
+    for folder in stores:
+        if name := mlflow.name_of(folder):
+            sources.append(Source("mlflow_folder", folder, (folder,), name, root))
+        else:
+            passed_over.append((str(folder), "a deleted run of MLflow."))
+    for path in worth:
+        kind, why = looked.kind(path, sure=True)
+        if kind:
+            sources.append(Source(kind, path, (path,), _run_name(path, root), root))
+        elif why:
+            passed_over.append((str(path), why))
     for folder, files in states.items():
         newest = max(files, key=lambda path: int(m[1]) if (m := _CHECKPOINT.search(path.parent.name)) else 1 << 62)
         sources.append(Source("trainer_state", newest, tuple(files), _relative(folder, root), root))
@@ -179,11 +185,11 @@ def _in_folder(root: Path, looked: Looked) -> Found:
     return Found(tuple(sorted(sources, key=lambda source: _natural(source.run))), tuple(passed_over))
 
 
-def _worth_a_look(name: str, beside: set[str]) -> bool:
+def _worth_a_look(name: str, has_wandb: bool) -> bool:
     if name in ("debug.log", "debug-internal.log"):  # W&B's own, also where a link to them lies
         return False
     ending = os.path.splitext(name)[1].lower()
-    if any(other.endswith(".wandb") for other in beside) and ending != ".wandb":
+    if has_wandb and ending != ".wandb":  # what W&B keeps beside its run file is the same run again
         return False
     return ending in (
         ".csv",
