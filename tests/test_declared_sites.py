@@ -452,3 +452,81 @@ def test_ragged_models_take_a_declaration_a_kind_of_layer():
         "decoder.1.self.qk": 1,
         "decoder.1.self.vo": 1,
     }
+
+
+# --- trainers ---------------------------------------------------------------------------------------------------------
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return {"idx": ids(i)[0, :-1], "targets": ids(i)[0, 1:]}
+
+
+class ForTrainer(GPT):
+    def forward(self, idx, targets=None):
+        logits, loss = super().forward(idx, targets)
+        return {"loss": loss, "logits": logits}
+
+
+def test_transformers_trainer_trains_a_class_of_ones_own(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model = made(ForTrainer)
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+    )
+    call = wisca.WiscaCallback(every=2, sites=MODELS["nanoGPT"][1], check="always")
+    Trainer(model, arguments, train_dataset=Rows(), callbacks=[call]).train()
+    rows = telemetry.read(tmp_path / "wisca.jsonl")
+    assert [row["step"] for row in rows] == [0, 2, 4] and len(rows[0]["ratios"]) == 4
+    assert all(row["check"]["inputs"] == "the trainer's data" for row in rows)
+
+
+def test_lightning_trains_a_class_of_ones_own(tmp_path):
+    import lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = made(GPT)
+
+        def training_step(self, batch, i):
+            return self.net(**batch)[1]
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    call = wisca.LightningWisca(every=2, sites=MODELS["nanoGPT"][1], check="always")
+    trainer = lightning.Trainer(
+        max_steps=4,
+        accelerator="cpu",
+        callbacks=[call],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), torch.utils.data.DataLoader(Rows(), 2))
+    rows = telemetry.read(tmp_path / "wisca.jsonl")
+    assert [row["step"] for row in rows] == [0, 2, 4] and len(rows[0]["ratios"]) == 4
+    assert all(row["check"]["inputs"] == "the trainer's data" for row in rows)
+
+
+def test_the_example_trains(capsys):
+    import runpy
+    from pathlib import Path
+
+    example = runpy.run_path(str(Path(__file__).parents[1] / "sample_runs" / "nanogpt_like.py"))
+    assert 0 < example["main"](2, 1) < 10
+    assert len(capsys.readouterr().out.splitlines()) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import xxhash
 
+from wisca_core.architecture.declaration import Declaration, checked
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import PAIRS, Refusal, Sites
-from wisca_core.checkpoint import Checkpoint, open_checkpoint
+from wisca_core.checkpoint import Checkpoint, Declared, open_checkpoint
 from wisca_core.equivalence.proof import Proof, proved_only
 from wisca_core.errors import BadOption
 from wisca_core.patterns.groups import group_table
@@ -157,12 +158,18 @@ def open_model(
     *,
     pairs: Iterable[str] | str = (),
     search: bool = False,
+    sites: Sequence[Declaration] = (),
+    build: Callable | None = None,
+    forward: Callable | None = None,
+    unproved: bool = False,
     progress: Progress = silent,
 ) -> Model:
     """Open a model folder, one weight file beside its config.json, or ``hub:owner/name[@revision]``; nothing of it is run.
 
     ``pairs``: what will be looked at, where that is more than QK and VO: "mlp", or a tuple with it. ``search``: look for
-    a rule by trial where no file has the model type (seconds to a minute). A model without a rule opens too: its
+    a rule by trial where no file has the model type (seconds to a minute). ``sites``: the pairs of a file of your own class,
+    as ``wisca.attention`` and ``wisca.feed_forward`` declare them; ``build``: makes a small model of the class to prove them
+    on, ``forward(model, ids)`` calls it; ``unproved``: take them as they are. A model without a rule opens too: its
     ``sites`` are empty and ``refusal`` says why. Raises UnreadableInput (UnsafeInput, HubError), UnsupportedCheckpoint.
 
     >>> import wisca_core as wisca
@@ -172,7 +179,8 @@ def open_model(
     asked = Options((pairs,) if isinstance(pairs, str) else tuple(pairs)).pairs if pairs else ()
     if isinstance(model, Model):
         return model.with_pairs(asked)
-    checkpoint = open_checkpoint(model, progress=progress)
+    declared = Declared(checked(sites), build, forward, unproved) if sites else None
+    checkpoint = open_checkpoint(model, progress=progress, declared=declared)
     trial = None
     if search:
         from wisca_core.equivalence.trial import discover as trial

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 import xxhash
 
+from wisca_core.architecture.declaration import checked
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.site import Refusal
-from wisca_core.checkpoint import open_checkpoint
+from wisca_core.checkpoint import Declared, open_checkpoint
 from wisca_core.errors import UnreadableInput, UnsafeInput, WiscaError
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import titles
@@ -162,12 +163,16 @@ def bytes_to_read(checkpoints: Sequence[Labelled]) -> int:
     return total
 
 
-def trajectory(folder: str | Path, progress: Progress = silent) -> Trajectory:
-    """Measure every checkpoint in ``folder`` (kept ones are not read again).
+def trajectory(
+    folder: str | Path, progress: Progress = silent, declared: Declared | Sequence | None = None
+) -> Trajectory:
+    """Measure every checkpoint in ``folder`` (kept ones are not read again). ``declared``: the pairs of files without a
+    config.json, as ``wisca.attention`` and ``wisca.feed_forward`` declare them.
 
     A checkpoint that cannot be read, or is of another architecture than the first, is named in ``refusals``. Raises
     UnreadableInput where none is left, Cancelled.
     """
+    own = Declared(checked(declared)) if isinstance(declared, (list, tuple)) else declared
     root = Path(os.path.abspath(named_path(folder)))
     labelled = find_checkpoints(root)
     refusals: list[Refusal] = []
@@ -180,7 +185,7 @@ def trajectory(folder: str | Path, progress: Progress = silent) -> Trajectory:
     for k, one in enumerate(labelled):
         progress("measuring checkpoints", k, len(labelled))
         try:
-            checkpoint = open_checkpoint(one.path)
+            checkpoint = open_checkpoint(one.path, declared=own)
             sites = sites_of(checkpoint)
             whole = next((r.reason for r in sites.refusals if r.what == "model"), "")
             if whole or not sites.sites:

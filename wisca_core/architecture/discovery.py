@@ -55,7 +55,7 @@ def sites_of(
 
 def is_unknown(checkpoint: Checkpoint) -> bool:
     """Whether no file has the model type, so that a rule may be looked for."""
-    if checkpoint.adapter_json or not checkpoint.config_json or quantisation(checkpoint):
+    if checkpoint.adapter_json or checkpoint.declared or not checkpoint.config_json or quantisation(checkpoint):
         return False
     model_type = checkpoint.config.get("model_type")
     return isinstance(model_type, str) and bool(model_type) and model_type not in families()

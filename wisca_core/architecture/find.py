@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from wisca_core.architecture.adapter import adapter_sites
 from wisca_core.architecture.attention import attention_sites, norm_of
+from wisca_core.architecture.declaration import declared_sites
 from wisca_core.architecture.expressions import evaluate, whole
 from wisca_core.architecture.families import Family, families
 from wisca_core.architecture.layer import Layer, Weights, numbers
@@ -31,10 +32,13 @@ def find_sites(checkpoint: Checkpoint, family: Family | None = None, pairs: Iter
     instead of the one that the family files have for the model type.
 
     Never raises for a model it does not know or whose config.json and weights disagree: the result then has no sites
-    and a refusal of ``model``, so that the tensors can still be looked at.
+    and a refusal of ``model``, so that the tensors can still be looked at. Raises DeclarationError where sites were declared
+    that do not fit.
     """
     if checkpoint.adapter_json:
         return adapter_sites(checkpoint)
+    if checkpoint.declared is not None:
+        return declared_sites(checkpoint, checkpoint.declared.sites, pairs)
     config = checkpoint.config
     model_type = str(config.get("model_type", ""))
     try:
@@ -47,7 +51,10 @@ def find_sites(checkpoint: Checkpoint, family: Family | None = None, pairs: Iter
 
 def _family(checkpoint: Checkpoint, config: dict, model_type: str) -> Family:
     if not checkpoint.config_json:
-        raise UnknownArchitecture("there is no config.json beside the weights; put the model's own config.json there.")
+        raise UnknownArchitecture(
+            "there is no config.json beside the weights; put the model's own config.json there, or declare its pairs (wisca "
+            "inspect FILE --sites sites.toml)."
+        )
     quantised = quantisation(checkpoint)
     if quantised:
         raise UnknownArchitecture(

@@ -7,7 +7,7 @@
 
 from typing import TYPE_CHECKING
 
-from wisca_core.checkpoint.checkpoint import RESCALABLE, Checkpoint, Recipe, TensorInfo, parse_config
+from wisca_core.checkpoint.checkpoint import RESCALABLE, Checkpoint, Declared, Recipe, TensorInfo, parse_config
 from wisca_core.checkpoint.hub import HubSize, hub_size
 from wisca_core.checkpoint.opening import open_checkpoint
 from wisca_core.checkpoint.quantised import quantisation
@@ -21,6 +21,7 @@ __all__ = [
     "RESCALABLE",
     "TORCH_DTYPES",
     "Checkpoint",
+    "Declared",
     "Header",
     "HubSize",
     "Reader",

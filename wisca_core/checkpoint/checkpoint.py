@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +102,19 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Declared:
+    """What a person says of a file that no family row knows: ``sites`` (``architecture.declaration``), and what proves
+    them: ``build()`` makes a small model of their own code, ``forward(model, ids)`` calls it. ``is_unproved``: that they
+    take the sites as they are.
+    """
+
+    sites: tuple
+    build: Callable | None = None
+    forward: Callable | None = None
+    is_unproved: bool = False
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model folder that was looked through and found sound; nothing but headers has been read.
 
@@ -112,6 +125,8 @@ class Checkpoint:
     ``recipes``: of the tensors that are made of others when they are read (dequantised, put together from shards); what
     lies in the files is then ``stored``. ``look_only``: why the values may be looked at but never rescaled, "" where they
     may be.
+
+    ``declared``: in the place of a config.json, None where nothing was.
 
     A LoRA adapter is a checkpoint of its own: ``adapter_json`` is then the raw text of its adapter_config.json.
     """
@@ -130,6 +145,7 @@ class Checkpoint:
     recipes: tuple[tuple[str, Recipe], ...] = ()
     stored: tuple[TensorInfo, ...] = ()
     look_only: str = ""
+    declared: Declared | None = None
 
     def check_rescalable(self) -> None:
         """Raises UnsupportedCheckpoint where its values may only be looked at."""

@@ -3,25 +3,31 @@
 import os
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 from wisca_core.checkpoint import hub
-from wisca_core.checkpoint.checkpoint import Checkpoint
+from wisca_core.checkpoint.checkpoint import Checkpoint, Declared
 from wisca_core.checkpoint.folder import look_through
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress, silent
 from wisca_core.untrusted import named_path, shown
 
 
-def open_checkpoint(model: str | Path, *, progress: Progress = silent) -> Checkpoint:
+def open_checkpoint(model: str | Path, *, progress: Progress = silent, declared: Declared | None = None) -> Checkpoint:
     """Looks a checkpoint through without reading its weights.
 
     ``model``: a folder, one weight file beside its config.json, or ``hub:owner/name[@revision]``; anything that does
-    not begin with ``hub:`` is a path. A download goes into the cache of huggingface_hub.
+    not begin with ``hub:`` is a path. A download goes into the cache of huggingface_hub. ``declared``: what a person says of
+    its pairs.
 
     Raises UnreadableInput (UnsafeInput, HubError) or UnsupportedCheckpoint; nothing is ever executed or guessed.
     """
-    source = os.fspath(model)
+    found = _looked_through(os.fspath(model), progress)
+    return found if declared is None else replace(found, declared=declared)
+
+
+def _looked_through(source: str, progress: Progress) -> Checkpoint:
     if source.startswith(hub.PREFIX):
         return look_through(hub.download(source, progress), None, source, progress)
     if not source or "\0" in source:

@@ -31,6 +31,25 @@ Model = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Download a hub: model without asking.")]
+Sites = Annotated[
+    Path | None,
+    typer.Option(
+        "--sites", metavar="TOML", help="Declared pairs of a model of your own ([[attention]], [[feed_forward]])."
+    ),
+]
+Build = Annotated[
+    str | None,
+    typer.Option(
+        "--build", metavar="MODULE:FUNCTION", help="Your function that makes a small model to prove --sites on."
+    ),
+]
+Forward = Annotated[
+    str | None,
+    typer.Option(
+        "--forward", metavar="MODULE:FUNCTION", help="Your function (model, ids) that calls what --build makes."
+    ),
+]
+Unproved = Annotated[bool, typer.Option("--unproved", help="Take --sites as they are; the report says so first.")]
 
 
 def _version(asked: bool) -> None:
@@ -83,6 +102,7 @@ def _inspect(
             "--pairs", metavar="qk,vo,mlp", help="Pairs to look at; mlp reads most of the model.", show_default="qk,vo"
         ),
     ] = None,
+    sites: Sites = None,
     json: Json = False,
     yes: Yes = False,
 ) -> int:
@@ -91,8 +111,9 @@ def _inspect(
     Exit 1 where the model has no pair that could be rescaled.
     """
     from wisca_core.cli.inspect import run
+    from wisca_core.cli.models import declared
 
-    return run(model, csv, norm, pairs, json, yes)
+    return run(model, csv, norm, pairs, json, yes, declared(sites))
 
 
 @app.command("heads")
@@ -244,6 +265,10 @@ def _rescale(
             show_default="where the memory allows",
         ),
     ] = None,
+    sites: Sites = None,
+    build: Build = None,
+    forward: Forward = None,
+    unproved: Unproved = False,
     json: Json = False,
     yes: Yes = False,
 ) -> int:
@@ -252,11 +277,13 @@ def _rescale(
     What the factors will do is shown before anything is written. Exit 1 where nothing can be rescaled, or a proof or
     check fails.
     """
+    from wisca_core.cli.models import declared
     from wisca_core.cli.rescale import AdapterOptions, Asked, run
 
     options = Asked(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact)
     company = AdapterOptions(tuple(adapter or ()), tuple(adapter_out or ()), base)
-    return run(model, out, options, company, plan, undo, save_plan, strict, dry_run, check, json, yes)
+    own = declared(sites, build, forward, unproved)
+    return run(model, out, options, company, plan, undo, save_plan, strict, dry_run, check, json, yes, own)
 
 
 @app.command("verify")
@@ -267,6 +294,10 @@ def _verify(
     weights_only: Annotated[
         bool, typer.Option("--weights-only", help="Compare weights and prove the rule, run no full model.")
     ] = False,
+    sites: Sites = None,
+    build: Build = None,
+    forward: Forward = None,
+    unproved: Unproved = False,
     json: Json = False,
     yes: Yes = False,
 ) -> int:
@@ -274,9 +305,10 @@ def _verify(
 
     One of: bit-identical, equivalent up to rounding, not equivalent (exit 1).
     """
+    from wisca_core.cli.models import declared
     from wisca_core.cli.verify import run
 
-    return run(before, after, weights_only, json, yes)
+    return run(before, after, weights_only, json, yes, declared(sites, build, forward, unproved))
 
 
 @app.command("architectures")
@@ -367,12 +399,14 @@ def _trajectory(
             "--logs", metavar="PATH", help="Log with the loss of this training.", show_default="beside the checkpoints"
         ),
     ] = None,
+    sites: Sites = None,
     json: Json = False,
 ) -> int:
     """Show how the pairs of one training moved over its checkpoints, and what that says."""
+    from wisca_core.cli.models import declared
     from wisca_core.cli.trajectory import run
 
-    return run(folder, csv, norm, every, logs, json)
+    return run(folder, csv, norm, every, logs, json, declared(sites))
 
 
 @app.command("compare")

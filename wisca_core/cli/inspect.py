@@ -11,12 +11,13 @@ import pandas as pd
 from wisca_core.architecture import refusals
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
+from wisca_core.architecture.guessing import guess
 from wisca_core.architecture.site import Sites
-from wisca_core.checkpoint import Checkpoint
+from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
 from wisca_core.equivalence.trial import discover
-from wisca_core.errors import BadOption
+from wisca_core.errors import BadOption, DeclarationError
 from wisca_core.pairs import MATRICES, SIDES
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.groups import group_table
@@ -50,14 +51,16 @@ CSV_COLUMNS = (
 RATE_CSV_COLUMNS = ("left_rate_low", "left_rate_high", "right_rate_low", "right_rate_high")
 
 
-def run(model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, yes: bool) -> int:
+def run(
+    model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, yes: bool, declared: Declared | None = None
+) -> int:
     """0, or 1 where the model has no pair that could be rescaled."""
     asked = Options(parse_pairs(pairs)) if pairs is not None else None
     if norm not in NORMS:
         raise BadOption(f"norm: {norm!r} was given; choose from {', '.join(NORMS)}.")
     if csv:
         check_replaceable(csv, ",".join(CSV_COLUMNS[:-1]), "table of KV groups")  # tables of earlier versions end there
-    checkpoint = models.opened(model, yes)
+    checkpoint = models.opened(model, yes, declared)
     with bar() as progress:
         found = sites_of(checkpoint, searched(asked.pairs if asked else ()), progress, search=discover)
     sites = _only(found, asked) if asked else found
@@ -218,12 +221,24 @@ def _say_not_rescalable(checkpoint: Checkpoint, sites: Sites, remarks: list[str]
     if checkpoint.look_only:
         say(f"Look only: {checkpoint.look_only}")
     _say_left(sites, remarks)
+    if not checkpoint.config_json and not checkpoint.adapter_json:
+        _say_guess(checkpoint)
     say()
     kinds = Counter((re.sub(r"\d+", "*", t.name), t.dtype, t.shape) for t in checkpoint.stored or checkpoint.tensors)
     rows = [(name, f"{n:,}", dtype, " x ".join(map(str, shape)) or "1") for (name, dtype, shape), n in kinds.items()]
     table(("tensor", "how many", "dtype", "shape"), rows[:MOST_TENSORS], numbers=(1,))
     if len(rows) > MOST_TENSORS:
         say(f"and {len(rows) - MOST_TENSORS:,} more kinds of tensor (--json lists all)")
+
+
+def _say_guess(checkpoint: Checkpoint) -> None:
+    """Of a file without a config.json: what could be declared."""
+    try:
+        found = guess(checkpoint)
+    except DeclarationError:
+        return
+    say("\nBy its names it may be declared like this; correct it, save it, and give it with --sites:\n", style="bold")
+    say(found.toml())
 
 
 def _facts(checkpoint: Checkpoint, sites: Sites) -> dict:

@@ -1,21 +1,61 @@
 """Opening the models a person names, and saying what they are in a line."""
 
+import importlib
+import sys
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
+from wisca_core.architecture.declaration import read_declarations
 from wisca_core.architecture.site import Sites
-from wisca_core.checkpoint import Checkpoint, hub_size, open_checkpoint
+from wisca_core.checkpoint import Checkpoint, Declared, hub_size, open_checkpoint
 from wisca_core.checkpoint.hub import PREFIX, n_bytes_missing
 from wisca_core.cli.terminal import asked, bar
-from wisca_core.errors import Cancelled, HubError
+from wisca_core.errors import BadOption, Cancelled, HubError
 from wisca_core.words import in_bytes, plural
 
 
-def opened(model: str, yes: bool) -> Checkpoint:
+def opened(model: str, yes: bool, declared: Declared | None = None) -> Checkpoint:
     """The checkpoint; a download is announced with its size and asked for first, unless ``yes``."""
     if model.startswith(PREFIX) and not yes:
         _ask(model)
     with bar() as progress:
-        return open_checkpoint(model, progress=progress)
+        return open_checkpoint(model, progress=progress, declared=declared)
+
+
+def declared(
+    sites: Path | None, build: str | None = None, forward: str | None = None, unproved: bool = False
+) -> Declared | None:
+    """What --sites, --build, --forward and --unproved say. Raises BadOption, UnreadableInput, DeclarationError."""
+    if sites is None:
+        given = [
+            name for name, value in (("--build", build), ("--forward", forward), ("--unproved", unproved)) if value
+        ]
+        if given:
+            raise BadOption(f"{given[0]} is about declared sites; give --sites sites.toml too.")
+        return None
+    if unproved and build:
+        raise BadOption("--build makes the proof that --unproved does without; give one of them.")
+    return Declared(read_declarations(sites), _own(build, "--build"), _own(forward, "--forward"), unproved)
+
+
+def _own(named: str | None, option: str) -> Callable | None:
+    """The person's own function "module:function", or "file.py:function"; the folder they stand in is looked in first."""
+    if not named:
+        return None
+    module, _, function = named.rpartition(":")
+    path = Path(module)
+    sys.path.insert(0, str(path.absolute().parent if path.suffix == ".py" else Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(path.stem if path.suffix == ".py" else module), function)
+    except Exception as error:  # their code is run, because they named it
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise BadOption(
+            f"{option} {named}: there is no such function (module:function is needed). {reason}."
+        ) from error
+    finally:
+        del sys.path[0]
+    return found
 
 
 def _ask(model: str) -> None:

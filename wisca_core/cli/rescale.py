@@ -8,7 +8,7 @@ from wisca_core.architecture import refusals
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import SiteKey, Sites, granularity_of
-from wisca_core.checkpoint import Checkpoint
+from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
@@ -116,6 +116,7 @@ def run(
     check: bool | None,
     json: bool,
     yes: bool,
+    declared: Declared | None = None,
 ) -> int:
     """0 once it is done. Raises WiscaError, whose exit code is the command's; nothing is then left behind."""
     _check_usage(out, asked, plan_file, undo, dry_run)
@@ -124,7 +125,7 @@ def run(
     saved = plans.load_plan(plan_file) if plan_file else plans.undo_plan(undo) if undo else None
     if save_plan:
         _check_replaceable(save_plan, out)
-    checkpoint = models.opened(model, yes)
+    checkpoint = models.opened(model, yes, declared)
     checkpoint.check_rescalable()
     if out:
         refuse_place(checkpoint, out)
@@ -158,6 +159,8 @@ def run(
     files = preview(checkpoint)
     pairs = summaries(decision.groups(), plan.options.norm)
     if not json:
+        if not proof.is_made:
+            say("NOT PROVED: the declared sites are taken as they are (--unproved)", style="bold")
         title = f"Undo of {undo}" if undo else f"Plan {plan_file}" if plan_file else "Plan"
         _say_plan(checkpoint, sites, decision, plan, pairs, title)
         _say_files(files, out)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wisca_core.checkpoint import Declared
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.errors import BadOption, OutputRefused, WiscaError
 from wisca_core.pairs import SIDES
@@ -20,7 +21,15 @@ HEAD = ",".join(list(COLUMNS)[:-1])  # tables of earlier versions end there
 MOST_STEPS = 8
 
 
-def run(folder: Path, csv: Path | None, norm: str, every: int, logs: Path | None, json: bool) -> int:
+def run(
+    folder: Path,
+    csv: Path | None,
+    norm: str,
+    every: int,
+    logs: Path | None,
+    json: bool,
+    declared: Declared | None = None,
+) -> int:
     """0; a folder without a checkpoint that can be measured raises."""
     if norm not in NORMS:
         raise BadOption(f"norm: {norm!r} was given; choose from {', '.join(NORMS)}.")
@@ -29,7 +38,7 @@ def run(folder: Path, csv: Path | None, norm: str, every: int, logs: Path | None
     if csv:
         check_replaceable(csv, HEAD)
     with bar() as progress:
-        found = trajectory(folder, progress)
+        found = trajectory(folder, progress, declared)
         curve = _curve(folder, logs, progress)
     readings = advice(found, norm, every, curve)
     if csv:

@@ -1,5 +1,6 @@
 """``wisca verify``: two checkpoints compared."""
 
+from wisca_core.checkpoint import Declared
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, say
 from wisca_core.equivalence.full_check import FullCheck
@@ -8,9 +9,9 @@ from wisca_core.equivalence.verify import verify as compare
 from wisca_core.words import plural
 
 
-def run(before: str, after: str, weights_only: bool, json: bool, yes: bool) -> int:
+def run(before: str, after: str, weights_only: bool, json: bool, yes: bool, declared: Declared | None = None) -> int:
     """0 for bit-identical and equivalent up to rounding, 1 for not equivalent."""
-    first, second = models.opened(before, yes), models.opened(after, yes)
+    first, second = models.opened(before, yes, declared), models.opened(after, yes, declared)
     with bar() as progress:
         found = compare(first, second, progress, run_models=not weights_only)
     if json:
@@ -34,6 +35,9 @@ def run(before: str, after: str, weights_only: bool, json: bool, yes: bool) -> i
 
 def say_proof(proof: Proof) -> None:
     """The proof by miniature: figures and cases."""
+    if not proof.is_made:
+        say("NOT PROVED: the declared sites were taken as they are (--unproved)", style="bold")
+        return
     say(f"{proof.kind} of rule {proof.rule}: {'passed' if proof.passed else 'failed: ' + proof.reason}")
     say(f"  {proof.what}")
     say(

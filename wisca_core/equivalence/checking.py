@@ -77,6 +77,10 @@ def compare_folder(
     checkpoint.check_rescalable()
     if checkpoint.adapter_json:
         return compare_adapters(checkpoint, sites, after, progress)
+    if checkpoint.declared is not None:
+        raise CheckNotRun(
+            "its pairs were declared: its class is no class of transformers, and the file does not bring it."
+        )
     from wisca_core.equivalence.check_inputs import given_to
     from wisca_core.equivalence.outputs import FEATURES, difference
 

@@ -50,6 +50,11 @@ class Proof:
         return label(site) in self.proved and (self.passed or bool(self.refused))
 
     @property
+    def is_made(self) -> bool:
+        """False for what stands in the place of a proof where none was wanted."""
+        return not self.what.startswith(UNPROVED)
+
+    @property
     def kind(self) -> str:
         """What it is called: a LoRA adapter is proved by its products first, declared sites on the model's own code."""
         begins = {PRODUCT: "Proof by products", OWN_CODE: "Proof on the model", UNPROVED: "No proof"}

@@ -6,14 +6,16 @@ weights does to the real model is the full check's business.
 """
 
 import time
+from dataclasses import replace
 
+from wisca_core.architecture.declaration import NAME, root_of
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.equivalence.adapter_proof import kept_adapter_proof, prove_adapter
 from wisca_core.equivalence.bench import judge, open_bench
-from wisca_core.equivalence.proof import OCTAVES, OTHER_KERNELS, Proof, kept_proof, lacking, proof_of
+from wisca_core.equivalence.proof import OCTAVES, OTHER_KERNELS, UNPROVED, Proof, kept_proof, label, lacking, proof_of
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace
@@ -28,6 +30,8 @@ def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent, bas
     """
     if checkpoint.adapter_json:
         return prove_adapter(checkpoint, sites, base, progress)
+    if checkpoint.declared is not None:
+        return _prove_declared(checkpoint, sites, progress)
 
     def make() -> Proof:
         from wisca_core.equivalence.miniature import quiet
@@ -42,7 +46,51 @@ def cached_proof(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None =
     """The kept proof of this structure under the installed versions and this code, or None."""
     if checkpoint.adapter_json:
         return kept_adapter_proof(checkpoint, sites, base)
-    return kept_proof("proof", _key(checkpoint, sites))
+    return None if checkpoint.declared else kept_proof("proof", _key(checkpoint, sites))
+
+
+def _prove_declared(checkpoint: Checkpoint, sites: Sites, progress: Progress) -> Proof:
+    """On what the person's own code makes; never kept, because that code may change."""
+    declared, started = checkpoint.declared, time.perf_counter()
+    labels = tuple(sorted({label(site) for site in sites.sites}))
+    words = Proof(
+        passed=False,
+        rule=NAME,
+        what=f"{UNPROVED}the sites were declared and taken as they are",
+        n_cases=0,
+        cases=(),
+        max_rel=float("inf"),
+        liveness=0.0,
+        largest_factor=1.0,
+        seconds=0.0,
+        versions=versions(),
+        not_checked=("whether the declared sites are right",),
+    )
+    if declared.build is None and declared.is_unproved:
+        return replace(words, passed=True, proved=labels)
+    if declared.build is None:
+        reason = (
+            "declared sites of a file are proved on the model's own code: give --build module:function, which makes a small "
+            "model of the class, or say --unproved to take them as they are."
+        )
+        return replace(words, reason=reason)
+    from wisca_core.equivalence.declared_proof import prove_declared
+
+    root = root_of((t.name for t in checkpoint.tensors), declared.sites)
+    own = {t.name: t for t in checkpoint.tensors}
+    own |= {alias: own[owner] for alias, owner in checkpoint.aliases if owner in own}
+    structure = [replace(t, name=name.removeprefix(root)) for name, t in own.items() if name.startswith(root)]
+    try:
+        return prove_declared(
+            declared.sites,
+            sites,
+            structure=structure,
+            build=declared.build,
+            forward=declared.forward,
+            progress=progress,
+        )
+    except ProofFailed as error:
+        return replace(words, reason=str(error), seconds=time.perf_counter() - started)
 
 
 def _key(checkpoint: Checkpoint, sites: Sites) -> str:

@@ -36,6 +36,13 @@ def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None,
         f"- Rule `{proof.rule}`, {proof.kind.lower()} ({proof.what}): largest relative difference {proof.max_rel:.1e} "
         f"in float64.",
     ]
+    if not proof.is_made:
+        lines[2:2] = [
+            "",
+            "**Not proved.** Its pairs were declared by the person who wrote this and taken as they are (`--unproved`): whether "
+            "the function is unchanged is not known.",
+        ]
+        lines[-1] = f"- Rule `{proof.rule}`: no proof was made."
     lines.append(f"- Full check on these weights: {check.words() if check else f'not run. {not_run}'.strip()}")
     if plan.refusals:
         lines.append(

@@ -87,7 +87,8 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
         beside / REPORT,
         "wisca-report",
         1,
-        {
+        ({} if proof.is_made else {"unproved": "the declared sites were taken as they are (--unproved)"})
+        | {
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": versions(),
             "source": checkpoint.source,
