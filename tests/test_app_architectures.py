@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dashboard_page import metrics, page, texts
+from dashboard_page import charts, metrics, page, texts
 from streamlit.testing.v1 import AppTest
 
 from wisca_app.architectures import running
@@ -181,3 +181,18 @@ def test_a_census_that_failed_says_why_and_can_be_started_again(monkeypatch):
     at = page("architectures")
     assert "The census did not finish" in texts(at) and "no torch" in texts(at)
     assert any(b.label == "Prove them here" for b in at.button)
+
+
+def test_the_picture_has_a_tile_for_every_architecture_in_the_block_of_its_verdict(some):
+    at = page("architectures")
+    (fig,) = charts(at)
+    tiles = {trace["name"]: trace for trace in fig["data"]}
+    assert tiles["proved"]["customdata"] == ["llama"] and tiles["partly"]["customdata"] == ["gpt2"]
+    assert "dbrx" in tiles["refused"]["customdata"] and tiles["not reached"]["customdata"] == ["bloom"]
+    n = sum(len(trace["customdata"]) for name, trace in tiles.items() if name != "chosen")
+    assert n == len(causal_types())
+    assert tiles["proved"]["marker"]["symbol"] == "square" and tiles["refused"]["marker"]["symbol"] == "square-open"
+    assert (tiles["chosen"]["x"], tiles["chosen"]["y"]) == (tiles["proved"]["x"], tiles["proved"]["y"])  # the sample's
+    said = texts(at)
+    assert f"Attention is exact on 1 of {n}, in part on 1" in said and "<a" not in tiles["refused"]["text"][0]
+    assert said.index("Attention is exact on") < said.index("Every architecture")

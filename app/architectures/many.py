@@ -5,7 +5,10 @@ import streamlit as st
 
 from wisca_app import state
 from wisca_app.cached import Census
+from wisca_app.figures import coverage as pictured
 from wisca_app.figures import words
+from wisca_app.figures.template import Theme
+from wisca_app.heading import show
 from wisca_core.census.coverage import Coverage
 from wisca_core.census.entry import ABSENT, LABELS, NOT_REACHED, OPEN, PARTLY, PROVED, REFUSED
 from wisca_core.spreadsheet import csv_bytes
@@ -42,6 +45,20 @@ def metrics(census: Census) -> None:
             st.metric("Not reached", coverage.n("qk", NOT_REACHED), width=140)
         if coverage.n_open:
             st.metric("Not proved yet", coverage.n_open, width=140)
+
+
+def draw_map(census: Census, chosen: str, theme: Theme) -> None:
+    """The picture; a click in it looks the architecture up."""
+    key = f"census map {chosen}"  # another choice is a fresh chart, which has nothing selected
+    clicks = {"selection_mode": "points", "on_select": lambda: _clicked(key)}
+    show(pictured.chart(census.table, chosen), theme, key, **clicks)
+
+
+def _clicked(key: str) -> None:
+    selection = state.get(key)["selection"]
+    for point in selection["points"]:
+        if point.get("customdata"):
+            state.put("architecture", str(point["customdata"]))
 
 
 def draw_table(census: Census) -> None:
