@@ -34,8 +34,9 @@ def tip(rates: list[PairRates], granularity: str) -> str:
         for one in rates[:4]
     )
     one = max(rates, key=lambda r: max(r.left, r.right))
+    said = words.tip("rates").removesuffix(words.HOME).strip()
     return (
-        f"{words.tip('rates')}\n\nOf the median layer, now; over {'rows and ' * (granularity != 'tensor')}"
+        f"{said}\n\nOf the median layer, now; over {'rows and ' * (granularity != 'tensor')}"
         f"layers: {spans}. With SGD the squares ({MATRICES[one.pair][0]} {rate(one.left**2)}). Adafactor with "
-        "scale_parameter: no effect. AdamW and Muon: as Adam."
+        f"scale_parameter: no effect. AdamW and Muon: as Adam.\n\n{words.HOME}"
     )

@@ -446,3 +446,22 @@ def test_opening_another_model_forgets_the_old_selection(llama, tmp_path):
         at.query_params.to_dict() if hasattr(at.query_params, "to_dict") else at.query_params
     )
     assert quote(other.name) in str(at.query_params["model"])
+
+
+def test_the_head_of_the_cell_is_opened_on_heads_and_stands_in_the_address():
+    at = page(layer="2", group="1")
+    at.button(key="open head").click().run()
+    at.switch_page("views/heads.py").run()
+    assert not at.exception and "Layer 2, head 4" in texts(at)  # four query heads read a KV head
+    chosen = dict(at.query_params)
+    assert (chosen["layer"], chosen["head"]) == ("2", "4")
+    assert "Layer 2, head 4" in texts(page("heads", **chosen))
+    first = page()  # the cell that nobody chose
+    first.button(key="open head").click().run()
+    assert first.session_state["layer"] == 5 and dict(first.query_params)["layer"] == "5"
+
+
+def test_question_marks_lead_to_method():
+    at = page()
+    tips = [metric.help for metric in at.metric]
+    assert len(tips) == 6 and all(tip.endswith("(method#terms)") for tip in tips)

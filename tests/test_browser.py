@@ -130,6 +130,8 @@ def test_a_phone_in_the_dark_sees_both_pages_without_sideways_scrolling(page, se
         page.locator(".js-plotly-plot").first.wait_for()
         page.wait_for_timeout(1000)
         assert page.evaluate("document.documentElement.scrollWidth") <= 391
+        if not path:  # three quarters of an inch of the map are on the first screen
+            assert page.locator(".js-plotly-plot").first.bounding_box()["y"] < 844 - 72
 
 
 def test_every_page_opens_without_a_fault(server):

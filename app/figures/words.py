@@ -53,6 +53,9 @@ TERMS = {
     "rates": "A matrix kept as cW trains under Adam as W at lr/c. Balancing keeps Wq at 1/m and Wk at m, m = √(|Wq| / |Wk|).",
 }
 
+# Where they all stand; beside every page of the app.
+HOME = "[Every term, on Method](method#terms)"
+
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _HALVES = {-1: "½×", -2: "¼×", -3: "⅛×"}
 
@@ -197,5 +200,6 @@ def coloured(role: str, text: str = "") -> str:
 
 
 def tip(*terms: str) -> str:
-    """What stands behind a question mark: those of TERMS, as Markdown reads them."""
-    return "\n\n".join(TERMS[term] for term in terms).replace("|", "\\|")
+    """What stands behind a question mark: those of TERMS, as Markdown reads them, and the way to their home."""
+    said = "\n\n".join(TERMS[term] for term in terms).replace("|", "\\|")
+    return f"{said}\n\n{HOME}"

@@ -5,7 +5,6 @@ import streamlit as st
 from wisca_app import cached, state
 from wisca_app.figures import words
 from wisca_app.figures.heatmap import VIEWS
-from wisca_app.inspecting import beside
 from wisca_app.inspecting.shown import NORMS, Shown
 from wisca_core.planning.options import Options
 
@@ -40,7 +39,6 @@ def draw(shown: Shown) -> None:
         _view(shown)
         with st.popover(f"{words.NORM_LABELS[shown.norm]} norm", type="tertiary"):
             _norm(shown)
-        beside.control(shown)
 
 
 def _view(shown: Shown) -> None:

@@ -4,7 +4,7 @@ import streamlit as st
 
 from wisca_app import state
 from wisca_app.figures.template import theme_of
-from wisca_app.inspecting import beside, charts, controls, coverage, head_detail, panel, selection
+from wisca_app.inspecting import beside, charts, controls, coverage, head_detail, overview, panel, selection
 from wisca_app.inspecting.shown import shown
 from wisca_app.parts import part
 from wisca_core.model import Model
@@ -23,6 +23,8 @@ def draw(model: Model) -> None:
         charts.draw_map(view, theme, selected)
     with right:
         panel.draw(view, theme, selected)
+    overview.numbers(model)
+    beside.control(view)
     beside.draw(view, theme)
     st.space("small")
     left, right = st.columns([1.1, 1], gap="medium")

@@ -1,8 +1,9 @@
-"""Inspect's first screen above the map: what this model is, one verdict over all pairs, what it means for a training,
-where to go next, and the few numbers behind it.
+"""Inspect's first screen above the map: what this model is, one verdict over all pairs, what it means for a training and
+where to go next; and the few numbers behind it, which stand below the map: a phone's first screen shows the map then.
 """
 
 import numpy as np
+import pandas as pd
 import streamlit as st
 
 from wisca_app import cached, rates_line, state, tour
@@ -24,19 +25,23 @@ MOST_PAIRS = 3  # whose medians stand as numbers in the row
 
 def draw(model: Model) -> None:
     """In the norm of Rescale's options, whatever the charts below show."""
+    found, groups, decision = _measured(model)
+    gains = {site.key.pair for site in model.sites.sites if site.live == "gains"}
+    with st.container(gap="xsmall"):
+        with st.container(gap="xxsmall"):
+            st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
+            st.title(verdict(found, groups, gains), anchor=False)
+            if model.checkpoint.look_only:
+                st.markdown(f"**Look only:** {words.markdown_text(model.checkpoint.look_only)}")
+            else:
+                _meaning(decision)
+        _next(model)
+
+
+def _measured(model: Model) -> tuple[list[PairSummary], pd.DataFrame, Decision]:
     decision = cached.decision(model, options_of(model))
     groups = cached.once(f"groups\n{model.key}\n{decision.options!r}", decision.groups)
-    found = list(summaries(groups, decision.options.norm).values())
-    gains = {site.key.pair for site in model.sites.sites if site.live == "gains"}
-    with st.container(gap="xxsmall"):
-        st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
-        st.title(verdict(found, groups, gains), anchor=False)
-        if model.checkpoint.look_only:
-            st.markdown(f"**Look only:** {words.markdown_text(model.checkpoint.look_only)}")
-        else:
-            _meaning(decision)
-    _next(model)
-    _numbers(found, groups)
+    return list(summaries(groups, decision.options.norm).values()), groups, decision
 
 
 def _meaning(decision: Decision) -> None:
@@ -69,8 +74,10 @@ def _places(primary: str) -> None:
         st.switch_page("views/compare.py")
 
 
-def _numbers(found: list[PairSummary], groups) -> None:
-    with st.container(horizontal=True, gap="small"):
+def numbers(model: Model) -> None:
+    """The few numbers behind the verdict, in the norm of Rescale's options."""
+    found, groups, _ = _measured(model)
+    with st.container(horizontal=True, gap="xsmall"):
         for i, s in enumerate(found[:MOST_PAIRS]):
             _median(s)
             if i == 0 and s.size is not None and np.isfinite(s.ratio) and s.size_heavier:

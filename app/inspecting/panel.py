@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from wisca_app import cached
+from wisca_app import cached, state
 from wisca_app.figures import head, words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
@@ -38,6 +38,20 @@ def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
         alt="Histogram of the sizes of the weights of this cell: outline before, filled after.",
     )
     bare(one, theme, "sizes", cached.once(key, lambda: one.draw(theme)))
+    _open_head(shown, row)
+
+
+def _open_head(shown: Shown, row: pd.Series) -> None:
+    """The way to what the heads of this cell compute, where it is of an attention layer with heads."""
+    site = shown.model.sites[row["name"]]
+    if shown.pair not in ("qk", "vo") or shown.unit not in ("KV group", "head") or shown.model.checkpoint.adapter_json:
+        return
+    if st.button("Open this head", key="open head"):
+        state.put("head", int(row["group"]) * shown.group_size(site))
+        state.put("expert", -1)
+        state.put("heads_block", site.block)
+        state.forget("first place")  # the layer is a choice now, so that it stands in the address
+        st.switch_page("views/heads.py")
 
 
 def sentence(shown: Shown, row: pd.Series) -> str:
