@@ -148,9 +148,9 @@ def test_eight_seeds_with_a_clear_gain(tmp_path):
     d = [-0.05, -0.04, -0.06, -0.05, -0.045, -0.055, -0.05, -0.05]
     r = report_of(made(tmp_path / "c", plus(wisca=d), seeds=range(1, 9)))
     assert r.grade == "full" and r.sentence.startswith(
-        "It helps: −0.050 nats per byte (95 % −0.055 to −0.045), 8 seeds, at the one rate tried (0.001); p < 0.001"
+        "Not settled: −0.050 nats per byte (95 % −0.055 to −0.045), 8 seeds, at the one rate tried (0.001); whether it is"
     )
-    assert r.effects[0].n_better == 8 and r.effects[0].bootstrap is not None and r.answer == "helps"
+    assert r.effects[0].n_better == 8 and r.effects[0].bootstrap is not None and r.answer == "not settled"
     # all 8 have one sign: of 256 patterns two are as far from zero
     assert r.effects[0].p_flip == 2 / 256 and "Better in 8 of 8 seeds; exact sign-flip p = 0.008." in r.reading
 
@@ -162,7 +162,7 @@ def test_the_question_is_one_and_the_arms_beside_it_are_corrected_for_each_other
     )
     asked, mirrored = r.effects[0], r.effects[1]
     assert math.isclose(asked.loss.p, 0.030466, abs_tol=1e-5) and asked.p_corrected == asked.loss.p
-    assert r.answer == "helps" and r.sentence.startswith("Preliminary. It helps: −0.025 nats per byte")
+    assert r.answer == "not settled" and r.sentence.startswith("Preliminary. Not settled: −0.025 nats per byte")
     assert math.isclose(mirrored.p_corrected, 2 * asked.loss.p) and not stands(mirrored)
     assert "higher, but not after correction (p = 0.061)" in dict(r.readings)["inverse"]
     assert any("at least one of 3 intervals" in remark and "14%" in remark for remark in r.remarks)
@@ -431,8 +431,15 @@ def test_the_sign_flip_test_counts_patterns():
     ],
 )
 def test_the_rule_in_its_order(tmp_path, d, answer, lead):
-    r = report_of(made(tmp_path / "c", plus(wisca=d), seeds=range(1, 9), arms=("baseline", "wisca")))
+    def final(arm, rate, seed):  # both are best at the middle rate
+        return plus(wisca=d)(arm, rate, seed) + (rate != 2e-3)
+
+    rates, seeds, both = (1e-3, 2e-3, 4e-3), range(1, 9), ("baseline", "wisca")
+    r = report_of(made(tmp_path / "c", final, seeds=seeds, arms=both, rates=rates))
     assert r.answer == answer and r.sentence.startswith(lead)
+    # at a single rate nothing is known of the baseline's best
+    one = report_of(made(tmp_path / "one", plus(wisca=d), seeds=seeds, arms=both))
+    assert one.answer == (answer if answer != "helps" else "not settled")
     if answer == "not settled":
         # sd 0.0588, a gain of 0.02: (1.960 + 0.842)^2 (0.0588 / 0.02)^2 = 67.8 for a known spread, and two more for t
         assert "; about 70 seeds are needed." in r.sentence

@@ -451,7 +451,7 @@ def test_the_estimate_starts_nothing_and_names_time_memory_and_seeds(capsys, tmp
     assert main(["compare", "--preset", "default", "--estimate"]) == 0
     said = capsys.readouterr().out
     assert "3 learning rates on 3 pilot seeds" in said and "42 runs" in said and "201,344 parameters" in said
-    assert "23 to see a difference of 0.044 nats per byte" in said
+    assert "19 to see a difference of 0.044 nats per byte" in said
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, small, capsys):

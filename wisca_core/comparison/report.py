@@ -2,8 +2,8 @@
 
 The words follow the numbers: nothing is concluded from fewer than 4 seeds, 4 to 7 are preliminary, and what was extended
 after looking is a hint only. The rule of the answer, in this order, of the interval of the difference: where the baseline
-is best at an end of the rates tried, no answer yet; upper end below 0, it helps; lower end above what would be of use, no
-useful gain; else not settled. The question is one, the arm that balances, and was there before the first run: its interval
+is best at an end of the rates tried, no answer yet; upper end below 0, it helps, where each arm had its own best rate; lower
+end above what would be of use, no useful gain; else not settled. The question is one, the arm that balances, and was there before the first run: its interval
 is not corrected for the arms beside it; those are for each other.
 """
 
@@ -298,7 +298,7 @@ class _Said:
         if self.end:
             return "no answer yet"
         if effect.loss.high < 0 and not effect.loss.is_nothing:
-            return "helps"
+            return "helps" if effect.rate is None else "not settled"
         return "no useful gain" if effect.loss.low > -self.spec.useful_nats else "not settled"
 
     def seeds_needed(self, effect: Effect) -> int:
@@ -338,6 +338,10 @@ class _Said:
             return f"It helps: {self.figures(effect)}, {n}; p {_p(effect.loss.p)}."
         if answer == "no useful gain":
             return f"No useful gain: loss {self.figures(effect)}, {n}."
+        if effect.loss.high < 0:
+            return (
+                f"Not settled: {self.figures(effect)}, {n}; whether it is at the baseline's own best rate is not known."
+            )
         needed = f"; about {self.seeds_needed(effect):,} seeds are needed" if effect.loss.sd > 0 else ""
         return f"Not settled: {self.figures(effect)}, {n}{needed}."
 
