@@ -9,6 +9,7 @@ from wisca_app import cached, state, uploads
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
+from wisca_app.parts import primary
 from wisca_core import jobs, storage
 from wisca_core.errors import WiscaError
 from wisca_core.model import Model
@@ -109,7 +110,7 @@ def _measure(model: str, opened: Model) -> None:
     st.header("Measuring the feed-forward weights" if is_mlp else "Measuring the weights")
     if job is not None and not job.is_active:
         explain(job, "Measuring did not finish")
-        if not st.button("Measure again", type="primary"):
+        if not st.button("Measure again", type=primary()):
             st.stop()
         job = None
     what = "attention and feed-forward weights, most of the model" if is_mlp else "attention weights"

@@ -19,3 +19,10 @@ def part(draw: Callable[..., None]) -> Callable[..., None]:
         state.share()
 
     return st.fragment(drawn)
+
+
+def primary() -> str:
+    """The type of the button that matters most. In dark Streamlit would write white on the primary colour, which cannot be
+    read: there it is an outline.
+    """
+    return "secondary" if st.context.theme.type == "dark" else "primary"

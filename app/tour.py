@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from wisca_app import state
+from wisca_app.parts import primary
 
 COMPARISON = "sample-compare-w128-rates"
 
@@ -114,14 +115,13 @@ def draw() -> None:
         return
     stop = STOPS[number - 1]
     is_here = state.note("page") == _path(stop.page)
-    primary = "primary" if st.context.theme.type != "dark" else "secondary"
     with st.container(border=True, gap="xsmall", key="tour"):
         st.markdown(f":small[:gray[Guided path, stop {number} of {len(STOPS)}]]")
         st.markdown(f"**{stop.title}.** {stop.said}" if is_here else f"The path waits at **{stop.title.lower()}**.")
         with st.container(horizontal=True, gap="xsmall"):
-            if not is_here and st.button("Back to the path", key="tour return", type=primary):
+            if not is_here and st.button("Back to the path", key="tour return", type=primary()):
                 _go(number)
-            if is_here and number < len(STOPS) and st.button("Next stop", key="tour next", type=primary):
+            if is_here and number < len(STOPS) and st.button("Next stop", key="tour next", type=primary()):
                 _go(number + 1)
             if is_here and number > 1 and st.button("Back", key="tour back"):
                 _go(number - 1)

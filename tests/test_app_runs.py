@@ -10,7 +10,7 @@ import pytest
 from dashboard_page import page, texts
 from streamlit.testing.v1 import AppTest
 
-from wisca_app.figures.runs import MOST_NAMED, PALETTE, Curve, curves, styles, whole_ticks
+from wisca_app.figures.runs import MOST_NAMED, Curve, curves, styles, whole_ticks
 from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure
 from wisca_app.figures.template import DARK, LIGHT
 
@@ -258,40 +258,3 @@ def test_histograms_and_logged_ratios_open_as_distributions_per_layer(tmp_path):
     assert "QK as it was logged ends at query 4.0× in the median layer" in said
     at.segmented_control(key="histogram_view").set_value("l2").run()
     assert not at.exception and "L2 norm of the median layer goes from" in texts(at).replace("\\", "")
-
-
-def test_colours_of_runs_stay_apart_for_the_colour_blind():
-    from itertools import combinations
-
-    # Machado, Oliveira and Fernandes 2009, severity 1, in linear light; OKLab by Ottosson 2020
-    sights = (
-        np.eye(3),
-        np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
-        np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
-        np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]),
-    )
-    to_lms = np.array(
-        [
-            [0.4122214708, 0.5363325363, 0.0514459929],
-            [0.2119034982, 0.6806995451, 0.1073969566],
-            [0.0883024619, 0.2817188376, 0.6299787005],
-        ]
-    )
-    to_lab = np.array(
-        [
-            [0.2104542553, 0.7936177850, -0.0040720468],
-            [1.9779984951, -2.4285922050, 0.4505937099],
-            [0.0259040371, 0.7827717662, -0.8086757660],
-        ]
-    )
-
-    def seen(colour: str, sight) -> np.ndarray:
-        c = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-        linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-        return to_lab @ np.cbrt(to_lms @ np.clip(sight @ linear, 0, 1))
-
-    for theme in (LIGHT, DARK):
-        colours = [theme.quiet, *PALETTE[theme.name]]
-        for sight in sights:
-            for a, b in combinations(colours, 2):
-                assert np.linalg.norm(seen(a, sight) - seen(b, sight)) > 0.09, (theme.name, a, b)

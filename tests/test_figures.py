@@ -476,7 +476,7 @@ def test_all_panels_share_one_log_axis_in_the_order_q_k_v_o():
     assert {a.type for a in axes} == {"log"} and len({tuple(a.range) for a in axes}) == 1
     assert axes[0].range[0] <= math.log10(5) and axes[0].range[1] >= math.log10(11)
     assert [a.text.split(",")[0] for a in fig.layout.annotations] == ["Query", "Key", "Value", "Output"]
-    assert [a.font.color for a in fig.layout.annotations] == [DARK.role[r] for r in "qkvo"]
+    assert [a.font.color for a in fig.layout.annotations] == [DARK.word[r] for r in "qkvo"]
 
 
 def test_gains_are_called_gains_and_nan_heads_do_not_break_the_axis():

@@ -9,6 +9,7 @@ import pages
 import pandas as pd
 import pytest
 from dashboard_page import page, texts
+from sight import contrast
 
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.runs import Curve, curves
@@ -106,6 +107,32 @@ def test_the_report_of_a_model_says_what_is_known_of_it(written):
     assert len(figures_of(html)) == body.count('class="chart"') > 10
 
 
+def test_every_word_in_its_charts_can_be_read_in_both_themes(written):
+    for figure in figures_of(written.read_text()):
+        light = {"data": figure["data"], "layout": figure["layout"]}
+        for theme, colours in (
+            (LIGHT, _font_colours(light)),
+            (DARK, {v for p, v in figure["dark"] if "font" in str(p[-2:])}),
+        ):
+            for colour in colours:
+                assert contrast(colour, theme.page) >= 4.5, (figure["title"], theme.name, colour)
+
+
+def _font_colours(value, inside=False) -> set[str]:
+    """Every single colour of a font; those of a map's cells are chosen by their cell."""
+    if isinstance(value, dict):
+        return {
+            one
+            for name, inner in value.items()
+            for one in (
+                {inner}
+                if inside and name == "color" and isinstance(inner, str)
+                else _font_colours(inner, name.endswith("font"))
+            )
+        }
+    return {one for inner in value for one in _font_colours(inner)} if isinstance(value, list) else set()
+
+
 def test_an_existing_file_is_replaced_only_where_it_is_a_report(written, tmp_path, capsys):
     mine = tmp_path / "notes.html"
     mine.write_text("<html>mine</html>")
@@ -114,7 +141,7 @@ def test_an_existing_file_is_replaced_only_where_it_is_a_report(written, tmp_pat
     again = tmp_path / "again.html"
     again.write_bytes(written.read_bytes()[:100])
     assert main(["report", str(SAMPLES / "compare-default"), "--out", str(again)]) == 0
-    assert "Not settled: −0.056" in again.read_text()
+    assert "−0.056 nats per byte (95 % −0.108 to −0.005)" in again.read_text()
 
 
 def test_a_comparison_by_itself_has_its_arms_and_its_settings():

@@ -11,6 +11,7 @@ from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.job_progress import explain, latest
 from wisca_app.messages import errors_as_messages, plain
+from wisca_app.parts import primary
 from wisca_app.report.comparison import document_of
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
@@ -141,12 +142,12 @@ def _actions(comparison: Comparison, frame: pd.DataFrame, found: Report | None, 
         unfinished = any(c.state != "done" and (c.state != "failed" or not c.is_final) for c in comparison.cells)
         goes_on = (unfinished or comparison.n_coming) and not is_sample
         if goes_on and st.button(
-            "Start" if comparison.state == "new" else "Resume", type="primary", key="compare resume"
+            "Start" if comparison.state == "new" else "Resume", type=primary(), key="compare resume"
         ):
             with errors_as_messages("It cannot be resumed"):
                 setup.go_on(comparison.path)
                 st.rerun()
-        choosing.draw_new("secondary" if goes_on else "primary")
+        choosing.draw_new("secondary" if goes_on else primary())
         if comparison.state == "done" and not is_sample:
             with st.popover("Add seeds", key="compare more seeds"):
                 n = st.number_input("Seeds to add", 1, 100, 4, key="compare more", width=120)

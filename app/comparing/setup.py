@@ -12,6 +12,7 @@ from wisca_app.comparing import asking, fields
 from wisca_app.comparing.asking import KEPT
 from wisca_app.figures import compare, words
 from wisca_app.messages import errors_as_messages, plain
+from wisca_app.parts import primary
 from wisca_core import jobs, storage
 from wisca_core.comparison import execution_plan, folder
 from wisca_core.comparison.data import check_text
@@ -47,7 +48,7 @@ def draw() -> None:
         found = _estimate(spec, way)
         is_complete = spec.model.source != "paper" or _has_tokenizer(spec)
         if st.button(
-            "Start the comparison", type="primary", disabled=not (found.fits and is_complete), key="compare start"
+            "Start the comparison", type=primary(), disabled=not (found.fits and is_complete), key="compare start"
         ):
             start(spec, executor, workers)
         _explain(spec, found, f"{way.in_words}{' here, not for the cluster' if executor == 'ray' else ''}")

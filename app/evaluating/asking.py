@@ -7,6 +7,7 @@ from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title
+from wisca_app.parts import primary
 from wisca_core import jobs
 from wisca_core.evaluation.bundled_tasks import N_ITEMS
 from wisca_core.evaluation.tasks import harness_is_here
@@ -56,7 +57,7 @@ def draw(model: str) -> None:
             )
             st.checkbox("Look inside while it runs", key="inside", persist_state="session")
         with errors_as_messages("The evaluation cannot be started"):
-            if st.button("Evaluate", type="primary", key="evaluate"):
+            if st.button("Evaluate", type=primary(), key="evaluate"):
                 _start(model)
                 st.rerun()
 

@@ -77,7 +77,7 @@ def depth(
             xanchor="left",
             yanchor="bottom",
             yshift=8,
-            font=dict(size=13, color=theme.role[role]),
+            font=dict(size=13, color=theme.word[role]),
         )
     return fig
 

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from wisca_app.figures import words
 from wisca_app.figures.compare import labels, signed_ticks, styles
-from wisca_app.figures.template import Theme, figure, see_through, unit
+from wisca_app.figures.template import Theme, figure, legible, see_through, unit
 from wisca_core.comparison.report import Report, interval, is_clear, signed
 from wisca_core.comparison.spec import Arm
 from wisca_core.comparison.statistics import Effect
@@ -46,7 +46,7 @@ def dose(points: Sequence[tuple[float, Effect]], report: Report, useful: float, 
             x=0,
             y=(low - useful) / 2,
             showarrow=False,
-            font=dict(size=11, color=theme.quiet),
+            font=dict(size=11, color=theme.text),
         )
     fig.add_hline(y=0, line=dict(color=theme.quiet, width=1), layer="below")
     means = sorted([*((s, e.loss.mean) for s, e in points), (0.0, 0.0)])
@@ -187,7 +187,7 @@ def sweep(
             showarrow=False,
             xanchor="left",
             xshift=8,
-            font=dict(size=11, color=colour),
+            font=dict(size=11, color=legible(colour, theme)),
             row=1,
             col=1,
         )

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_app.figures import words
-from wisca_app.figures.template import Drawing, Theme, drawing, log_ticks, unit
+from wisca_app.figures.template import Drawing, Theme, drawing, legible, log_ticks, unit
 from wisca_core.planning.head import HeadDetail
 
 MOST_CHANNELS = 1000  # points drawn of a feed-forward block, which may have tens of thousands of channels
@@ -67,7 +67,7 @@ def histogram(detail: HeadDetail, *, theme: Theme, gains: bool = False, height: 
             y=1,
             xanchor="left",
             yanchor="top",
-            font=dict(size=13, color=colour),
+            font=dict(size=13, color=legible(colour, theme)),
         )
         fig.update_layout(
             **{f"yaxis{axis}": dict(domain=[max(0.0, top - panel), top], range=[0, most * 1.12], nticks=4, anchor="x")}
@@ -182,7 +182,7 @@ def _name_curves(fig: Drawing, detail: HeadDetail, values: list[np.ndarray], the
                 yref="y",
                 y=np.log10(part.max() if up else part.min()),
                 yanchor="bottom" if up else "top",
-                font=dict(size=12, color=theme.role[role.role]),
+                font=dict(size=12, color=theme.word[role.role]),
             )
 
 

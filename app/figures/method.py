@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_app.figures import words
-from wisca_app.figures.template import Drawing, Theme, blend, drawing, log_ticks, octave_ticks, unit
+from wisca_app.figures.template import Drawing, Theme, blend, drawing, legible, log_ticks, octave_ticks, unit
 from wisca_core.landscape import Descent
 
 REACH = 2.8  # both axes of the landscape go from 0 to here
@@ -70,7 +70,7 @@ def landscape(balanced: Descent, unbalanced: Descent, *, theme: Theme) -> Drawin
             yanchor="top",
             xshift=-10 if right else 10,
             yshift=-4,
-            font=dict(color=colour, size=12),
+            font=dict(color=legible(colour, theme), size=12),
         )
     fig.add_annotation(text="valley, QK = C", x=0.62, y=2.2, xanchor="left", font=dict(color=theme.ink, size=12))
     fig.add_annotation(text="|Q| = |K|", x=2.55, y=2.62, xanchor="right")

@@ -25,11 +25,15 @@ CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]], "toImageButtonO
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one mode, "#RRGGBB". ``role`` and ``end`` by role (q k v o up down a b); ``end``: of a diverging scale."""
+    """Colours of one mode, "#RRGGBB". ``role``, ``end`` and ``word`` by role (q k v o up down a b); ``end``: of a diverging
+    scale; ``word``: of words in the role's colour, with the contrast that text needs (those of q k v o stand in
+    .streamlit/config.toml too).
+    """
 
     name: str  # light | dark
     role: dict[str, str]
     end: dict[str, str]
+    word: dict[str, str]
     page: str
     middle: str  # of a diverging scale: balance fades into the page
     sidebar: str
@@ -65,6 +69,16 @@ LIGHT = Theme(
         "a": "#0A4A54",
         "b": "#652414",
     },
+    word={
+        "q": "#2158A4",
+        "k": "#96560F",
+        "v": "#08766A",
+        "o": "#79375A",
+        "up": "#4A5BB5",
+        "down": "#7F630B",
+        "a": "#12707D",
+        "b": "#A8482F",
+    },
     page="#FCFBF9",
     middle="#EFECE6",
     sidebar="#F4F2EE",
@@ -90,11 +104,21 @@ DARK = Theme(
         "q": "#A9CBFF",
         "k": "#FFC27A",
         "v": "#9BF2DF",
-        "o": "#E9B4D4",
+        "o": "#E3A0CC",
         "up": "#BFC8FF",
         "down": "#F5DC8A",
         "a": "#A5E9F2",
         "b": "#F8BFAC",
+    },
+    word={
+        "q": "#8AB6F8",
+        "k": "#EDA654",
+        "v": "#62DAC2",
+        "o": "#CF95BB",
+        "up": "#8C9BF0",
+        "down": "#D9B33C",
+        "a": "#4FC3D2",
+        "b": "#E58468",
     },
     page="#14161A",
     middle="#22262C",
@@ -110,6 +134,12 @@ DARK = Theme(
 def theme_of(kind: str | None) -> Theme:
     """Of ``st.context.theme.type``: "dark" or anything else."""
     return DARK if kind == "dark" else LIGHT
+
+
+def legible(colour: str, theme: Theme) -> str:
+    """The colour for words: of a role or the quiet line the one that has the contrast of text."""
+    words_of = {theme.role[role]: theme.word[role] for role in theme.role} | {theme.quiet: theme.text}
+    return words_of.get(colour, colour)
 
 
 def blend(one: str, other: str, part: float) -> str:

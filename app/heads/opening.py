@@ -8,6 +8,7 @@ from wisca_app.heads.shown import Shown
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_app.open_model import normal, ready, title
+from wisca_app.parts import primary
 from wisca_core import jobs
 from wisca_core.model import Model
 
@@ -40,7 +41,7 @@ def _measure(model: Model) -> None:
     st.header("Measuring the heads")
     if job is not None and not job.is_active:
         explain(job, "Measuring did not finish")
-        if not st.button("Measure again", type="primary"):
+        if not st.button("Measure again", type=primary()):
             st.stop()
         job = None
     st.markdown(f":gray[One more pass over the attention weights: {words.size(cached.heads_bytes(model))} to read.]")

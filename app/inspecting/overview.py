@@ -12,6 +12,7 @@ from wisca_app.heading import number
 from wisca_app.inspecting import report
 from wisca_app.inspecting.facts import facts
 from wisca_app.inspecting.shown import options_of
+from wisca_app.parts import primary
 from wisca_core.model import Model
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.summary import PairSummary, summaries
@@ -56,17 +57,16 @@ def _meaning(decision: Decision) -> None:
 
 def _next(model: Model) -> None:
     """Where to go from here, in order of need; and all of it as a file."""
-    primary = "primary" if st.context.theme.type != "dark" else "secondary"
     with st.container(horizontal=True, gap="xsmall"):
         if not model.checkpoint.look_only:
-            _places(primary)
+            _places()
         report.button(model, options_of(model))
         if str(model.checkpoint.path) in map(str, state.sample_checkpoints()):
             tour.start()
 
 
-def _places(primary: str) -> None:
-    if st.button("See it balanced", key="go rescale", type=primary):
+def _places() -> None:
+    if st.button("See it balanced", key="go rescale", type=primary()):
         st.switch_page("views/rescale.py")
     if st.button("What does it do to a training?", key="go method"):
         st.switch_page("views/method.py")

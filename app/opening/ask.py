@@ -8,6 +8,7 @@ import streamlit as st
 from wisca_app import cached, state
 from wisca_app.messages import plain
 from wisca_app.open_model import ask_to_download, is_here, normal, title
+from wisca_app.parts import primary
 from wisca_core.errors import WiscaError
 
 
@@ -20,7 +21,7 @@ def field() -> None:
                 placeholder="/models/my-model",
                 help="A folder with config.json and weights, sharded or not; a weight file; a LoRA adapter; a GGUF file.",
             )
-            asked = st.form_submit_button("Open", type="primary" if st.context.theme.type != "dark" else "secondary")
+            asked = st.form_submit_button("Open", type=primary())
     if asked and written.strip():
         go(normal(written))
     _wanted()

@@ -10,6 +10,7 @@ from wisca_app.figures.template import Theme
 from wisca_app.heading import show
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
+from wisca_app.parts import primary
 from wisca_app.reading.shown import Shown, checkpoint_folder
 from wisca_core import jobs
 from wisca_core.runs import Run
@@ -57,7 +58,7 @@ def _measured(folder: str) -> bool:
     elif job is not None:
         return True  # what it measured could not be kept: measure here, with patience
     st.markdown(":gray[One pass over the attention weights of every checkpoint; each is read once.]")
-    if st.button("Measure the checkpoints", type="primary", key="measure_checkpoints"):
+    if st.button("Measure the checkpoints", type=primary(), key="measure_checkpoints"):
         jobs.start(
             "trajectory",
             {"folder": folder},

@@ -215,17 +215,10 @@ def _font(family: str) -> str:
 def _colours(only: Theme | None) -> str:
     def of(theme: Theme) -> str:
         names = ("page", "sidebar", "ink", "text", "border")
-        roles = {colour: theme.role[role] for role, colour in words.MARKDOWN_COLOURS.items()}
-        values = {name: getattr(theme, name) for name in names} | roles | WORDS[theme.name]
+        roles = {colour: theme.word[role] for role, colour in words.MARKDOWN_COLOURS.items()}
+        values = {name: getattr(theme, name) for name in names} | roles
         return ":root{" + ";".join(f"--{name}:{value}" for name, value in values.items()) + "}"
 
     if only:
         return of(only)
     return f"{of(LIGHT)}@media screen and (prefers-color-scheme: dark){{{of(DARK)}}}"
-
-
-# Role colours that are read as words: those of .streamlit/config.toml, with the contrast of text.
-WORDS = {
-    "light": {"blue": "#2158A4", "orange": "#96560F", "green": "#08766A", "violet": "#79375A"},
-    "dark": {"blue": "#8AB6F8", "orange": "#EDA654", "green": "#62DAC2", "violet": "#CF95BB"},
-}

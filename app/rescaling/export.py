@@ -10,6 +10,7 @@ from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_app.open_model import normal, title
+from wisca_app.parts import primary
 from wisca_app.rescaling import kept_plan
 from wisca_core import jobs, storage
 from wisca_core.equivalence.full_check import memory_free, memory_needed
@@ -46,7 +47,7 @@ def draw(model: Model, options: Options, decision: Decision, proof: Proof | None
     if st.button(
         "Export",
         key="export",
-        type="primary" if st.context.theme.type != "dark" else "secondary",
+        type=primary(),
         disabled=bool(reason) or (job is not None and job.is_active),
         help=reason or None,
     ):
