@@ -21,6 +21,7 @@ from wisca_core import cli, storage
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.checkpoint import HubSize
 from wisca_core.cli import main, models, rescale, terminal
+from wisca_core.comparison.presets import PRESETS
 from wisca_core.errors import Cancelled
 from wisca_core.patterns.table import NORMS
 from wisca_core.planning.options import PLAN_NORMS
@@ -161,6 +162,7 @@ def test_the_choices_named_in_the_help_are_those_of_the_library():
     assert metavars["rescale", "granularity"] == "|".join(GRANULARITIES)
     assert metavars["rescale", "norm"] == "|".join(PLAN_NORMS)
     assert metavars["inspect", "norm"] == "|".join(NORMS)
+    assert metavars["compare", "preset"] == "|".join(PRESETS)
 
 
 def test_help_does_not_wait_for_the_heavy_libraries():

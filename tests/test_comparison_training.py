@@ -433,7 +433,7 @@ def test_the_command_line_asks_for_one_thing(capsys, tmp_path):
         ["--resume"],
     ):
         assert main(["compare", *wrong]) == 2
-    assert "choose from default, rates, dose, thorough" in capsys.readouterr().err
+    assert "choose from default, dose, thorough" in capsys.readouterr().err
 
 
 def test_the_estimate_starts_nothing_and_names_time_memory_and_seeds(capsys, tmp_path, small):

@@ -421,9 +421,7 @@ def _compare(
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset",
-            metavar="default|rates|thorough|lora|tinyllama|qwen2|qwen15_moe",
-            help="A spec that is built in.",
+            "--preset", metavar="default|dose|thorough|lora|tinyllama|qwen2|qwen15_moe", help="A spec that is built in."
         ),
     ] = None,
     model: Annotated[
