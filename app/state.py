@@ -195,6 +195,7 @@ CHOICES: dict[str, Choice] = {
     "compare_rate": Choice(lambda: note("own rate"), _read_rate, "{:g}".format),
     "compare_pair": Choice(lambda: note("own pair"), _one_of(*PAIRS), str),
     # Evaluate
+    "evaluated": Choice(_fixed(""), str, str),
     "other": Choice(_fixed(""), str, str),
     "text": Choice(_fixed(""), str, str),
     "draft": Choice(_fixed(""), str, str),

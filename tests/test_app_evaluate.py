@@ -1,11 +1,15 @@
 """The page Evaluate: asking, the job behind the button, and what it says of the results."""
 
+from pathlib import Path
+
 import pytest
 from dashboard_page import charts, page, texts
+from small_comparison import TEXT, small_spec
 from test_evaluation import SAMPLE
 
 from wisca_app.figures import evaluation
 from wisca_core import jobs
+from wisca_core.comparison import folder
 
 pytestmark = pytest.mark.usefixtures("own_home")
 MODEL, OTHER = SAMPLE / "checkpoint-3600", SAMPLE / "checkpoint-600"
@@ -36,6 +40,32 @@ def test_two_models_with_tasks_and_heads(own_home):
     assert "near it: boolq" in said and "The largest logit is" in said
     assert len(charts(at)) == 3
     assert any("McNemar p" in frame.value for frame in at.dataframe)
+
+
+def test_a_comparison_whose_runs_kept_their_weights_can_be_chosen_in_place_of_the_model(own_home, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jobs, "start", lambda kind, arguments, *_, **__: asked.append((kind, arguments)))
+    place = small_comparison_with_weights(own_home)
+    at = page("evaluate", model=MODEL)
+    assert "All arms of kept" in at.selectbox("evaluated").options
+    at.selectbox("evaluated").set_value("kept").run()
+    assert not at.exception and "kept" in texts(at)
+    at.text_input("draft").set_value("one, two")
+    at.button("evaluate").click().run()
+    (kind, arguments), *_ = asked
+    assert kind == "evaluate" and arguments["model"] == str(place)
+    assert [Path(draft).name for draft in arguments["drafts"]] == ["one", "two"]
+
+
+def small_comparison_with_weights(home: Path) -> Path:
+    place = home / "comparisons" / "kept"
+    (home / "text.txt").parent.mkdir(parents=True, exist_ok=True)
+    (home / "text.txt").write_bytes(TEXT)
+    folder.create(place, small_spec(home / "text.txt", save_weights=True))
+    for cell in folder.read(place).cells:
+        (cell.folder / "model").mkdir(parents=True)
+        (cell.folder / "model" / "config.json").write_text("{}")
+    return place
 
 
 def test_a_failed_evaluation_says_why(own_home, tmp_path):

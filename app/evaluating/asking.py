@@ -3,6 +3,7 @@
 import streamlit as st
 
 from wisca_app import state
+from wisca_app.comparing import choosing
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
@@ -14,6 +15,20 @@ from wisca_core.evaluation.tasks import harness_is_here
 from wisca_core.jobs import Job
 
 
+def subject() -> tuple[str, str]:
+    """(what is evaluated, its title): the open model, or the folder of the comparison that was chosen in its place."""
+    name = state.get("evaluated")
+    if name and name in with_weights():
+        return str(choosing.place(name)), name.removeprefix("sample-")
+    model = normal(state.get("model"))
+    return model, title(model) if model else ""
+
+
+def with_weights() -> list[str]:
+    """Names of the comparisons whose runs kept their weights."""
+    return [name for name in choosing.known() if any(choosing.place(name).glob("cells/*/model/config.json"))]
+
+
 def newest(model: str) -> Job | None:
     """The newest evaluation of this model."""
     return latest("evaluate", model=model)
@@ -23,6 +38,16 @@ def draw(model: str) -> None:
     """The form; a press on its button starts the job."""
     with st.container(border=True):
         st.subheader("Evaluate", anchor=False)
+        comparisons = with_weights()
+        if comparisons:
+            st.selectbox(
+                "What",
+                ["", *comparisons],
+                key="evaluated",
+                format_func=lambda name: f"All arms of {name.removeprefix('sample-')}" if name else "The open model",
+                persist_state="session",
+                help="The arms of a comparison are evaluated together: a seed is one observation.",
+            )
         left, right = st.columns(2, gap="medium")
         with left:
             st.text_input(
@@ -32,7 +57,12 @@ def draw(model: str) -> None:
                 persist_state="session",
             )
             st.text_input("Text", key="text", placeholder="held-out bundled text", persist_state="session")
-            st.text_input("Draft", key="draft", placeholder="a small model of the same tokens", persist_state="session")
+            st.text_input(
+                "Drafts",
+                key="draft",
+                placeholder="small models of the same tokens, a comma between them",
+                persist_state="session",
+            )
         with right:
             options = list(N_ITEMS)
             st.multiselect(
@@ -63,17 +93,18 @@ def draw(model: str) -> None:
 
 
 def _start(model: str) -> None:
-    other, draft, text = (state.get(name).strip() for name in ("other", "draft", "text"))
+    other, text = (state.get(name).strip() for name in ("other", "text"))
+    drafts = [one.strip() for one in state.get("draft").split(",") if one.strip()]
     arguments = {
         "model": model,
         "other": normal(other) if other else "",
         "text": normal(text),
         "tasks": list(state.get("tasks")) if harness_is_here() else [],
-        "drafts": [normal(draft)] if draft else [],
+        "drafts": [normal(one) for one in drafts],
         "inside": bool(state.get("inside")),
         "limit": int(state.get("limit")),
     }
-    jobs.start("evaluate", arguments, f"Evaluate {title(model)}", exclusive=f"evaluate {model}")
+    jobs.start("evaluate", arguments, f"Evaluate {subject()[1]}", exclusive=f"evaluate {model}")
 
 
 def watch(job: Job) -> None:

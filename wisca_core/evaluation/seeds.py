@@ -5,6 +5,7 @@ too narrow for a claim about a way of training.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,14 @@ def is_comparison(path: str | Path) -> bool:
 
 
 def cells(path: str | Path) -> tuple[str, list[folder.Cell]]:
-    """(name of the baseline, finished cells with their weights). Raises UnreadableInput where there are none."""
+    """(name of the baseline, finished cells with their weights). After a pilot, whose own runs are left out, each arm has
+    the rate that was chosen for it, and the cells' ``rate`` is None: arms are paired by their seed alone. Raises
+    UnreadableInput where there are none.
+    """
     comparison = folder.read(named_path(path))
-    found = [cell for cell in comparison.cells if cell.state == "done" and (cell.folder / "model").is_dir()]
+    found = [cell for cell in comparison.tested if cell.state == "done" and (cell.folder / "model").is_dir()]
+    if comparison.spec.has_pilot:
+        found = [replace(cell, rate=None) for cell in found]
     if not found:
         kept = "kept no weights (save_weights is off)" if not comparison.spec.save_weights else "has no finished run"
         raise UnreadableInput(

@@ -331,7 +331,7 @@ class _Work:
         for row in self.tables["seeds"]:
             if "words" in row:
                 self.sentences.append(
-                    f"{row['arm']} at {row['rate']:g}, {row['measure']}: {row['difference']:+.4f} "
+                    f"{row['arm']} at {'its own rate' if row['rate'] is None else format(row['rate'], 'g')}, {row['measure']}: {row['difference']:+.4f} "
                     f"({_number(row['low'])} to {_number(row['high'])}, {row['n_pairs']} seeds): {row['words']}."
                 )
 
