@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import re
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +28,7 @@ from tokenizers import Tokenizer, models
 
 from wisca_app import gate
 from wisca_app.figures.words import markdown_text
-from wisca_core import apart
+from wisca_core import apart, untrusted
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.comparison import folder
 from wisca_core.comparison.data import check_text
@@ -39,7 +41,7 @@ from wisca_core.evaluation.tasks import _items as evaluated_items
 from wisca_core.model import open_model
 from wisca_core.patterns import store
 from wisca_core.planning.plan import load_plan, undo_plan
-from wisca_core.runs import read, recognise
+from wisca_core.runs import collect, read, recognise
 from wisca_core.training import telemetry
 from wisca_core.trajectories import find_checkpoints
 from wisca_core.untrusted import parse_yaml, read_regular
@@ -362,3 +364,32 @@ def test_a_process_apart_that_hangs_or_dies_is_named_and_the_next_one_answers(mo
             next(answer)
     once, again = (b"".join(apart.pieces("strangers:who", None, "that file")) for _ in range(2))
     assert once == again != str(os.getpid()).encode()  # kept for the next file
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def test_values_of_a_json_are_counted_piece_by_piece_as_in_the_whole(monkeypatch):
+    choose = random.Random(0)
+    texts_of_signs = [bytes(choose.choice(b'"\\[]{},ab') for _ in range(choose.randrange(60))) for _ in range(1000)]
+    whole = [untrusted.check_json_values(raw, "x") for raw in texts_of_signs]
+    for n_bytes in (1, 7):
+        monkeypatch.setattr(untrusted, "_PIECE_BYTES", n_bytes)
+        assert [untrusted.check_json_values(raw, "x") for raw in texts_of_signs] == whole
+    assert untrusted.check_json_values(b'{"a[": ["\\"]"], "b', "x") == b"{[]"
+
+
+def test_logs_of_any_number_of_runs_are_read_as_far_as_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "MOST_RUNS", 3)
+    with sqlite3.connect(tmp_path / "project.db") as base:
+        base.execute(
+            "create table metrics (id integer primary key, timestamp text, run_name text, step int, metrics text)"
+        )
+        base.execute("create table configs (id integer primary key, run_name text, config text, created_at text)")
+        for number in range(9):
+            row = ("2026-01-01", f"r{number}", 1, '{"loss": 1.0}')
+            base.execute("insert into metrics (timestamp, run_name, step, metrics) values (?, ?, ?, ?)", row)
+    base.close()
+    runs = read([tmp_path / "project.db"]).runs
+    assert [run.name for run in runs] == ["project/r0", "project/r1", "project/r2"]
+    assert any("more than 3 runs in one log" in remark for remark in runs[0].remarks)

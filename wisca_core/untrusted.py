@@ -20,6 +20,8 @@ MAX_YAML_VALUES = 20_000
 
 # A JSON string, or what there is of one: the closing quote is optional so that the search stays linear on any bytes.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_WHOLE_STRINGS = re.compile(rb'(?:[^"]*+"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
+_PIECE_BYTES = 1 << 20
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 # Strong right-to-left letters and the invisible direction marks: they reorder the text around them on a screen.
 _RIGHT_TO_LEFT = {"R", "AL", "AN", "RLE", "RLO", "RLI", "LRE", "LRO", "LRI", "PDF", "PDI", "FSI"}
@@ -225,11 +227,21 @@ def parse_json_object(raw: bytes, what: str, unique_keys: bool = True) -> dict:
 
 def check_json_values(raw: bytes, what: str) -> bytes:
     """The brackets outside of strings; UnreadableInput where the JSON holds more than MAX_JSON_VALUES."""
-    bare = _STRING.sub(b"", raw)
-    brackets = bare.translate(None, _NOT_BRACKETS)
-    if (n_values := bare.count(b",") + len(brackets) // 2) > MAX_JSON_VALUES:
+    brackets, n_commas, at, size = bytearray(), 0, 0, _PIECE_BYTES
+    while at < len(raw):  # in pieces: what is left of millions of strings takes many times their room
+        piece = raw[at : at + size]
+        opened = piece.find(b'"', _WHOLE_STRINGS.match(piece).end())
+        if opened == 0 and at + size < len(raw):
+            size *= 2  # one string that is longer
+            continue
+        taken = len(piece) if opened < 0 or at + size >= len(raw) else opened
+        bare = _STRING.sub(b"", piece[:taken])
+        brackets += bare.translate(None, _NOT_BRACKETS)
+        n_commas += bare.count(b",")
+        at, size = at + taken, _PIECE_BYTES
+    if (n_values := n_commas + len(brackets) // 2) > MAX_JSON_VALUES:
         raise UnreadableInput(f"{what}: holds about {n_values:,} values, at most {MAX_JSON_VALUES:,} are read.")
-    return brackets
+    return bytes(brackets)
 
 
 def parse_toml(raw: bytes, what: str) -> dict:

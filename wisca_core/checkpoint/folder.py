@@ -17,7 +17,7 @@ from wisca_core.progress import Progress, silent
 from wisca_core.untrusted import check_name, locate, read_json_object, shown
 
 MAX_CONFIG_BYTES = 10_000_000
-MAX_INDEX_BYTES = 100_000_000
+MAX_INDEX_BYTES = 50_000_000  # over half a million tensors
 
 _LOOKED_FOR = "model.safetensors, model.safetensors.index.json, one other .safetensors file, pytorch_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"

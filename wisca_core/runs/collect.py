@@ -44,6 +44,7 @@ COUNTS = {
 _ROWS_A_PIECE = 1 << 16
 MEMORY_BUDGET_BYTES = 256_000_000
 MOST_METRICS = 20_000
+MOST_RUNS = 2_000  # of one log; every page and table of more is of no use
 MOST_CONFIG = 2_000
 MAX_NAME = 300
 
@@ -130,6 +131,7 @@ class Collected:
         self.configs: dict[str, dict[str, object]] = {}
         self._columns: dict[str, dict[str, _Column]] = {}
         self._distributions: dict[str, dict[str, tuple[list[float], list[np.ndarray]]]] = {}
+        self._taken: set[str] = set()
         self._n_metrics = 0
         self._pending = 0
         self._in_memory = 0
@@ -145,6 +147,17 @@ class Collected:
         if column is not None:
             column.add(step, value, wall)
             self.counts["used"] += len(step)
+
+    def takes(self, run: str) -> bool:
+        """Whether what belongs to ``run`` is kept: that of the first MOST_RUNS is, of the others it is said that it is not."""
+        if run not in self._taken:
+            if len(self._taken) >= MOST_RUNS:
+                note = f"more than {MOST_RUNS:,} runs in one log; the others are left out."
+                if note not in self.notes[-1:]:
+                    self.notes.append(note)
+                return False
+            self._taken.add(run)
+        return True
 
     def keep(self, column: np.ndarray) -> np.ndarray:
         """A column for ``add``; columns that several series share are kept once."""
@@ -168,6 +181,8 @@ class Collected:
 
     def distribution(self, run: str, metric: str, step: float, figures: np.ndarray) -> None:
         """One histogram as a row of distributions.FIGURES."""
+        if not self.takes(_cut(run)):
+            return
         self.counts["histogram"] += 1
         if self.counts["histogram"] > MOST_KEPT:
             self.notes.append(f"more than {MOST_KEPT:,} histograms; the others are left out.")
@@ -199,6 +214,8 @@ class Collected:
 
     def config(self, run: str, values: Mapping[str, object]) -> None:
         """Settings of a run; mappings become dotted names, lists become text."""
+        if not self.takes(_cut(run)):
+            return
         config = self.configs.setdefault(run, {})
         for name, value in flat(values):
             if len(config) >= MOST_CONFIG:
@@ -272,6 +289,8 @@ class Collected:
     def _column(self, run: str, metric: str) -> _Column | None:
         columns = self._columns.get(run)
         if columns is None:
+            if not self.takes(_cut(run)):
+                return None
             columns = self._columns.setdefault(_cut(run), {})
         column = columns.get(metric)
         if column is None:

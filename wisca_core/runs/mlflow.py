@@ -76,6 +76,7 @@ class MlflowDatabase:
         self._out = Collected(self._room, self.source.run)
         self._last = 0
         self._names: dict[str, str] = {}
+        self._titles: set[str] = set()
 
     def advance(self, progress: Progress) -> bool:
         now = stamp(self.source.path)
@@ -104,7 +105,8 @@ class MlflowDatabase:
                 deleted.add(number)
             elif number not in self._names:
                 title = f"{experiment}/{name or number}" if experiment not in (None, "Default") else f"{name or number}"
-                self._names[number] = title if title not in self._names.values() else f"{title} ({str(number)[:6]})"
+                self._names[number] = title if title not in self._titles else f"{title} ({str(number)[:6]})"
+                self._titles.add(self._names[number])
         if deleted:
             n = len(deleted)
             self._out.notes[:] = [f"{n:,} deleted {'run is' if n == 1 else 'runs are'} left out."]

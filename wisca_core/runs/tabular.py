@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from wisca_core.errors import BadOption
-from wisca_core.runs.collect import Collected, flat
+from wisca_core.runs.collect import MOST_RUNS, Collected, flat
 from wisca_core.runs.columns import (
     INDEX_NAMES,
     MAX_COLUMNS,
@@ -32,8 +32,6 @@ from wisca_core.untrusted import shown
 
 # Rows of one batch: enough to be cheap, few enough to show progress.
 BATCH_ROWS = 8192
-# A column of run names that never repeat is no such column.
-MOST_RUNS = 2_000
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Trackio:
         self._last = 0
         self._stamp = None
         self._names: dict[str, str] = {}
+        self._titles: set[str] = set()
         self._rows: dict[str, RowBuffer] = {}
 
     def advance(self, progress: Progress) -> bool:
@@ -84,7 +85,7 @@ class Trackio:
                 self._out.damaged()
             elif not isinstance(step, (int, float)):
                 self._out.counts["no_step"] += 1
-            else:
+            elif self._out.takes(self._name(run_id, name)):
                 row = {
                     key: _SPELLED.get(value, value) if isinstance(value, str) else value for key, value in row.items()
                 }
@@ -105,7 +106,8 @@ class Trackio:
         key = str(run_id)
         if key not in self._names:
             title = f"{self.source.run}/{name}"
-            self._names[key] = title if title not in self._names.values() else f"{title} ({key[:6]})"
+            self._names[key] = title if title not in self._titles else f"{title} ({key[:6]})"
+            self._titles.add(self._names[key])
         return self._names[key]
 
 
