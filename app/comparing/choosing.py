@@ -41,9 +41,9 @@ def is_sample(name: str) -> bool:
 
 
 def known() -> list[str]:
-    """Names of the comparisons there are, newest first, the bundled ones last."""
-    bundled = sorted((path.parent.name for path in SAMPLES.glob("compare-*/spec.json")), reverse=True)
-    return [*(path.name for path in folder.every()), *(_SAMPLE + name for name in bundled)]
+    """Names of the comparisons there are, newest first; the bundled ones last, of most runs first."""
+    bundled = sorted(SAMPLES.glob("compare-*/cells"), key=lambda cells: (-sum(1 for _ in cells.iterdir()), cells))
+    return [*(path.name for path in folder.every()), *(_SAMPLE + cells.parent.name for cells in bundled)]
 
 
 def draw() -> str:
