@@ -522,7 +522,7 @@ def test_the_answer_what_decides_more_the_dose_the_rates_and_what_to_do():
     assert headings[0] == "Loss rises both ways, most with balance" and "What to do with this" in headings
     assert "Only at too low a rate does it look better" in headings
     assert metrics(at)["p, sign flip"] == "0.0078" and metrics(at)["Best rate"] == "0.002"
-    assert "Raise the rate first" in said and "Rescale where the rate is not yours" in said
+    assert "Tune the rate first" in said and "Rescale where the rate is not yours" in said
     assert "The rule, fixed beforehand" in said and "AdamW([" in "".join(c.value for c in at.code)
     at.segmented_control(key="compare groups").set_value("Megatron-Core").run()
     assert "get_standard_config_overrides" in "".join(c.value for c in at.code)

@@ -67,13 +67,16 @@ def steps(found: Report, is_lora: bool) -> list[tuple[str, str]]:
         "at a better one."
     )
     pairs = "A's and B's" if is_lora else "Wq's, Wk's, Wv's and Wo's"
+    effect = f"With Adam a rescale is a set of rates: {pairs} own."
+    ways = 'These groups, or `by="rates"` in the callback, which touches no weight.'
     return [
-        ("Raise the rate first", words.markdown_text(first)),
+        ("Tune the rate first", words.markdown_text(first)),
         (
-            "For its effect, set the rates",
-            f'With Adam a rescale is a set of rates: {pairs} own. These groups, or `by="rates"` in the callback, which '
-            "touches no weight.",
-        ),
+            "Expect no gain of its rates here",
+            f"{effect} On these runs that gained nothing of use; on a model of another shape try it. {ways}",
+        )
+        if found.answer == "no useful gain"
+        else ("For its effect, set the rates", f"{effect} {ways}"),
         (
             "Rescale where the rate is not yours",
             "A fixed optimiser or schedule, quantisation, or adapters that somebody else will train.",
