@@ -99,5 +99,5 @@ def telling_name(what: str, of: str = "") -> str:
 
 
 def number(label: str, value: str, help: str = "", width: int = 110) -> None:
-    """A quiet number: its label in the second text colour, what it means behind the question mark."""
-    st.metric(f":gray[{label}]", value, width=width, help=help or None)
+    """A quiet number; what it means stands behind the question mark, which is called after the label."""
+    st.metric(label, value, width=width, help=help or None)

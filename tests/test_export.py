@@ -24,6 +24,7 @@ from wisca_core.equivalence.outputs import difference, outputs
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import Cancelled, CheckpointChanged, NothingToRescale, OutputRefused, PlanMismatch, ProofFailed
 from wisca_core.exporting import export as export_module
+from wisca_core.exporting.card import with_header
 from wisca_core.exporting.export import export
 from wisca_core.exporting.place import is_running
 from wisca_core.exporting.preview import preview
@@ -108,11 +109,12 @@ def test_every_file_is_copied_byte_for_byte_left_out_or_rewritten(source, done):
         "checkpoint-5/model.safetensors",
         "secret",
     }
-    assert after.keys() == before.keys() - left_out - {".git/HEAD"}
+    assert after.keys() == before.keys() - left_out - {".git/HEAD"} | {"wisca_factors.svg"}
     rewritten = {
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "README.md",
+        "wisca_factors.svg",
         "wisca_report.json",
     }
     for name in after.keys() - rewritten:
@@ -227,13 +229,53 @@ def test_without_a_card_one_is_made(small_model, look, tmp_path):
     assert card.startswith("<!-- wisca:begin -->\n## Rescaled into an equivalent model")
 
 
+@pytest.mark.parametrize(
+    ("readme", "source", "header"),
+    [
+        ("# M\n", "hub:owner/name@main", "---\nbase_model: owner/name\ntags:\n- wisca\n---\n# M\n"),
+        ("# M\n", "/models/mine", "# M\n"),
+        ("---\nlicense: mit\n---\n# M\n", "/x", "---\nlicense: mit\ntags:\n- wisca\n---\n# M\n"),
+        (
+            "---\ntags:\n  - a\nbase_model: o/old\n---\n# M\n",
+            "hub:o/n",
+            "---\ntags:\n  - wisca\n  - a\nbase_model: o/old\n---\n# M\n",
+        ),
+        ("---\ntags:\n- wisca\n---\n# M\n", "/x", "---\ntags:\n- wisca\n---\n# M\n"),
+        ("# A rule\n---\nno header\n---\n", "/x", "# A rule\n---\nno header\n---\n"),
+    ],
+)
+def test_the_header_that_the_hub_reads_gains_the_model_and_a_tag_and_loses_nothing(readme, source, header):
+    import yaml
+
+    made = with_header(readme, source)
+    assert made.replace("---\n\n# M", "---\n# M") == header
+    assert with_header(made, source) == made
+    if made.startswith("---"):
+        found = yaml.safe_load(made.split("---")[1])
+        assert "wisca" in found["tags"]
+
+
+def test_the_card_shows_the_factors_as_a_picture_that_is_there(source, done):
+    import xml.etree.ElementTree as xml
+
+    assert "![Factors of the rescale over the layers](wisca_factors.svg)" in (done / "README.md").read_text()
+    picture = xml.fromstring((done / "wisca_factors.svg").read_text())
+    dots = [one for one in picture.iter() if one.tag.endswith("circle")]
+    plan = json.loads((done / "wisca_report.json").read_text())["plan"]
+    assert len(dots) == sum(len(site["factors"]) for site in plan["sites"])
+    words = " ".join(one.text or "" for one in picture.iter())
+    assert "QK: factor on Wq, its inverse on Wk" in words and "VO: factor on Wv, its inverse on Wo" in words
+
+
 def test_the_preview_names_every_file_once_and_enough_bytes(source, done):
     seen = preview(open_checkpoint(source))
     names = [old for old, _ in seen.rewritten] + list(seen.copied) + [name for name, _ in seen.left_out]
     assert len(names) == len(set(names)) and set(names) == {
         p.relative_to(source).as_posix() for p in source.rglob("*") if not p.is_dir() and ".git" not in p.parts
     }
-    written = sum(len(data) for name, data in files(done).items() if name != "wisca_report.json")
+    written = sum(
+        len(data) for name, data in files(done).items() if name not in ("wisca_report.json", "wisca_factors.svg")
+    )
     assert abs(seen.n_bytes - written) < 3000  # the card's section
 
 
@@ -281,7 +323,12 @@ def test_a_torch_checkpoint_becomes_safetensors_with_the_same_split(shards, tie,
         if shards == 1
         else {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"}
     )
-    assert {p.name for p in out.iterdir()} == names | {"config.json", "README.md", "wisca_report.json"}
+    assert {p.name for p in out.iterdir()} == names | {
+        "config.json",
+        "README.md",
+        "wisca_factors.svg",
+        "wisca_report.json",
+    }
     assert not (out / "pytorch_model.bin").exists()
     model = load(out)  # raises where a tensor is missing
     assert (model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()) is tie

@@ -1,6 +1,7 @@
 """The block that gives the rescaled model away: to a folder, and from there as a download."""
 
 import re
+import shlex
 from pathlib import Path
 
 import streamlit as st
@@ -99,7 +100,7 @@ def _say_preview(model: Model, out: str) -> None:
     st.markdown(
         f"{words.plural(len(seen.rewritten), 'weight file')} rewritten, "
         f"{words.plural(len(seen.copied), 'file')} copied unchanged, "
-        "`wisca_report.json` and a section of README.md added."
+        "`wisca_report.json`, a picture and a section of README.md added."
     )
     st.markdown(f":small[:gray[{words.size(seen.n_bytes)} to write, {words.size(free)} free.]]")
     if seen.left_out:
@@ -151,6 +152,10 @@ def _say_download(folder: Path) -> None:
             icon=":material/download:",
         )
         st.markdown(":small[:gray[One uncompressed zip. The link ends with this server.]]", width="content")
+    with st.popover("To the hub", type="tertiary"):
+        st.markdown("Nothing leaves this machine by itself. With a token that may write, in a terminal:")
+        st.code(f"hf upload OWNER/NAME {shlex.quote(str(folder))}", language="bash", wrap_lines=True)
+        st.markdown(":small[:gray[README.md is its card: read it first. `hf auth login` keeps the token.]]")
     with st.expander("Single files", key="single_files"):
         for file in files[:200]:
             st.markdown(

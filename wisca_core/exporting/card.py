@@ -1,4 +1,8 @@
-"""The section that an exported model's README.md gains: what was done, how it was proved, what was not checked."""
+"""What an exported model's README.md gains: a section on what was done, how it was proved and what was not checked, and
+what the hub reads at its top (base_model, tags).
+"""
+
+import re
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, SiteKey
 from wisca_core.equivalence.full_check import FullCheck
@@ -8,9 +12,21 @@ from wisca_core.planning.plan import Plan
 _START, _END = "<!-- wisca:begin -->", "<!-- wisca:end -->"
 
 
-def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None, not_run: str = "") -> str:
-    """``readme`` with the section behind it, in place of the section of an earlier export. ``not_run``: why there is no
-    full check, where one was to be made.
+TAG = "wisca"
+
+
+def with_section(
+    readme: str,
+    plan: Plan,
+    proof: Proof,
+    check: FullCheck | None,
+    not_run: str = "",
+    source: str = "",
+    picture: str = "",
+) -> str:
+    """``readme`` with the section behind it, in place of the section of an earlier export, and with the hub's header where
+    ``source`` is a model of the hub or there is one. ``not_run``: why there is no full check, where one was to be made.
+    ``picture``: a file beside it.
     """
     if _START in readme and _END in readme:
         readme = readme[: readme.index(_START)] + readme[readme.index(_END) + len(_END) :]
@@ -48,6 +64,8 @@ def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None,
         lines.append(
             f"- Left as they were: {len(plan.refusals)} pairs, listed with the reasons in `wisca_report.json`."
         )
+    if picture:
+        lines += ["", f"![Factors of the rescale over the layers]({picture})", ""]
     lines += [
         "- Optimiser state of the original does not fit these weights."
         if adapter
@@ -55,5 +73,39 @@ def with_section(readme: str, plan: Plan, proof: Proof, check: FullCheck | None,
         _END,
         "",
     ]
+    readme = with_header(readme, source)
     head = readme.rstrip("\n") + "\n\n" if readme.strip() else ""
     return head + "\n".join(lines)
+
+
+def with_header(readme: str, source: str) -> str:
+    """The header that the hub reads with the model this one was made of and a tag; every line of it that was there stays.
+
+    A header is made only where the base is a model of the hub: of a folder nobody but its owner knows where it came from.
+
+    >>> print(with_header("", "hub:owner/name@main"), end="")
+    ---
+    base_model: owner/name
+    tags:
+    - wisca
+    ---
+    """
+    base = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(@.*)?", source)
+    found = re.match(r"---\r?\n(.*?)^---[ \t]*\r?$", readme, re.S | re.M)
+    if not found and not base:
+        return readme
+    lines = found[1].splitlines() if found else []
+    if base and not any(line.startswith("base_model:") for line in lines):
+        lines.append(f"base_model: {base[1]}")
+    at = next((i for i, line in enumerate(lines) if re.fullmatch(r"tags:\s*", line)), None)
+    if at is not None:
+        indent = re.match(r"\s*", lines[at + 1])[0] if lines[at + 1 : at + 2] else ""
+        if f"- {TAG}" not in [line.strip() for line in lines]:
+            lines.insert(at + 1, f"{indent}- {TAG}")
+    elif not any(line.startswith("tags:") for line in lines):  # [a, b] on one line is left as it is
+        lines += ["tags:", f"- {TAG}"]
+    if found and lines == found[1].splitlines():
+        return readme
+    end = "\r\n" if found and "\r\n" in found[0] else "\n"
+    rest = readme[found.end() :] if found else f"{end}{readme}" if readme else end
+    return end.join(["---", *lines, "---"]) + rest

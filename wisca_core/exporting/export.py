@@ -15,6 +15,7 @@ from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof, check_covers
 from wisca_core.errors import CheckNotRun, OutputRefused, ProofFailed
 from wisca_core.exporting.card import with_section
+from wisca_core.exporting.picture import PICTURE, factors_svg
 from wisca_core.exporting.place import appear, claimed, refuse_place
 from wisca_core.exporting.preview import REPORT, n_bytes_free, preview
 from wisca_core.patterns.table import header_digest
@@ -82,7 +83,9 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
     before = (
         read_regular(card, 1 << 24).decode("utf-8", "surrogateescape") if card.is_file() else ""
     )  # bytes: line ends stay as they are
-    card.write_bytes(with_section(before, plan, proof, checked, not_run).encode("utf-8", "surrogateescape"))
+    (beside / PICTURE).write_text(factors_svg(plan), encoding="utf-8")
+    after = with_section(before, plan, proof, checked, not_run, checkpoint.source, PICTURE)
+    card.write_bytes(after.encode("utf-8", "surrogateescape"))
     write_json(
         beside / REPORT,
         "wisca-report",
