@@ -173,7 +173,7 @@ def killed_comparison(folder: Path) -> Once:
         path = folder / f"comparison{number}"
         comparisons.create(path, spec)
         for _ in range(2):
-            kill_after(child(lambda: go_on(path)), choose.uniform(0, 0.7 * seconds))
+            kill_after(child(lambda: go_on(path)), choose.uniform(0, 0.4 * seconds))
         n_done = sum(cell.state == "done" for cell in comparisons.read(path).cells)
         go_on(path)
         if whole(path) != reference:
