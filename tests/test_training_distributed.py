@@ -121,6 +121,18 @@ def test_two_ranks_do_what_one_process_does(one, ranks, case):
     assert apart(expected["trained"], expected["rescaled"]) > 1e-3
 
 
+def test_all_ranks_look_at_the_outputs_and_decide_alike(ranks, zero):
+    for case in CASES[:-1]:
+        checks = [rank[case]["check"] for rank in ranks]
+        assert all(float(one["moved"]) < 1e-5 and one["inputs"] == "made-up inputs" for one in checks), case
+        assert checks[0]["moved"] == checks[1]["moved"] and checks[0]["control"] == checks[1]["control"]
+    for found in (rank["declared"] for rank in ranks):  # one of them clamps its keys: both leave QK alone
+        assert found["refused"] == ["decoder.0.self.qk", "decoder.1.self.qk"] and "decoder.self.qk" in found["said"][0]
+        assert {name.split(".")[-2] for name in found["changed"]} == {"wv", "wo"}
+    for rank in zero:
+        assert "masters and states lie in partitions" in rank["ZeRO-2"]["check"]["not_checked"]
+
+
 def test_at_rates_two_ranks_clip_by_the_norm_of_one_process_and_see_no_split(one, ranks):
     for rank in ranks:
         found = rank["FSDP2, rates"]

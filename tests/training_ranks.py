@@ -9,6 +9,7 @@ KIND: one (a single process, the reference) | ranks (DDP, FSDP2 in two ways, ten
 
 import json
 import sys
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -86,8 +87,34 @@ def run(wrap, build, rank: int | None, choices: dict, lift: bool = True, gathere
     return {
         "factors": done.factors.to_json()["sites"],
         "ratios": dict(done.ratios),
+        "check": done.check.to_json(),
         "rescaled": rescaled,
         "trained": whole(inner),
+    }
+
+
+def of_ones_own(rank: int, mesh) -> dict:
+    """A declared class, sharded; on one rank alone its keys are clamped, which no proof sees."""
+    from declared_models import MODELS, Llama
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model = Llama()
+    for layer in model.layers.values():
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    if rank == 1:
+        model.layers["0"].attention.wk.register_forward_hook(lambda module, args, out: out.clamp(-0.1, 0.1))
+    before = whole(model)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        done = rescale_(model, adamw(model.parameters()), sites=MODELS["Llama"][1], build=lambda: Llama(width=16))
+    after = whole(model)
+    return {
+        "refused": sorted(r.what for r in done.refusals),
+        "said": [str(one.message) for one in said if "wisca" in str(one.message)],
+        "check": done.check.to_json(),
+        "changed": sorted(name for name in before if not torch.equal(before[name], after[name])),
     }
 
 
@@ -231,6 +258,7 @@ def ranks() -> dict:
     out["DDP, momentum tensor"] = run(ddp, momentum, rank, {})
     out["FSDP2, momentum tensor"] = run(fsdp, momentum, rank, {})
     out["FSDP2 root only, adamw group"] = run(fsdp_root_only, adamw, rank, CHOICES["group"], gathered=True)
+    out["declared"] = of_ones_own(rank, mesh)
     out["FSDP2, rates"] = run_at_rates(fsdp, rank)
     # the object on a schedule: all ranks at the same steps, and a proof that was made once
     model, _ = ddp(load())
@@ -271,6 +299,7 @@ def _zero_run(model, inner, optimizer, one_step, weights) -> dict:
     return {
         "factors": done.factors.to_json()["sites"],
         "ratios": dict(done.ratios),
+        "check": done.check.to_json(),
         "rescaled": rescaled,
         "trained": weights(),
         "function": ((after - before).abs().max() / before.abs().max()).item(),

@@ -78,9 +78,9 @@ def prove_declared(
         own = own or tuple(declarations)
         inner = small
         if build is not None:
-            if model is not None and not any(type(one) is type(model) for one in small.modules()):
+            if model is not None and not any(_kind(one) is _kind(model) for one in small.modules()):
                 raise DeclarationError(
-                    f"build: it makes a {type(small).__name__}; the model is a {type(model).__name__}."
+                    f"build: it makes a {_kind(small).__name__}; the model is a {_kind(model).__name__}."
                 )
             inner = submodule(small, root_of(names_of(small), own))
             _check_alike(inner, model, structure)
@@ -206,6 +206,11 @@ def _copied(model: nn.Module) -> nn.Module:
             f"the {type(model).__name__} cannot be copied to prove its sites on: {_words(error)}. Give build=, a function that "
             "makes a small model of the class."
         ) from error
+
+
+def _kind(module: nn.Module) -> type:
+    """Its class; FSDP2 puts one of its own in front of it."""
+    return next(kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed."))
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

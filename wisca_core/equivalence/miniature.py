@@ -150,7 +150,7 @@ def randomise_(model: torch.nn.Module, seed: int) -> None:
     conv1d = {id(m.weight) for m in model.modules() if type(m).__name__ == "Conv1D"}  # stores [in, out]
 
     def normal(like: torch.Tensor) -> torch.Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
 
     for parameter in model.parameters():
         if parameter.ndim < 2:
