@@ -160,7 +160,7 @@ def test_a_training_of_ones_own_is_a_trajectory(tmp_path, capsys):
         with torch.no_grad():
             model.layers["0"].attention.wq.weight.mul_(step)
         torch.save(model.state_dict(), tmp_path / f"step_{step}.pt")
-    found = wisca.trajectory(tmp_path, declared=MODELS["Llama"][1])
+    found = wisca.trajectory(tmp_path, sites=MODELS["Llama"][1])
     layers = found.layers("l1").query("pair == 'qk' and layer == 0")
     assert layers["log2_ratio"].diff().iloc[1] == pytest.approx(1.0) and found.steps == (10, 20)
     assert main(["trajectory", str(tmp_path), "--sites", str(tmp_path / "sites.toml")]) == 0

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from declared_models import GPT, MODELS, VOCABULARY, Llama, RMSNorm, TorchEncoder, ViT
+from declared_models import GPT, MODELS, VOCABULARY, Llama, RMSNorm, TorchEncoder, ViT, turned_interleaved
 from torch import nn
 
 import wisca_core as wisca
@@ -175,6 +175,53 @@ def test_a_guess_is_text_to_confirm_and_is_not_taken_by_itself():
         assert (
             dict(wisca.guess(made(MODELS[name][0])).declarations[0].words)["n_heads"] == MODELS[name][1][0]["n_heads"]
         )
+
+
+class LatentAttention(nn.Module):
+    """Queries [content, rotary]; keys and values out of a stream of 10, one rotary key for all heads (DeepSeek-V2)."""
+
+    def __init__(self, width=24, n_heads=3, nope=6, rope=4, value=5, rank=10):
+        super().__init__()
+        self.sizes = n_heads, nope, rope, value, rank
+        self.wq, self.wo = nn.Linear(width, n_heads * (nope + rope)), nn.Linear(n_heads * value, width)
+        self.wkv_a, self.wkv_b = nn.Linear(width, rank + rope), nn.Linear(rank, n_heads * (nope + value))
+        self.kv_norm = RMSNorm(rank)
+
+    def forward(self, x):
+        n, nope, rope, value, rank = self.sizes
+        b, t, _ = x.shape
+        stream, turning = self.wkv_a(x).split([rank, rope], -1)
+        q, q_turning = self.wq(x).view(b, t, n, -1).transpose(1, 2).split([nope, rope], -1)
+        k, v = self.wkv_b(self.kv_norm(stream)).view(b, t, n, -1).transpose(1, 2).split([nope, value], -1)
+        k_turning = turned_interleaved(turning[:, None]).expand(-1, n, -1, -1)
+        q, k = torch.cat([q, turned_interleaved(q_turning)], -1), torch.cat([k, k_turning], -1)
+        y = (q @ k.transpose(-2, -1) / 4).softmax(-1) @ v
+        return self.wo(y.transpose(1, 2).reshape(b, t, -1))
+
+
+def test_latent_attention_is_three_pairs():
+    class Latent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(VOCABULARY, 24)
+            self.layers = nn.ModuleList([LatentAttention() for _ in range(2)])
+
+        def forward(self, ids):
+            x = self.embed(ids)
+            for layer in self.layers:
+                x = x + layer(x)
+            return x
+
+    words = dict(q="wq", kv_a="wkv_a", kv_b="wkv_b", out="wo", n_heads=3)
+    done = wisca.rescale_(
+        made(Latent), sites=[wisca.attention("layers.{i}", **words, rope="interleaved")], granularity="channel"
+    )
+    n = {name: len(fs) for name, fs in done.factors.sites if ".0." in name}
+    assert n == {"decoder.0.self.qk": 18, "decoder.0.self.qk:rope": 2, "decoder.0.self.vo": 15} and not done.refusals
+    wrong = wisca.rescale_(made(Latent), sites=[wisca.attention("layers.{i}", **words, rope="half")])
+    assert {r.what.split(".", 2)[2] for r in wrong.refusals} == {"self.qk:rope"}
+    with pytest.raises(DeclarationError, match="wkv_b 33 x 10.* do not make 5 heads of latent attention"):
+        wisca.rescale_(made(Latent), sites=[wisca.attention("layers.{i}", **{**words, "n_heads": 5}, rope="half")])
 
 
 # --- wrong ones -------------------------------------------------------------------------------------------------------
@@ -452,6 +499,15 @@ def test_ragged_models_take_a_declaration_a_kind_of_layer():
         "decoder.1.self.qk": 1,
         "decoder.1.self.vo": 1,
     }
+
+
+def test_averages_of_a_class_of_ones_own_follow():
+    model = made(Llama)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    with pytest.raises(BadOption, match="also: an AveragedModel of this model is kept"):
+        wisca.rescale_(model, sites=LLAMA)
+    wisca.rescale_(model, sites=LLAMA, also=[averaged])
+    assert torch.equal(averaged.module.layers["0"].attention.wq.weight, model.layers["0"].attention.wq.weight)
 
 
 # --- trainers ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import xxhash
 
-from wisca_core.architecture.declaration import checked
+from wisca_core.architecture.declaration import Declaration, checked
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.site import Refusal
 from wisca_core.checkpoint import Declared, open_checkpoint
@@ -164,15 +164,15 @@ def bytes_to_read(checkpoints: Sequence[Labelled]) -> int:
 
 
 def trajectory(
-    folder: str | Path, progress: Progress = silent, declared: Declared | Sequence | None = None
+    folder: str | Path, progress: Progress = silent, sites: Declared | Sequence[Declaration] | None = None
 ) -> Trajectory:
-    """Measure every checkpoint in ``folder`` (kept ones are not read again). ``declared``: the pairs of files without a
+    """Measure every checkpoint in ``folder`` (kept ones are not read again). ``sites``: the pairs of files without a
     config.json, as ``wisca.attention`` and ``wisca.feed_forward`` declare them.
 
     A checkpoint that cannot be read, or is of another architecture than the first, is named in ``refusals``. Raises
     UnreadableInput where none is left, Cancelled.
     """
-    own = Declared(checked(declared)) if isinstance(declared, (list, tuple)) else declared
+    declared = Declared(checked(sites)) if isinstance(sites, (list, tuple)) else sites
     root = Path(os.path.abspath(named_path(folder)))
     labelled = find_checkpoints(root)
     refusals: list[Refusal] = []
@@ -185,19 +185,19 @@ def trajectory(
     for k, one in enumerate(labelled):
         progress("measuring checkpoints", k, len(labelled))
         try:
-            checkpoint = open_checkpoint(one.path, declared=own)
-            sites = sites_of(checkpoint)
-            whole = next((r.reason for r in sites.refusals if r.what == "model"), "")
-            if whole or not sites.sites:
+            checkpoint = open_checkpoint(one.path, declared=declared)
+            found = sites_of(checkpoint)
+            whole = next((r.reason for r in found.refusals if r.what == "model"), "")
+            if whole or not found.sites:
                 refusals.append(Refusal(one.label, whole or "no pair in it can be measured"))
                 continue
-            layout = tuple((site.name, site.n_channels) for site in sites.sites)
+            layout = tuple((site.name, site.n_channels) for site in found.sites)
             if first_layout is not None and layout != first_layout:
                 refusals.append(
                     Refusal(one.label, f"has other pairs than {used[0].label}, so it is not of the same training")
                 )
                 continue
-            patterns = measured(checkpoint, sites, progress)
+            patterns = measured(checkpoint, found, progress)
         except UnsafeInput as error:
             refusals.append(Refusal(one.label, str(error)))
             continue
@@ -208,7 +208,7 @@ def trajectory(
             continue
         if first_layout is None:
             first_layout = layout
-            refusals += [r for r in sites.refusals if r.what != "model"]
+            refusals += [r for r in found.refusals if r.what != "model"]
         content = patterns.fingerprint(tuple(patterns.digests))
         if content in contents:
             other = contents[content]

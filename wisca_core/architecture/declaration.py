@@ -66,6 +66,8 @@ def attention(
     kv: str = "",
     qkv: str = "",
     qkv_bias: str = "",
+    kv_a: str = "",
+    kv_b: str = "",
     out: str,
     n_heads: int,
     n_kv_heads: int | None = None,
@@ -88,7 +90,7 @@ def attention(
 
     ``q``, ``k``, ``v``, ``out``: modules below it; ``qkv``, or ``kv`` beside ``q``: one that holds several. A parameter
     without a module is named as it is (nn.MultiheadAttention's "in_proj_weight"); ``qkv_bias``: one bias [q; k; v] of
-    matrices that are apart (its "in_proj_bias"). ``n_kv_heads``: None as many as
+    matrices that are apart (its "in_proj_bias"); ``kv_a``, ``kv_b``: of latent attention, beside the last matrix of ``q``. ``n_kv_heads``: None as many as
     ``n_heads``. ``layout`` of what is fused: "concat" ([q; k; v]), "per_head" ([head][q, k, v]), "per_group" ([group][its
     q's, k, v]) and the others of ``rows/defaults.toml``. ``conv1d``: matrices are stored [in, out].
 
@@ -108,9 +110,10 @@ def attention(
     """
     said = {name: value for name, value in locals().items() if name != "layer"}
     title = f"attention({layer!r})"
-    if bool(qkv) + bool(q and kv and not qkv) + bool(q and k and v) != 1 or (qkv and (q or k or v or kv)):
+    given = {name for name in ("q", "k", "v", "kv", "qkv", "kv_a", "kv_b") if said[name]}
+    if given not in ({"q", "k", "v"}, {"q", "kv"}, {"qkv"}, {"q", "kv_a", "kv_b"}):
         raise DeclarationError(
-            f"{title}: give q, k and v, or q and kv, or qkv, each the name of a module below the layer."
+            f"{title}: give q, k and v, or q and kv, or qkv, or q, kv_a and kv_b, each the name of a module below the layer."
         )
     if not out:
         raise DeclarationError(f"{title}: out, the module that reads the heads, is not named.")
@@ -412,6 +415,8 @@ def _named(weights: Weights, one: Declaration, place: _Place, module: str) -> st
 
 def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
     """The layer with every size read off its shapes."""
+    if one["kv_a"]:
+        return _latent_layer(weights, one, place)
     modules = {
         "q": one["q"] or one["qkv"],
         "k": one["k"] or one["kv"] or one["qkv"],
@@ -496,6 +501,57 @@ def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
         part=one["part"] or "",
     )
     return numbers(weights, family, known | {"turning": turning}, place.layer, place.prefix)
+
+
+def _latent_layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
+    """Latent attention: [content, rotary] queries of every head, [content keys, values] of every head out of the narrow
+    stream, and behind that stream the rotary key that all heads share.
+    """
+    names = {"q": one["q"], "o": one["out"], "kv_a": one["kv_a"], "kv_b": one["kv_b"]}
+    modules = {role: _named(weights, one, place, name) for role, name in names.items()}
+    shapes = {role: weights.shape(Layer.tensor(place.prefix + module)) for role, module in modules.items()}
+    wrong = next((role for role, shape in shapes.items() if len(shape) != 2 or modules[role].endswith("!")), "")
+    if wrong:
+        raise DeclarationError(
+            f"{one.title}: {place.prefix}{names[wrong]} is {_shape(shapes[wrong])}; a module with a matrix is needed."
+        )
+    heads, rank = one["n_heads"], shapes["kv_b"][1]
+    rope = shapes["kv_a"][0] - rank
+    nope = shapes["q"][0] // heads - rope
+    value = shapes["kv_b"][0] // heads - nope
+    fits = shapes["q"][0] == heads * (nope + rope) and shapes["kv_b"][0] == heads * (nope + value)
+    if not fits or min(nope, rope) < 0 or value < 1 or shapes["o"][1] != heads * value:
+        shown = ", ".join(f"{names[role]} {_shape(shape)}" for role, shape in shapes.items())
+        raise DeclarationError(
+            f"{one.title}: {shown} do not make {heads} heads of latent attention: rows of q are heads of content and rotary "
+            "channels, of kv_b heads of content keys and values, of kv_a its stream and one rotary key. Check n_heads and names."
+        )
+    if one["rope"] and rope % 2:
+        raise DeclarationError(f"{one.title}: its rotary key has {rope} channels, and channels rotate two by two.")
+    known = {"n_heads": heads, "n_kv_heads": heads, "head_dim": nope + rope, "value_dim": value}
+    known |= {"hidden_size": shapes["q"][1], "kv_hidden": rank, "v_hidden": rank, "out_hidden": shapes["o"][0]}
+    family = row(
+        NAME,
+        **{name: name for name in _NUMBERS},
+        **{"q": modules["q"], "k": modules["kv_b"], "v": modules["kv_b"], "o": modules["o"]},
+        layer="",
+        rope=one["rope"] or "none",
+        rope_width="turning",
+        rope_theta="10000.0",
+        latent={
+            "kv_a": names["kv_a"],
+            "kv_b": names["kv_b"],
+            "rank": "rank",
+            "nope": "nope",
+            "rope": "turning",
+            "value": "value_dim",
+        },
+        inert=["*"],
+        stack=one["stack"] or "decoder",
+        attention=one["attention"] or "self",
+        part=one["part"] or "",
+    )
+    return numbers(weights, family, known | {"rank": rank, "nope": nope, "turning": rope}, place.layer, place.prefix)
 
 
 def _with_bias(layer: Layer, one: Declaration, site: Site | Refusal) -> Site | Refusal:

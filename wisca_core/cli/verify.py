@@ -20,11 +20,13 @@ def run(before: str, after: str, weights_only: bool, json: bool, yes: bool, decl
             {"before": str(first.path), "after": str(second.path), "exit_code": found.exit_code} | found.to_json(),
         )
         return found.exit_code
+    if found.proof and not found.proof.is_made:
+        say_proof(found.proof)
     say(found.verdict, style="bold")
     say(listed(found.reasons))
     if found.exit_code:
         say(f"{found.n_changed:,} of {found.n_tensors:,} tensors differ")
-    if found.proof:
+    if found.proof and found.proof.is_made:
         say_proof(found.proof)
     if found.check:
         say("Full check:")
