@@ -162,10 +162,14 @@ def rounded_at_random(generator: torch.Generator, block: torch.Tensor, first_row
     """Each value one unit in the last place up or down with probability 1/12: the variance of one rounding (ulp^2 /
     12).
     """
+    draw = torch.randint(24, block.shape, generator=generator)
+    return stepped(block, (draw == 0).to(torch.int8) - (draw == 1).to(torch.int8))
+
+
+def stepped(block: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """Each value so many units in the last place further out; ``steps``: of the block's shape, small whole numbers."""
     bits = block.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[block.element_size()])
-    draw = torch.randint(24, block.shape, generator=generator, device=block.device)
-    step = (draw == 0).to(bits.dtype) - (draw == 1).to(bits.dtype)
     ordinary = (
         block.isfinite() & (block.abs() > torch.finfo(block.dtype).tiny) & (block.abs() < torch.finfo(block.dtype).max)
     )
-    return torch.where(ordinary, bits + step, bits).view(block.dtype)
+    return torch.where(ordinary, bits + steps.to(bits.dtype), bits).view(block.dtype)

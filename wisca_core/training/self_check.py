@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wisca_core.equivalence.declared_proof import submodule
-from wisca_core.equivalence.full_check import memory_free, rounded_at_random
+from wisca_core.equivalence.full_check import memory_free, stepped
 from wisca_core.equivalence.outputs import everything
 from wisca_core.equivalence.undisturbed import seed_all, undisturbed
 from wisca_core.errors import BadOption
@@ -33,6 +33,7 @@ from wisca_core.words import in_bytes
 LIMIT = (
     10.0  # times the control: right rescales stay below 3, of float32 and bfloat16 models (tests/test_self_check.py)
 )
+_DRAWN = (1 << 16) + 1  # random numbers for a control, used over and over; odd, so that rows do not repeat
 ROWS, POSITIONS = 2, 16  # of ids that are made up
 _PRECISION = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}  # of float32 products, by torch's own word
 
@@ -236,14 +237,14 @@ class Copy:
 
     def round_(self, eps: float) -> None:
         """The parameters, rounded at random: to their own precision, or to that of their products where it is coarser."""
+        draw = torch.randint(24, (_DRAWN,), generator=torch.Generator().manual_seed(3))
+        few, many = (draw == 0).to(torch.int8) - (draw == 1).to(torch.int8), (draw % 3 - 1).to(torch.int8)
         for number, (_, (tensor, kept)) in enumerate(sorted(self.parameters.items())):
-            generator = torch.Generator(tensor.device).manual_seed(number)
-            value = kept.to(tensor.device)
-            if eps > torch.finfo(tensor.dtype).eps:
-                draw = torch.randint(-1, 2, tensor.shape, generator=generator, device=tensor.device)
-                tensor.copy_(value * (1 + 0.5 * eps * draw))
-            else:
-                tensor.copy_(rounded_at_random(generator, value.contiguous(), 0))
+            value = kept.to(tensor.device).contiguous()
+            is_coarse = eps > torch.finfo(tensor.dtype).eps
+            drawn = (many if is_coarse else few).roll(1009 * number).to(tensor.device)
+            steps = drawn.repeat(-(-value.numel() // _DRAWN))[: value.numel()].view(value.shape)
+            tensor.copy_(value * (1 + 0.5 * eps * steps) if is_coarse else stepped(value, steps))
 
 
 @dataclass(eq=False)
