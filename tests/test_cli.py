@@ -611,7 +611,7 @@ def test_a_hub_model_is_not_downloaded_without_consent(capsys, monkeypatch):
     opened = []
     monkeypatch.setattr(models, "hub_size", lambda model: size)
     monkeypatch.setattr(models, "n_bytes_missing", lambda size: 2_000_000_000)
-    monkeypatch.setattr(models, "open_checkpoint", lambda model, progress: opened.append(model) or 1 / 0)
+    monkeypatch.setattr(models, "open_checkpoint", lambda model, progress, declared: opened.append(model) or 1 / 0)
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     assert main(["inspect", "hub:owner/name"]) == 2
     err = capsys.readouterr().err
