@@ -60,6 +60,8 @@ class Export:
 
     def check(self, out: Path, must: bool | None = None) -> str:
         """Whole, or absent with nothing beside it; ``must``: which of them it has to be. The folder is left empty."""
+        if contents(self.source) != self.bytes:
+            raise Fault("the model itself was written to")
         beside = sorted(path.name for path in out.parent.iterdir() if path != out)
         whole = out.exists()
         if whole and contents(out) != self.reference:

@@ -43,6 +43,28 @@ def _look(folder: Path) -> object:
     return measure(checkpoint, find_sites(checkpoint))
 
 
+def _prove(folder: Path) -> object:
+    """Opens a model folder and runs its miniature."""
+    import wisca_core as wisca
+
+    return wisca.prove(wisca.open(folder))
+
+
+def _ids(folder: Path) -> object:
+    from wisca_core.equivalence.tokenizer import text_ids
+
+    return text_ids(folder, 100)
+
+
+def _tokenizer() -> dict[str, bytes]:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE(vocab={chr(33 + i): i for i in range(90)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel()
+    kind = b'{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    return {"tokenizer.json": made.to_str().encode(), "tokenizer_config.json": kind}
+
+
 def _llama(folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -65,6 +87,8 @@ def _models(folder: Path) -> dict[str, Reader]:
     return {
         "safetensors": Reader(plain, _look, ("model.safetensors",)),
         "config.json": Reader(plain, _look, ("config.json",)),
+        "proof": Reader(plain, _prove, ("config.json",)),
+        "tokenizer": Reader(_tokenizer(), _ids),
         "index": Reader(sharded, _look, ("model.safetensors.index.json",)),
         "torch": Reader(
             config | {"pytorch_model.bin": (folder / "pytorch_model.bin").read_bytes()}, _look, ("pytorch_model.bin",)
