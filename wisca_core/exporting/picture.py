@@ -8,7 +8,7 @@ from wisca_core.pairs import LABELS, MATRICES
 from wisca_core.planning.plan import Plan
 
 PICTURE = "wisca_factors.svg"
-WIDTH, PANEL, LEFT, TOP = 720, 150, 48, 34
+WIDTH, PANEL, LEFT, TOP, END = 720, 140, 48, 44, 36
 # ink and text, as the dashboard has them; a circle is ink, since the panels name their pair
 _STYLE = (
     "text{font:13px 'Source Sans 3','Helvetica Neue',Arial,sans-serif;fill:#5C6069}circle{fill:#1D222B}"
@@ -27,7 +27,7 @@ def factors_svg(plan: Plan) -> str:
     layers = sorted({layer for found in points.values() for layer, _ in found}) or [0]
     span = max([1.0, *(abs(up) for found in points.values() for _, up in found)]) * 1.15
     height = TOP + len(points) * (PANEL + TOP)
-    across = (WIDTH - LEFT - 16) / max(1, layers[-1] - layers[0] or 1)
+    across = (WIDTH - LEFT - 8 - END) / max(1, layers[-1] - layers[0] or 1)
     out = []
     for number, (pair, found) in enumerate(points.items()):
         middle = TOP + number * (PANEL + TOP) + PANEL / 2
