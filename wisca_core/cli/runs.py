@@ -23,6 +23,7 @@ from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.table import metrics
 from wisca_core.runs.writing import HEAD, write_csv
 from wisca_core.spreadsheet import check_replaceable
+from wisca_core.words import plural
 
 FOLLOW_SECONDS = 2.0
 MOST_RUNS = 40
@@ -70,8 +71,8 @@ def _say(logs: Logs, metric: str) -> None:
     runs = logs.runs
     lower = lower_is_better(metric)
     say(
-        f"{_count(len(runs), 'run')}, {_count(sum(len(run) for run in runs), 'value')}, "
-        f"{_count(len(metrics(runs)), 'metric')}",
+        f"{plural(len(runs), 'run')}, {plural(sum(len(run) for run in runs), 'value')}, "
+        f"{plural(len(metrics(runs)), 'metric')}",
         style="bold",
     )
     say(f"{metric}: final is the last value logged, best the {'lowest' if lower else 'highest'}.\n")
@@ -196,7 +197,3 @@ def _follow(paths: Sequence[str], metric: str, step_column: str) -> int:
 
 def _number(value: float) -> str:
     return f"{value:,.5g}" if np.isfinite(value) else "NaN" if np.isnan(value) else f"{value}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -22,6 +22,7 @@ from wisca_core.equivalence.inputs import (
 from wisca_core.equivalence.sizes import ROLES
 from wisca_core.equivalence.tokenizer import has_tokenizer, text_ids
 from wisca_core.errors import UnreadableInput
+from wisca_core.words import listed
 
 N_TOKENS = 1024
 SEQUENCE = 256
@@ -80,7 +81,7 @@ def given_to(model, folder: Path) -> Given:
     sources = [source] if source else []
     sources += [f"random {' and '.join(drawn)}"] if drawn else []
     longest = max((case.shape[1] for case in cases if case.shape), default=0)
-    return Given(tuple(cases), "; ".join(sources), _listed(counted), n_tokens, longest)
+    return Given(tuple(cases), "; ".join(sources), listed(counted), n_tokens, longest)
 
 
 def _with_text(case: Case, ids: torch.Tensor) -> Case:
@@ -119,7 +120,3 @@ def _positions(model) -> int:
 def _count(cases: Iterable[Case], keys: tuple[str, ...]) -> int:
     found = (next((case.inputs[key] for key in keys if key in case.inputs), ()) for case in cases)
     return sum(map(len, found))
-
-
-def _listed(parts: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
