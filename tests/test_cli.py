@@ -172,6 +172,14 @@ def test_help_does_not_wait_for_the_heavy_libraries():
     assert "--csv" in out and out.endswith("set()\n")
 
 
+def test_a_model_that_was_measured_is_looked_at_without_torch(model, capsys):
+    assert main(["inspect", str(model)]) == 0
+    capsys.readouterr()
+    code = f"import sys; from wisca_core.cli import main; main(['inspect', {str(model)!r}]); print({{'torch'}} & sys.modules.keys())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "heavier" in out and out.endswith("set()\n")
+
+
 def test_the_version_is_printed(capsys):
     assert main(["--version"]) == 0
     assert re.fullmatch(r"wisca \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)

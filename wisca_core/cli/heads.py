@@ -13,7 +13,6 @@ from wisca_core.circuits.table import as_table, matrices
 from wisca_core.cli import models
 from wisca_core.cli.inspect import write_csv
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
-from wisca_core.equivalence.trial import discover
 from wisca_core.spreadsheet import check_replaceable
 
 N_SHOWN = 10
@@ -29,7 +28,7 @@ def run(model: str, csv: Path | None, every_matrix: bool, json: bool, yes: bool)
     if every_matrix:
         return _matrices(checkpoint, csv, json)
     with bar() as progress:
-        sites = sites_of(checkpoint, progress=progress, search=discover)
+        sites = sites_of(checkpoint, progress=progress, search=models.search)
         circuits = store.measured(checkpoint, sites, progress)
     found = as_table(circuits, sites.refusals)
     if csv and len(found):

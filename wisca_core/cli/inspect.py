@@ -16,7 +16,6 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
-from wisca_core.equivalence.trial import discover
 from wisca_core.errors import BadOption, DeclarationError
 from wisca_core.pairs import MATRICES, SIDES
 from wisca_core.patterns.blocks import unit_of
@@ -62,7 +61,7 @@ def run(
         check_replaceable(csv, ",".join(CSV_COLUMNS[:-1]), "table of KV groups")  # tables of earlier versions end there
     checkpoint = models.opened(model, yes, declared)
     with bar() as progress:
-        found = sites_of(checkpoint, searched(asked.pairs if asked else ()), progress, search=discover)
+        found = sites_of(checkpoint, searched(asked.pairs if asked else ()), progress, search=models.search)
     sites = _only(found, asked) if asked else found
     remarks = [*checkpoint.remarks, *sites.remarks]
     common = {

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wisca_core.architecture.declaration import read_declarations
+from wisca_core.architecture.discovery import Discovery
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Declared, hub_size, open_checkpoint
 from wisca_core.checkpoint.hub import PREFIX, n_bytes_missing
 from wisca_core.cli.terminal import asked, bar
 from wisca_core.errors import BadOption, Cancelled, HubError
+from wisca_core.progress import Progress
 from wisca_core.words import in_bytes, plural
 
 
@@ -105,3 +107,10 @@ def parameters(n: int) -> str:
         if n >= size:
             return f"{n / size:.1f} {letter} parameters"
     return plural(n, "parameter")
+
+
+def search(checkpoint: Checkpoint, progress: Progress) -> Discovery:
+    """A rule by trial for a model type that no file has; torch is imported for it, and for nothing else that looks."""
+    from wisca_core.equivalence.trial import discover
+
+    return discover(checkpoint, progress)
