@@ -82,7 +82,7 @@ class Logs:
     def _over_asked(self, one: Reader, runs: tuple[Run, ...]) -> tuple[Run, ...]:
         """The runs of a log without columns over the metric that was asked for as the step."""
         asked = self.ask.step_column
-        if not asked or one.source.kind not in ("tensorboard", "mlflow", "mlflow_folder", "console"):
+        if not asked or one.source.kind not in ("tensorboard", "mlflow", "mlflow_folder", "dvclive", "console"):
             return runs
         if not any(asked in run.series for run in runs):
             names = ", ".join(

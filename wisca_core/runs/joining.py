@@ -29,6 +29,7 @@ _ORDER = (
     "parquet",
     "mlflow",
     "mlflow_folder",
+    "dvclive",
     "wandb",
     "trackio",
     "tensorboard",

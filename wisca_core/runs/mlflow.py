@@ -8,13 +8,12 @@ Database: tables runs, params, metrics and experiments (mlflow/store/tracking/db
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, MemoryBudget
-from wisca_core.runs.growing import Growing, Lines, Replaced
+from wisca_core.runs.metric_files import MetricFiles, Point, files_in
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.sqlite_file import Database, opened, stamp
 from wisca_core.runs.table import Run
@@ -30,7 +29,6 @@ _TABLES = {
 # SQL has no infinity: MLflow stores the largest float for it.
 _INFINITE = 1.7976931348623157e308
 MAX_PARAMETER_BYTES = 64 << 10
-MOST_FILES = 20_000
 
 
 def is_mlflow(database: Database) -> bool:
@@ -137,70 +135,25 @@ class MlflowDatabase:
                 self._out.text(str(key))
 
 
-class MlflowFolder:
+class MlflowFolder(MetricFiles):
     """One run of the folder store."""
 
-    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
-        self.source, self._room = source, room
-        self._begin()
+    kind, top = "mlflow_folder", Path("metrics")
 
-    def _begin(self) -> None:
-        folder = self.source.path
-        self._name = name_of(folder) or folder.name
-        self._out = Collected(self._room, self._name)
-        self._files: dict[Path, tuple[Growing, Lines]] = {}
-        for path in _files_in(folder / "params"):
-            self._out.config(self._name, {path.relative_to(folder / "params").as_posix(): _plain(_small(path))})
+    def _name_of_run(self) -> str:
+        return name_of(self.source.path) or self.source.path.name
 
-    def advance(self, progress: Progress) -> bool:
-        changed = False
-        top = self.source.path / "metrics"
-        try:
-            for path in _files_in(top):
-                if path not in self._files:
-                    file = Growing(path)
-                    self._files[path] = (file, Lines(file, patient=True))
-                file, lines = self._files[path]
-                if not file.changed():
-                    continue
-                changed = True
-                metric = path.relative_to(top).as_posix()
-                for done, size in lines.read(lambda found, metric=metric: self._take(metric, found)):
-                    progress(f"reading {shown(path.name, 60)}", done, size)
-        except Replaced:
-            self._out.release()
-            self._begin()
-            return self.advance(progress)
-        return changed or not self._files
+    def _settings(self) -> dict[str, object]:
+        top = self.source.path / "params"
+        return {path.relative_to(top).as_posix(): _plain(_small(path)) for path in files_in(top)}
 
-    def runs(self) -> tuple[Run, ...]:
-        return self._out.runs("mlflow_folder", str(self.source.path))
-
-    def _take(self, metric: str, lines: list[bytes]) -> None:
-        for line in lines:
-            parts = line.decode("utf-8", "replace").split()
-            value = plain_number(parts[1]) if len(parts) in (2, 3) else None
-            when, step = (
-                (plain_number(parts[0]), plain_number(parts[2]) if len(parts) == 3 else 0.0) if parts else (None, None)
-            )
-            if value is None or step is None:
-                self._out.damaged(len(line))
-            else:
-                self._out.point(self._name, metric, step, value, math.nan if when is None else when / 1000)
-
-
-def _files_in(folder: Path) -> Iterator[Path]:
-    """Regular files below a folder, sorted; a metric's name may have folders in it."""
-    n = 0
-    for place, inner, names in os.walk(folder):
-        inner.sort()
-        for name in sorted(names):
-            n += 1
-            if n > MOST_FILES:
-                return
-            path = Path(place) / name
-            if path.is_file() and not path.is_symlink():
-                yield path
+    def _point(self, metric: str, line: str) -> Point | None:
+        parts = line.split()
+        value = plain_number(parts[1]) if len(parts) in (2, 3) else None
+        when, step = (
+            (plain_number(parts[0]), plain_number(parts[2]) if len(parts) == 3 else 0.0) if parts else (None, None)
+        )
+        return None if value is None or step is None else Point(step, value, math.nan if when is None else when / 1000)
 
 
 def _small(path: Path) -> str:

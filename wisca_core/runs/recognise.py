@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.errors import UnreadableInput
-from wisca_core.runs import columns, console, mlflow, own, trackio
+from wisca_core.runs import columns, console, dvclive, mlflow, own, trackio
 from wisca_core.runs.collect import MemoryBudget
 from wisca_core.runs.csv_table import Csv
 from wisca_core.runs.json_lines import JsonLines
@@ -37,12 +37,13 @@ KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], Reader]]] = {
     "trackio": ("trackio project", trackio.Trackio),
     "mlflow": ("MLflow database", mlflow.MlflowDatabase),
     "mlflow_folder": ("MLflow run folder", mlflow.MlflowFolder),
+    "dvclive": ("DVCLive folder", dvclive.DvcLive),
     "wandb": ("W&B run file", Wandb),
     "console": ("console output", console.Console),
     "own": ("run folder of this project", own.Own),
 }
 LOOKED_FOR = (
-    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, mlflow.db, mlruns, trackio's .db, run-*.wandb, console logs "
+    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, mlflow.db, mlruns, DVCLive's folder, trackio's .db, run-*.wandb, console logs "
     "of nanoGPT, "
     "nanochat or Megatron-LM, and runs of this project"
 )
@@ -137,6 +138,9 @@ def _in_folder(root: Path, looked: Looked) -> Found:
         has_wandb = any(name.endswith(".wandb") for name in names)
         if mlflow.is_run_folder(names):
             stores.append(folder)
+            continue
+        if dvclive.is_run_folder(folder, names):
+            sources.append(Source("dvclive", folder, (folder,), _relative(folder, root), root))
             continue
         events: list[Path] = []
         inner = []

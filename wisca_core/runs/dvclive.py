@@ -1,0 +1,54 @@
+"""DVCLive's folder: ``plots/metrics/NAME.tsv`` a metric (columns timestamp where asked for, step, value) and ``params.yaml``
+(dvclive/plots/metric.py, dvclive/live.py); no dvclive needed.
+"""
+
+import math
+from pathlib import Path
+
+from wisca_core.errors import UnreadableInput
+from wisca_core.runs.metric_files import MetricFiles, Point, files_in
+from wisca_core.runs.tabular import plain_number
+from wisca_core.untrusted import parse_yaml, read_regular
+
+METRICS = Path("plots", "metrics")
+MAX_PARAMETER_BYTES = 1 << 20
+
+
+def is_run_folder(folder: Path, names: set[str]) -> bool:
+    """Whether a folder with these names in it is what DVCLive writes."""
+    return "plots" in names and next(files_in(folder / METRICS, ".tsv"), None) is not None
+
+
+class DvcLive(MetricFiles):
+    """One run."""
+
+    kind, top, ending = "dvclive", METRICS, ".tsv"
+
+    def _begin(self) -> None:
+        self._columns: dict[str, list[str]] = {}
+        super()._begin()
+
+    def _name_of_run(self) -> str:
+        return self.source.run
+
+    def _settings(self) -> dict[str, object]:
+        try:
+            content = parse_yaml(read_regular(self.source.path / "params.yaml", MAX_PARAMETER_BYTES), "params.yaml")
+        except (UnreadableInput, OSError):
+            return {}
+        return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
+
+    def _is_header(self, metric: str, line: str) -> bool:
+        if metric in self._columns:
+            return False
+        self._columns[metric] = line.rstrip("\r\n").split("\t")
+        return True
+
+    def _point(self, metric: str, line: str) -> Point | None:
+        row = dict(zip(self._columns[metric], line.rstrip("\r\n").split("\t")))
+        when = plain_number(row.pop("timestamp", ""))
+        step = plain_number(row.pop("step", ""))
+        value = plain_number(next(iter(row.values()), ""))
+        if step is None or value is None:
+            return None
+        return Point(step, value, math.nan if when is None else when / 1000)

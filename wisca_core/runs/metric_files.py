@@ -1,0 +1,103 @@
+"""Runs that keep a file a metric, a line a value: what MLflow's folder store and DVCLive have in common."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from wisca_core.progress import Progress
+from wisca_core.runs.collect import Collected, MemoryBudget
+from wisca_core.runs.growing import Growing, Lines, Replaced
+from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.table import Run
+from wisca_core.untrusted import shown
+
+MOST_FILES = 20_000
+
+
+class Point(NamedTuple):
+    """``time`` in seconds, NaN where it is not known."""
+
+    step: float
+    value: float
+    time: float
+
+
+class MetricFiles:
+    """One run in a folder; ``top``: where its metrics lie in it, each named by its path there."""
+
+    kind: ClassVar[str]
+    top: ClassVar[Path]
+    ending: ClassVar[str] = ""
+
+    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
+        self.source, self._room = source, room
+        self._begin()
+
+    def _name_of_run(self) -> str:
+        raise NotImplementedError
+
+    def _settings(self) -> dict[str, object]:
+        raise NotImplementedError
+
+    def _point(self, metric: str, line: str) -> Point | None:
+        """None for a line that is damaged."""
+        raise NotImplementedError
+
+    def _is_header(self, metric: str, line: str) -> bool:
+        return False
+
+    def _begin(self) -> None:
+        self._name = self._name_of_run()
+        self._out = Collected(self._room, self._name)
+        self._files: dict[Path, tuple[Growing, Lines]] = {}
+        self._out.config(self._name, self._settings())
+
+    def advance(self, progress: Progress) -> bool:
+        changed = False
+        top = self.source.path / self.top
+        try:
+            for path in files_in(top, self.ending):
+                if path not in self._files:
+                    file = Growing(path)
+                    self._files[path] = (file, Lines(file, patient=True))
+                file, lines = self._files[path]
+                if not file.changed():
+                    continue
+                changed = True
+                metric = path.relative_to(top).as_posix().removesuffix(self.ending)
+                for done, size in lines.read(lambda found, metric=metric: self._take(metric, found)):
+                    progress(f"reading {shown(path.name, 60)}", done, size)
+        except Replaced:
+            self._out.release()
+            self._begin()
+            return self.advance(progress)
+        return changed or not self._files
+
+    def runs(self) -> tuple[Run, ...]:
+        return self._out.runs(self.kind, str(self.source.path))
+
+    def _take(self, metric: str, lines: list[bytes]) -> None:
+        for line in lines:
+            text = line.decode("utf-8", "replace")
+            if self._is_header(metric, text):
+                continue
+            found = self._point(metric, text)
+            if found is None:
+                self._out.damaged(len(line))
+            else:
+                self._out.point(self._name, metric, found.step, found.value, found.time)
+
+
+def files_in(folder: Path, ending: str = "") -> Iterator[Path]:
+    """Regular files below a folder, sorted; a metric's name may have folders in it."""
+    n = 0
+    for place, inner, names in os.walk(folder):
+        inner.sort()
+        for name in sorted(names):
+            n += 1
+            if n > MOST_FILES:
+                return
+            path = Path(place) / name
+            if name.endswith(ending) and path.is_file() and not path.is_symlink():
+                yield path
