@@ -128,7 +128,9 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
     sweeps = _sweeps(comparison, table)
     shares = clipped_shares(curves)
     end = _baseline_end(comparison, dict(sweeps))
-    said = _Said(spec, unit(spec), digits_of(spec), end)
+    own = not spec.has_pilot or question in comparison.pilot.grids or bool(spec.arm(question).rate_of)
+    at_rates = "each arm at its own best rate" if own else "every arm at the baseline's best rate"
+    said = _Said(spec, unit(spec), digits_of(spec), end, at_rates)
     return Report(
         name=spec.name,
         subject=in_words(spec.arm(first.arm)),
@@ -290,6 +292,7 @@ class _Said:
     unit: str
     digits: int
     end: str = ""
+    at_rates: str = "each arm at its own best rate"
 
     def answer(self, effect: Effect, grade: str) -> str:
         """The rule."""
@@ -327,7 +330,7 @@ class _Said:
             )
             return f"No answer yet: the baseline still improves {how}."
         rates = self.spec.optimiser.learning_rates
-        where = ", each arm at its own best rate" if effect.rate is None else ""
+        where = f", {self.at_rates}" if effect.rate is None else ""
         where = where or (
             f", at the one rate tried ({rates[0]:g})" if len(rates) == 1 else f", at rate {effect.rate:g}"
         )
