@@ -309,6 +309,8 @@ def test_a_whole_disk_is_no_folder_of_logs_and_nothing_in_it_is_opened(tmp_path,
     monkeypatch.setattr(recognise, "_kind", lambda *_: pytest.fail("opened"))
     with pytest.raises(UnreadableInput, match="more than 50 entries"):
         read([tmp_path])
+    with pytest.raises(UnreadableInput, match="the whole disk"):
+        read(["/"])
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ def find(path: str | Path, looked: Looked | None = None) -> Found:
         mode = os.stat(real).st_mode
     except OSError as error:
         raise UnreadableInput(f"{shown(text)}: cannot be opened: {error.strerror}. Check the path.") from None
+    if real == real.parent:
+        raise UnreadableInput(f"{shown(text)}: the whole disk is no folder of logs. Give a folder nearer to them.")
     if stat.S_ISDIR(mode):
         return _in_folder(real, looked)
     if not stat.S_ISREG(mode):
