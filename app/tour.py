@@ -11,7 +11,7 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.parts import primary
 
-COMPARISON = "sample-compare-w128-rates"
+COMPARISON = "sample-compare-answer-g8-w64"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def test_the_five_stops_are_walked_there_and_back_and_left():
     assert "16 of 16 pairs would change, by powers of two; every output stays bit-identical." in texts(at)
     at.button(key="tour next").click().run()
     at.switch_page("views/compare.py").run()
-    assert "stop 4 of 5" in texts(at) and "No answer yet: the baseline still improves" in texts(at)
+    assert "stop 4 of 5" in texts(at) and at.session_state["comparison"] == tour.COMPARISON
+    assert "No useful gain: loss" in texts(at)
     at.button(key="tour back").click().run()
     at.switch_page("views/rescale.py").run()
     assert "stop 3 of 5" in texts(at)

@@ -83,7 +83,7 @@ def test_a_figure_holds_both_themes_once():
         inside[path[-1]] = value
     text = json.dumps(patched)
     assert DARK.ink in text and LIGHT.ink not in text and LIGHT.text not in text
-    assert len(html) < 2_600_000
+    assert len(html) < 2_600_000 and html.count("<h1>loss</h1>") == 1 and "<h3>" not in html.split("<body>")[1]
 
 
 def test_the_report_of_a_model_says_what_is_known_of_it(written):

@@ -69,7 +69,7 @@ def document(
         body.append(f"<section><h2>{inline(section.heading)}</h2>" if section.heading else "<section>")
         body += [f"<p>{inline(one)}</p>" for one in section.said]
         for part in section.parts:
-            body.append(_chart(part, figures, only, subject) if isinstance(part, Chart) else _table(part))
+            body.append(_chart(part, figures, only, subject, title) if isinstance(part, Chart) else _table(part))
         if section.remarks:
             body.append(f"<ul>{''.join(f'<li>{html.escape(one)}</li>' for one in section.remarks)}</ul>")
         body.append("</section>")
@@ -115,7 +115,7 @@ def inline(text: str) -> str:
     return re.sub("[\ue000-\ue07f]", lambda m: html.escape(chr(ord(m[0]) - 0xE000)), text)
 
 
-def _chart(chart: Chart, figures: list[dict], only: Theme | None, subject: str) -> str:
+def _chart(chart: Chart, figures: list[dict], only: Theme | None, subject: str, title: str) -> str:
     light, dark = (_plain(chart.draw(theme)) for theme in ((only, only) if only else (LIGHT, DARK)))
     said = re.sub("<[^>]*>", "", inline(chart.finding))
     figures.append(
@@ -134,7 +134,7 @@ def _chart(chart: Chart, figures: list[dict], only: Theme | None, subject: str) 
     below = ""
     if len(chart.table):
         below = f"<details><summary>Its numbers</summary>{_rows(chart.table)}</details>"
-    return f"<figure>{_heading(chart.finding, chart.how)}{drawn}{below}</figure>"
+    return f"<figure>{_heading('' if chart.finding == title else chart.finding, chart.how)}{drawn}{below}</figure>"
 
 
 def _table(table: Table) -> str:
@@ -142,7 +142,7 @@ def _table(table: Table) -> str:
 
 
 def _heading(heading: str, how: str) -> str:
-    return f"<h3>{inline(heading)}</h3>" + (f'<p class="quiet">{inline(how)}</p>' if how else "")
+    return (f"<h3>{inline(heading)}</h3>" if heading else "") + (f'<p class="quiet">{inline(how)}</p>' if how else "")
 
 
 def _rows(frame: pd.DataFrame) -> str:
