@@ -27,10 +27,12 @@ def main() -> int:
     given = options.parse_args()
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["WISCA_HOME"] = f"{folder}/home"
         for name in given.kind or kinds.KINDS:
             place = Path(folder) / name
             place.mkdir()
+            os.environ["WISCA_HOME"] = (
+                f"{place}/home"  # of its own: a killed writer leaves a hidden file until it is cleaned
+            )
             choose, outcomes = random.Random(f"{given.seed} {name}"), Counter()
             once = kinds.KINDS[name](place)
             for number in range(given.times):
