@@ -149,7 +149,7 @@ def test_feed_forward_pairs_in_the_plan_the_proof_and_the_export(moe, tmp_path):
     at.text_input(key=next(t.key for t in at.text_input if t.label == "Folder")).set_value(str(tmp_path / "out")).run()
     at.button(key="export").click().run()
     job = next(job for job in jobs.every() if job.kind == "export" and job.arguments["out"] == str(tmp_path / "out"))
-    assert jobs.wait(job.id, 120).state == "done"
+    assert jobs.wait(job.id, 300).state == "done"
     report = json.loads((tmp_path / "out" / "wisca_report.json").read_text())
     assert report["plan"]["options"]["pairs"] == ["qk", "vo", "mlp"] and any(
         ".e2" in s["site"] for s in report["plan"]["sites"]

@@ -24,7 +24,7 @@ def test_before_an_evaluation_the_page_asks(own_home):
     at.button("evaluate").click().run()
     (job,) = jobs.every()
     assert job.kind == "evaluate" and job.arguments["limit"] == 2 and job.arguments["tasks"] == []
-    assert jobs.wait(job.id, 120).state == "done"
+    assert jobs.wait(job.id, 300).state == "done"
     at = page("evaluate", model=MODEL)
     assert "bits a byte, perplexity" in texts(at) and "2 windows" in texts(at)
     assert (job.folder / "metrics.jsonl").read_text().count("window") == 2 * 2
@@ -71,7 +71,7 @@ def small_comparison_with_weights(home: Path) -> Path:
 def test_a_failed_evaluation_says_why(own_home, tmp_path):
     (tmp_path / "empty.txt").touch()
     job = jobs.start("evaluate", {"model": str(MODEL), "text": str(tmp_path / "empty.txt")}, "Evaluate")
-    assert jobs.wait(job.id, 120).state == "failed"
+    assert jobs.wait(job.id, 300).state == "failed"
     said = texts(page("evaluate", model=MODEL))
     assert "The evaluation did not finish" in said and "is empty. Give a text file" in said
 

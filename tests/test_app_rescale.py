@@ -278,7 +278,7 @@ def test_full_check_and_export_run_as_jobs_and_write_the_plan_that_is_shown(llam
     at = page("rescale", model=llama, exact="yes", granularity="group")
     at.button(key="check").click().run()
     (check,) = [job for job in jobs.every() if job.kind == "check"]
-    assert jobs.wait(check.id, 120).state == "done"
+    assert jobs.wait(check.id, 300).state == "done"
     at.run()
     assert re.search(r"with the very same bits: ([\d,]+) of \1", texts(at)) and "passed" in texts(at)
     out = tmp_path / "taken away"
@@ -286,7 +286,7 @@ def test_full_check_and_export_run_as_jobs_and_write_the_plan_that_is_shown(llam
     at.button(key="export").click().run()
     assert not at.exception
     (job,) = [job for job in jobs.every() if job.kind == "export"]
-    done = jobs.wait(job.id, 120)
+    done = jobs.wait(job.id, 300)
     assert done.state == "done", done.error
     at.run()
     assert not at.exception
@@ -309,7 +309,7 @@ def test_an_export_into_a_folder_that_exists_is_refused_with_words(llama, tmp_pa
     next(field for field in at.text_input if field.label == "Folder").set_value(str(tmp_path / "there")).run()
     at.button(key="export").click().run()
     (job,) = jobs.every()
-    assert jobs.wait(job.id, 120).state == "failed"
+    assert jobs.wait(job.id, 300).state == "failed"
     at.run()
     assert not at.exception
     assert "The last export did not finish" in texts(at) and str(tmp_path / "there") in texts(at)

@@ -102,6 +102,7 @@ def test_it_is_rescaled_into_safetensors(sharded, tmp_path, capsys):
         "README.md",
         "config.json",
         "model.safetensors",
+        "wisca_factors.svg",
         "wisca_report.json",
     ]
     plain = tmp_path / "plain"

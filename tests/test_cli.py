@@ -487,7 +487,8 @@ def test_a_full_check_that_does_not_fit_is_said_or_refused_where_it_was_asked_fo
 def test_ctrl_c_during_the_export_leaves_nothing_behind(model, tmp_path):
     out = tmp_path / "out"
     # a disk that takes a second for a file: there is a moment to interrupt
-    slow = "import os, time; sync = os.fsync; os.fsync = lambda file: (time.sleep(1), sync(file)); "
+    # (a shell without job control starts what is in its background with interrupts ignored)
+    slow = "import os, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); sync = os.fsync; os.fsync = lambda file: (time.sleep(1), sync(file)); "
     running = subprocess.Popen(
         [*START[:2], slow + START[2], "rescale", str(model), str(out)],
         stdout=subprocess.PIPE,

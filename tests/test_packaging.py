@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -51,7 +52,8 @@ def test_the_installed_dashboard_starts(wheel, tmp_path):
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "from wisca_core.cli import dashboard\n"
         f"assert str(dashboard.main_file()) == {str(tmp_path / 'site' / 'wisca_app' / 'main.py')!r}, dashboard.main_file()\n"
-        f"sys.exit(dashboard.run(None, {port}))"
+        "from wisca_core.cli import main\n"
+        f"sys.exit(main(['dashboard', '--port', '{port}']))"
     )
     server = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -68,6 +70,8 @@ def test_the_installed_dashboard_starts(wheel, tmp_path):
     finally:
         server.terminate()
         server.wait()
+    with socket.socket() as left, pytest.raises(ConnectionRefusedError):  # the server goes with the command
+        left.connect(("127.0.0.1", port))
 
 
 def test_a_port_or_a_model_that_is_none_is_refused(tmp_path, capsys):
