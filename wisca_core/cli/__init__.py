@@ -20,7 +20,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Are the attention weights of a transformer out of balance, and what would balancing them change?",
-    epilog="MODEL is a folder, one .safetensors file beside its config.json, or hub:owner/name[@revision].",
+    epilog="""MODEL is a folder, one .safetensors file beside its config.json, or hub:owner/name[@revision].
+
+\b
+Examples:
+  wisca inspect MODEL                          how far out of balance, and where
+  wisca rescale MODEL OUT --exact              balanced and proved, bit for bit
+  wisca compare --preset default --out DIR     would it help a training?
+  wisca runs LOGS                              what the logs of a training say
+  wisca dashboard MODEL                        all of it in the browser
+""",
 )
 
 Model = Annotated[
