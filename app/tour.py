@@ -34,8 +34,8 @@ STOPS = (
     ),
     Stop(
         "A head out of balance",
-        "Now as stored, size and all. The framed cell is the one furthest from balance; the panel beside the map (below it "
-        "on a phone) gives its ratio and the size of its weights, before and after. Click another one.",
+        "Now as stored, size and all. The framed cell is the QK pair furthest from balance; the panel beside the map (below "
+        "it on a phone) gives its ratio and how large its weights are, before and after. Click another one.",
         "inspect",
         {"pair": "qk", "shown_view": "stored", "layer": None, "group": None},
     ),
@@ -49,13 +49,13 @@ STOPS = (
     Stop(
         "What it does to a training",
         "The function is the same, the training is not: it is one at other learning rates. Here it was tried against the "
-        "baseline, seed by seed. The title is what these runs allow one to say; below stands what to do with it.",
+        "baseline, seed by seed, on a smaller model with 8 query heads on one KV head. The title is what these runs allow one to say; below stands what to do with it.",
         "compare",
         {"comparison": COMPARISON},
     ),
     Stop(
         "Your own model",
-        "Name a folder or hub:owner/name. Weights are read where they lie and never changed; nothing of the model is run. "
+        "Name a folder or hub:owner/name. Weights are read where they lie and never changed; nothing of it is run to look at it. "
         "Inspect then gives the same verdict on yours.",
         "open",
     ),
@@ -82,7 +82,9 @@ def take() -> None:
 
 
 def _arrive(number: int) -> None:
-    """``number``: of the stop, _LEFT for none."""
+    """``number``: of the stop, _LEFT for none. What another stop has chosen goes with it."""
+    for name in {name for stop in STOPS for name in stop.choices}:
+        state.put(name, state.CHOICES[name].default())
     if number == _LEFT:
         before = state.note("model before tour")
         state.forget("model before tour")

@@ -191,7 +191,9 @@ def test_other_adapters_of_peft_on_a_pair_are_refused(make, kind):
 
 def by_accelerate_in_bfloat16(model):
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # one a process, whatever another test has made it
     return Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
 
 

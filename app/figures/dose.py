@@ -93,7 +93,7 @@ def dose(points: Sequence[tuple[float, Effect]], report: Report, useful: float, 
         )
     ring = dict(symbol="circle", size=10, color=theme.page, line=dict(color=theme.quiet, width=1.8))
     fig.add_trace(go.Scatter(x=[0], y=[0], mode="markers", marker=ring, hovertemplate="baseline<extra></extra>"))
-    names = {-1.0: "inverse", 0.0: "baseline", 1.0: "WISCA"}
+    names = {-1.0: "inverse rates", 0.0: "baseline", 1.0: "WISCA's rates"}
     ticks = sorted({0.0, *(s for s, _ in points)})
     shown = [_HALVES.get(s, words.minus(f"{s:g}")) + (f"<br>{names[s]}" if s in names else "") for s in ticks]
     fig.update_xaxes(tickvals=ticks, ticktext=shown, title=dict(text="strength", standoff=8))

@@ -76,8 +76,14 @@ def how_to_read(rows: pd.DataFrame) -> str:
 def chart(rows: pd.DataFrame) -> Chart:
     """The factors of these rows of ``plan_rows`` as a chart."""
     said, how = finding(rows), how_to_read(rows)
-    tip = words.tip("pair", "exact")
+    is_exact = bool((rows["status"] == "planned").any()) and _are_powers_of_two(rows)
+    tip = words.tip("pair", *(["exact"] if is_exact else []))
     return Chart(said, how, rows, "factors", lambda theme: factor_chart(rows, theme), f"{said}. {how}", tip)
+
+
+def _are_powers_of_two(rows: pd.DataFrame) -> bool:
+    factors = rows.loc[rows["status"] == "planned", ["factor_low", "factor_high"]].to_numpy(float)
+    return bool((np.log2(factors) % 1 == 0).all())
 
 
 def factor_chart(rows: pd.DataFrame, theme: Theme) -> Drawing:

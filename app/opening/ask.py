@@ -6,6 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from wisca_app import cached, state
+from wisca_app.figures import words
 from wisca_app.messages import plain
 from wisca_app.open_model import ask_to_download, is_here, normal, title
 from wisca_app.parts import primary
@@ -87,7 +88,9 @@ def _next_step(model: str) -> str:
         )
     if not os.path.exists(model):
         near = next(filter(os.path.isdir, Path(model).parents), None)
-        return "There is nothing at this path." + (" Below are the folders next to it." if near else "")
+        return "There is nothing at this path." + (
+            f" The nearest folder above it is {words.markdown_text(str(near))}." if near else ""
+        )
     if os.path.isdir(model):
         return "Give the folder that holds config.json and the weights themselves."
     return "Give the whole folder: config.json says how the weights are meant."

@@ -191,7 +191,7 @@ def _sayings(check: FullCheck) -> list[str]:
     elif check.control_max_rel is not None:
         times = check.max_rel / check.control_max_rel if check.control_max_rel else float("nan")
         beside = (
-            f", {words.digits(times, 2)} of what rounding the same weights at random does" if times == times else ""
+            f", {words.digits(times, 2)} times what rounding the same weights at random does" if times == times else ""
         )
         lines = [
             f"The {outputs} move by {words.digits(check.max_rel, 2)} of the largest{beside}: "

@@ -98,10 +98,12 @@ def _words(rows: pd.DataFrame) -> pd.DataFrame:
         out[f"On {left}"] = rows["factor_low"].to_numpy()
         out[f"On {right}"] = rows["right_low"].to_numpy()
     out["After"] = rows["log2_after"].to_numpy()
-    notes = {"planned": ""}
+    # in exact mode a pair can be out of balance by less than a power of two mends
+    coarse = (rows["status"] == "balanced already") & rows["log2_ratio"].abs().gt(1e-3)
+    reasons = rows["status"].mask(coarse, "no power of two brings it nearer")
     out["What it changes"] = [
-        changes if status == "planned" else f"nothing: {notes.get(status, status)}"
-        for changes, status in zip(rows["changes"], rows["status"])
+        changes if status == "planned" else f"nothing: {reason}"
+        for changes, status, reason in zip(rows["changes"], rows["status"], reasons)
     ]
     return out
 
