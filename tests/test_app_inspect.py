@@ -465,3 +465,12 @@ def test_question_marks_lead_to_method():
     at = page()
     tips = [metric.help for metric in at.metric]
     assert len(tips) == 6 and all(tip.endswith("(method#terms)") for tip in tips)
+
+
+def test_what_is_said_of_trainings_is_what_the_bundled_comparison_says():
+    from wisca_app import tour
+
+    samples = Path(__file__).parents[1] / "sample_runs"
+    kept = json.loads((samples / tour.COMPARISON.removeprefix("sample-") / "report.json").read_text())
+    assert kept["answer"] == "no useful gain"
+    assert f"[small models tried here gained nothing](compare?comparison={tour.COMPARISON})" in texts(page())
