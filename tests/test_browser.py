@@ -84,7 +84,7 @@ def test_from_the_first_screen_to_a_verified_download(page, server, tmp_path):
     page.locator(".js-plotly-plot").first.wait_for()
 
     # a click on layer 2, KV group 1 of the strip "before" opens that cell
-    settled(page)
+    pages.settled(page)
     strip = page.locator(".js-plotly-plot .nsewdrag").first
     strip.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)
