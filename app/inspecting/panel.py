@@ -80,9 +80,10 @@ def facts(shown: Shown, row: pd.Series, detail: HeadDetail) -> list[tuple[str, s
         out.append(("Of that, size", f"{say(size)}; the rest {say(rest)}"))
     if np.isfinite(row["left_rate"]):
         sides = zip(words.PAIR_ROLES[shown.pair], shown.matrices, (row["left_rate"], row["right_rate"]))
-        out.append(("With Adam", ", ".join(f"{words.coloured(role, name)} {rate(m)}" for role, name, m in sides)))
+        out.append(("Adam, by itself", ", ".join(f"{words.coloured(role, name)} {rate(m)}" for role, name, m in sides)))
     if shown.after:
         after = words.side(shown.pair, row["log2_after"])
         moved = any(role.factor != (1.0, 1.0) for role in detail.roles)
-        out.append(("After", ("level" if after == "equal" else after) if moved else "as it is, with Rescale's options"))
+        by = "After, by layer" if shown.options.granularity == "tensor" else "After"
+        out.append((by, ("level" if after == "equal" else after) if moved else "as it is, with Rescale's options"))
     return out
