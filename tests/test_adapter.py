@@ -643,6 +643,19 @@ def test_starts_that_are_followed_leave_the_base_as_it_is(small_model, start):
     assert renamed.keys() == before.keys() and all(torch.equal(renamed[n], t) for n, t in before.items())
 
 
+def test_a_product_that_cancels_is_no_difference(small_model, tmp_path):
+    """B A of peft's orthogonal start is zero but for rounding: relative to itself every follower of it would be wrong."""
+    from peft import LoraConfig, get_peft_model
+
+    from wisca_core.equivalence.miniature import load
+
+    base = small_model("llama")
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights="orthogonal")
+    get_peft_model(load(base), config).save_pretrained(tmp_path / "a")
+    command = ["rescale", str(base), str(tmp_path / "out"), "--granularity", "channel", "--no-check"]
+    assert main([*command, "--adapter", str(tmp_path / "a")]) == 0
+
+
 def test_a_lora_on_experts_is_refused_where_their_pairs_are_rescaled(small_model, tmp_path):
     """peft adapts ``mlp.experts.down_proj``, the file holds ``block_sparse_moe.experts.0.w2.weight``."""
     base = open_checkpoint(small_model("mixtral"))
