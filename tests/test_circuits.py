@@ -21,6 +21,7 @@ from wisca_core.circuits.layout import heads_of
 from wisca_core.circuits.matrices import MOST_EXPERTS
 from wisca_core.circuits.measure import measure
 from wisca_core.circuits.table import circuits_of, matrices
+from wisca_core.cli import main
 from wisca_core.equivalence.float64 import lifted
 from wisca_core.equivalence.miniature import load
 
@@ -95,12 +96,18 @@ def test_a_soft_cap_bounds_the_bound(one_head):
     assert row["logit_bound"] == pytest.approx(50 * math.tanh(900 * math.sqrt(2) / 50)) and row["logit_bound"] <= 50
 
 
-def test_a_head_with_nan_has_no_number_and_says_why_and_the_others_have_theirs(small_model, edited):
+def test_a_head_with_nan_has_no_number_and_says_why_and_the_others_have_theirs(small_model, edited, capsys):
     def spoil(tensors):
         tensors["model.layers.0.self_attn.q_proj.weight"][0, 3] = math.nan
         tensors["model.layers.1.self_attn.o_proj.weight"][:] = 0
 
-    table = wisca.heads(edited(small_model("llama", num_key_value_heads=8), spoil))
+    folder = edited(small_model("llama", num_key_value_heads=8), spoil)
+    assert main(["heads", str(folder)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Without all numbers: layer 0, head 0. QK: 1 values are not finite." in said and "one side is all zero" in said
+    )
+    table = wisca.heads(folder)
     bad = table[table["qk_norm"].isna()]
     assert (
         bad[["layer", "head"]].to_numpy().tolist() == [[0, 0]] and "QK: 1 values are not finite." in bad.iloc[0]["note"]
@@ -108,6 +115,16 @@ def test_a_head_with_nan_has_no_number_and_says_why_and_the_others_have_theirs(s
     assert table.loc[table["layer"] == 0, "ov_norm"].notna().all()
     dead = table[table["layer"] == 1]
     assert (dead["ov_norm"] == 0).all() and dead["ov_stable_rank"].isna().all() and (dead["qk_norm"] > 0).all()
+
+
+def test_a_layer_that_is_all_zero_is_dead(small_model, edited):
+    def spoil(tensors):
+        for name in "qkvo":
+            tensors[f"model.layers.1.self_attn.{name}_proj.weight"][:] = 0
+
+    model = wisca.open(edited(small_model("llama", num_key_value_heads=8), spoil))
+    dead = next(one for one in findings(measure(model.checkpoint, model.sites)) if one.name == "dead")
+    assert dead.count == "6 heads" and {place[1] for place in dead.places} == {1}
 
 
 # --- against plain dense matrices ---------------------------------------------------------------------------------------

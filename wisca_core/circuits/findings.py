@@ -68,7 +68,8 @@ def _rank_one(table: pd.DataFrame) -> Finding:
 
 def _dead(table: pd.DataFrame) -> Finding:
     layer = table.groupby(["block", "layer"], sort=False)[["qk_norm", "ov_norm"]].transform("median")
-    share = table[["qk_norm", "ov_norm"]] / layer
+    norms = table[["qk_norm", "ov_norm"]]
+    share = (norms / layer).mask(norms.eq(0), 0.0)  # a layer that is all zero has no median to be measured against
     both = share.max(axis=1, skipna=False)
     found = table[both < DEAD]
     least = both.min()

@@ -83,6 +83,11 @@ def _say_heads(found: pd.DataFrame) -> None:
     ]
     say(f"Lowest QK stable rank first, {len(rows)} of {len(found):,}:")
     table(headers, rows, numbers=tuple(range(int(several), len(headers))))
+    empty = found[found[list(_SHOWN)].isna().any(axis=1) & (found["note"] != "")]
+    for reason, those in list(empty.groupby("note", sort=False))[:N_SHOWN]:
+        places = [f"layer {row['layer']}, head {row['head']}" for _, row in those.head(3).iterrows()]
+        more = f" and {len(those) - 3:,} more" if len(those) > 3 else ""
+        say(f"Without all numbers: {'; '.join(places)}{more}. {reason}")
     stays, moves = ([c.title for c in columns if c.name in _SHOWN] for columns in (UNMOVED, MOVED))
     say(f"Stay under a rescale: {', '.join(stays)}. Move: {', '.join(moves)}.")
 
