@@ -124,7 +124,7 @@ def test_a_layer_that_is_all_zero_is_dead(small_model, edited):
 
     model = wisca.open(edited(small_model("llama", num_key_value_heads=8), spoil))
     dead = next(one for one in findings(measure(model.checkpoint, model.sites)) if one.name == "dead")
-    assert dead.count == "6 heads" and {place[1] for place in dead.places} == {1}
+    assert dead.count == "6 heads" and {layer for _, layer, *_ in dead.heads} == {1}
 
 
 # --- against plain dense matrices ---------------------------------------------------------------------------------------
