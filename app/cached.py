@@ -4,7 +4,9 @@ Keys are strings and numbers only (real path, sizes, times of change, options): 
 sample and would return a stale table. What is kept is read-only and shared by all sessions.
 """
 
+import gc
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -173,6 +175,20 @@ def once(key: str, _make: Callable[[], T]) -> T:
     be changed.
     """
     return _make()
+
+
+def set_aside_modules() -> None:
+    """Last of a run. Streamlit collects garbage after every redraw of a fragment, and walks through everything that the
+    modules hold for it: 0.1 s of processor time with torch and pandas, half of a redraw. They are taken out of its reach,
+    once more where a page has loaded others.
+    """
+    _set_aside(len(sys.modules))
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)
+def _set_aside(n_modules: int) -> None:
+    gc.collect()
+    gc.freeze()
 
 
 @st.cache_resource(max_entries=3, show_spinner="Reading the logs")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from wisca_app import sidebar, state, tour
+from wisca_app import cached, sidebar, state, tour
 from wisca_app.figures.template import theme_of
 from wisca_app.messages import errors_as_messages
 
@@ -40,3 +40,4 @@ try:
         page.run()
 finally:
     state.share()
+    cached.set_aside_modules()

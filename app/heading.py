@@ -79,10 +79,10 @@ def csv(table: pd.DataFrame, name: str, of: str = "") -> None:
 def _page(chart: Chart) -> None:
     """The download of a chart as a page of its own, with what it is about."""
     name = telling_name(chart.name, chart.of)
-    saved, facts = replace(chart, name=name), words.markdown_text(chart.of or title(state.get("model")))
+    saved, model = replace(chart, name=name), state.get("model")
     st.download_button(
         "HTML",
-        lambda: figure_document(saved, facts),
+        lambda: figure_document(saved, words.markdown_text(chart.of or title(model))),
         f"{name}.html",
         "text/html",
         type="tertiary",

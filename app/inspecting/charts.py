@@ -1,5 +1,7 @@
 """The charts over the whole model, each under its finding, with one line how to read it and its data as CSV."""
 
+from collections.abc import Callable
+
 import pandas as pd
 import streamlit as st
 
@@ -53,7 +55,19 @@ def map_of(shown: Shown, view: str, selected: tuple[int, int] | None = None) -> 
 
 
 def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
-    chart(map_of(shown, state.get("shown_view"), selected), theme, "map", source="map")
+    view = state.get("shown_view")
+    one, fig = _drawn(f"map {view} {selected}", shown, theme, lambda: map_of(shown, view, selected))
+    chart(one, theme, "map", source="map", fig=fig)
+
+
+def _drawn(what: str, shown: Shown, theme: Theme, make: Callable[[], Chart]) -> tuple[Chart, Drawing]:
+    """The chart and its figure in this theme. ``what``: all that it depends on beside ``shown``."""
+
+    def both() -> tuple[Chart, Drawing]:
+        one = make()
+        return one, one.draw(theme)
+
+    return cached.once(f"{what}\n{shown.key}\n{theme.name}", both)
 
 
 def balance_of(shown: Shown, selected: tuple[int, int] | None = None) -> Chart:
@@ -81,7 +95,8 @@ def balance_of(shown: Shown, selected: tuple[int, int] | None = None) -> Chart:
 
 
 def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
-    chart(balance_of(shown, selected), theme, "balance", source="balance")
+    one, fig = _drawn(f"balance {selected}", shown, theme, lambda: balance_of(shown, selected))
+    chart(one, theme, "balance", source="balance", fig=fig)
 
 
 def draw_most_unbalanced(shown: Shown) -> None:
@@ -157,5 +172,5 @@ def depth_of(shown: Shown, heads: pd.DataFrame) -> Chart:
 
 
 def draw_depth(shown: Shown, theme: Theme) -> None:
-    one = depth_of(shown, cached.once(f"heads\n{shown.key}", shown.heads))
-    chart(one, theme, "depth", fig=cached.once(f"depth\n{shown.key}\n{theme.name}", lambda: one.draw(theme)))
+    one, fig = _drawn("depth", shown, theme, lambda: depth_of(shown, shown.heads()))
+    chart(one, theme, "depth", fig=fig)

@@ -43,8 +43,12 @@ def draw(model: Model) -> None:
 
 def _measured(model: Model) -> tuple[list[PairSummary], pd.DataFrame, Decision]:
     decision = cached.decision(model, options_of(model))
-    groups = cached.once(f"groups\n{model.key}\n{decision.options!r}", decision.groups)
-    return list(summaries(groups, decision.options.norm).values()), groups, decision
+
+    def measured() -> tuple[list[PairSummary], pd.DataFrame]:
+        groups = decision.groups()
+        return list(summaries(groups, decision.options.norm).values()), groups
+
+    return *cached.once(f"summaries\n{model.key}\n{decision.options!r}", measured), decision
 
 
 def _meaning(decision: Decision) -> None:
