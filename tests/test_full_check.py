@@ -208,7 +208,24 @@ def as_torch(folder, to, name):
     return to
 
 
+def wrapped(folder, to, name=lambda name: f"module._orig_mod.{name}"):
+    """The same tensors under the names that wrappers give them."""
+    shutil.copytree(folder, to)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {name(one): tensor for one, tensor in tensors.items()}, to / "model.safetensors", metadata={"format": "pt"}
+    )
+    return to
+
+
 LAYOUTS = {
+    "named by wrappers": wrapped,
+    "named by wrappers of single blocks, sharded": lambda folder, to: shard(
+        wrapped(folder, to.with_name("inside"), lambda name: name.replace(".self_attn.", "._orig_mod.self_attn.")), to
+    ),
+    "torch, named by wrappers": lambda folder, to: as_torch(
+        wrapped(folder, to.with_name("inside")), to, "pytorch_model.bin"
+    ),
     "sharded": lambda folder, to: shard(folder, to),
     "sharded under another name": lambda folder, to: shard(folder, to, "weights.safetensors.index.json"),
     "one file of another name": lambda folder, to: (

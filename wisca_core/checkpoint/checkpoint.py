@@ -128,6 +128,8 @@ class Checkpoint:
 
     ``declared``: in the place of a config.json, None where nothing was.
 
+    ``is_unwrapped``: names are without what wrappers (``wrappers``) put into those of the files.
+
     A LoRA adapter is a checkpoint of its own: ``adapter_json`` is then the raw text of its adapter_config.json.
     """
 
@@ -146,6 +148,7 @@ class Checkpoint:
     stored: tuple[TensorInfo, ...] = ()
     look_only: str = ""
     declared: Declared | None = None
+    is_unwrapped: bool = False
 
     def check_rescalable(self) -> None:
         """Raises UnsupportedCheckpoint where its values may only be looked at."""

@@ -15,6 +15,7 @@ from wisca_core.checkpoint.torch_files import read_torch_file
 from wisca_core.errors import UnreadableInput, UnsupportedCheckpoint
 from wisca_core.progress import Progress, silent
 from wisca_core.untrusted import check_name, locate, read_json_object, shown
+from wisca_core.wrappers import unwrapped_all
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_INDEX_BYTES = 50_000_000  # over half a million tensors
@@ -98,6 +99,11 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         file_of = {tensor.name: tensor.file for tensor in tensors}
         found = file_of | {name: file_of[owner] for name, owner in aliases if owner in file_of}
         differing = _compared_with_index(choice.index, expected, found)
+    wrapped = unwrapped_all([tensor.name for tensor in tensors] + [name for name, _ in aliases])
+    if wrapped:
+        tensors = [replace(tensor, name=wrapped.get(tensor.name, tensor.name)) for tensor in tensors]
+        aliases = [(wrapped.get(name, name), wrapped.get(owner, owner)) for name, owner in aliases]
+        torch_remarks.append(_without_wrappers(wrapped))
     empty = [tensor.name for tensor in tensors if not tensor.n_elements]
     remarks = [*choice.remarks, *torch_remarks, *differing]
     if empty:
@@ -121,7 +127,16 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
             remarks=tuple(remarks),
             adapter_json=adapter_json,
             look_only=twice,
+            is_unwrapped=bool(wrapped),
         )
+    )
+
+
+def _without_wrappers(wrapped: dict[str, str]) -> str:
+    name, plain = next(iter(wrapped.items()))
+    return (
+        f"The names are read without what wrappers (DDP, torch.compile, FSDP) put into them: {shown(name)} as "
+        f"{shown(plain)}. transformers itself does not load the file."
     )
 
 

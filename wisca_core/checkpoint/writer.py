@@ -28,9 +28,15 @@ _COPY_BYTES = 64 * 2**20
 
 
 def write_weights(
-    checkpoint: Checkpoint, changes: Mapping[str, Change], out: Path, progress: Progress = silent
+    checkpoint: Checkpoint,
+    changes: Mapping[str, Change],
+    out: Path,
+    progress: Progress = silent,
+    *,
+    as_read: bool = False,
 ) -> dict[str, str]:
-    """Write every weight file of ``checkpoint`` into the folder ``out`` with ``changes`` applied.
+    """Write every weight file of ``checkpoint`` into the folder ``out`` with ``changes`` applied. ``as_read``: under the
+    names that the tensors were read by, where a safetensors file has others, which wrappers left.
 
     Returns tensor name -> xxh3 of the written bytes for the changed tensors. Raises CheckpointChanged, Cancelled,
     OSError (disk full); what was written until then stays in ``out``, which the caller throws away.
@@ -47,7 +53,7 @@ def write_weights(
                 tensors = [t for t in checkpoint.tensors if t.file == file]
                 target = out / written_name(checkpoint, file)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                copy = _open_copy(checkpoint, file, tensors, target)
+                copy = _open_copy(checkpoint, file, tensors, target, as_read)
                 with copy:
                     for tensor in tensors:
                         progress(f"writing {target.name}", done, total)
@@ -56,7 +62,7 @@ def write_weights(
                         else:
                             copy.unchanged(tensor, reader)
                         done += tensor.n_bytes
-        if checkpoint.kind == "torch":
+        if checkpoint.kind == "torch" or as_read:
             _write_index(checkpoint, out)
         progress("writing", total, total)
     finally:
@@ -126,9 +132,9 @@ class _Copy:
         return digest.hexdigest()
 
 
-def _open_copy(checkpoint: Checkpoint, file: str, tensors: list[TensorInfo], target: Path) -> _Copy:
+def _open_copy(checkpoint: Checkpoint, file: str, tensors: list[TensorInfo], target: Path, as_read: bool) -> _Copy:
     source = open_regular(locate(checkpoint.path, file))
-    if checkpoint.kind == "safetensors":
+    if checkpoint.kind == "safetensors" and not as_read:
         start = 8 + struct.unpack("<Q", os.pread(source.fileno(), 8, 0))[0]
         return _Copy(source, target, {t.name: t.offset for t in tensors}, os.pread(source.fileno(), start, 0))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}

@@ -6,7 +6,6 @@ It shows what rounding does to this model. It cannot prove a rule: a rounded rig
 beside it.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ import torch
 
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint
-from wisca_core.checkpoint.writer import write_weights, written_name
+from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.adapter_check import compare_adapters
 from wisca_core.equivalence.full_check import (
     EAGER,
@@ -30,6 +29,7 @@ from wisca_core.equivalence.full_check import (
     rounded_at_random,
     stored_dtype,
 )
+from wisca_core.equivalence.loadable import loadable
 from wisca_core.errors import Cancelled, CheckNotRun, OutputRefused, UnknownArchitecture, WiscaError
 from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress, silent
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from wisca_core.equivalence.outputs import Difference, Outputs
 
 GENERATED_ROWS, GENERATED_TOKENS = 2, 16
-WEIGHTS = "model.safetensors"  # what transformers looks for, and this + .index.json
 
 
 def full_check(checkpoint: Checkpoint, sites: Sites, plan: Plan, progress: Progress = silent) -> FullCheck:
@@ -92,7 +91,7 @@ def compare_folder(
         )
     dtype = stored_dtype(checkpoint, sites)
     with workplace(str(checkpoint.path)) as place:
-        before = _as_folder(checkpoint, place / "before", progress)
+        before = loadable(checkpoint, place / "before", progress)
         progress("running the original", 0, 3)
         try:
             model = _loaded(before, dtype)
@@ -108,7 +107,7 @@ def compare_folder(
         del model
         kernels, first = tuple(reference), reference[EAGER]
         progress("running the rescaled model", 1, 3)
-        other_folder = _as_folder(
+        other_folder = loadable(
             after if isinstance(after, Checkpoint) else open_checkpoint(after), place / "after", progress
         )
         model = _loaded(other_folder, dtype)
@@ -131,7 +130,7 @@ def compare_folder(
                 written,
             )
             _finish_folder(checkpoint, written)
-            model = _loaded(_as_folder(open_checkpoint(written), place / "rounded", progress), dtype)
+            model = _loaded(loadable(open_checkpoint(written), place / "rounded", progress), dtype)
             control = difference(first, _run(model, given, (EAGER,))[EAGER]).max_rel
     progress("running the control: the same weights rounded at random", 3, 3)
     not_checked = [
@@ -254,24 +253,6 @@ def _worst(found: Iterable["Difference"]) -> "Difference":
     found = list(found)
     worst = max(found, key=lambda one: one.max_rel)
     return replace(worst, max_abs=max(one.max_abs for one in found), n_different=max(one.n_different for one in found))
-
-
-def _as_folder(checkpoint: Checkpoint, place: Path, progress: Progress) -> Path:
-    """A folder that transformers loads this very checkpoint from, under the names it looks for: links to its weight
-    files, which were looked through.
-    """
-    place.mkdir()
-    if checkpoint.kind != "safetensors":  # converted, so that nothing is unpickled
-        write_weights(checkpoint, {}, place, progress)
-        if not checkpoint.index_file:
-            (place / written_name(checkpoint, checkpoint.weight_files[0])).replace(place / WEIGHTS)
-    else:
-        for name in checkpoint.weight_files:
-            os.symlink(locate(checkpoint.path, name), place / (name if checkpoint.index_file else WEIGHTS))
-        if checkpoint.index_file:
-            os.symlink(locate(checkpoint.path, checkpoint.index_file), place / f"{WEIGHTS}.index.json")
-    (place / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
-    return place
 
 
 def _write_plan(checkpoint: Checkpoint, sites: Sites, plan: Plan, out: Path, progress: Progress) -> None:

@@ -14,13 +14,16 @@ import torch
 
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint
 from wisca_core.comparison.tokens import N_TOKENS
+from wisca_core.equivalence.loadable import loadable
 from wisca_core.equivalence.miniature import model_class, quiet
 from wisca_core.equivalence.model_config import config_object
 from wisca_core.equivalence.tokenizer import FILES, has_tokenizer, tokenizer_of
 from wisca_core.errors import BadOption, ConfigMismatch, DeviceMissing, UnreadableInput, UnsupportedCheckpoint
-from wisca_core.storage import read_json
+from wisca_core.storage import read_json, workplace
+from wisca_core.untrusted import locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+GENERATION_CONFIG = "generation_config.json"
 LONGEST = 1024  # tokens of a window where nothing else was asked; published figures use 1024 or 2048
 
 
@@ -99,7 +102,7 @@ def open_subject(model: Any, device: str = "auto", dtype: str = "", attention: s
     loaded = loaded.to(place).eval()
     tokenizer, tokens = _tokenizer(checkpoint, loaded)
     return Subject(
-        name or _short(checkpoint.path),
+        name or _short(checkpoint),
         checkpoint.path,
         loaded,
         tokenizer,
@@ -125,8 +128,13 @@ def device_of(asked: str) -> torch.device:
     return device
 
 
-def _short(path: Path) -> str:
-    """The folder's name, with that of the folder above where it alone says little ("checkpoint-600", "model")."""
+def _short(checkpoint: Checkpoint) -> str:
+    """The folder's name, with that of the folder above where it alone says little ("checkpoint-600", "model"), and with
+    that of the file where one was named.
+    """
+    path = checkpoint.path
+    if Path(checkpoint.source).name in checkpoint.weight_files:
+        return f"{path.name}/{Path(checkpoint.source).name}"
     return (
         f"{path.parent.name}/{path.name}" if path.name.startswith("checkpoint") or path.name == "model" else path.name
     )
@@ -146,12 +154,20 @@ def _stored(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def _loaded(checkpoint: Checkpoint, cls, config, dtype: torch.dtype, attention: str):
+    with workplace(str(checkpoint.path)) as place:  # one file of several, or one under another name, is what was opened
+        folder = loadable(checkpoint, place / "model")
+        if os.path.lexists(checkpoint.path / GENERATION_CONFIG):
+            os.symlink(locate(checkpoint.path, GENERATION_CONFIG), folder / GENERATION_CONFIG)
+        return _loaded_from(folder, checkpoint, cls, config, dtype, attention)
+
+
+def _loaded_from(folder: Path, checkpoint: Checkpoint, cls, config, dtype: torch.dtype, attention: str):
     errors = []
     for one in dict.fromkeys((attention, "eager")):
         try:
             with quiet(), torch.random.fork_rng(devices=[]):
                 model, info = cls.from_pretrained(
-                    checkpoint.path,
+                    folder,
                     config=config,
                     dtype=dtype,
                     attn_implementation=one,
