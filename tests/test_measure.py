@@ -1,6 +1,7 @@
 """The table of channels against sums worked out by hand and in float64, for every dtype, axis and layout."""
 
 import json
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wisca_core.architecture.find import find_sites
-from wisca_core.checkpoint import open_checkpoint
+from wisca_core.checkpoint import TensorInfo, open_checkpoint
 from wisca_core.errors import Cancelled, CheckpointChanged
 from wisca_core.patterns import measure as module
 from wisca_core.patterns.measure import measure
@@ -168,12 +169,70 @@ def test_many_small_blocks_give_the_same_table_as_one(small_model, monkeypatch):
     checkpoint = open_checkpoint(folder)
     sites = find_sites(checkpoint)
     one = measure(checkpoint, sites)
-    blocks = module.Reader.blocks
-    monkeypatch.setattr(module.Reader, "blocks", lambda self, name, max_elements=0: blocks(self, name, 50))
+    monkeypatch.setattr(module, "BLOCK", 50)
+    monkeypatch.setattr(module, "_ROWS", 3)
     many = measure(checkpoint, sites)
     for name, column in one.rows.items():
         assert np.allclose(column, many.rows[name], rtol=1e-6, atol=0), name
     assert one.digests == many.digests
+
+
+SHAPES = [  # kept axes: lines of a matrix, of one too narrow for the fast way, of odd width, experts along each axis, gains
+    ((300, 512), (0,)),
+    ((300, 512), (1,)),
+    ((700, 130), (1,)),
+    ((40, 6), (0,)),
+    ((40, 6), (1,)),
+    ((33, 257), (0,)),
+    ((33, 257), (1,)),
+    ((3, 300, 128), (0, 1)),
+    ((3, 300, 128), (0, 2)),
+    ((3, 300, 128), (1, 2)),
+    ((3, 300, 128), (1,)),
+    ((8, 64), (0, 1)),
+    ((1000,), (0,)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape, axes", SHAPES, ids=str)
+def test_blocks_with_zeros_tiny_huge_and_broken_values_equal_float64(shape, axes, dtype, monkeypatch):
+    """Along any axes: pruned weights, dead lines, lines that float32 squares lose, an infinity, a NaN; block by block."""
+    generator = torch.Generator().manual_seed(7)
+    w = 0.02 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    w[torch.rand(shape, generator=generator) < 0.3] = 0
+    w[torch.rand(shape, generator=generator) < 0.1] *= 1e-5  # subnormal in F16
+    first = w.movedim(axes[-1], 0)
+    first[1] = 0
+    first[2] *= 1e-3 if dtype == torch.float16 else 1e-18
+    first[3] *= 1e5 if dtype == torch.float16 else 1e18
+    w = w.to(dtype)
+    w.reshape(-1)[-1], w.reshape(-1)[-w.shape[-1] // 2] = float("inf"), float("nan")
+    name = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
+    info = TensorInfo("w", name, shape, "", 0, w.nbytes)
+    over = tuple(d for d in range(len(shape)) if d not in axes)
+    wide = w.double().abs().permute(*axes, *over).reshape(math.prod(shape[d] for d in axes), -1)
+    finite = wide.isfinite()
+    expected = {
+        "n": torch.full((len(wide),), wide.shape[1]),
+        "l1": wide.sum(1),
+        "l2_sq": (wide * wide).sum(1),
+        "max": wide.amax(1),
+        "min_abs": wide.masked_fill(~finite | (wide == 0), torch.inf).amin(1),
+        "n_zero": (wide == 0).sum(1),
+        "n_nonfinite": (~finite).sum(1),
+    }
+    for block in (1 << 17, 1000):
+        monkeypatch.setattr(module, "BLOCK", block)
+        stats = module._AxisStats(info, axes, 0.0, module._Buffers())
+        data = w.contiguous().view(torch.uint8).numpy().reshape(-1)
+        rows = max(1, block // stats.width) * stats.width
+        for start in range(0, w.numel(), rows):
+            stats.add(start, memoryview(data)[start * w.itemsize : (start + rows) * w.itemsize])
+        found = stats.finish()
+        for column, of_wide in expected.items():
+            assert np.allclose(found[column], of_wide.numpy(), rtol=1e-6, atol=0, equal_nan=True), column
+        assert sum(found["n_nonfinite"]) == 2 and sum(found["n_zero"]) == (w == 0).sum()
 
 
 # ---- bits that F16 loses
@@ -182,19 +241,13 @@ def test_many_small_blocks_give_the_same_table_as_one(small_model, monkeypatch):
 def test_the_bits_lost_by_every_f16_pattern_equal_brute_force(tmp_path):
     """All 65,536 bit patterns: halved k times and back, is it the same value?"""
     patterns = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.float16)
-    finite = patterns.isfinite()
-    for k in range(1, LOST_BITS + 1):
-        halved = (patterns.double() * 2.0**-k).half()
-        changed = finite & (halved.double() * 2.0**k != patterns.double())
-        lowest = torch.from_numpy(module._LOWEST_BIT.astype(np.int64))
-        assert torch.equal(changed, finite & (lowest < k) & (patterns != 0)), k
-        # and as the pass counts them, along both axes of a matrix of all patterns
     matrix = patterns.view(256, 256)
-    info = type("Info", (), {"dtype": "F16", "shape": (256, 256), "n_elements": 65536})
+    info = TensorInfo("w", "F16", (256, 256), "", 0, 131072)
     for axis in (0, 1):
-        stats = module._AxisStats(info, (axis,), 0.0)
+        stats = module._AxisStats(info, (axis,), 0.0, module._Buffers())
         for start in range(0, 256, 100):
-            stats.add(start, matrix[start : start + 100])
+            rows = matrix[start : start + 100]
+            stats.add(256 * start, memoryview(rows.view(torch.uint8).numpy().reshape(-1)))
         lost = stats.finish()["lost"]
         for k in range(1, LOST_BITS + 1):
             halved = (matrix.double() * 2.0**-k).half()

@@ -11,10 +11,10 @@ from wisca_core.checkpoint.checkpoint import RESCALABLE, Checkpoint, Declared, R
 from wisca_core.checkpoint.hub import HubSize, hub_size
 from wisca_core.checkpoint.opening import open_checkpoint
 from wisca_core.checkpoint.quantised import quantisation
+from wisca_core.checkpoint.reader import Reader
 from wisca_core.checkpoint.safetensors_header import Header, read_header
 
 if TYPE_CHECKING:
-    from wisca_core.checkpoint.reader import Reader
     from wisca_core.checkpoint.torch_dtypes import TORCH_DTYPES
 
 __all__ = [
@@ -37,10 +37,6 @@ __all__ = [
 
 def __getattr__(name: str):
     """What needs torch, loaded when it is first used: looking through a folder does not."""
-    if name == "Reader":
-        from wisca_core.checkpoint.reader import Reader
-
-        return Reader
     if name == "TORCH_DTYPES":
         from wisca_core.checkpoint.torch_dtypes import TORCH_DTYPES
 

@@ -9,6 +9,7 @@ attention of such a model is plain and is looked at).
 from dataclasses import replace
 
 from wisca_core.checkpoint.checkpoint import Checkpoint, Recipe, TensorInfo
+from wisca_core.checkpoint.reader import Reader
 from wisca_core.errors import UnreadableInput
 from wisca_core.untrusted import parse_json_object
 
@@ -140,8 +141,6 @@ def _small_parts(checkpoint: Checkpoint) -> dict[str, bytes]:
     ]
     if not wanted:
         return {}
-    from wisca_core.checkpoint.reader import Reader  # torch: only where a tensor is read
-
     with Reader(checkpoint) as reader:
         return {name: b"".join(map(bytes, reader.raw(name))) for name in wanted}
 

@@ -1,25 +1,30 @@
 """Reading stored values in blocks, with memory that does not grow with the model.
 
 The bytes of a tensor are its values, row-major and little-endian, in safetensors files and in uncompressed torch
-records alike, so one reader serves both. A big-endian host is refused.
+records alike, so one reader serves both. A big-endian host is refused. torch is loaded where a tensor is made; reading
+bytes needs none.
 """
+
+from __future__ import annotations
 
 import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Self
-
-import torch
+from typing import TYPE_CHECKING, Self
 
 from wisca_core.checkpoint.checkpoint import Checkpoint, TensorInfo
-from wisca_core.checkpoint.derived import Made
-from wisca_core.checkpoint.torch_dtypes import TORCH_DTYPES
 from wisca_core.errors import CheckpointChanged, UnreadableInput, UnsupportedCheckpoint
 from wisca_core.untrusted import locate, open_regular, shown
 
-DISK_BYTES = 8 * 2**20  # one read: small ones lose the kernel's read-ahead
+if TYPE_CHECKING:
+    import torch
+
+    from wisca_core.checkpoint.derived import Made
+
+DISK_BYTES = 8 * 2**20  # one read, or what is asked for ahead of smaller ones, which lose the kernel's read-ahead
+PARALLEL = hasattr(os, "pread")  # whether several threads may read through one Reader
 
 if hasattr(os, "preadv"):
 
@@ -61,7 +66,7 @@ class Reader:
             )
         self.checkpoint = checkpoint
         self._alias = dict(checkpoint.aliases)
-        self.made = {name: Made(checkpoint.by_name[name], recipe, self._part) for name, recipe in checkpoint.recipes}
+        self.made = _made(checkpoint, self._part) if checkpoint.recipes else {}
         self._stamp = dict(zip(checkpoint.weight_files, checkpoint.stamps))
         self._fd: dict[str, int] = {}
         self._spare: list[bytearray] = []
@@ -102,6 +107,8 @@ class Reader:
         info = self._info(name)
         if info.name in self.made:
             return self.made[info.name].rows(0, _row_layout(info)[0]).reshape(info.shape)
+        import torch
+
         dtype = _torch_dtype(info)
         out = torch.empty(info.n_bytes, dtype=torch.uint8)
         self._fill(info, 0, memoryview(out.numpy()))
@@ -136,18 +143,33 @@ class Reader:
             if len(buffer) <= 2 * DISK_BYTES:  # one with very long rows is not kept
                 self._spare.append(buffer)
 
-    def raw(self, name: str) -> Iterator[memoryview]:
-        """The stored bytes in order, in pieces of at most 8 MB; each is read-only and valid until the next step."""
+    def raw(self, name: str, most: int = 0) -> Iterator[memoryview]:
+        """The stored bytes in order, in pieces of ``most`` bytes (8 MB), the last with what is left; each is read-only and
+        valid until the next step. Of a tensor that is made, pieces are whole rows of axis 0.
+        """
         info = self._info(name)
         if info.name in self.made:
+            import torch
+
             for _, block in self.blocks(name, DISK_BYTES // 4):
                 yield memoryview(block.contiguous().view(torch.uint8).reshape(-1).numpy()).toreadonly()
             return
-        buffer = memoryview(bytearray(min(DISK_BYTES, info.n_bytes)))
-        for start in range(0, info.n_bytes, DISK_BYTES):
-            piece = buffer[: min(DISK_BYTES, info.n_bytes - start)]
+        most = most or DISK_BYTES
+        buffer = memoryview(bytearray(min(most, info.n_bytes)))
+        ahead = 0
+        for start in range(0, info.n_bytes, most):
+            piece = buffer[: min(most, info.n_bytes - start)]
+            if most < DISK_BYTES and start + most > ahead:
+                ahead = start + DISK_BYTES
+                self._read_ahead(info, ahead)
             self._fill(info, start, piece)
             yield piece.toreadonly()
+
+    def _read_ahead(self, info: TensorInfo, start: int) -> None:
+        """Ask the system for the next bytes of the tensor, where it can be asked."""
+        if hasattr(os, "posix_fadvise") and start < info.n_bytes:
+            n = min(DISK_BYTES, info.n_bytes - start)
+            os.posix_fadvise(self._fd[info.file], info.offset + start, n, os.POSIX_FADV_WILLNEED)
 
     def _part(self, info: TensorInfo, start: int, stop: int) -> torch.Tensor:
         """Rows of one stored part of a tensor that is made of several, in memory of their own."""
@@ -188,6 +210,12 @@ class Reader:
             )
 
 
+def _made(checkpoint: Checkpoint, read) -> dict[str, Made]:
+    from wisca_core.checkpoint.derived import Made
+
+    return {name: Made(checkpoint.by_name[name], recipe, read) for name, recipe in checkpoint.recipes}
+
+
 def _row_layout(info: TensorInfo) -> tuple[int, int]:
     """(rows of axis 0, bytes a row); a scalar is one row."""
     n_rows = info.shape[0] if info.shape else 1
@@ -195,6 +223,8 @@ def _row_layout(info: TensorInfo) -> tuple[int, int]:
 
 
 def _torch_dtype(info: TensorInfo) -> torch.dtype:
+    from wisca_core.checkpoint.torch_dtypes import TORCH_DTYPES
+
     try:
         return TORCH_DTYPES[info.dtype]
     except KeyError:
@@ -204,6 +234,8 @@ def _torch_dtype(info: TensorInfo) -> torch.dtype:
 
 
 def _as_tensor(buffer: bytearray, info: TensorInfo, offset: int, n_rows: int) -> torch.Tensor:
+    import torch
+
     dtype, shape = _torch_dtype(info), (n_rows, *info.shape[1:])
     if not (count := math.prod(shape)):  # frombuffer refuses empty ones
         return torch.empty(shape, dtype=dtype)

@@ -1,33 +1,48 @@
 """One pass over the weights of every site: the statistics of each channel, and a digest of each tensor read.
 
-Sums are taken in float32 over blocks of about 262,144 values (float64 for F32 and F64 checkpoints) and accumulated in
-float64; bfloat16 is never accumulated. Everything shown or planned later is arithmetic on what this pass returns.
+numpy and threads, no torch: a pass over a block that lies in the cache releases the interpreter's lock. 16-bit values are
+compared and counted as the integers they are stored as, whose order is that of their magnitudes; their sums are float32 over
+at most 1,024 values, float64 from there. F32, F64 and gains stored as gain - 1 are float64 throughout. Everything shown or
+planned later is arithmetic on what this pass returns.
 """
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import groupby
+from queue import SimpleQueue
 
 import numpy as np
-import torch
 import xxhash
 
 from wisca_core.architecture.site import Leg, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
+from wisca_core.checkpoint.reader import PARALLEL
 from wisca_core.patterns.table import LOST_BITS, STATS, Patterns, header_digest
 from wisca_core.progress import Progress, silent
 
-_ACCUMULATE = {"F64": torch.float64, "F32": torch.float64, "BF16": torch.float32, "F16": torch.float32}
 # values a block: large enough that Python's share is small, small enough that the passes over it stay in the cache
-BLOCK = 1 << 18
-# float32 squares neither overflow nor vanish for magnitudes in here; a block outside is measured again in float64
-_SAFE_MIN, _SAFE_MAX = 1e-15, 1e15
+BLOCK = 1 << 17
+MOST_THREADS = 4  # more wait for memory, and each has buffers of its own
+_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+_LANE = 1024  # values that are summed in float32 at most
+_ROWS = 255  # rows of a block whose columns are summed: their counts fit into a byte
+_MAGNITUDE = np.uint16(0x7FFF)
+_NONFINITE = {"BF16": 0x7F80, "F16": 0x7C00}  # magnitudes from here on are infinity and NaN
+# Arithmetic on numbers below float32's smallest normal one is a hundred times as slow. BF16 values below 2^-63, whose squares
+# are such numbers, are therefore summed as 2^-63 = 1e-19: beside a largest value of 1e-7 that is 1e-12 a value. Lines whose
+# largest is smaller, or so large that its square overflows, are measured in float64.
+_LEAST = np.uint16((127 - 63) << 7)  # 2^-63
+_SAFE_MIN, _SAFE_MAX = 1e-7, 1e15
 
 
 def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Patterns:
     """Read every tensor that has a leg once, in file order, and return the table of channels.
 
-    Adds the rows' memory (about 60 bytes a channel and leg) and two disk buffers, whatever the size of the checkpoint.
-    Raises CheckpointChanged, UnreadableInput, Cancelled.
+    Adds the rows' memory (about 60 bytes a channel and leg) and a few buffers of a block, whatever the size of the
+    checkpoint. Raises CheckpointChanged, UnreadableInput, Cancelled.
     """
     wanted = _axes(leg for site in sites.sites for leg in site.legs)
     tensors = [t for t in checkpoint.tensors if t.name in wanted]
@@ -35,25 +50,31 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     measured: dict[tuple[str, tuple[int, ...], float], dict[str, np.ndarray]] = {}
     digests: dict[str, str] = {}
     done = 0
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads on small blocks cost far more than they bring
-    try:
-        with Reader(checkpoint) as reader:
-            for tensor in tensors:
-                progress("measuring", done, total)
-                digest = xxhash.xxh3_128()
-                stats = [_AxisStats(tensor, axes, offset) for axes, offset in wanted[tensor.name]]
-                for start, block in reader.blocks(tensor.name, BLOCK):
-                    digest.update(block.contiguous().view(torch.uint8).numpy())
-                    for one in stats:
-                        one.add(start, block)
-                for one in stats:
-                    measured[tensor.name, one.axes, one.offset] = one.finish()
-                digests[tensor.name] = digest.hexdigest()
+    progress("measuring", 0, total)
+    spare: SimpleQueue[_Buffers] = SimpleQueue()
+    with Reader(checkpoint) as reader, _torch_alone(checkpoint):
+        n_threads = _n_threads() if PARALLEL and not checkpoint.recipes else 1
+        for _ in range(n_threads):
+            spare.put(_Buffers())
+
+        def one(tensor: TensorInfo) -> tuple[str, list[_AxisStats]]:
+            buffers = spare.get()
+            try:
+                stats = [_AxisStats(tensor, axes, offset, buffers) for axes, offset in wanted[tensor.name]]
+                return _read(reader, tensor, stats), stats
+            finally:
+                spare.put(buffers)
+
+        pool = ThreadPoolExecutor(n_threads)
+        try:
+            for tensor, (digest, stats) in zip(tensors, pool.map(one, tensors)):
+                for of_axes in stats:
+                    measured[tensor.name, of_axes.axes, of_axes.offset] = of_axes.finish()
+                digests[tensor.name] = digest
                 done += tensor.n_bytes
-        progress("measuring", total, total)
-    finally:
-        torch.set_num_threads(threads)
+                progress("measuring", done, total)
+        finally:
+            pool.shutdown(cancel_futures=True)
     shapes = {t.name: t.shape for t in tensors}
     return Patterns.gather(
         sites, measured, digests, header_digest(checkpoint), {t.name: t.dtype for t in tensors}, shapes
@@ -67,89 +88,248 @@ def _axes(legs: Iterable[Leg]) -> dict[str, list[tuple[tuple[int, ...], float]]]
     return {name: list(axes) for name, axes in wanted.items()}
 
 
+def _n_threads() -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_THREADS, available)
+
+
+@contextmanager
+def _torch_alone(checkpoint: Checkpoint) -> Iterator[None]:
+    """Where tensors are made as they are read, torch makes them: its threads cost far more on small blocks than they bring."""
+    if not checkpoint.recipes:
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _read(reader: Reader, tensor: TensorInfo, stats: "list[_AxisStats]") -> str:
+    """Give every block of the tensor to each of ``stats``; the digest of its stored bytes."""
+    digest = xxhash.xxh3_128()
+    width, n_bytes = max(one.width for one in stats), _BYTES[tensor.dtype]  # the others divide the widest
+    most = max(1, BLOCK // max(width, 1)) * width * n_bytes
+    start = 0
+    for piece in reader.raw(tensor.name, most):
+        digest.update(piece)
+        for one in stats:
+            one.add(start, piece)
+        start += len(piece) // n_bytes
+    return digest.hexdigest()
+
+
+class _Buffers:
+    """Memory that is used again for every block, by name."""
+
+    def __init__(self):
+        self._kept: dict[tuple[str, np.dtype], np.ndarray] = {}
+
+    def __call__(self, name: str, dtype: object, shape: tuple[int, ...]) -> np.ndarray:
+        key, n = (name, np.dtype(dtype)), math.prod(shape)
+        if key not in self._kept or self._kept[key].size < n:
+            self._kept[key] = np.empty(n, dtype)
+        return self._kept[key][:n].reshape(shape)
+
+
 class _AxisStats:
-    """Statistics of one tensor along some of its axes, gathered block by block."""
+    """Statistics of one tensor along some of its axes, gathered block by block.
 
-    def __init__(self, tensor: TensorInfo, axes: tuple[int, ...], offset: float):
-        self.axes, self.offset = axes, offset
-        shape = tuple(tensor.shape[axis] for axis in axes)
-        # the dimensions that are summed away; a tensor all of whose axes are kept gets one more
-        self.over = tuple(d for d in range(len(tensor.shape)) if d not in axes) or (len(tensor.shape),)
-        self.dtype = _ACCUMULATE[tensor.dtype]
-        self.half = tensor.dtype == "F16"
-        self.out = {name: np.zeros(shape, dtype=dtype) for name, dtype in STATS.items()}
-        self.out["min_abs"][...] = np.inf
-        self.out["n"][...] = tensor.n_elements // math.prod(shape)
-        self.lost = np.zeros((*shape, LOST_BITS), dtype=np.int64) if self.half else None
-        self.buffer = self.square = torch.empty(0, dtype=self.dtype)
+    The tensor is seen as matrices, one behind the other, whose rows are its lines (``along`` 1: the columns are summed
+    away) or whose columns are (``along`` 0). Neighbouring axes that are both kept, or both summed away, are one.
+    """
 
-    def add(self, start: int, block: torch.Tensor) -> None:
-        if self.over[0] == block.dim():
-            block = block.unsqueeze(-1)
-        if self.buffer.numel() < block.numel():
-            self.buffer, self.square = torch.empty(2, block.numel(), dtype=self.dtype)
-        work = self.buffer[: block.numel()].view(block.shape)
-        work.copy_(block)
-        if self.offset:
-            work.add_(self.offset)
-        work.abs_()
-        over = self.over
-        at = slice(start, start + block.shape[0]) if self.axes[0] == 0 else slice(None)
-        biggest, smallest = work.amax(over), work.amin(over)
-        low, high = smallest.min().item(), biggest.max().item()
-        if low > 0 and high < _SAFE_MAX and (low > _SAFE_MIN or self.dtype == torch.float64):
-            square = torch.mul(work, work, out=self.square[: block.numel()].view(block.shape))
-            self._merge(at, work.sum(over), square.sum(over), biggest, smallest)
+    def __init__(self, tensor: TensorInfo, axes: tuple[int, ...], offset: float, buffers: _Buffers):
+        self.axes, self.offset, self.dtype, self.buffers = axes, offset, tensor.dtype, buffers
+        runs = [
+            (kept, math.prod(n for _, n in group))
+            for kept, group in groupby(((axis in axes, n) for axis, n in enumerate(tensor.shape)), lambda one: one[0])
+        ]
+        if len(runs) == 1:  # all are kept: a row for each matrix
+            runs = [(True, math.prod(tensor.shape[:-1])), (False, 1), (True, tensor.shape[-1])]
+        *outer, (_, self.n_rows), (are_columns, self.width) = runs
+        self.along = 0 if are_columns else 1
+        n_lines = self.width if are_columns else self.n_rows
+        # where in the table the lines of each matrix begin: a matrix of its own for what is kept, the same for what is not
+        first = np.zeros(1, np.int64)
+        stride = n_lines * math.prod(n for kept, n in outer if kept)
+        for kept, n in outer:
+            stride = stride // n if kept and n else stride
+            first = (first[:, None] + (np.arange(n) * stride if kept else np.zeros(n, np.int64))).reshape(-1)
+        self.first, self.n_lines = first, n_lines
+        n_all = math.prod(tensor.shape[axis] for axis in axes)
+        self.out = {name: np.zeros(n_all, dtype=dtype) for name, dtype in STATS.items()}
+        self.out["min_abs"][:] = np.inf
+        self.out["n"][:] = tensor.n_elements // n_all if n_all else 0
+        self.lost = np.zeros((n_all, LOST_BITS), dtype=np.int64) if tensor.dtype == "F16" else None
+        self.short = tensor.dtype in _NONFINITE and not offset and self.width % 2 == 0
+        lane = max((n for n in range(1, _LANE + 1) if self.width // 2 % n == 0), default=1) if self.short else 1
+        self.had_zeros = False  # of the block before: the next one is then likely to have some
+        self.lane = 1 if self.along == 0 else lane
+
+    def add(self, start: int, piece: memoryview) -> None:
+        """The values from element ``start`` on, in bytes; whole rows of its matrices."""
+        stored = np.frombuffer(piece, {2: np.uint16, 4: np.float32, 8: np.float64}[_BYTES[self.dtype]])
+        rows = stored.reshape(-1, self.width)
+        at = start // self.width
+        most = len(rows) if self.along else min(_ROWS, len(rows))
+        while len(rows):
+            matrix, row = divmod(at, self.n_rows)
+            block = rows[: min(most, self.n_rows - row)]
+            begin = int(self.first[matrix]) + (row if self.along else 0)
+            lines = slice(begin, begin + (len(block) if self.along else self.width))
+            self._add(lines, block)
+            rows, at = rows[len(block) :], at + len(block)
+
+    def _add(self, lines: slice, block: np.ndarray) -> None:
+        if self.short and (self.lane >= 64 or self.along == 0):
+            self._add_short(lines, block)
         else:
-            self._add_rare(at, work, over)
-        if self.lost is not None:
-            self._add_lost(at, block, over)
+            found = self._wide(block)
+            self._merge(lines, *found)
+            if self.lost is not None:
+                self._add_lost(lines, np.bitwise_and(block, _MAGNITUDE), found[4])
 
-    def _merge(
-        self, at: slice, l1: torch.Tensor, l2_sq: torch.Tensor, biggest: torch.Tensor, smallest: torch.Tensor
-    ) -> None:
+    def _merge(self, lines: slice, l1, l2_sq, biggest, smallest, n_zero, n_nonfinite) -> None:
         out = self.out
-        out["l1"][at] += l1.numpy()  # numpy adds in float64
-        out["l2_sq"][at] += l2_sq.numpy()
-        out["max"][at] = np.maximum(out["max"][at], biggest.numpy())
-        out["min_abs"][at] = np.minimum(out["min_abs"][at], smallest.numpy())
+        out["l1"][lines] += l1
+        out["l2_sq"][lines] += l2_sq
+        np.maximum(out["max"][lines], biggest, out=out["max"][lines])
+        np.minimum(out["min_abs"][lines], smallest, out=out["min_abs"][lines])
+        out["n_zero"][lines] += n_zero
+        out["n_nonfinite"][lines] += n_nonfinite
 
-    def _add_rare(self, at: slice, work: torch.Tensor, over: tuple[int, ...]) -> None:
-        """A block with zeros, non-finite or extreme values: count them, and sum in float64."""
-        wide = work.double()
-        finite = wide.isfinite()
-        zero = wide == 0
-        self.out["n_nonfinite"][at] += (~finite).sum(over).numpy()
-        self.out["n_zero"][at] += zero.sum(over).numpy()
-        smallest = wide.masked_fill(zero | ~finite, np.inf).amin(over)
-        # a NaN or infinity stays in the sums: a norm that is not finite is refused, never repaired
-        self._merge(at, wide.sum(over), (wide * wide).sum(over), wide.amax(over), smallest)
+    def _wide(self, block: np.ndarray) -> tuple:
+        """The statistics of each line in float64."""
+        with np.errstate(all="ignore"):  # a NaN or infinity stays in the sums: it is refused later, never repaired
+            work = np.abs(_values(block, self.dtype).astype(np.float64) + self.offset)
+            l1, l2_sq = work.sum(self.along), np.square(work).sum(self.along)
+            biggest, smallest = work.max(self.along), work.min(self.along)
+            n_zero = n_nonfinite = 0
+            if not (smallest > 0).all() or not np.isfinite(biggest).all():
+                finite, zero = np.isfinite(work), work == 0
+                n_zero, n_nonfinite = zero.sum(self.along), (~finite).sum(self.along)
+                work[zero | ~finite] = np.inf
+                smallest = work.min(self.along)
+        return l1, l2_sq, biggest, smallest, n_zero, n_nonfinite
 
-    def _add_lost(self, at: slice, block: torch.Tensor, over: tuple[int, ...]) -> None:
+    def _add_short(self, lines: slice, block: np.ndarray) -> None:
+        """16-bit values that need no offset. Zeros are counted on the way; a line with a value that is not finite, or
+        whose largest is so small or large that its square leaves float32, is measured again in float64.
+        """
+        along = self.along
+        magnitude = np.bitwise_and(block, _MAGNITUDE, out=self.buffers("magnitude", np.uint16, block.shape))
+        biggest = magnitude.max(along)
+        n_zero: np.ndarray | int = 0
+        smallest = None if self.had_zeros else magnitude.min(along)
+        if smallest is None or not smallest.all():
+            n_zero = self._count(np.equal(magnitude, 0, out=self.buffers("is", bool, block.shape)))
+            less = np.subtract(magnitude, 1, out=self.buffers("less", np.uint16, block.shape))
+            smallest = less.min(along) + np.uint16(1)  # zero less one is the largest of all
+            self.had_zeros = bool(n_zero.any())
+        top, low = _values(biggest, self.dtype).astype(np.float64), _values(smallest, self.dtype).astype(np.float64)
+        low[smallest == 0] = np.inf
+        l1, l2_sq = self._sums(magnitude, bool((low < 2.0**-63).any()))
+        n_nonfinite: np.ndarray | int = 0
+        odd = (biggest >= _NONFINITE[self.dtype]) | (top > _SAFE_MAX)
+        if self.dtype == "BF16":
+            odd |= (biggest > 0) & (top < _SAFE_MIN)
+            l1[biggest == 0] = l2_sq[biggest == 0] = 0
+        if odd.any():
+            again = self._wide(block[odd] if along else block[:, odd])
+            l1[odd], l2_sq[odd], top[odd], low[odd] = again[:4]
+            n_nonfinite = np.zeros(len(odd), np.int64)
+            n_nonfinite[odd] = again[5]
+        self._merge(lines, l1, l2_sq, top, low, n_zero, n_nonfinite)
+        if self.lost is not None:
+            self._add_lost(lines, magnitude, n_zero)
+
+    def _sums(self, magnitude: np.ndarray, some_are_tiny: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Sum and sum of squares of each line, float64, from sums of at most 1,024 values in float32."""
+        halves = self._halves(magnitude, some_are_tiny)
+        if self.along == 0:
+            l1, l2_sq = np.empty((2, self.width))
+            for half in (0, 1):
+                l1[half::2], l2_sq[half::2] = halves[half].sum(0), np.einsum("ij,ij->j", halves[half], halves[half])
+            return l1, l2_sq
+        lanes = halves.reshape(-1, self.lane)
+        shape = 2, len(magnitude), -1
+        l1, l2_sq = np.einsum("ij->i", lanes), np.einsum("ij,ij->i", lanes, lanes)
+        return l1.reshape(shape).sum((0, 2), dtype=np.float64), l2_sq.reshape(shape).sum((0, 2), dtype=np.float64)
+
+    def _halves(self, magnitude: np.ndarray, some_are_tiny: bool) -> np.ndarray:
+        """float32 (2, rows, width / 2): the values in even columns, then those in odd ones. A 32-bit word holds one of
+        each, so that no value has to be moved.
+        """
+        if self.dtype == "BF16":
+            if some_are_tiny:
+                magnitude = np.maximum(magnitude, _LEAST, out=self.buffers("less", np.uint16, magnitude.shape))
+            pairs = magnitude.view(np.uint32)
+            out = self.buffers("halves", np.uint32, (2, *pairs.shape))
+            np.left_shift(pairs, np.uint32(16), out=out[0])
+            np.bitwise_and(pairs, np.uint32(0x7FFF0000), out=out[1])
+            return out.view(np.float32)
+        pairs = magnitude.view(np.uint32)
+        out, twice = self.buffers("halves", np.uint32, (2, *pairs.shape)), self.buffers("twice", np.uint32, pairs.shape)
+        np.left_shift(pairs, np.uint32(13), out=out[0])  # exponent and mantissa at their places in float32
+        np.right_shift(pairs, np.uint32(3), out=out[1])
+        for half in out:
+            half &= np.uint32(0x0FFFE000)
+            # exponents count from 112 lower there. A number without a leading bit, m 2^-24, now reads f = 2^-15 + m 2^-25:
+            # it is 2 f - 2^-14, which of every other number is the larger. Positive floats compare as integers.
+            np.add(half, np.uint32(113 << 23), out=twice)
+            half += np.uint32(112 << 23)
+            np.subtract(twice.view(np.float32), np.float32(2.0**-14), out=twice.view(np.float32))
+            np.minimum(half, twice, out=half)
+        return out.view(np.float32)
+
+    def _count(self, which: np.ndarray) -> np.ndarray:
+        """How many of a block are true in each line; int64. Bytes are added eight at a time where the width allows."""
+        if self.along == 0:
+            return which.view(np.uint8).sum(0, dtype=np.uint8).astype(np.int64)
+        if self.width % 8:
+            return np.count_nonzero(which, axis=1)
+        words = which.view(np.uint64).reshape(len(which), -1)
+        total = np.zeros(len(which), np.int64)
+        for first in range(0, words.shape[1], _ROWS):
+            total += words[:, first : first + _ROWS].sum(1).view(np.uint8).reshape(-1, 8).sum(1, dtype=np.int64)
+        return total
+
+    def _add_lost(self, lines: slice, magnitude: np.ndarray, n_zero: np.ndarray | int) -> None:
         """For k = 1..LOST_BITS, how many values of F16 lose bits when multiplied by 2^-k: those whose lowest set bit
         lies below 2^(k - 24). Halving shifts only the exponent until the result is subnormal, where the lowest bits go.
         """
-        bit = _LOWEST_BIT[block.contiguous().view(torch.uint16).numpy().reshape(block.shape)]
-        kept = self.lost[at].shape[:-1]
-        line = np.arange(math.prod(kept)).reshape([1 if d in over else n for d, n in enumerate(block.shape)])
-        index = line * (LOST_BITS + 1) + np.minimum(bit, LOST_BITS)
-        counts = np.bincount(index.reshape(-1), minlength=line.size * (LOST_BITS + 1)).reshape(*kept, LOST_BITS + 1)
-        self.lost[at] += counts[..., :LOST_BITS].cumsum(-1)
+        below = _below_lowest_bit(magnitude, self.buffers)
+        which = self.buffers("is", bool, magnitude.shape)
+        for k in range(1, LOST_BITS + 1):
+            n = self._count(np.less(below, np.uint16(2 ** (k + 1) - 1), out=which))
+            self.lost[lines, k - 1] += n - n_zero if k > 10 else n  # zeros read as 2^-14
 
     def finish(self) -> dict[str, np.ndarray]:
         """Each column flat over ``axes``, row-major."""
-        out = {name: column.reshape(-1) for name, column in self.out.items()}
-        return out | ({"lost": self.lost.reshape(-1, LOST_BITS)} if self.lost is not None else {})
+        return self.out | ({"lost": self.lost} if self.lost is not None else {})
 
 
-def _lowest_bits() -> np.ndarray:
-    """For each F16 bit pattern: exponent of its lowest set bit above 2^-24; 255 for zero and the non-finite."""
-    pattern = np.arange(65536)
-    exponent, mantissa = pattern >> 10 & 31, pattern & 1023
-    significand = np.where(exponent > 0, mantissa + 1024, mantissa)
-    trailing = np.log2((significand & -significand).clip(1)).astype(np.int64)
-    lowest = trailing + np.maximum(exponent, 1) - 1
-    return np.where((significand == 0) | (exponent == 31), 255, lowest).astype(np.uint8)
+def _values(stored: np.ndarray, dtype: str) -> np.ndarray:
+    """The numbers that are stored, in a dtype that holds each exactly."""
+    if dtype == "BF16":
+        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return stored.view(np.float16) if dtype == "F16" else stored
 
 
-_LOWEST_BIT = _lowest_bits()
+def _below_lowest_bit(magnitude: np.ndarray, buffers: _Buffers) -> np.ndarray:
+    """2^(t + 1) - 1 for magnitudes of F16 whose lowest set bit is 2^(t - 24), t < 15, zeros taken for 2^-14; 65535 for a
+    higher one and for what is not finite, which lose nothing.
+    """
+    bit, exponent = (buffers(name, np.uint16, magnitude.shape) for name in ("bit", "exponent"))
+    np.bitwise_or(magnitude, np.uint16(1024), out=bit)  # the leading bit, of a number that has one
+    np.negative(bit, out=exponent)
+    np.bitwise_and(bit, exponent, out=bit)
+    np.maximum(magnitude, np.uint16(1024), out=exponent)
+    np.right_shift(exponent, np.uint16(10), out=exponent)
+    np.left_shift(bit, exponent, out=bit)  # the lowest bit over 2^-25; nothing is left of one beyond 16 bits
+    return np.subtract(bit, np.uint16(1), out=bit)

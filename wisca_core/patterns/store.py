@@ -17,7 +17,7 @@ def measured(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) 
     kept = cached(checkpoint, sites)
     if kept is not None:
         return kept
-    from wisca_core.patterns.measure import measure  # torch: only where something is read
+    from wisca_core.patterns.measure import measure  # only where something is read
 
     patterns = measure(checkpoint, sites, progress)
     try:
