@@ -12,11 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_comparison import never, numbers, train_all
 
+from wisca_core.checkpoint import open_checkpoint
 from wisca_core.cli import main
 from wisca_core.comparison import cell as cell_module
 from wisca_core.comparison import executor, folder, statistics
+from wisca_core.comparison import prepare as preparing
 from wisca_core.comparison.cell import train
 from wisca_core.comparison.data import kept_corpus, load_corpus
 from wisca_core.comparison.estimate import estimate, flops_per_step
@@ -87,6 +90,18 @@ def lora(base, text):
         return checked(Spec(**{**given, **changes}))
 
     return lora
+
+
+@pytest.mark.parametrize("name", ["late.safetensors", "late.bin"])
+def test_training_goes_on_from_the_file_that_was_named(name, base, lora, tmp_path):
+    both = shutil.copytree(base, tmp_path / "both")
+    late = {key: tensor + 1 for key, tensor in load_file(both / "model.safetensors").items()}
+    torch.save(late, both / name) if name.endswith(".bin") else save_file(late, both / name)
+    assert open_checkpoint(both / name).place == both / name and open_checkpoint(both).place == both
+    spec = lora(model=ModelSpec(source="whole", weights="continued", path=str(both / name)), arms=(ARMS["baseline"],))
+    held = build_model(spec, 1).state_dict()
+    assert all(torch.equal(held[key], tensor.float()) for key, tensor in late.items())
+    assert preparing.model_sha256(spec) != preparing.model_sha256(lora(model=ModelSpec(source="lora", path=str(both))))
 
 
 # --- adapters on an open model ----------------------------------------------------------------------------------------

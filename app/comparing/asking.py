@@ -77,7 +77,7 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
     model: dict[str, Any] = {"source": kind}
     out: dict[str, Any] = {}
     if kind in ("shrunk", "whole", "lora"):
-        model["path"] = _open_folder()
+        model["path"] = _open_place()
         st.markdown(
             f":small[:gray[The open model: {words.markdown_text(model_title(model['path']))}. Another one is opened in the sidebar.]]"
         )
@@ -187,13 +187,12 @@ def executors() -> list[str]:
     return [name for name in _EXECUTORS if name != "ray" or find_spec("ray") is not None]
 
 
-def _open_folder() -> str:
-    """Where the open model lies on this machine. Raises SpecError where none is open, WiscaError where it cannot be."""
+def _open_place() -> str:
+    """The folder or file of the open model on this machine. Raises SpecError where none is open, WiscaError where it cannot be."""
     model = normal(state.get("model"))
     if not model:
         raise SpecError("model.path", "", "an open model: open one in the sidebar")
-    checkpoint = cached.opened(model).checkpoint
-    return str(checkpoint.path)
+    return str(cached.opened(model).checkpoint.place)
 
 
 def _decoder(preset: Spec) -> dict[str, int]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import streamlit as st
 
 from wisca_app.open_model import normal
-from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.model import Model
 from wisca_core.pairs import PAIRS
@@ -66,27 +65,10 @@ scaler = Scaler(model, optimizer, {arguments})  # plain PyTorch: scaler.step() b
 
 
 def snippet(model: str, options: Options) -> str:
-    given = _given(options)
-    layers = f"layers=parse_layers({','.join(map(str, options.layers))!r})" if options.layers else ""
-    arguments = ", ".join(filter(None, [*given, layers]))
-    pairs = f", pairs={searched(options.pairs)!r}" if "mlp" in options.pairs else ""
-    imported = "Options, parse_layers" if layers else "Options"
-    return f"""from pathlib import Path
+    layers = [f"layers={','.join(map(str, options.layers))!r}"] if options.layers else []
+    return f"""import wisca_core as wisca
 
-from wisca_core.architecture.find import find_sites
-from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.proving import prove
-from wisca_core.equivalence.proof import proved_only
-from wisca_core.exporting.export import export
-from wisca_core.patterns.store import measured
-from wisca_core.planning.decide import decide
-from wisca_core.planning.options import {imported}
-from wisca_core.planning.plan import make_plan
-
-checkpoint = open_checkpoint({model!r})
-sites = find_sites(checkpoint{pairs})
-proof = prove(checkpoint, sites)
-sites = proved_only(sites, proof)
-plan = make_plan(decide(measured(checkpoint, sites), Options({arguments})))
-export(checkpoint, sites, plan, Path("OUT"), proof)
+model = wisca.open({model!r})
+plan = wisca.plan({", ".join(["model", *_given(options), *layers])})
+wisca.export(model, plan, "OUT")
 """

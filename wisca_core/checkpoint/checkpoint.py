@@ -158,6 +158,14 @@ class Checkpoint:
             )
 
     @property
+    def place(self) -> Path:
+        """What ``open_checkpoint`` opens as this very checkpoint on this machine: its folder, or the one file of it that was
+        named.
+        """
+        name = Path(self.source).name
+        return self.path / name if name in self.weight_files and self.index_file is None else self.path
+
+    @property
     def config(self) -> dict:
         """config.json parsed, a fresh dict each time; empty where there is none."""
         return parse_config(self.config_json) if self.config_json else {}

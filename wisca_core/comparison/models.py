@@ -15,7 +15,7 @@ from torch import nn
 from wisca_core.comparison.data import DOCUMENT, N_TOKENS
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import LoraSpec, ModelSpec, OptimiserSpec, Spec
-from wisca_core.errors import BadOption, ConfigMismatch, UnsupportedCheckpoint
+from wisca_core.errors import BadOption, ConfigMismatch
 
 
 def build_model(spec: Spec, seed: int) -> nn.Module:
@@ -80,14 +80,14 @@ def model_config(spec: Spec):
 
 
 def own_config(m: ModelSpec) -> Mapping[str, Any]:
-    """config.json of the folder at ``m.path``, looked through. Raises WiscaError for what cannot be trained here."""
+    """config.json of the model at ``m.path``, a folder or one weight file beside its config.json, looked through. Raises
+    WiscaError for what cannot be trained here.
+    """
     from wisca_core.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(m.path)
-    if checkpoint.kind not in ("safetensors",) and m.is_trained_before:
-        raise UnsupportedCheckpoint(
-            f"model.path: {m.path} holds {checkpoint.kind} weights; training continues from safetensors. Convert it first."
-        )
+    if m.is_trained_before:
+        checkpoint.check_rescalable()
     return checkpoint.config
 
 
@@ -126,13 +126,17 @@ def _fresh(config) -> nn.Module:
 
 
 def _pretrained(spec: Spec) -> nn.Module:
-    """The model in the folder, its weights as float32."""
-    from pathlib import Path
-
+    """The model in the folder or file, its weights as float32."""
+    from wisca_core.checkpoint import open_checkpoint
+    from wisca_core.equivalence.loadable import loadable
     from wisca_core.equivalence.miniature import load
+    from wisca_core.storage import workplace
 
     wanted = language_model_class(model_config(spec))
-    model = load(Path(spec.model.path), dtype=torch.float32, allow_extra=False)
+    with workplace(spec.model.path) as place:
+        folder = loadable(open_checkpoint(spec.model.path), place / "model")
+        model = load(folder, dtype=torch.float32, allow_extra=False)
+    model.name_or_path = model.config._name_or_path = spec.model.path  # what peft writes down as the base
     if not isinstance(model, wanted):
         raise ConfigMismatch(
             f"model.path: {spec.model.path} holds a {type(model).__name__}; a {wanted.__name__}, which predicts the next token, is needed."

@@ -133,8 +133,8 @@ def _short(checkpoint: Checkpoint) -> str:
     that of the file where one was named.
     """
     path = checkpoint.path
-    if Path(checkpoint.source).name in checkpoint.weight_files:
-        return f"{path.name}/{Path(checkpoint.source).name}"
+    if checkpoint.place != path:
+        return f"{path.name}/{checkpoint.place.name}"
     return (
         f"{path.parent.name}/{path.name}" if path.name.startswith("checkpoint") or path.name == "model" else path.name
     )
