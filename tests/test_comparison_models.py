@@ -98,7 +98,10 @@ def test_training_goes_on_from_the_file_that_was_named(name, base, lora, tmp_pat
     late = {key: tensor + 1 for key, tensor in load_file(both / "model.safetensors").items()}
     torch.save(late, both / name) if name.endswith(".bin") else save_file(late, both / name)
     assert open_checkpoint(both / name).place == both / name and open_checkpoint(both).place == both
-    spec = lora(model=ModelSpec(source="whole", weights="continued", path=str(both / name)), arms=(ARMS["baseline"],))
+    spec = lora(
+        model=ModelSpec(source="whole", weights="continued", path=str(both / name)),
+        arms=(ARMS["baseline"], ARMS["wisca"]),
+    )
     held = build_model(spec, 1).state_dict()
     assert all(torch.equal(held[key], tensor.float()) for key, tensor in late.items())
     assert preparing.model_sha256(spec) != preparing.model_sha256(lora(model=ModelSpec(source="lora", path=str(both))))
