@@ -172,12 +172,18 @@ def test_help_does_not_wait_for_the_heavy_libraries():
     assert "--csv" in out and out.endswith("set()\n")
 
 
-def test_a_model_that_was_measured_is_looked_at_without_torch(model, capsys):
-    assert main(["inspect", str(model)]) == 0
-    capsys.readouterr()
-    code = f"import sys; from wisca_core.cli import main; main(['inspect', {str(model)!r}]); print({{'torch'}} & sys.modules.keys())"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "heavier" in out and out.endswith("set()\n")
+def test_a_model_is_looked_at_without_torch_and_written_without_it_once_its_rule_is_proved(model, tmp_path):
+    def run(*arguments: object, heavy: str = "{'torch', 'transformers', 'scipy'}") -> str:
+        words = [str(one) for one in arguments]
+        code = f"import sys; from wisca_core.cli import main; main({words!r}); print({heavy} & sys.modules.keys())"
+        home = os.environ | {"WISCA_HOME": str(tmp_path / "home")}
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=home).stdout
+
+    said = run("inspect", model)
+    assert "heavier" in said and said.endswith("set()\n")
+    assert "'torch'" in run("rescale", model, tmp_path / "first", "--no-check")  # the proof runs a miniature
+    assert run("rescale", model, tmp_path / "again", "--no-check").endswith("set()\n")
+    assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "again") != bytes_of(model)
 
 
 def test_the_version_is_printed(capsys):

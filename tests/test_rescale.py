@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Grid, Leg, Site, SiteKey, Sites
-from wisca_core.checkpoint import open_checkpoint
-from wisca_core.rescale import Scaling, changes, rescaled, scalings
+from wisca_core.checkpoint import TORCH_DTYPES, open_checkpoint
+from wisca_core.rescale import Scaling, changes, rescaled, scalings, stored_rescaled
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -138,3 +138,31 @@ def test_a_power_of_two_and_back_gives_the_very_bits(dtype, seed, octave):
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
     there = rescaled(x, Scaling({0: np.full(64, 2.0**octave)}))
     assert torch.equal(rescaled(there, Scaling({0: np.full(64, 2.0**-octave)})), x)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+def test_stored_bytes_are_multiplied_to_the_same_bits_as_tensors(dtype, offset):
+    """All 65,536 patterns of 16 bits, 200 octaves of the others; factors of every kind, among them ones and one that has no
+    float32, along both axes.
+    """
+    of_torch, bits = TORCH_DTYPES[dtype], {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    generator = torch.Generator().manual_seed(0)
+    if of_torch.itemsize == 2:
+        block = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(of_torch).reshape(256, 256)
+    else:
+        octaves = torch.randint(-100, 100, (256, 256), generator=generator)
+        block = torch.randn(256, 256, generator=generator, dtype=of_torch) * torch.exp2(octaves.to(of_torch))
+    stored = block.view(torch.uint16).numpy() if of_torch.itemsize == 2 else block.numpy()
+    draw = np.random.default_rng(0)
+    powers, odd = np.exp2(draw.integers(-12, 12, 256).astype(float)), np.exp2(draw.uniform(-12, 12, 256))
+    for factor in (powers, odd, np.full(256, 1e-40), np.ones(256)):
+        factor[::7] = 1
+        for axis in (0, 1):
+            scaling = Scaling({axis: factor}, offset)
+            expected = rescaled(block, scaling)
+            found = torch.from_numpy(stored_rescaled(stored, dtype, scaling)).view(of_torch)
+            number = ~expected.isnan()
+            assert torch.equal(number, ~found.isnan())
+            as_bits = bits[of_torch.itemsize]
+            assert torch.equal(found.view(as_bits)[number], expected.view(as_bits)[number]), (axis, factor[1])

@@ -2,23 +2,23 @@
 
 16-bit values are multiplied in float32 and rounded once; F32 and F64 in float64. Where an offset is added first, or a
 factor has no float32, 16-bit values too go through float64. A value whose factor is 1 keeps its bits.
+
+Twice: on tensors, wherever they are, and on stored bytes for an export, which needs no torch. Both give the same bits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from wisca_core.architecture.site import Sites
 
-_WORK = {
-    torch.float64: torch.float64,
-    torch.float32: torch.float64,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}
+if TYPE_CHECKING:
+    import torch
+
 _CACHED = 1 << 17  # values that stay in a core's cache in both precisions
 # factors in here have a float32 that is neither infinite nor subnormal
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -32,6 +32,18 @@ class Scaling:
 
     along: Mapping[int | tuple[int, ...], np.ndarray]
     offset: float = 0.0
+
+    def rows(self, first: int, n: int) -> list[tuple[int | tuple[int, ...], np.ndarray]]:
+        """(axis, factors) of ``n`` rows of axis 0 from ``first`` on."""
+        return [
+            (axis, vector[first : first + n] if axis == 0 or (isinstance(axis, tuple) and axis[0] == 0) else vector)
+            for axis, vector in self.along.items()
+        ]
+
+    @property
+    def fits_float32(self) -> bool:
+        """Whether 16-bit values may be multiplied in float32."""
+        return not self.offset and all(((v >= _SMALLEST) & (v <= _LARGEST)).all() for v in self.along.values())
 
 
 def scalings(
@@ -72,14 +84,10 @@ def rescaled(block: torch.Tensor, scaling: Scaling, first_row: int = 0) -> torch
     """``block`` (rows from ``first_row`` of axis 0, stored dtype) times its factors: a new tensor of the same shape and
     dtype.
     """
-    factors = []
-    for axis, vector in scaling.along.items():
-        part = (
-            vector[first_row : first_row + block.shape[0]]
-            if axis == 0 or (isinstance(axis, tuple) and axis[0] == 0)
-            else vector
-        )
-        factors.append(along_axis(torch.from_numpy(part), axis, block.dim()))
+    import torch
+
+    parts = scaling.rows(first_row, block.shape[0])
+    factors = [along_axis(torch.from_numpy(part), axis, block.dim()) for axis, part in parts]
     out = times_(block.clone(), factors, scaling.offset, work_dtype(block.dtype, scaling))
     kept = torch.ones((), dtype=torch.bool)
     for factor in factors:
@@ -90,13 +98,13 @@ def rescaled(block: torch.Tensor, scaling: Scaling, first_row: int = 0) -> torch
 
 def work_dtype(stored: torch.dtype, scaling: Scaling) -> torch.dtype:
     """The precision values of dtype ``stored`` are multiplied in."""
-    if scaling.offset or not all(((v >= _SMALLEST) & (v <= _LARGEST)).all() for v in scaling.along.values()):
-        return torch.float64
-    return _WORK[stored]
+    import torch
+
+    return torch.float32 if stored.itemsize == 2 and scaling.fits_float32 else torch.float64
 
 
 def along_axis(vector: torch.Tensor, axis: int | tuple[int, ...], n_dims: int) -> torch.Tensor:
-    """A view of ``vector`` that multiplies axis ``axis`` (ascending axes, of its shape) of a tensor of ``n_dims``
+    """A view of ``vector`` (an array's is an array) that multiplies axis ``axis`` (ascending axes, of its shape) of a tensor of ``n_dims``
     dimensions.
     """
     shape = [1] * n_dims
@@ -112,6 +120,8 @@ def times_(block: torch.Tensor, factors: Sequence[torch.Tensor], offset: float, 
     ``factors``: float64, as many dimensions as ``block``, broadcasting against it; ``work``: what ``work_dtype`` says.
     One rounding to the stored dtype a value, whatever the number of factors.
     """
+    import torch
+
     if not block.dim() or not block.numel():
         return block
     # off the CPU one kernel converts, multiplies and rounds; on it the conversion is fast only inside the cache
@@ -140,10 +150,65 @@ def times_(block: torch.Tensor, factors: Sequence[torch.Tensor], offset: float, 
     return block
 
 
-def changes(scaling: Mapping[str, Scaling]) -> dict[str, Callable[[torch.Tensor, int], torch.Tensor]]:
-    """The same as functions (block, first row) -> block, as the writer of weight files takes them."""
-    return {name: partial(_change, one) for name, one in scaling.items()}
+@dataclass(frozen=True, eq=False)
+class Change:
+    """A scaling as the writer of weight files takes it, for tensors and for stored bytes."""
+
+    scaling: Scaling
+
+    def __call__(self, block: torch.Tensor, first_row: int) -> torch.Tensor:
+        return rescaled(block, self.scaling, first_row)
+
+    def stored(self, block: np.ndarray, dtype: str, first_row: int) -> np.ndarray:
+        """``rescaled`` without torch. ``block``: rows of stored values, 16-bit ones as integers."""
+        return stored_rescaled(block, dtype, self.scaling, first_row)
 
 
-def _change(scaling: Scaling, block: torch.Tensor, first_row: int) -> torch.Tensor:
-    return rescaled(block, scaling, first_row)
+def changes(scaling: Mapping[str, Scaling]) -> dict[str, Change]:
+    """Of each tensor, for ``write_weights``."""
+    return {name: Change(one) for name, one in scaling.items()}
+
+
+def stored_rescaled(block: np.ndarray, dtype: str, scaling: Scaling, first_row: int = 0) -> np.ndarray:
+    """``rescaled`` of stored values: ``block`` has whole rows from ``first_row`` of axis 0, uint16 for BF16 and F16, else
+    float32 and float64; so has what is returned, a new array. The bits are those that torch gives, but for NaNs.
+    """
+    parts = [along_axis(part, axis, block.ndim) for axis, part in scaling.rows(first_row, len(block))]
+    work = np.float32 if block.itemsize == 2 and scaling.fits_float32 else np.float64
+    with np.errstate(all="ignore"):
+        wide = _numbers(block, dtype).astype(work)
+        if scaling.offset:
+            wide += scaling.offset
+        for part in parts:
+            wide *= part.astype(work)
+        if scaling.offset:
+            wide -= scaling.offset
+        out = _stored(wide, dtype)
+    kept = np.ones((), bool)
+    for part in parts:
+        kept = kept & (part == 1)
+    return np.where(kept, block, out) if kept.any() else out
+
+
+def _numbers(stored: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "BF16":
+        wide = stored.astype(np.uint32)
+        wide <<= np.uint32(16)
+        return wide.view(np.float32)
+    return stored.view(np.float16) if dtype == "F16" else stored
+
+
+def _stored(wide: np.ndarray, dtype: str) -> np.ndarray:
+    """Rounded to the nearest, ties to even. float64 goes to 16 bits by way of float32, as torch has it."""
+    if dtype in ("F32", "F64"):
+        return wide.astype(np.float32 if dtype == "F32" else np.float64, copy=False)
+    narrow = wide.astype(np.float32, copy=False)
+    if dtype == "F16":
+        return narrow.astype(np.float16).view(np.uint16)
+    bits = narrow.view(np.uint32)
+    odd = bits >> np.uint32(16)
+    odd &= np.uint32(1)
+    odd += np.uint32(0x7FFF)
+    odd += bits  # a NaN of 16 bits has none below them and cannot carry
+    odd >>= np.uint32(16)
+    return odd.astype(np.uint16)

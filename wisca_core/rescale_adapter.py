@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from wisca_core.architecture.adapter import ROOT, Adapted, adapted
 from wisca_core.architecture.site import Sites
@@ -188,6 +187,8 @@ def _growth(of_base: Reader, of_adapter: Reader, one: Fitted, columns: np.ndarra
     product = _scaling(of_adapter.checkpoint, parts.module, a.shape[0]) * (b @ a)
     weight = of_base.tensor(one.weight).double()
     both = (weight if one.out_axis == 0 else weight.T) + product
+    import torch
+
     before, after = (torch.linalg.vector_norm(m, dim=1) for m in (both, both * torch.from_numpy(columns)))
     growth = (after / before).numpy()
     if not (np.isfinite(growth) & (growth > 0)).all():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from wisca_core.checkpoint.derived import Made
 
 DISK_BYTES = 8 * 2**20  # one read, or what is asked for ahead of smaller ones, which lose the kernel's read-ahead
-PARALLEL = hasattr(os, "pread")  # whether several threads may read through one Reader
+MOST_THREADS = 4  # that read and compute at once: more wait for memory
 
 if hasattr(os, "preadv"):
 
@@ -45,6 +45,14 @@ else:  # Windows: moves the file position, so one thread a Reader
         data = os.read(fd, len(into))
         into[: len(data)] = data
         return len(data)
+
+
+def n_threads() -> int:
+    """How many threads may read through one Reader and compute on what they read."""
+    if not hasattr(os, "pread"):  # they would share the file position
+        return 1
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_THREADS, available)
 
 
 class Reader:

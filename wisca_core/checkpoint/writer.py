@@ -1,28 +1,40 @@
 """Weight files written again with some tensors changed: same names, shapes, dtypes, order, shards and metadata.
 
 A changed tensor has the size of the old one, so in a safetensors file no offset moves: the header and every untouched
-byte are copied (by the kernel where it can), and only the changed tensors are computed. Torch files become safetensors
-with the same split.
+byte are copied (by the kernel where it can), and only the changed tensors are computed, on several cores. Torch files become
+safetensors with the same split.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 import xxhash
 
-from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
+from wisca_core.checkpoint import RESCALABLE, Checkpoint, Reader, TensorInfo
+from wisca_core.checkpoint.reader import n_threads
 from wisca_core.errors import CheckpointChanged
 from wisca_core.progress import Progress, silent
 from wisca_core.untrusted import locate, open_regular
 
-# (block in stored dtype, its first row) -> block of the same shape and dtype
-Change = Callable[[torch.Tensor, int], torch.Tensor]
+if TYPE_CHECKING:
+    import torch
+
+# (block in stored dtype, its first row) -> block of the same shape and dtype. One that has ``stored`` too, (rows as an array,
+# 16-bit values as integers; name of the dtype; first row) -> the same, may be asked by several threads at once, without torch
+Change = Callable[["torch.Tensor", int], "torch.Tensor"]
+_STORED = {"F64": np.float64, "F32": np.float32, "BF16": np.uint16, "F16": np.uint16}
+_BLOCK = 1 << 17  # values that stay in a core's cache
 
 _COPY_BYTES = 64 * 2**20
 
@@ -45,29 +57,45 @@ def write_weights(
     total = sum(t.n_bytes for t in checkpoint.tensors)
     done = 0
     digests: dict[str, str] = {}
+    is_parallel = not checkpoint.recipes and all(hasattr(change, "stored") for change in changes.values())
+    with Reader(checkpoint) as reader, _pool(is_parallel) as pool:
+        for file in rewritten_files(checkpoint):
+            tensors = [t for t in checkpoint.tensors if t.file == file]
+            target = out / written_name(checkpoint, file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _open_copy(checkpoint, file, tensors, target, as_read) as copy:
+                progress(f"writing {target.name}", done, total)
+                for tensor, digest in copy.all(pool, tensors, reader, changes):
+                    if digest:
+                        digests[tensor.name] = digest
+                    done += tensor.n_bytes
+                    progress(f"writing {target.name}", done, total)
+    if checkpoint.kind == "torch" or as_read:
+        _write_index(checkpoint, out)
+    progress("writing", total, total)
+    return digests
+
+
+@contextmanager
+def _pool(is_parallel: bool) -> Iterator[ThreadPoolExecutor | None]:
+    """Threads for arithmetic on stored bytes. Where torch is to multiply there are none, nor any of its own: on small blocks
+    they cost far more than they bring.
+    """
+    if is_parallel:
+        pool = ThreadPoolExecutor(n_threads())
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with Reader(checkpoint) as reader:
-            for file in rewritten_files(checkpoint):
-                tensors = [t for t in checkpoint.tensors if t.file == file]
-                target = out / written_name(checkpoint, file)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                copy = _open_copy(checkpoint, file, tensors, target, as_read)
-                with copy:
-                    for tensor in tensors:
-                        progress(f"writing {target.name}", done, total)
-                        if tensor.name in changes:
-                            digests[tensor.name] = copy.changed(tensor, reader, changes[tensor.name])
-                        else:
-                            copy.unchanged(tensor, reader)
-                        done += tensor.n_bytes
-        if checkpoint.kind == "torch" or as_read:
-            _write_index(checkpoint, out)
-        progress("writing", total, total)
+        yield None
     finally:
         torch.set_num_threads(threads)
-    return digests
 
 
 def unshared(checkpoint: Checkpoint) -> Checkpoint:
@@ -121,15 +149,56 @@ class _Copy:
             return
         _copy_range(self.source.fileno(), tensor.offset, self.fd, self.at[tensor.name], tensor.n_bytes)
 
+    def all(
+        self, pool: ThreadPoolExecutor | None, tensors: list[TensorInfo], reader: Reader, changes: Mapping[str, Change]
+    ) -> Iterator[tuple[TensorInfo, str]]:
+        """Write every tensor; (tensor, digest of what was written, "" where it was not changed), in order."""
+
+        def one(tensor: TensorInfo) -> str:
+            if tensor.name in changes:
+                return self.changed(tensor, reader, changes[tensor.name])
+            self.unchanged(tensor, reader)
+            return ""
+
+        if pool is None:
+            for tensor in tensors:
+                yield tensor, one(tensor)
+            return
+        waiting: list[Future] = []
+        try:
+            waiting = [pool.submit(one, tensor) for tensor in tensors]
+            for tensor, future in zip(tensors, waiting):
+                yield tensor, future.result()
+        finally:  # nothing may still write when the file is closed
+            for future in waiting:
+                future.cancel()
+            wait(waiting)
+
     def changed(self, tensor: TensorInfo, reader: Reader, change: Change) -> str:
         digest = xxhash.xxh3_128()
         position = self.at[tensor.name]
-        for first, block in reader.blocks(tensor.name, max_elements=1 << 20):
-            data = change(block, first).contiguous().view(torch.uint8).numpy()
+        for data in _changed_blocks(tensor, reader, change):
             digest.update(data)
             _write_all(self.fd, data, position)
             position += data.nbytes
         return digest.hexdigest()
+
+
+def _changed_blocks(tensor: TensorInfo, reader: Reader, change: Change) -> Iterator[np.ndarray]:
+    """Its new bytes, in order, some rows at a time."""
+    if hasattr(change, "stored") and tensor.dtype in RESCALABLE and tensor.shape and tensor.name not in reader.made:
+        dtype, row = _STORED[tensor.dtype], tensor.n_elements // max(tensor.shape[0], 1)
+        most = max(1, _BLOCK // max(row, 1))
+        first = 0
+        for piece in reader.raw(tensor.name, most * row * np.dtype(dtype).itemsize):
+            block = np.frombuffer(piece, dtype).reshape(-1, *tensor.shape[1:])
+            yield np.ascontiguousarray(change.stored(block, tensor.dtype, first)).reshape(-1).view(np.uint8)
+            first += len(block)
+        return
+    import torch
+
+    for first, block in reader.blocks(tensor.name, max_elements=1 << 20):
+        yield change(block, first).contiguous().view(torch.uint8).numpy()
 
 
 def _open_copy(checkpoint: Checkpoint, file: str, tensors: list[TensorInfo], target: Path, as_read: bool) -> _Copy:

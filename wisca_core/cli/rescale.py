@@ -12,12 +12,9 @@ from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
-from wisca_core.equivalence.checking import compare_folder
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, not_covered
-from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import Proof, check_covers, proved_only
 from wisca_core.equivalence.proving import prove
-from wisca_core.equivalence.trial import discover
 from wisca_core.errors import (
     BadOption,
     CheckNotRun,
@@ -41,6 +38,7 @@ from wisca_core.planning import plan as plans
 from wisca_core.planning.decide import Decision, decide
 from wisca_core.planning.options import Options, default_pairs, parse_layers, parse_pairs
 from wisca_core.planning.plan import Plan
+from wisca_core.progress import Progress
 from wisca_core.rescale import scalings
 from wisca_core.rescale_adapter import adapters_near, fitted, follow
 from wisca_core.storage import read_json
@@ -135,7 +133,7 @@ def run(
         refuse_place(adapter, place)
     with bar() as progress:
         sites = sites_of(
-            checkpoint, searched(saved.options.pairs if saved else options.pairs), progress, search=discover
+            checkpoint, searched(saved.options.pairs if saved else options.pairs), progress, search=models.search
         )
     if asked.pairs is None:
         options = replace(options, pairs=default_pairs(sites))
@@ -169,7 +167,7 @@ def run(
         for line in left_behind:
             say(line, style="bold")
     with bar() as progress:
-        together = [prove_pair(checkpoint, sites, adapter, progress) for adapter in adapters]
+        together = [_proved_with(checkpoint, sites, adapter, progress) for adapter in adapters]
     if not json:
         say_proof(proof)
         for one in together:
@@ -222,6 +220,12 @@ def run(
             style="bold",
         )
     return 0
+
+
+def _proved_with(checkpoint: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progress) -> Proof:
+    from wisca_core.equivalence.pair_proof import prove_pair  # torch and peft: only where an adapter goes along
+
+    return prove_pair(checkpoint, sites, adapter, progress)
 
 
 def _opened_company(
@@ -323,6 +327,8 @@ def _exported(
     reasons = [not_run] if not_run else []
 
     def check(written: Path, progress) -> FullCheck:
+        from wisca_core.equivalence.checking import compare_folder
+
         try:
             checks.append(compare_folder(checkpoint, sites, plan, written, progress))
         except CheckNotRun as error:

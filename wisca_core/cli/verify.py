@@ -5,12 +5,13 @@ from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, say
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof
-from wisca_core.equivalence.verify import verify as compare
 from wisca_core.words import plural
 
 
 def run(before: str, after: str, weights_only: bool, json: bool, yes: bool, declared: Declared | None = None) -> int:
     """0 for bit-identical and equivalent up to rounding, 1 for not equivalent."""
+    from wisca_core.equivalence.verify import verify as compare
+
     first, second = models.opened(before, yes, declared), models.opened(after, yes, declared)
     with bar() as progress:
         found = compare(first, second, progress, run_models=not weights_only)

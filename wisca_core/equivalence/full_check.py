@@ -1,16 +1,20 @@
 """What a full check says: the outputs of the original and of the rescaled checkpoint in figures."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from wisca_core.architecture.site import Sites
-from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint
+from wisca_core.checkpoint import Checkpoint
 from wisca_core.equivalence.proof import OTHER_KERNELS, Proof
 from wisca_core.planning.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
 
 # a control that is this much smaller says the difference is more than rounding
 SUSPICIOUS = 30.0
@@ -103,7 +107,7 @@ class FullCheck:
         return out | {name: repr(out[name]) for name in ("max_abs", "max_rel", *doubtful)}
 
     @classmethod
-    def from_json(cls, data: Mapping) -> "FullCheck":
+    def from_json(cls, data: Mapping) -> FullCheck:
         # before they were kept
         earlier = {
             "counted": f"{data['n_tokens']:,} tokens",
@@ -121,7 +125,7 @@ _MAYBE = ("control_max_rel", "perplexity_before", "perplexity_after", "int8_max_
 
 
 def _rounding(dtype: str) -> float:
-    return torch.finfo(TORCH_DTYPES[dtype]).eps
+    return {"F64": 2.0**-52, "F32": 2.0**-23, "BF16": 2.0**-7, "F16": 2.0**-10}[dtype]
 
 
 def not_covered(proof: Proof | None, check: FullCheck | None) -> tuple[str, ...]:
@@ -162,12 +166,16 @@ def rounded_at_random(generator: torch.Generator, block: torch.Tensor, first_row
     """Each value one unit in the last place up or down with probability 1/12: the variance of one rounding (ulp^2 /
     12).
     """
+    import torch
+
     draw = torch.randint(24, block.shape, generator=generator)
     return stepped(block, (draw == 0).to(torch.int8) - (draw == 1).to(torch.int8))
 
 
 def stepped(block: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     """Each value so many units in the last place further out; ``steps``: of the block's shape, small whole numbers."""
+    import torch
+
     bits = block.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[block.element_size()])
     ordinary = (
         block.isfinite() & (block.abs() > torch.finfo(block.dtype).tiny) & (block.abs() < torch.finfo(block.dtype).max)

@@ -12,11 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
 from wisca_core.checkpoint import Checkpoint
-from wisca_core.equivalence.miniature import model_class, quiet
-from wisca_core.equivalence.model_config import config_object
 from wisca_core.errors import WiscaError
 
 
@@ -92,6 +88,11 @@ def _names(config_json: str, stored: tuple[str, ...]) -> MemoryNames:
 
 def _table(config: Mapping) -> Callable[[str], tuple[str, tuple[str, ...]]]:
     """stored name -> (name in memory, the names in memory that are computed with it; () where it is only renamed)."""
+    import torch
+
+    from wisca_core.equivalence.miniature import model_class, quiet
+    from wisca_core.equivalence.model_config import config_object
+
     cls = model_class(config)
     with quiet(), torch.device("meta"):
         try:

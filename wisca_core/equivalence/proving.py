@@ -3,6 +3,7 @@ true float64.
 
 Seconds, and no big model in memory. It says that the *rule* is right for this structure; what the rounding of 16-bit
 weights does to the real model is the full check's business.
+torch is loaded where there is no kept proof.
 """
 
 import time
@@ -13,8 +14,6 @@ from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
-from wisca_core.equivalence.adapter_proof import kept_adapter_proof, prove_adapter
-from wisca_core.equivalence.bench import judge, open_bench
 from wisca_core.equivalence.proof import OCTAVES, OTHER_KERNELS, UNPROVED, Proof, kept_proof, label, lacking, proof_of
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
@@ -29,6 +28,8 @@ def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent, bas
     rule that is wrong or a model that cannot be built: the proof has then not ``passed`` and says why.
     """
     if checkpoint.adapter_json:
+        from wisca_core.equivalence.adapter_proof import prove_adapter
+
         return prove_adapter(checkpoint, sites, base, progress)
     if checkpoint.declared is not None:
         return _prove_declared(checkpoint, sites, progress)
@@ -45,6 +46,8 @@ def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent, bas
 def cached_proof(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None = None) -> Proof | None:
     """The kept proof of this structure under the installed versions and this code, or None."""
     if checkpoint.adapter_json:
+        from wisca_core.equivalence.adapter_proof import kept_adapter_proof
+
         return kept_adapter_proof(checkpoint, sites, base)
     return None if checkpoint.declared else kept_proof("proof", _key(checkpoint, sites))
 
@@ -101,6 +104,7 @@ def _key(checkpoint: Checkpoint, sites: Sites) -> str:
 
 
 def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity: str = "channel") -> Proof:
+    from wisca_core.equivalence.bench import judge, open_bench
     from wisca_core.equivalence.miniature import build_miniature
     from wisca_core.equivalence.small_config import shrink
 

@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.folder import ADAPTER_CONFIG
@@ -136,6 +134,8 @@ def products_moved(
     and the old product with the base's factors on its rows and columns; relative to the product of the absolute values, because
     B A itself may cancel (it does at peft's orthogonal start). Raises ProofFailed where it is more than rounding.
     """
+    import torch
+
     worst = 0.0
     with Reader(adapter) as reader:
         for number, one in enumerate(fitted(base, sites, scaling, adapter)):

@@ -7,7 +7,6 @@ planned later is arithmetic on what this pass returns.
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,13 +18,12 @@ import xxhash
 
 from wisca_core.architecture.site import Leg, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
-from wisca_core.checkpoint.reader import PARALLEL
+from wisca_core.checkpoint.reader import n_threads
 from wisca_core.patterns.table import LOST_BITS, STATS, Patterns, header_digest
 from wisca_core.progress import Progress, silent
 
 # values a block: large enough that Python's share is small, small enough that the passes over it stay in the cache
 BLOCK = 1 << 17
-MOST_THREADS = 4  # more wait for memory, and each has buffers of its own
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 _LANE = 1024  # values that are summed in float32 at most
 _ROWS = 255  # rows of a block whose columns are summed: their counts fit into a byte
@@ -53,8 +51,8 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     progress("measuring", 0, total)
     spare: SimpleQueue[_Buffers] = SimpleQueue()
     with Reader(checkpoint) as reader, _torch_alone(checkpoint):
-        n_threads = _n_threads() if PARALLEL and not checkpoint.recipes else 1
-        for _ in range(n_threads):
+        n = 1 if checkpoint.recipes else n_threads()
+        for _ in range(n):
             spare.put(_Buffers())
 
         def one(tensor: TensorInfo) -> tuple[str, list[_AxisStats]]:
@@ -65,7 +63,7 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
             finally:
                 spare.put(buffers)
 
-        pool = ThreadPoolExecutor(n_threads)
+        pool = ThreadPoolExecutor(n)
         try:
             for tensor, (digest, stats) in zip(tensors, pool.map(one, tensors)):
                 for of_axes in stats:
@@ -86,11 +84,6 @@ def _axes(legs: Iterable[Leg]) -> dict[str, list[tuple[tuple[int, ...], float]]]
     for leg in legs:
         wanted.setdefault(leg.tensor, {})[leg.axes, leg.offset] = None
     return {name: list(axes) for name, axes in wanted.items()}
-
-
-def _n_threads() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_THREADS, available)
 
 
 @contextmanager
