@@ -110,7 +110,7 @@ def test_the_way_of_training_is_chosen_and_said(monkeypatch):
 
 def test_a_way_that_cannot_train_the_model_is_refused_before_the_start():
     at = page("compare", comparison="new")
-    at.selectbox(key="compare model").set_value("lora").run()
+    at.selectbox(key="compare model, at first decoder").set_value("lora").run()
     at.selectbox(key="compare executor").set_value("replicas").run()
     assert "they are adapters on a frozen model" in texts(at) and not [b for b in at.button if b.key == "compare start"]
 
@@ -228,7 +228,7 @@ def test_arms_that_coincide_with_this_model_are_not_offered():
 
 
 def choose_model(at: AppTest, kind: str) -> AppTest:
-    at.selectbox(key="compare model").set_value(kind).run()
+    at.selectbox(key="compare model, at first decoder").set_value(kind).run()
     assert not at.exception
     return at
 
@@ -257,6 +257,18 @@ def test_the_open_model_smaller_whole_or_with_adapters_is_one_choice_away(monkey
     spec = folder.read(folder.every()[0]).spec
     assert spec.model.source == kind and spec.model.path.endswith("gqa-docs/checkpoint-3600")
     assert spec.data.tokens == ("tokenizer" if kind == "lora" else "bytes")
+
+
+def test_a_new_comparison_begins_with_the_open_model_where_it_is_ones_own(
+    monkeypatch, tiny_llama, small_model, tmp_path
+):
+    started(monkeypatch)
+    mine = tiny_llama(tmp_path / "mine", n_layers=2)
+    at = page("compare", comparison="new", model=mine)
+    assert "The open model's config made smaller: width 64" in texts(at)
+    encoder = small_model("bert", architectures=["BertModel"])  # predicts no next token
+    at = page("compare", comparison="new", model=encoder)
+    assert "Decoder, width 64, 4 layers" in texts(at)
 
 
 def test_training_on_from_the_weights_takes_the_models_own_tokens(monkeypatch):
@@ -519,7 +531,7 @@ def test_the_answer_what_decides_more_the_dose_the_rates_and_what_to_do():
     said, headings = texts(at), [s.value for s in at.subheader]
     # the baseline at 1e-3 is one octave from its best: 0.1; the arm's own difference is larger
     assert "each arm at its own best rate" in said and "exact sign-flip p = 0.008" in said
-    assert headings[0] == "Loss rises both ways, most with balance" and "What to do with this" in headings
+    assert headings[:2] == ["What to do with this", "Loss rises both ways, most with balance"]
     assert "Only at too low a rate does it look better" in headings
     assert metrics(at)["p, sign flip"] == "0.0078" and metrics(at)["Best rate"] == "0.002"
     assert "Tune the rate first" in said and "Rescale where the rate is not yours" in said

@@ -234,6 +234,35 @@ def test_layer_and_group_boxes_move_the_frame_the_arrow_and_the_head_panel(llama
     assert at.query_params["layer"] in ("1", ["1"]) and at.query_params["group"] in ("0", ["0"])
 
 
+def test_the_rates_of_a_cell_are_of_the_factor_that_leaves_its_after(llama):
+    at = page(model=llama, layer="2", group="1")
+    tensors = load_file(llama / "model.safetensors")
+    q, k = (l1(tensors, f"model.layers.2.self_attn.{side}_proj.weight") for side in "qk")
+    m = (q / k) ** 0.5  # of the whole layer, where that of the cell alone is larger
+    by_layer = f":blue[Wq] {rate(m)}, :orange[Wk] {rate(1 / m)}"
+    assert "Adam, by layer" in texts(at) and "After, by layer" in texts(at) and by_layer in texts(at)
+    assert most(at).iloc[0]["Adam: Wq, Wk"] == f"{rate(m)}, {rate(1 / m)}"
+    at = page("rescale", model=llama, layer="2", group="1", exclude="decoder.2.self.qk")
+    at.switch_page("views/inspect.py").run()
+    assert "as it is, with Rescale's options" in texts(at) and "Adam, by layer" not in texts(at)
+
+
+def test_the_line_above_the_verdict_counts_what_is_refused_below_it(small_model):
+    at = page(model=small_model("gpt2"))
+    assert "4 pairs, 2 refused." in texts(at) and "and 1 more like it" in texts(at)
+
+
+def test_the_buttons_lead_to_what_was_measured_and_to_the_same_question_of_this_model(llama):
+    at = page(model=llama)
+    at.button(key="go answer").click().run()
+    at.switch_page("views/compare.py").run()
+    assert "No useful gain" in at.title[0].value
+    at.switch_page("views/inspect.py").run()
+    at.button(key="go compare").click().run()
+    at.switch_page("views/compare.py").run()
+    assert at.title[0].value == "Would rescaling help a training like yours?"
+
+
 def test_the_selection_survives_another_pair_and_another_page(llama):
     at = page(model=llama, layer="3", group="0")
     assert at.header[0].value == "Layer 3, KV group 0"

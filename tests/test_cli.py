@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 
 import wisca_core
 from wisca_core import cli, storage
-from wisca_core.architecture.site import GRANULARITIES
+from wisca_core.architecture.site import GRANULARITIES, Refusal
 from wisca_core.checkpoint import HubSize
 from wisca_core.cli import main, models, rescale, terminal
+from wisca_core.cli.verify import say_proof
 from wisca_core.comparison.presets import PRESETS
+from wisca_core.equivalence.proof import Proof
 from wisca_core.errors import Cancelled
 from wisca_core.patterns.table import NORMS
 from wisca_core.planning.options import PLAN_NORMS
@@ -643,3 +645,26 @@ def test_text_that_a_spreadsheet_would_run_is_escaped_and_numbers_are_not():
 
     table = pd.DataFrame({"=x": ["=1+1", "+a", "-a", "@a", "a-b"], "n": [-1.5, 0.1, 2.0, 3.0, -4.0]})
     assert csv_bytes(table) == b"'=x,n\n'=1+1,-1.5\n'+a,0.1\n'-a,2.0\n'@a,3.0\na-b,-4.0\n"
+
+
+def test_a_proof_that_holds_for_some_pairs_says_which_are_left_and_each_name_once(capsys):
+    why = "vision.0.cross.qk: scaling one side alone does not move the outputs, so this pair is not run and nothing is proved."
+    figures = dict(n_cases=4, cases=("length 7",), max_rel=0.0, liveness=0.1, largest_factor=1024.0, seconds=1.0)
+    proof = Proof(
+        passed=False,
+        rule="siglip",
+        what="2 layers",
+        **figures,
+        versions={},
+        reason=why,
+        proved=("vision.self.qk", "vision.self.vo"),
+        refused=(("vision.cross.qk", why),),
+    )
+    say_proof(proof)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "passed for 2 of 3 kinds of pair; left as they are: " in said and "failed" not in said
+    assert "vision.cross.qk: scaling one side alone" in said and "vision.0.cross.qk" not in said
+    say_proof(replace(proof, proved=()))
+    assert "failed: vision.0.cross.qk" in " ".join(capsys.readouterr().out.split())
+    lines = rescale._lines([Refusal(f"vision.{i}.cross.qk", why) for i in range(2)])
+    assert lines == [f"vision.0.cross.qk and 1 more like it: {why.removeprefix('vision.0.cross.qk: ')}"]

@@ -1,6 +1,7 @@
 """Numbers and lists in words, one spelling of each for the command line, the reports and the errors."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from wisca_core.pairs import SIDES
@@ -54,6 +55,18 @@ def runs_of(numbers: Iterable[int]) -> list[list[int]]:
         else:
             out.append([number])
     return out
+
+
+_SITE = re.compile(r"\w+\.\d+\.\w+\.\w+(\.e\d+)?(:[\w.-]+)?: ")
+
+
+def unnamed(reason: str) -> str:
+    """A reason without the name of a site that it begins with, for a line in which one stands already.
+
+    >>> unnamed("vision.0.cross.qk: scaling one side alone does not move the outputs.")
+    'scaling one side alone does not move the outputs.'
+    """
+    return reason[found.end() :] if (found := _SITE.match(reason)) else reason
 
 
 def listed(names: Sequence[str]) -> str:

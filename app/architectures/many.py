@@ -8,10 +8,9 @@ from wisca_app.cached import Census
 from wisca_app.figures import coverage as pictured
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme
-from wisca_app.heading import show
+from wisca_app.heading import heading, show
 from wisca_core.census.coverage import Coverage
 from wisca_core.census.entry import ABSENT, LABELS, NOT_REACHED, OPEN, PARTLY, PROVED, REFUSED
-from wisca_core.spreadsheet import csv_bytes
 from wisca_core.verdicts import versions
 
 _KEPT = {"persist_state": "session"}
@@ -62,29 +61,22 @@ def _clicked(key: str) -> None:
 
 
 def draw_table(census: Census) -> None:
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        st.subheader("Every architecture", anchor=False, width="content")
-        st.download_button(
-            "CSV",
-            csv_bytes(census.table),
-            "architectures.csv",
-            "text/csv",
-            type="tertiary",
-            on_click="ignore",
-            key="census_csv",
-        )
-    st.markdown(
-        ":small[:gray[Behind a verdict: the finest granularity at which the pair was proved, and how many places (cross-attention, a tower) no input tried here runs. Difference: relative to the largest output, in float64. "
-        "All of it is the census's, on default configs; what Rescale proves of a model of yours is not counted here.]]"
+    heading(
+        "Every architecture",
+        "Behind a verdict: the finest granularity at which the pair was proved, and how many places (cross-attention, a tower) no input tried here runs. Difference: relative to the largest output, in float64. "
+        "All of it is the census's, on default configs; what Rescale proves of a model of yours is not counted here.",
+        census.table,
+        "every architecture",
+        of="wisca",
     )
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         st.text_input("Search", key="search", placeholder="name, rule or reason", width=260, **_KEPT)
-        st.segmented_control(
+        st.selectbox(
             "Attention",
             [v for v in _VERDICTS if v == "all" or (census.table["attention"] == v).any() or v == state.get("verdict")],
             key="verdict",
-            required=True,
             format_func=_VERDICTS.get,
+            width=170,
             **_KEPT,
         )
         st.segmented_control("Of", list(_KINDS), key="kinds", required=True, format_func=_KINDS.get, **_KEPT)
@@ -147,15 +139,13 @@ def draw_reasons(coverage: Coverage) -> None:
         }
     )
     absent = coverage.n("mlp", ABSENT)
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        st.subheader("What is refused, and why", anchor=False, width="content")
-        st.download_button(
-            "CSV", csv_bytes(rows), "refusals.csv", "text/csv", type="tertiary", on_click="ignore", key="reasons_csv"
-        )
-    st.markdown(
-        ":small[:gray[A refused pair is left as it is; the others of the same model are still rescaled."
-        + (f" No up and down pair was found in {words.plural(absent, 'architecture')}." if absent else "")
-        + "]]"
+    heading(
+        "What is refused, and why",
+        "A refused pair is left as it is; the others of the same model are still rescaled."
+        + (f" No up and down pair was found in {words.plural(absent, 'architecture')}." if absent else ""),
+        rows,
+        "refusals",
+        of="wisca",
     )
     st.dataframe(
         rows,

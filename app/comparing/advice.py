@@ -17,44 +17,38 @@ def draw(comparison: Comparison, found: Report, start: dict[str, float]) -> None
     """``start``: pair -> log2 of the ratio of its norms at the start, median over the layers."""
     spec = comparison.spec
     with st.container(border=True):
-        left, right = st.columns(2, gap="large")
-        with left:
-            st.subheader("What to do with this", anchor=False)
-            for number, (what, why) in enumerate(steps(found, is_lora=spec.model.source == "lora"), 1):
-                st.markdown(f"**{number}\u2002{words.markdown_text(what)}**  \n{why}")
-        with right:
-            multipliers = {pair: 2 ** (start[pair] / 2) for pair in ("qk", "vo") if pair in start}
-            if spec.model.source == "lora" or not multipliers:
-                st.markdown(
-                    "Rates of A and B: the multiplier is the square root of the ratio of their norms, once B is not 0."
-                )
-                st.code(LORA_CODE, language="python")
-            else:
-                which = st.segmented_control(
-                    "For",
-                    ["PyTorch", "Megatron-Core"],
-                    default="PyTorch",
-                    required=True,
-                    key="compare groups",
-                    label_visibility="collapsed",
-                )
-                st.markdown(
-                    f':small[:gray[Rates at the start of these runs: {said(multipliers)}. By \\`by="rates"\\` they are renewed as training goes.]]'.replace(
-                        "\\`", "`"
-                    )
-                )
-                st.code(
-                    pytorch(multipliers) if which == "PyTorch" else megatron(multipliers),
-                    language="python",
-                    wrap_lines=True,
-                )
-            with st.container(horizontal=True, gap="small"):
-                if st.button("Compare at other rates", key="compare other rates"):
-                    state.note("comparison to show", "new")
-                    st.rerun()
-                if st.button("Open on Rescale", key="compare to rescale"):
-                    st.switch_page("views/rescale.py")
-            st.markdown(f":small[:gray[{RULE.format(useful=spec.useful_nats)}]]")
+        st.subheader("What to do with this", anchor=False)
+        todo = steps(found, is_lora=spec.model.source == "lora")
+        for number, (column, (what, why)) in enumerate(zip(st.columns(len(todo), gap="medium"), todo), 1):
+            column.markdown(f"**{number}\u2002{words.markdown_text(what)}**  \n{why}")
+        with st.container(horizontal=True, gap="small"):
+            if st.button("Compare at other rates", key="compare other rates"):
+                state.note("comparison to show", "new")
+                st.rerun()
+            if st.button("Open on Rescale", key="compare to rescale"):
+                st.switch_page("views/rescale.py")
+        with st.expander("The rates, to copy", key="compare rates to copy"):
+            _to_copy(spec.model.source == "lora", start)
+        st.markdown(f":small[:gray[{RULE.format(useful=spec.useful_nats)}]]")
+
+
+def _to_copy(is_lora: bool, start: dict[str, float]) -> None:
+    multipliers = {pair: 2 ** (start[pair] / 2) for pair in ("qk", "vo") if pair in start}
+    if is_lora or not multipliers:
+        st.markdown("Rates of A and B: the multiplier is the square root of the ratio of their norms, once B is not 0.")
+        st.code(LORA_CODE, language="python")
+        return
+    which = st.segmented_control(
+        "For",
+        ["PyTorch", "Megatron-Core"],
+        default="PyTorch",
+        required=True,
+        key="compare groups",
+        label_visibility="collapsed",
+    )
+    said_so = f"Rates at the start of these runs: {said(multipliers)}."
+    st.markdown(f':small[:gray[{said_so} By `by="rates"` they are renewed as training goes.]]')
+    st.code(pytorch(multipliers) if which == "PyTorch" else megatron(multipliers), language="python", wrap_lines=True)
 
 
 def steps(found: Report, is_lora: bool) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import streamlit as st
 
 from wisca_app import cached, state
 from wisca_app.figures import words
-from wisca_app.open_model import normal
+from wisca_app.open_model import glance, normal
 from wisca_app.open_model import title as model_title
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
@@ -42,8 +42,27 @@ _KINDS = {"balance": "Balance", "rates": "Rates alone", "inverse": "Inverse", "p
 
 
 def source() -> str:
-    """What kind of model is trained."""
-    return st.selectbox("Model", list(_MODELS), key="compare model", format_func=_MODELS.get, width=280, **KEPT)
+    """What kind of model is trained: at first the open one, made smaller, where it is somebody's own language model."""
+    own = _own_source()
+    return st.selectbox(
+        "Model",
+        list(_MODELS),
+        list(_MODELS).index(own),
+        key=f"compare model, at first {own}",
+        format_func=_MODELS.get,
+        width=280,
+        **KEPT,
+    )
+
+
+def _own_source() -> str:
+    found = glance()
+    if found is None or found.refusal or state.get("model") == state.default_model():
+        return "decoder"
+    named = found.checkpoint.config.get("architectures")
+    first = str(named[0]) if isinstance(named, list) and named else ""
+    predicts = first.endswith(("ForCausalLM", "LMHeadModel"))
+    return "shrunk" if predicts and not found.checkpoint.adapter_json else "decoder"
 
 
 def paper_setup() -> str:
@@ -76,8 +95,10 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
     """The tables model, data and lora of a spec, and batch_size."""
     model: dict[str, Any] = {"source": kind}
     out: dict[str, Any] = {}
+    longest = preset.data.context
     if kind in ("shrunk", "whole", "lora"):
         model["path"] = _open_place()
+        longest = min(longest, _positions())
         st.markdown(
             f":small[:gray[The open model: {words.markdown_text(model_title(model['path']))}. Another one is opened in the sidebar.]]"
         )
@@ -106,7 +127,7 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
         elif kind == "lora":
             out["lora"] = _lora(preset)
         context = st.number_input(
-            "Context", 8, 8192, preset.data.context, step=32, key=f"compare context {kind}", width=120, **KEPT
+            "Context", 8, 8192, max(8, longest), step=32, key=f"compare context {kind}", width=120, **KEPT
         )
         batch_size = st.number_input(
             "Batch", 1, 1024, preset.batch_size, key=f"compare batch {kind}", width=110, **KEPT
@@ -193,6 +214,13 @@ def _open_place() -> str:
     if not model:
         raise SpecError("model.path", "", "an open model: open one in the sidebar")
     return str(cached.opened(model).checkpoint.place)
+
+
+def _positions() -> int:
+    """How many the open model has; a large number where its config does not say."""
+    config = cached.opened(normal(state.get("model"))).checkpoint.config
+    found = (config.get(name) for name in ("max_position_embeddings", "n_positions"))
+    return next((n for n in found if isinstance(n, int) and n > 0), 1 << 30)
 
 
 def _decoder(preset: Spec) -> dict[str, int]:

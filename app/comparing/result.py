@@ -47,11 +47,12 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
         charts.draw_runs(comparison)
         charts.draw_log(comparison)
         return
+    advice.draw(comparison, found, _start(frame, comparison.spec.baseline.name))
     _metrics(comparison, found)
+    st.markdown(words.markdown_text(" ".join([found.reading, *found.beside])))
     st.space("small")
     _answer_charts(comparison, frame, found, theme)
     st.space("small")
-    advice.draw(comparison, found, _start(frame, comparison.spec.baseline.name))
     if comparison.spec.note:
         with st.container(border=True, gap="xsmall"):
             st.markdown(":small[**How this comparison came about**]")
@@ -88,8 +89,7 @@ def _say(comparison: Comparison, found: Report | None, finished: int) -> None:
         if found:
             st.markdown(f":gray[So far, not to be quoted:] {words.markdown_text(found.sentence)}")
     if found:
-        subject = found.subject[0].upper() + found.subject[1:]
-        said = filter(None, [found.decides_more, found.identical, f"{subject}. {found.reading}", *found.beside])
+        said = filter(None, [f"{words.title(found.subject)}.", found.decides_more, found.identical])
         st.markdown(words.markdown_text(" ".join(said)))
 
 

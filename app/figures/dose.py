@@ -96,6 +96,8 @@ def dose(points: Sequence[tuple[float, Effect]], report: Report, useful: float, 
     names = {-1.0: "inverse rates", 0.0: "baseline", 1.0: "WISCA's rates"}
     ticks = sorted({0.0, *(s for s, _ in points)})
     shown = [_HALVES.get(s, words.minus(f"{s:g}")) + (f"<br>{names[s]}" if s in names else "") for s in ticks]
+    room = 0.18 * (ticks[-1] - ticks[0])  # for the name under the outermost, on a phone too
+    fig.update_xaxes(range=[ticks[0] - room, ticks[-1] + room])
     fig.update_xaxes(tickvals=ticks, ticktext=shown, title=dict(text="strength", standoff=8))
     marks = [m for m in signed_ticks(span) if low <= m <= high]
     fig.update_yaxes(range=[low, high], tickvals=marks, ticktext=[words.minus(f"{m:+g}") if m else "0" for m in marks])
@@ -216,7 +218,10 @@ def sweep(
             col=1,
         )
     span = math.log10(rates[-1] / rates[0]) if len(rates) > 1 else 1.0
-    limits = [math.log10(rates[0]) - 0.06 * span, math.log10(rates[-1]) + 0.34 * span]
+    # room for the longest name behind the last rate, of the 274 px that are left on a phone
+    for_names = min(0.45, (5.6 * max((len(names[arm.name]) for arm in shown), default=0) - 4) / 274)
+    room = 1.06 * for_names / (1 - for_names)
+    limits = [math.log10(rates[0]) - 0.06 * span, math.log10(rates[-1]) + room * span]
     base = next((arm.name for arm in arms if arm.kind == "none"), "")
     other = next((arm.name for arm in shown if arm.kind == "balance"), "")
     below = []

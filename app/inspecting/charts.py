@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -12,7 +13,7 @@ from wisca_app.figures.template import Drawing, Theme
 from wisca_app.heading import heading, show
 from wisca_app.inspecting import selection
 from wisca_app.inspecting.shown import Shown, most_unbalanced
-from wisca_core.planning.rates import rate
+from wisca_core.planning.rates import rate, span
 
 
 def chart(one: Chart, theme: Theme, key: str, source: str = "", fig: Drawing | None = None) -> None:
@@ -103,9 +104,11 @@ def draw_most_unbalanced(shown: Shown) -> None:
     table = most_unbalanced(shown.groups, cached.rows(shown.model, shown.options))
     n = len(table)
     number = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}.get(n, str(n))
+    by_layer = bool(shown.after) and shown.options.granularity == "tensor" and shown.unit != "layer"
     heading(
         {0: "No pair has a ratio", 1: "The only pair"}.get(n, f"The {number} most unbalanced"),
-        f"Most unbalanced first. Click a row to open {'the head' if shown.head_unit == 'head' else 'it'}.",
+        f"Most unbalanced first. Click a row to open {'the head' if shown.head_unit == 'head' else 'it'}."
+        + (" Rates and after are of its layer's one factor." if by_layer else ""),
         table,
         f"{shown.pair}-most-unbalanced",
     )
@@ -117,9 +120,7 @@ def draw_most_unbalanced(shown: Shown) -> None:
             "Layer": table["layer"],
             _column(shown): [shown.lanes[g] for g in table["group"]] if shown.lanes else table["group"],
             "Heavier side": [words.side(shown.pair, v) for v in table["log2_ratio"]],
-            f"Adam: {left}, {right}": [
-                f"{rate(a)}, {rate(b)}" for a, b in zip(table["left_rate"], table["right_rate"])
-            ],
+            f"Adam: {left}, {right}": [_rates(row) for row in table.itertuples()],
             "After": [words.side(shown.pair, v) for v in table["log2_after"]],
         }
     )
@@ -142,6 +143,13 @@ def draw_most_unbalanced(shown: Shown) -> None:
         on_select=lambda: selection.picked(places, "most_unbalanced"),
         alt="The most unbalanced pairs, with the learning rates that balancing them is",
     )
+
+
+def _rates(row: tuple) -> str:
+    """Of the factors it gets, which are what leaves its "after"; of its own balance where it gets none."""
+    if np.isfinite(row.factor_low) and (row.factor_low, row.factor_high) != (1.0, 1.0):
+        return f"{span(1 / row.factor_high, 1 / row.factor_low)}, {span(1 / row.right_high, 1 / row.right_low)}"
+    return f"{rate(row.left_rate)}, {rate(row.right_rate)}"
 
 
 def _column(shown: Shown) -> str:

@@ -1,5 +1,6 @@
 """What a model is, in one line."""
 
+from wisca_app import cached
 from wisca_app.figures import words
 from wisca_app.open_model import title
 from wisca_core.model import Model
@@ -15,7 +16,7 @@ def facts(model: Model) -> str:
     parts.append(" and ".join(words.DTYPES[d] for d in dtypes))
     if a is not None:
         parts += [words.plural(a.n_layers, "layer"), heads(a.n_heads, a.n_kv_heads)]
-    refused = sum(r.what != "model" for r in sites.refusals)
+    refused = sum(r.what != "model" for r in (*sites.refusals, *cached.feed_forward_refusals(model)))
     found = f"{words.plural(len(sites.sites), 'pair')}, {words.count(refused) if refused else 'none'} refused"
     return ", ".join(filter(None, parts)) + (f". {found}." if sites.sites or a is not None else ".")
 

@@ -12,7 +12,7 @@ from wisca_app.heading import bare
 from wisca_app.inspecting.shown import Shown
 from wisca_core.patterns.summary import times
 from wisca_core.planning.head import HeadDetail
-from wisca_core.planning.rates import rate
+from wisca_core.planning.rates import rate, span
 
 
 def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
@@ -78,12 +78,18 @@ def facts(shown: Shown, row: pd.Series, detail: HeadDetail) -> list[tuple[str, s
         one_way = size * row["log2_ratio"] > 0 and rest * row["log2_ratio"] >= 0  # then the sentence has named the side
         say = (lambda octaves: words.ratio(octaves)) if one_way else (lambda octaves: words.side(shown.pair, octaves))
         out.append(("Of that, size", f"{say(size)}; the rest {say(rest)}"))
-    if np.isfinite(row["left_rate"]):
-        sides = zip(words.PAIR_ROLES[shown.pair], shown.matrices, (row["left_rate"], row["right_rate"]))
-        out.append(("Adam, by itself", ", ".join(f"{words.coloured(role, name)} {rate(m)}" for role, name, m in sides)))
+    moved = bool(shown.after) and any(role.factor != (1.0, 1.0) for role in detail.roles)
+    by = ", by layer" if moved and shown.options.granularity == "tensor" and shown.unit != "layer" else ""
+    if moved:  # the rates that leave what stands below them
+        rates = [span(1 / high, 1 / low) for low, high in (role.factor for role in detail.roles)]
+    else:
+        rates = [rate(row[name]) for name in ("left_rate", "right_rate") if np.isfinite(row[name])]
+    if rates:
+        sides = zip(words.PAIR_ROLES[shown.pair], shown.matrices, rates)
+        out.append((f"Adam{by}", ", ".join(f"{words.coloured(role, name)} {said}" for role, name, said in sides)))
     if shown.after:
         after = words.side(shown.pair, row["log2_after"])
-        moved = any(role.factor != (1.0, 1.0) for role in detail.roles)
-        by = "After, by layer" if shown.options.granularity == "tensor" else "After"
-        out.append((by, ("level" if after == "equal" else after) if moved else "as it is, with Rescale's options"))
+        out.append(
+            (f"After{by}", ("level" if after == "equal" else after) if moved else "as it is, with Rescale's options")
+        )
     return out

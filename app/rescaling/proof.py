@@ -15,6 +15,7 @@ from wisca_core.equivalence.proving import cached_proof
 from wisca_core.model import Model
 from wisca_core.planning.decide import Decision
 from wisca_core.planning.options import Options
+from wisca_core.words import unnamed
 
 
 def known(found: Model) -> Proof | None:
@@ -63,7 +64,7 @@ def _miniature(model: Model) -> Proof | None:
     else:
         n = len(proof.proved) + len(proof.refused)
         st.markdown(f"**{what}** {_badge(f'{len(proof.proved)} of {n} rules passed, {proof.seconds:.1f} s', 'check')}")
-        plain("\n".join(f"{name} is refused and left as it is: {reason}" for name, reason in proof.refused))
+        plain("\n".join(f"{name} is refused and left as it is: {unnamed(reason)}" for name, reason in proof.refused))
     st.markdown(said)
     return proof
 

@@ -6,7 +6,7 @@ import streamlit as st
 
 from wisca_app import state
 from wisca_app.figures import words
-from wisca_app.heading import csv
+from wisca_app.heading import heading
 from wisca_core.architecture.site import SiteKey
 from wisca_core.patterns.blocks import titles, unit_of
 from wisca_core.planning.rates import MATRICES
@@ -37,16 +37,16 @@ _CSV = [
 
 def draw(rows: pd.DataFrame) -> None:
     """``rows``: the pairs asked for, columns of ``plan_rows``."""
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        st.subheader("Plan", anchor=False, width="content")
-        csv(rows[_CSV], "plan")
     left, right = sides(rows)
     single, of = rows["n_cells"].gt(1).any(), "part" if (rows["pair"] == "lora").all() else "KV group or block"
-    st.markdown(
-        f":small[:gray[{left} is multiplied by its factor, {right} by the inverse"
+    heading(
+        "Plan",
+        f"{left} is multiplied by its factor, {right} by the inverse"
         + (" (behind ReLU squared its square). " if has_square(rows) else ". ")
         + (f"Single channels are gathered by {of}, with their smallest and largest factor. " if single else "")
-        + "Select rows to leave their pairs out.]]"
+        + "Select rows to leave their pairs out.",
+        rows[_CSV],
+        "plan",
     )
     shown = _words(rows)
     event = st.dataframe(

@@ -1,6 +1,7 @@
 """Rescale: what would WISCA do to this model, is it the same function, and how to take it away."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import streamlit as st
 
@@ -14,6 +15,7 @@ from wisca_app.rescaling import export, options, proof, table, training
 from wisca_app.rescaling.verdict import facts, is_worth_it, metrics, sentence, what_applies
 from wisca_core.architecture.refusals import lines
 from wisca_core.planning.rates import equivalent_rates, median_rates
+from wisca_core.words import unnamed
 
 found = ready(state.get("pairs"))
 model = cached.proved(found, proof.known(found))  # where a rule was refused, the others go on
@@ -57,7 +59,7 @@ with nullcontext() if is_worth_it(decision) else st.expander("Factors and plan a
 refusals = (*model.sites.refusals, *decision.refusals)
 if refusals:
     with st.expander(f"Left alone, with the reason: {words.plural(len(refusals), 'place')}", key="refusals"):
-        plain("\n".join(lines(refusals)[:200]))
+        plain("\n".join(lines(replace(one, reason=unnamed(one.reason)) for one in refusals)[:200]))
 st.space("small")
 left, right = st.columns(2, gap="medium")
 with left.container(border=True):

@@ -1,13 +1,14 @@
 """``wisca rescale``: decide, show, prove, write, check, in that order; what stops it leaves nothing behind."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from wisca_core.architecture import refusals
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
-from wisca_core.architecture.site import SiteKey, Sites, granularity_of
+from wisca_core.architecture.site import Refusal, SiteKey, Sites, granularity_of
 from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, say, table
@@ -42,7 +43,7 @@ from wisca_core.progress import Progress
 from wisca_core.rescale import scalings
 from wisca_core.rescale_adapter import adapters_near, fitted, follow
 from wisca_core.storage import read_json
-from wisca_core.words import in_bytes, plural, side
+from wisca_core.words import in_bytes, plural, side, unnamed
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def run(
     sites = proved_only(sites, proof)  # what was not proved is refused by name, the rest goes on
     decision, plan = _decided(patterns.of(sites), options, saved)
     if strict and plan.refusals:
-        lines = listed(refusals.lines(plan.refusals))
+        lines = listed(_lines(plan.refusals))
         n = plural(len(plan.refusals), "refusal")
         raise StrictRefusal(f"{n}, and --strict asks for none:\n{lines}\nNothing was written.")
     plans.check_not_empty(plan)
@@ -226,6 +227,10 @@ def _proved_with(checkpoint: Checkpoint, sites: Sites, adapter: Checkpoint, prog
     from wisca_core.equivalence.pair_proof import prove_pair  # torch and peft: only where an adapter goes along
 
     return prove_pair(checkpoint, sites, adapter, progress)
+
+
+def _lines(refused: Sequence[Refusal]) -> list[str]:
+    return refusals.lines(replace(one, reason=unnamed(one.reason)) for one in refused)
 
 
 def _opened_company(
@@ -393,7 +398,7 @@ def _say_plan(
         say(f"  {line}")
     if plan.refusals:
         say(f"Refused and left as they are, {len(plan.refusals):,}:")
-        say(listed(refusals.lines(plan.refusals)))
+        say(listed(_lines(plan.refusals)))
     remarks = [*checkpoint.remarks, *sites.remarks]
     if remarks:
         say("Remarks:")

@@ -5,7 +5,7 @@ from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, say
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof
-from wisca_core.words import plural
+from wisca_core.words import plural, unnamed
 
 
 def run(before: str, after: str, weights_only: bool, json: bool, yes: bool, declared: Declared | None = None) -> int:
@@ -41,7 +41,12 @@ def say_proof(proof: Proof) -> None:
     if not proof.is_made:
         say("NOT PROVED: the declared sites were taken as they are (--unproved)", style="bold")
         return
-    say(f"{proof.kind} of rule {proof.rule}: {'passed' if proof.passed else 'failed: ' + proof.reason}")
+    n = len(proof.proved) + len(proof.refused)
+    in_part = f"passed for {len(proof.proved)} of {n} kinds of pair; left as they are:" if proof.proved and n else ""
+    said = "passed" if proof.passed else in_part or f"failed: {proof.reason}"
+    say(f"{proof.kind} of rule {proof.rule}: {said}")
+    if in_part and not proof.passed:
+        say(listed([f"{name}: {unnamed(reason)}" for name, reason in proof.refused]))
     say(f"  {proof.what}")
     say(
         f"  largest relative difference {proof.max_rel:.1e} in float64 over {plural(proof.n_cases, 'case')}, "
