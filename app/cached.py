@@ -14,6 +14,7 @@ from typing import TypeVar
 import pandas as pd
 import streamlit as st
 
+from wisca_app.declaring.kept import read as declaration
 from wisca_core.architecture.discovery import is_unknown
 from wisca_core.architecture.discovery import kept as kept_discovery
 from wisca_core.architecture.site import GRANULARITIES, PAIRS, Refusal
@@ -61,20 +62,22 @@ class Census:
     table: pd.DataFrame
 
 
-def opened(model: str) -> Model:
-    """Raises WiscaError. A model of the hub is taken from its cache, or downloaded: ask first."""
-    found = _opened(model, _stamp(model))
+def opened(model: str, sites: str = "", unproved: bool = False) -> Model:
+    """Raises WiscaError. A model of the hub is taken from its cache, or downloaded: ask first. ``sites``: the name of a kept
+    declaration, "" for none; ``unproved``: its pairs are taken as they are.
+    """
+    found = _opened(model, _stamp(model), sites, unproved)
     if found.sites.discovered is None and is_unknown(found.checkpoint):
         tried = kept_discovery(found.checkpoint)
         if tried is not None and tried.words not in found.refusal:  # a search has ended since it was opened
             _opened.clear()
-            return _opened(model, _stamp(model))
+            return _opened(model, _stamp(model), sites, unproved)
     return found
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _opened(model: str, stamp: str) -> Model:
-    return open_model(model)
+def _opened(model: str, stamp: str, sites: str, unproved: bool) -> Model:
+    return open_model(model, sites=declaration(sites), unproved=unproved)
 
 
 def with_pairs(model: Model, pairs: list[str]) -> Model:

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.messages import errors_as_messages, say
 from wisca_core import jobs
@@ -27,7 +28,7 @@ def _watch(id: str, kind: str) -> None:
     with errors_as_messages("The job cannot be read"):
         job = jobs.read(id)
         if not job.is_active:
-            st.rerun()
+            state.rerun()
         bar(job)
         if st.button("Cancel", key=f"cancel {kind} {id}"):
             jobs.cancel(id)

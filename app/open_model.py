@@ -1,11 +1,13 @@
 """The open model, ready to be shown: asked for before a download, measured by a job where that takes long."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import streamlit as st
 
 from wisca_app import cached, state, uploads
+from wisca_app.declaring import kept
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
@@ -35,8 +37,9 @@ def title(model: str) -> str:
     """A short name for it, one line, still foreign: the last two parts of a path, the hub id, an upload's weight file."""
     if model.startswith("hub:"):
         return shown(model.removeprefix("hub:"))
-    if Path(model).parent == storage.home() / "uploads":
-        return shown(uploads.name_of(Path(model)))
+    folder = next((one for one in (Path(model), Path(model).parent) if one.parent == storage.home() / "uploads"), None)
+    if folder:
+        return shown(uploads.name_of(folder))
     return shown(Path(*Path(model).parts[-2:]).as_posix())
 
 
@@ -48,10 +51,10 @@ def ready(pairs: list[str]) -> Model:
     if not model:
         plain("No model is open.")
         st.page_link("views/open.py", label="Open one: a path on this machine, a hub id or an upload")
-        st.stop()
+        state.stop()
     if model.startswith("hub:"):
         _fetch(model)
-    opened = cached.with_pairs(cached.opened(model), pairs)
+    opened = cached.with_pairs(cached.opened(model, state.get("sites")), pairs)
     if not opened.refusal and cached.needs_job(opened):
         _measure(model, opened)
     return opened
@@ -63,7 +66,7 @@ def glance() -> Model | None:
     if not model or not is_here(model):
         return None
     try:
-        return cached.opened(model)
+        return cached.opened(model, state.get("sites"))
     except WiscaError:
         return None
 
@@ -83,14 +86,14 @@ def _fetch(model: str) -> None:
     if job is not None and job.is_active:
         st.header("Fetching the model from the hub")
         follow(job)
-        st.stop()
+        state.stop()
     st.header("Download this model?")
     if job is not None:
         explain(job, "The last download did not finish")
     job = ask_to_download(model, "page")
     if job is not None:
         follow(job)
-    st.stop()
+    state.stop()
 
 
 def ask_to_download(model: str, place: str) -> jobs.Job | None:
@@ -104,14 +107,15 @@ def ask_to_download(model: str, place: str) -> jobs.Job | None:
 
 
 def _measure(model: str, opened: Model) -> None:
-    job, is_mlp = latest("measure", model=model, pairs=with_mlp(opened)), with_mlp(opened) is not None
+    declared, is_mlp = kept.arguments(opened), with_mlp(opened) is not None
+    job = latest("measure", model=model, pairs=with_mlp(opened), sites=declared.get("sites"))
     if job is not None and job.state == "done":
         return  # it could not be kept (a full disk): measure here, with patience
     st.header("Measuring the feed-forward weights" if is_mlp else "Measuring the weights")
     if job is not None and not job.is_active:
         explain(job, "Measuring did not finish")
         if not st.button("Measure again", type=primary()):
-            st.stop()
+            state.stop()
         job = None
     what = "attention and feed-forward weights, most of the model" if is_mlp else "attention weights"
     st.markdown(
@@ -120,12 +124,12 @@ def _measure(model: str, opened: Model) -> None:
     )
     if is_mlp:
         st.button("Go on without MLP", on_click=state.leave_out_mlp, key="without_mlp")
-    follow(job or start_measuring(model, is_mlp))
-    st.stop()
+    follow(job or start_measuring(model, is_mlp, declared))
+    state.stop()
 
 
-def start_measuring(model: str, is_mlp: bool = False) -> jobs.Job:
-    """Raises OutputRefused where it is being measured already."""
-    arguments = {"model": model} | ({"pairs": _MLP} if is_mlp else {})
+def start_measuring(model: str, is_mlp: bool = False, declared: Mapping[str, str] | None = None) -> jobs.Job:
+    """``declared``: what the job is told of its declaration. Raises OutputRefused where it is being measured already."""
+    arguments = {"model": model} | ({"pairs": _MLP} if is_mlp else {}) | dict(declared or {})
     what = f"{title(model)}, MLP" if is_mlp else title(model)
     return jobs.start("measure", arguments, f"Measure {what}", exclusive=f"measure {model}{' mlp' if is_mlp else ''}")

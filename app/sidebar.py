@@ -16,6 +16,7 @@ def draw() -> None:
         model = normal(state.get("model"))
         st.markdown(f"**{words.markdown_text(title(model))}**" if model else "none")
     if st.button("Open another", key="open_another", width="stretch"):
+        state.put("declaring", "")
         st.switch_page("views/open.py")
     _running()
 
@@ -32,7 +33,7 @@ def _watch_all(known: list[str]) -> None:
     with errors_as_messages("The jobs cannot be read"):
         active = [job for job in jobs.every() if job.is_active]
         if [job.id for job in active] != known:
-            st.rerun()
+            state.rerun()
         for job in active:
             plain(job.title)
             bar(job)

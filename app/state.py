@@ -129,6 +129,12 @@ def _read_window(text: str) -> tuple[float, float]:
     return first, last
 
 
+def _read_kept(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{32}", text):
+        raise ValueError(text)
+    return text
+
+
 def _read_block(text: str) -> str:
     if not re.fullmatch(r"\w+\.\w+(:[\w.-]+)?", text):
         raise ValueError(text)
@@ -156,6 +162,10 @@ def _read_stop(text: str) -> int:
 
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
+    # the declaration it was opened with, by its name under WISCA_HOME/sites; "" for none
+    "sites": Choice(_fixed(""), _read_kept, str),
+    # Open a model: the file whose pairs are being declared, "" for none
+    "declaring": Choice(_fixed(""), str, str),
     # the stop of the guided path
     "tour": Choice(_fixed(None), _read_stop, str),
     # Open a model: the folder that is looked into, "" for the one the open model lies in
@@ -249,7 +259,8 @@ def begin(page: str) -> None:
     """First call of every run on ``page``: a fresh session takes its choices from the address, and so does one whose
     browser went back or forward.
     """
-    moved = _went_back(page)
+    moved = _went_back(page) and not note("own rerun")
+    forget("own rerun")
     note("page", page)
     for name, choice in CHOICES.items():
         if moved or name not in st.session_state:
@@ -288,6 +299,20 @@ def share() -> None:
     if wanted != note("address"):
         note("address", wanted)
         note("written at", time.monotonic())
+
+
+def rerun() -> None:
+    """Draw the page anew with what was chosen in it. The browser knows nothing of that yet: the address that it tells is
+    the one from before, however long the page takes.
+    """
+    note("own rerun", True)
+    st.rerun()
+
+
+def stop() -> None:
+    """End the page here. Streamlit lets nothing follow its own stop, so the address is written before."""
+    share()
+    st.stop()
 
 
 def _from_address(name: str, choice: Choice) -> Any:
@@ -339,8 +364,9 @@ def settle(name: str, allowed: list[str]) -> str:
     return get(name)
 
 
-def open_model(model: str) -> None:
-    """Another model: what was selected in the old one means nothing there.
+def open_model(model: str, sites: str = "") -> None:
+    """Another model, or the same with another declaration (``sites``: its name): what was selected in the old one means
+    nothing there.
 
     To be called before the page is drawn, without a rerun behind it: widgets that were not drawn in between would bring
     their old values back.
@@ -361,7 +387,7 @@ def open_model(model: str) -> None:
         "heads_beside",
     ):
         st.session_state[name] = CHOICES[name].default()
-    st.session_state["model"] = model
+    st.session_state["model"], st.session_state["sites"], st.session_state["declaring"] = model, sites, ""
 
 
 def leave_out_mlp() -> None:

@@ -131,14 +131,14 @@ def draw() -> None:
                 "Done" if number == len(STOPS) and is_here else "Leave the path", key="tour leave", type="tertiary"
             ):
                 state.note(_TO_GO, _LEFT)
-                st.rerun()
+                state.rerun()
 
 
 def _go(number: int) -> None:
     state.note(_TO_GO, number)
     page = STOPS[number - 1].page
     if state.note("page") == _path(page):
-        st.rerun()
+        state.rerun()
     st.switch_page(f"views/{page}.py")
 
 

@@ -11,13 +11,20 @@ from wisca_core import storage
 from wisca_core.errors import OutputRefused, UnsafeInput
 from wisca_core.untrusted import shown
 
-ENDINGS = ("safetensors", "json", "model", "txt")
+ENDINGS = ("safetensors", "pt", "pth", "json", "model", "txt", "toml")
 
 
 def name_of(folder: Path) -> str:
     """What a kept upload is called: its weight file, or the first of its files."""
     names = sorted(path.name for path in folder.glob("*")) if os.path.isdir(folder) else []
-    return next((name for name in names if name.endswith(".safetensors")), names[0] if names else folder.name)
+    weights = (name for name in names if name.endswith((".safetensors", ".pt", ".pth")))
+    return next(weights, names[0] if names else folder.name)
+
+
+def model_in(folder: Path) -> Path:
+    """What of a kept upload is opened: a torch file of any name by itself, as no folder is one for it."""
+    torch = [one for one in folder.glob("*") if one.suffix in (".pt", ".pth")]
+    return torch[0] if len(torch) == 1 and not any(folder.glob("*.safetensors")) else folder
 
 
 def keep(files: Sequence[tuple[str, bytes]], endings: tuple[str, ...] = ENDINGS) -> Path:

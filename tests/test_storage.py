@@ -185,7 +185,7 @@ def test_sizes_count_files_and_never_follow_links(own_home, tmp_path):
     (own_home / "exports" / "model" / "w").write_bytes(bytes(40))
     (own_home / "exports" / "model" / "link").symlink_to(tmp_path / "big")
     (own_home / "exports" / "up").symlink_to(tmp_path)
-    nothing = dict.fromkeys(("jobs", "measurements", "comparisons", "uploads"), 0)
+    nothing = dict.fromkeys(("jobs", "measurements", "comparisons", "uploads", "sites"), 0)
     assert storage.sizes() == nothing | {"proofs": 3, "exports": 40}
     assert list(storage.sizes()) == list(storage.FOLDERS)
 

@@ -4,12 +4,13 @@ underneath.
 
 from pathlib import Path
 
+from wisca_core.architecture.declaration import open_declared
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.checking import compare_folder, full_check
 from wisca_core.equivalence.pair_proof import prove_pair
-from wisca_core.equivalence.proof import proved_only
+from wisca_core.equivalence.proof import check_covers, proved_only
 from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.trial import discover
 from wisca_core.errors import CheckNotRun
@@ -22,7 +23,7 @@ from wisca_core.progress import Progress
 
 def measure_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     """{model, pairs: list} -> {}: the table is then in WISCA_HOME/measurements."""
-    checkpoint = open_checkpoint(arguments["model"], progress=progress)
+    checkpoint = open_declared(arguments, progress)
     measured(checkpoint, sites_of(checkpoint, pairs=searched(arguments.get("pairs", ()))), progress)
     return {}
 
@@ -66,6 +67,7 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     out, ran = Path(arguments["out"]), check if arguments.get("check") else None
     adapters = [open_checkpoint(path, progress=progress) for path in arguments.get("adapters", ())]
     proof = prove(checkpoint, sites, progress)
+    check_covers(proof, sites, [part.site for part in plan.sites if part.site in sites])
     sites = proved_only(sites, proof)
     if adapters:
         beside = [
@@ -85,7 +87,7 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
 
 
 def _planned(arguments: dict, progress: Progress):
-    checkpoint = open_checkpoint(arguments["model"], progress=progress)
+    checkpoint = open_declared(arguments, progress)
     checkpoint.check_rescalable()
     plan = load_plan(Path(arguments["plan"]))
     sites = sites_of(checkpoint, pairs=searched(plan.options.pairs))

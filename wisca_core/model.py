@@ -54,6 +54,8 @@ class Model:
         c, s = self.checkpoint, self.sites
         files = list(zip(c.weight_files, c.stamps))
         words = [str(c.path), files, c.config_json, c.adapter_json, [site.name for site in s.sites], repr(s.refusals)]
+        if c.declared is not None:  # two declarations may name their pairs alike
+            words += [repr(c.declared.sites), c.declared.is_unproved]
         return f"{c.path}\n{xxhash.xxh3_128(json.dumps(words).encode('utf-8', 'surrogateescape')).hexdigest()}"
 
     @property

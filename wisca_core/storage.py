@@ -32,7 +32,7 @@ import platformdirs
 from wisca_core.errors import BadOption, OutputRefused, UnreadableInput, UnsafeInput, WiscaError
 from wisca_core.untrusted import bounded_int, check_json_values, named_path
 
-FOLDERS = ("jobs", "measurements", "proofs", "comparisons", "exports", "uploads")
+FOLDERS = ("jobs", "measurements", "proofs", "comparisons", "exports", "uploads", "sites")
 
 # Lies in jobs/ beside the jobs and is never removed: two that hold two files of one name would not see each other.
 START_LOCK = "start.lock"

@@ -47,4 +47,4 @@ def _start(again: bool) -> None:
     everything = state.get("kinds") == "all"
     title = "Prove every architecture" if everything else "Prove every causal language model"
     jobs.start("census", {"all": everything, "again": again}, title, exclusive="census")
-    st.rerun()
+    state.rerun()

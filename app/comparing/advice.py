@@ -24,7 +24,7 @@ def draw(comparison: Comparison, found: Report, start: dict[str, float]) -> None
         with st.container(horizontal=True, gap="small"):
             if st.button("Compare at other rates", key="compare other rates"):
                 state.note("comparison to show", "new")
-                st.rerun()
+                state.rerun()
             if st.button("Open on Rescale", key="compare to rescale"):
                 st.switch_page("views/rescale.py")
         with st.expander("The rates, to copy", key="compare rates to copy"):

@@ -70,7 +70,7 @@ def draw_new(kind: str = "secondary") -> None:
     """The way to set one up."""
     if st.button("New comparison", type=kind, key="compare new"):
         state.note("comparison to show", "new")
-        st.rerun()
+        state.rerun()
 
 
 def is_here(name: str) -> bool:

@@ -35,7 +35,7 @@ def _watch(path: str, had_curve: bool) -> None:
     with errors_as_messages("This comparison cannot be followed"):
         comparison = folder.read(path)
         if not is_going(comparison) or _has_curve(comparison) != had_curve:
-            st.rerun()
+            state.rerun()
         if not comparison.is_active:
             job = latest("compare", comparison=path)
             ends = job is not None and comparison.finished is not None and comparison.finished > job.created

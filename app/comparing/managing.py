@@ -37,7 +37,7 @@ def draw(name: str, comparison: Comparison | None) -> None:
                 freed = folder.remove(path)
                 state.note("comparison to show", (choosing.known() or ["new"])[0])
                 st.toast(f"The comparison is deleted, {words.size(freed)} freed.")
-                st.rerun()
+                state.rerun()
 
 
 def say_never_began(comparison: Comparison) -> None:

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import streamlit as st
 
+from wisca_app import state
 from wisca_app.comparing import advice, charts, choosing, setup, weights
 from wisca_app.comparing.facts import facts
 from wisca_app.figures import words
@@ -146,7 +147,7 @@ def _actions(comparison: Comparison, frame: pd.DataFrame, found: Report | None, 
         ):
             with errors_as_messages("It cannot be resumed"):
                 setup.go_on(comparison.path)
-                st.rerun()
+                state.rerun()
         choosing.draw_new("secondary" if goes_on else primary())
         if comparison.state == "done" and not is_sample:
             with st.popover("Add seeds", key="compare more seeds"):
@@ -157,7 +158,7 @@ def _actions(comparison: Comparison, frame: pd.DataFrame, found: Report | None, 
                     with errors_as_messages("Seeds cannot be added"):
                         folder.add_seeds(comparison.path, int(n))
                         setup.go_on(comparison.path)
-                        st.rerun()
+                        state.rerun()
         if found and comparison.state == "done":
             with st.popover("Quote"):
                 st.code(_quote(comparison, found), language=None, wrap_lines=True)

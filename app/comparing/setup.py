@@ -58,7 +58,7 @@ def start(spec: Spec, executor: str = "auto", workers: int | None = None) -> Non
     place = folder.create(folder.new_place(spec.name), spec)
     go_on(place, executor, workers)
     state.note("comparison to show", place.name)
-    st.rerun()
+    state.rerun()
 
 
 def go_on(place: Path, executor: str = "auto", workers: int | None = None) -> None:

@@ -89,7 +89,7 @@ def draw(model: str) -> None:
         with errors_as_messages("The evaluation cannot be started"):
             if st.button("Evaluate", type=primary(), key="evaluate"):
                 _start(model)
-                st.rerun()
+                state.rerun()
 
 
 def _start(model: str) -> None:

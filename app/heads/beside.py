@@ -42,7 +42,7 @@ def choose(shown: Shown) -> None:
 
 def _put(model: str) -> None:
     state.put("heads_beside", model)
-    st.rerun()
+    state.rerun()
 
 
 def draw(shown: Shown, theme: Theme) -> None:

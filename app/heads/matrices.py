@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from wisca_app import cached
+from wisca_app import cached, state
+from wisca_app.declaring import kept
 from wisca_app.figures import words
 from wisca_app.heading import heading
 from wisca_app.heads.shown import Shown
@@ -52,7 +53,8 @@ def draw(shown: Shown) -> None:
 def _ask(model) -> None:
     name = normal(get("model"))
     st.subheader("Every matrix by itself", anchor=False)
-    job = latest("matrices", model=name)
+    declared = kept.arguments(model)
+    job = latest("matrices", model=name, sites=declared.get("sites"))
     if job is not None and job.is_active:
         follow(job)
         return
@@ -63,5 +65,5 @@ def _ask(model) -> None:
         f":small[:gray[Norm, spectral norm, stable rank, outliers and kurtosis of embeddings, attention, feed-forward and head: reads all {words.size(n_bytes)} a few times.]]"
     )
     if st.button("Measure every matrix"):
-        jobs.start("matrices", {"model": name}, f"Matrices of {title(name)}", exclusive=f"matrices {name}")
-        st.rerun()
+        jobs.start("matrices", {"model": name} | declared, f"Matrices of {title(name)}", exclusive=f"matrices {name}")
+        state.rerun()

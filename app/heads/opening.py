@@ -3,6 +3,7 @@
 import streamlit as st
 
 from wisca_app import cached, state
+from wisca_app.declaring import kept
 from wisca_app.figures import words
 from wisca_app.heads.shown import Shown
 from wisca_app.job_progress import explain, follow, latest
@@ -19,34 +20,35 @@ def ready_heads() -> Model:
     if model.checkpoint.adapter_json:
         st.header("An adapter has no heads of its own")
         plain("It changes those of its base. Open the base, or the two merged, to see what they compute.")
-        st.stop()
+        state.stop()
     if model.refusal:
         st.header("No head of this model is known")
         plain(model.refusal)
-        st.stop()
+        state.stop()
     if cached.heads_wait(model):
         _measure(model)
     if cached.circuits(model).table.empty:
         st.header("No head of this model is known")
         _refused(model)
-        st.stop()
+        state.stop()
     return model
 
 
 def _measure(model: Model) -> None:
     name = normal(state.get("model"))
-    job = latest("heads", model=name)
+    declared = kept.arguments(model)
+    job = latest("heads", model=name, sites=declared.get("sites"))
     if job is not None and job.state == "done":
         return  # it could not be kept: measure here, with patience
     st.header("Measuring the heads")
     if job is not None and not job.is_active:
         explain(job, "Measuring did not finish")
         if not st.button("Measure again", type=primary()):
-            st.stop()
+            state.stop()
         job = None
     st.markdown(f":gray[One more pass over the attention weights: {words.size(cached.heads_bytes(model))} to read.]")
-    follow(job or jobs.start("heads", {"model": name}, f"Heads of {title(name)}", exclusive=f"heads {name}"))
-    st.stop()
+    follow(job or jobs.start("heads", {"model": name} | declared, f"Heads of {title(name)}", exclusive=f"heads {name}"))
+    state.stop()
 
 
 def draw_left(shown: Shown) -> None:

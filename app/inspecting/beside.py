@@ -41,7 +41,7 @@ def draw(shown: Shown, theme: Theme) -> None:
 
 def _choose(model: str) -> None:
     state.put("beside", model)
-    st.rerun()
+    state.rerun()
 
 
 def _draw(shown: Shown, other: str, theme: Theme) -> None:

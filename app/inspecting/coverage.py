@@ -5,6 +5,7 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app import cached
+from wisca_app.declaring import shown as declaration
 from wisca_app.figures import words
 from wisca_app.heading import heading
 from wisca_app.inspecting import searching
@@ -83,6 +84,7 @@ def draw_refused(model: Model) -> None:
     st.title("This model is not covered; its tensors can still be looked at.", anchor=False)
     plain(model.refusal or "No pair was found in it whose scale can be moved.")
     searching.draw(model)
+    declaration.offer(model)
     for line in lines(r for r in model.sites.refusals if r.what != "model"):
         plain(line)
     for remark in (*model.sites.remarks, *model.checkpoint.remarks):

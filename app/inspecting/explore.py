@@ -13,7 +13,7 @@ from wisca_core.model import Model
 @part
 def draw(model: Model) -> None:
     if state.get("pair") == "mlp" and not any(site.key.pair == "mlp" for site in model.sites.sites):
-        st.rerun()  # its weights have to be measured first, which the whole page waits for
+        state.rerun()  # its weights have to be measured first, which the whole page waits for
     theme = theme_of(st.context.theme.type)
     view = shown(model)
     selected = selection.settle(view)

@@ -37,7 +37,7 @@ def draw(model: Model) -> None:
             if model.checkpoint.look_only:
                 st.markdown(f"**Look only:** {words.markdown_text(model.checkpoint.look_only)}")
             else:
-                _meaning(decision)
+                _meaning(model, decision)
         _next(model)
 
 
@@ -51,12 +51,13 @@ def _measured(model: Model) -> tuple[list[PairSummary], pd.DataFrame, Decision]:
     return *cached.once(f"summaries\n{model.key}\n{decision.options!r}", measured), decision
 
 
-def _meaning(decision: Decision) -> None:
+def _meaning(model: Model, decision: Decision) -> None:
     """What balancing is for a training, from the weights alone."""
+    stays = "Where the declaration is right the outputs stay" if model.checkpoint.declared else "The outputs stay"
     rates = median_rates(equivalent_rates(decision, full=True))
     if rates:
         said = rates_line.line(rates, "balancing")
-        st.markdown(f"{said} The outputs stay; {HELPED}", help=rates_line.tip(rates, decision.options.granularity))
+        st.markdown(f"{said} {stays}; {HELPED}", help=rates_line.tip(rates, decision.options.granularity))
 
 
 def _next(model: Model) -> None:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from wisca_app import cached
+from wisca_app import cached, state
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages
 from wisca_core import jobs
@@ -26,4 +26,4 @@ def draw(model: Model) -> None:
     if st.button("Look for a rule by trial", key="discover"):
         with errors_as_messages("The search could not be started"):
             jobs.start("discover", {"model": model.checkpoint.source})
-        st.rerun()
+        state.rerun()

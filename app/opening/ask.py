@@ -6,6 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from wisca_app import cached, state
+from wisca_app.declaring import form
 from wisca_app.figures import words
 from wisca_app.messages import plain
 from wisca_app.open_model import ask_to_download, is_here, normal, title
@@ -20,7 +21,8 @@ def field() -> None:
                 "Path on this machine, or hub:owner/name",
                 key="written",
                 placeholder="/models/my-model",
-                help="A folder with config.json and weights, sharded or not; a weight file; a LoRA adapter; a GGUF file.",
+                help="A folder with config.json and weights, sharded or not; a weight file, of a class of your own too; a "
+                "LoRA adapter; a GGUF file.",
             )
             asked = st.form_submit_button("Open", type=primary())
     if asked and written.strip():
@@ -29,26 +31,29 @@ def field() -> None:
     _failed()
 
 
-def go(model: str) -> None:
-    """Open it and show it on Inspect; where it cannot be opened the old one stays, and the page says why."""
+def go(model: str, sites: str = "") -> None:
+    """Open it and show it on Inspect, a file of one's own class once its pairs are declared (``sites``: the name of that);
+    where it cannot be opened the old one stays, and the page says why.
+    """
     state.forget("could not open")
     state.forget("wanted from hub")
     try:
-        if is_here(model):
-            cached.opened(model)
-        else:
+        if not is_here(model):
             cached.size_on_hub(model)
+        elif form.is_wanted(cached.opened(model, sites)):
+            state.put("declaring", model)
+            state.rerun()
     except WiscaError as error:
         state.note("could not open", (model, str(error)))
         return
     if not is_here(model):
         state.note("wanted from hub", model)
         return
-    _show(model)
+    _show(model, sites)
 
 
-def _show(model: str) -> None:
-    state.open_model(model)
+def _show(model: str, sites: str = "") -> None:
+    state.open_model(model, sites)
     st.switch_page("views/inspect.py")
 
 
@@ -77,7 +82,7 @@ def _failed() -> None:
             plain(f"{title(now_open)} stays open.")
         if st.button("Try again", key="try again"):
             go(model)
-            st.rerun()
+            state.rerun()
 
 
 def _next_step(model: str) -> str:

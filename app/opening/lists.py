@@ -6,6 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from wisca_app import cached, state, tour, uploads
+from wisca_app.declaring import kept as declarations
 from wisca_app.figures import words
 from wisca_app.figures.strip import strip
 from wisca_app.figures.template import Theme
@@ -65,8 +66,8 @@ def before(theme: Theme) -> None:
             about = f"{words.markdown_text(one.facts)} · {sides(one.pairs)} · {words.size(one.n_bytes)} · :gray[{when}]"
             name = words.markdown_text(title(one.model))
             if _row(f"**{name}**", about, f"recent {i}", image=strip(one.strip, one.pair, theme)):
-                go(one.model)
-                st.rerun()
+                go(one.model, one.sites)
+                state.rerun()
 
 
 def samples(theme: Theme) -> None:
@@ -87,7 +88,7 @@ def samples(theme: Theme) -> None:
                 strip(one.strip, one.pair, theme),
             ):
                 go(str(path))
-                st.rerun()
+                state.rerun()
     tour.start()
 
 
@@ -125,6 +126,7 @@ def _recent(model: str, opened: cached.Model) -> recent.Recent:
         recent.now(),
         recent.strip_of(groups),
         str(groups["pair"].iloc[0]),
+        declarations.name_of(opened),
     )
 
 
@@ -135,7 +137,7 @@ def folders() -> None:
         st.subheader("Folders", anchor=False, width="content")
         if here.parent != here and st.button("One up", key="one up", type="tertiary", icon=":material/arrow_upward:"):
             state.put("folder", str(here.parent))
-            st.rerun()
+            state.rerun()
     st.code(str(here), language=None, wrap_lines=True)
     with errors_as_messages("This folder cannot be listed"):
         found = below(here)
@@ -148,7 +150,7 @@ def folders() -> None:
                     state.put("folder", str(near.path))
                 else:
                     go(str(near.path))
-                st.rerun()
+                state.rerun()
         if len(found) > MOST_NEAR:
             st.markdown(f":small[:gray[and {words.count(len(found) - MOST_NEAR)} more: write the path above]]")
 
@@ -175,19 +177,21 @@ def hub() -> None:
     for name in downloaded()[:MOST_DOWNLOADED]:
         if _row(words.markdown_text(name), ":gray[here]", f"hub {name}", ":material/check:"):
             go(f"hub:{name}")
-            st.rerun()
+            state.rerun()
 
 
 def upload() -> None:
-    _heading("Upload", "A .safetensors file with its config.json, up to 200 MB.")
+    _heading(
+        "Upload", "A weight file with its config.json, or of a class of your own with its sites.toml, up to 200 MB."
+    )
     with st.form("upload", border=False, clear_on_submit=True):
         files = st.file_uploader(
             "Small files", type=list(uploads.ENDINGS), accept_multiple_files=True, label_visibility="collapsed"
         )
         if st.form_submit_button("Open the files") and files:
             with errors_as_messages("The files cannot be opened"):
-                go(str(uploads.keep([(file.name, file.getvalue()) for file in files])))
-                st.rerun()
+                go(str(uploads.model_in(uploads.keep([(file.name, file.getvalue()) for file in files]))))
+                state.rerun()
 
 
 def kept() -> None:
@@ -211,4 +215,4 @@ def kept() -> None:
         if st.button("Remove these", key="clean", disabled=not chosen):
             freed = storage.clean(chosen)
             st.toast(f"{words.size(freed)} removed.")
-            st.rerun()
+            state.rerun()

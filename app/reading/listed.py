@@ -75,4 +75,4 @@ def _list(shown: Shown, theme: Theme, key: str) -> None:
     if ticked != before:
         state.note(f"ticked {key}", ticked)
         state.put("runs_chosen", [runs[k].name for k in ticked if k < len(runs)])
-        st.rerun()
+        state.rerun()

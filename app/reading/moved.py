@@ -65,7 +65,7 @@ def _measured(folder: str) -> bool:
             f"Measure checkpoints in {fit_for_a_line(folder, 60)}",
             exclusive=f"trajectory {folder}",
         )
-        st.rerun()
+        state.rerun()
     return False
 
 

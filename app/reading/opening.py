@@ -43,7 +43,7 @@ def _ask_files() -> None:
         files = st.file_uploader("Or small files from this browser", accept_multiple_files=True)
         if st.form_submit_button("Open the files") and files:
             ask_for(str(uploads.keep([(file.name, file.getvalue()) for file in files], endings=("",))))
-            st.rerun()
+            state.rerun()
 
 
 def ask_for(path: str) -> None:
@@ -98,7 +98,7 @@ def _watch(version: int) -> None:
         logs = cached.logs(paths(), state.get("step_column"))
         logs.poll()
         if logs.version != version:
-            st.rerun()
+            state.rerun()
 
 
 def remarks(shown: Shown) -> list[str]:

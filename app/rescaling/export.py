@@ -6,7 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from wisca_app import cached, downloads
+from wisca_app import cached, downloads, state
+from wisca_app.declaring import kept
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
@@ -14,6 +15,7 @@ from wisca_app.open_model import normal, title
 from wisca_app.parts import primary
 from wisca_app.rescaling import kept_plan
 from wisca_core import jobs, storage
+from wisca_core.architecture.declaration import NAME as DECLARED
 from wisca_core.equivalence.full_check import memory_free, memory_needed
 from wisca_core.equivalence.proof import Proof
 from wisca_core.exporting.preview import n_bytes_free, preview
@@ -59,8 +61,10 @@ def draw(model: Model, options: Options, decision: Decision, proof: Proof | None
             "check": bool(check and fits),
             "adapters": adapters,
         }
+        if model.checkpoint.declared is not None:  # only what was said on this page makes its proof hold
+            arguments |= kept.arguments(model) | {"unproved": True}
         jobs.start("export", arguments, f"Export {title(normal(out))}", exclusive=normal(out))
-        st.rerun()
+        state.rerun()
     if job is not None:
         _say_job(job)
 
@@ -109,6 +113,8 @@ def _say_preview(model: Model, out: str) -> None:
 
 
 def _fits(model: Model) -> bool:
+    if model.checkpoint.declared is not None:
+        return False  # nothing here can run it
     free = memory_free()
     return free is None or memory_needed(model.checkpoint) < free
 
@@ -118,6 +124,8 @@ def _why_not(decision: Decision, proof: Proof | None, out: str) -> str:
         return "With these options nothing would change."
     if proof is None:
         return "The proof by miniature is not finished yet."
+    if not proof.passed and proof.rule == DECLARED:
+        return "Nothing has proved these pairs: write it from the command line with --build, or say that you take it without."
     if not any(map(proof.covers, decision.patterns.sites.sites)):
         return "The proof by miniature failed, and a failed proof stops the export."
     return "" if out else "Give a folder."

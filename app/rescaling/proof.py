@@ -2,16 +2,18 @@
 
 import streamlit as st
 
-from wisca_app import cached
+from wisca_app import cached, state
+from wisca_app.declaring import kept
+from wisca_app.declaring import shown as declaration
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title, with_mlp
-from wisca_app.rescaling import kept_plan
+from wisca_app.rescaling import kept_plan, training
 from wisca_core import jobs
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, not_covered
 from wisca_core.equivalence.proof import Proof
-from wisca_core.equivalence.proving import cached_proof
+from wisca_core.equivalence.proving import cached_proof, prove
 from wisca_core.model import Model
 from wisca_core.planning.decide import Decision
 from wisca_core.planning.options import Options
@@ -28,7 +30,7 @@ def known(found: Model) -> Proof | None:
 def draw(found: Model, model: Model, options: Options, decision: Decision) -> Proof | None:
     """Draws the block; returns the miniature's proof, None while there is none. ``model``: what of ``found`` is proved."""
     st.subheader("Proof", anchor=False)
-    proof = _miniature(found)
+    proof = _miniature(found, options)
     check = _full_check(model, options, decision)
     not_checked = list(not_covered(proof, check))
     if check is None:
@@ -47,7 +49,9 @@ def draw(found: Model, model: Model, options: Options, decision: Decision) -> Pr
     return proof
 
 
-def _miniature(model: Model) -> Proof | None:
+def _miniature(model: Model, options: Options) -> Proof | None:
+    if model.checkpoint.declared is not None:
+        return _declared(model, options)
     base = _base(model) if model.checkpoint.adapter_json else ""
     proof = _kept(model, base)
     if proof is None:
@@ -67,6 +71,12 @@ def _miniature(model: Model) -> Proof | None:
         plain("\n".join(f"{name} is refused and left as it is: {unnamed(reason)}" for name, reason in proof.refused))
     st.markdown(said)
     return proof
+
+
+def _declared(model: Model, options: Options) -> Proof:
+    """Declared pairs are proved where the person's own code runs: never here."""
+    is_taken = declaration.unproved(model, training.line(model, options))
+    return prove(cached.opened(normal(model.checkpoint.source), kept.name_of(model), is_taken).checkpoint, model.sites)
 
 
 def in_words(proof: Proof) -> tuple[str, str]:
@@ -147,6 +157,9 @@ def _full_check(model: Model, options: Options, decision: Decision) -> FullCheck
             plain(exported.result["check_not_run"])
         if job is not None and job.state != "done":
             explain(job, "The full check did not finish")
+    if model.checkpoint.declared is not None:
+        plain("Its class is no class of transformers, and the file does not bring it.")
+        return None
     needed, free = memory_needed(model.checkpoint), memory_free()
     fits = free is None or needed < free
     if check is None:
@@ -161,7 +174,7 @@ def _full_check(model: Model, options: Options, decision: Decision) -> FullCheck
     ):
         arguments = {"model": name, "plan": kept_plan.written(model, options)}
         jobs.start("check", arguments, f"Full check of {title(name)}", exclusive=f"check {plan}")
-        st.rerun()
+        state.rerun()
     return check
 
 

@@ -47,14 +47,18 @@ def is_worth_it(decision: Decision) -> bool:
     return not largest(decision) < np.log2(SAME_RATE)
 
 
-def sentence(decision: Decision) -> str:
-    """ "219 of 224 pairs would change, by powers of two; every output stays bit-identical."""
+def sentence(decision: Decision, is_declared: bool = False) -> str:
+    """ "219 of 224 pairs would change, by powers of two; every output stays bit-identical." ``is_declared``: nothing has
+    proved its pairs.
+    """
     changed, found = int(decision.changed_sites.sum()), len(decision.patterns.sites.sites)
     if not changed:
         return f"None of {words.plural(found, 'pair')} would change with these options."
     if not is_worth_it(decision):
         return f"Not worth it: every pair lies within {times(2 ** largest(decision))} of balance already."
     first = f"{words.count(changed)} of {words.plural(found, 'pair')} would change"
+    if is_declared:
+        return f"{first}; that the outputs stay the same is not proved."
     if decision.bit_identical:
         return f"{first}, by powers of two; every output stays bit-identical."
     if decision.options.exact:

@@ -19,16 +19,16 @@ with row:
 if chosen == "new":
     st.title("Would rescaling help a training like yours?", anchor=False)
     setup.draw()
-    st.stop()
+    state.stop()
 if not choosing.is_here(chosen):
     choosing.say_missing(chosen)
-    st.stop()
+    state.stop()
 
 comparison = choosing.opened(chosen)
 with row:
     managing.draw(chosen, comparison)
 if comparison is None:
-    st.stop()
+    state.stop()
 st.markdown(
     f":small[:gray[{words.markdown_text(f'{comparison.path.name}: {comparison.spec.name}. {facts(comparison)}')}]]"
 )

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from wisca_app import state
 from wisca_app.evaluating import asking, result
 from wisca_app.figures import evaluation, words
 from wisca_app.figures.template import theme_of
@@ -10,7 +11,7 @@ from wisca_app.messages import plain
 model, name = asking.subject()
 if not model:
     plain("No model is open. Open one in the sidebar: a path on this machine, a hub id or an upload.")
-    st.stop()
+    state.stop()
 job = asking.newest(model)
 found = job.result if job is not None and job.state == "done" else None
 if found:

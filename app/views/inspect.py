@@ -1,8 +1,7 @@
 """Inspect: is this model out of balance, and where?"""
 
-import streamlit as st
-
 from wisca_app import state
+from wisca_app.declaring import shown as declaration
 from wisca_app.inspecting import coverage, explore, overview
 from wisca_app.open_model import ready
 from wisca_app.opening import lists
@@ -10,7 +9,8 @@ from wisca_app.opening import lists
 model = ready([state.get("pair")])
 if model.refusal or not model.sites.sites:
     coverage.draw_refused(model)
-    st.stop()
+    state.stop()
 overview.draw(model)
+declaration.line(model)
 lists.remember(model)
 explore.draw(model)

@@ -2,12 +2,16 @@
 
 import streamlit as st
 
-from wisca_app import cached
+from wisca_app import cached, state
+from wisca_app.declaring import form
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.messages import errors_as_messages
 from wisca_app.opening import ask, lists
 
+if state.get("declaring"):
+    form.draw(state.get("declaring"))
+    state.stop()
 theme = theme_of(st.context.theme.type)
 with st.container(gap="xxsmall"):
     st.title("Open a folder, a file, or a name on the hub.", anchor=False)

@@ -30,7 +30,7 @@ if model.checkpoint.look_only or model.refusal or not model.sites.sites:
     for line in lines(r for r in model.sites.refusals if r.what != "model"):
         plain(line)
     st.markdown(":gray[Nothing is guessed, so there is nothing to press here. Inspect shows what can be looked at.]")
-    st.stop()
+    state.stop()
 
 head = st.container()  # filled when the options are known
 options.draw(found)
@@ -40,7 +40,7 @@ rows = cached.rows(model, chosen)
 asked = rows[rows["pair"].isin(chosen.pairs) & rows["layer"].between(*state.clamped_layers(model.sites))]
 
 with head:
-    st.title(sentence(decision), anchor=False)
+    st.title(sentence(decision, model.checkpoint.declared is not None), anchor=False)
     rates = median_rates(equivalent_rates(decision))
     if rates and decision.changed_sites.any():
         st.markdown(rates_line.line(rates, "this plan"), help=rates_line.tip(rates, chosen.granularity))

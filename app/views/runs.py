@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.heading import telling_name
@@ -17,7 +18,7 @@ with errors_as_messages("These logs cannot be read"):
     view = shown()
 if view is None:
     opening.ask()
-    st.stop()
+    state.stop()
 st.markdown(f":small[:gray[{words.markdown_text(opening.facts(view))}]]")
 title, sentence = ends.headline(view)
 st.title(words.markdown_text(title), anchor=False)

@@ -18,8 +18,9 @@ from wisca_core.architecture.families import Family, layout_names, row
 from wisca_core.architecture.layer import ROPES, Layer, Weights, numbers
 from wisca_core.architecture.mlp import HOMOGENEOUS, declared_mlp
 from wisca_core.architecture.site import DEFAULT_PAIRS, Leg, Refusal, Site, Sites
-from wisca_core.checkpoint import Checkpoint
+from wisca_core.checkpoint import Checkpoint, Declared, open_checkpoint
 from wisca_core.errors import DeclarationError, UnreadableInput
+from wisca_core.progress import Progress, silent
 from wisca_core.untrusted import named_path, parse_toml, read_regular
 
 NAME = "declared"
@@ -232,10 +233,15 @@ def checked(given: object) -> tuple[Declaration, ...]:
 
 
 def read_declarations(path: Path) -> tuple[Declaration, ...]:
-    """From a TOML file: ``format = "wisca-sites"``, ``version = 1``, then tables [[attention]] and [[feed_forward]] with
-    the arguments of these functions. Raises UnreadableInput, DeclarationError.
+    """From a TOML file, as ``parse_declarations`` reads it. Raises UnreadableInput, DeclarationError."""
+    return parse_declarations(read_regular(named_path(path), MAX_BYTES), str(path))
+
+
+def parse_declarations(text: bytes, path: str) -> tuple[Declaration, ...]:
+    """``format = "wisca-sites"``, ``version = 1``, then tables [[attention]] and [[feed_forward]] with the arguments of
+    these functions. ``path``: what errors call it. Raises UnreadableInput, DeclarationError.
     """
-    data = parse_toml(read_regular(named_path(path), MAX_BYTES), str(path))
+    data = parse_toml(text, path)
     found = (data.pop("format", None), data.pop("version", None))
     if found != (FORMAT, VERSION):
         raise UnreadableInput(
@@ -262,6 +268,18 @@ def read_declarations(path: Path) -> tuple[Declaration, ...]:
             except TypeError as error:
                 raise DeclarationError(f"{path}: [[{kind}]] {one['layer']}: {error}.") from error
     return tuple(out)
+
+
+def open_declared(arguments: Mapping, progress: Progress = silent) -> Checkpoint:
+    """The model that the arguments of a job name: {model, sites: path of a declaration, unproved: bool}, the last two only
+    where one was made. Raises UnreadableInput, UnsupportedCheckpoint, DeclarationError.
+    """
+    declared = None
+    if arguments.get("sites"):
+        declared = Declared(
+            read_declarations(Path(arguments["sites"])), is_unproved=arguments.get("unproved", False) is True
+        )
+    return open_checkpoint(arguments["model"], progress=progress, declared=declared)
 
 
 def toml(declarations: Iterable[Declaration]) -> str:

@@ -15,7 +15,7 @@ _KV_HEADS = ("n_kv_heads", "n_kv_head", "num_kv_heads", "num_key_value_heads", "
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("fc_1", "fc_2", "proj"))
 _FUSED = (("attn", "proj"), ("in_proj_weight", "out_proj"), ("qkv", "proj"))
 _ROPE = "rope: 'half', 'interleaved' or 'none' cannot be seen in names and shapes; the proof tells which holds."
-_N_HEADS = "n_heads: nothing says how many there are; 1 stands for it."
+N_HEADS = "n_heads: nothing says how many there are; "  # what stands in its place follows
 
 
 def guess(model: object) -> Guess:
@@ -46,34 +46,43 @@ def guess(model: object) -> Guess:
     numbers = _numbers(model, layer)
     questions = [_ROPE]
     heads = next((numbers[name] for name in _HEADS if name in numbers), 0)
-    if not heads:
-        questions.append(_N_HEADS)
-    words: dict[str, object] = {"n_heads": heads or 1}
     kv = next((numbers[name] for name in _KV_HEADS if name in numbers), None)
-    if kv not in (None, heads):
-        words["n_kv_heads"] = kv
     m = found.modules
     names = {"qkv": m["q"]} if m["q"] == m["k"] else {role: m[role] for role in "qkv"}
-    first = next(
-        shape
-        for name, shape in shapes.items()
-        if re.sub(r"\.\d+\.", ".{i}.", name, count=1) == f"{layer}.{m['o']}.weight"
-    )
-    if "qkv" in names and kv not in (None, heads):
-        questions.append("layout: 'concat' ([q; k; v]) is assumed; 'per_group' is the other usual one.")
+    shape = {_numberless(name): shape for name, shape in reversed(shapes.items())}  # of the first layer
+    first = shape[f"{layer}.{m['o']}.weight"]
+    words: dict[str, object] = {}
     if "qkv" in names:
-        fused = next(
-            (s for n, s in shapes.items() if re.sub(r"\.\d+\.", ".{i}.", n, count=1) == f"{layer}.{m['q']}.weight"),
-            first,
-        )
+        fused = shape.get(f"{layer}.{m['q']}.weight", first)
         if fused[0] == first[0] and fused[1] > fused[0]:
             words["conv1d"] = True
+        q_rows, k_rows = first[-1], (fused[1 if "conv1d" in words else 0] - first[-1]) // 2
+    else:
+        q_rows, k_rows = (shape.get(f"{layer}.{names[role]}.weight", first)[0] for role in "qk")
+    if not heads:
+        heads, least = _fewest(q_rows, k_rows)
+        kv = kv or least
+        questions.append(f"{N_HEADS}{heads} stands for it, the fewest that these shapes allow.")
+    words["n_heads"] = heads
+    if kv not in (None, heads):
+        words["n_kv_heads"] = kv
+    if "qkv" in names and kv not in (None, heads):
+        questions.append("layout: 'concat' ([q; k; v]) is assumed; 'per_group' is the other usual one.")
     for q, k in (("q_norm", "k_norm"), ("norm_q", "norm_k"), ("q_layernorm", "k_layernorm"), ("q_ln", "k_ln")):
         if {f"{q}.weight", f"{k}.weight"} <= set(found.extra):
             words["qk_norm"] = (q, k)
     out = [attention(layer, **names, out=m["o"], **words)]
     out += _feed_forwards(shapes, found.root + found.layer.split("{i}")[0] + "{i}.")
     return Guess(tuple(out), tuple(questions))
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".{i}.", name, count=1)
+
+
+def _fewest(q_rows: int, k_rows: int) -> tuple[int, int]:
+    """Heads and key/value heads: one of these, and as many of those as its width goes into the queries."""
+    return (q_rows // k_rows, 1) if 0 < k_rows < q_rows and not q_rows % k_rows else (1, 1)
 
 
 def _fused_otherwise(checkpoint: Checkpoint) -> Attention | None:
@@ -90,7 +99,7 @@ def _fused_otherwise(checkpoint: Checkpoint) -> Attention | None:
 
 def _feed_forwards(shapes: Mapping, layer: str) -> Iterable[Declaration]:
     """Gated ones only: without a gate the activation decides, which no name says."""
-    names = {re.sub(r"\.\d+\.", ".{i}.", name, count=1) for name in shapes}
+    names = {_numberless(name) for name in shapes}
     inside = {name.removeprefix(layer).removesuffix(".weight") for name in names if name.startswith(layer)}
     for gate, up, down in _GATED:
         for one in sorted(inside):

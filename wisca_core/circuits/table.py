@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from wisca_core.architecture.declaration import open_declared
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
@@ -61,13 +62,13 @@ def as_table(circuits: Circuits, refusals: tuple = ()) -> pd.DataFrame:
 
 def heads_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     """{model} -> {}: the heads are then in WISCA_HOME/measurements."""
-    circuits_of(arguments["model"], progress)
+    circuits_of(open_declared(arguments, progress), progress)
     return {}
 
 
 def matrices_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     """{model} -> {}: the matrices are then in WISCA_HOME/measurements."""
-    matrices(arguments["model"], progress)
+    matrices(open_declared(arguments, progress), progress)
     return {}
 
 
