@@ -7,7 +7,7 @@ import pytest
 from dashboard_page import charts, metrics, page, texts
 from streamlit.testing.v1 import AppTest
 
-from wisca_app.architectures import running
+from wisca_app.architectures import many, running
 from wisca_core import jobs
 from wisca_core.architecture.find import find_sites
 from wisca_core.census import causal_types, kept, released
@@ -181,6 +181,15 @@ def test_a_census_that_failed_says_why_and_can_be_started_again(monkeypatch):
     at = page("architectures")
     assert "The census did not finish" in texts(at) and "no torch" in texts(at)
     assert any(b.label == "Prove them here" for b in at.button)
+
+
+@pytest.mark.parametrize(("points", "chosen"), [([{"customdata": "gpt2"}], "gpt2"), ([], None), ([{"x": 1}], None)])
+def test_a_click_on_a_tile_looks_it_up_and_one_beside_it_changes_nothing(monkeypatch, points, chosen):
+    session = {"census map llama": {"selection": {"points": points}}}
+    monkeypatch.setattr(many.state, "get", session.get)
+    monkeypatch.setattr(many.state, "put", session.__setitem__)
+    many._clicked("census map llama")
+    assert session.get("architecture") == chosen
 
 
 def test_the_picture_has_a_tile_for_every_architecture_in_the_block_of_its_verdict(some):

@@ -931,6 +931,31 @@ def test_the_title_of_a_comparison_that_goes_on_says_so_far():
     assert values.ratios(going, frame, 1e-3, "qk").finding.replace("\\", "").startswith("So far: left alone")
 
 
+def test_titles_of_a_training_that_has_just_begun_claim_nothing_of_its_end():
+    place = kept()
+    for cell in folder.read(place).cells:
+        metrics = cell.folder / "metrics.jsonl"
+        first, *rows = metrics.read_text().splitlines(keepends=True)
+        early = [row for row in rows if json.loads(row)["step"] <= 40]  # of 200
+        metrics.write_text("".join([first, *early]))
+        folder.write_cell_status(cell, state="running", step=40)
+    folder.write_status(place, "running", seconds=9.0, workers=2)
+    held = storage.take_lock(place / "lock")
+    try:
+        at = page("compare", comparison=place.name)
+        titles = [one.value.replace("\\", "").lower() for one in at.main.subheader]
+    finally:
+        os.close(held)
+    assert len(titles) == 3 and all("so far" in title for title in titles)
+    assert not any(word in title for title in titles for word in ("late in the run", "ends"))
+    for cell in folder.read(place).cells:  # and those of the whole run do
+        shutil.copy(SAMPLE / "cells" / cell.name / "metrics.jsonl", cell.folder)
+        folder.write_cell_status(cell, state="done")
+    folder.write_status(place, "done", seconds=9.0)
+    said = texts(page("compare", comparison=place.name)).lower()
+    assert "late in the run" in said and "rescaling keeps it within" in said and "so far" not in said
+
+
 def test_arms_look_different_from_each_other():
     for known in (ARMS, LORA_ARMS):
         looks = compare.styles(tuple(known.values()), LIGHT)

@@ -148,6 +148,56 @@ def test_every_page_opens_without_a_fault(server):
     assert not found and len(pages.paths()) >= 7
 
 
+def test_the_guided_path_is_walked_stop_by_stop_and_left(page, server):
+    address, _ = server
+    page.goto(address)
+    page.get_by_role("button", name="Guided path").click()
+    stops = (
+        ("A small model, measured", "Queries weigh 4.3× their keys", "/"),
+        ("A head out of balance", "Layer 5, KV group 0", "/"),
+        ("Balanced, and proved", "would change, by powers of two", "/rescale"),
+        ("What it does to a training", "No useful gain", "/compare"),
+        ("Your own model", "Open a folder, a file", "/open"),
+    )
+    for number, (title, said, where) in enumerate(stops, 1):
+        page.get_by_text(f"Guided path, stop {number} of 5").wait_for()
+        pages.settled(page)
+        page.get_by_text(title).first.wait_for()
+        page.get_by_role("heading", name=re.compile(re.escape(said).replace("\\ ", "\\s+"))).first.wait_for()
+        page.wait_for_url(re.compile(rf"{where}\?.*tour={number}\b"))
+        if number == 3:  # the address alone leads to the stop
+            page.reload()
+            page.get_by_text("Guided path, stop 3 of 5").wait_for()
+            pages.settled(page)
+        if number < len(stops):
+            page.get_by_role("button", name="Next stop").click()
+    page.get_by_role("button", name="Done").click()
+    page.get_by_text("Guided path, stop").wait_for(state="detached")
+    page.wait_for_function("!location.search.includes('tour=')")
+
+
+# of the first tile of the picture: its architecture, and where it stands in its chart
+TILE = """g => { const t = g.data.find(t => t.customdata && t.name != 'chosen'), f = g._fullLayout, first = v => (v._inputArray ?? v)[0];
+return [first(t.customdata), f.xaxis._offset + f.xaxis.d2p(first(t.x)), f.yaxis._offset + f.yaxis.d2p(first(t.y))] }"""
+
+
+def test_a_click_on_a_tile_of_the_picture_looks_its_architecture_up(page, server):
+    address, _ = server
+    page.goto(f"{address}/architectures")
+    pages.settled(page)
+    chart = page.locator(".js-plotly-plot").first
+    chart.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)
+    name, x, y = chart.evaluate(TILE)
+    assert name != "llama"
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    page.wait_for_timeout(200)
+    page.mouse.click(box["x"] + x, box["y"] + y)
+    page.wait_for_url(re.compile(f"architecture={name}\\b"))
+    page.get_by_role("heading", name=re.compile(name)).first.wait_for()
+
+
 def test_a_path_that_is_no_model_is_a_message_and_the_app_lives(page, server):
     address, _ = server
     page.goto(f"{address}/?model=/no/such/model")

@@ -107,6 +107,23 @@ def test_the_report_of_a_model_says_what_is_known_of_it(written):
     assert len(figures_of(html)) == body.count('class="chart"') > 10
 
 
+def test_an_evaluation_stands_in_the_report_with_its_figures(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, again and again. " * 12)
+    kept, out = tmp_path / "kept", tmp_path / "r.html"
+    assert main(["evaluate", str(MODEL), "--text", str(text), "--limit", "2", "--out", str(kept)]) == 0
+    assert main(["report", str(MODEL), "--out", str(out), "--no-heads", "--evaluation", str(kept)]) == 0
+    (one,) = json.loads((kept / "result.json").read_text())["perplexity"]
+    body = out.read_text().split("<body>")[1].split('id="figures"')[0]
+    section = body.split("<h2>What it scores</h2>")[1].split("<h2>")[0]
+    assert f"{one['perplexity']:.2f}" in section and "2" in section and "perplexity" in section
+    # what is no evaluation is refused by name, and the report that is there stays
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert main(["report", str(MODEL), "--out", str(out), "--evaluation", str(SAMPLES / "compare-gqa64")]) == 2
+    assert "result.json" in capsys.readouterr().err and out.read_bytes() == before
+
+
 def test_every_word_in_its_charts_can_be_read_in_both_themes(written):
     for figure in figures_of(written.read_text()):
         light = {"data": figure["data"], "layout": figure["layout"]}

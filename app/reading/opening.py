@@ -4,6 +4,7 @@ import streamlit as st
 
 from wisca_app import cached, state, uploads
 from wisca_app.figures import words
+from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.reading.shown import Shown, paths
 from wisca_core.runs.recognise import KINDS
@@ -31,8 +32,9 @@ def _ask_paths() -> None:
             persist_state="session",
             height=96,
             help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, mlflow.db and mlruns, "
-            "trackio .db, W&B run files and exports, console logs of nanoGPT, nanochat, torchtune, torchtitan and "
-            "Megatron-LM, and runs of this project.",
+            "DVCLive folders, trackio .db, W&B run files and exports, console logs of nanoGPT, nanochat, torchtune, torchtitan and "
+            "Megatron-LM, and runs of this project. SwanLab keeps runs in a binary store of its own, which is not read: export "
+            "its charts as CSV.",
         )
         st.form_submit_button("Open")
 
@@ -125,7 +127,7 @@ def download(shown: Shown) -> None:
         st.download_button(
             "All values as CSV",
             lambda: b"".join(csv_pieces(shown.runs)),
-            "runs.csv",
+            f"{telling_name('values', shown.runs[0].name if len(shown.runs) == 1 else f'{len(shown.runs)} runs')}.csv",
             "text/csv",
             on_click="ignore",
             key="runs csv",
