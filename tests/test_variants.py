@@ -106,7 +106,8 @@ def test_variants_of_a_family_are_proved(name, small_model):
 @pytest.mark.parametrize("model_type", ["qwen3", "mixtral"])
 def test_a_miniature_edited_in_memory_moves_as_one_written_and_loaded(model_type, small_model, tmp_path):
     """In memory where every parameter is the stored tensor; Mixtral's experts are put together as they are loaded."""
-    from wisca_core.equivalence.bench import Trial, _as_stored, open_bench
+    from wisca_core.equivalence.bench import Trial, _apply, _as_stored, open_bench
+    from wisca_core.equivalence.outputs import difference, outputs
 
     checkpoint = open_checkpoint(small_model(model_type))
     sites = find_sites(checkpoint, pairs=("qk", "vo", "mlp"))
@@ -116,7 +117,10 @@ def test_a_miniature_edited_in_memory_moves_as_one_written_and_loaded(model_type
     factors = {s.name: np.linspace(0.5, 2.0, s.n_cells("channel")) for s in sites.sites}
     for side in (None, "left"):
         here, there = (bench.moved(Trial("", factors, side, from_disk=d), "channel") for d in (False, True))
-        assert here == there and (here.max_rel < BOUND) == (side is None)
+        written = tmp_path / f"written-{side}"
+        _apply(checkpoint, sites, factors, "channel", side, written)
+        loaded = difference(outputs(load(checkpoint.path), seed=2), outputs(load(written), seed=2))
+        assert here == there == loaded and (here.max_rel < BOUND) == (side is None)
     assert bench.moved(Trial("", {}), "channel").max_rel < BOUND  # put back
 
 

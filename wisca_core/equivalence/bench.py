@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from wisca_core.architecture.site import Site, Sites
-from wisca_core.checkpoint import Checkpoint, Reader
+from wisca_core.checkpoint import Checkpoint, Reader, open_checkpoint
 from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.proof import ALIVE, OCTAVES, TOLERANCE, label
 from wisca_core.errors import ProofFailed
@@ -25,7 +25,7 @@ NOT_RUN = (
 @dataclass(frozen=True, eq=False)
 class Trial:
     """``factors``: site -> factor of each cell; ``side``: the one side that is scaled, None for both. ``from_disk``: the
-    rescaled miniature is written, as an export is, and loaded."""
+    rescaled miniature is written, as an export is, and read again."""
 
     name: str
     factors: dict[str, np.ndarray]
@@ -86,23 +86,36 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
     shapes = {t.name: t.shape for t in small.tensors}
     parameters = _as_stored(small, sites, model)
 
+    def written(trial: Trial, granularity: str) -> Path:
+        changed = place / "changed"
+        _apply(small, sites, trial.factors, granularity, trial.side, changed)
+        return changed
+
     @contextmanager
     def changed_model(trial: Trial, granularity: str):
-        if parameters is None or trial.from_disk:
-            changed = place / "changed"
-            _apply(small, sites, trial.factors, granularity, trial.side, changed)
+        if parameters is None:
+            changed = written(trial, granularity)
             try:
                 other = load(changed)
             finally:
                 shutil.rmtree(changed)
             yield other
             return
-        scaling = scalings(sites, trial.factors, granularity, shapes, trial.side)
-        before = {name: parameters[name].detach().clone() for name in scaling}
+        if trial.from_disk:  # every tensor that was written, into the parameter that was loaded from the one before it
+            changed = written(trial, granularity)
+            try:
+                with Reader(open_checkpoint(changed)) as reader:
+                    after = {name: reader.tensor(name) for name in parameters}
+            finally:
+                shutil.rmtree(changed)
+        else:
+            scaling = scalings(sites, trial.factors, granularity, shapes, trial.side)
+            after = {name: rescaled(parameters[name].detach(), one) for name, one in scaling.items()}
+        before = {name: parameters[name].detach().clone() for name in after}
         try:
             with torch.no_grad():
-                for name, one in scaling.items():
-                    parameters[name].copy_(rescaled(before[name], one))
+                for name, tensor in after.items():
+                    parameters[name].copy_(tensor)
             yield model
         finally:
             with torch.no_grad():
@@ -129,17 +142,18 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
 
 
 def _as_stored(small: Checkpoint, sites: Sites, model) -> dict[str, torch.Tensor] | None:
-    """Tensor name -> the loaded model's parameter, where every tensor of a pair is one, bit for bit; None where some are put
-    together or turned as they are loaded.
+    """Tensor name -> the loaded model's parameter, of every tensor that is one, bit for bit; None where a tensor of a pair is
+    not: some are put together or turned as they are loaded.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    names = {leg.tensor for site in sites.sites for leg in site.legs}
+    plain = {}
     with Reader(small) as reader:
-        for name in names:
+        for name in small.by_name:
             held = parameters.get(name)
-            if held is None or held.dtype != torch.float64 or not torch.equal(held, reader.tensor(name)):
-                return None
-    return {name: parameters[name] for name in names}
+            if held is not None and held.dtype == torch.float64 and torch.equal(held, reader.tensor(name)):
+                plain[name] = held
+    names = {leg.tensor for site in sites.sites for leg in site.legs}
+    return plain if names <= plain.keys() else None
 
 
 def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = True) -> Verdict:

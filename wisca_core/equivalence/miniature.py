@@ -125,7 +125,8 @@ def build_miniature(config: Mapping[str, Any], folder: Path, seed: int) -> None:
                 .eval()
             )
             randomise_(model, seed)
-            model.save_pretrained(folder)
+            with _plain_module():
+                model.save_pretrained(folder)
         except Exception as error:
             raise _cannot_build(config, error) from error
     written = {**config, "architectures": [cls.__name__], "dtype": "float64"}
@@ -233,6 +234,21 @@ def _cannot_build(config: Mapping[str, Any], error: Exception) -> ConfigMismatch
         f'A miniature of "{config.get("model_type")}" cannot be built: {type(error).__name__}: '
         f"{' '.join(str(error).split())[:400]}. No rule can be proved for it."
     )
+
+
+@contextmanager
+def _plain_module() -> Iterator[None]:
+    """A miniature is in no wrapper. Before it is saved transformers looks for one of DeepSpeed's and imports DeepSpeed for
+    that, where it is installed: seconds.
+    """
+    from transformers import modeling_utils
+
+    unwrap = modeling_utils.unwrap_model
+    modeling_utils.unwrap_model = lambda model, *_, **__: model
+    try:
+        yield
+    finally:
+        modeling_utils.unwrap_model = unwrap
 
 
 # Building or loading a model, transformers changes the default dtype, initialisation and its verbosity for the whole
