@@ -266,9 +266,15 @@ def test_a_new_comparison_begins_with_the_open_model_where_it_is_ones_own(
     mine = tiny_llama(tmp_path / "mine", n_layers=2)
     at = page("compare", comparison="new", model=mine)
     assert "The open model's config made smaller: width 64" in texts(at)
+    at = page("compare", comparison="new", model=small_model("gpt2"))  # q, k and v in one matrix
+    assert (
+        "No arm of learning rates alone here" in texts(at) and metrics(at)["Runs"] == "34"
+    )  # 2 arms, 3 rates, 3 pilot seeds; 8 seeds
+    assert not any("rates" in one for one in next(m for m in at.multiselect if "Arms" in m.label).value)
     encoder = small_model("bert", architectures=["BertModel"])  # predicts no next token
     at = page("compare", comparison="new", model=encoder)
     assert "Decoder, width 64, 4 layers" in texts(at)
+    assert "was not made to predict the next token; a small decoder stands in for it." in texts(at)
 
 
 def test_training_on_from_the_weights_takes_the_models_own_tokens(monkeypatch):

@@ -109,7 +109,7 @@ def test_exact_promises_bit_identity_only_with_powers_of_two(llama):
     at.toggle(key="exact").set_value(True).run()
     assert at.title[0].value.endswith("by powers of two; every output stays bit-identical.")
     assert (np.frexp(left(shown_rows(at)))[0] == 0.5).all()
-    assert metrics(at)["Weights round"] == "0"
+    assert metrics(at)["16-bit rounded"] == "0"
 
 
 def test_pairs(llama):

@@ -9,8 +9,9 @@ from wisca_app import cached, state
 from wisca_app.figures import words
 from wisca_app.open_model import glance, normal
 from wisca_app.open_model import title as model_title
-from wisca_core.architecture.site import GRANULARITIES
+from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
+from wisca_core.comparison.prepare import shares_a_rate as shares_a_rate_of
 from wisca_core.comparison.spec import PRECISIONS, Spec
 from wisca_core.errors import SpecError
 from wisca_core.pairs import ARM_PAIRS
@@ -43,8 +44,8 @@ _KINDS = {"balance": "Balance", "rates": "Rates alone", "inverse": "Inverse", "p
 
 def source() -> str:
     """What kind of model is trained: at first the open one, made smaller, where it is somebody's own language model."""
-    own = _own_source()
-    return st.selectbox(
+    own, found = _own_source(), glance()
+    chosen = st.selectbox(
         "Model",
         list(_MODELS),
         list(_MODELS).index(own),
@@ -53,6 +54,13 @@ def source() -> str:
         width=280,
         **KEPT,
     )
+    if chosen == own == "decoder" and found is not None and state.get("model") != state.default_model():
+        what = "is refused" if found.refusal else "was not made to predict the next token"
+        what = "is an adapter" if found.checkpoint.adapter_json else what
+        st.markdown(
+            f":small[:gray[{words.markdown_text(model_title(normal(state.get('model'))))} {what}; a small decoder stands in for it.]]"
+        )
+    return chosen
 
 
 def _own_source() -> str:
@@ -63,6 +71,12 @@ def _own_source() -> str:
     first = str(named[0]) if isinstance(named, list) and named else ""
     predicts = first.endswith(("ForCausalLM", "LMHeadModel"))
     return "shrunk" if predicts and not found.checkpoint.adapter_json else "decoder"
+
+
+def shares_a_rate(source: str) -> str:
+    """Why the model of this kind cannot be trained at rates of its own, "" where it can."""
+    found = glance() if source in ("shrunk", "whole") else None
+    return shares_a_rate_of([s for s in found.sites.sites if s.key.pair in DEFAULT_PAIRS]) if found else ""
 
 
 def paper_setup() -> str:

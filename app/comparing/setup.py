@@ -200,6 +200,9 @@ def _arms(source: str, preset: Spec, asked: dict) -> list[Arm]:
         model=replace(preset.model, **{k: v for k, v in asked["model"].items() if k in ("n_kv_heads", "source")}),
     )
     offered = [arm for arm in known if arm != "baseline" and not coinciding(arm, like)]
+    one_rate = asking.shares_a_rate(source)
+    if one_rate:
+        offered = [arm for arm in offered if known[arm].kind != "rates"]
     chosen = st.multiselect(
         "Arms beside the baseline",
         offered,
@@ -210,6 +213,8 @@ def _arms(source: str, preset: Spec, asked: dict) -> list[Arm]:
         help="Placebo: factors of 1.001 in turn, which change rounding only. Inverse: each pair is held as far out of balance again as it began. "
         "Gram: the full change of basis of a head (or of A and B) instead of one factor.",
     )
+    if one_rate:
+        st.markdown(f":small[:gray[No arm of learning rates alone here: {words.markdown_text(one_rate)}.]]")
     return [known[arm] for arm in chosen]
 
 

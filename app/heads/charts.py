@@ -11,6 +11,7 @@ from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import bare, heading, show
 from wisca_app.heads.shown import NAMES, Shown, clicked, key, mark
+from wisca_app.inspecting.facts import heads
 from wisca_core.circuits.columns import BY_NAME, Column
 from wisca_core.circuits.findings import headline
 from wisca_core.patterns.summary import times
@@ -22,10 +23,7 @@ def facts(shown: Shown) -> str:
     dtypes = sorted({t.dtype for t in model.checkpoint.stored or model.checkpoint.tensors if t.dtype in words.DTYPES})
     parts = [words.DTYPES[d] for d in dtypes]
     if a is not None:
-        parts += [
-            words.plural(a.n_layers, "layer"),
-            f"{words.plural(a.n_heads, 'query head')} on {words.plural(a.n_kv_heads, 'KV head')} of {a.head_dim}",
-        ]
+        parts += [words.plural(a.n_layers, "layer"), f"{heads(a.n_heads, a.n_kv_heads)} of {a.head_dim} channels"]
     return f"{', '.join(parts)}. {words.plural(len(shown.circuits.table), 'head')}, from the weights alone."
 
 

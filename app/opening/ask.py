@@ -74,8 +74,7 @@ def _failed() -> None:
     model, message = failed
     with st.container(border=True, gap="xsmall"):
         st.markdown(":material/error: **That could not be opened**")
-        plain(model)
-        plain(message)
+        plain(message if model in message else f"{model}\n{message}")
         st.markdown(f":small[:gray[{_next_step(model)}]]")
         now_open = normal(state.get("model"))
         if now_open:

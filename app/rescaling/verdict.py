@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from wisca_app import cached
 from wisca_app.figures import words
 from wisca_app.heading import number
 from wisca_app.open_model import title
@@ -19,7 +20,7 @@ TIPS = {
     "Within 2× after": "Cells (KV groups, experts, adapted parts, feed-forward blocks) of the chosen pairs whose two norms "
     "are within a factor 2 of each other afterwards.",
     "Weights overflow": "Weights that would leave the range of their dtype: their pairs are left alone.",
-    "Weights round": "16-bit weights that a factor rounds once, as it is no power of two.",
+    "16-bit rounded": "16-bit weights that a factor rounds once, as it is no power of two.",
     "Weights lose bits": "Weights that would fall below the smallest normal number of their dtype.",
 }
 
@@ -28,7 +29,7 @@ def facts(model: Model) -> str:
     """The small line above the title."""
     if model.refusal:
         return f"{title(model.checkpoint.source)}, refused"
-    refused = [r for r in model.sites.refusals if r.what != "model"]
+    refused = [r for r in (*model.sites.refusals, *cached.feed_forward_refusals(model)) if r.what != "model"]
     n_refused = words.count(len(refused)) if refused else "none"
     found = f"{words.plural(len(model.sites.sites), 'pair')} found, {n_refused} refused"
     return f"{title(model.checkpoint.source)}, {found}"
@@ -94,7 +95,7 @@ def metrics(decision: Decision) -> None:
     shown += [
         ("Within 2× after", f"{words.count(within)} of {words.count(n)}"),
         ("Weights overflow", words.count(effects["overflow"])),
-        ("Weights round", words.count(effects["rounded"] + effects["gains"])),
+        ("16-bit rounded", words.count(effects["rounded"] + effects["gains"])),
         ("Weights lose bits", words.count(effects["lost"])),
     ]
     with st.container(horizontal=True, gap="xsmall"):

@@ -56,7 +56,7 @@ with nullcontext() if is_worth_it(decision) else st.expander("Factors and plan a
     show(one, theme, "factor_chart", cached.once(key, lambda: one.draw(theme)))
     table.draw(asked)
 
-refusals = (*model.sites.refusals, *decision.refusals)
+refusals = (*model.sites.refusals, *cached.feed_forward_refusals(model), *decision.refusals)
 if refusals:
     with st.expander(f"Left alone, with the reason: {words.plural(len(refusals), 'place')}", key="refusals"):
         plain("\n".join(lines(replace(one, reason=unnamed(one.reason)) for one in refusals)[:200]))

@@ -217,17 +217,19 @@ def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], 
 
 def _check_one_side(i: int, sites: Sequence[Site]) -> None:
     """Raises SpecError where a tensor holds several sides: it has one learning rate."""
+    shared = shares_a_rate(sites)
+    if shared:
+        raise SpecError(f"arms[{i}].kind", "rates", f"balance for this model: {shared}")
+
+
+def shares_a_rate(sites: Sequence[Site]) -> str:
+    """Why arms of learning rates alone cannot be trained, "" where they can: a tensor that holds several sides."""
     held: dict[str, set[tuple[str, str]]] = {}
     for site in sites:
         for leg in site.legs:
             held.setdefault(leg.tensor, set()).add((site.key.pair, leg.side))
-    for tensor, sides in held.items():
-        if len(sides) > 1:
-            raise SpecError(
-                f"arms[{i}].kind",
-                "rates",
-                f"balance for this model: {tensor} holds {len(sides)} sides of its pairs, and a tensor has one rate",
-            )
+    shared = next((tensor for tensor, sides in held.items() if len(sides) > 1), "")
+    return f"{shared} holds {len(held[shared])} sides of its pairs, and a tensor has one rate" if shared else ""
 
 
 def _check_looks_back(config) -> None:
