@@ -17,11 +17,12 @@ from wisca_core.patterns.table import STATS, Patterns
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
 
-N_LAYERS, N_KV, G, DIM = 80, 8, 8, 128
+N_KV, DIM = 8, 128
 
 
-def big_table() -> Patterns:
-    """Made-up statistics of a 70B-like model: 80 layers, 64 query heads on 8 KV heads of 128."""
+def big_table(n_layers: int = 80, n_heads: int = 64) -> Patterns:
+    """Made-up statistics of a 70B-like model: ``n_heads`` query heads on 8 KV heads of 128."""
+    per_kv = n_heads // N_KV
     rng = np.random.default_rng(0)
 
     def leg(name: str, axis: int, heads: int, side: str, role: str) -> Leg:
@@ -30,9 +31,9 @@ def big_table() -> Patterns:
 
     sites = []
     groups = (Grid(0, (N_KV, DIM), (DIM, 1)),)
-    for i in range(N_LAYERS):
-        qk = (leg(f"q{i}", 0, G, "left", "q"), leg(f"k{i}", 0, 1, "right", "k"))
-        vo = (leg(f"v{i}", 0, 1, "left", "v"), leg(f"o{i}", 1, G, "right", "o"))
+    for i in range(n_layers):
+        qk = (leg(f"q{i}", 0, per_kv, "left", "q"), leg(f"k{i}", 0, 1, "right", "k"))
+        vo = (leg(f"v{i}", 0, 1, "left", "v"), leg(f"o{i}", 1, per_kv, "right", "o"))
         rotary = (Grid(0, (N_KV, DIM // 2, 2), (DIM, 1, DIM // 2)),)
         sites.append(Site(SiteKey("decoder", i, "self", "qk"), N_KV * DIM, N_KV, qk, rotary, groups))
         sites.append(Site(SiteKey("decoder", i, "self", "vo"), N_KV * DIM, N_KV, vo, (), groups))
@@ -46,7 +47,7 @@ def big_table() -> Patterns:
             stats["l2_sq"] = stats["l1"] ** 2 / 5000
             measured[one.tensor, one.axes, 0.0] = stats
     names = {name for name, _, _ in measured}
-    found = Sites("llama", "llama", Attention(N_LAYERS, N_KV * G, N_KV, DIM, 8192), tuple(sites))
+    found = Sites("llama", "llama", Attention(n_layers, n_heads, N_KV, DIM, 8192), tuple(sites))
     return Patterns.gather(found, measured, dict.fromkeys(names, ""), "", dict.fromkeys(names, "BF16"))
 
 
@@ -57,6 +58,14 @@ def median_ms(work: Callable[[], object], n: int = 7) -> float:
         work()
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)
+
+
+def after(patterns: Patterns, options: Options) -> None:
+    """The whole "after" of one choice of options."""
+    decision = decide(patterns, options)
+    summaries(decision.groups(), options.norm)
+    decision.heads()
+    _ = decision.effects
 
 
 def main() -> None:
@@ -74,14 +83,8 @@ def main() -> None:
         cells = patterns.cells(options.granularity)
         first = 1e3 * (time.perf_counter() - start)
 
-        def after(options: Options = options) -> None:
-            decision = decide(patterns, options)
-            summaries(decision.groups(), options.norm)
-            decision.heads()
-            _ = decision.effects
-
         bare = median_ms(lambda: np.bincount(cells.row, rows["l1"]))
-        ours = median_ms(after)
+        ours = median_ms(lambda: after(patterns, options))
         print(
             f"{options.granularity:8s} {options.norm:4s} exact={options.exact!s:5s} {ours:6.1f} ms, {ours / bare:4.1f} bare passes of {bare:.1f} ms; "
             f"first use of the granularity {first:.0f} ms more"
