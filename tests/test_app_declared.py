@@ -8,6 +8,7 @@ import pytest
 import torch
 from dashboard_page import page, texts
 from declared_models import GPT, MODELS, Llama
+from declared_words import CASES, EINSUM
 from safetensors.torch import load_file, save_file
 
 from wisca_app.declaring import fields, found, kept
@@ -205,10 +206,13 @@ def test_without_a_declaration_the_tensors_are_shown_with_the_way_to_the_form(na
     assert "That could not be opened" in in_order(page("open", declaring=nanogpt))
 
 
-@pytest.mark.parametrize("name", MODELS)
+EVERY = {name: (make, sites) for name, (make, sites, *_) in (MODELS | CASES | {"einsum": EINSUM}).items()}
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_every_declaration_goes_through_the_form_unchanged(name, tmp_path):
     """Form widgets are filled from a declaration and give it back."""
-    make, sites, *_ = MODELS[name]
+    make, sites = EVERY[name]
     save_file(
         {n: t.clone() for n, t in made(make).state_dict().items()}, tmp_path / "model.safetensors"
     )  # tied ones apart

@@ -18,6 +18,7 @@ NAMES = {
         "k, v in one": ("q", "kv"),
         "all in one": ("qkv",),
         "latent": ("q", "kv_a", "kv_b"),
+        "q alone": ("q",),
     },
     "feed_forward": {"gate and up": ("gate", "up"), "gate and up in one": ("fused",), "up alone": ("up",)},
 }
@@ -82,6 +83,13 @@ def draw(row: Mapping, key: str) -> dict:
     return said
 
 
+_TOGGLES = {
+    "heads_axis": "Heads are an axis of their own: [in, heads, width]",
+    "out_extra": "The output reads further channels behind the heads'",
+    "by_rows": "Every expert's rows lie one below the other",
+}
+
+
 def _names(said: dict, row: Mapping, key: str) -> None:
     """Which modules write and read the channels."""
     choices = NAMES[row["kind"]]
@@ -102,6 +110,10 @@ def _names(said: dict, row: Mapping, key: str) -> None:
 
 
 def _heads(said: dict, row: Mapping, key: str) -> None:
+    said["kv_layer"] = None
+    if said["names"] == "q alone":
+        tip = "The layer whose keys and values these read; say which they are under Further words."
+        said["kv_layer"] = _number("Reads layer", row.get("kv_layer"), f"{key} kv_layer", "needed", tip, least=0)
     with st.container(horizontal=True, gap="small"):
         said["n_heads"] = _number("Query heads", row.get("n_heads"), f"{key} n_heads", "needed")
         said["n_kv_heads"] = _number("Key/value heads", row.get("n_kv_heads"), f"{key} n_kv_heads", "as many")
@@ -145,6 +157,9 @@ def _further(said: dict, row: Mapping, key: str) -> None:
         for name, (label, tip) in _NUMBERS.items():
             if name in words:
                 said[name] = _number(label, row.get(name), f"{key} {name}", "", tip)
+    for name, label in _TOGGLES.items():
+        if name in words:
+            said[name] = st.toggle(label, bool(row.get(name)), key=f"{key} {name}", **_KEPT)
     if row["kind"] == "feed_forward":
         said["conv1d"] = st.toggle(
             "Matrices are stored [in, out]", bool(row.get("conv1d")), key=f"{key} conv1d", **_KEPT
@@ -153,9 +168,11 @@ def _further(said: dict, row: Mapping, key: str) -> None:
         plain(f"follow, kept as it was written: {row['follow']}")
 
 
-def _number(label: str, value: int | None, key: str, placeholder: str, tip: str | None = None) -> int | None:
+def _number(
+    label: str, value: int | None, key: str, placeholder: str, tip: str | None = None, least: int = 1
+) -> int | None:
     given = st.number_input(
-        label, min_value=1, value=value, step=1, key=key, **_KEPT, placeholder=placeholder, help=tip, width=_WIDTH
+        label, min_value=least, value=value, step=1, key=key, **_KEPT, placeholder=placeholder, help=tip, width=_WIDTH
     )
     return int(given) if given is not None else None
 

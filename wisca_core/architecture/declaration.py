@@ -79,6 +79,9 @@ def attention(
     rope_blocks: int = 1,
     layout: str = "",
     conv1d: bool = False,
+    heads_axis: bool = False,
+    out_extra: bool = False,
+    kv_layer: int | None = None,
     qk_norm: Mapping | Sequence[str] = (),
     sub_norm: str = "",
     follow: Sequence[Mapping] = (),
@@ -93,12 +96,16 @@ def attention(
     without a module is named as it is (nn.MultiheadAttention's "in_proj_weight"); ``qkv_bias``: one bias [q; k; v] of
     matrices that are apart (its "in_proj_bias"); ``kv_a``, ``kv_b``: of latent attention, beside the last matrix of ``q``. ``n_kv_heads``: None as many as
     ``n_heads``. ``layout`` of what is fused: "concat" ([q; k; v]), "per_head" ([head][q, k, v]), "per_group" ([group][its
-    q's, k, v]) and the others of ``rows/defaults.toml``. ``conv1d``: matrices are stored [in, out].
+    q's, k, v]) and the others of ``rows/defaults.toml``. ``conv1d``: matrices are stored [in, out]; ``heads_axis``: as [in,
+    heads, width], ``out`` as [out, heads, width] (files alone: a training leaves these be); ``out_extra``: ``out`` reads further channels behind the heads'.
+    ``kv_layer``: these ``layers`` have ``q`` and ``out`` alone and read the keys and values of that one, whose own declaration
+    stands beside.
 
     ``rope``: "half" (channel i turns with i + r/2), "interleaved" (2i with 2i + 1) or "none" (learned, ALiBi, no
     position); ``rope_channels``: r of a head, None all; ``rope_blocks``: equal parts that turn by themselves (axes of a
     picture). ``qk_norm``: ("q_norm", "k_norm"), norms with gains behind the projections, or a mapping with q, k and
-    before_rope (True), per ("head", "width", "rows": read off the shape), offset (1.0 where gain - 1 is stored).
+    before_rope (True), per ("head", "width", "rows": read off the shape), offset (1.0 where gain - 1 is stored); {h} in a
+    name is a head's number where each has a norm of its own.
     ``sub_norm``: a norm between the heads and ``out``. ``follow``: further tensors that meet a pair's channels, as in
     ``rows/defaults.toml``. ``layers``: only these, as numbers or "0-3,7". ``stack``, ``attention`` ("cross"), ``part``: how
     the pairs are named.
@@ -112,7 +119,14 @@ def attention(
     said = {name: value for name, value in locals().items() if name != "layer"}
     title = f"attention({layer!r})"
     given = {name for name in ("q", "k", "v", "kv", "qkv", "kv_a", "kv_b") if said[name]}
-    if given not in ({"q", "k", "v"}, {"q", "kv"}, {"qkv"}, {"q", "kv_a", "kv_b"}):
+    if kv_layer is not None:
+        is_number = isinstance(kv_layer, int) and not isinstance(kv_layer, bool) and 0 <= kv_layer < _MOST
+        if given != {"q"} or not layers or not is_number:
+            raise DeclarationError(
+                f"{title}: kv_layer={kv_layer!r} was given; it is the number of a layer, for layers= that have q and out of "
+                "their own and neither k nor v."
+            )
+    elif given not in ({"q", "k", "v"}, {"q", "kv"}, {"qkv"}, {"q", "kv_a", "kv_b"}):
         raise DeclarationError(
             f"{title}: give q, k and v, or q and kv, or qkv, or q, kv_a and kv_b, each the name of a module below the layer."
         )
@@ -150,6 +164,7 @@ def feed_forward(
     fused: str = "",
     activation: str = "",
     up_first: bool = False,
+    by_rows: bool = False,
     conv1d: bool = False,
     layers: Sequence[int] | str = (),
     stack: str = "decoder",
@@ -158,7 +173,8 @@ def feed_forward(
     """Declare the pair of up and down of every feed-forward whose tensors lie under ``layer``; {e} is an expert's number.
 
     ``gate``: the module behind whose activation ``up`` is multiplied; ``fused``: gate and up in one matrix, the gate
-    first (``up_first``: not). Without a gate there is a pair only behind an ``activation`` of "relu", "relu2" and the
+    first (``up_first``: not). ``by_rows``: every expert's rows lie one below the other, of ``down`` too, which is multiplied
+    from the left. Without a gate there is a pair only behind an ``activation`` of "relu", "relu2" and the
     like. Raises DeclarationError.
 
     >>> import wisca_core as wisca
@@ -369,7 +385,10 @@ def declared_sites(
     remarks: list[str] = []
     first = None
     n_layers = 0
+    readers = _readers(weights, declarations, root)
     for one in declarations:
+        if one["kv_layer"] is not None:
+            continue
         places = _places(weights, one, root)
         for place in places:
             if one.kind == "feed_forward":
@@ -378,12 +397,21 @@ def declared_sites(
             layer = _layer(weights, one, place)
             first = first or layer
             n_layers = max(n_layers, place.layer + 1)
-            found += [(one, _with_bias(layer, one, site)) for site in attention_sites(layer)]
+            reading = readers.pop(_name_of(one, place.layer), ())
+            _check_readers(one, layer, reading)
+            n_layers = max((n_layers, *(reader.number + 1 for reader in reading)))
+            found += [(one, _with_bias(layer, one, site)) for site in attention_sites(layer, reading)]
             if norm_of(layer) and place is places[0]:
                 remarks.append(
                     f"{one.layer}: its norms on q and k absorb the scale of Wq and Wk; the gains are the live pair and "
                     "are balanced instead."
                 )
+    if readers:
+        (stack, attention, part, number), (reader, *_) = next(iter(readers.items()))
+        raise DeclarationError(
+            f"kv_layer={number}: no declaration gives layer {number} keys and values of its own "
+            f"({'.'.join(filter(None, (stack, attention, part)))}), which layer {reader.number} is said to read."
+        )
     _check_apart(found)
     pairs = tuple(pairs)
     sites = tuple(site for _, site in found if isinstance(site, Site) and site.key.pair in pairs)
@@ -392,6 +420,31 @@ def declared_sites(
     )
     about = first.attention(n_layers) if first else None
     return Sites(NAME, checkpoint.source, about, sites, refusals, tuple(remarks))
+
+
+def _name_of(one: Declaration, number: int) -> tuple[str, str, str, int]:
+    return one["stack"] or "decoder", one["attention"] or "self", one["part"] or "", number
+
+
+def _readers(weights: Weights, declarations: Sequence[Declaration], root: str) -> dict[tuple, list[Layer]]:
+    """The layers that read another one's keys and values, by that one's name."""
+    out: dict[tuple, list[Layer]] = {}
+    for one in declarations:
+        if one["kv_layer"] is not None:
+            for place in _places(weights, one, root):
+                out.setdefault(_name_of(one, one["kv_layer"]), []).append(_layer(weights, one, place))
+    return out
+
+
+def _check_readers(one: Declaration, layer: Layer, reading: Iterable[Layer]) -> None:
+    for reader in reading:
+        theirs, ours = ((x.n_kv_heads, x.head_dim, x.value_dim, x.rope, x.rope_width) for x in (reader, layer))
+        if theirs != ours:
+            raise DeclarationError(
+                f"{one.title}: layer {reader.number} reads the keys and values of layer {layer.number}, but is declared with "
+                f"{theirs[0]} key/value heads of {theirs[1]} and {theirs[2]}, rope {theirs[3]!r} in {theirs[4]} channels; "
+                f"there are {ours[0]} of {ours[1]} and {ours[2]}, rope {ours[3]!r} in {ours[4]}."
+            )
 
 
 def _places(weights: Weights, one: Declaration, root: str) -> list[_Place]:
@@ -435,16 +488,19 @@ def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
     """The layer with every size read off its shapes."""
     if one["kv_a"]:
         return _latent_layer(weights, one, place)
-    modules = {
+    named = {
         "q": one["q"] or one["qkv"],
         "k": one["k"] or one["kv"] or one["qkv"],
         "v": one["v"] or one["kv"] or one["qkv"],
+        "o": one["out"],
     }
-    modules = {role: _named(weights, one, place, name) for role, name in {**modules, "o": one["out"]}.items()}
+    modules = {role: _named(weights, one, place, name) for role, name in named.items() if name}
     layout = one["layout"] or ("concat" if one["qkv"] else "kv_concat" if one["kv"] else "separate")
     heads = one["n_heads"]
     kv_heads = one["n_kv_heads"] or heads
     shapes = {role: weights.shape(Layer.tensor(place.prefix + module)) for role, module in modules.items()}
+    if one["heads_axis"]:
+        shapes = {role: _joined(one, place, modules[role], role, shape) for role, shape in shapes.items()}
     for role, shape in shapes.items():
         if len(shape) < 2 or any(n != 1 for n in shape[2:]):
             raise DeclarationError(
@@ -456,7 +512,7 @@ def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
 
     def width(role: str, known: int | None = None) -> int:
         """Channels of a head in the matrix that holds the role; ``known``: those of a query where they are known."""
-        sharing = [r for r in "qkv" if modules[r] == modules[role]]
+        sharing = [r for r in "qkv" if modules.get(r) == modules[role]]
         counts = {"q": n_q, "k": kv_heads, "v": kv_heads}
         taken = sum(counts[r] for r in sharing if r in "qk") * known if known and role == "v" else 0
         n = counts["v"] if taken else sum(counts[r] for r in sharing)
@@ -471,12 +527,16 @@ def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
         return left // n
 
     head_dim = one["head_dim"] or width("q")
+    if one["kv_layer"] is not None:  # neither k nor v is here: the heads are those that out reads
+        modules |= {"k": "k!", "v": "v!"}  # no tensors: nothing is scaled under these names
+        rows |= {"k": kv_heads * head_dim, "v": kv_heads * columns["o"] // heads}
+        columns |= {"k": columns["q"], "v": columns["q"]}
     value_dim = one["value_dim"] or (
         head_dim if modules["v"] == modules["q"] and not one["head_dim"] else width("v", head_dim)
     )
     known = {"n_heads": heads, "n_kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
     known |= {"hidden_size": columns["q"], "kv_hidden": columns["k"], "v_hidden": columns["v"], "out_hidden": rows["o"]}
-    if columns["o"] != heads * value_dim:
+    if columns["o"] != heads * value_dim and not (one["out_extra"] and columns["o"] > heads * value_dim):
         raise DeclarationError(
             f"{one.title}: {place.prefix}{modules['o']} reads {columns['o']:,} channels; {heads} heads of {value_dim} are "
             f"{heads * value_dim:,}. Check n_heads, n_kv_heads{', conv1d' if rows['o'] == heads * value_dim else ''} and layout."
@@ -505,6 +565,8 @@ def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
         layer="",
         layout=layout,
         conv1d=bool(one["conv1d"]),
+        heads_axis=bool(one["heads_axis"]),
+        o_inputs="columns" if one["out_extra"] else "0",
         rope=rope,
         rope_width="turning",
         rope_theta="10000.0",
@@ -518,7 +580,22 @@ def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
         attention=one["attention"] or "self",
         part=one["part"] or "",
     )
-    return numbers(weights, family, known | {"turning": turning}, place.layer, place.prefix)
+    return numbers(weights, family, known | {"turning": turning, "columns": columns["o"]}, place.layer, place.prefix)
+
+
+def _joined(one: Declaration, place: _Place, module: str, role: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """[in, heads, width] as the [out, in] that the rest reads; out's [out, heads, width] as its own."""
+    if len(shape) != 3:
+        raise DeclarationError(
+            f"{one.title}: {place.prefix}{module} is {_shape(shape)}; with heads_axis [in, heads, width] is needed."
+        )
+    beside, heads, width = shape
+    needed = one["n_heads"] if role in "qo" else one["n_kv_heads"] or one["n_heads"]
+    if heads != needed:
+        raise DeclarationError(
+            f"{one.title}: {place.prefix}{module} is {_shape(shape)}, {heads} heads; {needed} were declared."
+        )
+    return (beside, heads * width) if role == "o" else (heads * width, beside)
 
 
 def _latent_layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
@@ -598,12 +675,13 @@ def _norm(weights: Weights, one: Declaration, place: _Place, known: Mapping) -> 
     words = dict(one["qk_norm"])
     out = {"before_rope": True, "offset": 0.0, "bias": True} | words
     for role, n in (("q", known["n_heads"]), ("k", known["n_kv_heads"])):
-        shape = weights.shape(f"{place.prefix}{words[role]}.weight")
+        shape = weights.shape(f"{place.prefix}{words[role].replace('{h}', '0')}.weight")
         if shape is None:
             _named(weights, one, place, words[role])
             raise DeclarationError(f"{one.title}: {place.prefix}{words[role]} is no norm with a weight.")
         width = known["head_dim"]
         fits = {(width,): "head", (n * width,): "width", (n, width): "rows"}
+        fits = {(width,): "heads"} if "{h}" in words[role] else fits
         if n == 1 and words.get("per") == "width":
             fits[(width,)] = "width"
         if words.get("per", fits.get(shape)) != fits.get(shape) or shape not in fits:
@@ -629,7 +707,7 @@ def _feed_forward(weights: Weights, one: Declaration, place: _Place) -> list[Sit
     layer = numbers(weights, family, {"activation": one["activation"]}, place.layer, place.prefix)
     down = weights.shape(place.prefix + names["down"] + ("" if bare["down"].endswith("!") else ".weight"))
     layer = replace(layer, hidden_size=down[-2] if len(down) > 1 else 1)
-    return declared_mlp(layer, place.prefix, **names, expert=place.expert)
+    return declared_mlp(layer, place.prefix, **names, expert=place.expert, by_rows=bool(one["by_rows"]))
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -76,12 +76,19 @@ def mlp_sites(layer: Layer, layer_prefix: str) -> list[Site | Refusal]:
 
 
 def declared_mlp(
-    layer: Layer, prefix: str, down: str, up: str = "", gate: str = "", fused: str = "", expert: int = -1
+    layer: Layer,
+    prefix: str,
+    down: str,
+    up: str = "",
+    gate: str = "",
+    fused: str = "",
+    expert: int = -1,
+    by_rows: bool = False,
 ) -> list[Site | Refusal]:
     """The pair of the block whose matrices have these names below ``prefix``, or why there is none."""
     key = layer.key("mlp", attention="none", expert=expert)
     try:
-        return list(_sites(layer, prefix, _Block("", _Names(down, up, gate, fused)), key))
+        return list(_sites(layer, prefix, _Block("", _Names(down, up, gate, fused, by_rows)), key))
     except Refused as reason:
         return [Refusal(str(key), str(reason))]
 
