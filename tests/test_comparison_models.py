@@ -107,6 +107,19 @@ def test_training_goes_on_from_the_file_that_was_named(name, base, lora, tmp_pat
     assert preparing.model_sha256(spec) != preparing.model_sha256(lora(model=ModelSpec(source="lora", path=str(both))))
 
 
+def test_a_config_without_weights_is_enough_to_start_from_scratch(base, text, tmp_path):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(base / "config.json", alone)
+    data = DataSpec("text", str(text), context=16, validation_windows=4)
+    given = dict(data=data, arms=(ARMS["baseline"], ARMS["wisca"]), steps=4, optimiser=OptimiserSpec(warmup_steps=1))
+    model = ModelSpec(source="shrunk", width=16, n_layers=1, path=str(alone))
+    assert build_model(checked(Spec(model=model, **given)), 1).config.hidden_size == 16
+    prepare(checked(Spec(model=replace(model, source="whole"), **given)))
+    with pytest.raises(UnreadableInput, match="no model weights"):
+        build_model(checked(Spec(model=replace(model, source="whole", weights="continued"), **given)), 1)
+
+
 # --- adapters on an open model ----------------------------------------------------------------------------------------
 
 

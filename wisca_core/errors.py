@@ -4,6 +4,8 @@ The message of each is written for the person who reads it: it names the thing, 
 the next step. The command line prints it and exits with ``exit_code``; the dashboard shows it as text.
 """
 
+from collections.abc import Iterable
+
 
 class WiscaError(Exception):
     """Base of all named errors. ``exit_code`` is what the command line returns."""
@@ -105,3 +107,10 @@ class Cancelled(WiscaError):
     """The person cancelled; nothing was left behind."""
 
     exit_code = 130
+
+
+def check_choice(name: str, given: object, allowed: Iterable[str]) -> None:
+    """Raises BadOption where the option ``name`` was ``given`` as none of ``allowed``."""
+    allowed = tuple(allowed)
+    if given not in allowed:
+        raise BadOption(f"{name}: {given!r} was given; choose from {', '.join(allowed)}.")

@@ -18,7 +18,7 @@ from wisca_core.architecture.find import searched
 from wisca_core.architecture.site import PAIRS, Refusal, Sites
 from wisca_core.checkpoint import Checkpoint, Declared, open_checkpoint
 from wisca_core.equivalence.proof import Proof, proved_only
-from wisca_core.errors import BadOption
+from wisca_core.errors import check_choice
 from wisca_core.patterns.groups import group_table
 from wisca_core.patterns.store import cached, measured, n_bytes_to_read
 from wisca_core.patterns.summary import PairSummary, layer_ratios, sentence, summaries
@@ -135,7 +135,7 @@ class Model:
         >>> model.groups("l1")[["name", "group", "log2_ratio"]].round(2).head(2).values.tolist()
         [['decoder.0.self.qk', 0, 2.13], ['decoder.0.self.qk', 1, 2.15]]
         """
-        _check_norm(norm)
+        check_choice("norm", norm, NORMS)
         if plan is None:
             return group_table(self.patterns, norm)
         from wisca_core.planning.plan import decision_of
@@ -187,8 +187,3 @@ def open_model(
     if search:
         from wisca_core.equivalence.trial import discover as trial
     return Model(checkpoint, sites_of(checkpoint, searched(asked), progress, trial))
-
-
-def _check_norm(norm: str) -> None:
-    if norm not in NORMS:
-        raise BadOption(f"norm: {norm!r} was given; choose from {', '.join(NORMS)}.")

@@ -12,7 +12,7 @@ from wisca_core.comparison.paper import for_scale
 from wisca_core.comparison.presets import PRESETS, with_model
 from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.spec_reading import load_spec, spec_from
-from wisca_core.errors import BadOption, OutputRefused, SpecError, UnreadableInput
+from wisca_core.errors import BadOption, OutputRefused, SpecError, UnreadableInput, check_choice
 
 if TYPE_CHECKING:
     from wisca_core.comparison.execution_plan import ExecutionPlan
@@ -101,8 +101,7 @@ def _spec(spec: Path | None, preset: str | None, model: Path | None) -> Spec:
         if model is not None:
             raise BadOption("--model: it belongs to --preset; a spec names its model under model.path.")
         return load_spec(spec)
-    if preset not in PRESETS:
-        raise BadOption(f"--preset: {preset!r} was given; choose from {', '.join(PRESETS)}.")
+    check_choice("--preset", preset, PRESETS)
     return with_model(PRESETS[preset], model)
 
 

@@ -16,7 +16,7 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, note, say, table
-from wisca_core.errors import BadOption, DeclarationError
+from wisca_core.errors import DeclarationError, check_choice
 from wisca_core.pairs import MATRICES, SIDES
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.groups import group_table
@@ -55,8 +55,7 @@ def run(
 ) -> int:
     """0, or 1 where the model has no pair that could be rescaled."""
     asked = Options(parse_pairs(pairs)) if pairs is not None else None
-    if norm not in NORMS:
-        raise BadOption(f"norm: {norm!r} was given; choose from {', '.join(NORMS)}.")
+    check_choice("norm", norm, NORMS)
     if csv:
         check_replaceable(csv, ",".join(CSV_COLUMNS[:-1]), "table of KV groups")  # tables of earlier versions end there
     checkpoint = models.opened(model, yes, declared)

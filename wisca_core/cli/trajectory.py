@@ -7,7 +7,7 @@ import numpy as np
 
 from wisca_core.checkpoint import Declared
 from wisca_core.cli.terminal import bar, document, listed, say, table
-from wisca_core.errors import BadOption, OutputRefused, WiscaError
+from wisca_core.errors import BadOption, OutputRefused, WiscaError, check_choice
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.table import NORMS
 from wisca_core.runs import read
@@ -31,8 +31,7 @@ def run(
     declared: Declared | None = None,
 ) -> int:
     """0; a folder without a checkpoint that can be measured raises."""
-    if norm not in NORMS:
-        raise BadOption(f"norm: {norm!r} was given; choose from {', '.join(NORMS)}.")
+    check_choice("norm", norm, NORMS)
     if every < 1:
         raise BadOption(f"every: {every} was given; it is a number of steps, 1 or more.")
     if csv:

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from wisca_core.checkpoint import Checkpoint, open_checkpoint, parse_config
+from wisca_core.checkpoint.folder import MAX_CONFIG_BYTES
 from wisca_core.comparison.data import DOCUMENT, N_TOKENS
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import LoraSpec, ModelSpec, OptimiserSpec, Spec
 from wisca_core.errors import BadOption, ConfigMismatch
+from wisca_core.untrusted import named_path, read_json_object
 
 
 def build_model(spec: Spec, seed: int) -> nn.Module:
@@ -80,15 +83,20 @@ def model_config(spec: Spec):
 
 
 def own_config(m: ModelSpec) -> Mapping[str, Any]:
-    """config.json of the model at ``m.path``, a folder or one weight file beside its config.json, looked through. Raises
-    WiscaError for what cannot be trained here.
-    """
-    from wisca_core.checkpoint import open_checkpoint
+    """config.json of the model at ``m.path``. Raises WiscaError for what cannot be trained here."""
+    return parse_config(begun_from(m)[0])
 
+
+def begun_from(m: ModelSpec) -> tuple[str, Checkpoint | None]:
+    """(text of config.json, the looked-through weights) of the model at ``m.path``, a folder or one weight file beside its
+    config.json; None where training starts from scratch, for which a folder with a config.json is enough. Raises WiscaError.
+    """
+    path = named_path(m.path)
+    if not m.is_trained_before and path.is_dir():
+        return read_json_object(path, "config.json", MAX_CONFIG_BYTES, unique_keys=False)[0], None
     checkpoint = open_checkpoint(m.path)
-    if m.is_trained_before:
-        checkpoint.check_rescalable()
-    return checkpoint.config
+    checkpoint.check_rescalable()
+    return checkpoint.config_json, checkpoint if m.is_trained_before else None
 
 
 def vocabulary_of(spec: Spec) -> int:
@@ -127,7 +135,6 @@ def _fresh(config) -> nn.Module:
 
 def _pretrained(spec: Spec) -> nn.Module:
     """The model in the folder or file, its weights as float32."""
-    from wisca_core.checkpoint import open_checkpoint
     from wisca_core.equivalence.loadable import loadable
     from wisca_core.equivalence.miniature import load
     from wisca_core.storage import workplace

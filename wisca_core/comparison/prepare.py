@@ -111,12 +111,12 @@ def model_sha256(spec: Spec) -> str:
     m = spec.model
     if m.source in ("decoder", "paper"):
         return ""
-    from wisca_core.checkpoint import open_checkpoint
+    from wisca_core.comparison.models import begun_from
     from wisca_core.untrusted import locate, open_regular
 
-    checkpoint = open_checkpoint(m.path)
-    digest = hashlib.sha256(checkpoint.config_json.encode())
-    if m.is_trained_before:
+    config_json, checkpoint = begun_from(m)
+    digest = hashlib.sha256(config_json.encode())
+    if checkpoint is not None:
         for name in checkpoint.weight_files:
             with open_regular(locate(checkpoint.path, name)) as file:
                 while block := file.read(1 << 22):

@@ -1,11 +1,11 @@
 """What a person can choose, checked once, as a value."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, SiteKey, Sites
-from wisca_core.errors import BadOption
+from wisca_core.errors import BadOption, check_choice
 
 PLAN_NORMS = ("l1", "l2", "max", "rms")
 
@@ -28,10 +28,11 @@ class LayerRange:
 
 @dataclass(frozen=True)
 class Options:
-    """Defaults are the paper's: QK and VO, one factor a matrix, L1, full balance, at every layer.
+    """Defaults are the paper's: QK and VO, one factor a matrix, L1, full balance, at every layer. What a live rescale and
+    the arms of a comparison have beyond these is declared where they are.
 
-    ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to powers of two. ``layers``:
-    empty means all. ``granularity``: one for all pairs, or a mapping of pairs ({"qk": "channel", "vo": "tensor"}; the
+    ``pairs``: of qk, vo, mlp and lora. ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to
+    powers of two. ``layers``: numbers, ranges or text such as "0-3,7"; empty means all. ``granularity``: one for all pairs, or a mapping of pairs ({"qk": "channel", "vo": "tensor"}; the
     others "tensor"), kept as the text "qk=channel,vo=tensor". ``exclude``: site names to leave alone. Raises BadOption.
     """
 
@@ -44,18 +45,23 @@ class Options:
     exclude: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if isinstance(self.pairs, str) or not all(isinstance(pair, str) for pair in self.pairs):
+            raise BadOption(f"pairs: {self.pairs!r} was given; a tuple is needed, such as {DEFAULT_PAIRS!r}.")
+        object.__setattr__(self, "pairs", tuple(self.pairs))
         unknown = [pair for pair in self.pairs if pair not in PAIRS]
         if unknown or not self.pairs:
             raise BadOption(f"pairs: {', '.join(unknown) or 'nothing'} was given; choose from {', '.join(PAIRS)}.")
         object.__setattr__(self, "granularity", parse_granularity(self.granularity))
-        if self.norm not in PLAN_NORMS:
-            raise BadOption(f"norm: {self.norm!r} was given; choose from {', '.join(PLAN_NORMS)}.")
+        check_choice("norm", self.norm, PLAN_NORMS)
         if isinstance(self.exclude, str) or not all(isinstance(name, str) for name in self.exclude):
             raise BadOption(f"exclude: {self.exclude!r} was given; a tuple of site names is needed.")
-        if not all(isinstance(span, LayerRange) for span in self.layers):
-            raise BadOption(f'layers: {self.layers!r} was given; ranges are needed, or text such as "0-3,7".')
+        object.__setattr__(self, "exclude", tuple(self.exclude))
+        object.__setattr__(self, "layers", parse_layers(self.layers))
         if not isinstance(self.exact, bool):
             raise BadOption(f"exact: {self.exact!r} was given; True or False is needed.")
+        self._check_strength()
+
+    def _check_strength(self) -> None:
         if not is_number(self.strength) or not 0 <= self.strength <= 1:  # NaN too
             raise BadOption(
                 f"strength: {self.strength!r} was given; it lies between 0 (no change) and 1 (full balance)."
@@ -162,12 +168,22 @@ def parse_pairs(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
 
 
-def parse_layers(text: str) -> tuple[LayerRange, ...]:
-    """``"0-3,7,encoder:0-3"`` -> ranges, both ends included. Raises BadOption."""
-    out = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        match = re.fullmatch(r"(?:(\w+):)?(\d{1,6})(?:-(\d{1,6}))?", part)
-        if not match or (match[3] and int(match[3]) < int(match[2])):
-            raise BadOption(f"layers: {part!r} is not a layer, a range like 0-3 or a stack like encoder:0-3.")
-        out.append(LayerRange(int(match[2]), int(match[3] or match[2]), match[1] or ""))
-    return tuple(out)
+def parse_layers(asked: str | int | LayerRange | Iterable[int | LayerRange]) -> tuple[LayerRange, ...]:
+    """``"0-3,7,encoder:0-3"``, a number, a range or several -> ranges, both ends included. Raises BadOption."""
+    if isinstance(asked, str):
+        return tuple(_layer_range(part) for part in (p.strip() for p in asked.split(",")) if part)
+    spans = (asked,) if isinstance(asked, (int, LayerRange)) else asked
+    try:
+        out = tuple(LayerRange(s, s) if is_number(s) and isinstance(s, int) and s >= 0 else s for s in spans)
+    except TypeError:
+        out = (None,)
+    if not all(isinstance(span, LayerRange) for span in out):
+        raise BadOption(f'layers: {asked!r} was given; numbers, ranges or text such as "0-3,7" are needed.')
+    return out
+
+
+def _layer_range(text: str) -> LayerRange:
+    match = re.fullmatch(r"(?:(\w+):)?(\d{1,6})(?:-(\d{1,6}))?", text)
+    if not match or (match[3] and int(match[3]) < int(match[2])):
+        raise BadOption(f"layers: {text!r} is not a layer, a range like 0-3 or a stack like encoder:0-3.")
+    return LayerRange(int(match[2]), int(match[3] or match[2]), match[1] or "")

@@ -6,24 +6,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from wisca_core.architecture.declaration import Declaration, checked
-from wisca_core.architecture.site import SiteKey
-from wisca_core.errors import BadOption
-from wisca_core.pairs import DEFAULT_PAIRS, PAIRS
-from wisca_core.planning.options import LayerRange, Options, is_number, parse_granularity, parse_layers
+from wisca_core.errors import BadOption, check_choice
+from wisca_core.pairs import DEFAULT_PAIRS
+from wisca_core.planning.options import Options, is_number
 
 CHECKS = ("once", "always", "never")
 
 
 @dataclass(frozen=True)
-class Choices:
-    """The options of a checkpoint's plan, and what only a training run has.
+class Choices(Options):
+    """The options of a checkpoint's plan (``Options``), and what only a training run has.
 
     ``by``: "weights" (the paper's way), or "rates": the weights stay, and the optimiser's steps run at the learning rates
     that amount to it (``rates.py``); ``strength`` may then be any number, and -1 is the inverse.
-    ``pairs``: of qk, vo, mlp (where a feed-forward has an exact pair) and lora (rank channels of LoRA's A and B).
-    ``when``: a pair is left as it is until one side is at least so many times heavier than the other. ``layers``: numbers, ranges, or text such as
-    "0-3,7". ``optimizer_state``: "transport" continues the same
-    momentum in the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained
+    ``when``: a pair is left as it is until one side is at least so many times heavier than the other.
+    ``optimizer_state``: "transport" continues the same momentum in the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained
     is left alone ("refuse") or done all the same ("scale"). ``lora``: "rank" (one factor a rank channel or pair) or
     "gram" (A A^T = B^T B, arXiv 2605.31484). ``vo``: "factor", or "gram" (the full change of basis of a KV head that
     makes the Gram matrices of its two sides equal, see ``gram.py``). ``optimizer_rules``: for classes without a rule,
@@ -35,13 +32,6 @@ class Choices:
     tuple, a tensor), None: of a trainer's data, or made up. Raises BadOption.
     """
 
-    pairs: tuple[str, ...] = DEFAULT_PAIRS
-    granularity: str = "tensor"  # or a mapping of pairs
-    norm: str = "l1"
-    strength: float = 1.0
-    layers: tuple[LayerRange, ...] = ()
-    exact: bool = False
-    exclude: tuple[str, ...] = ()
     optimizer_state: str = "transport"
     frozen: str = "refuse"
     lora: str = "rank"
@@ -56,27 +46,7 @@ class Choices:
     optimizer_rules: Mapping[object, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.pairs, str):
-            raise BadOption(f"pairs: {self.pairs!r} was given; a tuple is needed, such as {DEFAULT_PAIRS!r}.")
-        object.__setattr__(self, "pairs", tuple(self.pairs))
-        if isinstance(self.layers, str):  # "0-3,7" as on the command line
-            object.__setattr__(self, "layers", parse_layers(self.layers))
-        else:
-            spans = (self.layers,) if isinstance(self.layers, (int, LayerRange)) else self.layers
-            try:
-                numbers = tuple(
-                    LayerRange(s, s) if isinstance(s, int) and not isinstance(s, bool) and s >= 0 else s for s in spans
-                )
-            except TypeError:
-                raise BadOption(f'layers: {spans!r} was given; numbers, ranges or text such as "0-3,7".') from None
-            object.__setattr__(self, "layers", numbers)
-        if isinstance(self.exclude, list):
-            object.__setattr__(self, "exclude", tuple(self.exclude))
-        unknown = [pair for pair in self.pairs if pair not in PAIRS]
-        if unknown or not self.pairs:
-            raise BadOption(
-                f"pairs: {', '.join(map(str, unknown)) or 'nothing'} was given; choose from {', '.join(PAIRS)}."
-            )
+        super().__post_init__()
         for name, allowed in (
             ("optimizer_state", ("transport", "leave")),
             ("frozen", ("refuse", "scale")),
@@ -85,9 +55,7 @@ class Choices:
             ("by", ("weights", "rates")),
             ("check", CHECKS),
         ):
-            if getattr(self, name) not in allowed:
-                raise BadOption(f"{name}: {getattr(self, name)!r} was given; choose from {', '.join(allowed)}.")
-        object.__setattr__(self, "granularity", parse_granularity(self.granularity))
+            check_choice(name, getattr(self, name), allowed)
         if self.when is not None and (not is_number(self.when) or not 1 <= self.when < math.inf):
             raise BadOption(f"when: {self.when!r} was given; a ratio from 1 is needed, such as 1.5, or None.")
         if self.lora == "gram" and self.exact:
@@ -106,8 +74,6 @@ class Choices:
                     'such as {MyAdam: {"exp_avg": -1, "exp_avg_sq": -2}}.'
                 )
         if self.by == "rates":
-            if not is_number(self.strength) or not math.isfinite(self.strength):
-                raise BadOption(f"strength: {self.strength!r} was given; with by='rates' any finite number.")
             if self.granularity != "tensor":
                 raise BadOption(
                     f"granularity: {self.granularity!r} was given; by='rates' has one rate a parameter, so only 'tensor'."
@@ -121,7 +87,12 @@ class Choices:
             raise BadOption(
                 "vo: 'gram' is proved on classes of transformers alone; use vo='factor' with declared sites."
             )
-        _ = self.options
+
+    def _check_strength(self) -> None:
+        if self.by != "rates":
+            super()._check_strength()
+        elif not is_number(self.strength) or not math.isfinite(self.strength):
+            raise BadOption(f"strength: {self.strength!r} was given; with by='rates' any finite number.")
 
     @cached_property
     def options(self) -> Options:
@@ -129,11 +100,6 @@ class Choices:
         pairs = tuple(pair for pair in self.pairs if pair != "lora") or DEFAULT_PAIRS
         strength = self.strength if self.by == "weights" else 1.0
         return Options(pairs, self.granularity, self.norm, strength, self.layers, self.exact, self.exclude)
-
-    def chooses(self, key: SiteKey) -> bool:
-        if key.pair not in self.pairs or str(key) in self.exclude:
-            return False
-        return not self.layers or any(span.holds(key) for span in self.layers)
 
 
 def made(pairs: Sequence[str], choices: Mapping) -> Choices:
