@@ -6,7 +6,8 @@ import streamlit as st
 
 from wisca_app import cached, sidebar, state, tour
 from wisca_app.figures.template import theme_of
-from wisca_app.messages import errors_as_messages
+from wisca_app.messages import errors_as_messages, say
+from wisca_core.errors import WiscaError
 
 # Files: Streamlit fetches named icons and emojis from the network.
 HERE = Path(__file__).parent
@@ -36,8 +37,12 @@ try:
     with st.sidebar, errors_as_messages("The sidebar cannot be shown"):
         sidebar.draw()
     tour.draw()
-    with errors_as_messages("This page cannot be shown"):
+    try:
         page.run()
+    except WiscaError as error:
+        say("This page cannot be shown", str(error))
+        if page is not OPEN:
+            st.page_link(OPEN, label="Open another model")
 finally:
     state.share()
     cached.set_aside_modules()

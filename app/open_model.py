@@ -50,7 +50,7 @@ def ready(pairs: list[str]) -> Model:
     model = normal(state.get("model"))
     if not model:
         plain("No model is open.")
-        st.page_link("views/open.py", label="Open one: a path on this machine, a hub id or an upload")
+        st.page_link("views/open.py", label="Open one: a path, a hub id or an upload")
         state.stop()
     if model.startswith("hub:"):
         _fetch(model)

@@ -117,7 +117,11 @@ def _numbers(values) -> list[float]:
 
 def test_bad_paths_are_a_message_and_the_form_stays(tmp_path):
     at = page("runs", logs=str(tmp_path / "nowhere"))
-    assert "cannot be opened" in texts(at) and not at.get("plotly_chart")
+    assert (
+        "cannot be opened" in texts(at)
+        and at.title[0].value == "Open the logs of a training."
+        and not at.get("plotly_chart")
+    )
     at.text_area(key="logs").set_value(str(SAMPLE))
     next(button for button in at.button if button.label == "Open" and button.form_id == "logs_form").click().run()
     assert "gqa-docs: train_loss" in texts(at)

@@ -17,9 +17,9 @@ _MOST_REMARKS = 200
 _ASKED = "logs to open"
 
 
-def ask() -> None:
-    """The form with the paths; open while there is nothing to show."""
-    with st.expander("Open logs", expanded=not paths(), key="open_logs"):
+def ask(is_open: bool = False) -> None:
+    """The form with the paths. ``is_open``: while there is nothing to show."""
+    with st.expander("Open logs", expanded=is_open, key="open_logs"):
         _ask_paths()
         _ask_files()
 
@@ -127,7 +127,7 @@ def download(shown: Shown) -> None:
         st.download_button(
             "All values as CSV",
             lambda: b"".join(csv_pieces(shown.runs)),
-            f"{telling_name('values', shown.runs[0].name if len(shown.runs) == 1 else f'{len(shown.runs)} runs')}.csv",
+            f"{telling_name('values', shown.short)}.csv",
             "text/csv",
             on_click="ignore",
             key="runs csv",

@@ -13,11 +13,12 @@ from wisca_app.report import runs
 
 theme = theme_of(st.context.theme.type)
 opening.take_asked()
-view = None
+view, above = None, st.container()
 with errors_as_messages("These logs cannot be read"):
     view = shown()
 if view is None:
-    opening.ask()
+    above.title("Open the logs of a training.", anchor=False)
+    opening.ask(is_open=True)
     state.stop()
 st.markdown(f":small[:gray[{words.markdown_text(opening.facts(view))}]]")
 title, sentence = ends.headline(view)
