@@ -115,9 +115,10 @@ def test_a_config_without_weights_is_enough_to_start_from_scratch(base, text, tm
     given = dict(data=data, arms=(ARMS["baseline"], ARMS["wisca"]), steps=4, optimiser=OptimiserSpec(warmup_steps=1))
     model = ModelSpec(source="shrunk", width=16, n_layers=1, path=str(alone))
     assert build_model(checked(Spec(model=model, **given)), 1).config.hidden_size == 16
-    prepare(checked(Spec(model=replace(model, source="whole"), **given)))
+    whole = ModelSpec(source="whole", path=str(alone))
+    prepare(checked(Spec(model=whole, **given)))
     with pytest.raises(UnreadableInput, match="no model weights"):
-        build_model(checked(Spec(model=replace(model, source="whole", weights="continued"), **given)), 1)
+        build_model(checked(Spec(model=replace(whole, weights="continued"), **given)), 1)
 
 
 # --- adapters on an open model ----------------------------------------------------------------------------------------

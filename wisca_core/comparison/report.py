@@ -18,7 +18,6 @@ from wisca_core.comparison.arm_words import in_words, title
 from wisca_core.comparison.folder import Comparison, pilot_losses
 from wisca_core.comparison.spec import ModelSpec, Spec
 from wisca_core.comparison.statistics import (
-    CONFIDENCE,
     FEWEST,
     FIRM,
     Effect,
@@ -31,6 +30,7 @@ from wisca_core.comparison.statistics import (
     seeds_to_see,
 )
 from wisca_core.errors import UnreadableInput
+from wisca_core.intervals import CONFIDENCE
 from wisca_core.untrusted import read_regular
 from wisca_core.words import listed
 

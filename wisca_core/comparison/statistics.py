@@ -15,6 +15,7 @@ from scipy import stats
 
 from wisca_core.comparison.folder import Comparison
 from wisca_core.errors import UnequalStart
+from wisca_core.intervals import CONFIDENCE, half_width
 
 # Equal starts are checked in float32, where a rescale moves the loss by rounding only.
 START_TOLERANCE = 1e-5
@@ -23,7 +24,6 @@ FEWEST, FIRM = 4, 8
 FEWEST_FLIPS, MOST_FLIPS = 6, 40
 # What no figure here is written finer than: an interval inside it says that nothing is there, however clear of zero.
 NOTHING_NATS = 0.0005
-CONFIDENCE = 0.95
 RESAMPLES = 10_000
 
 
@@ -93,7 +93,7 @@ def paired(differences: Sequence[float]) -> Interval:
         return Interval(n, float(d.mean()) if n else nan, nan, nan, nan, nan)
     mean, sd = float(d.mean()), float(d.std(ddof=1))
     error = sd / math.sqrt(n)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error
+    half = half_width(error, n - 1)
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else (1.0 if mean == 0 else 0.0)
     return Interval(n, mean, sd, mean - half, mean + half, p)
 
@@ -150,9 +150,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return out
 
 
-def seeds_to_narrow(sd: float, half_width: float) -> int:
-    """Fewest seeds whose 95 % t interval has half the width ``half_width``, if the spread stays ``sd``."""
-    return _fewest(lambda n: stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * sd / math.sqrt(n) <= half_width)
+def seeds_to_narrow(sd: float, wanted: float) -> int:
+    """Fewest seeds whose 95 % t interval has half the width ``wanted``, if the spread stays ``sd``."""
+    return _fewest(lambda n: half_width(sd / math.sqrt(n), n - 1) <= wanted)
 
 
 def seeds_to_see(effect: float, sd: float, power: float = 0.8) -> int:

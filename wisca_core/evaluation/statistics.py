@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from wisca_core.comparison.statistics import CONFIDENCE, RESAMPLES
+from wisca_core.comparison.statistics import RESAMPLES
 from wisca_core.evaluation.tasks import Document
+from wisca_core.intervals import CONFIDENCE, half_width
 
 
 def task_row(documents: Sequence[Document]) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def windows_row(first: Any, second: Any) -> dict[str, Any]:
     gap = second.nats - first.nats
     mean = float(gap.sum() / counts.sum())
     error = float(math.sqrt(n / (n - 1) * ((gap - mean * counts) ** 2).sum()) / counts.sum()) if n > 1 else math.nan
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error if n > 1 else math.nan
+    half = half_width(error, n - 1)
     return {
         "n": n,
         "difference_nats": mean,

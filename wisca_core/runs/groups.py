@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from wisca_core.intervals import half_width
 from wisca_core.runs.table import Run, Series
 from wisca_core.untrusted import shown
 
@@ -262,14 +263,12 @@ def _gap(
     x, y = (side[np.isfinite(side)] for side in sides)
     if min(len(x), len(y)) < 4:
         return None
-    from scipy.stats import t as student
-
     parts = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
     error = math.sqrt(sum(parts))
     if error == 0:
         return min(len(x), len(y)), float(y.mean() - x.mean()), float(y.mean() - x.mean())
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(x) - 1) + parts[1] ** 2 / (len(y) - 1))
-    half = float(student.ppf(0.5 + level / 2, freedom)) * error
+    half = half_width(error, freedom, level)
     middle = float(y.mean() - x.mean())
     return min(len(x), len(y)), middle - half, middle + half
 
@@ -415,10 +414,8 @@ def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float
     mean = float(values.mean())
     if n == 1:
         return mean, math.nan, math.nan, math.nan
-    from scipy.stats import t
-
     sd = float(values.std(ddof=1))
-    half = float(t.ppf(0.5 + level / 2, n - 1)) * sd / math.sqrt(n)
+    half = half_width(sd / math.sqrt(n), n - 1, level)
     return mean, sd, mean - half, mean + half
 
 
