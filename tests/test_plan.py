@@ -17,8 +17,9 @@ from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import BadOption, NothingToRescale, PlanMismatch, UnreadableInput
 from wisca_core.exporting.export import export
+from wisca_core.patterns.groups import group_segments
 from wisca_core.patterns.measure import measure
-from wisca_core.patterns.table import Patterns
+from wisca_core.patterns.table import Patterns, norm
 from wisca_core.planning.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, decide
 from wisca_core.planning.options import LayerRange, Options, parse_layers, parse_pairs
 from wisca_core.planning.plan import Plan, check_not_empty, decision_of, load_plan, make_plan, save_plan, undo_plan
@@ -279,6 +280,21 @@ def test_the_predicted_after_is_the_measured_one(granularity, norm, small_model,
     )
     rows = plan_rows(decision)
     assert np.allclose(rows["log2_after"], 0.25 * rows["log2_ratio"]) or granularity == "channel"
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "group", "channel"])
+def test_the_norms_after_equal_a_pass_over_every_row(granularity, small_model):
+    """Rows that are multiplied by the same are added once and for all; one with the square of its factor among them."""
+    checkpoint = open_checkpoint(small_model("nemotron", torch.bfloat16, num_key_value_heads=2))
+    patterns = measure(checkpoint, find_sites(checkpoint, pairs=("qk", "vo", "mlp")))
+    decision = decide(patterns, Options(("qk", "vo", "mlp"), granularity, strength=0.7))
+    for name in ("l1", "l2", "max", "rms", "mean"):
+        for segments, table, columns in (
+            (patterns.heads, decision.heads(name), ["after"]),
+            (group_segments(patterns), decision.groups(name), ["left_after", "right_after"]),
+        ):
+            every = norm(name, segments.reduce(patterns.rows, decision.row_factor))
+            assert np.allclose(table[columns].to_numpy().reshape(-1), every, rtol=1e-12, atol=0), (name, columns)
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "group", "channel"])

@@ -66,18 +66,17 @@ def group_segments(patterns: Patterns) -> Segments:
 
 def segment_norms(patterns: Patterns, norm: str, key: tuple, segments: Segments) -> np.ndarray:
     """That norm of each segment of rows; ``key`` names the segments, and the norms are kept under it."""
-    return patterns.keep((*key, norm), lambda: norm_of(segments, norm, patterns.rows, None))
+    return patterns.keep((*key, norm), lambda: _norm_of(segments, norm, patterns.rows))
 
 
-def norm_of(segments: Segments, name: str, rows: dict, factor: np.ndarray | None) -> np.ndarray:
-    """That norm of each segment, rows multiplied by ``factor`` first, summing only the columns it needs."""
-    f = 1.0 if factor is None else factor
+def _norm_of(segments: Segments, name: str, rows: dict) -> np.ndarray:
+    """That norm of each segment, summing only the columns it needs."""
     if name == "max":
-        return segments.max(rows["max"] * f)
+        return segments.max(rows["max"])
     if name in ("l2", "rms"):
-        total = segments.sum(rows["l2_sq"] * (f * f))
+        total = segments.sum(rows["l2_sq"])
         return np.sqrt(total / segments.sum(rows["n"]) if name == "rms" else total)
-    total = segments.sum(rows["l1"] * f)
+    total = segments.sum(rows["l1"])
     return total / segments.sum(rows["n"]) if name == "mean" else total
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_core.architecture.site import Refusal
-from wisca_core.patterns.groups import group_segments, group_table, norm_of, segment_norms, site_columns
+from wisca_core.patterns.groups import group_segments, group_table, segment_norms, site_columns
 from wisca_core.patterns.table import LOST_BITS, SMALLEST_NORMAL, Cells, Patterns, Segments, norm
 from wisca_core.planning.options import Options
 
@@ -34,11 +34,13 @@ class Decision:
     @cached_property
     def row_factor(self) -> np.ndarray:
         """What each row of the table is multiplied by; float64."""
-        legs = self.patterns.legs
-        exponent = legs["exponent"].to_numpy(np.int64)[self.patterns.leg_of_row] if len(legs) else np.zeros(0, np.int64)
-        low, high = (int(exponent.min()), int(exponent.max())) if len(exponent) else (0, 0)
-        powers = np.stack([self.factor**e for e in range(low, high + 1)])
-        return powers.reshape(-1)[(exponent - low) * len(self.factor) + self.cells.row]
+        return self._powers[_powers_of_rows(self.patterns, self.cells)]
+
+    @cached_property
+    def _powers(self) -> np.ndarray:
+        """What rows may be multiplied by: the factor of each cell to each power that a leg has, lowest power first."""
+        low, high = _exponent_span(self.patterns)
+        return np.concatenate([self.factor**e for e in range(low, high + 1)])
 
     def side_norms(self, after: bool) -> np.ndarray:
         """(2, n_cells): the chosen norm of the left and of the right side of each cell."""
@@ -47,6 +49,8 @@ class Decision:
 
     def _side_factors(self) -> np.ndarray:
         a, b = _exponents(self.patterns)
+        if (a == 1).all() and (b == 1).all():  # but for ReLU squared
+            return np.stack([self.factor, 1 / self.factor])
         return np.stack([self.factor ** a[self.cells.site], self.factor ** -b[self.cells.site]])
 
     @property
@@ -141,10 +145,54 @@ class Decision:
         before = segment_norms(patterns, name, key, segments)
         within = patterns.keep((*key, "in one cell", self.cells.granularity), lambda: segments.constant(self.cells.row))
         if not within:
-            return before, norm_of(segments, name, patterns.rows, self.row_factor)
+            of_granularity = (*key, "parts", self.cells.granularity)
+            parts = patterns.keep(of_granularity, lambda: Parts.of(patterns, self.cells, segments))
+            return before, parts.norm(name, patterns, of_granularity, self._powers)
         rows = segments.order[segments.starts]  # one factor a segment: the norm scales with it
         exponent = patterns.legs["exponent"].to_numpy(np.int64)[patterns.leg_of_row[rows]]
         return before, before * self.factor[self.cells.row[rows]] ** exponent
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The rows of each segment that are multiplied by the same: a change of the factors is a pass over these, of which there are
+    far fewer. ``order``: rows of the table by part, ``first``: where in it each part begins; ``power``: what a part is
+    multiplied by, an index into ``Decision._powers``; ``starts``: first part of each segment.
+    """
+
+    order: np.ndarray
+    first: np.ndarray
+    power: np.ndarray
+    starts: np.ndarray
+    segments: Segments
+
+    @classmethod
+    def of(cls, patterns: Patterns, cells: Cells, segments: Segments) -> "Parts":
+        power = _powers_of_rows(patterns, cells)[segments.order]
+        segment = np.repeat(np.arange(len(segments.starts)), np.diff(np.r_[segments.starts, len(segments.order)]))
+        key = segment * (int(power.max(initial=0)) + 1) + power
+        by = np.argsort(key, kind="stable")
+        key = key[by]
+        first = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+        starts = np.searchsorted(segment[by[first]], np.arange(len(segments.starts)))
+        return cls(segments.order[by].astype(np.int32), first, power[by[first]], starts, segments)
+
+    def norm(self, name: str, patterns: Patterns, key: tuple, powers: np.ndarray) -> np.ndarray:
+        """That norm of each segment, its rows multiplied first; ``key`` names these parts."""
+        f = powers[self.power]
+        if name == "max":
+            return np.maximum.reduceat(self._column("max", np.maximum, patterns, key) * f, self.starts)
+        if name in ("l2", "rms"):
+            f *= f
+        total = np.add.reduceat(
+            self._column("l2_sq" if name in ("l2", "rms") else "l1", np.add, patterns, key) * f, self.starts
+        )
+        if name in ("rms", "mean"):
+            total /= patterns.keep((*key, "n"), lambda: self.segments.sum(patterns.rows["n"]))
+        return np.sqrt(total) if name in ("l2", "rms") else total
+
+    def _column(self, name: str, how: np.ufunc, patterns: Patterns, key: tuple) -> np.ndarray:
+        return patterns.keep((*key, name), lambda: how.reduceat(patterns.rows[name][self.order], self.first))
 
 
 def decide(patterns: Patterns, options: Options) -> Decision:
@@ -196,11 +244,27 @@ def _without_overflow(decision: Decision) -> Decision:
     return replace(decision, factor=np.where(over, 1.0, decision.factor), fate=fate)
 
 
+def _exponent_span(patterns: Patterns) -> tuple[int, int]:
+    exponent = patterns.legs["exponent"]
+    return (int(exponent.min()), int(exponent.max())) if len(exponent) else (0, 0)
+
+
+def _powers_of_rows(patterns: Patterns, cells: Cells) -> np.ndarray:
+    """Which of ``Decision._powers`` each row is multiplied by; kept once made."""
+
+    def make() -> np.ndarray:
+        low, _ = _exponent_span(patterns)
+        exponent = patterns.legs["exponent"].to_numpy(np.int64) - low
+        return (exponent * len(cells.site))[patterns.leg_of_row] + cells.row
+
+    return patterns.keep(("powers", cells.granularity), make)
+
+
 def _exponents(patterns: Patterns) -> tuple[np.ndarray, np.ndarray]:
     sites = patterns.sites.sites
-    return (
-        np.array([s.exponent("left") for s in sites], np.int64),
-        np.array([s.exponent("right") for s in sites], np.int64),
+    return patterns.keep(
+        ("exponents",),
+        lambda: tuple(np.array([s.exponent(side) for s in sites], np.int64) for side in ("left", "right")),
     )
 
 
