@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from wisca_core.comparison.arm_words import in_words
+from wisca_core.comparison.arms import choices_of, schedule_of
 from wisca_core.comparison.presets import ARMS, PRESETS, coinciding
 from wisca_core.comparison.spec import FORMAT, VERSION, ModelSpec, Spec
 from wisca_core.comparison.spec_checks import checked
@@ -74,6 +76,23 @@ def test_the_default_preset_is_the_one_that_was_promised():
             "arms[1].optimizer_state",
         ),
         ({"arms": ["baseline", {"name": "mine", "clip_norm": "plain"}]}, "arms[1].clip_norm"),
+        *(
+            ({"arms": ["baseline", {"name": "mine"} | words]}, f"arms[1].{field}")
+            for words, field in (
+                ({"start": 1.5}, "start"),
+                ({"start": 0.5, "stop": 0.2}, "stop"),
+                ({"start": 900, "stop": 0.5}, "stop"),  # of 1,200 steps
+                ({"start": 5, "every": None}, "start"),
+                ({"start": 5, "kind": "inverse"}, "start"),
+                ({"when": 0.5}, "when"),
+                ({"when": "far"}, "when"),
+                ({"when": 2, "kind": "placebo"}, "when"),
+                ({"when": 2, "strength": 0.5}, "when"),
+                ({"granularity": "qk=fine"}, "granularity"),
+                ({"granularity": {"ov": "tensor"}}, "granularity"),
+                ({"granularity": {"qk": "channel"}, "kind": "rates"}, "granularity"),
+            )
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field_and_what_is_allowed(given, field):
@@ -90,6 +109,28 @@ def test_a_warm_up_that_nobody_asked_for_is_no_longer_than_a_tenth_of_the_run():
         == 3
     )
     assert spec_from({"steps": 300, "optimiser": {"warmup_steps": 200}}).optimiser.warmup_steps == 200
+
+
+def test_an_arm_takes_the_options_of_a_live_rescale():
+    own = {"name": "own", "granularity": {"vo": "tensor", "qk": "channel"}, "when": 1.5, "start": 0.25, "stop": 0.5}
+    spec = spec_from({"steps": 40, "arms": ["baseline", own | {"every": 5}]})
+    arm = spec.arm("own")
+    assert arm.granularity == "qk=channel,vo=tensor" and spec_from(spec.to_json()) == spec
+    assert in_words(arm) == (
+        "QK and VO balanced by qk=channel,vo=tensor every 5 steps from 25% of the run up to 50% of the run where one side "
+        "is 1.5 times heavier"
+    )
+    chosen = choices_of(arm)
+    assert (chosen.granularity, chosen.when) == ("qk=channel,vo=tensor", 1.5)
+    assert [step for step in range(41) if schedule_of(arm, 40).due(step)] == [10, 15, 20]
+    for words in (
+        {"granularity": {"qk": "tensor"}},
+        {"granularity": {"vo": "group"}},  # one KV head
+        {"when": 1},
+        {"stop": 1190},
+    ):
+        with pytest.raises(SpecError, match="differs from"):
+            spec_from({"arms": ["baseline", "wisca", {"name": "own"} | words]})
 
 
 def test_arms_that_coincide_are_refused():

@@ -24,9 +24,9 @@ from wisca_core.errors import (
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
 from wisca_core.planning.plan import make_plan
+from wisca_core.planning.schedule import Schedule
 from wisca_core.rescale import rescaled, scalings
 from wisca_core.training import Factors, Scaler, rescale_
-from wisca_core.training.schedule import Schedule
 
 LLAMA = dict(model_type="llama", num_key_value_heads=8, attention_bias=True)
 FAMILIES = {

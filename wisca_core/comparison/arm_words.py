@@ -52,12 +52,24 @@ def in_words(arm: Arm) -> str:
     how += ["by full changes of basis"] if arm.gram else []
     how += [f"at strength {arm.strength:g}"] if arm.strength != 1 else []
     when = f"every {arm.every:,} steps" if arm.every else "once, at the start"
-    return " ".join([pairs, does, *how, when])
+    return " ".join([pairs, does, *how, when, *_span(arm)])
+
+
+def _span(arm: Arm) -> list[str]:
+    """["from 10% of the run", "where one side is 1.5 times heavier"], as far as it has such limits."""
+
+    def place(at: int | float) -> str:
+        return f"step {at:,}" if isinstance(at, int) else f"{at:.0%} of the run"
+
+    out = [f"from {place(arm.start)}"] if arm.start else []
+    out += [f"up to {place(arm.stop)}"] if arm.stop is not None else []
+    return out + ([f"where one side is {arm.when:g} times heavier"] if arm.when is not None else [])
 
 
 def _rates_in_words(arm: Arm) -> str:
     pairs = " and ".join({"qk": "QK", "vo": "VO", "lora": "LoRA's A and B"}[pair] for pair in arm.pairs)
     how = f" at strength {arm.strength:g}" if arm.strength != 1 else ""
     when = f"set every {arm.every:,} steps" if arm.every else "set once, at the start"
+    when = " ".join([when, *_span(arm)])
     clip = "clipping as the rescaled model would" if arm.clip_norm == "weighted" else "ordinary clipping"
     return f"no weight is touched: {pairs} have the learning rates that balancing{how} comes to, {when}, {clip}"

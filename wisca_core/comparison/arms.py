@@ -14,12 +14,12 @@ from torch import nn
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison.spec import Arm
 from wisca_core.errors import BadOption
+from wisca_core.planning.schedule import Schedule
 from wisca_core.training import distributed, lora, norms
 from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
 from wisca_core.training.rates import Rates
 from wisca_core.training.rescaling import Rescaler
-from wisca_core.training.schedule import Schedule
 
 PLACEBO = 1.001
 # Factors beyond this leave float32 behind after a few more of their kind.
@@ -27,11 +27,13 @@ MOST_OCTAVES = 60.0
 
 
 class Treatment:
-    """One arm on one model. ``at(step)`` after each optimiser step, and once with 0 before the first."""
+    """One arm on one model. ``at(step)`` after each optimiser step, and once with 0 before the first. ``n_steps``: of the
+    run, for an arm whose start or stop is a fraction of it.
+    """
 
-    def __init__(self, arm: Arm, model: nn.Module, optimisers: list[torch.optim.Optimizer]):
+    def __init__(self, arm: Arm, model: nn.Module, optimisers: list[torch.optim.Optimizer], n_steps: int | None = None):
         self.arm = arm
-        self.schedule = None if arm.kind == "none" else Schedule(arm.every, arm.at_start)
+        self.schedule = None if arm.kind == "none" else schedule_of(arm, n_steps)
         with warnings.catch_warnings():
             # about saving adapters of a rescaled base: ``in_original_coordinates_`` is the answer
             warnings.filterwarnings("ignore", "wisca: the base under LoRA", RuntimeWarning)
@@ -179,6 +181,11 @@ class Treatment:
             self._rates.set(Factors.from_json(state["rates"], "the cell's checkpoint"))
 
 
+def schedule_of(arm: Arm, n_steps: int | None) -> Schedule:
+    """When it acts in a run of so many steps. Raises BadOption."""
+    return Schedule(arm.every, arm.at_start, arm.start, arm.stop).of_run(n_steps)
+
+
 def choices_of(arm: Arm) -> Choices:
     """The options of a live rescale that an arm stands for."""
     return Choices(
@@ -186,6 +193,7 @@ def choices_of(arm: Arm) -> Choices:
         granularity=arm.granularity,
         norm=arm.norm,
         exact=arm.exact and arm.strength == 1,
+        when=arm.when,
         optimizer_state=arm.optimizer_state,
         frozen="scale",
         lora="gram" if arm.gram else "rank",

@@ -64,7 +64,7 @@ def begin(spec: Spec, cell: Cell, place: Place) -> Run:
     model = place.ready(build_model(spec, cell.seed))
     ranks.shard_(model)
     optimisers = build_optimisers(model, spec.optimiser, cell.rate)
-    run = Run(cell, model, optimisers, Treatment(spec.arm(cell.arm), model, optimisers))
+    run = Run(cell, model, optimisers, Treatment(spec.arm(cell.arm), model, optimisers, spec.steps))
     _restore(run)
     return run
 

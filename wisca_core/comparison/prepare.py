@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wisca_core.architecture.site import Refusal, Site
+from wisca_core.architecture.site import Refusal, Site, granularity_of
 from wisca_core.comparison.data import N_TOKENS
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, Spec
@@ -187,7 +187,9 @@ def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], 
     from wisca_core.training import gram
 
     def cells(arm: Arm) -> tuple:
-        rank = (spec.lora.r if arm.granularity == "channel" else 1) if "lora" in arm.pairs else 0
+        rank = (
+            (spec.lora.r if granularity_of(arm.granularity, "lora") == "channel" else 1) if "lora" in arm.pairs else 0
+        )
         return (rank, *(site.n_cells(arm.granularity) for site in sites if site.key.pair in arm.pairs))
 
     have = {site.key.pair for site in sites} | ({"lora"} if spec.model.source == "lora" else set())

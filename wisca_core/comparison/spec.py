@@ -116,7 +116,9 @@ class Arm:
     other way. ``clip_norm``, of a rates arm: what clipping looks at, "weighted" (each gradient as the rescaled model
     would have it, so that the arm is WISCA but for rounding) or "plain" (what a trainer's own clipping looks at).
     ``rate_of``: with a pilot, the arm whose chosen rate this one is trained at; where there is none, its own, and where
-    it had no pilot either, the baseline's. The rest are the options of a live rescale.
+    it had no pilot either, the baseline's. ``granularity``: one word, or of some pairs their own ("qk=channel,vo=tensor").
+    ``when``: a pair is left as it is until one side is at least so many times heavier than the other. ``start``, ``stop``:
+    steps, or fractions of the run. The rest are the options of a live rescale.
     """
 
     name: str
@@ -131,6 +133,9 @@ class Arm:
     optimizer_state: str = "transport"
     gram: bool = False
     clip_norm: str = "weighted"
+    when: float | None = None
+    start: int | float = 0
+    stop: int | float | None = None
     rate_of: str = ""
 
     @property

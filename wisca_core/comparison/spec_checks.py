@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from wisca_core.architecture.site import DEFAULT_PAIRS
+from wisca_core.architecture.site import DEFAULT_PAIRS, granularity_of
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, DataSpec, ModelSpec, Spec
 from wisca_core.errors import SpecError
+from wisca_core.planning.options import parse_granularity
+from wisca_core.planning.schedule import Schedule
 
 
 def checked(spec: Spec) -> Spec:
@@ -99,6 +101,13 @@ def _check_arms(spec: Spec) -> None:
             raise SpecError(
                 f"arms[{i}].at_start", arm.at_start, "true for an inverse arm: it mirrors the balance at the start"
             )
+        _check_schedule(arm, i, spec.steps)
+        if arm.when is not None and (arm.kind != "balance" or arm.strength != 1 or arm.gram):
+            raise SpecError(
+                f"arms[{i}].when",
+                arm.when,
+                "nothing for this arm: it is a matter of kind balance at strength 1 without gram",
+            )
         if "lora" in arm.pairs and spec.model.source != "lora":
             raise SpecError(
                 f"arms[{i}].pairs",
@@ -112,6 +121,15 @@ def _check_arms(spec: Spec) -> None:
         if arm.gram:
             _check_gram(arm, i, spec.optimiser.name)
     refuse_coinciding(spec, partition_by_spec(spec))
+
+
+def _check_schedule(arm: Arm, i: int, steps: int) -> None:
+    if arm.start and (arm.every is None or arm.kind == "inverse"):
+        why = "it acts at the start only" if arm.every is None else "it mirrors the balance at the start"
+        raise SpecError(f"arms[{i}].start", arm.start, f"0 for {arm.name}: {why}")
+    first, last = (round(at * steps) if isinstance(at, float) else at for at in (arm.start, arm.stop))
+    if last is not None and last < first:
+        raise SpecError(f"arms[{i}].stop", arm.stop, f"nothing before start = {arm.start:g}")
 
 
 def _check_rates(arm: Arm, i: int, spec: Spec) -> None:
@@ -190,7 +208,13 @@ def _check_gram(arm: Arm, i: int, optimiser: str) -> None:
 def partition_by_spec(spec: Spec) -> Callable[[Arm], Any]:
     """What an arm's granularity comes to, as far as the spec says it without its model: one key/value head is one group."""
     one_kv = spec.model.source == "decoder" and spec.model.n_kv_heads == 1
-    return lambda arm: "tensor" if one_kv and arm.granularity == "group" else arm.granularity
+
+    def comes_to(arm: Arm) -> str:
+        each = {pair: granularity_of(arm.granularity, pair) for pair in arm.pairs}
+        each = {pair: "tensor" if one_kv and one == "group" else one for pair, one in each.items()}
+        return each[arm.pairs[0]] if len(set(each.values())) == 1 else parse_granularity(each)
+
+    return comes_to
 
 
 def refuse_coinciding(spec: Spec, partition: Callable[[Arm], Any]) -> None:
@@ -214,13 +238,16 @@ def effect(arm: Arm, spec: Spec, partition: Callable[[Arm], Any]) -> tuple:
         return ("nothing",)
     pairs = tuple(sorted(arm.pairs))
     # a rescale after the last step moves nothing that is measured
-    every = None if arm.every is not None and arm.every >= spec.steps else arm.every
+    schedule = Schedule(arm.every, arm.at_start, arm.start, arm.stop).of_run(spec.steps)
+    due = tuple(step for step in range(0, spec.steps, arm.every or spec.steps) if schedule.due(step))
+    at_start, every = 0 in due, arm.every if due and due != (0,) else None
     if spec.model.source == "lora":
         if "lora" not in pairs and arm.kind == "balance":
             every = None  # the base is frozen: balanced once, it stays so
         if every is None:
             pairs = tuple(p for p in pairs if p != "lora")  # B is zero at the start
-    if not pairs or (every is None and not arm.at_start) or (arm.kind in ("balance", "rates") and arm.strength == 0):
+    due = due if every is not None else due[:1] if at_start else ()
+    if not pairs or not due or (arm.kind in ("balance", "rates") and arm.strength == 0):
         return ("nothing",)
     state = arm.optimizer_state
     if every is None or (spec.optimiser.name == "sgd" and spec.optimiser.momentum == 0):
@@ -228,4 +255,5 @@ def effect(arm: Arm, spec: Spec, partition: Callable[[Arm], Any]) -> tuple:
     arm = replace(arm, name="", every=every, pairs=pairs, optimizer_state=state)
     clip = "plain" if arm.kind == "rates" and spec.optimiser.clip == 0 else arm.clip_norm
     norm, strength = arm.norm, arm.strength
-    return (arm.kind, every, arm.at_start, pairs, partition(arm), norm, strength, arm.exact, state, arm.gram, clip)
+    done = (arm.kind, due, pairs, partition(arm), norm, strength, arm.exact, state, arm.gram, clip)
+    return (*done, None if arm.when == 1 else arm.when)

@@ -34,9 +34,9 @@ from wisca_core.comparison.spec import (
     Spec,
 )
 from wisca_core.comparison.spec_checks import checked
-from wisca_core.errors import SpecError, UnreadableInput
+from wisca_core.errors import BadOption, SpecError, UnreadableInput
 from wisca_core.pairs import ARM_PAIRS
-from wisca_core.planning.options import PLAN_NORMS
+from wisca_core.planning.options import PLAN_NORMS, parse_granularity
 from wisca_core.untrusted import named_path, parse_json_object, parse_toml, read_regular, shown
 
 MAX_SPEC_BYTES = 1 << 20
@@ -88,6 +88,23 @@ _EVERY = Rule(
     lambda v: v is None or _whole(1, 10**9).fits(v), "a whole number of steps from 1, or nothing for once at the start"
 )
 
+_START = Rule(
+    lambda v: _whole(0, 10**9).fits(v) or (isinstance(v, float) and 0 < v < 1),
+    "a whole number of steps from 0, or a fraction of the run below 1",
+)
+_STOP = Rule(lambda v: v is None or _START.fits(v), f"{_START.allowed}, or nothing")
+_WHEN = Rule(lambda v: v is None or _number(1, 1e9).fits(v), "a ratio from 1, such as 1.5, or nothing")
+
+
+def _is_granularity(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(parse_granularity(value))
+    except BadOption:
+        return False
+
+
+_GRANULARITY = Rule(_is_granularity, f"one of {', '.join(GRANULARITIES)}, or one a pair, such as qk=channel,vo=tensor")
+
 _RULES: dict[type, dict[str, Rule]] = {
     ModelSpec: {
         "width": _whole(4, 65536),
@@ -134,7 +151,10 @@ _RULES: dict[type, dict[str, Rule]] = {
         "kind": _one_of(*KINDS),
         "every": _EVERY,
         "at_start": _YES_NO,
-        "granularity": _one_of(*GRANULARITIES),
+        "granularity": _GRANULARITY,
+        "when": _WHEN,
+        "start": _START,
+        "stop": _STOP,
         "norm": _one_of(*PLAN_NORMS),
         "strength": _number(-100, 100),
         "exact": _YES_NO,
@@ -246,12 +266,21 @@ def _arms(given: Any) -> tuple[Arm, ...]:
             pairs = one.pop("pairs", list(DEFAULT_PAIRS))
             if not isinstance(pairs, (list, tuple)) or not pairs or any(p not in ARM_PAIRS for p in pairs):
                 raise SpecError(f"arms[{i}].pairs", pairs, f"a list of {', '.join(ARM_PAIRS)}")
+            one |= _granularity(one.get("granularity", "tensor"), f"arms[{i}].granularity")
             if "name" not in one:
                 raise SpecError(f"arms[{i}].name", "", _NAME.allowed)
             out.append(_part(Arm, one, f"arms[{i}].", {"pairs": tuple(dict.fromkeys(pairs))}))
         else:
             raise SpecError(f"arms[{i}]", one, "the name of an arm, or a table")
     return tuple(out)
+
+
+def _granularity(given: Any, name: str) -> dict[str, str]:
+    """As one word whatever it was written as: a table of pairs, or a word."""
+    try:
+        return {"granularity": parse_granularity(given)}
+    except BadOption:
+        raise SpecError(name, given, _GRANULARITY.allowed) from None
 
 
 def _pilot(given: Any) -> PilotSpec:

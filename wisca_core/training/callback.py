@@ -9,11 +9,11 @@ from transformers import Trainer, TrainerCallback
 
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.errors import BadOption
+from wisca_core.planning.schedule import Schedule
 from wisca_core.storage import read_json, write_json
 from wisca_core.training.averages import held_by
 from wisca_core.training.choices import made
 from wisca_core.training.scaler import STATE_VERSION, Scaler
-from wisca_core.training.schedule import Schedule
 from wisca_core.training.telemetry import scalars
 
 FORMAT, VERSION = "wisca-training-state", 1

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from wisca_core.architecture.site import DEFAULT_PAIRS
+from wisca_core.planning.schedule import Schedule
 from wisca_core.training.averages import held_by
 from wisca_core.training.choices import made
 from wisca_core.training.scaler import Scaler
-from wisca_core.training.schedule import Schedule
 from wisca_core.training.telemetry import scalars
 
 try:
