@@ -7,6 +7,7 @@ import streamlit as st
 from wisca_app import cached, sidebar, state, tour
 from wisca_app.figures.template import theme_of
 from wisca_app.messages import errors_as_messages, say
+from wisca_app.parts import is_phone
 from wisca_core.errors import WiscaError
 
 # Files: Streamlit fetches named icons and emojis from the network.
@@ -25,8 +26,8 @@ GROUPS = {
     "About": [st.Page("views/method.py", title="Method"), st.Page("views/architectures.py", title="Architectures")],
 }
 
-# Not in the navigation: the sidebar leads there.
-OPEN = st.Page("views/open.py", title="Open a model", visibility="hidden")
+# Not in the navigation: a button of the sidebar leads there; on a phone a link, which closes the sidebar behind it.
+OPEN = st.Page("views/open.py", title="Open a model", visibility="visible" if is_phone() else "hidden")
 
 st.set_page_config(page_title="WISCA", page_icon=ICON, layout="wide", initial_sidebar_state=244)
 st.logo(str(HERE / f"wordmark-{theme_of(st.context.theme.type).name}.svg"), size="large")

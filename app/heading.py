@@ -14,6 +14,7 @@ from wisca_app.figures import words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.open_model import title
+from wisca_app.parts import is_phone
 from wisca_app.report.document import figure_document
 from wisca_core.spreadsheet import csv_bytes
 
@@ -28,11 +29,12 @@ def show(chart: Chart, theme: Theme, key: str, fig: BaseFigure | None = None, **
 
 def bare(chart: Chart, theme: Theme, key: str, fig: BaseFigure | None = None, **clicks) -> None:
     """The chart alone."""
+    config = chart.config | {"displayModeBar": False} if is_phone() else chart.config  # it would stand over the chart
     saved = chart.config["toImageButtonOptions"] | {"filename": telling_name(chart.name, chart.of)}
     st.plotly_chart(
         fig or chart.draw(theme),
         theme=None,
-        config=chart.config | {"toImageButtonOptions": saved},
+        config=config | {"toImageButtonOptions": saved},
         key=key,
         alt=chart.alt or f"{chart.finding}.",
         **clicks,

@@ -21,6 +21,11 @@ def part(draw: Callable[..., None]) -> Callable[..., None]:
     return st.fragment(drawn)
 
 
+def is_phone() -> bool:
+    """Whether the browser calls itself one: the server is not told how wide a page is, nor that nothing hovers."""
+    return "Mobi" in st.context.headers.get("User-Agent", "")
+
+
 def primary() -> str:
     """The type of the button that matters most. In dark Streamlit would write white on the primary colour, which cannot be
     read: there it is an outline.

@@ -7,6 +7,7 @@ from wisca_app.figures import words
 from wisca_app.job_progress import bar
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title
+from wisca_app.parts import is_phone
 from wisca_core import jobs
 
 
@@ -15,7 +16,7 @@ def draw() -> None:
         st.markdown(":small[:gray[Open model]]")
         model = normal(state.get("model"))
         st.markdown(f"**{words.markdown_text(title(model))}**" if model else "none")
-    if st.button("Open another", key="open_another", width="stretch"):
+    if not is_phone() and st.button("Open another", key="open_another", width="stretch"):
         state.put("declaring", "")
         st.switch_page("views/open.py")
     _running()

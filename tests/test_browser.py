@@ -176,6 +176,28 @@ def test_the_guided_path_is_walked_stop_by_stop_and_left(page, server):
     page.wait_for_function("!location.search.includes('tour=')")
 
 
+def test_on_a_phone_every_choice_of_the_sidebar_closes_it_and_no_button_stands_over_a_chart(server):
+    from playwright.sync_api import sync_playwright
+
+    address, _ = server
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=pages.browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        phone = {name: value for name, value in playwright.devices["Pixel 5"].items() if name != "default_browser_type"}
+        page = browser.new_context(**phone).new_page()
+        page.set_default_timeout(90_000)
+        page.goto(address)
+        pages.settled(page)
+        assert page.locator(".js-plotly-plot").count() and not page.locator(".modebar-btn").count()
+        for link, heading in (("Heads", "Layer 0 stands apart"), ("Open a model", "Open a folder")):
+            page.get_by_test_id("stExpandSidebarButton").click()
+            page.get_by_role("link", name=link).click()
+            page.get_by_role("heading", name=re.compile(heading.replace(" ", "\\s+"))).first.wait_for()
+            page.get_by_test_id("stExpandSidebarButton").wait_for()  # there while the sidebar is closed
+        browser.close()
+
+
 # of the first tile of the picture: its architecture, and where it stands in its chart
 TILE = """g => { const t = g.data.find(t => t.customdata && t.name != 'chosen'), f = g._fullLayout, first = v => (v._inputArray ?? v)[0];
 return [first(t.customdata), f.xaxis._offset + f.xaxis.d2p(first(t.x)), f.yaxis._offset + f.yaxis.d2p(first(t.y))] }"""
