@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from wisca_core.comparison.statistics import paired
+from wisca_core.equivalence.miniature import quiet
 from wisca_core.errors import ConfigMismatch, UnsupportedCheckpoint
 from wisca_core.evaluation.subjects import Subject, same_tokens
 from wisca_core.progress import Progress
@@ -91,7 +92,7 @@ def _assisted(target: Subject, draft: Subject, ids: torch.Tensor) -> dict[str, A
     config.num_assistant_tokens, config.num_assistant_tokens_schedule = N_DRAFTED, "constant"
     config.assistant_confidence_threshold = 0.0
     try:
-        with _counted(runs), torch.inference_mode():
+        with _counted(runs), quiet(), torch.inference_mode():  # it warns of how transformers calls itself
             text = target.model.generate(ids, assistant_model=draft.model, **_options(target))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UnsupportedCheckpoint(
