@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from small_comparison import fill, with_pilot
 
+from wisca_core import storage
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.presets import ARMS
 from wisca_core.comparison.report import outward, report, signed, stands
@@ -25,7 +26,7 @@ from wisca_core.comparison.statistics import (
     seeds_to_see,
     sign_flip,
 )
-from wisca_core.errors import SpecError, UnequalStart
+from wisca_core.errors import SpecError, UnequalStart, UnreadableInput
 
 ARM_NAMES = ("baseline", "wisca", "inverse", "placebo")
 
@@ -307,8 +308,14 @@ def test_the_report_is_kept_as_json(tmp_path):
 
 def test_a_comparison_without_a_process_reads_as_interrupted(tmp_path):
     comparison = made(tmp_path / "c", plus())
+    assert folder.heading(comparison.path) == (comparison.spec.name, comparison.state)
     folder.write_status(comparison.path, "running")
-    assert folder.read(comparison.path).state == "interrupted"
+    assert folder.read(comparison.path).state == folder.heading(comparison.path)[1] == "interrupted"
+    with storage.locked(comparison.path / "lock"):  # somebody is at it
+        assert folder.heading(comparison.path)[1] == "running"
+    (comparison.path / "status.json").write_text("{")
+    with pytest.raises(UnreadableInput):
+        folder.heading(comparison.path)
     assert replace(comparison, state="running").is_active
 
 

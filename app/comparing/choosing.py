@@ -1,6 +1,7 @@
 """Which comparison is shown: the one in the address, else a running one, else the newest, else a bundled sample."""
 
 import re
+from collections.abc import Set
 from pathlib import Path
 
 import streamlit as st
@@ -54,7 +55,8 @@ def draw() -> str:
     chosen = state.get("comparison") or next((name for name in names if not _is_empty(name)), "new")
     state.put("comparison", chosen)
     asked = [] if chosen == "new" or chosen in names else [chosen]
-    labels = {name: _label(name) for name in names} | {"new": "A new comparison"}
+    at_work = {str(job.arguments.get("comparison")) for job in jobs.every() if job.is_active}
+    labels = {name: _label(name, at_work) for name in names} | {"new": "A new comparison"}
     labels |= {name: f"{shown(name, 60)}, not on this machine" for name in asked}
     return st.selectbox(
         "Comparison",
@@ -99,21 +101,20 @@ def _is_empty(name: str) -> bool:
     return comparison.state == "cancelled" and not any(cell.step for cell in comparison.cells)
 
 
-def _label(name: str) -> str:
+def _label(name: str, at_work: Set[str]) -> str:
+    """``at_work``: folders that an active job trains or will."""
+    where = place(name)
     try:
-        comparison = folder.read(place(name))
+        title, state_now = folder.heading(where)
     except WiscaError:
         return f"{name}, cannot be read"
-    if comparison.state != "running" and any(
-        j.is_active and j.arguments.get("comparison") == str(comparison.path) for j in jobs.every()
-    ):
-        state_word = "running"
-    else:
-        state_word = _STATES.get(comparison.state, comparison.state)
+    state_word = "running" if str(where) in at_work else _STATES.get(state_now, state_now)
     # notes and commands name folders, people know titles: both can be typed to find it. Of a name that the page gave, the
     # rest behind the time repeats the title.
     given = re.match(r"\d{8}-\d{6}(?=-)", name)
-    return f"{given[0] if given else name.removeprefix(_SAMPLE)}: {comparison.spec.name}, {'bundled' if is_sample(name) else state_word}"
+    return (
+        f"{given[0] if given else name.removeprefix(_SAMPLE)}: {title}, {'bundled' if is_sample(name) else state_word}"
+    )
 
 
 def opened(name: str) -> folder.Comparison | None:

@@ -24,6 +24,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -248,17 +249,7 @@ def read(path: str | Path) -> Comparison:
     for addition in additions:
         spec = replace(spec, seeds=spec.seeds + addition.seeds)
     try:
-        status = (
-            storage.read_json(path / "status.json", STATUS, 1) if (path / "status.json").exists() else {"state": "new"}
-        )
-        if status["state"] == "running" and not storage.is_held(path / "lock"):
-            # it may have ended between the two looks; with the lock free a second reading is final
-            status = storage.read_json(path / "status.json", STATUS, 1)
-            if status["state"] == "running":
-                status |= {
-                    "state": "interrupted",
-                    "message": "its process ended without a word; resuming continues from the last checkpoints",
-                }
+        status = _status(path)
         pilot = pilots.known(path, spec)
         cells = tuple(_cell(path, spec, *one) for one in order(spec, pilot))
         corpus = storage.read_json(path / "corpus.json", CORPUS, 1) if (path / "corpus.json").exists() else {}
@@ -280,6 +271,39 @@ def read(path: str | Path) -> Comparison:
         raise UnreadableInput(
             f"{path} cannot be understood: {type(error).__name__} at {error}. A file in it is damaged."
         ) from error
+
+
+def _status(path: Path) -> dict[str, Any]:
+    """What status.json says, and "interrupted" where it says "running" and nobody is at it any more."""
+    file = path / "status.json"
+    status = storage.read_json(file, STATUS, 1) if file.exists() else {"state": "new"}
+    if status["state"] == "running" and not storage.is_held(path / "lock"):
+        # it may have ended between the two looks; with the lock free a second reading is final
+        status = storage.read_json(file, STATUS, 1)
+        if status["state"] == "running":
+            status |= {
+                "state": "interrupted",
+                "message": "its process ended without a word; resuming continues from the last checkpoints",
+            }
+    return status
+
+
+def heading(path: Path) -> tuple[str, str]:
+    """(name, state) of the comparison in ``path``, for lists of many: its cells are not looked at. Raises UnreadableInput."""
+    try:
+        stamps = [
+            file.stat().st_mtime_ns if file.exists() else 0 for file in (path / "spec.json", path / "status.json")
+        ]
+        name, state = _heading(path, *stamps)
+        return name, str(_status(path)["state"]) if state == "running" else state
+    except (OSError, KeyError, TypeError) as error:
+        raise UnreadableInput(f"{path} cannot be understood: {error}. A file in it is damaged.") from error
+
+
+@lru_cache(4096)
+def _heading(path: Path, *stamps: int) -> tuple[str, str]:
+    spec = storage.read_json(path / "spec.json", FORMAT, VERSION)
+    return str(spec.get("name", Spec.name)), str(_status(path)["state"])
 
 
 def spec_to_go(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

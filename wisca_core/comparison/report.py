@@ -11,6 +11,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 import pandas as pd
 
@@ -521,18 +523,24 @@ def _of_clipping(comparison: Comparison, shares: Mapping[str, float], first: Eff
     ]
 
 
+@lru_cache(4096)
+def _sha256(corpus: Path, stamp: int) -> str:
+    return json.loads(read_regular(corpus, 1 << 20))["sha256"]
+
+
 def _shared_with(comparison: Comparison) -> list[str]:
     """Titles of comparisons beside this one that were tested on the same text with seeds in common."""
     sha, seeds = comparison.corpus.get("sha256"), set(comparison.spec.seeds)
     found = []
     for path in sorted(comparison.path.parent.iterdir()) if sha and comparison.path.parent.is_dir() else ():
         try:
-            if path == comparison.path or json.loads(read_regular(path / "corpus.json", 1 << 20))["sha256"] != sha:
+            corpus = path / "corpus.json"
+            if path == comparison.path or _sha256(corpus, corpus.stat().st_mtime_ns) != sha:
                 continue
             spec = json.loads(read_regular(path / "spec.json", 1 << 20))
             if seeds & set(spec["seeds"]) and ModelSpec(**spec["model"]) == comparison.spec.model:
                 found.append(str(spec["name"]))
-        except (UnreadableInput, ValueError, KeyError, TypeError):
+        except (UnreadableInput, OSError, ValueError, KeyError, TypeError):
             continue  # not a comparison, or one that says nothing: it is reported on its own page
     return found
 
