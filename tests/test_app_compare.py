@@ -935,6 +935,8 @@ def test_the_title_of_a_comparison_that_goes_on_says_so_far():
     cells = (replace(comparison.cells[0], state="running"), *comparison.cells[1:])
     going = replace(comparison, cells=cells)
     assert values.ratios(going, frame, 1e-3, "qk").finding.replace("\\", "").startswith("So far: left alone")
+    assert "late in the run" in values.gradients(comparison, frame, 1e-3).finding.lower()
+    assert values.gradients(going, frame, 1e-3).finding.startswith("So far")  # one seed may be at its end already
 
 
 def test_titles_of_a_training_that_has_just_begun_claim_nothing_of_its_end():

@@ -101,6 +101,8 @@ def gradients(comparison: Comparison, frame: pd.DataFrame, rate: float | None) -
     if norms.empty:
         return None
     finding = compare.gradient_finding(norms, spec.arms, spec.steps)
+    if "so far" not in finding.lower():
+        finding = _so_far(comparison, finding)
     clipped = f" before it is clipped at {spec.optimiser.clip:g}" if spec.optimiser.clip else ", which is not clipped"
     return Chart(
         words.markdown_text(finding),
