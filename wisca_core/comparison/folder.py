@@ -275,17 +275,21 @@ def read(path: str | Path) -> Comparison:
 
 def _status(path: Path) -> dict[str, Any]:
     """What status.json says, and "interrupted" where it says "running" and nobody is at it any more."""
-    file = path / "status.json"
-    status = storage.read_json(file, STATUS, 1) if file.exists() else {"state": "new"}
+    status = _written_status(path)
     if status["state"] == "running" and not storage.is_held(path / "lock"):
         # it may have ended between the two looks; with the lock free a second reading is final
-        status = storage.read_json(file, STATUS, 1)
+        status = _written_status(path)
         if status["state"] == "running":
             status |= {
                 "state": "interrupted",
                 "message": "its process ended without a word; resuming continues from the last checkpoints",
             }
     return status
+
+
+def _written_status(path: Path) -> dict[str, Any]:
+    file = path / "status.json"
+    return storage.read_json(file, STATUS, 1) if file.exists() else {"state": "new"}
 
 
 def heading(path: Path) -> tuple[str, str]:
@@ -303,7 +307,7 @@ def heading(path: Path) -> tuple[str, str]:
 @lru_cache(4096)
 def _heading(path: Path, *stamps: int) -> tuple[str, str]:
     spec = storage.read_json(path / "spec.json", FORMAT, VERSION)
-    return str(spec.get("name", Spec.name)), str(_status(path)["state"])
+    return str(spec.get("name", Spec.name)), str(_written_status(path)["state"])
 
 
 def spec_to_go(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
