@@ -32,7 +32,15 @@ import platformdirs
 from wisca_core.errors import BadOption, OutputRefused, UnreadableInput, UnsafeInput, WiscaError
 from wisca_core.untrusted import bounded_int, check_json_values, named_path
 
-FOLDERS = ("jobs", "measurements", "proofs", "comparisons", "exports", "uploads", "sites")
+FOLDERS = {  # name -> what it holds
+    "jobs": "work of the dashboard, results included",
+    "measurements": "tables of measured checkpoints",
+    "proofs": "proofs by miniature",
+    "comparisons": "comparisons",
+    "exports": "exports under way and finished downloads",
+    "uploads": "uploaded files",
+    "sites": "declared pairs of files of one's own class",
+}
 
 # Lies in jobs/ beside the jobs and is never removed: two that hold two files of one name would not see each other.
 START_LOCK = "start.lock"

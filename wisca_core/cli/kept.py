@@ -8,14 +8,6 @@ from wisca_core import storage
 from wisca_core.cli.terminal import asked, document, note, say, table
 
 KILL_AFTER_SECONDS = 10.0
-WHAT = {
-    "jobs": "work of the dashboard, results included",
-    "measurements": "tables of measured checkpoints",
-    "proofs": "proofs by miniature",
-    "comparisons": "comparisons",
-    "exports": "exports under way and finished downloads",
-    "uploads": "uploaded files",
-}
 
 
 def run_clean(names: list[str], yes: bool, json: bool) -> int:
@@ -26,7 +18,11 @@ def run_clean(names: list[str], yes: bool, json: bool) -> int:
     before = storage.sizes()
     if not json:
         say(str(storage.home()))
-        table(("folder", "size", "holds"), [(n, _size(size), WHAT[n]) for n, size in before.items()], numbers=(1,))
+        table(
+            ("folder", "size", "holds"),
+            [(n, _size(size), storage.FOLDERS[n]) for n, size in before.items()],
+            numbers=(1,),
+        )
     freed = None
     if chosen:
         n_bytes = sum(before[name] for name in chosen)
