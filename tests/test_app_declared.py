@@ -88,7 +88,7 @@ def test_a_file_of_ones_own_class_is_declared_corrected_confirmed_and_opened(nan
 
     again = page(**names)  # a reload
     assert again.title[0].value == at.title[0].value
-    assert "3 query heads on 3 KV heads of 8" in in_order(page("heads", **names))
+    assert "2 layers, 3 heads of 8 channels" in in_order(page("heads", **names))
     at = page("open", **names)
     next(one for one in at.button if one.key == "recent 0").click().run()
     assert address(at)["sites"] == names["sites"] and "4 pairs, none refused" in in_order(at)
