@@ -356,6 +356,16 @@ def test_an_exact_export_is_identical_and_its_report_says_so(byte_model, book, t
     assert rounded["exact"] is False and rounded["verdict"] == "same answers"
     other = evaluate(source, byte_model(1), text=book, window=32, limit=8).result["same"]
     assert other["verdict"] == "different" and not other["is_export"]
+    beside = shutil.copy(byte_model(1) / "model.safetensors", free / "beside.safetensors")
+    kept = (free / "wisca_report.json").read_bytes()
+    assert not evaluate(source, beside, text=book, window=32, limit=8).result["same"]["is_export"]
+    assert (free / "wisca_report.json").read_bytes() == kept  # the export's report says nothing of what lies beside it
+    named = shutil.copytree(source, tmp_path / "named")
+    shutil.copy(byte_model(1) / "model.safetensors", named / "other.safetensors")
+    assert main(["rescale", str(named), str(tmp_path / "of-named"), "--exact", "--no-check"]) == 0
+    for first, is_source in ((named, True), (named / "other.safetensors", False)):
+        same = evaluate(first, tmp_path / "of-named", text=book, window=32, limit=8).result["same"]
+        assert same["is_export"] == is_source
 
 
 # Looking inside

@@ -16,11 +16,12 @@ from typing import Any
 
 from wisca_core.errors import OutputRefused
 from wisca_core.evaluation.subjects import Subject
+from wisca_core.exporting.preview import REPORT
 from wisca_core.storage import write_json
 from wisca_core.untrusted import named_path
 
 FORMAT, VERSION = "wisca-evaluation", 1
-METRICS, REPORT = "wisca-evaluation-rows", "wisca_report.json"
+METRICS = "wisca-evaluation-rows"
 MOST_KEPT = 20  # evaluations in one report
 
 
@@ -71,7 +72,7 @@ def land(second: Subject, result: Mapping[str, Any]) -> Path | None:
         key: result[key] for key in ("models", "text", "perplexity", "windows", "tasks", "paired", "same", "sentences")
     }
     short["created"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    path = second.path / REPORT
+    path = second.folder / REPORT
     try:
         write_json(path, "wisca-report", 1, {**second.report, "evaluations": [*kept, plain(short)]})
     except OutputRefused:

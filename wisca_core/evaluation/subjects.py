@@ -19,6 +19,7 @@ from wisca_core.equivalence.miniature import model_class, quiet
 from wisca_core.equivalence.model_config import config_object
 from wisca_core.equivalence.tokenizer import FILES, has_tokenizer, tokenizer_of
 from wisca_core.errors import BadOption, ConfigMismatch, DeviceMissing, UnreadableInput, UnsupportedCheckpoint
+from wisca_core.exporting.preview import REPORT
 from wisca_core.storage import read_json, workplace
 from wisca_core.untrusted import locate
 
@@ -30,7 +31,7 @@ LONGEST = 1024  # tokens of a window where nothing else was asked; published fig
 @dataclass(frozen=True, eq=False)
 class Subject:
     """``tokens``: "tokenizer" or "bytes". ``context``: the most positions the config names, None where it names none.
-    ``attention``: the implementation it runs with; ``stored``: the dtype of its largest tensor in the file; ``source``: what
+    ``path``: what was opened, a folder or the one file of it that was named. ``attention``: the implementation it runs with; ``stored``: the dtype of its largest tensor in the file; ``source``: what
     the person wrote. ``report``: its wisca_report.json where it is an export, else None.
     """
 
@@ -44,6 +45,10 @@ class Subject:
     stored: str
     source: str
     report: dict | None
+
+    @property
+    def folder(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def vocabulary(self) -> int:
@@ -103,7 +108,7 @@ def open_subject(model: Any, device: str = "auto", dtype: str = "", attention: s
     tokenizer, tokens = _tokenizer(checkpoint, loaded)
     return Subject(
         name or _short(checkpoint),
-        checkpoint.path,
+        checkpoint.place,
         loaded,
         tokenizer,
         tokens,
@@ -111,7 +116,7 @@ def open_subject(model: Any, device: str = "auto", dtype: str = "", attention: s
         attention,
         str(_stored(checkpoint)).removeprefix("torch."),
         checkpoint.source,
-        _report(checkpoint.path),
+        _report(checkpoint),
     )
 
 
@@ -242,10 +247,13 @@ def _as_text(tokenizer) -> str:
     return json.dumps(tokenizer.get_vocab(), sort_keys=True)
 
 
-def _report(folder: Path) -> dict | None:
-    if not os.path.lexists(folder / "wisca_report.json"):
+def _report(checkpoint: Checkpoint) -> dict | None:
+    """That of the export these weights are; None for a file that only lies beside one."""
+    if not os.path.lexists(checkpoint.path / REPORT):
         return None
     try:
-        return read_json(folder / "wisca_report.json", "wisca-report", 1)
-    except UnreadableInput:
+        report = read_json(checkpoint.path / REPORT, "wisca-report", 1)
+        written = {target for _, target in report["files"]["rewritten"]}
+    except (UnreadableInput, KeyError, TypeError, ValueError):
         return None
+    return report if written.issuperset(checkpoint.weight_files) else None
