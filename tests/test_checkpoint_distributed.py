@@ -338,7 +338,11 @@ def test_the_model_inside_a_training_checkpoint_is_read(tmp_path):
         "iter_num": 7,
         "best": 1.5,
     }
-    for name, content in (("last.ckpt", lightning), ("ckpt.pt", plain)):
+    names = {
+        n: f"model._orig_mod.{n.replace('.0.', '.0._orig_mod.')}" for n in weights
+    }  # blocks compiled, then all of it
+    compiled = lightning | {"state_dict": {names[n]: t for n, t in weights.items()}}
+    for name, content in (("last.ckpt", lightning), ("ckpt.pt", plain), ("compiled.ckpt", compiled)):
         torch.save(content, tmp_path / name)
         checkpoint = open_checkpoint(tmp_path / name)
         with Reader(checkpoint) as reader:

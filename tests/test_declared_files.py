@@ -54,6 +54,16 @@ def nanogpt(tmp_path, monkeypatch):
     return model
 
 
+def test_paths_may_be_written_as_the_file_has_them(nanogpt, tmp_path, capsys):
+    written = (tmp_path / "sites.toml").read_text()
+    for before in ("", "_orig_mod.", "module._orig_mod."):
+        (tmp_path / "sites.toml").write_text(written.replace('"transformer.h', f'"{before}transformer.h'))
+        assert (before in (tmp_path / "sites.toml").read_text()) and main(
+            ["inspect", "out/ckpt.pt", "--sites", "sites.toml"]
+        ) == 0
+        assert "4 pairs found" in capsys.readouterr().out
+
+
 def read_back(folder):
     model = made(GPT, seed=1)
     missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)

@@ -22,6 +22,7 @@ from wisca_core.checkpoint import Checkpoint, Declared, open_checkpoint
 from wisca_core.errors import DeclarationError, UnreadableInput
 from wisca_core.progress import Progress, silent
 from wisca_core.untrusted import named_path, parse_toml, read_regular
+from wisca_core.wrappers import unwrapped
 
 NAME = "declared"
 FORMAT, VERSION = "wisca-sites", 1
@@ -203,7 +204,7 @@ def _declared(kind: str, layer: str, said: Mapping, defaults: Mapping) -> Declar
         if isinstance(defaults[name], str) and not isinstance(value, str):
             raise DeclarationError(f"{kind}({layer!r}): {name}={value!r} was given; text is needed.")
     words = tuple((name, value) for name, value in said.items() if value not in (defaults[name], None))
-    return Declaration(kind, layer.strip("."), words)
+    return Declaration(kind, unwrapped(layer.strip(".")), words)  # written as a file has it, or as the model
 
 
 _ATTENTION = {"out": "", "n_heads": 0} | attention.__kwdefaults__

@@ -18,6 +18,7 @@ from wisca_core.checkpoint.inert_pickle import NotPlain, Rules, interpret
 from wisca_core.checkpoint.safetensors_header import MAX_AXES
 from wisca_core.errors import UnreadableInput, UnsafeInput
 from wisca_core.untrusted import locate, name_fault, open_regular, read_exactly, refuse_lookalike, shown
+from wisca_core.wrappers import unwrapped_all
 
 MAX_PICKLE_BYTES = 100_000_000
 MAX_DIRECTORY_BYTES = 20_000_000  # about 80 bytes a storage
@@ -169,15 +170,16 @@ def _program(program: bytes, what: str) -> object:
 
 
 def without_wrapper(names: list[str]) -> dict[str, str]:
-    """Name -> name as transformers spells it: without the "model." (or "module.", "_orig_mod.") that a trainer's own class
-    put before every one of them. Empty where there is none.
+    """Name -> name as transformers spells it, of those that change: without what wrappers put into it, and without the
+    "model." that a trainer's own class put before every one, wrapped in turn.
     """
-    out = {name: name for name in names}
-    for wrapper in ("module.", "_orig_mod.", "model.", "_orig_mod.", "module."):
-        now = list(out.values())
-        own = wrapper == "model." and any(name.split(".")[1:2] and name.split(".")[1] in _INNER for name in now)
-        if now and all(name.startswith(wrapper) for name in now) and not own:
-            out = {name: new.removeprefix(wrapper) for name, new in out.items()}
+    bare = unwrapped_all(names)
+    out = {name: bare.get(name, name) for name in names}
+    own = any(name.split(".")[1:2] and name.split(".")[1] in _INNER for name in out.values())
+    if out and not own and all(name.startswith("model.") for name in out.values()):
+        out = {name: new.removeprefix("model.") for name, new in out.items()}
+        bare = unwrapped_all(out.values())
+        out = {name: bare.get(new, new) for name, new in out.items()}
     return {name: new for name, new in out.items() if new != name}
 
 
