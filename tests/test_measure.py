@@ -235,6 +235,23 @@ def test_blocks_with_zeros_tiny_huge_and_broken_values_equal_float64(shape, axes
         assert sum(found["n_nonfinite"]) == 2 and sum(found["n_zero"]) == (w == 0).sum()
 
 
+@pytest.mark.parametrize("value", (0.0119, 0.3331, 7.77))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("axis", (0, 1))
+def test_sums_of_equal_values_equal_float64(axis, dtype, value):
+    """Ternary weights and gains at their start: the roundings of a running float32 sum all go one way, none cancels."""
+    w = torch.full((2048, 4096), value, dtype=dtype)
+    w[::3] *= -1
+    info = TensorInfo("w", {torch.bfloat16: "BF16", torch.float16: "F16"}[dtype], tuple(w.shape), "", 0, w.nbytes)
+    stats = module._AxisStats(info, (axis,), 0.0, module._Buffers())
+    data = memoryview(w.view(torch.uint8).numpy().reshape(-1))
+    for start in range(0, w.numel(), module.BLOCK):
+        stats.add(start, data[start * w.itemsize : (start + module.BLOCK) * w.itemsize])
+    found, wide = stats.finish(), w.double()
+    assert np.allclose(found["l1"], wide.abs().sum(1 - axis).numpy(), rtol=1e-6, atol=0)
+    assert np.allclose(found["l2_sq"], (wide * wide).sum(1 - axis).numpy(), rtol=1e-6, atol=0)
+
+
 # ---- bits that F16 loses
 
 
