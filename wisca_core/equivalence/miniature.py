@@ -243,7 +243,10 @@ def _plain_module() -> Iterator[None]:
     """
     from transformers import modeling_utils
 
-    unwrap = modeling_utils.unwrap_model
+    unwrap = getattr(modeling_utils, "unwrap_model", None)
+    if unwrap is None:  # a transformers that does not look for one
+        yield
+        return
     modeling_utils.unwrap_model = lambda model, *_, **__: model
     try:
         yield
