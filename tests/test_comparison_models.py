@@ -441,7 +441,7 @@ def test_a_full_change_of_basis_keeps_the_function_and_makes_both_gram_matrices_
             @ at.v_proj.weight.repeat_interleave(1, 0).reshape(2, 1, 8, 32).expand(2, 2, 8, 32).reshape(32, 32),
             at.v_proj.weight.clone(),
         )
-    done = rescale_(model, optimiser, vo="gram", pairs=("vo",))
+    done = rescale_(model, optimiser, method="gram", pairs=("vo",))
     assert not done.skipped
     with torch.no_grad():
         assert (
@@ -456,7 +456,7 @@ def test_a_full_change_of_basis_keeps_the_function_and_makes_both_gram_matrices_
     assert torch.allclose(after, whole, rtol=1e-11, atol=1e-12) and not torch.allclose(at.v_proj.weight, old, rtol=0.1)
     # and a second time there is nothing left to do
     held = at.v_proj.weight.detach().clone()
-    rescale_(model, optimiser, vo="gram", pairs=("vo",))
+    rescale_(model, optimiser, method="gram", pairs=("vo",))
     assert torch.allclose(at.v_proj.weight, held, rtol=1e-9, atol=1e-12)
 
 
@@ -472,7 +472,7 @@ def test_momentum_follows_a_full_change_of_basis(base):
     optimiser.step()
     at = model.model.layers[0].self_attn
     old, momentum = at.v_proj.weight.detach().clone(), optimiser.state[at.v_proj.weight]["momentum_buffer"].clone()
-    rescale_(model, optimiser, vo="gram", pairs=("vo",))
+    rescale_(model, optimiser, method="gram", pairs=("vo",))
     new, carried = at.v_proj.weight.detach(), optimiser.state[at.v_proj.weight]["momentum_buffer"]
     for j in (slice(0, 8), slice(8, 16)):
         # <m, dW> is the change of the loss, which no change of basis changes: m'^T W' = m^T W
@@ -481,22 +481,27 @@ def test_momentum_follows_a_full_change_of_basis(base):
 
 def test_what_a_full_change_of_basis_does_not_pass_is_refused(small_model):
     from wisca_core.checkpoint import open_checkpoint
+    from wisca_core.equivalence.basis_proof import prove_basis
     from wisca_core.equivalence.miniature import load
     from wisca_core.errors import BadOption, ProofFailed
+    from wisca_core.methods import method
     from wisca_core.training import rescale_
-    from wisca_core.training.gram import prove_mixing
 
     with pytest.raises(ProofFailed, match="differ by"):  # its output gate multiplies channel by channel
-        prove_mixing(open_checkpoint(small_model("afmoe")))
+        prove_basis(open_checkpoint(small_model("afmoe")), method("gram"))
     model = load(small_model("llama"))
     before = {n: p.clone() for n, p in model.named_parameters()}
     with pytest.raises(BadOption, match="squares AdamW keeps"):
-        rescale_(model, torch.optim.AdamW(model.parameters()), vo="gram")
+        rescale_(model, torch.optim.AdamW(model.parameters()), method="gram")
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     for wrong, field in (
-        ({"gram": True}, "optimizer_state"),
-        ({"gram": True, "kind": "inverse", "optimizer_state": "leave"}, "gram"),
-        ({"gram": True, "pairs": ["qk"], "optimizer_state": "leave"}, "gram"),
+        ({"method": "gram"}, "optimizer_state"),
+        ({"gram": True}, "optimizer_state"),  # as specs said it once
+        ({"method": "gram", "kind": "inverse", "optimizer_state": "leave"}, "method"),
+        ({"method": "gram", "pairs": ["qk"], "optimizer_state": "leave"}, "method"),
+        ({"method": "gram", "strength": 0.5, "optimizer_state": "leave"}, "method"),
+        ({"method": "gram", "when": 1.5, "optimizer_state": "leave"}, "method"),
+        ({"method": "svd"}, "method"),
     ):
         with pytest.raises(SpecError) as found:
             spec_from({"arms": ["baseline", {"name": "mine", **wrong}]})

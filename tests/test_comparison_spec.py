@@ -28,6 +28,16 @@ def test_the_default_preset_is_the_one_that_was_promised():
         assert checked(whole) is whole
 
 
+def test_specs_from_before_methods_had_names_are_read():
+    def arm(**more):
+        return spec_from({"arms": ["baseline", {"name": "mine", "optimizer_state": "leave", **more}]}).arms[1]
+
+    assert arm(gram=True) == arm(method="gram") != arm(gram=False) == arm(method="wisca")
+    assert "by full changes of basis" in in_words(arm(gram=True))
+    with pytest.raises(SpecError, match="no such field"):
+        arm(gram="yes")
+
+
 @pytest.mark.parametrize(
     ("given", "field"),
     [

@@ -123,6 +123,6 @@ def test_a_model_in_training_is_rescaled_with_its_optimiser_state_as_on_the_cpu(
     assert measured["changed"] == 8 and measured["weights"] < ROUNDING and measured["state"] < ROUNDING
 
 
-@pytest.mark.parametrize("kind", ["rank", "gram"])
+@pytest.mark.parametrize("kind", ["wisca", "gram"])
 def test_adapters_are_balanced_as_on_the_cpu(found, kind):
     assert found["adapters"][kind]["changed"] == 8 and found["adapters"][kind]["apart"] < 1e-5

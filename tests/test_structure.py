@@ -15,9 +15,10 @@ FLOORS = (
     "progress verdicts",
     "checkpoint",
     "architecture",
+    "methods",
     "patterns",
     "planning",
-    "rescale",
+    "rescale rescale_basis",
     # the model's own architecture made small and run
     *("equivalence." + name for name in ("sizes model_config small_config example float64 inputs_by_kind").split()),
     "equivalence.miniature",

@@ -185,7 +185,7 @@ def test_gram_balance_makes_the_two_grams_equal_and_keeps_the_product(adapted, k
     model = adapted(kind)
     before = logits(model)
     twin = copy.deepcopy(model)
-    done = rescale_(model, pairs=("lora",), lora="gram")
+    done = rescale_(model, pairs=("lora",), method="gram")
     assert not done.skipped and not done.factors.sites
     assert relative(logits(model), before) < 1e-12
     for new, old in zip(model.modules(), twin.modules(), strict=True):
@@ -196,13 +196,13 @@ def test_gram_balance_makes_the_two_grams_equal_and_keeps_the_product(adapted, k
             assert relative(b @ a, old_b @ old_a) < 1e-13
             assert not torch.equal(a, old_a)
     at_rest = copy.deepcopy(model)
-    rescale_(model, pairs=("lora",), lora="gram")
+    rescale_(model, pairs=("lora",), method="gram")
     assert all(relative(p, q) < 1e-12 for p, q in zip(model.parameters(), at_rest.parameters(), strict=True))
 
 
 def test_gram_balance_skips_adapters_of_incomplete_rank(adapted):
     model = adapted(fresh=True)
-    done = rescale_(model, pairs=("lora",), lora="gram")
+    done = rescale_(model, pairs=("lora",), method="gram")
     assert len(done.skipped) == 10 and all("full rank" in why for why in done.skipped.values())
 
 
@@ -217,14 +217,14 @@ def test_gram_balance_carries_momentum_and_refuses_adam(adapted):
     # along its own buffer the product moves as before, to first order: B buf_A' and buf_B' A are what they were
     old = [sgd.state[p]["momentum_buffer"].clone() for p in (a, b)]
     x = [a.detach().clone(), b.detach().clone()]
-    rescale_(model, sgd, pairs=("lora",), lora="gram")
+    rescale_(model, sgd, pairs=("lora",), method="gram")
     m = torch.linalg.lstsq(x[1], b).solution  # B' = B M
     assert relative(sgd.state[a]["momentum_buffer"], m.T @ old[0]) < 1e-10
     assert relative(sgd.state[b]["momentum_buffer"], old[1] @ torch.linalg.inv(m).T) < 1e-10
     with pytest.raises(BadOption, match=r"AdamW.*optimizer_state='leave'"):
-        rescale_(model, torch.optim.AdamW(trained), pairs=("lora",), lora="gram")
-    with pytest.raises(BadOption, match="powers of two"):
-        rescale_(model, pairs=("lora",), lora="gram", exact=True)
+        rescale_(model, torch.optim.AdamW(trained), pairs=("lora",), method="gram")
+    with pytest.raises(BadOption, match="knows no exact"):
+        rescale_(model, pairs=("lora",), method="gram", exact=True)
 
 
 def test_norms_that_dora_keeps_between_calls_are_forgotten(adapted):

@@ -421,7 +421,7 @@ def test_gains_stored_as_gain_minus_one_are_refused_where_they_decay(make):
         ({"granularity": "group"}, "one rate a parameter, so only 'tensor'"),
         ({"strength": math.nan}, "with by='rates' any finite number"),
         ({"strength": 1e6}, "strength: 1e.06 was given; with it decoder.0.self.qk would train at 2"),
-        ({"vo": "gram"}, "'gram' mixes channels"),
+        ({"method": "gram"}, "'gram' mixes channels"),
     ],
 )
 def test_options_that_cannot_be_rates_are_named(make, options, words):

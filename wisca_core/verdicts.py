@@ -23,7 +23,16 @@ VERSION = 3
 
 # Rooms and files whose code has a part in a verdict: what a site is, how weights are read, multiplied and written, how a
 # miniature is made, run and judged.
-DECIDING = ("architecture", "census", "checkpoint", "equivalence", "rescale.py", "rescale_adapter.py")
+DECIDING = (
+    "architecture",
+    "census",
+    "checkpoint",
+    "equivalence",
+    "methods",
+    "rescale.py",
+    "rescale_adapter.py",
+    "rescale_basis.py",
+)
 _WITH_ROW = ("census",)  # kinds whose key holds the row of the family: another row does not touch them
 _PACKAGE = Path(__file__).parent
 

@@ -385,7 +385,6 @@ def own_arm(kind: str, every: int) -> list[dict[str, Any]]:
             "strength": float(strength),
             "exact": exact,
             "optimizer_state": "transport" if kept or does == "rates" else "leave",
-            "gram": False,
             **({"clip_norm": "plain"} if does == "rates" else {}),
         }
     ]

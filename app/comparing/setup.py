@@ -22,6 +22,7 @@ from wisca_core.comparison.report import unit
 from wisca_core.comparison.spec import OPTIMISERS, Arm, Spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import SpecError, WiscaError
+from wisca_core.methods import method
 
 _PRESETS = {"default": "Default", "dose": "Dose and response", "thorough": "Thorough"}
 _OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD with momentum", "muon": "Muon"}
@@ -139,7 +140,7 @@ def _chosen(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]:
                 own = asking.own_arm(source, int(every))
     arms = [{**asdict(arm), "every": arm.every and int(every)} for arm in arms]
     if optimiser == "sgd":  # its momentum follows a change of basis; the squares of the others cannot
-        arms = [{**arm, "optimizer_state": "transport"} if arm["gram"] else arm for arm in arms]
+        arms = [arm if method(arm["method"]).by_factors else {**arm, "optimizer_state": "transport"} for arm in arms]
     spec = spec_from(
         {
             **asked,

@@ -25,7 +25,7 @@ def doses(report: Report, arms: Sequence[Arm]) -> list[tuple[float, Effect]]:
     for e in report.main:
         arm = by_name[e.arm]
         if arm.kind in ("rates", "balance") and e.loss.n and set(e.rates) == set(e.baseline_rates):
-            alike = (arm.kind, arm.clip_norm, arm.pairs, arm.every, arm.norm, arm.granularity, arm.gram, e.rate)
+            alike = (arm.kind, arm.clip_norm, arm.pairs, arm.every, arm.norm, arm.granularity, arm.method, e.rate)
             found.setdefault(alike, {}).setdefault(arm.strength, e)
     most = max(found.values(), key=len, default={})
     return sorted(most.items()) if len(most) > 1 else []

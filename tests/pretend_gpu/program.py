@@ -306,12 +306,12 @@ def adapters() -> dict:
         if "lora_" in name:
             torch.nn.init.normal_(parameter.data, std=0.3 if "lora_A" in name else 0.02)
     out = {}
-    for kind in ("rank", "gram"):
+    for kind in ("wisca", "gram"):
         here, twin = copy.deepcopy(model), copy.deepcopy(model)
-        rescale_(here, pairs=("lora",), lora=kind)
+        rescale_(here, pairs=("lora",), method=kind)
         with Gpu():
             twin = twin.to("cuda:0")
-            rescale_(twin, pairs=("lora",), lora=kind)
+            rescale_(twin, pairs=("lora",), method=kind)
             moved = [p.detach().cpu() for p in twin.parameters()]
         out[kind] = {
             "apart": max(map(relative, moved, here.parameters())),

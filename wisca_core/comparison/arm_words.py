@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from wisca_core.comparison.spec import Arm
+from wisca_core.methods import method
 
 _TITLES = {
     "baseline": "Baseline",
@@ -49,7 +50,7 @@ def in_words(arm: Arm) -> str:
     does = {"balance": "balanced", "inverse": "scaled the other way", "placebo": "scaled by 1.001 and back"}[arm.kind]
     how = [] if arm.norm == "l1" else [f"in {arm.norm}"]
     how += [f"by {arm.granularity}"] if arm.granularity != "tensor" else []
-    how += ["by full changes of basis"] if arm.gram else []
+    how += [words] if (words := method(arm.method).words) else []
     how += [f"at strength {arm.strength:g}"] if arm.strength != 1 else []
     when = f"every {arm.every:,} steps" if arm.every else "once, at the start"
     return " ".join([pairs, does, *how, when, *_span(arm)])

@@ -196,8 +196,7 @@ def choices_of(arm: Arm) -> Choices:
         when=arm.when,
         optimizer_state=arm.optimizer_state,
         frozen="scale",
-        lora="gram" if arm.gram else "rank",
-        vo="gram" if arm.gram else "factor",
+        method=arm.method,
         check="never",  # that all arms of a seed start as one function is looked at by the comparison itself
     )
 

@@ -184,7 +184,8 @@ def _check_tokens(spec: Spec, config) -> None:
 
 
 def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], checkpoint) -> None:
-    from wisca_core.training import gram
+    from wisca_core.equivalence.basis_proof import prove_basis
+    from wisca_core.methods import method
 
     def cells(arm: Arm) -> tuple:
         rank = (
@@ -205,13 +206,13 @@ def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], 
             )
         if arm.kind == "rates":
             _check_one_side(i, [site for site in sites if site.key.pair in arm.pairs])
-        if arm.gram and "vo" in arm.pairs and "vo" in have:
-            wrong = next(
-                (f"{s.name}: {gram.unusable(s)}" for s in sites if s.key.pair == "vo" and gram.unusable(s)), ""
-            )
-            if wrong:
-                raise SpecError(f"arms[{i}].gram", True, f"false for this model. {wrong}")
-            gram.prove_mixing(checkpoint)
+        chosen = method(arm.method)
+        mixed = [s for s in sites if s.key.pair in arm.pairs and chosen.changes_basis_of(s.key.pair)]
+        for site in mixed:
+            if wrong := chosen.why_not(site):
+                raise SpecError(f"arms[{i}].method", arm.method, f"{Arm.method} for this model. {site.name}: {wrong}")
+        if mixed:
+            prove_basis(checkpoint, chosen)
     if not have:
         raise NothingToRescale("model: it has no pair that can be rescaled.")
     refuse_coinciding(spec, cells)

@@ -23,7 +23,7 @@ ARMS: dict[str, Arm] = {
     "l2": Arm("l2", norm="l2"),
     "state_left": Arm("state_left", optimizer_state="leave"),
     # Adam's squares of single gradients cannot follow a change of basis, so the state stays as it is
-    "gram": Arm("gram", optimizer_state="leave", gram=True),
+    "gram": Arm("gram", optimizer_state="leave", method="gram"),
     "placebo": Arm("placebo", kind="placebo"),
     "inverse": Arm("inverse", kind="inverse"),
     # what a trainer that clips as ever would get from WISCA's learning rates
@@ -38,7 +38,7 @@ LORA_ARMS: dict[str, Arm] = {
     "lora_ab": Arm("lora_ab", pairs=("lora",)),
     "base": Arm("base", every=None),
     "base_and_ab": Arm("base_and_ab", pairs=ARM_PAIRS),
-    "lora_gram": Arm("lora_gram", pairs=("lora",), optimizer_state="leave", gram=True),
+    "lora_gram": Arm("lora_gram", pairs=("lora",), optimizer_state="leave", method="gram"),
     "lora_channel": Arm("lora_channel", pairs=("lora",), granularity="channel"),
     "lora_placebo": Arm("lora_placebo", kind="placebo", pairs=("lora",)),
     # a balance of A and B is a ratio of their rates: this one, and the other way round, as LoRA+ has it

@@ -110,8 +110,8 @@ class Arm:
     on weights that are never touched: see ``training.rates``), "placebo" (factors 1.001 and 1/1.001 in turn:
     numerical noise only), "inverse" (each pair is held as far out of balance again as it began, on the same schedule: a
     change of the same size the other way). ``every``: optimiser steps between rescales, None only at the start.
-    ``pairs``: of qk, vo and, with LoRA, lora (A against B, left alone while B is zero). ``gram``: VO and LoRA pairs by
-    the full change of basis that makes the two Gram matrices equal, instead of one factor. ``strength``: any real
+    ``pairs``: of qk, vo and, with LoRA, lora (A against B, left alone while B is zero). ``method``: "wisca", one
+    factor, or "gram", of VO and LoRA pairs the full change of basis that makes the two Gram matrices equal. ``strength``: any real
     number, of the weights as they would be had nothing been rescaled: 1 balances, 0 does nothing, -1 is the same the
     other way. ``clip_norm``, of a rates arm: what clipping looks at, "weighted" (each gradient as the rescaled model
     would have it, so that the arm is WISCA but for rounding) or "plain" (what a trainer's own clipping looks at).
@@ -131,7 +131,7 @@ class Arm:
     strength: float = 1.0
     exact: bool = False
     optimizer_state: str = "transport"
-    gram: bool = False
+    method: str = "wisca"
     clip_norm: str = "weighted"
     when: float | None = None
     start: int | float = 0

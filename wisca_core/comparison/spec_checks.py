@@ -11,6 +11,7 @@ from wisca_core.architecture.site import DEFAULT_PAIRS, granularity_of
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, DataSpec, ModelSpec, Spec
 from wisca_core.errors import SpecError
+from wisca_core.methods import method
 from wisca_core.planning.options import parse_granularity
 from wisca_core.planning.schedule import Schedule
 
@@ -102,11 +103,9 @@ def _check_arms(spec: Spec) -> None:
                 f"arms[{i}].at_start", arm.at_start, "true for an inverse arm: it mirrors the balance at the start"
             )
         _check_schedule(arm, i, spec.steps)
-        if arm.when is not None and (arm.kind != "balance" or arm.strength != 1 or arm.gram):
+        if arm.when is not None and (arm.kind != "balance" or arm.strength != 1):
             raise SpecError(
-                f"arms[{i}].when",
-                arm.when,
-                "nothing for this arm: it is a matter of kind balance at strength 1 without gram",
+                f"arms[{i}].when", arm.when, "nothing for this arm: it is a matter of kind balance at strength 1"
             )
         if "lora" in arm.pairs and spec.model.source != "lora":
             raise SpecError(
@@ -118,8 +117,7 @@ def _check_arms(spec: Spec) -> None:
             _check_rates(arm, i, spec)
         elif arm.clip_norm != Arm.clip_norm:
             raise SpecError(f"arms[{i}].clip_norm", arm.clip_norm, "nothing: it is a matter of arms of kind rates")
-        if arm.gram:
-            _check_gram(arm, i, spec.optimiser.name)
+        _check_method(arm, i, spec.optimiser.name)
     refuse_coinciding(spec, partition_by_spec(spec))
 
 
@@ -143,7 +141,7 @@ def _check_rates(arm: Arm, i: int, spec: Spec) -> None:
             spec.processes_per_cell,
             f"1, because {arm.name} weighs the norm that clipping looks at",
         )
-    for name in ("optimizer_state", "gram"):
+    for name in ("optimizer_state", "method"):
         if getattr(arm, name) != getattr(Arm, name):
             raise SpecError(
                 f"arms[{i}].{name}", getattr(arm, name), "nothing for an arm of kind rates: no weight is touched"
@@ -183,7 +181,10 @@ def _check_pilot(spec: Spec) -> None:
         )
 
 
-def _check_gram(arm: Arm, i: int, optimiser: str) -> None:
+def _check_method(arm: Arm, i: int, optimiser: str) -> None:
+    found = method(arm.method)
+    if found.by_factors:
+        return
     if arm.optimizer_state == "transport" and optimiser != "sgd":
         raise SpecError(
             f"arms[{i}].optimizer_state",
@@ -191,18 +192,9 @@ def _check_gram(arm: Arm, i: int, optimiser: str) -> None:
             f"leave, because {optimiser} keeps squares of single gradients, which no change of basis "
             "takes along; sgd may have transport",
         )
-    if arm.kind != "balance":
-        raise SpecError(f"arms[{i}].gram", True, f"false for an arm of kind {arm.kind}")
-    if arm.exact or arm.strength != 1:
-        raise SpecError(
-            f"arms[{i}].gram", True, "false with exact or a strength other than 1: a full change of basis has neither"
-        )
-    if not {"vo", "lora"} & set(arm.pairs):
-        raise SpecError(
-            f"arms[{i}].gram",
-            True,
-            "false without vo or lora among its pairs: rotary positions leave QK no full change of basis",
-        )
+    misfit = found.misfit(arm) if arm.kind == "balance" else f"it is a matter of kind balance, and this is {arm.kind}"
+    if misfit:
+        raise SpecError(f"arms[{i}].method", arm.method, f"{Arm.method} for this arm: {misfit}")
 
 
 def partition_by_spec(spec: Spec) -> Callable[[Arm], Any]:
@@ -255,5 +247,5 @@ def effect(arm: Arm, spec: Spec, partition: Callable[[Arm], Any]) -> tuple:
     arm = replace(arm, name="", every=every, pairs=pairs, optimizer_state=state)
     clip = "plain" if arm.kind == "rates" and spec.optimiser.clip == 0 else arm.clip_norm
     norm, strength = arm.norm, arm.strength
-    done = (arm.kind, due, pairs, partition(arm), norm, strength, arm.exact, state, arm.gram, clip)
+    done = (arm.kind, due, pairs, partition(arm), norm, strength, arm.exact, state, arm.method, clip)
     return (*done, None if arm.when == 1 else arm.when)

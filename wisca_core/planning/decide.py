@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_core.architecture.site import Refusal
+from wisca_core.methods import method
 from wisca_core.patterns.groups import group_segments, group_table, segment_norms, site_columns
 from wisca_core.patterns.table import LOST_BITS, SMALLEST_NORMAL, Cells, Patterns, Segments, norm
 from wisca_core.planning.options import Options
@@ -196,7 +197,7 @@ class Parts:
 
 
 def decide(patterns: Patterns, options: Options) -> Decision:
-    """The factors of ``options`` for what was measured. ``s = (right / left) ** (strength / (a + b))`` a cell."""
+    """The factors of ``options`` for what was measured: the method's full ones, to the power of the strength."""
     cells = patterns.cells(options.granularity)
     sites = patterns.sites.sites
     left, right = norm(options.norm, cells.sides) if len(sites) else np.zeros((2, 0))
@@ -211,7 +212,7 @@ def balance(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(full, factor, fate) of cells with these norms, as Decision has them; ``exponents`` is a + b of each cell."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        log2_full = (np.log2(right) - np.log2(left)) / exponents
+        log2_full = method(options.method).log2_factors(left, right, exponents)
         log2_s = log2_full * options.strength
     fate = np.full(len(left), PLANNED)
     fate[(left == 0) | (right == 0)] = ZERO

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, SiteKey, Sites
 from wisca_core.errors import BadOption, check_choice
+from wisca_core.methods import NAMES, method
 
 PLAN_NORMS = ("l1", "l2", "max", "rms")
 
@@ -33,7 +34,8 @@ class Options:
 
     ``pairs``: of qk, vo, mlp and lora. ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to
     powers of two. ``layers``: numbers, ranges or text such as "0-3,7"; empty means all. ``granularity``: one for all pairs, or a mapping of pairs ({"qk": "channel", "vo": "tensor"}; the
-    others "tensor"), kept as the text "qk=channel,vo=tensor". ``exclude``: site names to leave alone. Raises BadOption.
+    others "tensor"), kept as the text "qk=channel,vo=tensor". ``exclude``: site names to leave alone. ``method``: of ``methods.NAMES``, one
+    that gives factors. Raises BadOption.
     """
 
     pairs: tuple[str, ...] = DEFAULT_PAIRS
@@ -43,6 +45,7 @@ class Options:
     layers: tuple[LayerRange, ...] = ()
     exact: bool = False
     exclude: tuple[str, ...] = field(default=())
+    method: str = "wisca"
 
     def __post_init__(self) -> None:
         if isinstance(self.pairs, str) or not all(isinstance(pair, str) for pair in self.pairs):
@@ -59,7 +62,13 @@ class Options:
         object.__setattr__(self, "layers", parse_layers(self.layers))
         if not isinstance(self.exact, bool):
             raise BadOption(f"exact: {self.exact!r} was given; True or False is needed.")
+        check_choice("method", self.method, NAMES)
+        self._check_method()
         self._check_strength()
+
+    def _check_method(self) -> None:
+        if not method(self.method).by_factors:
+            raise BadOption(f"method: {self.method!r} was given; it gives no factors, so it is of live models alone.")
 
     def _check_strength(self) -> None:
         if not is_number(self.strength) or not 0 <= self.strength <= 1:  # NaN too

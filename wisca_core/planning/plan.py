@@ -81,6 +81,7 @@ class Plan:
                 parse_layers(",".join(o["layers"])),
                 bool(o["exact"]),
                 tuple(o["exclude"]),
+                o.get("method", "wisca"),
             )
             sites = tuple(
                 SitePlan(_text(s["site"]), _text(s["granularity"]), tuple(map(float, s["factors"])))

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from wisca_core.architecture.declaration import Declaration, checked
 from wisca_core.errors import BadOption, check_choice
+from wisca_core.methods import method
 from wisca_core.pairs import DEFAULT_PAIRS
 from wisca_core.planning.options import Options, is_number
 
@@ -21,9 +22,8 @@ class Choices(Options):
     that amount to it (``rates.py``); ``strength`` may then be any number, and -1 is the inverse.
     ``when``: a pair is left as it is until one side is at least so many times heavier than the other.
     ``optimizer_state``: "transport" continues the same momentum in the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained
-    is left alone ("refuse") or done all the same ("scale"). ``lora``: "rank" (one factor a rank channel or pair) or
-    "gram" (A A^T = B^T B, arXiv 2605.31484). ``vo``: "factor", or "gram" (the full change of basis of a KV head that
-    makes the Gram matrices of its two sides equal, see ``gram.py``). ``optimizer_rules``: for classes without a rule,
+    is left alone ("refuse") or done all the same ("scale"). ``method``: of ``methods.NAMES``; "gram" gives VO and LoRA pairs
+    the full change of basis that makes the Gram matrices of their two sides equal. ``optimizer_rules``: for classes without a rule,
     class or its name -> state name -> power of c where W becomes c W (-1 for means of gradients, -2 for means of their
     squares). ``sites``: for a class of your own, declared with ``wisca.attention`` and ``wisca.feed_forward``; ``build``: a
     function that makes a small model of the class to prove them on (None: a float64 copy of the model); ``forward``:
@@ -34,8 +34,6 @@ class Choices(Options):
 
     optimizer_state: str = "transport"
     frozen: str = "refuse"
-    lora: str = "rank"
-    vo: str = "factor"
     by: str = "weights"
     when: float | None = None
     sites: tuple[Declaration, ...] = ()
@@ -50,22 +48,12 @@ class Choices(Options):
         for name, allowed in (
             ("optimizer_state", ("transport", "leave")),
             ("frozen", ("refuse", "scale")),
-            ("lora", ("rank", "gram")),
-            ("vo", ("factor", "gram")),
             ("by", ("weights", "rates")),
             ("check", CHECKS),
         ):
             check_choice(name, getattr(self, name), allowed)
         if self.when is not None and (not is_number(self.when) or not 1 <= self.when < math.inf):
             raise BadOption(f"when: {self.when!r} was given; a ratio from 1 is needed, such as 1.5, or None.")
-        if self.lora == "gram" and self.exact:
-            raise BadOption(
-                "lora='gram' mixes the rank channels, so its factors are no powers of two; leave out exact=True."
-            )
-        if self.vo == "gram" and (self.exact or self.strength != 1):
-            raise BadOption(
-                "vo='gram' mixes the channels of a head, by more than factors; leave out exact=True and strength."
-            )
         for kind, rule in self.optimizer_rules.items() if isinstance(self.optimizer_rules, Mapping) else [(None, None)]:
             powers = list(rule.values()) if isinstance(rule, Mapping) else ["?"]
             if not isinstance(kind, (type, str)) or any(type(power) is not int for power in powers):
@@ -78,15 +66,19 @@ class Choices(Options):
                 raise BadOption(
                     f"granularity: {self.granularity!r} was given; by='rates' has one rate a parameter, so only 'tensor'."
                 )
-            if "gram" in (self.lora, self.vo):
-                raise BadOption("lora, vo: 'gram' mixes channels and is no set of rates. Use by='weights'.")
+            if not method(self.method).by_factors:
+                raise BadOption(f"method: {self.method!r} mixes channels and is no set of rates. Use by='weights'.")
         object.__setattr__(self, "sites", checked(self.sites))
         if not self.sites and (self.build is not None or self.forward is not None):
             raise BadOption("build, forward: they prove declared sites; give sites=[wisca.attention(...)] too.")
-        if self.sites and self.vo == "gram":
+        if self.sites and not method(self.method).by_factors:
             raise BadOption(
-                "vo: 'gram' is proved on classes of transformers alone; use vo='factor' with declared sites."
+                f"method: {self.method!r} is proved on classes of transformers alone; leave it out with declared sites."
             )
+
+    def _check_method(self) -> None:
+        if misfit := method(self.method).misfit(self):
+            raise BadOption(f"method: {self.method!r} was given; {misfit}. Leave one of them out.")
 
     def _check_strength(self) -> None:
         if self.by != "rates":
@@ -99,7 +91,8 @@ class Choices(Options):
         """The same for a checkpoint's pairs and for the arithmetic; LoRA is not among its pairs."""
         pairs = tuple(pair for pair in self.pairs if pair != "lora") or DEFAULT_PAIRS
         strength = self.strength if self.by == "weights" else 1.0
-        return Options(pairs, self.granularity, self.norm, strength, self.layers, self.exact, self.exclude)
+        by = self.method if method(self.method).by_factors else Options.method  # of the pairs that it leaves
+        return Options(pairs, self.granularity, self.norm, strength, self.layers, self.exact, self.exclude, by)
 
 
 def made(pairs: Sequence[str], choices: Mapping) -> Choices:

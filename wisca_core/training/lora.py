@@ -195,35 +195,3 @@ def times_rows_(magnitude: torch.Tensor, growth: np.ndarray) -> None:
     scaling = Scaling({0: growth})
     factor = torch.from_numpy(growth).to(magnitude.device)
     times_(magnitude.detach(), [along_axis(factor, 0, magnitude.dim())], 0.0, work_dtype(magnitude.dtype, scaling))
-
-
-def balancing(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | str:
-    """(M, M^-1), float64 (r, r): the symmetric positive M with (M^-1 A)(M^-1 A)^T = (B M)^T (B M); a reason in words
-    where there is none.
-
-    X = M^2 solves X G_B X = G_A with G_A = A A^T and G_B = B^T B: their geometric mean. A: (r, in), B: (out, r).
-    """
-    a, b = a.detach().double(), b.detach().double()
-    if not (a.isfinite().all() and b.isfinite().all()):
-        return "A or B is not finite"
-    return between(a @ a.T, b.T @ b, ("A", "B"))
-
-
-def between(left: torch.Tensor, right: torch.Tensor, names: tuple[str, str]) -> tuple[torch.Tensor, torch.Tensor] | str:
-    """(M, M^-1), the symmetric positive M with M^-1 left M^-1 = M right M, for two symmetric float64 matrices; a reason
-    in words, with ``names``, where there is none.
-    """
-    for name, gram in zip(names, (left, right)):
-        values = torch.linalg.eigvalsh(gram)
-        if not values[0] > 1e-12 * values[-1]:
-            return f"{name} has not full rank yet, so no finite change of basis balances it"
-    root, inverse = _roots(right)
-    middle, _ = _roots(root @ left @ root)
-    return _roots(inverse @ middle @ inverse)
-
-
-def _roots(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Square root of a symmetric positive matrix, and its inverse."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    values = values.sqrt()
-    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T

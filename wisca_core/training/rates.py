@@ -275,7 +275,7 @@ def balancing(
     stats = dict(zip(read, table))
     left, right = norm(choices.norm, stats)
     exponents = np.array([s.exponent("left") + s.exponent("right") for s in live.sites.sites])
-    full, _, fate = balance(left, right, exponents, np.ones(len(left), bool), Options())
+    full, _, fate = balance(left, right, exponents, np.ones(len(left), bool), Options(method=choices.method))
     skipped, out = {}, []
     for i, site in enumerate(live.sites.sites):
         cell = slice(i, i + 1)

@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal, Site
+from wisca_core.equivalence.basis_proof import prove_basis
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.errors import BadOption, PlanMismatch, ProofFailed
+from wisca_core.methods import method
 from wisca_core.patterns.table import norm
 from wisca_core.planning.decide import NON_FINITE, OVERFLOW, ZERO, balance
 from wisca_core.planning.plan import Plan
 from wisca_core.rescale import scalings
-from wisca_core.training import averages, distributed, gram, lora, norms, zero
+from wisca_core.rescale_basis import basis_of, change_, groups_of
+from wisca_core.training import averages, distributed, lora, norms, zero
 from wisca_core.training.apply import apply_, forget_caches
 from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
@@ -82,6 +85,7 @@ class Rescaler:
         batch: object = None,
     ):
         self.model, self.choices, self.also, self.replicated = model, choices, tuple(also or ()), replicated
+        self.method = method(choices.method)
         self.states = States.of(optimizer, choices.optimizer_state, choices.optimizer_rules)
         self._warned: set[str] = set()
         self.check = SelfCheck(choices.check, choices.forward, choices.batch if choices.batch is not None else batch)
@@ -110,17 +114,7 @@ class Rescaler:
                 raise BadOption("pairs: LoRA under DeepSpeed is not supported.")
         else:
             self.states.check_holds(self.live.parameters)
-        if self._gram() and self.states.mode == "transport":
-            for optimizer in self.states.optimizers:
-                if set(self.states.rule_of(optimizer).values()) != {-1}:
-                    raise BadOption(
-                        f"optimizer: lora='gram' mixes the rank channels, and the squares {type(optimizer).__name__} "
-                        "keeps of single gradients "
-                        "cannot be mixed. Give optimizer_state='leave', or use SGD, or lora='rank'."
-                    )
-        if self._gram() and any(distributed.is_dtensor(p) for p in self.live.parameters.values()):
-            raise BadOption("lora: 'gram' of sharded adapters is not supported; use lora='rank'.")
-        self._look_at_values()
+        self._look_at_bases()
         if self.live.columns and any(
             distributed.is_dtensor(self.live.parameters[n]) for c in self.live.columns for n in c.names
         ):
@@ -132,31 +126,31 @@ class Rescaler:
     def _set_layout(self) -> None:
         self.layout = norms.layout(self.live, self.choices.granularity)
 
-    def _gram(self) -> list:
-        return [s for s in self.live.sites.sites if s.key.pair == "lora"] if self.choices.lora == "gram" else []
+    @property
+    def _bases(self) -> list[Site]:
+        """Sites that a change of basis is for, adapters first."""
+        found = [s for s in self.live.sites.sites if self.method.changes_basis_of(s.key.pair)]
+        return sorted(found, key=lambda site: site.key.pair != "lora")
 
-    def _mixed(self) -> list:
-        return [s for s in self.live.sites.sites if s.key.pair == "vo"] if self.choices.vo == "gram" else []
-
-    def _look_at_values(self) -> None:
-        """What a full change of basis of VO needs. Raises BadOption, ProofFailed."""
-        mixed = self._mixed()
-        self._groups = {site.name: gram.groups_of(site) for site in mixed}
-        if not mixed:
+    def _look_at_bases(self) -> None:
+        """What a full change of basis needs. Raises BadOption, ProofFailed."""
+        sites, name = self._bases, self.method.name
+        self._groups = {site.name: groups_of(site) for site in sites}
+        if not sites:
             return
-        wrong = next(((s.name, gram.unusable(s)) for s in mixed if gram.unusable(s)), None)
-        if wrong:
-            raise BadOption(f"vo: 'gram' was given; {wrong[0]}: {wrong[1]}. Use vo='factor'.")
+        for site in sites:
+            if wrong := self.method.why_not(site):
+                raise BadOption(f"method: {name!r} was given; {site.name}: {wrong}. Use method='wisca'.")
         if any(distributed.is_dtensor(p) or zero.is_partitioned(p) for p in self.live.parameters.values()):
-            raise BadOption("vo: 'gram' of sharded parameters is not supported; use vo='factor'.")
-        if self.states.mode == "transport":
-            for optimizer in self.states.optimizers:
-                if set(self.states.rule_of(optimizer).values()) != {-1}:
-                    raise BadOption(
-                        f"optimizer: vo='gram' mixes the channels of a head, and the squares {type(optimizer).__name__} keeps of "
-                        "single gradients cannot be mixed. Give optimizer_state='leave', or use SGD, or vo='factor'."
-                    )
-        gram.prove_mixing(self.live.checkpoint)
+            raise BadOption(f"method: {name!r} of sharded parameters is not supported; use method='wisca'.")
+        for optimizer in self.states.optimizers if self.states.mode == "transport" else ():
+            if set(self.states.rule_of(optimizer).values()) != {-1}:
+                raise BadOption(
+                    f"optimizer: method={name!r} mixes channels, and the squares {type(optimizer).__name__} keeps of single "
+                    "gradients cannot be mixed. Give optimizer_state='leave', or use SGD, or method='wisca'."
+                )
+        if any(site.key.pair != "lora" for site in sites):  # nothing stands between an adapter's two sides
+            prove_basis(self.live.checkpoint, self.method)
 
     def _check_averages(self) -> None:
         """Looking through all that lives takes longer than a rescale: at most a hundredth of the time is spent on it."""
@@ -194,11 +188,10 @@ class Rescaler:
             part = tuple((name, fs) for name, fs in factors.sites if chosen(labels[name]))
             apply_(live, Factors(factors.granularity, part), self.states, copies)
             if given is None:
-                self._balance_grams([s for s in self._gram() if chosen(labels[s.name])], copies, mixed)
-                self._balance_values([s for s in self._mixed() if chosen(labels[s.name])], copies, mixed)
+                self._change_bases([s for s in self._bases if chosen(labels[s.name])], copies, mixed)
 
         check = None
-        if self.check.is_due and (factors.sites or (given is None and (self._gram() or self._mixed()))):
+        if self.check.is_due and (factors.sites or (given is None and self._bases)):
             kinds = tuple(dict.fromkeys(labels.values()))
             check = self.check.of(live, self.states, copies, change, kinds, is_one=given is not None)
             factors = self._less_refused(factors, labels, is_given=given is not None)
@@ -305,8 +298,7 @@ class Rescaler:
         sites, where = self.live.sites.sites, self.layout
         left, right = norm(self.choices.norm, stats)
         exponents = np.array([s.exponent("left") + s.exponent("right") for s in sites])[where.site]
-        grams = {s.name for s in self._gram() + self._mixed()}
-        chosen = np.array([s.name not in grams for s in sites], bool)[where.site]
+        chosen = np.array([not self.method.changes_basis_of(s.key.pair) for s in sites], bool)[where.site]
         if self.choices.when is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
                 chosen &= ~(np.abs(np.log2(left) - np.log2(right)) < np.log2(self.choices.when))
@@ -339,54 +331,26 @@ class Rescaler:
             over = (largest[0] * factor > top) | (largest[1] / factor > top)
         fate[over & (factor != 1)] = OVERFLOW
 
-    def _balance_grams(
+    def _change_bases(
         self, sites: Iterable[Site], copies: Iterable[Mapping[str, torch.Tensor]], skipped: dict[str, str]
     ) -> None:
-        """A' = M^-1 A, B' = B M; momentum, which is linear in the gradients, follows: g_A' = M g_A, g_B' = g_B M^-1."""
-        todo = []
         for site in sites:
-            names = [leg.tensor for leg in site.legs]
-            a, b = (self.live.parameters[n] for n in names)
-            found = lora.balancing(a, b)
-            if isinstance(found, str):
-                skipped[site.name] = found
-                continue
-            plans = []
-            for name, parameter in zip(names, (a, b)):
-                plans.append([tensor for tensor, _ in self.states.plan(parameter, name, uniform=False)])
-            todo.append((names, found, plans))
-        for names, (m, inverse), (of_a, of_b) in todo:
-            for tensors in (self.live.parameters, *copies):
-                a, b = tensors[names[0]].detach(), tensors[names[1]].detach()
-                a.copy_(inverse @ a.double())
-                b.copy_(b.double() @ m)
-            for tensor in of_a:
-                tensor.copy_(m @ tensor.double())
-            for tensor in of_b:
-                tensor.copy_(tensor.double() @ inverse)
-        if todo:
-            forget_caches(self.live)
-
-    def _balance_values(
-        self, sites: Iterable[Site], copies: Iterable[Mapping[str, torch.Tensor]], skipped: dict[str, str]
-    ) -> None:
-        """Wv' = S^-1 Wv, Wo' = Wo S in every KV group; momentum follows: g_v' = S g_v, g_o' = g_o S^-1."""
-        for site in sites:
-            found = [gram.basis(self.live.parameters, rows) for rows in self._groups[site.name]]
+            found = [
+                basis_of(self.method, site.key.pair, self.live.parameters, rows) for rows in self._groups[site.name]
+            ]
             reason = next((one for one in found if isinstance(one, str)), None)
             if reason:
                 skipped[site.name] = reason
                 continue
-            kept = {
-                leg.tensor: self.states.plan(self.live.parameters[leg.tensor], leg.tensor, uniform=False)
-                for leg in site.legs
-            }
-            for rows, (s, inverse) in zip(self._groups[site.name], found):
-                for tensors in (self.live.parameters, *copies):
-                    gram.mix_({name: t.detach() for name, t in tensors.items()}, rows, s, inverse)
+            names = [leg.tensor for leg in site.legs]
+            kept = {name: self.states.plan(self.live.parameters[name], name, uniform=False) for name in names}
+            for rows, basis in zip(self._groups[site.name], found):
                 for one in rows:
+                    for tensors in (self.live.parameters, *copies):
+                        change_(tensors[one.leg.tensor].detach(), one, basis)
                     for tensor, _ in kept[one.leg.tensor]:
-                        gram.apply_(tensor, one, s.T if one.leg.side == "left" else inverse)
+                        change_(tensor, one, basis, is_gradient=True)
+        forget_caches(self.live)
 
 
 def reason_of(site, fate: np.ndarray, left: np.ndarray, right: np.ndarray) -> str:
