@@ -122,15 +122,34 @@ def test_two_ranks_do_what_one_process_does(one, ranks, case):
 
 
 def test_all_ranks_look_at_the_outputs_and_decide_alike(ranks, zero):
-    for case in CASES[:-1]:
-        checks = [rank[case]["check"] for rank in ranks]
-        assert all(float(one["moved"]) < 1e-5 and one["inputs"] == "made-up inputs" for one in checks), case
-        assert checks[0]["moved"] == checks[1]["moved"] and checks[0]["control"] == checks[1]["control"]
+    for found, cases in ((ranks, CASES[:-1]), (zero, ["ZeRO-1", "ZeRO-2", "ZeRO-3"])):
+        for case in cases:
+            checks = [rank[case]["check"] for rank in found]
+            assert all(float(one["moved"]) < 1e-5 and one["inputs"] == "made-up inputs" for one in checks), case
+            assert checks[0]["moved"] == checks[1]["moved"] and checks[0]["control"] == checks[1]["control"]
     for found in (rank["declared"] for rank in ranks):  # one of them clamps its keys: both leave QK alone
         assert found["refused"] == ["decoder.0.self.qk", "decoder.1.self.qk"] and "decoder.self.qk" in found["said"][0]
         assert {name.split(".")[-2] for name in found["changed"]} == {"wv", "wo"}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_under_zero_masters_and_state_are_taken_back_to_the_bit(zero, stage):
     for rank in zero:
-        assert "masters and states lie in partitions" in rank["ZeRO-2"]["check"]["not_checked"]
+        found = rank[f"ZeRO-{stage}, declared"]
+        assert found["refused"] == ["decoder.0.self.qk", "decoder.1.self.qk"] and "decoder.self.qk" in found["said"][0]
+        assert {name.split(".")[-2] for name in found["changed"]} == {"c_attn", "c_proj"}
+        kinds = {name.partition("|")[2] for name in found["changed"]}
+        assert kinds == {"", "exp_avg", "exp_avg_sq"}  # of the masters and of the state alike
+        for name, places in found["changed"].items():
+            if "c_attn" in name:  # of [q; k; v] the values alone
+                width = 15 if "weight" in name else 1
+                assert min(places) >= 2 * 15 * width
+        assert found["function"] < 2e-6  # nor are the module's copies stale
+    for one in zero:  # forwards of a check leave nothing behind
+        for kept in ("rescaled", "trained"):
+            mine, unseen = one["ZeRO-3"][kept], one["ZeRO-3, unseen"][kept]
+            assert all(torch.equal(mine[name], unseen[name]) for name in mine)
+    assert zero[0]["ZeRO-3, unseen"]["check"] is None
 
 
 def test_at_rates_two_ranks_clip_by_the_norm_of_one_process_and_see_no_split(one, ranks):

@@ -13,6 +13,7 @@ import warnings
 
 import torch
 import torch.distributed as dist
+from declared_models import MODELS, VOCABULARY
 from transformers import AutoModelForCausalLM
 
 from wisca_core.equivalence.float64 import lifted
@@ -93,29 +94,36 @@ def run(wrap, build, rank: int | None, choices: dict, lift: bool = True, gathere
     }
 
 
-def of_ones_own(rank: int, mesh) -> dict:
-    """A declared class, sharded; on one rank alone its keys are clamped, which no proof sees."""
-    from declared_models import MODELS, Llama
+def of_ones_own(model, optimizer, weights, of, **build) -> dict:
+    """A declared class that is spread over the ranks and spoiled on one of them alone, which no proof sees."""
+    before = weights()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        done = rescale_(model, optimizer, sites=MODELS[of][1], build=lambda: MODELS[of][0](**build))
+    after = weights()
+    return {
+        "refused": sorted(r.what for r in done.refusals),
+        "said": [str(one.message) for one in said if "wisca" in str(one.message)],
+        "check": done.check.to_json(),
+        "changed": {
+            name: (after[name] - before[name]).flatten().nonzero().flatten().tolist()
+            for name in before
+            if not torch.equal(before[name], after[name])
+        },
+    }
+
+
+def declared_sharded(rank: int, mesh) -> dict:
     from torch.distributed.fsdp import fully_shard
 
     torch.manual_seed(0)
-    model = Llama()
+    model = MODELS["Llama"][0]()
     for layer in model.layers.values():
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     if rank == 1:
         model.layers["0"].attention.wk.register_forward_hook(lambda module, args, out: out.clamp(-0.1, 0.1))
-    before = whole(model)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        done = rescale_(model, adamw(model.parameters()), sites=MODELS["Llama"][1], build=lambda: Llama(width=16))
-    after = whole(model)
-    return {
-        "refused": sorted(r.what for r in done.refusals),
-        "said": [str(one.message) for one in said if "wisca" in str(one.message)],
-        "check": done.check.to_json(),
-        "changed": sorted(name for name in before if not torch.equal(before[name], after[name])),
-    }
+    return of_ones_own(model, adamw(model.parameters()), lambda: whole(model), "Llama", width=16)
 
 
 def run_at_rates(wrap, rank: int | None) -> dict:
@@ -188,13 +196,7 @@ def by_trainer(n_ranks: int, **arguments) -> dict:
     )
     trainer.train()
     if "deepspeed" in arguments:
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        model = trainer.model
-        weights = {
-            name: safe_get_full_fp32_param(p).reshape(getattr(p, "ds_shape", p.shape)).clone()
-            for name, p in model.named_parameters()
-        }
+        weights = masters(trainer.model)
         dist.barrier()
     else:
         weights = whole(trainer.model)
@@ -258,7 +260,7 @@ def ranks() -> dict:
     out["DDP, momentum tensor"] = run(ddp, momentum, rank, {})
     out["FSDP2, momentum tensor"] = run(fsdp, momentum, rank, {})
     out["FSDP2 root only, adamw group"] = run(fsdp_root_only, adamw, rank, CHOICES["group"], gathered=True)
-    out["declared"] = of_ones_own(rank, mesh)
+    out["declared"] = declared_sharded(rank, mesh)
     out["FSDP2, rates"] = run_at_rates(fsdp, rank)
     # the object on a schedule: all ranks at the same steps, and a proof that was made once
     model, _ = ddp(load())
@@ -287,11 +289,11 @@ def zero_reference() -> dict:
     )
 
 
-def _zero_run(model, inner, optimizer, one_step, weights) -> dict:
+def _zero_run(model, inner, optimizer, one_step, weights, **choices) -> dict:
     for step in range(2):
         one_step(step)
     before = model(input_ids=batch(50)).logits.detach()
-    done = rescale_(model, optimizer)
+    done = rescale_(model, optimizer, **choices)
     rescaled = weights()
     after = model(input_ids=batch(50)).logits.detach()
     for step in range(2, 2 + STEPS):
@@ -299,47 +301,96 @@ def _zero_run(model, inner, optimizer, one_step, weights) -> dict:
     return {
         "factors": done.factors.to_json()["sites"],
         "ratios": dict(done.ratios),
-        "check": done.check.to_json(),
+        "check": done.check and done.check.to_json(),
         "rescaled": rescaled,
         "trained": weights(),
         "function": ((after - before).abs().max() / before.abs().max()).item(),
     }
 
 
+def masters(model) -> dict[str, torch.Tensor]:
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return {
+        name: safe_get_full_fp32_param(p).reshape(getattr(p, "ds_shape", p.shape)).clone()
+        for name, p in model.named_parameters()
+    }
+
+
+def engine_of(model, stage: int):
+    """(engine, its optimiser)"""
+    import deepspeed
+
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+    }
+    optimizer = adamw(model.parameters(), weight_decay=0.0, eps=1e-2)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[:2]
+
+
+def declared_partitioned(rank: int, stage: int) -> dict:
+    """Of sizes that two ranks do not share evenly; one of them clamps its queries and keys."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    torch.manual_seed(0)
+    model = MODELS["nanoGPT"][0](width=15)
+    engine, optimizer = engine_of(model, stage)
+    ids = torch.randint(VOCABULARY, (1, 9), generator=torch.Generator().manual_seed(rank))
+    engine.backward(engine(ids)[0].square().mean())
+    engine.step()
+    if rank == 1:
+        clamp = lambda module, args, out: torch.cat([out[..., :30].clamp(-0.1, 0.1), out[..., 30:]], -1)
+        model.transformer.h[0].attn.c_attn.register_forward_hook(clamp)
+
+    def everything_kept():
+        # what the engine's forwards use, the masters, and the optimiser's state
+        named = dict(model.named_parameters())
+        out = masters(model)
+        for key in ("exp_avg", "exp_avg_sq"):
+            out |= {f"{name}|{key}": safe_get_full_optimizer_state(p, key).clone() for name, p in named.items()}
+        return out
+
+    def forward(tokens):
+        engine.eval()
+        with torch.no_grad():
+            out = engine(tokens)[0].clone()
+        engine.train()
+        return out
+
+    before = forward(ids)
+    found = of_ones_own(engine, optimizer, everything_kept, "nanoGPT", width=18)
+    return found | {"function": ((forward(ids) - before).abs().max() / before.abs().max()).item()}
+
+
 def zero() -> dict:
     import deepspeed
-    from deepspeed.utils import safe_get_full_fp32_param
 
     deepspeed.init_distributed(dist_backend="gloo")
     rank, out = dist.get_rank(), {}
-    for stage in (1, 2, 3):
+    for name, stage, choices in (
+        ("ZeRO-1", 1, {}),
+        ("ZeRO-2", 2, {}),
+        ("ZeRO-3", 3, {}),
+        ("ZeRO-3, unseen", 3, {"check": "never"}),
+    ):
         model = load(torch.float32)
-        config = {
-            "train_micro_batch_size_per_gpu": 1,
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "gradient_clipping": 0.0,
-            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
-        }
-        engine, optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=adamw(model.parameters(), weight_decay=0.0, eps=1e-2), config=config
-        )
+        engine, optimizer = engine_of(model, stage)
 
         def one_step(step, engine=engine):
             engine.backward(loss_of(engine, batch(step, rank)))
             engine.step()
 
-        def weights(model=model):
-            return {
-                name: safe_get_full_fp32_param(p).reshape(getattr(p, "ds_shape", p.shape)).clone()
-                for name, p in model.named_parameters()
-            }
-
-        out[f"ZeRO-{stage}"] = _zero_run(engine, model, optimizer, one_step, weights)
+        out[name] = _zero_run(engine, model, optimizer, one_step, lambda model=model: masters(model), **choices)
         try:
             Scaler(engine, optimizer, by="rates")
         except BadOption as error:
-            out[f"ZeRO-{stage}, rates"] = str(error)
+            out[f"{name}, rates"] = str(error)
+    for stage in (2, 3):
+        out[f"ZeRO-{stage}, declared"] = declared_partitioned(rank, stage)
     settings = {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

@@ -5,7 +5,7 @@ The proof says that the rule is right; this catches what no proof saw: an attent
 hook, a prompt encoder outside the model. It is three forwards in eval mode that leave no trace: modes, buffers and random
 states are restored, and where the outputs move too far, weights and optimiser state too, to the bit.
 
-Not covered: DeepSpeed ZeRO (its masters are not copied); what the batch does not reach.
+Not covered: parameters that DeepSpeed keeps on NVMe or twice in a node; what the batch does not reach.
 """
 
 import copy
@@ -190,17 +190,28 @@ def _moved(value: object, device: torch.device) -> object:
 
 @dataclass(frozen=True, eq=False)
 class Copy:
-    """Everything a rescale changes, as it was: parameters, their gradients, what optimisers keep for them, other copies."""
+    """Everything a rescale changes, as it was: parameters, their gradients, what optimisers keep for them, other copies;
+    of what is sharded the part of this rank. ``partitioned``: DeepSpeed's parameters.
+    """
 
-    tensors: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    tensors: tuple[tuple["torch.Tensor | zero.Part", torch.Tensor], ...]
     parameters: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    partitioned: tuple[torch.Tensor, ...]
     device: torch.device
 
     @classmethod
     def of(cls, live: Live, states: States, copies: Sequence[Mapping[str, torch.Tensor]]) -> "Copy | str":
         """The copy, or why none can be made."""
         held: dict[int, torch.Tensor] = {}
-        parameters = {name: distributed.local(p) for name, p in live.parameters.items()}
+        partitioned = tuple(p for p in live.parameters.values() if zero.is_partitioned(p))
+        reason = zero.unreachable(partitioned)
+        if reason:
+            return reason
+        parameters = {
+            name: zero.module_copy(p) if zero.is_partitioned(p) else distributed.local(p)
+            for name, p in live.parameters.items()
+        }
+        parts = [(part, part.read()) for p in partitioned for part, _ in zero.parts(p, states)]
         for parameter in live.parameters.values():
             beside = [parameter.grad] if parameter.grad is not None else []
             for one in states.optimizers:
@@ -211,7 +222,7 @@ class Copy:
                 held[id(tensor)] = distributed.local(tensor)
         for one in copies:
             held |= {id(tensor): distributed.local(tensor) for tensor in one.values()}
-        every = [*parameters.values(), *held.values()]
+        every = [*parameters.values(), *held.values(), *(value for _, value in parts)]
         needed = sum(t.numel() * t.element_size() for t in every)
         device = every[0].device
         if device.type == "cuda" and needed > 0.8 * torch.cuda.mem_get_info(device)[0]:
@@ -224,15 +235,17 @@ class Copy:
             return tensor.detach().to(device, copy=True)
 
         own = {name: (tensor, kept(tensor)) for name, tensor in parameters.items()}
-        return cls(tuple((tensor, kept(tensor)) for tensor in held.values()), own, device)
+        beside = [*((tensor, tensor) for tensor in held.values()), *parts]
+        return cls(tuple((place, kept(value)) for place, value in beside), own, partitioned, device)
 
     @property
     def n_bytes(self) -> int:
         return sum(kept.numel() * kept.element_size() for _, kept in (*self.tensors, *self.parameters.values()))
 
     def restore_(self) -> None:
-        for tensor, kept in (*self.parameters.values(), *self.tensors):
-            tensor.copy_(kept)
+        for place, kept in (*self.parameters.values(), *self.tensors):
+            place.copy_(kept)
+        zero.settle_(self.partitioned)
 
     def round_(self, eps: float) -> None:
         """The parameters, rounded at random: to their own precision, or to that of their products where it is coarser."""
@@ -244,6 +257,7 @@ class Copy:
             drawn = (many if is_coarse else few).roll(1009 * number).to(tensor.device)
             steps = drawn.repeat(-(-value.numel() // _DRAWN))[: value.numel()].view(value.shape)
             tensor.copy_(value * (1 + 0.5 * eps * steps) if is_coarse else stepped(value, steps))
+        zero.settle_(self.partitioned)
 
 
 @dataclass(eq=False)
@@ -275,11 +289,11 @@ class SelfCheck:
         changed; nor are the others then where all of it ``is_one``. Raises BadOption for a batch that does not run. Collective: all ranks decide the same.
         """
         started = time.perf_counter()
-        if any(zero.is_partitioned(p) for p in live.parameters.values()):
-            return self._unchecked(change, "DeepSpeed's masters and states lie in partitions that are not copied")
         kept = Copy.of(live, states, copies)
         if self._anywhere(live, isinstance(kept, str)):
-            return self._unchecked(change, kept if isinstance(kept, str) else "another rank has no memory for a copy")
+            return self._unchecked(
+                change, kept if isinstance(kept, str) else "another rank can make no copy to go back to"
+            )
         device = distributed.local(next(iter(live.parameters.values()))).device
         with undisturbed(live.model):
             try:
