@@ -25,6 +25,7 @@ from wisca_core.checkpoint import RESCALABLE, Checkpoint, Reader, TensorInfo
 from wisca_core.checkpoint.reader import n_threads
 from wisca_core.errors import CheckpointChanged
 from wisca_core.progress import Progress, silent
+from wisca_core.threads import one_thread
 from wisca_core.untrusted import locate, open_regular
 
 if TYPE_CHECKING:
@@ -88,14 +89,8 @@ def _pool(is_parallel: bool) -> Iterator[ThreadPoolExecutor | None]:
         finally:
             pool.shutdown(cancel_futures=True)
         return
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         yield None
-    finally:
-        torch.set_num_threads(threads)
 
 
 def unshared(checkpoint: Checkpoint) -> Checkpoint:

@@ -11,8 +11,8 @@ from wisca_core.circuits.columns import MOVED, UNMOVED
 from wisca_core.circuits.inputs import Inputs
 from wisca_core.circuits.layout import Rows, attentions, heads_of
 from wisca_core.circuits.measure import attention_heads
-from wisca_core.circuits.numbers import one_thread
 from wisca_core.circuits.weights import Weights
+from wisca_core.threads import one_thread
 
 OCTAVES = 3.0
 

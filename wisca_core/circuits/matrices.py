@@ -11,8 +11,8 @@ import torch
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, Reader, TensorInfo
 from wisca_core.circuits.columns import Column
-from wisca_core.circuits.numbers import one_thread
 from wisca_core.progress import Progress, silent
+from wisca_core.threads import one_thread
 
 # Of several hundred experts in a layer these many are looked at, evenly spread; the remark says so.
 MOST_EXPERTS = 8

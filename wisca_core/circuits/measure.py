@@ -21,6 +21,7 @@ from wisca_core.circuits.inputs import Inputs, Norm
 from wisca_core.circuits.layout import Head, Rows, attentions, heads_of
 from wisca_core.circuits.weights import Weights
 from wisca_core.progress import Progress, silent
+from wisca_core.threads import one_thread
 
 # A stream channel is kept where what the circuits of one layer read from it or write to it is so many times the median
 # channel's; far below the mark at which it is named, so that the mark can be argued with.
@@ -61,7 +62,7 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     largest = max((t.n_bytes for t in checkpoint.tensors if t.name in touched), default=0)
     n_workers = 1 if largest > _SHARED_BYTES else min(2, os.cpu_count() or 1, len(every) or 1)
     found: list[_Found] = []
-    with numbers.one_thread(), ExitStack() as open_:
+    with one_thread(), ExitStack() as open_:
         spare = [Weights(checkpoint, open_.enter_context(Reader(checkpoint))) for _ in range(n_workers)]
 
         def work(heads: list[Head]) -> _Found:

@@ -6,21 +6,7 @@ proportion to that column, so a factor on a column of one side and its inverse o
 Gram matrices the small singular values, and with them the effective rank, would lose half of theirs.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The matrices of one head are small: threads inside an operation cost far more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def triangle(factor: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.statistics import seeds_to_see
 from wisca_core.equivalence.full_check import memory_free
+from wisca_core.threads import one_thread
 
 if TYPE_CHECKING:
     from wisca_core.comparison.execution_plan import ExecutionPlan
@@ -158,9 +159,8 @@ def thread_flops() -> float:
     """Floating-point operations a second of a matrix product in float32 on one thread, measured for a tenth of a second."""
     import torch
 
-    n, threads = 384, torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    n = 384
+    with one_thread():
         a, b = torch.ones(n, n), torch.ones(n, n)
         a @ b
         began, done = time.perf_counter(), 0
@@ -168,8 +168,6 @@ def thread_flops() -> float:
             a @ b
             done += 1
         return done * 2 * n**3 / (time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def expected_spread(spec: Spec) -> float:
@@ -202,10 +200,9 @@ def measure_step(spec: Spec, device: str = "cpu") -> float:
     import torch
 
     from wisca_core.comparison.models import build_model, build_optimisers, loss_nats
+    from wisca_core.equivalence.undisturbed import random_states_kept
 
-    threads, random = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)
-    try:
+    with one_thread(), random_states_kept():
         place = Place(device, spec.precision)
         model = place.ready(build_model(spec, 0))
         optimisers = build_optimisers(model, spec.optimiser, spec.optimiser.learning_rates[0])
@@ -226,9 +223,6 @@ def measure_step(spec: Spec, device: str = "cpu") -> float:
                 torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - start)
         return statistics.median(taken[1:])
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(random)
 
 
 def _overhead(spec: Spec) -> float:

@@ -25,12 +25,13 @@ from wisca_core.equivalence.bench import NOT_RUN, Bench, Trial, judge
 from wisca_core.equivalence.float64 import lifted
 from wisca_core.equivalence.full_check import memory_free
 from wisca_core.equivalence.miniature import randomise_
-from wisca_core.equivalence.outputs import Difference, Outputs, difference, everything, one_thread
+from wisca_core.equivalence.outputs import Difference, Outputs, difference, everything
 from wisca_core.equivalence.proof import ALIVE, OCTAVES, OWN_CODE, TOLERANCE, Proof, label, lacking
 from wisca_core.equivalence.undisturbed import random_states_kept, seed_all
 from wisca_core.errors import Cancelled, DeclarationError, ProofFailed, WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import rescaled, scalings
+from wisca_core.threads import one_thread
 from wisca_core.verdicts import versions
 from wisca_core.words import in_bytes
 from wisca_core.wrappers import unwrapped

@@ -3,8 +3,8 @@
 Not covered: generation on a padded batch, sampling, training mode.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from wisca_core.equivalence.inputs import (
     row_cases,
 )
 from wisca_core.errors import UnknownArchitecture
+from wisca_core.threads import one_thread
 
 CACHE = "past_key_values"
 LOGITS, HIDDEN, FEATURES = "logits", "last hidden state", "features"
@@ -239,14 +240,3 @@ def everything(result: Any) -> torch.Tensor:
             f"a call gives {type(result).__name__} without any floating value; nothing can be compared."
         )
     return torch.cat(found)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One order of summation, so that the same model gives the same bits twice."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n)
