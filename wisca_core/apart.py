@@ -20,6 +20,7 @@ from importlib import import_module
 
 from wisca_core import errors
 from wisca_core.errors import UnreadableInput, WiscaError
+from wisca_core.processes import ONE_THREAD, end, how_it_ended, program
 
 CPU_SECONDS = 5.0  # of the processor, for one piece, where nothing else is asked for
 MEMORY_BYTES = 500_000_000  # beyond what it has once everything is imported
@@ -27,8 +28,6 @@ PIECE_BYTES = 256 << 20
 # A process that neither works nor answers; the processor may be busy with other things, and imports take their time.
 SILENT_SECONDS = 120.0
 
-_COMMAND = (sys.executable, "-P", "-m", "wisca_core.apart")
-_ALONE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUTF8": "1"}
 _HEAD = struct.Struct("<cQ")  # kind of message, bytes that follow
 _PIECE, _DONE, _ERROR, _FULL = b"P", b"D", b"E", b"M"
 _idle: list[tuple[int, subprocess.Popen]] = []  # (process that started it, the one that is kept)
@@ -66,9 +65,9 @@ def pieces(
             raise getattr(errors, name, UnreadableInput)(text)
     finally:
         if process is not None:
-            _end(process)
+            end(process)
         while len(_idle) > 1:
-            _end(_idle.pop()[1])
+            end(_idle.pop()[1])
 
 
 def _taken() -> subprocess.Popen:
@@ -79,7 +78,9 @@ def _taken() -> subprocess.Popen:
                 return process
     quiet = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
-        return subprocess.Popen(_COMMAND, **quiet, start_new_session=True, env={**os.environ, **_ALONE})
+        return subprocess.Popen(
+            program("wisca_core.apart"), **quiet, start_new_session=True, env={**os.environ, **ONE_THREAD}
+        )
     except OSError as error:
         raise WiscaError(f"no process can be started to read in: {error.strerror}. Nothing was read.") from error
 
@@ -104,20 +105,12 @@ def _received(process: subprocess.Popen, n: int, what: str, cpu_seconds: float) 
                 if code == -signal.SIGPROF:
                     how = f"took over {cpu_seconds:g} s of the processor"
                 else:
-                    how = f"ended the process it was read in ({signal.Signals(-code).name if code < 0 else code})"
+                    how = f"ended the process it was read in ({how_it_ended(code)})"
                 raise UnreadableInput(
                     f"{what}: reading it {how}. It is damaged, or made to do so; nothing of it is used."
                 )
             out += new
     return bytes(out)
-
-
-def _end(process: subprocess.Popen) -> None:
-    process.kill()
-    for stream in (process.stdin, process.stdout):
-        with suppress(OSError):
-            stream.close()
-    process.wait()
 
 
 # --- the other process ------------------------------------------------------------------------------------------------

@@ -7,9 +7,7 @@ those of concurrent.futures, which lose every task when one of them dies.
 import json
 import os
 import selectors
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,9 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from wisca_core.errors import WiscaError
+from wisca_core.processes import ONE_THREAD, end, how_it_ended, program
 from wisca_core.progress import Progress
 
-COMMAND = (sys.executable, "-P", "-m", "wisca_core.census.worker")
+COMMAND = program("wisca_core.census.worker")
 START_SECONDS = 300.0  # to import torch and transformers on a busy machine
 LOOK_SECONDS = 0.2
 
@@ -99,9 +98,8 @@ def run(
 
 def _start(command: Sequence[str], selector: selectors.BaseSelector) -> _Worker:
     log = tempfile.TemporaryFile()
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     process = subprocess.Popen(
-        list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **one_thread}
+        list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **ONE_THREAD}
     )
     os.set_blocking(process.stdout.fileno(), False)
     worker = _Worker(process, log, time.monotonic())
@@ -137,18 +135,14 @@ def _last_words(worker: _Worker) -> str:
         code = worker.process.wait(timeout=5)
     except subprocess.TimeoutExpired:
         return "its process gave an answer that is none"
-    how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     worker.log.seek(0)
     lines = worker.log.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
-    return f"its process ended {how}" + (f" ({lines[-1][:200]})" if lines and code > 0 else "")
+    return f"its process ended {how_it_ended(code)}" + (f" ({lines[-1][:200]})" if lines and code > 0 else "")
 
 
 def _stop(worker: _Worker, selector: selectors.BaseSelector, workers: list[_Worker]) -> None:
     if worker in workers:
         workers.remove(worker)
         selector.unregister(worker.process.stdout)
-    worker.process.kill()
-    for stream in (worker.process.stdin, worker.process.stdout, worker.log):
-        with suppress(OSError):
-            stream.close()
-    worker.process.wait()
+    end(worker.process)
+    worker.log.close()

@@ -8,7 +8,6 @@ sees no other. Which way it is done: see ``execution_plan``.
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +21,13 @@ from wisca_core.comparison.place import visible
 from wisca_core.comparison.prepare import model_sha256
 from wisca_core.comparison.worker import LOST, NO_DEVICE
 from wisca_core.errors import Cancelled, OutputRefused, PlanMismatch
+from wisca_core.processes import ONE_THREAD, end, program
 from wisca_core.progress import Progress, silent
 
 # A worker that dies without a word (killed, out of memory) gets a second try from its checkpoint, not a third.
 ATTEMPTS = 2
 LOOK_SECONDS = 0.25
+PATIENCE_SECONDS = 30.0  # for workers to write their checkpoints
 
 
 def run(path: Path, workers: int | None = None, progress: Progress = silent, executor: str = "auto") -> Comparison:
@@ -147,30 +148,25 @@ def _side_by_side(path: Path, way: ExecutionPlan, n_todo: int, look: Callable[[]
             look()
     except (Cancelled, KeyboardInterrupt) as stopped:
         folder.ask(path, "cancel" if isinstance(stopped, Cancelled) else "pause")
-        _wait(list(processes.values()))
+        end(*processes.values(), patience=PATIENCE_SECONDS)
         raise
     except BaseException:
-        _wait(list(processes.values()), patience=0)
+        end(*processes.values())
         raise
 
 
 def _start(path: Path, way: ExecutionPlan, number: int) -> subprocess.Popen:
-    # -P: the current folder may be anybody's, and a torch.py in it must not be imported
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | ONE_THREAD
     gpus = way.gpus_of(number)
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(visible, gpus))
-    program = (
+    module = (
         ["wisca_core.comparison.worker"] if way.n_ranks == 1 else ["wisca_core.comparison.launch", str(way.n_ranks)]
     )
     options = ["--device", "cuda" if gpus else "cpu", "--at-once", str(way.at_once)]
     with (path / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", *program, str(path), *options],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
+            program(*module, path, *options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         )
 
 
@@ -192,17 +188,6 @@ def _record_death(path: Path, code: int) -> bool:
                     reason=f"its process ended {ATTEMPTS} times without a word ({words}).",
                 )
     return found
-
-
-def _wait(processes: list[subprocess.Popen], patience: float = 30.0) -> None:
-    """For workers to write their checkpoints; then by force."""
-    until = time.monotonic() + patience
-    for one in processes:
-        try:
-            one.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            one.kill()
-            one.wait()
 
 
 def _same_corpus(comparison: Comparison) -> None:

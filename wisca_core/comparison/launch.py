@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wisca_core.comparison.ranks import store_in
 from wisca_core.comparison.worker import LOST
+from wisca_core.processes import end, program
 
 LOOK_SECONDS = 0.1
 PATIENCE_SECONDS = 5.0
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
     try:
         for rank in range(int(n)):
             environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": n}
-            command = [sys.executable, "-P", "-m", "wisca_core.comparison.worker", folder, *more, "--store", str(store)]
+            command = program("wisca_core.comparison.worker", folder, *more, "--store", store)
             ranks.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment))
         # where whoever started this is gone, leaving is enough: a rank stops when its parent has changed
         until = None
@@ -47,15 +48,8 @@ def main(arguments: list[str]) -> int:
         return code if code >= 0 else 128 - code
     finally:
         if os.getppid() == parent:
-            _end(ranks)
+            end(*ranks)
             store.unlink(missing_ok=True)
-
-
-def _end(ranks: list[subprocess.Popen]) -> None:
-    for one in ranks:
-        if one.poll() is None:
-            one.kill()
-        one.wait()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from wisca_core import storage
 from wisca_core.errors import BadOption, OutputRefused, UnreadableInput
 from wisca_core.jobs.kinds import KINDS
 from wisca_core.jobs.state import SPEC_FORMAT, SPEC_VERSION, Job, every, read
+from wisca_core.processes import program
 from wisca_core.progress import STATUS_FORMAT, STATUS_VERSION
 
 LOCK_FORMAT, LOCK_VERSION = "wisca-job-lock", 1
@@ -129,10 +129,9 @@ def _start(kind: str, arguments: dict[str, Any], title: str, exclusive: str | No
 
 
 def _spawn(folder: Path, descriptor: int, log: int) -> None:
-    # -P: the current folder may be somebody's downloaded model, and a torch.py in it must not be imported.
     # The lock goes to the worker as an open descriptor, so there is no moment at which nobody holds it.
     worker = subprocess.Popen(
-        [sys.executable, "-P", "-m", "wisca_core.jobs.worker", str(folder), str(descriptor)],
+        program("wisca_core.jobs.worker", folder, descriptor),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
