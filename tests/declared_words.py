@@ -99,6 +99,7 @@ EINSUM = (
 )
 
 CASES = {
+    "heads as an axis": (*EINSUM, 4),
     "keys of another layer": (
         lambda: Model(Projected(), Projected(owns=False), Projected(owns=False)),
         [

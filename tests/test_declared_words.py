@@ -8,7 +8,9 @@ from declared_words import APART, CASES, EINSUM, HEADS, IDS
 from safetensors.torch import load_file, save_file
 
 import wisca_core as wisca
-from wisca_core.errors import DeclarationError, NothingToRescale, ProofFailed
+from wisca_core.errors import DeclarationError, ProofFailed
+
+STATE = ("exp_avg", "exp_avg_sq")
 
 
 def made(make):
@@ -37,7 +39,6 @@ def test_it_is_proved_and_the_model_stays_the_same(name):
 
 
 def test_heads_as_an_axis_are_proved_in_files(tmp_path):
-    """A running training leaves tensors alone that hold several heads on an axis of their own."""
     make, sites = EINSUM
     file = tmp_path / "model" / "model.safetensors"
     file.parent.mkdir()
@@ -51,8 +52,58 @@ def test_heads_as_an_axis_are_proved_in_files(tmp_path):
     wrong = [wisca.attention("layers.{i}", **dict(sites[0].words) | {"rope": "interleaved"})]
     model = wisca.open(file, sites=wrong, build=make)
     assert not wisca.prove(model).passed and "rope='half'" in wisca.prove(model).reason
-    with pytest.raises(NothingToRescale, match="several experts or heads in one tensor"):
-        wisca.rescale_(made(make), sites=sites)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+def test_heads_as_an_axis_are_balanced_in_the_norm_that_is_asked_for(norm):
+    make, sites = EINSUM
+    model = made(make).double()
+    wisca.rescale_(model, sites=sites, granularity="group", norm=norm)
+    size = {"l1": lambda w: w.abs().sum(), "l2": lambda w: w.norm(), "max": lambda w: w.abs().max()}[norm]
+    for layer in model.layers:
+        for kv in range(2):
+            mine = slice(2 * kv, 2 * kv + 2)  # two query heads a KV head
+            assert size(layer.q[:, mine]).item() == pytest.approx(size(layer.k[:, kv]).item(), rel=1e-12)
+            assert size(layer.o[:, mine]).item() == pytest.approx(size(layer.v[:, kv]).item(), rel=1e-12)
+
+
+def test_heads_as_an_axis_train_at_rates_as_by_weights():
+    """Momentum on their axes goes along, and each tensor has one rate: one training in two coordinates, in float64."""
+    make, sites = EINSUM
+    losses, models = [], [made(make).double() for _ in range(3)]
+    for model, by, strength in zip(models, ("weights", "rates", "rates"), (1.0, 1.0, 0.0)):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.1, eps=1e-3)
+        scaler = wisca.Scaler(model, optimizer, every=3, sites=sites, by=by, strength=strength)
+        found = []
+        for step in range(10):
+            ids = torch.randint(0, 19, (2, 9), generator=torch.Generator().manual_seed(step))
+            loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+            optimizer.step()
+            scaler.step()
+            optimizer.zero_grad()
+            found.append(loss.item())
+        losses.append(found)
+    weights, rates, plain = losses
+    assert max(abs(a / b - 1) for a, b in zip(weights, rates)) < 1e-12
+    assert max(abs(a / b - 1) for a, b in zip(weights, plain)) > 1e-4  # else the bound would say nothing
+    assert not torch.equal(models[0].layers[0].q, models[1].layers[0].q)
+
+
+def test_momentum_of_heads_on_an_axis_goes_along_cell_by_cell():
+    make, sites = EINSUM
+    model = made(make).double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(IDS).square().mean().backward()
+    optimizer.step()
+    before = {p: (p.detach().clone(), *(optimizer.state[p][key].clone() for key in STATE)) for p in model.parameters()}
+    wisca.rescale_(model, optimizer, sites=sites, granularity="group")
+    for layer in model.layers:
+        for p in (layer.q, layer.k, layer.v, layer.o):
+            c = p.detach() / before[p][0]
+            assert c.amax((0, 2)).sub(c.amin((0, 2))).max() < 1e-12 and len(c[0, :, 0].unique()) > 1  # one a head
+            for key, power, kept in zip(STATE, (-1, -2), before[p][1:]):
+                assert torch.allclose(optimizer.state[p][key], kept * c**power, rtol=1e-12, atol=0)
 
 
 def test_the_words_are_read_back_from_toml(tmp_path):

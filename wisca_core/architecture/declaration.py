@@ -98,7 +98,7 @@ def attention(
     matrices that are apart (its "in_proj_bias"); ``kv_a``, ``kv_b``: of latent attention, beside the last matrix of ``q``. ``n_kv_heads``: None as many as
     ``n_heads``. ``layout`` of what is fused: "concat" ([q; k; v]), "per_head" ([head][q, k, v]), "per_group" ([group][its
     q's, k, v]) and the others of ``rows/defaults.toml``. ``conv1d``: matrices are stored [in, out]; ``heads_axis``: as [in,
-    heads, width], ``out`` as [out, heads, width] (files alone: a training leaves these be); ``out_extra``: ``out`` reads further channels behind the heads'.
+    heads, width], ``out`` as [out, heads, width] (in a training unless they are sharded); ``out_extra``: ``out`` reads further channels behind the heads'.
     ``kv_layer``: these ``layers`` have ``q`` and ``out`` alone and read the keys and values of that one, whose own declaration
     stands beside.
 

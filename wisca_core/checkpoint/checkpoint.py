@@ -135,7 +135,7 @@ class Checkpoint:
 
     path: Path  # real path of the folder
     source: str  # what the person wrote
-    kind: str  # "safetensors" | "torch"
+    kind: str  # "safetensors" | "torch" | "live": a module in memory
     config_json: str  # raw text, "" where there is no config.json
     tensors: tuple[TensorInfo, ...]
     weight_files: tuple[str, ...]

@@ -147,7 +147,8 @@ class Treatment:
         """
         live, layout = self._measuring.live, self._layout
         if totals is not None and all(
-            part.cells is None and not part.leg.offset and not part.groups for part in layout.parts
+            part.cells is None and not part.leg.offset and not part.leg.fixed and not part.groups
+            for part in layout.parts
         ):
             l1 = np.zeros(2 * layout.n_cells)
             for part in layout.parts:

@@ -95,11 +95,11 @@ def is_masked(config: Mapping[str, Any]) -> bool:
     return config_class(config) in auto.MODEL_FOR_MASKED_LM_MAPPING and not config.get("is_decoder")
 
 
-def build_miniature(config: Mapping[str, Any], folder: Path, seed: int) -> None:
+def build_miniature(config: Mapping[str, Any], folder: Path, seed: int, as_in_memory: bool = False) -> None:
     """Build the model of a *small* config.json in float64, make every parameter random and save it to ``folder``.
 
     ``config``: what :func:`small_config.shrink` returned; written to config.json as it stands. The weights are
-    safetensors F64 under their on-disk names. The same seed gives the same bytes. ConfigMismatch where the model cannot
+    safetensors F64 under their on-disk names, or ``as_in_memory``, where some classes have other tensors. The same seed gives the same bytes. ConfigMismatch where the model cannot
     be built, UnknownArchitecture where it is not small.
     """
     cls = model_class(config)
@@ -126,7 +126,7 @@ def build_miniature(config: Mapping[str, Any], folder: Path, seed: int) -> None:
             )
             randomise_(model, seed)
             with _plain_module():
-                model.save_pretrained(folder)
+                model.save_pretrained(folder, **({"save_original_format": False} if as_in_memory else {}))
         except Exception as error:
             raise _cannot_build(config, error) from error
     written = {**config, "architectures": [cls.__name__], "dtype": "float64"}

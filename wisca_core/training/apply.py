@@ -17,12 +17,12 @@ from wisca_core.training.optimizer_state import States
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One tensor to be multiplied. ``vectors``: axis -> factors of the local indices, of length 1 where all are
-    equal; ``states``: (tensor, power) multiplied by the factors to that power.
+    """One tensor to be multiplied. ``vectors``: axis (or several) -> factors of the local indices, of length 1 where all
+    are equal; ``states``: (tensor, power) multiplied by the factors to that power.
     """
 
     tensor: torch.Tensor
-    vectors: Mapping[int, np.ndarray]
+    vectors: Mapping[int | tuple[int, ...], np.ndarray]
     offset: float
     work: torch.dtype
     states: tuple[tuple[torch.Tensor, int], ...]
@@ -42,7 +42,7 @@ def apply_(live: Live, factors: Factors, states: States, copies: Iterable[Mappin
         if zero.is_partitioned(parameter):
             partitioned.append((name, parameter, one))
         else:
-            axes = [axis for axis, vector in one.along.items() if (vector != vector[0]).any()]
+            axes = [axis for axis, vector in one.along.items() if not _is_one(vector)]
             edits.append(_edit(parameter, one, states.plan(parameter, name, not axes, axes)))
         edits += [_edit(copy[name], one, []) for copy in whole[1:]]
     followers = {c.magnitude: states.plan(live.parameters[c.magnitude], c.magnitude, uniform=False) for c in columns}
@@ -75,9 +75,9 @@ def forget_caches(live: Live) -> None:
 def _edit(tensor: torch.Tensor, scaling: Scaling, states: list[tuple[torch.Tensor, int]]) -> Edit:
     vectors = {}
     for axis, vector in scaling.along.items():
-        if (vector == vector[0]).all():
-            vector = vector[:1]
-        else:
+        if _is_one(vector):
+            vector = vector.reshape(-1)[:1].reshape((1,) * vector.ndim)
+        elif isinstance(axis, int):
             here = distributed.local_indices(tensor, axis)
             vector = vector if here is None else vector[here]
         vectors[axis] = vector
@@ -92,7 +92,7 @@ def _perform(edits: Iterable[Edit]) -> None:
     for device, here in by_device.items():
         # one transfer for all factors, and for their powers of elements with one each
         parts: list[np.ndarray] = []
-        places: list[tuple[Edit, int, dict[int, int]]] = []
+        places: list[tuple[Edit, int, dict[int | tuple[int, ...], int]]] = []
         at = 0
         for edit in here:
             needed = {1} | ({power for _, power in edit.states} if _n_factors(edit) > 1 else set())
@@ -100,15 +100,16 @@ def _perform(edits: Iterable[Edit]) -> None:
                 where = {}
                 for axis, vector in edit.vectors.items():
                     where[axis] = at
-                    parts.append(vector if power == 1 else vector ** float(power))
-                    at += len(vector)
+                    parts.append((vector if power == 1 else vector ** float(power)).reshape(-1))
+                    at += vector.size
                 places.append((edit, power, where))
         flat = torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
         single: dict[float, list[torch.Tensor]] = {}
         for edit, power, where in places:
             factors = [
-                along_axis(flat[start : start + len(edit.vectors[axis])], axis, edit.tensor.dim())
+                along_axis(flat[start : start + vector.size].reshape(vector.shape), axis, edit.tensor.dim())
                 for axis, start in where.items()
+                for vector in (edit.vectors[axis],)
             ]
             if power == 1:
                 times_(edit.tensor, factors, edit.offset, edit.work)
@@ -119,7 +120,7 @@ def _perform(edits: Iterable[Edit]) -> None:
                         state.mul_(factor if state.dtype == torch.float64 else factor.float())
         for edit in here:
             if _n_factors(edit) == 1:
-                factor = float(np.prod([vector[0] for vector in edit.vectors.values()]))
+                factor = float(np.prod([vector.reshape(-1)[0] for vector in edit.vectors.values()]))
                 for state, power in edit.states:
                     single.setdefault((factor**power, state.dtype), []).append(state)
         for (factor, _), group in single.items():
@@ -127,4 +128,8 @@ def _perform(edits: Iterable[Edit]) -> None:
 
 
 def _n_factors(edit: Edit) -> int:
-    return max(len(vector) for vector in edit.vectors.values())
+    return max(vector.size for vector in edit.vectors.values())
+
+
+def _is_one(vector: np.ndarray) -> bool:
+    return bool((vector == vector.reshape(-1)[0]).all())

@@ -27,7 +27,7 @@ from wisca_core.equivalence.declared_proof import names_of, prove_declared, subm
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import DeclarationError, NothingToRescale, PlanMismatch, ProofFailed, UnknownArchitecture
-from wisca_core.training import distributed, lora, own_code
+from wisca_core.training import distributed, lora, own_code, zero
 from wisca_core.training.choices import Choices
 from wisca_core.training.lora import clean
 
@@ -438,10 +438,8 @@ def _unusable(site: Site, parameters: Mapping[str, torch.Tensor], choices: Choic
         tensor = parameters[leg.tensor]
         if tensor.is_meta:
             return f"{leg.tensor} is on the meta device (offloaded); it cannot be edited in place"
-        if leg.fixed:
-            return (
-                f"{leg.tensor} holds several experts or heads in one tensor; in a running training those are left alone"
-            )
+        if leg.fixed and (distributed.is_dtensor(tensor) or zero.is_partitioned(tensor)):
+            return f"{leg.tensor} holds several experts or heads on an axis of their own and is sharded; that is not supported"
         if _DTYPE_NAMES.get(tensor.dtype) not in RESCALABLE:
             return f"{leg.tensor} is {tensor.dtype}; only {', '.join(RESCALABLE)} can be rescaled"
         if not tensor.requires_grad and choices.frozen == "refuse":

@@ -23,7 +23,7 @@ _ROWS = 128  # a block of rows stays in a core's cache
 @dataclass(frozen=True, eq=False)
 class Part:
     """One leg as this rank holds it. ``cells``: side * n_cells + cell of each local index along the axis, the last
-    one (2 * n_cells) for indices of other sites; None where all of the tensor belongs to ``cell``.
+    one (2 * n_cells) for indices of other sites; None where all of the tensor (at the leg's fixed index) belongs to ``cell``.
     """
 
     leg: Leg
@@ -64,7 +64,7 @@ def layout(live: Live, granularity: str) -> Layout:
             own = labels[leg.channel.indices()]
             cells[leg.index.indices()] = own + (total if leg.side == "right" else 0)
             if leg.measured:
-                np.add.at(n[int(leg.side == "right")], own, np.prod(shape) / shape[leg.axis])
+                np.add.at(n[int(leg.side == "right")], own, np.prod(shape) / np.prod([shape[a] for a in leg.axes]))
             here = distributed.local_indices(tensor, leg.axis)
             whole = len(set(cells.tolist())) == 1
             part = Part(
@@ -99,8 +99,10 @@ def _table(
     by_key: dict[tuple, list[tuple[Part, torch.Tensor]]] = {}
     device = None
     for part in parts:
-        tensor = read(part.leg.tensor)
-        vector = _along(tensor, part.leg.axis, stat, part.leg.offset)
+        tensor, axis = read(part.leg.tensor), part.leg.axis
+        for fixed, at in part.leg.fixed:
+            tensor, axis = tensor.select(fixed, at), axis - (fixed < axis)
+        vector = _along(tensor, axis, stat, part.leg.offset)
         if part.cells is None:
             vector = _total(vector, stat)
         device = device or vector.device
