@@ -66,7 +66,7 @@ def test_specs_from_before_methods_had_names_are_read():
         ({"arms": ["baseline"]}, "arms"),
         ({"arms": ["wisca", "qk_only"]}, "arms"),
         ({"arms": ["baseline", {"name": "mine", "every": 0}]}, "arms[1].every"),
-        ({"arms": ["baseline", {"name": "mine", "pairs": ["mlp"]}]}, "arms[1].pairs"),
+        ({"arms": ["baseline", {"name": "mine", "pairs": ["kv"]}]}, "arms[1].pairs"),
         ({"arms": ["baseline", {"name": "my arm"}]}, "arms[1].name"),
         ({"arms": ["baseline", {"every": 3}]}, "arms[1].name"),
         ({"arms": ["baseline", {"name": "mine", "kind": "inverse", "at_start": False}]}, "arms[1].at_start"),

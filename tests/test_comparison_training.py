@@ -19,6 +19,7 @@ from wisca_core import jobs, storage
 from wisca_core.cli import main
 from wisca_core.comparison import cell as cell_module
 from wisca_core.comparison import executor, folder, statistics
+from wisca_core.comparison.arm_words import in_words
 from wisca_core.comparison.arms import Treatment
 from wisca_core.comparison.cell import CellFailed, train
 from wisca_core.comparison.data import load_corpus
@@ -116,7 +117,8 @@ def test_the_rate_warms_up_and_comes_down_to_a_tenth():
     assert learning_rate(replace(o, schedule="constant"), 1.0, 104, 104) == 1.0
 
 
-def test_rates_train_as_the_rescale_does(small):
+@pytest.mark.parametrize("pairs", [("qk", "vo"), ("mlp",), ("qk", "vo", "mlp")], ids="+".join)
+def test_rates_train_as_the_rescale_does(small, pairs):
     """The identity, in float64 without the cast of the norms: every loss to 1e-11 over 8 steps with clipping that binds,
     an epsilon that matters and decay; with the ordinary clip norm it is another training.
     """
@@ -143,19 +145,66 @@ def test_rates_train_as_the_rescale_does(small):
             treatment.at(step + 1)
         return out
 
-    wisca = replace(ARMS["wisca"], every=3)
-    rates = Arm("rates", kind="rates", every=3)
+    wisca = replace(ARMS["wisca"], every=3, pairs=pairs)
+    rates = Arm("rates", kind="rates", every=3, pairs=pairs)
     for optimiser in (
         OptimiserSpec(warmup_steps=0, epsilon=1e-2, clip=0.2),
         OptimiserSpec("sgd", warmup_steps=0, momentum=0.5, clip=0.2),
     ):
         ours, base = losses(wisca, optimiser), losses(ARMS["baseline"], optimiser)
         assert np.allclose(losses(rates, optimiser), ours, rtol=1e-11, atol=0)
-        assert abs(ours[-1] - base[-1]) > 1e-4
-        assert abs(losses(replace(rates, clip_norm="plain"), optimiser)[-1] - ours[-1]) > 1e-5
+        far = 1e-5 if pairs == ("mlp",) else 1e-4  # its two sides have as many entries, so it is nearly in balance
+        assert abs(ours[-1] - base[-1]) > far
+        assert abs(losses(replace(rates, clip_norm="plain"), optimiser)[-1] - ours[-1]) > far / 10
     # no clipping: the two norms are one
     free = OptimiserSpec(warmup_steps=0, clip=0.0)
     assert losses(rates, free) == losses(replace(rates, clip_norm="plain"), free)
+
+
+def test_the_feed_forward_is_a_pair_of_an_arm_and_its_ratio_is_logged_in_all(tmp_path, small):
+    both = Arm("both", every=3, pairs=("qk", "vo", "mlp"), granularity="channel")
+    rates = Arm("rates", kind="rates", every=3, pairs=("qk", "vo", "mlp"))
+    arms = (ARMS["baseline"], Arm("mlp", every=3, pairs=("mlp",)), both, rates, replace(ARMS["wisca"], every=3))
+    comparison = train_all(tmp_path / "c", small(arms=arms, seeds=(1,)))
+    curves = folder.curves(comparison)
+    statistics.check_starts(curves)
+    assert curves["mlp"].notna().all() and curves["lora"].isna().all() and comparison.spec.watched == both.pairs
+    at = {(row.arm, row.step): row for row in curves.itertuples()}
+    ends = {arm.name: at[arm.name, 12].val_loss for arm in arms}
+    assert len(set(ends.values())) == len(arms)
+    # an arm balances what it has, before the ratio of a later step is measured
+    drift = {arm.name: abs(at[arm.name, 2].mlp) for arm in arms}
+    assert max(drift["mlp"], drift["both"]) < 0.1 * min(drift["baseline"], drift["rates"], drift["wisca"])
+    assert abs(at["mlp", 2].qk) > 0.5 > 0.05 > abs(at["both", 2].qk)
+    assert in_words(both) == "QK and VO and MLP balanced by channel every 3 steps"
+    # a comparison that asks for none of it does not measure it
+    assert small().watched == ("qk", "vo")
+
+
+def test_a_feed_forward_that_is_no_pair_or_shares_a_matrix_is_named_before_anything_is_trained(tmp_path, small):
+    from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=32, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    sizes = dict(vocab_size=300, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    Phi3ForCausalLM(Phi3Config(**sizes, max_position_embeddings=32, pad_token_id=0)).save_pretrained(tmp_path / "phi3")
+    for name, arm, words in (
+        ("gpt2", Arm("a", pairs=("qk", "mlp")), r"arms\[1\].pairs: .*none\.mlp"),
+        (
+            "phi3",
+            Arm("a", kind="rates", pairs=("mlp",)),
+            r"arms\[1\].kind: 'rates'.*gate_up_proj.weight holds more than its up",
+        ),
+    ):
+        spec = small(model=ModelSpec(source="whole", path=str(tmp_path / name)), arms=(ARMS["baseline"], arm))
+        with pytest.raises(SpecError, match=words):
+            prepare(spec)
+    fused = small(
+        model=ModelSpec(source="whole", path=str(tmp_path / "phi3")), arms=(ARMS["baseline"], Arm("a", pairs=("mlp",)))
+    )
+    assert {site.key.pair for site in prepare(fused).sites} == {"qk", "vo", "mlp"}  # by weights its rows are its own
 
 
 def _norm_in_full(module, x: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class PairKind:
     """``roles``: of its legs, left and right. ``sides``, ``matrices``: what people call these. ``is_default``: the
-    paper's, balanced where nothing else is asked for. ``of_model``: part of a model by itself (a LoRA adapter's is not);
-    ``in_arms``: what an arm of a
-    comparison may balance.
+    paper's, balanced where nothing else is asked for. ``of_model``: part of a model by itself (a LoRA adapter's is not).
     """
 
     name: str
@@ -22,7 +20,6 @@ class PairKind:
     matrices: tuple[str, str]
     is_default: bool = False
     of_model: bool = True
-    in_arms: bool = True
 
 
 KINDS = {
@@ -30,7 +27,7 @@ KINDS = {
     for kind in (
         PairKind("qk", "QK", ("q", "k"), ("query", "key"), ("Wq", "Wk"), is_default=True),
         PairKind("vo", "VO", ("v", "o"), ("value", "output"), ("Wv", "Wo"), is_default=True),
-        PairKind("mlp", "MLP", ("up", "down"), ("up", "down"), ("W up", "W down"), in_arms=False),
+        PairKind("mlp", "MLP", ("up", "down"), ("up", "down"), ("W up", "W down")),
         PairKind("lora", "LoRA", ("a", "b"), ("A", "B"), ("A", "B"), of_model=False),
     )
 }
@@ -38,7 +35,6 @@ KINDS = {
 PAIRS = tuple(KINDS)
 DEFAULT_PAIRS = tuple(name for name, kind in KINDS.items() if kind.is_default)
 MODEL_PAIRS = tuple(name for name, kind in KINDS.items() if kind.of_model)
-ARM_PAIRS = tuple(name for name, kind in KINDS.items() if kind.in_arms)
 SIDES = {name: kind.sides for name, kind in KINDS.items()}
 MATRICES = {name: kind.matrices for name, kind in KINDS.items()}
 LABELS = {name: kind.label for name, kind in KINDS.items()}

@@ -14,7 +14,7 @@ from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.prepare import shares_a_rate as shares_a_rate_of
 from wisca_core.comparison.spec import PRECISIONS, Spec
 from wisca_core.errors import SpecError
-from wisca_core.pairs import ARM_PAIRS
+from wisca_core.pairs import MODEL_PAIRS, PAIRS
 from wisca_core.planning.options import PLAN_NORMS
 
 KEPT: dict[str, Any] = {"persist_state": "session"}
@@ -321,7 +321,7 @@ def own_arm(kind: str, every: int) -> list[dict[str, Any]]:
     with st.popover("An arm of your own"):
         if not st.checkbox("Add it to the comparison", key="compare own", **KEPT):
             return []
-        pairs = list(ARM_PAIRS) if kind == "lora" else [p for p in ARM_PAIRS if p != "lora"]
+        pairs = list(PAIRS if kind == "lora" else MODEL_PAIRS)
         name = st.text_input("Name", "mine", key="compare own name", max_chars=32, **KEPT)
         does = st.segmented_control(
             "What it does",

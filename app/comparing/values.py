@@ -4,7 +4,6 @@ import pandas as pd
 
 from wisca_app.figures import compare, dose, words
 from wisca_app.figures.chart import Chart
-from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison import statistics
 from wisca_core.comparison.arm_words import in_words
 from wisca_core.comparison.folder import Comparison
@@ -68,7 +67,7 @@ def _so_far(comparison: Comparison, finding: str) -> str:
 
 def pairs(comparison: Comparison) -> tuple[str, ...]:
     """Whose ratios its runs logged."""
-    return (*DEFAULT_PAIRS, "lora") if comparison.spec.model.source == "lora" else DEFAULT_PAIRS
+    return comparison.spec.watched
 
 
 def ratios(comparison: Comparison, frame: pd.DataFrame, rate: float | None, pair: str) -> Chart | None:

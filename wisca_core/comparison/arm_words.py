@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from wisca_core.comparison.spec import Arm
 from wisca_core.methods import method
+from wisca_core.pairs import LABELS
 
 _TITLES = {
     "baseline": "Baseline",
@@ -46,14 +47,17 @@ def in_words(arm: Arm) -> str:
         return "nothing is rescaled"
     if arm.kind == "rates":
         return _rates_in_words(arm)
-    pairs = " and ".join({"qk": "QK", "vo": "VO", "lora": "LoRA's A and B"}[pair] for pair in arm.pairs)
     does = {"balance": "balanced", "inverse": "scaled the other way", "placebo": "scaled by 1.001 and back"}[arm.kind]
     how = [] if arm.norm == "l1" else [f"in {arm.norm}"]
     how += [f"by {arm.granularity}"] if arm.granularity != "tensor" else []
     how += [words] if (words := method(arm.method).words) else []
     how += [f"at strength {arm.strength:g}"] if arm.strength != 1 else []
     when = f"every {arm.every:,} steps" if arm.every else "once, at the start"
-    return " ".join([pairs, does, *how, when, *_span(arm)])
+    return " ".join([_pairs(arm), does, *how, when, *_span(arm)])
+
+
+def _pairs(arm: Arm) -> str:
+    return " and ".join("LoRA's A and B" if pair == "lora" else LABELS[pair] for pair in arm.pairs)
 
 
 def _span(arm: Arm) -> list[str]:
@@ -68,9 +72,8 @@ def _span(arm: Arm) -> list[str]:
 
 
 def _rates_in_words(arm: Arm) -> str:
-    pairs = " and ".join({"qk": "QK", "vo": "VO", "lora": "LoRA's A and B"}[pair] for pair in arm.pairs)
     how = f" at strength {arm.strength:g}" if arm.strength != 1 else ""
     when = f"set every {arm.every:,} steps" if arm.every else "set once, at the start"
     when = " ".join([when, *_span(arm)])
     clip = "clipping as the rescaled model would" if arm.clip_norm == "weighted" else "ordinary clipping"
-    return f"no weight is touched: {pairs} have the learning rates that balancing{how} comes to, {when}, {clip}"
+    return f"no weight is touched: {_pairs(arm)} have the learning rates that balancing{how} comes to, {when}, {clip}"

@@ -5,7 +5,7 @@ and when.
 import math
 import statistics
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison.spec import Arm
 from wisca_core.errors import BadOption
 from wisca_core.planning.schedule import Schedule
-from wisca_core.training import distributed, lora, norms
+from wisca_core.training import distributed, norms
 from wisca_core.training.choices import Choices
 from wisca_core.training.factors import Factors
 from wisca_core.training.rates import Rates
@@ -28,10 +28,17 @@ MOST_OCTAVES = 60.0
 
 class Treatment:
     """One arm on one model. ``at(step)`` after each optimiser step, and once with 0 before the first. ``n_steps``: of the
-    run, for an arm whose start or stop is a fraction of it.
+    run, for an arm whose start or stop is a fraction of it. ``watched``: the pairs whose ratios are measured.
     """
 
-    def __init__(self, arm: Arm, model: nn.Module, optimisers: list[torch.optim.Optimizer], n_steps: int | None = None):
+    def __init__(
+        self,
+        arm: Arm,
+        model: nn.Module,
+        optimisers: list[torch.optim.Optimizer],
+        n_steps: int | None = None,
+        watched: Sequence[str] = DEFAULT_PAIRS,
+    ):
         self.arm = arm
         self.schedule = None if arm.kind == "none" else schedule_of(arm, n_steps)
         with warnings.catch_warnings():
@@ -39,9 +46,7 @@ class Treatment:
             warnings.filterwarnings("ignore", "wisca: the base under LoRA", RuntimeWarning)
             # The baseline looks through one as well: its ratios are measured by the same code. "leave" asks nothing of
             # the optimiser.
-            watched = DEFAULT_PAIRS + (("lora",) if any(map(lora.is_adapter, dict(model.named_parameters()))) else ())
-            watching = Choices(watched, frozen="scale")
-            self._measuring = Rescaler(model, None, watching)
+            self._measuring = Rescaler(model, None, Choices(tuple(watched), frozen="scale"))
             moves = arm.kind not in ("none", "rates")
             self._rescaler = Rescaler(model, optimisers, choices_of(arm)) if moves else None
             rates = arm.kind == "rates"

@@ -32,7 +32,7 @@ HEADER = {
     "format": METRICS,
     "version": 1,
     "losses": "nats per token; train_loss is the mean since the row before, before each update",
-    "qk, vo, lora": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
+    "qk, vo, mlp, lora": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
     "clipped": "share of the steps since the row before whose gradient was longer than the limit",
     "final_loss": "validation loss on the spec's final_windows, in the last row",
     "seconds": "of training, this cell's own or that of the cells trained at once with it",
@@ -64,7 +64,7 @@ def begin(spec: Spec, cell: Cell, place: Place) -> Run:
     model = place.ready(build_model(spec, cell.seed))
     ranks.shard_(model)
     optimisers = build_optimisers(model, spec.optimiser, cell.rate)
-    run = Run(cell, model, optimisers, Treatment(spec.arm(cell.arm), model, optimisers, spec.steps))
+    run = Run(cell, model, optimisers, Treatment(spec.arm(cell.arm), model, optimisers, spec.steps, spec.watched))
     _restore(run)
     return run
 

@@ -34,6 +34,7 @@ from wisca_core.comparison.pilot import Pilot
 from wisca_core.comparison.spec import FORMAT, VERSION, PilotSpec, Spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import OutputRefused, SpecError, UnreadableInput
+from wisca_core.pairs import PAIRS
 from wisca_core.untrusted import named_path, open_named, read_regular
 
 CORPUS, EXECUTOR, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
@@ -49,9 +50,8 @@ CORPUS, EXECUTOR, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
 STATES = ("running", "paused", "done", "cancelled", "failed")
 CELL_STATES = ("waiting", "running", "done", "failed")
 
-# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; qk, vo and lora are log2 of the left
-# side's L1 norm
-# over the right one, the median over the layers; seconds are the cell's own time.
+# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; the pairs are log2 of the left side's
+# L1 norm over the right one, the median over the layers; seconds are the cell's own time.
 CURVE_COLUMNS = (
     "cell",
     "arm",
@@ -64,9 +64,7 @@ CURVE_COLUMNS = (
     "grad_norm",
     "tokens",
     "seconds",
-    "qk",
-    "vo",
-    "lora",
+    *PAIRS,
     "clipped",
     "final_loss",
 )

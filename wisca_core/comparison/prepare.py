@@ -8,12 +8,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wisca_core.architecture.site import Refusal, Site, granularity_of
+from wisca_core.architecture.site import Refusal, Site, Sites, granularity_of
 from wisca_core.comparison.data import N_TOKENS
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, Spec
 from wisca_core.comparison.spec_checks import refuse_coinciding
 from wisca_core.errors import ConfigMismatch, NothingToRescale, ProofFailed, SpecError, UnknownArchitecture
+from wisca_core.pairs import DEFAULT_PAIRS, MODEL_PAIRS
 
 # a vocabulary that may be one of bytes
 FEW_TOKENS = 512
@@ -67,7 +68,7 @@ def _prepare(spec: Spec) -> Facts:
                 f"{cls.__name__} cannot be built from this config: {' '.join(str(error).split())[:300]}"
             ) from error
     _check_tokens(spec, config)
-    checkpoint, found = seen_as_checkpoint(model)
+    checkpoint, found = seen_as_checkpoint(model, [pair for pair in spec.watched if pair in MODEL_PAIRS])
     whole = next((r for r in found.refusals if r.what == "model"), None)
     if whole:
         raise UnknownArchitecture(f"model: {whole.reason}")
@@ -75,7 +76,7 @@ def _prepare(spec: Spec) -> Facts:
     found = proved_only(found, proof)
     if not found.sites:
         raise ProofFailed(f"model: the rule {found.family} did not pass its proof on a miniature: {proof.reason}")
-    _check_arms(spec, found.sites, found.refusals, checkpoint)
+    _check_arms(spec, found, checkpoint)
     if spec.model.source in ("shrunk", "whole", "lora"):
         _check_looks_back(checkpoint.config)
     n = sum(p.numel() for p in model.parameters())
@@ -183,9 +184,11 @@ def _check_tokens(spec: Spec, config) -> None:
             )
 
 
-def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], checkpoint) -> None:
+def _check_arms(spec: Spec, found: Sites, checkpoint) -> None:
     from wisca_core.equivalence.basis_proof import prove_basis
     from wisca_core.methods import method
+
+    sites = found.sites
 
     def cells(arm: Arm) -> tuple:
         rank = (
@@ -197,15 +200,17 @@ def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], 
     for i, arm in enumerate(spec.arms):
         if arm.kind == "none":
             continue
-        if not have & set(arm.pairs):
-            why = "; ".join(f"{r.what}: {r.reason}" for r in refusals[:3])
+        # the usual pairs go without the one that a model lacks; what was asked for beside them has to be there
+        if not have & set(arm.pairs) or set(arm.pairs) - have - set(DEFAULT_PAIRS):
+            about = [r for r in found.refusals if any(f".{pair}" in r.what for pair in arm.pairs)] or found.refusals
+            why = "; ".join(f"{r.what}: {r.reason}" for r in about[:3])
             raise SpecError(
                 f"arms[{i}].pairs",
                 list(arm.pairs),
                 f"a pair this model has ({', '.join(sorted(have)) or 'it has none'}). {why}".strip(),
             )
         if arm.kind == "rates":
-            _check_one_side(i, [site for site in sites if site.key.pair in arm.pairs])
+            _check_one_rate(i, found.only(lambda site: site.key.pair in arm.pairs), checkpoint)
         chosen = method(arm.method)
         mixed = [s for s in sites if s.key.pair in arm.pairs and chosen.changes_basis_of(s.key.pair)]
         for site in mixed:
@@ -218,9 +223,12 @@ def _check_arms(spec: Spec, sites: Sequence[Site], refusals: Sequence[Refusal], 
     refuse_coinciding(spec, cells)
 
 
-def _check_one_side(i: int, sites: Sequence[Site]) -> None:
-    """Raises SpecError where a tensor holds several sides: it has one learning rate."""
-    shared = shares_a_rate(sites)
+def _check_one_rate(i: int, sites: Sites, checkpoint) -> None:
+    """Raises SpecError where a tensor holds several sides, or more than its side: it has one learning rate."""
+    from wisca_core.training.rates import in_part
+
+    shapes = {tensor.name: tensor.shape for tensor in checkpoint.tensors}
+    shared = shares_a_rate(sites.sites) or next(iter(in_part(sites, shapes).values()), "")
     if shared:
         raise SpecError(f"arms[{i}].kind", "rates", f"balance for this model: {shared}")
 

@@ -9,7 +9,7 @@ from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, DataSpec, ModelSpec, OptimiserSpec, PilotSpec, Spec
 from wisca_core.comparison.spec_checks import checked, effect, partition_by_spec
 from wisca_core.errors import SpecError
-from wisca_core.pairs import ARM_PAIRS
+from wisca_core.pairs import DEFAULT_PAIRS
 
 # Names with a meaning of their own: an arm may be written as one of these words.
 ARMS: dict[str, Arm] = {
@@ -37,7 +37,7 @@ LORA_ARMS: dict[str, Arm] = {
     "baseline": ARMS["baseline"],
     "lora_ab": Arm("lora_ab", pairs=("lora",)),
     "base": Arm("base", every=None),
-    "base_and_ab": Arm("base_and_ab", pairs=ARM_PAIRS),
+    "base_and_ab": Arm("base_and_ab", pairs=(*DEFAULT_PAIRS, "lora")),
     "lora_gram": Arm("lora_gram", pairs=("lora",), optimizer_state="leave", method="gram"),
     "lora_channel": Arm("lora_channel", pairs=("lora",), granularity="channel"),
     "lora_placebo": Arm("lora_placebo", kind="placebo", pairs=("lora",)),

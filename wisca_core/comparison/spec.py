@@ -7,7 +7,7 @@ says whether its parts fit together, ``presets`` holds the arms and comparisons 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from wisca_core.architecture.site import DEFAULT_PAIRS
+from wisca_core.pairs import DEFAULT_PAIRS, PAIRS
 
 FORMAT, VERSION = "wisca-comparison", 1
 
@@ -110,7 +110,7 @@ class Arm:
     on weights that are never touched: see ``training.rates``), "placebo" (factors 1.001 and 1/1.001 in turn:
     numerical noise only), "inverse" (each pair is held as far out of balance again as it began, on the same schedule: a
     change of the same size the other way). ``every``: optimiser steps between rescales, None only at the start.
-    ``pairs``: of qk, vo and, with LoRA, lora (A against B, left alone while B is zero). ``method``: "wisca", one
+    ``pairs``: of qk, vo, mlp and, with LoRA, lora (A against B, left alone while B is zero). ``method``: "wisca", one
     factor, or "gram", of VO and LoRA pairs the full change of basis that makes the two Gram matrices equal. ``strength``: any real
     number, of the weights as they would be had nothing been rescaled: 1 balances, 0 does nothing, -1 is the same the
     other way. ``clip_norm``, of a rates arm: what clipping looks at, "weighted" (each gradient as the rescaled model
@@ -225,6 +225,13 @@ class Spec:
         has a line soon.
         """
         return self.evaluation_steps if self.evaluate_every else max(1, self.evaluation_steps // 6)
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The pairs whose ratios every run logs: the usual ones, an adapter's, and what any arm has beside them."""
+        usual = {*DEFAULT_PAIRS, *(("lora",) if self.model.source == "lora" else ())}
+        asked = {pair for arm in self.arms for pair in arm.pairs}
+        return tuple(pair for pair in PAIRS if pair in usual | asked)
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

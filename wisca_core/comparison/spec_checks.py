@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from wisca_core.architecture.site import DEFAULT_PAIRS, granularity_of
+from wisca_core.architecture.site import granularity_of
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, DataSpec, ModelSpec, Spec
 from wisca_core.errors import SpecError
 from wisca_core.methods import method
+from wisca_core.pairs import MODEL_PAIRS
 from wisca_core.planning.options import parse_granularity
 from wisca_core.planning.schedule import Schedule
 
@@ -111,7 +112,7 @@ def _check_arms(spec: Spec) -> None:
             raise SpecError(
                 f"arms[{i}].pairs",
                 list(arm.pairs),
-                f"a list of {', '.join(DEFAULT_PAIRS)}; lora needs model.source = lora",
+                f"a list of {', '.join(MODEL_PAIRS)}; lora needs model.source = lora",
             )
         if arm.kind == "rates":
             _check_rates(arm, i, spec)

@@ -36,7 +36,7 @@ from wisca_core.comparison.spec import (
 from wisca_core.comparison.spec_checks import checked
 from wisca_core.errors import BadOption, SpecError, UnreadableInput
 from wisca_core.methods import NAMES as METHODS
-from wisca_core.pairs import ARM_PAIRS
+from wisca_core.pairs import PAIRS
 from wisca_core.planning.options import PLAN_NORMS, parse_granularity
 from wisca_core.untrusted import named_path, parse_json_object, parse_toml, read_regular, shown
 
@@ -265,8 +265,8 @@ def _arms(given: Any) -> tuple[Arm, ...]:
         elif isinstance(one, Mapping):
             one = dict(one)
             pairs = one.pop("pairs", list(DEFAULT_PAIRS))
-            if not isinstance(pairs, (list, tuple)) or not pairs or any(p not in ARM_PAIRS for p in pairs):
-                raise SpecError(f"arms[{i}].pairs", pairs, f"a list of {', '.join(ARM_PAIRS)}")
+            if not isinstance(pairs, (list, tuple)) or not pairs or any(p not in PAIRS for p in pairs):
+                raise SpecError(f"arms[{i}].pairs", pairs, f"a list of {', '.join(PAIRS)}")
             if isinstance(one.get("gram"), bool):  # the word of specs from before methods had names
                 one = {"method": "gram" if one.pop("gram") else Arm.method} | one
             one |= _granularity(one.get("granularity", "tensor"), f"arms[{i}].granularity")

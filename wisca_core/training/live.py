@@ -184,11 +184,11 @@ def _proved(kept: list[Site], proof: Proof) -> tuple[list[Site], list[Refusal]]:
     return fit, [Refusal(s.name, reasons.get(label(s), proof.reason)) for s in kept if s not in fit]
 
 
-def seen_as_checkpoint(model: nn.Module) -> tuple[Checkpoint, Sites]:
+def seen_as_checkpoint(model: nn.Module, pairs: Iterable[str] = DEFAULT_PAIRS) -> tuple[Checkpoint, Sites]:
     """The model in the words of a checkpoint and its pairs, unproved; it may lie on the meta device, without values."""
     inner = _transformer(model)
     checkpoint = _as_checkpoint(inner, _Held.of(inner), True)
-    return checkpoint, find_sites(checkpoint)
+    return checkpoint, find_sites(checkpoint, pairs=pairs)
 
 
 def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:

@@ -358,27 +358,31 @@ def fit_for_rates(live: Live, groups: Iterable[Mapping]) -> Live:
 
 def _unfit(live: Live, groups: Iterable[Mapping]) -> dict[str, str]:
     decayed = {id(p) for group in groups if group.get("weight_decay") for p in group["params"]}
-    # factors that no two sites share: a tensor with more than one in it holds more than this side
-    distinct = {site.name: (2.0 ** (0.1 + i / len(live.sites.sites)),) for i, site in enumerate(live.sites.sites)}
-    whole = {
-        name: all((vector == vector.reshape(-1)[0]).all() for vector in scaling.along.values())
-        for name, scaling in scalings(live.sites, distinct, "tensor", live.shapes).items()
-    }
-    out = {}
+    out = in_part(live.sites, live.shapes)
     for site in live.sites.sites:
         for leg in site.legs:
-            if not whole[leg.tensor]:
-                out[site.name] = (
-                    f"{leg.tensor} holds more than its {leg.role} side, and a parameter has one rate. Use by='weights'"
-                )
-                break
-            if leg.offset and id(live.parameters[leg.tensor]) in decayed:
+            if site.name not in out and leg.offset and id(live.parameters[leg.tensor]) in decayed:
                 out[site.name] = (
                     f"{leg.tensor} is stored as gain - {leg.offset:g} and decays; the decay pulls towards another gain than "
                     "a rate could say. Give it weight_decay=0, or use by='weights'"
                 )
-                break
     return out
+
+
+def in_part(sites: Sites, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Site -> why no rate can stand for a rescale of it: a tensor that it holds only a part of. ``shapes``: of all tensors."""
+    # factors that no two sites share: a tensor with more than one in it holds more than this side
+    distinct = {site.name: (2.0 ** (0.1 + i / len(sites.sites)),) for i, site in enumerate(sites.sites)}
+    whole = {
+        name: all((vector == vector.reshape(-1)[0]).all() for vector in scaling.along.values())
+        for name, scaling in scalings(sites, distinct, "tensor", shapes).items()
+    }
+    return {
+        site.name: f"{leg.tensor} holds more than its {leg.role} side, and a parameter has one rate. Use by='weights'"
+        for site in sites.sites
+        for leg in reversed(site.legs)  # the first that is so is named
+        if not whole[leg.tensor]
+    }
 
 
 class Rates:
