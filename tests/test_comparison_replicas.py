@@ -15,18 +15,19 @@ from small_comparison import MODEL, never, numbers, small_spec
 
 from wisca_core.cli import main
 from wisca_core.comparison import cell as cell_module
-from wisca_core.comparison import execution_plan, executor, folder, replicas, worker
+from wisca_core.comparison import execution_plan, executor, folder, worker
 from wisca_core.comparison import place as places
 from wisca_core.comparison.cell import CellFailed, train
 from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.models import build_model, build_optimisers
-from wisca_core.comparison.orthogonal import iterated
 from wisca_core.comparison.place import Place
 from wisca_core.comparison.presets import ARMS
-from wisca_core.comparison.replicas import train_group
+from wisca_core.comparison.replicas import group as replicas
+from wisca_core.comparison.replicas.group import train_group
+from wisca_core.comparison.replicas.orthogonal import iterated
+from wisca_core.comparison.replicas.stack import Stack, why_not
 from wisca_core.comparison.spec import OptimiserSpec, Spec
 from wisca_core.comparison.spec_reading import spec_from
-from wisca_core.comparison.stack import Stack, why_not
 from wisca_core.errors import BadOption, DeviceMissing, PlanMismatch, SpecError
 
 COLUMNS = ("train_loss", "val_loss", "grad_norm", "qk", "vo")
@@ -332,7 +333,7 @@ def test_a_model_that_computes_something_else_is_refused_before_the_first_step(t
 
 def run_worker(path: Path, monkeypatch, group, at_once: int = 4) -> int:
     monkeypatch.setattr(replicas, "train_group", group)
-    return worker.work(path, "cpu", at_once, never)
+    return worker.work(path, "cpu", never, "replicas", at_once)
 
 
 def test_out_of_memory_means_fewer_at_once_and_at_last_a_failed_cell(tmp_path, small, monkeypatch):
@@ -398,7 +399,7 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_written(tmp_path,
         )
     assert main(["compare", str(tmp_path / "spec.json"), "--out", str(tmp_path / "c"), "--executor", "magic"]) == 2
     assert "choose from auto, processes, replicas, ray" in capsys.readouterr().err
-    assert worker.work(folder.create(tmp_path / "d", small()), "cuda:0", 2, never) == worker.NO_DEVICE
+    assert worker.work(folder.create(tmp_path / "d", small()), "cuda:0", never) == worker.NO_DEVICE
     assert all(c.state == "waiting" for c in folder.read(tmp_path / "d").cells)
 
 

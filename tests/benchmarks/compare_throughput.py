@@ -20,8 +20,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from queue import Queue
 
-from wisca_core.comparison.execution_plan import AT_ONCE, cores
+from wisca_core.comparison.execution_plan import cores
 from wisca_core.comparison.presets import PRESETS
+from wisca_core.comparison.replicas import AT_ONCE
 from wisca_core.comparison.spec import ModelSpec, Spec
 
 MODELS = {
@@ -68,8 +69,8 @@ def replicas(spec: Spec, device: str, at_once: int) -> Callable[[int], None]:
     from wisca_core.comparison.data import batch, load_corpus
     from wisca_core.comparison.models import build_model, build_optimisers
     from wisca_core.comparison.place import Place
-    from wisca_core.comparison.replicas import _captured, _one_step
-    from wisca_core.comparison.stack import Stack
+    from wisca_core.comparison.replicas.group import _captured, _one_step
+    from wisca_core.comparison.replicas.stack import Stack
 
     corpus = load_corpus(spec)
     place = Place(device)

@@ -21,12 +21,13 @@ from small_comparison import TEXT, never, small_spec  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from wisca_core.comparison import cell as single  # noqa: E402
-from wisca_core.comparison import folder, replicas, worker  # noqa: E402
+from wisca_core.comparison import folder, worker  # noqa: E402
 from wisca_core.comparison.arms import Treatment  # noqa: E402
 from wisca_core.comparison.cell import train  # noqa: E402
 from wisca_core.comparison.data import load_corpus  # noqa: E402
 from wisca_core.comparison.place import Place  # noqa: E402
 from wisca_core.comparison.presets import ARMS  # noqa: E402
+from wisca_core.comparison.replicas import group as replicas  # noqa: E402
 from wisca_core.comparison.spec import OptimiserSpec, Spec  # noqa: E402
 from wisca_core.training import rescale_  # noqa: E402
 
@@ -108,7 +109,7 @@ def comparisons() -> dict:
 
 def many_tokens() -> dict:
     """A vocabulary looked up, not multiplied with."""
-    from wisca_core.comparison import stack
+    from wisca_core.comparison.replicas import stack
 
     stack._ONE_HOT_TOKENS = 0
     try:
@@ -189,7 +190,7 @@ def a_worker() -> dict:
     spec = small()
     path = folder.create(TOP / "worker", spec)
     with Gpu():
-        code = worker.main([str(path), "--device", "cuda", "--at-once", "2"])
+        code = worker.main([str(path), "--executor", "replicas", "--device", "cuda", "--at-once", "2"])
     found = folder.read(path).cells
     return {
         "code": code,

@@ -111,7 +111,7 @@ def train_cell(path: str, name: str, token: str, device: str) -> int:
             f"{path} on the Ray node {socket.gethostname()} is not the folder it is here. Put the comparison on a file system that all nodes "
             "share, under the same path."
         )
-    return work(here, device, 0, lambda: bool(folder.asked(here)), only=name)
+    return work(here, device, lambda: bool(folder.asked(here)), only=name)
 
 
 def _stop(tasks: list, patience: float) -> None:

@@ -1,9 +1,4 @@
-"""Which way a comparison's cells are trained, decided once and the same for all its arms, and recorded in its folder.
-
-processes   one cell after the other in each process: one thread a core, or one process a GPU
-replicas    several cells at once in each process, stacked; where there are GPUs, one process each
-ray         one cell after the other in each worker of a Ray cluster
-"""
+"""Which way a comparison's cells are trained, decided once and the same for all its arms, and recorded in its folder."""
 
 import math
 import os
@@ -12,15 +7,10 @@ from pathlib import Path
 
 from wisca_core import storage
 from wisca_core.comparison import place
+from wisca_core.comparison.executors import EXECUTORS, TOGETHER
 from wisca_core.comparison.folder import EXECUTOR, Comparison
 from wisca_core.comparison.spec import Spec
 from wisca_core.errors import BadOption, DeviceMissing, PlanMismatch
-
-EXECUTORS = ("processes", "replicas", "ray")
-
-# Replicas of one process where nothing else limits them. On CPU two measured 1.12 (width 64) and 1.00 (width 128) times one
-# by one, and more gained nothing: they leave the caches.
-AT_ONCE = {"cpu": 2, "cuda": 64}
 
 
 @dataclass(frozen=True)
@@ -80,12 +70,11 @@ def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cel
     numbers = place.gpus(spec.device)
     place.check_precision(spec.precision, numbers)
     device = "cuda" if numbers else "cpu"
-    why_not = "" if executor == "processes" or (executor == "auto" and not numbers) else _not_stackable(spec)
     if executor == "auto":
-        executor = "replicas" if numbers and not why_not else "processes"
-    elif executor == "replicas" and why_not:
+        executor = next((name for name, room in TOGETHER.items() if numbers and not room.why_not(spec)), "processes")
+    elif executor in TOGETHER and (why_not := TOGETHER[executor].why_not(spec)):
         raise BadOption(
-            f"executor: replicas cannot train this comparison's models: {why_not}. Use --executor processes."
+            f"executor: {executor} cannot train this comparison's models: {why_not}. Use --executor processes."
         )
     n_ranks = spec.processes_per_cell
     if numbers and len(numbers) < n_ranks:
@@ -96,8 +85,8 @@ def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cel
     workers = workers or max(1, (len(numbers) if numbers else cores()) // n_ranks)
     left = spec.n_cells if n_cells is None else n_cells
     at_once = 0
-    if executor == "replicas":
-        at_once = max(1, min(AT_ONCE[device], math.ceil(left / workers)))
+    if executor in TOGETHER:
+        at_once = max(1, min(TOGETHER[executor].AT_ONCE[device], math.ceil(left / workers)))
     return ExecutionPlan(executor, device, numbers, workers, at_once, n_ranks)
 
 
@@ -161,16 +150,3 @@ def _on_cluster(spec: Spec) -> ExecutionPlan:
         )
     device = "cpu" if spec.device == "cpu" or not found["GPU"] else "cuda"
     return ExecutionPlan("ray", device, (), max(1, found["GPU" if device == "cuda" else "CPU"]), 0)
-
-
-def _not_stackable(spec: Spec) -> str:
-    if spec.processes_per_cell > 1:
-        return f"processes_per_cell = {spec.processes_per_cell} spreads each cell over several processes"
-    if spec.model.source == "lora":
-        return "they are adapters on a frozen model"
-    if any(arm.kind == "rates" for arm in spec.arms):
-        return "an arm gives single matrices their own learning rates"
-    from wisca_core.comparison.models import model_config
-    from wisca_core.comparison.stack import why_not
-
-    return why_not(model_config(spec))

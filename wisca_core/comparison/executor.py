@@ -163,7 +163,7 @@ def _start(path: Path, way: ExecutionPlan, number: int) -> subprocess.Popen:
     module = (
         ["wisca_core.comparison.worker"] if way.n_ranks == 1 else ["wisca_core.comparison.launch", str(way.n_ranks)]
     )
-    options = ["--device", "cuda" if gpus else "cpu", "--at-once", str(way.at_once)]
+    options = ["--executor", way.executor, "--device", "cuda" if gpus else "cpu", "--at-once", str(way.at_once)]
     with (path / "log.txt").open("ab") as log:
         return subprocess.Popen(
             program(*module, path, *options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment

@@ -1,6 +1,6 @@
 """One process that trains cells: ``python -m wisca_core.comparison.worker FOLDER``, started by the executor only.
 
-It takes any cell that is not finished and that nobody holds, or with ``--at-once N`` up to N of them as replicas. It
+It takes any cell that is not finished and that nobody holds, or with ``--at-once N`` up to N of them together. It
 ends when there is none, when it is asked to pause or cancel, or when the process that started it is gone; an unfinished
 cell then has a checkpoint.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 from wisca_core import storage
 from wisca_core.comparison import folder
 from wisca_core.comparison.data import Corpus, kept_corpus
+from wisca_core.comparison.executors import TOGETHER
 from wisca_core.comparison.folder import Cell, Comparison
-from wisca_core.comparison.place import Place, free_bytes, is_device_lost, is_out_of_memory
-from wisca_core.comparison.spec import Spec
+from wisca_core.comparison.place import Place, is_device_lost, is_out_of_memory
 
 # Exit codes: the device failed while cells were trained (a fresh process may find it again), or was not there at all.
 LOST, NO_DEVICE = 75, 76
@@ -29,7 +29,8 @@ def main(arguments: list[str]) -> int:
     options = argparse.ArgumentParser(prog="wisca_core.comparison.worker", description="Use wisca compare.")
     options.add_argument("folder", type=Path)
     options.add_argument("--device", default="cpu")
-    options.add_argument("--at-once", type=int, default=0, help="replicas; 0 for one cell after the other")
+    options.add_argument("--executor", default="processes")
+    options.add_argument("--at-once", type=int, default=0, help="cells, where the executor trains several together")
     options.add_argument(
         "--store", default="", help="file in which the ranks of one cell meet; started by torchrun they meet without"
     )
@@ -41,12 +42,20 @@ def main(arguments: list[str]) -> int:
     def stop() -> bool:
         return bool(folder.asked(path)) or os.getppid() != parent
 
-    return work(path, given.device, given.at_once, stop, given.store)
+    return work(path, given.device, stop, given.executor, given.at_once, given.store)
 
 
-def work(path: Path, device: str, at_once: int, stop: Callable[[], bool], store: str = "", only: str = "") -> int:
-    """Train what can be taken of the comparison in ``path``; an exit code. ``at_once``: replicas, 0 for one cell after
-    the other; ``only``: the name of the one cell to train. Where RANK and WORLD_SIZE are set, this is one of several
+def work(
+    path: Path,
+    device: str,
+    stop: Callable[[], bool],
+    executor: str = "processes",
+    at_once: int = 0,
+    store: str = "",
+    only: str = "",
+) -> int:
+    """Train what can be taken of the comparison in ``path``; an exit code. ``at_once``: cells together, where the executor
+    does that; ``only``: the name of the one cell to train. Where RANK and WORLD_SIZE are set, this is one of several
     processes of each cell.
     """
     comparison = folder.read(path)
@@ -75,10 +84,16 @@ def work(path: Path, device: str, at_once: int, stop: Callable[[], bool], store:
     corpus = kept_corpus(comparison.spec, path)
     if is_rank:
         ranks.join(store, device)
+    room = TOGETHER.get(executor)
     try:
-        _groups(comparison, corpus, stop, place, at_once) if at_once else _singles(comparison, corpus, stop, place)
-    except _Lost:
-        return LOST
+        if room:
+            room.train(comparison, corpus, stop, place, at_once, _take, _end)
+        else:
+            _singles(comparison, corpus, stop, place)
+    except Exception as error:
+        if isinstance(error, _Lost) or is_device_lost(error):
+            return LOST
+        raise
     ranks.leave()
     return 0
 
@@ -129,64 +144,6 @@ def _taken_by_first(path: Path, known: Cell) -> tuple[Cell | None, int | None]:
 
     cell, descriptor = (_take(path, known) or (None, None)) if ranks.is_first() else (None, None)
     return ranks.agreed(cell), descriptor
-
-
-def _groups(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], place: Place, at_once: int) -> None:
-    import torch
-
-    from wisca_core.comparison.replicas import train_group
-
-    if place.is_cuda:
-        at_once = min(at_once, _fitting(comparison.spec, place))
-    while not stop():
-        held: dict[str, tuple[Cell, int]] = {}
-        limit = at_once
-        for known in comparison.cells:
-            taken = _take(comparison.path, known) if len(held) < limit else None
-            if taken is None:
-                continue
-            if not held and taken[0].attempts:  # a process ended under it, perhaps for lack of memory
-                limit = max(1, at_once // 2)
-            held[known.name] = taken
-        if not held:
-            return
-
-        def ended(cell: Cell, error: BaseException | None, held: dict[str, tuple[Cell, int]] = held) -> None:
-            _end(comparison.path, cell, error, place)
-            os.close(held.pop(cell.name)[1])
-
-        try:
-            for cell, _ in held.values():
-                folder.write_cell_status(cell, state="running", reason="")
-            if not train_group(comparison.spec, [cell for cell, _ in held.values()], corpus, stop, place, ended):
-                for cell, _ in held.values():
-                    folder.write_cell_status(cell, state="waiting", reason="")
-                return
-        except Exception as error:
-            if is_out_of_memory(error) and len(held) > 1:
-                at_once = max(1, len(held) // 2)
-                print(f"out of memory with {len(held)} replicas at once; going on with {at_once}", flush=True)
-                for cell, _ in held.values():
-                    folder.write_cell_status(cell, state="waiting", reason="")
-            else:
-                for cell, _ in list(held.values()):
-                    ended(cell, error)
-                if is_device_lost(error):
-                    raise _Lost from error
-        finally:
-            for _, descriptor in held.values():
-                os.close(descriptor)
-        if place.is_cuda:
-            torch.cuda.empty_cache()
-
-
-def _fitting(spec: Spec, place: Place) -> int:
-    """Replicas that the GPU's free memory should hold; where it does not, running out of it makes them fewer."""
-    from wisca_core.comparison.estimate import cell_bytes
-    from wisca_core.comparison.prepare import prepare
-
-    # half as much again: while a step is captured, weights and moments are there twice
-    return max(1, int(0.9 * free_bytes(int(place.device.partition(":")[2])) / (1.5 * cell_bytes(spec, prepare(spec)))))
 
 
 def _take(path: Path, known: Cell) -> tuple[Cell, int] | None:

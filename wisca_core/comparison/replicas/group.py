@@ -18,8 +18,8 @@ from wisca_core.comparison.data import Corpus, batch, windows
 from wisca_core.comparison.folder import Cell
 from wisca_core.comparison.models import learning_rate, loss_nats
 from wisca_core.comparison.place import Place, is_device_lost, is_out_of_memory
+from wisca_core.comparison.replicas.stack import Stack, why_not_model
 from wisca_core.comparison.spec import Spec
-from wisca_core.comparison.stack import Stack, why_not_model
 from wisca_core.errors import BadOption
 
 # Of float32 losses of one model by two ways of computing them, relative.

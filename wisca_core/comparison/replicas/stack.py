@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.adamw import adamw
 
-from wisca_core.comparison.orthogonal import norms, orthogonalised
+from wisca_core.comparison.replicas.orthogonal import norms, orthogonalised
 
 # A row's length is a multiple of this, and every tensor begins at one: no vectorised loop is cut at a replica's border.
 _ALIGN = 64
