@@ -11,9 +11,10 @@ router's auxiliary loss of the MoE model is left out of training, as in transfor
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wisca_core.comparison.spec import Spec
+if TYPE_CHECKING:
+    from wisca_core.comparison.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ SETUPS: Mapping[str, Setup] = {
 }
 
 
-def for_scale(spec: Spec) -> str:
+def for_scale(spec: "Spec") -> str:
     """The paper's figure that stands beside a result of this kind."""
     if spec.model.source == "lora":
         return "For scale: the paper's differences with LoRA are −0.007 on Alpaca and −0.001 on MetaMath, in nats a token of another model's tokenizer."

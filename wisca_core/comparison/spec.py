@@ -1,13 +1,40 @@
 """What a comparison is, as a value: model, data, arms, optimiser, steps and seeds.
 
-What a spec leaves out has the default below. ``spec_reading`` makes one from a file or from plain values, ``spec_checks``
-says whether its parts fit together, ``presets`` holds the arms and comparisons with a name.
+Each field stands here with its default and with what it may be (``spec_rules``). ``spec_reading`` makes a spec from a file
+or from plain values, ``spec_checks`` says whether its parts fit together, ``presets`` holds the arms and comparisons with a
+name.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
+from wisca_core.comparison.paper import SETUPS
+from wisca_core.comparison.spec_rules import (
+    DEVICE,
+    EVERY,
+    GRANULARITY,
+    MODULE,
+    NAME,
+    NOTE,
+    OTHER,
+    PAIR_LIST,
+    RATE,
+    SEED,
+    START,
+    STOP,
+    TEXT,
+    TITLE,
+    WHEN,
+    YES_NO,
+    Each,
+    number,
+    of,
+    one_of,
+    whole,
+)
+from wisca_core.methods import NAMES as METHODS
 from wisca_core.pairs import DEFAULT_PAIRS, PAIRS
+from wisca_core.planning.options import PLAN_NORMS
 
 FORMAT, VERSION = "wisca-comparison", 1
 
@@ -31,16 +58,16 @@ class ModelSpec:
     "fresh" or "continued"; "lora", adapters on its frozen weights.
     """
 
-    width: int = 64
-    n_layers: int = 4
-    n_heads: int = 8
-    n_kv_heads: int = 1
-    mlp_width: int = 192
-    init_std: float = 0.02
-    source: str = "decoder"
-    path: str = ""
-    setup: str = ""
-    weights: str = "fresh"
+    width: int = of(64, whole(4, 65536))
+    n_layers: int = of(4, whole(1, 1000))
+    n_heads: int = of(8, whole(1, 1024))
+    n_kv_heads: int = of(1, whole(1, 1024))
+    mlp_width: int = of(192, whole(1, 10**6))
+    init_std: float = of(0.02, number(0, 1, above=True))  # what transformers takes
+    source: str = of("decoder", one_of(*MODELS))
+    path: str = of("", TEXT)
+    setup: str = of("", one_of("", *SETUPS))
+    weights: str = of("fresh", one_of("fresh", "continued"))
 
     @property
     def is_trained_before(self) -> bool:
@@ -55,11 +82,11 @@ class LoraSpec:
     "kaiming" (uniform, as LoRA's own code) or "gaussian"; B begins at zero.
     """
 
-    r: int = 8
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ()
-    rslora: bool = False
-    init: str = "kaiming"
+    r: int = of(8, whole(1, 4096))
+    alpha: float = of(16.0, number(0, 1e6, above=True))
+    targets: tuple[str, ...] = of((), Each(MODULE))
+    rslora: bool = of(False, YES_NO)
+    init: str = of("kaiming", one_of("kaiming", "gaussian"))
 
 
 @dataclass(frozen=True)
@@ -72,17 +99,17 @@ class DataSpec:
     windows carries a standard error of 0.006 nats, on 800 of 0.002); ``max_bytes`` of text are read, 0 for all.
     """
 
-    source: str = "bundled"
-    path: str = ""
-    column: str = "text"
-    context: int = 128
-    validation_windows: int = 64
-    final_windows: int = 800
-    tokens: str = "bytes"
-    tokenizer: str = ""
-    split: str = "train"
-    subset: str = ""
-    max_bytes: int = 0
+    source: str = of("bundled", one_of(*SOURCES))
+    path: str = of("", TEXT)
+    column: str = of("text", TEXT)
+    context: int = of(128, whole(2, 131072))
+    validation_windows: int = of(64, whole(1, 100_000))
+    final_windows: int = of(800, whole(1, 1_000_000))
+    tokens: str = of("bytes", one_of("bytes", "tokenizer"))
+    tokenizer: str = of("", TEXT)
+    split: str = of("train", TEXT)
+    subset: str = of("", TEXT)
+    max_bytes: int = of(0, whole(0, MOST_BYTES))
 
 
 @dataclass(frozen=True)
@@ -94,14 +121,14 @@ class OptimiserSpec:
     clipping; ``epsilon``: of AdamW.
     """
 
-    name: str = "adamw"
-    learning_rates: tuple[float, ...] = (1e-3,)
-    schedule: str = "cosine"
-    warmup_steps: int = 50
-    weight_decay: float = 0.1
-    momentum: float = 0.9
-    clip: float = 1.0
-    epsilon: float = 1e-8
+    name: str = of("adamw", one_of(*OPTIMISERS))
+    learning_rates: tuple[float, ...] = of((1e-3,), Each(RATE))
+    schedule: str = of("cosine", one_of(*SCHEDULES))
+    warmup_steps: int = of(50, whole(0, 10**9))
+    weight_decay: float = of(0.1, number(0, 10))
+    momentum: float = of(0.9, number(0, 0.9999))
+    clip: float = of(1.0, number(0, 1e9))
+    epsilon: float = of(1e-8, number(0, 1))
 
 
 @dataclass(frozen=True)
@@ -121,22 +148,22 @@ class Arm:
     steps, or fractions of the run. The rest are the options of a live rescale.
     """
 
-    name: str
-    kind: str = "balance"
-    every: int | None = 25
-    at_start: bool = True
-    pairs: tuple[str, ...] = DEFAULT_PAIRS
-    granularity: str = "tensor"
-    norm: str = "l1"
-    strength: float = 1.0
-    exact: bool = False
-    optimizer_state: str = "transport"
-    method: str = "wisca"
-    clip_norm: str = "weighted"
-    when: float | None = None
-    start: int | float = 0
-    stop: int | float | None = None
-    rate_of: str = ""
+    name: str = of(MISSING, NAME)
+    kind: str = of("balance", one_of(*KINDS))
+    every: int | None = of(25, EVERY)
+    at_start: bool = of(True, YES_NO)
+    pairs: tuple[str, ...] = of(DEFAULT_PAIRS, PAIR_LIST)
+    granularity: str = of("tensor", GRANULARITY)
+    norm: str = of("l1", one_of(*PLAN_NORMS))
+    strength: float = of(1.0, number(-100, 100))
+    exact: bool = of(False, YES_NO)
+    optimizer_state: str = of("transport", one_of("transport", "leave"))
+    method: str = of("wisca", one_of(*METHODS))
+    clip_norm: str = of("weighted", one_of(*CLIP_NORMS))
+    when: float | None = of(None, WHEN)
+    start: int | float = of(0, START)
+    stop: int | float | None = of(None, STOP)
+    rate_of: str = of("", OTHER)
 
     @property
     def does(self) -> tuple:
@@ -152,10 +179,10 @@ class PilotSpec:
     has chosen already; its finished runs that are runs of this comparison too are taken over.
     """
 
-    seeds: tuple[int, ...] = ()
-    arms: tuple[str, ...] = ()
-    added_rates: int = 4
-    source: str = ""
+    seeds: tuple[int, ...] = of((), Each(SEED))
+    arms: tuple[str, ...] = of((), Each(NAME))
+    added_rates: int = of(4, whole(0, 20))
+    source: str = of("", TEXT)
 
 
 @dataclass(frozen=True)
@@ -169,24 +196,24 @@ class Spec:
     validation is never autocast. ``processes_per_cell``: over 1 spreads each cell over so many processes (GPUs).
     """
 
-    name: str = "comparison"
+    name: str = of("comparison", TITLE)
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     optimiser: OptimiserSpec = OptimiserSpec()
     arms: tuple[Arm, ...] = ()
-    steps: int = 1200
-    batch_size: int = 4
-    seeds: tuple[int, ...] = (1, 2, 3, 4)
-    evaluate_every: int = 0
-    log_every: int = 10
-    save_weights: bool = True
-    detect_nats: float = 0.044
-    useful_nats: float = 0.02
+    steps: int = of(1200, whole(1, 10**9))
+    batch_size: int = of(4, whole(1, 10**6))
+    seeds: tuple[int, ...] = of((1, 2, 3, 4), Each(SEED))
+    evaluate_every: int = of(0, whole(0, 10**9))
+    log_every: int = of(10, whole(1, 10**9))
+    save_weights: bool = of(True, YES_NO)
+    detect_nats: float = of(0.044, number(0, 100, above=True))
+    useful_nats: float = of(0.02, number(0, 100))
     lora: LoraSpec = LoraSpec()
-    note: str = ""
-    device: str = "auto"
-    precision: str = "float32"
-    processes_per_cell: int = 1
+    note: str = of("", NOTE)
+    device: str = of("auto", DEVICE)
+    precision: str = of("float32", one_of(*PRECISIONS))
+    processes_per_cell: int = of(1, whole(1, 1024))
     pilot: PilotSpec = PilotSpec()
 
     @property
