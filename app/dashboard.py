@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from wisca_app import cached, sidebar, state, tour
+from wisca_app import cached, focus, sidebar, state, tour
 from wisca_app.figures.template import theme_of
 from wisca_app.messages import errors_as_messages, say
 from wisca_app.parts import is_phone
@@ -30,7 +30,10 @@ GROUPS = {
 OPEN = st.Page("views/open.py", title="Open a model", visibility="visible" if is_phone() else "hidden")
 
 st.set_page_config(page_title="WISCA", page_icon=ICON, layout="wide", initial_sidebar_state=244)
-st.logo(str(HERE / f"wordmark-{theme_of(st.context.theme.type).name}.svg"), size="large")
+theme = theme_of(st.context.theme.type)
+focus.draw(theme)
+st.logo(str(HERE / f"wordmark-{theme.name}.svg"), size="large")
+state.carry()
 page = st.navigation(GROUPS | {"": [OPEN]}, expanded=True)
 state.begin(page.url_path)
 try:

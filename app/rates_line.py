@@ -12,13 +12,31 @@ def line(rates: list[PairRates], lead: str) -> str:
     """
     moved = [one for one in rates if max(one.left, one.right) >= SAME_RATE]
     if not moved:
-        return f"With Adam, {lead} moves each learning rate by less than 5 %: it is hardly another training."
+        return f"With Adam, {lead} moves {_hardly(rates)}."
     several = len({one.block for one in moved}) > 1
     if several:
         furthest = {one.pair: one for one in sorted(moved, key=lambda one: max(one.left, one.right))}
         moved = [one for one in moved if furthest[one.pair] is one]
     said = ", ".join(" and ".join(_coloured(one)) for one in moved)
     return f"With Adam, {lead} is training {'up to ' if several else ''}{said} the learning rate."
+
+
+def _hardly(rates: list[PairRates]) -> str:
+    """What is said where the median layer keeps its rates; some layers may have others."""
+    one = max(rates, key=_most)
+    if _most(one) < SAME_RATE:
+        return "each learning rate by less than 5 %: it is hardly another training"
+    sides = (f"{name}'s by {said}" for name, said in zip(_words(one), (span(*one.left_span), span(*one.right_span))))
+    return f"no learning rate of the median layer by 5 %, but {' and '.join(sides)} over the layers"
+
+
+def _most(one: PairRates) -> float:
+    """How far the rates of a pair go from 1 in any layer, either way."""
+    return max(max(high, 1 / low) for low, high in (one.left_span, one.right_span))
+
+
+def _words(one: PairRates) -> list[str]:
+    return [words.coloured(role, f"**{name}**") for role, name in zip(words.PAIR_ROLES[one.pair], MATRICES[one.pair])]
 
 
 def _coloured(one: PairRates) -> list[str]:

@@ -18,7 +18,7 @@ def draw() -> None:
         st.markdown(f"**{words.markdown_text(title(model))}**" if model else "none")
     if not is_phone() and st.button("Open another", key="open_another", width="stretch"):
         state.put("declaring", "")
-        st.switch_page("views/open.py")
+        state.go("open")
     _running()
 
 

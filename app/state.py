@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES, PAIRS, Sites
 from wisca_core.census.entry import VERDICTS
@@ -181,12 +182,13 @@ CHOICES: dict[str, Choice] = {
     "exact": Choice(_fixed(False), lambda text: _one_of("yes")(text) == "yes", lambda on: "yes"),
     "exclude": Choice(list, _read_names, ",".join),
     # Inspect
-    "pair": Choice(_fixed("qk"), _one_of(*PAIRS), str),
+    # what was not chosen follows the verdict to the place that is furthest from balance
+    "pair": Choice(lambda: note("own pair"), _one_of(*PAIRS), str),
     # where in the model the pair sits, where it has several blocks: decoder.cross, decoder.experts ...
-    "block": Choice(_fixed(""), _read_block, str),
+    "block": Choice(lambda: note("own block"), _read_block, str),
     "shown_norm": Choice(_fixed("l1"), _one_of(*NORMS), str),
     # of the map; where none was chosen yet it follows the model: divided out where size is most of the ratio
-    "shown_view": Choice(lambda: note("own view"), _one_of("size", "stored", "after"), str),
+    "shown_view": Choice(lambda: note("own shown_view"), _one_of("size", "stored", "after"), str),
     # the cell looked at; the most unbalanced one stands in no address
     "layer": Choice(lambda: _first_place(0), _whole, str),
     "group": Choice(lambda: _first_place(1), _whole, str),
@@ -202,8 +204,8 @@ CHOICES: dict[str, Choice] = {
     # page says of one that is not here that it is not. Only names that are listed are ever looked up on disk.
     "comparison": Choice(_fixed(""), str, str),
     # its curves: what was not chosen follows the comparison
-    "compare_rate": Choice(lambda: note("own rate"), _read_rate, "{:g}".format),
-    "compare_pair": Choice(lambda: note("own pair"), _one_of(*PAIRS), str),
+    "compare_rate": Choice(lambda: note("own compare_rate"), _read_rate, "{:g}".format),
+    "compare_pair": Choice(lambda: note("own compare_pair"), _one_of(*PAIRS), str),
     # Evaluate
     "evaluated": Choice(_fixed(""), str, str),
     "other": Choice(_fixed(""), str, str),
@@ -255,28 +257,36 @@ def _first_place(part: int) -> int | None:
     return first[part] if first is not None and chosen == first else None
 
 
+def carry() -> None:
+    """Before Streamlit writes the address of a page: one that a link leads to comes without choices. They go along, in the
+    same step for the Back button; written afterwards, they would be a second one.
+    """
+    run = get_script_run_ctx()
+    is_led = run is not None and not run.is_history_navigation and run.page_script_hash != note("page key")
+    if is_led and note("address") and not st.query_params.to_dict():
+        st.query_params.from_dict(note("address"))
+
+
 def begin(page: str) -> None:
     """First call of every run on ``page``: a fresh session takes its choices from the address, and so does one whose
     browser went back or forward.
     """
-    moved = _went_back(page) and not note("own rerun")
+    moved = _went_back() and not note("own rerun")
     forget("own rerun")
     note("page", page)
+    note("page key", getattr(get_script_run_ctx(), "page_script_hash", ""))
     for name, choice in CHOICES.items():
         if moved or name not in st.session_state:
             st.session_state[name] = _from_address(name, choice)
 
 
-def _went_back(page: str) -> bool:
+def _went_back() -> bool:
     """Whether the address is another one than was written, and nothing that was chosen since explains it.
 
-    A page that is changed by a link comes without an address. Within a second of writing, the browser may still tell
-    the address from before.
+    Within a second of writing, the browser may still tell the address from before.
     """
     written = note("address")
     if written is None or st.query_params.to_dict() == written or time.monotonic() - note("written at") < 1:
-        return False
-    if page != note("page") and not st.query_params.to_dict():
         return False
     return _wanted() == written
 
@@ -299,6 +309,14 @@ def share() -> None:
     if wanted != note("address"):
         note("address", wanted)
         note("written at", time.monotonic())
+
+
+def go(view: str) -> NoReturn:
+    """To another page, with all that is chosen: what was chosen just now stands in the address of this one first, so that
+    Back leads here.
+    """
+    share()
+    st.switch_page(f"views/{view}.py", query_params=st.query_params.to_dict())
 
 
 def rerun() -> None:
@@ -341,7 +359,7 @@ def follow(name: str, own: Any, allowed: Collection[Any]) -> Any:
     """The value of a choice among what there is. What was not chosen, or is not there, is ``own``; its default is the
     note "own NAME".
     """
-    of = f"own {name.rpartition('_')[2]}"
+    of = f"own {name}"
     if get(name) not in allowed or get(name) == (note(of) if note(of) is not None else own):
         put(name, own)
     note(of, own)
@@ -371,7 +389,7 @@ def open_model(model: str, sites: str = "") -> None:
     To be called before the page is drawn, without a rerun behind it: widgets that were not drawn in between would bring
     their old values back.
     """
-    for name in ("layer span", "first place", "own view"):
+    for name in ("layer span", "first place", "own pair", "own block", "own shown_view"):
         forget(name)
     for name in (
         "layers",
@@ -392,7 +410,7 @@ def open_model(model: str, sites: str = "") -> None:
 
 def leave_out_mlp() -> None:
     """A callback: back to the paper's pairs, where measuring the feed-forward weights takes too long."""
-    put("pair", DEFAULT_PAIRS[0])
+    put("pair", None)
     put("pairs", [pair for pair in get("pairs") if pair != "mlp"] or list(DEFAULT_PAIRS))
 
 

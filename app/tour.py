@@ -30,14 +30,14 @@ STOPS = (
         "The title is the verdict: which matrix of each pair is heavier, and how much of that is mere size. The line below "
         "it says what balancing would be for a training. The map shows every pair, layers across.",
         "inspect",
-        {"pair": "qk", "shown_view": "size", "layer": None, "group": None},
+        {"pair": None, "shown_view": "size", "layer": None, "group": None},
     ),
     Stop(
         "A head out of balance",
-        "Now as stored, size and all. The framed cell is the QK pair furthest from balance; the panel beside the map (below "
+        "Now as stored, size and all. The framed cell is the one furthest from balance; the panel beside the map (below "
         "it on a phone) gives its ratio and how large its weights are, before and after. Click another one.",
         "inspect",
-        {"pair": "qk", "shown_view": "stored", "layer": None, "group": None},
+        {"pair": None, "shown_view": "stored", "layer": None, "group": None},
     ),
     Stop(
         "Balanced, and proved",
@@ -78,7 +78,7 @@ def take() -> None:
             if state.is_default(name):
                 state.put(name, value)
         if state.note("page") != _path(stop.page):
-            st.switch_page(f"views/{stop.page}.py")
+            state.go(stop.page)
 
 
 def _arrive(number: int) -> None:
@@ -139,7 +139,7 @@ def _go(number: int) -> None:
     page = STOPS[number - 1].page
     if state.note("page") == _path(page):
         state.rerun()
-    st.switch_page(f"views/{page}.py")
+    state.go(page)
 
 
 def _path(view: str) -> str:

@@ -38,7 +38,7 @@ def moe(small_model, tmp_path_factory) -> Path:
 def test_each_attention_of_an_encoder_decoder_is_shown_by_itself(small_model):
     folder = small_model("t5")
     tensors = load_file(folder / "model.safetensors")
-    at = page(model=folder)
+    at = page(model=folder, pair="qk")
     assert at.selectbox(key="block").options == ["Encoder", "Decoder self-attention", "Decoder cross-attention"]
     at.selectbox(key="block").set_value("decoder.cross").run()
     assert not at.exception and at.query_params["block"] in ("decoder.cross", ["decoder.cross"])

@@ -306,6 +306,40 @@ def test_a_set_up_of_the_paper_says_what_it_needs_and_that_nothing_was_measured(
     assert "data.tokenizer: '' was given" in said and at.button(key="compare start").disabled
 
 
+def test_an_arm_of_ones_own_may_act_in_a_part_of_the_run_and_by_pair(monkeypatch):
+    started(monkeypatch)
+    at = page("compare", comparison="new")
+    at.checkbox(key="compare own").check().run()
+    ratio, first, last = "compare own From a ratio of", "compare own From step", "compare own Up to step"
+    assert at.number_input(key=ratio).disabled and not at.number_input(key=first).disabled  # at strength 0.5
+    at.slider(key="compare own strength").set_value(1.0).run()
+    at.segmented_control(key="compare own granularity").set_value("by pair").run()
+    at.selectbox(key="compare own granularity qk").set_value("channel").run()
+    at.number_input(key=ratio).set_value(1.5).run()
+    at.number_input(key=first).set_value(200).run()
+    at.number_input(key=last).set_value(100).run()
+    assert "see Up to step, under An arm of your own" in texts(at)
+    assert "Up to step: 100 cannot be used. Allowed is nothing before its first step = 200." in texts(at)
+    at.number_input(key=last).set_value(400).run()
+    at.button(key="compare start").click().run()
+    own = folder.read(folder.every()[0]).spec.arms[-1]
+    assert (own.granularity, own.when, own.start, own.stop) == ("qk=channel,vo=tensor", 1.5, 200, 400)
+
+
+def test_what_does_not_apply_to_an_arm_of_ones_own_is_not_sent_along(monkeypatch):
+    started(monkeypatch)
+    at = page("compare", comparison="new")
+    at.checkbox(key="compare own").check().run()
+    at.segmented_control(key="compare own granularity").set_value("channel").run()
+    at.number_input(key="compare own From step").set_value(200).run()
+    at.segmented_control(key="compare own when").set_value("start").run()
+    at.segmented_control(key="compare own kind").set_value("rates").run()
+    assert at.number_input(key="compare own From step").disabled
+    at.button(key="compare start").click().run()
+    own = folder.read(folder.every()[0]).spec.arms[-1]
+    assert (own.kind, own.granularity, own.when, own.start, own.stop) == ("rates", "tensor", None, 0, None)
+
+
 def test_an_arm_of_ones_own_goes_along_and_one_that_does_what_another_does_is_named(monkeypatch):
     started(monkeypatch)
     at = page("compare", comparison="new")

@@ -116,7 +116,10 @@ def test_a_level_pair_is_called_level_beside_one_that_is_not(llama, edited):
                 tensors[name] *= q.abs().sum() / tensors[name].abs().sum() / 1.02
 
     at = page(model=edited(llama, balance))
-    assert ", mostly by size, queries and keys are level; worst pair: QK in layer 2" in at.title[0].value
+    assert (
+        ", mostly by size, queries and keys are level in the median layer; worst pair: QK in layer 2"
+        in at.title[0].value
+    )
     assert metrics(at)["Query / key"] == "1.02×" and metrics(at)["size, query"] == "2.0×"
     assert ":blue[**Wq**]" not in texts(at) and ":violet[**Wo**] at 1.4× and :green[**Wv**]" in texts(at)
 
@@ -143,6 +146,21 @@ def test_a_model_that_is_level_everywhere_is_hardly_another_training(llama, edit
 
     said = texts(page(model=edited(llama, balance)))
     assert "moves each learning rate by less than 5 %" in said and "are each level" in said
+
+
+def test_level_in_the_median_layer_is_not_said_of_the_others(llama, edited):
+    def balance_all_but_the_last(tensors):
+        for name in tensors:
+            for one, other in (("k_proj", "q_proj"), ("o_proj", "v_proj")):
+                if one in name:
+                    share = 64 if "layers.3" in name and one == "o_proj" else 1
+                    tensors[name] *= share * tensors[name.replace(one, other)].abs().sum() / tensors[name].abs().sum()
+
+    at = page(model=edited(llama, balance_all_but_the_last))
+    assert "are each level in the median layer; worst pair: VO in layer 3, " in at.title[0].value
+    said = texts(at)
+    assert "no learning rate of the median layer by 5 %" in said and "hardly another" not in said
+    assert ":green[**Wv**]'s by 0.12 to 1.0× and :violet[**Wo**]'s by 1.0 to 8." in said  # sqrt(64), in bf16
 
 
 def test_facts_charts_and_downloads_are_all_there(llama):
@@ -172,6 +190,30 @@ def test_the_first_selection_and_the_table_begin_with_the_most_unbalanced(llama)
     assert at.header[0].value == "Layer 2, KV group 1" and "Layer 2, KV group 1" in plain(at.subheader[1])
     assert "Query heads 2 and 3 are" in texts(at)
     assert "layer" not in at.query_params and "group" not in at.query_params  # nobody chose it
+
+
+def test_the_first_selection_is_the_place_that_the_verdict_names(llama, edited, small_model):
+    def heavy_output(tensors):
+        tensors["model.layers.1.self_attn.o_proj.weight"] *= 40
+
+    at = page(model=edited(llama, heavy_output))
+    assert "worst pair: VO in layer 1, " in at.title[0].value
+    assert at.segmented_control(key="pair").value == "vo" and at.selectbox(key="layer").value == 1
+    assert not at.query_params.keys() - {"model"}  # nobody chose it
+    at.segmented_control(key="pair").set_value("qk").run()
+    assert dict(at.query_params)["pair"] == "qk" and at.selectbox(key="layer").value == 2
+    at.switch_page("views/heads.py").run()  # which has a first head of its own
+    assert set(dict(at.query_params)) == {"model", "pair"}
+    at.switch_page("views/inspect.py").run()
+    assert at.segmented_control(key="pair").value == "qk" and at.selectbox(key="layer").value == 2
+
+    def heavy_cross(tensors):
+        tensors["decoder.block.1.layer.1.EncDecAttention.k.weight"] *= 40
+
+    at = page(model=edited(small_model("t5"), heavy_cross, name="t5"))
+    assert "worst pair: QK in layer 1, decoder cross-attention, " in at.title[0].value
+    assert at.segmented_control(key="pair").value == "qk" and at.selectbox(key="block").value == "decoder.cross"
+    assert at.selectbox(key="layer").value == 1 and not at.query_params.keys() - {"model"}
 
 
 def test_the_first_screen_is_short(llama):
@@ -366,7 +408,7 @@ def test_zero_and_non_finite_heads_are_crossed_and_named(tmp_path):
         tensors["model.layers.2.self_attn.k_proj.weight"][8:] = 0
 
     model = save(tmp_path / "damaged", LlamaForCausalLM(config()), damage)
-    at = page(model=model, layer="1", group="0")
+    at = page(model=model, pair="qk", layer="1", group="0")
     crosses = [t for t in charts(at)[0]["data"] if t.get("name") == "no ratio, mark"]
     assert len(crosses) == 1 and len(crosses[0]["x"]) == 2
     assert "; 2 without a ratio" in at.subheader[0].value
@@ -407,7 +449,7 @@ def test_a_model_whose_norms_absorb_the_scale_speaks_of_gains(tmp_path):
         "vocab_size",
         "head_dim",
     )
-    at = page(model=save(tmp_path / "qwen3", Qwen3ForCausalLM(Qwen3Config(**{n: shape[n] for n in names}))))
+    at = page(model=save(tmp_path / "qwen3", Qwen3ForCausalLM(Qwen3Config(**{n: shape[n] for n in names}))), pair="qk")
     said = texts(at)
     assert at.title[0].value.startswith("Query gains weigh 1.16× the key gains, outputs")
     assert (
@@ -487,7 +529,7 @@ def test_the_head_of_the_cell_is_opened_on_heads_and_stands_in_the_address():
     assert "Layer 2, head 4" in texts(page("heads", **chosen))
     first = page()  # the cell that nobody chose
     first.button(key="open head").click().run()
-    assert first.session_state["layer"] == 5 and dict(first.query_params)["layer"] == "5"
+    assert first.session_state["layer"] == 1 and dict(first.query_params)["layer"] == "1"
 
 
 def test_question_marks_lead_to_method():

@@ -31,7 +31,7 @@ def test_the_five_stops_are_walked_there_and_back_and_left():
     assert "Apart from size" in texts(at)
     click(at, "tour next")
     assert at.session_state["tour"] == 2 and at.session_state["shown_view"] == "stored"
-    assert "Layer 5, KV group 0" in texts(at) and "All 16 KV groups lean to the query" in texts(at)
+    assert "Layer 1, KV group 1" in texts(at) and "All 16 KV groups lean to the output" in texts(at)
     at.button(key="tour next").click().run()
     at.switch_page("views/rescale.py").run()
     assert at.session_state["tour"] == 3 and "stop 3 of 5" in texts(at)

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pages
 import pytest
+from sight import contrast
 
+from wisca_app.figures.template import DARK, LIGHT
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.verify import BIT_IDENTICAL, verify
 
@@ -154,7 +156,7 @@ def test_the_guided_path_is_walked_stop_by_stop_and_left(page, server):
     page.get_by_role("button", name="Guided path").click()
     stops = (
         ("A small model, measured", "Queries weigh 4.3× their keys", "/"),
-        ("A head out of balance", "Layer 5, KV group 0", "/"),
+        ("A head out of balance", "Layer 1, KV group 1", "/"),
         ("Balanced, and proved", "would change, by powers of two", "/rescale"),
         ("What it does to a training", "No useful gain", "/compare"),
         ("Your own model", "Open a folder, a file", "/open"),
@@ -196,6 +198,48 @@ def test_on_a_phone_every_choice_of_the_sidebar_closes_it_and_no_button_stands_o
             page.get_by_role("heading", name=re.compile(heading.replace(" ", "\\s+"))).first.wait_for()
             page.get_by_test_id("stExpandSidebarButton").wait_for()  # there while the sidebar is closed
         browser.close()
+
+
+# colour of the outline round what has the keyboard's focus, or round the field or label that stands for it
+FOCUS = """() => { for (let e = document.activeElement, i = 0; e && i < 4; e = e.parentElement, i++) {
+    const s = getComputedStyle(e), r = e.getBoundingClientRect();
+    if (s.outlineStyle == 'solid' && parseFloat(s.outlineWidth) >= 2 && r.width > 8 && r.height > 8) return s.outlineColor;
+} return document.activeElement.outerHTML.slice(0, 200) }"""
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+def test_an_outline_is_round_whatever_has_the_keyboards_focus(page, server, theme):
+    address, _ = server
+    page.emulate_media(color_scheme=theme.name)
+    rings = set()
+    for path, turns in (("/runs", 30), ("/compare?comparison=new", 34)):  # links, buttons, fields, sliders, switches
+        page.goto(address + path)
+        pages.settled(page)
+        for _ in range(turns):
+            page.keyboard.press("Tab")
+            rings.add(page.evaluate(FOCUS))
+    (ring,) = rings
+    colour = "#" + "".join(f"{int(number):02X}" for number in re.findall(r"\d+", ring))
+    assert all(contrast(colour, behind) >= 4.5 for behind in (theme.page, theme.sidebar))
+
+
+def test_back_leads_from_a_page_to_the_one_before_with_its_choices_in_one_step(page, server):
+    address, _ = server
+
+    def goes(act, where, heading):
+        act()
+        page.wait_for_url(address + where)
+        page.get_by_role("heading", name=re.compile(heading.replace(" ", "\\s+"))).first.wait_for()
+        pages.settled(page)
+
+    page.goto(f"{address}/?pair=qk")
+    pages.settled(page)
+    goes(page.get_by_role("link", name="Method").click, "/method?pair=qk", "Same function, different slope")
+    goes(page.get_by_role("link", name="Inspect").click, "/?pair=qk", "Queries weigh")
+    goes(page.get_by_role("button", name="See it balanced").click, "/rescale?pair=qk", "pairs would change")
+    goes(page.go_back, "/?pair=qk", "Queries weigh")
+    goes(page.go_back, "/method?pair=qk", "Same function, different slope")
+    goes(page.go_back, "/?pair=qk", "Queries weigh")
 
 
 # of the first tile of the picture: its architecture, and where it stands in its chart

@@ -208,7 +208,7 @@ def test_pages_offer_the_report_and_every_chart_to_take_away():
     labels = [button.label for button in at.get("download_button")]
     assert "Report" in labels and labels.count("HTML") >= 5 and labels.count("CSV") >= labels.count("HTML")
     config = json.loads(at.main.get("plotly_chart")[0].proto.config)
-    assert config["toImageButtonOptions"]["filename"] == "gqa-docs-checkpoint-3600-qk-ratios"
+    assert config["toImageButtonOptions"]["filename"] == "gqa-docs-checkpoint-3600-vo-ratios"
     compare = page("compare", comparison="sample-compare-w128-rates")
     assert "Report as HTML" in [button.label for button in compare.get("download_button")]
     config = json.loads(compare.main.get("plotly_chart")[0].proto.config)

@@ -57,12 +57,15 @@ def test_level_pairs():
     )
     assert said(groups("qk", [0, 0]), groups("vo", [0, 0])) == "Queries and keys, values and outputs are each level."
     # one bad layer under a level median is the worst place all the same
-    assert said(groups("qk", [0, 0, 3])) == "Queries and keys are level; worst pair: QK in layer 2, 8.0×."
+    assert said(groups("qk", [0, 0, 3])) == (
+        "Queries and keys are level in the median layer; worst pair: QK in layer 2, 8.0×."
+    )
+    assert said(groups("qk", [0, 0, 0.5])) == "Queries and keys are level; worst pair: QK in layer 2, 1.41×."
 
 
 def test_of_several_places_the_one_furthest_from_balance_speaks():
     text = said(groups("qk", [1, 1]), groups("qk", [-3, -3], block="decoder.cross"))
-    assert text == "Keys weigh up to 8.0× their queries; worst pair: QK in layer 0, 8.0×."
+    assert text == "Keys weigh up to 8.0× their queries; worst pair: QK in layer 0, cross-attention, 8.0×."
 
 
 def test_gains_adapters_and_feed_forward_pairs_in_their_own_words():

@@ -26,7 +26,7 @@ def draw(comparison: Comparison, found: Report, start: dict[str, float]) -> None
                 state.note("comparison to show", "new")
                 state.rerun()
             if st.button("Open on Rescale", key="compare to rescale"):
-                st.switch_page("views/rescale.py")
+                state.go("rescale")
         with st.expander("The rates, to copy", key="compare rates to copy"):
             _to_copy(spec.model.source == "lora", start)
         st.markdown(f":small[:gray[{RULE.format(useful=spec.useful_nats)}]]")

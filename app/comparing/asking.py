@@ -1,11 +1,14 @@
 """The questions behind a comparison's spec: which model, which text, an arm of one's own. Each returns plain values as a spec has them."""
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from wisca_app import cached, state
+from wisca_app.comparing import fields
 from wisca_app.figures import words
 from wisca_app.open_model import glance, normal
 from wisca_app.open_model import title as model_title
@@ -316,64 +319,46 @@ def _text(kind: str, preset: Spec, model: dict) -> dict[str, Any]:
     return data
 
 
-def own_arm(kind: str, every: int) -> list[dict[str, Any]]:
-    """One arm with options of one's own, or none."""
-    with st.popover("An arm of your own"):
+def own_arm(kind: str, every: int, slots: dict[str, DeltaGenerator]) -> list[dict[str, Any]]:
+    """One arm with options of one's own, or none. ``slots``: gains the place for what is wrong with it."""
+    with st.expander(fields.OWN, key="compare_own_arm"):
+        slots[fields.OWN] = st.container()
         if not st.checkbox("Add it to the comparison", key="compare own", **KEPT):
             return []
-        pairs = list(PAIRS if kind == "lora" else MODEL_PAIRS)
-        name = st.text_input("Name", "mine", key="compare own name", max_chars=32, **KEPT)
-        does = st.segmented_control(
-            "What it does",
-            list(_KINDS),
-            default="balance",
-            required=True,
-            key="compare own kind",
-            format_func=_KINDS.get,
-            **KEPT,
-        )
-        chosen = st.segmented_control(
-            "Pairs",
-            pairs,
-            default=pairs[:2],
-            selection_mode="multi",
-            key=f"compare own pairs {kind}",
-            format_func=words.PAIR_LABELS.get,
-            **KEPT,
-        )
-        when = st.segmented_control(
-            "When",
-            ["every", "start"],
-            default="every",
-            required=True,
-            key="compare own when",
-            format_func={"every": f"Every {every:,} steps", "start": "At the start only"}.get,
-            **KEPT,
-        )
-        granularity = st.segmented_control(
-            "Granularity", GRANULARITIES, default="tensor", required=True, key="compare own granularity", **KEPT
-        )
-        norm = st.segmented_control(
-            "Norm",
-            PLAN_NORMS,
-            default="l1",
-            required=True,
-            key="compare own norm",
-            format_func=words.NORM_LABELS.get,
-            **KEPT,
-        )
-        strength = st.slider(
-            "Strength",
-            -1.5,
-            1.5,
-            0.5,
-            0.05,
-            key="compare own strength",
-            **KEPT,
-            help="1 balances, 0 does nothing, -1 is the same the other way.",
-        )
-        exact = st.checkbox("Powers of two only", key="compare own exact", **KEPT)
-        kept = st.checkbox("Carry the optimiser's state along", True, key="compare own state", **KEPT)
+        with _row():
+            name = st.text_input("Name", "mine", key="compare own name", max_chars=32, width=150, **KEPT)
+            does = _one("What it does", _KINDS, "kind", format_func=_KINDS.get)
+            pairs = list(PAIRS if kind == "lora" else MODEL_PAIRS)
+            chosen = st.segmented_control(
+                "Pairs",
+                pairs,
+                default=pairs[:2],
+                selection_mode="multi",
+                key=f"compare own pairs {kind}",
+                format_func=words.PAIR_LABELS.get,
+                **KEPT,
+            )
+        with _row():
+            norm = _one("Norm", PLAN_NORMS, "norm", format_func=words.NORM_LABELS.get)
+            strength = st.slider(
+                "Strength",
+                -1.5,
+                1.5,
+                0.5,
+                0.05,
+                key="compare own strength",
+                width=200,
+                **KEPT,
+                help="1 balances, 0 does nothing, -1 is the same the other way.",
+            )
+            granularity = _granularity(chosen) if does != "rates" else "tensor"  # a matrix has one rate
+        with _row():
+            whens = {"every": f"Every {every:,} steps", "start": "At the start only"}
+            when = _one("When", whens, "when", format_func=whens.get)
+            part = _part_of_the_run(when == "every" and does != "inverse", does == "balance" and strength == 1)
+        with _row():
+            exact = st.checkbox("Powers of two only", key="compare own exact", **KEPT)
+            kept = st.checkbox("Carry the optimiser's state along", True, key="compare own state", **KEPT)
     return [
         {
             "name": name,
@@ -385,6 +370,70 @@ def own_arm(kind: str, every: int) -> list[dict[str, Any]]:
             "strength": float(strength),
             "exact": exact,
             "optimizer_state": "transport" if kept or does == "rates" else "leave",
+            **part,
             **({"clip_norm": "plain"} if does == "rates" else {}),
         }
     ]
+
+
+def _row() -> DeltaGenerator:
+    return st.container(horizontal=True, gap="medium")
+
+
+def _one(label: str, options: Iterable[str], key: str, **more: Any) -> str:
+    """Of an arm of one's own; at first the first."""
+    options = list(options)
+    return st.segmented_control(
+        label, options, default=options[0], required=True, key=f"compare own {key}", **more, **KEPT
+    )
+
+
+def _granularity(pairs: list[str]) -> str:
+    """One word for all, or "qk=channel,vo=tensor"."""
+    if len(pairs) < 2:
+        return _one("Granularity", GRANULARITIES, "granularity of one")
+    chosen = _one("Granularity", [*GRANULARITIES, "by pair"], "granularity")
+    if chosen != "by pair":
+        return chosen
+    each = {
+        pair: st.selectbox(
+            words.PAIR_LABELS[pair], GRANULARITIES, key=f"compare own granularity {pair}", width=120, **KEPT
+        )
+        for pair in pairs
+    }
+    return ",".join(f"{pair}={word}" for pair, word in each.items())
+
+
+def _part_of_the_run(repeats: bool, has_trigger: bool) -> dict[str, Any]:
+    """when, start and stop of an arm. ``repeats``: whether it acts during the run; ``has_trigger``: whether it may wait for
+    a ratio.
+    """
+    asked = [
+        st.number_input(
+            label,
+            low,
+            None,
+            None,
+            step,
+            key=f"compare own {label}",
+            placeholder=none,
+            width=150,
+            disabled=not applies,
+            **KEPT,
+            help=said,
+        )
+        for label, low, step, none, applies, said in (
+            ("From step", 0, 100, "the first", repeats, "Of an arm that acts during the run."),
+            ("Up to step", 0, 100, "the last", repeats, "Of an arm that acts during the run."),
+            (
+                "From a ratio of",
+                1.0,
+                0.1,
+                "any",
+                has_trigger,
+                "A pair is left as it is until one side is so many times heavier. Of Balance at strength 1.",
+            ),
+        )
+    ]
+    first, last, ratio = (value if applies else None for value, applies in zip(asked, (repeats, repeats, has_trigger)))
+    return {"when": ratio, "start": first or 0, "stop": last}

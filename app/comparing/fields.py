@@ -5,7 +5,7 @@ import re
 from wisca_core.comparison.presets import KNOWN_ARMS
 from wisca_core.errors import SpecError, WiscaError
 
-_ARMS, _OWN, MODEL, HOW = (
+_ARMS, OWN, MODEL, HOW = (
     "Arms beside the baseline",
     "An arm of your own",
     "Model and text",
@@ -54,6 +54,9 @@ _OWN_LABELS = {
     "strength": "Strength",
     "exact": "Powers of two only",
     "optimizer_state": "Carry the optimiser's state along",
+    "when": "From a ratio of",
+    "start": "From step",
+    "stop": "Up to step",
 }
 
 
@@ -69,6 +72,7 @@ _SPOKEN = {
     "optimiser.learning_rates": "learning rates",
     "processes_per_cell": "processes a run",
     "at_start": "at the start",
+    "before start": "before its first step",
     "clip_norm": "the norm that clipping looks at",
     "optimizer_state": "the optimiser's state",
 }
@@ -122,14 +126,14 @@ def _place(error: WiscaError) -> tuple[str, str]:
     if arm:
         return _arm(arm[1], error.value)
     if error.field == "arms" and isinstance(error.value, list) and len(set(error.value)) < len(error.value):
-        return "Name", _OWN  # only there can a name be given twice
+        return "Name", OWN  # only there can a name be given twice
     return _LABELS.get(error.field.partition("[")[0], ("", ""))
 
 
 def _arm(field: str | None, value: object) -> tuple[str, str]:
     """The known arms are right by themselves: only what the model makes of them can be wrong."""
     if field in _OWN_LABELS:
-        return _OWN_LABELS[field], _OWN
+        return _OWN_LABELS[field], OWN
     if field == "pairs" and not value:
-        return "Pairs", _OWN
-    return (_OWN, "") if field is None and value not in KNOWN_ARMS else (_ARMS, "")
+        return "Pairs", OWN
+    return (OWN, "") if field is None and value not in KNOWN_ARMS else (_ARMS, "")

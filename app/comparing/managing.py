@@ -18,7 +18,7 @@ def draw(name: str, comparison: Comparison | None) -> None:
     what = "Every value of its runs: other metrics, single seeds, smoothing."
     if comparison is not None and st.button("Open on Runs", key="compare runs", help=what):
         opening.ask_for(str(path))
-        st.switch_page("views/runs.py")
+        state.go("runs")
     if choosing.is_sample(name):
         return
     if comparison is not None and live.is_going(comparison):

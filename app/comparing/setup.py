@@ -123,7 +123,6 @@ def _chosen(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]:
                     **KEPT,
                     help="Seeds that only choose the rates; they are not tested. With none, every arm is tested at every rate.",
                 )
-            with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
                 effect = st.number_input(
                     "Effect to see, nats",
                     0.001,
@@ -137,7 +136,7 @@ def _chosen(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]:
                     help="The smallest true difference you would want to notice, in nats a byte (with a tokenizer: a token). The paper's on TinyLlama is 0.044 a "
                     "token in training loss, with LoRA 0.007: other units, so no more than an order of size.",
                 )
-                own = asking.own_arm(source, int(every))
+            own = asking.own_arm(source, int(every), slots)
     arms = [{**asdict(arm), "every": arm.every and int(every)} for arm in arms]
     if optimiser == "sgd":  # its momentum follows a change of basis; the squares of the others cannot
         arms = [arm if method(arm["method"]).by_factors else {**arm, "optimizer_state": "transport"} for arm in arms]

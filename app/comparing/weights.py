@@ -55,7 +55,7 @@ def _draw(comparison: Comparison, kept: list[Cell]) -> None:
 def _open(one: Cell, other: Cell | None) -> None:
     state.open_model(str(one.folder / "model"))
     state.put("beside", str(other.folder / "model") if other else "")
-    st.switch_page("views/inspect.py")
+    state.go("inspect")
 
 
 def _first_treated(kept: list[Cell]) -> int:

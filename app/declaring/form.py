@@ -194,7 +194,7 @@ def _confirm(model: str, declared: tuple[Declaration, ...], reason: str) -> None
         if st.button("Open with this declaration", key="confirm", type=primary(), disabled=bool(reason)):
             state.open_model(model, kept.keep(declared))
             state.forget("declaring")
-            st.switch_page("views/inspect.py")
+            state.go("inspect")
         st.download_button(
             "sites.toml",
             toml(declared) if not reason else "",
@@ -206,7 +206,7 @@ def _confirm(model: str, declared: tuple[Declaration, ...], reason: str) -> None
         )
         if st.button("Only its tensors", key="without declaration", help="Open it as it is: names, shapes and dtypes."):
             state.open_model(model)
-            st.switch_page("views/inspect.py")
+            state.go("inspect")
         if st.button("Back", key="leave declaring"):
             _leave()
 

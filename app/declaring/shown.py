@@ -59,4 +59,4 @@ def unproved(model: Model, command: str) -> bool:
 def _to_the_form() -> None:
     state.put("declaring", normal(state.get("model")))
     state.forget("declaring")
-    st.switch_page("views/open.py")
+    state.go("open")

@@ -47,15 +47,15 @@ def shown(model: Model) -> Shown:
 
 
 def _settled(table: pd.DataFrame, column: Column) -> tuple[int, int, int]:
-    """The selected head brought into what there is; at first the one at the column's end of interest."""
+    """The selected head, where it is there; else the one at the column's end of interest, which is nobody's choice: it
+    stands in no address, and Inspect keeps its own layer.
+    """
     wanted = (state.get("layer"), state.get("head"), state.get("expert"))
     there = list(zip(table["layer"].tolist(), table["head"].tolist(), table["expert"].tolist()))
     if wanted not in there:
         values = table[column.name]
         at = (values.idxmin() if column.ink == "low" else values.idxmax()) if values.notna().any() else table.index[0]
         wanted = tuple(int(table.loc[at, name]) for name in ("layer", "head", "expert"))
-    for name, value in zip(("layer", "head", "expert"), wanted):
-        state.put(name, value)
     return wanted
 
 

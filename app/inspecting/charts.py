@@ -34,7 +34,7 @@ def map_of(shown: Shown, view: str, selected: tuple[int, int] | None = None) -> 
     blank = f" Blank: {words.plural(missing, 'layer')} {why}." if missing else ""
     return Chart(
         finding,
-        f"The heavier side, {words.coloured(left)} or {words.coloured(right)}; balance fades into the page.{blank}",
+        f"The heavier side, {words.coloured(left)} or {words.coloured(right)}; balance fades.{blank}",
         heatmap.columns(shown.groups),
         f"{shown.pair}-ratios",
         lambda theme: heatmap.heatmap(

@@ -72,13 +72,13 @@ def _next(model: Model) -> None:
 
 def _places() -> None:
     if st.button("See it balanced", key="go rescale", type=primary()):
-        st.switch_page("views/rescale.py")
+        state.go("rescale")
     if st.button("What does it do to a training?", key="go answer", help="What was measured on small models."):
         state.note("comparison to show", tour.COMPARISON)
-        st.switch_page("views/compare.py")
+        state.go("compare")
     if st.button("Compare", key="go compare", help="The same question, asked of this model."):
         state.note("comparison to show", "new")
-        st.switch_page("views/compare.py")
+        state.go("compare")
 
 
 def numbers(model: Model) -> None:

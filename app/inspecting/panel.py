@@ -51,7 +51,7 @@ def _open_head(shown: Shown, row: pd.Series) -> None:
         state.put("expert", -1)
         state.put("heads_block", site.block)
         state.forget("first place")  # the layer is a choice now, so that it stands in the address
-        st.switch_page("views/heads.py")
+        state.go("heads")
 
 
 def sentence(shown: Shown, row: pd.Series) -> str:

@@ -13,7 +13,7 @@ from wisca_core.architecture.site import Site, SiteKey
 from wisca_core.model import Model
 from wisca_core.patterns.blocks import block_of, titles, unit_of
 from wisca_core.patterns.summary import PairSummary, layer_ratios, summaries
-from wisca_core.patterns.verdict import by_imbalance, mostly_size
+from wisca_core.patterns.verdict import by_imbalance, mostly_size, worst
 from wisca_core.planning.decide import Decision
 from wisca_core.planning.options import Options
 from wisca_core.planning.rates import group_rates
@@ -154,15 +154,31 @@ def shown(model: Model) -> Shown:
     """Of the pair, block and norm that are chosen; what this model does not have gives way to what it has."""
     options = options_of(model)
     decision = cached.decision(model, options)
-    pairs = list(dict.fromkeys(site.key.pair for site in model.sites.sites))
-    if state.get("pair") not in pairs:
-        state.put("pair", pairs[0])
+    groups = cached.once(f"groups\n{model.key}\n{options!r}", decision.groups)  # the verdict's
+    pair = state.follow("pair", _first_pair(groups), set(groups["pair"]))
     if state.get("shown_norm") not in NORMS:
         state.put("shown_norm", NORMS[0])
-    pair, norm = state.get("pair"), state.get("shown_norm")
-    block = state.settle("block", list(dict.fromkeys(block_of(s.key) for s in model.sites.sites if s.key.pair == pair)))
+    norm, of_pair = state.get("shown_norm"), groups[groups["pair"] == pair]
+    block = _first_block(of_pair)
+    if of_pair["block"].nunique() > 1:  # else what was chosen before is kept for later
+        block = state.follow("block", block, set(of_pair["block"]))
     key = f"{model.key}\n{options!r}\n{pair} {block} {norm}"
     return cached.once(f"shown\n{key}", lambda: cut(key, model, options, decision, pair, norm, block))
+
+
+def _first_pair(groups: pd.DataFrame) -> str:
+    """The pair that the verdict calls the worst. A feed-forward one is measured only while it is looked at, so it is no
+    place to begin beside others.
+    """
+    attention = groups[groups["pair"] != "mlp"]
+    groups = attention if len(attention) else groups
+    far = worst(groups)
+    return far.pair if far is not None else str(groups["pair"].iloc[0])
+
+
+def _first_block(groups: pd.DataFrame) -> str:
+    far = worst(groups)
+    return far.block if far is not None else str(groups["block"].iloc[0])
 
 
 def cut(key: str, model: Model, options: Options, decision: Decision, pair: str, norm: str, block: str) -> Shown:

@@ -54,7 +54,7 @@ def go(model: str, sites: str = "") -> None:
 
 def _show(model: str, sites: str = "") -> None:
     state.open_model(model, sites)
-    st.switch_page("views/inspect.py")
+    state.go("inspect")
 
 
 def _wanted() -> None:

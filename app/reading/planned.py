@@ -54,4 +54,4 @@ def link(found: Comparison) -> None:
     name = choosing.name_of(found.path)
     if name and st.button("Open on Compare", key="planned compare", type="tertiary", icon=":material/arrow_forward:"):
         state.note("comparison to show", name)
-        st.switch_page("views/compare.py")
+        state.go("compare")

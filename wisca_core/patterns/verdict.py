@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from wisca_core.patterns.blocks import unit_of
+from wisca_core.patterns.blocks import titles, unit_of
 from wisca_core.patterns.summary import SIDES, PairSummary, times
 
 _PLURALS = {
@@ -19,6 +19,7 @@ _PLURALS = {
     "A": "A",
     "B": "B",
 }
+SURELY_NOT_LEVEL = 1.5  # a worst place beyond it would contradict a "level" that does not say of what
 _LABELS = {"qk": "QK", "vo": "VO", "mlp": "MLP", "lora": "LoRA"}
 
 
@@ -83,15 +84,17 @@ def verdict(found: Iterable[PairSummary], groups: pd.DataFrame, gains: Iterable[
         clauses[-1] += ", mostly by size"
     elif any(by_size):
         clauses = [f"{text} (mostly size)" if is_size else text for text, is_size in zip(clauses, by_size)]
+    far = worst(groups)
     if level:
         clauses.append(_level(level, gains, bool(clauses)))
+        if far is not None and far.pair in level and abs(far.log2_ratio) > np.log2(SURELY_NOT_LEVEL):
+            clauses[-1] += " in the median layer"
     text = ", ".join(clauses) or "nothing was measured"
-    far = worst(groups)
     where = ""
     if far is not None and len(groups) > 1 and times(2 ** abs(far.log2_ratio)) != "1.00×":
-        unit = unit_of(far.pair, far.block)
-        inside = f", {unit} {far.group}" if unit == "expert" else ""
-        where = f"; worst pair: {_LABELS[far.pair]} in layer {far.layer}{inside}, {times(2 ** abs(far.log2_ratio))}"
+        inside = titles(groups.loc[groups["pair"] == far.pair, "block"])[far.block]
+        inside = f"expert {far.group}" if unit_of(far.pair, far.block) == "expert" else inside
+        where = f"; worst pair: {_LABELS[far.pair]} in layer {far.layer}{inside and ', '}{inside}, {times(2 ** abs(far.log2_ratio))}"
     return f"{text[:1].upper()}{text[1:]}{where}."
 
 

@@ -28,9 +28,6 @@ RATE_COLUMNS = {
 }
 
 
-# what the two sides of a pair are, as papers write them
-
-
 @dataclass(frozen=True)
 class PairRates:
     """Of one pair in one block: factors on Adam's learning rate in the median layer, and their span over the layers.
