@@ -308,6 +308,21 @@ BAD = {
         lambda: [wisca.feed_forward("layers.{i}", up="a", down="b")],
         "without a gate a factor passes",
     ),
+    "layers beyond any model": (lambda: [with_words(LLAMA[0], layers="0-999999999999")], "layers='0-999999999999' was"),
+    "a follower without a side": (
+        lambda: [with_words(LLAMA[0], follow=[{"pair": "qk", "tensor": "bias"}])],
+        "a list of mappings with pair, tensor, axis, like, side",
+    ),
+    "a follower that is not there": (
+        lambda: [
+            with_words(LLAMA[0], follow=[{"pair": "qk", "tensor": "bias", "axis": 0, "like": "q", "side": "left"}])
+        ],
+        "layers.0.attention.bias, which follow= names, is no tensor",
+    ),
+    "one name for two norms": (lambda: [with_words(LLAMA[0], qk_norm="qn")], r"needed is \('q_norm', 'k_norm'\)"),
+    "an offset in words": (lambda: [with_words(LLAMA[0], qk_norm={"q": "a", "k": "b", "offset": "1"})], "qk_norm="),
+    "a storage in words": (lambda: [with_words(LLAMA[0], conv1d="no")], "conv1d='no' was given; True or False"),
+    "a stack of two words": (lambda: [with_words(LLAMA[0], stack="a.b")], "stack='a.b'.* make no name of a pair"),
     "no declaration": (lambda: ["layers.{i}.attention"], "a list of wisca.attention"),
 }
 
@@ -386,6 +401,16 @@ def test_a_build_that_does_not_fit_is_a_named_error(build, message):
     with pytest.raises(DeclarationError, match=message):
         wisca.rescale_(model, sites=LLAMA, build=build)
     assert same_bits(before, bits(model))
+
+
+def test_a_build_that_gives_the_live_model_or_a_part_of_it_is_refused_before_a_proof_makes_it_random():
+    model, half = made(Llama), made(Llama)
+    half.layers["0"].attention.wq = model.layers["0"].attention.wq
+    before = bits(model)
+    for build in (lambda: model, lambda: half):
+        with pytest.raises(DeclarationError, match="returns the live model, or a part of it"):
+            wisca.rescale_(model, sites=LLAMA, build=build)
+    assert same_bits(before, bits(model)) and {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_a_call_that_does_not_fit_says_how_to_give_one():

@@ -102,6 +102,7 @@ CASES = [
     "FSDP2, adamw max",
     "FSDP2, momentum tensor",
     "FSDP2 root only, adamw group",
+    "FSDP2 by Accelerate, adamw tensor",
     "TP, adamw tensor",
     "TP, adamw group",
     "TP, adamw l2",

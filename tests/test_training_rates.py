@@ -603,7 +603,9 @@ def test_under_accelerate_with_schedulers_both_ways_are_one_training(make, sched
 
 
 def test_trls_sft_of_a_lora_adapter_at_rates(make, tmp_path):
-    """B is zero at first, so there is nothing to balance; from the first renewal after that A and B have their rates."""
+    """B is zero at first, so there is nothing to balance; from the first renewal after that A and B have their rates, and
+    the products B A come to what a rescale of A and B comes to: within 1e-5, because it is float32 on both ways.
+    """
     import peft
     from datasets import Dataset
     from test_training_state import letters
@@ -612,7 +614,9 @@ def test_trls_sft_of_a_lora_adapter_at_rates(make, tmp_path):
 
     arguments = SFTConfig(
         output_dir=str(tmp_path),
-        max_steps=5,
+        max_steps=8,
+        max_grad_norm=0.0,  # a trainer clips by the plain norm, by weights by that of the rescaled ones
+        adam_epsilon=1e-12,
         per_device_train_batch_size=2,
         learning_rate=1e-3,
         report_to="none",
@@ -624,18 +628,25 @@ def test_trls_sft_of_a_lora_adapter_at_rates(make, tmp_path):
         logging_steps=1,
     )
     rows = Dataset.from_list([{"text": f"a b c {i} d"} for i in range(20)])
-    wisca = WiscaCallback(every=2, by="rates", pairs=("lora",))
-    one = SFTTrainer(
-        make(torch.float32),
-        args=arguments,
-        train_dataset=rows,
-        processing_class=letters(PreTrainedTokenizerFast),
-        peft_config=peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
-        callbacks=[wisca],
-    )
-    one.train()
+    products = {}
+    for by in ("weights", "plain", "rates"):
+        wisca = WiscaCallback(every=2, by="rates" if by == "rates" else "weights", pairs=("lora",))
+        torch.manual_seed(0)
+        one = SFTTrainer(
+            make(torch.float32),
+            args=arguments,
+            train_dataset=rows,
+            processing_class=letters(PreTrainedTokenizerFast),
+            peft_config=peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+            callbacks=[] if by == "plain" else [wisca],
+        )
+        one.train()
+        held = {name: p.detach().double() for name, p in one.model.named_parameters() if "lora_" in name}
+        products[by] = {n: held[n.replace("lora_A", "lora_B")] @ a for n, a in held.items() if "lora_A" in n}
+    for name, product in products["weights"].items():
+        assert relative(products["rates"][name], product) < 1e-5 < 1e-3 < relative(products["plain"][name], product)
     lines = read(tmp_path / "wisca.jsonl")
-    assert [row["step"] for row in lines] == [0, 2, 4] and not lines[0]["rates"] and len(lines[0]["skipped"]) == 4
+    assert [row["step"] for row in lines] == [0, 2, 4, 6, 8] and not lines[0]["rates"] and len(lines[0]["skipped"]) == 4
     assert len(lines[1]["rates"]) == 4 and len(wisca.scaler.multipliers) == 8
     for name, sides in lines[1]["rates"].items():
         # A's norm over B's: A is far heavier while B is small, so it is A that trains faster

@@ -274,7 +274,31 @@ def ranks() -> dict:
     dist.all_gather(theirs, mine)
     out["replicas stay equal"] = bool(torch.equal(*theirs))
     out["Trainer, DDP"] = by_trainer(2, ddp_backend="gloo")
+    made = []
+
+    def accelerated(model):
+        model, optimizer = by_accelerate(model, adamw(model.parameters()))
+        made.append(optimizer)
+        return sharded(model)
+
+    out["FSDP2 by Accelerate, adamw tensor"] = run(accelerated, lambda parameters: made.pop(), rank, {})
     return out
+
+
+def by_accelerate(model, optimizer):
+    """Accelerate's own preparation for FSDP2. It chooses that on accelerators only and DDP on CPUs, so its choice is set."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.utils import DistributedType
+
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        cpu_ram_efficient_loading=False,
+    )
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+    return accelerator.prepare(model, optimizer)
 
 
 def zero_reference() -> dict:

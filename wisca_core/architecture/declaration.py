@@ -137,6 +137,7 @@ def attention(
         value = said[name]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _MOST):
             raise DeclarationError(f"{title}: {name}={value!r} was given; a whole number from 1 is needed.")
+    _check_names(title, stack, attention, part)
     if n_heads % (n_kv_heads or n_heads):
         raise DeclarationError(f"{title}: {n_heads} query heads cannot share {n_kv_heads} key/value heads evenly.")
     if rope not in ROPES:
@@ -151,7 +152,7 @@ def attention(
             f"{title}: layout={layout!r} has a key and a value for every query head; n_kv_heads says other."
         )
     said["qk_norm"] = _norm_words(title, qk_norm)
-    said["follow"] = tuple(tuple(sorted(dict(one).items())) for one in follow)
+    said["follow"] = _followers(title, follow)
     said["layers"] = _layer_numbers(title, layers)
     return _declared("attention", layer, said, _ATTENTION)
 
@@ -186,6 +187,7 @@ def feed_forward(
     title = f"feed_forward({layer!r})"
     if not down or bool(up) == bool(fused) or (fused and gate):
         raise DeclarationError(f"{title}: give down with up, with gate and up, or with fused (both in one matrix).")
+    _check_names(title, stack, "self", part)
     if not gate and not fused and activation not in HOMOGENEOUS:
         raise DeclarationError(
             f"{title}: without a gate a factor passes only through ReLU and its square; give gate=, or "
@@ -195,14 +197,25 @@ def feed_forward(
     return _declared("feed_forward", layer, said, _FEED_FORWARD)
 
 
+def _check_names(title: str, stack: object, attention: object, part: object) -> None:
+    """Names of pairs are read back from plans and telemetry."""
+    fits = isinstance(stack, str) and re.fullmatch(r"\w+", stack) and attention in ("self", "cross")
+    if not fits or not isinstance(part, str) or not re.fullmatch(r"[\w.-]*", part):
+        raise DeclarationError(
+            f"{title}: stack={stack!r}, attention={attention!r}, part={part!r} make no name of a pair; stack is a word, attention "
+            "'self' or 'cross', part of letters, digits, '.', '-' and '_'."
+        )
+
+
 def _declared(kind: str, layer: str, said: Mapping, defaults: Mapping) -> Declaration:
     if not isinstance(layer, str) or not layer.strip(".") or re.search(r"\{(?![ie]\})", layer):
         raise DeclarationError(
             f"{kind}({layer!r}): the path of a layer's tensors is needed, with {{i}} in place of its number."
         )
     for name, value in said.items():
-        if isinstance(defaults[name], str) and not isinstance(value, str):
-            raise DeclarationError(f"{kind}({layer!r}): {name}={value!r} was given; text is needed.")
+        for wanted, what in ((str, "text"), (bool, "True or False")):
+            if isinstance(defaults[name], wanted) and not isinstance(value, wanted):
+                raise DeclarationError(f"{kind}({layer!r}): {name}={value!r} was given; {what} is needed.")
     words = tuple((name, value) for name, value in said.items() if value not in (defaults[name], None))
     return Declaration(kind, unwrapped(layer.strip(".")), words)  # written as a file has it, or as the model
 
@@ -215,14 +228,48 @@ _MAKERS = {"attention": attention, "feed_forward": feed_forward}
 def _norm_words(title: str, given: object) -> tuple:
     if not given:
         return ()
-    words = dict(given) if isinstance(given, Mapping) else dict(zip("qk", given)) if len(given) == 2 else {}
+    is_pair = isinstance(given, (list, tuple)) and len(given) == 2
+    words = dict(given) if isinstance(given, Mapping) else dict(zip("qk", given)) if is_pair else {}
     unknown = words.keys() - {"q", "k", "per", "before_rope", "offset"}
-    if unknown or not all(isinstance(words.get(name), str) for name in "qk"):
+    is_wrong = (
+        not all(isinstance(words.get(name), str) for name in "qk")
+        or words.get("per", "head") not in ("head", "heads", "width", "rows")
+        or not isinstance(words.get("before_rope", True), bool)
+        or not isinstance(words.get("offset", 0.0), (int, float))
+    )
+    if unknown or is_wrong:
         raise DeclarationError(
             f"{title}: qk_norm={given!r} was given; needed is ('q_norm', 'k_norm') or a mapping with q, k and, where they "
             "differ from the usual, per, before_rope and offset."
         )
     return tuple(sorted(words.items()))
+
+
+def _followers(title: str, given: object) -> tuple:
+    allowed = {
+        "pair": ("qk", "vo"),
+        "tensor": str,
+        "axis": int,
+        "like": ("q", "k", "v", "o", "head"),
+        "side": ("left", "right"),
+        "heads_axis": int,
+        "offset": (int, float),
+    }
+    needed = [name for name in allowed if name not in ("heads_axis", "offset")]
+    for one in given if isinstance(given, (list, tuple)) else [given]:
+        fits = isinstance(one, Mapping) and set(needed) <= one.keys() <= allowed.keys()
+        for name, rule in allowed.items() if fits else ():
+            value = one.get(name, 0)
+            is_text = isinstance(rule, tuple) and isinstance(rule[0], str)
+            fits &= (name not in one and name not in needed) or (
+                value in rule if is_text else isinstance(value, rule) and not isinstance(value, bool)
+            )
+        if not fits:
+            raise DeclarationError(
+                f"{title}: follow={given!r} was given; a list of mappings with {', '.join(needed)} and, where they are needed, "
+                "heads_axis and offset (rows/defaults.toml explains them)."
+            )
+    return tuple(tuple(sorted(one.items())) for one in given)
 
 
 def _layer_numbers(title: str, given: Sequence[int] | str) -> tuple[int, ...]:
@@ -231,9 +278,14 @@ def _layer_numbers(title: str, given: Sequence[int] | str) -> tuple[int, ...]:
         out: set[int] = set()
         for part in parts if given else ():
             low, _, high = str(part).partition("-")
-            out |= set(range(int(low), int(high or low) + 1))
+            ends = int(low), int(high or low)
+            if not 0 <= ends[0] <= ends[1] < _MOST:
+                raise ValueError(part)
+            out |= set(range(ends[0], ends[1] + 1))
     except (TypeError, ValueError):
-        raise DeclarationError(f"{title}: layers={given!r} was given; numbers, or text such as '0-3,7'.") from None
+        raise DeclarationError(
+            f"{title}: layers={str(given)[:80]!r} was given; numbers, or text such as '0-3,7'."
+        ) from None
     return tuple(sorted(out))
 
 
@@ -559,6 +611,11 @@ def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
         )
     if turning > head_dim:
         raise DeclarationError(f"{one.title}: rope_channels={turning} was given; a head has {head_dim} channels.")
+    for follower in one["follow"] or ():
+        if place.prefix + dict(follower)["tensor"] not in weights:
+            raise DeclarationError(
+                f"{one.title}: {place.prefix}{dict(follower)['tensor']}, which follow= names, is no tensor of the model."
+            )
     family = row(
         NAME,
         **{name: name for name in _NUMBERS},

@@ -79,6 +79,7 @@ def prove_declared(
         own = own or tuple(declarations)
         inner = small
         if build is not None:
+            _check_its_own(small, model)
             if model is not None and not any(_kind(one) is _kind(model) for one in small.modules()):
                 raise DeclarationError(
                     f"build: it makes a {_kind(small).__name__}; the model is a {_kind(model).__name__}."
@@ -217,6 +218,27 @@ def _kind(module: nn.Module) -> type:
 def _own(tensor: torch.Tensor) -> torch.Tensor:
     """A copy, never the tensor itself, in float64 where it holds floating-point numbers."""
     return tensor.detach().to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+
+def _check_its_own(small: nn.Module, model: nn.Module | None) -> None:
+    """Every parameter of what ``build`` made is made random: none may be the live model's. Raises DeclarationError."""
+    held = {_memory(t): name for name, t in _tensors(model)} if model is not None else {}
+    shared = next(((name, held[_memory(t)]) for name, t in _tensors(small) if _memory(t) in held), None)
+    if shared:
+        raise DeclarationError(
+            f"build: it returns the live model, or a part of it ({shared[0]} is the memory of {shared[1]}), which a proof would "
+            "make random. Make a new small model in it. The model is unchanged."
+        )
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters that hold values here."""
+    return [(n, p) for n, p in model.named_parameters() if not p.is_meta and p.numel() and not hasattr(p, "ds_id")]
+
+
+def _memory(tensor: torch.Tensor) -> tuple:
+    held = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return held.device, held.untyped_storage().data_ptr()
 
 
 def _check_alike(small: nn.Module, model: nn.Module | None, structure: Iterable[TensorInfo]) -> None:

@@ -436,6 +436,8 @@ def _once(sites: Sequence[Site], held: _Held) -> tuple[list[Site], tuple[str, ..
 def _unusable(site: Site, parameters: Mapping[str, torch.Tensor], choices: Choices) -> str:
     for leg in site.legs:
         tensor = parameters[leg.tensor]
+        if tensor.is_inference():
+            return f"{leg.tensor} was made in inference mode, so it cannot be edited in place; clone it"
         if tensor.is_meta:
             return f"{leg.tensor} is on the meta device (offloaded); it cannot be edited in place"
         if leg.fixed and (distributed.is_dtensor(tensor) or zero.is_partitioned(tensor)):
