@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from wisca_app.declaring import fields, found, kept
 from wisca_core import storage
-from wisca_core.architecture.declaration import read_declarations, toml
+from wisca_core.architecture.declaration_files import read_declarations, toml
 from wisca_core.errors import ProofFailed, UnreadableInput
 from wisca_core.job_functions import export_job, measure_job
 from wisca_core.model import open_model

@@ -8,7 +8,7 @@ from declared_models import GPT, MODELS, LitGPT, Llama
 from safetensors.torch import load_file, save_file
 
 import wisca_core as wisca
-from wisca_core.architecture.declaration import toml
+from wisca_core.architecture.declaration_files import toml
 from wisca_core.cli import main
 from wisca_core.errors import DeclarationError, ProofFailed
 

@@ -9,7 +9,8 @@ from declared_models import GPT, MODELS, VOCABULARY, Llama, RMSNorm, TorchEncode
 from torch import nn
 
 import wisca_core as wisca
-from wisca_core.architecture.declaration import declared_sites, read_declarations, toml
+from wisca_core.architecture.declaration_files import read_declarations, toml
+from wisca_core.architecture.declared_sites import declared_sites
 from wisca_core.equivalence.declared_proof import as_checkpoint
 from wisca_core.errors import BadOption, DeclarationError, NothingToRescale, ProofFailed, UnreadableInput
 from wisca_core.training import telemetry

@@ -107,7 +107,7 @@ def test_momentum_of_heads_on_an_axis_goes_along_cell_by_cell():
 
 
 def test_the_words_are_read_back_from_toml(tmp_path):
-    from wisca_core.architecture.declaration import read_declarations, toml
+    from wisca_core.architecture.declaration_files import read_declarations, toml
 
     for sites in (EINSUM[1], *(sites for _, sites, _ in CASES.values())):
         (tmp_path / "sites.toml").write_text(toml(sites))

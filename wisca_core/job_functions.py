@@ -4,7 +4,7 @@ underneath.
 
 from pathlib import Path
 
-from wisca_core.architecture.declaration import open_declared
+from wisca_core.architecture.declaration_files import open_declared
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.checkpoint import open_checkpoint

@@ -14,7 +14,9 @@ from wisca_app.figures import words
 from wisca_app.messages import errors_as_messages, plain, say
 from wisca_app.open_model import normal, title
 from wisca_app.parts import primary
-from wisca_core.architecture.declaration import Declaration, declared_sites, parse_declarations, read_declarations, toml
+from wisca_core.architecture.declaration import Declaration
+from wisca_core.architecture.declaration_files import parse_declarations, read_declarations, toml
+from wisca_core.architecture.declared_sites import declared_sites
 from wisca_core.architecture.guessing import N_HEADS, guess
 from wisca_core.architecture.site import PAIRS
 from wisca_core.errors import DeclarationError, WiscaError

@@ -8,7 +8,8 @@ from pathlib import Path
 import xxhash
 
 from wisca_core import storage
-from wisca_core.architecture.declaration import Declaration, read_declarations, toml
+from wisca_core.architecture.declaration import Declaration
+from wisca_core.architecture.declaration_files import read_declarations, toml
 from wisca_core.errors import OutputRefused, UnreadableInput
 from wisca_core.model import Model
 

@@ -6,7 +6,7 @@ from wisca_app import state
 from wisca_app.declaring import kept
 from wisca_app.messages import plain
 from wisca_app.open_model import normal
-from wisca_core.architecture.declaration import toml
+from wisca_core.architecture.declaration_files import toml
 from wisca_core.model import Model
 
 

@@ -1,34 +1,23 @@
-"""Sites that a person declares for a model no family file knows: the words of a family's row, for tensors that are there.
+"""What a person says of a model that no family file knows: the words of a family's row, for tensors that are there.
 
 A declaration is data: which tensors write and read the channels of a pair, how many heads there are, how they lie in the
-matrices, what rotates. Sizes are read off the shapes, so that one declaration serves a model and a small copy of it.
+matrices, what rotates. Here are its words and what they may be; ``declared_places`` finds its tensors, ``declared_layer``
+reads the sizes off their shapes, ``declared_sites`` makes the pairs, ``declaration_files`` reads and writes it.
 Nothing here is known to be right: it is proved on the model itself (``equivalence.declared_proof``) before it is used.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from wisca_core.architecture.attention import attention_sites, norm_of
-from wisca_core.architecture.families import Family, layout_names, row
-from wisca_core.architecture.layer import ROPES, Layer, Weights, numbers
-from wisca_core.architecture.mlp import HOMOGENEOUS, declared_mlp
-from wisca_core.architecture.site import DEFAULT_PAIRS, Leg, Refusal, Site, Sites
-from wisca_core.checkpoint import Checkpoint, Declared, open_checkpoint
-from wisca_core.errors import DeclarationError, UnreadableInput
-from wisca_core.progress import Progress, silent
-from wisca_core.untrusted import named_path, parse_toml, read_regular
+from wisca_core.architecture.families import layout_names
+from wisca_core.architecture.layer import ROPES
+from wisca_core.architecture.mlp import HOMOGENEOUS
+from wisca_core.errors import DeclarationError
 from wisca_core.wrappers import unwrapped
 
 NAME = "declared"
-FORMAT, VERSION = "wisca-sites", 1
-MAX_BYTES = 1 << 20
-_NUMBERS = ("n_heads", "n_kv_heads", "head_dim", "value_dim", "hidden_size", "kv_hidden", "v_hidden", "out_hidden")
-_MOST = 1 << 16  # heads, channels: more is a slip of the pen
+_MOST = 1 << 16  # heads, channels, layers: more is a slip of the pen
 
 
 @dataclass(frozen=True)
@@ -48,7 +37,7 @@ class Declaration:
         return dict(self.words).get(word)
 
     def __repr__(self) -> str:
-        return f"wisca.{self.kind}({', '.join([repr(self.layer), *(f'{k}={_plain(v)!r}' for k, v in self.words)])})"
+        return f"wisca.{self.kind}({', '.join([repr(self.layer), *(f'{k}={plain(v)!r}' for k, v in self.words)])})"
 
     @property
     def title(self) -> str:
@@ -56,7 +45,7 @@ class Declaration:
         return f"{self.kind}({self.layer!r})"
 
     def to_json(self) -> dict:
-        return {"kind": self.kind, "layer": self.layer} | {name: _plain(value) for name, value in self.words}
+        return {"kind": self.kind, "layer": self.layer} | {name: plain(value) for name, value in self.words}
 
 
 def attention(
@@ -154,7 +143,7 @@ def attention(
     said["qk_norm"] = _norm_words(title, qk_norm)
     said["follow"] = _followers(title, follow)
     said["layers"] = _layer_numbers(title, layers)
-    return _declared("attention", layer, said, _ATTENTION)
+    return _declared("attention", layer, said, ATTENTION)
 
 
 def feed_forward(
@@ -194,7 +183,7 @@ def feed_forward(
             f"activation= one of {', '.join(HOMOGENEOUS)} ({activation or 'none'} was given)."
         )
     said["layers"] = _layer_numbers(title, layers)
-    return _declared("feed_forward", layer, said, _FEED_FORWARD)
+    return _declared("feed_forward", layer, said, FEED_FORWARD)
 
 
 def _check_names(title: str, stack: object, attention: object, part: object) -> None:
@@ -220,9 +209,9 @@ def _declared(kind: str, layer: str, said: Mapping, defaults: Mapping) -> Declar
     return Declaration(kind, unwrapped(layer.strip(".")), words)  # written as a file has it, or as the model
 
 
-_ATTENTION = {"out": "", "n_heads": 0} | attention.__kwdefaults__
-_FEED_FORWARD = {"down": ""} | feed_forward.__kwdefaults__
-_MAKERS = {"attention": attention, "feed_forward": feed_forward}
+ATTENTION = {"out": "", "n_heads": 0} | attention.__kwdefaults__
+FEED_FORWARD = {"down": ""} | feed_forward.__kwdefaults__
+MAKERS = {"attention": attention, "feed_forward": feed_forward}
 
 
 def _norm_words(title: str, given: object) -> tuple:
@@ -301,516 +290,9 @@ def checked(given: object) -> tuple[Declaration, ...]:
     return tuple(several)
 
 
-def read_declarations(path: Path) -> tuple[Declaration, ...]:
-    """From a TOML file, as ``parse_declarations`` reads it. Raises UnreadableInput, DeclarationError."""
-    return parse_declarations(read_regular(named_path(path), MAX_BYTES), str(path))
-
-
-def parse_declarations(text: bytes, path: str) -> tuple[Declaration, ...]:
-    """``format = "wisca-sites"``, ``version = 1``, then tables [[attention]] and [[feed_forward]] with the arguments of
-    these functions. ``path``: what errors call it. Raises UnreadableInput, DeclarationError.
-    """
-    data = parse_toml(text, path)
-    found = (data.pop("format", None), data.pop("version", None))
-    if found != (FORMAT, VERSION):
-        raise UnreadableInput(
-            f'{path} begins with format {found[0]!r}, version {found[1]!r}; format = "{FORMAT}" and version = {VERSION} are '
-            "read here."
-        )
-    unknown = data.keys() - _MAKERS.keys()
-    if unknown or not any(data.values()):
-        raise DeclarationError(
-            f"{path}: {', '.join(sorted(unknown)) or 'no table'} was found; [[attention]] and [[feed_forward]] are known."
-        )
-    out = []
-    for kind, make in _MAKERS.items():
-        rows = data.get(kind, [])
-        for one in rows if isinstance(rows, list) else [rows]:
-            allowed = ("layer", *(_ATTENTION if kind == "attention" else _FEED_FORWARD))
-            if not isinstance(one, dict) or one.keys() - set(allowed) or not isinstance(one.get("layer"), str):
-                wrong = ", ".join(sorted(one.keys() - set(allowed))) if isinstance(one, dict) else ""
-                raise DeclarationError(
-                    f"{path}: [[{kind}]] has {wrong or 'no layer'}; its words are {', '.join(allowed)}."
-                )
-            try:
-                out.append(make(one["layer"], **{name: value for name, value in one.items() if name != "layer"}))
-            except TypeError as error:
-                raise DeclarationError(f"{path}: [[{kind}]] {one['layer']}: {error}.") from error
-    return tuple(out)
-
-
-def open_declared(arguments: Mapping, progress: Progress = silent) -> Checkpoint:
-    """The model that the arguments of a job name: {model, sites: path of a declaration, unproved: bool}, the last two only
-    where one was made. Raises UnreadableInput, UnsupportedCheckpoint, DeclarationError.
-    """
-    declared = None
-    if arguments.get("sites"):
-        declared = Declared(
-            read_declarations(Path(arguments["sites"])), is_unproved=arguments.get("unproved", False) is True
-        )
-    return open_checkpoint(arguments["model"], progress=progress, declared=declared)
-
-
-def toml(declarations: Iterable[Declaration]) -> str:
-    """The text of a file that ``read_declarations`` reads."""
-    lines = [f'format = "{FORMAT}"', f"version = {VERSION}"]
-    for one in declarations:
-        lines += ["", f"[[{one.kind}]]", f"layer = {_toml(one.layer)}"]
-        lines += [f"{name} = {_toml(_plain(value))}" for name, value in one.words]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else repr(value)
-
-
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Pairs of names and values are mappings where people read them."""
     if isinstance(value, tuple) and value and all(isinstance(one, tuple) for one in value):
         is_map = all(len(one) == 2 and isinstance(one[0], str) for one in value)
-        return dict(value) if is_map else [_plain(one) for one in value]
+        return dict(value) if is_map else [plain(one) for one in value]
     return list(value) if isinstance(value, tuple) else value
-
-
-@dataclass(frozen=True)
-class _Place:
-    layer: int
-    expert: int
-    prefix: str
-
-
-def root_of(names: Iterable[str], declarations: Sequence[Declaration]) -> str:
-    """What stands before every declared path in these names, "" where they begin with it. Raises DeclarationError."""
-    names = list(names)
-    roots: set[str] | None = None
-    for one in declarations:
-        pattern = re.compile(r"(?:^|(?<=\.))" + _pattern(one))
-        found = {name[: match.start()] for name in names for match in pattern.finditer(name)}
-        if not found:
-            raise DeclarationError(f"{one.title}: no tensor of the model lies there. {_near(one, names)}")
-        found = {""} if "" in found else found
-        roots = found if roots is None else roots & found
-    if len(roots or ()) != 1:
-        shown = ", ".join(f"{root!r}" for root in sorted(roots or ()))
-        raise DeclarationError(
-            f"sites: the paths are found below {len(roots)} places of the model ({shown}); write them from the top of the "
-            "model on."
-            if roots
-            else "sites: no one part of the model holds every declared path; write them from the top of the model on."
-        )
-    return next(iter(roots))
-
-
-def _pattern(one: Declaration) -> str:
-    escaped = (
-        re.escape(one.layer)
-        .replace(re.escape("{i}"), r"(?P<i>\d{1,6})", 1)
-        .replace(re.escape("{e}"), r"(?P<e>\d{1,6})", 1)
-    )
-    return escaped.replace(re.escape("{i}"), r"(?P=i)").replace(re.escape("{e}"), r"(?P=e)") + r"\."
-
-
-def _near(one: Declaration, names: Sequence[str]) -> str:
-    numbered = one.layer.replace("{i}", "0").replace("{e}", "0")
-    parents = list(dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in names))
-    like = difflib.get_close_matches(numbered, [parent for parent in parents if parent], 3, 0.4) or parents[:3]
-    return f"Near it are {', '.join(like)}." if any(like) else "It has no tensors in modules."
-
-
-def declared_sites(
-    checkpoint: Checkpoint, declarations: Sequence[Declaration], pairs: Iterable[str] = DEFAULT_PAIRS
-) -> Sites:
-    """The sites that these declarations describe in this model, of these pairs; tensors that cannot be rescaled (shared,
-    quantised) as refusals.
-
-    Raises DeclarationError for a path that matches nothing or several places, a module that is not there, heads that
-    do not divide its rows, two declarations that claim the same rows.
-    """
-    weights = Weights.of(checkpoint, "the declaration")
-    root = root_of(weights.names, declarations)
-    found: list[tuple[Declaration, Site | Refusal]] = []
-    remarks: list[str] = []
-    first = None
-    n_layers = 0
-    readers = _readers(weights, declarations, root)
-    for one in declarations:
-        if one["kv_layer"] is not None:
-            continue
-        places = _places(weights, one, root)
-        for place in places:
-            if one.kind == "feed_forward":
-                found += [(one, site) for site in _feed_forward(weights, one, place)]
-                continue
-            layer = _layer(weights, one, place)
-            first = first or layer
-            n_layers = max(n_layers, place.layer + 1)
-            reading = readers.pop(_name_of(one, place.layer), ())
-            _check_readers(one, layer, reading)
-            n_layers = max((n_layers, *(reader.number + 1 for reader in reading)))
-            found += [(one, _with_bias(layer, one, site)) for site in attention_sites(layer, reading)]
-            if norm_of(layer) and place is places[0]:
-                remarks.append(
-                    f"{one.layer}: its norms on q and k absorb the scale of Wq and Wk; the gains are the live pair and "
-                    "are balanced instead."
-                )
-    if readers:
-        (stack, attention, part, number), (reader, *_) = next(iter(readers.items()))
-        raise DeclarationError(
-            f"kv_layer={number}: no declaration gives layer {number} keys and values of its own "
-            f"({'.'.join(filter(None, (stack, attention, part)))}), which layer {reader.number} is said to read."
-        )
-    _check_apart(found)
-    pairs = tuple(pairs)
-    sites = tuple(site for _, site in found if isinstance(site, Site) and site.key.pair in pairs)
-    refusals = tuple(
-        r for _, r in found if isinstance(r, Refusal) and r.what.split(":")[0].split(".")[3].split(".")[0] in pairs
-    )
-    about = first.attention(n_layers) if first else None
-    return Sites(NAME, checkpoint.source, about, sites, refusals, tuple(remarks))
-
-
-def _name_of(one: Declaration, number: int) -> tuple[str, str, str, int]:
-    return one["stack"] or "decoder", one["attention"] or "self", one["part"] or "", number
-
-
-def _readers(weights: Weights, declarations: Sequence[Declaration], root: str) -> dict[tuple, list[Layer]]:
-    """The layers that read another one's keys and values, by that one's name."""
-    out: dict[tuple, list[Layer]] = {}
-    for one in declarations:
-        if one["kv_layer"] is not None:
-            for place in _places(weights, one, root):
-                out.setdefault(_name_of(one, one["kv_layer"]), []).append(_layer(weights, one, place))
-    return out
-
-
-def _check_readers(one: Declaration, layer: Layer, reading: Iterable[Layer]) -> None:
-    for reader in reading:
-        theirs, ours = ((x.n_kv_heads, x.head_dim, x.value_dim, x.rope, x.rope_width) for x in (reader, layer))
-        if theirs != ours:
-            raise DeclarationError(
-                f"{one.title}: layer {reader.number} reads the keys and values of layer {layer.number}, but is declared with "
-                f"{theirs[0]} key/value heads of {theirs[1]} and {theirs[2]}, rope {theirs[3]!r} in {theirs[4]} channels; "
-                f"there are {ours[0]} of {ours[1]} and {ours[2]}, rope {ours[3]!r} in {ours[4]}."
-            )
-
-
-def _places(weights: Weights, one: Declaration, root: str) -> list[_Place]:
-    pattern = re.compile(re.escape(root) + _pattern(one))
-    found = {}
-    for name in weights.names:
-        match = pattern.match(name)
-        if match:
-            at = match.groupdict()
-            place = _Place(int(at.get("i") or 0), int(at["e"]) if at.get("e") else -1, match[0])
-            found[(place.layer, place.expert)] = place
-    chosen = one["layers"]
-    missing = sorted(set(chosen or ()) - {layer for layer, _ in found})
-    if missing:
-        raise DeclarationError(
-            f"{one.title}: layers={list(chosen)} names layer {missing[0]}; the model has none there."
-        )
-    return [place for key, place in sorted(found.items()) if not chosen or place.layer in chosen]
-
-
-def _named(weights: Weights, one: Declaration, place: _Place, module: str) -> str:
-    """As a row names it: a tensor that is itself the parameter ends in "!"."""
-    if f"{place.prefix}{module}.weight" in weights:
-        return module
-    if f"{place.prefix}{module}" in weights:
-        return f"{module}!"
-    aliases = {alias: owner for alias, owner in weights.checkpoint.aliases}
-    shared = aliases.get(f"{place.prefix}{module}.weight")
-    if shared:
-        raise DeclarationError(
-            f"{one.title}: {place.prefix}{module}.weight is {shared} too; scaling it would change both."
-        )
-    inside = sorted({name.removeprefix(place.prefix).removesuffix(".weight") for name in weights.below(place.prefix)})
-    raise DeclarationError(
-        f"{one.title}: {place.prefix}{module} is no tensor of the model and no module with a weight; there are "
-        f"{', '.join(inside[:8]) or 'none'}."
-    )
-
-
-def _layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
-    """The layer with every size read off its shapes."""
-    if one["kv_a"]:
-        return _latent_layer(weights, one, place)
-    named = {
-        "q": one["q"] or one["qkv"],
-        "k": one["k"] or one["kv"] or one["qkv"],
-        "v": one["v"] or one["kv"] or one["qkv"],
-        "o": one["out"],
-    }
-    modules = {role: _named(weights, one, place, name) for role, name in named.items() if name}
-    layout = one["layout"] or ("concat" if one["qkv"] else "kv_concat" if one["kv"] else "separate")
-    heads = one["n_heads"]
-    kv_heads = one["n_kv_heads"] or heads
-    shapes = {role: weights.shape(Layer.tensor(place.prefix + module)) for role, module in modules.items()}
-    if one["heads_axis"]:
-        shapes = {role: _joined(one, place, modules[role], role, shape) for role, shape in shapes.items()}
-    for role, shape in shapes.items():
-        if len(shape) < 2 or any(n != 1 for n in shape[2:]):
-            raise DeclarationError(
-                f"{one.title}: {place.prefix}{modules[role]} is {_shape(shape)}; a matrix is needed."
-            )
-    rows = {role: shape[int(bool(one["conv1d"]))] for role, shape in shapes.items()}
-    columns = {role: shape[1 - int(bool(one["conv1d"]))] for role, shape in shapes.items()}
-    n_q = heads * (2 if layout in ("gated_q", "gate_concat") else 1)
-
-    def width(role: str, known: int | None = None) -> int:
-        """Channels of a head in the matrix that holds the role; ``known``: those of a query where they are known."""
-        sharing = [r for r in "qkv" if modules.get(r) == modules[role]]
-        counts = {"q": n_q, "k": kv_heads, "v": kv_heads}
-        taken = sum(counts[r] for r in sharing if r in "qk") * known if known and role == "v" else 0
-        n = counts["v"] if taken else sum(counts[r] for r in sharing)
-        left = rows[role] - taken
-        if left <= 0 or left % n:
-            turned = "" if one["conv1d"] else f" Stored [in, out] it has {columns[role]:,}: conv1d=True?"
-            turned = turned if turned and columns[role] % n == 0 and rows[role] % n else ""
-            raise DeclarationError(
-                f"{one.title}: {place.prefix}{modules[role]} has {rows[role]:,} rows; {heads} query and {kv_heads} key/value "
-                f"heads (layout {layout}) do not divide them. Check n_heads, n_kv_heads and layout.{turned}"
-            )
-        return left // n
-
-    head_dim = one["head_dim"] or width("q")
-    if one["kv_layer"] is not None:  # neither k nor v is here: the heads are those that out reads
-        modules |= {"k": "k!", "v": "v!"}  # no tensors: nothing is scaled under these names
-        rows |= {"k": kv_heads * head_dim, "v": kv_heads * columns["o"] // heads}
-        columns |= {"k": columns["q"], "v": columns["q"]}
-    value_dim = one["value_dim"] or (
-        head_dim if modules["v"] == modules["q"] and not one["head_dim"] else width("v", head_dim)
-    )
-    known = {"n_heads": heads, "n_kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
-    known |= {"hidden_size": columns["q"], "kv_hidden": columns["k"], "v_hidden": columns["v"], "out_hidden": rows["o"]}
-    if columns["o"] != heads * value_dim and not (one["out_extra"] and columns["o"] > heads * value_dim):
-        raise DeclarationError(
-            f"{one.title}: {place.prefix}{modules['o']} reads {columns['o']:,} channels; {heads} heads of {value_dim} are "
-            f"{heads * value_dim:,}. Check n_heads, n_kv_heads{', conv1d' if rows['o'] == heads * value_dim else ''} and layout."
-        )
-    for role in "qkv":  # a head_dim that was said, against what is there
-        sharing = [r for r in "qkv" if modules[r] == modules[role]]
-        needed = sum({"q": n_q * head_dim, "k": kv_heads * head_dim, "v": kv_heads * value_dim}[r] for r in sharing)
-        if needed != rows[role]:
-            raise DeclarationError(
-                f"{one.title}: {place.prefix}{modules[role]} has {rows[role]:,} rows; {heads} query and {kv_heads} key/value "
-                f"heads of {head_dim} need {needed:,}. Check n_heads, n_kv_heads, head_dim and layout."
-            )
-    rope = one["rope"] or "none"
-    turning = one["rope_channels"] or head_dim
-    if rope != "none" and turning % (2 * (one["rope_blocks"] or 1)):
-        raise DeclarationError(
-            f"{one.title}: its heads have {turning} channel{'' if turning == 1 else 's'}, and channels rotate two by two. Check "
-            "n_heads, or say how many rotate (rope_channels=)."
-        )
-    if turning > head_dim:
-        raise DeclarationError(f"{one.title}: rope_channels={turning} was given; a head has {head_dim} channels.")
-    for follower in one["follow"] or ():
-        if place.prefix + dict(follower)["tensor"] not in weights:
-            raise DeclarationError(
-                f"{one.title}: {place.prefix}{dict(follower)['tensor']}, which follow= names, is no tensor of the model."
-            )
-    family = row(
-        NAME,
-        **{name: name for name in _NUMBERS},
-        **modules,
-        layer="",
-        layout=layout,
-        conv1d=bool(one["conv1d"]),
-        heads_axis=bool(one["heads_axis"]),
-        o_inputs="columns" if one["out_extra"] else "0",
-        rope=rope,
-        rope_width="turning",
-        rope_theta="10000.0",
-        rope_blocks=one["rope_blocks"] or 1,
-        norm=_norm(weights, one, place, known),
-        sub_norm=one["sub_norm"] or "",
-        follow=[dict(follower) for follower in one["follow"] or ()],
-        trailing=list(shapes["q"][2:]),
-        inert=["*"],  # the proof runs the whole model, with every parameter random
-        stack=one["stack"] or "decoder",
-        attention=one["attention"] or "self",
-        part=one["part"] or "",
-    )
-    return numbers(weights, family, known | {"turning": turning, "columns": columns["o"]}, place.layer, place.prefix)
-
-
-def _joined(one: Declaration, place: _Place, module: str, role: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """[in, heads, width] as the [out, in] that the rest reads; out's [out, heads, width] as its own."""
-    if len(shape) != 3:
-        raise DeclarationError(
-            f"{one.title}: {place.prefix}{module} is {_shape(shape)}; with heads_axis [in, heads, width] is needed."
-        )
-    beside, heads, width = shape
-    needed = one["n_heads"] if role in "qo" else one["n_kv_heads"] or one["n_heads"]
-    if heads != needed:
-        raise DeclarationError(
-            f"{one.title}: {place.prefix}{module} is {_shape(shape)}, {heads} heads; {needed} were declared."
-        )
-    return (beside, heads * width) if role == "o" else (heads * width, beside)
-
-
-def _latent_layer(weights: Weights, one: Declaration, place: _Place) -> Layer:
-    """Latent attention: [content, rotary] queries of every head, [content keys, values] of every head out of the narrow
-    stream, and behind that stream the rotary key that all heads share.
-    """
-    names = {"q": one["q"], "o": one["out"], "kv_a": one["kv_a"], "kv_b": one["kv_b"]}
-    modules = {role: _named(weights, one, place, name) for role, name in names.items()}
-    shapes = {role: weights.shape(Layer.tensor(place.prefix + module)) for role, module in modules.items()}
-    wrong = next((role for role, shape in shapes.items() if len(shape) != 2 or modules[role].endswith("!")), "")
-    if wrong:
-        raise DeclarationError(
-            f"{one.title}: {place.prefix}{names[wrong]} is {_shape(shapes[wrong])}; a module with a matrix is needed."
-        )
-    heads, rank = one["n_heads"], shapes["kv_b"][1]
-    rope = shapes["kv_a"][0] - rank
-    nope = shapes["q"][0] // heads - rope
-    value = shapes["kv_b"][0] // heads - nope
-    fits = shapes["q"][0] == heads * (nope + rope) and shapes["kv_b"][0] == heads * (nope + value)
-    if not fits or min(nope, rope) < 0 or value < 1 or shapes["o"][1] != heads * value:
-        shown = ", ".join(f"{names[role]} {_shape(shape)}" for role, shape in shapes.items())
-        raise DeclarationError(
-            f"{one.title}: {shown} do not make {heads} heads of latent attention: rows of q are heads of content and rotary "
-            "channels, of kv_b heads of content keys and values, of kv_a its stream and one rotary key. Check n_heads and names."
-        )
-    if one["rope"] and rope % 2:
-        raise DeclarationError(f"{one.title}: its rotary key has {rope} channels, and channels rotate two by two.")
-    known = {"n_heads": heads, "n_kv_heads": heads, "head_dim": nope + rope, "value_dim": value}
-    known |= {"hidden_size": shapes["q"][1], "kv_hidden": rank, "v_hidden": rank, "out_hidden": shapes["o"][0]}
-    family = row(
-        NAME,
-        **{name: name for name in _NUMBERS},
-        **{"q": modules["q"], "k": modules["kv_b"], "v": modules["kv_b"], "o": modules["o"]},
-        layer="",
-        rope=one["rope"] or "none",
-        rope_width="turning",
-        rope_theta="10000.0",
-        latent={
-            "kv_a": names["kv_a"],
-            "kv_b": names["kv_b"],
-            "rank": "rank",
-            "nope": "nope",
-            "rope": "turning",
-            "value": "value_dim",
-        },
-        inert=["*"],
-        stack=one["stack"] or "decoder",
-        attention=one["attention"] or "self",
-        part=one["part"] or "",
-    )
-    return numbers(weights, family, known | {"rank": rank, "nope": nope, "turning": rope}, place.layer, place.prefix)
-
-
-def _with_bias(layer: Layer, one: Declaration, site: Site | Refusal) -> Site | Refusal:
-    """With the rows of the one bias [q; k; v] among what follows, where its matrices are apart."""
-    if not one["qkv_bias"] or isinstance(site, Refusal):
-        return site
-    name = layer.prefix + one["qkv_bias"]
-    firsts, at = {}, 0
-    for role, heads in (("q", layer.n_heads), ("k", layer.n_kv_heads), ("v", layer.n_kv_heads)):
-        firsts[role], at = at, at + heads * layer.width(role)
-    if layer.weights.shape(name) != (at,):
-        raise DeclarationError(
-            f"{one.title}: {name} is {_shape(layer.weights.shape(name) or ())}; one bias of q, k and v has {at:,} values."
-        )
-    legs = []
-    for role, side in (("q", "left"), ("k", "right")) if site.key.pair == "qk" else (("v", "left"),):
-        index, channel = layer.separate(role)
-        legs.append(Leg(name, 0, replace(index, start=firsts[role]), channel, side, role, measured=False))
-    return replace(site, legs=(*site.legs, *legs))
-
-
-def _norm(weights: Weights, one: Declaration, place: _Place, known: Mapping) -> dict | None:
-    """As a row has it; where the gains lie is read off their shape."""
-    if not one["qk_norm"]:
-        return None
-    words = dict(one["qk_norm"])
-    out = {"before_rope": True, "offset": 0.0, "bias": True} | words
-    for role, n in (("q", known["n_heads"]), ("k", known["n_kv_heads"])):
-        shape = weights.shape(f"{place.prefix}{words[role].replace('{h}', '0')}.weight")
-        if shape is None:
-            _named(weights, one, place, words[role])
-            raise DeclarationError(f"{one.title}: {place.prefix}{words[role]} is no norm with a weight.")
-        width = known["head_dim"]
-        fits = {(width,): "head", (n * width,): "width", (n, width): "rows"}
-        fits = {(width,): "heads"} if "{h}" in words[role] else fits
-        if n == 1 and words.get("per") == "width":
-            fits[(width,)] = "width"
-        if words.get("per", fits.get(shape)) != fits.get(shape) or shape not in fits:
-            raise DeclarationError(
-                f"{one.title}: the gain {place.prefix}{words[role]}.weight is {_shape(shape)}; {n} heads of {width} have a "
-                f"gain of {width} that all share, of {n * width}, or of {n} x {width}."
-            )
-        found = fits[shape]
-        # MQA's one key head: a gain of its width is both, and the queries' gain says which
-        out["per"] = found if role == "q" or known["n_kv_heads"] > 1 else out["per"]
-        if found != out["per"]:
-            raise DeclarationError(f"{one.title}: the gains of {words['q']} and {words['k']} are of different kinds.")
-    return out
-
-
-def _feed_forward(weights: Weights, one: Declaration, place: _Place) -> list[Site | Refusal]:
-    names = {role: one[role] or "" for role in ("down", "up", "gate", "fused")}
-    bare = {role: _named(weights, one, place, name) for role, name in names.items() if name}
-    if len({name.endswith("!") for name in bare.values()}) > 1:
-        raise DeclarationError(f"{one.title}: some of its matrices are parameters and others modules; name them alike.")
-    fields = {name: one[name] for name in ("stack", "up_first", "conv1d", "part") if one[name]}
-    family: Family = row(NAME, **{name: "1" for name in _NUMBERS}, rope="none", activation="activation", **fields)
-    layer = numbers(weights, family, {"activation": one["activation"]}, place.layer, place.prefix)
-    down = weights.shape(place.prefix + names["down"] + ("" if bare["down"].endswith("!") else ".weight"))
-    layer = replace(layer, hidden_size=down[-2] if len(down) > 1 else 1)
-    return declared_mlp(layer, place.prefix, **names, expert=place.expert, by_rows=bool(one["by_rows"]))
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "a single number"
-
-
-def _check_apart(found: Sequence[tuple[Declaration, Site | Refusal]]) -> None:
-    """No two may claim the same rows, nor bear one name."""
-    names: dict[str, Declaration] = {}
-    claims: dict[tuple, list[tuple[Declaration, Site, np.ndarray]]] = {}
-    for one, site in found:
-        if not isinstance(site, Site):
-            continue
-        for leg in site.legs:
-            rows = np.unique(leg.index.indices())
-            place = (leg.tensor, leg.axis, leg.fixed)
-            for other, its, theirs in claims.setdefault(place, []):
-                if its is not site and len(np.intersect1d(rows, theirs)):
-                    raise DeclarationError(
-                        f"{one.title} and {other.title} both claim the same rows of {leg.tensor} ({site.name}, {its.name})."
-                        if other is not one
-                        else f"{one.title}: {leg.tensor} is claimed twice ({site.name}, {its.name}). Check the names of its modules."
-                    )
-            claims[place].append((one, site, rows))
-        if site.name in names:
-            raise DeclarationError(
-                f"{one.title} and {names[site.name].title} both make a pair named {site.name}; give one of them another "
-                "stack= or part=."
-            )
-        names[site.name] = one
-
-
-@dataclass(frozen=True)
-class Guess:
-    """What names and shapes suggest, to be read, corrected and written down; nothing takes it as it is.
-
-    ``str()`` of it is Python, ``toml()`` the text of a file; ``open_questions``: what could not be read off.
-    """
-
-    declarations: tuple[Declaration, ...]
-    open_questions: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"# {question}" for question in self.open_questions]
-        return "\n".join([*lines, "sites = [", *(f"    {one!r}," for one in self.declarations), "]"])
-
-    def toml(self) -> str:
-        return "".join(f"# {question}\n" for question in self.open_questions) + toml(self.declarations)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from wisca_core.architecture.adapter import adapter_sites
 from wisca_core.architecture.attention import attention_sites, norm_of
-from wisca_core.architecture.declaration import declared_sites
+from wisca_core.architecture.declared_sites import declared_sites
 from wisca_core.architecture.expressions import evaluate, whole
 from wisca_core.architecture.families import Family, families
 from wisca_core.architecture.layer import Layer, Weights, numbers

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.architecture.candidates import Attention, find_attention
-from wisca_core.architecture.declaration import Declaration, Guess, attention, feed_forward
+from wisca_core.architecture.declaration import Declaration, attention, feed_forward
+from wisca_core.architecture.declaration_files import toml
 from wisca_core.checkpoint import Checkpoint, TensorInfo
 from wisca_core.errors import DeclarationError
 from wisca_core.wrappers import unwrapped
@@ -16,6 +18,24 @@ _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("fc_1", "f
 _FUSED = (("attn", "proj"), ("in_proj_weight", "out_proj"), ("qkv", "proj"))
 _ROPE = "rope: 'half', 'interleaved' or 'none' cannot be seen in names and shapes; the proof tells which holds."
 N_HEADS = "n_heads: nothing says how many there are; "  # what stands in its place follows
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What names and shapes suggest, to be read, corrected and written down; nothing takes it as it is.
+
+    ``str()`` of it is Python, ``toml()`` the text of a file; ``open_questions``: what could not be read off.
+    """
+
+    declarations: tuple[Declaration, ...]
+    open_questions: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"# {question}" for question in self.open_questions]
+        return "\n".join([*lines, "sites = [", *(f"    {one!r}," for one in self.declarations), "]"])
+
+    def toml(self) -> str:
+        return "".join(f"# {question}\n" for question in self.open_questions) + toml(self.declarations)
 
 
 def guess(model: object) -> Guess:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from wisca_core.architecture.declaration import open_declared
+from wisca_core.architecture.declaration_files import open_declared
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import searched
 from wisca_core.checkpoint import Checkpoint, open_checkpoint

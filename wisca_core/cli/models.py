@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from wisca_core.architecture.declaration import read_declarations
+from wisca_core.architecture.declaration_files import read_declarations
 from wisca_core.architecture.discovery import Discovery
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Declared, hub_size, open_checkpoint

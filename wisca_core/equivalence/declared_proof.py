@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from wisca_core.architecture.declaration import NAME, Declaration, checked, declared_sites, root_of
+from wisca_core.architecture.declaration import NAME, Declaration, checked
+from wisca_core.architecture.declared_places import root_of
+from wisca_core.architecture.declared_sites import declared_sites
 from wisca_core.architecture.layer import ROPES
 from wisca_core.architecture.site import Site, Sites
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, TensorInfo

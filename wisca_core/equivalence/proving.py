@@ -9,7 +9,8 @@ torch is loaded where there is no kept proof.
 import time
 from dataclasses import replace
 
-from wisca_core.architecture.declaration import NAME, root_of
+from wisca_core.architecture.declaration import NAME
+from wisca_core.architecture.declared_places import root_of
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites

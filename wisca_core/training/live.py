@@ -18,7 +18,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from wisca_core.architecture.declaration import Declaration, declared_sites, root_of
+from wisca_core.architecture.declaration import Declaration
+from wisca_core.architecture.declared_places import root_of
+from wisca_core.architecture.declared_sites import declared_sites
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal, Site, Sites
