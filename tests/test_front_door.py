@@ -125,6 +125,7 @@ def test_training_names(all_imported, tiny_llama, tmp_path):
 
 def test_logs_trajectories_and_comparisons(all_imported, text, tmp_path):
     runs = wisca.read_logs([ROOT / "sample_runs" / "gqa-docs"]).runs
+    assert len(wisca.read_logs(str(ROOT / "sample_runs" / "gqa-docs")).runs) == len(runs)
     assert any(len(run) for run in runs)
     assert wisca.trajectory(ROOT / "sample_runs" / "gqa-docs").steps[-1] == 3600
     report = wisca.compare(small_spec(text, steps=4, evaluate_every=4), tmp_path / "compared", workers=1)

@@ -56,6 +56,7 @@ def plan(
     layers: str | Sequence[LayerRange] = (),
     exact: bool = False,
     exclude: Iterable[str] = (),
+    method: str = Options.method,
     progress: Progress = silent,
 ) -> Plan:
     """The factors that balance the model, as a value: ``sites`` with a factor a tie group, ``refusals`` with reasons.
@@ -63,7 +64,8 @@ def plan(
     ``pairs``: of qk, vo, mlp and lora, as a tuple or "qk,vo"; None: the paper's QK and VO, or all that a model without
     those has. ``granularity``: "tensor", "group" (a KV group) or "channel". ``norm``: "l1" (the paper's), "l2", "max" or
     "rms". ``strength``: 1 balances fully, 0 changes nothing. ``layers``: "0-3,7", "encoder:0-3". ``exact``: factors are
-    powers of two, which round no bf16 or fp32 weight. ``exclude``: names of sites.
+    powers of two, which round no bf16 or fp32 weight. ``exclude``: names of sites. ``method``: "wisca", or
+    another that gives factors (``wisca_core.methods``).
 
     What was not proved is among the refusals. Measures the weights where nobody has. Raises BadOption.
 
@@ -82,6 +84,7 @@ def plan(
         parse_layers(layers) if isinstance(layers, str) else tuple(layers),
         exact,
         tuple(exclude),
+        method,
     )
     options.check_against(opened.sites)
     opened.measured(progress)

@@ -56,9 +56,9 @@ def _look_for(address: str) -> None:
 
 
 def spread(
-    path: Path, way: "ExecutionPlan", cells: list[Cell], look: Callable[[], None], mourn: Callable[[int], bool]
+    path: Path, way: "ExecutionPlan", cells: list[Cell], look: Callable[[], None], record_death: Callable[[int], bool]
 ) -> None:
-    """Train ``cells``; ``look()`` is called meanwhile, ``mourn(code)`` when a worker ended without a word: whether its
+    """Train ``cells``; ``look()`` is called meanwhile, ``record_death(code)`` when a worker ended without a word: whether its
     cell gets another try.
     """
     import ray
@@ -85,7 +85,7 @@ def spread(
                         raise error.cause from None
                     raise
                 except ray.exceptions.RayError:  # the worker or its machine is gone
-                    if mourn(-9) and not folder.asked(path):
+                    if record_death(-9) and not folder.asked(path):
                         running[submit(cell)] = cell
             look()
     except (Cancelled, KeyboardInterrupt) as stopped:

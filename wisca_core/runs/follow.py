@@ -116,13 +116,13 @@ class Logs:
         raise UnreadableInput(f"no log could be read at {', '.join(shown(path) for path in self.paths)}. {listed}")
 
 
-def read(paths: Sequence[str | Path], step_column: str = "", progress: Progress = silent) -> Logs:
-    """All logs at ``paths``, read once as they are now. Raises UnreadableInput where there is none, BadOption for a
+def read(paths: str | Path | Sequence[str | Path], step_column: str = "", progress: Progress = silent) -> Logs:
+    """All logs at ``paths``, one or several, read once as they are now. Raises UnreadableInput where there is none, BadOption for a
     wrong ``step_column``.
     """
     if not paths:
         raise UnreadableInput("no path was given. Give log files or folders of logs.")
-    logs = Logs(paths, step_column, live=False)
+    logs = Logs([paths] if isinstance(paths, (str, Path)) else paths, step_column, live=False)
     logs.poll(progress)
     return logs
 
