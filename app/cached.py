@@ -24,7 +24,7 @@ from wisca_core.census.entry import Entry
 from wisca_core.census.table import table as census_table
 from wisca_core.checkpoint import HubSize, hub_size
 from wisca_core.circuits import store as heads_store
-from wisca_core.circuits.check import Check, checked
+from wisca_core.circuits.check import FactorCheck, checked
 from wisca_core.circuits.measure import Circuits
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
@@ -354,13 +354,13 @@ def heads_wait(model: Model) -> bool:
     return heads_bytes(model) > JOB_BYTES // 5 and heads_store.cached(model.checkpoint, model.sites) is None
 
 
-def rescale_check(model: Model, block: str, layer: int) -> Check | None:
+def rescale_check(model: Model, block: str, layer: int) -> FactorCheck | None:
     """What a random rescale does to the heads of one layer; reads its weights again."""
     return _rescale_check(model.key, block, layer, model)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
-def _rescale_check(key: str, block: str, layer: int, _model: Model) -> Check | None:
+def _rescale_check(key: str, block: str, layer: int, _model: Model) -> FactorCheck | None:
     return checked(_model.checkpoint, _model.sites, block, layer)
 
 

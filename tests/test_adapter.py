@@ -675,10 +675,10 @@ def test_a_lora_on_experts_is_refused_where_their_pairs_are_rescaled(small_model
 
 
 def test_options_that_do_not_belong_are_named(small):
-    from wisca_core.cli.rescale import AdapterOptions, Asked, run
+    from wisca_core.cli.rescale import AdapterOptions, TypedOptions, run
 
     base, make = small
-    asked = Asked(None, None, None, None, None, (), False)
+    asked = TypedOptions(None, None, None, None, None, (), False)
 
     def attempt(model, company):
         run(str(model), None, asked, company, None, None, None, False, True, None, True, True)

@@ -690,9 +690,9 @@ def test_a_running_comparison_is_attached_to_again_with_the_ways_to_stop_it():
             assert at.title[0].value.startswith("Training: 15 of 16 runs, about")
             assert len(at.get("plotly_chart")) == 3
         at.button(key="compare pause").click().run()
-        assert folder.asked(place) == "pause" and "Stopping at the next step" in texts(at)
+        assert folder.stop_request(place) == "pause" and "Stopping at the next step" in texts(at)
         at.button(key="compare cancel").click().run()
-        assert folder.asked(place) == "cancel"
+        assert folder.stop_request(place) == "cancel"
     finally:
         os.close(held)
     at = page("compare")

@@ -463,14 +463,14 @@ def test_all_arms_are_trained_in_the_way_the_comparison_began(tmp_path, small, m
     }
     with pytest.raises(PlanMismatch, match="trained by replicas on cpu; --executor processes was given"):
         executor.run(path, 1, executor="processes")
-    assert execution_plan.agreed(folder.read(path)).executor == "replicas"
+    assert execution_plan.plan_for(folder.read(path)).executor == "replicas"
     # the same machine with a GPU put in: it goes on where it began
     monkeypatch.setattr(places, "_n_gpus", lambda: 1)
-    assert execution_plan.agreed(folder.read(path)).device == "cpu"
+    assert execution_plan.plan_for(folder.read(path)).device == "cpu"
     (path / "executor.json").write_text((path / "executor.json").read_text().replace('"cpu"', '"cuda"'))
     monkeypatch.setattr(places, "_n_gpus", lambda: 0)
     with pytest.raises(DeviceMissing, match="by replicas on cuda; there is only cpu here"):
-        execution_plan.agreed(folder.read(path))
+        execution_plan.plan_for(folder.read(path))
 
 
 def test_a_killed_process_of_replicas_loses_nothing(tmp_path, small, monkeypatch):

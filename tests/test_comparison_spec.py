@@ -7,7 +7,7 @@ import pytest
 
 from wisca_core.comparison.arm_words import in_words
 from wisca_core.comparison.arms import choices_of, schedule_of
-from wisca_core.comparison.presets import ARMS, PRESETS, coinciding
+from wisca_core.comparison.presets import ARMS, PRESETS, twin_of
 from wisca_core.comparison.spec import FORMAT, VERSION, ModelSpec, Spec
 from wisca_core.comparison.spec_checks import checked
 from wisca_core.comparison.spec_reading import load_spec, spec_from
@@ -150,9 +150,9 @@ def test_arms_that_coincide_are_refused():
     assert spec_from({"arms": ["baseline", "rates", "rates_weighted"]}).n_cells == 12
     with pytest.raises(SpecError, match="rates_weighted.*differs from rates"):  # without clipping there is one norm
         spec_from({"arms": ["baseline", "rates", "rates_weighted"], "optimiser": {"clip": 0}})
-    assert coinciding("group", Spec()) == "wisca"
-    assert coinciding("group", Spec(model=ModelSpec(n_kv_heads=2))) == ""
-    assert coinciding("channel", Spec()) == ""
+    assert twin_of("group", Spec()) == "wisca"
+    assert twin_of("group", Spec(model=ModelSpec(n_kv_heads=2))) == ""
+    assert twin_of("channel", Spec()) == ""
 
 
 def test_toml_and_json_give_the_same_spec_and_a_written_one_reads_back(tmp_path):

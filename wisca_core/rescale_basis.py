@@ -14,14 +14,14 @@ Basis = tuple[torch.Tensor, torch.Tensor]  # (S, S^-1), float64 (head_dim, head_
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class LegRows:
     """Indices of one leg of one KV group: (heads that read it, head_dim), each row in the order of the channels."""
 
     leg: Leg
     indices: torch.Tensor
 
 
-def groups_of(site: Site) -> list[list[Rows]]:
+def groups_of(site: Site) -> list[list[LegRows]]:
     """Per KV group, what each leg holds of it. Every row lists the same channels in the same order."""
     labels = site.labels("group")
     out = []
@@ -31,12 +31,12 @@ def groups_of(site: Site) -> list[list[Rows]]:
         for leg in site.legs:
             of, where = leg.channel.indices(), leg.index.indices()
             each = [where[of == channel] for channel in channels]
-            found.append(Rows(leg, torch.from_numpy(np.stack(each, axis=1))))
+            found.append(LegRows(leg, torch.from_numpy(np.stack(each, axis=1))))
         out.append(found)
     return out
 
 
-def basis_of(method: Method, pair: str, tensors: Mapping[str, torch.Tensor], rows: list[Rows]) -> Basis | str:
+def basis_of(method: Method, pair: str, tensors: Mapping[str, torch.Tensor], rows: list[LegRows]) -> Basis | str:
     """What the method changes one KV group of that pair by; a reason in words where there is nothing."""
     grams = {"left": 0.0, "right": 0.0}
     for one in rows:
@@ -49,7 +49,7 @@ def basis_of(method: Method, pair: str, tensors: Mapping[str, torch.Tensor], row
     return method.basis(grams["left"], grams["right"], MATRICES[pair])
 
 
-def change_(tensor: torch.Tensor, rows: Rows, basis: Basis, is_gradient: bool = False) -> None:
+def change_(tensor: torch.Tensor, rows: LegRows, basis: Basis, is_gradient: bool = False) -> None:
     """Left rows by S^-1, right ones by S; what is linear in the gradients goes the other way: S^T g_left, g_right S^-T.
     Computed in float64, in place.
     """

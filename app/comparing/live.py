@@ -70,7 +70,7 @@ def _watch(path: str, had_curve: bool) -> None:
                 folder.ask(comparison.path, "pause")
             if st.button("Cancel", key="compare cancel"):
                 folder.ask(comparison.path, "cancel")
-            if folder.asked(comparison.path):
+            if folder.stop_request(comparison.path):
                 st.markdown(":small[:gray[Stopping at the next step.]]")
         st.space("small")
         frame = folder.curves(comparison)

@@ -17,7 +17,7 @@ from wisca_core import jobs, storage
 from wisca_core.comparison import execution_plan, folder
 from wisca_core.comparison.data import check_text
 from wisca_core.comparison.estimate import GPU_FLOPS, Estimate, duration, estimate
-from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, coinciding
+from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, twin_of
 from wisca_core.comparison.report import unit
 from wisca_core.comparison.spec import OPTIMISERS, Arm, Spec
 from wisca_core.comparison.spec_reading import spec_from
@@ -199,7 +199,7 @@ def _arms(source: str, preset: Spec, asked: dict) -> list[Arm]:
         preset,
         model=replace(preset.model, **{k: v for k, v in asked["model"].items() if k in ("n_kv_heads", "source")}),
     )
-    offered = [arm for arm in known if arm != "baseline" and not coinciding(arm, like)]
+    offered = [arm for arm in known if arm != "baseline" and not twin_of(arm, like)]
     one_rate = asking.shares_a_rate(source)
     if one_rate:
         offered = [arm for arm in offered if known[arm].kind != "rates"]

@@ -38,7 +38,7 @@ _SHARE = "(rope_parameters.partial_rotary_factor or partial_rotary_factor or rot
 
 
 @dataclass(frozen=True)
-class Guess:
+class FamilyGuess:
     """``fields``: what ``families.row`` takes; ``words``: what was guessed beyond the names."""
 
     fields: Mapping[str, object]
@@ -46,7 +46,7 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionNames:
     """Where one stack's attention lies: ``root`` before the layer path, ``layer`` with {i}, and its modules."""
 
     root: str
@@ -55,7 +55,7 @@ class Attention:
     extra: tuple[str, ...]  # further tensors of the module, relative names
 
 
-def find_attention(checkpoint: Checkpoint) -> Attention | None:
+def find_attention(checkpoint: Checkpoint) -> AttentionNames | None:
     """The first stack of layers with tensors named like projections; None where there is none."""
     layers: dict[str, set[str]] = {}
     for tensor in checkpoint.tensors:
@@ -71,7 +71,9 @@ def find_attention(checkpoint: Checkpoint) -> Attention | None:
             numbered = re.compile(re.escape(prefix).replace(re.escape("{i}"), r"\d+"))
             inside = {numbered.sub("", t.name, count=1) for t in checkpoint.tensors if numbered.match(t.name)}
             known = {f"{m}.{kind}" for m in names.values() for kind in ("weight", "bias")}
-            return Attention(f"{root}." if root else "", f"{stack}.{{i}}.{path}", names, tuple(sorted(inside - known)))
+            return AttentionNames(
+                f"{root}." if root else "", f"{stack}.{{i}}.{path}", names, tuple(sorted(inside - known))
+            )
     return None
 
 
@@ -107,15 +109,15 @@ def _common(path: str, names: dict[str, str], o_path: str, o: str) -> tuple[str,
     return o_path, {role: inner + name for role, name in names.items()} | {"o": o}
 
 
-def guesses(checkpoint: Checkpoint, attention: Attention) -> Iterator[tuple[str, Iterator[Guess]]]:
+def guesses(checkpoint: Checkpoint, attention: AttentionNames) -> Iterator[tuple[str, Iterator[FamilyGuess]]]:
     """("vo", rows that differ in the layout), then by ``qk_guesses`` what remains open."""
     base = _base(attention)
     is_fused = attention.modules["q"] == attention.modules["k"]
     layouts = ("concat", "per_group", "per_head") if is_fused else ("separate", "gated_q")
-    yield "vo", (Guess({**base, "layout": layout, "rope": "none"}, f"layout {layout}") for layout in layouts)
+    yield "vo", (FamilyGuess({**base, "layout": layout, "rope": "none"}, f"layout {layout}") for layout in layouts)
 
 
-def _base(attention: Attention) -> dict[str, object]:
+def _base(attention: AttentionNames) -> dict[str, object]:
     return {
         **NUMBERS,
         "head_dim": HEAD_DIM,
@@ -127,7 +129,9 @@ def _base(attention: Attention) -> dict[str, object]:
     }
 
 
-def qk_guesses(checkpoint: Checkpoint, attention: Attention, settled: Mapping[str, object]) -> Iterator[Guess]:
+def qk_guesses(
+    checkpoint: Checkpoint, attention: AttentionNames, settled: Mapping[str, object]
+) -> Iterator[FamilyGuess]:
     """Rows over the ``settled`` fields, the finest ties first: no rotation, part of a head, all of it; halves or
     neighbours; with the norms on q and k that the tensors show, behind the rotation or before it.
     """
@@ -146,10 +150,10 @@ def qk_guesses(checkpoint: Checkpoint, attention: Attention, settled: Mapping[st
                 if norm_fields:
                     fields["norm"] = {**norm_fields, "before_rope": before}
                 turning = "no rotation" if rope == "none" else f"{share:g} of a head rotates, {rope}"
-                yield Guess(fields, f"{turning}{norm_words}{' before it' if norm_fields and before else ''}")
+                yield FamilyGuess(fields, f"{turning}{norm_words}{' before it' if norm_fields and before else ''}")
 
 
-def _norms(checkpoint: Checkpoint, attention: Attention) -> Iterator[tuple[dict[str, object], str]]:
+def _norms(checkpoint: Checkpoint, attention: AttentionNames) -> Iterator[tuple[dict[str, object], str]]:
     yield from (({}, ""),) if not _norm_modules(attention) else ()
     shapes = {t.name: t.shape for t in checkpoint.tensors}
     head_dim = evaluate(HEAD_DIM, checkpoint.config)
@@ -165,5 +169,5 @@ def _norms(checkpoint: Checkpoint, attention: Attention) -> Iterator[tuple[dict[
             )
 
 
-def _norm_modules(attention: Attention) -> list[tuple[str, str]]:
+def _norm_modules(attention: AttentionNames) -> list[tuple[str, str]]:
     return [(q, k) for q, k in _NORMS if f"{q}.weight" in attention.extra and f"{k}.weight" in attention.extra]

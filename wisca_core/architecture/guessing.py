@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wisca_core.architecture.candidates import Attention, find_attention
+from wisca_core.architecture.candidates import AttentionNames, find_attention
 from wisca_core.architecture.declaration import Declaration, attention, feed_forward
 from wisca_core.architecture.declaration_files import toml
 from wisca_core.checkpoint import Checkpoint, TensorInfo
@@ -105,7 +105,7 @@ def _fewest(q_rows: int, k_rows: int) -> tuple[int, int]:
     return (q_rows // k_rows, 1) if 0 < k_rows < q_rows and not q_rows % k_rows else (1, 1)
 
 
-def _fused_otherwise(checkpoint: Checkpoint) -> Attention | None:
+def _fused_otherwise(checkpoint: Checkpoint) -> AttentionNames | None:
     """One matrix of three under names that discovery does not try: litgpt's attn, torch's own in_proj_weight, timm's qkv."""
     names = {t.name for t in checkpoint.tensors}
     for fused, out in _FUSED:
@@ -113,7 +113,7 @@ def _fused_otherwise(checkpoint: Checkpoint) -> Attention | None:
             match = re.fullmatch(rf"((?:\w+\.)*?)(\w+\.\d+\.(?:\w+\.)*){re.escape(fused)}(\.weight)?", name)
             if match and f"{match[1]}{match[2]}{out}.weight" in names:
                 layer = re.sub(r"\.\d+\.", ".{i}.", match[2], count=1)
-                return Attention(match[1], layer, {**dict.fromkeys("qkv", fused), "o": out}, ())
+                return AttentionNames(match[1], layer, {**dict.fromkeys("qkv", fused), "o": out}, ())
     return None
 
 

@@ -52,7 +52,7 @@ _PLAIN = {
 
 
 @dataclass(frozen=True)
-class Family:
+class GgufFamily:
     """``model_type`` of transformers; ``reordered``: the converter interleaves the two halves of every head of q and k."""
 
     model_type: str
@@ -61,11 +61,11 @@ class Family:
 
 # general.architecture -> what it is in transformers. gemma3 is left out: its gains are stored plus one.
 FAMILIES = {
-    "llama": Family("llama", reordered=True),
-    "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3"),
-    "gemma": Family("gemma"),
-    "gemma2": Family("gemma2"),
+    "llama": GgufFamily("llama", reordered=True),
+    "qwen2": GgufFamily("qwen2"),
+    "qwen3": GgufFamily("qwen3"),
+    "gemma": GgufFamily("gemma"),
+    "gemma2": GgufFamily("gemma2"),
 }
 _LAYER = {
     "attn_q": "self_attn.q_proj",
@@ -137,7 +137,7 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
     )
 
 
-def _remarks(arch: str, family: Family | None) -> list[str]:
+def _remarks(arch: str, family: GgufFamily | None) -> list[str]:
     if family is None:
         return [
             f"general.architecture is {shown(arch, 60)!r}; its tensors have no names of transformers here and are listed as they are."
@@ -307,7 +307,7 @@ def _check_layout(stored: tuple[TensorInfo, ...], what: str) -> None:
         position, before = tensor.offset + tensor.n_bytes, tensor.name
 
 
-def _config(keys: Mapping[str, object], arch: str, family: Family | None, stored: tuple[TensorInfo, ...]) -> dict:
+def _config(keys: Mapping[str, object], arch: str, family: GgufFamily | None, stored: tuple[TensorInfo, ...]) -> dict:
     """config.json as far as the rules need it; one that no rule knows where the architecture has no row."""
     if family is None:
         return {"model_type": f"gguf {arch[:60]}"}
@@ -320,7 +320,7 @@ def _config(keys: Mapping[str, object], arch: str, family: Family | None, stored
 
 
 def _view(
-    stored: tuple[TensorInfo, ...], entries: list[tuple], config: dict, family: Family | None
+    stored: tuple[TensorInfo, ...], entries: list[tuple], config: dict, family: GgufFamily | None
 ) -> tuple[list[TensorInfo], list[tuple[str, Recipe]]]:
     """The tensors under transformers' names and as numbers, and how those are made that do not lie so in the file."""
     tensors, recipes = [], []

@@ -17,7 +17,7 @@ from wisca_core.architecture.families import Family, families
 from wisca_core.architecture.find import each_part
 from wisca_core.architecture.site import Refusal, Sites
 from wisca_core.checkpoint import Checkpoint
-from wisca_core.circuits.layout import Head, Rows
+from wisca_core.circuits.layout import Head, HeadRows
 from wisca_core.errors import ConfigMismatch
 
 _GAINS = ("weight", "gamma", "scale")
@@ -25,7 +25,7 @@ _BIASES = ("bias", "beta")
 
 
 @dataclass(frozen=True)
-class Norm:
+class InputNorm:
     """The norm a projection reads. ``gain`` and ``bias`` are tensors, "" for none; ``offset`` is added to the stored gain;
     ``centred``: it takes the mean away first (LayerNorm); ``stream``: it normalises the residual stream.
     """
@@ -65,7 +65,7 @@ class Inputs:
         found = each_part(family, checkpoint.config) if family else ()
         self._parts = [(part, config) for part, config in found if not isinstance(part, Refusal)]
 
-    def norm(self, rows: Rows, role: str, rule: str, live: str) -> Norm | None:
+    def norm(self, rows: HeadRows, role: str, rule: str, live: str) -> InputNorm | None:
         """The norm whose output the matrix reads; None where it is not known, or where the circuit is of gains."""
         if role == "o" or live == "gains":
             return None
@@ -87,7 +87,7 @@ class Inputs:
         kind, *names = line.split()
         for name in names:
             if name == "-":
-                return Norm("a norm without a gain", centred=kind.startswith("ln"))
+                return InputNorm("a norm without a gain", centred=kind.startswith("ln"))
             where, base = name[0], name[1:].format(part=part.part)
             if where == "<" and not before or where in "^~" and number:
                 continue
@@ -102,13 +102,15 @@ class Inputs:
                 return norm
         return None
 
-    def _norm(self, module: str, kind: str, stream: bool) -> Norm | None:
+    def _norm(self, module: str, kind: str, stream: bool) -> InputNorm | None:
         gain = next((f"{module}.{one}" for one in _GAINS if len(self._shapes.get(f"{module}.{one}", ())) == 1), "")
         if not gain:
             return None
         bias = next((f"{module}.{one}" for one in _BIASES if f"{module}.{one}" in self._shapes), "")
         name = re.sub(r"^.*?\d+\.", "", module) if re.search(r"\d+\.", module) else module
-        return Norm(name, gain, bias, 1.0 if kind.endswith("+1") else 0.0, kind.startswith("ln") or bool(bias), stream)
+        return InputNorm(
+            name, gain, bias, 1.0 if kind.endswith("+1") else 0.0, kind.startswith("ln") or bool(bias), stream
+        )
 
     def _place(self, tensor: str, rule: str) -> tuple[Family, Mapping, str, str, str, int] | None:
         """(part, its config, root, path of the layer, path of the layer before or "", number in its stage)."""

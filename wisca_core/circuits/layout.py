@@ -16,7 +16,7 @@ from wisca_core.patterns.blocks import block_of
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class HeadRows:
     """One head's channels in one tensor. ``index`` along ``axis`` and ``channel`` in the site, int64 (width,); ``bias``:
     the same channels' in the bias, None without one; ``offset`` is added to what is stored. A tensor of one number a
     channel is a diagonal matrix. ``site`` and ``side``: whose factor of a rescale its channels would take.
@@ -30,7 +30,7 @@ class Rows:
     expert: int = -1
     fixed: tuple[tuple[int, int], ...] = ()
     offset: float = 0.0
-    bias: "Rows | None" = None
+    bias: "HeadRows | None" = None
     site: str = ""
     side: str = "left"
 
@@ -47,8 +47,8 @@ class Rows:
 class Meeting:
     """Channels in which a query meets a key."""
 
-    q: Rows
-    k: Rows
+    q: HeadRows
+    k: HeadRows
     site: Site
 
     def rotary_pairs(self) -> np.ndarray:
@@ -71,8 +71,8 @@ class Head:
     kv_head: int
     expert: int
     qk: tuple[Meeting, ...] = ()
-    v: Rows | None = None
-    o: Rows | None = None
+    v: HeadRows | None = None
+    o: HeadRows | None = None
     vo_site: Site | None = None
     is_latent: bool = False  # keys and values come from a narrow stream behind a norm of its own
     notes: tuple[str, ...] = ()
@@ -118,7 +118,11 @@ def _reasons(sites: Sites) -> dict[tuple, dict[str, str]]:
 
 
 def _joined(
-    place: tuple, queries: dict[int, list[Meeting]], values: list[tuple[Rows, Rows, Site]], reasons: dict, n_heads: int
+    place: tuple,
+    queries: dict[int, list[Meeting]],
+    values: list[tuple[HeadRows, HeadRows, Site]],
+    reasons: dict,
+    n_heads: int,
 ) -> Iterator[Head]:
     stack, layer, attention, part = place
     block = block_of(SiteKey(stack, layer, attention, "qk", -1, part))
@@ -126,7 +130,7 @@ def _joined(
     home = next((o.tensor for _, o, _ in values), None) or next((m.q.tensor for m in queries.get(0, ())), "")
     by_place: dict[tuple[int, int, int], dict] = {}
 
-    def at(rows: Rows, number: int) -> dict:
+    def at(rows: HeadRows, number: int) -> dict:
         return by_place.setdefault((_layer_of(rows.tensor, home, layer), rows.expert, number), {"qk": []})
 
     for v, o, site in values:
@@ -179,7 +183,7 @@ def _meetings(site: Site, shapes: dict) -> Iterator[Meeting]:
             yield Meeting(q, k, site)
 
 
-def _values(site: Site, shapes: dict) -> Iterator[tuple[Rows, Rows, Site]]:
+def _values(site: Site, shapes: dict) -> Iterator[tuple[HeadRows, HeadRows, Site]]:
     """Each head's columns of Wo with the value rows that have its channels."""
     values = {carried: rows for rows, carried in _rows(site, "left", shapes)}
     for o, channels in _rows(site, "right", shapes):
@@ -188,7 +192,7 @@ def _values(site: Site, shapes: dict) -> Iterator[tuple[Rows, Rows, Site]]:
             yield v, o, site
 
 
-def _rows(site: Site, side: str, shapes: dict) -> Iterator[tuple[Rows, bytes]]:
+def _rows(site: Site, side: str, shapes: dict) -> Iterator[tuple[HeadRows, bytes]]:
     """(rows, which channels they carry) of every head of the measured legs of that side."""
     legs = site.measured_legs(side)
     # a tensor of its own for each head (StableLM's norms): the heads are numbered on
@@ -210,9 +214,11 @@ def _rows(site: Site, side: str, shapes: dict) -> Iterator[tuple[Rows, bytes]]:
             number = count.get(counted, 0)
             count[counted] = number + 1
             place = {"site": site.name, "side": side}
-            own = Rows(bias.tensor, bias.axis, beside, carried, number, expert, bias.fixed, **place) if bias else None
+            own = (
+                HeadRows(bias.tensor, bias.axis, beside, carried, number, expert, bias.fixed, **place) if bias else None
+            )
             yield (
-                Rows(leg.tensor, leg.axis, one, carried, number, expert, leg.fixed, leg.offset, own, **place),
+                HeadRows(leg.tensor, leg.axis, one, carried, number, expert, leg.fixed, leg.offset, own, **place),
                 carried.tobytes(),
             )
 

@@ -17,9 +17,9 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.circuits import numbers
 from wisca_core.circuits.columns import COLUMNS, NUMBERS
-from wisca_core.circuits.inputs import Inputs, Norm
-from wisca_core.circuits.layout import Head, Rows, attentions, heads_of
-from wisca_core.circuits.weights import Weights
+from wisca_core.circuits.inputs import InputNorm, Inputs
+from wisca_core.circuits.layout import Head, HeadRows, attentions, heads_of
+from wisca_core.circuits.weights import AttentionWeights
 from wisca_core.progress import Progress, silent
 from wisca_core.threads import one_thread
 
@@ -63,7 +63,7 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     n_workers = 1 if largest > _SHARED_BYTES else min(2, os.cpu_count() or 1, len(every) or 1)
     found: list[_Found] = []
     with one_thread(), ExitStack() as open_:
-        spare = [Weights(checkpoint, open_.enter_context(Reader(checkpoint))) for _ in range(n_workers)]
+        spare = [AttentionWeights(checkpoint, open_.enter_context(Reader(checkpoint))) for _ in range(n_workers)]
 
         def work(heads: list[Head]) -> _Found:
             weights = spare.pop()
@@ -110,11 +110,11 @@ class _Factor:
     n_bad: int
 
 
-def attention_heads(heads: list[Head], weights: Weights, inputs: Inputs) -> _Found:
+def attention_heads(heads: list[Head], weights: AttentionWeights, inputs: Inputs) -> _Found:
     """The circuits of the heads of one attention in one layer."""
     kept: dict[tuple, _Factor] = {}
 
-    def factor(rows: Rows, live: str, rule: str, role: str) -> _Factor:
+    def factor(rows: HeadRows, live: str, rule: str, role: str) -> _Factor:
         """What several heads share (keys and values, mostly) is read once; a query or a part of Wo has one reader."""
         if role in "qo" and live != "gains":
             return _factor(rows, weights, inputs.norm(rows, role, rule, live), live)
@@ -147,7 +147,7 @@ def attention_heads(heads: list[Head], weights: Weights, inputs: Inputs) -> _Fou
     return out
 
 
-def _factor(rows: Rows, weights: Weights, norm: Norm | None, live: str) -> _Factor:
+def _factor(rows: HeadRows, weights: AttentionWeights, norm: InputNorm | None, live: str) -> _Factor:
     matrix, bias = weights.matrix(rows), weights.bias(rows)
     l1 = matrix.abs().sum().item()
     n_bad = int((~matrix.isfinite()).sum() + (~bias.isfinite()).sum())
@@ -272,7 +272,7 @@ def _loudest(heads: list[Head], loud: dict[str, torch.Tensor]) -> Iterator[tuple
 def _ratios(heads: list[Head], rows: list[dict]) -> None:
     """Ratio and rates of each KV group; what a shared gain or key weighs counts once."""
     for pair, many, one in (("qk", "q", "k"), ("vo", "o", "v")):
-        groups: dict[int, list[tuple[Rows, dict]]] = {}
+        groups: dict[int, list[tuple[HeadRows, dict]]] = {}
         for head, row in zip(heads, rows):
             rows_of = head.qk[0].q if pair == "qk" and head.qk else head.o if pair == "vo" else None
             if rows_of is not None:
@@ -288,7 +288,7 @@ def _ratios(heads: list[Head], rows: list[dict]) -> None:
                 row[f"{many}_rate"], row[f"{one}_rate"] = math.sqrt(ratio), 1 / math.sqrt(ratio)
 
 
-def _rows_of(head: Head) -> Iterator[Rows]:
+def _rows_of(head: Head) -> Iterator[HeadRows]:
     for meeting in head.qk:
         yield from (meeting.q, meeting.k)
     yield from (one for one in (head.v, head.o) if one is not None)

@@ -3,7 +3,7 @@
 import torch
 
 from wisca_core.checkpoint import Checkpoint, Reader
-from wisca_core.circuits.layout import Rows
+from wisca_core.circuits.layout import HeadRows
 
 # A tensor whose heads are columns is kept whole up to here, in its stored dtype (Wo of the largest models has 0.5 GB); a
 # larger one is read again for each head.
@@ -11,7 +11,7 @@ KEPT_BYTES = 2**30
 _BLOCK = 1 << 20
 
 
-class Weights:
+class AttentionWeights:
     """The weights of one attention at a time, read through ``reader``; not to be shared between threads."""
 
     def __init__(self, checkpoint: Checkpoint, reader: Reader):
@@ -21,14 +21,14 @@ class Weights:
         self.reader = reader
         self._whole: dict[str, torch.Tensor] = {}
 
-    def matrix(self, rows: Rows) -> torch.Tensor:
+    def matrix(self, rows: HeadRows) -> torch.Tensor:
         """(width, values a channel), float64, effective values; a diagonal matrix where a channel has one value."""
         index = torch.from_numpy(rows.index.copy())
         found = self._rows(rows, index).double().reshape(len(index), -1) + rows.offset
         is_gain = len(self.shapes[rows.tensor]) == 1 or (found.shape[1] == 1 and bool(rows.fixed))
         return torch.diag(found[:, 0]) if is_gain else found
 
-    def bias(self, rows: Rows) -> torch.Tensor:
+    def bias(self, rows: HeadRows) -> torch.Tensor:
         """(width,), float64; zeros where there is none."""
         if rows.bias is None:
             return torch.zeros(rows.width, dtype=torch.float64)
@@ -45,7 +45,7 @@ class Weights:
         """Let go of what was kept."""
         self._whole.clear()
 
-    def _rows(self, rows: Rows, index: torch.Tensor) -> torch.Tensor:
+    def _rows(self, rows: HeadRows, index: torch.Tensor) -> torch.Tensor:
         name, axis = rows.tensor, rows.axis
         if rows.fixed:
             ((other, at),) = rows.fixed

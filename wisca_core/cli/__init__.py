@@ -188,9 +188,9 @@ def _report(
 ) -> int:
     """Write one HTML file that needs no network: balance, heads, plan, proof, rates and what was measured."""
     from wisca_core.cli.report import run
-    from wisca_core.cli.rescale import Asked
+    from wisca_core.cli.rescale import TypedOptions
 
-    asked = Asked(pairs, granularity, norm, None, None, (), exact)
+    asked = TypedOptions(pairs, granularity, norm, None, None, (), exact)
     return run(model, out, asked, heads, evaluation, comparison, json, yes)
 
 
@@ -287,9 +287,9 @@ def _rescale(
     check fails.
     """
     from wisca_core.cli.models import declared
-    from wisca_core.cli.rescale import AdapterOptions, Asked, run
+    from wisca_core.cli.rescale import AdapterOptions, TypedOptions, run
 
-    options = Asked(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact)
+    options = TypedOptions(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact)
     company = AdapterOptions(tuple(adapter or ()), tuple(adapter_out or ()), base)
     own = declared(sites, build, forward, unproved)
     return run(model, out, options, company, plan, undo, save_plan, strict, dry_run, check, json, yes, own)
@@ -554,9 +554,9 @@ def _evaluate(
     What cannot be evaluated is said and the rest goes on.
     """
     from wisca_core.cli.evaluate import run
-    from wisca_core.evaluation.whole import Asked
+    from wisca_core.evaluation.whole import EvaluationOptions
 
-    asked = Asked(text, tuple(tasks or ()), window, stride, limit, batch_size, inside, device, dtype)
+    asked = EvaluationOptions(text, tuple(tasks or ()), window, stride, limit, batch_size, inside, device, dtype)
     return run(model, other, asked, tuple(draft or ()), out, json, yes)
 
 

@@ -34,7 +34,7 @@ def run(
 ) -> int:
     """0 once the comparison is finished, 1 where some of its runs failed or it was paused from elsewhere, 130 after Ctrl-C."""
     from wisca_core.comparison.data import check_text
-    from wisca_core.comparison.execution_plan import agreed, choose
+    from wisca_core.comparison.execution_plan import choose, plan_for
 
     if workers is not None and workers < 1:
         raise BadOption(f"--workers: {workers} was given; a whole number from 1 is needed.")
@@ -48,7 +48,7 @@ def run(
     if goes_on:
         place = _named(out)
         comparison = folder.read(place)
-        way = agreed(comparison, executor, workers)
+        way = plan_for(comparison, executor, workers)
         if estimate:
             return _estimate(comparison.spec, way, json)
         if add_seeds is not None:
@@ -69,11 +69,11 @@ def run(
 
 
 def train_and_report(place: Path, workers: int | None, json: bool, executor: str = "auto") -> int:
-    from wisca_core.comparison.execution_plan import agreed
+    from wisca_core.comparison.execution_plan import plan_for
     from wisca_core.comparison.executor import run
     from wisca_core.comparison.reporting import write_report
 
-    note(f"{place}: {agreed(folder.read(place), executor, workers).in_words}; Ctrl-C pauses, --resume continues")
+    note(f"{place}: {plan_for(folder.read(place), executor, workers).in_words}; Ctrl-C pauses, --resume continues")
     try:
         with bar() as progress:
             comparison = run(place, workers, progress, executor)

@@ -6,12 +6,18 @@ from pathlib import Path
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, listed, say, table
 from wisca_core.evaluation.seeds import is_comparison
-from wisca_core.evaluation.whole import Asked, Evaluation, evaluate
+from wisca_core.evaluation.whole import Evaluation, EvaluationOptions, evaluate
 from wisca_core.words import in_bytes
 
 
 def run(
-    model: str, other: str | None, asked: Asked, drafts: tuple[str, ...], out: Path | None, json: bool, yes: bool
+    model: str,
+    other: str | None,
+    asked: EvaluationOptions,
+    drafts: tuple[str, ...],
+    out: Path | None,
+    json: bool,
+    yes: bool,
 ) -> int:
     """0; raises where nothing of it can be evaluated."""
     asked = replace(asked, tasks=tuple(name for given in asked.tasks for name in given.split(",") if name))

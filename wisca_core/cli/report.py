@@ -11,7 +11,7 @@ from typing import Any
 from wisca_core.circuits import store
 from wisca_core.cli import models
 from wisca_core.cli.dashboard import INSTALLED, main_file
-from wisca_core.cli.rescale import Asked
+from wisca_core.cli.rescale import TypedOptions
 from wisca_core.cli.terminal import bar, document, say
 from wisca_core.comparison import folder
 from wisca_core.equivalence.proof import Proof
@@ -29,7 +29,7 @@ from wisca_core.words import in_bytes
 def run(
     model: str,
     out: Path | None,
-    asked: Asked,
+    asked: TypedOptions,
     heads: bool,
     evaluation: Path | None,
     comparison: Path | None,
@@ -57,7 +57,7 @@ def run(
 def _of_model(
     model: str,
     options: Options,
-    asked: Asked,
+    asked: TypedOptions,
     heads: bool,
     evaluation: Mapping[str, Any] | None,
     comparison: Path | None,

@@ -47,7 +47,7 @@ from wisca_core.words import in_bytes, plural, side, unnamed
 
 
 @dataclass(frozen=True)
-class Asked:
+class TypedOptions:
     """The options as they were typed; None, () and False where they were not."""
 
     pairs: str | None
@@ -105,7 +105,7 @@ class AdapterOptions:
 def run(
     model: str,
     out: Path | None,
-    asked: Asked,
+    asked: TypedOptions,
     company: AdapterOptions,
     plan_file: Path | None,
     undo: Path | None,
@@ -270,7 +270,9 @@ def _left_behind(checkpoint: Checkpoint, adapters: list[Checkpoint]) -> list[str
     return [f"Left behind: the LoRA adapter in {place} {words}" for place in near]
 
 
-def _check_usage(out: Path | None, asked: Asked, plan_file: Path | None, undo: Path | None, dry_run: bool) -> None:
+def _check_usage(
+    out: Path | None, asked: TypedOptions, plan_file: Path | None, undo: Path | None, dry_run: bool
+) -> None:
     if plan_file and undo:
         raise BadOption("--plan and --undo were both given; a rescale applies one of them.")
     source = "--plan" if plan_file else "--undo" if undo else ""

@@ -44,7 +44,7 @@ class CellFailed(Exception):
 
 
 @dataclass(eq=False)
-class Run:
+class CellRun:
     """A cell in memory at optimiser step ``step``. ``seconds`` of training behind it; ``recent``, ``clipped``: training losses
     since the last row, and whether each gradient was longer than the limit.
     """
@@ -59,12 +59,12 @@ class Run:
     clipped: list[bool] = field(default_factory=list)
 
 
-def begin(spec: Spec, cell: Cell, place: Place) -> Run:
+def begin(spec: Spec, cell: Cell, place: Place) -> CellRun:
     """The cell as its last checkpoint left it, its metrics cut back to that step, or before its first step."""
     model = place.ready(build_model(spec, cell.seed))
     ranks.shard_(model)
     optimisers = build_optimisers(model, spec.optimiser, cell.rate)
-    run = Run(cell, model, optimisers, Treatment(spec.arm(cell.arm), model, optimisers, spec.steps, spec.watched))
+    run = CellRun(cell, model, optimisers, Treatment(spec.arm(cell.arm), model, optimisers, spec.steps, spec.watched))
     _restore(run)
     return run
 
@@ -202,7 +202,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 7)
 
 
-def keep(runs: Sequence[Run]) -> None:
+def keep(runs: Sequence[CellRun]) -> None:
     """A checkpoint of each, written before the first takes its name: a kill rarely parts runs that train together."""
     for run in runs:
         if ranks.n_ranks() == 1:
@@ -236,7 +236,7 @@ def _own(state: Mapping) -> dict:
     )
 
 
-def _restore(run: Run) -> None:
+def _restore(run: CellRun) -> None:
     file, metrics = run.cell.folder / "resume.pt", run.cell.folder / "metrics.jsonl"
     state = torch.load(file, weights_only=True, map_location="cpu") if file.exists() else None
     if ranks.is_first():
@@ -257,7 +257,7 @@ def _restore(run: Run) -> None:
     run.clipped = list(state.get("clipped", ()))
 
 
-def finish(spec: Spec, run: Run) -> None:
+def finish(spec: Spec, run: CellRun) -> None:
     """Final weights as a model folder where the spec keeps them; the run is used up."""
     if not spec.save_weights:
         return

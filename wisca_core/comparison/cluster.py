@@ -85,7 +85,7 @@ def spread(
                         raise error.cause from None
                     raise
                 except ray.exceptions.RayError:  # the worker or its machine is gone
-                    if record_death(-9) and not folder.asked(path):
+                    if record_death(-9) and not folder.stop_request(path):
                         running[submit(cell)] = cell
             look()
     except (Cancelled, KeyboardInterrupt) as stopped:
@@ -111,7 +111,7 @@ def train_cell(path: str, name: str, token: str, device: str) -> int:
             f"{path} on the Ray node {socket.gethostname()} is not the folder it is here. Put the comparison on a file system that all nodes "
             "share, under the same path."
         )
-    return work(here, device, lambda: bool(folder.asked(here)), only=name)
+    return work(here, device, lambda: bool(folder.stop_request(here)), only=name)
 
 
 def _stop(tasks: list, patience: float) -> None:

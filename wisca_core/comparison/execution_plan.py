@@ -90,7 +90,7 @@ def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cel
     return ExecutionPlan(executor, device, numbers, workers, at_once, n_ranks)
 
 
-def agreed(comparison: Comparison, executor: str = "auto", workers: int | None = None) -> ExecutionPlan:
+def plan_for(comparison: Comparison, executor: str = "auto", workers: int | None = None) -> ExecutionPlan:
     """The way this comparison began, or a new one where it is new. Raises PlanMismatch where it began in another."""
     known = recorded(comparison)
     left = sum(c.state != "done" for c in comparison.cells)

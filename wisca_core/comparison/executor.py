@@ -15,7 +15,7 @@ from pathlib import Path
 from wisca_core import storage
 from wisca_core.comparison import folder
 from wisca_core.comparison.data import keep_corpus, kept_corpus, load_corpus
-from wisca_core.comparison.execution_plan import ExecutionPlan, agreed, cores, record
+from wisca_core.comparison.execution_plan import ExecutionPlan, cores, plan_for, record
 from wisca_core.comparison.folder import CORPUS, Comparison
 from wisca_core.comparison.place import visible
 from wisca_core.comparison.prepare import model_sha256
@@ -40,7 +40,7 @@ def run(path: Path, workers: int | None = None, progress: Progress = silent, exe
     """
     path = Path(path)
     comparison = folder.read(path)
-    way = agreed(comparison, executor, workers)
+    way = plan_for(comparison, executor, workers)
     descriptor = storage.take_lock(path / "lock", patience=0.5)
     if descriptor is None:
         raise OutputRefused(
@@ -89,7 +89,7 @@ def _run(comparison: Comparison, way: ExecutionPlan, progress: Progress) -> Comp
         while has_more:
             _train(path, way, look)
             # what a pilot found decides what is trained next
-            has_more = not folder.asked(path) and folder.settle_pilot(path)
+            has_more = not folder.stop_request(path) and folder.settle_pilot(path)
     except (Cancelled, KeyboardInterrupt) as stopped:
         status(
             "cancelled" if isinstance(stopped, Cancelled) else "paused",
@@ -99,7 +99,7 @@ def _run(comparison: Comparison, way: ExecutionPlan, progress: Progress) -> Comp
     except BaseException as error:
         status("failed", f"{type(error).__name__}: {error}")
         raise
-    marker = folder.asked(path)
+    marker = folder.stop_request(path)
     if marker:
         state = "paused" if marker == "pause" else "cancelled"
         status(state, "asked to stop; resuming continues from the last checkpoints")
@@ -143,7 +143,7 @@ def _side_by_side(path: Path, way: ExecutionPlan, n_todo: int, look: Callable[[]
                 has_more = one.returncode == LOST or (
                     one.returncode not in (0, NO_DEVICE) and _record_death(path, one.returncode)
                 )
-                if has_more and not folder.asked(path):
+                if has_more and not folder.stop_request(path):
                     processes[number] = _start(path, way, number)
             look()
     except (Cancelled, KeyboardInterrupt) as stopped:

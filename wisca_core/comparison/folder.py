@@ -398,7 +398,7 @@ def ask(path: Path, marker: str) -> None:
     (Path(path) / marker).touch()
 
 
-def asked(path: Path) -> str:
+def stop_request(path: Path) -> str:
     """The marker that is set, "" for none."""
     return next((marker for marker in ("cancel", "pause") if (path / marker).exists()), "")
 

@@ -128,7 +128,7 @@ def with_model(spec: Spec, model: str | Path | None) -> Spec:
     )
 
 
-def coinciding(name: str, spec: Spec, partition: Callable[[Arm], Any] | None = None) -> str:
+def twin_of(name: str, spec: Spec, partition: Callable[[Arm], Any] | None = None) -> str:
     """The name of an earlier known arm that does the same in this comparison, "" where there is none."""
     arms = LORA_ARMS if spec.model.source == "lora" else ARMS
     use = partition or partition_by_spec(spec)

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     path: Path = given.folder
 
     def stop() -> bool:
-        return bool(folder.asked(path)) or os.getppid() != parent
+        return bool(folder.stop_request(path)) or os.getppid() != parent
 
     return work(path, given.device, stop, given.executor, given.at_once, given.store)
 

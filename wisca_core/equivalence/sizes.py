@@ -26,7 +26,7 @@ BY_LAYER = "per_layer_config"  # layer -> what it has instead of the common valu
 
 
 @dataclass(frozen=True, eq=False)  # holds mappings
-class Table:
+class SizeTable:
     """``roles``: key -> role. ``small``, ``at_most``: role -> value. ``rows``: model type -> key -> value.
     ``examples``: model type -> what its default config lacks; ``variants``: model type -> further values to prove."""
 
@@ -38,7 +38,7 @@ class Table:
     variants: Mapping[str, list[Mapping[str, Any]]]
 
 
-def _read() -> Table:
+def _read() -> SizeTable:
     data: dict[str, Any] = tomllib.loads(
         resources.files(__package__).joinpath("sizes.toml").read_text(encoding="utf-8")
     )
@@ -48,7 +48,7 @@ def _read() -> Table:
             if name in roles:
                 raise ValueError(f"sizes.toml lists {name} under {roles[name]} and {role}")
             roles[name] = role
-    return Table(
+    return SizeTable(
         MappingProxyType(roles),
         *(MappingProxyType(data[part]) for part in ("small", "at_most", "types", "examples", "variants")),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from wisca_core.architecture.candidates import Guess, find_attention, guesses, qk_guesses
+from wisca_core.architecture.candidates import FamilyGuess, find_attention, guesses, qk_guesses
 from wisca_core.architecture.discovery import NAME, Discovery, keep
 from wisca_core.architecture.families import row
 from wisca_core.architecture.find import find_sites
@@ -48,7 +48,7 @@ def _discover(checkpoint: Checkpoint, progress: Progress) -> Discovery:
                 "transformers' own class of this model type names its projections in another way than the weights do."
             )
         bench = None
-        settled: Guess | None = None
+        settled: FamilyGuess | None = None
         tried, nearest = 0, float("inf")
         for _, rows in guesses(small, inside):
             bench, settled, n, best = _first_that_holds(small, rows, ("vo",), place, bench, progress)
@@ -66,12 +66,12 @@ def _discover(checkpoint: Checkpoint, progress: Progress) -> Discovery:
 
 def _first_that_holds(
     small: Checkpoint,
-    rows: Iterable[Guess],
+    rows: Iterable[FamilyGuess],
     pairs: tuple[str, ...],
     place: Path,
     bench: Bench | None,
     progress: Progress,
-) -> tuple[Bench | None, Guess | None, int, float]:
+) -> tuple[Bench | None, FamilyGuess | None, int, float]:
     """(bench, row, rows tried, smallest difference that was too large)."""
     tried, nearest = 0, float("inf")
     for guess in rows:

@@ -25,7 +25,7 @@ METRICS = "wisca-evaluation-rows"
 MOST_KEPT = 20  # evaluations in one report
 
 
-class Rows:
+class MetricsFile:
     """Appends rows to ``metrics.jsonl`` of a folder; does nothing where there is no folder."""
 
     def __init__(self, folder: Path | None) -> None:

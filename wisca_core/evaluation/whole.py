@@ -54,7 +54,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationOptions:
     """How it is done; 0 and "" leave a choice open. ``limit``: windows of text, and documents a task, at most."""
 
     text: str = ""
@@ -105,7 +105,7 @@ def evaluate(
     >>> found.table("perplexity").n_windows.tolist()
     [4]
     """
-    asked = Asked(str(text), tuple(tasks), window, stride, limit, batch_size, inside, device, dtype)
+    asked = EvaluationOptions(str(text), tuple(tasks), window, stride, limit, batch_size, inside, device, dtype)
     place = landing.new_folder(
         out, {"model": str(model), "other": str(other or ""), **asked.__dict__, "drafts": [*map(str, drafts)]}
     )
@@ -116,10 +116,10 @@ def evaluate(
 
 
 def evaluated(
-    model: Any, other: Any, asked: Asked, drafts: Sequence[Any], place: Path | None, progress: Progress
+    model: Any, other: Any, asked: EvaluationOptions, drafts: Sequence[Any], place: Path | None, progress: Progress
 ) -> dict[str, Any]:
     """The tables as plain values; rows go to ``place`` as they come. Raises what ``evaluate`` raises."""
-    rows = landing.Rows(place)
+    rows = landing.MetricsFile(place)
     try:
         work = _Work(asked, rows, progress)
         Text(asked.text).size()
@@ -136,7 +136,7 @@ def evaluated(
 class _Work:
     """One evaluation while it goes on."""
 
-    def __init__(self, asked: Asked, rows: landing.Rows, progress: Progress) -> None:
+    def __init__(self, asked: EvaluationOptions, rows: landing.MetricsFile, progress: Progress) -> None:
         self.asked, self.rows, self.progress = asked, rows, progress
         self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
         self.text: dict[str, Any] | None = None
@@ -365,7 +365,7 @@ def evaluate_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     job's own metrics.jsonl.
     """
     given = {key: value for key, value in arguments.items() if key not in ("model", "other", "drafts", "tasks")}
-    asked = Asked(**given, tasks=tuple(arguments.get("tasks", ())))
+    asked = EvaluationOptions(**given, tasks=tuple(arguments.get("tasks", ())))
     return evaluated(
         arguments["model"], arguments.get("other") or None, asked, arguments.get("drafts", ()), folder, progress
     )

@@ -24,7 +24,7 @@ _LABELS = {"qk": "QK", "vo": "VO", "mlp": "MLP", "lora": "LoRA"}
 
 
 @dataclass(frozen=True)
-class Place:
+class GroupCell:
     """A cell of the table of groups: ``log2_ratio`` in octaves, left over right."""
 
     pair: str
@@ -34,13 +34,13 @@ class Place:
     log2_ratio: float
 
 
-def worst(groups: pd.DataFrame) -> Place | None:
+def worst(groups: pd.DataFrame) -> GroupCell | None:
     """The cell furthest from balance, None where none has a ratio. ``groups``: as ``Decision.groups`` gives."""
     octaves = groups["log2_ratio"].abs().to_numpy(dtype=float)
     if not np.isfinite(octaves).any():
         return None
     row = groups.iloc[int(np.nanargmax(np.where(np.isfinite(octaves), octaves, np.nan)))]
-    return Place(row["pair"], row["block"], int(row["layer"]), int(row["group"]), float(row["log2_ratio"]))
+    return GroupCell(row["pair"], row["block"], int(row["layer"]), int(row["group"]), float(row["log2_ratio"]))
 
 
 def by_imbalance(groups: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -32,7 +32,7 @@ _UNITS = {"ms": "ms", "s": "s", "m": "min", "%": "%"}
 
 
 @dataclass(frozen=True)
-class Line:
+class ConsoleLine:
     """What one line says. ``step`` None: the line does not say it."""
 
     step: float | None
@@ -49,7 +49,7 @@ class Format:
     name: str
     source: str
     starts: re.Pattern
-    parse: Callable[[re.Match, str], Line | None]
+    parse: Callable[[re.Match, str], ConsoleLine | None]
 
 
 def _float(text: str) -> float:
@@ -66,13 +66,13 @@ def _pairs(text: str) -> list[tuple[str, float]]:
     return [(_with_unit(m[1], m[3]), _float(m[2])) for m in _KEY_VALUE.finditer(text)]
 
 
-def _nanogpt(match: re.Match, line: str) -> Line | None:
+def _nanogpt(match: re.Match, line: str) -> ConsoleLine | None:
     found = [m for part in line[match.end() :].split(",") if (m := _WORDS_NUMBER.match(part.strip()))]
     values = [(_with_unit(m[1], m[3]), _float(m[2])) for m in found]
-    return Line(float(match["step"]), tuple(values)) if values else None
+    return ConsoleLine(float(match["step"]), tuple(values)) if values else None
 
 
-def _bars(match: re.Match, line: str) -> Line | None:
+def _bars(match: re.Match, line: str) -> ConsoleLine | None:
     """Megatron, nanochat, torchtune, torchtitan: "key: value", between bars or not."""
     values = _pairs(line[match.end() :])
     when = math.nan
@@ -81,17 +81,19 @@ def _bars(match: re.Match, line: str) -> Line | None:
             when = datetime.fromisoformat(match["when"]).timestamp()  # the machine's local time, as it was printed
         except ValueError:
             pass
-    return Line(float(match["step"]), tuple(values), when) if values else None
+    return ConsoleLine(float(match["step"]), tuple(values), when) if values else None
 
 
-def _validation(match: re.Match, line: str) -> Line | None:
+def _validation(match: re.Match, line: str) -> ConsoleLine | None:
     values = _pairs(line[match.end() :])
     return (
-        Line(float(match["step"]), tuple((f"validation {name}", value) for name, value in values)) if values else None
+        ConsoleLine(float(match["step"]), tuple((f"validation {name}", value) for name, value in values))
+        if values
+        else None
     )
 
 
-def _trainer(match: re.Match, line: str) -> Line | None:
+def _trainer(match: re.Match, line: str) -> ConsoleLine | None:
     """A dictionary that the Trainer prints; others that a program prints have none of its names."""
     body = line[match.start("body") :]
     if "}" not in body:
@@ -99,7 +101,7 @@ def _trainer(match: re.Match, line: str) -> Line | None:
     body = body[: body.rindex("}") + 1]
     values = tuple((name, _float(value)) for name, value in _QUOTED_NUMBER.findall(body))
     step = _STATED_STEP.search(body)
-    return Line(float(step[1]) if step else None, values) if values else None
+    return ConsoleLine(float(step[1]) if step else None, values) if values else None
 
 
 # Source of each: the format string in the repository named, read in the state of 2026-11.
@@ -149,7 +151,7 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
-def recognised(line: str) -> tuple[Format, Line | None] | None:
+def recognised(line: str) -> tuple[Format, ConsoleLine | None] | None:
     """(format, what it says) of one line; None for a line of no format, (format, None) for one of a format that is cut
     short.
     """

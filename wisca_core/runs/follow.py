@@ -15,7 +15,7 @@ from wisca_core.progress import Progress, silent
 from wisca_core.runs.collect import MemoryBudget
 from wisca_core.runs.joining import joined
 from wisca_core.runs.recognise import Looked, find, reader
-from wisca_core.runs.source import Ask, Reader, Source
+from wisca_core.runs.source import Ask, LogReader, Source
 from wisca_core.runs.table import Run
 from wisca_core.untrusted import shown
 
@@ -36,7 +36,7 @@ class Logs:
         self._lock = threading.Lock()
         self._room = MemoryBudget()
         self._looked = Looked()
-        self._readers: dict[tuple[str, Path], Reader] = {}
+        self._readers: dict[tuple[str, Path], LogReader] = {}
         self._runs: dict[tuple[str, Path], tuple[Run, ...]] = {}
 
     def poll(self, progress: Progress = silent) -> bool:
@@ -79,7 +79,7 @@ class Logs:
             self._nothing(problems)
         return changed
 
-    def _over_asked(self, one: Reader, runs: tuple[Run, ...]) -> tuple[Run, ...]:
+    def _over_asked(self, one: LogReader, runs: tuple[Run, ...]) -> tuple[Run, ...]:
         """The runs of a log without columns over the metric that was asked for as the step."""
         asked = self.ask.step_column
         if not asked or one.source.kind not in ("tensorboard", "mlflow", "mlflow_folder", "dvclive", "console"):

@@ -19,7 +19,7 @@ from wisca_core.runs.json_lines import JsonLines
 from wisca_core.runs.json_list import JsonList
 from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.parquet_table import Parquet, columns_of
-from wisca_core.runs.source import Ask, Reader, Source
+from wisca_core.runs.source import Ask, LogReader, Source
 from wisca_core.runs.sqlite_file import opened
 from wisca_core.runs.tensorboard import TensorBoard
 from wisca_core.runs.trainer_state import TrainerState
@@ -27,7 +27,7 @@ from wisca_core.runs.wandb_offline import HEADER, Wandb
 from wisca_core.untrusted import named_path, open_regular, shown
 
 # kind -> (what a person calls it, its reader)
-KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], Reader]]] = {
+KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], LogReader]]] = {
     "tensorboard": ("TensorBoard event files", TensorBoard),
     "trainer_state": ("transformers' trainer_state.json", TrainerState),
     "csv": ("CSV table", Csv),
@@ -108,7 +108,7 @@ def find(path: str | Path, looked: Looked | None = None) -> Found:
     return Found((Source(kind, real, (real,), _run_name(real, real.parent), real.parent),))
 
 
-def reader(source: Source, room: MemoryBudget, ask: Ask = Ask()) -> Reader:
+def reader(source: Source, room: MemoryBudget, ask: Ask = Ask()) -> LogReader:
     """The reader of a source."""
     return KINDS[source.kind][1](source, room, ask)
 

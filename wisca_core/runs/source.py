@@ -29,7 +29,7 @@ class Ask:
     live: bool = False
 
 
-class Reader(Protocol):
+class LogReader(Protocol):
     """Reads one source, again and again as it grows."""
 
     source: Source

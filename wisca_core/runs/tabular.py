@@ -35,7 +35,7 @@ BATCH_ROWS = 8192
 
 
 @dataclass(frozen=True)
-class Cells:
+class ColumnCells:
     """The cells of one column in a batch of rows: ``rows`` (int64, rising) are those with a number, ``value`` (float64)
     their numbers, ``texts`` the positions of cells that are text; ``raw()``: every cell as a plain value, None where it
     is empty.
@@ -88,7 +88,9 @@ class Tabular:
         if len(self._defined) < MAX_COLUMNS:
             self._defined[pattern] = column
 
-    def take(self, n: int, cells: Mapping[str, Cells], histograms: Sequence[tuple[int, str, np.ndarray]] = ()) -> None:
+    def take(
+        self, n: int, cells: Mapping[str, ColumnCells], histograms: Sequence[tuple[int, str, np.ndarray]] = ()
+    ) -> None:
         """The next ``n`` rows; ``histograms``: (row, name, a row of distributions.FIGURES)."""
         if self._roles is None:
             self._settle(n, cells)
@@ -103,7 +105,7 @@ class Tabular:
             self.out.counts["no_step"] += int(n - steps[1].sum())
         self._hand_over(n, cells, steps, self._wall(n, cells), histograms)
 
-    def _settle(self, n: int, cells: Mapping[str, Cells]) -> None:
+    def _settle(self, n: int, cells: Mapping[str, ColumnCells]) -> None:
         """Decide on the first rows which column is what."""
         samples = {}
         for name, one in cells.items():
@@ -142,7 +144,7 @@ class Tabular:
 
     # --- steps and times ----------------------------------------------------------------------------------------------
 
-    def _step(self, name: str, n: int, cells: Mapping[str, Cells]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _step(self, name: str, n: int, cells: Mapping[str, ColumnCells]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(step, whether there is one, whether it is another row's) of each row: a tracker's row that names none has the
         last one named before.
         """
@@ -167,7 +169,7 @@ class Tabular:
             self._last[name] = float(step[np.flatnonzero(has)[-1]])
         return step, has, carried
 
-    def _wall(self, n: int, cells: Mapping[str, Cells]) -> np.ndarray | None:
+    def _wall(self, n: int, cells: Mapping[str, ColumnCells]) -> np.ndarray | None:
         name = self._roles.time or ("_timestamp" if self.own else None)
         one = cells.get(name) if name else None
         if one is None:
@@ -193,7 +195,7 @@ class Tabular:
     def _hand_over(
         self,
         n: int,
-        cells: Mapping[str, Cells],
+        cells: Mapping[str, ColumnCells],
         of_step: tuple[np.ndarray, np.ndarray, np.ndarray],
         wall: np.ndarray | None,
         histograms: Sequence[tuple[int, str, np.ndarray]],
@@ -252,7 +254,9 @@ class Tabular:
                 return column
         return self._defined.get("*", self._roles.step)
 
-    def _run_of_row(self, n: int, cells: Mapping[str, Cells], has: np.ndarray) -> tuple[list[str] | None, np.ndarray]:
+    def _run_of_row(
+        self, n: int, cells: Mapping[str, ColumnCells], has: np.ndarray
+    ) -> tuple[list[str] | None, np.ndarray]:
         """(names, which of them each row belongs to, -1 none); (None, empty) where no column names the run."""
         titles = [name for name in self._roles.runs if name in cells]
         if not titles:
@@ -344,7 +348,7 @@ class RowBuffer:
         n, cells = self._n, {}
         for name, rows in self._rows.items():
             texts, raw = self._texts.get(name), self._raw.get(name, {})
-            cells[name] = Cells(
+            cells[name] = ColumnCells(
                 np.array(rows, np.int64),
                 np.array(self._values[name], np.float64),
                 np.array(texts, np.int64) if texts else NO_TEXT,

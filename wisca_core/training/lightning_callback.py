@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.planning.schedule import Schedule
 from wisca_core.training.averages import held_by
-from wisca_core.training.choices import made
+from wisca_core.training.choices import choices_from
 from wisca_core.training.scaler import Scaler
 from wisca_core.training.telemetry import scalars
 
@@ -38,7 +38,7 @@ class LightningWisca(Callback):
         **choices,
     ):
         self.schedule = Schedule(every, at_start, start, stop)
-        self.choices = made(pairs, choices)
+        self.choices = choices_from(pairs, choices)
         self._options = dict(every=every, at_start=at_start, start=start, stop=stop, pairs=pairs, **choices)
         self._also = also
         self._has_fractions = any(isinstance(one, float) for one in (start, stop))

@@ -39,7 +39,7 @@ from wisca_core.planning.decide import PLANNED, balance
 from wisca_core.planning.options import Options
 from wisca_core.rescale import scalings
 from wisca_core.training import distributed, norms, step_probe, zero
-from wisca_core.training.choices import Choices, made
+from wisca_core.training.choices import Choices, choices_from
 from wisca_core.training.factors import Factors
 from wisca_core.training.live import Live, describe
 from wisca_core.training.optimizer_state import States
@@ -315,7 +315,7 @@ def param_groups(
 
     Raises what a rescale raises, and BadOption for a class whose groups cannot stand for one.
     """
-    chosen = made(pairs, choices | {"by": "rates"})
+    chosen = choices_from(pairs, choices | {"by": "rates"})
     given = list(params) if params is not None else [p for p in model.parameters() if p.requires_grad]
     groups = given if given and isinstance(given[0], Mapping) else [{"params": given}]
     groups = [{"lr": lr, "weight_decay": weight_decay} | ({} if eps is None else {"eps": eps}) | g for g in groups]

@@ -11,7 +11,7 @@ from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.errors import BadOption
 from wisca_core.planning.schedule import Schedule
 from wisca_core.training import distributed
-from wisca_core.training.choices import made
+from wisca_core.training.choices import choices_from
 from wisca_core.training.factors import Factors
 from wisca_core.training.rates import Rates, own_rates
 from wisca_core.training.rescaling import Rescale, Rescaler
@@ -58,7 +58,7 @@ class Scaler:
         **choices,
     ):
         self.schedule = Schedule(every, at_start, start, stop).of_run(n_steps)
-        self.choices = made(pairs, choices)
+        self.choices = choices_from(pairs, choices)
         self.steps = first_step
         self.kept: dict[str, Factors] = {}
         self._on_rescale = on_rescale

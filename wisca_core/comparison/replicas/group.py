@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import torch
 
 from wisca_core.comparison import cell as single
-from wisca_core.comparison.cell import CellFailed, Run
+from wisca_core.comparison.cell import CellFailed, CellRun
 from wisca_core.comparison.data import Corpus, batch, windows
 from wisca_core.comparison.folder import Cell
 from wisca_core.comparison.models import learning_rate, loss_nats
@@ -62,7 +62,7 @@ def train_group(
 class _Group:
     """The runs of one stack, in its order; those that fail leave it."""
 
-    def __init__(self, spec: Spec, runs: list[Run], place: Place, ended: Ended):
+    def __init__(self, spec: Spec, runs: list[CellRun], place: Place, ended: Ended):
         self.spec, self.runs, self.place, self.ended = spec, runs, place, ended
         self._stacked()
 
@@ -210,7 +210,7 @@ class _Group:
         written = []
         for run, *values in zip(self.runs, means, val_losses, rates, norms, ratios, finals or [None] * len(self.runs)):
 
-            def write(run: Run = run, values: list = values) -> Run:
+            def write(run: CellRun = run, values: list = values) -> CellRun:
                 train_loss, val_loss, rate, norm, found, final = values
                 self.logs[run.cell.name].write(
                     single.row(
