@@ -206,6 +206,16 @@ def test_a_model_in_balance_is_told_so_in_one_sentence_with_the_charts_folded(ll
     assert re.match(r"Not worth it: every pair lies within 1\.0\d× of balance already\.", at.title[0].value)
     assert "Factors and plan all the same" in [e.label for e in at.expander]
 
+    def uneven(tensors):  # inside a layer, which one factor a matrix does not reach
+        for name in tensors:
+            if "k_proj" in name:
+                tensors[name][:8] *= 1.5
+        balance(tensors)
+
+    model = edited(llama, uneven, name="uneven")
+    assert page("rescale", model=model).title[0].value.startswith("Not worth it")
+    assert "would change" in page("rescale", model=model, granularity="group").title[0].value
+
 
 # --- refused and lossy models -----------------------------------------------------------------------------------------
 

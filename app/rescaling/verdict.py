@@ -8,13 +8,14 @@ from wisca_app import cached
 from wisca_app.figures import words
 from wisca_app.heading import number
 from wisca_app.open_model import title
-from wisca_app.rates_line import SAME_RATE
 from wisca_core.model import Model
 from wisca_core.pairs import SIDES
-from wisca_core.patterns.summary import PairSummary, summaries
+from wisca_core.patterns.summary import NEAR, PairSummary, summaries
 from wisca_core.planning.decide import Decision
+from wisca_core.planning.rates import RATE_COLUMNS, equivalent_rates
 from wisca_core.words import times
 
+ENDS = (("low", "high"), ("high", "low"))  # one side is slowest where the other is fastest
 MOST_METRICS = 3  # medians that stand as numbers in a row
 TIPS = {
     "Within 2× after": "Cells (KV groups, experts, adapted parts, feed-forward blocks) of the chosen pairs whose two norms "
@@ -36,16 +37,19 @@ def facts(model: Model) -> str:
 
 
 def largest(decision: Decision) -> float:
-    """How far the chosen cell furthest from balance is from it, octaves; NaN where none has a ratio."""
-    groups = decision.groups()
+    """How far the chosen part furthest from balance is from it, octaves; NaN where none has a ratio. A part is what these
+    options give one factor: how its heads differ among themselves is beyond them.
+    """
+    rates = equivalent_rates(decision, full=True)
     names = {s.name for s in decision.patterns.sites.sites if decision.options.chooses(s.key)}
-    octaves = groups.loc[groups["name"].isin(names), "log2_ratio"].abs()
-    return float(octaves[np.isfinite(octaves)].max())
+    rates = np.log2(rates.loc[rates["name"].isin(names), list(RATE_COLUMNS)[4:]]).abs()
+    ends = [rates[f"left_rate_{end}"] + rates[f"right_rate_{other}"] for end, other in ENDS]
+    return float(np.nanmax(ends)) if np.isfinite(ends).any() else np.nan
 
 
 def is_worth_it(decision: Decision) -> bool:
     """Whether anything that was chosen is out of balance by more than a reader would call level."""
-    return not largest(decision) < np.log2(SAME_RATE)
+    return not largest(decision) < np.log2(NEAR)
 
 
 def sentence(decision: Decision, is_declared: bool = False) -> str:
