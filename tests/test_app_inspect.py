@@ -200,6 +200,10 @@ def test_the_first_selection_is_the_place_that_the_verdict_names(llama, edited, 
     assert "worst pair: VO in layer 1, " in at.title[0].value
     assert at.segmented_control(key="pair").value == "vo" and at.selectbox(key="layer").value == 1
     assert not at.query_params.keys() - {"model"}  # nobody chose it
+    layout = charts(at)[0]["layout"]  # in the verdict's direction: outputs so many times their values, not a quarter
+    assert "whole layer: value heavier above, output below" in [one.get("text") for one in layout["annotations"]]
+    ticks = [text for name in layout if name.startswith("yaxis") for text in layout[name].get("ticktext", [])]
+    assert "1×" in ticks and not {"½×", "¼×"} & set(ticks)
     at.segmented_control(key="pair").set_value("qk").run()
     assert dict(at.query_params)["pair"] == "qk" and at.selectbox(key="layer").value == 2
     at.switch_page("views/heads.py").run()  # which has a first head of its own

@@ -333,7 +333,7 @@ def _layers(
     known = np.concatenate([v[np.isfinite(v)] for v in shown])
     reach = np.concatenate([known, [-1.0, 1.0], [size] if sized else []])
     low, high = float(reach.min()) - 0.3, float(reach.max()) + 0.5
-    ticks, labels = octave_ticks(low, high, most=4)
+    ticks, _ = octave_ticks(low, high, most=4)
     fig.add_shape(
         type="rect",
         layer="below",
@@ -403,14 +403,14 @@ def _layers(
                 domain=list(domain),
                 range=[low, high],
                 tickvals=ticks,
-                ticktext=labels,
+                ticktext=[words.octave(abs(power)) for power in ticks],  # either way, as the verdict says them
                 tickfont=dict(size=11),
                 anchor="x",
             )
         }
     )
     fig.add_annotation(
-        text=f"whole layer, {left} over {right}",
+        text=f"whole layer: {left} heavier above, {right} below",
         xref="paper",
         x=0,
         xanchor="left",

@@ -65,7 +65,7 @@ def measure(page, pid: int, address: str) -> None:
 
     controls = {
         "another view of the map": [press(label) for label in ("As stored", "After", "Size divided out")] * TURNS,
-        "another pair": [press(label) for label in ("VO", "QK")] * TURNS,
+        "another pair": [press(label) for label in ("QK", "VO")] * TURNS,
         "a click on a cell": [
             lambda place=place: cell(page, *place) for place in ((0, 0), (1, 1), (2, 0), (6, 1)) * TURNS
         ],
