@@ -8,9 +8,9 @@ planned later is arithmetic on what this pass returns.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from itertools import groupby
 from queue import SimpleQueue
 
@@ -22,6 +22,7 @@ from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
 from wisca_core.checkpoint.reader import n_threads
 from wisca_core.patterns.table import LOST_BITS, STATS, Patterns, header_digest
 from wisca_core.progress import Progress, silent
+from wisca_core.threads import one_thread
 
 # values a block: large enough that Python's share is small, small enough that the passes over it stay in the cache
 BLOCK = 1 << 17
@@ -51,7 +52,8 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     done = 0
     progress("measuring", 0, total)
     spare: SimpleQueue[_Buffers] = SimpleQueue()
-    with Reader(checkpoint) as reader, _torch_alone(checkpoint):
+    # tensors made as they are read: torch's own threads cost far more on small blocks than they bring
+    with Reader(checkpoint) as reader, one_thread() if checkpoint.recipes else nullcontext():
         n = 1 if checkpoint.recipes else n_threads()
         for _ in range(n):
             spare.put(_Buffers())
@@ -85,22 +87,6 @@ def _axes(legs: Iterable[Leg]) -> dict[str, list[tuple[tuple[int, ...], float]]]
     for leg in legs:
         wanted.setdefault(leg.tensor, {})[leg.axes, leg.offset] = None
     return {name: list(axes) for name, axes in wanted.items()}
-
-
-@contextmanager
-def _torch_alone(checkpoint: Checkpoint) -> Iterator[None]:
-    """Where tensors are made as they are read, torch makes them: its threads cost far more on small blocks than they bring."""
-    if not checkpoint.recipes:
-        yield
-        return
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _read(reader: Reader, tensor: TensorInfo, stats: "list[_AxisStats]") -> str:
