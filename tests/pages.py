@@ -8,12 +8,18 @@ what it found; the suite opens each once at 1280 px.
 
 import os
 import shutil
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 SIZES = {1280: 900, 390: 844}
 # Deep links of Streamlit ask for these twice; nothing is missing.
 HARMLESS = ("_stcore/health", "host-config", "404")
@@ -32,9 +38,39 @@ def browser_path() -> str:
     return found
 
 
+@contextmanager
+def serving(home: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    """(address, process) of a dashboard started as the README says; its WISCA_HOME and its server.log lie in ``home``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)],
+            cwd=ROOT,
+            env=os.environ | {"WISCA_HOME": str(home / "home"), "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            for _ in range(480):
+                try:
+                    if urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).status == 200:
+                        break
+                except OSError:
+                    time.sleep(0.25)
+            else:
+                pytest.fail((home / "server.log").read_text()[-2000:])
+            yield address, process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
 def paths() -> list[str]:
     """Where each page of the navigation lives, and the one that the sidebar leads to."""
-    views = Path(__file__).parents[1] / "app" / "views"
+    views = ROOT / "app" / "views"
     return [
         "" if path.stem == "inspect" else f"/{path.stem}"
         for path in sorted(views.glob("*.py"))

@@ -4,12 +4,7 @@ down.
 Needs Chromium or Chrome. Without one the tests are skipped, unless WISCA_BROWSER=required: then they fail.
 """
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -28,34 +23,8 @@ SAMPLE = ROOT / "sample_runs" / "gqa-docs" / "checkpoint-3600"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """(address, WISCA_HOME) of a dashboard started as the README says, from the repository's folder."""
-    home = tmp_path_factory.mktemp("browser-home")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (home / "server.log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)],
-        cwd=ROOT,
-        env=os.environ | {"WISCA_HOME": str(home / "home"), "OMP_NUM_THREADS": "1"},
-        stdout=log,
-        stderr=log,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                if urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).status == 200:
-                    break
-            except OSError:
-                time.sleep(0.25)
-        else:
-            pytest.fail((home / "server.log").read_text()[-2000:])
-        yield address, port
-    finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
+    with pages.serving(tmp_path_factory.mktemp("browser-home")) as (address, _):
+        yield address, int(address.rpartition(":")[2])
 
 
 @pytest.fixture

@@ -1,19 +1,16 @@
 """Processor time of the server for one control of Inspect, the bundled sample open in a headless Chromium.
 
-    python tests/benchmarks/redraw.py [--port N]
+    python tests/benchmarks/redraw.py
 
 The server's own time from /proc (user and system; the browser's is not in it), less what it takes while nothing happens.
 The goals: 90 ms a control, 150 ms a click on a cell. The reference is the first load of the page.
 """
 
-import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from pages import browser_path, settled  # noqa: E402
+from pages import browser_path, serving, settled  # noqa: E402
 
 TURNS = 4
 MAP = 8, 2  # layers and KV groups of the sample
@@ -75,38 +72,20 @@ def measure(page, pid: int, address: str) -> None:
         print(f"{name}: median {statistics.median(times):.0f} ms, most {max(times):.0f} ms of {len(times)}")
 
 
-def main(port: int) -> None:
-    with tempfile.TemporaryDirectory() as home:
-        app = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)]
-        server = subprocess.Popen(
-            [*app, "--server.headless", "true"],
-            cwd=ROOT,
-            env=os.environ | {"WISCA_HOME": home},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+def main() -> None:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        serving(Path(home)) as (address, server),
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(
+            executable_path=browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
         )
-        try:
-            address = f"http://127.0.0.1:{port}"
-            for _ in range(300):
-                try:
-                    urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
-                    break
-                except OSError:
-                    time.sleep(0.2)
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(
-                    executable_path=browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
-                )
-                page = browser.new_page(viewport={"width": 1280, "height": 900})
-                page.set_default_timeout(60_000)
-                measure(page, server.pid, address)
-                browser.close()
-        finally:
-            server.terminate()
-            server.wait()
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(60_000)
+        measure(page, server.pid, address)
+        browser.close()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=8795)
-    main(parser.parse_args().port)
+    main()

@@ -8,27 +8,23 @@ process of the server that is gone. Reported with it: the server's memory by the
 
 import argparse
 import asyncio
-import os
 import random
 import re
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from pages import browser_path  # noqa: E402
+from pages import browser_path, serving  # noqa: E402
 
 import wisca_core as wisca  # noqa: E402
 
 PATHS = ("", "/heads", "/rescale")
-LINKS = {"Inspect": "", "Heads": "/heads", "Rescale": "/rescale"}
+LINKS = "Inspect", "Heads", "Rescale"
 OPTIONS: tuple[dict[str, str], ...] = ({}, {"norm": "l2"}, {"pair": "vo"}, {"layer": "1", "group": "0"})
 # (layers, width, query heads, KV heads): no two pages of theirs are alike
 SHAPES = ((2, 64, 4, 4), (3, 64, 4, 1), (4, 96, 6, 2), (5, 64, 8, 1), (3, 96, 6, 6))
@@ -52,34 +48,9 @@ def models(folder: Path) -> list[Path]:
     return out
 
 
-class Server:
-    """A dashboard with a WISCA_HOME of its own; ``megabytes``: what its whole process tree holds for itself."""
-
-    def __init__(self, home: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{port}"
-        self.log = home / "server.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port)],
-                cwd=ROOT,
-                env=os.environ | {"WISCA_HOME": str(home / "home"), "OMP_NUM_THREADS": "1"},
-                stdout=log,
-                stderr=log,
-            )
-        for _ in range(480):
-            try:
-                if urllib.request.urlopen(f"{self.address}/_stcore/health", timeout=2).status == 200:
-                    return
-            except OSError:
-                time.sleep(0.25)
-        raise SystemExit(self.log.read_text()[-2000:])
-
-    def megabytes(self) -> float:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024
+def megabytes(pid: int) -> float:
+    """What the server holds for itself."""
+    return int(re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
 
 
 def address_of(url: str) -> str:
@@ -89,13 +60,12 @@ def address_of(url: str) -> str:
 
 
 class Crowd:
-    def __init__(self, server: Server, folders: list[Path], exports: list[bytes], seed: int):
-        self.server, self.folders, self.exports, self.seed = server, folders, exports, seed
+    def __init__(self, address: str, pid: int, folders: list[Path], seed: int):
+        self.address, self.pid, self.folders, self.seed = address, pid, folders, seed
         self.alone: dict[str, str] = {}
         self.faults: list[str] = []
         self.done: Counter[str] = Counter()
         self.waits: list[float] = []
-        self.exported: list[tuple[int, Path]] = []
 
     async def shown(self, page) -> str:
         """What the page says once it is drawn, less what became of jobs, which one alone had not started yet."""
@@ -135,7 +105,7 @@ class Crowd:
             self.done["pages compared with those of one alone"] += where in self.alone
 
     def url(self, folder: Path, path: str, options: dict[str, str]) -> str:
-        return f"{self.server.address}{path}?{urlencode({'model': str(folder)} | options, quote_via=quote)}"
+        return f"{self.address}{path}?{urlencode({'model': str(folder)} | options, quote_via=quote)}"
 
     async def by_one(self, browser) -> None:
         """Every address seen by one person alone: what the crowd has to be shown as well."""
@@ -167,7 +137,7 @@ class Crowd:
             if act in ("goto", "another model"):
                 await page.goto(self.url(folder, choose.choice(PATHS), choose.choice(OPTIONS)))
             elif act == "link":
-                await page.get_by_role("link", name=choose.choice(list(LINKS)), exact=True).first.click()
+                await page.get_by_role("link", name=choose.choice(LINKS), exact=True).first.click()
             elif act == "reload":
                 await page.reload()
             elif act == "back":
@@ -198,7 +168,7 @@ class Crowd:
     async def run(self, n: int, minutes: float) -> list[float]:
         from playwright.async_api import async_playwright
 
-        megabytes = []
+        by_minute: list[float] = []
         async with async_playwright() as playwright:
             browser = await playwright.chromium.launch(
                 executable_path=browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
@@ -210,14 +180,14 @@ class Crowd:
             people = [asyncio.create_task(self.person(browser, number, until)) for number in range(n)]
             while not all(one.done() for one in people):
                 await asyncio.wait(people, timeout=60)
-                megabytes.append(self.server.megabytes())
+                by_minute.append(megabytes(self.pid))
                 actions = sum(n for what, n in self.done.items() if "compared" not in what)
-                print(f"minute {len(megabytes)}: {megabytes[-1]:.0f} MB, {actions} pages shown", flush=True)
+                print(f"minute {len(by_minute)}: {by_minute[-1]:.0f} MB, {actions} pages shown", flush=True)
             for number, one in enumerate(people):
                 if one.exception():
                     self.faults.append(f"person {number}: {str(one.exception())[:300]}")
             await browser.close()
-        return megabytes
+        return by_minute
 
     def _median(self) -> float:
         return sorted(self.waits)[len(self.waits) // 2]
@@ -240,24 +210,20 @@ def main() -> int:
             plan = wisca.plan(wisca.open(one), granularity="group")
             wisca.export(wisca.open(one), plan, folder / f"alone-{one.name}", check=False)
             exports.append(weights(folder / f"alone-{one.name}"))
-        server = Server(folder)
-        try:
-            crowd = Crowd(server, folders, exports, given.seed)
-            megabytes = asyncio.run(crowd.run(given.sessions, given.minutes))
-            if server.process.poll() is not None:
-                crowd.faults.append(f"the server ended: {server.log.read_text()[-500:]}")
-        finally:
-            server.process.terminate()
-            server.process.wait(30)
+        with serving(folder) as (address, server):
+            crowd = Crowd(address, server.pid, folders, given.seed)
+            by_minute = asyncio.run(crowd.run(given.sessions, given.minutes))
+            if server.poll() is not None:
+                crowd.faults.append("the server ended by itself")
         found = list((folder / "home" / "exports").glob("**/*.safetensors"))
         made = Counter(exports.index(b) if (b := path.read_bytes()) in exports else -1 for path in found)
         if made.pop(-1, 0):
             crowd.faults.append("an export under load differs from every one made alone")
-        said = [line for line in server.log.read_text().splitlines() if re.search("Traceback|Error", line)]
+        said = [line for line in (folder / "server.log").read_text().splitlines() if re.search("Traceback|Error", line)]
     print(*(f"{n:6,} {what}" for what, n in sorted(crowd.done.items())), sep="\n")
     print(f"{sum(made.values()):6,} exports on disk, equal to the last byte to those made alone")
     print(f"wait for a page: median {crowd._median():.1f} s, longest {max(crowd.waits):.1f} s")
-    print(f"memory by the minute, MB: {' '.join(f'{one:.0f}' for one in megabytes)}")
+    print(f"memory by the minute, MB: {' '.join(f'{one:.0f}' for one in by_minute)}")
     print("\n".join([*crowd.faults, *said, f"{len(crowd.faults) + len(said)} faults"]))
     return 1 if crowd.faults or said else 0
 
