@@ -310,6 +310,7 @@ def test_options_reach_the_plan(model, tmp_path, capsys):
     assert main(["rescale", str(model), str(tmp_path / "out"), *arguments, "--json"]) == 0
     found = the_document(capsys, "wisca-rescale")
     assert found["options"] == {
+        "method": "wisca",
         "pairs": ["qk"],
         "granularity": "channel",
         "norm": "rms",
