@@ -13,7 +13,7 @@ from dashboard_page import metrics, page, texts
 from small_comparison import fill, with_pilot
 from streamlit.testing.v1 import AppTest
 
-from wisca_app.comparing import fields, values
+from wisca_app.comparing import advice, fields, values
 from wisca_app.comparing.choosing import SAMPLES
 from wisca_app.figures import compare, dose
 from wisca_app.figures.template import DARK, LIGHT
@@ -917,6 +917,15 @@ def test_titles_are_about_the_rate_that_is_shown_and_name_the_direction():
         dose.sweep_finding(statistics.finals(comparison, curves), arms)
         == "The baseline is best at the highest rate tried: no bracket, no answer"
     )
+    comparison, curves, found = sample("compare-gqa64-8-seeds")
+    alone = statistics.finals(comparison, curves)
+    assert dose.sweep_finding(alone, comparison.spec.arms) == "At every rate it looks better"
+    comparison, _, answer = sample("compare-answer-g8-w128")
+    pilot = statistics.finals(comparison, folder.curves(comparison, of_pilot=True))
+    at_4e3 = pilot[pilot["rate"] == 4e-3].groupby("arm")["final"].mean()
+    assert at_4e3["wisca"] < at_4e3["baseline"]  # by less than the seeds' spread
+    assert dose.sweep_finding(pilot, comparison.spec.arms) == "At no rate does it look better, beyond the seeds' spread"
+    assert "On these runs that cost 0.036 nats per byte" in advice.steps(answer, False)[1][1]
     comparison, curves, found = sample("compare-gqa64-8-seeds")
     assert compare.curves_finding(found, comparison.spec.arms, 1e-3) == "QK + VO ends lower, Inverse scaling higher"
     assert (

@@ -62,12 +62,14 @@ def steps(found: Report, is_lora: bool) -> list[tuple[str, str]]:
     )
     pairs = "A's and B's" if is_lora else "Wq's, Wk's, Wv's and Wo's"
     effect = f"With Adam a rescale is a set of rates: {pairs} own."
+    loss = found.main[0].loss
+    came_to = f"cost {loss.mean:.{found.digits}f} {found.unit}" if loss.low > 0 else "gained nothing of use"
     ways = 'These groups, or `by="rates"` in the callback, which touches no weight.'
     return [
         ("Tune the rate first", words.markdown_text(first)),
         (
             "Expect no gain of its rates here",
-            f"{effect} On these runs that gained nothing of use; on a model of another shape try it. {ways}",
+            f"{effect} On these runs that {came_to}; on a model of another shape try it. {ways}",
         )
         if found.answer == "no useful gain"
         else ("For its effect, set the rates", f"{effect} {ways}"),

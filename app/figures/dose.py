@@ -12,7 +12,7 @@ from wisca_app.figures.compare import labels, signed_ticks, styles
 from wisca_app.figures.template import Theme, figure, legible, see_through, unit
 from wisca_core.comparison.report import Report, interval, is_clear, signed
 from wisca_core.comparison.spec import Arm
-from wisca_core.comparison.statistics import Effect
+from wisca_core.comparison.statistics import Effect, paired
 from wisca_core.words import listed
 
 _HALVES = {0.5: "½", -0.5: "−½", 1.5: "1½", -1.5: "−1½"}
@@ -256,7 +256,7 @@ def bracket(means: pd.Series) -> list[float]:
 
 
 def sweep_finding(table: pd.DataFrame, arms: Sequence[Arm]) -> str:
-    """Whether the bests are inside, and where one arm looks better."""
+    """Whether the bests are inside, and where the other arm is better by more than the seeds' spread."""
     fair = table[~table["diverged"]]
     means = {arm.name: fair[fair["arm"] == arm.name].groupby("rate")["final"].mean() for arm in arms}
     base = next(arm.name for arm in arms if arm.kind == "none")
@@ -268,11 +268,12 @@ def sweep_finding(table: pd.DataFrame, arms: Sequence[Arm]) -> str:
         return f"The baseline is best at the {'highest' if best == ends[-1] else 'lowest'} rate tried: no bracket, no answer"
     other = next((arm.name for arm in arms if arm.kind == "balance" and len(means[arm.name])), "")
     both = [rate for rate in means[base].index if other and rate in means[other]]
-    better = [rate for rate in both if means[other][rate] < means[base][rate]]
     if not other or not both:
         return f"The baseline is best at {best:g}, inside the rates tried"
+    final = fair.set_index(["arm", "rate", "seed"])["final"].sort_index()
+    better = [rate for rate in both if paired((final[other, rate] - final[base, rate]).dropna()).high < 0]
     if not better:
-        return "At no rate does it look better"
+        return "At no rate does it look better, beyond the seeds' spread"
     if max(better) < best:
         return "Only at too low a rate does it look better"
     return (
