@@ -102,7 +102,7 @@ class _Worker:
         self.folder = Path(tempfile.mkdtemp(dir=keep, prefix=f"worker{number}-"))
         (self.folder / ".doing").write_text(json.dumps([first, next(iter(readers))]))
         self._out = (self.folder / ".lines").open("a+")
-        self._heard = time.monotonic()
+        self._begun, self._heard = "", time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
             try:
@@ -112,9 +112,8 @@ class _Worker:
 
     def lines(self) -> list[dict]:
         """What is new."""
-        out = []
-        while (line := self._out.readline()).endswith("\n"):
-            out.append(json.loads(line))
+        *whole, self._begun = (self._begun + self._out.read()).split("\n")  # the last one may be half written
+        out = [json.loads(line) for line in whole]
         if out:
             self._heard = time.monotonic()
         return out
