@@ -62,7 +62,11 @@ def opened(path: Path) -> Iterator[Database]:
             connection = sqlite3.connect(address + "&immutable=1", uri=True, timeout=5)
         connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
         yield Database(connection)
-    except (sqlite3.Error, OverflowError) as error:
+    except (
+        sqlite3.Error,
+        OverflowError,
+        UnicodeDecodeError,
+    ) as error:  # the last: SQLite's own message quotes the file
         raise UnreadableInput(
             f"{shown(path)}: SQLite cannot read it: {shown(error, 200)}. Copy the file while nothing writes to it."
         ) from None
