@@ -32,9 +32,8 @@ def _ask_paths() -> None:
             persist_state="session",
             height=96,
             help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, mlflow.db and mlruns, "
-            "DVCLive folders, trackio .db, W&B run files and exports, console logs of nanoGPT, nanochat, torchtune, torchtitan and "
-            "Megatron-LM, and runs of this project. SwanLab keeps runs in a binary store of its own, which is not read: export "
-            "its charts as CSV.",
+            "DVCLive folders, trackio .db, W&B and SwanLab run files, W&B exports, console logs of nanoGPT, nanochat, torchtune, "
+            "torchtitan and Megatron-LM, and runs of this project.",
         )
         st.form_submit_button("Open")
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,24 +186,38 @@ def _tables(folder: Path) -> dict[str, Reader]:
         "parquet": Reader({"history.parquet": files["history.parquet"]}, _read_logs),
         "sqlite": Reader({"project.db": files["project.db"]}, _read_logs),
         "wandb": Reader({"run-1.wandb": _wandb()}, _read_logs),
+        "swanlab": Reader({"run-1.swanlab": _swanlab()}, _read_logs),
     }
 
 
 def _wandb() -> bytes:
-    """A LevelDB log as W&B writes it, of five history rows."""
+    """As W&B writes it, of five history rows."""
     from wandb.proto import wandb_internal_pb2 as proto
 
-    out = bytearray(b":W&B" + struct.pack("<HB", 0xBEE1, 0))
+    records = []
     for number in range(5):
         record = proto.Record(num=number)
         for key, value in (("_step", number), ("loss", 1.5)):
             item = record.history.item.add()
             item.key, item.value_json = key, json.dumps(value)
-        data = record.SerializeToString()
-        import zlib
+        records.append(record.SerializeToString())
+    return _record_log(b":W&B" + struct.pack("<HB", 0xBEE1, 0), records)
 
-        out += struct.pack("<IHB", zlib.crc32(b"\x01" + data), len(data), 1) + data
-    return bytes(out)
+
+def _swanlab() -> bytes:
+    """As SwanLab writes it, of five losses."""
+    from wisca_core.runs.messages import message
+
+    records = []
+    for number in range(5):
+        record = message("SwanLabRecord")()
+        record.scalar.key, record.scalar.step, record.scalar.value.number = b"loss", number, 1.5
+        records.append(record.SerializeToString())
+    return _record_log(b":SWL" + struct.pack("<HB", 0xE1D6, 2), records)
+
+
+def _record_log(header: bytes, records: list[bytes]) -> bytes:
+    return header + b"".join(struct.pack("<IHB", zlib.crc32(b"\x01" + data), len(data), 1) + data for data in records)
 
 
 def _documents(folder: Path) -> dict[str, Reader]:

@@ -31,6 +31,7 @@ _ORDER = (
     "mlflow_folder",
     "dvclive",
     "wandb",
+    "swanlab",
     "trackio",
     "tensorboard",
     "console",

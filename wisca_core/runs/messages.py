@@ -1,8 +1,9 @@
-"""The parts of TensorBoard's and W&B's protobuf messages that a log reader looks at; everything else is passed over.
+"""The parts of TensorBoard's, W&B's and SwanLab's protobuf messages that a log reader looks at; everything else is passed over.
 
 Text is declared as bytes, which lies in the same place: a damaged name then costs its letters, not its record.
 Sources: tensorflow/core/util/event.proto, core/framework/{summary,histogram,tensor,types}.proto,
-tensorboard/plugins/hparams/plugin_data.proto, wandb/proto/wandb_internal.proto.
+tensorboard/plugins/hparams/plugin_data.proto, wandb/proto/wandb_internal.proto,
+swanlab/proto/swanlab/{record,run,metric/data}/v1.
 """
 
 from functools import cache
@@ -64,6 +65,17 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
     },
     "Metric": {"name": (1, "bytes"), "glob_name": (2, "bytes"), "step_metric": (4, "bytes")},
     "RunRecord": {"config": (4, "Config"), "display_name": (8, "bytes")},
+    "SwanLabRecord": {"start": (10, "SwanLabStart"), "scalar": (13, "SwanLabScalar"), "media": (14, "SwanLabMedia")},
+    "SwanLabStart": {"name": (4, "bytes")},
+    "SwanLabScalar": {
+        "key": (1, "bytes"),
+        "step": (2, "int64"),
+        "timestamp": (4, "Time"),
+        "value": (5, "SwanLabValue"),
+    },
+    "SwanLabMedia": {"key": (1, "bytes")},
+    "SwanLabValue": {"number": (1, "double")},
+    "Time": {"seconds": (1, "int64"), "nanos": (2, "int32")},
 }
 
 

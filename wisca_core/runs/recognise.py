@@ -21,9 +21,10 @@ from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.parquet_table import Parquet, columns_of
 from wisca_core.runs.source import Ask, LogReader, Source
 from wisca_core.runs.sqlite_file import opened
+from wisca_core.runs.swanlab import SwanLab
 from wisca_core.runs.tensorboard import TensorBoard
 from wisca_core.runs.trainer_state import TrainerState
-from wisca_core.runs.wandb_offline import HEADER, Wandb
+from wisca_core.runs.wandb_offline import Wandb
 from wisca_core.untrusted import named_path, open_regular, shown
 
 # kind -> (what a person calls it, its reader)
@@ -39,11 +40,14 @@ KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], LogReader]]] =
     "mlflow_folder": ("MLflow run folder", mlflow.MlflowFolder),
     "dvclive": ("DVCLive folder", dvclive.DvcLive),
     "wandb": ("W&B run file", Wandb),
+    "swanlab": ("SwanLab run file", SwanLab),
     "console": ("console output", console.Console),
     "own": ("run folder of this project", own.Own),
 }
+RECORD_LOGS = {"wandb": Wandb, "swanlab": SwanLab}
+RUN_ENDINGS = tuple(f".{kind}" for kind in RECORD_LOGS)
 LOOKED_FOR = (
-    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, mlflow.db, mlruns, DVCLive's folder, trackio's .db, run-*.wandb, console logs "
+    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, mlflow.db, mlruns, DVCLive's folder, trackio's .db, run-*.wandb, run-*.swanlab, console logs "
     "of nanoGPT, "
     "nanochat or Megatron-LM, and runs of this project"
 )
@@ -137,7 +141,7 @@ def _in_folder(root: Path, looked: Looked) -> Found:
                 f"{shown(root)}: more than {MOST_ENTRIES:,} entries below it. Give a folder nearer to the logs."
             )
         names = {entry.name for entry in listed}
-        has_wandb = any(name.endswith(".wandb") for name in names)
+        is_run = any(name.endswith(RUN_ENDINGS) for name in names)
         if mlflow.is_run_folder(names):
             stores.append(folder)
             continue
@@ -162,11 +166,11 @@ def _in_folder(root: Path, looked: Looked) -> Found:
                 states.setdefault(
                     folder.parent if folder != root and _CHECKPOINT.search(folder.name) else folder, []
                 ).append(Path(entry.path))
-            elif _worth_a_look(entry.name, has_wandb):
+            elif _worth_a_look(entry.name, is_run):
                 worth.append(Path(entry.path))
         if events:
             sources.append(Source("tensorboard", folder, tuple(events), _relative(folder, root), root))
-        stack += [] if has_wandb else reversed(inner)
+        stack += [] if is_run else reversed(inner)
     for folder in stores:
         if name := mlflow.name_of(folder):
             sources.append(Source("mlflow_folder", folder, (folder,), name, root))
@@ -191,11 +195,11 @@ def _in_folder(root: Path, looked: Looked) -> Found:
     return Found(tuple(sorted(sources, key=lambda source: _natural(source.run))), tuple(passed_over))
 
 
-def _worth_a_look(name: str, has_wandb: bool) -> bool:
+def _worth_a_look(name: str, is_run: bool) -> bool:
     if name in ("debug.log", "debug-internal.log"):  # W&B's own, also where a link to them lies
         return False
     ending = os.path.splitext(name)[1].lower()
-    if has_wandb and ending != ".wandb":  # what W&B keeps beside its run file is the same run again
+    if is_run and ending not in RUN_ENDINGS:  # what W&B and SwanLab keep beside their run file is the same run again
         return False
     return ending in (
         ".csv",
@@ -205,7 +209,7 @@ def _worth_a_look(name: str, has_wandb: bool) -> bool:
         ".parquet",
         ".db",
         ".sqlite",
-        ".wandb",
+        *RUN_ENDINGS,
         ".log",
         ".txt",
         ".out",
@@ -227,8 +231,8 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
         return "", str(error)
     except OSError as error:
         return "", f"cannot be read: {error.strerror}."
-    if start.startswith(HEADER):
-        return "wandb", ""
+    if kind := next((kind for kind, reader in RECORD_LOGS.items() if start.startswith(reader.header)), ""):
+        return kind, ""
     if start.startswith(b"SQLite format 3\0"):
         try:
             with opened(path) as database:
@@ -245,8 +249,8 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
         )
     if start.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return "", "a compressed file. Unpack it first."
-    if ending == ".wandb":
-        return "", "named .wandb, but does not begin as one does."
+    if ending in RUN_ENDINGS:
+        return "", f"named {ending}, but does not begin as one does."
     if not start.strip():  # beside logs, an empty text file is nothing to speak of
         return "", "" if sure and ending in (".log", ".txt", ".out", ".stdout") else "an empty file."
     if b"\0" in start[:_SNIFF]:
