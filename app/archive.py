@@ -25,7 +25,7 @@ _UTF8, _STORED, _UNIX, _ZIP64_VERSION, _PLAIN_VERSION = 0x800, 0, 3 << 8, 45, 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class Member:
     """``name`` inside the archive, with forward slashes; ``mtime`` in seconds since 1970."""
 
     name: str
@@ -34,45 +34,45 @@ class Entry:
     mtime: float
 
 
-def archive_bytes(entries: Sequence[Entry]) -> int:
-    """The exact length of ``archive(entries)``."""
+def archive_bytes(members: Sequence[Member]) -> int:
+    """The exact length of ``archive(members)``."""
     at, records = 0, 0
-    for entry in entries:
-        records += len(_central(entry, 0, at))
-        at += len(_local(entry, 0)) + entry.n_bytes
-    return at + records + len(_end(len(entries), at, records))
+    for member in members:
+        records += len(_central(member, 0, at))
+        at += len(_local(member, 0)) + member.n_bytes
+    return at + records + len(_end(len(members), at, records))
 
 
-def archive(entries: Sequence[Entry]) -> Iterator[bytes]:
-    """The archive in pieces. Raises CheckpointChanged where a file is no longer as long as ``entries`` say."""
+def archive(members: Sequence[Member]) -> Iterator[bytes]:
+    """The archive in pieces. Raises CheckpointChanged where a file is no longer as long as ``members`` say."""
     at, central = 0, []
-    for entry in entries:
+    for member in members:
         checksum = 0
-        for piece in _pieces(entry):
+        for piece in _pieces(member):
             checksum = zlib.crc32(piece, checksum)
-        local = _local(entry, checksum)
+        local = _local(member, checksum)
         yield local
-        yield from _pieces(entry)
-        central.append(_central(entry, checksum, at))
-        at += len(local) + entry.n_bytes
+        yield from _pieces(member)
+        central.append(_central(member, checksum, at))
+        at += len(local) + member.n_bytes
     records = b"".join(central)
     yield records
-    yield _end(len(entries), at, len(records))
+    yield _end(len(members), at, len(records))
 
 
-def _pieces(entry: Entry) -> Iterator[bytes]:
-    left = entry.n_bytes
-    with entry.path.open("rb", buffering=0) as file:
+def _pieces(member: Member) -> Iterator[bytes]:
+    left = member.n_bytes
+    with member.path.open("rb", buffering=0) as file:
         while left:
             piece = file.read(min(PIECE, left))
             if not piece:
-                raise CheckpointChanged(f"{entry.path} became shorter while it was sent. Export again.")
+                raise CheckpointChanged(f"{member.path} became shorter while it was sent. Export again.")
             left -= len(piece)
             yield piece
 
 
-def _local(entry: Entry, checksum: int) -> bytes:
-    name, size = entry.name.encode(), entry.n_bytes
+def _local(member: Member, checksum: int) -> bytes:
+    name, size = member.name.encode(), member.n_bytes
     big = size >= LIMIT
     extra = struct.pack("<HHQQ", 1, 16, size, size) if big else b""
     shown = LIMIT_FIELD if big else size
@@ -82,7 +82,7 @@ def _local(entry: Entry, checksum: int) -> bytes:
         _version(big),
         _UTF8,
         _STORED,
-        *_dos_time(entry.mtime),
+        *_dos_time(member.mtime),
         checksum,
         shown,
         shown,
@@ -92,8 +92,8 @@ def _local(entry: Entry, checksum: int) -> bytes:
     return head + name + extra
 
 
-def _central(entry: Entry, checksum: int, at: int) -> bytes:
-    name, size = entry.name.encode(), entry.n_bytes
+def _central(member: Member, checksum: int, at: int) -> bytes:
+    name, size = member.name.encode(), member.n_bytes
     big, far = size >= LIMIT, at >= LIMIT
     values = ([size, size] if big else []) + ([at] if far else [])
     extra = struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values) if values else b""
@@ -105,7 +105,7 @@ def _central(entry: Entry, checksum: int, at: int) -> bytes:
         _version(big or far),
         _UTF8,
         _STORED,
-        *_dos_time(entry.mtime),
+        *_dos_time(member.mtime),
         checksum,
         shown,
         shown,

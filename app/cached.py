@@ -16,7 +16,7 @@ import streamlit as st
 
 from wisca_app.declaring.kept import read as declaration
 from wisca_core.architecture.discovery import is_unknown
-from wisca_core.architecture.discovery import kept as kept_discovery
+from wisca_core.architecture.discovery import kept_discovery as kept_discovery
 from wisca_core.architecture.site import GRANULARITIES, PAIRS, Refusal
 from wisca_core.census import kept, known
 from wisca_core.census.coverage import Coverage, coverage
@@ -24,7 +24,7 @@ from wisca_core.census.entry import Entry
 from wisca_core.census.table import table as census_table
 from wisca_core.checkpoint import HubSize, hub_size
 from wisca_core.circuits import store as heads_store
-from wisca_core.circuits.check import FactorCheck, checked
+from wisca_core.circuits.check import FactorCheck, factor_check
 from wisca_core.circuits.measure import Circuits
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
@@ -62,21 +62,21 @@ class Census:
     table: pd.DataFrame
 
 
-def opened(model: str, sites: str = "", unproved: bool = False) -> Model:
+def model(model: str, sites: str = "", unproved: bool = False) -> Model:
     """Raises WiscaError. A model of the hub is taken from its cache, or downloaded: ask first. ``sites``: the name of a kept
     declaration, "" for none; ``unproved``: its pairs are taken as they are.
     """
-    found = _opened(model, _stamp(model), sites, unproved)
+    found = _open(model, _stamp(model), sites, unproved)
     if found.sites.discovered is None and is_unknown(found.checkpoint):
         tried = kept_discovery(found.checkpoint)
         if tried is not None and tried.words not in found.refusal:  # a search has ended since it was opened
-            _opened.clear()
-            return _opened(model, _stamp(model), sites, unproved)
+            _open.clear()
+            return _open(model, _stamp(model), sites, unproved)
     return found
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _opened(model: str, stamp: str, sites: str, unproved: bool) -> Model:
+def _open(model: str, stamp: str, sites: str, unproved: bool) -> Model:
     return open_model(model, sites=declaration(sites), unproved=unproved)
 
 
@@ -98,7 +98,7 @@ def feed_forward_refusals(model: Model) -> tuple[Refusal, ...]:
     return tuple(r for r in model.with_pairs(PAIRS).sites.refusals if r.what not in known)
 
 
-def proved(model: Model, proof: Proof | None) -> Model:
+def proved_model(model: Model, proof: Proof | None) -> Model:
     """What of it may be rescaled: all of it while there is no proof, else the sites whose rule holds."""
     return model.proved(proof)
 
@@ -336,7 +336,7 @@ def circuits(model: Model) -> Circuits:
 
 @st.cache_resource(max_entries=16, show_spinner="Measuring the heads")
 def _circuits(key: str, _model: Model) -> Circuits:
-    return heads_store.measured(_model.checkpoint, _model.sites)
+    return heads_store.measured_circuits(_model.checkpoint, _model.sites)
 
 
 def heads_table(model: Model) -> pd.DataFrame:
@@ -351,7 +351,7 @@ def heads_bytes(model: Model) -> int:
 
 def heads_wait(model: Model) -> bool:
     """Whether measuring the heads is more than two seconds of work that nobody has done yet."""
-    return heads_bytes(model) > JOB_BYTES // 5 and heads_store.cached(model.checkpoint, model.sites) is None
+    return heads_bytes(model) > JOB_BYTES // 5 and heads_store.cached_circuits(model.checkpoint, model.sites) is None
 
 
 def rescale_check(model: Model, block: str, layer: int) -> FactorCheck | None:
@@ -361,7 +361,7 @@ def rescale_check(model: Model, block: str, layer: int) -> FactorCheck | None:
 
 @st.cache_data(max_entries=256, show_spinner=False)
 def _rescale_check(key: str, block: str, layer: int, _model: Model) -> FactorCheck | None:
-    return checked(_model.checkpoint, _model.sites, block, layer)
+    return factor_check(_model.checkpoint, _model.sites, block, layer)
 
 
 def kept_matrices(model: Model) -> pd.DataFrame | None:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from wisca_app.archive import Entry, archive, archive_bytes
+from wisca_app.archive import Member, archive, archive_bytes
 from wisca_core.errors import UnreadableInput
 
 _HEADERS = {"cache-control": "no-store", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff"}
@@ -45,7 +45,7 @@ def address(token: str, name: str = "") -> str:
     return f"/download/{token}/{quote(name)}" if name else f"/download/{token}"
 
 
-def files(folder: Path) -> list[Entry]:
+def files(folder: Path) -> list[Member]:
     """Regular files below ``folder``, links left out, by name."""
     found = []
     for top, _, names in os.walk(folder):
@@ -53,7 +53,7 @@ def files(folder: Path) -> list[Entry]:
             path = Path(top) / name
             seen = path.lstat()
             if stat.S_ISREG(seen.st_mode):
-                found.append(Entry(path.relative_to(folder).as_posix(), path, seen.st_size, seen.st_mtime))
+                found.append(Member(path.relative_to(folder).as_posix(), path, seen.st_size, seen.st_mtime))
     return sorted(found, key=lambda entry: entry.name)
 
 
@@ -67,12 +67,12 @@ def _folder(request: Request) -> Path:
 def _archive(request: Request) -> Response:
     folder = _folder(request)
     name = folder.name if folder.name != "model" else f"{folder.parent.name}-model"  # of a comparison's run
-    entries = [Entry(f"{name}/{e.name}", e.path, e.n_bytes, e.mtime) for e in files(folder)]
+    members = [Member(f"{name}/{e.name}", e.path, e.n_bytes, e.mtime) for e in files(folder)]
     headers = _HEADERS | {
         "content-disposition": f"attachment; filename*=UTF-8''{quote(name)}.zip",
-        "content-length": str(archive_bytes(entries)),
+        "content-length": str(archive_bytes(members)),
     }
-    content: Iterator[bytes] = iter(()) if request.method == "HEAD" else archive(entries)
+    content: Iterator[bytes] = iter(()) if request.method == "HEAD" else archive(members)
     return StreamingResponse(content, headers=headers, media_type="application/zip")
 
 

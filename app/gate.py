@@ -31,18 +31,18 @@ class Gate:
             return await send({"type": "websocket.close", "code": 1008})
         await self.app(scope, receive, send)
         if scope["type"] == "websocket" and runtime.exists():
-            closed = _closed()
+            closed = _closed_sessions()
             asyncio.get_running_loop().call_later(RECONNECT_SECONDS, forget, closed)
 
 
 def forget(sessions: set[str]) -> None:
     """Drop the uploads of those of ``sessions`` that did not come back; Streamlit would keep them until others close."""
     files = runtime.get_instance().uploaded_file_mgr
-    for session in sessions & _closed():
+    for session in sessions & _closed_sessions():
         files.remove_session_files(session)
 
 
-def _closed() -> set[str]:
+def _closed_sessions() -> set[str]:
     """Sessions with uploads whose page is closed."""
     server = runtime.get_instance()
     return {session for session in list(server.uploaded_file_mgr.file_storage) if not server.is_active_session(session)}

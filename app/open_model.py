@@ -15,7 +15,7 @@ from wisca_app.parts import primary
 from wisca_core import jobs, storage
 from wisca_core.errors import WiscaError
 from wisca_core.model import Model
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 _MLP = ["mlp"]  # what the arguments of jobs say where feed-forward pairs belong to the work
 
@@ -36,11 +36,11 @@ def normal(written: str) -> str:
 def title(model: str) -> str:
     """A short name for it, one line, still foreign: the last two parts of a path, the hub id, an upload's weight file."""
     if model.startswith("hub:"):
-        return shown(model.removeprefix("hub:"))
+        return printable(model.removeprefix("hub:"))
     folder = next((one for one in (Path(model), Path(model).parent) if one.parent == storage.home() / "uploads"), None)
     if folder:
-        return shown(uploads.name_of(folder))
-    return shown(Path(*Path(model).parts[-2:]).as_posix())
+        return printable(uploads.name_of(folder))
+    return printable(Path(*Path(model).parts[-2:]).as_posix())
 
 
 def ready(pairs: list[str]) -> Model:
@@ -54,7 +54,7 @@ def ready(pairs: list[str]) -> Model:
         state.stop()
     if model.startswith("hub:"):
         _fetch(model)
-    opened = cached.with_pairs(cached.opened(model, state.get("sites")), pairs)
+    opened = cached.with_pairs(cached.model(model, state.get("sites")), pairs)
     if not opened.refusal and cached.needs_job(opened):
         _measure(model, opened)
     return opened
@@ -66,7 +66,7 @@ def glance() -> Model | None:
     if not model or not is_here(model):
         return None
     try:
-        return cached.opened(model, state.get("sites"))
+        return cached.model(model, state.get("sites"))
     except WiscaError:
         return None
 

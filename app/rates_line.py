@@ -17,7 +17,7 @@ def line(rates: list[PairRates], lead: str) -> str:
     if several:
         furthest = {one.pair: one for one in sorted(moved, key=lambda one: max(one.left, one.right))}
         moved = [one for one in moved if furthest[one.pair] is one]
-    said = ", ".join(" and ".join(_coloured(one)) for one in moved)
+    said = ", ".join(" and ".join(_coloured_sides(one)) for one in moved)
     return f"With Adam, {lead} is training {'up to ' if several else ''}{said} the learning rate."
 
 
@@ -36,13 +36,15 @@ def _most(one: PairRates) -> float:
 
 
 def _words(one: PairRates) -> list[str]:
-    return [words.coloured(role, f"**{name}**") for role, name in zip(words.PAIR_ROLES[one.pair], MATRICES[one.pair])]
+    return [
+        words.coloured_word(role, f"**{name}**") for role, name in zip(words.PAIR_ROLES[one.pair], MATRICES[one.pair])
+    ]
 
 
-def _coloured(one: PairRates) -> list[str]:
+def _coloured_sides(one: PairRates) -> list[str]:
     """ ":blue[**Wq**] at 2.8×", the faster side first."""
     roles = dict(zip(MATRICES[one.pair], words.PAIR_ROLES[one.pair]))
-    return [f"{words.coloured(roles[name], f'**{name}**')} at {rate(value)}" for name, value in one.sides]
+    return [f"{words.coloured_word(roles[name], f'**{name}**')} at {rate(value)}" for name, value in one.sides]
 
 
 def tip(rates: list[PairRates], granularity: str) -> str:

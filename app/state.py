@@ -288,10 +288,10 @@ def _went_back() -> bool:
     written = note("address")
     if written is None or st.query_params.to_dict() == written or time.monotonic() - note("written at") < 1:
         return False
-    return _wanted() == written
+    return _address_values() == written
 
 
-def _wanted() -> dict[str, str]:
+def _address_values() -> dict[str, str]:
     """The choices that are not the default, as the address says them."""
     wanted = {}
     for name, choice in CHOICES.items():
@@ -303,7 +303,7 @@ def _wanted() -> dict[str, str]:
 
 def share() -> None:
     """Last call of every run: write the choices into the address. One change of it is one step for the Back button."""
-    wanted = _wanted()
+    wanted = _address_values()
     if st.query_params.to_dict() != wanted:
         st.query_params.from_dict(wanted)
     if wanted != note("address"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wisca_core import storage
 from wisca_core.errors import OutputRefused, UnsafeInput
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 ENDINGS = ("safetensors", "pt", "pth", "json", "model", "txt", "toml")
 
@@ -32,7 +32,7 @@ def keep(files: Sequence[tuple[str, bytes]], endings: tuple[str, ...] = ENDINGS)
     for name, _ in files:
         if not re.fullmatch(r"[\w-][\w .-]{0,119}", name, re.ASCII) or not name.endswith(endings):
             raise UnsafeInput(
-                f"{shown(name)} is not a plain file name ending in {', '.join(filter(None, endings)) or 'anything'}. "
+                f"{printable(name)} is not a plain file name ending in {', '.join(filter(None, endings)) or 'anything'}. "
                 f"Nothing was kept."
             )
     id = secrets.token_hex(8)

@@ -9,7 +9,7 @@ from wisca_core.comparison.cell import train
 from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.presets import ARMS
 from wisca_core.comparison.spec import Arm, DataSpec, ModelSpec, OptimiserSpec, PilotSpec, Spec
-from wisca_core.comparison.spec_checks import checked
+from wisca_core.comparison.spec_checks import check_spec
 
 TEXT = (b"The quick brown fox jumps over the lazy dog, again and again. " * 80)[:4000]
 MODEL = ModelSpec(width=16, n_layers=2, n_heads=4, n_kv_heads=2, mlp_width=24, init_std=0.1)
@@ -30,7 +30,7 @@ def small_spec(text: Path, **changes: Any) -> Spec:
         log_every=2,
         save_weights=False,
     )
-    return checked(Spec(**{**given, **changes}))
+    return check_spec(Spec(**{**given, **changes}))
 
 
 def never() -> bool:

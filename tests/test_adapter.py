@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wisca_core import rescale_adapter as following
-from wisca_core.architecture.adapter import adapted
+from wisca_core.architecture.adapter import adapted_layers
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import SiteKey
 from wisca_core.checkpoint import open_checkpoint
@@ -280,7 +280,7 @@ def test_an_adapter_is_exported_as_an_adapter_with_everything_else_copied(small,
     before, after = load_file(source / "adapter_model.safetensors"), load_file(out / "adapter_model.safetensors")
     touched = {name for name in before if not torch.equal(before[name], after[name])}
     assert touched == {name for name in before if ".lora_A." in name or ".lora_B." in name}
-    for one in adapted(open_checkpoint(source)):
+    for one in adapted_layers(open_checkpoint(source)):
         assert torch.allclose(after[one.b] @ after[one.a], before[one.b] @ before[one.a], rtol=0, atol=1e-12)
         assert torch.allclose(after[one.a].abs().sum(1), after[one.b].abs().sum(0), rtol=1e-12)
     original, new = (outputs(load_adapted(base, f), seed=3) for f in (make(use_dora=True), out))

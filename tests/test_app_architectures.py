@@ -12,7 +12,7 @@ from wisca_core import jobs
 from wisca_core.architecture.find import find_sites
 from wisca_core.census import causal_types, kept, released
 from wisca_core.census.entry import PAIRS, PARTLY, PROVED, REFUSED, Entry, Pair, Place
-from wisca_core.census.judge import not_reached
+from wisca_core.census.judge import unreached_entry
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.proving import prove
 
@@ -47,7 +47,7 @@ def some():
     }
     for name, found in pairs.items():
         kept.keep(Entry(name, "AClass", "", found, **figures))
-    kept.keep(not_reached("bloom", "it took longer than 120 s", ALL, 120.0))
+    kept.keep(unreached_entry("bloom", "it took longer than 120 s", ALL, 120.0))
 
 
 def shown(at: AppTest) -> list[str]:
@@ -188,7 +188,7 @@ def test_a_click_on_a_tile_looks_it_up_and_one_beside_it_changes_nothing(monkeyp
     session = {"census map llama": {"selection": {"points": points}}}
     monkeypatch.setattr(many.state, "get", session.get)
     monkeypatch.setattr(many.state, "put", session.__setitem__)
-    many._clicked("census map llama")
+    many._select_from_chart("census map llama")
     assert session.get("architecture") == chosen
 
 

@@ -70,11 +70,13 @@ def test_the_rotary_part_of_latent_attention_has_no_heads(small_model):
 
 def test_feed_forward_pairs_are_measured_only_when_they_are_chosen(moe, monkeypatch):
     measured = []
-    real = models.measured
+    real = models.measured_patterns
     monkeypatch.setattr(
-        models, "measured", lambda c, sites, *more: measured.append({s.key.pair for s in sites.sites}) or real(c, sites)
+        models,
+        "measured_patterns",
+        lambda c, sites, *more: measured.append({s.key.pair for s in sites.sites}) or real(c, sites),
     )
-    cached._opened.clear()
+    cached._open.clear()
     cached.patterns.clear()
     at = page(model=moe)
     assert at.segmented_control(key="pair").options == ["QK", "VO", "MLP"] and measured == [{"qk", "vo"}]
@@ -107,8 +109,8 @@ def test_a_map_of_experts_and_one_of_them_looked_at(moe):
 
 def test_a_long_measuring_pass_says_its_bytes_and_can_be_left(moe, monkeypatch):
     monkeypatch.setattr(cached, "JOB_BYTES", 30_000)  # the attention is less, the feed-forward blocks are more
-    monkeypatch.setattr(models, "cached", lambda *a: None)
-    cached._opened.clear()
+    monkeypatch.setattr(models, "cached_patterns", lambda *a: None)
+    cached._open.clear()
     started = []
     monkeypatch.setattr(jobs, "start", lambda kind, arguments, *a, **k: started.append((kind, arguments)))
     monkeypatch.setattr("wisca_app.open_model.follow", lambda job: None)

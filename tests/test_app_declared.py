@@ -12,8 +12,10 @@ from declared_words import CASES, EINSUM
 from safetensors.torch import load_file, save_file
 
 from wisca_app.declaring import fields, found, kept
+from wisca_app.rescaling.proof import in_words
 from wisca_core import storage
 from wisca_core.architecture.declaration_files import read_declarations, toml
+from wisca_core.equivalence.proving import prove
 from wisca_core.errors import ProofFailed, UnreadableInput
 from wisca_core.job_functions import export_job, measure_job
 from wisca_core.model import open_model
@@ -109,6 +111,13 @@ def test_rescale_says_that_nothing_is_proved_and_writes_only_where_that_is_said(
     assert export.disabled and "--build" in export.help
     named(at.toggle, "Write it without a proof").set_value(True).run()
     assert not named(at.button, "Export").disabled and in_order(at)
+
+
+def test_a_report_says_why_there_is_no_proof_of_declared_pairs(nanogpt):
+    for unproved, why in ((True, "the sites were declared and taken as they are"), (False, "Give --build module")):
+        model = open_model(nanogpt, sites=GPT_SITES, unproved=unproved)
+        title, said = in_words(prove(model.checkpoint, model.sites))
+        assert title == "Proof" and said.startswith("None was made: ") and why in said.replace("\\", "")
 
 
 def test_jobs_write_declared_pairs_only_where_that_was_said(nanogpt, tmp_path):

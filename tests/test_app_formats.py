@@ -120,7 +120,7 @@ def test_the_export_job_writes_base_and_adapter(base, adapter, tmp_path):
     from wisca_core.architecture.find import find_sites
     from wisca_core.checkpoint import open_checkpoint
     from wisca_core.job_functions import export_job
-    from wisca_core.patterns.store import measured
+    from wisca_core.patterns.store import measured_patterns
     from wisca_core.planning.decide import decide
     from wisca_core.planning.options import Options
     from wisca_core.planning.plan import make_plan, save_plan
@@ -128,7 +128,9 @@ def test_the_export_job_writes_base_and_adapter(base, adapter, tmp_path):
 
     checkpoint = open_checkpoint(base)
     sites = find_sites(checkpoint)
-    save_plan(make_plan(decide(measured(checkpoint, sites), Options(granularity="channel"))), tmp_path / "plan.json")
+    save_plan(
+        make_plan(decide(measured_patterns(checkpoint, sites), Options(granularity="channel"))), tmp_path / "plan.json"
+    )
     arguments = {
         "model": str(base),
         "plan": str(tmp_path / "plan.json"),

@@ -12,7 +12,7 @@ from wisca_app.figures import circuits as figures
 from wisca_app.figures.template import DARK, LIGHT
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.circuits.check import checked
+from wisca_core.circuits.check import factor_check
 from wisca_core.circuits.columns import BY_NAME
 
 
@@ -82,9 +82,9 @@ def test_a_large_model_is_measured_by_a_job_first(small_model, own_home, monkeyp
 def test_the_check_of_a_page_sees_a_wrong_mark(small_model):
     """What a rescale does is tried on the weights, so a column with the wrong mark would show."""
     checkpoint = open_checkpoint(small_model("llama"))
-    check = checked(checkpoint, sites_of(checkpoint), "decoder.self", 1)
+    check = factor_check(checkpoint, sites_of(checkpoint), "decoder.self", 1)
     assert check.stays < 1e-12 and check.moves > 1e-3
-    assert checked(checkpoint, sites_of(checkpoint), "decoder.self", 99) is None
+    assert factor_check(checkpoint, sites_of(checkpoint), "decoder.self", 99) is None
 
 
 # --- the figures by themselves -----------------------------------------------------------------------------------------

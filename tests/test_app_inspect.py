@@ -378,7 +378,7 @@ class Session(dict):
 def test_a_click_selects_the_cell_its_point_names(monkeypatch, data):
     session = Session({"map 0": {"selection": {"points": [{"x": 0.2, "y": 5}, {"customdata": data}]}}})
     monkeypatch.setattr(selection, "state", session)
-    selection.clicked("map")
+    selection.select_group_from_chart("map")
     assert (session["layer"], session["group"]) == (3, 1)
     assert selection.key("map") == "map 0" and selection.key("balance") == "balance 1"  # the other charts start afresh
 
@@ -387,17 +387,17 @@ def test_a_click_that_unselects_or_hits_a_line_changes_nothing(monkeypatch):
     for points in ([], [{"x": 1, "y": 2}]):
         session = Session({"map 0": {"selection": {"points": points}}})
         monkeypatch.setattr(selection, "state", session)
-        selection.clicked("map")
+        selection.select_group_from_chart("map")
         assert "layer" not in session
 
 
 def test_a_row_of_the_table_selects_its_pair(monkeypatch):
     session = Session({"most_unbalanced 0": {"selection": {"rows": [1]}}})
     monkeypatch.setattr(selection, "state", session)
-    selection.picked([(0, 0), (5, 2)], "most_unbalanced")
+    selection.select_group_from_table([(0, 0), (5, 2)], "most_unbalanced")
     assert (session["layer"], session["group"]) == (5, 2)
     session["most_unbalanced 0"] = {"selection": {"rows": []}}
-    selection.picked([(0, 0), (5, 2)], "most_unbalanced")
+    selection.select_group_from_table([(0, 0), (5, 2)], "most_unbalanced")
     assert (session["layer"], session["group"]) == (5, 2)
 
 

@@ -412,11 +412,11 @@ def test_cached_tables_follow_a_file_that_changed(llama, tmp_path):
 
     folder = tmp_path / "moving"
     shutil.copytree(llama, folder)
-    first = cached.rows(cached.opened(str(folder)), Options())["left"][0]
+    first = cached.rows(cached.model(str(folder)), Options())["left"][0]
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.0.self_attn.q_proj.weight"] *= 2
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert cached.rows(cached.opened(str(folder)), Options())["left"][0] == pytest.approx(2 * first)
+    assert cached.rows(cached.model(str(folder)), Options())["left"][0] == pytest.approx(2 * first)
 
 
 def test_opening_another_model_here_starts_with_all_its_layers(llama, tmp_path):

@@ -26,7 +26,7 @@ from streamlit.testing.v1 import AppTest
 
 from wisca_app import archive as archives
 from wisca_app import cached, downloads, open_model, state, uploads
-from wisca_app.archive import Entry, archive, archive_bytes
+from wisca_app.archive import Member, archive, archive_bytes
 from wisca_core import jobs, storage
 from wisca_core.checkpoint import HubSize
 from wisca_core.checkpoint.nearby import below
@@ -333,7 +333,7 @@ def test_an_upload_becomes_a_folder_of_its_own_that_opens(llama):
     folder = uploads.keep([(name, (llama / name).read_bytes()) for name in names])
     assert folder.parent == storage.folder("uploads")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert len(cached.opened(str(folder)).sites.sites) == 4
+    assert len(cached.model(str(folder)).sites.sites) == 4
 
 
 @pytest.mark.parametrize("name", ["../x.json", "/etc/x.json", ".hidden.json", "x.sh", "a\nb.json", "", "modeling.py"])
@@ -492,12 +492,12 @@ def test_the_real_server_listens_here_only_knows_its_name_and_serves_the_downloa
     assert all(_status(server, "/", at=address) == 0 for address in elsewhere if not address.startswith("127."))
 
 
-def _entries(tmp_path, contents: list[bytes]) -> list[Entry]:
+def _members(tmp_path, contents: list[bytes]) -> list[Member]:
     out = []
     for number, content in enumerate(contents):
         path = tmp_path / f"{number}.bin"
         path.write_bytes(content)
-        out.append(Entry(path.name, path, len(content), 1_700_000_000.0))
+        out.append(Member(path.name, path, len(content), 1_700_000_000.0))
     return out
 
 
@@ -505,19 +505,19 @@ def _entries(tmp_path, contents: list[bytes]) -> list[Entry]:
 def test_archives_over_the_old_limits_carry_zip64_records(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(archives, "LIMIT", limit)
     contents = [b"a" * 10, b"b" * 400, b"", b"c" * 2000]
-    entries = _entries(tmp_path, contents)
-    written = b"".join(archive(entries))
-    assert len(written) == archive_bytes(entries)
+    members = _members(tmp_path, contents)
+    written = b"".join(archive(members))
+    assert len(written) == archive_bytes(members)
     assert b"PK\x06\x06" in written
     with zipfile.ZipFile(io.BytesIO(written)) as zipped:
         assert zipped.testzip() is None
-        assert [zipped.read(entry.name) for entry in entries] == contents
+        assert [zipped.read(member.name) for member in members] == contents
 
 
 def test_a_file_that_shrinks_while_it_is_sent_ends_the_archive_with_an_error(tmp_path):
-    (entry,) = _entries(tmp_path, [b"a" * 10])
+    (member,) = _members(tmp_path, [b"a" * 10])
     with pytest.raises(CheckpointChanged):
-        b"".join(archive([Entry(entry.name, entry.path, 11, entry.mtime)]))
+        b"".join(archive([Member(member.name, member.path, 11, member.mtime)]))
 
 
 def test_cells_that_a_spreadsheet_would_run_are_disarmed():

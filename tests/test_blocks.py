@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wisca_core.architecture import refusals
-from wisca_core.architecture.find import find_sites, searched
+from wisca_core.architecture.find import find_sites, pairs_to_find
 from wisca_core.architecture.site import Refusal, SiteKey
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.cli import main
@@ -313,7 +313,10 @@ def test_proved_only_turns_the_others_into_refusals(small_model):
 
 
 def test_the_default_pairs_are_looked_for_together_and_feed_forward_only_where_asked():
-    assert searched(("qk",)) == searched(()) == ("qk", "vo") and searched(("mlp",)) == searched(("qk", "mlp")) == ALL
+    assert (
+        pairs_to_find(("qk",)) == pairs_to_find(()) == ("qk", "vo")
+        and pairs_to_find(("mlp",)) == pairs_to_find(("qk", "mlp")) == ALL
+    )
 
 
 def test_verify_does_not_ask_for_the_proof_of_what_did_not_change(small_model, edited, monkeypatch):

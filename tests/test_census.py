@@ -29,7 +29,7 @@ from wisca_core.census.entry import (
     Place,
     pair_of,
 )
-from wisca_core.census.judge import judged, not_reached
+from wisca_core.census.judge import judge_type, unreached_entry
 from wisca_core.census.table import COLUMNS, in_words, table
 from wisca_core.cli import main
 from wisca_core.equivalence import proof
@@ -54,7 +54,7 @@ def nothing_came_with_it(monkeypatch):
 def made():
     """Entries as the real thing makes them, once for the file: proved, proved in part of its pairs, refused by its row,
     attention-free."""
-    return {name: judged(name) for name in ("llama", "nanochat", "dbrx", "mamba")}
+    return {name: judge_type(name) for name in ("llama", "nanochat", "dbrx", "mamba")}
 
 
 def held(name="decoder.self", at=ALL, reason="", is_idle=False):
@@ -105,7 +105,7 @@ def test_what_no_input_runs_is_counted_and_never_called_proved_by_itself():
 
 
 def test_counts_and_reasons_over_types(made):
-    missed = not_reached("bert", "it took longer than 1 s", ALL, 1.0)
+    missed = unreached_entry("bert", "it took longer than 1 s", ALL, 1.0)
     found = coverage([*made.values(), missed, kept.entry("gpt2")])
     assert (found.n_types, found.n_reached, found.n_open) == (6, 4, 1)
     assert {v: found.n("qk", v) for v in (PROVED, REFUSED, NOT_REACHED, OPEN)} == {
@@ -150,8 +150,8 @@ def test_what_a_row_refuses_is_refused_with_its_reason_and_the_rest_is_proved(ma
 
 
 def test_a_model_without_attention_is_refused_without_being_built(monkeypatch):
-    monkeypatch.setattr(judging, "_proved", lambda *_: pytest.fail("it was built"))
-    found = judged("mamba")
+    monkeypatch.setattr(judging, "_proved_entry", lambda *_: pytest.fail("it was built"))
+    found = judge_type("mamba")
     assert found.verdict == REFUSED and "no attention" in found.reasons[0]
     assert found.sentence == "mamba is refused: nothing of it can be rescaled exactly."
 
@@ -160,8 +160,8 @@ def test_whatever_a_model_raises_is_why_it_was_not_reached(monkeypatch):
     def fails(*_):
         raise ZeroDivisionError("float\ndivision")
 
-    monkeypatch.setattr(judging, "_proved", fails)
-    found = judged("llama")
+    monkeypatch.setattr(judging, "_proved_entry", fails)
+    found = judge_type("llama")
     assert found.not_reached == "ZeroDivisionError: float division" and found.verdict == NOT_REACHED
     assert all(pair.verdict == NOT_REACHED for pair in found.pairs)
 
@@ -171,7 +171,7 @@ def test_a_cancel_is_no_verdict():
         raise Cancelled("cancelled.")
 
     with pytest.raises(Cancelled):
-        judged("llama", progress=cancelled)
+        judge_type("llama", progress=cancelled)
 
 
 def test_a_wrong_rule_is_refused_at_the_granularities_where_it_is_wrong(monkeypatch):
@@ -183,7 +183,7 @@ def test_a_wrong_rule_is_refused_at_the_granularities_where_it_is_wrong(monkeypa
         return replace(found, sites=tuple(replace(s, exact_ties=()) if s.key.pair == "qk" else s for s in found.sites))
 
     monkeypatch.setattr(judging, "sites_of", wrong)
-    found = judged("llama")
+    found = judge_type("llama")
     assert found["qk"].verdict == PARTLY and found["qk"].places[0].held == ("tensor", "group")
     assert "differ by" in found["qk"].reasons[0]
     assert found["vo"].verdict == PROVED and found["mlp"].verdict == PROVED
@@ -345,7 +345,7 @@ def test_types_of_the_mapping_and_those_with_a_row():
     assert {"llama", "gpt2", "mamba"} <= set(causal_types()) and "distilbert" not in causal_types()
     assert set(all_types()) == {*causal_types(), *families()}
     with pytest.raises(UnknownArchitecture, match="Close to it: llama"):
-        known.checked("Lama")
+        known.check_type("Lama")
     with pytest.raises(UnknownArchitecture, match="wisca architectures"):
         census(("no-such-thing-at-all",))
     with pytest.raises(BadOption, match="row"):
@@ -388,20 +388,20 @@ def test_what_came_with_it_is_not_about_other_rows_or_versions(made, tmp_path, m
         monkeypatch.setattr(came, "families", lambda: {"llama": replace(family, rope="interleaved")})
     else:
         monkeypatch.setattr(came.metadata, "version", lambda name: "1.2.3")
-    came.ground.cache_clear()
+    came.ground_digest.cache_clear()
     try:
         assert not kept.entry("llama").is_released and kept.entry("llama")["qk"].verdict == OPEN
     finally:
-        came.ground.cache_clear()
+        came.ground_digest.cache_clear()
 
 
 def test_a_build_of_torch_for_another_device_proves_the_same(monkeypatch):
-    here = came.ground("llama")
+    here = came.ground_digest("llama")
     version = came.metadata.version
     monkeypatch.setattr(came.metadata, "version", lambda name: version(name).partition("+")[0] + "+cu130")
-    came.ground.cache_clear()
-    assert came.ground("llama") == here
-    came.ground.cache_clear()
+    came.ground_digest.cache_clear()
+    assert came.ground_digest("llama") == here
+    came.ground_digest.cache_clear()
 
 
 def test_the_results_that_came_are_of_known_types_and_say_what_was_measured(monkeypatch):

@@ -22,7 +22,7 @@ from wisca_core.circuits.matrices import MOST_EXPERTS
 from wisca_core.circuits.measure import measure
 from wisca_core.circuits.table import circuits_of, matrices
 from wisca_core.cli import main
-from wisca_core.equivalence.float64 import lifted
+from wisca_core.equivalence.float64 import in_float64
 from wisca_core.equivalence.miniature import load
 
 LAYER = "model.layers.0."
@@ -259,7 +259,7 @@ def test_norm_scale_and_bound_are_those_of_the_model_that_runs(model_type, small
     for tensor, _ in reads:
         module = by_values[tuple(stored[tensor].shape), stored[tensor].sum().item()]
         module.register_forward_pre_hook(lambda _, x, name=tensor: seen.__setitem__(name, x[0].detach()))
-    with lifted(), torch.no_grad():
+    with in_float64(), torch.no_grad():
         ids = torch.randint(
             3, model.config.get_text_config().vocab_size, (4, 24), generator=torch.Generator().manual_seed(1)
         )
@@ -451,16 +451,16 @@ def test_measured_heads_are_kept_and_measured_again_when_the_files_change(small_
     folder = edited(small_model("llama"))
     checkpoint = open_checkpoint(folder)
     sites = find_sites(checkpoint)
-    first = store.measured(checkpoint, sites)
+    first = store.measured_circuits(checkpoint, sites)
     monkeypatch.setattr(store, "measure", None)
-    again = store.measured(checkpoint, sites)
+    again = store.measured_circuits(checkpoint, sites)
     assert again.table.equals(first.table) and again.remarks == first.remarks and again.channels.equals(first.channels)
     assert np.array_equal(again.spectra["ov"], first.spectra["ov"], equal_nan=True)
     kept = next((own_home / "measurements").glob("*.npz"))
     kept.write_bytes(kept.read_bytes()[:100])
-    assert store.cached(checkpoint, sites) is None
+    assert store.cached_circuits(checkpoint, sites) is None
     save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata={"a": "longer header"})
-    assert store.cached(open_checkpoint(folder), sites) is None
+    assert store.cached_circuits(open_checkpoint(folder), sites) is None
 
 
 def test_a_quantised_checkpoint_is_labelled(small_model, edited):

@@ -30,7 +30,7 @@ from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, with_model
 from wisca_core.comparison.report import unit
 from wisca_core.comparison.shrunk import shrunk_config
 from wisca_core.comparison.spec import Arm, DataSpec, LoraSpec, ModelSpec, OptimiserSpec, PilotSpec, Spec
-from wisca_core.comparison.spec_checks import checked
+from wisca_core.comparison.spec_checks import check_spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import HubError, PlanMismatch, SpecError, UnknownArchitecture, UnreadableInput
 
@@ -87,7 +87,7 @@ def lora(base, text):
             save_weights=False,
             lora=LoraSpec(r=4, alpha=8.0),
         )
-        return checked(Spec(**{**given, **changes}))
+        return check_spec(Spec(**{**given, **changes}))
 
     return lora
 
@@ -114,11 +114,11 @@ def test_a_config_without_weights_is_enough_to_start_from_scratch(base, text, tm
     data = DataSpec("text", str(text), context=16, validation_windows=4)
     given = dict(data=data, arms=(ARMS["baseline"], ARMS["wisca"]), steps=4, optimiser=OptimiserSpec(warmup_steps=1))
     model = ModelSpec(source="shrunk", width=16, n_layers=1, path=str(alone))
-    assert build_model(checked(Spec(model=model, **given)), 1).config.hidden_size == 16
+    assert build_model(check_spec(Spec(model=model, **given)), 1).config.hidden_size == 16
     whole = ModelSpec(source="whole", path=str(alone))
-    prepare(checked(Spec(model=whole, **given)))
+    prepare(check_spec(Spec(model=whole, **given)))
     with pytest.raises(UnreadableInput, match="no model weights"):
-        build_model(checked(Spec(model=replace(whole, weights="continued"), **given)), 1)
+        build_model(check_spec(Spec(model=replace(whole, weights="continued"), **given)), 1)
 
 
 # --- adapters on an open model ----------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_shrunk_fresh_and_continued_models_train_from_equal_starts(tmp_path, bas
         (ModelSpec(source="whole", path=str(base), weights="continued"), replace(data, tokens="tokenizer")),
     ):
         arms = (ARMS["baseline"], replace(ARMS["wisca"], every=2), replace(ARMS["gram"], every=2))
-        spec = checked(
+        spec = check_spec(
             Spec(
                 "s",
                 model,
@@ -349,7 +349,7 @@ def test_shrunk_fresh_and_continued_models_train_from_equal_starts(tmp_path, bas
 def test_a_continued_model_starts_from_the_weights_in_the_folder(base, text):
     from transformers import AutoModelForCausalLM
 
-    spec = checked(
+    spec = check_spec(
         Spec(
             "s",
             ModelSpec(source="whole", path=str(base), weights="continued"),
@@ -365,7 +365,7 @@ def test_a_continued_model_starts_from_the_weights_in_the_folder(base, text):
 def test_a_model_that_changed_is_not_gone_on_with(tmp_path, base, text):
     other = tmp_path / "model"
     shutil.copytree(base, other)
-    spec = checked(
+    spec = check_spec(
         Spec(
             "s",
             ModelSpec(source="whole", path=str(other), weights="continued"),
@@ -612,7 +612,7 @@ def test_a_data_set_of_the_hub_is_read_through_its_library_without_its_code(hub)
 
 def test_what_was_fetched_from_the_hub_is_fetched_once_and_shared(hub, tmp_path):
     asked = hub("5.2.0")
-    spec = checked(
+    spec = check_spec(
         Spec(
             "s",
             data=DataSpec("hub", "hub:owner/stories", column="story", context=8),
@@ -639,7 +639,7 @@ def test_hub_ids_that_are_none_and_folders_of_that_name_are_refused(hub, tmp_pat
     for path in ("owner/stories", "hub:../x/y", "hub:https://x/y", "hub:/a/b"):
         with pytest.raises(SpecError) as found:
             load_corpus(
-                checked(Spec("s", data=DataSpec("hub", path, context=8), arms=(ARMS["baseline"], ARMS["wisca"])))
+                check_spec(Spec("s", data=DataSpec("hub", path, context=8), arms=(ARMS["baseline"], ARMS["wisca"])))
             )
         assert found.value.field == "data.path"
     (tmp_path / "owner" / "stories").mkdir(parents=True)

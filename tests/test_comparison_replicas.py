@@ -20,11 +20,11 @@ from wisca_core.comparison import place as places
 from wisca_core.comparison.cell import CellFailed, train
 from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.models import build_model, build_optimisers
-from wisca_core.comparison.place import Place
+from wisca_core.comparison.place import Placement
 from wisca_core.comparison.presets import ARMS
 from wisca_core.comparison.replicas import group as replicas
 from wisca_core.comparison.replicas.group import train_group
-from wisca_core.comparison.replicas.orthogonal import iterated
+from wisca_core.comparison.replicas.orthogonal import newton_schulz
 from wisca_core.comparison.replicas.stack import Stack, why_not
 from wisca_core.comparison.spec import OptimiserSpec, Spec
 from wisca_core.comparison.spec_reading import spec_from
@@ -57,7 +57,7 @@ def one_by_one(path: Path, spec: Spec) -> tuple[folder.Cell, ...]:
     cells = folder.read(path).cells
     corpus = load_corpus(spec)
     for cell in cells:
-        assert train(spec, cell, corpus, never, Place("cpu", spec.precision))
+        assert train(spec, cell, corpus, never, Placement("cpu", spec.precision))
     return cells
 
 
@@ -71,7 +71,7 @@ def at_once(path: Path, spec: Spec, stop=never) -> tuple[tuple[folder.Cell, ...]
         cells,
         load_corpus(spec),
         stop,
-        Place("cpu", spec.precision),
+        Placement("cpu", spec.precision),
         lambda cell, error: ended.update({cell.name: error}),
     )
     return cells, ended
@@ -155,7 +155,7 @@ def test_batched_orthogonalisation_is_the_single_one():
     matrices = torch.randn(6, 12, 20) + 3 * torch.eye(12, 20)  # far from singular: bfloat16 noise is not grown
     for given in (matrices, matrices.mT):
         coefficients = (3.4445, -4.7750, 2.0315)
-        batched = iterated(given, coefficients, 5, 1e-7).float()
+        batched = newton_schulz(given, coefficients, 5, 1e-7).float()
         for one, many in zip(given, batched):
             parameter = torch.nn.Parameter(torch.zeros_like(one))
             parameter.grad = one.clone()
@@ -261,8 +261,8 @@ def test_biases_untied_heads_and_random_norms_are_stacked_too(small_model):
     folders = [small_model("qwen2", dtype=torch.float64, seed=seed, tie_word_embeddings=False) for seed in (5, 6)]
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64) for path in folders]
     ids = torch.randint(models[0].config.vocab_size, (2, 3, 10))
-    place = Place("cpu", "float64")
-    with torch.no_grad(), place.measured():
+    place = Placement("cpu", "float64")
+    with torch.no_grad(), place.validation_step():
         own = [
             torch.nn.functional.cross_entropy(m(i[:, :-1]).logits.flatten(0, 1), i[:, 1:].flatten()).item()
             for m, i in zip(models, ids)
@@ -294,15 +294,15 @@ def test_losses_looked_at_only_now_and_then_as_on_a_gpu_are_the_same(tmp_path, s
         optimiser=optimiser, steps=23, log_every=10, evaluate_every=10, arms=arms("baseline", "wisca", every=7)
     )
     usual, as_usual = at_once(tmp_path / "usual", spec)
-    looked, look = [], replicas._Group._looked_at
+    looked, look = [], replicas._Replicas._looked_at
     monkeypatch.setattr(
-        replicas._Group,
+        replicas._Replicas,
         "_looked_at",
         lambda group, losses, norms, step: looked.append((step, len(losses))) or look(group, losses, norms, step),
     )
-    monkeypatch.setattr(Place, "is_cuda", True)
+    monkeypatch.setattr(Placement, "is_cuda", True)
     monkeypatch.setattr(
-        replicas, "_captured", lambda stack, rows, clip, place: lambda new: replicas._one_step(stack, new, clip, place)
+        replicas, "_capture", lambda stack, rows, clip, place: lambda new: replicas._one_step(stack, new, clip, place)
     )
     seldom, ended = at_once(tmp_path / "seldom", spec)
     assert [step for step, _ in looked] == [7, 10, 14, 20, 21, 23] and sum(n for _, n in looked) == 23

@@ -9,7 +9,7 @@ from wisca_core.comparison.arm_words import in_words
 from wisca_core.comparison.arms import choices_of, schedule_of
 from wisca_core.comparison.presets import ARMS, PRESETS, twin_of
 from wisca_core.comparison.spec import FORMAT, VERSION, ModelSpec, Spec
-from wisca_core.comparison.spec_checks import checked
+from wisca_core.comparison.spec_checks import check_spec
 from wisca_core.comparison.spec_reading import load_spec, spec_from
 from wisca_core.errors import SpecError, UnreadableInput
 
@@ -25,7 +25,7 @@ def test_the_default_preset_is_the_one_that_was_promised():
     assert [arm.strength for arm in PRESETS["dose"].arms[1:]] == [-1, -0.5, 0.5, 1, 1.5]
     for one in PRESETS.values():
         whole = one if one.model.source != "lora" else replace(one, model=replace(one.model, path="/models/mine"))
-        assert checked(whole) is whole
+        assert check_spec(whole) is whole
 
 
 def test_specs_from_before_methods_had_names_are_read():

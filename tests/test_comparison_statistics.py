@@ -13,7 +13,7 @@ from small_comparison import fill, with_pilot
 from wisca_core import storage
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.presets import ARMS
-from wisca_core.comparison.report import outward, report, signed, stands
+from wisca_core.comparison.report import outward, report, signed_number, stands
 from wisca_core.comparison.reporting import write_report
 from wisca_core.comparison.spec import Arm, OptimiserSpec, PilotSpec, Spec
 from wisca_core.comparison.statistics import (
@@ -21,7 +21,7 @@ from wisca_core.comparison.statistics import (
     clipped_shares,
     first_reach,
     holm,
-    paired,
+    paired_interval,
     seeds_to_narrow,
     seeds_to_see,
     sign_flip,
@@ -62,25 +62,25 @@ def plus(**shift):
 
 def test_the_t_interval_is_the_one_of_the_tables():
     # mean 2.5, sd sqrt(5/3), standard error 0.645497; t(0.975, 3) = 3.182446, so half the width is 2.054260
-    i = paired([1.0, 2.0, 3.0, 4.0])
+    i = paired_interval([1.0, 2.0, 3.0, 4.0])
     assert i.mean == 2.5 and math.isclose(i.sd, math.sqrt(5 / 3))
     assert math.isclose(i.high - i.mean, 3.182446 * 0.6454972, rel_tol=1e-6)
     assert math.isclose(i.p, 0.030466, abs_tol=1e-6) and not i.spans_zero
 
 
 def test_the_same_mean_with_three_times_the_spread_spans_zero():
-    assert paired([-1.37, 1.21, 3.79, 6.37]).spans_zero
+    assert paired_interval([-1.37, 1.21, 3.79, 6.37]).spans_zero
 
 
 def test_one_difference_has_no_interval_and_excludes_nothing():
-    i = paired([0.3])
+    i = paired_interval([0.3])
     assert i.mean == 0.3 and math.isnan(i.low) and i.spans_zero
-    assert paired([]).n == 0 and paired([]).spans_zero
+    assert paired_interval([]).n == 0 and paired_interval([]).spans_zero
 
 
 def test_differences_without_spread():
-    assert paired([0.0, 0.0, 0.0]).spans_zero and paired([0.0] * 3).p == 1
-    assert not paired([0.25, 0.25, 0.25]).spans_zero
+    assert paired_interval([0.0, 0.0, 0.0]).spans_zero and paired_interval([0.0] * 3).p == 1
+    assert not paired_interval([0.25, 0.25, 0.25]).spans_zero
 
 
 def test_holm_steps_down_and_never_falls():
@@ -109,7 +109,7 @@ def test_seeds_that_are_needed():
 
 
 def test_numbers_have_a_true_minus_and_zero_no_sign():
-    assert [signed(v) for v in (-0.0123, 0.0456, -0.0001, 0.0)] == ["−0.012", "+0.046", "0", "0"]
+    assert [signed_number(v) for v in (-0.0123, 0.0456, -0.0001, 0.0)] == ["−0.012", "+0.046", "0", "0"]
 
 
 def test_a_level_is_reached_between_two_points():
@@ -311,7 +311,7 @@ def test_a_comparison_without_a_process_reads_as_interrupted(tmp_path):
     assert folder.heading(comparison.path) == (comparison.spec.name, comparison.state)
     folder.write_status(comparison.path, "running")
     assert folder.read(comparison.path).state == folder.heading(comparison.path)[1] == "interrupted"
-    with storage.locked(comparison.path / "lock"):  # somebody is at it
+    with storage.hold_lock(comparison.path / "lock"):  # somebody is at it
         assert folder.heading(comparison.path)[1] == "running"
     (comparison.path / "status.json").write_text("{")
     with pytest.raises(UnreadableInput):

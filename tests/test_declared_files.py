@@ -13,6 +13,7 @@ from wisca_core.cli import main
 from wisca_core.errors import DeclarationError, ProofFailed
 
 CODE = """
+import itertools
 import sys
 sys.path.insert(0, {tests!r})
 from declared_models import GPT, LitGPT, Llama
@@ -25,6 +26,11 @@ def small_llama():
 
 def other():
     return LitGPT()
+
+def restless():
+    model, calls = small_gpt(), itertools.count(1)
+    model.register_forward_hook(lambda module, given, out: (out[0] * next(calls), *out[1:]))
+    return model
 
 def call(model, ids):
     return model(ids)[0]
@@ -93,7 +99,11 @@ def test_a_checkpoint_of_nanogpt_is_inspected_proved_rescaled_and_read_back(nano
 def test_without_code_nothing_is_written_unless_it_is_said(nanogpt, tmp_path, capsys):
     assert main(["rescale", "out/ckpt.pt", "new", "--sites", "sites.toml"]) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "give --build module:function" in said and "--unproved" in said and not (tmp_path / "new").exists()
+    assert said.startswith(
+        "error: no proof was made: declared sites of a file are proved on the model's own code. Give --build module:function, "
+    )
+    assert said.endswith("or say --unproved to take them as they are. Nothing was written.")
+    assert not (tmp_path / "new").exists()
     assert main(["rescale", "out/ckpt.pt", "new", "--sites", "sites.toml", "--unproved"]) == 0
     assert "NOT PROVED" in capsys.readouterr().out.splitlines()[0]
     report = json.loads((tmp_path / "new" / "wisca_report.json").read_text())
@@ -112,6 +122,13 @@ def test_a_wrong_declaration_of_a_file_is_refused_by_the_proof(nanogpt, tmp_path
     own = ["--sites", "sites.toml", "--build", "own_code.py:small_gpt", "--forward", "own_code:call"]
     assert main(["rescale", "out/ckpt.pt", "new", *own]) == 1
     assert "the outputs differ by" in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "new").exists()
+
+
+def test_a_model_that_cannot_be_compared_fails_the_proof_on_the_model(nanogpt, tmp_path, capsys):
+    assert main(["rescale", "out/ckpt.pt", "new", "--sites", "sites.toml", "--build", "own_code:restless"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("error: the proof on the model failed: GPT does not repeat its own outputs in eval mode")
+    assert said.endswith("Nothing was written.") and not (tmp_path / "new").exists()
 
 
 def test_bad_options_of_declared_files_are_named(nanogpt, tmp_path, capsys):

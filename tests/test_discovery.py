@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from wisca_core.architecture import discovery
-from wisca_core.architecture.discovery import is_unknown, kept, sites_of
+from wisca_core.architecture.discovery import is_unknown, kept_discovery, sites_of
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.miniature import build_miniature
@@ -80,7 +80,7 @@ def test_a_class_that_no_file_knows_is_discovered_and_proved(tmp_path, home):
     }
     found = prove(checkpoint, sites)
     assert found.passed and found.max_rel < 1e-12 and found.rule == "discovered"
-    assert kept(checkpoint) == discover(checkpoint) and sites_of(checkpoint) == sites
+    assert kept_discovery(checkpoint) == discover(checkpoint) and sites_of(checkpoint) == sites
 
 
 def test_a_class_that_clips_is_refused_with_what_came_nearest(tmp_path, home):
@@ -101,7 +101,7 @@ def test_without_a_class_nothing_is_tried_and_the_reason_is_kept(tmp_path, home)
     assert (
         found.family is None
         and "installed transformers does not know" in found.words
-        and kept(open_checkpoint(folder)) == found
+        and kept_discovery(open_checkpoint(folder)) == found
     )
 
 

@@ -28,7 +28,7 @@ from wisca_core.errors import (
 )
 from wisca_core.evaluation import bundled_tasks, inside, seeds, statistics
 from wisca_core.evaluation.drafts import check_draft
-from wisca_core.evaluation.perplexity import Scored, score, summary
+from wisca_core.evaluation.perplexity import TokenScores, score, summary
 from wisca_core.evaluation.subjects import byte_tokenizer, open_subject
 from wisca_core.evaluation.tasks import Document, find_task, run_task
 from wisca_core.evaluation.text import Text, Tokens, Windows
@@ -118,7 +118,7 @@ def test_perplexity_is_that_of_a_plain_loop(byte_model, book, stride):
 
 def test_bits_a_byte_and_the_error_are_what_was_worked_out_by_hand():
     # 3 windows of 2 tokens, 2, 4 and 6 nats: 2 nats a token; 12 tokens stand for 24 bytes
-    row = summary(Scored(np.array([2.0, 4.0, 6.0]), np.array([2, 2, 2]), (3,), 0.0), 12, 24)
+    row = summary(TokenScores(np.array([2.0, 4.0, 6.0]), np.array([2, 2, 2]), (3,), 0.0), 12, 24)
     assert row["nats_a_token"] == 2 and row["bits_a_byte"] == pytest.approx(1 / math.log(2))
     assert row["nats_error"] == pytest.approx(1 / math.sqrt(3))  # sd of (1, 2, 3) over root 3
     assert row["perplexity_error"] == pytest.approx(math.exp(2) / math.sqrt(3))

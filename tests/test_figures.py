@@ -22,7 +22,7 @@ from wisca_app.figures.template import (
     scale,
     theme_of,
 )
-from wisca_app.inspecting.shown import most_unbalanced
+from wisca_app.inspecting.drawn_pair import most_unbalanced_cells
 from wisca_core.planning.head import HeadDetail, RoleDetail
 
 NAN = float("nan")
@@ -729,14 +729,14 @@ def plan_of(groups, factors, number=-1):
 def test_the_most_unbalanced_come_first_whatever_the_median_is():
     groups = table([(0, 0, 3, 0), (1, 0, 3.2, 0), (2, 0, -3.5, 0), (3, 0, 0, 0), (4, 0, NAN, NAN)])
     plan = plan_of(groups, [(0.5, 0.5), (0.4, 0.4), (4, 4), (1, 1), (1, 1)])
-    out = most_unbalanced(groups, plan, most=2)
+    out = most_unbalanced_cells(groups, plan, most=2)
     assert out["layer"].tolist() == [2, 1] and out["factor_low"].tolist() == [4.0, 0.4]
-    assert out["right_low"].tolist() == [0.25, 2.5] and len(most_unbalanced(groups, plan)) == 4
+    assert out["right_low"].tolist() == [0.25, 2.5] and len(most_unbalanced_cells(groups, plan)) == 4
 
 
 def test_a_factor_of_the_group_wins_over_that_of_the_tensor():
     groups = table([(0, 0, 3, 0), (0, 1, 1, 0)])
-    out = most_unbalanced(groups, plan_of(groups, [(0.25, 0.25), (0.5, 0.6)], [0, 1]))
+    out = most_unbalanced_cells(groups, plan_of(groups, [(0.25, 0.25), (0.5, 0.6)], [0, 1]))
     assert dict(zip(out["group"], zip(out["factor_low"], out["factor_high"]))) == {0: (0.25, 0.25), 1: (0.5, 0.6)}
 
 

@@ -9,7 +9,7 @@ import torch
 from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.checkpoint.writer import write_weights
-from wisca_core.equivalence.float64 import lifted
+from wisca_core.equivalence.float64 import in_float64
 from wisca_core.equivalence.miniature import load
 from wisca_core.rescale import changes, scalings
 
@@ -49,7 +49,7 @@ def test_what_the_proof_does_not_run_follows(model_type, small_model, tmp_path):
     (tmp_path / "config.json").write_text(checkpoint.config_json)
 
     def run(model):
-        with lifted(), torch.no_grad():
+        with in_float64(), torch.no_grad():
             return call(model)
 
     before = run(load(folder))

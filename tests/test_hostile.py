@@ -155,8 +155,8 @@ def test_pipes_and_devices_in_place_of_files_are_refused_and_never_waited_for(tm
     kept = store._path(model.checkpoint, model.sites)
     kept.unlink(missing_ok=True)
     os.mkfifo(kept)  # in place of a kept measurement: it is measured again
-    assert store.cached(model.checkpoint, model.sites) is None
-    assert store.measured(model.checkpoint, model.sites).rows
+    assert store.cached_patterns(model.checkpoint, model.sites) is None
+    assert store.measured_patterns(model.checkpoint, model.sites).rows
     assert kept.is_file()
 
 
@@ -290,7 +290,7 @@ def test_what_a_closed_page_uploaded_is_forgotten_once_it_cannot_come_back(monke
     active = {"open"}
     server = SimpleNamespace(uploaded_file_mgr=files, is_active_session=active.__contains__)
     monkeypatch.setattr(gate.runtime, "get_instance", lambda: server)
-    closed = gate._closed()
+    closed = gate._closed_sessions()
     active.add("back")
     gate.forget(closed)
     assert set(files.file_storage) == {"open", "back"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wisca_core.equivalence.example import example_config
-from wisca_core.equivalence.float64 import lifted
+from wisca_core.equivalence.float64 import in_float64
 from wisca_core.equivalence.inputs import PADDED_LENGTHS, cases, has_cache, takes
 from wisca_core.equivalence.miniature import build_miniature, load, model_class
 from wisca_core.equivalence.outputs import difference, outputs, text_outputs
@@ -127,7 +127,7 @@ def test_steps_on_a_cache_agree_with_the_whole_text_at_once(model_type, built):
     key, more = (
         ("input_ids", {}) if model_type == "llama" else ("decoder_input_ids", {"encoder_outputs": seen["encoder"]})
     )
-    with lifted(), torch.no_grad():
+    with in_float64(), torch.no_grad():
         whole = model(**{key: ids}, **more).logits[0]
     steps = torch.cat([values for name, values in found.cases.items() if name.startswith("cached")])
     assert steps.shape == (12, VOCAB_SIZE)
@@ -159,7 +159,7 @@ def test_given_ids_of_an_encoder_decoder_are_read_by_both_halves(built):
     ids = torch.randint(10, 50, (2, 9), generator=torch.Generator().manual_seed(3))
     result = text_outputs(model, ids)
     assert (result.kind, result.causal) == ("logits", False)
-    with torch.no_grad(), lifted():
+    with torch.no_grad(), in_float64():
         assert torch.equal(result.cases["row 1"], model(input_ids=ids[1:], decoder_input_ids=ids[1:]).logits[0])
 
 

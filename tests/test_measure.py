@@ -14,7 +14,7 @@ from wisca_core.checkpoint import TensorInfo, open_checkpoint
 from wisca_core.errors import Cancelled, CheckpointChanged
 from wisca_core.patterns import measure as module
 from wisca_core.patterns.measure import measure
-from wisca_core.patterns.store import cached, measured, n_bytes_to_read
+from wisca_core.patterns.store import cached_patterns, measured_patterns, n_bytes_to_read
 from wisca_core.patterns.summary import PairSummary, layer_ratios, sentence, summaries
 from wisca_core.patterns.table import LOST_BITS, Patterns, header_digest, norm, size_ratio
 from wisca_core.planning.decide import decide
@@ -324,15 +324,15 @@ def test_a_checkpoint_is_read_once_and_again_when_its_files_change(own_home, sma
     folder = edited(small_model("llama", torch.float16))
     checkpoint = open_checkpoint(folder)
     sites = find_sites(checkpoint)
-    assert cached(checkpoint, sites) is None
-    first = measured(checkpoint, sites)
+    assert cached_patterns(checkpoint, sites) is None
+    first = measured_patterns(checkpoint, sites)
     with monkeypatch.context() as patch:
         patch.setattr("wisca_core.patterns.measure.measure", lambda *_: pytest.fail("read twice"))
-        assert same_table(measured(open_checkpoint(folder), sites), first) and "lost" in first.rows
+        assert same_table(measured_patterns(open_checkpoint(folder), sites), first) and "lost" in first.rows
     import os
 
     os.utime(folder / "model.safetensors", ns=(1, 1))
-    assert cached(open_checkpoint(folder), sites) is None
+    assert cached_patterns(open_checkpoint(folder), sites) is None
     assert n_bytes_to_read(checkpoint, sites) == sum(checkpoint.by_name[n].n_bytes for n in first.digests)
 
 
@@ -340,7 +340,7 @@ def test_a_checkpoint_is_read_once_and_again_when_its_files_change(own_home, sma
 def test_a_damaged_kept_table_is_measured_again(damage, own_home, small_model):
     checkpoint = open_checkpoint(small_model("opt", torch.float32))
     sites = find_sites(checkpoint)
-    first = measured(checkpoint, sites)
+    first = measured_patterns(checkpoint, sites)
     (path,) = own_home.glob("*.npz")
     data = path.read_bytes()
     if damage == "other zip":
@@ -351,8 +351,10 @@ def test_a_damaged_kept_table_is_measured_again(damage, own_home, small_model):
             np.savez(file, words=np.array([{"an": "object"}], dtype=object))
     else:
         path.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "text": b"hello"}[damage])
-    assert cached(checkpoint, sites) is None
-    assert same_table(measured(checkpoint, sites), first) and same_table(cached(checkpoint, sites), first)
+    assert cached_patterns(checkpoint, sites) is None
+    assert same_table(measured_patterns(checkpoint, sites), first) and same_table(
+        cached_patterns(checkpoint, sites), first
+    )
 
 
 def test_a_pass_can_be_cancelled_and_sees_a_file_that_changes(own_home, small_model, edited):
@@ -368,14 +370,14 @@ def test_a_pass_can_be_cancelled_and_sees_a_file_that_changes(own_home, small_mo
 
     threads = torch.get_num_threads()
     with pytest.raises(Cancelled):
-        measured(checkpoint, sites, cancel)
+        measured_patterns(checkpoint, sites, cancel)
     assert len(seen) == 2 and torch.get_num_threads() == threads and not list(own_home.glob("*"))
 
     def touch(step, done, total):
         (folder / "model.safetensors").touch()
 
     with pytest.raises(CheckpointChanged):
-        measured(checkpoint, sites, touch)
+        measured_patterns(checkpoint, sites, touch)
     assert not list(own_home.glob("*"))
 
 

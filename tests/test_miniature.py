@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wisca_core.equivalence import inputs as inputs_module
-from wisca_core.equivalence.float64 import SHORT, lifted
+from wisca_core.equivalence.float64 import SHORT, in_float64
 from wisca_core.equivalence.miniature import MAX_PARAMETERS, build_miniature, load, model_class
 from wisca_core.equivalence.outputs import Difference, Outputs, difference, outputs, text_outputs
 from wisca_core.equivalence.small_config import MAX_POSITIONS, VOCAB_SIZE, shrink
@@ -142,7 +142,7 @@ def test_a_miniature_of_every_family_builds_repeats_itself_and_is_alive(name, tm
     ids = torch.randint(10, 50, (1, 5), generator=torch.Generator().manual_seed(3))
     other = ids.clone()
     other[0, 0] += 1
-    with lifted(), torch.no_grad():  # another first token moves what the last position says: attention carries
+    with in_float64(), torch.no_grad():  # another first token moves what the last position says: attention carries
         a, b = (model(input_ids=i, output_hidden_states=True).hidden_states[-1][0, -1] for i in (ids, other))
     assert (a - b).abs().max() > 1e-3 * a.abs().max()
 
@@ -154,7 +154,7 @@ def test_attention_is_neither_uniform_nor_saturated(name, tmp_path):
     model_type, changes = ARCHITECTURES[name]
     model = load(built(tmp_path / "m", default(model_type, **changes)))
     ids = torch.randint(10, 50, (4, 24), generator=torch.Generator().manual_seed(3))
-    with lifted(), torch.no_grad():
+    with in_float64(), torch.no_grad():
         last_rows = [a[:, :, -1, :] for a in model(input_ids=ids, output_attentions=True).attentions]
     for row in last_rows:
         entropy = -(row * row.clamp_min(1e-300).log()).sum(-1) / torch.tensor((row > 0).sum(-1).max().item()).log()
@@ -245,7 +245,7 @@ def test_double_parameters_alone_are_not_float64(model_type, tmp_path):
 
 def test_lifted_covers_casts_factories_softmax_and_autocast_and_leaves_other_types_alone():
     x = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    with lifted():
+    with in_float64():
         assert x.float().dtype == x.half().dtype == x.to(torch.bfloat16).dtype == torch.float64
         assert torch.tensor([1, 2]).float().dtype == torch.float64
         assert x.softmax(-1, dtype=torch.float32).dtype == x.sum(dtype=torch.float32).dtype == torch.float64
@@ -272,7 +272,7 @@ def as_float32(x: torch.Tensor):
 
 
 def test_the_default_dtype_comes_back_after_an_error_inside():
-    with pytest.raises(RuntimeError), lifted():
+    with pytest.raises(RuntimeError), in_float64():
         raise RuntimeError
     assert torch.get_default_dtype() == torch.float32
 

@@ -356,11 +356,11 @@ def test_a_changed_line_of_the_code_that_decides_makes_every_kept_verdict_unusab
     verdicts.deciding_code.cache_clear()
     for kind in ("proof", "adapter-proof", "pair-proof", "discovery", "census"):
         verdicts.keep(kind, ["of this code"], {"is": "kept"})
-        assert verdicts.recalled(kind, ["of this code"]) == {"is": "kept"}
+        assert verdicts.kept_verdict(kind, ["of this code"]) == {"is": "kept"}
     of_copy = verdicts.deciding_code(package=copy)
     monkeypatch.setattr(verdicts, "deciding_code", lambda rows=True: of_copy)
     for kind in ("proof", "adapter-proof", "pair-proof", "discovery", "census"):
-        assert verdicts.recalled(kind, ["of this code"]) is None
+        assert verdicts.kept_verdict(kind, ["of this code"]) is None
 
 
 def wrong_half(leg):

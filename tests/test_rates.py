@@ -52,12 +52,12 @@ def test_a_finer_granularity_gives_a_span_and_a_pair_left_out_the_rate_of_full_b
 
 def test_behind_relu_squared_the_two_sides_have_rates_of_their_own(look, small_model):
     """up carries s, down s^-2: s = (down/up)^(1/3), so up trains at (up/down)^(1/3) and down at its inverse squared."""
-    from wisca_core.architecture.find import find_sites, searched
+    from wisca_core.architecture.find import find_sites, pairs_to_find
     from wisca_core.checkpoint import open_checkpoint
     from wisca_core.patterns.measure import measure
 
     checkpoint = open_checkpoint(small_model("nemotron"))
-    sites = find_sites(checkpoint, pairs=searched(("mlp",))).only(lambda site: site.key.pair == "mlp")
+    sites = find_sites(checkpoint, pairs=pairs_to_find(("mlp",))).only(lambda site: site.key.pair == "mlp")
     decision = decide(measure(checkpoint, sites), Options(pairs=("mlp",)))
     groups, rates = decision.groups(), equivalent_rates(decision)
     ratio = (groups["left"] / groups["right"]).to_numpy()

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Grid, Leg, Site, SiteKey, Sites
 from wisca_core.checkpoint import TORCH_DTYPES, open_checkpoint
-from wisca_core.rescale import Scaling, changes, rescaled, scalings, stored_rescaled
+from wisca_core.rescale import Scaling, changes, rescaled_rows, rescaled_stored_rows, scalings
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -69,34 +69,34 @@ def test_legs_of_several_sites_on_one_tensor_multiply_and_exponents_count():
 
     sites = Sites("", "", None, (site("lora", 0, "left"), site("mlp", 1, "right", 2)))
     out = scalings(sites, {"d.0.none.lora": [3.0, 5.0], "d.0.none.mlp": [2.0, 1.0]}, "channel", {"t": (2, 2)})
-    assert rescaled(torch.ones(2, 2), out["t"]).tolist() == [[0.75, 3.0], [1.25, 5.0]]
+    assert rescaled_rows(torch.ones(2, 2), out["t"]).tolist() == [[0.75, 3.0], [1.25, 5.0]]
 
 
 def test_an_offset_is_added_before_and_taken_off_after():
     gains = torch.tensor([0.5, -0.25, 0.0, -1.0])  # 1.5, 0.75, 1, 0
-    out = rescaled(gains, Scaling({0: np.array([2.0, 4.0, 0.5, 3.0])}, 1.0))
+    out = rescaled_rows(gains, Scaling({0: np.array([2.0, 4.0, 0.5, 3.0])}, 1.0))
     assert out.tolist() == [2.0, 2.0, -0.5, -1.0]
 
 
 def test_a_gain_whose_offset_nearly_cancels_is_right_to_half_a_step_of_bf16():
     """(1 + 0.25) * 0.8000008 - 1 = 1e-6: in float32 that would be off by six hundredths of itself, fifteen steps."""
-    out = rescaled(torch.tensor([0.25], dtype=torch.bfloat16), Scaling({0: np.array([0.8 * (1 + 1e-6)])}, 1.0))
+    out = rescaled_rows(torch.tensor([0.25], dtype=torch.bfloat16), Scaling({0: np.array([0.8 * (1 + 1e-6)])}, 1.0))
     assert out.item() == torch.tensor(1e-6, dtype=torch.bfloat16).item()
 
 
 def test_16_bit_values_are_rounded_once_and_those_of_factor_1_keep_their_bits():
     """In bf16 1.0078125 * 1.5 = 1.51171875 lies halfway between 1.5078125 and 1.515625: to even."""
     x = torch.tensor([1.0078125, float("nan"), -0.0, float("inf")], dtype=torch.bfloat16)
-    out = rescaled(x, Scaling({0: np.array([1.5, 1.0, 2.0, 1.0])}))
+    out = rescaled_rows(x, Scaling({0: np.array([1.5, 1.0, 2.0, 1.0])}))
     assert out[0] == 1.515625 and out.view(torch.int16)[1:].tolist() == x.view(torch.int16)[1:].tolist()
-    with_offset = rescaled(torch.tensor([2.0**-20], dtype=torch.bfloat16), Scaling({0: np.ones(1)}, 1.0))
+    with_offset = rescaled_rows(torch.tensor([2.0**-20], dtype=torch.bfloat16), Scaling({0: np.ones(1)}, 1.0))
     assert with_offset.item() == 2.0**-20  # 1 + 2^-20 - 1 would be 0 in bf16
 
 
 def test_blocks_take_their_rows_of_the_factors():
     x = torch.arange(12.0).reshape(6, 2)
     scaling = Scaling({0: np.arange(1.0, 7.0), 1: np.array([1.0, 10.0])})
-    whole = rescaled(x, scaling)
+    whole = rescaled_rows(x, scaling)
     change = changes({"t": scaling})["t"]
     assert torch.equal(torch.cat([change(x[:4], 0), change(x[4:], 4)]), whole)
     assert whole[5].tolist() == [60.0, 660.0] and x[5].tolist() == [10.0, 11.0]
@@ -105,7 +105,7 @@ def test_blocks_take_their_rows_of_the_factors():
 @pytest.mark.parametrize("octave", [-140, 140])
 def test_a_factor_beyond_float32_is_applied_where_the_product_has_a_place(octave):
     x = torch.full((1, 1), 2.0 ** (-octave // 2), dtype=torch.bfloat16)
-    assert rescaled(x, Scaling({0: np.array([2.0**octave])})).item() == 2.0 ** (octave - octave // 2)
+    assert rescaled_rows(x, Scaling({0: np.array([2.0**octave])})).item() == 2.0 ** (octave - octave // 2)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
@@ -120,7 +120,7 @@ def test_a_product_is_never_further_than_half_a_step_of_its_dtype(dtype, offset,
 
     factor = 2.0**octave
     x = (0.3 * torch.randn(16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
-    y = rescaled(x, Scaling({0: np.full(16, factor)}, offset))
+    y = rescaled_rows(x, Scaling({0: np.full(16, factor)}, offset))
     info = torch.finfo(dtype)
     for old, new in zip(x.double().tolist(), y.double().tolist()):
         exact = (Fraction(old) + Fraction(offset)) * Fraction(factor) - Fraction(offset)
@@ -136,8 +136,8 @@ def test_a_product_is_never_further_than_half_a_step_of_its_dtype(dtype, offset,
 @given(seed=st.integers(0, 2**32 - 1), octave=st.integers(-20, 20))
 def test_a_power_of_two_and_back_gives_the_very_bits(dtype, seed, octave):
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    there = rescaled(x, Scaling({0: np.full(64, 2.0**octave)}))
-    assert torch.equal(rescaled(there, Scaling({0: np.full(64, 2.0**-octave)})), x)
+    there = rescaled_rows(x, Scaling({0: np.full(64, 2.0**octave)}))
+    assert torch.equal(rescaled_rows(there, Scaling({0: np.full(64, 2.0**-octave)})), x)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
@@ -160,8 +160,8 @@ def test_stored_bytes_are_multiplied_to_the_same_bits_as_tensors(dtype, offset):
         factor[::7] = 1
         for axis in (0, 1):
             scaling = Scaling({axis: factor}, offset)
-            expected = rescaled(block, scaling)
-            found = torch.from_numpy(stored_rescaled(stored, dtype, scaling)).view(of_torch)
+            expected = rescaled_rows(block, scaling)
+            found = torch.from_numpy(rescaled_stored_rows(stored, dtype, scaling)).view(of_torch)
             number = ~expected.isnan()
             assert torch.equal(number, ~found.isnan())
             as_bits = bits[of_torch.itemsize]

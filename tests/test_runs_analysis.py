@@ -203,7 +203,7 @@ def test_group_statistics_say_the_t_interval_and_who_is_not_finite():
 def test_a_paired_difference_uses_shared_seeds_only_and_says_who_is_left_out():
     a = [seeded("a", seed, 1.0 + seed) for seed in (1, 2, 3, 4, 5, 5)]
     b = [seeded("b", seed, 1.5 + seed + 0.1 * seed) for seed in (1, 2, 3, 4, 6)] + [run("b-other", loss=([0], [1.0]))]
-    p = groups.paired({"A": a, "B": b}, "A", "B", "loss", lower=True)
+    p = groups.paired_difference({"A": a, "B": b}, "A", "B", "loss", lower=True)
     assert p.seeds == ("1", "2", "3", "4") and p.differences == pytest.approx((0.6, 0.7, 0.8, 0.9))
     sd = math.sqrt(5 / 3) / 10
     half = 3.182446305284263 * sd / 2  # t at 97.5 %, 3 degrees of freedom
@@ -221,12 +221,12 @@ def test_a_paired_sentence_never_claims_more_than_was_measured():
             "A": [seeded("a", k, 1.0) for k in range(len(diffs))],
             "B": [seeded("b", k, 1.0 + d) for k, d in enumerate(diffs)],
         }
-        return groups.paired_sentence(groups.paired(members, "A", "B", "loss", lower=True))
+        return groups.paired_sentence(groups.paired_difference(members, "A", "B", "loss", lower=True))
 
     assert sentence([0.1, -0.1, 0.1, -0.12]).startswith("Not distinguishable: B minus A is −0.005")
     assert "too few to conclude" in sentence([0.5, 0.5, 0.5])
     members = {name: [seeded(name, k, v + k * k / 1000) for k in range(4)] for name, v in (("A", 1.0), ("B", 2.0))}
-    one = groups.paired(members, "A", "B", "loss", lower=True)
+    one = groups.paired_difference(members, "A", "B", "loss", lower=True)
     assert groups.paired_sentence(one, n_pairs=3).endswith(
         "The interval is uncorrected: this is one of 3 pairs with A."
     )
@@ -267,9 +267,14 @@ def test_cells_of_a_comparison_are_judged_by_their_validation_loss_and_against_t
 
 def test_final_values_at_different_steps_are_no_pair():
     short = run("b-seed-1", config={"seed": 1}, loss=([0, 1], [5.0, 4.0]))
-    p = groups.paired({"A": [seeded("a", 1, 1.0)], "B": [short]}, "A", "B", "loss", lower=True)
+    p = groups.paired_difference({"A": [seeded("a", 1, 1.0)], "B": [short]}, "A", "B", "loss", lower=True)
     assert p.n == 0 and p.left_out == (("seed 1", "the runs end at different steps, 2 and 1"),)
-    assert groups.paired({"A": [seeded("a", 1, 1.0)], "B": [short]}, "A", "B", "loss", lower=True, value="best").n == 1
+    assert (
+        groups.paired_difference(
+            {"A": [seeded("a", 1, 1.0)], "B": [short]}, "A", "B", "loss", lower=True, value="best"
+        ).n
+        == 1
+    )
 
 
 def test_losses_fall_and_accuracies_rise():
@@ -326,5 +331,5 @@ def test_a_group_is_first_only_beyond_noise_at_one_step_and_for_what_is_judged()
 
 def test_two_runs_of_one_seed_are_not_said_to_share_none():
     both = {"a": ending("a", [2.0]), "b": ending("b", [1.0], [20])}
-    said = groups.paired_sentence(groups.paired(both, "a", "b", "loss", True))
+    said = groups.paired_sentence(groups.paired_difference(both, "a", "b", "loss", True))
     assert said == "loss cannot be compared in pairs: seed 0, the runs end at different steps, 10 and 20."

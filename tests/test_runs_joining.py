@@ -88,7 +88,7 @@ def test_two_rates_with_three_seeds_are_two_groups_though_only_some_logs_say_the
     found = sorted(sorted(run.name.split("/")[-2] for run in group) for group in groups.values())
     assert all(len(set(rates)) == 1 for rates in found)
     # and without a word of the rates in names or settings, the logged rates alone tell them apart
-    renamed = [run.renamed(f"seed-{k}") for k, run in enumerate(runs) if not run.also]
+    renamed = [run.with_name(f"seed-{k}") for k, run in enumerate(runs) if not run.also]
     found = [[run.source for run in group] for group in by_configuration(renamed).values()]
     assert sorted(map(len, found)) == [2, 2]
     assert all(len({"lr1e-3" in source for source in group}) == 1 for group in found)

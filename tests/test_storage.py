@@ -154,14 +154,14 @@ def test_a_lock_is_held_until_its_holder_is_killed(tmp_path):
         assert holder.stdout.readline() == "held\n"
         assert storage.is_held(lock)
         assert storage.take_lock(lock, patience=0.05) is None
-        with pytest.raises(OutputRefused, match="held by another process"), storage.locked(lock, patience=0.05):
+        with pytest.raises(OutputRefused, match="held by another process"), storage.hold_lock(lock, patience=0.05):
             raise AssertionError("entered")
     finally:
         holder.kill()
         holder.wait()
         holder.stdout.close()
     assert not storage.is_held(lock)
-    with storage.locked(lock, patience=0):
+    with storage.hold_lock(lock, patience=0):
         assert storage.is_held(lock)
     assert not storage.is_held(lock)
 

@@ -176,6 +176,15 @@ def _circle(graph: dict[str, set[str]]) -> list[str]:
     return path[path.index(path[-1]) :]
 
 
+def test_no_two_classes_bear_one_name():
+    homes: dict[str, str] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                home = homes.setdefault(node.name, module)
+                assert home == module, f"{node.name} is a class of {home} and of {module}: a name stands for one thing"
+
+
 def test_session_state_and_caches_are_each_touched_in_one_file():
     for path in (ROOT / "app").rglob("*.py"):
         text = path.read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from wisca_core.equivalence.float64 import lifted
+from wisca_core.equivalence.float64 import in_float64
 from wisca_core.errors import BadOption, NothingToRescale
 from wisca_core.training import Scaler, rescale_
 
@@ -57,7 +57,7 @@ def ids(seed: int = 0) -> torch.Tensor:
 
 
 def logits(model) -> torch.Tensor:
-    with torch.no_grad(), lifted():
+    with torch.no_grad(), in_float64():
         return model(input_ids=ids(), use_cache=False).logits
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
-from wisca_core.equivalence.float64 import lifted
+from wisca_core.equivalence.float64 import in_float64
 from wisca_core.errors import NothingToRescale
 from wisca_core.training import rescale_
 
@@ -29,7 +29,7 @@ def ids() -> torch.Tensor:
 
 
 def logits(model) -> torch.Tensor:
-    with torch.no_grad(), lifted():
+    with torch.no_grad(), in_float64():
         return model(input_ids=ids(), use_cache=False).logits
 
 

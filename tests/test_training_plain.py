@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from wisca_core.equivalence.float64 import lifted
+from wisca_core.equivalence.float64 import in_float64
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import (
     BadOption,
@@ -25,7 +25,7 @@ from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
 from wisca_core.planning.plan import make_plan
 from wisca_core.planning.schedule import Schedule
-from wisca_core.rescale import rescaled, scalings
+from wisca_core.rescale import rescaled_rows, scalings
 from wisca_core.training import Factors, Scaler, rescale_
 
 LLAMA = dict(model_type="llama", num_key_value_heads=8, attention_bias=True)
@@ -57,7 +57,7 @@ def ids(seed: int = 0) -> torch.Tensor:
 
 
 def logits(model, x=None) -> torch.Tensor:
-    with torch.no_grad(), lifted():
+    with torch.no_grad(), in_float64():
         return model(
             input_ids=ids() if x is None else x, **({} if model.config.model_type == "bert" else {"use_cache": False})
         ).logits
@@ -71,7 +71,7 @@ def loss_of(model, x=None) -> torch.Tensor:
 
 
 def step(model, optimizer, seed: int = 0) -> None:
-    with lifted():
+    with in_float64():
         loss_of(model, ids(seed)).backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -204,7 +204,7 @@ def test_a_live_model_and_its_checkpoint_get_the_same_bits_from_the_same_factors
     assert len(expected) >= 4
     rescale_(model, plan=plan, granularity="group")
     for name, parameter in model.named_parameters():
-        wanted = rescaled(tensors[name], expected[name]) if name in expected else tensors[name]
+        wanted = rescaled_rows(tensors[name], expected[name]) if name in expected else tensors[name]
         assert torch.equal(parameter, wanted), name
     # and left to itself the live model comes to the same factors
     live = AutoModelForCausalLM.from_pretrained(small_model(dtype=dtype, **FAMILIES[family]), dtype=dtype)
@@ -239,7 +239,7 @@ def test_the_next_momentum_sgd_step_is_what_the_change_of_coordinates_says(make,
     rescale_(model, optimizer, granularity=granularity)
     start = snapshot(model)
     c = factor_of_parameters(before, start)
-    with lifted():
+    with in_float64():
         loss_of(twin, ids(7)).backward()
     step(model, optimizer, 7)
     scaled = 0
@@ -375,13 +375,13 @@ def test_adafactors_column_means_are_refused_where_channels_get_factors_of_their
 def test_gradients_of_a_half_done_accumulation_follow(make):
     models = [make(), make()]
     for model in models:
-        with lifted():
+        with in_float64():
             loss_of(model, ids(1)).backward()
     before = snapshot(models[0])
     rescale_(models[0])
     c = factor_of_parameters(before, snapshot(models[0]))
     for model in models:
-        with lifted():
+        with in_float64():
             loss_of(model, ids(2)).backward()
     for name, p in models[0].named_parameters():
         assert relative(p.grad * c[name], dict(models[1].named_parameters())[name].grad) < 1e-11, name
@@ -544,7 +544,7 @@ def test_a_wrapped_optimiser_is_looked_through(make):
     accelerator = Accelerator(cpu=True)
     plain = make()
     model, optimizer = accelerator.prepare(plain, torch.optim.AdamW(plain.parameters(), lr=0.01))
-    with lifted():
+    with in_float64():
         accelerator.backward(loss_of(model))
     optimizer.step()
     q = plain.model.layers[0].self_attn.q_proj.weight

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from wisca_core.equivalence.float64 import lifted
+from wisca_core.equivalence.float64 import in_float64
 from wisca_core.errors import BadOption, NothingToRescale
 from wisca_core.training import LightningWisca, Scaler, WiscaCallback, param_groups
 from wisca_core.training.choices import Choices
@@ -68,11 +68,11 @@ def test_steps_at_rates_are_steps_of_rescaled_weights(make, kind):
             kept = kept.then(by_weights.rescale_().factors)
             by_rates.renew()
         for i, model in enumerate(models):
-            with lifted():
+            with in_float64():
                 loss = loss_of(model, step)
                 loss.backward()
             losses[i].append(loss.item())
-        with lifted():
+        with in_float64():
             norms = [torch.nn.utils.clip_grad_norm_(models[0].parameters(), 1.0), by_rates.clip_grad_norm_(1.0)]
         clipped += bool(norms[0] > 1)
         assert abs(norms[1] / norms[0] - 1) < 1e-11
@@ -94,7 +94,7 @@ def test_left_to_its_plain_rates_the_training_is_another(make):
         optimizer = OPTIMISERS["AdamW"](model.parameters())
         Rates(model, optimizer, strength=strength).renew()
         for step in range(4):
-            with lifted():
+            with in_float64():
                 loss = loss_of(model, step)
                 loss.backward()
             optimizer.step()
@@ -586,7 +586,7 @@ def test_under_accelerate_with_schedulers_both_ways_are_one_training(make, sched
         scaler = Scaler(model, prepared, every=3, by=by)
         found = []
         for step in range(7):
-            with lifted():
+            with in_float64():
                 loss = loss_of(model, step)
                 accelerator.backward(loss)
                 scaler.clip_grad_norm_(1.0)

@@ -16,7 +16,7 @@ from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.verify import BIT_IDENTICAL, DIFFERENT, ROUNDING, _bounds, _simplest, verify
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
-from wisca_core.rescale import Scaling, changes, rescaled, scalings
+from wisca_core.rescale import Scaling, changes, rescaled_rows, scalings
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -267,7 +267,7 @@ def neighbour(value: torch.Tensor, steps: int) -> torch.Tensor:
 def test_a_value_times_its_factor_rounded_is_always_explained_by_that_factor(dtype, offset, seed, octave, spread):
     factor = 2.0**octave
     x = (spread * torch.randn(64, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
-    y = rescaled(x, Scaling({0: np.full(64, factor)}, offset))
+    y = rescaled_rows(x, Scaling({0: np.full(64, factor)}, offset))
     low, high, bad = _bounds(x, y, offset)
     finite = y.isfinite()
     assert ((low <= factor) & (factor <= high))[finite].all() and not bad[finite].any() and bad[~finite].all()
@@ -281,7 +281,7 @@ def test_a_value_three_steps_off_is_never_explained_by_the_factor(dtype, seed, o
     factor = 2.0**octave
     x = torch.randn(64, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     x = (x.sign() * (0.1 + x.abs())).to(dtype)
-    y = rescaled(x, Scaling({0: np.full(64, factor)}))
+    y = rescaled_rows(x, Scaling({0: np.full(64, factor)}))
     low, high, bad = _bounds(x, neighbour(y, 3 if up else -3), 0.0)
     assert (bad | (low > factor) | (high < factor)).all()
 
@@ -293,7 +293,7 @@ def test_one_value_four_steps_off_among_256_leaves_no_factor(dtype, seed, octave
     """Within one unit of every value the others pin the factor to less than a unit; four steps are two at the least."""
     x = torch.randn(256, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     x = (x.sign() * (0.1 + x.abs())).to(dtype)
-    y = rescaled(x, Scaling({0: np.full(256, 2.0**octave)}))
+    y = rescaled_rows(x, Scaling({0: np.full(256, 2.0**octave)}))
     low, high, bad = _bounds(x, y, 0.0)
     assert low.amax() <= 2.0**octave <= high.amin() and not bad.any()
     y[at] = neighbour(y[at], steps)

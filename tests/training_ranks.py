@@ -16,7 +16,7 @@ import torch.distributed as dist
 from declared_models import MODELS, VOCABULARY
 from transformers import AutoModelForCausalLM
 
-from wisca_core.equivalence.float64 import lifted
+from wisca_core.equivalence.float64 import in_float64
 from wisca_core.errors import BadOption
 from wisca_core.training import Rescale, Scaler, rescale_
 
@@ -49,7 +49,7 @@ def loss_of(model, ids):
 
 def train(model, optimizer, step: int, rank: int | None, lift: bool = True) -> None:
     if lift:
-        with lifted():
+        with in_float64():
             loss_of(model, batch(step, rank)).backward()
     else:
         loss_of(model, batch(step, rank)).backward()
@@ -78,7 +78,7 @@ def run(wrap, build, rank: int | None, choices: dict, lift: bool = True, gathere
     for step in range(2):
         train(model, optimizer, step, rank, lift)
     if gathered:
-        with torch.no_grad(), lifted():
+        with torch.no_grad(), in_float64():
             model(input_ids=batch(99))
         assert not any(type(p).__name__ == "DTensor" for p in model.lm_head.parameters())
     done: Rescale = rescale_(model, optimizer, **choices)
@@ -133,7 +133,7 @@ def run_at_rates(wrap, rank: int | None) -> dict:
     scaler = Scaler(model, optimizer, every=2, by="rates", replicated=rank is not None)
     found = {"rescaled": whole(inner), "norms": []}
     for step in range(STEPS):
-        with lifted():
+        with in_float64():
             loss_of(model, batch(step, rank)).backward()
             norm = scaler.clip_grad_norm_(0.1)
         found["norms"].append(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))

@@ -41,7 +41,7 @@ def pieces(
 
     Raises its WiscaError, and UnreadableInput, which begins with ``what``, where a limit took the process.
     """
-    process = _taken()
+    process = _take_process()
     try:
         request = json.dumps([function, argument, cpu_seconds, memory_bytes]) + "\n"
         with suppress(BrokenPipeError):  # it ended meanwhile: the end of its output says so
@@ -70,7 +70,7 @@ def pieces(
             end(_idle.pop()[1])
 
 
-def _taken() -> subprocess.Popen:
+def _take_process() -> subprocess.Popen:
     with suppress(IndexError):
         while True:
             owner, process = _idle.pop()
@@ -86,13 +86,13 @@ def _taken() -> subprocess.Popen:
 
 
 def _message(process: subprocess.Popen, what: str, cpu_seconds: float) -> tuple[bytes, bytes]:
-    kind, n = _HEAD.unpack(_received(process, _HEAD.size, what, cpu_seconds))
+    kind, n = _HEAD.unpack(_receive(process, _HEAD.size, what, cpu_seconds))
     if n > PIECE_BYTES:
         raise UnreadableInput(f"{what}: it unpacks to pieces of {n:,} bytes; at most {PIECE_BYTES:,} are taken.")
-    return kind, _received(process, n, what, cpu_seconds)
+    return kind, _receive(process, n, what, cpu_seconds)
 
 
-def _received(process: subprocess.Popen, n: int, what: str, cpu_seconds: float) -> bytes:
+def _receive(process: subprocess.Popen, n: int, what: str, cpu_seconds: float) -> bytes:
     out = bytearray()
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
@@ -127,7 +127,7 @@ def main() -> None:
         place = import_module(module)
         getattr(place, "ready", lambda: None)()
         try:
-            for piece in _limited(getattr(place, name)(argument), *limits):
+            for piece in _within_limits(getattr(place, name)(argument), *limits):
                 _say(out, _PIECE, piece)
             _say(out, _DONE, b"")
         except WiscaError as error:
@@ -136,7 +136,7 @@ def main() -> None:
             _say(out, _FULL, b"")
 
 
-def _limited(found: Iterator[bytes], cpu_seconds: float, memory_bytes: int) -> Iterator[bytes]:
+def _within_limits(found: Iterator[bytes], cpu_seconds: float, memory_bytes: int) -> Iterator[bytes]:
     """Each piece within ``cpu_seconds``, all within ``memory_bytes`` more; the kernel ends the process at the first, whatever it does."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     if sys.platform == "linux":

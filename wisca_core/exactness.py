@@ -28,11 +28,11 @@ def score_change(position: str, scaled: str) -> float:
 def _scores(q: np.ndarray, k: np.ndarray, position: str) -> np.ndarray:
     """(tokens, tokens); with rotary positions in the half-split layout."""
     if position == "rotary":
-        q, k = _rotated(q), _rotated(k)
+        q, k = _rotate(q), _rotate(k)
     return q @ k.T
 
 
-def _rotated(x: np.ndarray) -> np.ndarray:
+def _rotate(x: np.ndarray) -> np.ndarray:
     half = x.shape[1] // 2
     angle = np.arange(len(x))[:, None] * 10.0 ** -np.arange(half)
     a, b = x[:, :half], x[:, half:]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wisca_core.architecture.declaration_files import open_declared
 from wisca_core.architecture.discovery import sites_of
-from wisca_core.architecture.find import searched
+from wisca_core.architecture.find import pairs_to_find
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.checking import compare_folder, full_check
 from wisca_core.equivalence.pair_proof import prove_pair
@@ -15,8 +15,8 @@ from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.trial import discover
 from wisca_core.errors import CheckNotRun
 from wisca_core.exporting.export import export
-from wisca_core.exporting.pair import Beside, export_pair
-from wisca_core.patterns.store import measured
+from wisca_core.exporting.pair import AdapterExport, export_pair
+from wisca_core.patterns.store import measured_patterns
 from wisca_core.planning.plan import decision_of, load_plan
 from wisca_core.progress import Progress
 
@@ -24,7 +24,7 @@ from wisca_core.progress import Progress
 def measure_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     """{model, pairs: list} -> {}: the table is then in WISCA_HOME/measurements."""
     checkpoint = open_declared(arguments, progress)
-    measured(checkpoint, sites_of(checkpoint, pairs=searched(arguments.get("pairs", ()))), progress)
+    measured_patterns(checkpoint, sites_of(checkpoint, pairs=pairs_to_find(arguments.get("pairs", ()))), progress)
     return {}
 
 
@@ -34,7 +34,7 @@ def prove_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     if arguments.get("base"):
         base = open_checkpoint(arguments["base"], progress=progress)
         return prove(checkpoint, sites_of(checkpoint), progress, base).to_json()
-    return prove(checkpoint, sites_of(checkpoint, pairs=searched(arguments.get("pairs", ()))), progress).to_json()
+    return prove(checkpoint, sites_of(checkpoint, pairs=pairs_to_find(arguments.get("pairs", ()))), progress).to_json()
 
 
 def discover_job(arguments: dict, progress: Progress, folder: Path) -> dict:
@@ -45,7 +45,7 @@ def discover_job(arguments: dict, progress: Progress, folder: Path) -> dict:
 
 def check_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     """{model, plan: path of a saved plan} -> the full check."""
-    checkpoint, sites, plan = _planned(arguments, progress)
+    checkpoint, sites, plan = _open_plan(arguments, progress)
     return full_check(checkpoint, sites, plan, progress).to_json()
 
 
@@ -53,7 +53,7 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     """{model, plan: path, out: path, check: bool, adapters: paths} -> {out, report, check, check_not_run: why,
     adapters: their new folders}.
     """
-    checkpoint, sites, plan = _planned(arguments, progress)
+    checkpoint, sites, plan = _open_plan(arguments, progress)
     checks, not_run = [], []
 
     def check(written: Path, progress: Progress):
@@ -71,7 +71,7 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     sites = proved_only(sites, proof)
     if adapters:
         beside = [
-            Beside(a, out.with_name(f"{out.name}-{a.path.name}"), prove_pair(checkpoint, sites, a, progress))
+            AdapterExport(a, out.with_name(f"{out.name}-{a.path.name}"), prove_pair(checkpoint, sites, a, progress))
             for a in adapters
         ]
         report, *others = export_pair(checkpoint, sites, plan, out, proof, beside, ran, progress)
@@ -86,12 +86,12 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     }
 
 
-def _planned(arguments: dict, progress: Progress):
+def _open_plan(arguments: dict, progress: Progress):
     checkpoint = open_declared(arguments, progress)
     checkpoint.check_rescalable()
     plan = load_plan(Path(arguments["plan"]))
-    sites = sites_of(checkpoint, pairs=searched(plan.options.pairs))
+    sites = sites_of(checkpoint, pairs=pairs_to_find(plan.options.pairs))
     decision_of(
-        plan, measured(checkpoint, sites, progress)
+        plan, measured_patterns(checkpoint, sites, progress)
     )  # raises PlanMismatch where the weights are not those it was made for
     return checkpoint, sites, plan

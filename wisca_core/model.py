@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import xxhash
 
-from wisca_core.architecture.declaration import Declaration, checked
+from wisca_core.architecture.declaration import Declaration, as_declarations
 from wisca_core.architecture.discovery import sites_of
-from wisca_core.architecture.find import searched
+from wisca_core.architecture.find import pairs_to_find
 from wisca_core.architecture.site import PAIRS, Refusal, Sites
 from wisca_core.checkpoint import Checkpoint, Declared, open_checkpoint
 from wisca_core.equivalence.proof import Proof, proved_only
 from wisca_core.errors import check_choice
 from wisca_core.patterns.groups import group_table
-from wisca_core.patterns.store import cached, measured, n_bytes_to_read
+from wisca_core.patterns.store import cached_patterns, measured_patterns, n_bytes_to_read
 from wisca_core.patterns.summary import PairSummary, layer_ratios, sentence, summaries
 from wisca_core.patterns.table import NORMS, Patterns
 from wisca_core.planning.options import Options
@@ -81,7 +81,7 @@ class Model:
         """The model with what ``pairs`` need looked for: feed-forward pairs are among its sites only once asked for."""
         if "mlp" not in pairs or self.checkpoint.adapter_json or self.whole is not None:
             return self
-        return self.keep("with mlp", lambda: Model(self.checkpoint, sites_of(self.checkpoint, searched(PAIRS))))
+        return self.keep("with mlp", lambda: Model(self.checkpoint, sites_of(self.checkpoint, pairs_to_find(PAIRS))))
 
     def proved(self, proof: Proof | None) -> Model:
         """What of it may be rescaled: the sites whose rule holds, the others refused with the reason. All of it where
@@ -110,7 +110,7 @@ class Model:
         def make() -> Patterns:
             if self.whole is not None:
                 return self.whole.measured(progress).of(self.sites)
-            return measured(self.checkpoint, self.sites, progress)
+            return measured_patterns(self.checkpoint, self.sites, progress)
 
         return self.keep("patterns", make)
 
@@ -119,7 +119,7 @@ class Model:
         """Whether the table is there already, in memory or under WISCA_HOME."""
         if self.whole is not None:
             return self.whole.is_measured
-        return "patterns" in self._parts or cached(self.checkpoint, self.sites) is not None
+        return "patterns" in self._parts or cached_patterns(self.checkpoint, self.sites) is not None
 
     @property
     def n_bytes_to_read(self) -> int:
@@ -181,9 +181,9 @@ def open_model(
     asked = Options((pairs,) if isinstance(pairs, str) else tuple(pairs)).pairs if pairs else ()
     if isinstance(model, Model):
         return model.with_pairs(asked)
-    declared = Declared(checked(sites), build, forward, unproved) if sites else None
+    declared = Declared(as_declarations(sites), build, forward, unproved) if sites else None
     checkpoint = open_checkpoint(model, progress=progress, declared=declared)
     trial = None
     if search:
         from wisca_core.equivalence.trial import discover as trial
-    return Model(checkpoint, sites_of(checkpoint, searched(asked), progress, trial))
+    return Model(checkpoint, sites_of(checkpoint, pairs_to_find(asked), progress, trial))

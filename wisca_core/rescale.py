@@ -80,7 +80,7 @@ def scalings(
     }
 
 
-def rescaled(block: torch.Tensor, scaling: Scaling, first_row: int = 0) -> torch.Tensor:
+def rescaled_rows(block: torch.Tensor, scaling: Scaling, first_row: int = 0) -> torch.Tensor:
     """``block`` (rows from ``first_row`` of axis 0, stored dtype) times its factors: a new tensor of the same shape and
     dtype.
     """
@@ -157,11 +157,11 @@ class Change:
     scaling: Scaling
 
     def __call__(self, block: torch.Tensor, first_row: int) -> torch.Tensor:
-        return rescaled(block, self.scaling, first_row)
+        return rescaled_rows(block, self.scaling, first_row)
 
     def stored(self, block: np.ndarray, dtype: str, first_row: int) -> np.ndarray:
-        """``rescaled`` without torch. ``block``: rows of stored values, 16-bit ones as integers."""
-        return stored_rescaled(block, dtype, self.scaling, first_row)
+        """``rescaled_rows`` without torch. ``block``: rows of stored values, 16-bit ones as integers."""
+        return rescaled_stored_rows(block, dtype, self.scaling, first_row)
 
 
 def changes(scaling: Mapping[str, Scaling]) -> dict[str, Change]:
@@ -169,8 +169,8 @@ def changes(scaling: Mapping[str, Scaling]) -> dict[str, Change]:
     return {name: Change(one) for name, one in scaling.items()}
 
 
-def stored_rescaled(block: np.ndarray, dtype: str, scaling: Scaling, first_row: int = 0) -> np.ndarray:
-    """``rescaled`` of stored values: ``block`` has whole rows from ``first_row`` of axis 0, uint16 for BF16 and F16, else
+def rescaled_stored_rows(block: np.ndarray, dtype: str, scaling: Scaling, first_row: int = 0) -> np.ndarray:
+    """``rescaled_rows`` of stored values: ``block`` has whole rows from ``first_row`` of axis 0, uint16 for BF16 and F16, else
     float32 and float64; so has what is returned, a new array. The bits are those that torch gives, but for NaNs.
     """
     parts = [along_axis(part, axis, block.ndim) for axis, part in scaling.rows(first_row, len(block))]
@@ -183,7 +183,7 @@ def stored_rescaled(block: np.ndarray, dtype: str, scaling: Scaling, first_row: 
             wide *= part.astype(work)
         if scaling.offset:
             wide -= scaling.offset
-        out = _stored(wide, dtype)
+        out = _to_stored(wide, dtype)
     kept = np.ones((), bool)
     for part in parts:
         kept = kept & (part == 1)
@@ -198,7 +198,7 @@ def _numbers(stored: np.ndarray, dtype: str) -> np.ndarray:
     return stored.view(np.float16) if dtype == "F16" else stored
 
 
-def _stored(wide: np.ndarray, dtype: str) -> np.ndarray:
+def _to_stored(wide: np.ndarray, dtype: str) -> np.ndarray:
     """Rounded to the nearest, ties to even. float64 goes to 16 bits by way of float32, as torch has it."""
     if dtype in ("F32", "F64"):
         return wide.astype(np.float32 if dtype == "F32" else np.float64, copy=False)

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from wisca_core.architecture.adapter import ROOT, Adapted, adapted
+from wisca_core.architecture.adapter import ROOT, AdaptedLayer, adapted_layers
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import RESCALABLE, Checkpoint, Reader
 from wisca_core.checkpoint.folder import ADAPTER_CONFIG, MAX_CONFIG_BYTES
 from wisca_core.equivalence.memory_names import MemoryNames, memory_names
 from wisca_core.errors import ConfigMismatch, UnsupportedCheckpoint, WiscaError
 from wisca_core.rescale import Scaling
-from wisca_core.untrusted import read_json_object, shown
+from wisca_core.untrusted import printable, read_json_object
 
 # legs whose axis is their matrix's output, and those whose axis is its input
 _OUTPUTS, _INPUTS = ("q", "k", "v", "up"), ("o", "down")
@@ -41,10 +41,10 @@ _TOKENS = re.compile(r"(?:\.token_adapter)?\.trainable_tokens_(?:delta|original)
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedLayer:
     """One adapted layer and the base's matrix it adapts. ``out_axis``: the stored axis of its outputs."""
 
-    adapted: Adapted
+    adapted: AdaptedLayer
     weight: str
     out_axis: int
 
@@ -61,7 +61,7 @@ def follow(base: Checkpoint, sites: Sites, scaling: Mapping[str, Scaling], adapt
     _refuse_kind(adapter)
     out: dict[str, Scaling] = {}
     with Reader(base) as of_base, Reader(adapter) as of_adapter:
-        for one in fitted(base, sites, scaling, adapter):
+        for one in fitted_layers(base, sites, scaling, adapter):
             factors, parts = scaling[one.weight], one.adapted
             rows, columns = factors.along.get(one.out_axis), factors.along.get(1 - one.out_axis)
             if rows is not None:
@@ -78,11 +78,13 @@ def follow(base: Checkpoint, sites: Sites, scaling: Mapping[str, Scaling], adapt
     return out | _copies(base, scaling, adapter)
 
 
-def fitted(base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapter: Checkpoint) -> tuple[Fitted, ...]:
+def fitted_layers(
+    base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapter: Checkpoint
+) -> tuple[FittedLayer, ...]:
     """Every adapted layer with its matrix of the base, checked by name and shape; only those in ``changed`` need a rule."""
     out_axis, names = _output_axes(sites), memory_names(base)
     found = []
-    for one in adapted(adapter):
+    for one in adapted_layers(adapter):
         module = path_in_base(one.module, adapter)
         if one.unknown:
             if any(name in changed for name in names.below(module)):
@@ -90,7 +92,7 @@ def fitted(base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapt
                     f"{one.module} of the adapter {adapter.path} cannot follow its base: {one.unknown}."
                 )
             continue
-        name = _named(base, names, module, one.module, changed)
+        name = _base_matrix(base, names, module, one.module, changed)
         if name not in changed:
             continue
         axis = out_axis.get(name)
@@ -109,7 +111,7 @@ def fitted(base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapt
                 raise ConfigMismatch(
                     f"{part} has {adapter.by_name[part].n_elements} values, its layer has {b[0]} outputs."
                 )
-        found.append(Fitted(one, name, axis))
+        found.append(FittedLayer(one, name, axis))
     return tuple(found)
 
 
@@ -117,12 +119,12 @@ def _refuse_kind(adapter: Checkpoint) -> None:
     config = adapter.adapter
     if config.get("peft_type") != "LORA":
         raise UnsupportedCheckpoint(
-            f"{adapter.path} is no LoRA (peft_type {shown(config.get('peft_type'), 40)!r}); it cannot follow its base."
+            f"{adapter.path} is no LoRA (peft_type {printable(config.get('peft_type'), 40)!r}); it cannot follow its base."
         )
     start = config.get("init_lora_weights", True)
     if str(start).lower() not in _PLAIN_START:
         raise UnsupportedCheckpoint(
-            f"{adapter.path} was begun from its base's weights (init_lora_weights {shown(start, 40)!r}), which peft takes off the base again when "
+            f"{adapter.path} was begun from its base's weights (init_lora_weights {printable(start, 40)!r}), which peft takes off the base again when "
             f"it is loaded. Convert it to a plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion)."
         )
 
@@ -152,25 +154,25 @@ def path_in_base(module: str, adapter: Checkpoint) -> str:
         return re.sub(r"(?<=\.)\d{1,6}(?=\.)", lambda found: str(layers[int(found[0])]), bare, count=1)
     except (TypeError, ValueError, IndexError) as error:
         raise ConfigMismatch(
-            f"layer_replication in adapter_config.json of {adapter.path} is {shown(ranges, 80)}, which gives no layer "
-            f"for {shown(module, 120)}; pairs of first and last layer are expected."
+            f"layer_replication in adapter_config.json of {adapter.path} is {printable(ranges, 80)}, which gives no layer "
+            f"for {printable(module, 120)}; pairs of first and last layer are expected."
         ) from error
 
 
-def _named(base: Checkpoint, names: MemoryNames, module: str, said: str, changed: Mapping[str, Scaling]) -> str:
+def _base_matrix(base: Checkpoint, names: MemoryNames, module: str, said: str, changed: Mapping[str, Scaling]) -> str:
     """The base's matrix of that module, "" where it is computed from several that are not in ``changed``."""
     found = names.find(f"{module}.weight")
     if len(found) == 1:
         return found[0]
     if not found:
         raise ConfigMismatch(
-            f"the adapter is on {shown(said)}; the base {base.path} has no tensor of that name. This adapter belongs to "
+            f"the adapter is on {printable(said)}; the base {base.path} has no tensor of that name. This adapter belongs to "
             "another base."
         )
     if not any(name in changed for name in found):
         return ""
     raise UnsupportedCheckpoint(
-        f"the adapter is on {shown(said)}, which is made of {len(found)} tensors of the base ({shown(found[0])} ...), and "
+        f"the adapter is on {printable(said)}, which is made of {len(found)} tensors of the base ({printable(found[0])} ...), and "
         "they are rescaled: an adapter on it has no rule; leave their pairs out (--exclude)."
     )
 
@@ -180,7 +182,7 @@ def _long_axis(adapter: Checkpoint, name: str) -> int:
     return max(range(len(shape)), key=lambda i: shape[i]) if shape else 0
 
 
-def _growth(of_base: Reader, of_adapter: Reader, one: Fitted, columns: np.ndarray) -> np.ndarray:
+def _growth(of_base: Reader, of_adapter: Reader, one: FittedLayer, columns: np.ndarray) -> np.ndarray:
     """(out,), float64: |(W + scaling B A) f| / |W + scaling B A| of each output row, f along its inputs."""
     parts = one.adapted
     a, b = (of_adapter.tensor(name).double() for name in (parts.a, parts.b))
@@ -205,7 +207,7 @@ def _scaling(adapter: Checkpoint, module: str, rank: int) -> float:
     for pattern, own in patterns.items() if isinstance(patterns, dict) else ():
         if len(pattern) > 200 or not _PLAIN_PATTERN.fullmatch(pattern):
             raise UnsupportedCheckpoint(
-                f"{adapter.path}: alpha_pattern {shown(pattern, 60)!r} is no plain name, so DoRA on rescaled columns has no "
+                f"{adapter.path}: alpha_pattern {printable(pattern, 60)!r} is no plain name, so DoRA on rescaled columns has no "
                 "alpha. Leave VO and MLP out."
             )
         try:
@@ -217,8 +219,8 @@ def _scaling(adapter: Checkpoint, module: str, rank: int) -> float:
             break
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
         raise UnsupportedCheckpoint(
-            f"{adapter.path}: DoRA on rescaled columns needs a number as lora_alpha of {shown(module)}; found "
-            f"{shown(alpha, 40)}. Leave VO and MLP out."
+            f"{adapter.path}: DoRA on rescaled columns needs a number as lora_alpha of {printable(module)}; found "
+            f"{printable(alpha, 40)}. Leave VO and MLP out."
         )
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
@@ -229,7 +231,7 @@ def copies(base: Checkpoint, adapter: Checkpoint) -> dict[str, tuple[str, ...]]:
 
     ConfigMismatch where a copy is of no tensor of the base and no such head.
     """
-    lora = {name for one in adapted(adapter) for name in (one.a, one.b, one.bias, one.magnitude)}
+    lora = {name for one in adapted_layers(adapter) for name in (one.a, one.b, one.bias, one.magnitude)}
     names = memory_names(base)
     heads = {name.split(".")[0] for pair in names.stored.items() for name in pair} - {""}
     parts = {part for name in names.stored.values() for part in name.split(".")} | heads
@@ -243,7 +245,7 @@ def copies(base: Checkpoint, adapter: Checkpoint) -> dict[str, tuple[str, ...]]:
         is_head = bare.split(".")[0] not in parts and not re.search(r"\.\d+\.", bare)
         if not found and not is_head:
             raise ConfigMismatch(
-                f"{shown(tensor.name)} of the adapter {adapter.path} stands for no tensor of the base {base.path}: none has "
+                f"{printable(tensor.name)} of the adapter {adapter.path} stands for no tensor of the base {base.path}: none has "
                 "that name, in the file or in memory. This adapter belongs to another base."
             )
         out[tensor.name] = found
@@ -258,7 +260,7 @@ def _copies(base: Checkpoint, scaling: Mapping[str, Scaling], adapter: Checkpoin
             continue
         if len(names) > 1:
             raise UnsupportedCheckpoint(
-                f"{shown(copy)} of the adapter stands for {len(names)} tensors of the base ({shown(names[0])} ...), which "
+                f"{printable(copy)} of the adapter stands for {len(names)} tensors of the base ({printable(names[0])} ...), which "
                 "are rescaled: it has no rule; leave their pairs out (--exclude)."
             )
         if base.by_name[names[0]].shape != tensor.shape or tensor.dtype not in RESCALABLE:

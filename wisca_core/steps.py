@@ -19,7 +19,7 @@ from wisca_core.equivalence.verify import Verification
 from wisca_core.equivalence.verify import verify as verify_checkpoints
 from wisca_core.errors import BadOption, UnsupportedCheckpoint
 from wisca_core.exporting.export import export as write_export
-from wisca_core.exporting.pair import Beside, export_pair
+from wisca_core.exporting.pair import AdapterExport, export_pair
 from wisca_core.exporting.place import refuse_place
 from wisca_core.model import Model, open_model
 from wisca_core.planning.decide import decide
@@ -184,7 +184,7 @@ def _beside(
     outs: Sequence[str | os.PathLike],
     out: Path,
     progress: Progress,
-) -> list[Beside]:
+) -> list[AdapterExport]:
     opened = [open_model(adapter, progress=progress).checkpoint for adapter in adapters]
     for adapter in opened:
         if base.adapter_json or not adapter.adapter_json:
@@ -196,7 +196,7 @@ def _beside(
         raise BadOption(
             f"adapter_outs: {len(places)} were given for {len(opened)} adapters; give one for each, or none."
         )
-    return [Beside(a, place, prove_pair(base, sites, a, progress)) for a, place in zip(opened, places)]
+    return [AdapterExport(a, place, prove_pair(base, sites, a, progress)) for a, place in zip(opened, places)]
 
 
 def why_not_checked(checkpoint: Checkpoint, check: bool | None) -> str:

@@ -151,15 +151,15 @@ def remove_entry(entry: Path, *, patience: float = 0.2) -> int | None:
 
 @contextmanager
 def workplace(words: str, *, prefix: str = "wisca-", within: Path | None = None) -> Iterator[Path]:
-    """An empty folder for the block, in the system's temporary folder or ``within``; removed behind it. ``unseen`` holds
+    """An empty folder for the block, in the system's temporary folder or ``within``; removed behind it. ``hide_path`` holds
     for it: the person reads ``words``.
     """
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=within) as place, unseen(place, words):
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=within) as place, hide_path(place, words):
         yield Path(place)
 
 
 @contextmanager
-def unseen(place: str | Path, words: str) -> Iterator[None]:
+def hide_path(place: str | Path, words: str) -> Iterator[None]:
     """A WiscaError that leaves the block never names ``place``, a folder of ours, or what lies in it: it says ``words``,
     and the name of a file of a checkpoint.
     """
@@ -185,7 +185,7 @@ def _instead(path: str, words: str) -> str:
 def replace_file(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all, in place of the file that was there. Raises OutputRefused."""
     try:
-        with written(path) as file:
+        with atomic_file(path) as file:
             file.write(content)
     except OSError as error:
         raise OutputRefused(f"{path} cannot be written: {_reason(error)}.") from error
@@ -209,14 +209,14 @@ def write_json(path: str | Path, format: str, version: int, payload: Mapping[str
     )
     path = Path(path)
     try:
-        with written(path) as file:
+        with atomic_file(path) as file:
             file.write((text + "\n}\n").encode("utf-8"))
     except OSError as error:
         raise OutputRefused(f"{path} cannot be written: {_reason(error)}. Nothing was left behind.") from error
 
 
 @contextmanager
-def written(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into that appears as ``path`` when the block ends, whole or not at all, whoever else writes it."""
     beside = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
@@ -314,7 +314,7 @@ def is_held(path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, *, patience: float = 10.0) -> Iterator[None]:
+def hold_lock(path: Path, *, patience: float = 10.0) -> Iterator[None]:
     """Hold ``path`` inside the block; OutputRefused where somebody else holds it for over ``patience`` seconds."""
     descriptor = take_lock(path, patience=patience)
     if descriptor is None:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import xxhash
 
-from wisca_core.architecture.declaration import Declaration, checked
+from wisca_core.architecture.declaration import Declaration, as_declarations
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.site import Refusal
 from wisca_core.checkpoint import Declared, open_checkpoint
@@ -26,11 +26,11 @@ from wisca_core.errors import UnreadableInput, UnsafeInput, WiscaError
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import titles
 from wisca_core.patterns.groups import group_table
-from wisca_core.patterns.store import cached, measured, n_bytes_to_read
+from wisca_core.patterns.store import cached_patterns, measured_patterns, n_bytes_to_read
 from wisca_core.patterns.summary import layer_ratios
 from wisca_core.patterns.table import NORMS
 from wisca_core.progress import Progress, silent
-from wisca_core.untrusted import named_path, parse_json_object, read_regular, shown
+from wisca_core.untrusted import named_path, parse_json_object, printable, read_regular
 from wisca_core.words import ranges, side, times
 
 # What a name says of the step: the last number behind one of these words, or a name that is a number.
@@ -56,7 +56,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledCheckpoint:
     """A checkpoint and the step its name says."""
 
     path: Path
@@ -71,7 +71,7 @@ class Trajectory:
     """
 
     folder: Path
-    checkpoints: tuple[Labelled, ...]
+    checkpoints: tuple[LabelledCheckpoint, ...]
     tables: Mapping[str, pd.DataFrame]
     refusals: tuple[Refusal, ...]
     remarks: tuple[str, ...]
@@ -104,7 +104,7 @@ class Trajectory:
         return pd.concat(parts, ignore_index=True)[["step", "pair", "block", "layer", "log2_ratio", "log2_size"]]
 
 
-def find_checkpoints(folder: str | Path) -> tuple[Labelled, ...]:
+def find_checkpoints(folder: str | Path) -> tuple[LabelledCheckpoint, ...]:
     """The checkpoints in ``folder`` by their labels, lowest step first, nothing opened. Raises UnreadableInput where
     there are none.
     """
@@ -114,7 +114,7 @@ def find_checkpoints(folder: str | Path) -> tuple[Labelled, ...]:
             listed = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UnreadableInput(
-            f"{shown(folder)}: cannot be listed: {error.strerror}. Give the folder that holds the checkpoints."
+            f"{printable(folder)}: cannot be listed: {error.strerror}. Give the folder that holds the checkpoints."
         ) from None
     found = []
     for entry in listed:
@@ -127,15 +127,15 @@ def find_checkpoints(folder: str | Path) -> tuple[Labelled, ...]:
         labels = _LABEL.findall(stem)
         step = int(labels[-1]) if labels else int(stem) if _NUMBER.match(stem) else None
         if step is not None and (not is_folder or _holds_model(Path(entry.path))):
-            found.append(Labelled(Path(entry.path), step, entry.name))
+            found.append(LabelledCheckpoint(Path(entry.path), step, entry.name))
     if not found:
         raise UnreadableInput(
-            f"{shown(root)}: no checkpoints in this folder. Expected folders such as checkpoint-500, step_1000 or "
+            f"{printable(root)}: no checkpoints in this folder. Expected folders such as checkpoint-500, step_1000 or "
             f"iter_0002000 with a model in "
             "each. For one model use inspect."
         )
     if len(found) > MAX_CHECKPOINTS:
-        raise UnreadableInput(f"{shown(root)}: {len(found):,} checkpoints, at most {MAX_CHECKPOINTS:,} are read.")
+        raise UnreadableInput(f"{printable(root)}: {len(found):,} checkpoints, at most {MAX_CHECKPOINTS:,} are read.")
     return tuple(sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.label)))
 
 
@@ -150,14 +150,14 @@ def _holds_model(folder: Path) -> bool:
     )
 
 
-def bytes_to_read(checkpoints: Sequence[Labelled]) -> int:
+def bytes_to_read(checkpoints: Sequence[LabelledCheckpoint]) -> int:
     """Bytes that measuring them would read now: nothing of those already kept, nor of those that cannot be opened."""
     total = 0
     for labelled in checkpoints:
         try:
             checkpoint = open_checkpoint(labelled.path)
             sites = sites_of(checkpoint)
-            total += 0 if cached(checkpoint, sites) is not None else n_bytes_to_read(checkpoint, sites)
+            total += 0 if cached_patterns(checkpoint, sites) is not None else n_bytes_to_read(checkpoint, sites)
         except WiscaError:
             continue
     return total
@@ -172,15 +172,15 @@ def trajectory(
     A checkpoint that cannot be read, or is of another architecture than the first, is named in ``refusals``. Raises
     UnreadableInput where none is left, Cancelled.
     """
-    declared = Declared(checked(sites)) if isinstance(sites, (list, tuple)) else sites
+    declared = Declared(as_declarations(sites)) if isinstance(sites, (list, tuple)) else sites
     root = Path(os.path.abspath(named_path(folder)))
     labelled = find_checkpoints(root)
     refusals: list[Refusal] = []
     remarks: list[str] = []
-    used: list[Labelled] = []
+    used: list[LabelledCheckpoint] = []
     tables: dict[str, list[pd.DataFrame]] = {norm: [] for norm in NORMS}
     first_layout = None
-    contents: dict[str, Labelled] = {}
+    contents: dict[str, LabelledCheckpoint] = {}
     reused: dict[int, str] = {}
     for k, one in enumerate(labelled):
         progress("measuring checkpoints", k, len(labelled))
@@ -197,7 +197,7 @@ def trajectory(
                     Refusal(one.label, f"has other pairs than {used[0].label}, so it is not of the same training")
                 )
                 continue
-            patterns = measured(checkpoint, found, progress)
+            patterns = measured_patterns(checkpoint, found, progress)
         except UnsafeInput as error:
             refusals.append(Refusal(one.label, str(error)))
             continue
@@ -213,21 +213,21 @@ def trajectory(
         if content in contents:
             other = contents[content]
             remarks.append(
-                f"{shown(one.label, 80)} and {shown(other.label, 80)} hold byte-identical attention weights: a label "
+                f"{printable(one.label, 80)} and {printable(other.label, 80)} hold byte-identical attention weights: a label "
                 f"is wrong, one is a copy of the other, "
                 "or these weights were frozen between the two."
             )
         contents.setdefault(content, one)
         if one.step in reused:
             remarks.append(
-                f"{shown(one.label, 80)} and {shown(reused[one.step], 80)} both say step {one.step:,}; both are drawn "
+                f"{printable(one.label, 80)} and {printable(reused[one.step], 80)} both say step {one.step:,}; both are drawn "
                 f"there."
             )
         reused[one.step] = one.label
         stated = _stated_step(one.path)
         if stated is not None and stated != one.step:
             remarks.append(
-                f"{shown(one.label, 80)} says step {stated:,} in its trainer_state.json; it is drawn at {one.step:,}, "
+                f"{printable(one.label, 80)} says step {stated:,} in its trainer_state.json; it is drawn at {one.step:,}, "
                 f"as it is called."
             )
         used.append(one)
@@ -237,7 +237,7 @@ def trajectory(
     progress("measuring checkpoints", len(labelled), len(labelled))
     if not used:
         reasons = " ".join(f"{r.what}: {r.reason}" for r in refusals[:3])
-        raise UnreadableInput(f"{shown(root)}: none of {len(labelled)} checkpoints could be measured. {reasons}")
+        raise UnreadableInput(f"{printable(root)}: none of {len(labelled)} checkpoints could be measured. {reasons}")
     joined = {norm: pd.concat(parts, ignore_index=True) for norm, parts in tables.items()}
     return Trajectory(root, tuple(used), MappingProxyType(joined), tuple(refusals), tuple(remarks))
 
@@ -440,7 +440,7 @@ def _beside(trajectory: Trajectory, curve: tuple[str, np.ndarray, np.ndarray]) -
     way = "falls" if last < first else "rises" if last > first else "stays"
     return [
         Advice(
-            f"Meanwhile {shown(name, 60)} {way} from {first:.3f} at step {first_step:,g} to {last:.3f} at step "
+            f"Meanwhile {printable(name, 60)} {way} from {first:.3f} at step {first_step:,g} to {last:.3f} at step "
             f"{last_step:,g}. That both change says "
             "nothing about one causing the other.",
             (("first", first), ("last", last)),

@@ -27,7 +27,7 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _RIGHT_TO_LEFT = {"R", "AL", "AN", "RLE", "RLO", "RLI", "LRE", "LRO", "LRI", "PDF", "PDI", "FSI"}
 
 
-def shown(text: object, limit: int = 120) -> str:
+def printable(text: object, limit: int = 120) -> str:
     """``text`` fit for a message: one line, no control or direction characters, at most ``limit`` characters."""
     text = str(text)
     if name_fault(text, max_length=len(text)):
@@ -53,7 +53,7 @@ def check_name(folder: Path, name: str) -> None:
     parts = name.split("/")
     if "\0" in name or "\\" in name or PureWindowsPath(name).drive or "" in parts or ".." in parts:
         raise UnsafeInput(
-            f"{shown(folder)}: the file name {shown(name)!r} points outside the model folder or is not a plain "
+            f"{printable(folder)}: the file name {printable(name)!r} points outside the model folder or is not a plain "
             f"relative name; nothing was read. Expected a file inside the folder: download the model again."
         )
 
@@ -70,15 +70,15 @@ def locate(folder: Path, name: str) -> Path:
         real = Path(os.path.realpath(folder / name))
         if not real.is_relative_to(folder) and real.parent != _blobs(folder):
             raise UnsafeInput(
-                f"{shown(folder / name)}: this link points outside the model folder (to {shown(real)}); "
+                f"{printable(folder / name)}: this link points outside the model folder (to {printable(real)}); "
                 f"nothing was read. Put a copy of the file in its place, or open the folder it points to."
             )
         mode = os.stat(real).st_mode
     except (OSError, ValueError) as error:
-        raise UnreadableInput(f"{shown(folder / name)}: cannot be opened: {_reason(error)}") from None
+        raise UnreadableInput(f"{printable(folder / name)}: cannot be opened: {_reason(error)}") from None
     if not stat.S_ISREG(mode):
         raise UnreadableInput(
-            f"{shown(folder / name)}: not a regular file but {_kind(mode)}; expected a file. It was not opened."
+            f"{printable(folder / name)}: not a regular file but {_kind(mode)}; expected a file. It was not opened."
         )
     return real
 
@@ -106,21 +106,21 @@ def _reason(error: Exception) -> str:
         return "there is no such file. Check the path, or download the model again."
     if isinstance(error, PermissionError):
         return "no permission to read it. Change its permissions or copy it."
-    return f"{getattr(error, 'strerror', None) or shown(error)}."
+    return f"{getattr(error, 'strerror', None) or printable(error)}."
 
 
 def open_regular(path: Path) -> BinaryIO:
     """Opens the regular file at a real path, unbuffered; never waits on a pipe, never follows a last link."""
     try:
         if not stat.S_ISREG(mode := os.lstat(path).st_mode):  # opening some devices already has an effect
-            raise UnreadableInput(f"{shown(path)}: not a regular file but {_kind(mode)}; expected a file.")
+            raise UnreadableInput(f"{printable(path)}: not a regular file but {_kind(mode)}; expected a file.")
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags), "rb", buffering=0)
     except (OSError, ValueError) as error:
-        raise UnreadableInput(f"{shown(path)}: cannot be opened: {_reason(error)}") from None
+        raise UnreadableInput(f"{printable(path)}: cannot be opened: {_reason(error)}") from None
     if not stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):
         file.close()
-        raise UnreadableInput(f"{shown(path)}: not a regular file but {_kind(mode)}; expected a file.")
+        raise UnreadableInput(f"{printable(path)}: not a regular file but {_kind(mode)}; expected a file.")
     return file
 
 
@@ -168,7 +168,7 @@ def named_path(text: str | os.PathLike) -> Path:
         if any(len(os.fsencode(part)) > 255 for part in path.parts) or len(os.fsencode(path)) > 4095:
             raise ValueError("it is longer than a path may be")
     except (ValueError, RuntimeError) as error:  # RuntimeError: no such home folder
-        raise UnreadableInput(f"{shown(text)!r} is no path: {str(error).rstrip('.')}. Check it.") from None
+        raise UnreadableInput(f"{printable(text)!r} is no path: {str(error).rstrip('.')}. Check it.") from None
     return path
 
 
@@ -182,13 +182,13 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
     with open_named(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most_bytes:
-            raise UnreadableInput(f"{shown(path)}: is {size} bytes, at most {most_bytes} are read.")
-        return read_exactly(file, size, shown(path))
+            raise UnreadableInput(f"{printable(path)}: is {size} bytes, at most {most_bytes} are read.")
+        return read_exactly(file, size, printable(path))
 
 
 def read_json_object(folder: Path, name: str, max_bytes: int, unique_keys: bool = True) -> tuple[str, dict]:
     """(text, parsed object) of the JSON file ``name`` in a model folder, at most ``max_bytes`` long."""
-    path, what = locate(folder, name), shown(folder / name)
+    path, what = locate(folder, name), printable(folder / name)
     raw = read_regular(path, max_bytes)
     if raw.startswith(b"version https://git-lfs"):
         raise UnreadableInput(f"{what}: a git-lfs pointer, not the file itself. Run `git lfs pull` in the folder.")
@@ -219,7 +219,7 @@ def parse_json_object(raw: bytes, what: str, unique_keys: bool = True) -> dict:
     except UnicodeDecodeError as error:
         raise UnreadableInput(f"{what}: not valid UTF-8 at byte {error.start}. {again}") from None
     except (ValueError, RecursionError) as error:
-        raise UnreadableInput(f"{what}: not valid JSON: {shown(error)}. {again}") from None
+        raise UnreadableInput(f"{what}: not valid JSON: {printable(error)}. {again}") from None
     if not isinstance(value, dict):
         raise UnreadableInput(f"{what}: holds a JSON {type(value).__name__}, expected an object {{...}}. {again}")
     return value
@@ -253,7 +253,7 @@ def parse_toml(raw: bytes, what: str) -> dict:
     except UnicodeDecodeError as error:
         raise UnreadableInput(f"{what}: not text in UTF-8 (byte {error.start}).") from None
     except (ValueError, RecursionError) as error:
-        raise UnreadableInput(f"{what}: not valid TOML: {shown(error)}.") from None
+        raise UnreadableInput(f"{what}: not valid TOML: {printable(error)}.") from None
     inside: list = [document]
     for _ in range(MAX_JSON_DEPTH):
         if any(isinstance(value, int) and value.bit_length() > 64 for value in inside):
@@ -296,7 +296,7 @@ def parse_yaml(raw: bytes, what: str) -> object:
                 anchor, n = event.anchor, 1
             elif isinstance(event, yaml.AliasEvent):
                 if event.anchor not in sizes:
-                    raise ValueError(f"*{shown(event.anchor)} stands for itself or for nothing")
+                    raise ValueError(f"*{printable(event.anchor)} stands for itself or for nothing")
                 n = sizes[event.anchor]
             inside[-1][1] += n
             if anchor:
@@ -305,7 +305,7 @@ def parse_yaml(raw: bytes, what: str) -> object:
                 raise ValueError(f"it nests deeper than {MAX_JSON_DEPTH} or holds more than {MAX_YAML_VALUES:,} values")
         return yaml.load(text, loader)
     except (ValueError, RecursionError, ArithmeticError, AttributeError, TypeError, yaml.YAMLError) as error:
-        raise UnreadableInput(f"{what}: no plain YAML: {shown(error)}.") from None
+        raise UnreadableInput(f"{what}: no plain YAML: {printable(error)}.") from None
 
 
 def bounded_int(digits: str) -> int:
@@ -320,5 +320,5 @@ def _unique(pairs: list[tuple[str, object]]) -> dict:
     if len(out) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {shown(twice)!r} is there twice")
+        raise ValueError(f"the key {printable(twice)!r} is there twice")
     return out

@@ -60,19 +60,19 @@ def runs_of(numbers: Iterable[int]) -> list[list[int]]:
 _SITE = re.compile(r"\w+\.\d+\.\w+\.\w+(\.e\d+)?(:[\w.-]+)?: ")
 
 
-def unnamed(reason: str) -> str:
+def without_site_name(reason: str) -> str:
     """A reason without the name of a site that it begins with, for a line in which one stands already.
 
-    >>> unnamed("vision.0.cross.qk: scaling one side alone does not move the outputs.")
+    >>> without_site_name("vision.0.cross.qk: scaling one side alone does not move the outputs.")
     'scaling one side alone does not move the outputs.'
     """
     return reason[found.end() :] if (found := _SITE.match(reason)) else reason
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Names in a sentence.
 
-    >>> listed(["QK", "VO", "MLP"]), listed(["QK"])
+    >>> join_names(["QK", "VO", "MLP"]), join_names(["QK"])
     ('QK, VO and MLP', 'QK')
     """
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

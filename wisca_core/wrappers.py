@@ -14,23 +14,23 @@ _INSIDE = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(INSIDE)})\.")
 _BEFORE = re.compile(rf"^(?:(?:{'|'.join(BEFORE)})\.)+")
 
 
-def unwrapped(name: str) -> str:
+def unwrapped_name(name: str) -> str:
     """A parameter's name without what wrappers put into it, one in the other too.
 
-    >>> unwrapped("module._orig_mod.model.layers.0._orig_mod.self_attn.q_proj.weight")
+    >>> unwrapped_name("module._orig_mod.model.layers.0._orig_mod.self_attn.q_proj.weight")
     'model.layers.0.self_attn.q_proj.weight'
     """
     return _BEFORE.sub("", _INSIDE.sub("", name))
 
 
-def unwrapped_all(names: Iterable[str]) -> dict[str, str]:
+def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
     """Name -> its unwrapped name, of those that change; empty where two names would become one.
 
     ``module.`` goes only where every name begins with it: a model may have a part of that name.
 
-    >>> unwrapped_all(["module.a.weight", "module._orig_mod.b.weight"])
+    >>> unwrapped_names(["module.a.weight", "module._orig_mod.b.weight"])
     {'module.a.weight': 'a.weight', 'module._orig_mod.b.weight': 'b.weight'}
-    >>> unwrapped_all(["module.a.weight", "head.weight"])
+    >>> unwrapped_names(["module.a.weight", "head.weight"])
     {}
     """
     names = list(names)

@@ -49,11 +49,11 @@ def metrics(census: Census) -> None:
 def draw_map(census: Census, chosen: str, theme: Theme) -> None:
     """The picture; a click in it looks the architecture up."""
     key = f"census map {chosen}"  # another choice is a fresh chart, which has nothing selected
-    clicks = {"selection_mode": "points", "on_select": lambda: _clicked(key)}
+    clicks = {"selection_mode": "points", "on_select": lambda: _select_from_chart(key)}
     show(pictured.chart(census.table, chosen), theme, key, **clicks)
 
 
-def _clicked(key: str) -> None:
+def _select_from_chart(key: str) -> None:
     selection = state.get(key)["selection"]
     for point in selection["points"]:
         if point.get("customdata"):
@@ -80,7 +80,7 @@ def draw_table(census: Census) -> None:
             **_KEPT,
         )
         st.segmented_control("Of", list(_KINDS), key="kinds", required=True, format_func=_KINDS.get, **_KEPT)
-    found = _filtered(census.table)
+    found = _matching_rows(census.table)
     if not len(found):
         st.markdown(":gray[No architecture fits. Clear the search or choose another verdict.]")
         return
@@ -112,7 +112,7 @@ def draw_table(census: Census) -> None:
     )
 
 
-def _filtered(table: pd.DataFrame) -> pd.DataFrame:
+def _matching_rows(table: pd.DataFrame) -> pd.DataFrame:
     keep = pd.Series(True, index=table.index)
     if state.get("verdict") != "all":
         keep &= table["attention"] == state.get("verdict")

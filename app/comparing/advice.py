@@ -5,7 +5,7 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.report import Report, signed
+from wisca_core.comparison.report import Report, signed_number
 
 RULE = (
     "The rule, fixed beforehand: no answer while the baseline is best at an end of the rates tried; “helps” if the interval "
@@ -46,7 +46,7 @@ def _to_copy(is_lora: bool, start: dict[str, float]) -> None:
         key="compare groups",
         label_visibility="collapsed",
     )
-    said_so = f"Rates at the start of these runs: {said(multipliers)}."
+    said_so = f"Rates at the start of these runs: {multipliers_in_words(multipliers)}."
     st.markdown(f':small[:gray[{said_so} By `by="rates"` they are renewed as training goes.]]')
     st.code(pytorch(multipliers) if which == "PyTorch" else megatron(multipliers), language="python", wrap_lines=True)
 
@@ -55,7 +55,7 @@ def steps(found: Report, is_lora: bool) -> list[tuple[str, str]]:
     """(what, why) in the order of doing."""
     mean = found.main[0].loss.mean if found.main[0].loss.n else float("nan")
     first = (
-        f"{found.decides_more} Balancing changed it by {signed(mean, found.digits)}."
+        f"{found.decides_more} Balancing changed it by {signed_number(mean, found.digits)}."
         if found.decides_more
         else "Sweep it until the best lies inside the rates you tried. A gain at a rate that is too low can turn into a loss "
         "at a better one."
@@ -80,7 +80,7 @@ def steps(found: Report, is_lora: bool) -> list[tuple[str, str]]:
     ]
 
 
-def said(multipliers: dict[str, float]) -> str:
+def multipliers_in_words(multipliers: dict[str, float]) -> str:
     """ "Wq 2.83×, Wk 0.35×, Wo 2.83×, Wv 0.35×"."""
     parts = []
     if "qk" in multipliers:

@@ -230,12 +230,12 @@ def _open_place() -> str:
     model = normal(state.get("model"))
     if not model:
         raise SpecError("model.path", "", "an open model: open one in the sidebar")
-    return str(cached.opened(model).checkpoint.place)
+    return str(cached.model(model).checkpoint.place)
 
 
 def _positions() -> int:
     """How many the open model has; a large number where its config does not say."""
-    config = cached.opened(normal(state.get("model"))).checkpoint.config
+    config = cached.model(normal(state.get("model"))).checkpoint.config
     found = (config.get(name) for name in ("max_position_embeddings", "n_positions"))
     return next((n for n in found if isinstance(n, int) and n > 0), 1 << 30)
 

@@ -12,7 +12,7 @@ from wisca_app.messages import errors_as_messages, plain
 from wisca_core import jobs, storage
 from wisca_core.comparison import folder
 from wisca_core.errors import WiscaError
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_runs"
 _SAMPLE = "sample-"  # in front of a bundled comparison's folder name
@@ -28,20 +28,20 @@ _STATES = {
 
 
 def place(name: str) -> Path:
-    """The folder of a name that ``known`` gave or that stood in the address."""
+    """The folder of a name that ``comparison_names`` gave or that stood in the address."""
     return SAMPLES / name.removeprefix(_SAMPLE) if is_sample(name) else storage.folder("comparisons") / name
 
 
 def name_of(path: Path) -> str:
     """The name under which the comparison in ``path`` is listed here, "" where it is not."""
-    return next((name for name in known() if place(name) == path), "")
+    return next((name for name in comparison_names() if place(name) == path), "")
 
 
 def is_sample(name: str) -> bool:
     return name.startswith(_SAMPLE)
 
 
-def known() -> list[str]:
+def comparison_names() -> list[str]:
     """Names of the comparisons there are, newest first; the bundled ones last, of most runs first."""
     bundled = sorted(SAMPLES.glob("compare-*/cells"), key=lambda cells: (-sum(1 for _ in cells.iterdir()), cells))
     return [*(path.name for path in folder.every()), *(_SAMPLE + cells.parent.name for cells in bundled)]
@@ -51,13 +51,13 @@ def draw() -> str:
     """The selector; returns the chosen name, "new" for a comparison that is still to be started. The name may be one that
     is not ``is_here``: it then stands in the list as what was asked for, and nothing else is shown in its place.
     """
-    names = known()
+    names = comparison_names()
     chosen = state.get("comparison") or next((name for name in names if not _is_empty(name)), "new")
     state.put("comparison", chosen)
     asked = [] if chosen == "new" or chosen in names else [chosen]
     at_work = {str(job.arguments.get("comparison")) for job in jobs.every() if job.is_active}
     labels = {name: _label(name, at_work) for name in names} | {"new": "A new comparison"}
-    labels |= {name: f"{shown(name, 60)}, not on this machine" for name in asked}
+    labels |= {name: f"{printable(name, 60)}, not on this machine" for name in asked}
     return st.selectbox(
         "Comparison",
         [*asked, *names, "new"],
@@ -77,14 +77,14 @@ def draw_new(kind: str = "secondary") -> None:
 
 def is_here(name: str) -> bool:
     """Whether ``name`` is that of a comparison on this machine; what stands in an address need not be."""
-    return name in known()
+    return name in comparison_names()
 
 
 def say_missing(name: str) -> None:
     """In place of a comparison that is not here: what was asked for, and what there is."""
     st.title("This comparison is not on this machine.", anchor=False)
-    plain(f"Asked for: {shown(name, 200)}")
-    n = len(known())
+    plain(f"Asked for: {printable(name, 200)}")
+    n = len(comparison_names())
     there = f"{words.plural(n, 'comparison is', 'comparisons are')} in the list above" if n else "There is none yet"
     st.markdown(
         f"{there}. A comparison is looked for by its folder's name under {words.markdown_text(str(storage.folder('comparisons')))}; it may have "
@@ -117,7 +117,7 @@ def _label(name: str, at_work: Set[str]) -> str:
     )
 
 
-def opened(name: str) -> folder.Comparison | None:
+def open_comparison(name: str) -> folder.Comparison | None:
     """The comparison, None where it cannot be read: the page has then said why."""
     with errors_as_messages("This comparison cannot be shown"):
         return folder.read(place(name))

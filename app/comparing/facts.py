@@ -7,7 +7,7 @@ from wisca_core.comparison.estimate import duration
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Spec
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 
 def facts(comparison: Comparison) -> str:
@@ -55,4 +55,6 @@ def _model(spec: Spec) -> str:
 
 def _title(model: str) -> str:
     """A short name of it, one line, still foreign."""
-    return shown(model.removeprefix("hub:") if model.startswith("hub:") else Path(*Path(model).parts[-2:]).as_posix())
+    return printable(
+        model.removeprefix("hub:") if model.startswith("hub:") else Path(*Path(model).parts[-2:]).as_posix()
+    )

@@ -35,7 +35,7 @@ def draw(name: str, comparison: Comparison | None) -> None:
         if st.button("Delete it for good", key="compare delete yes"):
             with errors_as_messages("It cannot be deleted"):
                 freed = folder.remove(path)
-                state.note("comparison to show", (choosing.known() or ["new"])[0])
+                state.note("comparison to show", (choosing.comparison_names() or ["new"])[0])
                 st.toast(f"The comparison is deleted, {words.size(freed)} freed.")
                 state.rerun()
 

@@ -7,7 +7,7 @@ from wisca_app.figures.chart import Chart
 from wisca_core.comparison import statistics
 from wisca_core.comparison.arm_words import in_words
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.report import Report, digits_of, interval, signed, unit
+from wisca_core.comparison.report import Report, digits_of, interval, signed_number, unit
 
 _SHOWN = [
     "Arm",
@@ -206,12 +206,12 @@ def shown_table(report: Report, comparison: Comparison) -> pd.DataFrame:
                 "Arm": names[e.arm],
                 "Rate": _own_best(e.rates) if e.rate is None else f"{e.rate:g}",
                 "Loss": _loss(e.mean_final, digits),
-                "Difference": signed(e.loss.mean, digits) if e.loss.n else "–",
+                "Difference": signed_number(e.loss.mean, digits) if e.loss.n else "–",
                 "95 % interval": interval(e, digits) if e.loss.n > 1 else "–",
-                "Bootstrap": f"{signed(e.bootstrap[0], digits)} to {signed(e.bootstrap[1], digits)}"
+                "Bootstrap": f"{signed_number(e.bootstrap[0], digits)} to {signed_number(e.bootstrap[1], digits)}"
                 if e.bootstrap
                 else "–",
-                "Perplexity": f"{signed(e.perplexity.mean)} ({signed(e.perplexity.low)} to {signed(e.perplexity.high)})"
+                "Perplexity": f"{signed_number(e.perplexity.mean)} ({signed_number(e.perplexity.low)} to {signed_number(e.perplexity.high)})"
                 if e.loss.n > 1
                 else "–",
                 "Better": f"{e.n_better} of {e.loss.n}",

@@ -35,13 +35,13 @@ def is_wanted(opened: Model) -> bool:
 def draw(model: str) -> None:
     """The whole page about the file ``model``, until it is confirmed or left."""
     with errors_as_messages("That could not be opened"):
-        opened = cached.opened(model)
+        opened = cached.model(model)
         _about(opened)
         now = _now(model, opened)
         plain("\n".join(now["said"]))
         _another(model)
         rows = _rows(now)
-        declared, wrong = _declared(rows, now["stands_in"])
+        declared, wrong = _read_declarations(rows, now["stands_in"])
         st.subheader("What it finds", anchor=False)
         if wrong:
             say("This declaration does not fit yet", wrong)
@@ -165,7 +165,7 @@ def _rows(now: Mapping) -> list[dict]:
 # --- what comes of it -------------------------------------------------------------------------------------------------
 
 
-def _declared(rows: Sequence[Mapping], stands_in: Mapping) -> tuple[tuple[Declaration, ...], str]:
+def _read_declarations(rows: Sequence[Mapping], stands_in: Mapping) -> tuple[tuple[Declaration, ...], str]:
     """The declarations, and what is wrong with the first that is none. Head counts that nobody gave are stood in for."""
     out = []
     for row in rows:

@@ -20,7 +20,7 @@ def keep(declarations: Sequence[Declaration]) -> str:
     name = xxhash.xxh3_128(text).hexdigest()
     try:
         if not path(name).is_file():
-            with storage.written(path(name)) as file:
+            with storage.atomic_file(path(name)) as file:
                 file.write(text)
     except OSError as error:
         raise OutputRefused(f"{path(name)}: the declaration cannot be kept: {error.strerror}.") from error

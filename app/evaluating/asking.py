@@ -26,7 +26,7 @@ def subject() -> tuple[str, str]:
 
 def with_weights() -> list[str]:
     """Names of the comparisons whose runs kept their weights."""
-    return [name for name in choosing.known() if any(choosing.place(name).glob("cells/*/model/config.json"))]
+    return [name for name in choosing.comparison_names() if any(choosing.place(name).glob("cells/*/model/config.json"))]
 
 
 def newest(model: str) -> Job | None:

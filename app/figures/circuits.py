@@ -60,7 +60,7 @@ def head_map(
     fig = figure(theme, height, hoverdistance=-1, clickmode="event+select")
     at = table.merge(place[["expert", "head", "y"]], on=["expert", "head"])
     values = at[column.name].to_numpy(float)
-    z, (low, high) = _scaled(values, column, changes)
+    z, (low, high) = _on_scale(values, column, changes)
     small = n * n_rows <= FEW
     x = at["layer"].map({layer: i for i, layer in enumerate(layers)}).to_numpy()
     shown = [words.minus(f"{2**v:.2f}×") if changes and math.isfinite(v) else number(column, v) for v in values]
@@ -137,7 +137,7 @@ def _who(r) -> str:
     return f"layer {r.layer}{expert}, head {r.head} (KV head {r.kv_head})"
 
 
-def _scaled(values: np.ndarray, column: Column, changes: bool) -> tuple[np.ndarray, tuple[float, float]]:
+def _on_scale(values: np.ndarray, column: Column, changes: bool) -> tuple[np.ndarray, tuple[float, float]]:
     """Values on the scale that is drawn, and its ends: those of the data."""
     if changes:
         z = np.abs(values)

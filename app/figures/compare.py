@@ -13,10 +13,10 @@ from plotly.subplots import make_subplots
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme, figure, log_ticks, octave_ticks, see_through, unit
 from wisca_core.comparison.arm_words import title, titles
-from wisca_core.comparison.report import Report, interval, is_clear, signed, stands
+from wisca_core.comparison.report import Report, interval, is_clear, signed_number, stands
 from wisca_core.comparison.spec import Arm
 from wisca_core.comparison.statistics import Effect
-from wisca_core.words import listed
+from wisca_core.words import join_names
 
 _DASHES = ("longdash", "longdashdot", "dash", "dot", "4px 2px 1px 2px", "8px 2px 2px 2px", "2px 2px")
 LEGEND = dict(
@@ -155,8 +155,12 @@ def _signed_tick(value: float) -> str:
 
 
 def _gap_words(name: str, row, unit_of_loss: str, digits: int) -> str:
-    between = f"<br>95 % {signed(row.low, digits)} to {signed(row.high, digits)}" if math.isfinite(row.low) else ""
-    return f"{name}<br>step {row.step:,.0f}: {signed(row.mean, digits)} {unit_of_loss}{between}<br>{words.plural(row.n, 'seed')}"
+    between = (
+        f"<br>95 % {signed_number(row.low, digits)} to {signed_number(row.high, digits)}"
+        if math.isfinite(row.low)
+        else ""
+    )
+    return f"{name}<br>step {row.step:,.0f}: {signed_number(row.mean, digits)} {unit_of_loss}{between}<br>{words.plural(row.n, 'seed')}"
 
 
 def _line(fig, rows, name, colour, dash, row, hover, legend=False, texts=None) -> None:
@@ -222,7 +226,7 @@ def _directions(effects: Sequence[Effect], arms: Sequence[Arm]) -> str:
     for word in ("lower", "higher"):
         found = [names[e.arm] for e in effects if (e.loss.mean < 0) == (word == "lower")]
         if found:
-            parts.append(f"{listed(found)} {'' if parts else 'ends ' if len(found) == 1 else 'end '}{word}")
+            parts.append(f"{join_names(found)} {'' if parts else 'ends ' if len(found) == 1 else 'end '}{word}")
     return ", ".join(parts)
 
 
@@ -250,7 +254,7 @@ def forest(report: Report, arms: Sequence[Arm], theme: Theme) -> go.Figure:
                     hoverinfo="skip",
                 )
             )
-        said = f"{names[e.arm]}: {signed(e.loss.mean, digits)} {nats}<br>95 % {interval(e, digits)}<br>better in {e.n_better} of {e.loss.n}"
+        said = f"{names[e.arm]}: {signed_number(e.loss.mean, digits)} {nats}<br>95 % {interval(e, digits)}<br>better in {e.n_better} of {e.loss.n}"
         if e.loss.n:
             mark = dict(symbol="diamond", size=11, color=colour, line=dict(color=theme.page, width=1))
             fig.add_trace(
@@ -259,7 +263,7 @@ def forest(report: Report, arms: Sequence[Arm], theme: Theme) -> go.Figure:
                 )
             )
         ring = dict(symbol="circle-open", size=7, color=colour, line=dict(width=1.3))
-        texts = [f"seed {s}: {signed(d, digits)} {nats}" for s, d in zip(e.seeds, e.differences)]
+        texts = [f"seed {s}: {signed_number(d, digits)} {nats}" for s, d in zip(e.seeds, e.differences)]
         fig.add_trace(
             go.Scatter(
                 x=e.differences,

@@ -8,7 +8,7 @@ from wisca_app.figures import words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Drawing, Theme, blend, drawing
 from wisca_core.census.entry import ABSENT, NOT_REACHED, OPEN, PARTLY, PROVED, REFUSED
-from wisca_core.words import listed
+from wisca_core.words import join_names
 
 ACROSS = 30  # tiles a row
 TILE, LABEL, MARGIN = 17, 26, 8  # px: height of a row, of a block's name
@@ -25,7 +25,7 @@ BLOCKS = {
 
 def chart(table: pd.DataFrame, chosen: str) -> Chart:
     """``table``: the census's, columns of wisca_core.census.table. ``chosen``: the architecture that is framed, "" for none."""
-    shown = _placed(table)
+    shown = _positions(table)
     said = finding(table)
     return Chart(
         said,
@@ -49,10 +49,10 @@ def finding(table: pd.DataFrame) -> str:
     parts = [f"exact on {words.count(counts.get(PROVED, 0))} of {words.count(n)}"]
     names = {PARTLY: "in part on", REFUSED: "refused on", NOT_REACHED: "not reached on", OPEN: "not proved yet on"}
     parts += [f"{name} {words.count(counts[verdict])}" for verdict, name in names.items() if counts.get(verdict, 0)]
-    return f"Attention is {listed(parts)}"
+    return f"Attention is {join_names(parts)}"
 
 
-def _placed(table: pd.DataFrame) -> pd.DataFrame:
+def _positions(table: pd.DataFrame) -> pd.DataFrame:
     """In blocks, neighbours by their rule; ``x``, ``y`` in px from the top, ``block``."""
     parts, top = [], 0.0
     for verdict in BLOCKS:

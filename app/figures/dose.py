@@ -10,10 +10,10 @@ from plotly.subplots import make_subplots
 from wisca_app.figures import words
 from wisca_app.figures.compare import labels, signed_ticks, styles
 from wisca_app.figures.template import Theme, figure, legible, see_through, unit
-from wisca_core.comparison.report import Report, interval, is_clear, signed
+from wisca_core.comparison.report import Report, interval, is_clear, signed_number
 from wisca_core.comparison.spec import Arm
-from wisca_core.comparison.statistics import Effect, paired
-from wisca_core.words import listed
+from wisca_core.comparison.statistics import Effect, paired_interval
+from wisca_core.words import join_names
 
 _HALVES = {0.5: "½", -0.5: "−½", 1.5: "1½", -1.5: "−1½"}
 
@@ -60,7 +60,7 @@ def dose(points: Sequence[tuple[float, Effect]], report: Report, useful: float, 
         )
     )
     for strength, e in points:
-        texts = [f"seed {s}: {signed(d, report.digits)} {report.unit}" for s, d in zip(e.seeds, e.differences)]
+        texts = [f"seed {s}: {signed_number(d, report.digits)} {report.unit}" for s, d in zip(e.seeds, e.differences)]
         fig.add_trace(
             go.Scatter(
                 x=[strength - 0.13] * len(texts),
@@ -82,7 +82,7 @@ def dose(points: Sequence[tuple[float, Effect]], report: Report, useful: float, 
                 )
             )
         said = (
-            f"strength {strength:g}: {signed(e.loss.mean, report.digits)} {report.unit}"
+            f"strength {strength:g}: {signed_number(e.loss.mean, report.digits)} {report.unit}"
             f"<br>95 % {interval(e, report.digits)}<br>better in {e.n_better} of {e.loss.n}"
         )
         mark = dict(symbol="diamond", size=9, color=theme.ink, line=dict(color=theme.page, width=1))
@@ -227,7 +227,9 @@ def sweep(
     below = []
     for rate in rates:
         has = base in means and other in means and rate in means[base] and rate in means[other]
-        below.append(f"{rate:g}" + (f"<br>{signed(means[other][rate] - means[base][rate], digits)}" if has else ""))
+        below.append(
+            f"{rate:g}" + (f"<br>{signed_number(means[other][rate] - means[base][rate], digits)}" if has else "")
+        )
     sub.update_xaxes(type="log", range=limits, showgrid=False, showticklabels=False, row=1, col=1)
     sub.update_xaxes(type="log", range=limits, tickvals=rates, ticktext=below, row=2, col=1)
     sub.update_xaxes(title=dict(text="learning rate; below it the difference", standoff=8), row=2, col=1)
@@ -271,7 +273,7 @@ def sweep_finding(table: pd.DataFrame, arms: Sequence[Arm]) -> str:
     if not other or not both:
         return f"The baseline is best at {best:g}, inside the rates tried"
     final = fair.set_index(["arm", "rate", "seed"])["final"].sort_index()
-    better = [rate for rate in both if paired((final[other, rate] - final[base, rate]).dropna()).high < 0]
+    better = [rate for rate in both if paired_interval((final[other, rate] - final[base, rate]).dropna()).high < 0]
     if not better:
         return "At no rate does it look better, beyond the seeds' spread"
     if max(better) < best:
@@ -279,5 +281,5 @@ def sweep_finding(table: pd.DataFrame, arms: Sequence[Arm]) -> str:
     return (
         "At every rate it looks better"
         if len(better) == len(both)
-        else f"It looks better at {listed([f'{r:g}' for r in better])}"
+        else f"It looks better at {join_names([f'{r:g}' for r in better])}"
     )

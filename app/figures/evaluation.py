@@ -118,13 +118,13 @@ def scores(tasks: pd.DataFrame, theme: Theme) -> go.Figure:
                 x=rows["score"],
                 y=places,
                 mode="markers",
-                name=_shown(model),
+                name=_escape(model),
                 error_x=dict(array=rows["standard_error"].fillna(0), color=theme.quiet, thickness=1.2, width=0),
                 marker=dict(
                     symbol="circle" if filled else "circle-open", size=9, color=theme.ink, line=dict(width=1.6)
                 ),
                 customdata=[
-                    f"{_shown(t)}<br>score {s:.3f}, standard error {_or_nan(e):.3f}, n {words.count(int(n))}"
+                    f"{_escape(t)}<br>score {s:.3f}, standard error {_or_nan(e):.3f}, n {words.count(int(n))}"
                     for t, s, e, n in zip(rows["task"], rows["score"], rows["standard_error"], rows["n"])
                 ],
                 hovertemplate="%{customdata}<extra></extra>",
@@ -133,7 +133,7 @@ def scores(tasks: pd.DataFrame, theme: Theme) -> go.Figure:
     fig.update_xaxes(range=[-0.02, 1.02], showgrid=True, title=dict(text="score", standoff=8))
     fig.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=[_shown(n) for n in names],
+        ticktext=[_escape(n) for n in names],
         range=[len(names) - 0.4, -0.6],
         showgrid=False,
     )
@@ -211,7 +211,7 @@ def over_models(rows: pd.DataFrame, measure: str, theme: Theme) -> go.Figure:
                 hovertemplate="%{y:.3g}<extra></extra>",
             )
         )
-    fig.update_xaxes(tickvals=list(range(len(models))), ticktext=[_shown(m.rpartition("/")[2]) for m in models])
+    fig.update_xaxes(tickvals=list(range(len(models))), ticktext=[_escape(m.rpartition("/")[2]) for m in models])
     fig.update_layout(margin=dict(l=52, r=12, t=64, b=44))
     return fig
 
@@ -227,7 +227,7 @@ def activations(rows: pd.DataFrame, theme: Theme) -> go.Figure:
             go.Scatter(
                 x=part["layer"],
                 y=part["largest_activation"],
-                name=_shown(model),
+                name=_escape(model),
                 mode="lines+markers",
                 line=dict(color=theme.ink, width=1.6, dash=dash),
                 marker=dict(size=6),
@@ -281,7 +281,7 @@ def headline(result: Mapping[str, Any]) -> tuple[str, str]:
 
 def _difference(windows: Mapping[str, Any]) -> str:
     return (
-        f"{_signed(windows['difference_nats'])} nats a token (95 % {_signed(windows['low'])} to {_signed(windows['high'])} over "
+        f"{_signed_value(windows['difference_nats'])} nats a token (95 % {_signed_value(windows['low'])} to {_signed_value(windows['high'])} over "
         f"{words.plural(windows['n'], 'window')}), perplexity times {windows['perplexity_ratio']:.3f}."
     )
 
@@ -292,11 +292,11 @@ def _error(row: Mapping[str, Any]) -> str:
     return f"{tail}{words.plural(row['n_windows'], 'window')}: {row['windows']}."
 
 
-def _signed(value: float) -> str:
+def _signed_value(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def _shown(name: str) -> str:
+def _escape(name: str) -> str:
     """A foreign name in a figure, where plotly reads tags."""
     return html.escape(name if len(name) <= 40 else f"...{name[-37:]}", quote=False)
 

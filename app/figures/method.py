@@ -83,7 +83,7 @@ def landscape(balanced: Descent, unbalanced: Descent, *, theme: Theme) -> Drawin
     return fig
 
 
-def grouped(group_size: float | None, *, theme: Theme) -> Drawing:
+def ratio_by_group_size(group_size: float | None, *, theme: Theme) -> Drawing:
     """Ratio of the L1 sums at initialisation against the query heads per KV head; ``group_size``: of the open model."""
     fig = drawing(theme, 300)
     fig.update_layout(margin=dict(l=40, r=12, t=34, b=46))

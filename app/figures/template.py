@@ -304,13 +304,13 @@ def _plain(values: object) -> object:
                 out[stem] = part
         return out
     if isinstance(values, np.ndarray | pd.Series):
-        return _typed(np.asarray(values))
+        return _typed_array(np.asarray(values))
     if isinstance(values, list | tuple):
         return [_plain(value) for value in values]
     return values.item() if isinstance(values, np.generic) else values
 
 
-def _typed(values: np.ndarray) -> object:
+def _typed_array(values: np.ndarray) -> object:
     """A typed array (its bytes in base64), a list where it holds no numbers."""
     if values.dtype.kind not in "iuf":
         return values.tolist()

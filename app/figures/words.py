@@ -11,7 +11,7 @@ import numpy as np
 
 from wisca_core.pairs import KINDS
 from wisca_core.pairs import LABELS as PAIR_LABELS  # noqa: F401
-from wisca_core.words import in_bytes, listed, runs_of, times
+from wisca_core.words import in_bytes, join_names, runs_of, times
 from wisca_core.words import plural as plural
 from wisca_core.words import side as in_words
 
@@ -173,7 +173,7 @@ def ranges(numbers: "np.ndarray | list[int]") -> str:
         f"{r[0]}" if len(r) == 1 else f"{r[0]} and {r[1]}" if len(r) == 2 else f"{r[0]} to {r[-1]}"
         for r in runs_of(numbers)
     ]
-    return listed(parts)
+    return join_names(parts)
 
 
 # Where GitHub's Markdown would see an address begin, whatever is escaped: http://, www., name@host.
@@ -193,7 +193,7 @@ def plain_text(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def coloured(role: str, text: str = "") -> str:
+def coloured_word(role: str, text: str = "") -> str:
     """The role's word (or another ``text``) in its colour, for a caption: ":blue[query]"."""
     text = text or ROLES[role]
     return f":{MARKDOWN_COLOURS[role]}[{text}]" if role in MARKDOWN_COLOURS else f"**{text}**"

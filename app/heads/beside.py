@@ -12,7 +12,7 @@ from wisca_app.figures import words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heads.charts import chart
-from wisca_app.heads.shown import Shown
+from wisca_app.heads.drawn_heads import DrawnHeads
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title
 from wisca_core.errors import UnreadableInput
@@ -22,7 +22,7 @@ MOST_STEPS = 12
 _PLACE = ["block", "layer", "head", "expert"]
 
 
-def choose(shown: Shown) -> None:
+def choose(shown: DrawnHeads) -> None:
     """Which model stands beside it: another checkpoint of the same training at a press, or a path."""
     with st.popover("Another checkpoint beside it", type="tertiary"):
         own = normal(str(shown.model.checkpoint.path))
@@ -45,12 +45,12 @@ def _put(model: str) -> None:
     state.rerun()
 
 
-def draw(shown: Shown, theme: Theme) -> None:
+def draw(shown: DrawnHeads, theme: Theme) -> None:
     other = normal(state.get("heads_beside"))
     if not other:
         return
     with errors_as_messages("The model beside it cannot be shown"):
-        opened = cached.opened(other)
+        opened = cached.model(other)
         if opened.refusal:
             plain(opened.refusal)
             return
@@ -60,7 +60,7 @@ def draw(shown: Shown, theme: Theme) -> None:
         _draw(shown, cached.circuits(opened).table, other, theme)
 
 
-def _draw(shown: Shown, theirs: pd.DataFrame, other: str, theme: Theme) -> None:
+def _draw(shown: DrawnHeads, theirs: pd.DataFrame, other: str, theme: Theme) -> None:
     column = shown.column
     both = shown.table.merge(theirs[[*_PLACE, column.name]], on=_PLACE, suffixes=("", "_other"))
     if both.empty:
@@ -85,7 +85,7 @@ def _draw(shown: Shown, theirs: pd.DataFrame, other: str, theme: Theme) -> None:
     chart(one, theme, "heads change", "heads change")
 
 
-def _siblings(shown: Shown) -> list[tuple[int, str]]:
+def _siblings(shown: DrawnHeads) -> list[tuple[int, str]]:
     """(step, path) of the checkpoints of the same training, where the model is one of them."""
     try:
         found = find_checkpoints(shown.model.checkpoint.path.parent)
@@ -94,7 +94,7 @@ def _siblings(shown: Shown) -> list[tuple[int, str]]:
     return [(one.step, str(one.path)) for one in found if one.step is not None]
 
 
-def draw_steps(shown: Shown, theme: Theme) -> None:
+def draw_steps(shown: DrawnHeads, theme: Theme) -> None:
     """The selected head over the checkpoints beside the open one."""
     every = _siblings(shown)
     own = str(shown.model.checkpoint.path)
@@ -109,7 +109,7 @@ def draw_steps(shown: Shown, theme: Theme) -> None:
         )
         lines, waiting = [], 0
         for step, path in (every[i] for i in at):
-            opened = cached.opened(path)
+            opened = cached.model(path)
             if opened.refusal or cached.heads_wait(opened):
                 waiting += 1
                 continue

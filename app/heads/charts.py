@@ -10,14 +10,14 @@ from wisca_app.figures import words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import bare, heading, show
-from wisca_app.heads.shown import NAMES, Shown, clicked, key, mark
+from wisca_app.heads.drawn_heads import NAMES, DrawnHeads, key, mark, select_head_from_chart
 from wisca_app.inspecting.facts import heads
 from wisca_core.circuits.columns import BY_NAME, Column
 from wisca_core.circuits.findings import headline
 from wisca_core.patterns.summary import times
 
 
-def facts(shown: Shown) -> str:
+def facts(shown: DrawnHeads) -> str:
     """The small line above the title."""
     model, a = shown.model, shown.model.sites.attention
     dtypes = sorted({t.dtype for t in model.checkpoint.stored or model.checkpoint.tensors if t.dtype in words.DTYPES})
@@ -27,12 +27,12 @@ def facts(shown: Shown) -> str:
     return f"{', '.join(parts)}. {words.plural(len(shown.circuits.table), 'head')}, from the weights alone."
 
 
-def draw_title(shown: Shown) -> None:
+def draw_title(shown: DrawnHeads) -> None:
     st.title(headline(shown.circuits), anchor=False)
     st.markdown("That is what the heads compute: no rescale moves it. What one does move stands beside it, marked.")
 
 
-def controls(shown: Shown) -> None:
+def controls(shown: DrawnHeads) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if len(shown.blocks) > 1:
             st.selectbox(
@@ -57,7 +57,7 @@ def controls(shown: Shown) -> None:
 
 
 def chart(one: Chart, theme: Theme, name: str, source: str = "") -> None:
-    clicks = {"on_select": lambda: clicked(source), "selection_mode": "points"} if source else {}
+    clicks = {"on_select": lambda: select_head_from_chart(source), "selection_mode": "points"} if source else {}
     show(one, theme, key(source) if source else name, **clicks)
 
 
@@ -74,11 +74,11 @@ def map_of(table: pd.DataFrame, column: Column, selected: tuple[int, int, int] |
     )
 
 
-def draw_map(shown: Shown, theme: Theme) -> None:
+def draw_map(shown: DrawnHeads, theme: Theme) -> None:
     chart(map_of(shown.table, shown.column, shown.selected), theme, "heads map", "heads map")
 
 
-def draw_panel(shown: Shown, theme: Theme) -> None:
+def draw_panel(shown: DrawnHeads, theme: Theme) -> None:
     row, table = shown.row, shown.table
     layer, head, expert = shown.selected
     title = f"Layer {layer}{f', expert {expert}' if expert >= 0 else ''}, head {head}"
@@ -141,7 +141,7 @@ def _sentence(row: pd.Series) -> str:
     return f"The first direction{of} holds {share:.0f} % of the QK circuit's square."
 
 
-def draw_scatter(shown: Shown, theme: Theme) -> None:
+def draw_scatter(shown: DrawnHeads, theme: Theme) -> None:
     across, up = BY_NAME[state.get("across")], BY_NAME[state.get("up")]
     marked = {
         (layer, head, expert) for one in shown.found for block, layer, head, expert in one.heads if block == shown.block
@@ -167,11 +167,11 @@ def draw_scatter(shown: Shown, theme: Theme) -> None:
                 label_visibility="collapsed",
                 width=200,
             )
-    clicks = {"on_select": lambda: clicked("heads scatter"), "selection_mode": "points"}
+    clicks = {"on_select": lambda: select_head_from_chart("heads scatter"), "selection_mode": "points"}
     bare(one, theme, key("heads scatter"), **clicks)
 
 
-def draw_patterns(shown: Shown) -> None:
+def draw_patterns(shown: DrawnHeads) -> None:
     st.subheader("Patterns", anchor=False)
     st.markdown(":small[:gray[Each with its number and its mark; none is a fault by itself.]]")
     for one in shown.found:
@@ -182,7 +182,7 @@ def draw_patterns(shown: Shown) -> None:
             st.markdown(f":small[:gray[{words.markdown_text(one.sentence)}]]")
 
 
-def draw_check(shown: Shown) -> str:
+def draw_check(shown: DrawnHeads) -> str:
     """The line that says what a random rescale did to one of these layers."""
     check = cached.rescale_check(shown.model, shown.block, shown.selected[0])
     if check is None:

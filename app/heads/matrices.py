@@ -6,7 +6,7 @@ from wisca_app import cached, state
 from wisca_app.declaring import kept
 from wisca_app.figures import words
 from wisca_app.heading import heading
-from wisca_app.heads.shown import Shown
+from wisca_app.heads.drawn_heads import DrawnHeads
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_app.open_model import normal, title
@@ -15,7 +15,7 @@ from wisca_core import jobs
 from wisca_core.circuits.matrices import MATRIX_COLUMNS
 
 
-def draw(shown: Shown) -> None:
+def draw(shown: DrawnHeads) -> None:
     model = shown.model
     table = cached.kept_matrices(model)
     if table is None:

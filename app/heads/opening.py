@@ -5,7 +5,7 @@ import streamlit as st
 from wisca_app import cached, state
 from wisca_app.declaring import kept
 from wisca_app.figures import words
-from wisca_app.heads.shown import Shown
+from wisca_app.heads.drawn_heads import DrawnHeads
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_app.open_model import normal, ready, title
@@ -29,7 +29,7 @@ def ready_heads() -> Model:
         _measure(model)
     if cached.circuits(model).table.empty:
         st.header("No head of this model is known")
-        _refused(model)
+        _draw_refusals(model)
         state.stop()
     return model
 
@@ -51,7 +51,7 @@ def _measure(model: Model) -> None:
     state.stop()
 
 
-def draw_left(shown: Shown) -> None:
+def draw_left(shown: DrawnHeads) -> None:
     """What is left out of the numbers, and which pairs have no circuit."""
     remarks = shown.circuits.remarks
     if not remarks and not shown.model.sites.refusals:
@@ -60,10 +60,10 @@ def draw_left(shown: Shown) -> None:
     with st.expander(f"What is not covered: {words.plural(len(remarks) + len(shown.model.sites.refusals), 'remark')}"):
         for remark in remarks:
             plain(remark)
-        _refused(shown.model)
+        _draw_refusals(shown.model)
 
 
-def _refused(model: Model) -> None:
+def _draw_refusals(model: Model) -> None:
     for refusal in model.sites.refusals[:50]:
         plain(f"{refusal.what}: {refusal.reason}")
     if len(model.sites.refusals) > 50:

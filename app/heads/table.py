@@ -7,7 +7,7 @@ from wisca_app import cached
 from wisca_app.figures import circuits as figures
 from wisca_app.heading import heading
 from wisca_app.heads.charts import draw_check
-from wisca_app.heads.shown import Shown, key, picked
+from wisca_app.heads.drawn_heads import DrawnHeads, key, select_head_from_table
 from wisca_core.circuits.columns import BY_NAME
 
 # the rest is in the CSV: what stays and what moves are to be seen at once
@@ -16,7 +16,7 @@ _MOVE = ("q_l1", "qk_ratio", "q_rate", "k_rate", "vo_ratio", "v_rate", "o_rate")
 _NO, _YES = "moves under a rescale: no", "moves under a rescale: yes"
 
 
-def draw(shown: Shown) -> None:
+def draw(shown: DrawnHeads) -> None:
     column, table = shown.column, shown.table
     ordered = table.sort_values(column.name, ascending=column.ink == "low", na_position="last")
     word = "Lowest" if column.ink == "low" else "Highest"
@@ -43,6 +43,6 @@ def draw(shown: Shown) -> None:
         height=320,
         selection_mode="single-row",
         key=key("heads table"),
-        on_select=lambda: picked(rows, "heads table"),
+        on_select=lambda: select_head_from_table(rows, "heads table"),
         alt="Every head with the numbers that a rescale leaves and those that it moves",
     )

@@ -9,7 +9,7 @@ from wisca_app.figures import findings, heatmap, words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import show
-from wisca_app.inspecting.shown import Shown
+from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import ask_to_download, is_here, normal, title
 from wisca_core.patterns.blocks import block_of
@@ -17,7 +17,7 @@ from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
 
 
-def control(shown: Shown) -> None:
+def control(shown: DrawnPair) -> None:
     """Where the other model is named."""
     other = normal(state.get("beside"))
     with st.popover("Another model beside it", type="tertiary", key="beside_choose"):
@@ -31,7 +31,7 @@ def control(shown: Shown) -> None:
             _choose("")
 
 
-def draw(shown: Shown, theme: Theme) -> None:
+def draw(shown: DrawnPair, theme: Theme) -> None:
     """Both maps and their difference, where a second model is chosen."""
     other = normal(state.get("beside"))
     if other:
@@ -44,11 +44,11 @@ def _choose(model: str) -> None:
     state.rerun()
 
 
-def _draw(shown: Shown, other: str, theme: Theme) -> None:
+def _draw(shown: DrawnPair, other: str, theme: Theme) -> None:
     if not is_here(other):
         ask_to_download(other, "beside")
         return
-    opened = cached.with_pairs(cached.opened(other), [shown.pair])
+    opened = cached.with_pairs(cached.model(other), [shown.pair])
     if opened.refusal:
         plain(opened.refusal)
         return
@@ -95,7 +95,7 @@ def _draw(shown: Shown, other: str, theme: Theme) -> None:
     one = Chart(
         said,
         f"The open model, the one beside it, and the change of the ratio from that one to this one: towards "
-        f"{words.coloured(left)} or {words.coloured(right)}.",
+        f"{words.coloured_word(left)} or {words.coloured_word(right)}.",
         both.assign(change=both["log2_ratio"] - both["log2_beside"]),
         f"{shown.pair}-beside",
         lambda theme: heatmap.beside_maps(

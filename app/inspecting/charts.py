@@ -12,20 +12,20 @@ from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Drawing, Theme
 from wisca_app.heading import heading, show
 from wisca_app.inspecting import selection
-from wisca_app.inspecting.shown import Shown, most_unbalanced
+from wisca_app.inspecting.drawn_pair import DrawnPair, most_unbalanced_cells
 from wisca_core.planning.rates import rate, span
 
 
 def chart(one: Chart, theme: Theme, key: str, source: str = "", fig: Drawing | None = None) -> None:
     """``source``: of the selection, where a click in it selects a group."""
     if source:
-        clicks = {"selection_mode": "points", "on_select": lambda: selection.clicked(source)}
+        clicks = {"selection_mode": "points", "on_select": lambda: selection.select_group_from_chart(source)}
         show(one, theme, selection.key(source), fig, **clicks)
     else:
         show(one, theme, key, fig)
 
 
-def map_of(shown: Shown, view: str, selected: tuple[int, int] | None = None) -> Chart:
+def map_of(shown: DrawnPair, view: str, selected: tuple[int, int] | None = None) -> Chart:
     """The map in one of its views."""
     left, right = words.PAIR_ROLES[shown.pair]
     finding = findings.map_title(shown.groups, shown.pair, shown.unit, view)
@@ -34,7 +34,7 @@ def map_of(shown: Shown, view: str, selected: tuple[int, int] | None = None) -> 
     blank = f" Blank: {words.plural(missing, 'layer')} {why}." if missing else ""
     return Chart(
         finding,
-        f"The heavier side, {words.coloured(left)} or {words.coloured(right)}; balance fades.{blank}",
+        f"The heavier side, {words.coloured_word(left)} or {words.coloured_word(right)}; balance fades.{blank}",
         heatmap.columns(shown.groups),
         f"{shown.pair}-ratios",
         lambda theme: heatmap.heatmap(
@@ -55,13 +55,13 @@ def map_of(shown: Shown, view: str, selected: tuple[int, int] | None = None) -> 
     )
 
 
-def draw_map(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+def draw_map(shown: DrawnPair, theme: Theme, selected: tuple[int, int]) -> None:
     view = state.get("shown_view")
-    one, fig = _drawn(f"map {view} {selected}", shown, theme, lambda: map_of(shown, view, selected))
+    one, fig = _chart_and_figure(f"map {view} {selected}", shown, theme, lambda: map_of(shown, view, selected))
     chart(one, theme, "map", source="map", fig=fig)
 
 
-def _drawn(what: str, shown: Shown, theme: Theme, make: Callable[[], Chart]) -> tuple[Chart, Drawing]:
+def _chart_and_figure(what: str, shown: DrawnPair, theme: Theme, make: Callable[[], Chart]) -> tuple[Chart, Drawing]:
     """The chart and its figure in this theme. ``what``: all that it depends on beside ``shown``."""
 
     def both() -> tuple[Chart, Drawing]:
@@ -71,7 +71,7 @@ def _drawn(what: str, shown: Shown, theme: Theme, make: Callable[[], Chart]) -> 
     return cached.once(f"{what}\n{shown.key}\n{theme.name}", both)
 
 
-def balance_of(shown: Shown, selected: tuple[int, int] | None = None) -> Chart:
+def balance_of(shown: DrawnPair, selected: tuple[int, int] | None = None) -> Chart:
     """Norm against norm."""
     finding = findings.balance_title(shown.groups) if shown.after else "Norm against norm"
     return Chart(
@@ -95,13 +95,13 @@ def balance_of(shown: Shown, selected: tuple[int, int] | None = None) -> Chart:
     )
 
 
-def draw_balance(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
-    one, fig = _drawn(f"balance {selected}", shown, theme, lambda: balance_of(shown, selected))
+def draw_balance(shown: DrawnPair, theme: Theme, selected: tuple[int, int]) -> None:
+    one, fig = _chart_and_figure(f"balance {selected}", shown, theme, lambda: balance_of(shown, selected))
     chart(one, theme, "balance", source="balance", fig=fig)
 
 
-def draw_most_unbalanced(shown: Shown) -> None:
-    table = most_unbalanced(shown.groups, cached.rows(shown.model, shown.options))
+def draw_most_unbalanced(shown: DrawnPair) -> None:
+    table = most_unbalanced_cells(shown.groups, cached.rows(shown.model, shown.options))
     n = len(table)
     number = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}.get(n, str(n))
     by_layer = bool(shown.after) and shown.options.granularity == "tensor" and shown.unit != "layer"
@@ -140,7 +140,7 @@ def draw_most_unbalanced(shown: Shown) -> None:
             "Head": st.column_config.NumberColumn(width=56),
             "Expert": st.column_config.NumberColumn(width=64),
         },
-        on_select=lambda: selection.picked(places, "most_unbalanced"),
+        on_select=lambda: selection.select_group_from_table(places, "most_unbalanced"),
         alt="The most unbalanced pairs, with the learning rates that balancing them is",
     )
 
@@ -152,11 +152,11 @@ def _rates(row: tuple) -> str:
     return f"{rate(row.left_rate)}, {rate(row.right_rate)}"
 
 
-def _column(shown: Shown) -> str:
+def _column(shown: DrawnPair) -> str:
     return {"adapted part": "Adapted part", "head": "Head", "expert": "Expert"}.get(shown.unit, "Group")
 
 
-def depth_of(shown: Shown, heads: pd.DataFrame) -> Chart:
+def depth_of(shown: DrawnPair, heads: pd.DataFrame) -> Chart:
     """Norms of every head over the layers. ``heads``: of ``Shown.heads``."""
     finding = findings.depth_title(heads, shown.head_unit) if shown.after else f"Every {shown.head_unit} over depth"
     bars = heads.groupby(["role", "layer"]).size().max() > depth.FEW
@@ -179,6 +179,6 @@ def depth_of(shown: Shown, heads: pd.DataFrame) -> Chart:
     )
 
 
-def draw_depth(shown: Shown, theme: Theme) -> None:
-    one, fig = _drawn("depth", shown, theme, lambda: depth_of(shown, shown.heads()))
+def draw_depth(shown: DrawnPair, theme: Theme) -> None:
+    one, fig = _chart_and_figure("depth", shown, theme, lambda: depth_of(shown, shown.heads()))
     chart(one, theme, "depth", fig=fig)

@@ -5,13 +5,13 @@ import streamlit as st
 from wisca_app import cached, state
 from wisca_app.figures import words
 from wisca_app.figures.heatmap import VIEWS
-from wisca_app.inspecting.shown import NORMS, Shown
+from wisca_app.inspecting.drawn_pair import NORMS, DrawnPair
 from wisca_core.planning.options import Options
 
 _GRANULARITIES = {"tensor": "one factor a matrix", "group": "one factor a KV group", "channel": "one factor a channel"}
 
 
-def draw(shown: Shown) -> None:
+def draw(shown: DrawnPair) -> None:
     pairs = cached.pairs_of(shown.model)
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         if len(pairs) > 1:
@@ -41,7 +41,7 @@ def draw(shown: Shown) -> None:
             _norm(shown)
 
 
-def _view(shown: Shown) -> None:
+def _view(shown: DrawnPair) -> None:
     state.follow("shown_view", shown.own_view, shown.views)
     if len(shown.views) > 1:
         st.segmented_control(
@@ -56,7 +56,7 @@ def _view(shown: Shown) -> None:
         )
 
 
-def _norm(shown: Shown) -> None:
+def _norm(shown: DrawnPair) -> None:
     st.segmented_control(
         "Norm of the charts",
         NORMS,

@@ -5,12 +5,12 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app import cached
-from wisca_app.declaring import shown as declaration
+from wisca_app.declaring import notices as declaration
 from wisca_app.figures import words
 from wisca_app.heading import heading
 from wisca_app.inspecting import searching
+from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_app.inspecting.facts import facts
-from wisca_app.inspecting.shown import Shown
 from wisca_app.messages import plain
 from wisca_core.architecture.refusals import lines
 from wisca_core.model import Model
@@ -23,7 +23,7 @@ MOST = (
 )
 
 
-def draw(shown: Shown) -> None:
+def draw(shown: DrawnPair) -> None:
     model = shown.model
     for remark in (*model.sites.remarks, *model.checkpoint.remarks):
         plain(remark)
@@ -44,7 +44,7 @@ def draw(shown: Shown) -> None:
                 plain(f"and {n - min(len(refusals), MOST):,} more, in the plan's CSV on Rescale")
 
 
-def _never(shown: Shown) -> str:
+def _never(shown: DrawnPair) -> str:
     if shown.lanes:
         return "Not covered: the base model, which stays as it is. Scaling, biases, magnitudes and saved modules of the adapter are copied."
     biases = any(not leg.measured for site in shown.model.sites.sites if site.key.pair != "mlp" for leg in site.legs)
@@ -63,7 +63,7 @@ def _never(shown: Shown) -> str:
     return f"Not covered: embeddings and norms outside attention{mlp}. {first}"
 
 
-def _without_ratio(shown: Shown) -> list[str]:
+def _without_ratio(shown: DrawnPair) -> list[str]:
     """Groups drawn as a cross."""
     bad = shown.everything[~np.isfinite(shown.everything["log2_ratio"])]
     said = []

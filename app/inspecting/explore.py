@@ -5,7 +5,7 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.figures.template import theme_of
 from wisca_app.inspecting import beside, charts, controls, coverage, head_detail, overview, panel, selection
-from wisca_app.inspecting.shown import shown
+from wisca_app.inspecting.drawn_pair import drawn_pair
 from wisca_app.parts import part
 from wisca_core.model import Model
 
@@ -15,7 +15,7 @@ def draw(model: Model) -> None:
     if state.get("pair") == "mlp" and not any(site.key.pair == "mlp" for site in model.sites.sites):
         state.rerun()  # its weights have to be measured first, which the whole page waits for
     theme = theme_of(st.context.theme.type)
-    view = shown(model)
+    view = drawn_pair(model)
     selected = selection.settle(view)
     controls.draw(view)
     left, right = st.columns([2.13, 1], gap="medium")

@@ -10,12 +10,12 @@ from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import show
 from wisca_app.inspecting import selection
-from wisca_app.inspecting.shown import Shown
+from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_core.planning.head import HeadDetail
 from wisca_core.words import times
 
 
-def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+def draw(shown: DrawnPair, theme: Theme, selected: tuple[int, int]) -> None:
     layer, group = selected
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
         title = f", {words.markdown_text(shown.title)}" if shown.title and shown.unit != "expert" else ""
@@ -31,7 +31,7 @@ def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     _matrices(shown, layer, group)
 
 
-def sentence(shown: Shown, row: pd.Series, detail: HeadDetail) -> str:
+def sentence(shown: DrawnPair, row: pd.Series, detail: HeadDetail) -> str:
     """ "Query heads 12 to 17 are 29.8× heavier than key head 2. Factor 2⁻² on Wq and 2² on Wk leaves query 1.86×."""
     names = [_who(shown, role, row) for role in words.PAIR_ROLES[shown.pair]]
     octaves, after = row["log2_ratio"], row["log2_after"]
@@ -58,7 +58,7 @@ def _lower(text: str) -> str:
     return text if text[1:2] == " " else text[:1].lower() + text[1:]
 
 
-def _who(shown: Shown, role: str, row: pd.Series) -> tuple[str, str]:
+def _who(shown: DrawnPair, role: str, row: pd.Series) -> tuple[str, str]:
     """Words for one side of this group, and its verb."""
     group, site = int(row["group"]), shown.model.sites[row["name"]]
     if shown.lanes:
@@ -107,7 +107,7 @@ def _spectrum(detail: HeadDetail, theme: Theme) -> None:
         st.subheader(finding, anchor=False)
         st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
         return
-    left, right = (words.coloured(role.role) for role in detail.roles)
+    left, right = (words.coloured_word(role.role) for role in detail.roles)
     one = Chart(
         finding,
         f"{left} and {right}: dotted before, solid after; their product is the third curve.",
@@ -120,7 +120,7 @@ def _spectrum(detail: HeadDetail, theme: Theme) -> None:
     st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
 
 
-def _matrices(shown: Shown, layer: int, group: int) -> None:
+def _matrices(shown: DrawnPair, layer: int, group: int) -> None:
     """One line a matrix of the layer, of both attention pairs; an expert's two by themselves."""
     lines = []
     near = shown.beside(shown.everything)

@@ -10,8 +10,8 @@ from wisca_app import cached, rates_line, state, tour
 from wisca_app.figures import words
 from wisca_app.heading import number
 from wisca_app.inspecting import report
+from wisca_app.inspecting.drawn_pair import options_of
 from wisca_app.inspecting.facts import facts
-from wisca_app.inspecting.shown import options_of
 from wisca_app.parts import primary
 from wisca_core.model import Model
 from wisca_core.pairs import SIDES
@@ -28,7 +28,7 @@ MOST_PAIRS = 3  # whose medians stand as numbers in the row
 
 def draw(model: Model) -> None:
     """In the norm of Rescale's options, whatever the charts below show."""
-    found, groups, decision = _measured(model)
+    found, groups, decision = _measurements(model)
     gains = {site.key.pair for site in model.sites.sites if site.live == "gains"}
     with st.container(gap="xsmall"):
         with st.container(gap="xxsmall"):
@@ -41,7 +41,7 @@ def draw(model: Model) -> None:
         _next(model)
 
 
-def _measured(model: Model) -> tuple[list[PairSummary], pd.DataFrame, Decision]:
+def _measurements(model: Model) -> tuple[list[PairSummary], pd.DataFrame, Decision]:
     decision = cached.decision(model, options_of(model))
 
     def measured() -> tuple[list[PairSummary], pd.DataFrame]:
@@ -83,7 +83,7 @@ def _places() -> None:
 
 def numbers(model: Model) -> None:
     """The few numbers behind the verdict, in the norm of Rescale's options."""
-    found, groups, _ = _measured(model)
+    found, groups, _ = _measurements(model)
     with st.container(horizontal=True, gap="xsmall"):
         for i, s in enumerate(found[:MOST_PAIRS]):
             _median(s)

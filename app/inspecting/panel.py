@@ -9,13 +9,13 @@ from wisca_app.figures import head, words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import bare
-from wisca_app.inspecting.shown import Shown
+from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_core.patterns.summary import times
 from wisca_core.planning.head import HeadDetail
 from wisca_core.planning.rates import rate, span
 
 
-def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
+def draw(shown: DrawnPair, theme: Theme, selected: tuple[int, int]) -> None:
     layer, group = selected
     row = shown.group(layer, group)
     detail = cached.head(shown.model, shown.options, row["name"], shown.inside(group))
@@ -41,7 +41,7 @@ def draw(shown: Shown, theme: Theme, selected: tuple[int, int]) -> None:
     _open_head(shown, row)
 
 
-def _open_head(shown: Shown, row: pd.Series) -> None:
+def _open_head(shown: DrawnPair, row: pd.Series) -> None:
     """The way to what the heads of this cell compute, where it is of an attention layer with heads."""
     site = shown.model.sites[row["name"]]
     if shown.pair not in ("qk", "vo") or shown.unit not in ("KV group", "head") or shown.model.checkpoint.adapter_json:
@@ -54,7 +54,7 @@ def _open_head(shown: Shown, row: pd.Series) -> None:
         state.go("heads")
 
 
-def sentence(shown: Shown, row: pd.Series) -> str:
+def sentence(shown: DrawnPair, row: pd.Series) -> str:
     """ "Query 29.8× heavier than its key."""
     octaves = row["log2_ratio"]
     said = words.side(shown.pair, octaves)
@@ -70,7 +70,7 @@ def sentence(shown: Shown, row: pd.Series) -> str:
     return f"{words.title(heavy)} {times(2 ** abs(octaves))} heavier than {whose}{light}."
 
 
-def facts(shown: Shown, row: pd.Series, detail: HeadDetail) -> list[tuple[str, str]]:
+def facts(shown: DrawnPair, row: pd.Series, detail: HeadDetail) -> list[tuple[str, str]]:
     """(label, value as Markdown): how much is size, what balancing is under Adam, what is left afterwards."""
     out = []
     size, rest = row["log2_size"], row["log2_ratio"] - row["log2_size"]
@@ -86,7 +86,7 @@ def facts(shown: Shown, row: pd.Series, detail: HeadDetail) -> list[tuple[str, s
         rates = [rate(row[name]) for name in ("left_rate", "right_rate") if np.isfinite(row[name])]
     if rates:
         sides = zip(words.PAIR_ROLES[shown.pair], shown.matrices, rates)
-        out.append((f"Adam{by}", ", ".join(f"{words.coloured(role, name)} {said}" for role, name, said in sides)))
+        out.append((f"Adam{by}", ", ".join(f"{words.coloured_word(role, name)} {said}" for role, name, said in sides)))
     if shown.after:
         after = words.side(shown.pair, row["log2_after"])
         out.append(

@@ -9,7 +9,7 @@ from wisca_app.comparing.choosing import place
 from wisca_app.heading import telling_name
 from wisca_app.job_progress import latest
 from wisca_app.open_model import normal
-from wisca_app.report.model import Beside, document_of
+from wisca_app.report.model import OtherResults, document_of
 from wisca_core.comparison import folder
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import WiscaError
@@ -21,7 +21,7 @@ def button(model: Model, options: Options) -> None:
     name, comparison = normal(state.get("model")), state.get("comparison")
     st.download_button(
         "Report",
-        lambda: _made(model, options, name, comparison),
+        lambda: _report(model, options, name, comparison),
         f"{telling_name('wisca')}.html",
         "text/html",
         type="tertiary",
@@ -32,15 +32,15 @@ def button(model: Model, options: Options) -> None:
     )
 
 
-def _made(model: Model, options: Options, name: str, comparison: str) -> bytes:
+def _report(model: Model, options: Options, name: str, comparison: str) -> bytes:
     """Outside the page: nothing here asks the session."""
     proof = None if model.checkpoint.look_only or not model.sites.sites else prove(model.checkpoint, model.sites)
     adapter = bool(model.checkpoint.adapter_json)
     circuits = None if adapter or cached.heads_wait(model) else cached.circuits(model)
     job = latest("evaluate", model=name)
     result = job.result if job is not None and job.state == "done" else None
-    beside = Beside(circuits, result, _comparison(name, comparison))
-    return document_of(model, options, proof, beside, f"wisca report {name}")
+    results = OtherResults(circuits, result, _comparison(name, comparison))
+    return document_of(model, options, proof, results, f"wisca report {name}")
 
 
 def _comparison(model: str, chosen: str) -> Path | None:

@@ -10,13 +10,13 @@ import streamlit as st
 
 from wisca_app import state
 from wisca_app.figures import words
-from wisca_app.inspecting.shown import Shown
+from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_core.patterns.verdict import by_imbalance
 
 SOURCES = ("map", "balance", "most_unbalanced")
 
 
-def settle(shown: Shown) -> tuple[int, int]:
+def settle(shown: DrawnPair) -> tuple[int, int]:
     """The selected (layer, group) brought into what this pair has; at first the most unbalanced one, which is then in no
     address.
     """
@@ -36,11 +36,11 @@ def settle(shown: Shown) -> tuple[int, int]:
     return layer, group
 
 
-def boxes(shown: Shown) -> None:
+def boxes(shown: DrawnPair) -> None:
     """The two boxes; their keys are names of ``state.CHOICES``."""
     groups = shown.groups
     layers = sorted(set(groups["layer"].tolist()))
-    st.selectbox("Layer", layers, key="layer", width=110, on_change=_moved, persist_state="session")
+    st.selectbox("Layer", layers, key="layer", width=110, on_change=_clear_other_selections, persist_state="session")
     of_layer = groups.loc[groups["layer"] == state.get("layer"), "group"].tolist()
     if shown.unit != "layer":
         st.selectbox(
@@ -49,7 +49,7 @@ def boxes(shown: Shown) -> None:
             key="group",
             width=220 if shown.lanes else 110,
             format_func=(lambda group: shown.lanes[group]) if shown.lanes else str,
-            on_change=_moved,
+            on_change=_clear_other_selections,
             persist_state="session",
         )
 
@@ -59,7 +59,7 @@ def key(source: str) -> str:
     return f"{source} {state.note(f'turn {source}') or 0}"
 
 
-def clicked(source: str) -> None:
+def select_group_from_chart(source: str) -> None:
     """Callback of a chart: the point's customdata is (layer, group, ...)."""
     points = _part(_part(state.get(key(source)), "selection"), "points") or []
     for point in points:
@@ -70,7 +70,7 @@ def clicked(source: str) -> None:
     return None
 
 
-def picked(rows: list[tuple[int, int]], source: str) -> None:
+def select_group_from_table(rows: list[tuple[int, int]], source: str) -> None:
     """Callback of a table whose lines are these (layer, group)."""
     lines = _part(_part(state.get(key(source)), "selection"), "rows") or []
     if lines and lines[0] < len(rows):
@@ -80,10 +80,10 @@ def picked(rows: list[tuple[int, int]], source: str) -> None:
 def _select(layer: int, group: int, source: str) -> None:
     state.put("layer", layer)
     state.put("group", group)
-    _moved(source)
+    _clear_other_selections(source)
 
 
-def _moved(by: str = "") -> None:
+def _clear_other_selections(by: str = "") -> None:
     for source in SOURCES:
         if source != by:
             state.note(f"turn {source}", (state.note(f"turn {source}") or 0) + 1)

@@ -73,7 +73,7 @@ def _steps(path: Descent) -> str:
     return "flies away" if path.diverged else "never" if path.steps is None else words.count(path.steps)
 
 
-def grouped(theme: Theme) -> None:
+def draw_group_sizes(theme: Theme) -> None:
     opened = glance()
     a = opened.sites.attention if opened is not None else None
     size = a.n_heads / a.n_kv_heads if a is not None and a.n_kv_heads else None
@@ -84,7 +84,7 @@ def grouped(theme: Theme) -> None:
         "training; Adam's rate on it is then √g.",
         pd.DataFrame({"g": g, "ratio": g, "adam_rate": [n**0.5 for n in g]}),
         "grouped-queries",
-        lambda theme: method.grouped(size, theme=theme),
+        lambda theme: method.ratio_by_group_size(size, theme=theme),
         alt="Query over key at initialisation, against the query heads per key head: the ratio is g.",
         of="wisca",
     )

@@ -27,8 +27,8 @@ def field() -> None:
             asked = st.form_submit_button("Open", type=primary())
     if asked and written.strip():
         go(normal(written))
-    _wanted()
-    _failed()
+    _offer_download()
+    _say_failure()
 
 
 def go(model: str, sites: str = "") -> None:
@@ -40,7 +40,7 @@ def go(model: str, sites: str = "") -> None:
     try:
         if not is_here(model):
             cached.size_on_hub(model)
-        elif form.is_wanted(cached.opened(model, sites)):
+        elif form.is_wanted(cached.model(model, sites)):
             state.put("declaring", model)
             state.rerun()
     except WiscaError as error:
@@ -57,7 +57,7 @@ def _show(model: str, sites: str = "") -> None:
     state.go("inspect")
 
 
-def _wanted() -> None:
+def _offer_download() -> None:
     """Of a model of the hub that is not here: its size, and the button that fetches it."""
     model = state.note("wanted from hub")
     if model:
@@ -67,7 +67,7 @@ def _wanted() -> None:
                 _show(model)
 
 
-def _failed() -> None:
+def _say_failure() -> None:
     failed = state.note("could not open")
     if not failed:
         return

@@ -16,7 +16,7 @@ from wisca_app.open_model import normal, title
 from wisca_app.opening import recent
 from wisca_app.opening.ask import go
 from wisca_core import storage
-from wisca_core.checkpoint.nearby import Near, below, downloaded
+from wisca_core.checkpoint.nearby import Near, below, downloaded_models
 from wisca_core.planning.options import Options, default_pairs
 
 MOST_NEAR, MOST_DOWNLOADED = 30, 12
@@ -49,7 +49,7 @@ def sides(pairs: list) -> str:
         said = words.side(pair, octaves if octaves is not None else float("nan"))
         role = words.PAIR_ROLES[pair][0 if (octaves or 0) > 0 else 1]
         name, _, times = said.partition(" ")
-        out.append(f"{words.coloured(role, name)} {times}" if times else f":gray[{words.PAIR_LABELS[pair]} level]")
+        out.append(f"{words.coloured_word(role, name)} {times}" if times else f":gray[{words.PAIR_LABELS[pair]} level]")
     return ", ".join(out)
 
 
@@ -79,7 +79,7 @@ def samples(theme: Theme) -> None:
     for path in checkpoints:
         step = path.name.split("-")[1]
         with errors_as_messages("A sample cannot be read"):
-            one = remembered(str(path))
+            one = recent_of(str(path))
             if _row(
                 f"step {words.count(int(step))}",
                 sides(one.pairs),
@@ -92,9 +92,9 @@ def samples(theme: Theme) -> None:
     tour.start()
 
 
-def remembered(model: str) -> recent.Recent:
+def recent_of(model: str) -> recent.Recent:
     """What a list says of a model that is measured at once. Raises WiscaError."""
-    opened = cached.opened(model)
+    opened = cached.model(model)
     return cached.once(f"recent\n{opened.key}", lambda: _recent(model, opened))
 
 
@@ -174,7 +174,7 @@ def _about(near: Near) -> str:
 def hub() -> None:
     """Models of the hub that are on this machine already; others are named in the field."""
     _heading("Hub", "Write hub:owner/name above; its size is shown before anything is fetched.")
-    for name in downloaded()[:MOST_DOWNLOADED]:
+    for name in downloaded_models()[:MOST_DOWNLOADED]:
         if _row(words.markdown_text(name), ":gray[here]", f"hub {name}", ":material/check:"):
             go(f"hub:{name}")
             state.rerun()
@@ -194,7 +194,7 @@ def upload() -> None:
                 state.rerun()
 
 
-def kept() -> None:
+def storage_popover() -> None:
     """What lies on this machine, and the way to clean it."""
     sizes = storage.sizes()
     with st.popover(f"Kept on this machine: {words.size(sum(sizes.values()))}", type="tertiary"):

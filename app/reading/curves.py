@@ -12,8 +12,8 @@ from wisca_app.figures.chart import Chart
 from wisca_app.figures.runs import CONFIG, MOST_NAMED, Curve, curves, styles
 from wisca_app.figures.template import DARK, LIGHT, Theme
 from wisca_app.heading import show
+from wisca_app.reading.drawn_runs import MOST_CURVES, X_LABELS, DrawnRuns, axes
 from wisca_app.reading.planned import comparison
-from wisca_app.reading.shown import MOST_CURVES, X_LABELS, Shown, axes
 from wisca_core.runs.drawing import half_life
 from wisca_core.runs.groups import ends, lower_is_better
 
@@ -21,7 +21,7 @@ _KEPT = {"persist_state": "session"}
 _TOGETHER = {"configuration": "Configuration", "seed": "Seed", "none": "Single runs"}
 
 
-def controls(shown: Shown) -> None:
+def controls(shown: DrawnRuns) -> None:
     with st.container(border=True):
         st.multiselect("Metrics", shown.everything, key="curves", max_selections=MOST_CURVES, **_KEPT)
         with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
@@ -73,7 +73,7 @@ def controls(shown: Shown) -> None:
                 st.selectbox("Bring out", names, key="highlight", placeholder="none", width=230, **_KEPT)
 
 
-def _window(shown: Shown) -> None:
+def _window(shown: DrawnRuns) -> None:
     """Where the chart begins and ends; points in between are drawn anew, in all their detail."""
     spans = []
     for run in shown.runs:
@@ -111,7 +111,7 @@ def _chosen_window() -> tuple[float, float] | None:
     return None if window is None or window == state.note("window span") else (float(window[0]), float(window[1]))
 
 
-def looks(shown: Shown, theme: Theme) -> dict[str, dict]:
+def looks(shown: DrawnRuns, theme: Theme) -> dict[str, dict]:
     """Run -> its line style, the same whatever is shown or hidden: of its group, or, in one of our comparisons, of its
     arm as the Compare page draws it.
     """
@@ -127,7 +127,7 @@ def looks(shown: Shown, theme: Theme) -> dict[str, dict]:
     return {run.name: look for look, members in zip(drawn, shown.all_groups.values()) for run in members}
 
 
-def draw(shown: Shown, theme: Theme) -> list[Chart]:
+def draw(shown: DrawnRuns, theme: Theme) -> list[Chart]:
     """All charts, one a metric, two beside each other; returns them."""
     if len(shown.metrics) < 2:
         return [one for metric in shown.metrics if (one := _chart(shown, metric, theme, 344))]
@@ -139,7 +139,7 @@ def draw(shown: Shown, theme: Theme) -> list[Chart]:
     return [one for one in out if one]
 
 
-def _chart(shown: Shown, metric: str, theme: Theme, height: int) -> Chart | None:
+def _chart(shown: DrawnRuns, metric: str, theme: Theme, height: int) -> Chart | None:
     lines, of, n = _lines(shown, metric)
     finding = _finding(shown, metric)
     if not lines:
@@ -174,7 +174,7 @@ def _chart(shown: Shown, metric: str, theme: Theme, height: int) -> Chart | None
     return one
 
 
-def _lines(shown: Shown, metric: str) -> tuple[list[Curve], list[str], int]:
+def _lines(shown: DrawnRuns, metric: str) -> tuple[list[Curve], list[str], int]:
     """The lines of a chart, a run that each is of, and how many points were logged behind them."""
     window, n, out, of = _chosen_window(), 0, [], []
     scale = _time_unit(shown)[0] if shown.x == "time" else 1.0
@@ -198,18 +198,18 @@ def _lines(shown: Shown, metric: str) -> tuple[list[Curve], list[str], int]:
     return out, of, n
 
 
-def _time_unit(shown: Shown) -> tuple[float, str]:
+def _time_unit(shown: DrawnRuns) -> tuple[float, str]:
     span = state.note("window span") or (0.0, 0.0)
     return (3600.0, "hours") if span[1] > 3 * 3600 else (60.0, "minutes") if span[1] > 300 else (1.0, "seconds")
 
 
-def _x_title(shown: Shown) -> str:
+def _x_title(shown: DrawnRuns) -> str:
     if shown.x == "time":
         return f"{_time_unit(shown)[1]} since the start"
     return X_LABELS.get(shown.x, shown.x).lower() if shown.x in X_LABELS else shown.x
 
 
-def _finding(shown: Shown, metric: str) -> str:
+def _finding(shown: DrawnRuns, metric: str) -> str:
     """The chart's title: where the curves end."""
     lower = lower_is_better(metric)
     last = {run.name: ends(run.series[metric], lower).final for run in shown.runs if metric in run.series}
@@ -221,7 +221,7 @@ def _finding(shown: Shown, metric: str) -> str:
     return f"{metric} ends between {words.digits(min(finite))} and {words.digits(max(finite))}"
 
 
-def _how(shown: Shown, metric: str, lines: list[Curve], n: int) -> str:
+def _how(shown: DrawnRuns, metric: str, lines: list[Curve], n: int) -> str:
     parts = []
     if any(one.low is not None for one in lines):
         parts.append("Line: mean of a group's runs, where all of them have a value; band: lowest to highest.")

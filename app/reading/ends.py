@@ -12,8 +12,8 @@ from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.heading import heading
 from wisca_app.messages import plain
+from wisca_app.reading.drawn_runs import DrawnRuns
 from wisca_app.reading.planned import arms, comparison, link, where
-from wisca_app.reading.shown import Shown
 from wisca_core.runs.groups import (
     by_configuration,
     differences,
@@ -21,7 +21,7 @@ from wisca_core.runs.groups import (
     first_pair,
     group_statistics,
     lower_is_better,
-    paired,
+    paired_difference,
     paired_sentence,
     standing,
 )
@@ -30,7 +30,7 @@ _KEPT = {"persist_state": "session"}
 _MOST_ROWS = 2000
 
 
-def headline(shown: Shown) -> tuple[str, str]:
+def headline(shown: DrawnRuns) -> tuple[str, str]:
     """(title, sentence) out of the first metric drawn; names in them are foreign."""
     if not shown.metrics:
         n = sum(len(run.distributions) for run in shown.runs)
@@ -86,7 +86,7 @@ def _span(low: float, high: float) -> str:
     return f"{words.digits(low)} and {words.digits(high)}"
 
 
-def draw(shown: Shown) -> list[tuple[str, pd.DataFrame]]:
+def draw(shown: DrawnRuns) -> list[tuple[str, pd.DataFrame]]:
     """Final and best values of the first metric, by group and by run; returns (heading, table) of what was shown."""
     metric = shown.metrics[0]
     lower = lower_is_better(metric)
@@ -140,7 +140,7 @@ def draw(shown: Shown) -> list[tuple[str, pd.DataFrame]]:
     return out
 
 
-def pairs(shown: Shown) -> str:
+def pairs(shown: DrawnRuns) -> str:
     """Two groups compared over the seeds they share; returns the sentence, "" where there is nothing to compare."""
     groups = shown.groups if state.get("together") == "configuration" else by_configuration(shown.runs)
     titles = [title for title, members in groups.items() if any(shown.metrics[0] in run.series for run in members)]
@@ -168,7 +168,7 @@ def pairs(shown: Shown) -> str:
         st.markdown(":gray[Choose two different groups.]")
         return ""
     metric = shown.metrics[0]
-    result = paired(groups, a, b, metric, lower_is_better(metric))
+    result = paired_difference(groups, a, b, metric, lower_is_better(metric))
     sentence = paired_sentence(result, n_pairs=len(titles) - 1)
     if planned:
         sentence += f" {where(planned)}"
@@ -182,7 +182,7 @@ def pairs(shown: Shown) -> str:
     return sentence
 
 
-def settings(shown: Shown) -> pd.DataFrame | None:
+def settings(shown: DrawnRuns) -> pd.DataFrame | None:
     """What the configurations differ in."""
     if len(shown.runs) < 2:
         return None

@@ -13,7 +13,7 @@ from wisca_app.figures.runs_distributions import fans, over_layers
 from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure
 from wisca_app.figures.template import Theme
 from wisca_app.heading import show
-from wisca_app.reading.shown import Shown
+from wisca_app.reading.drawn_runs import DrawnRuns
 from wisca_core.runs import Run
 from wisca_core.runs.distributions import FIGURES, families
 
@@ -23,7 +23,7 @@ _RATIO = "wisca/log2_ratio/"
 _VIEWS = {"values": "Values", "rms": "RMS", "l2": "L2 norm", "l1": "L1 norm"}
 
 
-def draw(shown: Shown, theme: Theme) -> list[Chart]:
+def draw(shown: DrawnRuns, theme: Theme) -> list[Chart]:
     """The section, nothing where no run that is shown has any; returns its charts."""
     having = {run.name: run for run in shown.runs if run.distributions or _ratios(run)}
     if not having:

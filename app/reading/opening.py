@@ -6,7 +6,7 @@ from wisca_app import cached, state, uploads
 from wisca_app.figures import words
 from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.reading.shown import Shown, paths
+from wisca_app.reading.drawn_runs import DrawnRuns, paths
 from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.writing import csv_pieces
 
@@ -61,7 +61,7 @@ def take_asked() -> None:
         state.share()  # a reload right afterwards must find them
 
 
-def facts(shown: Shown) -> str:
+def facts(shown: DrawnRuns) -> str:
     """The small line above the title."""
     kinds = dict.fromkeys(KINDS[kind][0] for run in shown.runs for kind in (run.kind, *run.also))
     n = sum(len(run) for run in shown.runs)
@@ -69,7 +69,7 @@ def facts(shown: Shown) -> str:
     return f"{', '.join(words.plural(*one) for one in counts)}. Read from: {', '.join(kinds)}."
 
 
-def follow(shown: Shown) -> None:
+def follow(shown: DrawnRuns) -> None:
     """Look for new points every few seconds while the switch is on; the page is drawn again when there are any."""
     with st.container(horizontal=True, gap="medium", vertical_alignment="center"):
         st.toggle("Follow files that grow", key="follow", persist_state="session")
@@ -102,7 +102,7 @@ def _watch(version: int) -> None:
             state.rerun()
 
 
-def remarks(shown: Shown) -> list[str]:
+def remarks(shown: DrawnRuns) -> list[str]:
     """Everything that is to be known about the reading, a sentence each, with the run or file in front."""
     out = [f"{run.name}: {remark}" for run in shown.runs for remark in run.remarks]
     return out + [f"{path}: {why}" for path, why in shown.logs.problems]
@@ -119,7 +119,7 @@ def say_remarks(lines: list[str]) -> None:
             st.markdown(f":gray[and {words.count(len(lines) - _MOST_REMARKS)} more; `wisca runs --json` lists all.]")
 
 
-def download(shown: Shown) -> None:
+def download(shown: DrawnRuns) -> None:
     """All values as one long table, or the command that writes it."""
     n = sum(len(run) for run in shown.runs)
     if n <= MOST_DOWNLOADED:
@@ -134,10 +134,10 @@ def download(shown: Shown) -> None:
     else:
         with st.popover("All values as CSV"):
             st.markdown(f"{words.count(n)} rows are too many for a page. This writes them:")
-            st.code(f"wisca runs {' '.join(map(_quoted, paths()))} --csv runs.csv", language=None)
+            st.code(f"wisca runs {' '.join(map(_quote, paths()))} --csv runs.csv", language=None)
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     import shlex
 
     return shlex.quote(text)

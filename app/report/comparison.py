@@ -24,7 +24,7 @@ def document_of(comparison: Comparison) -> bytes:
         markdown_text(title),
         [section for section in (*_answer(comparison, frame, found), _how(comparison)) if section],
         facts=markdown_text(f"{comparison.path.name}: {comparison.spec.name}. {facts(comparison)}"),
-        said=[markdown_text(one) for one in said(found)] if found else [],
+        said=[markdown_text(one) for one in answer_sentences(found)] if found else [],
     )
 
 
@@ -34,7 +34,7 @@ def section_of(path: Path) -> Section:
     frame = folder.curves(comparison)
     found = report(comparison, frame) if any(c.state == "done" for c in comparison.tested) else None
     parts = tuple(part for one in _answer(comparison, frame, found) for part in one.parts)
-    lines = [found.sentence, *said(found)] if found else ["No run finished, so nothing can be said."]
+    lines = [found.sentence, *answer_sentences(found)] if found else ["No run finished, so nothing can be said."]
     return Section(
         "What it does to a training",
         (*map(markdown_text, lines), f":small[:gray[{markdown_text(facts(comparison))}]]"),
@@ -42,7 +42,7 @@ def section_of(path: Path) -> Section:
     )
 
 
-def said(found: Report) -> list[str]:
+def answer_sentences(found: Report) -> list[str]:
     """What stands under the answer; names in it are foreign."""
     subject = found.subject[0].upper() + found.subject[1:]
     return [*filter(None, [found.decides_more, found.identical, f"{subject}. {found.reading}", *found.beside])]

@@ -17,8 +17,8 @@ from wisca_app.figures.words import markdown_text
 from wisca_app.heads.charts import map_of as heads_map
 from wisca_app.inspecting.charts import balance_of, depth_of, map_of
 from wisca_app.inspecting.controls import describe
+from wisca_app.inspecting.drawn_pair import most_unbalanced_cells, pair_in_block
 from wisca_app.inspecting.facts import facts
-from wisca_app.inspecting.shown import cut, most_unbalanced
 from wisca_app.method.identity import optimisers_table
 from wisca_app.report.comparison import section_of
 from wisca_app.report.document import Section, Table, document
@@ -48,7 +48,7 @@ HEAD_COLUMNS = ("qk_stable_rank", "ov_stable_rank", "logit_bound")
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
+class OtherResults:
     """What was measured of the model besides its weights. ``circuits``: of its heads. ``evaluation``: the result of one.
     ``comparison``: the folder of one.
     """
@@ -58,12 +58,12 @@ class Beside:
     comparison: Path | None = None
 
 
-def document_of(found: Model, options: Options, proof: Proof | None, beside: Beside, command: str = "") -> bytes:
+def document_of(found: Model, options: Options, proof: Proof | None, results: OtherResults, command: str = "") -> bytes:
     """The report. ``found``: with the pairs of ``options``; ``proof``: of it, None where nobody made one; ``command``: that
     makes this report again. Raises WiscaError.
     """
     if not found.sites.sites:
-        return _refused(found)
+        return _refusal_document(found)
     model = found.proved(proof)
     looked = decide(found.patterns, options)
     gains = {site.key.pair for site in found.sites.sites if site.live == "gains"}
@@ -71,16 +71,16 @@ def document_of(found: Model, options: Options, proof: Proof | None, beside: Bes
     means = list(summaries(groups, options.norm).values())
     full = median_rates(equivalent_rates(looked, full=True))
     sections = [_balance(found, options, looked)]
-    if beside.circuits is not None and len(beside.circuits.table):
-        sections.append(_heads(beside.circuits))
+    if results.circuits is not None and len(results.circuits.table):
+        sections.append(_heads(results.circuits))
     if not found.checkpoint.look_only and model.sites.sites:
         decision = decide(model.patterns, options)
         sections += [_plan(decision), _proof(proof), _rates(decision)]
-    if beside.evaluation:
-        sections.append(_evaluation(beside.evaluation))
-    if beside.comparison is not None:
-        sections.append(section_of(beside.comparison))
-    sections += [_left_alone(found, model), _made(found, options, command)]
+    if results.evaluation:
+        sections.append(_evaluation(results.evaluation))
+    if results.comparison is not None:
+        sections.append(section_of(results.comparison))
+    sections += [_remarks(found, model), _provenance(found, options, command)]
     said = [f"**Look only:** {markdown_text(found.checkpoint.look_only)}"] if found.checkpoint.look_only else []
     if full and not found.checkpoint.look_only:
         said.append(f"{rates_line.line(full, 'balancing')} No output changes beyond rounding.")
@@ -93,10 +93,10 @@ def document_of(found: Model, options: Options, proof: Proof | None, beside: Bes
     )
 
 
-def _refused(model: Model) -> bytes:
+def _refusal_document(model: Model) -> bytes:
     return document(
         "No pair of this model is known.",
-        [Section("Why", remarks=(model.refusal, *lines(model.sites.refusals)[:200])), _made(model, None, "")],
+        [Section("Why", remarks=(model.refusal, *lines(model.sites.refusals)[:200])), _provenance(model, None, "")],
         facts=markdown_text(facts(model)),
     )
 
@@ -107,12 +107,14 @@ def _balance(model: Model, options: Options, decision: Decision) -> Section:
     rows = plan_rows(decision)
     places = list(dict.fromkeys((site.key.pair, block_of(site.key)) for site in model.sites.sites))
     for number, (pair, block) in enumerate(places[:MOST_PLACES]):
-        shown = cut("", model, options, decision, pair, options.norm if options.norm != "rms" else "l2", block)
+        shown = pair_in_block(
+            "", model, options, decision, pair, options.norm if options.norm != "rms" else "l2", block
+        )
         where = f"{words.PAIR_LABELS[pair]}{', ' + words.title(shown.title) if shown.title else ''}"
-        parts.append(_named(map_of(shown, shown.own_view), markdown_text(where), pair, block))
+        parts.append(_with_pair(map_of(shown, shown.own_view), markdown_text(where), pair, block))
         if number < 2:
-            parts.append(_named(balance_of(shown), markdown_text(where), pair, block))
-        far = most_unbalanced(shown.groups, rows)
+            parts.append(_with_pair(balance_of(shown), markdown_text(where), pair, block))
+        far = most_unbalanced_cells(shown.groups, rows)
         table = pd.DataFrame(
             {
                 "Place": [words.title(shown.place(int(a), int(b))) for a, b in zip(far["layer"], far["group"])],
@@ -128,7 +130,7 @@ def _balance(model: Model, options: Options, decision: Decision) -> Section:
     return Section("Where the weight lies", parts=tuple(parts), remarks=remarks)
 
 
-def _named(chart: Chart, where: str, pair: str, block: str) -> Chart:
+def _with_pair(chart: Chart, where: str, pair: str, block: str) -> Chart:
     """With the pair in front of its finding: in a file there is no control above it."""
     return Chart(
         f"{where}: {chart.finding[:1].lower()}{chart.finding[1:]}",
@@ -258,12 +260,12 @@ def _evaluation(result: Mapping[str, Any]) -> Section:
     return Section("What it scores", (markdown_text(title), markdown_text(said)), tuple(parts), refused)
 
 
-def _left_alone(found: Model, model: Model) -> Section | None:
+def _remarks(found: Model, model: Model) -> Section | None:
     said = [*found.checkpoint.remarks, *found.sites.remarks, *lines(model.sites.refusals)]
     return Section("Left alone, and remarks", remarks=tuple(said[:200])) if said else None
 
 
-def _made(model: Model, options: Options | None, command: str) -> Section:
+def _provenance(model: Model, options: Options | None, command: str) -> Section:
     said = [
         f"{time.strftime('%Y-%m-%d')}, " + ", ".join(f"{name} {version}" for name, version in versions().items()),
         f"Model: {model.checkpoint.source}",

@@ -56,7 +56,7 @@ def draw(model: Model, options: Options, decision: Decision, proof: Proof | None
     ):
         arguments = {
             "model": name,
-            "plan": kept_plan.written(model, options),
+            "plan": kept_plan.write_kept_plan(model, options),
             "out": normal(out),
             "check": bool(check and fits),
             "adapters": adapters,

@@ -17,7 +17,7 @@ def path(model: Model, options: Options) -> Path:
     return storage.folder("proofs") / f"plan-{name}.json"
 
 
-def written(model: Model, options: Options) -> str:
+def write_kept_plan(model: Model, options: Options) -> str:
     """The same, written now. Raises OutputRefused."""
     where = path(model, options)
     save_plan(cached.plan(model, options), where)

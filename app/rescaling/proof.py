@@ -4,7 +4,7 @@ import streamlit as st
 
 from wisca_app import cached, state
 from wisca_app.declaring import kept
-from wisca_app.declaring import shown as declaration
+from wisca_app.declaring import notices as declaration
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
@@ -12,15 +12,15 @@ from wisca_app.open_model import normal, title, with_mlp
 from wisca_app.rescaling import kept_plan, training
 from wisca_core import jobs
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, not_covered
-from wisca_core.equivalence.proof import Proof
+from wisca_core.equivalence.proof import UNPROVED, Proof
 from wisca_core.equivalence.proving import cached_proof, prove
 from wisca_core.model import Model
 from wisca_core.planning.decide import Decision
 from wisca_core.planning.options import Options
-from wisca_core.words import unnamed
+from wisca_core.words import without_site_name
 
 
-def known(found: Model) -> Proof | None:
+def proof_so_far(found: Model) -> Proof | None:
     """The kept proof of all its rules; None while there is none, and for an adapter, whose proof is one."""
     return (
         None if found.checkpoint.adapter_json or not found.sites.sites else cached_proof(found.checkpoint, found.sites)
@@ -51,9 +51,9 @@ def draw(found: Model, model: Model, options: Options, decision: Decision) -> Pr
 
 def _miniature(model: Model, options: Options) -> Proof | None:
     if model.checkpoint.declared is not None:
-        return _declared(model, options)
+        return _declared_proof(model, options)
     base = _base(model) if model.checkpoint.adapter_json else ""
-    proof = _kept(model, base)
+    proof = _kept_proof(model, base)
     if proof is None:
         st.markdown("**Products**" if model.checkpoint.adapter_json else "**Miniature**")
         _run_miniature(model, base)
@@ -68,20 +68,26 @@ def _miniature(model: Model, options: Options) -> Proof | None:
     else:
         n = len(proof.proved) + len(proof.refused)
         st.markdown(f"**{what}** {_badge(f'{len(proof.proved)} of {n} rules passed, {proof.seconds:.1f} s', 'check')}")
-        plain("\n".join(f"{name} is refused and left as it is: {unnamed(reason)}" for name, reason in proof.refused))
+        plain(
+            "\n".join(
+                f"{name} is refused and left as it is: {without_site_name(reason)}" for name, reason in proof.refused
+            )
+        )
     st.markdown(said)
     return proof
 
 
-def _declared(model: Model, options: Options) -> Proof:
+def _declared_proof(model: Model, options: Options) -> Proof:
     """Declared pairs are proved where the person's own code runs: never here."""
-    is_taken = declaration.unproved(model, training.line(model, options))
-    return prove(cached.opened(normal(model.checkpoint.source), kept.name_of(model), is_taken).checkpoint, model.sites)
+    is_taken = declaration.accepts_unproved(model, training.line(model, options))
+    return prove(cached.model(normal(model.checkpoint.source), kept.name_of(model), is_taken).checkpoint, model.sites)
 
 
 def in_words(proof: Proof) -> tuple[str, str]:
     """("Miniature", what was run and how near it came); foreign names in it are escaped."""
     title = proof.kind.rpartition(" ")[2].capitalize()
+    if not proof.is_made:
+        return title, f"None was made: {words.markdown_text(proof.reason or proof.what.removeprefix(UNPROVED))}"
     if not proof.passed and not proof.refused:
         return title, f"Failed: {words.markdown_text(proof.reason)}"
     largest = "**0**" if proof.max_rel == 0 else f"**{words.digits(proof.max_rel, 2)}** of the largest output"
@@ -105,15 +111,15 @@ def _base(model: Model) -> str:
     ).strip()
     with errors_as_messages("The base model cannot be opened"):
         if written:
-            cached.opened(normal(written))
+            cached.model(normal(written))
             return normal(written)
     return ""
 
 
-def _kept(model: Model, base: str) -> Proof | None:
+def _kept_proof(model: Model, base: str) -> Proof | None:
     if not base:
         return cached_proof(model.checkpoint, model.sites)
-    return cached_proof(model.checkpoint, model.sites, cached.opened(base).checkpoint)
+    return cached_proof(model.checkpoint, model.sites, cached.model(base).checkpoint)
 
 
 def _run_miniature(model: Model, base: str = "") -> None:
@@ -172,7 +178,7 @@ def _full_check(model: Model, options: Options, decision: Decision) -> FullCheck
     if st.button(
         "Run the full check" + (" again" if check else ""), key="check", disabled=not fits or not decision.n_changed
     ):
-        arguments = {"model": name, "plan": kept_plan.written(model, options)}
+        arguments = {"model": name, "plan": kept_plan.write_kept_plan(model, options)}
         jobs.start("check", arguments, f"Full check of {title(name)}", exclusive=f"check {plan}")
         state.rerun()
     return check

@@ -50,7 +50,7 @@ def draw(rows: pd.DataFrame) -> None:
     )
     shown = _words(rows)
     event = st.dataframe(
-        _styled(shown, rows) if len(rows) <= MOST_STYLED_ROWS else shown,
+        _style(shown, rows) if len(rows) <= MOST_STYLED_ROWS else shown,
         hide_index=True,
         height=min(36 * (len(rows) + 1) + 2, 360),
         on_select="rerun",
@@ -108,7 +108,7 @@ def _words(rows: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def _styled(shown: pd.DataFrame, rows: pd.DataFrame):
+def _style(shown: pd.DataFrame, rows: pd.DataFrame):
     style = shown.style
     for pair in dict.fromkeys(rows["pair"]):
         lines = np.flatnonzero(rows["pair"].to_numpy() == pair)

@@ -54,7 +54,7 @@ def command(model: str, options: Options, sites: str = "") -> str:
     return shlex.join(parts + (["--exact"] if options.exact else []))
 
 
-def _given(options: Options) -> list[str]:
+def _arguments(options: Options) -> list[str]:
     """Arguments as Python writes them; those at their default are left away."""
     plain = Options()
     return [
@@ -71,7 +71,7 @@ def in_training(options: Options, sites: Sequence[Declaration] = ()) -> str:
     options = replace(options, pairs=tuple(pair for pair in options.pairs if pair in PAIRS) or DEFAULT_PAIRS)
     layers = [f"layers={','.join(map(str, options.layers))!r}"] if options.layers else []
     declared = ["sites=sites"] if sites else []
-    arguments = ", ".join(["every=250", *_given(options), *layers, *declared])
+    arguments = ", ".join(["every=250", *_arguments(options), *layers, *declared])
     lines = "".join(f"    {one!r},\n" for one in sites)
     before = f"import wisca_core as wisca\n\nsites = [\n{lines}]\n\n" if sites else ""
     return f"""{before}from wisca_core.training import LightningWisca, Scaler, WiscaCallback
@@ -89,6 +89,6 @@ def snippet(model: str, options: Options) -> str:
     return f"""import wisca_core as wisca
 
 model = wisca.open({model!r})
-plan = wisca.plan({", ".join(["model", *_given(options), *layers])})
+plan = wisca.plan({", ".join(["model", *_arguments(options), *layers])})
 wisca.export(model, plan, "OUT")
 """

@@ -24,7 +24,7 @@ if not choosing.is_here(chosen):
     choosing.say_missing(chosen)
     state.stop()
 
-comparison = choosing.opened(chosen)
+comparison = choosing.open_comparison(chosen)
 with row:
     managing.draw(chosen, comparison)
 if comparison is None:

@@ -5,10 +5,10 @@ import streamlit as st
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.heads import beside, charts, matrices, opening, table
-from wisca_app.heads.shown import shown
+from wisca_app.heads.drawn_heads import drawn_heads
 
 model = opening.ready_heads()
-view = shown(model)
+view = drawn_heads(model)
 theme = theme_of(st.context.theme.type)
 st.markdown(f":small[:gray[{words.markdown_text(charts.facts(view))}]]")
 charts.draw_title(view)

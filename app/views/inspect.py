@@ -1,7 +1,7 @@
 """Inspect: is this model out of balance, and where?"""
 
 from wisca_app import state
-from wisca_app.declaring import shown as declaration
+from wisca_app.declaring import notices as declaration
 from wisca_app.inspecting import coverage, explore, overview
 from wisca_app.open_model import ready
 from wisca_app.opening import lists

@@ -33,7 +33,7 @@ exactness.rules()
 st.space("small")
 left, right = st.columns(2, gap="medium")
 with left:
-    toy.grouped(theme)
+    toy.draw_group_sizes(theme)
 with right:
     sources.paper()
 st.space("small")

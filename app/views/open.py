@@ -26,5 +26,5 @@ with right:
     lists.samples(theme)
     lists.upload()
 with errors_as_messages("The folder cannot be cleaned"):
-    lists.kept()
+    lists.storage_popover()
 st.markdown(f":small[:gray[Device: {words.markdown_text(cached.device())}]]")

@@ -15,10 +15,10 @@ from wisca_app.rescaling import export, options, proof, table, training
 from wisca_app.rescaling.verdict import facts, is_worth_it, metrics, sentence, what_applies
 from wisca_core.architecture.refusals import lines
 from wisca_core.planning.rates import equivalent_rates, median_rates
-from wisca_core.words import unnamed
+from wisca_core.words import without_site_name
 
 found = ready(state.get("pairs"))
-model = cached.proved(found, proof.known(found))  # where a rule was refused, the others go on
+model = cached.proved_model(found, proof.proof_so_far(found))  # where a rule was refused, the others go on
 st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
 if model.checkpoint.look_only or model.refusal or not model.sites.sites:
     st.title("This model cannot be rescaled.", anchor=False)
@@ -59,7 +59,7 @@ with nullcontext() if is_worth_it(decision) else st.expander("Factors and plan a
 refusals = (*model.sites.refusals, *cached.feed_forward_refusals(model), *decision.refusals)
 if refusals:
     with st.expander(f"Left alone, with the reason: {words.plural(len(refusals), 'place')}", key="refusals"):
-        plain("\n".join(lines(replace(one, reason=unnamed(one.reason)) for one in refusals)[:200]))
+        plain("\n".join(lines(replace(one, reason=without_site_name(one.reason)) for one in refusals)[:200]))
 st.space("small")
 left, right = st.columns(2, gap="medium")
 with left.container(border=True):

@@ -7,15 +7,15 @@ from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages
-from wisca_app.reading import curves, ends, histograms, listed, moved, opening
-from wisca_app.reading.shown import shown
+from wisca_app.reading import checkpoint_ratios, curves, ends, histograms, opening, run_list
+from wisca_app.reading.drawn_runs import drawn_runs
 from wisca_app.report import runs
 
 theme = theme_of(st.context.theme.type)
 opening.take_asked()
 view, above = None, st.container()
 with errors_as_messages("These logs cannot be read"):
-    view = shown()
+    view = drawn_runs()
 if view is None:
     above.title("Open the logs of a training.", anchor=False)
     opening.ask(is_open=True)
@@ -27,7 +27,7 @@ st.markdown(words.markdown_text(sentence))
 opening.ask()
 opening.follow(view)
 st.space("small")
-listed.draw(view, theme)
+run_list.draw(view, theme)
 charts, tables, compared, settings = [], [], "", None
 if view.metrics:
     curves.controls(view)
@@ -42,7 +42,7 @@ charts += histograms.draw(view, theme)
 lines = opening.remarks(view)
 opening.say_remarks(lines)
 st.divider()
-charts += moved.draw(view, theme)
+charts += checkpoint_ratios.draw(view, theme)
 st.divider()
 if settings is not None:
     tables.append(("Settings that differ", settings))

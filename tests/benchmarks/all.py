@@ -434,7 +434,7 @@ def prove() -> None:
     import torch
 
     from wisca_core.architecture.find import find_sites
-    from wisca_core.census.judge import judged
+    from wisca_core.census.judge import judge_type
     from wisca_core.checkpoint import open_checkpoint
     from wisca_core.equivalence.bench import open_bench
     from wisca_core.equivalence.example import example_config
@@ -460,7 +460,8 @@ def prove() -> None:
         return min(times)
 
     found = {
-        name: statistics.median(least(work, f) for f in FAMILIES) for name, work in (("bare", once), ("ours", judged))
+        name: statistics.median(least(work, f) for f in FAMILIES)
+        for name, work in (("bare", once), ("ours", judge_type))
     }
     print(json.dumps(found))
 

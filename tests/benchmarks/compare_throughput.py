@@ -68,12 +68,12 @@ def replicas(spec: Spec, device: str, at_once: int) -> Callable[[int], None]:
 
     from wisca_core.comparison.data import batch, load_corpus
     from wisca_core.comparison.models import build_model, build_optimisers
-    from wisca_core.comparison.place import Place
-    from wisca_core.comparison.replicas.group import _captured, _one_step
+    from wisca_core.comparison.place import Placement
+    from wisca_core.comparison.replicas.group import _capture, _one_step
     from wisca_core.comparison.replicas.stack import Stack
 
     corpus = load_corpus(spec)
-    place = Place(device)
+    place = Placement(device)
     seeds = [1 + i // 4 for i in range(at_once)]  # four arms a seed see the same text
     models = [build_model(spec, seed).to(device) for seed in seeds]
     stack = Stack(models, [build_optimisers(m, spec.optimiser, 1e-3) for m in models])
@@ -88,7 +88,7 @@ def replicas(spec: Spec, device: str, at_once: int) -> Callable[[int], None]:
             stack.set_rates([1e-3] * at_once, [done] * at_once)
             if step is None:
                 step = (
-                    _captured(stack, rows, 1.0, place)
+                    _capture(stack, rows, 1.0, place)
                     if place.is_cuda
                     else lambda rows: _one_step(stack, rows, 1.0, place)
                 )

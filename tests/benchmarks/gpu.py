@@ -191,7 +191,7 @@ def comparison(device: str, toy: bool) -> dict[str, Any]:
     from wisca_core.comparison.presets import ARMS, PRESETS
     from wisca_core.comparison.reporting import write_report
     from wisca_core.comparison.spec import ModelSpec, OptimiserSpec, PilotSpec
-    from wisca_core.comparison.spec_checks import checked
+    from wisca_core.comparison.spec_checks import check_spec
 
     seconds, place = float(os.environ["WISCA_GPU_SECONDS"]), Path(os.environ["WISCA_GPU_OUT"]) / "compare-gpu"
     spec = replace(
@@ -216,7 +216,7 @@ def comparison(device: str, toy: bool) -> dict[str, Any]:
         if toy
         else PRESETS["default"].data,
     )
-    folder.create(place, checked(spec))
+    folder.create(place, check_spec(spec))
     command = "import sys; from wisca_core.cli import main; sys.exit(main())"
     options = ["compare", "--out", str(place), "--resume"]
     running = subprocess.Popen(

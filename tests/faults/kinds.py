@@ -134,17 +134,17 @@ def killed_measuring(folder: Path) -> Once:
     path = store._path(work.model.checkpoint, work.model.sites)
     path.unlink(missing_ok=True)
     started = time.monotonic()
-    digests = dict(store.measured(work.model.checkpoint, work.model.sites).digests)
+    digests = dict(store.measured_patterns(work.model.checkpoint, work.model.sites).digests)
     seconds = time.monotonic() - started
 
     def once(choose: random.Random, number: int) -> str:
         path.unlink(missing_ok=True)
-        measuring = child(lambda: store.measured(work.model.checkpoint, work.model.sites))
+        measuring = child(lambda: store.measured_patterns(work.model.checkpoint, work.model.sites))
         kill_after(measuring, choose.uniform(0, 1.2 * seconds))
-        kept = store.cached(work.model.checkpoint, work.model.sites)
+        kept = store.cached_patterns(work.model.checkpoint, work.model.sites)
         if path.exists() and kept is None:
             raise Fault(f"{path} is half a table")
-        if dict(store.measured(work.model.checkpoint, work.model.sites).digests) != digests:
+        if dict(store.measured_patterns(work.model.checkpoint, work.model.sites).digests) != digests:
             raise Fault("measured again it is another table")
         return "killed with the table kept" if kept else "killed before it was"
 
@@ -207,7 +207,7 @@ def full_disk(folder: Path) -> Once:
         if code != REFUSED:
             raise Fault(f"with {room} bytes a file the export ended with {code}")
         kept.unlink(missing_ok=True)
-        code = limited(choose.randrange(1000), lambda: store.measured(work.model.checkpoint, work.model.sites))
+        code = limited(choose.randrange(1000), lambda: store.measured_patterns(work.model.checkpoint, work.model.sites))
         if code or kept.exists() or list(kept.parent.glob(".*.tmp")):
             raise Fault(f"measuring without room ended with {code}, or left {list(kept.parent.iterdir())}")
         return f"refused, {work.check(out, must=False)}"

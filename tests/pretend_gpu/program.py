@@ -25,7 +25,7 @@ from wisca_core.comparison import folder, worker  # noqa: E402
 from wisca_core.comparison.arms import Treatment  # noqa: E402
 from wisca_core.comparison.cell import train  # noqa: E402
 from wisca_core.comparison.data import load_corpus  # noqa: E402
-from wisca_core.comparison.place import Place  # noqa: E402
+from wisca_core.comparison.place import Placement  # noqa: E402
 from wisca_core.comparison.presets import ARMS  # noqa: E402
 from wisca_core.comparison.replicas import group as replicas  # noqa: E402
 from wisca_core.comparison.spec import OptimiserSpec, Spec  # noqa: E402
@@ -55,7 +55,7 @@ def alone(name: str, spec: Spec, device: str) -> tuple[folder.Cell, ...]:
     found, corpus = cells(name, spec), load_corpus(spec)
     with Gpu():
         for cell in found:
-            train(spec, cell, corpus, never, Place(device, spec.precision))
+            train(spec, cell, corpus, never, Placement(device, spec.precision))
     return found
 
 
@@ -67,7 +67,7 @@ def together(name: str, spec: Spec, device: str = "cuda:0") -> tuple[tuple[folde
             found,
             corpus,
             never,
-            Place(device, spec.precision),
+            Placement(device, spec.precision),
             lambda cell, error: ended.update({cell.name: error}),
         )
     return found, ended
@@ -211,13 +211,13 @@ def pausing() -> dict:
         return len(asked) == 5
 
     with Gpu():
-        ended = replicas.train_group(spec, found, corpus, stop, Place("cuda:0"), lambda *_: None)
+        ended = replicas.train_group(spec, found, corpus, stop, Placement("cuda:0"), lambda *_: None)
     kept = [torch.load(cell.folder / "resume.pt", weights_only=True) for cell in found]
     places = {
         str(t.device) for state in kept for t in torch.utils._pytree.tree_leaves(state) if isinstance(t, torch.Tensor)
     }
     with Gpu():
-        replicas.train_group(spec, found, corpus, never, Place("cuda:0"), lambda *_: None)
+        replicas.train_group(spec, found, corpus, never, Placement("cuda:0"), lambda *_: None)
     return {
         "paused": not ended,
         "steps": [state["step"] for state in kept],

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey, Sites
 from wisca_core.checkpoint import RESCALABLE, Checkpoint
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 ROOT = "base_model.model."
 _PART = re.compile(r"(.+)\.(?:lora_(A|B)\.(weight|bias)|lora_(magnitude_vector)(?:\.weight)?|lora_(embedding_[AB]))")
@@ -63,7 +63,7 @@ _HARMLESS = frozenset(
 
 
 @dataclass(frozen=True)
-class Adapted:
+class AdaptedLayer:
     """One adapted layer: its path in the base model, and the names of the adapter's tensors, "" where it has none.
 
     ``unknown``: why no rule covers it, "" where one does.
@@ -81,7 +81,7 @@ def adapter_sites(checkpoint: Checkpoint) -> Sites:
     """One site an adapted linear layer, and everything that was refused; never raises."""
     config = checkpoint.adapter
     kind, reason = _kind(config)
-    modules = () if reason else adapted(checkpoint)
+    modules = () if reason else adapted_layers(checkpoint)
     if not reason and not modules:
         reason = "its weights have no lora_A and lora_B tensors; they are not those that adapter_config.json describes."
     if reason:
@@ -104,30 +104,30 @@ def _kind(config: dict) -> tuple[str, str]:
     """What kind of adapter it is, and why all of it is refused, "" where it is not."""
     stated = str(config.get("peft_type", ""))[:40]
     if stated != "LORA":
-        return "adapter", f"peft_type {shown(stated)!r} in adapter_config.json is no LoRA; no rule covers it."
+        return "adapter", f"peft_type {printable(stated)!r} in adapter_config.json is no LoRA; no rule covers it."
     kind = "LoRA" if not config.get("use_rslora") else "rsLoRA"
     kind += " with DoRA" if config.get("use_dora") else ""
     odd = [key for key, value in config.items() if key not in _HARMLESS and value]
     if odd:
         return kind, (
-            f"adapter_config.json sets {', '.join(shown(key, 60) for key in odd[:4])}: a variant of LoRA without a rule, "
+            f"adapter_config.json sets {', '.join(printable(key, 60) for key in odd[:4])}: a variant of LoRA without a rule, "
             f"so nothing of it is rescaled."
         )
     return kind, ""
 
 
-def adapted(checkpoint: Checkpoint) -> tuple[Adapted, ...]:
+def adapted_layers(checkpoint: Checkpoint) -> tuple[AdaptedLayer, ...]:
     """Every adapted layer, in order of the stored tensors."""
     config = checkpoint.adapter
     owners = dict(checkpoint.aliases)
     shared = {*owners, *owners.values()}
-    found: dict[str, Adapted] = {}
+    found: dict[str, AdaptedLayer] = {}
     for name in (*checkpoint.by_name, *owners):
         match = _PART.fullmatch(name.removeprefix(ROOT))
         if not match:
             continue
         module, part, kind, magnitude, embedding = match.groups()
-        one = found.get(module) or Adapted(module)
+        one = found.get(module) or AdaptedLayer(module)
         if embedding:
             one = replace(one, unknown="a LoRA on an embedding, which has no rule yet; left as it is")
         elif magnitude:
@@ -140,7 +140,7 @@ def adapted(checkpoint: Checkpoint) -> tuple[Adapted, ...]:
     ranks = _ranks(config)
     targets = config.get("target_parameters") or ()
     return tuple(
-        one if one.unknown else replace(one, unknown=_unknown(one, checkpoint, ranks, targets))
+        one if one.unknown else replace(one, unknown=_why_unknown(one, checkpoint, ranks, targets))
         for one in found.values()
     )
 
@@ -152,7 +152,7 @@ def _ranks(config: dict) -> set[int]:
     }
 
 
-def _unknown(one: Adapted, checkpoint: Checkpoint, ranks: set[int], targets: object) -> str:
+def _why_unknown(one: AdaptedLayer, checkpoint: Checkpoint, ranks: set[int], targets: object) -> str:
     a, b = checkpoint.by_name.get(one.a), checkpoint.by_name.get(one.b)
     if a is None or b is None:
         return f"it has no lora_{'A' if a is None else 'B'}, so there is no product to keep"
@@ -167,7 +167,7 @@ def _unknown(one: Adapted, checkpoint: Checkpoint, ranks: set[int], targets: obj
     if a.shape[0] != b.shape[1]:
         return f"A is {_by(a.shape)} and B is {_by(b.shape)}; they do not meet in rank channels"
     if a.shape[0] not in ranks:
-        return f"A and B have {a.shape[0]} rank channels, adapter_config.json gives r = {shown(checkpoint.adapter.get('r'), 20)}; left as it is"
+        return f"A and B have {a.shape[0]} rank channels, adapter_config.json gives r = {printable(checkpoint.adapter.get('r'), 20)}; left as it is"
     for tensor in (a, b):
         if tensor.dtype not in RESCALABLE:
             return f"{tensor.name} is stored as {tensor.dtype}; left as it is"
@@ -178,7 +178,7 @@ def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _site(key: SiteKey, one: Adapted, checkpoint: Checkpoint) -> Site:
+def _site(key: SiteKey, one: AdaptedLayer, checkpoint: Checkpoint) -> Site:
     rank = checkpoint.by_name[one.a].shape[0]
     grid = Grid(0, (1, 1, rank), (0, 0, 1))
     legs = (Leg(one.a, 0, grid, grid, "left", "a"), Leg(one.b, 1, grid, grid, "right", "b"))
@@ -217,11 +217,11 @@ def _word(text: str) -> str:
     return ".".join(re.sub(r"[^\w-]", "_", part) or "_" for part in text.split("."))
 
 
-def _remarks(checkpoint: Checkpoint, modules: tuple[Adapted, ...]) -> list[str]:
+def _remarks(checkpoint: Checkpoint, modules: tuple[AdaptedLayer, ...]) -> list[str]:
     config = checkpoint.adapter
     base = config.get("base_model_name_or_path")
     out = [
-        f"A LoRA adapter of {shown(base, 80) if base else 'a base model it does not name'}: rank {shown(config.get('r', 'unknown'), 20)}. Its rank "
+        f"A LoRA adapter of {printable(base, 80) if base else 'a base model it does not name'}: rank {printable(config.get('r', 'unknown'), 20)}. Its rank "
         f"channels are balanced, A against B; the base model stays as it is."
     ]
     if config.get("use_dora"):
@@ -231,6 +231,6 @@ def _remarks(checkpoint: Checkpoint, modules: tuple[Adapted, ...]) -> list[str]:
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         out.append(
-            f"Copied unchanged, they are no LoRA (modules_to_save, biases): {', '.join(shown(n, 80) for n in others[:3])}{more}."
+            f"Copied unchanged, they are no LoRA (modules_to_save, biases): {', '.join(printable(n, 80) for n in others[:3])}{more}."
         )
     return out

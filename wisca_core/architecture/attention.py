@@ -22,7 +22,7 @@ def attention_sites(layer: Layer, readers: Sequence[Layer] = ()) -> list[Site | 
     of their own but read this layer's keys and values.
     """
     family = layer.family
-    known = _known(layer)
+    known = _known_tensors(layer)
     if family.latent:
         return latent.latent_sites(layer, known)
     out: list[Site | Refusal] = []
@@ -31,7 +31,7 @@ def attention_sites(layer: Layer, readers: Sequence[Layer] = ()) -> list[Site | 
         try:
             refuse(layer, rules)
             for one in (layer, *readers):
-                check_explained(one, known if one is layer else _known(one))
+                check_explained(one, known if one is layer else _known_tensors(one))
             out.append(build(key, layer, readers))
         except Refused as reason:
             out.append(Refusal(str(key), str(reason)))
@@ -48,7 +48,7 @@ def norm_of(layer: Layer) -> Norm | None:
     )
 
 
-def _known(layer: Layer) -> set[str]:
+def _known_tensors(layer: Layer) -> set[str]:
     family, norm = layer.family, norm_of(layer)
     modules = [layer.module(role) for role in "qkvo"]
     known = {name for m in modules for name in (layer.tensor(m), layer.bias(m))}
@@ -58,7 +58,7 @@ def _known(layer: Layer) -> set[str]:
                 known |= {layer.prefix + name.format(h=head) + ".weight"}
                 known |= {layer.prefix + name.format(h=head) + ".bias"} if norm.bias else set()
     if family.latent:
-        known |= latent.known(layer)
+        known |= latent.latent_tensors(layer)
     if family.sub_norm:
         known |= {f"{layer.prefix}{family.sub_norm}.{kind}" for kind in ("weight", "bias")}
     return known | {layer.prefix + one.tensor for one in family.follow}

@@ -1,7 +1,7 @@
 """What a person says of a model that no family file knows: the words of a family's row, for tensors that are there.
 
 A declaration is data: which tensors write and read the channels of a pair, how many heads there are, how they lie in the
-matrices, what rotates. Here are its words and what they may be; ``declared_places`` finds its tensors, ``declared_layer``
+matrices, what rotates. Here are its words and what they may be; ``declared_paths`` finds its tensors, ``declared_layer``
 reads the sizes off their shapes, ``declared_sites`` makes the pairs, ``declaration_files`` reads and writes it.
 Nothing here is known to be right: it is proved on the model itself (``equivalence.declared_proof``) before it is used.
 """
@@ -14,7 +14,7 @@ from wisca_core.architecture.families import layout_names
 from wisca_core.architecture.layer import ROPES
 from wisca_core.architecture.mlp import HOMOGENEOUS
 from wisca_core.errors import DeclarationError
-from wisca_core.wrappers import unwrapped
+from wisca_core.wrappers import unwrapped_name
 
 NAME = "declared"
 _MOST = 1 << 16  # heads, channels, layers: more is a slip of the pen
@@ -143,7 +143,7 @@ def attention(
     said["qk_norm"] = _norm_words(title, qk_norm)
     said["follow"] = _followers(title, follow)
     said["layers"] = _layer_numbers(title, layers)
-    return _declared("attention", layer, said, ATTENTION)
+    return _make_declaration("attention", layer, said, ATTENTION)
 
 
 def feed_forward(
@@ -183,7 +183,7 @@ def feed_forward(
             f"activation= one of {', '.join(HOMOGENEOUS)} ({activation or 'none'} was given)."
         )
     said["layers"] = _layer_numbers(title, layers)
-    return _declared("feed_forward", layer, said, FEED_FORWARD)
+    return _make_declaration("feed_forward", layer, said, FEED_FORWARD)
 
 
 def _check_names(title: str, stack: object, attention: object, part: object) -> None:
@@ -196,7 +196,7 @@ def _check_names(title: str, stack: object, attention: object, part: object) -> 
         )
 
 
-def _declared(kind: str, layer: str, said: Mapping, defaults: Mapping) -> Declaration:
+def _make_declaration(kind: str, layer: str, said: Mapping, defaults: Mapping) -> Declaration:
     if not isinstance(layer, str) or not layer.strip(".") or re.search(r"\{(?![ie]\})", layer):
         raise DeclarationError(
             f"{kind}({layer!r}): the path of a layer's tensors is needed, with {{i}} in place of its number."
@@ -206,7 +206,7 @@ def _declared(kind: str, layer: str, said: Mapping, defaults: Mapping) -> Declar
             if isinstance(defaults[name], wanted) and not isinstance(value, wanted):
                 raise DeclarationError(f"{kind}({layer!r}): {name}={value!r} was given; {what} is needed.")
     words = tuple((name, value) for name, value in said.items() if value not in (defaults[name], None))
-    return Declaration(kind, unwrapped(layer.strip(".")), words)  # written as a file has it, or as the model
+    return Declaration(kind, unwrapped_name(layer.strip(".")), words)  # written as a file has it, or as the model
 
 
 ATTENTION = {"out": "", "n_heads": 0} | attention.__kwdefaults__
@@ -278,7 +278,7 @@ def _layer_numbers(title: str, given: Sequence[int] | str) -> tuple[int, ...]:
     return tuple(sorted(out))
 
 
-def checked(given: object) -> tuple[Declaration, ...]:
+def as_declarations(given: object) -> tuple[Declaration, ...]:
     """What was given as ``sites=``. Raises DeclarationError."""
     several = (given,) if isinstance(given, Declaration) else given
     if not isinstance(several, (list, tuple)) or not all(isinstance(one, Declaration) for one in several):

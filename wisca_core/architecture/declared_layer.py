@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from wisca_core.architecture.declaration import NAME, Declaration
-from wisca_core.architecture.declared_places import Place, row_name
+from wisca_core.architecture.declared_paths import LayerPath, row_name
 from wisca_core.architecture.families import Family, row
 from wisca_core.architecture.layer import Layer, Weights, numbers
 from wisca_core.architecture.mlp import declared_mlp
@@ -14,7 +14,7 @@ from wisca_core.errors import DeclarationError
 _NUMBERS = ("n_heads", "n_kv_heads", "head_dim", "value_dim", "hidden_size", "kv_hidden", "v_hidden", "out_hidden")
 
 
-def declared_layer(weights: Weights, one: Declaration, place: Place) -> Layer:
+def declared_layer(weights: Weights, one: Declaration, place: LayerPath) -> Layer:
     """The layer with every size read off its shapes."""
     if one["kv_a"]:
         return _latent_layer(weights, one, place)
@@ -30,7 +30,7 @@ def declared_layer(weights: Weights, one: Declaration, place: Place) -> Layer:
     kv_heads = one["n_kv_heads"] or heads
     shapes = {role: weights.shape(Layer.tensor(place.prefix + module)) for role, module in modules.items()}
     if one["heads_axis"]:
-        shapes = {role: _joined(one, place, modules[role], role, shape) for role, shape in shapes.items()}
+        shapes = {role: _matrix_shape(one, place, modules[role], role, shape) for role, shape in shapes.items()}
     for role, shape in shapes.items():
         if len(shape) < 2 or any(n != 1 for n in shape[2:]):
             raise DeclarationError(
@@ -118,7 +118,9 @@ def declared_layer(weights: Weights, one: Declaration, place: Place) -> Layer:
     return numbers(weights, family, known | {"turning": turning, "columns": columns["o"]}, place.layer, place.prefix)
 
 
-def _joined(one: Declaration, place: Place, module: str, role: str, shape: tuple[int, ...]) -> tuple[int, int]:
+def _matrix_shape(
+    one: Declaration, place: LayerPath, module: str, role: str, shape: tuple[int, ...]
+) -> tuple[int, int]:
     """[in, heads, width] as the [out, in] that the rest reads; out's [out, heads, width] as its own."""
     if len(shape) != 3:
         raise DeclarationError(
@@ -133,7 +135,7 @@ def _joined(one: Declaration, place: Place, module: str, role: str, shape: tuple
     return (beside, heads * width) if role == "o" else (heads * width, beside)
 
 
-def _latent_layer(weights: Weights, one: Declaration, place: Place) -> Layer:
+def _latent_layer(weights: Weights, one: Declaration, place: LayerPath) -> Layer:
     """Latent attention: [content, rotary] queries of every head, [content keys, values] of every head out of the narrow
     stream, and behind that stream the rotary key that all heads share.
     """
@@ -184,7 +186,7 @@ def _latent_layer(weights: Weights, one: Declaration, place: Place) -> Layer:
     return numbers(weights, family, known | {"rank": rank, "nope": nope, "turning": rope}, place.layer, place.prefix)
 
 
-def _norm(weights: Weights, one: Declaration, place: Place, known: Mapping) -> dict | None:
+def _norm(weights: Weights, one: Declaration, place: LayerPath, known: Mapping) -> dict | None:
     """As a row has it; where the gains lie is read off their shape."""
     if not one["qk_norm"]:
         return None
@@ -213,7 +215,7 @@ def _norm(weights: Weights, one: Declaration, place: Place, known: Mapping) -> d
     return out
 
 
-def feed_forward_sites(weights: Weights, one: Declaration, place: Place) -> list[Site | Refusal]:
+def feed_forward_sites(weights: Weights, one: Declaration, place: LayerPath) -> list[Site | Refusal]:
     names = {role: one[role] or "" for role in ("down", "up", "gate", "fused")}
     bare = {role: row_name(weights, one, place, name) for role, name in names.items() if name}
     if len({name.endswith("!") for name in bare.values()}) > 1:

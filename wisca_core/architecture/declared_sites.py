@@ -8,7 +8,7 @@ import numpy as np
 from wisca_core.architecture.attention import attention_sites, norm_of
 from wisca_core.architecture.declaration import NAME, Declaration
 from wisca_core.architecture.declared_layer import declared_layer, feed_forward_sites, in_words
-from wisca_core.architecture.declared_places import places_of, root_of
+from wisca_core.architecture.declared_paths import layer_paths, root_of
 from wisca_core.architecture.layer import Layer, Weights
 from wisca_core.architecture.site import DEFAULT_PAIRS, Leg, Refusal, Site, Sites
 from wisca_core.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ def declared_sites(
     for one in declarations:
         if one["kv_layer"] is not None:
             continue
-        places = places_of(weights, one, root)
+        places = layer_paths(weights, one, root)
         for place in places:
             if one.kind == "feed_forward":
                 found += [(one, site) for site in feed_forward_sites(weights, one, place)]
@@ -76,7 +76,7 @@ def _readers(weights: Weights, declarations: Sequence[Declaration], root: str) -
     out: dict[tuple, list[Layer]] = {}
     for one in declarations:
         if one["kv_layer"] is not None:
-            for place in places_of(weights, one, root):
+            for place in layer_paths(weights, one, root):
                 out.setdefault(_name_of(one, one["kv_layer"]), []).append(declared_layer(weights, one, place))
     return out
 

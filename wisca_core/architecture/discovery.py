@@ -42,7 +42,7 @@ def sites_of(
     found = find_sites(checkpoint, pairs=pairs)
     if not is_unknown(checkpoint):
         return found
-    discovery = kept(checkpoint) or (search(checkpoint, progress) if search else None)
+    discovery = kept_discovery(checkpoint) or (search(checkpoint, progress) if search else None)
     if discovery is None:
         return found
     if discovery.family is None:
@@ -61,9 +61,9 @@ def is_unknown(checkpoint: Checkpoint) -> bool:
     return isinstance(model_type, str) and bool(model_type) and model_type not in families()
 
 
-def kept(checkpoint: Checkpoint) -> Discovery | None:
+def kept_discovery(checkpoint: Checkpoint) -> Discovery | None:
     """What was found for this structure before, under the installed versions; None where nothing was tried."""
-    found = verdicts.recalled("discovery", _key(checkpoint))
+    found = verdicts.kept_verdict("discovery", _key(checkpoint))
     try:
         return None if found is None else Discovery(dict(found["fields"]), str(found["words"]))
     except (KeyError, TypeError, ValueError):

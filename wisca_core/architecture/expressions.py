@@ -31,12 +31,12 @@ _EQUALITY = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
 def evaluate(expression: str, names: Mapping[str, object]) -> object:
     """Value of ``expression``; a missing name is None. Raises ConfigMismatch when an operand is no number or is zero."""
     try:
-        return _value(_parsed(expression), names)
+        return _value(_parse(expression), names)
     except (TypeError, ZeroDivisionError, AttributeError, OverflowError, LookupError) as error:
         used = sorted(
-            {node.id for node in ast.walk(_parsed(expression)) if isinstance(node, ast.Name)} - _FUNCTIONS.keys()
+            {node.id for node in ast.walk(_parse(expression)) if isinstance(node, ast.Name)} - _FUNCTIONS.keys()
         )
-        found = ", ".join(f"{name} = {_shown(names.get(name))}" for name in used)
+        found = ", ".join(f"{name} = {_short_repr(names.get(name))}" for name in used)
         raise ConfigMismatch(f"config.json does not give {expression}: {found}. Check these keys.") from error
 
 
@@ -55,16 +55,18 @@ def whole(
     if isinstance(value, (list, tuple)):
         value = value[layer] if layer < len(value) else None
     if not _is_number(value) or abs(value) == math.inf or value != value or int(value) != value:
-        raise ConfigMismatch(f"config.json gives {meaning} = {_shown(value)} ({expression}); a whole number is needed.")
+        raise ConfigMismatch(
+            f"config.json gives {meaning} = {_short_repr(value)} ({expression}); a whole number is needed."
+        )
     if not at_least <= value <= at_most:
         raise ConfigMismatch(
-            f"config.json gives {meaning} = {_shown(value)}; between {at_least} and {at_most:,} is possible."
+            f"config.json gives {meaning} = {_short_repr(value)}; between {at_least} and {at_most:,} is possible."
         )
     return int(value)
 
 
 @lru_cache(maxsize=4096)
-def _parsed(expression: str) -> ast.expr:
+def _parse(expression: str) -> ast.expr:
     return ast.parse(expression, mode="eval").body
 
 
@@ -83,7 +85,7 @@ def _repeat(value: object, times: object) -> list:
 _FUNCTIONS = {"last_like": _last_like, "len": len, "repeat": _repeat}
 
 
-def _shown(value: object) -> str:
+def _short_repr(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

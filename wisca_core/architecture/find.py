@@ -20,7 +20,7 @@ from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 from wisca_core.words import ranges
 
 
-def searched(pairs: Iterable[str]) -> tuple[str, ...]:
+def pairs_to_find(pairs: Iterable[str]) -> tuple[str, ...]:
     """The pairs to look for where ``pairs`` are to be balanced: the paper's two together, so that one table and one proof
     serve every choice among them, and feed-forward pairs, which are most of a model, only where they are asked for.
     """
@@ -126,7 +126,7 @@ def each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tuple
     for part in family.each:
         inner = _inner(config, part.config) if part.config else config
         if part.config and isinstance(inner, Mapping):
-            inner = _completed(str(inner.get("model_type", "")), inner)
+            inner = _with_defaults(str(inner.get("model_type", "")), inner)
         yield part, inner if isinstance(inner, Mapping) else {}
     for tower in family.towers:
         inner = _inner(config, tower.config)
@@ -137,7 +137,7 @@ def each_part(family: Family, config: Mapping, depth: int = 0) -> Iterable[tuple
         if row is None or depth > 2:
             yield Refusal(f"{tower.stack}.{tower.config}", f'its model_type "{model_type}" has no site rule'), {}
             continue
-        inside = list(each_part(row, _completed(model_type, inner), depth + 1))
+        inside = list(each_part(row, _with_defaults(model_type, inner), depth + 1))
         n_stacks = len({part.stack for part, _ in inside if not isinstance(part, Refusal)})
         for part, numbers_of in inside:
             if isinstance(part, Refusal):
@@ -169,7 +169,7 @@ def _inner(config: Mapping, key: str) -> Mapping | None:
         return inner
 
 
-def _completed(model_type: str, inner: Mapping) -> Mapping:
+def _with_defaults(model_type: str, inner: Mapping) -> Mapping:
     """An inner config with the defaults of its class: transformers leaves equal ones out when it writes them, and some
     follow from others (a head's width from the hidden size).
     """

@@ -10,7 +10,7 @@ from wisca_core.architecture.declaration import Declaration, attention, feed_for
 from wisca_core.architecture.declaration_files import toml
 from wisca_core.checkpoint import Checkpoint, TensorInfo
 from wisca_core.errors import DeclarationError
-from wisca_core.wrappers import unwrapped
+from wisca_core.wrappers import unwrapped_name
 
 _HEADS = ("n_head", "n_heads", "num_heads", "num_attention_heads", "nhead", "heads")
 _KV_HEADS = ("n_kv_heads", "n_kv_head", "num_kv_heads", "num_key_value_heads", "n_query_groups", "n_groups", "kv_heads")
@@ -138,7 +138,7 @@ def _as_checkpoint(model: object) -> Checkpoint:
             f"guess: a {type(model).__name__} was given; a torch module or an opened file is needed."
         )
     tensors = [
-        TensorInfo(unwrapped(name), "F32", tuple(p.shape), "", 0, 0)
+        TensorInfo(unwrapped_name(name), "F32", tuple(p.shape), "", 0, 0)
         for name, p in model.named_parameters(remove_duplicate=False)
     ]
     return Checkpoint(Path(), type(model).__name__, "live", "", tuple(tensors), ())
@@ -149,7 +149,7 @@ def _numbers(model: object, layer: str) -> dict[str, int]:
     if not hasattr(model, "named_modules"):
         return {}
     pattern = re.compile(re.escape(layer).replace(re.escape("{i}"), r"\d+"))
-    holders = [module for path, module in model.named_modules() if pattern.fullmatch(unwrapped(path))][:1]
+    holders = [module for path, module in model.named_modules() if pattern.fullmatch(unwrapped_name(path))][:1]
     holders += [config for one in (*holders, model) if (config := getattr(one, "config", None)) is not None]
     out: dict[str, int] = {}
     for holder in holders:

@@ -9,7 +9,7 @@ from wisca_core.architecture.layer import Layer, Refused, check_explained, refus
 from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
 
 
-def known(layer: Layer) -> set[str]:
+def latent_tensors(layer: Layer) -> set[str]:
     """Names of the tensors this rule explains beside q and o."""
     one = layer.family.latent
     modules = [layer.prefix + one.kv_a, layer.prefix + one.kv_b] + (

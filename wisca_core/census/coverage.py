@@ -71,7 +71,9 @@ def coverage(entries: Iterable[Entry]) -> Coverage:
     refused = tuple(
         (pair, reason)
         for pair in PAIRS
-        for reason in _grouped((text, e.model_type) for e in entries if not e.not_reached for text in e[pair].reasons)
+        for reason in _group_by_reason(
+            (text, e.model_type) for e in entries if not e.not_reached for text in e[pair].reasons
+        )
     )
     timed = sorted(((e.model_type, e.seconds) for e in entries if e.seconds), key=lambda one: -one[1])
     worst = max(((e.model_type, e.max_rel) for e in entries if e.n_trials), key=lambda one: one[1], default=("", 0.0))
@@ -82,14 +84,14 @@ def coverage(entries: Iterable[Entry]) -> Coverage:
         n_released=sum(e.is_released for e in entries),
         counts=counts,
         reasons=refused,
-        not_reached=_grouped((e.not_reached, e.model_type) for e in entries if e.not_reached),
+        not_reached=_group_by_reason((e.not_reached, e.model_type) for e in entries if e.not_reached),
         slowest=tuple(timed[:N_SLOWEST]),
         worst=worst,
         seconds=sum(e.seconds for e in entries),
     )
 
 
-def _grouped(found: Iterable[tuple[str, str]]) -> tuple[Reason, ...]:
+def _group_by_reason(found: Iterable[tuple[str, str]]) -> tuple[Reason, ...]:
     by_text: dict[str, list[str]] = {}
     for text, model_type in found:
         by_text.setdefault(text, []).append(model_type)

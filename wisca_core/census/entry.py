@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from wisca_core import pairs
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.pairs import MODEL_PAIRS as PAIRS
-from wisca_core.words import listed
+from wisca_core.words import join_names
 
 FINEST = {"tensor": "whole tensors", "group": "KV groups", "channel": "single channels"}
 
@@ -134,8 +134,8 @@ class Entry:
         if not exact and not partly:
             return f"{self.model_type} is refused: nothing of it can be rescaled exactly."
         finest = max((self[pair].finest for pair in PAIRS if self[pair].finest), key=GRANULARITIES.index)
-        parts = [f"{listed(exact)} {'is' if len(exact) == 1 else 'are'} exact"] if exact else []
-        parts += [f"{listed(partly)} in {'part' if exact else 'part only'}"] if partly else []
+        parts = [f"{join_names(exact)} {'is' if len(exact) == 1 else 'are'} exact"] if exact else []
+        parts += [f"{join_names(partly)} in {'part' if exact else 'part only'}"] if partly else []
         n = len({place.name for pair in self.pairs for place in pair.places if place.is_idle})
         idle = f"; {n} further {'place is' if n == 1 else 'places are'} run by no input tried here" if n else ""
         return f"{self.model_type} is covered: {', '.join(parts)}, down to {FINEST[finest]}{idle}."

@@ -25,30 +25,30 @@ from wisca_core.storage import workplace
 LONGEST_REASON = 400
 
 
-def judged(model_type: str, granularities: Iterable[str] = GRANULARITIES, progress: Progress = silent) -> Entry:
+def judge_type(model_type: str, granularities: Iterable[str] = GRANULARITIES, progress: Progress = silent) -> Entry:
     """What the proof says of this type. Never raises for a type that cannot be built or whose rule fails: the entry says
     so. ``granularities``: from GRANULARITIES; the finest is tried with every control, the others by their outputs.
     """
     asked = tuple(name for name in GRANULARITIES if name in set(granularities))
     started = time.perf_counter()
     family = families().get(model_type)
-    refused = always_refused(family)
+    refused = row_refusal(family)
     if refused:
         places = {pair: (Place("model", 0, reason=refused),) for pair in PAIRS}
         entry = _entry(model_type, family, asked, places)
     else:
         try:
-            entry = _proved(model_type, family, asked, progress)
+            entry = _proved_entry(model_type, family, asked, progress)
         except WiscaError as error:
             if error.exit_code == 130:
                 raise
-            entry = not_reached(model_type, str(error), asked)
+            entry = unreached_entry(model_type, str(error), asked)
         except Exception as error:  # whatever a model's code raises is the reason why it was not reached
-            entry = not_reached(model_type, f"{type(error).__name__}: {error}", asked)
+            entry = unreached_entry(model_type, f"{type(error).__name__}: {error}", asked)
     return replace(entry, seconds=time.perf_counter() - started, when=time.time())
 
 
-def not_reached(model_type: str, why: str, granularities: tuple[str, ...], seconds: float = 0.0) -> Entry:
+def unreached_entry(model_type: str, why: str, granularities: tuple[str, ...], seconds: float = 0.0) -> Entry:
     """The entry of a type of which nothing could be found out."""
     family = families().get(model_type)
     pairs = tuple(Pair(pair, NOT_REACHED) for pair in PAIRS)
@@ -63,7 +63,7 @@ def not_reached(model_type: str, why: str, granularities: tuple[str, ...], secon
     )
 
 
-def always_refused(family: Family | None) -> str:
+def row_refusal(family: Family | None) -> str:
     """Why the row refuses this architecture whatever its config says, "" where it does not."""
     reasons = (
         [next((reason for expression, reason in part.refuse if expression == "True"), "") for part in family.each]
@@ -73,13 +73,13 @@ def always_refused(family: Family | None) -> str:
     return reasons[0] if reasons and all(reasons) and not family.towers else ""
 
 
-def _proved(model_type: str, family: Family | None, asked: tuple[str, ...], progress: Progress) -> Entry:
+def _proved_entry(model_type: str, family: Family | None, asked: tuple[str, ...], progress: Progress) -> Entry:
     from wisca_core.equivalence.miniature import model_class
     from wisca_core.equivalence.small_config import shrink
 
     progress("building a miniature", 0, 1)
     config = shrink(example_config(model_type))
-    sites, verdicts, n_cases, not_run = _judged(config, asked, progress)
+    sites, verdicts, n_cases, not_run = _verdicts(config, asked, progress)
     entry = _entry(model_type, family, asked, _places(sites, verdicts, model_type))
     tried = [verdict for name, verdict in verdicts.items() if _is_own(sites, name, asked)]
     return replace(
@@ -94,7 +94,7 @@ def _proved(model_type: str, family: Family | None, asked: tuple[str, ...], prog
     )
 
 
-def _judged(
+def _verdicts(
     config: Mapping[str, object], asked: tuple[str, ...], progress: Progress
 ) -> tuple[Sites, dict[str, Verdict], int, tuple[str, ...]]:
     """(sites, verdict at each granularity, cases a trial, towers that no case reaches) of the miniature of a small config."""
@@ -120,7 +120,7 @@ def _variants(model_type: str, asked: tuple[str, ...], progress: Progress) -> li
     for changes in TABLE.variants.get(model_type, ()):
         words = ", ".join(f"{key} = {json.dumps(value)}" for key, value in changes.items())
         try:
-            sites, verdicts, *_ = _judged(shrink(example_config(model_type, **changes)), asked[-1:], progress)
+            sites, verdicts, *_ = _verdicts(shrink(example_config(model_type, **changes)), asked[-1:], progress)
         except WiscaError as error:
             if error.exit_code == 130:
                 raise
@@ -173,7 +173,7 @@ def _places(sites: Sites, verdicts: Mapping[str, Verdict], model_type: str) -> d
     seen: set[tuple[str, str, str]] = set()
     for refusal in sites.refusals:
         reason = _one_line(refusal.reason.removeprefix(f"{model_type}: ")).removesuffix(".") + "."
-        for pair, where in _refused_place(refusal):
+        for pair, where in _refusal_places(refusal):
             alike = (pair, where, re.sub(r"\d+", "", reason))  # the same in another layer
             if alike not in seen:
                 seen.add(alike)
@@ -181,7 +181,7 @@ def _places(sites: Sites, verdicts: Mapping[str, Verdict], model_type: str) -> d
     return {pair: tuple(places) for pair, places in out.items()}
 
 
-def _refused_place(refusal: Refusal) -> list[tuple[str, str]]:
+def _refusal_places(refusal: Refusal) -> list[tuple[str, str]]:
     """(pair, place) of a refusal; one without a pair is of every pair there."""
     try:
         key = SiteKey.parse(refusal.what)

@@ -41,7 +41,7 @@ def all_types() -> tuple[str, ...]:
     return tuple(sorted({*causal_types(), *families()}))
 
 
-def checked(model_type: str) -> str:
+def check_type(model_type: str) -> str:
     """The name itself where transformers or a row knows it; UnknownArchitecture with the closest names otherwise."""
     known = _names()
     if model_type in known:

@@ -21,10 +21,10 @@ FORMAT, VERSION = "wisca-census-released", 1
 _FILE = Path(__file__).with_name("released.json")
 
 
-def released(model_type: str) -> Entry | None:
+def released_entry(model_type: str) -> Entry | None:
     """What came with this version, marked as such; None where that is not about what is installed."""
     found = _all().get(model_type)
-    if found is None or found["ground"] != ground(model_type):
+    if found is None or found["ground"] != ground_digest(model_type):
         return None
     return Entry.from_json(found | {"is_released": True})
 
@@ -32,7 +32,9 @@ def released(model_type: str) -> Entry | None:
 def write(entries: tuple[Entry, ...], file: Path = _FILE) -> Path:
     """Keep ``entries`` that a proof was made of. Raises OutputRefused."""
     kept = {
-        e.model_type: e.to_json() | {"ground": ground(e.model_type)} for e in entries if e.when and not e.is_released
+        e.model_type: e.to_json() | {"ground": ground_digest(e.model_type)}
+        for e in entries
+        if e.when and not e.is_released
     }
     write_json(file, FORMAT, VERSION, kept)
     return file
@@ -49,7 +51,7 @@ def _all() -> dict[str, dict]:
 
 
 @lru_cache(maxsize=4096)
-def ground(model_type: str) -> str:
+def ground_digest(model_type: str) -> str:
     """Changes with whatever the result rests on. A build of torch for another device proves the same."""
     family = families().get(model_type)
     # a tower is read by the row of another type, which only its config names

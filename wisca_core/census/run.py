@@ -6,9 +6,9 @@ from pathlib import Path
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.census import pool
 from wisca_core.census.entry import Entry
-from wisca_core.census.judge import not_reached
+from wisca_core.census.judge import unreached_entry
 from wisca_core.census.kept import entries, keep, lacks
-from wisca_core.census.known import all_types, causal_types, checked
+from wisca_core.census.known import all_types, causal_types, check_type
 from wisca_core.errors import BadOption
 from wisca_core.progress import Progress, silent
 
@@ -32,7 +32,7 @@ def census(
     What was proved before a cancel stays. A type that crashes its process or takes longer than ``limit_seconds`` is "not
     reached". BadOption for a granularity that is none, UnknownArchitecture for a name that is none.
     """
-    names = tuple(dict.fromkeys(map(checked, model_types)))
+    names = tuple(dict.fromkeys(map(check_type, model_types)))
     asked = tuple(name for name in GRANULARITIES if name in set(granularities))
     wrong = sorted(set(granularities) - set(GRANULARITIES))
     if wrong or not asked:
@@ -40,7 +40,7 @@ def census(
     tasks = [name for name in names if again or lacks(name, asked)]
 
     def failed(name: str, why: str, seconds: float) -> None:
-        keep(not_reached(name, why, asked, seconds))
+        keep(unreached_entry(name, why, asked, seconds))
 
     def answered(name: str, answer: dict, seconds: float) -> None:
         try:

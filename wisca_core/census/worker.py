@@ -18,13 +18,13 @@ def main() -> int:
 
     import torch
 
-    from wisca_core.census.judge import judged
+    from wisca_core.census.judge import judge_type
 
     torch.set_num_threads(1)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        entry = judged(asked["model_type"], asked["granularities"])
+        entry = judge_type(asked["model_type"], asked["granularities"])
         print(json.dumps(entry.to_json()), file=answers, flush=True)
     return 0
 

@@ -19,7 +19,7 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # column, within eight, that each 4 bits o
 
 
 @dataclass(eq=False)
-class Made:
+class DerivedTensor:
     """One tensor with its recipe, read through ``read``; small parts that every block needs are kept."""
 
     info: TensorInfo
@@ -48,7 +48,7 @@ class Made:
         return self._kept[part.name]
 
 
-def _scaled_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+def _scaled_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """Stored rows times a scale for each block of rows and columns. Settings: rows and columns of a block."""
     weight, (block_rows, block_columns) = made.recipe.parts[0], map(int, made.recipe.settings)
     values = made.read(weight, start, stop).float()
@@ -58,7 +58,7 @@ def _scaled_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     return values * rows[:, torch.arange(values.shape[1]) // block_columns]
 
 
-def _int8_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+def _int8_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """bitsandbytes' 8 bits: row times its largest value (SCB) over 127. A third part says how the rows are laid out."""
     if len(made.recipe.parts) > 2 and int(made.whole(2).reshape(-1)[0]):
         raise UnsupportedCheckpoint(
@@ -67,7 +67,7 @@ def _int8_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     return made.read(made.recipe.parts[0], start, stop).float() * (made.whole(1).float()[start:stop, None] / 127)
 
 
-def _four_bit_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+def _four_bit_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """bitsandbytes' 4 bits: two values a byte, the first one high, looked up in a table of 16 and multiplied by their
     block's largest value; these may be stored as bytes themselves, looked up and scaled by blocks in turn. Settings:
     values a block, largest values a block of those (0: stored plainly), their mean. Parts: bytes, largest, table, and for
@@ -85,7 +85,7 @@ def _four_bit_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     return (made.whole(2)[values.long()] * largest.float()).reshape(stop - start, columns)
 
 
-def _packed_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+def _packed_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """compressed-tensors' packed integers: along the rows, lowest bits first, 2^(bits - 1) added. Settings: bits, inputs
     a scale. Parts: words, scales.
     """
@@ -98,7 +98,7 @@ def _packed_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     return values.float() * made.whole(1)[start:stop].float()[:, torch.arange(columns) // group]
 
 
-def _gptq_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+def _gptq_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """(q - zero) * scale, q packed down the input axis, zeros along the output axis. Settings: bits, what is added to a
     stored zero. Parts: qweight, qzeros, scales, g_idx.
     """
@@ -118,7 +118,7 @@ def _gptq_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     return ((q - zero[group]).float() * scales[group, start:stop].float()).T
 
 
-def _awq_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+def _awq_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """(q - zero) * scale, q and zeros packed along the output axis in AWQ_ORDER. Settings: inputs a group. Parts:
     qweight, qzeros, scales.
     """
@@ -131,13 +131,13 @@ def _awq_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     return ((q - zero[group]).float() * made.whole(2)[group, start:stop].float()).T
 
 
-def _reordered_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+def _reordered_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """Rows that a converter stored in another order inside each head. Settings: rows a head."""
     order, first, last = _rotary_order(int(made.recipe.settings[0]), start, stop)
     return made.read(made.recipe.parts[0], first, last)[order - first]
 
 
-def _gguf_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+def _gguf_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """llama.cpp's block formats, unpacked by the gguf package. Settings: type number, rows a head (0: as they lie)."""
     from gguf import GGMLQuantizationType, quants
 
@@ -159,7 +159,7 @@ def _rotary_order(head: int, start: int, stop: int) -> tuple[torch.Tensor, int, 
     return row - at + at % half * 2 + at // half, start // head * head, -(-stop // head) * head
 
 
-def _shard_rows(made: Made, start: int, stop: int) -> torch.Tensor:
+def _shard_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """Put together from chunks. Settings: the offset of every chunk, one number an axis."""
     shape, n_axes = made.info.shape, len(made.info.shape)
     out = torch.empty((stop - start, *shape[1:]), dtype=TORCH_DTYPES[made.info.dtype])
@@ -174,7 +174,7 @@ def _shard_rows(made: Made, start: int, stop: int) -> torch.Tensor:
     return out
 
 
-KINDS: dict[str, Callable[[Made, int, int], torch.Tensor]] = {
+KINDS: dict[str, Callable[[DerivedTensor, int, int], torch.Tensor]] = {
     "scaled": _scaled_rows,
     "int8": _int8_rows,
     "gptq": _gptq_rows,

@@ -19,7 +19,7 @@ from wisca_core.checkpoint.safetensors_header import MAX_AXES
 from wisca_core.checkpoint.torch_files import read_torch_tensor, without_wrapper
 from wisca_core.errors import UnreadableInput, UnsafeInput
 from wisca_core.progress import Progress, silent
-from wisca_core.untrusted import locate, name_fault, open_regular, read_exactly, shown
+from wisca_core.untrusted import locate, name_fault, open_regular, printable, read_exactly
 
 MAX_METADATA_BYTES = 200_000_000
 MAX_CHUNKS = 4096  # of one tensor
@@ -87,7 +87,7 @@ def read_distributed(
     Raises UnsafeInput where the metadata is more than data or leads out of the folder, UnreadableInput where it is
     damaged, or a chunk is missing, overlaps another or is not what it says.
     """
-    what = shown(folder / metadata)
+    what = printable(folder / metadata)
     path = locate(folder, metadata)
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
@@ -95,13 +95,13 @@ def read_distributed(
             raise UnreadableInput(f"{what}: is {status.st_size} bytes, at most {MAX_METADATA_BYTES} are read.")
         raw = read_exactly(file, status.st_size, what)
     try:
-        tensors, places = _described(interpret(raw, _RULES))
+        tensors, places = _tensors_and_places(interpret(raw, _RULES))
     except NotPlain as error:
         raise UnsafeInput(
             f"{what}: contains code: refused ({error}). Convert it to safetensors on a machine where you trust it."
         ) from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UnreadableInput(f"{what}: damaged ({shown(repr(error))}). Copy the folder again.") from None
+        raise UnreadableInput(f"{what}: damaged ({printable(repr(error))}). Copy the folder again.") from None
     model = _of_the_model(tensors)
     if not model:
         raise UnreadableInput(
@@ -115,7 +115,7 @@ def read_distributed(
     for number, (name, (dtype, shape, chunks)) in enumerate(sorted(model.items())):
         progress("looking through the chunks", number, len(model))
         if fault := name_fault(name):
-            raise UnreadableInput(f"{what}: the tensor name {shown(name, 80)!r} {fault}.")
+            raise UnreadableInput(f"{what}: the tensor name {printable(name, 80)!r} {fault}.")
         parts = [_part(folder, below, name, dtype, chunk, places, files, what) for chunk in chunks]
         _check_tiling(name, shape, chunks, what)
         n_bytes = sum(part.n_bytes for part in parts)
@@ -126,7 +126,7 @@ def read_distributed(
     others = sorted({name.removeprefix("app.").split(".")[0] for name in tensors if name not in model})
     remarks = [f"A distributed checkpoint: {len(view):,} tensors in {len(files) - 1:,} files; exported as safetensors."]
     if others:
-        remarks.append(f"Not read, they are not of the model: {', '.join(shown(o, 40) for o in others)}.")
+        remarks.append(f"Not read, they are not of the model: {', '.join(printable(o, 40) for o in others)}.")
     return Checkpoint(
         path=folder,
         source=source,
@@ -151,7 +151,7 @@ def _of_the_model(tensors: dict) -> dict:
 
 def _look_up(module: object, name: object) -> _Known:
     if type(module) is not str or type(name) is not str or (module, name) not in _KNOWN:
-        raise NotPlain(f"it asks for {shown(module, 60)}.{shown(name, 60)}")
+        raise NotPlain(f"it asks for {printable(module, 60)}.{printable(name, 60)}")
     return _Known(_KNOWN[module, name])
 
 
@@ -199,7 +199,7 @@ def _inside(record: object) -> tuple:
 _RULES = Rules(_look_up, _call, _key, _build, new=_new, inside=_inside)
 
 
-def _described(found: object) -> tuple[dict, dict]:
+def _tensors_and_places(found: object) -> tuple[dict, dict]:
     """({tensor: (dtype, shape, ((offset, size), ...))}, {(tensor, offset): (file, first byte, bytes)})."""
     if type(found) is not _Object or found.what != "Metadata":
         raise ValueError("it is no metadata of a checkpoint")
@@ -213,7 +213,7 @@ def _described(found: object) -> tuple[dict, dict]:
         shape = _numbers(one.get("size"))
         chunks = tuple((_numbers(chunk.get("offsets")), _numbers(chunk.get("sizes"))) for chunk in one.get("chunks"))
         if type(name) is not str or dtype not in DTYPE_BITS or not 1 <= len(chunks) <= MAX_CHUNKS:
-            raise ValueError(f"tensor {shown(name, 80)} has no known dtype, or {len(chunks)} chunks")
+            raise ValueError(f"tensor {printable(name, 80)} has no known dtype, or {len(chunks)} chunks")
         tensors[name] = (dtype, shape, chunks)
     places = {}
     for index, info in (found.get("storage_data") or {}).items():
@@ -249,7 +249,7 @@ def _part(
     offset, size = chunk
     if (name, offset) not in places:
         raise UnreadableInput(
-            f"{what}: the chunk of {shown(name)} at {shown(offset)} has no place. Copy the folder again."
+            f"{what}: the chunk of {printable(name)} at {printable(offset)} has no place. Copy the folder again."
         )
     file, first, length = places[name, offset]
     file = f"{below}/{file}" if below else file
@@ -260,7 +260,7 @@ def _part(
     part = read_torch_tensor(folder, file, first, length, name)
     if (part.dtype, part.shape) != (dtype, size):
         raise UnreadableInput(
-            f"{what}: the chunk of {shown(name)} at {shown(offset)} is {part.dtype} {part.shape}, expected {dtype} {size}."
+            f"{what}: the chunk of {printable(name)} at {printable(offset)} is {part.dtype} {part.shape}, expected {dtype} {size}."
         )
     return part
 
@@ -278,7 +278,7 @@ def _check_tiling(name: str, shape: tuple[int, ...], chunks: tuple, what: str) -
             or any(o + n > whole for o, n, whole in zip(offset, size, shape))
         ):
             raise UnreadableInput(
-                f"{what}: a chunk of {shown(name)} at {shown(offset)} lies outside its shape {shown(shape)}."
+                f"{what}: a chunk of {printable(name)} at {printable(offset)} lies outside its shape {printable(shape)}."
             )
         n_values = 1
         for n in size:
@@ -294,5 +294,5 @@ def _check_tiling(name: str, shape: tuple[int, ...], chunks: tuple, what: str) -
     )
     if overlap or covered != total:
         raise UnreadableInput(
-            f"{what}: the chunks of {shown(name)} {'overlap' if overlap else f'hold {covered:,} of {total:,} values'}. Copy the folder again."
+            f"{what}: the chunks of {printable(name)} {'overlap' if overlap else f'hold {covered:,} of {total:,} values'}. Copy the folder again."
         )

@@ -9,13 +9,13 @@ from pathlib import Path
 from wisca_core.checkpoint.checkpoint import Checkpoint, TensorInfo
 from wisca_core.checkpoint.distributed import read_distributed
 from wisca_core.checkpoint.gguf_files import read_gguf
-from wisca_core.checkpoint.quantised import viewed
+from wisca_core.checkpoint.quantised import quantised_view
 from wisca_core.checkpoint.safetensors_header import read_header
 from wisca_core.checkpoint.torch_files import read_torch_file
 from wisca_core.errors import UnreadableInput, UnsupportedCheckpoint
 from wisca_core.progress import Progress, silent
-from wisca_core.untrusted import check_name, locate, read_json_object, shown
-from wisca_core.wrappers import unwrapped_all
+from wisca_core.untrusted import check_name, locate, printable, read_json_object
+from wisca_core.wrappers import unwrapped_names
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_INDEX_BYTES = 50_000_000  # over half a million tensors
@@ -47,7 +47,7 @@ _OTHER_KINDS: tuple[tuple[Callable[[str], bool], type[Exception], str], ...] = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class WeightFiles:
     """The files to read, or the index that names them."""
 
     kind: str
@@ -68,7 +68,7 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         config_json, config = read_json_object(folder, "config.json", MAX_CONFIG_BYTES, unique_keys=False)
         if "" in config:  # transformers would set an attribute of no name, which its own look-ups stumble on
             raise UnreadableInput(
-                f"{shown(folder / 'config.json')}: has a key without a name. Download the file again."
+                f"{printable(folder / 'config.json')}: has a key without a name. Download the file again."
             )
     if choice.kind == "dcp":
         return read_distributed(folder, choice.files[0], source, config_json, progress)
@@ -81,7 +81,7 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
     for k, name in enumerate(files, 1):
         if not os.path.lexists(folder / name):
             raise UnreadableInput(
-                f"{shown(folder)}: shard {k} of {len(files)} missing: {shown(name)}, named in {choice.index}, is not "
+                f"{printable(folder)}: shard {k} of {len(files)} missing: {printable(name)}, named in {choice.index}, is not "
                 f"in the folder. Download it and put it beside the others."
             )
         if choice.kind == "safetensors":
@@ -98,8 +98,8 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
         tensors, twice = _each_once(tensors, expected)
         file_of = {tensor.name: tensor.file for tensor in tensors}
         found = file_of | {name: file_of[owner] for name, owner in aliases if owner in file_of}
-        differing = _compared_with_index(choice.index, expected, found)
-    wrapped = unwrapped_all([tensor.name for tensor in tensors] + [name for name, _ in aliases])
+        differing = _index_differences(choice.index, expected, found)
+    wrapped = unwrapped_names([tensor.name for tensor in tensors] + [name for name, _ in aliases])
     if wrapped:
         tensors = [replace(tensor, name=wrapped.get(tensor.name, tensor.name)) for tensor in tensors]
         aliases = [(wrapped.get(name, name), wrapped.get(owner, owner)) for name, owner in aliases]
@@ -108,12 +108,12 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
     remarks = [*choice.remarks, *torch_remarks, *differing]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        remarks.append(f"Skipped, they hold no values: {', '.join(shown(name) for name in empty[:5])}{more}.")
+        remarks.append(f"Skipped, they hold no values: {', '.join(printable(name) for name in empty[:5])}{more}.")
     if not tensors:
         raise UnreadableInput(
-            f"{shown(folder)}: {', '.join(files)} holds no tensors. Give a folder with model weights."
+            f"{printable(folder)}: {', '.join(files)} holds no tensors. Give a folder with model weights."
         )
-    return viewed(
+    return quantised_view(
         Checkpoint(
             path=folder,
             source=source,
@@ -135,27 +135,29 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
 def _without_wrappers(wrapped: dict[str, str]) -> str:
     name, plain = next(iter(wrapped.items()))
     return (
-        f"The names are read without what wrappers (DDP, torch.compile, FSDP) put into them: {shown(name)} as "
-        f"{shown(plain)}. transformers itself does not load the file."
+        f"The names are read without what wrappers (DDP, torch.compile, FSDP) put into them: {printable(name)} as "
+        f"{printable(plain)}. transformers itself does not load the file."
     )
 
 
 def _adapter_config(folder: Path) -> str:
     if not os.path.lexists(folder / ADAPTER_CONFIG):
         raise UnreadableInput(
-            f"{shown(folder)}: the weights of an adapter without {ADAPTER_CONFIG}, which says what they adapt. "
+            f"{printable(folder)}: the weights of an adapter without {ADAPTER_CONFIG}, which says what they adapt. "
             f"Put the adapter's own {ADAPTER_CONFIG} beside them."
         )
     return read_json_object(folder, ADAPTER_CONFIG, MAX_CONFIG_BYTES, unique_keys=False)[0]
 
 
-def _choose(folder: Path) -> Choice:
+def _choose(folder: Path) -> WeightFiles:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise UnreadableInput(f"{shown(folder)}: cannot be listed: {error.strerror}. Check its permissions.") from None
+        raise UnreadableInput(
+            f"{printable(folder)}: cannot be listed: {error.strerror}. Check its permissions."
+        ) from None
     try:
-        return choose(names, shown(folder))
+        return choose(names, printable(folder))
     except UnreadableInput as error:
         parts = [
             name
@@ -163,16 +165,16 @@ def _choose(folder: Path) -> Choice:
             if os.path.lexists(folder / name / DCP_METADATA) and not name.startswith("optim")
         ]
         if len(parts) == 1:  # as accelerate leaves them: pytorch_model_fsdp_0 beside optimizer_0
-            return Choice("dcp", (f"{parts[0]}/{DCP_METADATA}",))
+            return WeightFiles("dcp", (f"{parts[0]}/{DCP_METADATA}",))
         below = [name for name in names[:1000] if os.path.lexists(folder / name / ADAPTER_CONFIG)]
         if below:
             raise UnreadableInput(
-                f"{shown(folder)}: no weights of its own; there are adapters in {_listed(below)}. Open one of them."
+                f"{printable(folder)}: no weights of its own; there are adapters in {_name_list(below)}. Open one of them."
             ) from error
         raise
 
 
-def choose(names: Sequence[str], what: str) -> Choice:
+def choose(names: Sequence[str], what: str) -> WeightFiles:
     """Which of the file names of a folder are the weights: safetensors before torch, a whole file before shards.
 
     Raises where none are, or where it cannot be told; the message begins with ``what``.
@@ -181,30 +183,30 @@ def choose(names: Sequence[str], what: str) -> Choice:
     safe = [name for name in names if name.endswith(".safetensors") and name not in _ADAPTERS]
     safe_index = [name for name in names if name.endswith(".safetensors.index.json")]
     if "model.safetensors" in safe:
-        choice = Choice("safetensors", ("model.safetensors",))
+        choice = WeightFiles("safetensors", ("model.safetensors",))
     elif "model.safetensors.index.json" in safe_index:
-        choice = Choice("safetensors", index="model.safetensors.index.json")
+        choice = WeightFiles("safetensors", index="model.safetensors.index.json")
     elif len(safe_index) == 1:
-        choice = Choice("safetensors", index=safe_index[0])
+        choice = WeightFiles("safetensors", index=safe_index[0])
     elif len(safe) == 1 and not _is_shard(safe[0]):
-        choice = Choice("safetensors", (safe[0],))
+        choice = WeightFiles("safetensors", (safe[0],))
     elif safe:
         raise UnreadableInput(
-            f"{what}: {len(safe)} .safetensors files ({_listed(safe)}) and no single index that says how they belong "
+            f"{what}: {len(safe)} .safetensors files ({_name_list(safe)}) and no single index that says how they belong "
             f"together. Add model.safetensors.index.json, or give the path of one file."
         )
     elif "pytorch_model.bin" in names:
-        choice = Choice("torch", ("pytorch_model.bin",))
+        choice = WeightFiles("torch", ("pytorch_model.bin",))
     elif "pytorch_model.bin.index.json" in names:
-        choice = Choice("torch", index="pytorch_model.bin.index.json")
+        choice = WeightFiles("torch", index="pytorch_model.bin.index.json")
     elif DCP_METADATA in names:
-        choice = Choice("dcp", (DCP_METADATA,))
+        choice = WeightFiles("dcp", (DCP_METADATA,))
     elif gguf := [name for name in names if name.endswith(".gguf")]:
         if len(gguf) > 1 or _is_shard(gguf[0]):
             raise UnsupportedCheckpoint(
-                f"{what}: {len(gguf)} GGUF files ({_listed(gguf)}), copies or parts of a model. Give the path of one whole file."
+                f"{what}: {len(gguf)} GGUF files ({_name_list(gguf)}), copies or parts of a model. Give the path of one whole file."
             )
-        choice = Choice("gguf", tuple(gguf))
+        choice = WeightFiles("gguf", tuple(gguf))
     elif adapter := next((name for name in _ADAPTERS if name in names), None):
         choice = _adapter_choice(adapter)
     elif ADAPTER_CONFIG in names:
@@ -223,7 +225,7 @@ def choose(names: Sequence[str], what: str) -> Choice:
     ]
     remarks = []
     if passed_over:
-        remarks.append(f"Read from {choice.index or choice.files[0]}; not looked at: {_listed(passed_over)}.")
+        remarks.append(f"Read from {choice.index or choice.files[0]}; not looked at: {_name_list(passed_over)}.")
     if ADAPTER_CONFIG in names and not choice.adapter:
         remarks.append(
             f"A LoRA adapter lies in this folder ({ADAPTER_CONFIG}). It fits these weights only as they are: rescale both "
@@ -232,34 +234,34 @@ def choose(names: Sequence[str], what: str) -> Choice:
     return replace(choice, remarks=tuple(remarks))
 
 
-def _adapter_choice(name: str) -> Choice:
-    return Choice("safetensors" if name.endswith(".safetensors") else "torch", (name,), adapter=True)
+def _adapter_choice(name: str) -> WeightFiles:
+    return WeightFiles("safetensors" if name.endswith(".safetensors") else "torch", (name,), adapter=True)
 
 
-def _choose_file(folder: Path, name: str) -> Choice:
+def _choose_file(folder: Path, name: str) -> WeightFiles:
     if name == ADAPTER_CONFIG:
         name = next((one for one in _ADAPTERS if os.path.lexists(folder / one)), _ADAPTERS[0])
     if name in _ADAPTERS:
         return _adapter_choice(name)
     for test, error, words in _OTHER_KINDS:
         if test(name):
-            raise error(f"{shown(folder / name)}: this is {words}.")
+            raise error(f"{printable(folder / name)}: this is {words}.")
     if _is_shard(name):
         raise UnreadableInput(
-            f"{shown(folder / name)}: this is one shard of several, not the whole model. "
-            f"Give the folder instead: {shown(folder)}."
+            f"{printable(folder / name)}: this is one shard of several, not the whole model. "
+            f"Give the folder instead: {printable(folder)}."
         )
     if name.endswith(".safetensors"):
-        return Choice("safetensors", (name,))
+        return WeightFiles("safetensors", (name,))
     if name.endswith(".gguf"):
-        return Choice("gguf", (name,))
+        return WeightFiles("gguf", (name,))
     if name == DCP_METADATA or name.endswith(".distcp"):
-        return Choice("dcp", (DCP_METADATA,))
+        return WeightFiles("dcp", (DCP_METADATA,))
     if name.endswith((".bin", ".pt", ".pth", ".ckpt")):
-        return Choice("torch", (name,))
+        return WeightFiles("torch", (name,))
     locate(folder, name)
     raise UnreadableInput(
-        f"{shown(folder / name)}: not a weight file. Expected a .safetensors (or torch .bin) file, "
+        f"{printable(folder / name)}: not a weight file. Expected a .safetensors (or torch .bin) file, "
         f"or the model's folder."
     )
 
@@ -273,26 +275,26 @@ def _no_weights(what: str, names: Sequence[str]) -> Exception:
     for test, error, words in _OTHER_KINDS:
         if any(test(name) for name in names):
             return error(f"{what}: no model weights; this is {words}.")
-    there = f"it has {_listed(names)}" if names else "it is empty"
+    there = f"it has {_name_list(names)}" if names else "it is empty"
     return UnreadableInput(f"{what}: no model weights: looked for {_LOOKED_FOR}; {there}. Give the model's folder.")
 
 
-def _listed(names: Sequence[str], limit: int = 6) -> str:
+def _name_list(names: Sequence[str], limit: int = 6) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(shown(name, 60) for name in names[:limit]) + more
+    return ", ".join(printable(name, 60) for name in names[:limit]) + more
 
 
 def _read_index(folder: Path, index: str) -> dict[str, str]:
     """{tensor: file} of an index file; the file names are plain and relative."""
     _, content = read_json_object(folder, index, MAX_INDEX_BYTES)
-    what = shown(folder / index)
+    what = printable(folder / index)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UnreadableInput(f"{what}: has no weight_map with tensor names and files. Download it again.")
     for tensor, file in weight_map.items():
         if not isinstance(file, str):
             raise UnreadableInput(
-                f"{what}: tensor {shown(tensor)} has no file name but {shown(file, 40)}. Download it again."
+                f"{what}: tensor {printable(tensor)} has no file name but {printable(file, 40)}. Download it again."
             )
     for file in sorted(set(weight_map.values())):
         check_name(folder, file)
@@ -311,12 +313,12 @@ def _each_once(tensors: list[TensorInfo], expected: dict[str, str]) -> tuple[lis
     if not twice:
         return tensors, ""
     return list(by_name.values()), (
-        f"{_listed(sorted(set(twice)))} {'is' if len(twice) == 1 else 'are'} in more than one shard, and which of them a "
+        f"{_name_list(sorted(set(twice)))} {'is' if len(twice) == 1 else 'are'} in more than one shard, and which of them a "
         "program reads is not said."
     )
 
 
-def _compared_with_index(index: str, expected: dict[str, str], found: dict[str, str]) -> list[str]:
+def _index_differences(index: str, expected: dict[str, str], found: dict[str, str]) -> list[str]:
     """Where the index and the shards say different things, in words; what is in the shards is what there is (as
     transformers reads them). ``found``: tensor -> shard.
     """
@@ -325,9 +327,9 @@ def _compared_with_index(index: str, expected: dict[str, str], found: dict[str, 
     elsewhere = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
     out = []
     if absent:
-        out.append(f"Named in {index} and in no shard: {_listed(absent)}. What needs them is refused.")
+        out.append(f"Named in {index} and in no shard: {_name_list(absent)}. What needs them is refused.")
     if unnamed:
-        out.append(f"In the shards and not named in {index}: {_listed(unnamed)}. They are read all the same.")
+        out.append(f"In the shards and not named in {index}: {_name_list(unnamed)}. They are read all the same.")
     if elsewhere:
-        out.append(f"In another shard than {index} says: {_listed(elsewhere)}.")
+        out.append(f"In another shard than {index} says: {_name_list(elsewhere)}.")
     return out

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from wisca_core.checkpoint.checkpoint import Checkpoint, Recipe, TensorInfo
 from wisca_core.errors import UnreadableInput, UnsupportedCheckpoint
-from wisca_core.untrusted import locate, name_fault, open_regular, read_exactly, refuse_lookalike, shown
+from wisca_core.untrusted import locate, name_fault, open_regular, printable, read_exactly, refuse_lookalike
 
 MAX_TENSORS, MAX_KEYS, MAX_AXES = 200_000, 100_000, 8
 MAX_KEPT_TEXT = 4096  # bytes of a text value that is kept; longer ones (chat templates) are passed over
@@ -102,7 +102,7 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
     the gguf package is missing.
     """
     sizes = _block_sizes()
-    path, what = locate(folder, name), shown(folder / name)
+    path, what = locate(folder, name), printable(folder / name)
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
         start = read_exactly(file, min(status.st_size, 512), what)
@@ -112,9 +112,9 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
         keys, entries, data = header.read()
     if keys.get("split.count", 1) != 1:
         raise UnsupportedCheckpoint(
-            f"{what}: one of {shown(keys['split.count'], 20)} parts of a GGUF model, which are not joined here. Join them with llama-gguf-split first."
+            f"{what}: one of {printable(keys['split.count'], 20)} parts of a GGUF model, which are not joined here. Join them with llama-gguf-split first."
         )
-    stored = tuple(_stored(entry, name, data, status.st_size, sizes, what) for entry in entries)
+    stored = tuple(_tensor_info(entry, name, data, status.st_size, sizes, what) for entry in entries)
     _check_layout(stored, what)
     arch = str(keys.get("general.architecture", ""))
     family = FAMILIES.get(arch)
@@ -140,7 +140,7 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
 def _remarks(arch: str, family: GgufFamily | None) -> list[str]:
     if family is None:
         return [
-            f"general.architecture is {shown(arch, 60)!r}; its tensors have no names of transformers here and are listed as they are."
+            f"general.architecture is {printable(arch, 60)!r}; its tensors have no names of transformers here and are listed as they are."
         ]
     return (
         ["llama.cpp's converter interleaves the halves of each query and key head; that is undone here."]
@@ -204,16 +204,16 @@ class _Header:
             n_axes = self.number("I")
             if name in seen or not 1 <= n_axes <= MAX_AXES:
                 self.fail(
-                    f"tensor {shown(name)} is there twice"
+                    f"tensor {printable(name)} is there twice"
                     if name in seen
-                    else f"tensor {shown(name)} has {n_axes} axes"
+                    else f"tensor {printable(name)} has {n_axes} axes"
                 )
             seen.add(name)
             shape = tuple(self.number("Q") for _ in range(n_axes))[::-1]
             entries.append((name, shape, self.number("I"), self.number("Q")))
         aligned = keys.get("general.alignment", 32)
         if not isinstance(aligned, int) or not 1 <= aligned <= 1 << 20 or aligned & (aligned - 1):
-            self.fail(f"general.alignment is {shown(aligned, 20)}, a power of two is needed")
+            self.fail(f"general.alignment is {printable(aligned, 20)}, a power of two is needed")
         return keys, entries, -(-self.at // aligned) * aligned
 
     def fail(self, found: str) -> None:
@@ -243,7 +243,7 @@ class _Header:
             self.fail(f"the name of a {of} claims {n:,} bytes")
         text = self.take(n).decode("utf-8", "replace")
         if fault := name_fault(text):
-            self.fail(f"the name of a {of}, {shown(text, 60)!r}, {fault}")
+            self.fail(f"the name of a {of}, {printable(text, 60)!r}, {fault}")
         return text
 
     def value(self, kind: int, key: str) -> object:
@@ -253,17 +253,17 @@ class _Header:
         if kind == _TEXT:
             return self.text()
         if kind != _ARRAY:
-            self.fail(f"the key {shown(key, 60)} has a value of the unknown type {kind}")
+            self.fail(f"the key {printable(key, 60)} has a value of the unknown type {kind}")
         inner, n = self.number("I"), self.number("Q")
         if inner in _SCALARS:
             self.skip(n * _SCALARS[inner][0])
         elif inner == _TEXT:
             if n * 8 > self.size - self.at:
-                self.fail(f"the key {shown(key, 60)} claims {n:,} texts")
+                self.fail(f"the key {printable(key, 60)} claims {n:,} texts")
             for _ in range(n):
                 self.skip(self.number("Q"))
         else:
-            self.fail(f"the key {shown(key, 60)} is an array of the type {inner}, which is not read")
+            self.fail(f"the key {printable(key, 60)} is an array of the type {inner}, which is not read")
         return None
 
     def text(self) -> str | None:
@@ -274,22 +274,22 @@ class _Header:
         return self.take(n).decode("utf-8", "replace")
 
 
-def _stored(
+def _tensor_info(
     entry: tuple, file: str, data: int, size: int, sizes: Mapping[int, tuple[int, int]], what: str
 ) -> TensorInfo:
     """The tensor as it lies in the file: numbers, or the bytes of each slice along axis 0."""
     name, shape, kind, offset = entry
     if kind not in sizes:
-        raise UnreadableInput(f"{what}: tensor {shown(name)} has the unknown type {kind}. {_AGAIN}")
+        raise UnreadableInput(f"{what}: tensor {printable(name)} has the unknown type {kind}. {_AGAIN}")
     values, n_bytes = sizes[kind]
     if min(shape) < 1 or math.prod(shape) > 2**48 or shape[-1] % values:
         raise UnreadableInput(
-            f"{what}: tensor {shown(name)} has the impossible shape {shown(shape)} for {_type_name(kind)}. {_AGAIN}"
+            f"{what}: tensor {printable(name)} has the impossible shape {printable(shape)} for {_type_name(kind)}. {_AGAIN}"
         )
     total = math.prod(shape) // values * n_bytes
     if data + offset + total > size:
         raise UnreadableInput(
-            f"{what}: ends early: tensor {shown(name)} needs the file to have {data + offset + total:,} bytes, it has {size:,}. {_AGAIN}"
+            f"{what}: ends early: tensor {printable(name)} needs the file to have {data + offset + total:,} bytes, it has {size:,}. {_AGAIN}"
         )
     if kind in _PLAIN:
         return TensorInfo(name, _PLAIN[kind], shape, file, data + offset, total)
@@ -302,7 +302,7 @@ def _check_layout(stored: tuple[TensorInfo, ...], what: str) -> None:
     for tensor in sorted(stored, key=lambda t: t.offset):
         if tensor.offset < position:
             raise UnreadableInput(
-                f"{what}: layout invalid: tensor {shown(tensor.name)} overlaps {shown(before)}. {_AGAIN}"
+                f"{what}: layout invalid: tensor {printable(tensor.name)} overlaps {printable(before)}. {_AGAIN}"
             )
         position, before = tensor.offset + tensor.n_bytes, tensor.name
 
@@ -329,7 +329,7 @@ def _view(
         "attn_k": config.get("num_key_value_heads", config.get("num_attention_heads")),
     }
     for tensor, (name, shape, kind, _) in zip(stored, entries):
-        new = _named(name) if family else name
+        new = _transformers_name(name) if family else name
         rows = _rows_of_a_head(name, shape, heads) if family and family.reordered else 0
         if kind not in _PLAIN:
             recipes.append((new, Recipe("gguf", (tensor,), (kind, rows))))
@@ -341,7 +341,7 @@ def _view(
     return tensors, recipes
 
 
-def _named(name: str) -> str:
+def _transformers_name(name: str) -> str:
     """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; a name without a counterpart stays."""
     part = name.split(".")
     if len(part) == 4 and part[0] == "blk" and part[2] in _LAYER:

@@ -14,7 +14,7 @@ from pathlib import Path
 from wisca_core.checkpoint.folder import choose
 from wisca_core.errors import HubError, WiscaError
 from wisca_core.progress import Progress, silent
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 PREFIX = "hub:"
 
@@ -48,7 +48,7 @@ def hub_size(model_id: str) -> HubSize:
         raise _hub_error(error, model_id) from None
     # Top level only, whatever the server lists: the library makes paths of these names.
     sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size") and "/" not in entry.path}
-    files = tuple((name, sizes[name]) for name in _wanted(sorted(sizes), model_id))
+    files = tuple((name, sizes[name]) for name in _files_to_download(sorted(sizes), model_id))
     return HubSize(model_id, commit, sum(size for _, size in files), files)
 
 
@@ -73,7 +73,7 @@ def download(model_id: str, progress: Progress = silent) -> Path:
     try:
         size = hub_size(model_id)
     except HubError as error:
-        if isinstance(error, _Unreachable) and (cached := _cached(repo, revision)):
+        if isinstance(error, _Unreachable) and (cached := _cached_folder(repo, revision)):
             return cached
         raise
     try:
@@ -101,15 +101,17 @@ def parse(model_id: str) -> tuple[str, str | None]:
             raise HFValidationError("it is not owner/name")
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise HubError(f"{shown(model_id)}: not a hub id ({shown(error)}). {expected}") from None
+        raise HubError(f"{printable(model_id)}: not a hub id ({printable(error)}). {expected}") from None
     # huggingface_hub makes a file name of the revision
     if at and (not re.fullmatch(r"[\w][\w./-]{0,199}", revision, re.ASCII) or ".." in revision):
-        raise HubError(f"{shown(model_id)}: the revision {shown(revision)!r} is no branch, tag or commit. {expected}")
+        raise HubError(
+            f"{printable(model_id)}: the revision {printable(revision)!r} is no branch, tag or commit. {expected}"
+        )
     return repo, revision or None
 
 
-def _wanted(names: list[str], model_id: str) -> list[str]:
-    choice = choose(names, shown(model_id))
+def _files_to_download(names: list[str], model_id: str) -> list[str]:
+    choice = choose(names, printable(model_id))
     if choice.index:  # its shards: model-00001-of-00002.safetensors beside model.safetensors.index.json
         stem, ending = choice.index.partition(".")[0], "safetensors" if choice.kind == "safetensors" else "bin"
         shard = re.compile(rf"{re.escape(stem)}.*-\d+-of-\d+.*\.{ending}")
@@ -123,7 +125,7 @@ def _wanted(names: list[str], model_id: str) -> list[str]:
     return sorted({*weights, *small, *bare})
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
+def _cached_folder(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for name in (
@@ -146,7 +148,7 @@ class _Unreachable(HubError):
 def _hub_error(error: Exception, model_id: str) -> HubError:
     from huggingface_hub import errors
 
-    what = shown(model_id)
+    what = printable(model_id)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         return HubError(
@@ -167,7 +169,9 @@ def _hub_error(error: Exception, model_id: str) -> HubError:
             f"{what}: the disk is full. Free space, or set HF_HOME to another disk; it then goes on where it was."
         )
     if isinstance(error, PermissionError):
-        return HubError(f"{what}: no permission to write {shown(error.filename)}. Set HF_HOME to a folder of your own.")
+        return HubError(
+            f"{what}: no permission to write {printable(error.filename)}. Set HF_HOME to a folder of your own."
+        )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return _Unreachable(
             f"{what}: HF_HUB_OFFLINE is set: the hub is not asked, and only a model in the cache can be opened. "

@@ -58,7 +58,7 @@ def _look(path: Path) -> Near | None:
     return Near(path, "folder", sum(is_folder for _, is_folder, _ in inside), 0)
 
 
-def downloaded() -> list[str]:
+def downloaded_models() -> list[str]:
     """Ids of the models in the hub library's cache that have a config, by name."""
     from huggingface_hub import constants
 

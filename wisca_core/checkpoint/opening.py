@@ -11,7 +11,7 @@ from wisca_core.checkpoint.checkpoint import Checkpoint, Declared
 from wisca_core.checkpoint.folder import look_through
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress, silent
-from wisca_core.untrusted import named_path, shown
+from wisca_core.untrusted import named_path, printable
 
 
 def open_checkpoint(model: str | Path, *, progress: Progress = silent, declared: Declared | None = None) -> Checkpoint:
@@ -23,11 +23,11 @@ def open_checkpoint(model: str | Path, *, progress: Progress = silent, declared:
 
     Raises UnreadableInput (UnsafeInput, HubError) or UnsupportedCheckpoint; nothing is ever executed or guessed.
     """
-    found = _looked_through(os.fspath(model), progress)
+    found = _checkpoint_at(os.fspath(model), progress)
     return found if declared is None else replace(found, declared=declared)
 
 
-def _looked_through(source: str, progress: Progress) -> Checkpoint:
+def _checkpoint_at(source: str, progress: Progress) -> Checkpoint:
     if source.startswith(hub.PREFIX):
         return look_through(hub.download(source, progress), None, source, progress)
     if not source or "\0" in source:
@@ -38,7 +38,7 @@ def _looked_through(source: str, progress: Progress) -> Checkpoint:
     except (OSError, UnreadableInput) as error:
         hint = f" For a model on the hub write hub:{source}." if re.fullmatch(r"[\w.-]+/[\w.-]+", source) else ""
         raise UnreadableInput(
-            f"{shown(source)}: cannot be opened: {getattr(error, 'strerror', None) or shown(error)}. "
+            f"{printable(source)}: cannot be opened: {getattr(error, 'strerror', None) or printable(error)}. "
             f"Give a model folder, a .safetensors file beside its config.json, or hub:owner/name.{hint}"
         ) from None
     if stat.S_ISDIR(mode):

@@ -1,6 +1,6 @@
 """Is a checkpoint quantised, and how: its stored values are then not the weights, and are not rescaled.
 
-Where the format is simple and its scales are there, the weights can be looked at: ``viewed`` gives the checkpoint with
+Where the format is simple and its scales are there, the weights can be looked at: ``quantised_view`` gives the checkpoint with
 every quantised matrix under its own name, made from the stored parts as it is read. Named only: AWQ other than its
 "gemm" layout, GPTQ of 3 bits, packed integers with zero points, NVFP4, and expert matrices of MXFP4 (beside which the
 attention of such a model is plain and is looked at).
@@ -44,7 +44,7 @@ def quantisation(checkpoint: Checkpoint) -> str | None:
     if checkpoint.look_only:
         return None
     config = checkpoint.config
-    if stated := _stated(config):
+    if stated := _quantization_config(config):
         method = str(stated.get("quant_method") or _bitsandbytes(stated) or "an unnamed method")
         return f"{_METHODS.get(method.lower(), method[:40])} (quantization_config in config.json)"
     for tensor in checkpoint.tensors:
@@ -68,7 +68,7 @@ def _bitsandbytes(stated: dict) -> str | None:
     return "bitsandbytes" if "load_in_4bit" in stated or "load_in_8bit" in stated else None
 
 
-def _stated(config: dict) -> dict:
+def _quantization_config(config: dict) -> dict:
     """quantization_config, of the model or of its language part; empty where there is none."""
     inner = config.get("text_config")
     for holder in (config, inner if isinstance(inner, dict) else {}):
@@ -78,14 +78,14 @@ def _stated(config: dict) -> dict:
     return {}
 
 
-def viewed(checkpoint: Checkpoint) -> Checkpoint:
+def quantised_view(checkpoint: Checkpoint) -> Checkpoint:
     """The same with its quantised matrices under their own names, to be looked at, never rescaled; unchanged where it is
     not quantised or not every matrix has a known recipe.
     """
     words = quantisation(checkpoint)
     if words is None or checkpoint.adapter_json:
         return checkpoint
-    stated = _stated(checkpoint.config)
+    stated = _quantization_config(checkpoint.config)
     made: dict[str, Recipe] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     used: set[str] = set()

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Self
 
 from wisca_core.checkpoint.checkpoint import Checkpoint, TensorInfo
 from wisca_core.errors import CheckpointChanged, UnreadableInput, UnsupportedCheckpoint
-from wisca_core.untrusted import locate, open_regular, shown
+from wisca_core.untrusted import locate, open_regular, printable
 
 if TYPE_CHECKING:
     import torch
 
-    from wisca_core.checkpoint.derived import Made
+    from wisca_core.checkpoint.derived import DerivedTensor
 
 DISK_BYTES = 8 * 2**20  # one read, or what is asked for ahead of smaller ones, which lose the kernel's read-ahead
 MOST_THREADS = 4  # that read and compute at once: more wait for memory
@@ -74,7 +74,7 @@ class Reader:
             )
         self.checkpoint = checkpoint
         self._alias = dict(checkpoint.aliases)
-        self.made = _made(checkpoint, self._part) if checkpoint.recipes else {}
+        self.made = _derived_tensors(checkpoint, self._part) if checkpoint.recipes else {}
         self._stamp = dict(zip(checkpoint.weight_files, checkpoint.stamps))
         self._fd: dict[str, int] = {}
         self._spare: list[bytearray] = []
@@ -199,11 +199,13 @@ class Reader:
                     break
                 done += n
         except OSError as error:
-            raise UnreadableInput(f"{shown(info.file)}: reading {shown(info.name)} failed: {error.strerror}.") from None
+            raise UnreadableInput(
+                f"{printable(info.file)}: reading {printable(info.name)} failed: {error.strerror}."
+            ) from None
         self._check_unchanged(info.file)
         if done < len(into):
             raise CheckpointChanged(
-                f"{shown(info.file)}: ended while {shown(info.name)} was read, {len(into) - done} bytes short. "
+                f"{printable(info.file)}: ended while {printable(info.name)} was read, {len(into) - done} bytes short. "
                 f"Open the checkpoint again once nothing writes to it."
             )
 
@@ -212,16 +214,16 @@ class Reader:
         now = (status.st_size, status.st_mtime_ns)
         if now != self._stamp.setdefault(name, now):
             raise CheckpointChanged(
-                f"{shown(self.checkpoint.path / name)}: written to since it was looked through "
+                f"{printable(self.checkpoint.path / name)}: written to since it was looked through "
                 f"({self._stamp[name][0]} bytes then, {now[0]} now). "
                 f"Open the checkpoint again once nothing writes to it."
             )
 
 
-def _made(checkpoint: Checkpoint, read) -> dict[str, Made]:
-    from wisca_core.checkpoint.derived import Made
+def _derived_tensors(checkpoint: Checkpoint, read) -> dict[str, DerivedTensor]:
+    from wisca_core.checkpoint.derived import DerivedTensor
 
-    return {name: Made(checkpoint.by_name[name], recipe, read) for name, recipe in checkpoint.recipes}
+    return {name: DerivedTensor(checkpoint.by_name[name], recipe, read) for name, recipe in checkpoint.recipes}
 
 
 def _row_layout(info: TensorInfo) -> tuple[int, int]:
@@ -237,7 +239,7 @@ def _torch_dtype(info: TensorInfo) -> torch.dtype:
         return TORCH_DTYPES[info.dtype]
     except KeyError:
         raise UnsupportedCheckpoint(
-            f"{shown(info.name)} is stored as {info.dtype}, a packed quantised format that is not read as numbers here."
+            f"{printable(info.name)} is stored as {info.dtype}, a packed quantised format that is not read as numbers here."
         ) from None
 
 

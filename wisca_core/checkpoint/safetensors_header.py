@@ -17,9 +17,9 @@ from wisca_core.untrusted import (
     name_fault,
     open_regular,
     parse_json_object,
+    printable,
     read_exactly,
     refuse_lookalike,
-    shown,
 )
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -47,7 +47,7 @@ def read_header(folder: Path, name: str) -> Header:
     Raises UnreadableInput with file, tensor, what was found and what was expected; UnsafeInput where ``name`` leads out
     of the folder; UnsupportedCheckpoint for GGUF.
     """
-    path, what = locate(folder, name), shown(folder / name)
+    path, what = locate(folder, name), printable(folder / name)
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
         start = read_exactly(file, min(status.st_size, 512), what)
@@ -105,10 +105,10 @@ def _tensors(entries: dict, file: str, what: str, data_start: int, size: int) ->
     for name, entry in entries.items():
         if fault := name_fault(name):
             raise UnreadableInput(
-                f"{what}: the tensor name {shown(name, 80)!r} {fault}. Rename it and save the file again."
+                f"{what}: the tensor name {printable(name, 80)!r} {fault}. Rename it and save the file again."
             )
         if fault := _entry_fault(entry):
-            raise UnreadableInput(f"{what}: layout invalid: tensor {shown(name)} {fault}. {_AGAIN}")
+            raise UnreadableInput(f"{what}: layout invalid: tensor {printable(name)} {fault}. {_AGAIN}")
         begin, end = entry["data_offsets"]
         found.append((begin, end, name))
     found.sort()
@@ -116,17 +116,17 @@ def _tensors(entries: dict, file: str, what: str, data_start: int, size: int) ->
         _, end, name = max(found, key=lambda item: item[1])
         if data_start + end > size:
             raise UnreadableInput(
-                f"{what}: ends early: tensor {shown(name)} needs the file to have {data_start + end} bytes, "
+                f"{what}: ends early: tensor {printable(name)} needs the file to have {data_start + end} bytes, "
                 f"it has {size}. {_AGAIN}"
             )
     position, previous, out = 0, "the header", []
     for begin, end, name in found:
         if begin != position:
             relation = (
-                f"overlaps {shown(previous)}" if begin < position else f"leaves a hole of {begin - position} bytes"
+                f"overlaps {printable(previous)}" if begin < position else f"leaves a hole of {begin - position} bytes"
             )
             raise UnreadableInput(
-                f"{what}: layout invalid: tensor {shown(name)} {relation}: it begins at data byte {begin}, "
+                f"{what}: layout invalid: tensor {printable(name)} {relation}: it begins at data byte {begin}, "
                 f"expected {position}. {_AGAIN}"
             )
         entry = entries[name]
@@ -135,7 +135,7 @@ def _tensors(entries: dict, file: str, what: str, data_start: int, size: int) ->
     if data_start + position != size:
         raise UnreadableInput(
             f"{what}: layout invalid: {size - data_start - position} trailing bytes behind the last tensor "
-            f"({shown(previous)}); expected {data_start + position} bytes in all, found {size}. {_AGAIN}"
+            f"({printable(previous)}); expected {data_start + position} bytes in all, found {size}. {_AGAIN}"
         )
     return tuple(out)
 
@@ -146,22 +146,22 @@ def _entry_fault(entry: object) -> str | None:
         return "does not have exactly dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str or dtype not in DTYPE_BITS:
-        return f"has the unknown dtype {shown(dtype, 40)!r}; known are {', '.join(DTYPE_BITS)}"
+        return f"has the unknown dtype {printable(dtype, 40)!r}; known are {', '.join(DTYPE_BITS)}"
     if type(shape) is not list or not _INT.issuperset(map(type, shape)):
         return "has a shape that is not a list of integers"
     if len(shape) > MAX_AXES:
         return f"has {len(shape)} axes, at most {MAX_AXES} are allowed"
     if shape and min(shape) < 0:
-        return f"has a negative dimension: {shown(shape)}"
+        return f"has a negative dimension: {printable(shape)}"
     if type(offsets) is not list or len(offsets) != 2 or not _INT.issuperset(map(type, offsets)):
         return "has data_offsets that are not two integers"
     if not 0 <= offsets[0] <= offsets[1]:
-        return f"has impossible data_offsets {shown(offsets)}"
+        return f"has impossible data_offsets {printable(offsets)}"
     n_elements = math.prod(shape)
     # A zero hides an overflow of the others, which then returns in any reader that multiplies in another order.
     if (n_elements or math.prod(n for n in shape if n)) > _MAX_ELEMENTS:
-        return f"has the shape {shown(shape)}, whose product overflows"
+        return f"has the shape {printable(shape)}, whose product overflows"
     n_bits, n_bytes = n_elements * DTYPE_BITS[dtype], offsets[1] - offsets[0]
     if n_bits != 8 * n_bytes:
-        return f"is {dtype} {shown(shape)}, which needs {-(-n_bits // 8)} bytes; its data_offsets give {n_bytes}"
+        return f"is {dtype} {printable(shape)}, which needs {-(-n_bits // 8)} bytes; its data_offsets give {n_bytes}"
     return None

@@ -17,8 +17,8 @@ from wisca_core.checkpoint.checkpoint import DTYPE_BITS, TORCH_NAMES, TensorInfo
 from wisca_core.checkpoint.inert_pickle import NotPlain, Rules, interpret
 from wisca_core.checkpoint.safetensors_header import MAX_AXES
 from wisca_core.errors import UnreadableInput, UnsafeInput
-from wisca_core.untrusted import locate, name_fault, open_regular, read_exactly, refuse_lookalike, shown
-from wisca_core.wrappers import unwrapped_all
+from wisca_core.untrusted import locate, name_fault, open_regular, printable, read_exactly, refuse_lookalike
+from wisca_core.wrappers import unwrapped_names
 
 MAX_PICKLE_BYTES = 100_000_000
 MAX_DIRECTORY_BYTES = 20_000_000  # about 80 bytes a storage
@@ -103,7 +103,7 @@ def read_torch_file(folder: Path, name: str) -> TorchFile:
     UnsafeInput where it would run code or hides data (compressed, overlapping records, the formats before torch 1.6),
     UnreadableInput where it is damaged, is not a flat dict of tensors, or a tensor is not stored in row-major order.
     """
-    path, what = locate(folder, name), shown(folder / name)
+    path, what = locate(folder, name), printable(folder / name)
     with open_regular(path) as file:
         status = os.fstat(file.fileno())
         _refuse_other_formats(read_exactly(file, min(status.st_size, 512), what), what)
@@ -113,7 +113,7 @@ def read_torch_file(folder: Path, name: str) -> TorchFile:
         order = _record(file, records, f"{top}/byteorder", what) if f"{top}/byteorder" in records else b"little"
     if order != b"little":
         raise UnreadableInput(
-            f"{what}: byte order {shown(order.decode('ascii', 'replace'))}, expected little. "
+            f"{what}: byte order {printable(order.decode('ascii', 'replace'))}, expected little. "
             f"Save it again on an ordinary machine."
         )
     entries, remarks = _model_part(_program(program, what))
@@ -135,7 +135,7 @@ def _model_part(entries: object) -> tuple[object, tuple[str, ...]]:
         return entries, ()
     inner = entries[found[0]]
     names = without_wrapper([name for name in inner if type(name) is str])
-    others = ", ".join(shown(key, 40) for key in list(entries)[:8] if key != found[0])
+    others = ", ".join(printable(key, 40) for key in list(entries)[:8] if key != found[0])
     remark = f"Of a training checkpoint, {found[0]!r} was read" + (f"; not looked at: {others}." if others else ".")
     return {names.get(name, name): tensor for name, tensor in inner.items()}, (remark,)
 
@@ -144,7 +144,7 @@ def read_torch_tensor(folder: Path, name: str, start: int, n_bytes: int, key: st
     """The one tensor that torch.save wrote into ``n_bytes`` from byte ``start`` of the file ``name``; it is called
     ``key``. Raises as ``read_torch_file``.
     """
-    path, what = locate(folder, name), f"{shown(folder / name)}, {shown(key)}"
+    path, what = locate(folder, name), f"{printable(folder / name)}, {printable(key)}"
     with open_regular(path) as file:
         if start < 0 or n_bytes < 22 or start + n_bytes > os.fstat(file.fileno()).st_size:
             raise UnreadableInput(
@@ -155,7 +155,7 @@ def read_torch_tensor(folder: Path, name: str, start: int, n_bytes: int, key: st
         program = _record(file, records, f"{top}/data.pkl", what)
         order = _record(file, records, f"{top}/byteorder", what) if f"{top}/byteorder" in records else b"little"
     if order != b"little":
-        raise UnreadableInput(f"{what}: byte order {shown(order.decode('ascii', 'replace'))}, expected little.")
+        raise UnreadableInput(f"{what}: byte order {printable(order.decode('ascii', 'replace'))}, expected little.")
     (tensor,) = _tensors({key: _program(program, what)}, records, f"{top}/data/", name, what)[0]
     return tensor
 
@@ -166,19 +166,21 @@ def _program(program: bytes, what: str) -> object:
     except NotPlain as error:
         raise UnsafeInput(f"{what}: contains code: refused ({error}). {_CONVERT}") from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise UnreadableInput(f"{what}: data.pkl is damaged ({shown(repr(error))}). Download the file again.") from None
+        raise UnreadableInput(
+            f"{what}: data.pkl is damaged ({printable(repr(error))}). Download the file again."
+        ) from None
 
 
 def without_wrapper(names: list[str]) -> dict[str, str]:
     """Name -> name as transformers spells it, of those that change: without what wrappers put into it, and without the
     "model." that a trainer's own class put before every one, wrapped in turn.
     """
-    bare = unwrapped_all(names)
+    bare = unwrapped_names(names)
     out = {name: bare.get(name, name) for name in names}
     own = any(name.split(".")[1:2] and name.split(".")[1] in _INNER for name in out.values())
     if out and not own and all(name.startswith("model.") for name in out.values()):
         out = {name: new.removeprefix("model.") for name, new in out.items()}
-        bare = unwrapped_all(out.values())
+        bare = unwrapped_names(out.values())
         out = {name: bare.get(new, new) for name, new in out.items()}
     return {name: new for name, new in out.items() if new != name}
 
@@ -239,7 +241,7 @@ def _records(path: Path, size: int, what: str, start: int = 0) -> dict[str, tupl
                 name = record.filename
                 if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
                     raise UnsafeInput(
-                        f"{what}: record {shown(name)} is compressed or encrypted; torch never writes that: refused. "
+                        f"{what}: record {printable(name)} is compressed or encrypted; torch never writes that: refused. "
                         f"Expected uncompressed records, as torch.save writes them. Download the file again."
                     )
                 file.seek(record.header_offset)
@@ -248,19 +250,19 @@ def _records(path: Path, size: int, what: str, start: int = 0) -> dict[str, tupl
                 first += int.from_bytes(local[28:30], "little")
                 if local[:4] != b"PK\x03\x04" or record.header_offset < end or name in out:
                     raise UnsafeInput(
-                        f"{what}: record {shown(name)} overlaps or repeats {shown(before)}: refused. "
+                        f"{what}: record {printable(name)} overlaps or repeats {printable(before)}: refused. "
                         f"Download the file again."
                     )
                 if record.file_size != record.compress_size or first + record.file_size > size:
                     raise UnreadableInput(
-                        f"{what}: record {shown(name)} claims {record.file_size} bytes from byte {first}; "
+                        f"{what}: record {printable(name)} claims {record.file_size} bytes from byte {first}; "
                         f"the file has {size}. Download the file again."
                     )
                 out[name] = (start + first, record.file_size)
                 end, before = first + record.file_size, name
     except (zipfile.BadZipFile, OSError, ValueError, OverflowError, EOFError, NotImplementedError) as error:
         raise UnreadableInput(
-            f"{what}: the zip that torch.save writes ends early or is damaged ({shown(error)}). "
+            f"{what}: the zip that torch.save writes ends early or is damaged ({printable(error)}). "
             f"Download the file again."
         ) from None
     return out
@@ -279,7 +281,9 @@ def _top_folder(records: dict[str, tuple[int, int]], what: str) -> str:
 def _record(file: io.FileIO, records: dict[str, tuple[int, int]], name: str, what: str) -> bytes:
     first, n_bytes = records[name]
     if n_bytes > MAX_PICKLE_BYTES:
-        raise UnreadableInput(f"{what}: record {shown(name)} is {n_bytes} bytes, at most {MAX_PICKLE_BYTES} are read.")
+        raise UnreadableInput(
+            f"{what}: record {printable(name)} is {n_bytes} bytes, at most {MAX_PICKLE_BYTES} are read."
+        )
     file.seek(first)
     return read_exactly(file, n_bytes, what)
 
@@ -288,7 +292,7 @@ def _look_up(module: object, name: object) -> _Global:
     if type(module) is not str or type(name) is not str:
         raise ValueError("a name that is no text")
     if (module, name) not in _GLOBALS:
-        raise NotPlain(f"it asks for {shown(module, 60)}.{shown(name, 60)}")
+        raise NotPlain(f"it asks for {printable(module, 60)}.{printable(name, 60)}")
     return _GLOBALS[module, name]
 
 
@@ -307,7 +311,7 @@ def _storage(identity: object) -> _Storage:
     return _Storage(key, storage.dtype, n_elements)
 
 
-def _rebuilt(function: object, arguments: object) -> object:
+def _rebuild(function: object, arguments: object) -> object:
     if type(function) is not _Global or type(arguments) is not tuple:
         raise NotPlain("it calls something unknown")
     match function.what:
@@ -333,13 +337,13 @@ def _rebuilt(function: object, arguments: object) -> object:
     raise NotPlain(f"it calls {function.what} with {len(arguments)} arguments")
 
 
-def _built(target: object, state: object) -> None:
+def _build(target: object, state: object) -> None:
     """Attributes of the state dict (its _metadata of version numbers) are not needed."""
     if type(target) is not dict:
         raise NotPlain("it changes an object that is no dict")
 
 
-_RULES = Rules(_look_up, _rebuilt, _key, _built, _storage)
+_RULES = Rules(_look_up, _rebuild, _key, _build, _storage)
 
 
 def _tensors(
@@ -347,14 +351,14 @@ def _tensors(
 ) -> tuple[tuple[TensorInfo, ...], tuple[tuple[str, str], ...]]:
     if type(entries) is not dict:
         raise UnreadableInput(
-            f"{what}: holds a {shown(type(entries).__name__.strip('_'))}, expected a dict of tensors. "
+            f"{what}: holds a {printable(type(entries).__name__.strip('_'))}, expected a dict of tensors. "
             f"Save the model's state_dict() with torch.save."
         )
     tensors: list[TensorInfo] = []
     aliases: list[tuple[str, str]] = []
     owners: dict[str, tuple[str, _Tensor]] = {}
     for name, tensor in entries.items():
-        written = shown(name)
+        written = printable(name)
         if type(name) is not str or name_fault(name):
             raise UnreadableInput(
                 f"{what}: the tensor name {written!r} {name_fault(str(name)) or 'is no text'}. Rename it."
@@ -376,7 +380,7 @@ def _tensors(
             if owner != name:
                 if tensor != owned:
                     raise UnreadableInput(
-                        f"{what}: tensors {shown(owner)} and {written} are different views of one storage: refused. "
+                        f"{what}: tensors {printable(owner)} and {written} are different views of one storage: refused. "
                         f"Save contiguous copies ({{name: t.clone() for name, t in state_dict.items()}})."
                     )
                 aliases.append((name, owner))
@@ -391,9 +395,9 @@ def _layout_fault(tensor: _Tensor, n_stored: int) -> str | None:
     """Why the tensor cannot be read as a run of bytes of its storage (``n_stored`` bytes), in words."""
     shape, stride, item = tensor.shape, tensor.stride, DTYPE_BITS[tensor.dtype] // 8
     if len(shape) != len(stride) or tensor.start < 0 or any(n < 0 for n in (*shape, *stride)):
-        return f"has the impossible shape {shown(shape)} and stride {shown(stride)}"
+        return f"has the impossible shape {printable(shape)} and stride {printable(stride)}"
     if (n_elements := math.prod(n for n in shape if n)) > _MAX_ELEMENTS:
-        return f"has the shape {shown(shape)}, whose product overflows"
+        return f"has the shape {printable(shape)}, whose product overflows"
     n_declared = tensor.storage.n_elements * (DTYPE_BITS[tensor.storage.dtype] // 8 if tensor.storage.dtype else 1)
     if not 0 <= n_declared <= n_stored:
         return f"has a storage of {n_declared} bytes, the file holds {n_stored}"
@@ -404,7 +408,9 @@ def _layout_fault(tensor: _Tensor, n_stored: int) -> str | None:
         if n > 1 and step != expected:
             if step == 0:
                 return f"has stride 0: it claims {n_elements} values, larger than its storage of {n_declared // item}"
-            return f"is not contiguous (shape {shown(shape)}, stride {shown(stride)}). Save t.contiguous() instead"
+            return (
+                f"is not contiguous (shape {printable(shape)}, stride {printable(stride)}). Save t.contiguous() instead"
+            )
         expected *= n
     if (tensor.start + n_elements) * item > n_declared:
         return f"needs {(tensor.start + n_elements) * item} bytes of a storage that has {n_declared}"

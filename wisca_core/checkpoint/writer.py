@@ -54,7 +54,7 @@ def write_weights(
     Returns tensor name -> xxh3 of the written bytes for the changed tensors. Raises CheckpointChanged, Cancelled,
     OSError (disk full); what was written until then stays in ``out``, which the caller throws away.
     """
-    checkpoint = unshared(checkpoint)
+    checkpoint = without_aliases(checkpoint)
     total = sum(t.n_bytes for t in checkpoint.tensors)
     done = 0
     digests: dict[str, str] = {}
@@ -93,7 +93,7 @@ def _pool(is_parallel: bool) -> Iterator[ThreadPoolExecutor | None]:
         yield None
 
 
-def unshared(checkpoint: Checkpoint) -> Checkpoint:
+def without_aliases(checkpoint: Checkpoint) -> Checkpoint:
     """The same with every alias as a tensor of its own, as it is written: safetensors files share no bytes, and where
     config.json does not tie the two names a model would otherwise miss one. transformers ties equal tensors again where
     config.json says so.
@@ -135,7 +135,7 @@ class _Copy:
         os.close(self.fd)
         self.source.close()
 
-    def unchanged(self, tensor: TensorInfo, reader: Reader) -> None:
+    def copy_unchanged(self, tensor: TensorInfo, reader: Reader) -> None:
         if tensor.name in reader.made:
             position = self.at[tensor.name]
             for piece in reader.raw(tensor.name):
@@ -151,8 +151,8 @@ class _Copy:
 
         def one(tensor: TensorInfo) -> str:
             if tensor.name in changes:
-                return self.changed(tensor, reader, changes[tensor.name])
-            self.unchanged(tensor, reader)
+                return self.write_changed(tensor, reader, changes[tensor.name])
+            self.copy_unchanged(tensor, reader)
             return ""
 
         if pool is None:
@@ -169,7 +169,7 @@ class _Copy:
                 future.cancel()
             wait(waiting)
 
-    def changed(self, tensor: TensorInfo, reader: Reader, change: Change) -> str:
+    def write_changed(self, tensor: TensorInfo, reader: Reader, change: Change) -> str:
         digest = xxhash.xxh3_128()
         position = self.at[tensor.name]
         for data in _changed_blocks(tensor, reader, change):

@@ -46,7 +46,7 @@ class _Rescaled(AttentionWeights):
         return factor if rows.side == "left" else 1 / factor
 
 
-def checked(checkpoint: Checkpoint, sites: Sites, block: str, layer: int) -> FactorCheck | None:
+def factor_check(checkpoint: Checkpoint, sites: Sites, block: str, layer: int) -> FactorCheck | None:
     """One attention rescaled at random, cell by cell at the finest granularity; None where it has no heads."""
     heads = next(
         (h for h in attentions(heads_of(sites, checkpoint)) if (h[0].block, h[0].layer) == (block, layer)), None

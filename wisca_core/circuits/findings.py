@@ -127,7 +127,7 @@ def _apart(table: pd.DataFrame) -> Finding:
     for block, part in table.groupby("block", sort=False):
         for column in _APART_COLUMNS:
             medians = part.groupby("layer")[column].median().dropna()
-            for layer, own, other in _unlike(medians):
+            for layer, own, other in _outlying_layers(medians):
                 lines.append(f"{BY_NAME[column].title} {own:.1f} in layer {layer} against {other:.1f} beside it")
                 places.append((block, layer))
     layers = list(dict.fromkeys(layer for _, layer in places))
@@ -149,7 +149,7 @@ def _apart(table: pd.DataFrame) -> Finding:
     )
 
 
-def _unlike(medians: pd.Series) -> Iterator[tuple[int, float, float]]:
+def _outlying_layers(medians: pd.Series) -> Iterator[tuple[int, float, float]]:
     """(layer, its median, the nearest neighbour's) of layers that are far from every neighbour."""
     layers = medians.index.tolist()
     for i, layer in enumerate(layers):

@@ -90,7 +90,7 @@ def heads_of(sites: Sites, checkpoint: Checkpoint) -> list[Head]:
     for place, pairs in attentions.items():
         queries = {number: list(_meetings(site, shapes)) for number, site in enumerate(pairs["qk"])}
         values = [one for site in pairs["vo"] for one in _values(site, shapes)]
-        out += _joined(place, queries, values, reasons, _n_heads(place, sites))
+        out += _join_heads(place, queries, values, reasons, _n_heads(place, sites))
     order = {block: i for i, block in enumerate(dict.fromkeys(head.block for head in out))}
     return sorted(out, key=lambda head: (order[head.block], head.layer, head.expert, head.head))
 
@@ -117,7 +117,7 @@ def _reasons(sites: Sites) -> dict[tuple, dict[str, str]]:
     return out
 
 
-def _joined(
+def _join_heads(
     place: tuple,
     queries: dict[int, list[Meeting]],
     values: list[tuple[HeadRows, HeadRows, Site]],

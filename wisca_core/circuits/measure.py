@@ -61,11 +61,11 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     touched = {rows.tensor for heads in every for head in heads for rows in _rows_of(head)}
     largest = max((t.n_bytes for t in checkpoint.tensors if t.name in touched), default=0)
     n_workers = 1 if largest > _SHARED_BYTES else min(2, os.cpu_count() or 1, len(every) or 1)
-    found: list[_Found] = []
+    found: list[_AttentionHeads] = []
     with one_thread(), ExitStack() as open_:
         spare = [AttentionWeights(checkpoint, open_.enter_context(Reader(checkpoint))) for _ in range(n_workers)]
 
-        def work(heads: list[Head]) -> _Found:
+        def work(heads: list[Head]) -> _AttentionHeads:
             weights = spare.pop()
             try:
                 return attention_heads(heads, weights, inputs)
@@ -81,11 +81,11 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
             progress("measuring heads", done, len(every))
             found.append(one.result())
         progress("measuring heads", len(every), len(every))
-    return _gathered(found, sites, checkpoint, inputs)
+    return _gather(found, sites, checkpoint, inputs)
 
 
 @dataclass(eq=False)
-class _Found:
+class _AttentionHeads:
     """Of one attention: a dict of columns a head, its two spectra, and the loud channels."""
 
     rows: list[dict]
@@ -110,7 +110,7 @@ class _Factor:
     n_bad: int
 
 
-def attention_heads(heads: list[Head], weights: AttentionWeights, inputs: Inputs) -> _Found:
+def attention_heads(heads: list[Head], weights: AttentionWeights, inputs: Inputs) -> _AttentionHeads:
     """The circuits of the heads of one attention in one layer."""
     kept: dict[tuple, _Factor] = {}
 
@@ -122,7 +122,7 @@ def attention_heads(heads: list[Head], weights: AttentionWeights, inputs: Inputs
             kept[rows.key, role] = _factor(rows, weights, inputs.norm(rows, role, rule, live), live)
         return kept[rows.key, role]
 
-    out = _Found([], [], [], [])
+    out = _AttentionHeads([], [], [], [])
     loud: dict[str, torch.Tensor] = {}
     for head in heads:
         row = dict.fromkeys(NUMBERS, math.nan) | {
@@ -201,8 +201,8 @@ def _qk(head: Head, factor, inputs: Inputs, row: dict, notes: list, folded: list
         stretch = max(settings.turn, 1.0) if len(pairs) else 1.0
         exact += stretch * own
         at_any += stretch * float(numbers.logit_bound_any(*parts, pairs)) if len(pairs) else own
-    row["logit_bound"] = _capped(exact * settings.scale, settings.cap)
-    row["logit_bound_any"] = max(row["logit_bound"], _capped(at_any * settings.scale, settings.cap))
+    row["logit_bound"] = _soft_cap(exact * settings.scale, settings.cap)
+    row["logit_bound_any"] = max(row["logit_bound"], _soft_cap(at_any * settings.scale, settings.cap))
     if settings.note:
         notes.append(settings.note)
     q, k = sides[0]
@@ -213,7 +213,7 @@ def _qk(head: Head, factor, inputs: Inputs, row: dict, notes: list, folded: list
     return values.numpy()
 
 
-def _capped(bound: float, cap: float | None) -> float:
+def _soft_cap(bound: float, cap: float | None) -> float:
     return cap * math.tanh(bound / cap) if cap else bound
 
 
@@ -294,12 +294,12 @@ def _rows_of(head: Head) -> Iterator[HeadRows]:
     yield from (one for one in (head.v, head.o) if one is not None)
 
 
-def _gathered(found: list[_Found], sites: Sites, checkpoint: Checkpoint, inputs: Inputs) -> Circuits:
+def _gather(found: list[_AttentionHeads], sites: Sites, checkpoint: Checkpoint, inputs: Inputs) -> Circuits:
     rows = [row for one in found for row in one.rows]
     table = pd.DataFrame(rows, columns=[column.name for column in COLUMNS])
     # a number that no head has is missing as a number is, not as a word
     table = table.astype({column.name: float for column in COLUMNS if column.moves is not None})
-    spectra = {name: _padded([values for one in found for values in getattr(one, name)]) for name in ("qk", "ov")}
+    spectra = {name: _pad([values for one in found for values in getattr(one, name)]) for name in ("qk", "ov")}
     channels = pd.DataFrame([line for one in found for line in one.channels], columns=CHANNEL_COLUMNS)
     remarks = [*checkpoint.remarks, *sites.remarks, *inputs.remarks(table)]
     if checkpoint.look_only:
@@ -307,7 +307,7 @@ def _gathered(found: list[_Found], sites: Sites, checkpoint: Checkpoint, inputs:
     return Circuits(table, MappingProxyType(spectra), channels, tuple(dict.fromkeys(remarks)))
 
 
-def _padded(spectra: list[np.ndarray]) -> np.ndarray:
+def _pad(spectra: list[np.ndarray]) -> np.ndarray:
     widest = max((len(values) for values in spectra), default=0)
     out = np.full((len(spectra), widest), np.nan, np.float32)
     for i, values in enumerate(spectra):

@@ -99,7 +99,7 @@ def logit_bound_any(
     return out
 
 
-def capped(bound: torch.Tensor, cap: float | None) -> torch.Tensor:
+def soft_cap(bound: torch.Tensor, cap: float | None) -> torch.Tensor:
     """What a soft cap ``cap * tanh(logit / cap)`` leaves of it."""
     return bound if not cap else cap * torch.tanh(bound / cap)
 

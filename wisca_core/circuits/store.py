@@ -16,15 +16,15 @@ from wisca_core.circuits.measure import CHANNEL_COLUMNS, Circuits, measure
 from wisca_core.errors import UnreadableInput, WiscaError
 from wisca_core.patterns.measure import header_digest
 from wisca_core.progress import Progress, silent
-from wisca_core.storage import MAX_JSON_BYTES, folder, written
+from wisca_core.storage import MAX_JSON_BYTES, atomic_file, folder
 from wisca_core.untrusted import open_named, read_regular
 
 FORMAT, VERSION = "wisca-heads", 1
 
 
-def measured(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Circuits:
+def measured_circuits(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Circuits:
     """The heads of this checkpoint: from WISCA_HOME/measurements where its files are as they were, else by one pass."""
-    kept = cached(checkpoint, sites)
+    kept = cached_circuits(checkpoint, sites)
     if kept is not None:
         return kept
     found = measure(checkpoint, sites, progress)
@@ -35,7 +35,7 @@ def measured(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) 
     return found
 
 
-def cached(checkpoint: Checkpoint, sites: Sites) -> Circuits | None:
+def cached_circuits(checkpoint: Checkpoint, sites: Sites) -> Circuits | None:
     """The kept heads, or None where there are none (any more)."""
     try:
         with open_named(_path(checkpoint, sites)) as raw, np.load(raw, allow_pickle=False) as file:
@@ -62,7 +62,7 @@ def measured_matrices(checkpoint: Checkpoint, sites: Sites, progress: Progress =
     words = {"format": "wisca-matrices", "version": VERSION, "remarks": list(remarks), "rows": frame.to_dict("list")}
     try:
         path = _path(checkpoint, sites, "matrices")
-        with written(path) as file:
+        with atomic_file(path) as file:
             file.write(json.dumps(words).encode())
     except (OSError, WiscaError):
         pass
@@ -100,7 +100,7 @@ def _save(found: Circuits, path) -> None:
     }
     arrays = {name: found.table[name].to_numpy() for name, number in is_number.items() if number}
     arrays |= {f"spectrum {name}": values for name, values in found.spectra.items()}
-    with written(path) as file:
+    with atomic_file(path) as file:
         np.savez(file, words=np.frombuffer(json.dumps(words).encode(), dtype=np.uint8), **arrays)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from wisca_core.architecture.declaration_files import open_declared
 from wisca_core.architecture.discovery import sites_of
-from wisca_core.architecture.find import searched
+from wisca_core.architecture.find import pairs_to_find
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
 from wisca_core.circuits import store
 from wisca_core.progress import Progress, silent
@@ -43,14 +43,14 @@ def matrices(model: str | Path | Checkpoint | Model, progress: Progress = silent
     Reads every weight a few times in a stream and keeps the result. Raises as :func:`heads`.
     """
     checkpoint = _checkpoint(model, progress)
-    return store.measured_matrices(checkpoint, sites_of(checkpoint, searched(("mlp",))), progress)
+    return store.measured_matrices(checkpoint, sites_of(checkpoint, pairs_to_find(("mlp",))), progress)
 
 
 def circuits_of(model: str | Path | Checkpoint | Model, progress: Progress = silent) -> tuple[Circuits, tuple]:
     """(heads with their spectra and channels, refusals of QK and VO pairs or of the model)."""
     checkpoint = _checkpoint(model, progress)
     sites = sites_of(checkpoint)
-    return store.measured(checkpoint, sites, progress), sites.refusals
+    return store.measured_circuits(checkpoint, sites, progress), sites.refusals
 
 
 def as_table(circuits: Circuits, refusals: tuple = ()) -> pd.DataFrame:

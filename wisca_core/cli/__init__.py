@@ -120,9 +120,9 @@ def _inspect(
     Exit 1 where the model has no pair that could be rescaled.
     """
     from wisca_core.cli.inspect import run
-    from wisca_core.cli.models import declared
+    from wisca_core.cli.models import site_options
 
-    return run(model, csv, norm, pairs, json, yes, declared(sites))
+    return run(model, csv, norm, pairs, json, yes, site_options(sites))
 
 
 @app.command("heads")
@@ -286,12 +286,12 @@ def _rescale(
     What the factors will do is shown before anything is written. Exit 1 where nothing can be rescaled, or a proof or
     check fails.
     """
-    from wisca_core.cli.models import declared
+    from wisca_core.cli.models import site_options
     from wisca_core.cli.rescale import AdapterOptions, TypedOptions, run
 
     options = TypedOptions(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact)
     company = AdapterOptions(tuple(adapter or ()), tuple(adapter_out or ()), base)
-    own = declared(sites, build, forward, unproved)
+    own = site_options(sites, build, forward, unproved)
     return run(model, out, options, company, plan, undo, save_plan, strict, dry_run, check, json, yes, own)
 
 
@@ -314,10 +314,10 @@ def _verify(
 
     One of: bit-identical, equivalent up to rounding, not equivalent (exit 1).
     """
-    from wisca_core.cli.models import declared
+    from wisca_core.cli.models import site_options
     from wisca_core.cli.verify import run
 
-    return run(before, after, weights_only, json, yes, declared(sites, build, forward, unproved))
+    return run(before, after, weights_only, json, yes, site_options(sites, build, forward, unproved))
 
 
 @app.command("architectures")
@@ -412,10 +412,10 @@ def _trajectory(
     json: Json = False,
 ) -> int:
     """Show how the pairs of one training moved over its checkpoints, and what that says."""
-    from wisca_core.cli.models import declared
+    from wisca_core.cli.models import site_options
     from wisca_core.cli.trajectory import run
 
-    return run(folder, csv, norm, every, logs, json, declared(sites))
+    return run(folder, csv, norm, every, logs, json, site_options(sites))
 
 
 @app.command("compare")

@@ -9,10 +9,10 @@ from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.census import all_types, causal_types, census, coverage, entries, row_file, row_text, rule_lines
 from wisca_core.census.coverage import Coverage
 from wisca_core.census.entry import OPEN, PAIRS, PARTLY, PROVED, VERDICTS, Entry
-from wisca_core.census.known import checked, short_rule
+from wisca_core.census.known import check_type, short_rule
 from wisca_core.census.table import COLUMNS, in_words, is_open
 from wisca_core.census.table import table as frame_of
-from wisca_core.cli.terminal import bar, document, listed, say, table
+from wisca_core.cli.terminal import bar, document, indented_lines, say, table
 from wisca_core.errors import BadOption, Cancelled, OutputRefused
 from wisca_core.progress import Progress
 from wisca_core.spreadsheet import check_replaceable, csv_bytes
@@ -30,7 +30,7 @@ def run(
     asked = _granularities(granularity)
     if csv:
         check_replaceable(csv, HEAD)
-    names = (checked(name),) if name else all_types() if everything else causal_types()
+    names = (check_type(name),) if name else all_types() if everything else causal_types()
     if prove or again:
         try:
             with bar() as progress:
@@ -111,10 +111,14 @@ def say_counts(counts: Coverage) -> None:
     )
     if counts.reasons:
         say("Refused, with the reason:")
-        say(listed([f"{pair.upper()}, {_names(r.model_types)}: {r.text}" for pair, r in counts.reasons], most=1000))
+        say(
+            indented_lines(
+                [f"{pair.upper()}, {_names(r.model_types)}: {r.text}" for pair, r in counts.reasons], most=1000
+            )
+        )
     if counts.not_reached:
         say("Not reached:")
-        say(listed([f"{_names(r.model_types)}: {r.text}" for r in counts.not_reached], most=1000))
+        say(indented_lines([f"{_names(r.model_types)}: {r.text}" for r in counts.not_reached], most=1000))
     if counts.worst[0]:
         say(f"Largest difference of anything proved: {counts.worst[1]:.1e} of the largest output, {counts.worst[0]}.")
     if counts.slowest:
@@ -146,13 +150,13 @@ def _one(found: Entry, json: bool) -> int:
     say()
     say("Rule:")
     say(
-        listed(rule_lines(family), most=1000)
+        indented_lines(rule_lines(family), most=1000)
         if family
         else "  no row covers this architecture" + (", a rule was found by trial" if found.family else "")
     )
     if found.remarks:
         say("Remarks:")
-        say(listed(found.remarks))
+        say(indented_lines(found.remarks))
     if any(pair.places for pair in found.pairs):
         say()
         rows = [

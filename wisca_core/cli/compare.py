@@ -46,7 +46,7 @@ def run(
     if goes_on and (device or precision):
         raise BadOption("--device, --precision: a comparison goes on as its spec says; give them when it is started.")
     if goes_on:
-        place = _named(out)
+        place = _required_folder(out)
         comparison = folder.read(place)
         way = plan_for(comparison, executor, workers)
         if estimate:
@@ -61,7 +61,7 @@ def run(
         way = choose(chosen, executor, workers)
         if estimate:
             return _estimate(chosen, way, json)
-        place = _named(out)
+        place = _required_folder(out)
         check_text(chosen)
         _refuse_too_large(chosen, way)
         place = folder.create(place, chosen)
@@ -90,7 +90,7 @@ def train_and_report(place: Path, workers: int | None, json: bool, executor: str
     return 0 if comparison.state == "done" and not any(c.state == "failed" for c in comparison.cells) else 1
 
 
-def _named(out: Path | None) -> Path:
+def _required_folder(out: Path | None) -> Path:
     if out is None:
         raise BadOption("--out: nothing was given; name the comparison's folder.")
     return out
@@ -196,7 +196,7 @@ def counts(spec: Spec) -> str:
 
 def _say(comparison: Comparison, report) -> None:
     from wisca_core.comparison.arm_words import titles
-    from wisca_core.comparison.report import interval, remarks, signed, verdict
+    from wisca_core.comparison.report import interval, remarks, signed_number, verdict
 
     readings, names, digits = (
         {(e.arm, e.rate): verdict(e) for e in report.main},
@@ -214,7 +214,9 @@ def _say(comparison: Comparison, report) -> None:
     rows: list[Sequence[str]] = []
     for e in (*report.best, *report.effects):
         rate = "own best" if e.rate is None else f"{e.rate:g}"
-        boot = f"{signed(e.bootstrap[0], digits)} to {signed(e.bootstrap[1], digits)}" if e.bootstrap else ""
+        boot = (
+            f"{signed_number(e.bootstrap[0], digits)} to {signed_number(e.bootstrap[1], digits)}" if e.bootstrap else ""
+        )
         saved = f"{e.steps_saved:,.0f}" if e.steps_saved is not None else f"{e.n_reached} of {e.loss.n}"
         loss = f"{e.mean_final:.{digits}f}" if e.loss.n else ""
         rows.append(
@@ -222,10 +224,10 @@ def _say(comparison: Comparison, report) -> None:
                 names[e.arm],
                 rate,
                 loss,
-                signed(e.loss.mean, digits) if e.loss.n else "",
+                signed_number(e.loss.mean, digits) if e.loss.n else "",
                 interval(e, digits) if e.loss.n > 1 else "",
                 boot,
-                signed(e.perplexity.mean) if e.loss.n else "",
+                signed_number(e.perplexity.mean) if e.loss.n else "",
                 f"{e.n_better} of {e.loss.n}",
                 saved,
                 readings.get((e.arm, e.rate), "beside the correction"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wisca_core.cli import models
-from wisca_core.cli.terminal import bar, document, listed, say, table
+from wisca_core.cli.terminal import bar, document, indented_lines, say, table
 from wisca_core.evaluation.seeds import is_comparison
 from wisca_core.evaluation.whole import Evaluation, EvaluationOptions, evaluate
 from wisca_core.words import in_bytes
@@ -23,7 +23,7 @@ def run(
     asked = replace(asked, tasks=tuple(name for given in asked.tasks for name in given.split(",") if name))
     names = [name for name in (model, other, *drafts) if name and name.startswith("hub:")]
     for name in names:
-        models.opened(name, yes)  # asks before a download
+        models.open_after_asking(name, yes)  # asks before a download
     options = {key: value for key, value in asked.__dict__.items()}
     with bar() as progress:
         found = evaluate(model, other, drafts=drafts, out=out, progress=progress, **options)
@@ -95,10 +95,10 @@ def _say(found: Evaluation, by_seed: bool) -> None:
         say(sentence)
     if result["same"] and result["same"]["flipped"]:
         flipped = result["same"]["flipped"]
-        say(listed([f"flipped: {d['task']}, document {d['number']}" for d in flipped], 10))
+        say(indented_lines([f"flipped: {d['task']}, document {d['number']}" for d in flipped], 10))
     if found.refused:
         say("Not evaluated:")
-        say(listed([f"{one.what}: {one.reason}" for one in found.refused]))
+        say(indented_lines([f"{one.what}: {one.reason}" for one in found.refused]))
     if result["report"]:
         say(f"Kept in {result['report']}")
     if found.folder:

@@ -12,7 +12,7 @@ from wisca_core.circuits.findings import findings, headline
 from wisca_core.circuits.table import as_table, matrices
 from wisca_core.cli import models
 from wisca_core.cli.inspect import write_csv
-from wisca_core.cli.terminal import bar, document, listed, note, say, table
+from wisca_core.cli.terminal import bar, document, indented_lines, note, say, table
 from wisca_core.spreadsheet import check_replaceable
 
 N_SHOWN = 10
@@ -24,12 +24,12 @@ def run(model: str, csv: Path | None, every_matrix: bool, json: bool, yes: bool)
     """0, or 1 where no head of the model is known."""
     if csv:
         check_replaceable(csv, "name,part,layer" if every_matrix else "block,layer,head", "table of heads or matrices")
-    checkpoint = models.opened(model, yes)
+    checkpoint = models.open_after_asking(model, yes)
     if every_matrix:
         return _matrices(checkpoint, csv, json)
     with bar() as progress:
         sites = sites_of(checkpoint, progress=progress, search=models.search)
-        circuits = store.measured(checkpoint, sites, progress)
+        circuits = store.measured_circuits(checkpoint, sites, progress)
     found = as_table(circuits, sites.refusals)
     if csv and len(found):
         write_csv(csv, found)
@@ -118,10 +118,10 @@ def _matrices(checkpoint, csv: Path | None, json: bool) -> int:
 def _say_left(found: pd.DataFrame) -> None:
     if found.attrs["refused"]:
         say(f"Without a circuit, {len(found.attrs['refused']):,}:")
-        say(listed(found.attrs["refused"]))
+        say(indented_lines(found.attrs["refused"]))
     if found.attrs["remarks"]:
         say("Remarks:")
-        say(listed(found.attrs["remarks"]))
+        say(indented_lines(found.attrs["remarks"]))
 
 
 def _number(value: float) -> str:

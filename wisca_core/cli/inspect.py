@@ -10,17 +10,17 @@ import pandas as pd
 
 from wisca_core.architecture import refusals
 from wisca_core.architecture.discovery import sites_of
-from wisca_core.architecture.find import searched
+from wisca_core.architecture.find import pairs_to_find
 from wisca_core.architecture.guessing import guess
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
-from wisca_core.cli.terminal import bar, document, listed, note, say, table
+from wisca_core.cli.terminal import bar, document, indented_lines, note, say, table
 from wisca_core.errors import DeclarationError, check_choice
 from wisca_core.pairs import MATRICES, SIDES
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.groups import group_table
-from wisca_core.patterns.store import measured
+from wisca_core.patterns.store import measured_patterns
 from wisca_core.patterns.summary import PairSummary, furthest, layer_ratios, sentence, summaries
 from wisca_core.patterns.table import NORMS
 from wisca_core.planning.decide import decide
@@ -58,9 +58,9 @@ def run(
     check_choice("norm", norm, NORMS)
     if csv:
         check_replaceable(csv, ",".join(CSV_COLUMNS[:-1]), "table of KV groups")  # tables of earlier versions end there
-    checkpoint = models.opened(model, yes, declared)
+    checkpoint = models.open_after_asking(model, yes, declared)
     with bar() as progress:
-        found = sites_of(checkpoint, searched(asked.pairs if asked else ()), progress, search=models.search)
+        found = sites_of(checkpoint, pairs_to_find(asked.pairs if asked else ()), progress, search=models.search)
     sites = _only(found, asked) if asked else found
     remarks = [*checkpoint.remarks, *sites.remarks]
     common = {
@@ -84,7 +84,7 @@ def run(
             _say_not_rescalable(checkpoint, sites, remarks)
         return 1
     with bar() as progress:
-        patterns = measured(checkpoint, found, progress).of(sites)
+        patterns = measured_patterns(checkpoint, found, progress).of(sites)
     # balance in the norm that is looked at, the paper's where no plan is made in it
     decision = decide(patterns, Options(default_pairs(sites), norm=norm if norm in PLAN_NORMS else "l1"))
     rates = equivalent_rates(decision, full=True)
@@ -120,7 +120,7 @@ def run(
     _say_worst(worst)
     _say_left(sites, remarks)
     if csv:
-        say(f"{len(groups):,} {_counted(groups)} written to {csv}")
+        say(f"{len(groups):,} {_row_noun(groups)} written to {csv}")
     return 0
 
 
@@ -142,7 +142,7 @@ def _only(sites: Sites, asked: Options) -> Sites:
     )
 
 
-def _counted(groups: pd.DataFrame) -> str:
+def _row_noun(groups: pd.DataFrame) -> str:
     """What the rows are: "KV groups", or "places" where they are of several kinds."""
     units = {unit_of(pair, block) for pair, block in zip(groups["pair"], groups["block"])}
     return f"{units.pop()}s" if len(units) == 1 else "places"
@@ -187,7 +187,7 @@ def _say_worst(worst: pd.DataFrame) -> None:
     if not len(worst):
         say("Every group is at the median of its pair.\n")
         return
-    counted = _counted(worst)
+    counted = _row_noun(worst)
     grouped = [unit_of(w.pair, w.block) == "KV group" for w in worst.itertuples()]  # elsewhere the name says it all
     say(f"{counted[:1].upper()}{counted[1:]} furthest from the median of their pair:")
     rows = []
@@ -205,10 +205,10 @@ def _say_worst(worst: pd.DataFrame) -> None:
 def _say_left(sites: Sites, remarks: list[str]) -> None:
     if sites.refusals:
         say(f"Refused, {len(sites.refusals):,}:")
-        say(listed(refusals.lines(sites.refusals)))
+        say(indented_lines(refusals.lines(sites.refusals)))
     if remarks:
         say("Remarks:")
-        say(listed(remarks))
+        say(indented_lines(remarks))
 
 
 def _say_not_rescalable(checkpoint: Checkpoint, sites: Sites, remarks: list[str]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from wisca_core import jobs as work
 from wisca_core import storage
-from wisca_core.cli.terminal import asked, document, note, say, table
+from wisca_core.cli.terminal import confirm, document, note, say, table
 
 KILL_AFTER_SECONDS = 10.0
 
@@ -27,7 +27,7 @@ def run_clean(names: list[str], yes: bool, json: bool) -> int:
     if chosen:
         n_bytes = sum(before[name] for name in chosen)
         question = f"Remove {_size(n_bytes)} in {', '.join(chosen)}?"
-        if yes or asked(
+        if yes or confirm(
             question,
             f"{_size(n_bytes)} in {', '.join(chosen)} would be removed, and nobody can be asked here. Add --yes.",
         ):

@@ -11,13 +11,13 @@ from wisca_core.architecture.discovery import Discovery
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Declared, hub_size, open_checkpoint
 from wisca_core.checkpoint.hub import PREFIX, n_bytes_missing
-from wisca_core.cli.terminal import asked, bar
+from wisca_core.cli.terminal import bar, confirm
 from wisca_core.errors import BadOption, Cancelled, HubError
 from wisca_core.progress import Progress
 from wisca_core.words import in_bytes, plural
 
 
-def opened(model: str, yes: bool, declared: Declared | None = None) -> Checkpoint:
+def open_after_asking(model: str, yes: bool, declared: Declared | None = None) -> Checkpoint:
     """The checkpoint; a download is announced with its size and asked for first, unless ``yes``."""
     if model.startswith(PREFIX) and not yes:
         _ask(model)
@@ -25,7 +25,7 @@ def opened(model: str, yes: bool, declared: Declared | None = None) -> Checkpoin
         return open_checkpoint(model, progress=progress, declared=declared)
 
 
-def declared(
+def site_options(
     sites: Path | None, build: str | None = None, forward: str | None = None, unproved: bool = False
 ) -> Declared | None:
     """What --sites, --build, --forward and --unproved say. Raises BadOption, UnreadableInput, DeclarationError."""
@@ -38,10 +38,12 @@ def declared(
         return None
     if unproved and build:
         raise BadOption("--build makes the proof that --unproved does without; give one of them.")
-    return Declared(read_declarations(sites), _own(build, "--build"), _own(forward, "--forward"), unproved)
+    return Declared(
+        read_declarations(sites), _own_function(build, "--build"), _own_function(forward, "--forward"), unproved
+    )
 
 
-def _own(named: str | None, option: str) -> Callable | None:
+def _own_function(named: str | None, option: str) -> Callable | None:
     """The person's own function "module:function", or "file.py:function"; the folder they stand in is looked in first."""
     if not named:
         return None
@@ -69,7 +71,7 @@ def _ask(model: str) -> None:
     if not missing:
         return
     what = f"{model} is {in_bytes(size.n_bytes)}, {in_bytes(missing)} of it to download"
-    if not asked(f"{what}. Download it?", f"{what}; nobody can be asked here. Add --yes to download it."):
+    if not confirm(f"{what}. Download it?", f"{what}; nobody can be asked here. Add --yes to download it."):
         raise Cancelled("not downloaded. Nothing was left behind.")
 
 

@@ -63,7 +63,7 @@ def _of_model(
     comparison: Path | None,
     yes: bool,
 ) -> bytes:
-    checkpoint = models.opened(model, yes)  # asks before a download
+    checkpoint = models.open_after_asking(model, yes)  # asks before a download
     with bar() as progress:
         found = open_model(
             checkpoint.source, pairs=options.pairs if asked.pairs else (), search=True, progress=progress
@@ -78,10 +78,10 @@ def _of_model(
             if not checkpoint.look_only:
                 proof = prove(found, progress=progress)
             if heads and not checkpoint.adapter_json:
-                circuits = store.measured(found.checkpoint, found.sites, progress)
+                circuits = store.measured_circuits(found.checkpoint, found.sites, progress)
     reports = _reports("model")
-    beside = reports.Beside(circuits, evaluation, comparison)
-    return reports.document_of(found, options, proof, beside, f"wisca report {shlex.quote(model)}")
+    results = reports.OtherResults(circuits, evaluation, comparison)
+    return reports.document_of(found, options, proof, results, f"wisca report {shlex.quote(model)}")
 
 
 def _rest(options: Options) -> tuple:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from wisca_core.architecture import refusals
 from wisca_core.architecture.discovery import sites_of
-from wisca_core.architecture.find import searched
+from wisca_core.architecture.find import pairs_to_find
 from wisca_core.architecture.site import Refusal, SiteKey, Sites, granularity_of
 from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
-from wisca_core.cli.terminal import bar, document, listed, say, table
+from wisca_core.cli.terminal import bar, document, indented_lines, say, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, not_covered
 from wisca_core.equivalence.proof import Proof, check_covers, proved_only
@@ -27,12 +27,12 @@ from wisca_core.errors import (
     UnreadableInput,
 )
 from wisca_core.exporting.export import export
-from wisca_core.exporting.pair import Beside, export_pair
+from wisca_core.exporting.pair import AdapterExport, export_pair
 from wisca_core.exporting.place import refuse_place
 from wisca_core.exporting.preview import ExportPreview, n_bytes_free, preview
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import unit_of
-from wisca_core.patterns.store import measured
+from wisca_core.patterns.store import measured_patterns
 from wisca_core.patterns.summary import PairSummary, sentence, summaries
 from wisca_core.patterns.table import Patterns
 from wisca_core.planning import plan as plans
@@ -41,9 +41,9 @@ from wisca_core.planning.options import Options, default_pairs, parse_layers, pa
 from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress
 from wisca_core.rescale import scalings
-from wisca_core.rescale_adapter import adapters_near, fitted, follow
+from wisca_core.rescale_adapter import adapters_near, fitted_layers, follow
 from wisca_core.storage import read_json
-from wisca_core.words import in_bytes, plural, side, unnamed
+from wisca_core.words import in_bytes, plural, side, without_site_name
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TypedOptions:
     exclude: tuple[str, ...]
     exact: bool
 
-    def given(self) -> list[str]:
+    def names(self) -> list[str]:
         """Names of the options that were typed."""
         return [f"--{field.name}" for field in fields(self) if getattr(self, field.name) not in (None, (), False)]
 
@@ -124,35 +124,35 @@ def run(
     saved = plans.load_plan(plan_file) if plan_file else plans.undo_plan(undo) if undo else None
     if save_plan:
         _check_replaceable(save_plan, out)
-    checkpoint = models.opened(model, yes, declared)
+    checkpoint = models.open_after_asking(model, yes, declared)
     checkpoint.check_rescalable()
     if out:
         refuse_place(checkpoint, out)
-    adapters, base = _opened_company(checkpoint, company, yes)
+    adapters, base = _open_company(checkpoint, company, yes)
     places = company.places(out, adapters)
     for adapter, place in zip(adapters, places):
         refuse_place(adapter, place)
     with bar() as progress:
         sites = sites_of(
-            checkpoint, searched(saved.options.pairs if saved else options.pairs), progress, search=models.search
+            checkpoint, pairs_to_find(saved.options.pairs if saved else options.pairs), progress, search=models.search
         )
     if asked.pairs is None:
         options = replace(options, pairs=default_pairs(sites))
     if saved is None:
         options.check_against(sites)
     with bar() as progress:
-        patterns = measured(checkpoint, sites, progress)
+        patterns = measured_patterns(checkpoint, sites, progress)
         proof = prove(checkpoint, sites, progress, base)
     if sites.sites:
         check_covers(proof, sites, [part.site for part in saved.sites if part.site in sites] if saved else ())
     sites = proved_only(sites, proof)  # what was not proved is refused by name, the rest goes on
-    decision, plan = _decided(patterns.of(sites), options, saved)
+    decision, plan = _decide(patterns.of(sites), options, saved)
     if strict and plan.refusals:
-        lines = listed(_lines(plan.refusals))
+        lines = indented_lines(_lines(plan.refusals))
         n = plural(len(plan.refusals), "refusal")
         raise StrictRefusal(f"{n}, and --strict asks for none:\n{lines}\nNothing was written.")
     plans.check_not_empty(plan)
-    following = [_followed(checkpoint, sites, plan, adapter) for adapter in adapters]
+    following = [_what_follows(checkpoint, sites, plan, adapter) for adapter in adapters]
     left_behind = _left_behind(checkpoint, adapters)
 
     files = preview(checkpoint)
@@ -168,19 +168,19 @@ def run(
         for line in left_behind:
             say(line, style="bold")
     with bar() as progress:
-        together = [_proved_with(checkpoint, sites, adapter, progress) for adapter in adapters]
+        together = [_prove_with(checkpoint, sites, adapter, progress) for adapter in adapters]
     if not json:
         say_proof(proof)
         for one in together:
             say_proof(one)
     for one in together:
         check_covers(one, sites, [part.site for part in plan.sites])
-    beside = [Beside(*three) for three in zip(adapters, places, together)]
+    beside = [AdapterExport(*three) for three in zip(adapters, places, together)]
 
     report, checked, not_run = None, None, "a dry run writes nothing that could be run"
     if not dry_run:
         not_run = _why_not_run(checkpoint, check)
-        report, checked, not_run = _exported(checkpoint, sites, plan, out, proof, beside, not_run, check)
+        report, checked, not_run = _export(checkpoint, sites, plan, out, proof, beside, not_run, check)
     if save_plan:
         plans.save_plan(plan, save_plan)
     if json:
@@ -223,17 +223,17 @@ def run(
     return 0
 
 
-def _proved_with(checkpoint: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progress) -> Proof:
+def _prove_with(checkpoint: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progress) -> Proof:
     from wisca_core.equivalence.pair_proof import prove_pair  # torch and peft: only where an adapter goes along
 
     return prove_pair(checkpoint, sites, adapter, progress)
 
 
 def _lines(refused: Sequence[Refusal]) -> list[str]:
-    return refusals.lines(replace(one, reason=unnamed(one.reason)) for one in refused)
+    return refusals.lines(replace(one, reason=without_site_name(one.reason)) for one in refused)
 
 
-def _opened_company(
+def _open_company(
     checkpoint: Checkpoint, company: AdapterOptions, yes: bool
 ) -> tuple[list[Checkpoint], Checkpoint | None]:
     """The adapters and the base that were given. Raises BadOption where MODEL is not what they belong to."""
@@ -245,20 +245,20 @@ def _opened_company(
         raise BadOption(
             f"{checkpoint.path} is no adapter; --base goes with a LoRA adapter. Give its adapters with --adapter."
         )
-    adapters = [models.opened(name, yes) for name in company.adapters]
+    adapters = [models.open_after_asking(name, yes) for name in company.adapters]
     for name, adapter in zip(company.adapters, adapters):
         if not adapter.adapter_json:
             raise BadOption(
                 f"--adapter {name} is a model, not a LoRA adapter. Give the folder that holds adapter_config.json."
             )
-    return adapters, models.opened(company.base, yes) if company.base else None
+    return adapters, models.open_after_asking(company.base, yes) if company.base else None
 
 
-def _followed(base: Checkpoint, sites: Sites, plan: Plan, adapter: Checkpoint) -> str:
+def _what_follows(base: Checkpoint, sites: Sites, plan: Plan, adapter: Checkpoint) -> str:
     """What follows, in words; raises early what the export would raise late."""
     factors = {part.site: part.factors for part in plan.sites}
     scaling = scalings(sites, factors, plan.options.granularity, {t.name: t.shape for t in base.tensors})
-    n = len(fitted(base, sites, scaling, adapter))
+    n = len(fitted_layers(base, sites, scaling, adapter))
     n_tensors = len(follow(base, sites, scaling, adapter))
     return f"{plural(n, 'adapted layer')} of rescaled weights, {plural(n_tensors, 'tensor')} follow"
 
@@ -276,8 +276,8 @@ def _check_usage(
     if plan_file and undo:
         raise BadOption("--plan and --undo were both given; a rescale applies one of them.")
     source = "--plan" if plan_file else "--undo" if undo else ""
-    if source and asked.given():
-        raise BadOption(f"{source} holds its own options; {', '.join(asked.given())} cannot be given with it.")
+    if source and asked.names():
+        raise BadOption(f"{source} holds its own options; {', '.join(asked.names())} cannot be given with it.")
     if out is None and not dry_run:
         raise BadOption(
             "OUT is missing: name a new folder for the rescaled model, or add --dry-run to see what would happen."
@@ -297,7 +297,7 @@ def _check_replaceable(path: Path, out: Path | None) -> None:
         raise OutputRefused(f"{path} cannot be written: its folder does not exist.")
 
 
-def _decided(patterns: Patterns, options: Options, saved: Plan | None) -> tuple[Decision, Plan]:
+def _decide(patterns: Patterns, options: Options, saved: Plan | None) -> tuple[Decision, Plan]:
     if saved is not None:
         return plans.decision_of(saved, patterns), saved
     decision = decide(patterns, options)
@@ -317,13 +317,13 @@ def _why_not_run(checkpoint: Checkpoint, check: bool | None) -> str:
     return reason
 
 
-def _exported(
+def _export(
     checkpoint: Checkpoint,
     sites: Sites,
     plan: Plan,
     out: Path,
     proof: Proof,
-    beside: list[Beside],
+    beside: list[AdapterExport],
     not_run: str,
     asked: bool | None,
 ) -> tuple[Path, FullCheck | None, str]:
@@ -400,11 +400,11 @@ def _say_plan(
         say(f"  {line}")
     if plan.refusals:
         say(f"Refused and left as they are, {len(plan.refusals):,}:")
-        say(listed(_lines(plan.refusals)))
+        say(indented_lines(_lines(plan.refusals)))
     remarks = [*checkpoint.remarks, *sites.remarks]
     if remarks:
         say("Remarks:")
-        say(listed(remarks))
+        say(indented_lines(remarks))
 
 
 def _median(heavier: str, ratio: float, pair: str) -> str:
@@ -459,7 +459,7 @@ def _say_files(files: ExportPreview, out: Path | None) -> None:
             say(f"  {file} becomes {name}")
     if files.left_out:
         say(f"Left out, {len(files.left_out):,}:")
-        say(listed([f"{name}: {reason}" for name, reason in files.left_out]))
+        say(indented_lines([f"{name}: {reason}" for name, reason in files.left_out]))
 
 
 def _say_done(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wisca_core.cli.terminal import bar, document, listed, note, say, table
+from wisca_core.cli.terminal import bar, document, indented_lines, note, say, table
 from wisca_core.errors import BadOption
 from wisca_core.runs import Logs, Run, read
 from wisca_core.runs.groups import (
@@ -95,7 +95,7 @@ def _say(logs: Logs, metric: str) -> None:
     ]
     if lines:
         say("Read and not read:")
-        say(listed(lines))
+        say(indented_lines(lines))
 
 
 def _say_groups(runs: Sequence[Run], metric: str, lower: bool) -> None:

@@ -51,12 +51,12 @@ def _console(stderr: bool = False) -> _Console:
 
 def say(text: str = "", style: str | None = None) -> None:
     """One or more lines on stdout."""
-    _console().print(_shown(text), style=style)
+    _console().print(_printable(text), style=style)
 
 
 def note(text: str) -> None:
     """One or more lines on stderr."""
-    _console(stderr=True).print(_shown(text))
+    _console(stderr=True).print(_printable(text))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
@@ -65,14 +65,14 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequen
     for i, header in enumerate(headers):
         out.add_column(header, justify="right" if i in numbers else "left", overflow="fold")
     for row in rows:
-        out.add_row(*map(_shown, row))
+        out.add_row(*map(_printable, row))
     console = _console()
     with console.capture() as captured:
         console.print(out, soft_wrap=False)
     _stdout().write("".join(f"{line.rstrip()}\n" for line in [*captured.get().splitlines(), ""]))
 
 
-def listed(lines: Sequence[str], most: int = MOST_LISTED) -> str:
+def indented_lines(lines: Sequence[str], most: int = MOST_LISTED) -> str:
     """Indented lines, the first ``most`` and how many are left."""
     more = [f"and {len(lines) - most:,} more (--json lists all)"] if len(lines) > most else []
     return "\n".join(f"  {line}" for line in [*lines[:most], *more])
@@ -103,18 +103,18 @@ def bar() -> Iterator[Progress]:
             if step != current["step"]:
                 if current["task"] is not None:
                     bars.remove_task(current["task"])
-                current.update(step=step, task=bars.add_task(_shown(step), total=total or None))
+                current.update(step=step, task=bars.add_task(_printable(step), total=total or None))
             bars.update(current["task"], completed=done, total=total or None)
 
         yield report
 
 
-def asked(question: str, otherwise: str) -> bool:
+def confirm(question: str, otherwise: str) -> bool:
     """Yes or no from the person; BadOption saying ``otherwise`` where nobody can be asked."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise BadOption(otherwise)
     console = _console(stderr=True)
-    console.print(f"{_shown(question)} [y/N] ", end="")
+    console.print(f"{_printable(question)} [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -171,7 +171,7 @@ def _let_go_of_stdout() -> None:
     os.close(nowhere)
 
 
-def _shown(text: str) -> str:
+def _printable(text: str) -> str:
     """``text`` with control characters other than line ends, and what is no character, written out."""
     if text.isprintable():
         return text

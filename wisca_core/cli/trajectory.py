@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from wisca_core.checkpoint import Declared
-from wisca_core.cli.terminal import bar, document, listed, say, table
+from wisca_core.cli.terminal import bar, document, indented_lines, say, table
 from wisca_core.errors import BadOption, OutputRefused, WiscaError, check_choice
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.table import NORMS
@@ -63,10 +63,10 @@ def run(
         say(reading.text)
     if found.remarks:
         say("\nLabels:")
-        say(listed(found.remarks))
+        say(indented_lines(found.remarks))
     if found.refusals:
         say("\nNot covered:")
-        say(listed([f"{r.what}: {r.reason}" for r in found.refusals]))
+        say(indented_lines([f"{r.what}: {r.reason}" for r in found.refusals]))
     if csv:
         say(f"\n{len(found.tables[norm]):,} rows written to {csv}")
     return 0

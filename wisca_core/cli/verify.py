@@ -2,17 +2,17 @@
 
 from wisca_core.checkpoint import Declared
 from wisca_core.cli import models
-from wisca_core.cli.terminal import bar, document, listed, say
+from wisca_core.cli.terminal import bar, document, indented_lines, say
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof
-from wisca_core.words import plural, unnamed
+from wisca_core.words import plural, without_site_name
 
 
 def run(before: str, after: str, weights_only: bool, json: bool, yes: bool, declared: Declared | None = None) -> int:
     """0 for bit-identical and equivalent up to rounding, 1 for not equivalent."""
     from wisca_core.equivalence.verify import verify as compare
 
-    first, second = models.opened(before, yes, declared), models.opened(after, yes, declared)
+    first, second = models.open_after_asking(before, yes, declared), models.open_after_asking(after, yes, declared)
     with bar() as progress:
         found = compare(first, second, progress, run_models=not weights_only)
     if json:
@@ -24,7 +24,7 @@ def run(before: str, after: str, weights_only: bool, json: bool, yes: bool, decl
     if found.proof and not found.proof.is_made:
         say_proof(found.proof)
     say(found.verdict, style="bold")
-    say(listed(found.reasons))
+    say(indented_lines(found.reasons))
     if found.exit_code:
         say(f"{found.n_changed:,} of {found.n_tensors:,} tensors differ")
     if found.proof and found.proof.is_made:
@@ -46,7 +46,7 @@ def say_proof(proof: Proof) -> None:
     said = "passed" if proof.passed else in_part or f"failed: {proof.reason}"
     say(f"{proof.kind} of rule {proof.rule}: {said}")
     if in_part and not proof.passed:
-        say(listed([f"{name}: {unnamed(reason)}" for name, reason in proof.refused]))
+        say(indented_lines([f"{name}: {without_site_name(reason)}" for name, reason in proof.refused]))
     say(f"  {proof.what}")
     say(
         f"  largest relative difference {proof.max_rel:.1e} in float64 over {plural(proof.n_cases, 'case')}, "
@@ -71,4 +71,4 @@ def say_not_checked(reasons: tuple[str, ...]) -> None:
     """What no figure above covers."""
     if reasons:
         say("Not checked:")
-        say(listed(reasons))
+        say(indented_lines(reasons))

@@ -22,7 +22,7 @@ from wisca_core.comparison.arms import Treatment
 from wisca_core.comparison.data import Corpus, batch, windows
 from wisca_core.comparison.folder import METRICS, Cell, rows
 from wisca_core.comparison.models import build_model, build_optimisers, learning_rate, loss_nats, mean_loss
-from wisca_core.comparison.place import Place
+from wisca_core.comparison.place import Placement
 from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.weights import kept_state, load_state, save_weights
 
@@ -59,7 +59,7 @@ class CellRun:
     clipped: list[bool] = field(default_factory=list)
 
 
-def begin(spec: Spec, cell: Cell, place: Place) -> CellRun:
+def begin(spec: Spec, cell: Cell, place: Placement) -> CellRun:
     """The cell as its last checkpoint left it, its metrics cut back to that step, or before its first step."""
     model = place.ready(build_model(spec, cell.seed))
     ranks.shard_(model)
@@ -69,19 +69,21 @@ def begin(spec: Spec, cell: Cell, place: Place) -> CellRun:
     return run
 
 
-def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], place: Place = Place()) -> bool:
+def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], place: Placement = Placement()) -> bool:
     """Train ``cell`` to the end; False where ``stop()`` asked for a pause, after a checkpoint. Raises CellFailed where
     the loss is not finite.
     """
-    validation = ranks.own(windows(corpus.validation, spec.data.validation_windows, spec.data.context).to(place.device))
-    last = ranks.own(final_windows(spec, corpus).to(place.device))
+    validation = ranks.rows_of_rank(
+        windows(corpus.validation, spec.data.validation_windows, spec.data.context).to(place.device)
+    )
+    last = ranks.rows_of_rank(final_windows(spec, corpus).to(place.device))
     run = begin(spec, cell, place)
     model, optimisers, treatment, recent = run.model, run.optimisers, run.treatment, run.recent
     began = saved = time.monotonic()
     before = run.seconds
 
     def measured(rows: torch.Tensor) -> float:
-        with place.measured():
+        with place.validation_step():
             return ranks.mean(mean_loss(model, rows), place.device)
 
     with metrics(cell) as log:
@@ -92,7 +94,9 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
             rate = learning_rate(spec.optimiser, cell.rate, step, spec.steps)
             for group in (group for one in optimisers for group in one.param_groups):
                 group["lr"] = rate
-            rows = ranks.own(batch(corpus.train, cell.seed, step, spec.batch_size, spec.data.context)).to(place.device)
+            rows = ranks.rows_of_rank(batch(corpus.train, cell.seed, step, spec.batch_size, spec.data.context)).to(
+                place.device
+            )
             with place.step():
                 loss = loss_nats(model, rows)
             value = ranks.mean(loss.item(), place.device)
@@ -129,7 +133,7 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
                 )
                 recent.clear()
                 run.clipped.clear()
-            stops, is_time = ranks.agreed((stop(), time.monotonic() - saved > CHECKPOINT_SECONDS))
+            stops, is_time = ranks.first_rank_value((stop(), time.monotonic() - saved > CHECKPOINT_SECONDS))
             if step < spec.steps and (stops or is_time):
                 keep([run])
                 saved = time.monotonic()
@@ -178,18 +182,18 @@ def row(
             raise CellFailed(f"the validation loss became {loss} at step {step:,}.")
     found = {
         "step": step,
-        "train_loss": _rounded(train_loss),
-        "val_loss": _rounded(val_loss),
+        "train_loss": _round(train_loss),
+        "val_loss": _round(val_loss),
         "lr": rate,
-        "grad_norm": _rounded(norm),
+        "grad_norm": _round(norm),
         "tokens": step * spec.batch_size * spec.data.context,
         "seconds": round(seconds, 2),
-        **{pair: _rounded(value) for pair, value in ratios.items()},
+        **{pair: _round(value) for pair, value in ratios.items()},
     }
     if clipped:
         found["clipped"] = round(sum(clipped) / len(clipped), 4)
     if final_loss is not None:
-        found["final_loss"] = _rounded(final_loss)
+        found["final_loss"] = _round(final_loss)
     return json.dumps(found) + "\n"
 
 
@@ -198,7 +202,7 @@ def check_finite(loss: float, step: int, spec: Spec) -> None:
         raise CellFailed(f"the training loss became {loss} at step {step:,} of {spec.steps:,}.")
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 7)
 
 
@@ -207,8 +211,8 @@ def keep(runs: Sequence[CellRun]) -> None:
     for run in runs:
         if ranks.n_ranks() == 1:
             model, optimisers = (
-                _own(kept_state(run.model, run.treatment)),
-                [_own(one.state_dict()) for one in run.optimisers],
+                _cpu_copy(kept_state(run.model, run.treatment)),
+                [_cpu_copy(one.state_dict()) for one in run.optimisers],
             )
         else:
             model, optimisers = ranks.model_state(run.model), ranks.optimiser_states(run.model, run.optimisers)
@@ -229,7 +233,7 @@ def keep(runs: Sequence[CellRun]) -> None:
             os.replace(run.cell.folder / ".resume.pt.part", run.cell.folder / "resume.pt")
 
 
-def _own(state: Mapping) -> dict:
+def _cpu_copy(state: Mapping) -> dict:
     """Tensors on the CPU with a memory of their own: of a view, torch.save would write all that it is a view of."""
     return tree_map(
         lambda value: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value, dict(state)

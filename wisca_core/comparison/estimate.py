@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from wisca_core.comparison.place import Place, free_bytes
+from wisca_core.comparison.place import Placement, free_bytes
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.statistics import seeds_to_see
@@ -200,10 +200,10 @@ def measure_step(spec: Spec, device: str = "cpu") -> float:
     import torch
 
     from wisca_core.comparison.models import build_model, build_optimisers, loss_nats
-    from wisca_core.equivalence.undisturbed import random_states_kept
+    from wisca_core.equivalence.undisturbed import keep_random_states
 
-    with one_thread(), random_states_kept():
-        place = Place(device, spec.precision)
+    with one_thread(), keep_random_states():
+        place = Placement(device, spec.precision)
         model = place.ready(build_model(spec, 0))
         optimisers = build_optimisers(model, spec.optimiser, spec.optimiser.learning_rates[0])
         rows = torch.randint(

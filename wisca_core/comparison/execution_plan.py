@@ -92,7 +92,7 @@ def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cel
 
 def plan_for(comparison: Comparison, executor: str = "auto", workers: int | None = None) -> ExecutionPlan:
     """The way this comparison began, or a new one where it is new. Raises PlanMismatch where it began in another."""
-    known = recorded(comparison)
+    known = recorded_execution(comparison)
     left = sum(c.state != "done" for c in comparison.cells)
     if not known:
         return choose(comparison.spec, executor, workers, left)
@@ -111,7 +111,7 @@ def plan_for(comparison: Comparison, executor: str = "auto", workers: int | None
     return way
 
 
-def recorded(comparison: Comparison) -> dict:
+def recorded_execution(comparison: Comparison) -> dict:
     """executor and device it began with; empty for one that never began."""
     file = comparison.path / "executor.json"
     if file.exists():

@@ -187,7 +187,7 @@ def create(path: str | Path, spec: Spec) -> Path:
     if source:
         return _create_after(source, path, spec)
     storage.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
-    _make_cells(path, spec, pilots.known(path, spec))
+    _make_cells(path, spec, pilots.read_pilot(path, spec))
     return path
 
 
@@ -204,7 +204,7 @@ def _check_source(source: Comparison, spec: Spec) -> None:
 
 def _create_after(source: Comparison, path: Path, spec: Spec) -> Path:
     """With the rates, and the runs in common, of an earlier comparison."""
-    pilots.write(path, source.pilot)
+    pilots.write_pilot(path, source.pilot)
     spec = replace(spec, pilot=replace(spec.pilot, source=os.path.relpath(source.path, path)))
     storage.write_json(path / "spec.json", FORMAT, VERSION, spec.to_json())
     _make_cells(path, spec, source.pilot)
@@ -248,7 +248,7 @@ def read(path: str | Path) -> Comparison:
         spec = replace(spec, seeds=spec.seeds + addition.seeds)
     try:
         status = _status(path)
-        pilot = pilots.known(path, spec)
+        pilot = pilots.read_pilot(path, spec)
         cells = tuple(_cell(path, spec, *one) for one in order(spec, pilot))
         corpus = storage.read_json(path / "corpus.json", CORPUS, 1) if (path / "corpus.json").exists() else {}
         return Comparison(
@@ -273,10 +273,10 @@ def read(path: str | Path) -> Comparison:
 
 def _status(path: Path) -> dict[str, Any]:
     """What status.json says, and "interrupted" where it says "running" and nobody is at it any more."""
-    status = _written_status(path)
+    status = _status_file(path)
     if status["state"] == "running" and not storage.is_held(path / "lock"):
         # it may have ended between the two looks; with the lock free a second reading is final
-        status = _written_status(path)
+        status = _status_file(path)
         if status["state"] == "running":
             status |= {
                 "state": "interrupted",
@@ -285,7 +285,7 @@ def _status(path: Path) -> dict[str, Any]:
     return status
 
 
-def _written_status(path: Path) -> dict[str, Any]:
+def _status_file(path: Path) -> dict[str, Any]:
     file = path / "status.json"
     return storage.read_json(file, STATUS, 1) if file.exists() else {"state": "new"}
 
@@ -305,7 +305,7 @@ def heading(path: Path) -> tuple[str, str]:
 @lru_cache(4096)
 def _heading(path: Path, *stamps: int) -> tuple[str, str]:
     spec = storage.read_json(path / "spec.json", FORMAT, VERSION)
-    return str(spec.get("name", Spec.name)), str(_written_status(path)["state"])
+    return str(spec.get("name", Spec.name)), str(_status_file(path)["state"])
 
 
 def spec_to_go(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -352,8 +352,8 @@ def settle_pilot(path: Path) -> bool:
     has_ended = all(c.state in ("done", "failed") for c in comparison.cells if c.is_pilot)
     if not spec.pilot.seeds or comparison.pilot.chosen or not has_ended:
         return False
-    pilot = pilots.settled(spec, comparison.pilot, pilot_losses(comparison))
-    pilots.write(comparison.path, pilot)
+    pilot = pilots.next_pilot(spec, comparison.pilot, pilot_losses(comparison))
+    pilots.write_pilot(comparison.path, pilot)
     _make_cells(comparison.path, spec, pilot)
     return True
 

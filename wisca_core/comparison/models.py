@@ -84,10 +84,10 @@ def model_config(spec: Spec):
 
 def own_config(m: ModelSpec) -> Mapping[str, Any]:
     """config.json of the model at ``m.path``. Raises WiscaError for what cannot be trained here."""
-    return parse_config(begun_from(m)[0])
+    return parse_config(starting_point(m)[0])
 
 
-def begun_from(m: ModelSpec) -> tuple[str, Checkpoint | None]:
+def starting_point(m: ModelSpec) -> tuple[str, Checkpoint | None]:
     """(text of config.json, the looked-through weights) of the model at ``m.path``, a folder or one weight file beside its
     config.json; None where training starts from scratch, for which a folder with a config.json is enough. Raises WiscaError.
     """

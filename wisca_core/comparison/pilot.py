@@ -36,7 +36,7 @@ class Pilot:
         return None
 
 
-def known(path: Path, spec: Spec) -> Pilot:
+def read_pilot(path: Path, spec: Spec) -> Pilot:
     """What the folder says; the grids as the spec has them where nothing is known yet."""
     if not (path / "pilot.json").exists():
         grid = tuple(sorted(spec.optimiser.learning_rates))
@@ -46,7 +46,7 @@ def known(path: Path, spec: Spec) -> Pilot:
     return Pilot(grids, {n: float(rate) for n, rate in found["chosen"].items()}, dict(found["at_end"]))
 
 
-def settled(spec: Spec, pilot: Pilot, losses: Losses) -> Pilot:
+def next_pilot(spec: Spec, pilot: Pilot, losses: Losses) -> Pilot:
     """With its rates chosen, or its grids grown. ``losses``: of every pilot run, infinite for one that failed."""
     grids, best, at_end = dict(pilot.grids), {}, {}
     start = len(spec.optimiser.learning_rates)
@@ -55,18 +55,18 @@ def settled(spec: Spec, pilot: Pilot, losses: Losses) -> Pilot:
         best[name] = min(grid, key=lambda rate, means=means: (means[rate], rate))
         end = "low" if best[name] == grid[0] else "high" if best[name] == grid[-1] else ""
         if end and len(grid) < start + spec.pilot.added_rates:
-            grids[name] = _grown(grid, end)
+            grids[name] = _grow(grid, end)
         elif end:
             at_end[name] = end
     return Pilot(grids, {}, {}) if grids != pilot.grids else Pilot(grids, best, at_end)
 
 
-def write(path: Path, pilot: Pilot) -> None:
+def write_pilot(path: Path, pilot: Pilot) -> None:
     document = {"grids": {n: list(rates) for n, rates in pilot.grids.items()}}
     storage.write_json(path / "pilot.json", FORMAT, 1, document | {"chosen": pilot.chosen, "at_end": pilot.at_end})
 
 
-def _grown(grid: tuple[float, ...], end: str) -> tuple[float, ...]:
+def _grow(grid: tuple[float, ...], end: str) -> tuple[float, ...]:
     """One rate more at that end, as far from it as the two there are from each other."""
     new = grid[0] * grid[0] / grid[1] if end == "low" else grid[-1] * grid[-1] / grid[-2]
     return tuple(sorted((*grid, float(f"{new:.6g}"))))

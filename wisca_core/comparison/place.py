@@ -25,7 +25,7 @@ _LOST = (
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """``device``: as torch writes it; ``precision``: one of spec.PRECISIONS."""
 
     device: str = "cpu"
@@ -54,18 +54,18 @@ class Place:
     @contextmanager
     def step(self) -> Iterator[None]:
         """The forward pass of training of a transformers model."""
-        with self.cast(), self.measured():
+        with self.cast(), self.validation_step():
             yield
 
     @contextmanager
-    def measured(self) -> Iterator[None]:
+    def validation_step(self) -> Iterator[None]:
         """The forward pass of validation of a transformers model: true float64 where that is the precision. Never autocast,
         so that step 0 of all arms agrees to the digits of float32.
         """
         if self.precision == "float64":
-            from wisca_core.equivalence.float64 import lifted
+            from wisca_core.equivalence.float64 import in_float64
 
-            with lifted():
+            with in_float64():
                 yield
         else:
             yield

@@ -112,10 +112,10 @@ def model_sha256(spec: Spec) -> str:
     m = spec.model
     if m.source in ("decoder", "paper"):
         return ""
-    from wisca_core.comparison.models import begun_from
+    from wisca_core.comparison.models import starting_point
     from wisca_core.untrusted import locate, open_regular
 
-    config_json, checkpoint = begun_from(m)
+    config_json, checkpoint = starting_point(m)
     digest = hashlib.sha256(config_json.encode())
     if checkpoint is not None:
         for name in checkpoint.weight_files:

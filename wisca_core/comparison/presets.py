@@ -7,7 +7,7 @@ from typing import Any
 
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, DataSpec, ModelSpec, OptimiserSpec, PilotSpec, Spec
-from wisca_core.comparison.spec_checks import checked, effect, partition_by_spec
+from wisca_core.comparison.spec_checks import check_spec, effect, partition_by_spec
 from wisca_core.errors import SpecError
 from wisca_core.pairs import DEFAULT_PAIRS
 
@@ -120,10 +120,10 @@ PRESETS: dict[str, Spec] = {
 def with_model(spec: Spec, model: str | Path | None) -> Spec:
     """A preset with the folder it leaves open: the model of LoRA, the tokenizer of a set-up of the paper. Raises SpecError."""
     if model is not None and spec.model.source == "paper":
-        return checked(replace(spec, data=replace(spec.data, tokenizer=str(Path(model).absolute()))))
+        return check_spec(replace(spec, data=replace(spec.data, tokenizer=str(Path(model).absolute()))))
     if model is not None and spec.model.source == "decoder":
         raise SpecError("model", str(model), "nothing: this preset has a model of its own")
-    return checked(
+    return check_spec(
         replace(spec, model=replace(spec.model, path=str(Path(model).absolute()))) if model is not None else spec
     )
 

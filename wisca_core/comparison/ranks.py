@@ -51,7 +51,7 @@ def shard_(model: nn.Module) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def own(rows: torch.Tensor) -> torch.Tensor:
+def rows_of_rank(rows: torch.Tensor) -> torch.Tensor:
     """This rank's part of the rows; all of them where they do not divide."""
     n = n_ranks()
     return rows if n == 1 or len(rows) % n else rows.chunk(n)[dist.get_rank()]
@@ -66,7 +66,7 @@ def mean(value: float, device: str) -> float:
     return total.item() / n_ranks()
 
 
-def agreed(value: Any) -> Any:
+def first_rank_value(value: Any) -> Any:
     """The first rank's value, on every rank."""
     if n_ranks() == 1:
         return value

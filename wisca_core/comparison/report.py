@@ -26,7 +26,7 @@ from wisca_core.comparison.statistics import (
     best_rates,
     check_starts,
     clipped_shares,
-    corrected,
+    corrected_effects,
     effect_of,
     finals,
     seeds_to_see,
@@ -34,7 +34,7 @@ from wisca_core.comparison.statistics import (
 from wisca_core.errors import UnreadableInput
 from wisca_core.intervals import CONFIDENCE
 from wisca_core.untrusted import read_regular
-from wisca_core.words import listed
+from wisca_core.words import join_names
 
 # Final losses nearer to each other than this are of one and the same training, as far as single precision tells.
 SAME_NATS = 1e-4
@@ -108,12 +108,14 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
     best: list[Effect] = []
     if spec.has_pilot:
         own = {arm: dict.fromkeys(spec.seeds, comparison.pilot.rate(spec, arm)) for arm in [base, *arms]}
-        best = corrected([effect_of(arm, None, spec.seeds, final, base, curves, own) for arm in arms], question)
+        best = corrected_effects([effect_of(arm, None, spec.seeds, final, base, curves, own) for arm in arms], question)
     elif len(rates) > 1:
         chosen = {arm: best_rates(table, arm, rates, spec.seeds) for arm in [base, *arms]}
-        best = corrected([effect_of(arm, None, spec.seeds, final, base, curves, chosen) for arm in arms], question)
+        best = corrected_effects(
+            [effect_of(arm, None, spec.seeds, final, base, curves, chosen) for arm in arms], question
+        )
     else:
-        effects = corrected(effects, question)
+        effects = corrected_effects(effects, question)
     main = best or effects
     first = next(e for e in main if e.arm == question)
     noise = [d for e in main if kinds[e.arm] == "placebo" for d in e.differences]
@@ -252,10 +254,10 @@ def stands(effect: Effect) -> bool:
     return is_clear(effect) and effect.p_corrected < 1 - CONFIDENCE
 
 
-def signed(value: float, digits: int = 3) -> str:
+def signed_number(value: float, digits: int = 3) -> str:
     """Decimals with a sign and a true minus; zero unsigned.
 
-    >>> signed(0.0456), signed(-0.0001), signed(-0.0001, 4)
+    >>> signed_number(0.0456), signed_number(-0.0001), signed_number(-0.0001, 4)
     ('+0.046', '0', '−0.0001')
     """
     if math.isnan(value):
@@ -266,7 +268,7 @@ def signed(value: float, digits: int = 3) -> str:
 
 def interval(effect: Effect, digits: int = 3) -> str:
     """ "−0.012 to +0.034"."""
-    return f"{signed(effect.loss.low, digits)} to {signed(effect.loss.high, digits)}"
+    return f"{signed_number(effect.loss.low, digits)} to {signed_number(effect.loss.high, digits)}"
 
 
 def outward(value: float, digits: int = 3) -> str:
@@ -281,7 +283,11 @@ def outward(value: float, digits: int = 3) -> str:
 
 def placebo_words(noise: tuple[float, float]) -> str:
     """ "less than 0.001 nats", or from the smallest to the largest difference."""
-    return "less than 0.001 nats" if max(map(abs, noise)) < 0.0005 else f"{signed(noise[0])} to {signed(noise[1])} nats"
+    return (
+        "less than 0.001 nats"
+        if max(map(abs, noise)) < 0.0005
+        else f"{signed_number(noise[0])} to {signed_number(noise[1])} nats"
+    )
 
 
 @dataclass(frozen=True)
@@ -311,7 +317,7 @@ class _Said:
         return seeds_to_see(self.spec.useful_nats, effect.loss.sd) if self.spec.useful_nats else 0
 
     def figures(self, effect: Effect) -> str:
-        return f"{signed(effect.loss.mean, self.digits)} {self.unit} (95 % {interval(effect, self.digits)})"
+        return f"{signed_number(effect.loss.mean, self.digits)} {self.unit} (95 % {interval(effect, self.digits)})"
 
     def sentence(self, effect: Effect, grade: str, before: str = "") -> str:
         """What may be quoted. ``before``: of a comparison that was extended, what it said as it was fixed beforehand."""
@@ -421,7 +427,7 @@ class _Said:
         mean = sum(both) / len(both)
         return (
             f"WISCA and its learning rates alone are equal in law; rounding, which training magnifies, parts their "
-            f"losses by {signed(mean, self.digits)} {self.unit} on average, {far:.{self.digits}f} at most."
+            f"losses by {signed_number(mean, self.digits)} {self.unit} on average, {far:.{self.digits}f} at most."
         )
 
     def beside(self, main: Sequence[Effect], first: Effect) -> tuple[str, ...]:
@@ -477,9 +483,9 @@ def _remarks(
             "The control that is scaled the other way moves the loss in the same direction: the disturbance, not the balance, may be what acts."
         )
     out += _of_clipping(comparison, shares, first)
-    shared = _shared_with(comparison)
+    shared = _same_text_titles(comparison)
     if shared:
-        out.append(f"Not independent of {listed(shared)}: the same text, and seeds in common.")
+        out.append(f"Not independent of {join_names(shared)}: the same text, and seeds in common.")
     if len(spec.optimiser.learning_rates) == 1 and not spec.has_pilot:
         out.append("One learning rate was tried. The sign of such a difference has been seen to change with the rate.")
     ends = {min(spec.optimiser.learning_rates), max(spec.optimiser.learning_rates)}
@@ -491,7 +497,9 @@ def _remarks(
     if at_end:
         are, their = ("is", "its") if len(at_end) == 1 else ("are", "their")
         # titles hold commas, so a long list of them would read as more arms than there are
-        names = "All arms" if len(at_end) == len(spec.arms) > 2 else listed([title(spec.arm(name)) for name in at_end])
+        names = (
+            "All arms" if len(at_end) == len(spec.arms) > 2 else join_names([title(spec.arm(name)) for name in at_end])
+        )
         out.append(f"{names} {are} best at an end of the rates tried; {their} true best may lie outside.")
     failed = {c.seed for c in comparison.cells if c.state == "failed"}
     dropped = {seed for e in main for seed in e.missing}
@@ -528,7 +536,7 @@ def _sha256(corpus: Path, stamp: int) -> str:
     return json.loads(read_regular(corpus, 1 << 20))["sha256"]
 
 
-def _shared_with(comparison: Comparison) -> list[str]:
+def _same_text_titles(comparison: Comparison) -> list[str]:
     """Titles of comparisons beside this one that were tested on the same text with seeds in common."""
     sha, seeds = comparison.corpus.get("sha256"), set(comparison.spec.seeds)
     found = []

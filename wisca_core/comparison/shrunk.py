@@ -73,10 +73,10 @@ def shrunk_config(
     layers = _layers(full, n_old, n_layers)
     p = _Proportions(width, new[0] * heads // kv_heads, new[0], new[1], head_dim, hidden, n_old, layers, vocab_size)
     cleaned = clean(config)
-    out = {key: _scaled(key, value, p) for key, value in cleaned.items()}
+    out = {key: _scaled_value(key, value, p) for key, value in cleaned.items()}
     for key, value in clean(full).items():  # what the file leaves to the class's defaults
-        if key not in out and key not in ROPE and ROLES.get(key) and _scaled(key, value, p) != value:
-            out[key] = _scaled(key, value, p)
+        if key not in out and key not in ROPE and ROLES.get(key) and _scaled_value(key, value, p) != value:
+            out[key] = _scaled_value(key, value, p)
     if vocab_size is not None:
         names = {key for key in {**full, **out} if key.endswith("_token_id")}
         out.update({key: _inside(out.get(key, full.get(key)), vocab_size) for key in names})
@@ -110,7 +110,7 @@ def _layers(full: Mapping[str, Any], n_old: int, n_new: int) -> tuple[int, ...]:
     return tuple(sorted(kept))
 
 
-def _scaled(key: str, value: Any, p: _Proportions) -> Any:
+def _scaled_value(key: str, value: Any, p: _Proportions) -> Any:
     role = ROLES.get(key)
     if value is None:
         return None
@@ -129,7 +129,7 @@ def _scaled(key: str, value: Any, p: _Proportions) -> Any:
         n = max(1, round(len(value) * p.head))
         return [value[i * len(value) // n] for i in range(n)]
     if isinstance(value, dict):
-        return {inner: _scaled(inner, v, p) for inner, v in value.items()}
+        return {inner: _scaled_value(inner, v, p) for inner, v in value.items()}
     if not _is_number(value):
         return value
     if "drop" in key:

@@ -26,7 +26,7 @@ from wisca_core.comparison.spec_rules import (
     TITLE,
     WHEN,
     YES_NO,
-    Each,
+    ListOf,
     number,
     of,
     one_of,
@@ -84,7 +84,7 @@ class LoraSpec:
 
     r: int = of(8, whole(1, 4096))
     alpha: float = of(16.0, number(0, 1e6, above=True))
-    targets: tuple[str, ...] = of((), Each(MODULE))
+    targets: tuple[str, ...] = of((), ListOf(MODULE))
     rslora: bool = of(False, YES_NO)
     init: str = of("kaiming", one_of("kaiming", "gaussian"))
 
@@ -122,7 +122,7 @@ class OptimiserSpec:
     """
 
     name: str = of("adamw", one_of(*OPTIMISERS))
-    learning_rates: tuple[float, ...] = of((1e-3,), Each(RATE))
+    learning_rates: tuple[float, ...] = of((1e-3,), ListOf(RATE))
     schedule: str = of("cosine", one_of(*SCHEDULES))
     warmup_steps: int = of(50, whole(0, 10**9))
     weight_decay: float = of(0.1, number(0, 10))
@@ -179,8 +179,8 @@ class PilotSpec:
     has chosen already; its finished runs that are runs of this comparison too are taken over.
     """
 
-    seeds: tuple[int, ...] = of((), Each(SEED))
-    arms: tuple[str, ...] = of((), Each(NAME))
+    seeds: tuple[int, ...] = of((), ListOf(SEED))
+    arms: tuple[str, ...] = of((), ListOf(NAME))
     added_rates: int = of(4, whole(0, 20))
     source: str = of("", TEXT)
 
@@ -203,7 +203,7 @@ class Spec:
     arms: tuple[Arm, ...] = ()
     steps: int = of(1200, whole(1, 10**9))
     batch_size: int = of(4, whole(1, 10**6))
-    seeds: tuple[int, ...] = of((1, 2, 3, 4), Each(SEED))
+    seeds: tuple[int, ...] = of((1, 2, 3, 4), ListOf(SEED))
     evaluate_every: int = of(0, whole(0, 10**9))
     log_every: int = of(10, whole(1, 10**9))
     save_weights: bool = of(True, YES_NO)

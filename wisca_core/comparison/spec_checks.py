@@ -17,7 +17,7 @@ from wisca_core.planning.options import parse_granularity
 from wisca_core.planning.schedule import Schedule
 
 
-def checked(spec: Spec) -> Spec:
+def check_spec(spec: Spec) -> Spec:
     """The same spec, once everything in it fits together. Raises SpecError."""
     d, o = spec.data, spec.optimiser
     _check_model(spec.model, d)

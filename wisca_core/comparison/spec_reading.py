@@ -11,9 +11,9 @@ from typing import Any
 
 from wisca_core.comparison.presets import BASE, KNOWN_ARMS, LORA_BASE
 from wisca_core.comparison.spec import FORMAT, VERSION, Arm, OptimiserSpec, Spec
-from wisca_core.comparison.spec_checks import checked
+from wisca_core.comparison.spec_checks import check_spec
 from wisca_core.errors import SpecError, UnreadableInput
-from wisca_core.untrusted import named_path, parse_json_object, parse_toml, read_regular, shown
+from wisca_core.untrusted import named_path, parse_json_object, parse_toml, printable, read_regular
 
 MAX_SPEC_BYTES = 1 << 20
 
@@ -27,7 +27,7 @@ def load_spec(path: str | Path) -> Spec:
     path = named_path(path)
     raw = read_regular(path, MAX_SPEC_BYTES)
     parse = parse_json_object if raw.lstrip().startswith(b"{") else parse_toml
-    document = parse(raw, shown(path))
+    document = parse(raw, printable(path))
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else None
         raise UnreadableInput(
@@ -59,7 +59,7 @@ def spec_from(given: Mapping[str, Any]) -> Spec:
     if isinstance(given.get("optimiser", {}), Mapping):  # nobody asked for a warm-up longer than the run
         given["optimiser"] = {"warmup_steps": _warmup(given.get("steps", Spec.steps)), **given.get("optimiser", {})}
     is_lora = isinstance(given.get("model"), Mapping) and given["model"].get("source") == "lora"
-    return checked(_part(Spec, given | {"arms": _arms(given.get("arms", LORA_BASE if is_lora else BASE))}, ""))
+    return check_spec(_part(Spec, given | {"arms": _arms(given.get("arms", LORA_BASE if is_lora else BASE))}, ""))
 
 
 def _warmup(steps: Any) -> int:

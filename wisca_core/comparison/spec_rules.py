@@ -28,7 +28,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Each:
+class ListOf:
     """A list, each of its values by a rule."""
 
     rule: Rule
@@ -39,7 +39,7 @@ class Each:
         return tuple(self.rule.read(one, f"{name}[{i}]") for i, one in enumerate(value))
 
 
-def of(default: Any, rule: Rule | Each) -> Any:
+def of(default: Any, rule: Rule | ListOf) -> Any:
     """A field with that default and rule."""
     return field(default=default, metadata={"rule": rule})
 

@@ -80,9 +80,9 @@ class Effect:
 # --- one sample of differences ----------------------------------------------------------------------------------------
 
 
-def paired(differences: Sequence[float]) -> Interval:
+def paired_interval(differences: Sequence[float]) -> Interval:
     """
-    >>> i = paired([1.0, 2.0, 3.0, 4.0])
+    >>> i = paired_interval([1.0, 2.0, 3.0, 4.0])
     >>> i.mean, round(i.low, 3), round(i.high, 3), round(i.p, 4)
     (2.5, 0.446, 4.554, 0.0305)
     """
@@ -241,7 +241,7 @@ def gaps(curves: pd.DataFrame, baseline: str, rate: float | None) -> pd.DataFram
     found = []
     for arm in [a for a in dict.fromkeys(rows["arm"]) if a != baseline and baseline in table]:
         for step, values in (table[arm] - table[baseline]).dropna().groupby("step"):
-            i = paired(values.to_list())
+            i = paired_interval(values.to_list())
             found.append((arm, step, i.mean, i.low, i.high, i.n))
     numbers = {"step": float, "mean": float, "low": float, "high": float, "n": int}
     return pd.DataFrame(found, columns=["arm", *numbers]).astype({"arm": str, **numbers})
@@ -293,11 +293,11 @@ def effect_of(
     pairs = {s: (final.get((arm, a, s)), final.get((base, b, s))) for s, (a, b) in rates.items()}
     used = [s for s, (a, b) in pairs.items() if a is not None and b is not None]
     differences = [pairs[s][0] - pairs[s][1] for s in used]
-    loss = paired(differences)
+    loss = paired_interval(differences)
     # exp of a diverged loss may overflow; the difference of losses still says what happened
     with np.errstate(over="ignore", invalid="ignore"):
-        perplexity = paired([float(np.exp(pairs[s][0]) - np.exp(pairs[s][1])) for s in used])
-    saved = [_saved(curves, arm, base, rates[s], s) for s in used]
+        perplexity = paired_interval([float(np.exp(pairs[s][0]) - np.exp(pairs[s][1])) for s in used])
+    saved = [_steps_saved(curves, arm, base, rates[s], s) for s in used]
     reached = [x for x in saved if x is not None]
     return Effect(
         arm=arm,
@@ -319,7 +319,7 @@ def effect_of(
     )
 
 
-def corrected(effects: list[Effect], question: str) -> list[Effect]:
+def corrected_effects(effects: list[Effect], question: str) -> list[Effect]:
     """The effect of the arm ``question`` is the one that was asked about beforehand and stays as it is; the others are
     corrected for each other.
     """
@@ -327,7 +327,7 @@ def corrected(effects: list[Effect], question: str) -> list[Effect]:
     return [e if e.arm == question else replace(e, p_corrected=next(p)) for e in effects]
 
 
-def _saved(curves: pd.DataFrame, arm: str, base: str, rates: tuple[float, float], seed: int) -> float | None:
+def _steps_saved(curves: pd.DataFrame, arm: str, base: str, rates: tuple[float, float], seed: int) -> float | None:
     baseline = _curve(curves, base, rates[1], seed)
     level = baseline[-1][1]  # of the same windows as the curves
     theirs, own = (

@@ -59,13 +59,13 @@ def tokenizer_folder(spec: Spec) -> Path:
             "data.tokenizer",
             "",
             "a folder with a tokenizer (tokenizer.json), because data.tokens is tokenizer"
-            + (f"; that of {_published(spec)} is published with the model" if spec.model.source == "paper" else ""),
+            + (f"; that of {_hub_id(spec)} is published with the model" if spec.model.source == "paper" else ""),
         )
     path = named_path(folder)
     return path if path.is_dir() else path.parent
 
 
-def _published(spec: Spec) -> str:
+def _hub_id(spec: Spec) -> str:
     from wisca_core.comparison.paper import SETUPS
 
     return SETUPS[spec.model.setup].hub_id

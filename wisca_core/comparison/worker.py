@@ -19,7 +19,7 @@ from wisca_core.comparison import folder
 from wisca_core.comparison.data import Corpus, kept_corpus
 from wisca_core.comparison.executors import TOGETHER
 from wisca_core.comparison.folder import Cell, Comparison
-from wisca_core.comparison.place import Place, is_device_lost, is_out_of_memory
+from wisca_core.comparison.place import Placement, is_device_lost, is_out_of_memory
 
 # Exit codes: the device failed while cells were trained (a fresh process may find it again), or was not there at all.
 LOST, NO_DEVICE = 75, 76
@@ -73,7 +73,7 @@ def work(
     is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    place = Place(device, comparison.spec.precision)
+    place = Placement(device, comparison.spec.precision)
     if place.is_cuda:
         try:
             torch.cuda.set_device(device)
@@ -102,14 +102,14 @@ class _Lost(Exception):
     pass
 
 
-def _singles(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], place: Place) -> None:
+def _singles(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], place: Placement) -> None:
     from wisca_core.comparison import ranks
     from wisca_core.comparison.cell import CellFailed, train
 
     for known in comparison.cells:
-        if ranks.agreed(stop()):
+        if ranks.first_rank_value(stop()):
             return
-        cell, descriptor = _taken_by_first(comparison.path, known)
+        cell, descriptor = _take_on_first(comparison.path, known)
         if cell is None:
             continue
         try:
@@ -138,12 +138,12 @@ def _say(cell: Cell, **more) -> None:
         folder.write_cell_status(cell, **more)
 
 
-def _taken_by_first(path: Path, known: Cell) -> tuple[Cell | None, int | None]:
+def _take_on_first(path: Path, known: Cell) -> tuple[Cell | None, int | None]:
     """The cell on every rank, its lock on the first; None where it is not to be had."""
     from wisca_core.comparison import ranks
 
     cell, descriptor = (_take(path, known) or (None, None)) if ranks.is_first() else (None, None)
-    return ranks.agreed(cell), descriptor
+    return ranks.first_rank_value(cell), descriptor
 
 
 def _take(path: Path, known: Cell) -> tuple[Cell, int] | None:
@@ -158,7 +158,7 @@ def _take(path: Path, known: Cell) -> tuple[Cell, int] | None:
     return cell, descriptor
 
 
-def _end(path: Path, cell: Cell, error: BaseException | None, place: Place) -> None:
+def _end(path: Path, cell: Cell, error: BaseException | None, place: Placement) -> None:
     from wisca_core.comparison.cell import CellFailed
 
     if error is None:

@@ -12,7 +12,7 @@ import torch
 from wisca_core.architecture.site import Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, open_checkpoint
 from wisca_core.checkpoint.writer import write_weights
-from wisca_core.equivalence.full_check import INPUTS, FullCheck, rounded_at_random, stored_dtype
+from wisca_core.equivalence.full_check import INPUTS, FullCheck, random_rounding, stored_dtype
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace
 
@@ -30,7 +30,7 @@ def compare_adapters(
     if moved.n_different:
         with workplace(str(checkpoint.path)) as place:
             names = sorted({leg.tensor for site in sites.sites for leg in site.legs})
-            drawn = {name: partial(rounded_at_random, torch.Generator().manual_seed(i)) for i, name in enumerate(names)}
+            drawn = {name: partial(random_rounding, torch.Generator().manual_seed(i)) for i, name in enumerate(names)}
             write_weights(checkpoint, drawn, place)
             (place / "adapter_config.json").write_text(checkpoint.adapter_json, encoding="utf-8")
             control = _compare(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wisca_core.architecture.adapter import adapted
+from wisca_core.architecture.adapter import adapted_layers
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
@@ -19,7 +19,7 @@ from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.proof import ALIVE, OCTAVES, PRODUCT, TOLERANCE, Proof, kept_proof, label, proof_of
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
-from wisca_core.rescale import Scaling, changes, rescaled, scalings
+from wisca_core.rescale import Scaling, changes, rescaled_rows, scalings
 from wisca_core.storage import workplace
 from wisca_core.verdicts import digest, versions
 
@@ -112,7 +112,7 @@ def _products(checkpoint: Checkpoint, sites: Sites, progress: Progress) -> tuple
         inputs = torch.randn(shapes[a][1], N_INPUTS, generator=generator, dtype=torch.float64)
         reference = tensors[b] @ (tensors[a] @ inputs)
         for scaling, is_both in ((both, True), (left, False)):
-            new = {name: rescaled(t, scaling.get(name, Scaling({}))) for name, t in tensors.items()}
+            new = {name: rescaled_rows(t, scaling.get(name, Scaling({}))) for name, t in tensors.items()}
             gap = (new[b] @ (new[a] @ inputs) - reference).abs().max().item() / reference.abs().max().item()
             if not is_both:
                 alive = min(alive, gap)
@@ -139,7 +139,7 @@ def on_miniature(
             "peft is not installed, so the adapter cannot be run on its base model. Install peft, or prove it without its base."
         )
     progress("building a miniature with an adapter", 0, 1)
-    targets = {inside(one.module) for one in adapted(checkpoint) if not one.unknown}
+    targets = {inside(one.module) for one in adapted_layers(checkpoint) if not one.unknown}
     with workplace("the miniature") as place:
         original, adapter = place / "base", place / "adapter"
         original.mkdir()
@@ -147,7 +147,7 @@ def on_miniature(
         build_adapter(original, adapter, checkpoint.adapter, targets, seed=4)
         small = open_checkpoint(adapter)
         sites = find_sites(small)
-        lacking = targets - {inside(one.module) for one in adapted(small) if not one.unknown}
+        lacking = targets - {inside(one.module) for one in adapted_layers(small) if not one.unknown}
         if lacking or sites.refusals:
             raise ProofFailed(
                 f"on a miniature of {base.config.get('model_type')} peft adapts no {sorted(lacking)[0] if lacking else sites.refusals[0].what}; "

@@ -15,7 +15,7 @@ from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.proof import ALIVE, OCTAVES, TOLERANCE, label
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress
-from wisca_core.rescale import changes, rescaled, scalings
+from wisca_core.rescale import changes, rescaled_rows, scalings
 
 NOT_RUN = (
     "scaling one side alone does not move the outputs"  # in the reason of a pair that the model holds and never runs
@@ -110,7 +110,7 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
                 shutil.rmtree(changed)
         else:
             scaling = scalings(sites, trial.factors, granularity, shapes, trial.side)
-            after = {name: rescaled(parameters[name].detach(), one) for name, one in scaling.items()}
+            after = {name: rescaled_rows(parameters[name].detach(), one) for name, one in scaling.items()}
         before = {name: parameters[name].detach().clone() for name in after}
         try:
             with torch.no_grad():

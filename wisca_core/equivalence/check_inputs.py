@@ -22,7 +22,7 @@ from wisca_core.equivalence.inputs import (
 from wisca_core.equivalence.sizes import ROLES
 from wisca_core.equivalence.tokenizer import has_tokenizer, text_ids
 from wisca_core.errors import UnreadableInput
-from wisca_core.words import listed
+from wisca_core.words import join_names
 
 N_TOKENS = 1024
 SEQUENCE = 256
@@ -42,7 +42,7 @@ _COUNTED = {
 
 
 @dataclass(frozen=True, eq=False)  # holds tensors
-class Given:
+class CheckInputs:
     """``source``: where the inputs come from; ``counted``: how many there are, "1,024 tokens and 3 pictures"; ``n_tokens``:
     positions of text with an output.
     """
@@ -59,7 +59,7 @@ class Given:
         return any(case.method in TOWERS for case in self.cases)
 
 
-def given_to(model, folder: Path) -> Given:
+def inputs_for(model, folder: Path) -> CheckInputs:
     """The cases of a loaded model whose tokenizer, if any, lies in ``folder``. UnknownArchitecture where its vocabulary is
     not known; no cases where it takes no input that is known here.
     """
@@ -81,7 +81,7 @@ def given_to(model, folder: Path) -> Given:
     sources = [source] if source else []
     sources += [f"random {' and '.join(drawn)}"] if drawn else []
     longest = max((case.shape[1] for case in cases if case.shape), default=0)
-    return Given(tuple(cases), "; ".join(sources), listed(counted), n_tokens, longest)
+    return CheckInputs(tuple(cases), "; ".join(sources), join_names(counted), n_tokens, longest)
 
 
 def _with_text(case: Case, ids: torch.Tensor) -> Case:

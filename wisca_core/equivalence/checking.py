@@ -26,7 +26,7 @@ from wisca_core.equivalence.full_check import (
     FullCheck,
     memory_free,
     memory_needed,
-    rounded_at_random,
+    random_rounding,
     stored_dtype,
 )
 from wisca_core.equivalence.loadable import loadable
@@ -38,7 +38,7 @@ from wisca_core.storage import folder, workplace
 from wisca_core.untrusted import locate
 
 if TYPE_CHECKING:
-    from wisca_core.equivalence.check_inputs import Given
+    from wisca_core.equivalence.check_inputs import CheckInputs
     from wisca_core.equivalence.outputs import Difference, Outputs
 
 GENERATED_ROWS, GENERATED_TOKENS = 2, 16
@@ -80,7 +80,7 @@ def compare_folder(
         raise CheckNotRun(
             "its pairs were declared: its class is no class of transformers, and the file does not bring it."
         )
-    from wisca_core.equivalence.check_inputs import given_to
+    from wisca_core.equivalence.check_inputs import inputs_for
     from wisca_core.equivalence.outputs import FEATURES, difference
 
     started = time.perf_counter()
@@ -94,11 +94,11 @@ def compare_folder(
         before = loadable(checkpoint, place / "before", progress)
         progress("running the original", 0, 3)
         try:
-            model = _loaded(before, dtype)
-            given = given_to(model, checkpoint.path)
+            model = _load(before, dtype)
+            given = inputs_for(model, checkpoint.path)
             reference = _run(model, given, (EAGER, SDPA))
             again = difference(reference[EAGER], _run(model, given, (EAGER,))[EAGER])
-            written_by = [_generated(model, given)]
+            written_by = [_generate(model, given)]
             rounded = [_in_int8(model, given)]
         except Cancelled:
             raise
@@ -110,9 +110,9 @@ def compare_folder(
         other_folder = loadable(
             after if isinstance(after, Checkpoint) else open_checkpoint(after), place / "after", progress
         )
-        model = _loaded(other_folder, dtype)
+        model = _load(other_folder, dtype)
         other = _run(model, given, kernels, all_of_them=True)
-        written_by.append(_generated(model, given))
+        written_by.append(_generate(model, given))
         rounded.append(_in_int8(model, given))
         del model
         moved = _worst(difference(reference[name], other[name]) for name in kernels)
@@ -126,11 +126,11 @@ def compare_folder(
             names = plan.tensors if plan else tuple({leg.tensor for site in sites.sites for leg in site.legs})
             write_weights(
                 checkpoint,
-                {n: partial(rounded_at_random, torch.Generator().manual_seed(i)) for i, n in enumerate(names)},
+                {n: partial(random_rounding, torch.Generator().manual_seed(i)) for i, n in enumerate(names)},
                 written,
             )
             _finish_folder(checkpoint, written)
-            model = _loaded(loadable(open_checkpoint(written), place / "rounded", progress), dtype)
+            model = _load(loadable(open_checkpoint(written), place / "rounded", progress), dtype)
             control = difference(first, _run(model, given, (EAGER,))[EAGER]).max_rel
     progress("running the control: the same weights rounded at random", 3, 3)
     not_checked = [
@@ -168,13 +168,13 @@ def compare_folder(
     )
 
 
-def _loaded(folder: Path, dtype: str):
+def _load(folder: Path, dtype: str):
     from wisca_core.equivalence.miniature import load
 
     return load(folder, dtype=TORCH_DTYPES[dtype], allow_extra=True)
 
 
-def _run(model, given: "Given", kernels: tuple[str, ...], all_of_them: bool = False) -> dict[str, "Outputs"]:
+def _run(model, given: "CheckInputs", kernels: tuple[str, ...], all_of_them: bool = False) -> dict[str, "Outputs"]:
     """Attention implementation -> outputs; one that the class does not have, or that does not take these inputs, is left
     out unless it is eager, or all are asked for.
     """
@@ -195,7 +195,7 @@ def _run(model, given: "Given", kernels: tuple[str, ...], all_of_them: bool = Fa
     return out
 
 
-def _generated(model, given: "Given") -> list[list[int]]:
+def _generate(model, given: "CheckInputs") -> list[list[int]]:
     """What each of the first rows of text is gone on with greedily, as token ids; [] where the model does not generate."""
     from wisca_core.equivalence.miniature import quiet
     from wisca_core.equivalence.outputs import is_causal
@@ -226,7 +226,7 @@ def _same_from_the_start(a: list[int], b: list[int]) -> int:
     return next((i for i, (one, other) in enumerate(zip(a, b)) if one != other), min(len(a), len(b)))
 
 
-def _in_int8(model, given: "Given") -> "Outputs | None":
+def _in_int8(model, given: "CheckInputs") -> "Outputs | None":
     """The outputs with every matrix but the embeddings rounded to 255 steps of its largest entry, in place: the coarsest
     thing that is commonly done to weights. None where the model has no causal language head.
     """
@@ -281,7 +281,7 @@ def _top1(a: "Outputs", b: "Outputs") -> float | None:
     return float(torch.cat(same).double().mean())
 
 
-def _perplexity(outputs: "Outputs", given: "Given") -> float | None:
+def _perplexity(outputs: "Outputs", given: "CheckInputs") -> float | None:
     """exp of the mean next-token cross entropy over the rows of text; None where the model predicts no next token."""
     rows = [case for case in given.cases if case.is_row and case.shape[0] == 1]
     if not outputs.causal or not rows:

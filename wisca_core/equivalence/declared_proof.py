@@ -17,26 +17,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from wisca_core.architecture.declaration import NAME, Declaration, checked
-from wisca_core.architecture.declared_places import root_of
+from wisca_core.architecture.declaration import NAME, Declaration, as_declarations
+from wisca_core.architecture.declared_paths import root_of
 from wisca_core.architecture.declared_sites import declared_sites
 from wisca_core.architecture.layer import ROPES
 from wisca_core.architecture.site import Site, Sites
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, TensorInfo
 from wisca_core.equivalence.bench import NOT_RUN, Bench, Trial, judge
-from wisca_core.equivalence.float64 import lifted
+from wisca_core.equivalence.float64 import in_float64
 from wisca_core.equivalence.full_check import memory_free
 from wisca_core.equivalence.miniature import randomise_
 from wisca_core.equivalence.outputs import Difference, Outputs, difference, everything
 from wisca_core.equivalence.proof import ALIVE, OCTAVES, OWN_CODE, TOLERANCE, Proof, label, lacking
-from wisca_core.equivalence.undisturbed import random_states_kept, seed_all
+from wisca_core.equivalence.undisturbed import keep_random_states, seed_all
 from wisca_core.errors import Cancelled, DeclarationError, ProofFailed, WiscaError
 from wisca_core.progress import Progress, silent
-from wisca_core.rescale import rescaled, scalings
+from wisca_core.rescale import rescaled_rows, scalings
 from wisca_core.threads import one_thread
 from wisca_core.verdicts import versions
 from wisca_core.words import in_bytes
-from wisca_core.wrappers import unwrapped
+from wisca_core.wrappers import unwrapped_name
 
 LENGTHS = (1, 2, 7, 16, 33)
 ROWS = 2
@@ -74,10 +74,10 @@ def prove_declared(
     DeclarationError for a build or a call that does not fit, ProofFailed where the model does not repeat its outputs.
     """
     started = time.perf_counter()
-    with random_states_kept(), one_thread(), torch.no_grad():
+    with keep_random_states(), one_thread(), torch.no_grad():
         seed_all(1)
         progress("building a small model", 0, 1)
-        small, own = _built(build) if build else (_copied(model), None)
+        small, own = _call_build(build) if build else (_float64_copy(model), None)
         own = own or tuple(declarations)
         inner = small
         if build is not None:
@@ -108,10 +108,12 @@ def prove_declared(
         missing = lacking(sites, found)
         if missing:
             raise DeclarationError(f"build: the model that it makes has no {missing}.")
-        with lifted():
+        with in_float64():
             bench = _bench(inner, found, _Caller(inner, forward))
             verdict = judge(bench, "channel", progress)
-            refused = tuple((name, _explained(name, why, bench, own, checkpoint)) for name, why in verdict.refused)
+            refused = tuple(
+                (name, _with_usual_cause(name, why, bench, own, checkpoint)) for name, why in verdict.refused
+            )
     if build:
         counts = " Does what build() makes have the declared head counts?"
         refused = tuple((name, why if NOT_RUN in why else why + counts) for name, why in refused)
@@ -140,14 +142,14 @@ def prove_declared(
 
 def names_of(model: nn.Module) -> list[str]:
     """Of its parameters, without what wrappers put into them."""
-    return [unwrapped(name) for name, _ in model.named_parameters(remove_duplicate=False)]
+    return [unwrapped_name(name) for name, _ in model.named_parameters(remove_duplicate=False)]
 
 
 def submodule(model: nn.Module, root: str) -> nn.Module:
     """The module whose parameters' names begin with ``root`` ("" or "a.b."), inside its wrappers."""
     found = model
     for path, module in model.named_modules():
-        if unwrapped(f"{path}." if path else "") == root:
+        if unwrapped_name(f"{path}." if path else "") == root:
             found = module
     return found
 
@@ -157,14 +159,14 @@ def as_checkpoint(model: nn.Module) -> Checkpoint:
     names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     tensors = tuple(
         TensorInfo(
-            unwrapped(name), names.get(p.dtype, str(p.dtype)), tuple(p.shape), "", 0, p.numel() * p.element_size()
+            unwrapped_name(name), names.get(p.dtype, str(p.dtype)), tuple(p.shape), "", 0, p.numel() * p.element_size()
         )
         for name, p in model.named_parameters(remove_duplicate=False)
     )
     return Checkpoint(Path(), type(model).__name__, "live", "", tensors, ())
 
 
-def _built(build: Build) -> tuple[nn.Module, tuple[Declaration, ...] | None]:
+def _call_build(build: Build) -> tuple[nn.Module, tuple[Declaration, ...] | None]:
     if not callable(build):
         raise DeclarationError(
             f"build: a {type(build).__name__} was given; a function that makes a small model is needed."
@@ -178,10 +180,10 @@ def _built(build: Build) -> tuple[nn.Module, tuple[Declaration, ...] | None]:
     small, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(small, nn.Module):
         raise DeclarationError(f"build: it returned a {type(small).__name__}; a torch module is needed.")
-    return small, None if own is None else checked(own)
+    return small, None if own is None else as_declarations(own)
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _float64_copy(model: nn.Module) -> nn.Module:
     """The module with every parameter and buffer in float64, where its memory allows."""
     memo: dict[int, object] = {}
     tensors = [*model.parameters(), *model.buffers()]
@@ -200,9 +202,9 @@ def _copied(model: nn.Module) -> nn.Module:
             "build=, a function that makes a small model of the class."
         )
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(_own(parameter), requires_grad=False)
+        memo[id(parameter)] = nn.Parameter(_tensor_copy(parameter), requires_grad=False)
     for buffer in model.buffers():
-        memo[id(buffer)] = _own(buffer)
+        memo[id(buffer)] = _tensor_copy(buffer)
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # whatever the person's modules hold
@@ -217,7 +219,7 @@ def _kind(module: nn.Module) -> type:
     return next(kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed."))
 
 
-def _own(tensor: torch.Tensor) -> torch.Tensor:
+def _tensor_copy(tensor: torch.Tensor) -> torch.Tensor:
     """A copy, never the tensor itself, in float64 where it holds floating-point numbers."""
     return tensor.detach().to(torch.float64 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
@@ -246,8 +248,8 @@ def _memory(tensor: torch.Tensor) -> tuple:
 def _check_alike(small: nn.Module, model: nn.Module | None, structure: Iterable[TensorInfo]) -> None:
     """Raises DeclarationError where what ``build`` made is another model than the one the sites are of."""
     theirs = {(_numberless(t.name), len(t.shape)) for t in structure}
-    held = {unwrapped(name): t for name, t in (small.state_dict() if model is None else {}).items()}
-    held |= {unwrapped(name): p for name, p in small.named_parameters(remove_duplicate=False)}
+    held = {unwrapped_name(name): t for name, t in (small.state_dict() if model is None else {}).items()}
+    held |= {unwrapped_name(name): p for name, p in small.named_parameters(remove_duplicate=False)}
     ours = {(_numberless(name), t.dim()) for name, t in held.items()}
     # a file may lack or hold what is computed anew: tables that are no parameters
     parameters = {_numberless(name) for name in names_of(small)}
@@ -341,7 +343,7 @@ def _bench(model: nn.Module, sites: Sites, call: _Caller) -> Bench:
 
 
 def _on(model: nn.Module, sites: Sites, call: _Caller, reference: Outputs, run: Callable[[], Outputs]) -> Bench:
-    parameters = {unwrapped(name): p for name, p in model.named_parameters(remove_duplicate=False)}
+    parameters = {unwrapped_name(name): p for name, p in model.named_parameters(remove_duplicate=False)}
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     sites = _once(sites, parameters)
 
@@ -351,7 +353,7 @@ def _on(model: nn.Module, sites: Sites, call: _Caller, reference: Outputs, run: 
         before = {name: parameters[name].detach().clone() for name in scaling}
         try:
             for name, one in scaling.items():
-                parameters[name].copy_(rescaled(before[name].cpu(), one))
+                parameters[name].copy_(rescaled_rows(before[name].cpu(), one))
             yield
         finally:
             for name, tensor in before.items():
@@ -392,7 +394,9 @@ def _once(sites: Sites, parameters: Mapping[str, torch.Tensor]) -> Sites:
     return sites.only(is_new)
 
 
-def _explained(name: str, why: str, bench: Bench, declared: Sequence[Declaration], checkpoint: Checkpoint) -> str:
+def _with_usual_cause(
+    name: str, why: str, bench: Bench, declared: Sequence[Declaration], checkpoint: Checkpoint
+) -> str:
     """The reason with what usually causes it, and the rotary layout that would hold where one does."""
     if NOT_RUN in why:
         return why

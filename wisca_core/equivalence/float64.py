@@ -1,7 +1,7 @@
 """True float64: every cast to a shorter floating-point type inside a model becomes a cast to float64.
 
 ``model.double()`` is not enough: transformers casts to float32 inside norms, softmax and rotary embeddings, and in
-float32 a right rule (5e-7) and scaling under a norm that absorbs it (9e-7) look the same. Under :func:`lifted` the
+float32 a right rule (5e-7) and scaling under a norm that absorbs it (9e-7) look the same. Under :func:`in_float64` the
 first reads below 1e-13. A cast can hide a difference as well: a softmax in float32 swallows those below 1e-8.
 """
 
@@ -39,13 +39,13 @@ def _longer(value):
 
 
 @contextmanager
-def lifted() -> Iterator[None]:
+def in_float64() -> Iterator[None]:
     """Inside, whatever asks for float32, float16 or bfloat16 gets float64; float64 is also torch's default dtype.
 
     Parameters and buffers must be float64 already (``model.double()``). What was computed before, such as the rotary
     frequencies made in float32 at construction, keeps its rounding: the same in both models of a comparison.
 
-    >>> with lifted():
+    >>> with in_float64():
     ...     torch.softmax(torch.zeros(3, dtype=torch.float64), dim=-1, dtype=torch.float32).dtype
     torch.float64
     """

@@ -162,17 +162,17 @@ def stored_dtype(checkpoint: Checkpoint, sites: Sites) -> str:
     return max(count, key=count.get)
 
 
-def rounded_at_random(generator: torch.Generator, block: torch.Tensor, first_row: int) -> torch.Tensor:
+def random_rounding(generator: torch.Generator, block: torch.Tensor, first_row: int) -> torch.Tensor:
     """Each value one unit in the last place up or down with probability 1/12: the variance of one rounding (ulp^2 /
     12).
     """
     import torch
 
     draw = torch.randint(24, block.shape, generator=generator)
-    return stepped(block, (draw == 0).to(torch.int8) - (draw == 1).to(torch.int8))
+    return add_ulps(block, (draw == 0).to(torch.int8) - (draw == 1).to(torch.int8))
 
 
-def stepped(block: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+def add_ulps(block: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     """Each value so many units in the last place further out; ``steps``: of the block's shape, small whole numbers."""
     import torch
 

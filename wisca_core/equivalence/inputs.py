@@ -293,7 +293,7 @@ def language_config(model) -> Any:
         inner = [getattr(config, key, None) for key in LANGUAGE]
         config = next((one for one in inner if getattr(one, "vocab_size", None)), None) or config.get_text_config()
     if getattr(config, "vocab_size", None) is None:
-        if not _embedded(model):
+        if not _embedding_rows(model):
             raise UnknownArchitecture(
                 f"the config of {type(model).__name__} names no vocabulary; no text can be fed to it."
             )
@@ -304,10 +304,10 @@ def language_config(model) -> Any:
 def vocabulary(model) -> int:
     """How many token ids the model has vectors for."""
     stated = getattr(language_config(model), "vocab_size", None)
-    return min(n for n in (stated, _embedded(model)) if n)
+    return min(n for n in (stated, _embedding_rows(model)) if n)
 
 
-def _embedded(model) -> int:
+def _embedding_rows(model) -> int:
     """Rows of the input embedding, 0 where it has none or does not say."""
     try:
         found = model.get_input_embeddings()

@@ -138,13 +138,13 @@ def _features(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[
             ("sound", {"input_features": draw(2, mels, length)}),
             ("a sound", {"input_features": draw(1, mels, length)}),
         ]
-        return [(name, inputs | _heard(names, len(inputs["input_features"]), length)) for name, inputs in made]
+        return [(name, inputs | _sound_mask(names, len(inputs["input_features"]), length)) for name, inputs in made]
     width = _of(config, "feature_projection_input_dim", "input_feat_per_channel", "input_dim", default=mels)
     made = [
         ("sound", {"input_features": draw(2, FRAMES, width)}),
         ("a sound", {"input_features": draw(1, FRAMES, width)}),
     ]
-    made = [(name, inputs | _heard(names, len(inputs["input_features"]), FRAMES)) for name, inputs in made]
+    made = [(name, inputs | _sound_mask(names, len(inputs["input_features"]), FRAMES)) for name, inputs in made]
     if "attention_mask" in names:
         mask = torch.ones(2, FRAMES, dtype=torch.int64)
         mask[1, FRAMES // 2 :] = 0
@@ -152,7 +152,7 @@ def _features(config: Any, names: Mapping[str, Any], draw: _Draw) -> list[tuple[
     return made
 
 
-def _heard(names: Mapping[str, Any], rows: int, length: int) -> Inputs:
+def _sound_mask(names: Mapping[str, Any], rows: int, length: int) -> Inputs:
     """The mask of a sound without padding, for functions that have a parameter for it."""
     keys = [key for key in ("input_features_mask", "feature_attention_mask") if key in names]
     return {key: torch.ones(rows, length, dtype=torch.int64) for key in keys}

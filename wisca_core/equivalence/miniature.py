@@ -265,7 +265,7 @@ def quiet() -> Iterator[None]:
     they say nothing about the person's model.
     """
     with _ONE_AT_A_TIME:
-        yield from _silenced()
+        yield from _quiet_logging()
 
 
 def _is_no_news(record: python_logging.LogRecord) -> bool:
@@ -273,7 +273,7 @@ def _is_no_news(record: python_logging.LogRecord) -> bool:
     return "accelerator" not in record.getMessage()
 
 
-def _silenced() -> Iterator[None]:
+def _quiet_logging() -> Iterator[None]:
     from transformers.utils import logging
 
     deepspeed = python_logging.getLogger("DeepSpeed")  # transformers imports it where it is installed

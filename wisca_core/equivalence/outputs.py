@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wisca_core.equivalence.float64 import lifted
+from wisca_core.equivalence.float64 import in_float64
 from wisca_core.equivalence.inputs import (
     TOWERS,
     Case,
@@ -59,11 +59,11 @@ class Difference:
 
 
 def outputs(model, seed: int) -> Outputs:
-    """Run every case on random token ids of that seed; float64 models are run in true float64 (:func:`lifted`).
+    """Run every case on random token ids of that seed; float64 models are run in true float64 (:func:`in_float64`).
 
     UnknownArchitecture where the model does not run on token ids.
     """
-    lift = lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
+    lift = in_float64() if next(model.parameters()).dtype == torch.float64 else nullcontext()
     with one_thread(), torch.no_grad(), lift:
         return _outputs(model, seed)
 
@@ -81,7 +81,7 @@ def case_outputs(model, given: Iterable[Case], seed: int = 0) -> Outputs:
 
     float64 models are run in true float64. UnknownArchitecture where the model does not run.
     """
-    lift = lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
+    lift = in_float64() if next(model.parameters()).dtype == torch.float64 else nullcontext()
     with torch.no_grad(), lift:
         kind, values, not_run = _run(model, given, seed)
     if not values:
@@ -120,7 +120,7 @@ def first_move(reference: Outputs, model, seed: int, above: float) -> float:
     """Relative difference of the first case in which ``model`` moves away from ``reference`` by more than ``above``; the
     largest seen where none does. Most models move in the first case, so this costs a fraction of ``outputs``.
     """
-    lift = lifted() if next(model.parameters()).dtype == torch.float64 else nullcontext()
+    lift = in_float64() if next(model.parameters()).dtype == torch.float64 else nullcontext()
     largest = 0.0
     with one_thread(), torch.no_grad(), lift:
         # the longest first: scores do not matter at length 1, nor do experts that are not chosen

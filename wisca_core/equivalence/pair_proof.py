@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wisca_core.architecture.adapter import adapted
+from wisca_core.architecture.adapter import adapted_layers
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
@@ -28,7 +28,7 @@ def prove_pair(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Pr
     """The kept proof for this pair of structures or a fresh one, which is then kept; see ``proving.prove``. ``sites``:
     those of the base; every kind of pair among them is moved.
     """
-    modules = sorted((one.module, bool(one.bias), bool(one.magnitude), one.unknown) for one in adapted(adapter))
+    modules = sorted((one.module, bool(one.bias), bool(one.magnitude), one.unknown) for one in adapted_layers(adapter))
     modules.append(sorted(t.name for t in adapter.tensors if ".lora_" not in t.name))
     key = digest(base.config, [repr(site) for site in sites.sites], adapter.adapter, modules, peft_version())
     return proof_of("pair-proof", key, sites.family, lambda: _prove(base, sites, adapter, progress))
@@ -44,12 +44,12 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
 
     if not peft_is_here():
         raise ProofFailed("peft is not installed, so a base model with its adapter cannot be run. Install peft.")
-    targets = {inside(one.module) for one in adapted(adapter) if not one.unknown}
+    targets = {inside(one.module) for one in adapted_layers(adapter) if not one.unknown}
     if not sites.sites or not targets:
         raise ProofFailed(
             "the base has no pair or the adapter no layer that a rule covers, so there is nothing to prove."
         )
-    kept = _kept(base, sites, adapter)
+    kept = _copied_tensors(base, sites, adapter)
     labels, pairs = {label(site) for site in sites.sites}, tuple(dict.fromkeys(site.key.pair for site in sites.sites))
     progress("building a miniature with an adapter", 0, 1)
     with workplace("the miniature") as place:
@@ -64,7 +64,7 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
             raise ProofFailed(
                 f"transformers' own {sites.model_type} with this config.json has no {absent}. The weights and config.json disagree."
             )
-        missing = kept - _kept(small, small_sites, small_adapter)
+        missing = kept - _copied_tensors(small, small_sites, small_adapter)
         if missing:
             raise ProofFailed(
                 f"the adapter has its own {sorted(missing)[0]} of a pair; on a miniature of {sites.model_type} peft keeps no "
@@ -81,9 +81,9 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         for number, (name, factors) in enumerate(_trials(small_sites)):
             progress("proving base and adapter together", number, 4)
             scaling = scalings(small_sites, factors, "channel", shapes)
-            new_base = _written(small, scaling, place / f"base-{number}", "config.json", small.config_json)
+            new_base = _write_folder(small, scaling, place / f"base-{number}", "config.json", small.config_json)
             followed = follow(small, small_sites, scaling, small_adapter)
-            new_adapter = _written(
+            new_adapter = _write_folder(
                 small_adapter, followed, place / f"adapter-{number}", "adapter_config.json", small_adapter.adapter_json
             )
             moved = difference(reference, outputs(load_adapted(new_base, new_adapter), seed=2))
@@ -121,7 +121,7 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
     )
 
 
-def _kept(base: Checkpoint, sites: Sites, adapter: Checkpoint) -> set[str]:
+def _copied_tensors(base: Checkpoint, sites: Sites, adapter: Checkpoint) -> set[str]:
     """Tensors of pairs that the adapter brings copies of, by their place inside a layer."""
     of_pairs = {leg.tensor for site in sites.sites for leg in site.legs}
     found = copies(base, adapter)
@@ -138,7 +138,9 @@ def _trials(sites: Sites) -> list[tuple[str, Mapping[str, np.ndarray]]]:
     ]
 
 
-def _written(checkpoint: Checkpoint, scaling: Mapping[str, Scaling], out: Path, config_name: str, config: str) -> Path:
+def _write_folder(
+    checkpoint: Checkpoint, scaling: Mapping[str, Scaling], out: Path, config_name: str, config: str
+) -> Path:
     out.mkdir()
     write_weights(checkpoint, changes(scaling), out)
     (out / config_name).write_text(config, encoding="utf-8")

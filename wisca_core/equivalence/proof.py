@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from wisca_core.architecture.site import Refusal, Site, Sites
 from wisca_core.errors import Cancelled, ProofFailed, WiscaError
-from wisca_core.verdicts import keep, recalled, versions
+from wisca_core.verdicts import keep, kept_verdict, versions
 
 # relative to max |output|: right rules read up to 8e-14, the nearest wrong one 6e-7
 TOLERANCE = 1e-11
@@ -19,7 +19,7 @@ OTHER_KERNELS = "attention kernels other than eager"
 
 PRODUCT = "the product B A"  # how the words of a LoRA adapter's proof begin
 OWN_CODE = "the model's own code: "  # and those of one of declared sites
-UNPROVED = "nothing: "  # and those of what stands in the place of one where none was wanted
+UNPROVED = "nothing: "  # and those of what stands in the place of one where none was made
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Proof:
 
     @property
     def is_made(self) -> bool:
-        """False for what stands in the place of a proof where none was wanted."""
+        """False for what stands in the place of a proof where none was wanted, or where nothing was given to make one with."""
         return not self.what.startswith(UNPROVED)
 
     @property
@@ -100,7 +100,7 @@ def proof_of(kind: str, key: object, rule: str, make: Callable[[], Proof]) -> Pr
 
 def kept_proof(kind: str, key: object) -> Proof | None:
     """The kept proof, None where there is none (any more)."""
-    found = recalled(kind, key)
+    found = kept_verdict(kind, key)
     try:
         return None if found is None else Proof.from_json(found)
     except (KeyError, TypeError, ValueError):
@@ -130,9 +130,8 @@ def check_covers(proof: Proof, sites: Sites, names: Iterable[str]) -> None:
     if is_lost or unproved:
         reason = dict(proof.refused).get(label(sites[unproved]), "") if unproved else ""
         of = "" if is_lost else f" for {unproved}"
-        raise ProofFailed(
-            f"the {proof.kind[:1].lower()}{proof.kind[1:]} failed{of}: {reason or proof.reason} Nothing was written."
-        )
+        failed = f"the {proof.kind[:1].lower()}{proof.kind[1:]} failed" if proof.is_made else "no proof was made"
+        raise ProofFailed(f"{failed}{of}: {reason or proof.reason} Nothing was written.")
 
 
 def structure(sites: Sites) -> set[str]:

@@ -10,12 +10,22 @@ import time
 from dataclasses import replace
 
 from wisca_core.architecture.declaration import NAME
-from wisca_core.architecture.declared_places import root_of
+from wisca_core.architecture.declared_paths import root_of
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
-from wisca_core.equivalence.proof import OCTAVES, OTHER_KERNELS, UNPROVED, Proof, kept_proof, label, lacking, proof_of
+from wisca_core.equivalence.proof import (
+    OCTAVES,
+    OTHER_KERNELS,
+    OWN_CODE,
+    UNPROVED,
+    Proof,
+    kept_proof,
+    label,
+    lacking,
+    proof_of,
+)
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace
@@ -74,7 +84,7 @@ def _prove_declared(checkpoint: Checkpoint, sites: Sites, progress: Progress) ->
         return replace(words, passed=True, proved=labels)
     if declared.build is None:
         reason = (
-            "declared sites of a file are proved on the model's own code: give --build module:function, which makes a small "
+            "declared sites of a file are proved on the model's own code. Give --build module:function, which makes a small "
             "model of the class, or say --unproved to take them as they are."
         )
         return replace(words, reason=reason)
@@ -94,7 +104,8 @@ def _prove_declared(checkpoint: Checkpoint, sites: Sites, progress: Progress) ->
             progress=progress,
         )
     except ProofFailed as error:
-        return replace(words, reason=str(error), seconds=time.perf_counter() - started)
+        what = f"{OWN_CODE}nothing of it could be compared"
+        return replace(words, what=what, reason=str(error), seconds=time.perf_counter() - started)
 
 
 def _key(checkpoint: Checkpoint, sites: Sites) -> str:

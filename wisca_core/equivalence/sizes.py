@@ -191,7 +191,7 @@ def _small_heads(pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tupl
         new = {1: 1, pairs[0][0]: most} | {kv: min(2 ** (1 + rank), most // 2) for rank, kv in enumerate(between)}
         return {(q, kv): (most, new[kv]) for q, kv in pairs}
     if len(pairs) > 1:
-        ratio, kv = _ranked(heads // kv for heads, kv in pairs), _ranked(kv for _, kv in pairs)
+        ratio, kv = _ranks(heads // kv for heads, kv in pairs), _ranks(kv for _, kv in pairs)
         return {(q, k): (ratio[q // k] * kv[k], kv[k]) for q, k in pairs}
     ((heads, kv_heads),) = pairs
     if heads == kv_heads:
@@ -200,7 +200,7 @@ def _small_heads(pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tupl
     return {(heads, kv_heads): (4, 1) if kv_heads == 1 else (6, 2)}
 
 
-def _ranked(values: Iterable[int]) -> dict[int, int]:
+def _ranks(values: Iterable[int]) -> dict[int, int]:
     """1 -> 1, the others -> 2, 3, ... in order."""
     ordered = sorted(set(values))
     return {value: rank + (2 if ordered[0] > 1 else 1) for rank, value in enumerate(ordered)}

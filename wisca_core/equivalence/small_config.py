@@ -112,7 +112,7 @@ def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_
     def small_value(key: str, value: Any) -> Any:
         if key in small_towers:
             return small_towers[key]
-        small = _shrunk(key, value, sizes)
+        small = _small_value(key, value, sizes)
         if isinstance(small, dict) and hasattr(inside.get(key), "attribute_map"):  # a part without layers of its own
             _apply_row(small, inside[key].model_type, full[key], type(inside[key]).attribute_map)
         return small
@@ -208,7 +208,7 @@ def _by_layer(full: Mapping[str, Any], sizes: Sizes) -> dict[str, dict[str, Any]
     """What single layers have instead of the common values; sizes that differ from the common ones still do."""
 
     def small(key: str, value: Any) -> Any:
-        new, common = _shrunk(key, value, sizes), _shrunk(key, full.get(key), sizes)
+        new, common = _small_value(key, value, sizes), _small_value(key, full.get(key), sizes)
         return new + 4 if _is_int(new) and new == common and value != full.get(key) else new
 
     own = {str(new): of_layer(full[BY_LAYER], old) for new, old in enumerate(sizes.layers)}
@@ -221,7 +221,7 @@ def _row_value(value: Any, names: Mapping[str, Any]) -> Any:
     return evaluate(value, names) if isinstance(value, str) else value
 
 
-def _shrunk(key: str, value: Any, sizes: Sizes) -> Any:
+def _small_value(key: str, value: Any, sizes: Sizes) -> Any:
     """The small value of one key."""
     role = ROLES.get(key)
     if value is None:
@@ -244,20 +244,20 @@ def _shrunk(key: str, value: Any, sizes: Sizes) -> Any:
             return [heads for heads, _ in sizes.heads_by_layer]
         if role == "kv_heads":
             return [kv_heads for _, kv_heads in sizes.heads_by_layer]
-        return [_shrunk(key, value[layer], sizes) for layer in sizes.layers]
+        return [_small_value(key, value[layer], sizes) for layer in sizes.layers]
     if key == "vocabulary_map" and isinstance(value, dict):
         return {
             name: i for i, name in enumerate(sorted(value, key=lambda name: (len(name), name))[: VOCAB_SIZE // 4], 3)
         }
     if isinstance(value, dict):
-        return {inner: _shrunk(str(inner), v, sizes) for inner, v in value.items()}
+        return {inner: _small_value(str(inner), v, sizes) for inner, v in value.items()}
     if key in ROTARY_SECTIONS and isinstance(value, list):
         pairs, n = (sizes.rotary_width + 1) // 2, len(value)
         return [pairs // n + (i < pairs % n) for i in range(n)]
     if key in PER_ROTARY_PAIR and isinstance(value, list) and value:
         return [value[i % len(value)] for i in range(sizes.rotary_width // 2)]
     if role in ("image", "patch", "widths") and isinstance(value, list):
-        return [_shrunk(key, v, sizes) for v in value]
+        return [_small_value(key, v, sizes) for v in value]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
     if "drop" in key:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wisca_core import apart
 from wisca_core.errors import UnreadableInput
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 # The largest vocabularies (a quarter of a million words) take some seconds and several hundred MB.
@@ -32,12 +32,12 @@ def tokenizer_of(folder: Path):
     """
     from wisca_core.equivalence.miniature import quiet
 
-    _tried(folder, _stamp(folder))
+    _try(folder, _stamp(folder))
     try:
         with quiet():
-            return _opened(folder)
+            return _open(folder)
     except Exception as error:  # whatever a folder holds that is no tokenizer
-        raise UnreadableInput(f"the tokenizer in {shown(folder)} cannot be loaded: {_words(error)}") from error
+        raise UnreadableInput(f"the tokenizer in {printable(folder)} cannot be loaded: {_words(error)}") from error
 
 
 def text_ids(folder: Path, n: int) -> list[int]:
@@ -51,13 +51,13 @@ def text_ids(folder: Path, n: int) -> list[int]:
 
 
 @lru_cache(maxsize=16)
-def _tried(folder: Path, _: tuple) -> None:
+def _try(folder: Path, _: tuple) -> None:
     with closing(_apart(folder, 1)) as found:
         b"".join(found)
 
 
 def _apart(folder: Path, n: int) -> Iterator[bytes]:
-    what = f"the tokenizer in {shown(folder)}"
+    what = f"the tokenizer in {printable(folder)}"
     limits = {"cpu_seconds": CPU_SECONDS, "memory_bytes": MEMORY_BYTES}
     return apart.pieces(f"{__name__}:ids", [str(Path(folder).resolve()), n], what, **limits)
 
@@ -69,19 +69,19 @@ def _stamp(folder: Path) -> tuple:
         if path.suffix in (".json", ".txt", ".model", ".jinja") and path.exists():
             found = os.stat(path)
             if not stat.S_ISREG(found.st_mode):
-                raise UnreadableInput(f"{shown(path)}: not a regular file; the tokenizer beside it was not opened.")
+                raise UnreadableInput(f"{printable(path)}: not a regular file; the tokenizer beside it was not opened.")
             out.append((path.name, found.st_size, found.st_mtime_ns))
     return tuple(out)
 
 
-def _opened(folder: Path):
+def _open(folder: Path):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {shown(' '.join(str(error).split()), 300)}"
+    return f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}"
 
 
 # --- in the process apart ---------------------------------------------------------------------------------------------
@@ -99,10 +99,10 @@ def ids(argument: list) -> Iterator[bytes]:
     folder, n = argument
     text = "\n\n".join(topics[name] for name in sorted(topics))[: max(16 * n, _TRIED_CHARACTERS)]
     try:
-        found = _opened(Path(folder))(text, add_special_tokens=False)["input_ids"]
+        found = _open(Path(folder))(text, add_special_tokens=False)["input_ids"]
         answer = json.dumps([int(i) for i in found[:n]])
     except MemoryError:
         raise
     except BaseException as error:  # a panic in Rust is no Exception
-        raise UnreadableInput(f"the tokenizer in {shown(folder)} cannot be used: {_words(error)}") from None
+        raise UnreadableInput(f"the tokenizer in {printable(folder)} cannot be used: {_words(error)}") from None
     yield answer.encode()

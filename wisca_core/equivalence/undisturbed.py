@@ -13,7 +13,7 @@ from torch import nn
 
 
 @contextmanager
-def random_states_kept() -> Iterator[None]:
+def keep_random_states() -> Iterator[None]:
     """torch's (of every device in use), NumPy's and Python's random numbers go on as if nothing had been drawn inside."""
     host, numbers, python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
@@ -35,7 +35,7 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def leave_as_found(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode, without gradients and run eagerly; afterwards its modes and buffers, to the bit,
     and all random states are those of before.
     """
@@ -47,7 +47,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     ]
     # importing the compiler takes longer than all else here
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with random_states_kept(), torch.no_grad(), eager:
+    with keep_random_states(), torch.no_grad(), eager:
         try:
             model.eval()
             yield

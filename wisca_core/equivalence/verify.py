@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from wisca_core.architecture.discovery import sites_of
-from wisca_core.architecture.find import searched
+from wisca_core.architecture.find import pairs_to_find
 from wisca_core.architecture.site import PAIRS, Leg, Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
 from wisca_core.equivalence.checking import compare_folder
@@ -68,7 +68,7 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     """
     before.check_rescalable()
     after.check_rescalable()
-    sites = sites_of(before, searched(PAIRS), progress, search=discover)
+    sites = sites_of(before, pairs_to_find(PAIRS), progress, search=discover)
     layout = _compare_layout(before, after)
     if layout:
         return _different(layout, before, 0, sites)
@@ -102,7 +102,7 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
         return _different(["config.json differs in more than names and versions."], before, found.n_changed, sites)
     # those of the pairs that changed: the others, refused or not, do not matter, and their proof is the one a rescale kept
     changed = {sites[name].key.pair for name in found.changed_sites}
-    pairs = changed | set(searched(changed))
+    pairs = changed | set(pairs_to_find(changed))
     proof = prove(before, sites.only(lambda site: site.key.pair in pairs), progress)
     unproved = sorted({label(sites[name]) for name in found.changed_sites if not proof.covers(sites[name])})
     if unproved:
@@ -206,7 +206,7 @@ def _with_aliases(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
 
 
 @dataclass
-class _Found:
+class _WeightChanges:
     unexplained: list[str]
     n_changed: int = 0
     n_factors: int = 0
@@ -219,7 +219,7 @@ class _Found:
     )  # names of the sites with a factor other than 1, or else of all whose bits differ
 
 
-def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress) -> _Found:
+def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress) -> _WeightChanges:
     legs: dict[str, list[tuple[Site, Leg]]] = {}
     for site in sites.sites:
         for leg in site.legs:
@@ -227,7 +227,7 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
     # per tie group, the factors that every value met so far allows: low <= log-free s <= high
     low = {s.name: np.zeros(s.n_cells("channel")) for s in sites.sites}
     high = {s.name: np.full(s.n_cells("channel"), np.inf) for s in sites.sites}
-    found = _Found([])
+    found = _WeightChanges([])
     changed: list[str] = []
     total = sum(t.n_bytes for t in before.tensors)
     done = 0

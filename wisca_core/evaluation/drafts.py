@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wisca_core.comparison.statistics import paired
+from wisca_core.comparison.statistics import paired_interval
 from wisca_core.equivalence.miniature import quiet
 from wisca_core.errors import ConfigMismatch, UnsupportedCheckpoint
 from wisca_core.evaluation.subjects import Subject, same_tokens
@@ -52,7 +52,7 @@ def draft_rows(target: Subject, draft: Subject, prompts: list[np.ndarray], progr
             rates.append(n_kept / n_drafted)
             lengths.append((n_kept + n_runs) / n_runs)
             drafted, kept = drafted + n_drafted, kept + n_kept
-    rate, length = paired(rates), paired(lengths)
+    rate, length = paired_interval(rates), paired_interval(lengths)
     return {
         "target": target.name,
         "draft": draft.name,
@@ -92,7 +92,7 @@ def _assisted(target: Subject, draft: Subject, ids: torch.Tensor) -> dict[str, A
     config.num_assistant_tokens, config.num_assistant_tokens_schedule = N_DRAFTED, "constant"
     config.assistant_confidence_threshold = 0.0
     try:
-        with _counted(runs), quiet(), torch.inference_mode():  # it warns of how transformers calls itself
+        with _count_runs(runs), quiet(), torch.inference_mode():  # it warns of how transformers calls itself
             text = target.model.generate(ids, assistant_model=draft.model, **_options(target))
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UnsupportedCheckpoint(
@@ -106,7 +106,7 @@ def _assisted(target: Subject, draft: Subject, ids: torch.Tensor) -> dict[str, A
 
 
 @contextmanager
-def _counted(runs: list[tuple[int, int, int]]) -> Iterator[None]:
+def _count_runs(runs: list[tuple[int, int, int]]) -> Iterator[None]:
     """Every run of the target as (tokens drafted, tokens kept, 1), told by transformers' own generator of candidates."""
     from transformers.generation.candidate_generator import AssistedCandidateGenerator as Generator
 

@@ -21,7 +21,7 @@ LOGIT_BYTES = 1 << 30  # of one batch, in float32
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class TokenScores:
     """Sums of nats ``nats`` and counts ``counts`` of the scored tokens of every window, float64 and int64; ``batches``: how
     many windows each batch held.
     """
@@ -52,15 +52,15 @@ def score(
     progress: Progress,
     n_expected: int = 0,
     batch_size: int = 0,
-    like: Scored | None = None,
+    like: TokenScores | None = None,
     most: int = 0,
     keep: Callable[[int, float, int], None] | None = None,
-) -> Scored:
+) -> TokenScores:
     """Every window (at most ``most``, 0 for all). ``batch_size``: 0 to find the fastest. ``like``: go in its batches.
     ``keep(i, nats, count)`` is told every window as soon as it is scored.
     """
     started = time.perf_counter()
-    batches = _given(like) if like else _fixed(batch_size) if batch_size else _fastest(subject)
+    batches = _batch_sizes(like) if like else _fixed(batch_size) if batch_size else _fastest(subject)
     nats: list[float] = []
     counts: list[int] = []
     sizes: list[int] = []
@@ -86,7 +86,7 @@ def score(
             progress(step, len(nats), n_expected)
         if one is None:
             break
-    return Scored(np.array(nats), np.array(counts), tuple(sizes), time.perf_counter() - started)
+    return TokenScores(np.array(nats), np.array(counts), tuple(sizes), time.perf_counter() - started)
 
 
 def _fixed(size: int):
@@ -94,7 +94,7 @@ def _fixed(size: int):
         yield size
 
 
-def _given(like: Scored):
+def _batch_sizes(like: TokenScores):
     sizes = iter(like.batches)
     while True:
         yield next(sizes, 1)
@@ -117,7 +117,7 @@ def _fastest(subject: Subject):
         yield best
 
 
-def summary(scored: Scored, n_tokens: int, n_bytes: int) -> dict[str, Any]:
+def summary(scored: TokenScores, n_tokens: int, n_bytes: int) -> dict[str, Any]:
     """The row of a model: see the keys. Errors are standard errors over windows, as if windows were independent."""
     total, count = float(scored.nats.sum()), int(scored.counts.sum())
     mean = total / count
@@ -139,7 +139,7 @@ def summary(scored: Scored, n_tokens: int, n_bytes: int) -> dict[str, Any]:
     }
 
 
-def _error(scored: Scored) -> float:
+def _error(scored: TokenScores) -> float:
     """Standard error of the mean over tokens, from the spread of the windows (a ratio of two sums)."""
     n = len(scored.nats)
     if n < 2:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wisca_core.comparison import folder
-from wisca_core.comparison.statistics import FEWEST, FIRM, paired
+from wisca_core.comparison.statistics import FEWEST, FIRM, paired_interval
 from wisca_core.errors import BadOption, UnreadableInput
 from wisca_core.untrusted import named_path
 
@@ -54,7 +54,7 @@ def seed_rows(baseline: str, values: Sequence[dict[str, Any]]) -> list[dict[str,
         shared = [seed for seed in seeds if (baseline, rate, seed, measure) in found]
         gaps = [found[arm, rate, seed, measure] - found[baseline, rate, seed, measure] for seed in shared]
         if arm != baseline and gaps:
-            one = paired(gaps)
+            one = paired_interval(gaps)
             row |= {"difference": one.mean, "low": one.low, "high": one.high, "n_pairs": one.n, "differences": gaps}
             row["words"] = _words(one)
         out.append(row)

@@ -39,11 +39,11 @@ def task_row(documents: Sequence[Document]) -> dict[str, Any]:
         "score": score,
         "standard_error": float(scores.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan,
         "between_constants": bool(rarest <= score <= majority),
-        "most_given": most_given(documents),
+        "most_given": commonest_share(documents),
     }
 
 
-def most_given(documents: Sequence[Document]) -> float:
+def commonest_share(documents: Sequence[Document]) -> float:
     """Share of the answer that the model gives most often; near 1, it does not look at the question."""
     given = Counter(one.answer for one in documents if one.answer is not None)
     return given.most_common(1)[0][1] / len(documents) if given else math.nan

@@ -103,7 +103,7 @@ def open_subject(model: Any, device: str = "auto", dtype: str = "", attention: s
             "perplexity and no choice among answers. Give a decoder (a ...ForCausalLM)."
         )
     place = device_of(device)
-    loaded, attention = _loaded(checkpoint, cls, config, _dtype(checkpoint, dtype, place), attention)
+    loaded, attention = _load(checkpoint, cls, config, _dtype(checkpoint, dtype, place), attention)
     loaded = loaded.to(place).eval()
     tokenizer, tokens = _tokenizer(checkpoint, loaded)
     return Subject(
@@ -114,7 +114,7 @@ def open_subject(model: Any, device: str = "auto", dtype: str = "", attention: s
         tokens,
         _context(config),
         attention,
-        str(_stored(checkpoint)).removeprefix("torch."),
+        str(_stored_dtype(checkpoint)).removeprefix("torch."),
         checkpoint.source,
         _report(checkpoint),
     )
@@ -150,23 +150,23 @@ def _dtype(checkpoint: Checkpoint, asked: str, device: torch.device) -> torch.dt
         if asked not in DTYPES:
             raise BadOption(f"dtype: {asked[:40]!r} was given; allowed are {', '.join(DTYPES)}.")
         return DTYPES[asked]
-    stored = _stored(checkpoint)
+    stored = _stored_dtype(checkpoint)
     return torch.float32 if device.type == "cpu" and stored.itemsize < 4 else stored
 
 
-def _stored(checkpoint: Checkpoint) -> torch.dtype:
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return TORCH_DTYPES.get(max(checkpoint.tensors, key=lambda tensor: tensor.n_bytes).dtype, torch.float32)
 
 
-def _loaded(checkpoint: Checkpoint, cls, config, dtype: torch.dtype, attention: str):
+def _load(checkpoint: Checkpoint, cls, config, dtype: torch.dtype, attention: str):
     with workplace(str(checkpoint.path)) as place:  # one file of several, or one under another name, is what was opened
         folder = loadable(checkpoint, place / "model")
         if os.path.lexists(checkpoint.path / GENERATION_CONFIG):
             os.symlink(locate(checkpoint.path, GENERATION_CONFIG), folder / GENERATION_CONFIG)
-        return _loaded_from(folder, checkpoint, cls, config, dtype, attention)
+        return _load_from(folder, checkpoint, cls, config, dtype, attention)
 
 
-def _loaded_from(folder: Path, checkpoint: Checkpoint, cls, config, dtype: torch.dtype, attention: str):
+def _load_from(folder: Path, checkpoint: Checkpoint, cls, config, dtype: torch.dtype, attention: str):
     errors = []
     for one in dict.fromkeys((attention, "eager")):
         try:

@@ -84,13 +84,13 @@ def find_task(given: str) -> Task:
         with _silence():
             known = sorted(_manager(place).all_tasks)
         if name not in known:
-            raise BadOption(_unknown(name, known, f"the tasks of {folder}"))
+            raise BadOption(_unknown_task(name, known, f"the tasks of {folder}"))
         return Task(given, name, "folder", place=place)
     with _silence():
         known = _own_names()
     if given not in known:
         raise BadOption(
-            _unknown(given, [*bundled_tasks.N_ITEMS, *known], "the tasks of the harness and the bundled ones")
+            _unknown_task(given, [*bundled_tasks.N_ITEMS, *known], "the tasks of the harness and the bundled ones")
         )
     return Task(given, given, "harness", place=known[given])
 
@@ -99,7 +99,7 @@ def run_task(
     subject: Subject, task: Task, progress: Progress, batch_size: int = 8, limit: int = 0
 ) -> Iterator[Document]:
     """Every document of the task, in its order. Raises HubError where its data cannot be had, UnsupportedCheckpoint."""
-    found = _evaluated(subject, task, progress, batch_size, limit)
+    found = _evaluate(subject, task, progress, batch_size, limit)
     for name, samples in found["samples"].items():
         for sample in sorted(samples, key=lambda one: one["doc_id"]):
             yield _document(name if len(found["samples"]) > 1 else task.name, sample)
@@ -127,7 +127,7 @@ def _manager(place: str):
     return TaskManager(include_path=place or None, include_defaults=False)
 
 
-def _unknown(name: str, known: Sequence[str], where: str) -> str:
+def _unknown_task(name: str, known: Sequence[str], where: str) -> str:
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     said = f"; near it: {', '.join(near)}" if near else ""
     return f"task {name[:80]!r} is not among {where}{said}. A file of your own is given by its path, ending in .jsonl."
@@ -167,7 +167,7 @@ def _item(file: Path, number: int, line: bytes) -> dict:
     return {"question": question, "choices": choices, "answer": answer}
 
 
-def _evaluated(subject: Subject, task: Task, progress: Progress, batch_size: int, limit: int) -> dict:
+def _evaluate(subject: Subject, task: Task, progress: Progress, batch_size: int, limit: int) -> dict:
     step = f"{task.name} with {subject.name}"
     progress(f"starting {step}", 0, 0)
     with _silence():
@@ -175,7 +175,7 @@ def _evaluated(subject: Subject, task: Task, progress: Progress, batch_size: int
 
         try:
             return simple_evaluate(
-                model=_watched(subject, step, progress, batch_size),
+                model=_watched_model(subject, step, progress, batch_size),
                 tasks=[_config(task) if task.items else task.name],
                 task_manager=_manager(task.place),
                 num_fewshot=0,
@@ -213,7 +213,7 @@ def _config(task: Task) -> dict[str, Any]:
     }
 
 
-def _watched(subject: Subject, step: str, progress: Progress, batch_size: int):
+def _watched_model(subject: Subject, step: str, progress: Progress, batch_size: int):
     """The harness's own model class around ours; it says how far it is, and can be cancelled, before every batch."""
     from lm_eval.models.huggingface import HFLM
 

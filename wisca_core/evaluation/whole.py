@@ -14,7 +14,7 @@ from wisca_core.errors import BadOption, Cancelled, ConfigMismatch, WiscaError
 from wisca_core.evaluation import drafts as drafting
 from wisca_core.evaluation import inside as insides
 from wisca_core.evaluation import landing, seeds, statistics
-from wisca_core.evaluation.perplexity import Scored, score, summary
+from wisca_core.evaluation.perplexity import TokenScores, score, summary
 from wisca_core.evaluation.same import same_model
 from wisca_core.evaluation.subjects import LONGEST, Subject, open_subject, same_tokens
 from wisca_core.evaluation.tasks import Document, Task, find_task, run_task
@@ -109,13 +109,13 @@ def evaluate(
     place = landing.new_folder(
         out, {"model": str(model), "other": str(other or ""), **asked.__dict__, "drafts": [*map(str, drafts)]}
     )
-    result = evaluated(model, other, asked, tuple(drafts), place, progress)
+    result = evaluation_tables(model, other, asked, tuple(drafts), place, progress)
     if place is not None:
         write_json(place / "result.json", landing.FORMAT, landing.VERSION, result)
     return Evaluation(result, place)
 
 
-def evaluated(
+def evaluation_tables(
     model: Any, other: Any, asked: EvaluationOptions, drafts: Sequence[Any], place: Path | None, progress: Progress
 ) -> dict[str, Any]:
     """The tables as plain values; rows go to ``place`` as they come. Raises what ``evaluate`` raises."""
@@ -165,9 +165,9 @@ class _Work:
     # --- one, two or many models
 
     def models(self, model: Any, other: Any, drafts: Sequence[Any]) -> None:
-        opened = [self._open(one) for one in (*_expanded(model), *([other] if other is not None else []))]
+        opened = [self._open(one) for one in (*_expand(model), *([other] if other is not None else []))]
         if len({s.name for s in opened}) < len(opened):
-            opened = [_renamed(s, f"{s.name} ({i + 1})") for i, s in enumerate(opened)]
+            opened = [_rename(s, f"{s.name} ({i + 1})") for i, s in enumerate(opened)]
         same = all(same_tokens(opened[0], one) for one in opened[1:])
         scored = self._perplexities(opened, same)
         documents = [self._tasks(subject) for subject in opened]
@@ -197,17 +197,17 @@ class _Work:
             )
         return Windows(length, self.asked.stride or length)
 
-    def _perplexities(self, opened: list[Subject], same: bool) -> list[Scored | None]:
+    def _perplexities(self, opened: list[Subject], same: bool) -> list[TokenScores | None]:
         share = same and len({self._windows_of(subject) for subject in opened}) == 1
         shared = Text(self.asked.text)
         made = Tokens(shared, opened[0])
-        out: list[Scored | None] = []
+        out: list[TokenScores | None] = []
         try:
             for subject in opened:
                 first = next(filter(None, out), None) if share else None
                 text = shared if share else Text(self.asked.text)
                 windows = self._windows_of(subject)
-                stream = windows.cut(made if share else text.tokens(subject), _named(text))
+                stream = windows.cut(made if share else text.tokens(subject), _text_name(text))
                 scored = self._try(
                     f"perplexity of {subject.name}", lambda s=subject, w=stream, f=first: self._scored(s, w, f)
                 )
@@ -218,13 +218,13 @@ class _Work:
             made.close()
         return out
 
-    def _scored(self, subject: Subject, stream: Iterator, like: Scored | None) -> Scored:
+    def _scored(self, subject: Subject, stream: Iterator, like: TokenScores | None) -> TokenScores:
         keep = lambda i, nats, n: self.rows.add(kind="window", model=subject.name, window=i, nats=nats, tokens=n)
         return score(
             subject, stream, self.progress, self.asked.limit, self.asked.batch_size, like, self.asked.limit, keep
         )
 
-    def _keep_perplexity(self, subject: Subject, scored: Scored, text: Text, windows: Windows) -> None:
+    def _keep_perplexity(self, subject: Subject, scored: TokenScores, text: Text, windows: Windows) -> None:
         row = {"model": subject.name, **summary(scored, text.n_tokens, text.n_bytes), "windows": windows.words()}
         self.tables["perplexity"].append({**row, "window": windows.length, "stride": windows.stride})
         self.text = self.text or text.facts()
@@ -258,7 +258,7 @@ class _Work:
         return documents
 
     def _beside(
-        self, opened: list[Subject], same: bool, scored: list[Scored | None], documents: list[list[list[Document]]]
+        self, opened: list[Subject], same: bool, scored: list[TokenScores | None], documents: list[list[list[Document]]]
     ) -> None:
         first, second = scored
         if first is not None and second is not None:
@@ -293,7 +293,7 @@ class _Work:
 
     def _look(self, subject: Subject) -> tuple[list, list]:
         text = Text(self.asked.text)
-        windows = self._windows_of(subject).cut(text.tokens(subject), _named(text))
+        windows = self._windows_of(subject).cut(text.tokens(subject), _text_name(text))
         most = min(self.asked.limit or INSIDE_WINDOWS, INSIDE_WINDOWS)
         return insides.look_inside(subject, windows, self.progress, most)
 
@@ -303,7 +303,7 @@ class _Work:
         text = Text(self.asked.text)
         n = min(self.asked.limit or N_PROMPTS, N_PROMPTS)
         prompts = []
-        for ids, _ in Windows(drafting.PROMPT, drafting.PROMPT).cut(text.tokens(target), _named(text)):
+        for ids, _ in Windows(drafting.PROMPT, drafting.PROMPT).cut(text.tokens(target), _text_name(text)):
             if len(prompts) == n:
                 break
             prompts.append(ids[: drafting.PROMPT])
@@ -366,12 +366,12 @@ def evaluate_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     """
     given = {key: value for key, value in arguments.items() if key not in ("model", "other", "drafts", "tasks")}
     asked = EvaluationOptions(**given, tasks=tuple(arguments.get("tasks", ())))
-    return evaluated(
+    return evaluation_tables(
         arguments["model"], arguments.get("other") or None, asked, arguments.get("drafts", ()), folder, progress
     )
 
 
-def _expanded(model: Any) -> list[Any]:
+def _expand(model: Any) -> list[Any]:
     """The checkpoints in a folder of them, else the model itself."""
     if not isinstance(model, (str, os.PathLike)) or str(model).startswith("hub:"):
         return [model]
@@ -384,13 +384,13 @@ def _expanded(model: Any) -> list[Any]:
         return [model]
 
 
-def _renamed(subject: Subject, name: str) -> Subject:
+def _rename(subject: Subject, name: str) -> Subject:
     from dataclasses import replace
 
     return replace(subject, name=name)
 
 
-def _named(text: Text) -> str:
+def _text_name(text: Text) -> str:
     return f"text {text.path!r}" if text.path else "the bundled text"
 
 

@@ -10,19 +10,19 @@ import xxhash
 
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
-from wisca_core.checkpoint.writer import unshared, write_weights
+from wisca_core.checkpoint.writer import without_aliases, write_weights
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof, check_covers
 from wisca_core.errors import CheckNotRun, OutputRefused, ProofFailed
 from wisca_core.exporting.card import with_section
 from wisca_core.exporting.picture import PICTURE, factors_svg
-from wisca_core.exporting.place import appear, claimed, refuse_place
+from wisca_core.exporting.place import appear, claim_folder, refuse_place
 from wisca_core.exporting.preview import REPORT, n_bytes_free, preview
 from wisca_core.patterns.table import header_digest
 from wisca_core.planning.plan import Plan, check_not_empty
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
-from wisca_core.storage import unseen, write_json
+from wisca_core.storage import hide_path, write_json
 from wisca_core.untrusted import locate, read_regular
 from wisca_core.verdicts import versions
 
@@ -50,7 +50,7 @@ def export(
     check_not_empty(plan)
     out = Path(os.path.abspath(out))
     refuse_place(checkpoint, out)
-    with claimed(out) as beside:
+    with claim_folder(out) as beside:
         _refuse_full_disk(checkpoint, out)
         report = _write(checkpoint, sites, plan, proof, check, beside, progress)
         appear(beside, out)
@@ -73,7 +73,7 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
         pass  # raises CheckpointChanged where a weight file is no longer what it was
     checked, not_run = None, ""
     try:
-        with unseen(beside, "the rescaled weights"):
+        with hide_path(beside, "the rescaled weights"):
             checked = check(beside, progress) if check else None
     except CheckNotRun as error:
         not_run = str(error)
@@ -114,7 +114,7 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
 
 def fingerprint_after(checkpoint: Checkpoint, plan: Plan, digests: dict[str, str]) -> str:
     """What ``Patterns.fingerprint`` will read off the exported folder for the plan's tensors."""
-    out = xxhash.xxh3_128(header_digest(unshared(checkpoint)).encode())
+    out = xxhash.xxh3_128(header_digest(without_aliases(checkpoint)).encode())
     kept = {}
     with Reader(checkpoint) as reader:
         for name in plan.tensors:

@@ -16,12 +16,12 @@ from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import TOLERANCE, Proof
 from wisca_core.errors import OutputRefused, ProofFailed
 from wisca_core.exporting.export import export
-from wisca_core.exporting.place import appear, claimed, refuse_place
+from wisca_core.exporting.place import appear, claim_folder, refuse_place
 from wisca_core.exporting.preview import REPORT, preview
 from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress, silent
-from wisca_core.rescale import Scaling, along_axis, changes, rescaled, scalings
-from wisca_core.rescale_adapter import config_on, fitted, follow
+from wisca_core.rescale import Scaling, along_axis, changes, rescaled_rows, scalings
+from wisca_core.rescale_adapter import config_on, fitted_layers, follow
 from wisca_core.storage import write_json
 from wisca_core.untrusted import locate
 from wisca_core.verdicts import versions
@@ -30,7 +30,7 @@ N_INPUTS = 16
 
 
 @dataclass(frozen=True)
-class Beside:
+class AdapterExport:
     """One adapter that goes with the base, the new folder it is written to, and the proof of the two together."""
 
     adapter: Checkpoint
@@ -44,7 +44,7 @@ def export_pair(
     plan: Plan,
     out: Path,
     proof: Proof,
-    beside: Sequence[Beside],
+    beside: Sequence[AdapterExport],
     check: Callable[[Path, Progress], FullCheck] | None = None,
     progress: Progress = silent,
 ) -> tuple[Path, ...]:
@@ -70,7 +70,7 @@ def export_pair(
                 f"{place} is the base's folder, inside it, or named twice. Give every adapter a folder of its own."
             )
     with ExitStack() as held:
-        hidden = [held.enter_context(claimed(place)) for place in places]
+        hidden = [held.enter_context(claim_folder(place)) for place in places]
         for one, folder in zip(beside, hidden):
             _write(base, sites, scaling, plan, one, out, folder, progress)
         report = export(base, sites, plan, out, proof, check, progress)
@@ -91,7 +91,7 @@ def _write(
     sites: Sites,
     scaling: dict,
     plan: Plan,
-    one: Beside,
+    one: AdapterExport,
     base_out: Path,
     out: Path,
     progress: Progress,
@@ -106,7 +106,7 @@ def _write(
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(locate(adapter.path, name), target)
     (out / ADAPTER_CONFIG).write_text(config_on(adapter, base_out), encoding="utf-8")
-    worst = products_moved(base, sites, scaling, adapter, followed)
+    worst = largest_product_change(base, sites, scaling, adapter, followed)
     write_json(
         out / REPORT,
         "wisca-adapter-report",
@@ -127,7 +127,7 @@ def _write(
     )
 
 
-def products_moved(
+def largest_product_change(
     base: Checkpoint, sites: Sites, scaling: dict, adapter: Checkpoint, followed: dict[str, Scaling]
 ) -> float:
     """Largest relative difference, in float64 on random inputs, between each followed product B A as it will be stored
@@ -138,10 +138,11 @@ def products_moved(
 
     worst = 0.0
     with Reader(adapter) as reader:
-        for number, one in enumerate(fitted(base, sites, scaling, adapter)):
+        for number, one in enumerate(fitted_layers(base, sites, scaling, adapter)):
             a, b = reader.tensor(one.adapted.a), reader.tensor(one.adapted.b)
             new_a, new_b = (
-                rescaled(t, followed[n]) if n in followed else t for t, n in ((a, one.adapted.a), (b, one.adapted.b))
+                rescaled_rows(t, followed[n]) if n in followed else t
+                for t, n in ((a, one.adapted.a), (b, one.adapted.b))
             )
             along = scaling[one.weight].along
             rows, columns = (

@@ -33,7 +33,7 @@ def is_running(out: Path) -> bool:
 
 
 @contextmanager
-def claimed(out: Path) -> Iterator[Path]:
+def claim_folder(out: Path) -> Iterator[Path]:
     """Holds the name of the output folder and gives an empty folder beside it to write into; ``appear`` puts that into
     place. Whatever happens, no hidden folder, no lock and no parent made for it is left. The kernel lets go of the lock
     where this process is killed, and the next export clears what it left.

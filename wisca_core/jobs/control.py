@@ -39,7 +39,7 @@ def start(kind: str, arguments: dict[str, Any], title: str, *, exclusive: str | 
         raise BadOption(f"there is no kind of job {kind!r}; it is one of {', '.join(sorted(KINDS))}.")
     if exclusive is None:
         return _start(kind, arguments, title, None)
-    with storage.locked(storage.folder("jobs") / storage.START_LOCK):
+    with storage.hold_lock(storage.folder("jobs") / storage.START_LOCK):
         for other in every():
             if other.is_active and other.exclusive == exclusive:
                 raise OutputRefused(

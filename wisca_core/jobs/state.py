@@ -97,7 +97,7 @@ def _read(path: Path) -> Job | None:
     except OSError:
         return None
     try:
-        return _understood(path)
+        return _job_in(path)
     except UnreadableInput as error:
         if not os.path.lexists(path):
             return None
@@ -123,7 +123,7 @@ def _read(path: Path) -> Job | None:
     )
 
 
-def _understood(path: Path) -> Job:
+def _job_in(path: Path) -> Job:
     if path.is_symlink():
         raise UnreadableInput(f"{path} is a link, not a job's folder.")
     spec = storage.read_json(path / "spec.json", SPEC_FORMAT, SPEC_VERSION)
@@ -133,7 +133,7 @@ def _understood(path: Path) -> Job:
         # so with the lock free a second reading is final.
         status = _status(path)
         if status["state"] in ACTIVE:
-            status |= _ended_silently(path, status)
+            status |= _silent_end(path, status)
     result = None
     if status["state"] == "done":
         result = storage.read_json(path / "result.json", RESULT_FORMAT, RESULT_VERSION)["result"]
@@ -169,7 +169,7 @@ def _status(path: Path) -> dict[str, Any]:
     return status
 
 
-def _ended_silently(path: Path, status: dict[str, Any]) -> dict[str, Any]:
+def _silent_end(path: Path, status: dict[str, Any]) -> dict[str, Any]:
     if os.path.lexists(path / "cancel"):
         message = (
             f"cancelled during: {status['step']}. "

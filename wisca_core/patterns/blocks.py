@@ -28,7 +28,7 @@ def unit_of(pair: str, block: str) -> str:
     """
     if pair == "lora":
         return "adapted layer"
-    return "expert" if _split(block)[1] == "experts" else "layer" if pair == "mlp" else "KV group"
+    return "expert" if _split_block(block)[1] == "experts" else "layer" if pair == "mlp" else "KV group"
 
 
 def titles(blocks: Iterable[str]) -> dict[str, str]:
@@ -36,7 +36,7 @@ def titles(blocks: Iterable[str]) -> dict[str, str]:
 
     Names of parts come from tensor names, so they are foreign text.
     """
-    split = {block: _split(block) for block in dict.fromkeys(blocks)}
+    split = {block: _split_block(block) for block in dict.fromkeys(blocks)}
     stacks = {stack for stack, _, _ in split.values()}
     out = {}
     for block, (stack, where, part) in split.items():
@@ -56,7 +56,7 @@ def titles(blocks: Iterable[str]) -> dict[str, str]:
     return out
 
 
-def _split(block: str) -> tuple[str, str, str]:
+def _split_block(block: str) -> tuple[str, str, str]:
     place, _, part = block.partition(":")
     stack, _, where = place.partition(".")
     return stack, where, part

@@ -12,9 +12,9 @@ from wisca_core.progress import Progress, silent
 from wisca_core.storage import folder
 
 
-def measured(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Patterns:
+def measured_patterns(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Patterns:
     """The table of this checkpoint: from WISCA_HOME/measurements where its files are as they were, else by one pass."""
-    kept = cached(checkpoint, sites)
+    kept = cached_patterns(checkpoint, sites)
     if kept is not None:
         return kept
     from wisca_core.patterns.measure import measure  # only where something is read
@@ -27,7 +27,7 @@ def measured(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) 
     return patterns
 
 
-def cached(checkpoint: Checkpoint, sites: Sites) -> Patterns | None:
+def cached_patterns(checkpoint: Checkpoint, sites: Sites) -> Patterns | None:
     """The kept table, or None where there is none (any more)."""
     return Patterns.load(_path(checkpoint, sites), sites)
 

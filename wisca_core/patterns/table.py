@@ -19,7 +19,7 @@ import xxhash
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.errors import UnreadableInput
-from wisca_core.storage import written
+from wisca_core.storage import atomic_file
 from wisca_core.untrusted import open_named
 
 T = TypeVar("T")
@@ -238,7 +238,7 @@ class Patterns:
             "header": self.header,
             "dtypes": dict(self.dtypes),
         }
-        with written(path) as file:
+        with atomic_file(path) as file:
             np.savez(file, words=np.frombuffer(json.dumps(words).encode(), dtype=np.uint8), **self.rows)
 
     @classmethod
@@ -355,13 +355,13 @@ class Cells:
             return both.reshape(-1, 2).T
 
         sides = {name: by_side(of_measured, values) for name, values in of_measured.reduce(rows).items()}
-        stored = {name: by_side(of_all, values) for name, values in _stored(patterns, of_all).items()}
+        stored = {name: by_side(of_all, values) for name, values in _stored_columns(patterns, of_all).items()}
         group = np.zeros(first[-1], np.int64)
         group[cell[::-1]] = rows["group"][::-1]  # the first row of a cell is written last
         return cls(granularity, cell, first, np.repeat(np.arange(len(sites)), np.diff(first)), group, sides, stored)
 
 
-def _stored(patterns: Patterns, segments: Segments) -> dict[str, np.ndarray]:
+def _stored_columns(patterns: Patterns, segments: Segments) -> dict[str, np.ndarray]:
     legs, rows, leg = patterns.legs, patterns.rows, patterns.leg_of_row
 
     def of_leg(values: list) -> np.ndarray:

@@ -12,7 +12,7 @@ from wisca_core.patterns.table import Patterns
 from wisca_core.planning.decide import Decision, replay
 from wisca_core.planning.options import Options, parse_layers
 from wisca_core.storage import read_json, write_json
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 FORMAT, VERSION = "wisca-plan", 1
 
@@ -108,7 +108,7 @@ class Plan:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{shown(value)}, where a name is expected")
+        raise TypeError(f"{printable(value)}, where a name is expected")
     return value
 
 

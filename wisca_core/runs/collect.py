@@ -20,7 +20,7 @@ from wisca_core import storage
 from wisca_core.errors import OutputRefused, WiscaError
 from wisca_core.runs.distributions import MOST_KEPT, Distribution
 from wisca_core.runs.table import Run, Series
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 # What is counted of every log: key -> (one, many), with the number in front.
 COUNTS = {
@@ -246,7 +246,7 @@ class Collected:
                     if (
                         len(column.chunks) > 64 and column.n < 4 * _ROWS_A_PIECE
                     ):  # a log that is followed grows by crumbs
-                        column.chunks = [tuple(_stacked(column.chunks, i) for i in range(3))]
+                        column.chunks = [tuple(_concatenate(column.chunks, i) for i in range(3))]
 
     def runs(
         self, kind: str, source: str, columns: tuple[str, ...] = (), step_column: str = "", remarks: Sequence[str] = ()
@@ -313,7 +313,7 @@ class Collected:
             if key not in ("used", "histogram") and counts[key]:
                 where = ""
                 if key == "text" and self.texts:
-                    names = [f"{shown(metric, 60)!r} ({n:,})" for metric, n in self.texts.most_common(4)]
+                    names = [f"{printable(metric, 60)!r} ({n:,})" for metric, n in self.texts.most_common(4)]
                     where = ": " + ", ".join(names) + (" and others" if len(self.texts) > 4 else "")
                 out.append(f"{counts[key]:,} {COUNTS[key][counts[key] != 1]}{where}.")
         for what, key in (("NaN", "n_nan"), ("infinite", "n_infinite")):
@@ -321,23 +321,23 @@ class Collected:
             if found:
                 out.append(
                     f"{sum(found.values()):,} {what} value{'s' if sum(found.values()) > 1 else ''} kept: "
-                    f"{_listed(found)}."
+                    f"{_most_frequent(found)}."
                 )
         repeated = {metric: s.n_repeated for metric, s in series.items() if s.n_repeated}
         if repeated:
-            out.append(f"steps repeat: {_listed(repeated)}; every point is kept.")
+            out.append(f"steps repeat: {_most_frequent(repeated)}; every point is kept.")
         back = {metric: s.n_back for metric, s in series.items() if s.n_back}
         if back:
             first = series[next(iter(back))].first_back
             out.append(
-                f"steps go back: {_listed(back)}, first from {first[0]:,g} to {first[1]:,g}; the run was continued "
+                f"steps go back: {_most_frequent(back)}, first from {first[0]:,g} to {first[1]:,g}; the run was continued "
                 f"from an earlier "
                 "step, or several runs are in one log. Every point is kept."
             )
         return tuple(out)
 
 
-def _stacked(chunks: list, i: int) -> np.ndarray | None:
+def _concatenate(chunks: list, i: int) -> np.ndarray | None:
     if all(chunk[i] is None for chunk in chunks):
         return None
     array = np.concatenate([np.full(len(c[0]), np.nan) if c[i] is None else c[i] for c in chunks])
@@ -345,8 +345,10 @@ def _stacked(chunks: list, i: int) -> np.ndarray | None:
     return array
 
 
-def _listed(found: Mapping[str, int], most: int = 4) -> str:
-    names = [f"{shown(metric, 60)!r} {n:,}×" for metric, n in sorted(found.items(), key=lambda item: -item[1])[:most]]
+def _most_frequent(found: Mapping[str, int], most: int = 4) -> str:
+    names = [
+        f"{printable(metric, 60)!r} {n:,}×" for metric, n in sorted(found.items(), key=lambda item: -item[1])[:most]
+    ]
     return ", ".join(names) + (f" and {len(found) - most:,} more" if len(found) > most else "")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wisca_core.errors import BadOption
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 # Names of step columns, best first; compared without case. The last ones count something coarser than an optimiser
 # step.
@@ -100,11 +100,11 @@ def roles(names: Sequence[str], samples: Mapping[str, np.ndarray], asked: str, w
     if asked:
         if asked not in names or not (asked in samples or is_step_name(asked.lower())):
             raise BadOption(
-                f"step column: {shown(asked)!r} is no column of numbers in {what}; it has {_listed(samples)}."
+                f"step column: {printable(asked)!r} is no column of numbers in {what}; it has {_column_list(samples)}."
             )
         step = asked
     else:
-        step, note = _guessed(names, samples)
+        step, note = _guess(names, samples)
     time = next((lower[name] for name in TIME_NAMES if name in lower and lower[name] != step), None)
     runs = tuple(lower[name] for name in RUN_NAMES if name in lower and lower[name] != step)
     exported = any(m and m[3] for m in map(_WANDB_EXPORT.match, names))  # "run - metric", "run - metric__MIN", ...
@@ -133,7 +133,7 @@ def tracker_step(samples: Mapping[str, np.ndarray], own: str) -> str | None:
     return None
 
 
-def _guessed(names: Sequence[str], samples: Mapping[str, np.ndarray]) -> tuple[str | None, str]:
+def _guess(names: Sequence[str], samples: Mapping[str, np.ndarray]) -> tuple[str | None, str]:
     lower = {name: name.strip().lower() for name in names}
     for wanted in STEP_NAMES:
         for name in names:
@@ -143,7 +143,7 @@ def _guessed(names: Sequence[str], samples: Mapping[str, np.ndarray]) -> tuple[s
                     wanted in STEP_NAMES[:9] and sum(_OF_ALL.sub("", o) in STEP_NAMES[:9] for o in lower.values()) == 1
                 )
                 return name, "" if sure else (
-                    f"column {shown(name, 60)!r} is taken as the step (guessed by its name); another one can be named."
+                    f"column {printable(name, 60)!r} is taken as the step (guessed by its name); another one can be named."
                 )
     for name, sample in samples.items():
         usable = sample[np.isfinite(sample)]
@@ -156,11 +156,11 @@ def _guessed(names: Sequence[str], samples: Mapping[str, np.ndarray]) -> tuple[s
             and usable[0] >= 0
         ):
             return name, (
-                f"column {shown(name, 60)!r} is taken as the step (whole numbers that never fall); another one can be "
+                f"column {printable(name, 60)!r} is taken as the step (whole numbers that never fall); another one can be "
                 f"named."
             )
     return None, (
-        f"no step column was found, so rows are counted from 0; a column can be named as the step: {_listed(samples)}."
+        f"no step column was found, so rows are counted from 0; a column can be named as the step: {_column_list(samples)}."
     )
 
 
@@ -169,8 +169,8 @@ def _counts(sample: np.ndarray) -> bool:
     return len(finite) == 0 or bool((finite >= 0).all())
 
 
-def _listed(samples: Mapping[str, np.ndarray], most: int = 12) -> str:
-    usable = [shown(name, 40) for name in samples]
+def _column_list(samples: Mapping[str, np.ndarray], most: int = 12) -> str:
+    usable = [printable(name, 40) for name in samples]
     if not usable:
         return "no column of numbers"
     return ", ".join(usable[:most]) + (f" and {len(usable) - most} more" if len(usable) > most else "")

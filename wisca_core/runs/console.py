@@ -151,7 +151,7 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
-def recognised(line: str) -> tuple[Format, ConsoleLine | None] | None:
+def parse_line(line: str) -> tuple[Format, ConsoleLine | None] | None:
     """(format, what it says) of one line; None for a line of no format, (format, None) for one of a format that is cut
     short.
     """
@@ -188,7 +188,7 @@ class Console(LineReader):
 
     def _take(self, lines: list[bytes]) -> None:
         for raw in lines:
-            found = recognised(raw.decode("utf-8", "replace"))
+            found = parse_line(raw.decode("utf-8", "replace"))
             if found is None:
                 self._out.counts["other_lines"] += 1
                 continue

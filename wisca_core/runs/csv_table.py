@@ -19,7 +19,7 @@ from wisca_core.runs.file_reader import FileReader
 from wisca_core.runs.growing import Replaced
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import Tabular, plain_number
-from wisca_core.untrusted import parse_yaml, read_regular, shown
+from wisca_core.untrusted import parse_yaml, printable, read_regular
 
 MAX_CONFIG_BYTES = 256 << 10
 _EMPTY_LINES = re.compile(rb"[\r\n]*")
@@ -33,7 +33,7 @@ class Csv(FileReader):
 
     def _begin(self) -> None:
         super()._begin()
-        self._table = Tabular(self._out, self.source.run, self._ask.step_column, shown(self.source.path))
+        self._table = Tabular(self._out, self.source.run, self._ask.step_column, printable(self.source.path))
         self._header: list[str] = []
         self._marks: list[bytes] = []
         self._numeric: set[str] = set()
@@ -89,7 +89,7 @@ class Csv(FileReader):
         names = self._cells(text)
         if names is None or len(names) > MAX_COLUMNS:
             n = f"{len(names):,} columns, at most {MAX_COLUMNS:,} are read" if names else "its first line is no header"
-            raise UnreadableInput(f"{shown(self.source.path)}: {n}.")
+            raise UnreadableInput(f"{printable(self.source.path)}: {n}.")
         seen: dict[str, int] = {}
         self._header = []
         for name in names:  # two columns of one name stay two metrics
@@ -170,7 +170,7 @@ class Csv(FileReader):
                     continue
                 if "Empty CSV" in str(error):
                     return None
-                raise UnreadableInput(f"{shown(self.source.path)}: not a table: {shown(error, 200)}.") from None
+                raise UnreadableInput(f"{printable(self.source.path)}: not a table: {printable(error, 200)}.") from None
             columns = [table.column(i) for i in range(len(names))]
             return [one.chunk(0) if one.num_chunks == 1 else one.combine_chunks() for one in columns]
         return None

@@ -8,7 +8,7 @@ from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.growing import PIECE_BYTES, Growing, Lines, Replaced
 from wisca_core.runs.source import Ask, Source
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 
 class FileReader:
@@ -28,11 +28,11 @@ class FileReader:
         self._file = Growing(self.source.path, self.piece_bytes)
 
     def advance(self, progress: Progress) -> bool:
-        if not self._file.changed():
+        if not self._file.has_changed():
             return False
         try:
             for done, size in self._read():
-                progress(f"reading {shown(self.source.path.name, 60)}", done, size)
+                progress(f"reading {printable(self.source.path.name, 60)}", done, size)
         except Replaced:
             self._out.release()
             self._begin()

@@ -13,11 +13,11 @@ from pathlib import Path
 from wisca_core.errors import BadOption, UnreadableInput, WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.runs.collect import MemoryBudget
-from wisca_core.runs.joining import joined
-from wisca_core.runs.recognise import Looked, find, reader
+from wisca_core.runs.joining import join_runs
+from wisca_core.runs.recognise import FileKinds, find, reader
 from wisca_core.runs.source import Ask, LogReader, Source
 from wisca_core.runs.table import Run
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 
 class Logs:
@@ -35,7 +35,7 @@ class Logs:
         self.version = 0
         self._lock = threading.Lock()
         self._room = MemoryBudget()
-        self._looked = Looked()
+        self._looked = FileKinds()
         self._readers: dict[tuple[str, Path], LogReader] = {}
         self._runs: dict[tuple[str, Path], tuple[Run, ...]] = {}
 
@@ -72,7 +72,7 @@ class Logs:
         if changed or problems != self.problems:
             self.problems = problems
             found = [run for runs in self._runs.values() for run in runs if run.series or run.distributions]
-            self.runs = _named_apart(joined(found))
+            self.runs = _distinct_names(join_runs(found))
             self.version += 1
             changed = True
         if not self.runs:
@@ -86,9 +86,11 @@ class Logs:
             return runs
         if not any(asked in run.series for run in runs):
             names = ", ".join(
-                shown(name, 40) for name in list(dict.fromkeys(m for run in runs for m in run.series))[:12]
+                printable(name, 40) for name in list(dict.fromkeys(m for run in runs for m in run.series))[:12]
             )
-            raise BadOption(f"step column: {shown(asked)!r} is not logged in {shown(one.source.path)}; it has {names}.")
+            raise BadOption(
+                f"step column: {printable(asked)!r} is not logged in {printable(one.source.path)}; it has {names}."
+            )
         return tuple(run.over(asked) for run in runs)
 
     def _sources(self) -> tuple[list[Source], list[tuple[str, str]]]:
@@ -108,12 +110,12 @@ class Logs:
         remarks = [remark for runs in self._runs.values() for run in runs for remark in run.remarks]
         if remarks:
             raise UnreadableInput(
-                f"{', '.join(shown(path) for path in self.paths)}: no number was found. {' '.join(remarks[:6])}"
+                f"{', '.join(printable(path) for path in self.paths)}: no number was found. {' '.join(remarks[:6])}"
             )
         if len(problems) == 1:
             raise UnreadableInput(problems[0][1])
-        listed = " ".join(f"{shown(Path(path).name, 60)}: {why}" for path, why in problems[:6])
-        raise UnreadableInput(f"no log could be read at {', '.join(shown(path) for path in self.paths)}. {listed}")
+        listed = " ".join(f"{printable(Path(path).name, 60)}: {why}" for path, why in problems[:6])
+        raise UnreadableInput(f"no log could be read at {', '.join(printable(path) for path in self.paths)}. {listed}")
 
 
 def read(paths: str | Path | Sequence[str | Path], step_column: str = "", progress: Progress = silent) -> Logs:
@@ -134,7 +136,7 @@ def _identity(source: Source) -> Path:
     return source.path
 
 
-def _named_apart(runs: Sequence[Run]) -> tuple[Run, ...]:
+def _distinct_names(runs: Sequence[Run]) -> tuple[Run, ...]:
     """Runs of one name get the tool, then a number behind it."""
     counts = Counter(run.name for run in runs)
     kinds = Counter((run.name, run.kind) for run in runs)
@@ -150,5 +152,5 @@ def _named_apart(runs: Sequence[Run]) -> tuple[Run, ...]:
         while used[name] > 1:
             name = f"{name} ({used[name]})"
             used[name] += 1
-        out.append(run.renamed(name))
+        out.append(run.with_name(name))
     return tuple(out)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from wisca_core.intervals import half_width
 from wisca_core.runs.table import Run, Series
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 # The last part of a setting's name that says which seed it was.
 SEED_NAMES = ("seed", "random_seed", "rng_seed", "data_seed", "torch_seed")
@@ -163,7 +163,7 @@ def _titles(keys: Sequence[tuple[str, ...]], names: Sequence[str]) -> dict[tuple
         chosen.append(best)
     chosen.sort()
     return {
-        key: ", ".join(f"{names[i].rsplit('.', 1)[-1]} {shown(key[i], 40)}" for i in chosen if key[i] != "")
+        key: ", ".join(f"{names[i].rsplit('.', 1)[-1]} {printable(key[i], 40)}" for i in chosen if key[i] != "")
         for key in keys
     }
 
@@ -252,7 +252,7 @@ def _gap(
     """(runs, low, high) of the interval of b minus a: over shared seeds, else of two independent means (Welch); None for
     fewer than four.
     """
-    pairs = paired(groups, a, b, metric, lower)
+    pairs = paired_difference(groups, a, b, metric, lower)
     if pairs.n >= 4:
         _, _, low, high = interval(pairs.differences, level)
         return pairs.n, low, high
@@ -420,7 +420,7 @@ def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedDifference:
     """Group b minus group a in one value, seed by seed. ``seeds`` both have (one run each); ``left_out`` (seed or run,
     reason).
     """
@@ -441,9 +441,9 @@ class Paired:
         return len(self.seeds)
 
 
-def paired(
+def paired_difference(
     groups: Mapping[str, Sequence[Run]], a: str, b: str, metric: str, lower: bool, value: str = "final"
-) -> Paired:
+) -> PairedDifference:
     """The difference between two groups over the seeds they share, 95 % t interval.
 
     Final values at different steps are no pair.
@@ -477,10 +477,10 @@ def paired(
             seeds.append(seed)
             diffs.append(getattr(values[1][0], value) - getattr(values[0][0], value))
     mean, _, low, high = interval(diffs)
-    return Paired(a, b, metric, value, tuple(seeds), tuple(diffs), mean, low, high, tuple(left_out))
+    return PairedDifference(a, b, metric, value, tuple(seeds), tuple(diffs), mean, low, high, tuple(left_out))
 
 
-def paired_sentence(p: Paired, digits: int = 3, n_pairs: int = 1) -> str:
+def paired_sentence(p: PairedDifference, digits: int = 3, n_pairs: int = 1) -> str:
     """What the paired difference says, and no more: the mean with its interval, or that too few seeds are shared.
     ``n_pairs``: how many groups could have been set against ``p.a``, since looking at several finds something by chance.
     """
@@ -493,12 +493,12 @@ def paired_sentence(p: Paired, digits: int = 3, n_pairs: int = 1) -> str:
         if any(why == "has no seed" for _, why in p.left_out):
             return f"{p.metric} cannot be compared in pairs: not all of these runs say their seed."
         return f"No seed is in both groups, so {p.metric} cannot be compared in pairs."
-    number = f"{_signed(p.mean, digits)}"
+    number = f"{_signed_number(p.mean, digits)}"
     seeds = f"{p.n} shared seed{'s' if p.n > 1 else ''}"
     if p.n < 4:
         least = "too few to conclude anything (4 are the least)"
         return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric}, {seeds}; {least}."
-    span = f"95 % {_signed(p.low, digits)} to {_signed(p.high, digits)}"
+    span = f"95 % {_signed_number(p.low, digits)} to {_signed_number(p.high, digits)}"
     caution = " Preliminary: fewer than 8 seeds." if p.n < 8 else ""
     if n_pairs > 1:
         caution += f" The interval is uncorrected: this is one of {n_pairs} pairs with {p.a}."
@@ -508,6 +508,6 @@ def paired_sentence(p: Paired, digits: int = 3, n_pairs: int = 1) -> str:
     return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric} ({span}), {seeds}.{caution}"
 
 
-def _signed(value: float, digits: int) -> str:
+def _signed_number(value: float, digits: int) -> str:
     text = f"{abs(value):.{digits}f}"
     return text if float(text) == 0 else ("−" if value < 0 else "+") + text

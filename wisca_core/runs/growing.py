@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wisca_core.errors import UnreadableInput
-from wisca_core.untrusted import open_regular, shown
+from wisca_core.untrusted import open_regular, printable
 
 PIECE_BYTES = 2 << 20
 MAX_LINE_BYTES = 16 << 20
@@ -35,7 +35,7 @@ class Growing:
         self._tail = b""
         self._seen: tuple[int, int] | None = None
 
-    def changed(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether there is something new since the last look, without opening it."""
         try:
             found = os.stat(self.path)
@@ -87,7 +87,7 @@ class Growing:
                     if at_end:
                         break
             except OSError as error:
-                raise UnreadableInput(f"{shown(self.path)}: cannot be read: {error.strerror}.") from None
+                raise UnreadableInput(f"{printable(self.path)}: cannot be read: {error.strerror}.") from None
             now = os.fstat(file.fileno())
             self._seen = (now.st_size, now.st_mtime_ns)
 

@@ -40,7 +40,7 @@ _TELLING = ("loss", "grad_norm", "gradient_norm", "perplexity", "reward", "accur
 _MOST_POINTS = 2000
 
 
-def joined(runs: Sequence[Run]) -> tuple[Run, ...]:
+def join_runs(runs: Sequence[Run]) -> tuple[Run, ...]:
     """``runs`` with those of one training as one run, in their order."""
     runs = _below(runs)
     signs: dict[tuple, list[int]] = {}
@@ -155,7 +155,7 @@ def _as_one(parts: Sequence[Run]) -> Run:
         settings |= {name: value for name, value in run.config.items() if name not in settings}
     also = tuple(dict.fromkeys(kind for run in parts for kind in (run.kind, *run.also)))[1:]
     counts = {key: sum(run.counts.get(key, 0) for run in parts) for key in first.counts}
-    said = f"one training in {len(parts)} logs, which have the same values at the same steps: {_listed(parts)}."
+    said = f"one training in {len(parts)} logs, which have the same values at the same steps: {_kinds_in_words(parts)}."
     return replace(
         first,
         series=MappingProxyType({metric: replace(one, run=first.name) for metric, one in series.items()}),
@@ -167,7 +167,7 @@ def _as_one(parts: Sequence[Run]) -> Run:
     )
 
 
-def _listed(parts: Iterable[Run]) -> str:
+def _kinds_in_words(parts: Iterable[Run]) -> str:
     return ", ".join(dict.fromkeys(run.kind.replace("_", " ") for run in parts))
 
 

@@ -6,7 +6,7 @@ from wisca_core.runs.file_reader import LineReader
 from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import RowBuffer, Tabular
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 
 class JsonLines(LineReader):
@@ -14,7 +14,7 @@ class JsonLines(LineReader):
 
     def _begin(self) -> None:
         super()._begin()
-        self._table = Tabular(self._out, self.source.run, self._ask.step_column, shown(self.source.path))
+        self._table = Tabular(self._out, self.source.run, self._ask.step_column, printable(self.source.path))
         self._rows = RowBuffer(self._table)
 
     def _read(self) -> Iterator[tuple[int, int]]:

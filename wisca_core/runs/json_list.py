@@ -8,7 +8,7 @@ from wisca_core.runs.json_rows import whole_file
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import RowBuffer, Tabular
-from wisca_core.untrusted import parse_json_object, shown
+from wisca_core.untrusted import parse_json_object, printable
 
 
 class JsonList:
@@ -20,18 +20,18 @@ class JsonList:
         self._out, self._table = Collected(room, source.run), None
 
     def advance(self, progress: Progress) -> bool:
-        if not self._file.changed():
+        if not self._file.has_changed():
             return False
         self._out.release()
         self._out = Collected(self._room, self.source.run)
         self._file = Growing(self.source.path)
-        self._table = Tabular(self._out, self.source.run, self._ask.step_column, shown(self.source.path))
+        self._table = Tabular(self._out, self.source.run, self._ask.step_column, printable(self.source.path))
         content = whole_file(self._file)
-        wrapped = parse_json_object(b'{"rows":' + content + b"}", shown(self.source.path), unique_keys=False)
+        wrapped = parse_json_object(b'{"rows":' + content + b"}", printable(self.source.path), unique_keys=False)
         rows = wrapped["rows"]
         if not isinstance(rows, list):
             raise UnreadableInput(
-                f"{shown(self.source.path)}: holds a JSON {type(rows).__name__}, expected a list of rows."
+                f"{printable(self.source.path)}: holds a JSON {type(rows).__name__}, expected a list of rows."
             )
         RowBuffer(self._table).add_all(rows)
         return True

@@ -4,7 +4,7 @@ import json
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs.growing import Growing
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 MAX_JSON_BYTES = 512 << 20
 
@@ -37,7 +37,7 @@ def whole_file(file: Growing) -> bytes:
         size += len(data)
         if size > MAX_JSON_BYTES:
             raise UnreadableInput(
-                f"{shown(file.path)}: larger than {MAX_JSON_BYTES >> 20} MB, which is the most that is read of a JSON "
+                f"{printable(file.path)}: larger than {MAX_JSON_BYTES >> 20} MB, which is the most that is read of a JSON "
                 f"file."
             )
         return len(data)

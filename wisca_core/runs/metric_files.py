@@ -10,7 +10,7 @@ from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.growing import Growing, Lines, Replaced
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 MOST_FILES = 20_000
 
@@ -62,12 +62,12 @@ class MetricFiles:
                     file = Growing(path)
                     self._files[path] = (file, Lines(file, patient=True))
                 file, lines = self._files[path]
-                if not file.changed():
+                if not file.has_changed():
                     continue
                 changed = True
                 metric = path.relative_to(top).as_posix().removesuffix(self.ending)
                 for done, size in lines.read(lambda found, metric=metric: self._take(metric, found)):
-                    progress(f"reading {shown(path.name, 60)}", done, size)
+                    progress(f"reading {printable(path.name, 60)}", done, size)
         except Replaced:
             self._out.release()
             self._begin()

@@ -15,10 +15,10 @@ from wisca_core.progress import Progress
 from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.metric_files import MetricFiles, Point, files_in
 from wisca_core.runs.source import Ask, Source
-from wisca_core.runs.sqlite_file import Database, opened, stamp
+from wisca_core.runs.sqlite_file import Database, open_database, stamp
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import plain_number
-from wisca_core.untrusted import open_regular, shown
+from wisca_core.untrusted import open_regular, printable
 
 _TABLES = {
     "runs": {"run_uuid", "name", "lifecycle_stage", "experiment_id"},
@@ -43,10 +43,10 @@ def is_run_folder(names: set[str]) -> bool:
 
 def name_of(folder: Path) -> str:
     """What a run of the folder store is called, "" for one that was deleted."""
-    if _stated(folder / "meta.yaml", "lifecycle_stage") == "deleted":
+    if _yaml_value(folder / "meta.yaml", "lifecycle_stage") == "deleted":
         return ""
-    name = _small(folder / "tags" / "mlflow.runName") or _stated(folder / "meta.yaml", "run_name") or folder.name
-    experiment = _stated(folder.parent / "meta.yaml", "name")
+    name = _small(folder / "tags" / "mlflow.runName") or _yaml_value(folder / "meta.yaml", "run_name") or folder.name
+    experiment = _yaml_value(folder.parent / "meta.yaml", "name")
     return f"{experiment}/{name}" if experiment and experiment != "Default" else name
 
 
@@ -80,7 +80,7 @@ class MlflowDatabase:
         now = stamp(self.source.path)
         if now == self._stamp:
             return False
-        with opened(self.source.path) as database:
+        with open_database(self.source.path) as database:
             self._read(database, progress)
         self._stamp = now
         return True
@@ -119,7 +119,7 @@ class MlflowDatabase:
         )
         for n, (row, number, key, value, when, step, is_nan) in enumerate(database.rows(statement, self._last)):
             if n % 20_000 == 0:
-                progress(f"reading {shown(self.source.path.name, 60)}", row, highest)
+                progress(f"reading {printable(self.source.path.name, 60)}", row, highest)
             self._last = row
             if number not in self._names:
                 self._out.damaged(n=int(number not in deleted))
@@ -165,7 +165,7 @@ def _small(path: Path) -> str:
         return ""
 
 
-def _stated(path: Path, key: str) -> str:
+def _yaml_value(path: Path, key: str) -> str:
     """The plain value of a key at the top of a YAML file of MLflow's; nothing in it is interpreted."""
     for line in _small(path).splitlines():
         name, colon, value = line.partition(": ")

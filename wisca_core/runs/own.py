@@ -13,19 +13,19 @@ from wisca_core.runs.file_reader import LineReader
 from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import RowBuffer, Tabular
-from wisca_core.untrusted import open_regular, parse_json_object, read_exactly, shown
+from wisca_core.untrusted import open_regular, parse_json_object, printable, read_exactly
 
 METRICS_FORMAT, METRICS_VERSION = "wisca-metrics", 1
 MAX_SPEC_BYTES = 10 << 20
 
 
-class Own(LineReader):
+class OwnRun(LineReader):
     """One metrics.jsonl. A newer version is refused by name."""
 
     def _begin(self) -> None:
         super()._begin()
         asked = self._ask.step_column or "step"
-        self._table = Tabular(self._out, self.source.run, asked, shown(self.source.path))
+        self._table = Tabular(self._out, self.source.run, asked, printable(self.source.path))
         self._rows = RowBuffer(self._table)
         self._headed = False
         spec = self._spec()
@@ -41,8 +41,8 @@ class Own(LineReader):
             if path.is_file():
                 try:
                     with open_regular(path.resolve()) as file:
-                        raw = read_exactly(file, min(path.stat().st_size, MAX_SPEC_BYTES), shown(path))
-                    return parse_json_object(raw, shown(path), unique_keys=False)
+                        raw = read_exactly(file, min(path.stat().st_size, MAX_SPEC_BYTES), printable(path))
+                    return parse_json_object(raw, printable(path), unique_keys=False)
                 except UnreadableInput as error:
                     self._out.notes.append(str(error))
                     return None
@@ -73,11 +73,11 @@ def check_version(head: dict, path: Path) -> None:
     version = head.get("version")
     if head.get("format") != METRICS_FORMAT:
         raise UnreadableInput(
-            f"{shown(path)}: begins with format {shown(head.get('format'), 60)!r}; expected {METRICS_FORMAT!r}."
+            f"{printable(path)}: begins with format {printable(head.get('format'), 60)!r}; expected {METRICS_FORMAT!r}."
         )
     if version != METRICS_VERSION:
         raise UnreadableInput(
-            f"{shown(path)}: is {METRICS_FORMAT} version {shown(json.dumps(version), 40)}; this program reads version "
+            f"{printable(path)}: is {METRICS_FORMAT} version {printable(json.dumps(version), 40)}; this program reads version "
             f"{METRICS_VERSION}. "
             "Use the program that wrote it."
         )

@@ -18,7 +18,7 @@ from wisca_core.runs.growing import Growing
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import Tabular
-from wisca_core.untrusted import open_regular, shown
+from wisca_core.untrusted import open_regular, printable
 
 # Cells that a batch is made for, and the bytes of one that are handed over.
 _BATCH_CELLS = 2_000_000
@@ -39,12 +39,12 @@ class Parquet:
         self._table: Tabular | None = None
 
     def advance(self, progress: Progress) -> bool:
-        if not self._file.changed():
+        if not self._file.has_changed():
             return False
         if self._table is not None:
             self._table.out.release()
         out = Collected(self._room, self.source.run)
-        table = Tabular(out, self.source.run, self._ask.step_column, shown(self.source.path), untyped=False)
+        table = Tabular(out, self.source.run, self._ask.step_column, printable(self.source.path), untyped=False)
         done = 0
         with closing(_apart("batches", self.source.path)) as batches:
             for piece in batches:
@@ -53,7 +53,7 @@ class Parquet:
                 out.counts["not_scalar"] += words["not_scalar"]
                 table.take(len(batch), {name: cells(batch.column(i)) for i, name in enumerate(batch.schema.names)})
                 done += len(batch)
-                progress(f"reading {shown(self.source.path.name, 60)}", done, words["n_rows"])
+                progress(f"reading {printable(self.source.path.name, 60)}", done, words["n_rows"])
         self._table = table
         self._file.all_taken()
         return True
@@ -74,7 +74,7 @@ def columns_of(path: Path) -> list[str]:
 def _apart(function: str, path: Path) -> Iterator[bytes]:
     real = Path(path).resolve()
     open_regular(real).close()  # no pipe, no device
-    return apart.pieces(f"{__name__}:{function}", str(real), shown(path))
+    return apart.pieces(f"{__name__}:{function}", str(real), printable(path))
 
 
 # --- in the process apart ---------------------------------------------------------------------------------------------
@@ -82,16 +82,16 @@ def _apart(function: str, path: Path) -> Iterator[bytes]:
 
 def names(path: str) -> Iterator[bytes]:
     """The names of its columns as a JSON list."""
-    with _named(path):
-        yield json.dumps(_opened(path).schema_arrow.names[:MAX_COLUMNS]).encode()
+    with _NamedErrors(path):
+        yield json.dumps(_open(path).schema_arrow.names[:MAX_COLUMNS]).encode()
 
 
 def batches(path: str) -> Iterator[bytes]:
     """Its rows in order as Arrow streams of one batch, of float64 and binary columns; how many entries are no single number
     (not_scalar), and rows there are in all (n_rows), stand in the metadata.
     """
-    with _named(path):
-        file = _opened(path)
+    with _NamedErrors(path):
+        file = _open(path)
         header = file.schema_arrow.names[:MAX_COLUMNS]
         n_cells = 0
         _check_ratio(path, file.metadata.num_rows * len(header))
@@ -119,11 +119,11 @@ def _check_ratio(path: str, n_cells: int) -> None:
     n_bytes = Path(path).stat().st_size
     if n_cells * 8 > MOST_UNPACKED * n_bytes + FREE_BYTES:
         raise UnreadableInput(
-            f"{shown(path)}: unpacks to over {MOST_UNPACKED} times its {n_bytes:,} bytes, as no log does; nothing of it is used."
+            f"{printable(path)}: unpacks to over {MOST_UNPACKED} times its {n_bytes:,} bytes, as no log does; nothing of it is used."
         )
 
 
-class _named:
+class _NamedErrors:
     """Arrow's errors in our words."""
 
     def __init__(self, path: str) -> None:
@@ -134,10 +134,12 @@ class _named:
 
     def __exit__(self, _kind, error, _trace) -> None:
         if isinstance(error, (pa.ArrowException, OSError, ValueError)) and not isinstance(error, MemoryError):
-            raise UnreadableInput(f"{shown(self.path)}: not a sound parquet file: {shown(error, 200)}.") from None
+            raise UnreadableInput(
+                f"{printable(self.path)}: not a sound parquet file: {printable(error, 200)}."
+            ) from None
 
 
-def _opened(path: str):
+def _open(path: str):
     import pyarrow.parquet as papq
 
     return papq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)

@@ -20,12 +20,12 @@ from wisca_core.runs.json_list import JsonList
 from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.parquet_table import Parquet, columns_of
 from wisca_core.runs.source import Ask, LogReader, Source
-from wisca_core.runs.sqlite_file import opened
+from wisca_core.runs.sqlite_file import open_database
 from wisca_core.runs.swanlab import SwanLab
 from wisca_core.runs.tensorboard import TensorBoard
 from wisca_core.runs.trainer_state import TrainerState
 from wisca_core.runs.wandb_offline import Wandb
-from wisca_core.untrusted import named_path, open_regular, shown
+from wisca_core.untrusted import named_path, open_regular, printable
 
 # kind -> (what a person calls it, its reader)
 KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], LogReader]]] = {
@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], LogReader]]] =
     "wandb": ("W&B run file", Wandb),
     "swanlab": ("SwanLab run file", SwanLab),
     "console": ("console output", console.Console),
-    "own": ("run folder of this project", own.Own),
+    "own": ("run folder of this project", own.OwnRun),
 }
 RECORD_LOGS = {"wandb": Wandb, "swanlab": SwanLab}
 RUN_ENDINGS = tuple(f".{kind}" for kind in RECORD_LOGS)
@@ -60,14 +60,14 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)\Z")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundLogs:
     """``sources`` to read; ``passed_over``: (path, reason) of files that looked like logs and are none."""
 
     sources: tuple[Source, ...]
     passed_over: tuple[tuple[str, str], ...] = ()
 
 
-class Looked:
+class FileKinds:
     """What files turned out to be, so that looking again is cheap: a log stays one, anything else is opened again once
     it changes.
     """
@@ -88,28 +88,28 @@ class Looked:
         return before[1], before[2]
 
 
-def find(path: str | Path, looked: Looked | None = None) -> Found:
+def find(path: str | Path, looked: FileKinds | None = None) -> FoundLogs:
     """The logs at ``path``, a file or a folder with everything below it; links to folders are not followed.
 
     ``looked``: kept between calls by whoever follows a folder. Raises UnreadableInput where there are none.
     """
-    looked = looked or Looked()
+    looked = looked or FileKinds()
     text = os.fspath(path)
     real = Path(os.path.abspath(named_path(path)))
     try:
         mode = os.stat(real).st_mode
     except OSError as error:
-        raise UnreadableInput(f"{shown(text)}: cannot be opened: {error.strerror}. Check the path.") from None
+        raise UnreadableInput(f"{printable(text)}: cannot be opened: {error.strerror}. Check the path.") from None
     if real == real.parent:
-        raise UnreadableInput(f"{shown(text)}: the whole disk is no folder of logs. Give a folder nearer to them.")
+        raise UnreadableInput(f"{printable(text)}: the whole disk is no folder of logs. Give a folder nearer to them.")
     if stat.S_ISDIR(mode):
         return _in_folder(real, looked)
     if not stat.S_ISREG(mode):
-        raise UnreadableInput(f"{shown(text)}: not a regular file; expected a log file or a folder of logs.")
+        raise UnreadableInput(f"{printable(text)}: not a regular file; expected a log file or a folder of logs.")
     kind, why = looked.kind(real, sure=False)
     if not kind:
-        raise UnreadableInput(f"{shown(text)}: {why} Looked for {LOOKED_FOR}.")
-    return Found((Source(kind, real, (real,), _run_name(real, real.parent), real.parent),))
+        raise UnreadableInput(f"{printable(text)}: {why} Looked for {LOOKED_FOR}.")
+    return FoundLogs((Source(kind, real, (real,), _run_name(real, real.parent), real.parent),))
 
 
 def reader(source: Source, room: MemoryBudget, ask: Ask = Ask()) -> LogReader:
@@ -117,7 +117,7 @@ def reader(source: Source, room: MemoryBudget, ask: Ask = Ask()) -> LogReader:
     return KINDS[source.kind][1](source, room, ask)
 
 
-def _in_folder(root: Path, looked: Looked) -> Found:
+def _in_folder(root: Path, looked: FileKinds) -> FoundLogs:
     sources: list[Source] = []
     passed_over: list[tuple[str, str]] = []
     worth: list[Path] = []  # opened once the folder is known to be no whole disk
@@ -132,13 +132,13 @@ def _in_folder(root: Path, looked: Looked) -> Found:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             if folder == root:
-                raise UnreadableInput(f"{shown(folder)}: cannot be listed: {error.strerror}.") from None
+                raise UnreadableInput(f"{printable(folder)}: cannot be listed: {error.strerror}.") from None
             passed_over.append((str(folder), f"cannot be listed: {error.strerror}"))
             continue
         n_entries += len(listed)
         if n_entries > MOST_ENTRIES:
             raise UnreadableInput(
-                f"{shown(root)}: more than {MOST_ENTRIES:,} entries below it. Give a folder nearer to the logs."
+                f"{printable(root)}: more than {MOST_ENTRIES:,} entries below it. Give a folder nearer to the logs."
             )
         names = {entry.name for entry in listed}
         is_run = any(name.endswith(RUN_ENDINGS) for name in names)
@@ -187,12 +187,12 @@ def _in_folder(root: Path, looked: Looked) -> Found:
         sources.append(Source("trainer_state", newest, tuple(files), _relative(folder, root), root))
     if not sources:
         more = (
-            f" Passed over: {'; '.join(f'{shown(Path(p).name, 60)}: {why}' for p, why in passed_over[:3])}"
+            f" Passed over: {'; '.join(f'{printable(Path(p).name, 60)}: {why}' for p, why in passed_over[:3])}"
             if passed_over
             else ""
         )
-        raise UnreadableInput(f"{shown(root)}: no logs in this folder or below it. Looked for {LOOKED_FOR}.{more}")
-    return Found(tuple(sorted(sources, key=lambda source: _natural(source.run))), tuple(passed_over))
+        raise UnreadableInput(f"{printable(root)}: no logs in this folder or below it. Looked for {LOOKED_FOR}.{more}")
+    return FoundLogs(tuple(sorted(sources, key=lambda source: _natural(source.run))), tuple(passed_over))
 
 
 def _worth_a_look(name: str, is_run: bool) -> bool:
@@ -235,7 +235,7 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
         return kind, ""
     if start.startswith(b"SQLite format 3\0"):
         try:
-            with opened(path) as database:
+            with open_database(path) as database:
                 if mlflow.is_mlflow(database):
                     return "mlflow", ""
                 if trackio.is_trackio(database):
@@ -286,7 +286,7 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
             else ("", "JSON, but neither a list of rows nor a trainer_state.json.")
         )
     for line in start.decode("utf-8", "replace").replace("\r", "\n").split("\n"):
-        if console.recognised(line) is not None:
+        if console.parse_line(line) is not None:
             return "console", ""
     if sure:
         return "", ""

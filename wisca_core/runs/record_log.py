@@ -10,7 +10,7 @@ from typing import ClassVar
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs.file_reader import FileReader
 from wisca_core.runs.messages import DecodeError, message
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 _BLOCK, _CHUNK = 32768, struct.Struct("<IHB")
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
@@ -46,7 +46,7 @@ class RecordLog(FileReader):
             if len(data) < len(self.header):
                 return 0
             if not data.startswith(self.header):
-                raise UnreadableInput(f"{shown(self.source.path)}: does not begin as {self.expected} does.")
+                raise UnreadableInput(f"{printable(self.source.path)}: does not begin as {self.expected} does.")
             at = len(self.header)
         while True:
             left = _BLOCK - (base + at) % _BLOCK

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from wisca_core.errors import UnreadableInput
-from wisca_core.untrusted import open_regular, shown
+from wisca_core.untrusted import open_regular, printable
 
 # Seconds a statement may compute without giving a row.
 _PATIENCE = 5.0
@@ -46,7 +46,7 @@ class Database:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Database]:
+def open_database(path: Path) -> Iterator[Database]:
     """The file at ``path``. Raises UnreadableInput, also for what fails while it is read."""
     real = path.resolve()
     open_regular(real).close()
@@ -68,7 +68,7 @@ def opened(path: Path) -> Iterator[Database]:
         UnicodeDecodeError,
     ) as error:  # the last: SQLite's own message quotes the file
         raise UnreadableInput(
-            f"{shown(path)}: SQLite cannot read it: {shown(error, 200)}. Copy the file while nothing writes to it."
+            f"{printable(path)}: SQLite cannot read it: {printable(error, 200)}. Copy the file while nothing writes to it."
         ) from None
     finally:
         if connection is not None:

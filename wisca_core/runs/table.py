@@ -47,20 +47,20 @@ class Series:
     @property
     def step(self) -> np.ndarray:
         """float64 (n,)."""
-        return _joined([step for step, _, _ in self.chunks])
+        return _concatenate([step for step, _, _ in self.chunks])
 
     @property
     def value(self) -> np.ndarray:
         """float64 (n,)."""
-        return _joined([value for _, value, _ in self.chunks])
+        return _concatenate([value for _, value, _ in self.chunks])
 
     @property
     def wall_time(self) -> np.ndarray:
         """Seconds, float64 (n,), NaN where unknown."""
-        return _joined([np.full(len(step), np.nan) if wall is None else wall for step, _, wall in self.chunks])
+        return _concatenate([np.full(len(step), np.nan) if wall is None else wall for step, _, wall in self.chunks])
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.zeros(0)
@@ -92,7 +92,7 @@ class Run:
     def __len__(self) -> int:
         return sum(len(series) for series in self.series.values())
 
-    def renamed(self, name: str) -> "Run":
+    def with_name(self, name: str) -> "Run":
         """The same run under another name."""
         if name == self.name:
             return self

@@ -28,7 +28,7 @@ from wisca_core.runs.columns import (
     tracker_step,
 )
 from wisca_core.runs.distributions import of_tool
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 # Rows of one batch: enough to be cheap, few enough to show progress.
 BATCH_ROWS = 8192
@@ -127,9 +127,9 @@ class Tabular:
         """A tracker's own counter, the column the rows say, or the one asked for."""
         if self.asked:
             if self.asked not in samples:
-                named = ", ".join(shown(name, 40) for name in list(samples)[:12])
+                named = ", ".join(printable(name, 40) for name in list(samples)[:12])
                 raise BadOption(
-                    f"step column: {shown(self.asked)!r} is no number in the first rows of {self.what}; it has {named}."
+                    f"step column: {printable(self.asked)!r} is no number in the first rows of {self.what}; it has {named}."
                 )
             return Roles(self.asked, None, (), False, "")
         step = self._defined.get("*") or tracker_step(samples, self.own)
@@ -137,7 +137,7 @@ class Tabular:
             return Roles(self.own, None, (), False, "")
         told = "as its writer defined" if "*" in self._defined else "which each row names"
         note = (
-            f"steps are those of {shown(step, 60)!r}, {told}; the tracker's own counter ({shown(self.own, 40)!r}) counts "
+            f"steps are those of {printable(step, 60)!r}, {told}; the tracker's own counter ({printable(self.own, 40)!r}) counts "
             f"calls, and can be named as the step."
         )
         return Roles(step, None, (), False, note)
@@ -272,7 +272,7 @@ class Tabular:
                         if "runs" not in self._said:
                             self._said.add("runs")
                             self.out.notes.append(
-                                f"columns {', '.join(repr(shown(t, 40)) for t in titles)} name more than {MOST_RUNS:,} "
+                                f"columns {', '.join(repr(printable(t, 40)) for t in titles)} name more than {MOST_RUNS:,} "
                                 f"runs; the rows of the others are left out."
                             )
                         known[values] = -1

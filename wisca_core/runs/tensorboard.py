@@ -22,7 +22,7 @@ from wisca_core.runs.growing import Growing, Replaced
 from wisca_core.runs.messages import DecodeError, message
 from wisca_core.runs.source import Source
 from wisca_core.runs.table import Run
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 _LENGTH, _CHECKED = struct.Struct("<Q"), struct.Struct("<QI")
 _CHECK = struct.Struct("<I")
@@ -40,7 +40,7 @@ HPARAMS = "_hparams_/"
 _ARGS = "args/text_summary"
 
 
-def masked(data: bytes) -> int:
+def masked_crc(data: bytes) -> int:
     """The CRC-32C of ``data`` as record files store it: rotated right by 15 bits, plus a constant."""
     crc = crc32c(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
@@ -70,12 +70,12 @@ class TensorBoard:
         try:
             for path in files:
                 file = self._files[path]
-                if not file.changed():
+                if not file.has_changed():
                     continue
                 changed = True
                 self._cut[path] = 0
                 for done, size in file.pieces(lambda data, at_end, path=path: self._consume(path, data, at_end)):
-                    progress(f"reading {shown(path.name, 60)}", done, size)
+                    progress(f"reading {printable(path.name, 60)}", done, size)
         except Replaced:
             self._out.release()
             self._begin()
@@ -91,7 +91,7 @@ class TensorBoard:
         at, end = 0, len(data)
         while at + _HEADER <= end:
             length, check = _CHECKED.unpack_from(data, at)
-            if masked(data[at : at + 8]) != check:
+            if masked_crc(data[at : at + 8]) != check:
                 at, found = self._search(path, data, at, at_end)
                 if found:
                     continue
@@ -100,7 +100,7 @@ class TensorBoard:
             if stop + _FOOTER > end:  # a sound header whose record goes on behind the data
                 break
             record = data[start:stop]
-            if masked(record) != _CHECK.unpack_from(data, stop)[0]:
+            if masked_crc(record) != _CHECK.unpack_from(data, stop)[0]:
                 self._out.damaged(length + _HEADER + _FOOTER)
             elif length > MAX_RECORD_BYTES:
                 self._out.counts["not_scalar"] += 1
@@ -126,7 +126,7 @@ class TensorBoard:
                 continue
             tried += 1
             length, check = _CHECKED.unpack_from(data, place)
-            found = masked(data[place : place + 8]) == check
+            found = masked_crc(data[place : place + 8]) == check
             place += not found
         self._searched[path] = tried
         if found:

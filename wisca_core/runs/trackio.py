@@ -7,10 +7,10 @@ from wisca_core.runs.collect import Collected, MemoryBudget
 from wisca_core.runs.columns import seconds
 from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.source import Ask, Source
-from wisca_core.runs.sqlite_file import Database, opened, stamp
+from wisca_core.runs.sqlite_file import Database, open_database, stamp
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import RowBuffer, Tabular
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 MAX_CELL = 4 << 20
 # trackio's own counter of calls, as a column of its rows
@@ -43,7 +43,7 @@ class Trackio:
         now = stamp(self.source.path)
         if now == self._stamp:
             return False
-        with opened(self.source.path) as database:
+        with open_database(self.source.path) as database:
             self._read(database, progress)
         self._stamp = now
         return True
@@ -78,7 +78,7 @@ class Trackio:
         )
         for n, (number, run_id, name, step, when, text) in enumerate(database.rows(query, self._last)):
             if n % 5000 == 0:
-                progress(f"reading {shown(self.source.path.name, 60)}", number, highest)
+                progress(f"reading {printable(self.source.path.name, 60)}", number, highest)
             self._last = number
             row = _json(text)
             if row is None:
@@ -96,7 +96,12 @@ class Trackio:
     def _of(self, name: str) -> RowBuffer:
         if name not in self._rows:
             table = Tabular(
-                self._out, name, self._ask.step_column, f"{shown(self.source.path)}, {shown(name)}", key=False, own=OWN
+                self._out,
+                name,
+                self._ask.step_column,
+                f"{printable(self.source.path)}, {printable(name)}",
+                key=False,
+                own=OWN,
             )
             self._rows[name] = RowBuffer(table)
         return self._rows[name]

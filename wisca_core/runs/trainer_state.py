@@ -10,7 +10,7 @@ from wisca_core.runs.json_rows import whole_file
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import RowBuffer, Tabular
-from wisca_core.untrusted import parse_json_object, shown
+from wisca_core.untrusted import parse_json_object, printable
 
 _SETTINGS = (
     "max_steps",
@@ -32,11 +32,11 @@ class TrainerState:
         self._file, self._out, self._table = Growing(source.path), Collected(room, source.run), None
 
     def advance(self, progress: Progress) -> bool:
-        if not self._file.changed():
+        if not self._file.has_changed():
             return False
-        progress(f"reading {shown(self.source.path.name, 60)}", 0, 0)
+        progress(f"reading {printable(self.source.path.name, 60)}", 0, 0)
         file, out = Growing(self.source.path), Collected(self._room, self.source.run)
-        what = shown(self.source.path)
+        what = printable(self.source.path)
         state = parse_json_object(whole_file(file), what, unique_keys=False)
         history = state.get("log_history")
         if not isinstance(history, list):

@@ -9,7 +9,7 @@ from wisca_core.runs.json_rows import json_value
 from wisca_core.runs.record_log import RecordLog, text
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import RowBuffer, Tabular
-from wisca_core.untrusted import shown
+from wisca_core.untrusted import printable
 
 
 class Wandb(RecordLog):
@@ -20,7 +20,7 @@ class Wandb(RecordLog):
     def _begin(self) -> None:
         super()._begin()
         self._table = Tabular(
-            self._out, self.source.run, self._ask.step_column, shown(self.source.path), key=False, own="_step"
+            self._out, self.source.run, self._ask.step_column, printable(self.source.path), key=False, own="_step"
         )
         self._rows = RowBuffer(self._table)
 

@@ -9,7 +9,7 @@ from wisca_core.errors import OutputRefused
 from wisca_core.progress import Progress, silent
 from wisca_core.runs.table import COLUMNS, Run, long_pieces
 from wisca_core.spreadsheet import check_replaceable, safe_cell
-from wisca_core.storage import written
+from wisca_core.storage import atomic_file
 
 HEAD = ",".join(COLUMNS)
 
@@ -43,7 +43,7 @@ def write_csv(path: Path, runs: Iterable[Run], progress: Progress = silent) -> i
     total = sum(len(run) for run in runs)
     rows = 0
     try:
-        with written(path) as file:
+        with atomic_file(path) as file:
             for piece in csv_pieces(runs):
                 rows += piece.count(b"\n")
                 progress("writing the table", rows, total)

@@ -16,7 +16,7 @@ from wisca_core.training import distributed
 from wisca_core.training.live import Live, copy_tensors, same_transformer
 
 
-def held_by(callbacks: Iterable[object], model: nn.Module, declared: Sequence = ()) -> list[nn.Module]:
+def held_copies(callbacks: Iterable[object], model: nn.Module, declared: Sequence = ()) -> list[nn.Module]:
     """The copies of ``model`` that a trainer's callbacks hold: Lightning's WeightAveraging and
     StochasticWeightAveraging, TRL's SyncRefModelCallback, and every other one with such a module among its attributes.
     """
@@ -34,10 +34,10 @@ def held_by(callbacks: Iterable[object], model: nn.Module, declared: Sequence = 
 
 def check_none_forgotten(live: Live) -> None:
     """Raises BadOption where an AveragedModel of these very weights lives that nobody named in ``also``."""
-    found = _forgotten(live)
+    found = _is_forgotten(live)
     if found:
         gc.collect()  # what nobody holds any more is no average of anything
-        found = _forgotten(live)
+        found = _is_forgotten(live)
     if found:
         raise BadOption(
             "also: an AveragedModel of this model is kept and was not named, so it would be mixed with weights in other "
@@ -46,7 +46,7 @@ def check_none_forgotten(live: Live) -> None:
         )
 
 
-def _forgotten(live: Live) -> bool:
+def _is_forgotten(live: Live) -> bool:
     for one in gc.get_referrers(AveragedModel):
         if not isinstance(one, AveragedModel):
             continue

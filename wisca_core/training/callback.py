@@ -11,7 +11,7 @@ from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.errors import BadOption
 from wisca_core.planning.schedule import Schedule
 from wisca_core.storage import read_json, write_json
-from wisca_core.training.averages import held_by
+from wisca_core.training.averages import held_copies
 from wisca_core.training.choices import choices_from
 from wisca_core.training.scaler import STATE_VERSION, Scaler
 from wisca_core.training.telemetry import scalars
@@ -88,7 +88,7 @@ class WiscaCallback(TrainerCallback):
                 )
         if trainer is not None:
             _write_with_the_model(trainer)
-        held = held_by(callbacks, model, self.choices.sites)
+        held = held_copies(callbacks, model, self.choices.sites)
         before, self.scaler = self.scaler, None
         if before is not None:
             before.remove()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from wisca_core.architecture.declaration import Declaration, checked
+from wisca_core.architecture.declaration import Declaration, as_declarations
 from wisca_core.errors import BadOption, check_choice
 from wisca_core.methods import method
 from wisca_core.pairs import DEFAULT_PAIRS
@@ -68,7 +68,7 @@ class Choices(Options):
                 )
             if not method(self.method).by_factors:
                 raise BadOption(f"method: {self.method!r} mixes channels and is no set of rates. Use by='weights'.")
-        object.__setattr__(self, "sites", checked(self.sites))
+        object.__setattr__(self, "sites", as_declarations(self.sites))
         if not self.sites and (self.build is not None or self.forward is not None):
             raise BadOption("build, forward: they prove declared sites; give sites=[wisca.attention(...)] too.")
         if self.sites and not method(self.method).by_factors:

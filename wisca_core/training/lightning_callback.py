@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.planning.schedule import Schedule
-from wisca_core.training.averages import held_by
+from wisca_core.training.averages import held_copies
 from wisca_core.training.choices import choices_from
 from wisca_core.training.scaler import Scaler
 from wisca_core.training.telemetry import scalars
@@ -50,7 +50,7 @@ class LightningWisca(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(scalars(done), step=step)
 
-        held = held_by(trainer.callbacks, pl_module, self.choices.sites)
+        held = held_copies(trainer.callbacks, pl_module, self.choices.sites)
         before, self.scaler = self.scaler, None
         if before is not None:
             before.remove()

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from wisca_core.architecture.declaration import Declaration
-from wisca_core.architecture.declared_places import root_of
+from wisca_core.architecture.declared_paths import root_of
 from wisca_core.architecture.declared_sites import declared_sites
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
@@ -104,8 +104,8 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
         for one in (
             lambda s: outside if s.key.pair in ("qk", "vo") else "",
             lambda s: own.get(s.name, ""),
-            lambda s: _shared(s, held),
-            lambda s: lora.unknown(s, adapters),
+            lambda s: _why_shared(s, held),
+            lambda s: lora.why_not_rescalable(s, adapters),
         ):
             reason = one(site)
             if reason:
@@ -163,7 +163,7 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
             )
 
         proof = distributed.once(proved, groups)
-        kept, unproved = _proved(kept, proof)
+        kept, unproved = _proved_sites(kept, proof)
         if unproved and not any(site.key.pair != "lora" for site in kept):
             how = "proof on the model" if choices.sites else "proof on a miniature"
             raise ProofFailed(
@@ -179,7 +179,7 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     return Live(model, inner, checkpoint, sites, parameters, places, columns, groups, proof, choices.sites)
 
 
-def _proved(kept: list[Site], proof: Proof) -> tuple[list[Site], list[Refusal]]:
+def _proved_sites(kept: list[Site], proof: Proof) -> tuple[list[Site], list[Refusal]]:
     """The sites whose rule was proved (rank channels need no proof of the base), and why the others are left alone."""
     reasons = dict(proof.refused)
     fit = [site for site in kept if site.key.pair == "lora" or proof.covers(site)]
@@ -375,7 +375,7 @@ def _own_code(inner: nn.Module, sites: Iterable[Site]) -> dict[str, str]:
         if parent not in judged:
             path, top = modules.get(parent, ("", inner))
             inside = [(f"{path}.{name}".strip(".") if name else path, module) for name, module in top.named_modules()]
-            judged[parent] = own_code.found_in(inside, family) or own_code.attention_function(top)
+            judged[parent] = own_code.own_code_in(inside, family) or own_code.attention_function(top)
         return judged[parent]
 
     out = {}
@@ -387,7 +387,7 @@ def _own_code(inner: nn.Module, sites: Iterable[Site]) -> dict[str, str]:
     return out
 
 
-def _shared(site: Site, held: _Held) -> str:
+def _why_shared(site: Site, held: _Held) -> str:
     """Why sharing forbids the site: a leg's storage is something else as well, other than the same leg of another
     layer.
     """

@@ -19,7 +19,7 @@ from torch import nn
 
 from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
 from wisca_core.rescale import Scaling, along_axis, times_, work_dtype
-from wisca_core.wrappers import unwrapped
+from wisca_core.wrappers import unwrapped_name
 
 _PARTS = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".lora_embedding_A.", ".lora_embedding_B.")
 
@@ -76,7 +76,7 @@ class Columns:
 
 def clean(name: str) -> str:
     """A parameter's name without what wrappers and peft put into it."""
-    return re.sub(r"^base_model\.model\.", "", unwrapped(name)).replace(".base_layer.", ".")
+    return re.sub(r"^base_model\.model\.", "", unwrapped_name(name)).replace(".base_layer.", ".")
 
 
 def is_adapter(name: str) -> bool:
@@ -150,7 +150,7 @@ def _word(text: str) -> str:
     return re.sub(r"\W+", "_", text)
 
 
-def unknown(site: Site, found: Sequence[Adapter]) -> str:
+def why_not_rescalable(site: Site, found: Sequence[Adapter]) -> str:
     """Why a base under these adapters cannot be rescaled; "" where it can."""
     modules = {leg.tensor.rsplit(".", 1)[0] for leg in site.legs}
     return next((f"{a.module} has {a.unknown} on it" for a in found if a.unknown and a.module in modules), "")

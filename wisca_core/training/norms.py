@@ -21,7 +21,7 @@ _ROWS = 128  # a block of rows stays in a core's cache
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class LocalLeg:
     """One leg as this rank holds it. ``cells``: side * n_cells + cell of each local index along the axis, the last
     one (2 * n_cells) for indices of other sites; None where all of the tensor (at the leg's fixed index) belongs to ``cell``.
     """
@@ -40,8 +40,8 @@ class Layout:
 
     first: np.ndarray
     site: np.ndarray
-    parts: tuple[Part, ...]
-    others: tuple[Part, ...]  # legs that only follow, looked at for overflow
+    parts: tuple[LocalLeg, ...]
+    others: tuple[LocalLeg, ...]  # legs that only follow, looked at for overflow
     n: np.ndarray
 
     @property
@@ -54,7 +54,7 @@ def layout(live: Live, granularity: str) -> Layout:
     first = np.concatenate([[0], np.cumsum([site.n_cells(granularity) for site in sites])]).astype(np.int64)
     total = int(first[-1])
     n = np.zeros((2, total))
-    parts: tuple[list[Part], list[Part]] = ([], [])
+    parts: tuple[list[LocalLeg], list[LocalLeg]] = ([], [])
     for i, site in enumerate(sites):
         labels = site.labels(granularity) + first[i]
         for leg in site.legs:
@@ -67,7 +67,7 @@ def layout(live: Live, granularity: str) -> Layout:
                 np.add.at(n[int(leg.side == "right")], own, np.prod(shape) / np.prod([shape[a] for a in leg.axes]))
             here = distributed.local_indices(tensor, leg.axis)
             whole = len(set(cells.tolist())) == 1
-            part = Part(
+            part = LocalLeg(
                 leg,
                 int(cells[0]),
                 None if whole else cells if here is None else cells[here],
@@ -94,9 +94,9 @@ def largest_half(live: Live, where: Layout, read: Callable[[str], torch.Tensor])
 
 
 def _table(
-    live: Live, parts: tuple[Part, ...], n_cells: int, stat: str, read: Callable[[str], torch.Tensor]
+    live: Live, parts: tuple[LocalLeg, ...], n_cells: int, stat: str, read: Callable[[str], torch.Tensor]
 ) -> np.ndarray:
-    by_key: dict[tuple, list[tuple[Part, torch.Tensor]]] = {}
+    by_key: dict[tuple, list[tuple[LocalLeg, torch.Tensor]]] = {}
     device = None
     for part in parts:
         tensor, axis = read(part.leg.tensor), part.leg.axis

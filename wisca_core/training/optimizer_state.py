@@ -103,7 +103,7 @@ def chain(optimizer: object) -> list[object]:
         out.append(inner)
 
 
-def unwrapped(optimizer: object) -> torch.optim.Optimizer:
+def inner_optimizer(optimizer: object) -> torch.optim.Optimizer:
     """The torch optimiser inside every wrapper."""
     return chain(optimizer)[-1]
 
@@ -176,7 +176,7 @@ class States:
             given: Sequence[object] = ()
         else:
             given = optimizer if isinstance(optimizer, (list, tuple)) else (optimizer,)
-        found = tuple(unwrapped(one) for one in given)
+        found = tuple(inner_optimizer(one) for one in given)
         for one in given if weights else ():
             check_no_copies(one)
         for one in found:

@@ -23,7 +23,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _EMBEDDED = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 
 
-def found_in(modules: Iterable[tuple[str, nn.Module]], family: str) -> str:
+def own_code_in(modules: Iterable[tuple[str, nn.Module]], family: str) -> str:
     """What of somebody's own is in these modules (path, module), the first of them the one a pair lies in; "" where
     nothing is.
     """

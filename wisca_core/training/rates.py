@@ -95,10 +95,12 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Mapping) -> StepRule:
             f"by: 'rates' was given; {name} keeps numbers a parameter group, or itself, outside its state, so its groups "
             "cannot be split for a step. Use by='weights'."
         )
-    rule = _known(type(optimizer), group, name)
+    rule = _known_rule(type(optimizer), group, name)
     if rule == _DECOUPLED and not getattr(optimizer, "adam_w_mode", True):
         return _COUPLED
-    rule = rule or step_probe.agreeing(optimizer, group, (_DECOUPLED, _COUPLED, RULES["torch.SGD"]), adjusted)
+    rule = rule or step_probe.agreeing_rule(
+        optimizer, group, (_DECOUPLED, _COUPLED, RULES["torch.SGD"]), adjusted_group
+    )
     if isinstance(rule, str):
         raise BadOption(
             f"by: 'rates' was given; the steps of {name} are not known to be its rate times a direction without scale: "
@@ -107,7 +109,7 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Mapping) -> StepRule:
     return rule
 
 
-def _known(kind: type, group: Mapping, name: str) -> StepRule | None:
+def _known_rule(kind: type, group: Mapping, name: str) -> StepRule | None:
     for base in kind.__mro__:
         known = f"{base.__module__.split('.')[0]}.{base.__qualname__}"
         reason = REFUSED.get(known, "")
@@ -123,7 +125,7 @@ def _known(kind: type, group: Mapping, name: str) -> StepRule | None:
     return None
 
 
-def adjusted(group: Mapping, m: float, rule: StepRule) -> dict:
+def adjusted_group(group: Mapping, m: float, rule: StepRule) -> dict:
     """A copy of ``group`` with the numbers for a multiplier ``m``; its ``params`` are still the same list."""
     out = dict(group)
     out["lr"] = group["lr"] * m**rule.rate
@@ -137,12 +139,12 @@ def adjusted(group: Mapping, m: float, rule: StepRule) -> dict:
     return out
 
 
-def split(group: Mapping, m: Mapping[int, float], rule: StepRule) -> list[dict]:
+def split_group(group: Mapping, m: Mapping[int, float], rule: StepRule) -> list[dict]:
     """The group in parts, one a multiplier; ``m``: id of a parameter -> multiplier, 1 where it has none."""
     by_m: dict[float, list] = {}
     for parameter in group["params"]:
         by_m.setdefault(m.get(id(parameter), 1.0), []).append(parameter)
-    return [adjusted(group, value, rule) | {"params": params} for value, params in by_m.items()]
+    return [adjusted_group(group, value, rule) | {"params": params} for value, params in by_m.items()]
 
 
 class InsideStep:
@@ -222,7 +224,7 @@ class _StandIn:
             if not any(id(parameter) in m for parameter in group["params"]):
                 groups.append(group)
                 continue
-            found = split(group, m, rule_of(optimizer, group))
+            found = split_group(group, m, rule_of(optimizer, group))
             groups += found
             parts.append((group, found, [dict(part) for part in found]))
         seen = object.__new__(type(optimizer))
@@ -326,7 +328,7 @@ def param_groups(
     live = fit_for_rates(describe(model, chosen), groups)
     factors, _, _ = balancing(live, norms.layout(live, "tensor"), chosen)
     by_id = {id(live.parameters[name]): m for name, m in multipliers(live, factors).items()}
-    return [part for group in groups for part in split(group, by_id, rule_of(like, group))]
+    return [part for group in groups for part in split_group(group, by_id, rule_of(like, group))]
 
 
 def own_rates(sites: Sites, factors: Factors) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:

@@ -20,9 +20,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wisca_core.equivalence.declared_proof import submodule
-from wisca_core.equivalence.full_check import memory_free, stepped
+from wisca_core.equivalence.full_check import add_ulps, memory_free
 from wisca_core.equivalence.outputs import everything
-from wisca_core.equivalence.undisturbed import seed_all, undisturbed
+from wisca_core.equivalence.undisturbed import leave_as_found, seed_all
 from wisca_core.errors import BadOption
 from wisca_core.training import distributed, zero
 from wisca_core.training.apply import forget_caches
@@ -75,7 +75,7 @@ class FromLoader:
 
 
 @dataclass(frozen=True, eq=False)
-class Called:
+class ModelCall:
     """How the model is called: ``module(given)``, in words ``inputs``."""
 
     module: nn.Module
@@ -100,8 +100,10 @@ def _whole(value: object) -> object:
     return type(value)(map(_whole, value)) if type(value) in (tuple, list) else value
 
 
-def caller(live: Live, forward, batch: object, device: torch.device) -> tuple[Called | None, torch.Tensor | None, str]:
-    """(how to call the model, its outputs, "") or (None, None, why it cannot be called). Run inside ``undisturbed``.
+def caller(
+    live: Live, forward, batch: object, device: torch.device
+) -> tuple[ModelCall | None, torch.Tensor | None, str]:
+    """(how to call the model, its outputs, "") or (None, None, why it cannot be called). Run inside ``leave_as_found``.
 
     Raises BadOption where a batch that the person gave does not run.
     """
@@ -111,7 +113,7 @@ def caller(live: Live, forward, batch: object, device: torch.device) -> tuple[Ca
     for make, inputs, is_asked in _ways(live, forward, batch, device):
         for module in modules:
             try:
-                found = Called(module, make(), inputs)
+                found = ModelCall(module, make(), inputs)
                 return found, found.outputs(live), ""
             except (torch.cuda.OutOfMemoryError, KeyboardInterrupt):
                 raise
@@ -132,7 +134,7 @@ def _ways(live: Live, forward, batch: object, device: torch.device) -> Iterator[
         is_own = not isinstance(batch, FromLoader)
         words = "the batch that was given" if is_own else "the trainer's data"
         yield (
-            lambda: _with(_moved(batch() if callable(batch) else batch, device), forward if is_own else None),
+            lambda: _with(_to_device(batch() if callable(batch) else batch, device), forward if is_own else None),
             words,
             is_own,
         )
@@ -174,18 +176,18 @@ def _as_transformers(inner: nn.Module, device: torch.device) -> Callable[[nn.Mod
     dtype = next(p.dtype for p in inner.parameters() if p.is_floating_point())
     given = {
         name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for name, value in _moved(dict(case.inputs), device).items()
+        for name, value in _to_device(dict(case.inputs), device).items()
     }
     given |= {"use_cache": False} if has_cache(inner) else {}
     return lambda module: module(**given)
 
 
-def _moved(value: object, device: torch.device) -> object:
+def _to_device(value: object, device: torch.device) -> object:
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
-        return {name: _moved(inner, device) for name, inner in value.items()}
-    return type(value)(_moved(inner, device) for inner in value) if type(value) in (tuple, list) else value
+        return {name: _to_device(inner, device) for name, inner in value.items()}
+    return type(value)(_to_device(inner, device) for inner in value) if type(value) in (tuple, list) else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +196,7 @@ class Copy:
     of what is sharded the part of this rank. ``partitioned``: DeepSpeed's parameters.
     """
 
-    tensors: tuple[tuple["torch.Tensor | zero.Part", torch.Tensor], ...]
+    tensors: tuple[tuple["torch.Tensor | zero.Fragment", torch.Tensor], ...]
     parameters: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     partitioned: tuple[torch.Tensor, ...]
     device: torch.device
@@ -211,7 +213,7 @@ class Copy:
             name: zero.module_copy(p) if zero.is_partitioned(p) else distributed.local(p)
             for name, p in live.parameters.items()
         }
-        parts = [(part, part.read()) for p in partitioned for part, _ in zero.parts(p, states)]
+        parts = [(part, part.read()) for p in partitioned for part, _ in zero.fragments(p, states)]
         for parameter in live.parameters.values():
             beside = [parameter.grad] if parameter.grad is not None else []
             for one in states.optimizers:
@@ -256,7 +258,7 @@ class Copy:
             is_coarse = eps > torch.finfo(tensor.dtype).eps
             drawn = (many if is_coarse else few).roll(1009 * number).to(tensor.device)
             steps = drawn.repeat(-(-value.numel() // _DRAWN))[: value.numel()].view(value.shape)
-            tensor.copy_(value * (1 + 0.5 * eps * steps) if is_coarse else stepped(value, steps))
+            tensor.copy_(value * (1 + 0.5 * eps * steps) if is_coarse else add_ulps(value, steps))
         zero.settle_(self.partitioned)
 
 
@@ -295,7 +297,7 @@ class SelfCheck:
                 change, kept if isinstance(kept, str) else "another rank can make no copy to go back to"
             )
         device = distributed.local(next(iter(live.parameters.values()))).device
-        with undisturbed(live.model):
+        with leave_as_found(live.model):
             try:
                 with _Coarsest() as work:
                     called, before, reason = caller(live, self.forward, self.batch, device)
@@ -307,14 +309,14 @@ class SelfCheck:
                 return self._unchecked(change, reason or "another rank cannot be called")
             try:
                 kept.round_(work.eps)
-                control = self._agreed(live, _moved_by(before, called.outputs(live)))
+                control = self._agreed(live, _relative_change(before, called.outputs(live)))
             finally:
                 kept.restore_()
             limit = LIMIT * max(control, _finest(live, work.eps) / 16)
 
             def moved(chosen: Callable[[str], bool]) -> float:
                 change(chosen)
-                return self._agreed(live, _moved_by(before, called.outputs(live)))
+                return self._agreed(live, _relative_change(before, called.outputs(live)))
 
             try:
                 found = moved(lambda label: True)
@@ -373,7 +375,7 @@ class SelfCheck:
         return bool(self._agreed(live, float(is_so)))
 
 
-def _moved_by(before: torch.Tensor, after: torch.Tensor) -> float:
+def _relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
     if after.shape != before.shape or not bool(after.isfinite().all()):
         return float("inf")
     return ((after - before).abs().max() / (before.abs().max() or 1.0)).item()

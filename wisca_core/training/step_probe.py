@@ -14,7 +14,7 @@ import torch
 _STEPS, _C, _RATE = 12, 8.0, 1e-2
 
 
-def agreeing(
+def agreeing_rule(
     optimizer: torch.optim.Optimizer,
     group: Mapping,
     candidates: Iterable,

@@ -65,7 +65,7 @@ def check(states: States) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Fragment:
     """This rank's part, flat, of a parameter's fp32 master (``key`` "") or of what the optimiser keeps for it: the values
     ``first`` to ``first + n`` of the parameter, and behind them what pads the parts to equal lengths.
     """
@@ -96,7 +96,7 @@ class Part:
             safe_set_local_fp32_param(self.parameter, value)
 
 
-def parts(parameter: torch.Tensor, states: States) -> list[tuple[Part, int]]:
+def fragments(parameter: torch.Tensor, states: States) -> list[tuple[Fragment, int]]:
     """(what this rank keeps of the parameter, the power of c that a rescale by c multiplies it by); nothing where all of it
     lies on other ranks.
     """
@@ -111,7 +111,7 @@ def parts(parameter: torch.Tensor, states: States) -> list[tuple[Part, int]]:
     else:
         address = parameter._hp_mapping.lp_fragment_address
         first, n = address.start, address.numel
-    return [(Part(parameter, key, first, n), power) for key, power in {"": 1, **_keys(states)}.items()]
+    return [(Fragment(parameter, key, first, n), power) for key, power in {"": 1, **_keys(states)}.items()]
 
 
 def module_copy(parameter: torch.Tensor) -> torch.Tensor:
@@ -141,7 +141,7 @@ def times_(name: str, parameter: torch.Tensor, scaling: Scaling, states: States)
     from deepspeed import zero
 
     shape = getattr(parameter, "ds_shape", parameter.shape)
-    for part, power in parts(parameter, states):
+    for part, power in fragments(parameter, states):
         whole = part.read().clone()
         own = whole[: part.n]
         at = np.arange(part.first, part.first + part.n)

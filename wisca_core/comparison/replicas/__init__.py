@@ -9,7 +9,7 @@ from pathlib import Path
 from wisca_core.comparison import folder
 from wisca_core.comparison.data import Corpus
 from wisca_core.comparison.folder import Cell, Comparison
-from wisca_core.comparison.place import Place, free_bytes, is_device_lost, is_out_of_memory
+from wisca_core.comparison.place import Placement, free_bytes, is_device_lost, is_out_of_memory
 from wisca_core.comparison.spec import Spec
 
 # Replicas of one process where nothing else limits them. On CPU two measured 1.12 (width 64) and 1.00 (width 128) times one
@@ -35,10 +35,10 @@ def train(
     comparison: Comparison,
     corpus: Corpus,
     stop: Callable[[], bool],
-    place: Place,
+    place: Placement,
     at_once: int,
     take: Callable[[Path, Cell], tuple[Cell, int] | None],
-    end: Callable[[Path, Cell, BaseException | None, Place], None],
+    end: Callable[[Path, Cell, BaseException | None, Placement], None],
 ) -> None:
     """Train what can be had of the comparison, up to ``at_once`` cells together. ``take``: the cell and its lock, None where
     somebody has it; ``end``: says how it ended. Raises what ends the device for all of them.
@@ -93,7 +93,7 @@ def train(
             torch.cuda.empty_cache()
 
 
-def _fitting(spec: Spec, place: Place) -> int:
+def _fitting(spec: Spec, place: Placement) -> int:
     """Replicas that the GPU's free memory should hold; where it does not, running out of it makes them fewer."""
     from wisca_core.comparison.estimate import cell_bytes
     from wisca_core.comparison.prepare import prepare

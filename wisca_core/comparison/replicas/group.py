@@ -17,7 +17,7 @@ from wisca_core.comparison.cell import CellFailed, CellRun
 from wisca_core.comparison.data import Corpus, batch, windows
 from wisca_core.comparison.folder import Cell
 from wisca_core.comparison.models import learning_rate, loss_nats
-from wisca_core.comparison.place import Place, is_device_lost, is_out_of_memory
+from wisca_core.comparison.place import Placement, is_device_lost, is_out_of_memory
 from wisca_core.comparison.replicas.stack import Stack, why_not_model
 from wisca_core.comparison.spec import Spec
 from wisca_core.errors import BadOption
@@ -30,7 +30,7 @@ Ended = Callable[[Cell, BaseException | None], None]
 
 
 def train_group(
-    spec: Spec, cells: Sequence[Cell], corpus: Corpus, stop: Callable[[], bool], place: Place, ended: Ended
+    spec: Spec, cells: Sequence[Cell], corpus: Corpus, stop: Callable[[], bool], place: Placement, ended: Ended
 ) -> bool:
     """Train ``cells`` to their ends; ``ended(cell, error)`` is called as each ends or fails.
 
@@ -50,7 +50,7 @@ def train_group(
     last = single.final_windows(spec, corpus).to(place.device)
     # a kill between the checkpoints of two cells leaves them at different steps
     for step in sorted({run.step for run in runs}):
-        group = _Group(spec, [run for run in runs if run.step == step], place, ended)
+        group = _Replicas(spec, [run for run in runs if run.step == step], place, ended)
         if step == 0:
             group.treat(0)
         group.check(validation[:2])
@@ -59,10 +59,10 @@ def train_group(
     return True
 
 
-class _Group:
+class _Replicas:
     """The runs of one stack, in its order; those that fail leave it."""
 
-    def __init__(self, spec: Spec, runs: list[CellRun], place: Place, ended: Ended):
+    def __init__(self, spec: Spec, runs: list[CellRun], place: Placement, ended: Ended):
         self.spec, self.runs, self.place, self.ended = spec, runs, place, ended
         self._stacked()
 
@@ -75,7 +75,7 @@ class _Group:
         if not self.runs:
             return
         found = self.stack.mean_losses(rows)
-        with torch.no_grad(), self.place.measured():
+        with torch.no_grad(), self.place.validation_step():
             own = [loss_nats(run.model, rows).item() for run in self.runs]
         for run, a, b in zip(self.runs, found, own):
             if not abs(a - b) <= SAME_LOSS * abs(b) and b == b:
@@ -147,7 +147,7 @@ class _Group:
         self.stack.set_rates(self._rates(step), [step] * len(self.runs))
         if self.step_ is None:
             self.step_ = (
-                _captured(self.stack, rows, spec.optimiser.clip, self.place) if self.place.is_cuda else self._plain
+                _capture(self.stack, rows, spec.optimiser.clip, self.place) if self.place.is_cuda else self._plain
             )
         return self.step_(rows)
 
@@ -237,7 +237,7 @@ def _alone(cell: Cell, ended: Ended, act: Callable):
         return None
 
 
-def _one_step(stack: Stack, rows: torch.Tensor, clip: float, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
+def _one_step(stack: Stack, rows: torch.Tensor, clip: float, place: Placement) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses before the update, norms of the gradients before clipping, each (n_replicas,)."""
     stack.gradients.zero_()
     with place.cast():
@@ -249,8 +249,8 @@ def _one_step(stack: Stack, rows: torch.Tensor, clip: float, place: Place) -> tu
     return losses.detach(), stack.update_(clip)
 
 
-def _captured(
-    stack: Stack, rows: torch.Tensor, clip: float, place: Place
+def _capture(
+    stack: Stack, rows: torch.Tensor, clip: float, place: Placement
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """``_one_step`` as a CUDA graph: hundreds of small kernels started by one call. Where capture fails, the plain step."""
     held = [stack.values, *stack.moments]

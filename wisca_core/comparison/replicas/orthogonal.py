@@ -7,16 +7,16 @@ iteration grows a last bit of a nearly singular direction into its first.
 import torch
 
 
-def orthogonalised(
+def orthogonalise(
     matrices: torch.Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float
 ) -> torch.Tensor:
     """(n, rows, columns) -> bfloat16 of the same shape, each near the orthogonal matrix of the same singular vectors."""
     if matrices.device.type == "cpu":
-        return torch.stack([iterated(one, coefficients, n_steps, eps) for one in matrices])
-    return iterated(matrices, coefficients, n_steps, eps)
+        return torch.stack([newton_schulz(one, coefficients, n_steps, eps) for one in matrices])
+    return newton_schulz(matrices, coefficients, n_steps, eps)
 
 
-def iterated(x: torch.Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float) -> torch.Tensor:
+def newton_schulz(x: torch.Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float) -> torch.Tensor:
     """Newton-Schulz in bfloat16 on the shorter side, like torch.optim.Muon's; one matrix, or (n, rows, columns)."""
     a, b, c = coefficients
     add_product = torch.addmm if x.dim() == 2 else torch.baddbmm

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.adamw import adamw
 
-from wisca_core.comparison.replicas.orthogonal import norms, orthogonalised
+from wisca_core.comparison.replicas.orthogonal import norms, orthogonalise
 
 # A row's length is a multiple of this, and every tensor begins at one: no vectorised loop is cut at a replica's border.
 _ALIGN = 64
@@ -67,7 +67,7 @@ class _Slice:
 
 
 @dataclass(frozen=True)
-class _Group:
+class _ParameterGroup:
     """One parameter group: neighbours in a row, ``start:stop``. ``kind``: class of its optimiser."""
 
     kind: str
@@ -90,7 +90,7 @@ class Stack:
         self.device, self.dtype = parameter.device, parameter.dtype
         # whether kernels are chosen that suit a GPU; they compute the same
         self.for_gpu = self.device.type != "cpu"
-        self.groups, self.row_length = _laid_out(first, self.optimisers[0])
+        self.groups, self.row_length = _layout(first, self.optimisers[0])
         size = (self.n, self.row_length)
         self.values, self.gradients, *self.moments = (
             torch.zeros(size, dtype=self.dtype, device=self.device) for _ in range(4)
@@ -171,7 +171,7 @@ class Stack:
             return self._linear(h, at + name).view(self.n * n_rows, length, count, size).transpose(1, 2)
 
         q, k, v = heads("q_proj", n_heads), heads("k_proj", n_kv_heads), heads("v_proj", n_kv_heads)
-        q, k = q * cos + _half_turned(q) * sin, k * cos + _half_turned(k) * sin
+        q, k = q * cos + _rotate_half(q) * sin, k * cos + _rotate_half(k) * sin
         shares = n_heads > n_kv_heads
         if shares and self.for_gpu:  # CUDA's kernels for float32 know no shared heads
             k, v = (t.repeat_interleave(n_heads // n_kv_heads, dim=1) for t in (k, v))
@@ -268,7 +268,7 @@ class Stack:
                     state.setdefault("step", torch.tensor(0.0))
 
 
-def _laid_out(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> tuple[tuple[_Group, ...], int]:
+def _layout(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> tuple[tuple[_ParameterGroup, ...], int]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups, at = [], 0
     for optimiser in optimisers:
@@ -279,11 +279,11 @@ def _laid_out(model: nn.Module, optimisers: Sequence[torch.optim.Optimizer]) -> 
                 slices.append(_Slice(names[id(parameter)], tuple(parameter.shape), at, at + parameter.numel()))
                 at += -(-parameter.numel() // _ALIGN) * _ALIGN
             options = {key: value for key, value in group.items() if key != "params"}
-            groups.append(_Group(type(optimiser).__name__, start, at, tuple(slices), options))
+            groups.append(_ParameterGroup(type(optimiser).__name__, start, at, tuple(slices), options))
     return tuple(groups), at
 
 
-def _half_turned(x: torch.Tensor) -> torch.Tensor:
+def _rotate_half(x: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
 
@@ -291,7 +291,7 @@ def _half_turned(x: torch.Tensor) -> torch.Tensor:
 _N_NUMBERS = {"AdamW": 3, "SGD": 1, "Muon": 2}
 
 
-def _numbers(group: _Group, rate: float, step: int) -> tuple[float, ...]:
+def _numbers(group: _ParameterGroup, rate: float, step: int) -> tuple[float, ...]:
     decay = 1 - rate * group.options.get("weight_decay", 0.0)
     if group.kind == "AdamW":
         beta1, beta2 = group.options["betas"]
@@ -299,7 +299,7 @@ def _numbers(group: _Group, rate: float, step: int) -> tuple[float, ...]:
     return (-rate,) if group.kind == "SGD" else (decay, -rate)
 
 
-def _adamw(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
+def _adamw(stack: Stack, group: _ParameterGroup, numbers: torch.Tensor) -> None:
     values, gradient, mean, square = (
         b[:, group.start : group.stop] for b in (stack.values, stack.gradients, *stack.moments)
     )
@@ -332,7 +332,7 @@ def _adamw(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
     values.add_((mean * minus_rate).div_((square.sqrt() / root).add_(group.options["eps"])))
 
 
-def _sgd(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
+def _sgd(stack: Stack, group: _ParameterGroup, numbers: torch.Tensor) -> None:
     values, gradient, momentum = (
         b[:, group.start : group.stop] for b in (stack.values, stack.gradients, stack.moments[0])
     )
@@ -340,7 +340,7 @@ def _sgd(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
     _add_(values, momentum, numbers[0][:, None])
 
 
-def _muon(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
+def _muon(stack: Stack, group: _ParameterGroup, numbers: torch.Tensor) -> None:
     values, gradient, momentum = (
         b[:, group.start : group.stop] for b in (stack.values, stack.gradients, stack.moments[0])
     )
@@ -353,7 +353,7 @@ def _muon(stack: Stack, group: _Group, numbers: torch.Tensor) -> None:
         matrices = torch.stack(
             [wanted[:, s.start - group.start : s.stop - group.start].view(stack.n, *shape) for s in same], dim=1
         )
-        found = orthogonalised(
+        found = orthogonalise(
             matrices.flatten(0, 1), group.options["ns_coefficients"], group.options["ns_steps"], group.options["eps"]
         )
         found = found.view(stack.n, len(same), *shape)

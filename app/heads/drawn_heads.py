@@ -18,7 +18,7 @@ _SOURCES = ("heads map", "heads change", "heads scatter", "heads table")
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class DrawnHeads:
     """``table``: rows of ``block``; ``blocks``: block -> its name in words; ``selected``: (layer, head, expert)."""
 
     model: Model
@@ -36,17 +36,17 @@ class Shown:
         return t[(t["layer"] == layer) & (t["head"] == head) & (t["expert"] == expert)].iloc[0]
 
 
-def shown(model: Model) -> Shown:
+def drawn_heads(model: Model) -> DrawnHeads:
     """Choices that this model does not have give way to ones it has."""
     circuits = cached.circuits(model)
     blocks = titles(dict.fromkeys(circuits.table["block"]))
     block = state.settle("heads_block", list(blocks))
     table = circuits.table[circuits.table["block"] == block]
     column = BY_NAME[state.get("column")]
-    return Shown(model, circuits, table, block, blocks, column, findings(circuits), _settled(table, column))
+    return DrawnHeads(model, circuits, table, block, blocks, column, findings(circuits), _selected_head(table, column))
 
 
-def _settled(table: pd.DataFrame, column: Column) -> tuple[int, int, int]:
+def _selected_head(table: pd.DataFrame, column: Column) -> tuple[int, int, int]:
     """The selected head, where it is there; else the one at the column's end of interest, which is nobody's choice: it
     stands in no address, and Inspect keeps its own layer.
     """
@@ -64,7 +64,7 @@ def key(source: str) -> str:
     return f"{source} {state.note(f'turn {source}') or 0}"
 
 
-def clicked(source: str) -> None:
+def select_head_from_chart(source: str) -> None:
     """Callback of a chart whose points carry (layer, head, expert, ...)."""
     for point in _part(_part(state.get(key(source)), "selection"), "points") or []:
         data = _part(point, "customdata")
@@ -74,7 +74,7 @@ def clicked(source: str) -> None:
             return
 
 
-def picked(rows: list[tuple[int, int, int]], source: str) -> None:
+def select_head_from_table(rows: list[tuple[int, int, int]], source: str) -> None:
     """Callback of a table whose lines are these heads."""
     lines = _part(_part(state.get(key(source)), "selection"), "rows") or []
     if lines and lines[0] < len(rows):

@@ -11,7 +11,7 @@ from wisca_core.errors import DeclarationError
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerPath:
     layer: int
     expert: int
     prefix: str
@@ -55,14 +55,14 @@ def _near(one: Declaration, names: Sequence[str]) -> str:
     return f"Near it are {', '.join(like)}." if any(like) else "It has no tensors in modules."
 
 
-def places_of(weights: Weights, one: Declaration, root: str) -> list[Place]:
+def layer_paths(weights: Weights, one: Declaration, root: str) -> list[LayerPath]:
     pattern = re.compile(re.escape(root) + _pattern(one))
     found = {}
     for name in weights.names:
         match = pattern.match(name)
         if match:
             at = match.groupdict()
-            place = Place(int(at.get("i") or 0), int(at["e"]) if at.get("e") else -1, match[0])
+            place = LayerPath(int(at.get("i") or 0), int(at["e"]) if at.get("e") else -1, match[0])
             found[(place.layer, place.expert)] = place
     chosen = one["layers"]
     missing = sorted(set(chosen or ()) - {layer for layer, _ in found})
@@ -73,7 +73,7 @@ def places_of(weights: Weights, one: Declaration, root: str) -> list[Place]:
     return [place for key, place in sorted(found.items()) if not chosen or place.layer in chosen]
 
 
-def row_name(weights: Weights, one: Declaration, place: Place, module: str) -> str:
+def row_name(weights: Weights, one: Declaration, place: LayerPath, module: str) -> str:
     """As a row names it: a tensor that is itself the parameter ends in "!"."""
     if f"{place.prefix}{module}.weight" in weights:
         return module

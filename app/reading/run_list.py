@@ -7,14 +7,14 @@ from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme
 from wisca_app.reading.curves import looks
-from wisca_app.reading.shown import Shown
+from wisca_app.reading.drawn_runs import DrawnRuns
 from wisca_core.runs.groups import ends, lower_is_better, seed_of
 from wisca_core.runs.recognise import KINDS
 
 MOST_LISTED = 2000
 
 
-def draw(shown: Shown, theme: Theme) -> None:
+def draw(shown: DrawnRuns, theme: Theme) -> None:
     """Ticked rows are shown, all where none is ticked."""
     n = len(shown.logs.runs)
     if n < 2:
@@ -39,7 +39,7 @@ def _show_all() -> None:
     state.note("runs list turn", (state.note("runs list turn") or 0) + 1)  # a new list, with nothing ticked
 
 
-def _list(shown: Shown, theme: Theme, key: str) -> None:
+def _list(shown: DrawnRuns, theme: Theme, key: str) -> None:
     runs = shown.found[:MOST_LISTED]
     metric = shown.metrics[0] if shown.metrics else ""
     group = {run.name: title for title, members in shown.all_groups.items() for run in members}

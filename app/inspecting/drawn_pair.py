@@ -22,7 +22,7 @@ NORMS = ("l1", "l2", "max", "mean")
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class DrawnPair:
     """``blocks``: of ``pair``, with their names in words ("" where there is one). ``everything``: all pairs and blocks;
     ``groups``, ``layers``: rows of ``pair`` in ``block`` only. All in ``norm``.
     """
@@ -150,7 +150,7 @@ def options_of(model: Model) -> Options:
     return options
 
 
-def shown(model: Model) -> Shown:
+def drawn_pair(model: Model) -> DrawnPair:
     """Of the pair, block and norm that are chosen; what this model does not have gives way to what it has."""
     options = options_of(model)
     decision = cached.decision(model, options)
@@ -163,7 +163,7 @@ def shown(model: Model) -> Shown:
     if of_pair["block"].nunique() > 1:  # else what was chosen before is kept for later
         block = state.follow("block", block, set(of_pair["block"]))
     key = f"{model.key}\n{options!r}\n{pair} {block} {norm}"
-    return cached.once(f"shown\n{key}", lambda: cut(key, model, options, decision, pair, norm, block))
+    return cached.once(f"shown\n{key}", lambda: pair_in_block(key, model, options, decision, pair, norm, block))
 
 
 def _first_pair(groups: pd.DataFrame) -> str:
@@ -181,7 +181,9 @@ def _first_block(groups: pd.DataFrame) -> str:
     return far.block if far is not None else str(groups["block"].iloc[0])
 
 
-def cut(key: str, model: Model, options: Options, decision: Decision, pair: str, norm: str, block: str) -> Shown:
+def pair_in_block(
+    key: str, model: Model, options: Options, decision: Decision, pair: str, norm: str, block: str
+) -> DrawnPair:
     """One pair in one block and norm, out of a decision."""
     everything = group_rates(decision.groups(norm), model.sites)
     of_pair = everything[everything["pair"] == pair]
@@ -191,7 +193,7 @@ def cut(key: str, model: Model, options: Options, decision: Decision, pair: str,
     lanes = tuple(sorted({site.key.part for site in sites})) if pair == "lora" else ()
     if lanes:
         groups = groups.assign(group=_lane_numbers(lanes, groups["name"]))
-    return Shown(
+    return DrawnPair(
         key,
         model,
         options,
@@ -214,7 +216,7 @@ def _lane_numbers(lanes: tuple[str, ...], names: pd.Series) -> np.ndarray:
     return np.array([lanes.index(SiteKey.parse(name).part) for name in names], np.int64)
 
 
-def most_unbalanced(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd.DataFrame:
+def most_unbalanced_cells(groups: pd.DataFrame, plan_rows: pd.DataFrame, most: int = 8) -> pd.DataFrame:
     """The cells of one pair furthest from balance, with factor_low, factor_high, right_low and right_high of the plan.
 
     ``plan_rows``: columns name, group (-1: the whole tensor) and those.

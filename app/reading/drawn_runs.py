@@ -19,7 +19,7 @@ _POINTS, _LEAST, _MOST = 120_000, 200, 4000
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class DrawnRuns:
     """``found``: all that were read and meet the search, ``runs``: those of them that are shown. ``groups``: title ->
     runs, single runs each under their name where nothing is put together; ``all_groups``: the same of all that were read.
     ``metrics``: those drawn; empty where the logs hold none.
@@ -56,12 +56,12 @@ def paths() -> tuple[str, ...]:
     return tuple(line.strip() for line in state.get("logs").splitlines() if line.strip())
 
 
-def shown() -> Shown:
+def drawn_runs() -> DrawnRuns:
     """Raises UnreadableInput, BadOption. Choices that these logs do not have give way to ones they have."""
     if not paths():
         raise UnreadableInput("no log is open. Name files or folders above, one a line.")
     logs = cached.logs(paths(), state.get("step_column"))
-    found = searched(logs.runs, state.get("runs_search"))
+    found = matching_runs(logs.runs, state.get("runs_search"))
     chosen_runs = set(state.get("runs_chosen"))
     runs = tuple(run for run in found if run.name in chosen_runs) or found
     everything = tuple(metrics(runs))
@@ -76,7 +76,7 @@ def shown() -> Shown:
     group = {"configuration": by_configuration, "seed": by_seed}.get(
         together, lambda runs: {run.name: (run,) for run in runs}
     )
-    return Shown(
+    return DrawnRuns(
         logs,
         found,
         runs,
@@ -90,7 +90,7 @@ def shown() -> Shown:
     )
 
 
-def searched(runs: tuple[Run, ...], text: str) -> tuple[Run, ...]:
+def matching_runs(runs: tuple[Run, ...], text: str) -> tuple[Run, ...]:
     """Runs in whose name or settings every word of the search stands ("rate 0.01", "lr=0.01"); all where none does."""
     words = text.lower().replace("=", " ").split()
     found = tuple(

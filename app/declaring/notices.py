@@ -38,7 +38,7 @@ def line(model: Model) -> None:
         )
 
 
-def unproved(model: Model, command: str) -> bool:
+def accepts_unproved(model: Model, command: str) -> bool:
     """On Rescale: that nothing is proved, how it would be, and whether the person takes it all the same. ``command``: the
     line that proves and writes.
     """

@@ -11,20 +11,20 @@ from wisca_app.heading import show
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.parts import primary
-from wisca_app.reading.shown import Shown, checkpoint_folder
+from wisca_app.reading.drawn_runs import DrawnRuns, checkpoint_folder
 from wisca_core import jobs
 from wisca_core.runs import Run
 from wisca_core.runs.drawing import thin
 from wisca_core.runs.groups import loss_metric
 from wisca_core.trajectories import Trajectory, advice, drifts
-from wisca_core.untrusted import shown as fit_for_a_line
+from wisca_core.untrusted import printable as fit_for_a_line
 
 _KEPT = {"persist_state": "session"}
 _MOST_POINTS = 2000
 EVERY = 250
 
 
-def draw(shown: Shown | None, theme: Theme) -> list[Chart]:
+def draw(shown: DrawnRuns | None, theme: Theme) -> list[Chart]:
     """The section; returns its chart."""
     st.header("In the weights", anchor=False)
     folder = checkpoint_folder()
@@ -39,13 +39,13 @@ def draw(shown: Shown | None, theme: Theme) -> list[Chart]:
         st.markdown(":gray[No checkpoints lie beside these logs. Name their folder to see how the pairs moved.]")
         return []
     with errors_as_messages("The checkpoints cannot be shown"):
-        if not _measured(folder):
+        if not _is_measured(folder):
             return []
         return _draw(cached.trajectory(folder), shown, theme)
     return []
 
 
-def _measured(folder: str) -> bool:
+def _is_measured(folder: str) -> bool:
     """Whether everything is there to be drawn; else starts or follows the job that measures it."""
     if not cached.trajectory_waits(folder):
         return True
@@ -69,7 +69,7 @@ def _measured(folder: str) -> bool:
     return False
 
 
-def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[Chart]:
+def _draw(found: Trajectory, shown: DrawnRuns | None, theme: Theme) -> list[Chart]:
     if state.get("moved_pair") not in found.pairs:
         state.put("moved_pair", found.pairs[0])
     pair = state.get("moved_pair")
@@ -114,8 +114,8 @@ def _draw(found: Trajectory, shown: Shown | None, theme: Theme) -> list[Chart]:
         else "Bold: the median layer; quiet: every layer"
     )
     how = (
-        f"{lines}. Ratio of L1 norms, log axis: above 1× {words.coloured(left)} is heavier, below "
-        f"{words.coloured(right)}." + (f" Below, {words.markdown_text(loss[0])} on the same axis." if loss else "")
+        f"{lines}. Ratio of L1 norms, log axis: above 1× {words.coloured_word(left)} is heavier, below "
+        f"{words.coloured_word(right)}." + (f" Below, {words.markdown_text(loss[0])} on the same axis." if loss else "")
     )
     chart = Chart(
         finding,
@@ -147,7 +147,7 @@ def _finding(found: Trajectory, pair: str, block: str) -> str:
     return f"{most.growing.capitalize()} grows against {most.against} in {where}, by {words.ratio(most.octaves)}"
 
 
-def _loss(shown: Shown | None):
+def _loss(shown: DrawnRuns | None):
     """(name, steps, values) of the loss, thinned, of the run that the checkpoints are most likely of: the only one
     there is.
     """
