@@ -53,7 +53,7 @@ class Choice:
     write: Callable[[Any], str]
 
 
-def _fixed(value: Any) -> Callable[[], Any]:
+def _constant(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
@@ -164,89 +164,89 @@ def _read_stop(text: str) -> int:
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
     # the declaration it was opened with, by its name under WISCA_HOME/sites; "" for none
-    "sites": Choice(_fixed(""), _read_kept, str),
+    "sites": Choice(_constant(""), _read_kept, str),
     # Open a model: the file whose pairs are being declared, "" for none
-    "declaring": Choice(_fixed(""), str, str),
+    "declaring": Choice(_constant(""), str, str),
     # the stop of the guided path
-    "tour": Choice(_fixed(None), _read_stop, str),
+    "tour": Choice(_constant(None), _read_stop, str),
     # Open a model: the folder that is looked into, "" for the one the open model lies in
-    "folder": Choice(_fixed(""), str, str),
+    "folder": Choice(_constant(""), str, str),
     # Inspect: a second model that is drawn beside it, "" for none
-    "beside": Choice(_fixed(""), str, str),
+    "beside": Choice(_constant(""), str, str),
     # Rescale, and the "after" of Inspect
     "pairs": Choice(lambda: list(DEFAULT_PAIRS), _read_pairs, ",".join),
-    "granularity": Choice(_fixed("tensor"), _one_of(*GRANULARITIES), str),
-    "norm": Choice(_fixed("l1"), _one_of(*PLAN_NORMS), str),
-    "strength": Choice(_fixed(1.0), _read_strength, "{:g}".format),
+    "granularity": Choice(_constant("tensor"), _one_of(*GRANULARITIES), str),
+    "norm": Choice(_constant("l1"), _one_of(*PLAN_NORMS), str),
+    "strength": Choice(_constant(1.0), _read_strength, "{:g}".format),
     "layers": Choice(lambda: note("layer span"), _read_span, lambda span: f"{span[0]}-{span[1]}"),
-    "exact": Choice(_fixed(False), lambda text: _one_of("yes")(text) == "yes", lambda on: "yes"),
+    "exact": Choice(_constant(False), lambda text: _one_of("yes")(text) == "yes", lambda on: "yes"),
     "exclude": Choice(list, _read_names, ",".join),
     # Inspect
     # what was not chosen follows the verdict to the place that is furthest from balance
     "pair": Choice(lambda: note("own pair"), _one_of(*PAIRS), str),
     # where in the model the pair sits, where it has several blocks: decoder.cross, decoder.experts ...
     "block": Choice(lambda: note("own block"), _read_block, str),
-    "shown_norm": Choice(_fixed("l1"), _one_of(*NORMS), str),
+    "shown_norm": Choice(_constant("l1"), _one_of(*NORMS), str),
     # of the map; where none was chosen yet it follows the model: divided out where size is most of the ratio
     "shown_view": Choice(lambda: note("own shown_view"), _one_of("size", "stored", "after"), str),
     # the cell looked at; the most unbalanced one stands in no address
     "layer": Choice(lambda: _first_place(0), _whole, str),
     "group": Choice(lambda: _first_place(1), _whole, str),
     # Heads: the selected head of ``layer``, and the columns that are drawn
-    "head": Choice(_fixed(None), _whole, str),
-    "expert": Choice(_fixed(None), _expert, str),
-    "heads_block": Choice(_fixed(""), _read_block, str),
-    "column": Choice(_fixed("qk_stable_rank"), _one_of(*NUMBERS), str),
-    "across": Choice(_fixed("qk_stable_rank"), _one_of(*NUMBERS), str),
-    "up": Choice(_fixed("ov_stable_rank"), _one_of(*NUMBERS), str),
-    "heads_beside": Choice(_fixed(""), str, str),
+    "head": Choice(_constant(None), _whole, str),
+    "expert": Choice(_constant(None), _expert, str),
+    "heads_block": Choice(_constant(""), _read_block, str),
+    "column": Choice(_constant("qk_stable_rank"), _one_of(*NUMBERS), str),
+    "across": Choice(_constant("qk_stable_rank"), _one_of(*NUMBERS), str),
+    "up": Choice(_constant("ov_stable_rank"), _one_of(*NUMBERS), str),
+    "heads_beside": Choice(_constant(""), str, str),
     # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"; any text, because the
     # page says of one that is not here that it is not. Only names that are listed are ever looked up on disk.
-    "comparison": Choice(_fixed(""), str, str),
+    "comparison": Choice(_constant(""), str, str),
     # its curves: what was not chosen follows the comparison
     "compare_rate": Choice(lambda: note("own compare_rate"), _read_rate, "{:g}".format),
     "compare_pair": Choice(lambda: note("own compare_pair"), _one_of(*PAIRS), str),
     # Evaluate
-    "evaluated": Choice(_fixed(""), str, str),
-    "other": Choice(_fixed(""), str, str),
-    "text": Choice(_fixed(""), str, str),
-    "draft": Choice(_fixed(""), str, str),
+    "evaluated": Choice(_constant(""), str, str),
+    "other": Choice(_constant(""), str, str),
+    "text": Choice(_constant(""), str, str),
+    "draft": Choice(_constant(""), str, str),
     "tasks": Choice(lambda: ["docs-continuation", "docs-order"], lambda text: text.split("\n"), "\n".join),
-    "limit": Choice(_fixed(200), _whole, str),
-    "inside": Choice(_fixed(True), lambda text: _one_of("no")(text) != "no", lambda on: "no"),
+    "limit": Choice(_constant(200), _whole, str),
+    "inside": Choice(_constant(True), lambda text: _one_of("no")(text) != "no", lambda on: "no"),
     # Architectures
     "architecture": Choice(lambda: note("own architecture") or None, _read_model_type, str),
-    "search": Choice(_fixed(""), str, str),
-    "verdict": Choice(_fixed("all"), _one_of("all", *VERDICTS), str),
-    "kinds": Choice(_fixed("causal"), _one_of("causal", "all"), str),
+    "search": Choice(_constant(""), str, str),
+    "verdict": Choice(_constant("all"), _one_of("all", *VERDICTS), str),
+    "kinds": Choice(_constant("causal"), _one_of("causal", "all"), str),
     # Method
-    "toy_ratio": Choice(_fixed(12.0), _between(1, 16), "{:g}".format),
-    "toy_rate": Choice(_fixed(0.23), _between(0.02, 0.5), "{:g}".format),
-    "toy_position": Choice(_fixed("rotary"), _one_of(*POSITIONS), str),
-    "toy_scaled": Choice(_fixed("pair"), _one_of(*SCALED), str),
+    "toy_ratio": Choice(_constant(12.0), _between(1, 16), "{:g}".format),
+    "toy_rate": Choice(_constant(0.23), _between(0.02, 0.5), "{:g}".format),
+    "toy_position": Choice(_constant("rotary"), _one_of(*POSITIONS), str),
+    "toy_scaled": Choice(_constant("pair"), _one_of(*SCALED), str),
     # Runs
     "logs": Choice(lambda: str(SAMPLE) if sample_checkpoints() else "", str, str),
-    "step_column": Choice(_fixed(""), str, str),
-    "follow": Choice(_fixed(True), lambda text: _one_of("no")(text) != "no", lambda on: "no"),
+    "step_column": Choice(_constant(""), str, str),
+    "follow": Choice(_constant(True), lambda text: _one_of("no")(text) != "no", lambda on: "no"),
     "curves": Choice(list, lambda text: text.split("\n"), "\n".join),
-    "runs_search": Choice(_fixed(""), str, str),
+    "runs_search": Choice(_constant(""), str, str),
     "runs_chosen": Choice(list, lambda text: text.split("\n"), "\n".join),
-    "x": Choice(_fixed("step"), str, str),
-    "smoothing": Choice(_fixed(0.0), _read_smoothing, "{:g}".format),
-    "together": Choice(_fixed("configuration"), _one_of("configuration", "seed", "none"), str),
-    "shape": Choice(_fixed("band"), _one_of("band", "lines"), str),
+    "x": Choice(_constant("step"), str, str),
+    "smoothing": Choice(_constant(0.0), _read_smoothing, "{:g}".format),
+    "together": Choice(_constant("configuration"), _one_of("configuration", "seed", "none"), str),
+    "shape": Choice(_constant("band"), _one_of("band", "lines"), str),
     "log_axes": Choice(list, lambda text: [_one_of("x", "y")(axis) for axis in text.split(",")], ",".join),
     "window": Choice(lambda: note("window span"), _read_window, lambda span: f"{span[0]:.9g}..{span[1]:.9g}"),
-    "highlight": Choice(_fixed(None), str, str),
-    "from_group": Choice(_fixed(None), str, str),
-    "to_group": Choice(_fixed(None), str, str),
-    "histograms_of": Choice(_fixed(None), str, str),
-    "histogram_family": Choice(_fixed(None), str, str),
-    "histogram_view": Choice(_fixed("values"), _one_of("values", "rms", "l2", "l1"), str),
-    "checkpoints": Choice(_fixed(""), str, str),
-    "moved_pair": Choice(_fixed("qk"), _one_of(*PAIRS), str),
-    "moved_block": Choice(_fixed(""), _read_block, str),
-    "moved_layer": Choice(_fixed(None), _whole, str),
+    "highlight": Choice(_constant(None), str, str),
+    "from_group": Choice(_constant(None), str, str),
+    "to_group": Choice(_constant(None), str, str),
+    "histograms_of": Choice(_constant(None), str, str),
+    "histogram_family": Choice(_constant(None), str, str),
+    "histogram_view": Choice(_constant("values"), _one_of("values", "rms", "l2", "l1"), str),
+    "checkpoints": Choice(_constant(""), str, str),
+    "moved_pair": Choice(_constant("qk"), _one_of(*PAIRS), str),
+    "moved_block": Choice(_constant(""), _read_block, str),
+    "moved_layer": Choice(_constant(None), _whole, str),
 }
 
 

@@ -35,7 +35,7 @@ def draw() -> None:
     )
     slots: dict[str, DeltaGenerator] = {}
     try:
-        spec, executor, workers = _chosen(slots)
+        spec, executor, workers = _draw_form(slots)
         check_text(spec)
         cached.comparison_facts(spec)
     except WiscaError as error:
@@ -75,7 +75,7 @@ def go_on(place: Path, executor: str = "auto", workers: int | None = None) -> No
     )
 
 
-def _chosen(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]:
+def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]:
     """The spec, the executor, the number of processes. ``slots``: gains the place beside the fields of each heading."""
     with st.container(border=True):
         source = asking.source()

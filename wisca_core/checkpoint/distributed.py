@@ -64,7 +64,7 @@ _OBJECTS = (
 
 
 @dataclass(frozen=True)
-class _Known:
+class _KnownName:
     what: str
 
 
@@ -149,14 +149,14 @@ def _of_the_model(tensors: dict) -> dict:
     return {name: tensors[name] for name in kept if not nested or short[name].startswith("model.")}
 
 
-def _look_up(module: object, name: object) -> _Known:
+def _look_up(module: object, name: object) -> _KnownName:
     if type(module) is not str or type(name) is not str or (module, name) not in _KNOWN:
         raise NotPlain(f"it asks for {printable(module, 60)}.{printable(name, 60)}")
-    return _Known(_KNOWN[module, name])
+    return _KnownName(_KNOWN[module, name])
 
 
 def _call(function: object, arguments: object) -> object:
-    if type(function) is not _Known or type(arguments) is not tuple:
+    if type(function) is not _KnownName or type(arguments) is not tuple:
         raise NotPlain("it calls something unknown")
     match function.what:
         case "Size" if len(arguments) == 1 and type(arguments[0]) in (tuple, list):
@@ -173,7 +173,7 @@ def _call(function: object, arguments: object) -> object:
 
 
 def _new(kind: object, arguments: object) -> object:
-    if type(kind) is _Known and kind.what == "Size" or type(kind) is _Known and kind.what in _OBJECTS:
+    if type(kind) is _KnownName and kind.what == "Size" or type(kind) is _KnownName and kind.what in _OBJECTS:
         return _call(kind, arguments)
     raise NotPlain("it makes an object of an unknown class")
 
@@ -209,7 +209,9 @@ def _tensors_and_places(found: object) -> tuple[dict, dict]:
             continue
         properties = one.get("properties").state
         dtype = properties[0] if type(properties) is tuple else properties["dtype"]
-        dtype = dtype.what.removeprefix("dtype ") if type(dtype) is _Known and dtype.what.startswith("dtype ") else ""
+        dtype = (
+            dtype.what.removeprefix("dtype ") if type(dtype) is _KnownName and dtype.what.startswith("dtype ") else ""
+        )
         shape = _numbers(one.get("size"))
         chunks = tuple((_numbers(chunk.get("offsets")), _numbers(chunk.get("sizes"))) for chunk in one.get("chunks"))
         if type(name) is not str or dtype not in DTYPE_BITS or not 1 <= len(chunks) <= MAX_CHUNKS:

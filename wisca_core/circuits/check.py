@@ -28,7 +28,7 @@ class FactorCheck:
     moves: float
 
 
-class _Rescaled(AttentionWeights):
+class _RescaledWeights(AttentionWeights):
     """The same weights with factors on the channels of their sites: left times the factor, right divided by it."""
 
     def __init__(self, checkpoint: Checkpoint, reader: Reader, factors: dict[str, np.ndarray]):
@@ -60,7 +60,7 @@ def factor_check(checkpoint: Checkpoint, sites: Sites, block: str, layer: int) -
         factors[site.name] = np.exp2(rng.uniform(-OCTAVES, OCTAVES, labels.max() + 1))[labels]
     with one_thread(), Reader(checkpoint) as reader:
         before = attention_heads(heads, AttentionWeights(checkpoint, reader), inputs).rows
-        after = attention_heads(heads, _Rescaled(checkpoint, reader, factors), inputs).rows
+        after = attention_heads(heads, _RescaledWeights(checkpoint, reader, factors), inputs).rows
     change = {
         column.name: [abs(b[column.name] / a[column.name] - 1) for a, b in zip(before, after) if a[column.name]]
         for column in (*UNMOVED, *MOVED)

@@ -202,10 +202,10 @@ def _cut(documents: list[tuple[str, bytes]]) -> tuple[list[tuple[str, bytes]], l
 
 def bundled_held_out() -> list[tuple[str, bytes]]:
     """(name, text) of the bundled documents that no comparison on them, and not the bundled decoder, was trained on."""
-    return [(name, text) for name, text in _bundled(DataSpec()) if _is_held_out(name)]
+    return [(name, text) for name, text in _bundled_documents(DataSpec()) if _is_held_out(name)]
 
 
-def _bundled(data: DataSpec) -> list[tuple[str, bytes]]:
+def _bundled_documents(data: DataSpec) -> list[tuple[str, bytes]]:
     import sys
     from pydoc_data import topics
 
@@ -299,4 +299,4 @@ def _cannot_be_read(file: Path, error: OSError) -> UnreadableInput:
     return UnreadableInput(f"data.path: {str(file)!r} cannot be read: {(error.strerror or str(error)).lower()}.")
 
 
-_DOCUMENTS = {"bundled": _bundled, "text": _text, "jsonl": _jsonl, "hub": _hub}
+_DOCUMENTS = {"bundled": _bundled_documents, "text": _text, "jsonl": _jsonl, "hub": _hub}

@@ -134,14 +134,16 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
     end = _baseline_end(comparison, dict(sweeps))
     own = not spec.has_pilot or question in comparison.pilot.grids or bool(spec.arm(question).rate_of)
     at_rates = "each arm at its own best rate" if own else "every arm at the baseline's best rate"
-    said = _Said(spec, unit(spec), digits_of(spec), end, at_rates)
+    said = _Wording(spec, unit(spec), digits_of(spec), end, at_rates)
     return Report(
         name=spec.name,
         subject=in_words(spec.arm(first.arm)),
         unit=said.unit,
         digits=said.digits,
         bytes_per_token=float(comparison.corpus.get("bytes_per_token", 1.0)),
-        sentence=said.sentence(first, grade, _as_fixed(comparison, curves) if comparison.is_extended else ""),
+        sentence=said.sentence(
+            first, grade, _fixed_seeds_sentence(comparison, curves) if comparison.is_extended else ""
+        ),
         reading=said.reading(first, grade),
         grade=grade,
         n_seeds=first.loss.n,
@@ -291,7 +293,7 @@ def placebo_words(noise: tuple[float, float]) -> str:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Wording:
     """The words about one comparison. ``end``: of the rates tried, where
     the baseline is best at it.
     """
@@ -444,7 +446,7 @@ def _seeds(effect: Effect) -> str:
     return f"{effect.loss.n} seed{'' if effect.loss.n == 1 else 's'}"
 
 
-def _as_fixed(comparison: Comparison, curves: pd.DataFrame) -> str:
+def _fixed_seeds_sentence(comparison: Comparison, curves: pd.DataFrame) -> str:
     """The sentence of the seeds that were fixed before any result was there to be seen."""
     added = {seed for addition in comparison.additions if addition.n_finished for seed in addition.seeds}
     seeds = tuple(seed for seed in comparison.spec.seeds if seed not in added)

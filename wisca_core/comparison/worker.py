@@ -91,14 +91,14 @@ def work(
         else:
             _singles(comparison, corpus, stop, place)
     except Exception as error:
-        if isinstance(error, _Lost) or is_device_lost(error):
+        if isinstance(error, _RankLost) or is_device_lost(error):
             return LOST
         raise
     ranks.leave()
     return 0
 
 
-class _Lost(Exception):
+class _RankLost(Exception):
     pass
 
 
@@ -122,7 +122,7 @@ def _singles(comparison: Comparison, corpus: Corpus, stop: Callable[[], bool], p
                 if ranks.is_first() or not isinstance(error, CellFailed):
                     _end(comparison.path, cell, error, place)
                 if is_device_lost(error) or (ranks.n_ranks() > 1 and not isinstance(error, CellFailed)):
-                    raise _Lost from error  # other ranks wait for this one: all of them start anew
+                    raise _RankLost from error  # other ranks wait for this one: all of them start anew
             else:
                 if ranks.is_first():
                     _end(comparison.path, cell, None, place)

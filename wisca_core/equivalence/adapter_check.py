@@ -62,7 +62,7 @@ def compare_adapters(
     )
 
 
-class _Moved:
+class _ProductChange:
     """Running figures over the modules; ``max_rel`` is relative to the largest value of each module's product."""
 
     def __init__(self) -> None:
@@ -83,8 +83,8 @@ class _Moved:
         self.max_rel = max(self.max_rel, gap / size if size else (0.0 if gap == 0 else float("inf")))
 
 
-def _compare(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress, step: str) -> _Moved:
-    moved = _Moved()
+def _compare(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress, step: str) -> _ProductChange:
+    moved = _ProductChange()
     with Reader(before) as first, Reader(after) as second:
         for number, site in enumerate(sites.sites):
             progress(step, number, len(sites.sites))

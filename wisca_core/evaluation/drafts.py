@@ -43,7 +43,7 @@ def draft_rows(target: Subject, draft: Subject, prompts: list[np.ndarray], progr
     for i, prompt in enumerate(prompts):
         progress(f"drafting with {draft.name}", i, len(prompts))
         ids = torch.from_numpy(prompt[None]).to(target.device)
-        steps = _assisted(target, draft, ids)
+        steps = _generate_with_draft(target, draft, ids)
         with torch.inference_mode():
             alone = target.model.generate(ids, **_options(target))
         same += torch.equal(steps["text"], alone)
@@ -85,7 +85,7 @@ def _options(target: Subject) -> dict[str, Any]:
     }
 
 
-def _assisted(target: Subject, draft: Subject, ids: torch.Tensor) -> dict[str, Any]:
+def _generate_with_draft(target: Subject, draft: Subject, ids: torch.Tensor) -> dict[str, Any]:
     runs: list[tuple[int, int, int]] = []
     config = draft.model.generation_config
     before = (config.num_assistant_tokens, config.num_assistant_tokens_schedule, config.assistant_confidence_threshold)

@@ -36,7 +36,7 @@ class _Head:
 
 
 @dataclass
-class _Seen:
+class _Inside:
     layers: dict[int, _Head] = field(default_factory=dict)
     activations: dict[int, float] = field(default_factory=dict)
     refused: str = ""
@@ -51,7 +51,7 @@ def look_inside(
     but the first of each window), first_token (share of attention that goes to the first token, the same mean). layers:
     layer, largest_activation (max |hidden state| behind the layer). UnsupportedCheckpoint where it cannot be watched.
     """
-    seen = _Seen()
+    seen = _Inside()
     model = subject.model
     with _watching(model, seen), torch.inference_mode():
         n = 0
@@ -79,7 +79,7 @@ def look_inside(
     return heads, layers
 
 
-def _check(model, row: torch.Tensor, seen: _Seen) -> None:
+def _check(model, row: torch.Tensor, seen: _Inside) -> None:
     watched = model(input_ids=row, use_cache=False).logits.float()
     name = type(model).__name__
     if seen.refused or not seen.layers:
@@ -102,7 +102,7 @@ def _check(model, row: torch.Tensor, seen: _Seen) -> None:
 
 
 @contextmanager
-def _watching(model, seen: _Seen) -> Iterator[None]:
+def _watching(model, seen: _Inside) -> Iterator[None]:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -143,7 +143,7 @@ def _watching(model, seen: _Seen) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _count(seen: _Seen, layer: int | None, scores: torch.Tensor, weights: torch.Tensor) -> None:
+def _count(seen: _Inside, layer: int | None, scores: torch.Tensor, weights: torch.Tensor) -> None:
     if layer is None or scores.shape[-2] < 2:
         return
     largest = scores.amax(dim=(0, 2, 3)).double().cpu().numpy()
@@ -159,7 +159,7 @@ def _count(seen: _Seen, layer: int | None, scores: torch.Tensor, weights: torch.
         found.entropy, found.first, found.n = found.entropy + entropy, found.first + first, found.n + n
 
 
-def _activation(seen: _Seen, layer: int, out: Any) -> None:
+def _activation(seen: _Inside, layer: int, out: Any) -> None:
     hidden = out[0] if isinstance(out, tuple) else out
     if isinstance(hidden, torch.Tensor):
         value = float(hidden.abs().max())

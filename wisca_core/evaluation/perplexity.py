@@ -60,7 +60,7 @@ def score(
     ``keep(i, nats, count)`` is told every window as soon as it is scored.
     """
     started = time.perf_counter()
-    batches = _batch_sizes(like) if like else _fixed(batch_size) if batch_size else _fastest(subject)
+    batches = _batch_sizes(like) if like else _one_size(batch_size) if batch_size else _fastest(subject)
     nats: list[float] = []
     counts: list[int] = []
     sizes: list[int] = []
@@ -89,7 +89,7 @@ def score(
     return TokenScores(np.array(nats), np.array(counts), tuple(sizes), time.perf_counter() - started)
 
 
-def _fixed(size: int):
+def _one_size(size: int):
     while True:
         yield size
 

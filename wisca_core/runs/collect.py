@@ -118,7 +118,7 @@ class _Column:
         self.last = float(step[-1])
 
 
-class Collected:
+class SourceRuns:
     """What one source, called ``run`` where it names no run itself, gave so far. ``counts`` and ``notes`` are filled by
     the reader.
     """

@@ -5,7 +5,7 @@ where the file was replaced.
 from collections.abc import Iterator
 
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, MemoryBudget
+from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.growing import PIECE_BYTES, Growing, Lines, Replaced
 from wisca_core.runs.source import Ask, Source
 from wisca_core.untrusted import printable
@@ -24,7 +24,7 @@ class FileReader:
 
     def _begin(self) -> None:
         """As if nothing had been read yet."""
-        self._out = Collected(self._room, self.source.run)
+        self._out = SourceRuns(self._room, self.source.run)
         self._file = Growing(self.source.path, self.piece_bytes)
 
     def advance(self, progress: Progress) -> bool:

@@ -2,7 +2,7 @@
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, MemoryBudget
+from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.growing import Growing
 from wisca_core.runs.json_rows import whole_file
 from wisca_core.runs.source import Ask, Source
@@ -17,13 +17,13 @@ class JsonList:
     def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
         self._file = Growing(source.path)
-        self._out, self._table = Collected(room, source.run), None
+        self._out, self._table = SourceRuns(room, source.run), None
 
     def advance(self, progress: Progress) -> bool:
         if not self._file.has_changed():
             return False
         self._out.release()
-        self._out = Collected(self._room, self.source.run)
+        self._out = SourceRuns(self._room, self.source.run)
         self._file = Growing(self.source.path)
         self._table = Tabular(self._out, self.source.run, self._ask.step_column, printable(self.source.path))
         content = whole_file(self._file)

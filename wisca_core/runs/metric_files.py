@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, MemoryBudget
+from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.growing import Growing, Lines, Replaced
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
@@ -49,7 +49,7 @@ class MetricFiles:
 
     def _begin(self) -> None:
         self._name = self._name_of_run()
-        self._out = Collected(self._room, self._name)
+        self._out = SourceRuns(self._room, self._name)
         self._files: dict[Path, tuple[Growing, Lines]] = {}
         self._out.config(self._name, self._settings())
 

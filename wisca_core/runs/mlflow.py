@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, MemoryBudget
+from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.metric_files import MetricFiles, Point, files_in
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.sqlite_file import Database, open_database, stamp
@@ -71,7 +71,7 @@ class MlflowDatabase:
         self._begin()
 
     def _begin(self) -> None:
-        self._out = Collected(self._room, self.source.run)
+        self._out = SourceRuns(self._room, self.source.run)
         self._last = 0
         self._names: dict[str, str] = {}
         self._titles: set[str] = set()

@@ -12,7 +12,7 @@ from wisca_core import apart
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.arrow_cells import cells
-from wisca_core.runs.collect import Collected, MemoryBudget
+from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.columns import MAX_COLUMNS
 from wisca_core.runs.growing import Growing
 from wisca_core.runs.source import Ask, Source
@@ -43,7 +43,7 @@ class Parquet:
             return False
         if self._table is not None:
             self._table.out.release()
-        out = Collected(self._room, self.source.run)
+        out = SourceRuns(self._room, self.source.run)
         table = Tabular(out, self.source.run, self._ask.step_column, printable(self.source.path), untyped=False)
         done = 0
         with closing(_apart("batches", self.source.path)) as batches:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from wisca_core.errors import BadOption
-from wisca_core.runs.collect import MOST_RUNS, Collected, flat
+from wisca_core.runs.collect import MOST_RUNS, SourceRuns, flat
 from wisca_core.runs.columns import (
     INDEX_NAMES,
     MAX_COLUMNS,
@@ -59,7 +59,7 @@ class Tabular:
     """
 
     def __init__(
-        self, out: Collected, run: str, asked: str, what: str, *, key: bool = True, untyped: bool = True, own: str = ""
+        self, out: SourceRuns, run: str, asked: str, what: str, *, key: bool = True, untyped: bool = True, own: str = ""
     ) -> None:
         self.out, self.run, self.asked, self.what, self.key, self.untyped = out, run, asked, what, key, untyped
         self.own = own

@@ -16,7 +16,7 @@ import numpy as np
 from google_crc32c import value as crc32c
 
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, MemoryBudget
+from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.distributions import figures_of
 from wisca_core.runs.growing import Growing, Replaced
 from wisca_core.runs.messages import DecodeError, message
@@ -55,7 +55,7 @@ class TensorBoard:
         self._begin()
 
     def _begin(self) -> None:
-        self._out = Collected(self._room, self.source.run)
+        self._out = SourceRuns(self._room, self.source.run)
         self._files: dict[Path, Growing] = {}
         self._cut: dict[Path, int] = {}
         self._searched: dict[Path, int] = {}

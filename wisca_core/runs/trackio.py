@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, MemoryBudget
+from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.columns import seconds
 from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.source import Ask, Source
@@ -32,7 +32,7 @@ class Trackio:
         self._begin()
 
     def _begin(self) -> None:
-        self._out = Collected(self._room, self.source.run)
+        self._out = SourceRuns(self._room, self.source.run)
         self._last = 0
         self._stamp = None
         self._names: dict[str, str] = {}

@@ -4,7 +4,7 @@ where it changed.
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import Collected, MemoryBudget
+from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.growing import Growing
 from wisca_core.runs.json_rows import whole_file
 from wisca_core.runs.source import Ask, Source
@@ -29,13 +29,13 @@ class TrainerState:
 
     def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
-        self._file, self._out, self._table = Growing(source.path), Collected(room, source.run), None
+        self._file, self._out, self._table = Growing(source.path), SourceRuns(room, source.run), None
 
     def advance(self, progress: Progress) -> bool:
         if not self._file.has_changed():
             return False
         progress(f"reading {printable(self.source.path.name, 60)}", 0, 0)
-        file, out = Growing(self.source.path), Collected(self._room, self.source.run)
+        file, out = Growing(self.source.path), SourceRuns(self._room, self.source.run)
         what = printable(self.source.path)
         state = parse_json_object(whole_file(file), what, unique_keys=False)
         history = state.get("log_history")

@@ -84,7 +84,7 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
         raise UnknownArchitecture(f"a {type(model).__name__} was given where a torch module is needed.")
     distributed.reshard(model)
     inner = _inside(model, choices.sites)
-    held = _Held.of(inner)
+    held = _ModelTensors.of(inner)
     checkpoint = _as_checkpoint(inner, held, not choices.sites)
 
     def look_for(pairs: Iterable[str]) -> Sites:
@@ -189,7 +189,7 @@ def _proved_sites(kept: list[Site], proof: Proof) -> tuple[list[Site], list[Refu
 def seen_as_checkpoint(model: nn.Module, pairs: Iterable[str] = DEFAULT_PAIRS) -> tuple[Checkpoint, Sites]:
     """The model in the words of a checkpoint and its pairs, unproved; it may lie on the meta device, without values."""
     inner = _transformer(model)
-    checkpoint = _as_checkpoint(inner, _Held.of(inner), True)
+    checkpoint = _as_checkpoint(inner, _ModelTensors.of(inner), True)
     return checkpoint, find_sites(checkpoint, pairs=pairs)
 
 
@@ -199,7 +199,7 @@ def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
     """
     if isinstance(copy, nn.Module):
         distributed.reshard(copy)
-        found = dict(_Held.of(_inside(copy, live.declared)).tensors)
+        found = dict(_ModelTensors.of(_inside(copy, live.declared)).tensors)
     elif isinstance(copy, Mapping):
         found = {}
         for name, tensor in copy.items():
@@ -245,7 +245,7 @@ def same_transformer(copy: nn.Module, model: nn.Module, declared: Sequence[Decla
         return False
     if mine is other or type(mine) is not type(other):
         return False
-    shapes = [{name: full_shape(p) for name, p in _Held.of(one).names.items()} for one in (mine, other)]
+    shapes = [{name: full_shape(p) for name, p in _ModelTensors.of(one).names.items()} for one in (mine, other)]
     return shapes[0] == shapes[1]
 
 
@@ -286,7 +286,7 @@ def _transformer(model: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
+class _ModelTensors:
     """All tensors of a model under clean names. ``names``: those a checkpoint of the bare model has, each with every
     name of the same storage in ``shared``; ``copies``: clean name -> names of further copies (peft's
     modules_to_save).
@@ -299,7 +299,7 @@ class _Held:
     copies: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, inner: nn.Module) -> "_Held":
+    def of(cls, inner: nn.Module) -> "_ModelTensors":
         tensors, places, copies = {}, {}, {}
         modules = dict(inner.named_modules(remove_duplicate=False))
         active = {
@@ -340,7 +340,7 @@ def _storage(tensor: torch.Tensor) -> object:
     return (held.device, held.data_ptr()) if held.numel() else id(tensor)
 
 
-def _as_checkpoint(inner: nn.Module, held: _Held, has_config: bool) -> Checkpoint:
+def _as_checkpoint(inner: nn.Module, held: _ModelTensors, has_config: bool) -> Checkpoint:
     """The live model in the words of a checkpoint, so that one set of rules reads both."""
     tensors = [
         TensorInfo(name, _DTYPE_NAMES.get(t.dtype, str(t.dtype)), full_shape(t), "", 0, t.numel() * t.element_size())
@@ -387,7 +387,7 @@ def _own_code(inner: nn.Module, sites: Iterable[Site]) -> dict[str, str]:
     return out
 
 
-def _why_shared(site: Site, held: _Held) -> str:
+def _why_shared(site: Site, held: _ModelTensors) -> str:
     """Why sharing forbids the site: a leg's storage is something else as well, other than the same leg of another
     layer.
     """
@@ -402,7 +402,7 @@ def _layerless(name: str) -> str:
     return re.sub(r"\.\d+\.", ".#.", name, count=1)
 
 
-def _once(sites: Sequence[Site], held: _Held) -> tuple[list[Site], tuple[str, ...], list[Refusal]]:
+def _once(sites: Sequence[Site], held: _ModelTensors) -> tuple[list[Site], tuple[str, ...], list[Refusal]]:
     """Layers that are one and the same module are scaled once; layers that share only a part of a pair are refused."""
 
     def owner(name: str) -> str:
