@@ -73,6 +73,25 @@ def test_a_database_that_grows_gives_only_what_is_new(written, tmp_path):
     assert sorted(len(run.series["train/loss"]) for run in logs.runs) == [4, 5]
 
 
+def test_values_that_threads_wrote_out_of_turn_are_read_in_the_order_of_their_times(written, tmp_path):
+    path = tmp_path / "mlflow.db"
+    path.write_bytes((written / "db" / "mlflow.db").read_bytes())
+    with sqlite3.connect(path) as database:
+        insert = (
+            "insert into metrics (key, value, timestamp, run_uuid, step, is_nan) "
+            "select 'late', ?, ?, run_uuid, ?, 0 from runs where name = 'trial-1'"
+        )
+        database.executemany(insert, [(k / 10, 1000 + k, k) for k in (0, 2, 1, 3)])
+    database.close()
+    run = next(run for run in read([path]).runs if "late" in run.series)
+    assert run.series["late"].step.tolist() == [0, 1, 2, 3] and not any("go back" in one for one in run.remarks)
+    files = next(path for path in (written / "files").rglob("metrics") if (path.parent / "params" / "lr").exists())
+    (files / "late").write_text("".join(f"{1000 + k} {k / 10} {k}\n" for k in (0, 2, 1, 3)))
+    run = next(run for run in read([written / "files"]).runs if "late" in run.series)
+    (files / "late").unlink()
+    assert run.series["late"].step.tolist() == [0, 1, 2, 3] and not any("go back" in one for one in run.remarks)
+
+
 def test_a_step_column_is_a_logged_metric_or_refused(written):
     with pytest.raises(BadOption, match="no_such"):
         read([written / "db"], step_column="no_such")

@@ -1,5 +1,6 @@
 """Runs that keep a file a metric, a line a value: what MLflow's folder store and DVCLive have in common."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,7 @@ class MetricFiles:
         return self._out.runs(self.kind, str(self.source.path))
 
     def _take(self, metric: str, lines: list[bytes]) -> None:
+        points: list[Point] = []
         for line in lines:
             text = line.decode("utf-8", "replace")
             if self._is_header(metric, text):
@@ -86,7 +88,11 @@ class MetricFiles:
             if found is None:
                 self._out.damaged(len(line))
             else:
-                self._out.point(self._name, metric, found.step, found.value, found.time)
+                points.append(found)
+        if not any(math.isnan(point.time) for point in points):
+            points.sort(key=lambda point: point.time)  # a client that logs from several threads mixes up the lines
+        for point in points:
+            self._out.point(self._name, metric, point.step, point.value, point.time)
 
 
 def files_in(folder: Path, ending: str = "") -> Iterator[Path]:

@@ -114,13 +114,17 @@ class MlflowDatabase:
         for number, values in settings.items():
             if number in self._names:
                 self._out.config(self._names[number], values)
+        # a client logs from several threads at once: rows lie in the order in which those came through
         statement = (
-            "select rowid, run_uuid, key, value, timestamp, step, is_nan from metrics where rowid > ? order by rowid"
+            "select run_uuid, key, value, timestamp, step, is_nan from metrics where rowid > ? and rowid <= ? "
+            "order by timestamp, rowid"
         )
-        for n, (row, number, key, value, when, step, is_nan) in enumerate(database.rows(statement, self._last)):
+        n_new = highest - self._last
+        found = database.rows(statement, self._last, highest)
+        self._last = highest
+        for n, (number, key, value, when, step, is_nan) in enumerate(found):
             if n % 20_000 == 0:
-                progress(f"reading {printable(self.source.path.name, 60)}", row, highest)
-            self._last = row
+                progress(f"reading {printable(self.source.path.name, 60)}", n, n_new)
             if number not in self._names:
                 self._out.damaged(n=int(number not in deleted))
             elif not isinstance(step, (int, float)):
