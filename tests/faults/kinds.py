@@ -2,6 +2,7 @@
 what is left is neither whole nor absent.
 """
 
+import json
 import os
 import random
 import resource
@@ -27,6 +28,7 @@ from wisca_core.patterns import store
 torch.set_num_threads(1)  # a forked process has none of the others
 
 Once = Callable[[random.Random, int], str]
+SAMPLE = Path(__file__).parents[2] / "sample_runs" / "gqa-docs" / "checkpoint-3600"
 REFUSED = 7  # exit code of a child that ended in a named error
 
 
@@ -79,6 +81,12 @@ def contents(folder: Path) -> dict[str, bytes]:
         lines = found["wisca_report.json"].splitlines()
         found["wisca_report.json"] = b"\n".join(line for line in lines if not line.startswith(b'"created"'))
     return found
+
+
+def untimed(path: Path) -> dict:
+    """The result of an evaluation without when it was made and how long it took."""
+    found = json.loads(path.read_bytes(), object_hook=lambda one: {k: v for k, v in one.items() if "second" not in k})
+    return {key: value for key, value in found.items() if key != "created"}
 
 
 def child(work: Callable[[], object]) -> int:
@@ -186,6 +194,46 @@ def killed_comparison(folder: Path) -> Once:
     return once
 
 
+def killed_evaluation(folder: Path) -> Once:
+    """kill -9 while a model is evaluated: rows are those of an unbroken evaluation, and a result is whole or absent."""
+    source = Path(shutil.copytree(SAMPLE, folder / "model"))
+    before = contents(source)
+
+    def run(out: Path) -> None:
+        wisca.evaluate(source, tasks=("docs-continuation",), window=64, limit=24, batch_size=2, out=out)
+
+    def rows(out: Path) -> list[bytes]:
+        path = out / "metrics.jsonl"
+        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+    started = time.monotonic()
+    run(folder / "reference")
+    seconds, reference = time.monotonic() - started, rows(folder / "reference")
+    result = untimed(folder / "reference" / "result.json")
+
+    def once(choose: random.Random, number: int) -> str:
+        out = folder / f"evaluation{number}"
+        kill_after(child(lambda: run(out)), choose.uniform(0, 1.2 * seconds))
+        found = rows(out)
+        if contents(source) != before:
+            raise Fault("the model itself was written to")
+        if b"".join(found) != b"".join(reference)[: sum(map(len, found))]:
+            raise Fault(f"{out} has other rows than an evaluation that nothing disturbed")
+        is_done = (out / "result.json").exists()
+        if is_done and untimed(out / "result.json") != result:
+            raise Fault(f"{out} has half a result, or another")
+        shutil.rmtree(out, ignore_errors=True)
+        return (
+            "killed when done"
+            if is_done
+            else "killed between rows"
+            if len(found) > 1
+            else "killed before the first row"
+        )
+
+    return once
+
+
 def full_disk(folder: Path) -> Once:
     """No file may grow beyond a random size: the export refuses and leaves nothing; measuring goes on without a kept table."""
     work = Export(folder)
@@ -267,5 +315,13 @@ def changed_source(folder: Path) -> Once:
 
 KINDS = {
     one.__name__: one
-    for one in (killed_export, killed_measuring, killed_comparison, full_disk, two_writers, changed_source)
+    for one in (
+        killed_export,
+        killed_measuring,
+        killed_comparison,
+        killed_evaluation,
+        full_disk,
+        two_writers,
+        changed_source,
+    )
 }
