@@ -153,6 +153,8 @@ def test_only_settings_that_differ_are_listed():
         "seed",
     ]  # lr is the same, output_dir is incidental, a run without any settings decides nothing
     assert table.loc["b-seed-2"].tolist() == ["b", "2"] and table.loc["c"].tolist() == ["", ""]
+    told = [run("a", config={"lr": 0}, loss=([0], [1])), run("b", config={"only_b": 1, "lr": 1}, loss=([0], [1]))]
+    assert list(groups.differences(told).columns) == ["lr", "only_b"]  # what differs comes before what one alone says
     assert "output_dir" in groups.differences([seeded("a", 1, 1.0), seeded("b", 2, 1.0)], incidental=True).columns
 
 

@@ -49,7 +49,7 @@ def seed_of(run: Run) -> str | None:
 
 def differences(runs: Sequence[Run], *, incidental: bool = False) -> pd.DataFrame:
     """Settings that are not the same in all runs that say any: one row a run (index: its name), one column a setting,
-    "" where a run does not say it.
+    "" where a run does not say it. First those whose values differ, then those that only some runs say.
 
     Folders, names and dates are left out unless ``incidental``.
     """
@@ -61,6 +61,7 @@ def differences(runs: Sequence[Run], *, incidental: bool = False) -> pd.DataFram
             incidental or not _INCIDENTAL.search(name)
         ):
             out[name] = cells
+    out = dict(sorted(out.items(), key=lambda one: len({*one[1]} - {""}) < 2))
     return pd.DataFrame(out, index=pd.Index([run.name for run in runs], name="run"), dtype="str")
 
 
