@@ -53,6 +53,8 @@ def draw() -> str:
     """
     names = comparison_names()
     chosen = state.get("comparison") or next((name for name in names if not _is_empty(name)), "new")
+    if chosen not in names and _SAMPLE + chosen in names:  # an address that names the bundled folder itself
+        chosen = _SAMPLE + chosen
     state.put("comparison", chosen)
     asked = [] if chosen == "new" or chosen in names else [chosen]
     at_work = {str(job.arguments.get("comparison")) for job in jobs.every() if job.is_active}

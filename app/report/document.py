@@ -26,6 +26,7 @@ from wisca_app.figures.template import DARK, LIGHT, Theme
 
 BEGINS = "<!doctype html><!-- wisca-report 1 -->"  # a file that is replaced begins so
 MOST_ROWS = 300  # of a table
+MOST_LETTERS = 80  # of a cell of text: a setting may be a whole dictionary
 
 HERE = Path(__file__).parent
 # Streamlit brings the fonts of the pages; without them the reader's own stand in.
@@ -147,12 +148,17 @@ def _heading(heading: str, how: str) -> str:
 
 def _rows(frame: pd.DataFrame) -> str:
     numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
+    # steps are whole numbers, also where a run that has none made their column one of floats
+    frame = frame.assign(**{name: frame[name].astype("Int64") for name in frame if _is_whole(frame[name])})
 
     def cell(value: object, is_number: bool) -> str:
-        text = (
-            "" if value is None or value != value else words.digits(value) if isinstance(value, float) else str(value)
-        )
-        return f'<td class="n">{text}</td>' if is_number else f"<td>{html.escape(text)}</td>"
+        if value is None or value is pd.NA or value != value:
+            text = ""
+        else:
+            text = words.digits(value) if isinstance(value, float) else str(value)
+        if is_number:
+            return f'<td class="n">{text}</td>'
+        return f"<td>{html.escape(text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + '…')}</td>"
 
     shown = frame.head(MOST_ROWS)
     lines = (
@@ -164,6 +170,12 @@ def _rows(frame: pd.DataFrame) -> str:
     return (
         f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{more}'
     )
+
+
+def _is_whole(column: pd.Series) -> bool:
+    """Whether a column of floats holds whole numbers."""
+    found = column.dropna() if column.dtype.kind == "f" else column[:0]
+    return len(found) > 0 and bool((found.abs() < 1e9).all()) and bool((found == found.round()).all())
 
 
 def _plain(fig: BaseFigure) -> dict:
