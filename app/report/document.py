@@ -26,7 +26,7 @@ from wisca_app.figures.template import DARK, LIGHT, Theme
 
 BEGINS = "<!doctype html><!-- wisca-report 1 -->"  # a file that is replaced begins so
 MOST_ROWS = 300  # of a table
-MOST_LETTERS = 80  # of a cell of text: a setting may be a whole dictionary
+MOST_LETTERS = 240  # of a cell of text: a setting may be a whole dictionary
 
 HERE = Path(__file__).parent
 # Streamlit brings the fonts of the pages; without them the reader's own stand in.
