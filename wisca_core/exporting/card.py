@@ -102,8 +102,10 @@ def with_header(readme: str, source: str) -> str:
         indent = re.match(r"\s*", lines[at + 1])[0] if lines[at + 1 : at + 2] else ""
         if f"- {TAG}" not in [line.strip() for line in lines]:
             lines.insert(at + 1, f"{indent}- {TAG}")
-    elif not any(line.startswith("tags:") for line in lines):  # [a, b] on one line is left as it is
+    elif (at := next((i for i, line in enumerate(lines) if line.startswith("tags:")), None)) is None:
         lines += ["tags:", f"- {TAG}"]
+    elif (listed := re.fullmatch(r"tags:\s*\[(.*)\]\s*", lines[at])) and TAG not in re.split(r"[,\s]+", listed[1]):
+        lines[at] = f"tags: [{', '.join(filter(None, (listed[1].strip().rstrip(','), TAG)))}]"
     if found and lines == found[1].splitlines():
         return readme
     end = "\r\n" if found and "\r\n" in found[0] else "\n"
