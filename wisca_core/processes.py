@@ -2,6 +2,8 @@
 what is made of its end stand where it is started: jobs, the workers and ranks of a comparison, the census, and ``apart``.
 """
 
+import atexit
+import gc
 import signal
 import subprocess
 import sys
@@ -17,6 +19,14 @@ def program(module: str, *arguments: object) -> list[str]:
     it must not be imported.
     """
     return [sys.executable, "-P", "-m", module, *map(str, arguments)]
+
+
+def collect_seldom() -> None:
+    """For a process that ends with its work: what libraries bring along as they are imported, over a million objects, is
+    not searched for cycles again and again, nor once more at the end. With transformers that is a second and a half.
+    """
+    gc.set_threshold(*gc.get_threshold()[:2], 1000)
+    atexit.register(gc.freeze)
 
 
 def how_it_ended(code: int) -> str:

@@ -85,7 +85,8 @@ def run(*command: object, home: Path) -> Cost:
     """One process from start to end."""
     peak, running = 0.0, True
     began = time.perf_counter()
-    environment = os.environ | {"WISCA_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as installed
+    environment = inherited | {"WISCA_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     process = subprocess.Popen(
         [str(one) for one in command], env=environment, cwd=home.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

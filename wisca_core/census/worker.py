@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 
+from wisca_core.processes import collect_seldom
+
 
 def main() -> int:
     """Until the input ends."""
@@ -16,6 +18,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
 
+    collect_seldom()
     import torch
 
     from wisca_core.census.judge import judge_type

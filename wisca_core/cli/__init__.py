@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from wisca_core.cli.terminal import ending
+from wisca_core.processes import collect_seldom
 
 app = typer.Typer(
     name="wisca",
@@ -591,6 +592,7 @@ def _jobs(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (without the program's name; None: that of this process) and return its exit code."""
+    collect_seldom()
     try:
         app(args=arguments, prog_name="wisca")
     except SystemExit as end:

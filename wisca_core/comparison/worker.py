@@ -20,6 +20,7 @@ from wisca_core.comparison.data import Corpus, kept_corpus
 from wisca_core.comparison.executors import TOGETHER
 from wisca_core.comparison.folder import Cell, Comparison
 from wisca_core.comparison.place import Placement, is_device_lost, is_out_of_memory
+from wisca_core.processes import collect_seldom
 
 # Exit codes: the device failed while cells were trained (a fresh process may find it again), or was not there at all.
 LOST, NO_DEVICE = 75, 76
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
         "--store", default="", help="file in which the ranks of one cell meet; started by torchrun they meet without"
     )
     given = options.parse_args(arguments)
+    collect_seldom()
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the executor asks for a pause
     path: Path = given.folder

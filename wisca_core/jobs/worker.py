@@ -23,6 +23,7 @@ from wisca_core.errors import Cancelled, OutputRefused, UnreadableInput, WiscaEr
 from wisca_core.jobs.control import LOCK_FORMAT, LOCK_VERSION
 from wisca_core.jobs.kinds import KINDS
 from wisca_core.jobs.state import RESULT_FORMAT, RESULT_VERSION, SPEC_FORMAT, SPEC_VERSION
+from wisca_core.processes import collect_seldom
 from wisca_core.progress import FolderProgress
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> int:
     # Programs that the work starts must not keep the lock when the worker has ended.
     os.set_inheritable(descriptor, False)
     _sign(descriptor)
+    collect_seldom()
     faulthandler.enable()  # a segmentation fault at least says where, in log.txt
     sys.stdout.reconfigure(line_buffering=True)
     try:
