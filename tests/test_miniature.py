@@ -271,6 +271,15 @@ def as_float32(x: torch.Tensor):
     return x.to(torch.float32)
 
 
+def test_what_was_compiled_runs_as_written_in_true_float64():
+    def refuse(*_):
+        raise AssertionError("it was compiled")
+
+    compiled = torch.compile(lambda x: torch.softmax(x, -1, dtype=torch.float32), backend=refuse)
+    with in_float64():
+        assert compiled(torch.zeros(3, dtype=torch.float64)).dtype == torch.float64
+
+
 def test_the_default_dtype_comes_back_after_an_error_inside():
     with pytest.raises(RuntimeError), in_float64():
         raise RuntimeError

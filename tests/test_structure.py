@@ -20,7 +20,10 @@ FLOORS = (
     "planning",
     "rescale rescale_basis",
     # the model's own architecture made small and run
-    *("equivalence." + name for name in ("sizes model_config small_config example float64 inputs_by_kind").split()),
+    *(
+        "equivalence." + name
+        for name in ("sizes model_config small_config example undisturbed float64 inputs_by_kind").split()
+    ),
     "equivalence.miniature",
     "equivalence.inputs equivalence.outputs equivalence.memory_names equivalence.adapter_miniature",
     "rescale_adapter",

@@ -12,20 +12,30 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from wisca_core.equivalence.undisturbed import eagerly
+
 SHORT = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 class _Lift(TorchDispatchMode):
     # Below the Python surface (no TorchFunctionMode), so that casts made in C++ or in scripted functions are met too.
     # torch.autocast needs no rule: it leaves float64 tensors alone.
+    # A miniature's operations take less time than what is around them here, so nothing is done that can be left out.
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled inside; torch would take its compiler out and put it back at every operation
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         # dtypes stand among the arguments themselves, never inside lists: no tree need be walked on the way in
-        if any(isinstance(value, torch.dtype) for value in args):
-            args = tuple(map(_longer, args))
+        for value in args:
+            if isinstance(value, torch.dtype):
+                args = tuple(map(_longer, args))
+                break
         if kwargs:
-            kwargs = {name: _longer(value) for name, value in kwargs.items()}
-        out = func(*args, **(kwargs or {}))
+            out = func(*args, **{name: _longer(value) for name, value in kwargs.items()})
+        else:
+            out = func(*args)
         if isinstance(out, torch.Tensor):
             # in place: the tensor handed in is the result, and it is float64 already
             return out.double() if out.dtype in SHORT and not func._schema.is_mutable else out
@@ -52,7 +62,7 @@ def in_float64() -> Iterator[None]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Lift():
+        with eagerly(), _Lift():
             yield
     finally:
         torch.set_default_dtype(default)

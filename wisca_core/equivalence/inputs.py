@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -87,11 +88,23 @@ def cases(model, seed: int) -> Iterator[Case]:
 
 
 def parameters(model, method: str = "forward") -> Mapping[str, inspect.Parameter]:
-    found = inspect.signature(getattr(model, method)).parameters
+    found = _parameters(getattr(model, method))
     inner = getattr(getattr(model, "model", None), method, None)
     if inner is not None and set(found) <= {"args", "kwargs"}:  # handed on as they come
-        return inspect.signature(inner).parameters
+        return _parameters(inner)
     return found
+
+
+_KNOWN: WeakKeyDictionary[Callable, Mapping[str, inspect.Parameter]] = WeakKeyDictionary()
+
+
+def _parameters(method: Callable) -> Mapping[str, inspect.Parameter]:
+    """Of a function of a class they are looked up once: they are asked for before every call."""
+    if not inspect.ismethod(method):
+        return inspect.signature(method).parameters
+    if method.__func__ not in _KNOWN:
+        _KNOWN[method.__func__] = inspect.signature(method).parameters
+    return _KNOWN[method.__func__]
 
 
 def has_cache(model) -> bool:
@@ -101,7 +114,8 @@ def has_cache(model) -> bool:
         return False
     if has_decoder(model):
         return "past_key_values" in names and "encoder_outputs" in names
-    return "past_key_values" in names and "input_ids" in names and not is_masked(model.config.to_dict())
+    config = {key: getattr(model.config, key, None) for key in ("model_type", "is_decoder")}
+    return "past_key_values" in names and "input_ids" in names and not is_masked(config)
 
 
 def is_two_towers(model) -> bool:
@@ -319,7 +333,7 @@ def _embedding_rows(model) -> int:
 def plain_tokens(n_ids: int, *configs: Any) -> torch.Tensor:
     """The ids below ``n_ids`` that none of the configs gives a meaning of its own, ascending int64."""
     special = set()
-    for one in configs:
+    for one in {id(one): one for one in configs}.values():
         for name, value in one.to_dict().items():
             if name.endswith(("_token_id", "_token_index")):
                 special.update(value if isinstance(value, list) else [value])

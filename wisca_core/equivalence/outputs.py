@@ -21,6 +21,7 @@ from wisca_core.equivalence.inputs import (
     has_decoder,
     row_cases,
 )
+from wisca_core.equivalence.undisturbed import seed_torch
 from wisca_core.errors import UnknownArchitecture
 from wisca_core.threads import one_thread
 
@@ -183,7 +184,7 @@ def _forward(model, case: Case, kind: str, seed: int = 0):
         inputs |= {"output_hidden_states": kind == HIDDEN, "return_dict": True}
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            seed_torch(seed)
             return getattr(model, case.method)(**inputs) if case.method != "forward" else model(**inputs)
     except Exception as error:
         raise does_not_run(model, case.name or "a step on its cache", case.inputs, error) from error

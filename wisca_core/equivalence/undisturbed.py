@@ -5,7 +5,7 @@ what they were.
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -27,11 +27,24 @@ def keep_random_states() -> Iterator[None]:
             torch.cuda.set_rng_state(state, number)
 
 
+def seed_torch(seed: int) -> None:
+    """The random numbers of torch's own generators are the same each time."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # for devices that are not there it takes as long as a small model does for its outputs
+        torch.default_generator.manual_seed(seed)
+
+
 def seed_all(seed: int) -> None:
     """The random numbers a call may draw are the same each time."""
-    torch.manual_seed(seed)
+    seed_torch(seed)
     np.random.seed(seed)
     random.seed(seed)
+
+
+def eagerly() -> AbstractContextManager[None]:
+    """Inside, what was compiled runs as it was written. Importing the compiler for that would take longer than all else."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
@@ -45,9 +58,7 @@ def leave_as_found(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
-    # importing the compiler takes longer than all else here
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with keep_random_states(), torch.no_grad(), eager:
+    with keep_random_states(), torch.no_grad(), eagerly():
         try:
             model.eval()
             yield
