@@ -355,6 +355,11 @@ def put(name: str, value: Any) -> None:
     st.session_state[name] = value
 
 
+def reset(name: str) -> None:
+    """As if nothing had been chosen; where ``put`` may be called."""
+    put(name, CHOICES[name].default())
+
+
 def follow(name: str, own: Any, allowed: Collection[Any]) -> Any:
     """The value of a choice among what there is. What was not chosen, or is not there, is ``own``; its default is the
     note "own NAME".

@@ -238,6 +238,21 @@ def test_runs_are_searched_and_hidden_and_keep_their_colours(seeds):
     assert all(colours[name] == colour for name, colour in shown.items())
     at.button(key="show_all_runs").click().run()
     assert len([t for t in chart(at)["data"] if t.get("name")]) == 9 and not at.exception
+    at.text_input(key="runs_search").set_value("zzz").run()
+    assert "No run matches zzz; all are listed." in texts(at)
+    at.text_input(key="runs_search").set_value("ther").run()  # inside a word of a setting nothing is looked for
+    assert len([t for t in chart(at)["data"] if t.get("name")]) == 4
+
+
+def test_other_logs_begin_with_their_own_metric_and_groups(seeds, tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss,score\n0,2.5,1\n1,2.0,2\n")
+    (tmp_path / "more.csv").write_text("step,score,loss\n0,1,2.5\n1,2,2.0\n")
+    at = page("runs", logs=str(tmp_path / "log.csv"), curves="score", smoothing="0.5")
+    assert "score ends at" in texts(at)
+    at.text_area(key="logs").set_value(str(tmp_path / "more.csv"))
+    at.button(key="FormSubmitter:logs_form-Open").click().run()
+    assert "loss ends at 2.000" in texts(at) and not at.exception
+    assert at.slider(key="smoothing").value == 0.5
 
 
 def test_a_table_with_a_column_called_run_is_shown(tmp_path):

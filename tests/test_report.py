@@ -16,6 +16,7 @@ from wisca_app.figures.runs import Curve, curves
 from wisca_app.figures.template import DARK, LIGHT
 from wisca_app.figures.words import markdown_text
 from wisca_app.report import comparison as comparisons
+from wisca_app.report import document
 from wisca_app.report.document import BEGINS, figure_document, inline
 from wisca_app.report.runs import document_of
 from wisca_core.cli import main
@@ -68,6 +69,13 @@ def test_no_name_in_it_becomes_an_element():
     assert html.count("</script>") == 3  # figures, plotly, the program
     assert "<script>alert" not in html and "http://evil" not in re.sub(r"\[x\]\(http://evil\)", "", html)
     assert "default-src 'none'" in html and "https://" not in html.split("<body>")[0]
+
+
+def test_a_table_keeps_whole_numbers_whole_and_cuts_only_very_long_text():
+    frame = pd.DataFrame([[1.0, 0.5, "x" * 500], [None, 2.0, "short"]], columns=["Step", "Step", "Setting"])
+    html = document._rows(frame)
+    assert '<td class="n">1</td><td class="n">0.5000</td>' in html and '<td class="n"></td>' in html
+    assert "x" * 239 + "…" in html and "x" * 240 not in html
 
 
 def test_a_figure_holds_both_themes_once():

@@ -158,6 +158,12 @@ def test_only_settings_that_differ_are_listed():
     assert "output_dir" in groups.differences([seeded("a", 1, 1.0), seeded("b", 2, 1.0)], incidental=True).columns
 
 
+def test_a_group_is_called_what_the_names_of_its_runs_share_beside_the_seed():
+    told = [run(f"trial-{k}", config={"seed": k}, loss=([0], [1.0])) for k in (1, 2)]
+    assert list(groups.by_configuration(told)) == ["trial"]
+    assert list(groups.by_configuration(told[:1])) == ["trial-1"]
+
+
 def test_runs_that_differ_in_their_seed_only_belong_together():
     found = groups.by_configuration([seeded(arm, seed, 1.0) for arm in ("a", "b") for seed in (1, 2)])
     assert {title: [r.name for r in members] for title, members in found.items()} == {

@@ -15,7 +15,7 @@ from wisca_app.heading import show
 from wisca_app.reading.drawn_runs import MOST_CURVES, X_LABELS, DrawnRuns, axes
 from wisca_app.reading.planned import comparison
 from wisca_core.runs.drawing import half_life
-from wisca_core.runs.groups import ends, lower_is_better
+from wisca_core.runs.groups import ends_table, group_statistics, lower_is_better
 
 _KEPT = {"persist_state": "session"}
 _TOGETHER = {"configuration": "Configuration", "seed": "Seed", "none": "Single runs"}
@@ -211,14 +211,16 @@ def _x_title(shown: DrawnRuns) -> str:
 
 def _finding(shown: DrawnRuns, metric: str) -> str:
     """The chart's title: where the curves end."""
-    lower = lower_is_better(metric)
-    last = {run.name: ends(run.series[metric], lower).final for run in shown.runs if metric in run.series}
-    finite = [v for v in last.values() if np.isfinite(v)]
-    if not finite:
+    table = ends_table(shown.groups, metric, lower_is_better(metric))
+    last, whose = table["final"], ""
+    if shown.as_band and len(shown.groups) < len(shown.runs):  # a line is the mean of a group
+        last, whose = group_statistics(table)["mean"], " on average"
+    finite = last[np.isfinite(last)]
+    if not len(finite):
         return f"{metric} ends without a finite value"
-    if len(last) == 1:
-        return f"{metric} ends at {words.digits(finite[0])}"
-    return f"{metric} ends between {words.digits(min(finite))} and {words.digits(max(finite))}"
+    if len(finite) == 1:
+        return f"{metric} ends at {words.digits(finite.iloc[0])}{whose}"
+    return f"{metric} ends between {words.digits(finite.min())} and {words.digits(finite.max())}{whose}"
 
 
 def _how(shown: DrawnRuns, metric: str, lines: list[Curve], n: int) -> str:

@@ -1,5 +1,6 @@
 """What Runs draws: the logs that are open, brought together with what the person has chosen."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,12 @@ MOST_CURVES = 6
 X_LABELS = {"step": "Step", "tokens": "Tokens", "time": "Time"}
 # Points in all lines of a chart together, and the least and most of one: what a browser draws without a pause.
 _POINTS, _LEAST, _MOST = 120_000, 200, 4000
+
+# choices that say something of the logs they were made on
+OF_THESE_LOGS = (
+    "step_column curves runs_search runs_chosen x window highlight from_group to_group histograms_of histogram_family "
+    "checkpoints moved_block moved_layer"
+).split()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +68,8 @@ def drawn_runs() -> DrawnRuns:
     if not paths():
         raise UnreadableInput("no log is open. Name files or folders above, one a line.")
     logs = cached.logs(paths(), state.get("step_column"))
-    found = matching_runs(logs.runs, state.get("runs_search"))
+    state.note("logs drawn", state.get("logs"))
+    found = matching_runs(logs.runs, state.get("runs_search")) or logs.runs
     chosen_runs = set(state.get("runs_chosen"))
     runs = tuple(run for run in found if run.name in chosen_runs) or found
     everything = tuple(metrics(runs))
@@ -90,18 +98,24 @@ def drawn_runs() -> DrawnRuns:
     )
 
 
+def forget_choices() -> None:
+    """Other logs begin with their own metric, runs and groups. To be called where other ones were asked for, before the
+    widgets of the page are drawn.
+    """
+    if state.note("logs drawn") not in (None, state.get("logs")):
+        for name in OF_THESE_LOGS:
+            state.reset(name)
+
+
 def matching_runs(runs: tuple[Run, ...], text: str) -> tuple[Run, ...]:
-    """Runs in whose name or settings every word of the search stands ("rate 0.01", "lr=0.01"); all where none does."""
-    words = text.lower().replace("=", " ").split()
-    found = tuple(
-        run
-        for run in runs
-        if all(
-            word in run.name.lower() or any(word in f"{name} {value}".lower() for name, value in run.config.items())
-            for word in words
-        )
-    )
-    return found or runs
+    """Runs in whose name every word of the search stands, or begins one of a setting ("rate 0.01", "lr=0.01")."""
+    words = [(word, re.compile(rf"(?<![a-z0-9]){re.escape(word)}")) for word in text.lower().replace("=", " ").split()]
+
+    def meets(run: Run) -> bool:
+        settings = "\n".join(f"{name} {value}" for name, value in run.config.items()).lower() if words else ""
+        return all(word in run.name.lower() or begins.search(settings) for word, begins in words)
+
+    return tuple(run for run in runs if meets(run))
 
 
 def _first(runs: tuple[Run, ...], everything: tuple[str, ...]) -> str:

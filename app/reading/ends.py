@@ -218,4 +218,6 @@ def _frame(view: pd.DataFrame, alt: str) -> None:
     places = max((_decimals(view[name]) for name in floats if name != "SD"), default=0)
     columns = {name: st.column_config.NumberColumn(format=f"%.{places}f") for name in floats}
     columns |= {name: st.column_config.NumberColumn(format="localized") for name in counted}
-    st.dataframe(view, hide_index=True, height=min(36 * (len(view) + 1) + 2, 400), column_config=columns, alt=alt)
+    st.dataframe(
+        view, hide_index=True, height=min(36 * (len(view) + 1) + 2, 400), column_config=columns, alt=alt, placeholder=""
+    )

@@ -6,7 +6,7 @@ from wisca_app import cached, state, uploads
 from wisca_app.figures import words
 from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.reading.drawn_runs import DrawnRuns, paths
+from wisca_app.reading.drawn_runs import DrawnRuns, forget_choices, paths
 from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.writing import csv_pieces
 
@@ -35,7 +35,7 @@ def _ask_paths() -> None:
             "DVCLive folders, trackio .db, W&B and SwanLab run files, W&B exports, console logs of nanoGPT, nanochat, torchtune, "
             "torchtitan and Megatron-LM, and runs of this project.",
         )
-        st.form_submit_button("Open")
+        st.form_submit_button("Open", on_click=forget_choices)
 
 
 def _ask_files() -> None:
@@ -58,6 +58,7 @@ def take_asked() -> None:
     if path:
         state.forget(_ASKED)
         state.put("logs", path)
+        forget_choices()
         state.share()  # a reload right afterwards must find them
 
 

@@ -6,10 +6,12 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme
+from wisca_app.messages import plain
 from wisca_app.reading.curves import looks
-from wisca_app.reading.drawn_runs import DrawnRuns
+from wisca_app.reading.drawn_runs import DrawnRuns, matching_runs
 from wisca_core.runs.groups import ends, lower_is_better, seed_of
 from wisca_core.runs.recognise import KINDS
+from wisca_core.untrusted import printable
 
 MOST_LISTED = 2000
 
@@ -30,6 +32,9 @@ def draw(shown: DrawnRuns, theme: Theme) -> None:
             )
             if len(shown.runs) < n:
                 st.button("Show all", key="show_all_runs", type="tertiary", on_click=_show_all)
+        text = state.get("runs_search")
+        if text.strip() and not matching_runs(shown.logs.runs, text):
+            plain(f"No run matches {printable(text, 60)}; all are listed.")
         _list(shown, theme, f"runs list {state.note('runs list turn') or 0} {state.get('runs_search')}")
 
 
@@ -68,6 +73,7 @@ def _list(shown: DrawnRuns, theme: Theme, key: str) -> None:
             "": st.column_config.TextColumn(width=48),
             "At step": st.column_config.NumberColumn(format="localized"),
         },
+        placeholder="",
         alt="The runs that were read; tick those to be shown.",
     )
     st.markdown(":small[:gray[Tick rows to show those alone; nothing ticked shows all. Colours stay as they are.]]")

@@ -147,9 +147,10 @@ def _heading(heading: str, how: str) -> str:
 
 
 def _rows(frame: pd.DataFrame) -> str:
-    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
+    columns = [frame.iloc[:, i] for i in range(frame.shape[1])]  # two may bear one name
+    numeric = [pd.api.types.is_numeric_dtype(column) for column in columns]
     # steps are whole numbers, also where a run that has none made their column one of floats
-    frame = frame.assign(**{name: frame[name].astype("Int64") for name in frame if _is_whole(frame[name])})
+    columns = [column.astype("Int64") if _is_whole(column) else column for column in columns]
 
     def cell(value: object, is_number: bool) -> str:
         if value is None or value is pd.NA or value != value:
@@ -160,13 +161,10 @@ def _rows(frame: pd.DataFrame) -> str:
             return f'<td class="n">{text}</td>'
         return f"<td>{html.escape(text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + '…')}</td>"
 
-    shown = frame.head(MOST_ROWS)
-    lines = (
-        "<tr>" + "".join(cell(value, n) for value, n in zip(row, numeric)) + "</tr>"
-        for row in shown.itertuples(index=False, name=None)
-    )
+    rows = list(zip(*(column.head(MOST_ROWS) for column in columns)))
+    lines = ("<tr>" + "".join(cell(value, n) for value, n in zip(row, numeric)) + "</tr>" for row in rows)
     names = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in frame)
-    more = f'<p class="quiet">and {len(frame) - len(shown):,} more rows</p>' if len(frame) > len(shown) else ""
+    more = f'<p class="quiet">and {len(frame) - len(rows):,} more rows</p>' if len(frame) > len(rows) else ""
     return (
         f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>{more}'
     )

@@ -99,11 +99,17 @@ def by_configuration(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
     out: dict[str, tuple[Run, ...]] = {}
     for key, part in zip(keys, parts):
         told = titles.get(key) if keys.count(key) == 1 else ""
-        title, n = told or stems[part[0]], 1
+        title, n = told or _stem(part, runs, stems), 1
         while (title if n == 1 else f"{title} ({n})") in out:
             n += 1
         out[title if n == 1 else f"{title} ({n})"] = tuple(runs[k] for k in part)
     return out
+
+
+def _stem(part: Sequence[int], runs: Sequence[Run], stems: Sequence[str]) -> str:
+    """What the names of a group's runs share: "trial" of trial-1 and trial-2, whose settings say the seeds 1 and 2."""
+    found = {re.sub(rf"[-_./ ]0*{re.escape(seed_of(runs[k]) or ' ')}$", "", stems[k]) for k in part}
+    return found.pop() if len(part) > 1 and len(found) == 1 else stems[part[0]]
 
 
 def _settings_say_seed(run: Run) -> bool:
