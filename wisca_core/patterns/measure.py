@@ -30,12 +30,12 @@ _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 _LANE, _COLUMN = 256, 64  # values of a row and of a column that are summed in float32 at most
 _ROWS = 255  # rows of a block whose columns are summed: their counts fit into a byte
 _MAGNITUDE = np.uint16(0x7FFF)
-_NONFINITE = {"BF16": 0x7F80, "F16": 0x7C00}  # magnitudes from here on are infinity and NaN
 # Arithmetic on numbers below float32's smallest normal one is a hundred times as slow. BF16 values below 2^-63, whose squares
 # are such numbers, are therefore summed as 2^-63 = 1e-19: beside a largest value of 1e-7 that is 1e-12 a value. Lines whose
 # largest is smaller, or so large that its square overflows, are measured in float64.
 _LEAST = np.uint16((127 - 63) << 7)  # 2^-63
-_SAFE_MIN, _SAFE_MAX = 1e-7, 1e15
+# smallest and largest magnitude of a line's largest value whose square is a normal number of float32
+_SAFE = {"BF16": (np.uint16(0x33D7), np.uint16(0x5863)), "F16": (np.uint16(0), np.uint16(0x7BFF))}  # 1e-7 to 1e15; all
 
 
 def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Patterns:
@@ -146,10 +146,15 @@ class _AxisStats:
         self.out["min_abs"][:] = np.inf
         self.out["n"][:] = tensor.n_elements // n_all if n_all else 0
         self.lost = np.zeros((n_all, LOST_BITS), dtype=np.int64) if tensor.dtype == "F16" else None
-        self.short = tensor.dtype in _NONFINITE and not offset and self.width % 2 == 0
-        lane = max((n for n in range(1, _LANE + 1) if self.width // 2 % n == 0), default=1) if self.short else 1
+        self.lane = (
+            0 if self.along == 0 else max((n for n in range(1, _LANE + 1) if self.width // 2 % n == 0), default=1)
+        )
+        fits = self.width % 2 == 0 and (self.along == 0 or self.lane >= 64)
+        self.short = tensor.dtype in _SAFE and not offset and fits
+        # of 16-bit values: the largest magnitude, and the smallest that is not zero less one
+        self.biggest = np.zeros(n_all if self.short else 0, np.uint16)
+        self.smallest = np.full(n_all if self.short else 0, 0xFFFF, np.uint16)
         self.had_zeros = False  # of the block before: the next one is then likely to have some
-        self.lane = 1 if self.along == 0 else lane
 
     def add(self, start: int, piece: memoryview) -> None:
         """The values from element ``start`` on, in bytes; whole rows of its matrices."""
@@ -166,7 +171,7 @@ class _AxisStats:
             rows, at = rows[len(block) :], at + len(block)
 
     def _add(self, lines: slice, block: np.ndarray) -> None:
-        if self.short and (self.lane >= 64 or self.along == 0):
+        if self.short:
             self._add_short(lines, block)
         else:
             found = self._wide(block)
@@ -201,30 +206,33 @@ class _AxisStats:
         """16-bit values that need no offset. Zeros are counted on the way; a line with a value that is not finite, or
         whose largest is so small or large that its square leaves float32, is measured again in float64.
         """
-        along = self.along
+        along, out = self.along, self.out
         magnitude = np.bitwise_and(block, _MAGNITUDE, out=self.buffers("magnitude", np.uint16, block.shape))
         biggest = magnitude.max(along)
         n_zero: np.ndarray | int = 0
         smallest = None if self.had_zeros else magnitude.min(along)
         if smallest is None or not smallest.all():
             n_zero = self._count(np.equal(magnitude, 0, out=self.buffers("is", bool, block.shape)))
+            out["n_zero"][lines] += n_zero
             less = np.subtract(magnitude, 1, out=self.buffers("less", np.uint16, block.shape))
-            smallest = less.min(along) + np.uint16(1)  # zero less one is the largest of all
+            smallest = less.min(along)
             self.had_zeros = bool(n_zero.any())
-        top, low = _values(biggest, self.dtype).astype(np.float64), _values(smallest, self.dtype).astype(np.float64)
-        low[smallest == 0] = np.inf
-        l1, l2_sq = self._sums(magnitude, bool((low < 2.0**-63).any()))
-        n_nonfinite: np.ndarray | int = 0
-        odd = (biggest >= _NONFINITE[self.dtype]) | (top > _SAFE_MAX)
-        if self.dtype == "BF16":
-            odd |= (biggest > 0) & (top < _SAFE_MIN)
+        else:
+            smallest -= np.uint16(1)  # zero less one is the largest of all
+        np.maximum(self.biggest[lines], biggest, out=self.biggest[lines])
+        np.minimum(self.smallest[lines], smallest, out=self.smallest[lines])
+        some_are_tiny = self.dtype == "BF16" and bool(smallest.min() < _LEAST - 1)
+        l1, l2_sq = self._sums(magnitude, some_are_tiny)
+        if some_are_tiny:
             l1[biggest == 0] = l2_sq[biggest == 0] = 0
+        low, high = _SAFE[self.dtype]
+        odd = biggest - low > high - low  # what is lower is beyond all once low is taken away
         if odd.any():
-            again = self._wide(block[odd] if along else block[:, odd])
-            l1[odd], l2_sq[odd], top[odd], low[odd] = again[:4]
-            n_nonfinite = np.zeros(len(odd), np.int64)
-            n_nonfinite[odd] = again[5]
-        self._merge(lines, l1, l2_sq, top, low, n_zero, n_nonfinite)
+            odd &= biggest > 0
+            l1[odd], l2_sq[odd], *_, n_nonfinite = self._wide(block[odd] if along else block[:, odd])
+            out["n_nonfinite"][lines][odd] += n_nonfinite
+        out["l1"][lines] += l1
+        out["l2_sq"][lines] += l2_sq
         if self.lost is not None:
             self._add_lost(lines, magnitude, n_zero)
 
@@ -232,12 +240,12 @@ class _AxisStats:
         """Sum and sum of squares of each line, float64, from sums of a few values in float32."""
         halves = self._halves(magnitude, some_are_tiny)
         if self.along == 0:
-            l1, l2_sq = np.zeros((2, self.width))
-            for half in (0, 1):
-                for first in range(0, len(magnitude), _COLUMN):
-                    part = halves[half, first : first + _COLUMN]
-                    l1[half::2] += part.sum(0)
-                    l2_sq[half::2] += np.einsum("ij,ij->j", part, part)
+            sums = np.zeros((2, 2, self.width // 2))
+            for first in range(0, len(magnitude), _COLUMN):
+                for half, part in enumerate(halves[:, first : first + _COLUMN]):
+                    sums[0, half] += part.sum(0)
+                    sums[1, half] += np.einsum("ij,ij->j", part, part)
+            l1, l2_sq = sums.transpose(0, 2, 1).reshape(2, -1)
             return l1, l2_sq
         lanes = halves.reshape(-1, self.lane)
         shape = 2, len(magnitude), -1
@@ -294,6 +302,11 @@ class _AxisStats:
 
     def finish(self) -> dict[str, np.ndarray]:
         """Each column flat over ``axes``, row-major."""
+        if self.short:
+            with np.errstate(invalid="ignore"):  # a NaN is kept
+                self.out["max"][:] = _values(self.biggest, self.dtype)
+                smallest = _values(self.smallest + np.uint16(1), self.dtype)
+                np.copyto(self.out["min_abs"], smallest, where=(smallest > 0) & np.isfinite(smallest))
         return self.out | ({"lost": self.lost} if self.lost is not None else {})
 
 
