@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
 
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import titles
@@ -57,11 +58,14 @@ def summaries(groups: pd.DataFrame, norm: str) -> dict[str, PairSummary]:
     """
     if "left_after" not in groups:
         groups = groups.assign(left_after=groups["left"], right_after=groups["right"], log2_after=groups["log2_ratio"])
+    layers = dict(iter(layer_ratios(groups, norm).groupby(["pair", "block"], sort=False)))
     out = {}
     for pair, of_pair in groups.groupby("pair", sort=False):
         names = titles(of_pair["block"].unique())
         for block, part in of_pair.groupby("block", sort=False):
-            out[f"{pair} {block}" if len(names) > 1 else pair] = _summary(pair, block, names[block], part, norm)
+            out[f"{pair} {block}" if len(names) > 1 else pair] = _summary(
+                pair, block, names[block], part, layers[pair, block]
+            )
     return out
 
 
@@ -73,27 +77,27 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
     groups (experts) together, in octaves.
     """
     columns = [name for name in ("left", "right", "left_after", "right_after") if name in groups]
-    keys = [groups[name] for name in _KEYS]
+    number = groups.groupby(_KEYS, sort=False).ngroup().to_numpy()  # in order; three words a row are compared but once
     if norm in ("l2", "rms"):  # of equally large groups
-        sides = (groups[columns] ** 2).groupby(keys, sort=False).sum() ** 0.5
+        sides = (groups[columns] ** 2).groupby(number).sum() ** 0.5
     else:
         how = {"l1": "sum", "mean": "mean", "max": "max"}[norm]
-        sides = groups[columns].groupby(keys, sort=False).agg(how)
+        sides = groups[columns].groupby(number).agg(how)
     # a norm that is not known in one group is not known of the layer: pandas would leave it out and give the rest
-    unknown = groups[columns].isna().groupby(keys, sort=False).any()
+    unknown = groups[columns].isna().groupby(number).any()
     sides = sides.mask(unknown)
-    size = _size(groups, norm)
+    keys = groups[_KEYS].iloc[np.unique(number, return_index=True)[1]].reset_index(drop=True)
+    size = _size(groups.groupby(number), norm)
     with np.errstate(divide="ignore", invalid="ignore"):
-        out = pd.DataFrame({"log2_ratio": np.log2(sides["left"] / sides["right"]), "log2_size": size})
+        out = keys.assign(log2_ratio=np.log2(sides["left"] / sides["right"]), log2_size=size)
         if "left_after" in sides:
             out["log2_after"] = np.log2(sides["left_after"] / sides["right_after"])
-    return out.reset_index()
+    return out
 
 
-def _size(groups: pd.DataFrame, norm: str) -> pd.Series:
-    """log2_size of each (pair, block, layer). Adapted layers differ in shape, so entries are added before they are compared."""
-    of_layer = groups.groupby(_KEYS, sort=False)
-    if norm not in ("l1", "l2") or "n_left" not in groups:
+def _size(of_layer: DataFrameGroupBy, norm: str) -> pd.Series:
+    """log2_size of each layer. Adapted layers differ in shape, so entries are added before they are compared."""
+    if norm not in ("l1", "l2") or "n_left" not in of_layer.obj:
         return of_layer["log2_size"].first()
     n = of_layer[["n_left", "n_right"]].sum()
     return np.log2(n["n_left"] / n["n_right"]).rename("log2_size") / (1 if norm == "l1" else 2)
@@ -110,8 +114,7 @@ def furthest(groups: pd.DataFrame, n: int) -> pd.DataFrame:
     return out.iloc[np.argsort(-out["log2_away"].abs().to_numpy(), kind="stable")[:n]].reset_index(drop=True)
 
 
-def _summary(pair: str, block: str, title: str, groups: pd.DataFrame, norm: str) -> PairSummary:
-    layers = layer_ratios(groups, norm)
+def _summary(pair: str, block: str, title: str, groups: pd.DataFrame, layers: pd.DataFrame) -> PairSummary:
     ratio = _median(layers["log2_ratio"])
     after = _median(layers["log2_after"])
     size = float(layers["log2_size"].median())
