@@ -113,6 +113,8 @@ def test_the_report_of_a_model_says_what_is_known_of_it(written):
     assert "decoder.7.self.vo" in body and "random biases and gains" in body
     assert "SGD, with or without momentum" in body and "No answer yet" in body
     assert len(figures_of(html)) == body.count('class="chart"') > 10
+    for names in re.findall("<thead><tr>(.*?)</tr>", body):
+        assert len(set(found := re.findall("<th [^>]*>(.*?)</th>", names))) == len(found)
 
 
 def test_an_evaluation_stands_in_the_report_with_its_figures(tmp_path, capsys):

@@ -152,7 +152,7 @@ def _heads(circuits: Circuits) -> Section:
     parts = [heads_map(table, BY_NAME[name]) for name in HEAD_COLUMNS if table[name].notna().any()]
     shown = [name for name in BY_NAME if name in table and table[name].notna().any()]
     renamed = {name: BY_NAME[name].title for name in shown}
-    every = table[["layer", "head", *shown]].sort_values("qk_stable_rank").rename(columns=renamed)
+    every = table[list(dict.fromkeys(("layer", "head", *shown)))].sort_values("qk_stable_rank").rename(columns=renamed)
     rest = [markdown_text(words.title(name)) for one, name in names.items() if one != block]
     return Section(
         "What the heads compute",
