@@ -130,18 +130,103 @@ def test_a_cluster_is_asked_by_the_job_not_by_the_page(monkeypatch):
     assert "On a Ray cluster" not in page("compare", comparison="new").selectbox(key="compare executor").options
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "said"),
-    [
-        ("compare rates default", "fast", "Learning rates: fast cannot be used. Allowed is a number above 0"),
-        ("compare rates default", "", "Learning rates: nothing is given. Allowed is one rate or more, each once."),
-    ],
-)
-def test_a_wrong_setting_is_named_and_nothing_starts(key, value, said):
+def test_wrong_rates_are_named_as_they_were_written_and_nothing_starts():
     at = page("compare", comparison="new")
-    at.text_input(key=key).set_value(value).run()
-    assert not at.exception and said in texts(at) and "cannot be started: see Learning rates" in texts(at)
-    assert not [b for b in at.button if b.key == "compare start"] and not folder.every()
+    for value, said in (
+        ("fast", "fast cannot be used. Allowed is a number above 0 and at most 100."),
+        ("", "nothing is given. Allowed is one rate or more, each once."),
+        ("0.001, 1e9", "1e9 cannot be used. Allowed is a number above 0 and at most 100."),
+        ("0,002, 0,004", "0,002 cannot be used. Allowed is 0.002, with a point, or two rates with a comma and a space"),
+        ("1,5e-3", "1,5e-3 cannot be used. Allowed is 1.5e-3, with a point"),
+        ("1e-3 2e-3", "1e-3 2e-3 cannot be used. Allowed is a comma between two rates: 1e-3, 2e-3."),
+        ("1e-3; 2e-3", "1e-3; 2e-3 cannot be used. Allowed is a comma between two rates: 1e-3, 2e-3."),
+    ):
+        at.text_input(key="compare rates default").set_value(value).run()
+        assert not at.exception and f"Learning rates: {said}" in texts(at), texts(at)
+        assert "cannot be started: see Learning rates" in texts(at)
+        assert not [b for b in at.button if b.key == "compare start"] and not folder.every()
+    at.text_input(key="compare rates default").set_value("0.001,0.003,1e-2,2").run()
+    assert at.button(key="compare start")
+
+
+def test_a_number_out_of_bounds_is_said_and_nothing_starts():
+    at = page("compare", comparison="new")
+    at.checkbox(key="compare own").check().run()
+    for key, numbers, said in (
+        (
+            "compare seeds default",
+            (0, -3, 10**15),
+            "Seeds: {} cannot be used. Allowed is a whole number from 1 to 1,000.",
+        ),
+        ("compare pilot default", (-1, 10**15), "Pilot seeds: {} cannot be used. Allowed is a whole number from 0 to"),
+        ("compare steps default", (0, -100), "Steps: {} cannot be used. Allowed is a whole number from 1"),
+        (
+            "compare every default",
+            (0,),
+            "Rescale every, steps: {} cannot be used. Allowed is a whole number of steps from 1.",
+        ),
+        (
+            "compare effect default",
+            (-1.0, 0.0),
+            "Effect to see, nats: {:g} cannot be used. Allowed is a number above 0",
+        ),
+        ("compare context decoder", (0, 10**6), "Context: {} cannot be used. Allowed is a whole number from 2 to"),
+        ("compare batch decoder", (0,), "Batch: {} cannot be used."),
+        ("compare width", (0, -8), "Width: {} cannot be used."),
+        ("compare layers", (0,), "Layers: {} cannot be used."),
+        ("compare heads", (0,), "Query heads: {} cannot be used."),
+        ("compare kv", (0,), "KV heads: {} cannot be used."),
+        ("compare workers", (0, 10**6), "Processes: {} cannot be used. Allowed is a whole number from 1 to 1,024."),
+        ("compare own From step", (-1,), "From step: {} cannot be used. Allowed is a whole number of steps from 0."),
+        (
+            "compare own Up to step",
+            (-1,),
+            "Up to step: {} cannot be used. Allowed is a whole number of steps from 0, or nothing",
+        ),
+    ):
+        good = at.number_input(key=key).value
+        for number in numbers:
+            at.number_input(key=key).set_value(number).run()
+            assert not at.exception and said.format(number) in texts(at), texts(at)
+            assert f"cannot be started: see {said.partition(':')[0]}" in texts(at)
+            assert not [b for b in at.button if b.key == "compare start"]
+        at.number_input(key=key).set_value(good).run()
+    assert not at.button(key="compare start").disabled
+
+
+def test_what_is_wrong_stands_below_its_row_and_above_the_header_of_a_fold():
+    at = page("compare", comparison="new")
+
+    def order(said: str) -> list[str]:
+        """The fields around the sentence, as they stand on the page."""
+        walked, todo = [], [at.main]
+        while todo:
+            element = todo.pop(0)
+            todo[:0] = list(getattr(element, "children", {}).values())
+            walked.append(str(getattr(element, "label", "") or getattr(element, "value", "")))
+        i = next(i for i, one in enumerate(walked) if one.startswith(said))
+        return [next(filter(None, reversed(walked[:i]))), next(filter(None, walked[i + 1 :]))]
+
+    at.number_input(key="compare seeds default").set_value(0).run()
+    assert order("Seeds: 0") == ["Effect to see, nats", fields.OWN]
+    at.number_input(key="compare seeds default").set_value(8).run()
+    at.number_input(key="compare kv").set_value(3).run()
+    assert order("KV heads: 3")[1] == fields.MODEL
+    at.number_input(key="compare kv").set_value(1).run()
+    at.multiselect(key="compare arms default").set_value([]).run()
+    assert order("Arms beside the baseline: choose at least one arm beside the baseline.") == [
+        "Arms beside the baseline",
+        "Rescale every, steps",
+    ]
+
+
+def test_a_rescale_that_never_happens_after_the_start_is_said():
+    at = page("compare", comparison="new")
+    at.multiselect(key="compare arms default").set_value(["wisca"]).run()
+    assert "never happens" not in texts(at)
+    at.number_input(key="compare every default").set_value(500).run()
+    assert "Rescale every 500 steps in a run of 500: after the start it never happens." in texts(at)
+    assert not at.button(key="compare start").disabled
 
 
 def test_an_error_of_the_spec_leads_to_the_field_of_the_form():
@@ -154,8 +239,14 @@ def test_an_error_of_the_spec_leads_to_the_field_of_the_form():
     at.text_input(key="compare own name").set_value("Baseline").run()
     assert "see Name, under An arm of your own" in texts(at) and "Name: Baseline cannot be used." in texts(at)
     at.text_input(key="compare own name").set_value("wisca").run()
-    assert "see Name, under An arm of your own" in texts(at) and "Allowed is each name once" in texts(at)
+    assert "see Name, under An arm of your own" in texts(
+        at
+    ) and "Name: wisca cannot be used. It is the name of another arm, QK + VO" in texts(at)
+    at.text_input(key="compare own name").set_value("baseline").run()
+    assert "Name: baseline cannot be used. It is the name of another arm, Baseline." in texts(at)
     at.text_input(key="compare own name").set_value("mine").run()
+    at.segmented_control(key="compare own pairs decoder").set_value([]).run()
+    assert "see Pairs, under An arm of your own" in texts(at) and "Pairs: choose at least one pair." in texts(at)
     at.multiselect(key="compare arms default").set_value([]).run()
     at.checkbox(key="compare own").uncheck().run()
     assert "see Arms beside the baseline" in texts(at)
@@ -312,14 +403,19 @@ def test_an_arm_of_ones_own_may_act_in_a_part_of_the_run_and_by_pair(monkeypatch
     at.checkbox(key="compare own").check().run()
     ratio, first, last = "compare own From a ratio of", "compare own From step", "compare own Up to step"
     assert at.number_input(key=ratio).disabled and not at.number_input(key=first).disabled  # at strength 0.5
+    assert "From a ratio of: only of Balance at strength 1." in texts(at)
     at.slider(key="compare own strength").set_value(1.0).run()
+    assert "From a ratio of: only" not in texts(at)
     at.segmented_control(key="compare own granularity").set_value("by pair").run()
     at.selectbox(key="compare own granularity qk").set_value("channel").run()
     at.number_input(key=ratio).set_value(1.5).run()
     at.number_input(key=first).set_value(200).run()
     at.number_input(key=last).set_value(100).run()
     assert "see Up to step, under An arm of your own" in texts(at)
-    assert "Up to step: 100 cannot be used. Allowed is nothing before its first step = 200." in texts(at)
+    assert (
+        "Up to step: 100 cannot be used. Allowed is a step not before From step = 200: an arm stops after it starts."
+        in texts(at)
+    )
     at.number_input(key=last).set_value(400).run()
     at.button(key="compare start").click().run()
     own = folder.read(folder.every()[0]).spec.arms[-1]

@@ -47,6 +47,8 @@ def test_specs_from_before_methods_had_names_are_read():
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "seeds"),
         ({"seeds": [1, -2]}, "seeds[1]"),
+        ({"seeds": list(range(1001))}, "seeds"),
+        ({"pilot": {"seeds": list(range(101, 1102))}, **TWO_RATES}, "pilot.seeds"),
         ({"seeds": 4}, "seeds"),
         ({"batch": 4}, "batch"),
         ({"model": []}, "model"),
@@ -141,6 +143,11 @@ def test_an_arm_takes_the_options_of_a_live_rescale():
     ):
         with pytest.raises(SpecError, match="differs from"):
             spec_from({"arms": ["baseline", "wisca", {"name": "own"} | words]})
+
+
+def test_the_longest_run_is_not_written_out_step_by_step():
+    spec = spec_from({"arms": ["baseline", "wisca", {"name": "own", "start": 10**9 - 30}], "steps": 10**9})
+    assert spec.arms[2].start == 10**9 - 30  # acts once, and is another arm
 
 
 def test_arms_that_coincide_are_refused():

@@ -197,6 +197,15 @@ def test_session_state_and_caches_are_each_touched_in_one_file():
         assert not ends or path.name == "state.py", path
 
 
+def test_no_number_is_bounded_by_its_widget():
+    """Streamlit keeps a number out of bounds in the browser and goes on with the one before, as if nothing were wrong."""
+    for path in (ROOT / "app").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "number_input":
+                bounds = {word.arg for word in node.keywords} & {"min_value", "max_value"}
+                assert len(node.args) <= 1 and not bounds, f"{path}:{node.lineno}: let the library judge the number"
+
+
 def test_ci_runs_the_very_test_command_of_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command = next(line for line in readme.splitlines() if "pytest" in line and "pip install" in line)

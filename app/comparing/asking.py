@@ -15,11 +15,13 @@ from wisca_app.open_model import title as model_title
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.prepare import shares_a_rate as shares_a_rate_of
-from wisca_core.comparison.spec import PRECISIONS, Spec
+from wisca_core.comparison.spec import MOST_BYTES, PRECISIONS, Spec
+from wisca_core.comparison.spec_rules import whole
 from wisca_core.errors import SpecError
 from wisca_core.pairs import MODEL_PAIRS, PAIRS
 from wisca_core.planning.options import PLAN_NORMS
 
+MEGABYTE = 1_000_000
 KEPT: dict[str, Any] = {"persist_state": "session"}
 _MODELS = {
     "decoder": "A small decoder",
@@ -126,11 +128,9 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
             model |= _decoder(preset)
         elif kind == "shrunk":
             model["width"] = int(
-                st.number_input("Width", 8, 65536, 64, step=8, key="compare shrunk width", width=120, **KEPT)
+                st.number_input("Width", value=64, step=8, key="compare shrunk width", width=120, **KEPT)
             )
-            model["n_layers"] = int(
-                st.number_input("Layers", 1, 200, 4, key="compare shrunk layers", width=110, **KEPT)
-            )
+            model["n_layers"] = int(st.number_input("Layers", value=4, key="compare shrunk layers", width=110, **KEPT))
         elif kind == "whole":
             model["weights"] = st.segmented_control(
                 "Weights",
@@ -143,12 +143,8 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
             )
         elif kind == "lora":
             out["lora"] = _lora(preset)
-        context = st.number_input(
-            "Context", 8, 8192, max(8, longest), step=32, key=f"compare context {kind}", width=120, **KEPT
-        )
-        batch_size = st.number_input(
-            "Batch", 1, 1024, preset.batch_size, key=f"compare batch {kind}", width=110, **KEPT
-        )
+        context = st.number_input("Context", value=longest, step=32, key=f"compare context {kind}", width=120, **KEPT)
+        batch_size = st.number_input("Batch", value=preset.batch_size, key=f"compare batch {kind}", width=110, **KEPT)
     return {
         **out,
         "model": model,
@@ -174,9 +170,8 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
         )
         workers = st.number_input(
             "Processes",
-            1,
-            1024,
-            None,
+            value=None,
+            step=1,
             key="compare workers",
             width=150,
             placeholder="auto",
@@ -200,9 +195,7 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
             out["processes_per_cell"] = int(
                 st.number_input(
                     "Processes a run",
-                    1,
-                    64,
-                    1,
+                    value=1,
                     key="compare ranks",
                     width=150,
                     **KEPT,
@@ -242,10 +235,10 @@ def _positions() -> int:
 
 def _decoder(preset: Spec) -> dict[str, int]:
     m = preset.model
-    width = st.number_input("Width", 8, 8192, m.width, step=8, key="compare width", width=120, **KEPT)
-    layers = st.number_input("Layers", 1, 200, m.n_layers, key="compare layers", width=110, **KEPT)
-    heads = st.number_input("Query heads", 1, 256, m.n_heads, key="compare heads", width=120, **KEPT)
-    kv = st.number_input("KV heads", 1, 256, m.n_kv_heads, key="compare kv", width=110, **KEPT)
+    width = st.number_input("Width", value=m.width, step=8, key="compare width", width=120, **KEPT)
+    layers = st.number_input("Layers", value=m.n_layers, key="compare layers", width=110, **KEPT)
+    heads = st.number_input("Query heads", value=m.n_heads, key="compare heads", width=120, **KEPT)
+    kv = st.number_input("KV heads", value=m.n_kv_heads, key="compare kv", width=110, **KEPT)
     return {
         "width": int(width),
         "n_layers": int(layers),
@@ -257,8 +250,8 @@ def _decoder(preset: Spec) -> dict[str, int]:
 
 def _lora(preset: Spec) -> dict[str, Any]:
     known = preset.lora
-    r = st.number_input("Rank", 1, 512, known.r, key="compare rank", width=100, **KEPT)
-    alpha = st.number_input("Alpha", 0.1, 4096.0, known.alpha, key="compare alpha", width=110, **KEPT)
+    r = st.number_input("Rank", value=known.r, key="compare rank", width=100, **KEPT)
+    alpha = st.number_input("Alpha", value=known.alpha, key="compare alpha", width=110, **KEPT)
     targets = st.text_input(
         "Layers it is put on",
         "",
@@ -314,15 +307,22 @@ def _text(kind: str, preset: Spec, model: dict) -> dict[str, Any]:
                 "Folder with its tokenizer", key="compare tokenizer", width=320, **KEPT
             ).strip()
     if data["source"] == "hub":
-        mb = st.number_input("Megabytes of text, at most", 1, 2147, 200, key="compare megabytes", width=200, **KEPT)
-        data["max_bytes"] = int(mb) * 1_000_000
+        mb = st.number_input("Megabytes of text, at most", value=200, key="compare megabytes", width=200, **KEPT)
+        data["max_bytes"] = int(mb) * MEGABYTE
     return data
 
 
-def own_arm(kind: str, every: int, slots: dict[str, DeltaGenerator]) -> list[dict[str, Any]]:
-    """One arm with options of one's own, or none. ``slots``: gains the place for what is wrong with it."""
+def check(asked: dict[str, Any], workers: int | None) -> None:
+    """What the form asks in a unit of its own, or beside the spec. Raises SpecError."""
+    if "max_bytes" in asked["data"]:
+        whole(1, MOST_BYTES // MEGABYTE).read(asked["data"]["max_bytes"] // MEGABYTE, "data.max_bytes")
+    if workers is not None:
+        whole(1, 1024).read(workers, "workers")
+
+
+def own_arm(kind: str, every: int) -> list[dict[str, Any]]:
+    """One arm with options of one's own, or none."""
     with st.expander(fields.OWN, key="compare_own_arm"):
-        slots[fields.OWN] = st.container()
         if not st.checkbox("Add it to the comparison", key="compare own", **KEPT):
             return []
         with _row():
@@ -355,7 +355,13 @@ def own_arm(kind: str, every: int, slots: dict[str, DeltaGenerator]) -> list[dic
         with _row():
             whens = {"every": f"Every {every:,} steps", "start": "At the start only"}
             when = _one("When", whens, "when", format_func=whens.get)
-            part = _part_of_the_run(when == "every" and does != "inverse", does == "balance" and strength == 1)
+            repeats, waits = when == "every" and does != "inverse", does == "balance" and strength == 1
+            part = _part_of_the_run(repeats, waits)
+        greyed = ("" if repeats else "From step, Up to step: only of an arm that acts during the run.") + (
+            "" if waits else " From a ratio of: only of Balance at strength 1."
+        )
+        if greyed:
+            st.markdown(f":small[:gray[{greyed.strip()}]]")
         with _row():
             exact = st.checkbox("Powers of two only", key="compare own exact", **KEPT)
             kept = st.checkbox("Carry the optimiser's state along", True, key="compare own state", **KEPT)
@@ -411,10 +417,8 @@ def _part_of_the_run(repeats: bool, has_trigger: bool) -> dict[str, Any]:
     asked = [
         st.number_input(
             label,
-            low,
-            None,
-            None,
-            step,
+            value=None,
+            step=step,
             key=f"compare own {label}",
             placeholder=none,
             width=150,
@@ -422,12 +426,11 @@ def _part_of_the_run(repeats: bool, has_trigger: bool) -> dict[str, Any]:
             **KEPT,
             help=said,
         )
-        for label, low, step, none, applies, said in (
-            ("From step", 0, 100, "the first", repeats, "Of an arm that acts during the run."),
-            ("Up to step", 0, 100, "the last", repeats, "Of an arm that acts during the run."),
+        for label, step, none, applies, said in (
+            ("From step", 100, "the first", repeats, "Of an arm that acts during the run."),
+            ("Up to step", 100, "the last", repeats, "Of an arm that acts during the run."),
             (
                 "From a ratio of",
-                1.0,
                 0.1,
                 "any",
                 has_trigger,

@@ -151,7 +151,7 @@ def _actions(comparison: Comparison, frame: pd.DataFrame, found: Report | None, 
         choosing.draw_new("secondary" if goes_on else primary())
         if comparison.state == "done" and not is_sample:
             with st.popover("Add seeds", key="compare more seeds"):
-                n = st.number_input("Seeds to add", 1, 100, 4, key="compare more", width=120)
+                n = st.number_input("Seeds to add", value=4, key="compare more", width=120)
                 if st.button(
                     "Add seeds", key="compare add", help="The result is then marked as extended after looking."
                 ):

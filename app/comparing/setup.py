@@ -1,5 +1,6 @@
 """Setting up a comparison: what is compared, how long it will take, and what it will be able to see."""
 
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from wisca_core.comparison.presets import ARMS, LORA_ARMS, PRESETS, twin_of
 from wisca_core.comparison.report import unit
 from wisca_core.comparison.spec import OPTIMISERS, Arm, Spec
 from wisca_core.comparison.spec_reading import spec_from
+from wisca_core.comparison.spec_rules import EVERY, N_PILOT_SEEDS, N_SEEDS, RATE
 from wisca_core.errors import SpecError, WiscaError
 from wisca_core.methods import method
 
@@ -39,7 +41,7 @@ def draw() -> None:
         check_text(spec)
         cached.comparison_facts(spec)
     except WiscaError as error:
-        with slots.get(fields.place(error), slots[""]):
+        with fields.place(error, slots):
             plain(fields.sentence(error))
         st.markdown(f":material/error: **{fields.pointer(error)}**")
         return
@@ -76,30 +78,35 @@ def go_on(place: Path, executor: str = "auto", workers: int | None = None) -> No
 
 
 def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]:
-    """The spec, the executor, the number of processes. ``slots``: gains the place beside the fields of each heading."""
+    """The spec, the executor, the number of processes. ``slots``: gains the place for what is wrong with an arm, a field in
+    the open (""), and those of each fold, above its header so that it is seen where the fold is closed.
+
+    No number is bounded by its widget: Streamlit keeps a number out of bounds in the browser and goes on with the one
+    before. The rules of the spec judge all of them.
+    """
     with st.container(border=True):
         source = asking.source()
         preset = _preset(source)
         name = preset.name
         above = st.container()  # which arms there are depends on the model, which is drawn below
         slots[""] = st.container()
-        with st.expander("Model and text", key=f"compare_model_{source}", expanded=source not in ("decoder", "lora")):
-            slots[fields.MODEL] = st.container()
+        below = st.container()
+        slots[fields.MODEL] = st.container()
+        with st.expander(fields.MODEL, key=f"compare_model_{source}", expanded=source not in ("decoder", "lora")):
             asked = asking.model_and_text(source, preset)
-        with st.expander("How the runs are trained", key=f"compare_how_{source}"):
-            slots[fields.HOW] = st.container()
+        slots[fields.HOW] = st.container()
+        with st.expander(fields.HOW, key=f"compare_how_{source}"):
             trained, executor, workers = asking.how(source)
         with above:
             arms = _arms(source, preset, asked)
+            slots[fields.ARMS] = st.container()
             with st.container(horizontal=True, gap="medium"):
                 every = st.number_input(
-                    "Rescale every, steps", 1, 1_000_000, _every(preset), key=f"compare every {name}", width=150, **KEPT
+                    "Rescale every, steps", value=_every(preset), key=f"compare every {name}", width=150, **KEPT
                 )
-                seeds = st.number_input(
-                    "Seeds", 1, 1000, len(preset.seeds), key=f"compare seeds {name}", width=84, **KEPT
-                )
+                seeds = st.number_input("Seeds", value=len(preset.seeds), key=f"compare seeds {name}", width=84, **KEPT)
                 steps = st.number_input(
-                    "Steps", 10, 10_000_000, preset.steps, step=100, key=f"compare steps {name}", width=126, **KEPT
+                    "Steps", value=preset.steps, step=100, key=f"compare steps {name}", width=126, **KEPT
                 )
                 optimiser = st.selectbox(
                     "Optimiser", OPTIMISERS, key="compare optimiser", format_func=_OPTIMISERS.get, width=176, **KEPT
@@ -115,9 +122,7 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
                 )
                 pilot = st.number_input(
                     "Pilot seeds",
-                    0,
-                    100,
-                    len(preset.pilot.seeds),
+                    value=len(preset.pilot.seeds),
                     key=f"compare pilot {name}",
                     width=110,
                     **KEPT,
@@ -125,19 +130,33 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
                 )
                 effect = st.number_input(
                     "Effect to see, nats",
-                    0.001,
-                    10.0,
-                    preset.detect_nats,
-                    0.001,
-                    format="%.3f",
+                    value=preset.detect_nats,
+                    step=0.001,
+                    format="%.6g",
                     key=f"compare effect {name}",
                     width=150,
                     **KEPT,
                     help="The smallest true difference you would want to notice, in nats a byte (with a tokenizer: a token). The paper's on TinyLlama is 0.044 a "
                     "token in training loss, with LoRA 0.007: other units, so no more than an order of size.",
                 )
-            own = asking.own_arm(source, int(every), slots)
-    arms = [{**asdict(arm), "every": arm.every and int(every)} for arm in arms]
+        with below:
+            slots[fields.OWN] = st.container()
+            own = asking.own_arm(source, int(every))
+    every, seeds, pilot = (
+        rule.read(int(value), field)
+        for rule, value, field in (
+            (EVERY, every, "every"),
+            (N_SEEDS, seeds, "seeds"),
+            (N_PILOT_SEEDS, pilot, "pilot.seeds"),
+        )
+    )
+    asking.check(asked, workers)
+    arms = [{**asdict(arm), "every": arm.every and every} for arm in arms]
+    if every >= steps > 0 and any(arm["every"] for arm in [*arms, *own]):
+        with slots[""]:
+            st.markdown(
+                f":small[:gray[Rescale every {words.count(every)} steps in a run of {words.count(steps)}: after the start it never happens.]]"
+            )
     if optimiser == "sgd":  # its momentum follows a change of basis; the squares of the others cannot
         arms = [arm if method(arm["method"]).by_factors else {**arm, "optimizer_state": "transport"} for arm in arms]
     spec = spec_from(
@@ -147,13 +166,13 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
             "name": f"{asking.title(asked['model'])}, {words.count(steps)} steps"[:120],
             "arms": [asdict(ARMS["baseline"]), *arms, *own],
             "steps": int(steps),
-            "seeds": list(range(1, int(seeds) + 1)),
+            "seeds": list(range(1, seeds + 1)),
             "detect_nats": float(effect),
             "useful_nats": preset.useful_nats,
-            "pilot": _pilot(int(pilot), int(seeds), arms, preset),
+            "pilot": _pilot(pilot, seeds, arms, preset),
             "optimiser": {
                 "name": optimiser,
-                "learning_rates": [_rate(part) for part in rates.split(",") if part.strip()],
+                "learning_rates": _rates(rates),
                 "warmup_steps": min(preset.optimiser.warmup_steps, int(steps) // 10),
                 "weight_decay": preset.optimiser.weight_decay,
             },
@@ -222,11 +241,26 @@ def _every(preset: Spec) -> int:
     return next((arm.every for arm in preset.arms if arm.kind == "balance" and arm.every), 25)
 
 
-def _rate(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text.strip()  # the spec says what is wrong with it
+def _rates(text: str) -> list[float]:
+    """Of a text with commas between them. Raises SpecError with what was written."""
+    name = "optimiser.learning_rates"
+    decimal = re.search(r"(?<![\w.+-])(\d+),(\d+(?:[eE][+-]?\d+)?)(?![\w.])", text)
+    if decimal:
+        point = f"{decimal[1]}.{decimal[2]}"
+        raise SpecError(name, decimal[0], f"{point}, with a point, or two rates with a comma and a space between them")
+    out = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        apart = re.findall(r"[^\s;]+", part)
+        if apart != [part]:
+            raise SpecError(name, part, f"a comma between two rates: {', '.join(apart)}")
+        try:
+            rate = float(part)
+        except ValueError:
+            rate = None
+        if not RATE.fits(rate):
+            raise SpecError(name, part, RATE.allowed)
+        out.append(rate)
+    return out
 
 
 def _estimate(spec: Spec, way: execution_plan.ExecutionPlan) -> Estimate:

@@ -113,7 +113,7 @@ def _heads(said: dict, row: Mapping, key: str) -> None:
     said["kv_layer"] = None
     if said["names"] == "q alone":
         tip = "The layer whose keys and values these read; say which they are under Further words."
-        said["kv_layer"] = _number("Reads layer", row.get("kv_layer"), f"{key} kv_layer", "needed", tip, least=0)
+        said["kv_layer"] = _number("Reads layer", row.get("kv_layer"), f"{key} kv_layer", "needed", tip)
     with st.container(horizontal=True, gap="small"):
         said["n_heads"] = _number("Query heads", row.get("n_heads"), f"{key} n_heads", "needed")
         said["n_kv_heads"] = _number("Key/value heads", row.get("n_kv_heads"), f"{key} n_kv_heads", "as many")
@@ -168,11 +168,9 @@ def _further(said: dict, row: Mapping, key: str) -> None:
         plain(f"follow, kept as it was written: {row['follow']}")
 
 
-def _number(
-    label: str, value: int | None, key: str, placeholder: str, tip: str | None = None, least: int = 1
-) -> int | None:
+def _number(label: str, value: int | None, key: str, placeholder: str, tip: str | None = None) -> int | None:
     given = st.number_input(
-        label, min_value=least, value=value, step=1, key=key, **_KEPT, placeholder=placeholder, help=tip, width=_WIDTH
+        label, value=value, step=1, key=key, **_KEPT, placeholder=placeholder, help=tip, width=_WIDTH
     )
     return int(given) if given is not None else None
 

@@ -78,8 +78,6 @@ def draw(model: str) -> None:
                 plain("Tasks need lm-evaluation-harness: pip install 'wisca[eval]'.")
             st.number_input(
                 "Windows and documents at most",
-                0,
-                1_000_000,
                 key="limit",
                 step=50,
                 persist_state="session",
@@ -93,16 +91,20 @@ def draw(model: str) -> None:
 
 
 def _start(model: str) -> None:
+    from wisca_core.evaluation.whole import EvaluationOptions
+
     other, text = (state.get(name).strip() for name in ("other", "text"))
     drafts = [one.strip() for one in state.get("draft").split(",") if one.strip()]
+    tasks = tuple(state.get("tasks")) if harness_is_here() else ()
+    asked = EvaluationOptions(normal(text), tasks, limit=int(state.get("limit")), inside=bool(state.get("inside")))
     arguments = {
         "model": model,
         "other": normal(other) if other else "",
-        "text": normal(text),
-        "tasks": list(state.get("tasks")) if harness_is_here() else [],
+        "text": asked.text,
+        "tasks": list(asked.tasks),
         "drafts": [normal(one) for one in drafts],
-        "inside": bool(state.get("inside")),
-        "limit": int(state.get("limit")),
+        "inside": asked.inside,
+        "limit": asked.limit,
     }
     jobs.start("evaluate", arguments, f"Evaluate {subject()[1]}", exclusive=f"evaluate {model}")
 

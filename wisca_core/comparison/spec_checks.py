@@ -3,6 +3,7 @@
 What a field by itself may be is ``spec_reading``'s.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from wisca_core.architecture.site import granularity_of
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, DataSpec, ModelSpec, Spec
+from wisca_core.comparison.spec_rules import N_PILOT_SEEDS, N_SEEDS
 from wisca_core.errors import SpecError
 from wisca_core.methods import method
 from wisca_core.pairs import MODEL_PAIRS
@@ -30,8 +32,8 @@ def check_spec(spec: Spec) -> Spec:
         raise SpecError("optimiser.warmup_steps", o.warmup_steps, f"fewer than steps = {spec.steps}")
     if not o.learning_rates or len(set(o.learning_rates)) < len(o.learning_rates):
         raise SpecError("optimiser.learning_rates", list(o.learning_rates), "one rate or more, each once")
-    if not spec.seeds or len(set(spec.seeds)) < len(spec.seeds):
-        raise SpecError("seeds", list(spec.seeds), "one seed or more, each once")
+    if not N_SEEDS.fits(len(spec.seeds)) or len(set(spec.seeds)) < len(spec.seeds):
+        raise SpecError("seeds", list(spec.seeds), "1 to 1,000 seeds, each once")
     if spec.evaluate_every > spec.steps:
         raise SpecError("evaluate_every", spec.evaluate_every, f"at most steps = {spec.steps}")
     if spec.batch_size % spec.processes_per_cell:
@@ -88,8 +90,9 @@ def _check_model(m: ModelSpec, d: DataSpec) -> None:
 
 def _check_arms(spec: Spec) -> None:
     names = [arm.name for arm in spec.arms]
-    if len(set(names)) < len(names):
-        raise SpecError("arms", names, "each name once")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise SpecError("arms", names, f"each name once, and {twice} is there twice")
     if sum(arm.kind == "none" for arm in spec.arms) != 1 or len(spec.arms) < 2:
         raise SpecError("arms", names, 'exactly one arm of kind "none" (the baseline) and at least one other')
     for i, arm in enumerate(spec.arms):
@@ -128,7 +131,9 @@ def _check_schedule(arm: Arm, i: int, steps: int) -> None:
         raise SpecError(f"arms[{i}].start", arm.start, f"0 for {arm.name}: {why}")
     first, last = (round(at * steps) if isinstance(at, float) else at for at in (arm.start, arm.stop))
     if last is not None and last < first:
-        raise SpecError(f"arms[{i}].stop", arm.stop, f"nothing before start = {arm.start:g}")
+        raise SpecError(
+            f"arms[{i}].stop", arm.stop, f"a step not before start = {arm.start:g}: an arm stops after it starts"
+        )
 
 
 def _check_rates(arm: Arm, i: int, spec: Spec) -> None:
@@ -161,8 +166,8 @@ def _check_pilot(spec: Spec) -> None:
         if pilot.arms:  # those of a source are its own matter
             raise SpecError("pilot.arms", list(pilot.arms), "nothing without pilot.seeds")
         return
-    if len(set(pilot.seeds)) < len(pilot.seeds):
-        raise SpecError("pilot.seeds", list(pilot.seeds), "each seed once")
+    if not N_PILOT_SEEDS.fits(len(pilot.seeds)) or len(set(pilot.seeds)) < len(pilot.seeds):
+        raise SpecError("pilot.seeds", list(pilot.seeds), "at most 1,000 seeds, each once")
     both = sorted(set(pilot.seeds) & set(spec.seeds))
     if both:
         raise SpecError(
@@ -225,6 +230,13 @@ def refuse_coinciding(spec: Spec, partition: Callable[[Arm], Any]) -> None:
             )
 
 
+def _due_steps(schedule: Schedule, n_steps: int) -> range:
+    """The steps before ``n_steps`` at which it is due; not written out, for a run may have 10^9."""
+    every = schedule.every or n_steps
+    first = math.ceil(schedule.start / every) * every or (0 if schedule.at_start else every)
+    return range(first, n_steps if schedule.stop is None else min(n_steps, schedule.stop + 1), every)
+
+
 def effect(arm: Arm, spec: Spec, partition: Callable[[Arm], Any]) -> tuple:
     """What an arm comes to: two arms with the same one are one arm."""
     if arm.kind == "none":
@@ -232,14 +244,14 @@ def effect(arm: Arm, spec: Spec, partition: Callable[[Arm], Any]) -> tuple:
     pairs = tuple(sorted(arm.pairs))
     # a rescale after the last step moves nothing that is measured
     schedule = Schedule(arm.every, arm.at_start, arm.start, arm.stop).of_run(spec.steps)
-    due = tuple(step for step in range(0, spec.steps, arm.every or spec.steps) if schedule.due(step))
-    at_start, every = 0 in due, arm.every if due and due != (0,) else None
+    due = _due_steps(schedule, spec.steps)
+    at_start, every = 0 in due, arm.every if any(due[:2]) else None
     if spec.model.source == "lora":
         if "lora" not in pairs and arm.kind == "balance":
             every = None  # the base is frozen: balanced once, it stays so
         if every is None:
             pairs = tuple(p for p in pairs if p != "lora")  # B is zero at the start
-    due = due if every is not None else due[:1] if at_start else ()
+    due = due if every is not None else due[:1] if at_start else range(0)
     if not pairs or not due or (arm.kind in ("balance", "rates") and arm.strength == 0):
         return ("nothing",)
     state = arm.optimizer_state

@@ -102,6 +102,7 @@ GRANULARITY = Rule(
 )
 RATE = number(0, 100, above=True)
 SEED = whole(0, 10**9)
+N_SEEDS, N_PILOT_SEEDS = whole(1, 1000), whole(0, 1000)  # how many: each is a training of every arm
 MODULE = Rule(
     lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,120}", v) is not None, "the name of a linear layer"
 )
