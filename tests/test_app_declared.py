@@ -73,6 +73,8 @@ def test_a_file_of_ones_own_class_is_declared_corrected_confirmed_and_opened(nan
     assert "4 pairs in 2 layers: 2 QK, 2 VO." in said and "Say how many heads transformer.h.{i}.attn has." in said
     assert named(at.button, "Open with this declaration").disabled
 
+    named(at.number_input, "Query heads").set_value(0).run()
+    assert "n_heads=0 was given; a whole number from 1 is needed." in texts(at) and at.button(key="confirm").disabled
     named(at.number_input, "Query heads").set_value(5).run()
     said = in_order(at)
     assert "c_attn has 72 rows; 5 query and 5 key/value heads (layout concat) do not divide them" in said

@@ -25,7 +25,7 @@ LEGEND = dict(
 
 
 def _top(arms: Sequence[Arm]) -> int:
-    """MemoryBudget for the legend, px: on a phone it has two entries a row."""
+    """Room for the legend, px: on a phone it has two entries a row."""
     return 64 + 16 * math.ceil(len(arms) / 2)
 
 

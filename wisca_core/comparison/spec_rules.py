@@ -56,7 +56,7 @@ def number(low: float, high: float, above: bool = False) -> Rule:
         is_number = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
         return is_number and (low < v if above else low <= v) and v <= high
 
-    words = f"a number {'above' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}"
+    words = f"a number {'above' if above else 'from'} {low:,.15g} {'and at most' if above else 'to'} {high:,.15g}"
     return Rule(fits, words, float)
 
 
