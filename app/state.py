@@ -280,6 +280,12 @@ def begin(page: str) -> None:
             st.session_state[name] = _from_address(name, choice)
 
 
+def is_history() -> bool:
+    """Whether the browser's Back or Forward led here."""
+    run = get_script_run_ctx()
+    return run is not None and run.is_history_navigation
+
+
 def _went_back() -> bool:
     """Whether the address is another one than was written, and nothing that was chosen since explains it.
 
@@ -360,6 +366,11 @@ def reset(name: str) -> None:
     put(name, CHOICES[name].default())
 
 
+def fill(key: str, value: Any) -> None:
+    """Set a widget that is no choice itself, before it is drawn."""
+    st.session_state[key] = value
+
+
 def follow(name: str, own: Any, allowed: Collection[Any]) -> Any:
     """The value of a choice among what there is. What was not chosen, or is not there, is ``own``; its default is the
     note "own NAME".
@@ -389,14 +400,15 @@ def settle(name: str, allowed: list[str]) -> str:
 
 def open_model(model: str, sites: str = "") -> None:
     """Another model, or the same with another declaration (``sites``: its name): what was selected in the old one means
-    nothing there.
+    nothing there. The guided path is over: what it walks is the sample, and this one stays open.
 
     To be called before the page is drawn, without a rerun behind it: widgets that were not drawn in between would bring
     their old values back.
     """
-    for name in ("layer span", "first place", "own pair", "own block", "own shown_view"):
+    for name in ("layer span", "first place", "own pair", "own block", "own shown_view", "model before tour"):
         forget(name)
     for name in (
+        "tour",
         "layers",
         "exclude",
         "pair",

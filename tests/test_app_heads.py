@@ -49,6 +49,20 @@ def test_another_column_another_head_and_another_model_are_in_the_address(sample
     assert "Logit bound against QK stable rank" in texts(at.main) and not at.exception
 
 
+def test_boxes_choose_the_head_and_follow_what_else_chooses_it(small_model):
+    at = page("heads")
+    layer, head = (at.selectbox(key=f"heads {name} box") for name in ("layer", "head"))
+    assert (layer.value, head.value) == (0, 0) and "layer" not in at.query_params  # nobody's choice
+    layer.select(3).run()
+    assert "Layer 3, head 0" in texts(at.main) and dict(at.query_params)["layer"] == "3"
+    at.selectbox(key="heads head box").select(6).run()
+    assert "Layer 3, head 6" in texts(at.main) and dict(at.query_params)["head"] == "6"
+    at.session_state["layer"], at.session_state["head"] = 5, 2  # as a click on the map does
+    at.run()
+    assert [at.selectbox(key=f"heads {name} box").value for name in ("layer", "head")] == [5, 2]
+    assert "heads expert box" not in [box.key for box in at.selectbox]
+
+
 @pytest.fixture
 def sample_step():
     from wisca_app.state import SAMPLE

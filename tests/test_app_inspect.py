@@ -504,7 +504,9 @@ def test_one_refused_layer_is_named_and_left_blank(llama, tmp_path):
     at = page(model=folder, layer="1")
     assert "Blank: 1 layer not covered, named below." in texts(at)
     assert "decoder.1.self.qk: model.layers.1.self_attn.q_proj.weight is 24 x 32" in texts(at)
-    assert at.selectbox(key="layer").options == ["0", "2", "3"] and at.selectbox(key="layer").value != 1
+    assert (
+        at.selectbox(key="layer").options == ["layer 0", "layer 2", "layer 3"] and at.selectbox(key="layer").value != 1
+    )
     assert "1 refused" in texts(at)
 
 

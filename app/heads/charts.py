@@ -10,7 +10,7 @@ from wisca_app.figures import words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import bare, heading, show
-from wisca_app.heads.drawn_heads import NAMES, DrawnHeads, key, mark, select_head_from_chart
+from wisca_app.heads.drawn_heads import NAMES, DrawnHeads, boxes, key, mark, select_head_from_chart
 from wisca_app.inspecting.facts import heads
 from wisca_core.circuits.columns import BY_NAME, Column
 from wisca_core.circuits.findings import headline
@@ -82,7 +82,9 @@ def draw_panel(shown: DrawnHeads, theme: Theme) -> None:
     row, table = shown.row, shown.table
     layer, head, expert = shown.selected
     title = f"Layer {layer}{f', expert {expert}' if expert >= 0 else ''}, head {head}"
-    st.subheader(f":material/crop_square: {title}", anchor=False)
+    with st.container(gap="xsmall"):
+        st.subheader(f":material/crop_square: {title}", anchor=False)
+        boxes(shown)
     st.markdown(_sentence(row))
     names = ["qk_stable_rank", "logit_bound", "ov_stable_rank", "ov_copying"]
     if shown.column.name not in names and shown.column.moves is False:

@@ -14,6 +14,8 @@ from wisca_core.model import Model
 from wisca_core.patterns.blocks import titles
 
 NAMES = [column.name for column in (*UNMOVED, *MOVED)]
+# the selection is nobody's choice at first, so its boxes have keys of their own
+_BOX = {name: f"heads {name} box" for name in ("layer", "head", "expert")}
 _SOURCES = ("heads map", "heads change", "heads scatter", "heads table")
 
 
@@ -87,6 +89,36 @@ def select(head: tuple[int, int, int], by: str = "") -> None:
     for source in _SOURCES:
         if source != by:
             state.note(f"turn {source}", (state.note(f"turn {source}") or 0) + 1)
+
+
+def boxes(shown: DrawnHeads) -> None:
+    """What chooses the head without a mouse: its layer, its number and, of a model with experts, which one."""
+    t, (layer, head, expert) = shown.table, shown.selected
+    of_layer = t[t["layer"] == layer]
+    of_head = of_layer[of_layer["head"] == head]
+    with st.container(horizontal=True, gap="xsmall"):
+        for (name, key), value, among in zip(_BOX.items(), shown.selected, (t, of_layer, of_head)):
+            state.fill(key, value)
+            if name == "expert" and expert < 0:
+                continue
+            st.selectbox(
+                name.capitalize(),
+                sorted(set(among[name].tolist())),
+                key=key,
+                format_func=lambda one, name=name: f"{name} {one}",
+                on_change=lambda: _select_from_boxes(t),
+                label_visibility="collapsed",
+                width=116,
+            )
+
+
+def _select_from_boxes(table: pd.DataFrame) -> None:
+    """Callback of the boxes. A layer without the head that was selected gives its first one, a head its first expert."""
+    found = table
+    for name, key in _BOX.items():
+        same = found[found[name] == state.get(key)]
+        found = same if len(same) else found[found[name] == found[name].min()]
+    select(tuple(int(found[name].iloc[0]) for name in _BOX))
 
 
 def mark(column: Column) -> None:

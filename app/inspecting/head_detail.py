@@ -9,7 +9,6 @@ from wisca_app.figures import findings, head, words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import show
-from wisca_app.inspecting import selection
 from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_core.planning.head import HeadDetail
 from wisca_core.words import times
@@ -17,11 +16,8 @@ from wisca_core.words import times
 
 def draw(shown: DrawnPair, theme: Theme, selected: tuple[int, int]) -> None:
     layer, group = selected
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        title = f", {words.markdown_text(shown.title)}" if shown.title and shown.unit != "expert" else ""
-        st.header("L" + shown.place(layer, group)[1:] + title, anchor=False, width="content")
-        with st.container(horizontal=True, width="content"):
-            selection.boxes(shown)
+    title = f", {words.markdown_text(shown.title)}" if shown.title and shown.unit != "expert" else ""
+    st.header("L" + shown.place(layer, group)[1:] + title, anchor=False)
     row = shown.group(layer, group)
     detail = cached.head(shown.model, shown.options, row["name"], shown.inside(group))
     st.markdown(sentence(shown, row, detail))

@@ -9,6 +9,7 @@ from wisca_app.figures import head, words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import bare
+from wisca_app.inspecting import selection
 from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_core.patterns.summary import times
 from wisca_core.planning.head import HeadDetail
@@ -22,6 +23,7 @@ def draw(shown: DrawnPair, theme: Theme, selected: tuple[int, int]) -> None:
     with st.container(gap="xxsmall"):
         title = words.markdown_text(words.title(shown.place(layer, group)))
         st.subheader(f":material/crop_16_9: {title}", anchor=False, help=words.tip("KV group", "pair"))
+        selection.boxes(shown)
         st.markdown(sentence(shown, row))
     with st.container(gap="xxsmall"):
         for label, value in facts(shown, row, detail):

@@ -4,6 +4,7 @@ A chart keeps its own clicked point in the browser. When the selection comes fro
 click on it would unselect instead of select; the chart then gets a new key, which is a fresh chart.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
@@ -39,19 +40,26 @@ def settle(shown: DrawnPair) -> tuple[int, int]:
 def boxes(shown: DrawnPair) -> None:
     """The two boxes; their keys are names of ``state.CHOICES``."""
     groups = shown.groups
-    layers = sorted(set(groups["layer"].tolist()))
-    st.selectbox("Layer", layers, key="layer", width=110, on_change=_clear_other_selections, persist_state="session")
     of_layer = groups.loc[groups["layer"] == state.get("layer"), "group"].tolist()
-    if shown.unit != "layer":
-        st.selectbox(
-            words.title(shown.unit),
-            of_layer,
-            key="group",
-            width=220 if shown.lanes else 110,
-            format_func=(lambda group: shown.lanes[group]) if shown.lanes else str,
-            on_change=_clear_other_selections,
-            persist_state="session",
-        )
+    with st.container(horizontal=True, gap="xsmall"):
+        _box("Layer", sorted(set(groups["layer"].tolist())), "layer", lambda layer: f"layer {layer}", 108)
+        if shown.lanes:
+            _box(words.title(shown.unit), of_layer, "group", lambda group: shown.lanes[group], 220)
+        elif shown.unit != "layer":
+            _box(words.title(shown.unit), of_layer, "group", lambda group: f"{shown.unit} {group}", 140)
+
+
+def _box(label: str, values: list[int], key: str, say: Callable[[int], str], width: int) -> None:
+    st.selectbox(
+        label,
+        values,
+        key=key,
+        width=width,
+        format_func=say,
+        on_change=_clear_other_selections,
+        label_visibility="collapsed",
+        persist_state="session",
+    )
 
 
 def key(source: str) -> str:
