@@ -1,6 +1,7 @@
 """A guided path of five stops over the bundled sample: what each page answers, in the order of the question.
 
-The stop stands in the address (?tour=2). It can be left at any time, and what was open before is open again then.
+The stop stands in the address (?tour=2). It can be left at any time, and what was open before is open again then; opening a
+model ends it.
 """
 
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ STOPS = (
     Stop(
         "Balanced, and proved",
         "Each pair takes a factor on one side and its inverse on the other; here powers of two, so that no bit of any "
-        "output moves. Proof runs a miniature of this very architecture with random weights, both ways, in float64.",
+        "output moves. [Proof](#proof), near the foot of this page, runs a miniature of this very architecture with random "
+        "weights, both ways, in float64.",
         "rescale",
         {"exact": True},
     ),
@@ -72,6 +74,8 @@ def take() -> None:
     if number is not None:
         state.forget(_TO_GO)
         _arrive(number)
+    elif state.is_history() and (passed := _passed()):
+        _arrive(passed)
     elif is_fresh:
         stop = STOPS[state.get("tour") - 1]
         for name, value in stop.choices.items():
@@ -81,24 +85,39 @@ def take() -> None:
             state.go(stop.page)
 
 
+def _passed() -> int | None:
+    """The stop that the Back button leads to. Streamlit takes two steps to another page with other choices; the one in
+    between has the page of the stop that was left, and the choices of the next.
+    """
+    number = state.get("tour") or _LEFT
+    if number == _LEFT or state.note("page") == _path(STOPS[number - 1].page):
+        return None
+    near = (one for one in (number - 1, number + 1) if 1 <= one <= len(STOPS))
+    return next((one for one in near if state.note("page") == _path(STOPS[one - 1].page)), None)
+
+
 def _arrive(number: int) -> None:
-    """``number``: of the stop, _LEFT for none. What another stop has chosen goes with it."""
+    """``number``: of the stop, _LEFT for none. What another stop has chosen goes with it; who comes back to a stop finds
+    what they chose themselves where the stop leaves it open.
+    """
+    own = STOPS[number - 1].choices if number != _LEFT and number == state.get("tour") else {}
     for name in {name for stop in STOPS for name in stop.choices}:
-        state.put(name, state.CHOICES[name].default())
+        if own.get(name, "") is not None:
+            state.reset(name)
+    before = state.note("model before tour")
     if number == _LEFT:
-        before = state.note("model before tour")
-        state.forget("model before tour")
         state.put("tour", None)
         if before:
             state.open_model(before)
         return
-    if state.get("tour") is None and state.get("model") != state.default_model():
-        state.note("model before tour", state.get("model"))
     if state.get("model") != state.default_model():
+        before = before or state.get("model")
         state.open_model(state.default_model())
+        state.note("model before tour", before)
     state.put("tour", number)
     for name, value in STOPS[number - 1].choices.items():
-        state.put(name, value)
+        if name not in own or value is not None:
+            state.put(name, value)
 
 
 def start() -> None:
@@ -117,6 +136,7 @@ def draw() -> None:
         return
     stop = STOPS[number - 1]
     is_here = state.note("page") == _path(stop.page)
+    is_last = is_here and number == len(STOPS)
     with st.container(border=True, gap="xsmall", key="tour"):
         st.markdown(f":small[:gray[Guided path, stop {number} of {len(STOPS)}]]")
         st.markdown(f"**{stop.title}.** {stop.said}" if is_here else f"The path waits at **{stop.title.lower()}**.")
@@ -125,20 +145,21 @@ def draw() -> None:
                 _go(number)
             if is_here and number < len(STOPS) and st.button("Next stop", key="tour next", type=primary()):
                 _go(number + 1)
+            if is_last and st.button("Done", key="tour done", type=primary()):
+                _go(_LEFT, "inspect")
             if is_here and number > 1 and st.button("Back", key="tour back"):
                 _go(number - 1)
-            if st.button(
-                "Done" if number == len(STOPS) and is_here else "Leave the path", key="tour leave", type="tertiary"
-            ):
-                state.note(_TO_GO, _LEFT)
-                state.rerun()
+            if not is_last and st.button("Leave the path", key="tour leave", type="tertiary"):
+                _go(_LEFT)
 
 
-def _go(number: int) -> None:
+def _go(number: int, page: str = "") -> None:
+    """``number``: of the stop, _LEFT for none. ``page``: of its view, where it is not that of the stop; of none this one."""
     state.note(_TO_GO, number)
-    page = STOPS[number - 1].page
-    if state.note("page") == _path(page):
+    page = page or (STOPS[number - 1].page if number != _LEFT else "")
+    if not page or state.note("page") == _path(page):
         state.rerun()
+    _arrive(number)  # so that the step between the two pages is one that ``_passed`` knows
     state.go(page)
 
 

@@ -136,15 +136,26 @@ def test_the_guided_path_is_walked_stop_by_stop_and_left(page, server):
         page.get_by_text(title).first.wait_for()
         page.get_by_role("heading", name=re.compile(re.escape(said).replace("\\ ", "\\s+"))).first.wait_for()
         page.wait_for_url(re.compile(rf"{where}\?.*tour={number}\b"))
-        if number == 3:  # the address alone leads to the stop
+        if number == 3:  # the proof is a click away, and the address alone leads to the stop
+            page.get_by_role("link", name="Proof", exact=True).first.click()
+            page.wait_for_function("document.getElementById('proof').getBoundingClientRect().top < innerHeight / 2")
             page.reload()
             page.get_by_text("Guided path, stop 3 of 5").wait_for()
+            pages.settled(page)
+        if number == 4:  # one step back is one stop
+            page.go_back()
+            page.get_by_text("Guided path, stop 3 of 5").wait_for()
+            pages.settled(page)
+            assert page.url == f"{address}/rescale?tour=3&exact=yes"
+            page.go_forward()
+            page.get_by_text("Guided path, stop 4 of 5").wait_for()
             pages.settled(page)
         if number < len(stops):
             page.get_by_role("button", name="Next stop").click()
     page.get_by_role("button", name="Done").click()
     page.get_by_text("Guided path, stop").wait_for(state="detached")
-    page.wait_for_function("!location.search.includes('tour=')")
+    page.wait_for_url(f"{address}/")
+    page.get_by_role("heading", name=re.compile("Queries\\s+weigh")).first.wait_for()
 
 
 def test_on_a_phone_every_choice_of_the_sidebar_closes_it_and_no_button_stands_over_a_chart(server):

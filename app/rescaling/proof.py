@@ -29,7 +29,7 @@ def proof_so_far(found: Model) -> Proof | None:
 
 def draw(found: Model, model: Model, options: Options, decision: Decision) -> Proof | None:
     """Draws the block; returns the miniature's proof, None while there is none. ``model``: what of ``found`` is proved."""
-    st.subheader("Proof", anchor=False)
+    st.subheader("Proof", anchor="proof")
     proof = _miniature(found, options)
     check = _full_check(model, options, decision)
     not_checked = list(not_covered(proof, check))
