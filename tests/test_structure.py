@@ -228,6 +228,7 @@ def test_top_level_holds_only_what_was_agreed():
         "CHANGELOG.md",
         "CONTRIBUTING.md",
         "constraints.txt",
+        "constraints-lowest.txt",
     }
     assert {name for name in names if not name.startswith(".")} <= agreed
 
