@@ -220,14 +220,16 @@ def test_several_values_in_one_summary_and_negative_steps_are_read(tmp_path):
 
 def test_steps_that_repeat_or_go_back_are_kept_and_said(tmp_path):
     writer = SummaryWriter(tmp_path)
-    for step in (0, 10, 20, 20, 10, 20, 30):
-        writer.add_scalar("loss", step / 7, step)
+    for i, step in enumerate((0, 10, 20, 20, 10, 20, 30)):
+        writer.add_scalar("loss", i / 7, step)
+        writer.add_scalar("epoch", min(step, 20), step)  # the same value again is nothing to speak of
     writer.close()
     run = read([tmp_path]).runs[0]
     series = run.series["loss"]
     assert series.step.tolist() == [0, 10, 20, 20, 10, 20, 30]
     assert (series.n_repeated, series.n_back, series.first_back) == (1, 1, (20.0, 10.0))
     assert any("go back" in remark and "from 20 to 10" in remark for remark in run.remarks)
+    assert run.series["epoch"].n_repeated == 0 and any("repeat: 'loss' 1×" in remark for remark in run.remarks)
 
 
 def test_a_restart_continues_the_run_and_folders_are_runs(tmp_path):

@@ -92,6 +92,7 @@ class _Column:
     n_back: int = 0
     first_back: tuple[float, float] | None = None
     last: float | None = None
+    last_value: float = 0.0
     steps: list = field(default_factory=list)
     values: list = field(default_factory=list)
     walls: list = field(default_factory=list)
@@ -110,12 +111,14 @@ class _Column:
         if step[0] <= before or not (step[1:] > step[:-1]).all():
             follows = np.concatenate([[before], step])
             gap = np.diff(follows)
-            self.n_repeated += int((gap == 0).sum())
+            # said again with the same value, as trainers do with their epoch, it is nothing to speak of
+            values = np.concatenate([[self.last_value], value])
+            self.n_repeated += int(((gap == 0) & (values[1:] != values[:-1])).sum())
             back = np.flatnonzero(gap < 0)
             self.n_back += len(back)
             if len(back) and self.first_back is None:
                 self.first_back = (float(follows[back[0]]), float(follows[back[0] + 1]))
-        self.last = float(step[-1])
+        self.last, self.last_value = float(step[-1]), float(value[-1])
 
 
 class SourceRuns:

@@ -37,7 +37,7 @@ class Series:
     chunks: tuple[tuple[np.ndarray, np.ndarray, np.ndarray | None], ...]
     n_nan: int = 0
     n_infinite: int = 0
-    n_repeated: int = 0  # points at the step of the point before
+    n_repeated: int = 0  # points at the step of the point before, with another value
     n_back: int = 0  # points at a smaller step than the point before
     first_back: tuple[float, float] | None = None  # the first such pair of steps
 
