@@ -368,6 +368,21 @@ def test_an_exact_export_is_identical_and_its_report_says_so(byte_model, book, t
         assert same["is_export"] == is_source
 
 
+def test_another_attention_is_taken_only_where_the_class_says_that_it_lacks_this_one(byte_model, monkeypatch):
+    load, says = LlamaForCausalLM.from_pretrained, [ValueError("it does not support an attention implementation yet")]
+
+    def from_pretrained(*args, attn_implementation, **kwargs):
+        if attn_implementation == "sdpa":
+            raise says[-1]
+        return load(*args, attn_implementation=attn_implementation, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", from_pretrained)
+    assert open_subject(byte_model()).attention == "eager"
+    says.append(RuntimeError("can't start new thread"))  # of this moment, not of the class
+    with pytest.raises(ConfigMismatch, match="can't start new thread"):
+        open_subject(byte_model())
+
+
 # Looking inside
 
 

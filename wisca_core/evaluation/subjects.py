@@ -167,7 +167,6 @@ def _load(checkpoint: Checkpoint, cls, config, dtype: torch.dtype, attention: st
 
 
 def _load_from(folder: Path, checkpoint: Checkpoint, cls, config, dtype: torch.dtype, attention: str):
-    errors = []
     for one in dict.fromkeys((attention, "eager")):
         try:
             with quiet(), torch.random.fork_rng(devices=[]):
@@ -180,17 +179,19 @@ def _load_from(folder: Path, checkpoint: Checkpoint, cls, config, dtype: torch.d
                     trust_remote_code=False,
                     output_loading_info=True,
                 )
+            break
         except Exception as error:  # whatever a class of any release raises
-            errors.append(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-            continue
-        wrong = sorted(info.get("missing_keys", ())) + [str(key[0]) for key in info.get("mismatched_keys", ())]
-        if wrong:
-            raise ConfigMismatch(
-                f"{checkpoint.path} lacks {len(wrong)} tensors of a {cls.__name__} or has them in another shape: "
-                f"{', '.join(wrong[:4])}. Evaluated as it is, random numbers would stand in their place."
-            )
-        return model, one
-    raise ConfigMismatch(f"{checkpoint.path} does not load as {cls.__name__}; {errors[0]}")
+            # another attention rounds otherwise, so it is taken only where the class says that it lacks this one
+            if one == "eager" or not isinstance(error, (ValueError, ImportError)) or "attention" not in str(error):
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                raise ConfigMismatch(f"{checkpoint.path} does not load as {cls.__name__}; {why}") from error
+    wrong = sorted(info.get("missing_keys", ())) + [str(key[0]) for key in info.get("mismatched_keys", ())]
+    if wrong:
+        raise ConfigMismatch(
+            f"{checkpoint.path} lacks {len(wrong)} tensors of a {cls.__name__} or has them in another shape: "
+            f"{', '.join(wrong[:4])}. Evaluated as it is, random numbers would stand in their place."
+        )
+    return model, one
 
 
 def _context(config) -> int | None:
