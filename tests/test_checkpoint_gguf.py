@@ -216,6 +216,10 @@ HOSTILE = {
     "a text of 2^50 bytes": (head(0, 1) + text("k") + struct.pack("<IQ", 8, 2**50), "bytes are needed"),
     "an array of 2^61 numbers": (head(0, 1) + text("k") + ARRAY + struct.pack("<IQ", 4, 2**61), "bytes are needed"),
     "an array of 2^62 texts": (head(0, 1) + text("k") + ARRAY + struct.pack("<IQ", 8, 2**62), "claims .* texts"),
+    "four million empty texts and one": (
+        head(0, 1) + text("k") + ARRAY + struct.pack("<IQ", 8, 4_000_001) + bytes(8 * 4_000_001),
+        "claims 4,000,001 texts",
+    ),
     "an array of arrays": (
         head(0, 1) + text("k") + ARRAY + struct.pack("<IQ", 9, 1) + bytes(12),
         "array of the type 9",

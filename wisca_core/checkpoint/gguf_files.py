@@ -21,6 +21,7 @@ from wisca_core.errors import UnreadableInput, UnsupportedCheckpoint
 from wisca_core.untrusted import locate, name_fault, open_regular, printable, read_exactly, refuse_lookalike
 
 MAX_TENSORS, MAX_KEYS, MAX_AXES = 200_000, 100_000, 8
+MAX_TEXTS = 4_000_000  # of one array, each walked over; the largest vocabularies and merges hold under a million
 MAX_KEPT_TEXT = 4096  # bytes of a text value that is kept; longer ones (chat templates) are passed over
 _AGAIN = "Download the file again."
 
@@ -258,7 +259,7 @@ class _Header:
         if inner in _SCALARS:
             self.skip(n * _SCALARS[inner][0])
         elif inner == _TEXT:
-            if n * 8 > self.size - self.at:
+            if n > MAX_TEXTS or n * 8 > self.size - self.at:
                 self.fail(f"the key {printable(key, 60)} claims {n:,} texts")
             for _ in range(n):
                 self.skip(self.number("Q"))

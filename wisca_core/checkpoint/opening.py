@@ -38,7 +38,7 @@ def _checkpoint_at(source: str, progress: Progress) -> Checkpoint:
     except (OSError, UnreadableInput) as error:
         hint = f" For a model on the hub write hub:{source}." if re.fullmatch(r"[\w.-]+/[\w.-]+", source) else ""
         raise UnreadableInput(
-            f"{printable(source)}: cannot be opened: {getattr(error, 'strerror', None) or printable(error)}. "
+            f"{printable(source)}: cannot be opened: {getattr(error, 'strerror', None) or printable(error).rstrip('.')}. "
             f"Give a model folder, a .safetensors file beside its config.json, or hub:owner/name.{hint}"
         ) from None
     if stat.S_ISDIR(mode):
