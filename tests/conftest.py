@@ -76,6 +76,12 @@ def own_home(tmp_path, monkeypatch) -> Iterator[Path]:
         jobs.cancel(job.id, kill_after=0)
 
 
+@pytest.fixture
+def known_speed(own_home, monkeypatch) -> None:
+    """A step of any comparison takes 0.05 s on every machine."""
+    monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec, device: 0.05)
+
+
 @pytest.fixture(scope="session")
 def look() -> Callable[[Path], Model]:
     """look(folder) -> Model, measured anew."""
