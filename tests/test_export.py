@@ -165,7 +165,7 @@ def test_the_values_are_those_of_the_plan_worked_out_here(source, done, look):
     before, after = (
         {n: t for f in open_checkpoint(p).weight_files for n, t in load_file(p / f).items()} for p in (source, done)
     )
-    factors = {part.site: part.factors for part in plan.sites}["decoder.1.self.qk"]
+    factors = plan.factors.by_site["decoder.1.self.qk"]
     layer = "model.layers.1.self_attn."
     for name, per_head, power in (("q_proj", 3, 1), ("k_proj", 1, -1)):
         for kind in ("weight", "bias"):

@@ -99,7 +99,7 @@ def test_feed_forward_pairs_are_looked_for_where_a_plan_asks(small_model):
     model = wisca.open(small_model("llama"))
     assert {site.key.pair for site in model.sites.sites} == {"qk", "vo"} and model.pairs == ("qk", "vo", "mlp")
     plan = wisca.plan(model, pairs="mlp")
-    assert {part.site.split(".")[-1] for part in plan.sites} == {"mlp"}
+    assert {name.split(".")[-1] for name in plan.factors.by_site} == {"mlp"}
     assert set(model.groups(plan=plan)["pair"]) == {"qk", "vo", "mlp"}
 
 

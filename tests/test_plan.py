@@ -21,6 +21,7 @@ from wisca_core.patterns.groups import group_segments
 from wisca_core.patterns.measure import measure
 from wisca_core.patterns.table import Patterns, norm
 from wisca_core.planning.decide import NON_FINITE, NOT_CHOSEN, OVERFLOW, PLANNED, ZERO, decide
+from wisca_core.planning.factors import Factors
 from wisca_core.planning.options import LayerRange, Options, parse_layers, parse_pairs
 from wisca_core.planning.plan import Plan, check_not_empty, decision_of, load_plan, make_plan, save_plan, undo_plan
 from wisca_core.planning.rows import plan_rows
@@ -175,7 +176,7 @@ def test_layers_pairs_and_excluded_sites(tmp_path):
     patterns = model(tmp_path, Q, K, v=Q, o=torch.ones(4, 4), n_layers=3)
 
     def changed(**options):
-        return [s.site for s in make_plan(decide(patterns, Options(**options))).sites]
+        return list(make_plan(decide(patterns, Options(**options))).factors.by_site)
 
     assert len(changed()) == 6
     assert changed(pairs=("qk",), layers=parse_layers("0,2")) == ["decoder.0.self.qk", "decoder.2.self.qk"]
@@ -301,7 +302,7 @@ def test_the_norms_after_equal_a_pass_over_every_row(granularity, small_model):
 def test_exact_mode_leaves_at_most_one_octave_and_every_factor_is_a_power_of_two(granularity, small_model, look):
     opened = look(small_model("llama", torch.bfloat16, num_key_value_heads=8))
     decision = decide(opened.patterns, Options(granularity=granularity, exact=True))
-    assert (np.frexp(decision.factor)[0] == 0.5).all() and make_plan(decision).powers_of_two
+    assert (np.frexp(decision.factor)[0] == 0.5).all()
     left, right = decision.side_norms(after=True)
     assert (np.abs(np.log2(left / right)) <= 1 + 1e-9).all()
 
@@ -357,16 +358,13 @@ def test_a_plan_survives_its_file_bit_for_bit(options, opened, tmp_path):
     document = json.loads((tmp_path / "plan.json").read_text())
     assert list(document)[:2] == ["format", "version"] and document["format"] == "wisca-plan"
     again = decision_of(load_plan(tmp_path / "plan.json"), opened.patterns)
-    assert np.array_equal(again.factor, decision.factor) and make_plan(again).sites == plan.sites
+    assert np.array_equal(again.factor, decision.factor) and make_plan(again).factors == plan.factors
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(1e-300, 1e300), min_size=1, max_size=5))
 def test_any_factor_survives_json_bit_for_bit(values):
-    plan = Plan(Options(), (), (), "f")
-    from wisca_core.planning.plan import SitePlan
-
-    plan = replace(plan, sites=(SitePlan("s", "tensor", tuple(values)),))
+    plan = Plan(Options(), Factors("tensor", (("s", tuple(values)),)), (), "f")
     assert Plan.from_json(json.loads(json.dumps(plan.to_json())), "x") == plan
 
 
@@ -384,12 +382,16 @@ def test_a_plan_of_another_checkpoint_is_refused(opened, small_model, look, edit
 
 def test_a_plan_changed_by_hand_is_refused_before_it_breaks_weights(opened):
     plan = make_plan(decide(opened.patterns, Options()))
-    site = plan.sites[0]
+    (name, _), *others = plan.factors.sites
+
+    def changed(*sites):
+        return replace(plan, factors=replace(plan.factors, sites=sites))
+
     for factors, words in (((1e300,), "cannot be applied|overflow"), ((2.0, 2.0), "2 factors for decoder.0.self.qk")):
         with pytest.raises(PlanMismatch, match=words):
-            decision_of(replace(plan, sites=(replace(site, factors=factors), *plan.sites[1:])), opened.patterns)
+            decision_of(changed((name, factors), *others), opened.patterns)
     with pytest.raises(PlanMismatch, match="no such pair"):
-        decision_of(replace(plan, sites=(replace(site, site="decoder.9.self.qk"),)), opened.patterns)
+        decision_of(changed(("decoder.9.self.qk", (2.0,))), opened.patterns)
 
 
 def test_files_that_are_no_plan_are_refused_by_name(opened, tmp_path):
@@ -429,7 +431,7 @@ def test_a_cell_refused_before_stays_refused_when_the_plan_is_read_again(tmp_pat
     patterns = model(tmp_path, rows(4.0, 4.0, 0.0, 0.0), K)
     plan = make_plan(decide(patterns, Options(granularity="group")))
     again = decision_of(Plan.from_json(plan.to_json(), "x"), patterns)
-    assert make_plan(again).sites == plan.sites and again.factor[1] == 1
+    assert make_plan(again).factors == plan.factors and again.factor[1] == 1
 
 
 def test_80_layers_of_64_heads_are_decided_and_tabled_in_a_tenth_of_a_second():

@@ -199,7 +199,7 @@ def test_a_live_model_and_its_checkpoint_get_the_same_bits_from_the_same_factors
     plan = make_plan(decision)
     model = AutoModelForCausalLM.from_pretrained(small_model(dtype=dtype, **FAMILIES[family]), dtype=dtype)
     tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
-    by_site = {part.site: part.factors for part in plan.sites}
+    by_site = plan.factors.by_site
     expected = scalings(opened.sites, by_site, "group", {name: tuple(t.shape) for name, t in tensors.items()})
     assert len(expected) >= 4
     rescale_(model, plan=plan, granularity="group")

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from wisca_core.equivalence.float64 import in_float64
 from wisca_core.errors import BadOption, NothingToRescale
+from wisca_core.planning.factors import Factors
 from wisca_core.training import LightningWisca, Scaler, WiscaCallback, param_groups
 from wisca_core.training.choices import Choices
-from wisca_core.training.factors import Factors
 from wisca_core.training.rates import Rates
 from wisca_core.training.rescaling import Rescaler
 from wisca_core.training.telemetry import read

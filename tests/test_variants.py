@@ -153,9 +153,7 @@ def test_exported_and_reloaded_the_function_is_the_same(name, granularity, small
     model_type, changes = VARIANTS.get(name, (name, {}))
     opened = look(small_model(model_type, **changes))
     plan = generic(opened, granularity)
-    assert {part.site for part in plan.sites} == {site.name for site in opened.sites.sites}
-    used = {part.site: part.granularity for part in plan.sites}
-    assert used == {site.name: site.used_granularity(granularity) for site in opened.sites.sites}
+    assert set(plan.factors.by_site) == {site.name for site in opened.sites.sites}
     report = export(opened.checkpoint, opened.sites, plan, tmp_path / "out", prove(opened.checkpoint, opened.sites))
     before, after = (
         load_file(opened.checkpoint.path / "model.safetensors"),
@@ -169,7 +167,10 @@ def test_exported_and_reloaded_the_function_is_the_same(name, granularity, small
 def test_granularity_coarser_than_asked_is_named_in_the_plan(small_model, look):
     opened = look(small_model("qwen3", num_key_value_heads=8))
     plan = make_plan(decide(opened.patterns, Options(granularity="group")))
-    assert {part.site[-2:]: part.granularity for part in plan.sites} == {"qk": "tensor", "vo": "group"}
+    assert {name[-2:]: used for name, used in plan.factors.used_granularities(opened.sites).items()} == {
+        "qk": "tensor",
+        "vo": "group",
+    }
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "opt", "gpt_neox"])

@@ -59,7 +59,7 @@ def plan(
     method: str = Options.method,
     progress: Progress = silent,
 ) -> Plan:
-    """The factors that balance the model, as a value: ``sites`` with a factor a tie group, ``refusals`` with reasons.
+    """The factors that balance the model, as a value: ``factors``, one a tie group of each site, and ``refusals`` with reasons.
 
     ``pairs``: of qk, vo, mlp and lora, as a tuple or "qk,vo"; None: the paper's QK and VO, or all that a model without
     those has. ``granularity``: "tensor", "group" (a KV group) or "channel". ``norm``: "l1" (the paper's), "l2", "max" or
@@ -71,7 +71,7 @@ def plan(
 
     >>> import wisca_core as wisca
     >>> plan = wisca.plan("sample_runs/gqa-docs/checkpoint-3600", pairs="qk", exact=True)
-    >>> plan.sites[0].site, plan.sites[0].factors, len(plan.refusals)
+    >>> plan.factors.sites[0], len(plan.refusals)
     ('decoder.0.self.qk', (0.5,), 0)
     """
     named = parse_pairs(pairs) if isinstance(pairs, str) else tuple(pairs or ())
@@ -154,7 +154,7 @@ def export(
     refuse_place(opened.checkpoint, out)
     decision_of(plan, opened.measured(progress))  # raises PlanMismatch where the weights are not those it was made for
     proof = prove(opened, base=base, progress=progress)
-    names = [part.site for part in plan.sites]
+    names = list(plan.factors.by_site)
     check_covers(proof, opened.sites, names)
     sites = opened.proved(proof).sites
     beside = _beside(opened.checkpoint, sites, adapters, adapter_outs, out, progress)

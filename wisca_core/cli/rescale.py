@@ -1,6 +1,7 @@
 """``wisca rescale``: decide, show, prove, write, check, in that order; what stops it leaves nothing behind."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -144,7 +145,7 @@ def run(
         patterns = measured_patterns(checkpoint, sites, progress)
         proof = prove(checkpoint, sites, progress, base)
     if sites.sites:
-        check_covers(proof, sites, [part.site for part in saved.sites if part.site in sites] if saved else ())
+        check_covers(proof, sites, [name for name in saved.factors.by_site if name in sites] if saved else ())
     sites = proved_only(sites, proof)  # what was not proved is refused by name, the rest goes on
     decision, plan = _decide(patterns.of(sites), options, saved)
     if strict and plan.refusals:
@@ -174,7 +175,7 @@ def run(
         for one in together:
             say_proof(one)
     for one in together:
-        check_covers(one, sites, [part.site for part in plan.sites])
+        check_covers(one, sites, list(plan.factors.by_site))
     beside = [AdapterExport(*three) for three in zip(adapters, places, together)]
 
     report, checked, not_run = None, None, "a dry run writes nothing that could be run"
@@ -194,9 +195,9 @@ def run(
                 "report": str(report) if report else None,
                 "saved_plan": str(save_plan) if save_plan else None,
                 "options": plan.to_json()["options"],
-                "granularities": _granularities(plan),
+                "granularities": dict(Counter(plan.factors.used_granularities(sites).values())),
                 "n_factors_changed": plan.n_changed,
-                "n_pairs_changed": len(plan.sites),
+                "n_pairs_changed": len(plan.factors.sites),
                 "pairs": {pair: {"sentence": sentence(s)} | asdict(s) for pair, s in pairs.items()},
                 "effects": decision.effects,
                 "bit_identical_expected": decision.bit_identical,
@@ -256,8 +257,8 @@ def _open_company(
 
 def _what_follows(base: Checkpoint, sites: Sites, plan: Plan, adapter: Checkpoint) -> str:
     """What follows, in words; raises early what the export would raise late."""
-    factors = {part.site: part.factors for part in plan.sites}
-    scaling = scalings(sites, factors, plan.options.granularity, {t.name: t.shape for t in base.tensors})
+    shapes = {t.name: t.shape for t in base.tensors}
+    scaling = scalings(sites, plan.factors.by_site, plan.factors.granularity, shapes)
     n = len(fitted_layers(base, sites, scaling, adapter))
     n_tensors = len(follow(base, sites, scaling, adapter))
     return f"{plural(n, 'adapted layer')} of rescaled weights, {plural(n_tensors, 'tensor')} follow"
@@ -358,12 +359,6 @@ def _export(
     return report, checks[0] if checks else None, " ".join(reasons)
 
 
-def _granularities(plan: Plan) -> dict[str, int]:
-    """How many pairs use which partition; exactness may tie more than was asked."""
-    used = [s.granularity for s in plan.sites]
-    return {name: used.count(name) for name in dict.fromkeys(used)}
-
-
 def _say_plan(
     checkpoint: Checkpoint, sites: Sites, decision: Decision, plan: Plan, pairs: dict[str, PairSummary], title: str
 ) -> None:
@@ -378,11 +373,9 @@ def _say_plan(
         f"strength {o.strength:g}{layers}{exact}",
         style="bold",
     )
-    tied = [
-        s.granularity for s in plan.sites if s.granularity != granularity_of(o.granularity, SiteKey.parse(s.site).pair)
-    ]
-    for name in dict.fromkeys(tied):
-        n = tied.count(name)
+    used = plan.factors.used_granularities(sites)
+    tied = Counter(g for name, g in used.items() if g != granularity_of(o.granularity, SiteKey.parse(name).pair))
+    for name, n in tied.items():
         use = f"{plural(n, 'pair')} use{'s' if n == 1 else ''} granularity {name}"
         say(f"  {use}: there its channels are tied like that anyway")
     rows = []
@@ -393,9 +386,13 @@ def _say_plan(
     units = {unit_of(s.pair, s.block) for s in pairs.values()}
     counted = f"{units.pop()}s" if len(units) == 1 else "places"
     table(("pair", "median layer before", "after", f"{counted} within 2× before", "after"), rows)
-    factors = [f for s in plan.sites for f in s.factors if f != 1]  # of the left side: every rule has exponent 1 there
+    factors = [
+        f for fs in plan.factors.by_site.values() for f in fs if f != 1
+    ]  # of the left side: every rule has exponent 1 there
     n_pairs, n_factors = plural(len(sites.sites), "pair"), plural(len(factors), "factor")
-    say(f"{len(plan.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the {_left_sides(plan, sites)}")
+    say(
+        f"{len(plan.factors.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the {_left_sides(plan, sites)}"
+    )
     for line in _effects(decision):
         say(f"  {line}")
     if plan.refusals:
@@ -417,12 +414,13 @@ def _span(factors: list[float]) -> str:
 
 
 def _left_sides(plan: Plan, sites: Sites) -> str:
-    pairs = {SiteKey.parse(s.site).pair for s in plan.sites}
+    names = list(plan.factors.by_site)
+    pairs = {SiteKey.parse(name).pair for name in names}
     sides = [left for pair, (left, _) in SIDES.items() if pair in pairs]
     others = f"other{'' if len(sides) == 1 else 's'}"
     said = f"{' and '.join(sides)} side{'' if len(sides) == 1 else 's'}, the inverse on the {others}"
-    squared = [s.site for s in plan.sites if sites[s.site].exponent("right") == 2]
-    if len(squared) == len(plan.sites):
+    squared = [name for name in names if sites[name].exponent("right") == 2]
+    if len(squared) == len(names):
         return said.replace("the inverse", "the inverse square")
     return f"{said} (the inverse square on down, behind ReLU squared)" if squared else said
 

@@ -14,10 +14,10 @@ from torch import nn
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.comparison.spec import Arm
 from wisca_core.errors import BadOption
+from wisca_core.planning.factors import Factors
 from wisca_core.planning.schedule import Schedule
 from wisca_core.training import distributed, norms
 from wisca_core.training.choices import Choices
-from wisca_core.training.factors import Factors
 from wisca_core.training.rates import Rates
 from wisca_core.training.rescaling import Rescaler
 

@@ -257,8 +257,9 @@ def _worst(found: Iterable["Difference"]) -> "Difference":
 
 def _write_plan(checkpoint: Checkpoint, sites: Sites, plan: Plan, out: Path, progress: Progress) -> None:
     shapes = {t.name: t.shape for t in checkpoint.tensors}
-    factors = {part.site: part.factors for part in plan.sites}
-    write_weights(checkpoint, changes(scalings(sites, factors, plan.options.granularity, shapes)), out, progress)
+    write_weights(
+        checkpoint, changes(scalings(sites, plan.factors.by_site, plan.factors.granularity, shapes)), out, progress
+    )
     _finish_folder(checkpoint, out)
 
 

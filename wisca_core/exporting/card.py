@@ -32,7 +32,7 @@ def with_section(
         readme = readme[: readme.index(_START)] + readme[readme.index(_END) + len(_END) :]
     o = plan.options
     adapter = o.pairs == ("lora",)
-    kinds = {SiteKey.parse(part.site).pair for part in plan.sites} or set(o.pairs)
+    kinds = {SiteKey.parse(name).pair for name in plan.factors.by_site} or set(o.pairs)
     attention = " and ".join(pair.upper() for pair in o.pairs if pair in DEFAULT_PAIRS and pair in kinds)
     parts = [f"{attention} pairs of the attention weights"] if attention else []
     parts += ["up and down projections of the feed-forward blocks"] if "mlp" in kinds else []

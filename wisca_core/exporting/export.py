@@ -46,7 +46,7 @@ def export(
     left behind.
     """
     checkpoint.check_rescalable()
-    check_covers(proof, sites, [part.site for part in plan.sites])
+    check_covers(proof, sites, list(plan.factors.by_site))
     check_not_empty(plan)
     out = Path(os.path.abspath(out))
     refuse_place(checkpoint, out)
@@ -60,9 +60,8 @@ def export(
 def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progress) -> str:
     files = preview(checkpoint)
     shapes = {t.name: t.shape for t in checkpoint.tensors}
-    factors = {part.site: part.factors for part in plan.sites}
     digests = write_weights(
-        checkpoint, changes(scalings(sites, factors, plan.options.granularity, shapes)), beside, progress
+        checkpoint, changes(scalings(sites, plan.factors.by_site, plan.factors.granularity, shapes)), beside, progress
     )
     for name in files.copied:
         progress("copying the other files", 0, 0)

@@ -54,12 +54,7 @@ def export_pair(
     and ``follow`` raise; in every case nothing is left behind.
     """
     out = Path(os.path.abspath(out))
-    scaling = scalings(
-        sites,
-        {p.site: p.factors for p in plan.sites},
-        plan.options.granularity,
-        {t.name: t.shape for t in base.tensors},
-    )
+    scaling = scalings(sites, plan.factors.by_site, plan.factors.granularity, {t.name: t.shape for t in base.tensors})
     places = [Path(os.path.abspath(one.out)) for one in beside]
     for one, place in zip(beside, places):
         if not one.proof.passed:

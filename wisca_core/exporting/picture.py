@@ -21,9 +21,9 @@ MOST_DOTS = 4000  # a card is no place for megabytes: of more, every n-th is dra
 def factors_svg(plan: Plan) -> str:
     """One panel a pair: layers across, the factor on its left side up, in powers of two; a dot a factor."""
     points: dict[str, list[tuple[int, float]]] = {}
-    for part in plan.sites:
-        key = SiteKey.parse(part.site)
-        points.setdefault(key.pair, []).extend((key.layer, math.log2(factor)) for factor in part.factors)
+    for name, factors in plan.factors.sites:
+        key = SiteKey.parse(name)
+        points.setdefault(key.pair, []).extend((key.layer, math.log2(factor)) for factor in factors)
     layers = sorted({layer for found in points.values() for layer, _ in found}) or [0]
     span = max([1.0, *(abs(up) for found in points.values() for _, up in found)]) * 1.15
     height = TOP + len(points) * (PANEL + TOP)

@@ -1,6 +1,5 @@
 """A plan: the factors as a value one can read, keep, compare and undo; applying it decides nothing."""
 
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -10,23 +9,12 @@ from wisca_core.architecture.site import Refusal
 from wisca_core.errors import NothingToRescale, PlanMismatch, UnreadableInput
 from wisca_core.patterns.table import Patterns
 from wisca_core.planning.decide import Decision, replay
+from wisca_core.planning.factors import Factors
 from wisca_core.planning.options import Options, parse_layers
 from wisca_core.storage import read_json, write_json
 from wisca_core.untrusted import printable
 
 FORMAT, VERSION = "wisca-plan", 1
-
-
-@dataclass(frozen=True)
-class SitePlan:
-    """``factors``: one a tie group of the site at the plan's granularity, in order of first channel; the left side is
-    multiplied by it, the right side divided. ``granularity``: the partition really used, where exactness ties more than
-    asked.
-    """
-
-    site: str
-    granularity: str
-    factors: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +24,7 @@ class Plan:
     """
 
     options: Options
-    sites: tuple[SitePlan, ...]
+    factors: Factors
     tensors: tuple[str, ...]
     fingerprint: str
     refusals: tuple[Refusal, ...] = ()
@@ -45,16 +33,11 @@ class Plan:
     @property
     def n_changed(self) -> int:
         """Factors other than 1."""
-        return sum(f != 1 for site in self.sites for f in site.factors)
-
-    @property
-    def powers_of_two(self) -> bool:
-        return all(math.frexp(f)[0] == 0.5 for site in self.sites for f in site.factors)
+        return self.factors.n_changed
 
     def undone(self, fingerprint: str) -> "Plan":
         """The plan that takes the result of this one back; ``fingerprint`` is that of the result."""
-        sites = tuple(replace(s, factors=tuple(1 / f for f in s.factors)) for s in self.sites)
-        return replace(self, sites=sites, fingerprint=fingerprint, refusals=())
+        return replace(self, factors=self.factors.undone(), fingerprint=fingerprint, refusals=())
 
     def to_json(self) -> dict:
         """Plain JSON values; ``from_json`` gives an equal plan (floats are written exactly)."""
@@ -64,7 +47,7 @@ class Plan:
             "bit_identical": self.bit_identical,
             "fingerprint": self.fingerprint,
             "tensors": list(self.tensors),
-            "sites": [asdict(site) for site in self.sites],
+            "sites": [{"site": name, "factors": list(factors)} for name, factors in self.factors.sites],
             "refusals": [asdict(r) for r in self.refusals],
         }
 
@@ -83,14 +66,11 @@ class Plan:
                 tuple(o["exclude"]),
                 o.get("method", "wisca"),
             )
-            sites = tuple(
-                SitePlan(_text(s["site"]), _text(s["granularity"]), tuple(map(float, s["factors"])))
-                for s in data["sites"]
-            )
+            sites = tuple((_text(s["site"]), tuple(map(float, s["factors"]))) for s in data["sites"])
             refusals = tuple(Refusal(_text(r["what"]), _text(r["reason"])) for r in data["refusals"])
             plan = cls(
                 options,
-                sites,
+                Factors(options.granularity, sites),
                 tuple(map(_text, data["tensors"])),
                 _text(data["fingerprint"]),
                 refusals,
@@ -100,9 +80,7 @@ class Plan:
             raise PlanMismatch(
                 f"{where} is no plan: {type(error).__name__} at {error}. Make it again with --save-plan."
             ) from error
-        bad = [s.site for s in sites for f in s.factors if not (f > 0 and math.isfinite(f) and math.isfinite(1 / f))]
-        if bad:
-            raise PlanMismatch(f"{where}: {bad[0]} has a factor that is not a positive finite number.")
+        plan.factors.check_values(where)
         return plan
 
 
@@ -119,13 +97,13 @@ def make_plan(decision: Decision) -> Plan:
     for i in np.flatnonzero(decision.changed_sites):
         site = patterns.sites.sites[i]
         factors = decision.factor[cells.first[i] : cells.first[i + 1]]
-        sites.append(SitePlan(site.name, site.used_granularity(cells.granularity), tuple(factors.tolist())))
+        sites.append((site.name, tuple(factors.tolist())))
         tensors |= {leg.tensor for leg in site.legs}
     names = tuple(sorted(tensors))
     refused = tuple(r for r in patterns.sites.refusals if decision.options.asks(r.what))
     return Plan(
         decision.options,
-        tuple(sites),
+        Factors(cells.granularity, tuple(sites)),
         names,
         patterns.fingerprint(names),
         refused + decision.refusals,
@@ -149,14 +127,10 @@ def decision_of(plan: Plan, patterns: Patterns) -> Decision:
     cells = patterns.cells(plan.options.granularity)
     factor = np.ones(int(cells.first[-1]))
     numbers = {site.name: i for i, site in enumerate(patterns.sites.sites)}
-    for part in plan.sites:
-        i = numbers.get(part.site)
-        if i is None or len(part.factors) != cells.first[i + 1] - cells.first[i]:
-            expected = "no such pair" if i is None else f"{cells.first[i + 1] - cells.first[i]} factors"
-            raise PlanMismatch(
-                f"the plan has {len(part.factors)} factors for {part.site}; this checkpoint has {expected} there."
-            )
-        factor[cells.first[i] : cells.first[i + 1]] = part.factors
+    plan.factors.check(patterns.sites, "checkpoint")
+    for name, factors in plan.factors.sites:
+        i = numbers[name]
+        factor[cells.first[i] : cells.first[i + 1]] = factors
     decision = replay(patterns, plan.options, factor)
     stopped = np.flatnonzero(decision.factor != factor)
     if len(stopped):

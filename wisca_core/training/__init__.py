@@ -3,7 +3,7 @@
 transformers, lightning, peft and deepspeed are imported only where they are used.
 """
 
-from wisca_core.training.factors import Factors
+from wisca_core.planning.factors import Factors
 from wisca_core.training.rates import param_groups
 from wisca_core.training.rescaling import Rescale, rescale_
 from wisca_core.training.scaler import Scaler

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from wisca_core.planning.factors import Factors
 from wisca_core.rescale import Scaling, along_axis, scalings, times_, work_dtype
 from wisca_core.training import distributed, zero
-from wisca_core.training.factors import Factors
 from wisca_core.training.live import Live
 from wisca_core.training.optimizer_state import States
 

@@ -36,11 +36,11 @@ from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal, Sites
 from wisca_core.errors import BadOption, NothingToRescale
 from wisca_core.patterns.table import norm
 from wisca_core.planning.decide import PLANNED, balance
+from wisca_core.planning.factors import Factors
 from wisca_core.planning.options import Options
 from wisca_core.rescale import scalings
 from wisca_core.training import distributed, norms, step_probe, zero
 from wisca_core.training.choices import Choices, choices_from
-from wisca_core.training.factors import Factors
 from wisca_core.training.live import Live, describe
 from wisca_core.training.optimizer_state import States
 from wisca_core.training.rescaling import Rescale, reason_of

@@ -16,13 +16,13 @@ from wisca_core.errors import BadOption, PlanMismatch, ProofFailed
 from wisca_core.methods import method
 from wisca_core.patterns.table import norm
 from wisca_core.planning.decide import NON_FINITE, OVERFLOW, ZERO, balance
+from wisca_core.planning.factors import Factors
 from wisca_core.planning.plan import Plan
 from wisca_core.rescale import scalings
 from wisca_core.rescale_basis import basis_of, change_, groups_of
 from wisca_core.training import averages, distributed, lora, norms, zero
 from wisca_core.training.apply import apply_, forget_caches
 from wisca_core.training.choices import Choices
-from wisca_core.training.factors import Factors
 from wisca_core.training.live import Live, copy_tensors, describe
 from wisca_core.training.optimizer_state import States, folds_decay
 from wisca_core.training.self_check import Check, SelfCheck
@@ -168,7 +168,7 @@ class Rescaler:
             self._look()
         self._check_averages()
         live = self.live
-        given = Factors.of(plan) if isinstance(plan, Plan) else plan
+        given = plan.factors if isinstance(plan, Plan) else plan
         if given is not None:
             if not isinstance(given, Factors):
                 raise PlanMismatch(

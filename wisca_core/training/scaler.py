@@ -9,10 +9,10 @@ from torch import nn
 
 from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.errors import BadOption
+from wisca_core.planning.factors import Factors
 from wisca_core.planning.schedule import Schedule
 from wisca_core.training import distributed
 from wisca_core.training.choices import choices_from
-from wisca_core.training.factors import Factors
 from wisca_core.training.rates import Rates, own_rates
 from wisca_core.training.rescaling import Rescale, Rescaler
 from wisca_core.training.self_check import FromLoader

@@ -1,4 +1,4 @@
-"""The factors of a rescale of a live model as a value: kept, multiplied, undone."""
+"""Factors as one value, whether planned for a checkpoint or taken by a live model: kept, multiplied, undone, checked."""
 
 import math
 from collections.abc import Mapping
@@ -6,25 +6,29 @@ from dataclasses import dataclass
 
 from wisca_core.architecture.site import Sites
 from wisca_core.errors import PlanMismatch
-from wisca_core.planning.plan import Plan
 
 
 @dataclass(frozen=True)
 class Factors:
-    """``sites``: (site name, one factor a tie group at ``granularity``); the left side is multiplied by it, the
-    right side divided.
+    """``sites``: (site name, one factor a tie group of the site at ``granularity``, in order of first channel); the left
+    side is multiplied by it, the right side divided.
     """
 
     granularity: str
     sites: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
-    @classmethod
-    def of(cls, plan: Plan) -> "Factors":
-        return cls(plan.options.granularity, tuple((part.site, part.factors) for part in plan.sites))
-
     @property
     def by_site(self) -> dict[str, tuple[float, ...]]:
         return dict(self.sites)
+
+    @property
+    def n_changed(self) -> int:
+        """Factors other than 1."""
+        return sum(f != 1 for _, fs in self.sites for f in fs)
+
+    def used_granularities(self, sites: Sites) -> dict[str, str]:
+        """Site name -> the partition really used, where exactness ties more than asked."""
+        return {name: sites[name].used_granularity(self.granularity) for name, _ in self.sites}
 
     def undone(self) -> "Factors":
         """What takes a model back; exact where every factor is a power of two, else up to one rounding a weight."""
@@ -47,23 +51,28 @@ class Factors:
             out[name] = tuple(a * b for a, b in zip(before, fs))
         return Factors(self.granularity, tuple(out.items()))
 
-    def check(self, sites: Sites) -> None:
-        """Raises PlanMismatch where these factors do not fit the model's pairs."""
+    def check(self, sites: Sites, of: str = "model") -> None:
+        """Raises PlanMismatch where these factors do not fit the pairs of this ``of``."""
         found = {site.name: site for site in sites.sites}
         for name, fs in self.sites:
             if name not in found:
                 why = next((r.reason for r in sites.refusals if r.what in (name, "model")), "")
                 raise PlanMismatch(
-                    f"the plan has factors for {name}; this model has no such pair to rescale. {why}".strip()
+                    f"the plan has factors for {name}; this {of} has no such pair to rescale. {why}".strip()
                 )
             needed = found[name].n_cells(self.granularity)
             if needed != len(fs):
                 raise PlanMismatch(
-                    f"the plan has {len(fs)} factors for {name}; this model has {needed} there. It belongs to "
-                    "another model."
+                    f"the plan has {len(fs)} factors for {name}; this {of} has {needed} there. It belongs to another "
+                    "model."
                 )
-            if not all(math.isfinite(f) and f > 0 for f in fs):
-                raise PlanMismatch(f"{name} has a factor that is not a positive finite number.")
+        self.check_values("the plan")
+
+    def check_values(self, where: str) -> None:
+        """Raises PlanMismatch naming ``where`` for a factor that cannot be multiplied by, or divided."""
+        for name, fs in self.sites:
+            if not all(f > 0 and math.isfinite(f) and math.isfinite(1 / f) for f in fs):
+                raise PlanMismatch(f"{where}: {name} has a factor that is not a positive finite number.")
 
     def to_json(self) -> dict:
         return {"granularity": self.granularity, "sites": {name: list(fs) for name, fs in self.sites}}
