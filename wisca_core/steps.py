@@ -72,7 +72,7 @@ def plan(
     >>> import wisca_core as wisca
     >>> plan = wisca.plan("sample_runs/gqa-docs/checkpoint-3600", pairs="qk", exact=True)
     >>> plan.factors.sites[0], len(plan.refusals)
-    ('decoder.0.self.qk', (0.5,), 0)
+    (('decoder.0.self.qk', (0.5,)), 0)
     """
     named = parse_pairs(pairs) if isinstance(pairs, str) else tuple(pairs or ())
     opened = open_model(model, pairs=named, progress=progress)
