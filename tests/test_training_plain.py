@@ -615,7 +615,8 @@ def test_the_scaler_rescales_at_the_start_and_then_as_scheduled(make):
     "options, words",
     [
         ({"pairs": ("qk", "kv")}, "pairs: kv was given; choose from qk, vo, mlp, lora"),
-        ({"pairs": "qk"}, "a tuple is needed"),
+        ({"pairs": "qk,kv"}, "pairs: kv was given; choose from qk, vo, mlp, lora"),
+        ({"pairs": ("qk", 3)}, "names such as"),
         ({"pairs": ()}, "pairs: nothing"),
         ({"granularity": "row"}, "granularity"),
         ({"norm": "l3"}, "norm"),

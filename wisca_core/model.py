@@ -168,7 +168,7 @@ def open_model(
 ) -> Model:
     """Open a model folder, one weight file beside its config.json, or ``hub:owner/name[@revision]``; nothing of it is run.
 
-    ``pairs``: what will be looked at, where that is more than QK and VO: "mlp", or a tuple with it. ``search``: look for
+    ``pairs``: what will be looked at, where that is more than QK and VO: "mlp", "qk,mlp" or a tuple. ``search``: look for
     a rule by trial where no file has the model type (seconds to a minute). ``sites``: the pairs of a file of your own class,
     as ``wisca.attention`` and ``wisca.feed_forward`` declare them; ``build``: makes a small model of the class to prove them
     on, ``forward(model, ids)`` calls it; ``unproved``: take them as they are. A model without a rule opens too: its
@@ -178,7 +178,7 @@ def open_model(
     >>> wisca.open("sample_runs/gqa-docs/checkpoint-3600")
     Model('sample_runs/gqa-docs/checkpoint-3600': llama, 16 pairs)
     """
-    asked = Options((pairs,) if isinstance(pairs, str) else tuple(pairs)).pairs if pairs else ()
+    asked = Options(pairs).pairs if pairs else ()
     if isinstance(model, Model):
         return model.with_pairs(asked)
     declared = Declared(as_declarations(sites), build, forward, unproved) if sites else None

@@ -61,7 +61,7 @@ def plan(
 ) -> Plan:
     """The factors that balance the model, as a value: ``factors``, one a tie group of each site, and ``refusals`` with reasons.
 
-    ``pairs``: of qk, vo, mlp and lora, as a tuple or "qk,vo"; None: the paper's QK and VO, or all that a model without
+    ``pairs``: of qk, vo, mlp and lora, names or text such as "qk,vo"; None: the paper's QK and VO, or all that a model without
     those has. ``granularity``: "tensor", "group" (a KV group) or "channel". ``norm``: "l1" (the paper's), "l2", "max" or
     "rms". ``strength``: 1 balances fully, 0 changes nothing. ``layers``: "0-3,7", "encoder:0-3". ``exact``: factors are
     powers of two, which round no bf16 or fp32 weight. ``exclude``: names of sites. ``method``: "wisca", or
@@ -74,7 +74,7 @@ def plan(
     >>> plan.factors.sites[0], len(plan.refusals)
     (('decoder.0.self.qk', (0.5,)), 0)
     """
-    named = parse_pairs(pairs) if isinstance(pairs, str) else tuple(pairs or ())
+    named = parse_pairs(pairs or ())
     opened = open_model(model, pairs=named, progress=progress)
     options = Options(
         named or default_pairs(opened.sites),

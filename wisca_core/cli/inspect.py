@@ -24,7 +24,7 @@ from wisca_core.patterns.store import measured_patterns
 from wisca_core.patterns.summary import PairSummary, furthest, layer_ratios, sentence, summaries
 from wisca_core.patterns.table import NORMS
 from wisca_core.planning.decide import decide
-from wisca_core.planning.options import PLAN_NORMS, Options, default_pairs, parse_pairs
+from wisca_core.planning.options import PLAN_NORMS, Options, default_pairs
 from wisca_core.planning.rates import PairRates, equivalent_rates, layer_rates, median_rates, span
 from wisca_core.planning.rates import sentence as rates_in_words
 from wisca_core.spreadsheet import check_replaceable, csv_bytes
@@ -54,7 +54,7 @@ def run(
     model: str, csv: Path | None, norm: str, pairs: str | None, json: bool, yes: bool, declared: Declared | None = None
 ) -> int:
     """0, or 1 where the model has no pair that could be rescaled."""
-    asked = Options(parse_pairs(pairs)) if pairs is not None else None
+    asked = Options(pairs) if pairs is not None else None
     check_choice("norm", norm, NORMS)
     if csv:
         check_replaceable(csv, ",".join(CSV_COLUMNS[:-1]), "table of KV groups")  # tables of earlier versions end there

@@ -25,7 +25,7 @@ def run(before: str, after: str, weights_only: bool, json: bool, yes: bool, decl
         say_proof(found.proof)
     say(found.verdict, style="bold")
     say(indented_lines(found.reasons))
-    if found.exit_code:
+    if found.n_changed and found.exit_code:
         say(f"{found.n_changed:,} of {found.n_tensors:,} tensors differ")
     if found.proof and found.proof.is_made:
         say_proof(found.proof)

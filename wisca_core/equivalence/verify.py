@@ -194,10 +194,19 @@ def _compare_layout(before: Checkpoint, after: Checkpoint) -> list[str]:
     aliases = {alias for alias, _ in before.aliases + after.aliases}
     for name in sorted((first.keys() ^ second.keys()) - aliases):
         reasons.append(f"{name} is only in the {'first' if name in first else 'second'} checkpoint.")
-    for name in sorted(first.keys() & second.keys()):
+    in_both = sorted(first.keys() & second.keys())
+    converted: dict[tuple[str, str], list[str]] = {}
+    for name in in_both:
         a, b = first[name], second[name]
-        if (a.dtype, a.shape) != (b.dtype, b.shape):
+        if a.shape != b.shape:
             reasons.append(f"{name} is {a.dtype} {a.shape} in the first and {b.dtype} {b.shape} in the second.")
+        elif a.dtype != b.dtype:
+            converted.setdefault((a.dtype, b.dtype), []).append(name)
+    for (one, other), names in converted.items():
+        reasons.append(
+            f"{len(names)} of {len(in_both)} tensors are {one} in the first and {other} in the second ({names[0]}"
+            f"{', ...' if len(names) > 1 else ''}). Values are compared in one dtype: store both in the same."
+        )
     return reasons
 
 

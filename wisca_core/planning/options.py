@@ -32,7 +32,7 @@ class Options:
     """Defaults are the paper's: QK and VO, one factor a matrix, L1, full balance, at every layer. What a live rescale and
     the arms of a comparison have beyond these is declared where they are.
 
-    ``pairs``: of qk, vo, mlp and lora. ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to
+    ``pairs``: of qk, vo, mlp and lora, names or text such as "qk,vo". ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to
     powers of two. ``layers``: numbers, ranges or text such as "0-3,7"; empty means all. ``granularity``: one for all pairs, or a mapping of pairs ({"qk": "channel", "vo": "tensor"}; the
     others "tensor"), kept as the text "qk=channel,vo=tensor". ``exclude``: site names to leave alone. ``method``: of ``methods.NAMES``, one
     that gives factors. Raises BadOption.
@@ -48,9 +48,7 @@ class Options:
     method: str = "wisca"
 
     def __post_init__(self) -> None:
-        if isinstance(self.pairs, str) or not all(isinstance(pair, str) for pair in self.pairs):
-            raise BadOption(f"pairs: {self.pairs!r} was given; a tuple is needed, such as {DEFAULT_PAIRS!r}.")
-        object.__setattr__(self, "pairs", tuple(self.pairs))
+        object.__setattr__(self, "pairs", parse_pairs(self.pairs))
         unknown = [pair for pair in self.pairs if pair not in PAIRS]
         if unknown or not self.pairs:
             raise BadOption(f"pairs: {', '.join(unknown) or 'nothing'} was given; choose from {', '.join(PAIRS)}.")
@@ -68,7 +66,10 @@ class Options:
 
     def _check_method(self) -> None:
         if not method(self.method).by_factors:
-            raise BadOption(f"method: {self.method!r} was given; it gives no factors, so it is of live models alone.")
+            raise BadOption(
+                f"method: {self.method!r} was given; it changes a basis, which no plan of factors can say. "
+                f"Load the model, rescale it with wisca.rescale_(model, method={self.method!r}), and save it."
+            )
 
     def _check_strength(self) -> None:
         if not is_number(self.strength) or not 0 <= self.strength <= 1:  # NaN too
@@ -172,9 +173,13 @@ def default_pairs(sites: Sites) -> tuple[str, ...]:
     return DEFAULT_PAIRS if not has or set(has) & set(DEFAULT_PAIRS) else has
 
 
-def parse_pairs(text: str) -> tuple[str, ...]:
-    """``"qk,vo"`` -> ("qk", "vo")."""
-    return tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+def parse_pairs(asked: str | Iterable[str]) -> tuple[str, ...]:
+    """``"qk,vo"``, or the names one by one -> ("qk", "vo"). Raises BadOption."""
+    names = asked.split(",") if isinstance(asked, str) else asked
+    try:
+        return tuple(dict.fromkeys(name.strip().lower() for name in names if name.strip()))
+    except (TypeError, AttributeError):
+        raise BadOption(f'pairs: {asked!r} was given; names such as "qk,vo" or {DEFAULT_PAIRS!r} are needed.') from None
 
 
 def parse_layers(asked: str | int | LayerRange | Iterable[int | LayerRange]) -> tuple[LayerRange, ...]:

@@ -95,7 +95,7 @@ class Choices(Options):
         return Options(pairs, self.granularity, self.norm, strength, self.layers, self.exact, self.exclude, by)
 
 
-def choices_from(pairs: Sequence[str], choices: Mapping) -> Choices:
+def choices_from(pairs: str | Sequence[str], choices: Mapping) -> Choices:
     """Raises BadOption for an option there is none of."""
     unknown = set(choices) - set(Choices.__dataclass_fields__)
     if unknown:

@@ -34,7 +34,7 @@ class LightningWisca(Callback):
         start: int | float = 0,
         stop: int | float | None = None,
         also: Sequence[object] | None = None,
-        pairs: Sequence[str] = DEFAULT_PAIRS,
+        pairs: str | Sequence[str] = DEFAULT_PAIRS,
         **choices,
     ):
         self.schedule = Schedule(every, at_start, start, stop)

@@ -305,7 +305,7 @@ def param_groups(
     weight_decay: float = 0.0,
     eps: float | None = None,
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
-    pairs: Sequence[str] = DEFAULT_PAIRS,
+    pairs: str | Sequence[str] = DEFAULT_PAIRS,
     **choices,
 ) -> list[dict]:
     """Parameter groups with the rates that balancing amounts to now, fixed for the whole training:

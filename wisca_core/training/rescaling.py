@@ -22,7 +22,7 @@ from wisca_core.rescale import scalings
 from wisca_core.rescale_basis import basis_of, change_, groups_of
 from wisca_core.training import averages, distributed, lora, norms, zero
 from wisca_core.training.apply import apply_, forget_caches
-from wisca_core.training.choices import Choices
+from wisca_core.training.choices import Choices, choices_from
 from wisca_core.training.live import Live, copy_tensors, describe
 from wisca_core.training.optimizer_state import States, folds_decay
 from wisca_core.training.self_check import Check, SelfCheck
@@ -52,7 +52,7 @@ def rescale_(
     plan: Factors | Plan | None = None,
     also: Sequence[object] | None = None,
     replicated: bool = False,
-    pairs: Sequence[str] = DEFAULT_PAIRS,
+    pairs: str | Sequence[str] = DEFAULT_PAIRS,
     **choices,
 ) -> Rescale:
     """Balance the pairs of a live model in place, once; its function stays the same.
@@ -65,11 +65,7 @@ def rescale_(
     Raises BadOption, UnknownArchitecture, ConfigMismatch, ProofFailed, NothingToRescale, PlanMismatch,
     UnsupportedCheckpoint; the model is then unchanged.
     """
-    try:
-        chosen = Choices(pairs=tuple(pairs) if not isinstance(pairs, str) else pairs, **choices)
-    except TypeError as error:
-        raise BadOption(f"{error}; the options are {', '.join(Choices.__dataclass_fields__)}.") from None
-    return Rescaler(model, optimizer, chosen, also, replicated).rescale_(plan)
+    return Rescaler(model, optimizer, choices_from(pairs, choices), also, replicated).rescale_(plan)
 
 
 class Rescaler:

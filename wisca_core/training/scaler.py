@@ -52,7 +52,7 @@ class Scaler:
         also: Sequence[object] | None = None,
         output: str | Path | None = None,
         replicated: bool = False,
-        pairs: Sequence[str] = DEFAULT_PAIRS,
+        pairs: str | Sequence[str] = DEFAULT_PAIRS,
         on_rescale: Callable[[int, Rescale], None] | None = None,
         loader: object = None,
         **choices,
