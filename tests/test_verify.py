@@ -176,7 +176,10 @@ WRONG = {
     ),
     "a tensor missing": (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is only in the first"),
     "a tensor more": (lambda t: t.update(extra=torch.ones(3)), r"extra is only in the second"),
-    "another dtype": (lambda t: t.update({Q: t[Q].float()}), r"1 of \d+ tensors are BF16 in the first and F32 in the second \(.*q_proj\.weight\)"),
+    "another dtype": (
+        lambda t: t.update({Q: t[Q].float()}),
+        r"1 of \d+ tensors are BF16 in the first and F32 in the second \(.*q_proj\.weight\)",
+    ),
     "another shape": (lambda t: t.update({Q: t[Q][:-1]}), r"q_proj\.weight is BF16"),
 }
 
