@@ -1,6 +1,7 @@
 """Inspect and Rescale on models with several blocks a layer, experts and feed-forward pairs."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from wisca_core.architecture.find import find_sites
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.proof import Proof
 from wisca_core.equivalence.proving import prove
+from wisca_core.planning import feed_forward
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,16 @@ def test_the_rotary_part_of_latent_attention_has_no_heads(small_model):
     assert not at.exception and not [s for s in at.selectbox if s.key == "block"]
     at.segmented_control(key="pair").set_value("qk").run()
     assert at.selectbox(key="block").value == "decoder.self:rope"
+
+
+def test_a_histogram_of_a_part_of_the_values_says_of_how_much(small_model, monkeypatch):
+    folder = small_model("llama")
+    assert "of the values" not in texts(page(model=folder, pair="mlp"))
+    monkeypatch.setattr(feed_forward, "MOST_VALUES", 300)
+    monkeypatch.setattr(feed_forward, "BLOCK", 64)
+    cached.head.clear()
+    assert re.search(r"of [1-4]\d % of the values", texts(page(model=folder, pair="mlp")))
+    cached.head.clear()
 
 
 def test_feed_forward_pairs_are_measured_only_when_they_are_chosen(moe, monkeypatch):
