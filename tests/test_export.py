@@ -26,11 +26,13 @@ from wisca_core.errors import Cancelled, CheckpointChanged, NothingToRescale, Ou
 from wisca_core.exporting import export as export_module
 from wisca_core.exporting.card import with_header
 from wisca_core.exporting.export import export
+from wisca_core.exporting.picture import factors_svg
 from wisca_core.exporting.place import is_running
 from wisca_core.exporting.preview import preview
 from wisca_core.planning.decide import decide
+from wisca_core.planning.factors import Factors
 from wisca_core.planning.options import Options
-from wisca_core.planning.plan import decision_of, make_plan, save_plan, undo_plan
+from wisca_core.planning.plan import Plan, decision_of, make_plan, save_plan, undo_plan
 
 CARD = "---\nlicense: mit\ntags: [a, b]\n---\n\n# A model\r\n\r\nWith Windows line ends and a caf\u00e9.\r\n"
 TAGGED = CARD.replace("[a, b]", "[a, b, wisca]")
@@ -269,6 +271,12 @@ def test_the_card_shows_the_factors_as_a_picture_that_is_there(source, done):
     assert len(dots) == sum(len(site["factors"]) for site in plan["sites"])
     words = " ".join(one.text or "" for one in picture.iter())
     assert "QK: factor on Wq, its inverse on Wk" in words and "VO: factor on Wv, its inverse on Wo" in words
+
+
+def test_a_picture_of_very_many_factors_says_which_are_drawn():
+    plan = Plan(Options(), Factors("channel", (("decoder.0.self.qk", (2.0,) * 9000),)), (), "f")
+    picture = factors_svg(plan)
+    assert picture.count("<circle") == 3000 and "one factor in 3 is drawn" in picture
 
 
 def test_the_preview_names_every_file_once_and_enough_bytes(source, done):

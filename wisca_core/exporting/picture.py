@@ -32,13 +32,15 @@ def factors_svg(plan: Plan) -> str:
     for number, (pair, found) in enumerate(points.items()):
         middle = TOP + number * (PANEL + TOP) + PANEL / 2
         left, right = MATRICES[pair]
-        title = f"{LABELS[pair]}: factor on {left}, its inverse on {right}"
+        every = 1 + len(found) // MOST_DOTS
+        drawn = f" (one factor in {every} is drawn)" if every > 1 else ""
+        title = f"{LABELS[pair]}: factor on {left}, its inverse on {right}{drawn}"
         out.append(f'<text class="b" x="{LEFT}" y="{middle - PANEL / 2 - 8:.0f}">{html.escape(title)}</text>')
         for power in range(-math.floor(span), math.floor(span) + 1, max(1, round(span / 2))):
             y = middle - power / span * PANEL / 2
             out.append(f'<line x1="{LEFT}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
             out.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{2.0**power:g}×</text>')
-        for layer, up in found[:: 1 + len(found) // MOST_DOTS]:
+        for layer, up in found[::every]:
             x, y = LEFT + 8 + (layer - layers[0]) * across, middle - up / span * PANEL / 2
             out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
     for layer in (layers[0], layers[-1]):
