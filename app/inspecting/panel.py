@@ -95,5 +95,5 @@ def facts(shown: DrawnPair, row: pd.Series, detail: HeadDetail) -> list[tuple[st
             (f"After{by}", ("level" if after == "equal" else after) if moved else "as it is, with Rescale's options")
         )
     if (share := min(role.looked_at for role in detail.roles)) < 1:
-        out.append(("Histogram", f"of {100 * share:.0f} % of the values, taken all over the matrices"))
+        out.append(("Histogram", f"of {100 * share:.0f} % of the values"))
     return out
