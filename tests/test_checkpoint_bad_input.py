@@ -315,6 +315,13 @@ def test_a_config_may_be_missing_and_is_otherwise_kept_as_written(tmp_path):
 # What people point at that is no model
 
 
+def test_the_folder_of_a_training_names_its_checkpoints():
+    with pytest.raises(
+        UnreadableInput, match="there are models in checkpoint-0, .* Open one of them.*wisca trajectory"
+    ):
+        open_checkpoint(Path("sample_runs/gqa-docs"))
+
+
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 from wisca_core.checkpoint.checkpoint import Checkpoint, TensorInfo
 from wisca_core.checkpoint.distributed import read_distributed
 from wisca_core.checkpoint.gguf_files import read_gguf
+from wisca_core.checkpoint.nearby import below
 from wisca_core.checkpoint.quantised import quantised_view
 from wisca_core.checkpoint.safetensors_header import read_header
 from wisca_core.checkpoint.torch_files import read_torch_file
@@ -166,11 +167,14 @@ def _choose(folder: Path) -> WeightFiles:
         ]
         if len(parts) == 1:  # as accelerate leaves them: pytorch_model_fsdp_0 beside optimizer_0
             return WeightFiles("dcp", (f"{parts[0]}/{DCP_METADATA}",))
-        below = [name for name in names[:1000] if os.path.lexists(folder / name / ADAPTER_CONFIG)]
-        if below:
-            raise UnreadableInput(
-                f"{printable(folder)}: no weights of its own; there are adapters in {_name_list(below)}. Open one of them."
-            ) from error
+        for kind in ("model", "adapter"):
+            inside = [near.path.name for near in below(folder) if near.kind == kind]
+            if inside:
+                more = " How the checkpoints of one training moved, wisca trajectory says." if kind == "model" else ""
+                raise UnreadableInput(
+                    f"{printable(folder)}: no weights of its own; there are {kind}s in {_name_list(inside)}. Open one of "
+                    f"them.{more}"
+                ) from error
         raise
 
 

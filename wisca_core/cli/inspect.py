@@ -192,7 +192,7 @@ def _say_worst(worst: pd.DataFrame) -> None:
     say(f"{counted[:1].upper()}{counted[1:]} furthest from the median of their pair:")
     rows = []
     for w, is_group in zip(worst.itertuples(index=False), grouped):
-        away = f"{times(2 ** abs(w.log2_away))} to the {SIDES[w.pair][0 if w.log2_away > 0 else 1]}"
+        away = f"{times(2 ** abs(w.log2_away))} to the {SIDES[w.pair][0 if w.log2_away > 0 else 1]} side"
         rows.append(
             (w.name, *((str(w.group) if is_group else "",) if any(grouped) else ()), side(w.pair, w.log2_ratio), away)
         )
