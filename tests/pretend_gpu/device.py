@@ -7,10 +7,11 @@ is a kernel for everything, nor bfloat16: torch switches autocast off where it f
 """
 
 import contextlib
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 GPU = torch.device("cuda:0")
 # Operations whose result is a number or a shape that only the GPU knows.
@@ -68,9 +69,13 @@ class Gpu(TorchDispatchMode):
     sent = 0
     capturing: "Graph | None" = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled inside; torch would look for its compiler at every operation
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, name = dict(kwargs or {}), str(func).removeprefix("aten.")
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        kwargs, name = dict(kwargs or {}), _name(func)
+        given = _tensors((args, list(kwargs.values())))
         here = [t for t in given if isinstance(t, OnGpu)]
         wanted = kwargs.get("device")
         to_gpu = bool(here) if wanted is None else torch.device(wanted).type == "cuda"
@@ -87,14 +92,15 @@ class Gpu(TorchDispatchMode):
         Gpu.sent += bool(here or to_gpu) and not _is_view(func)
         if wanted is not None:
             kwargs["device"] = torch.device("cpu")
-        plain, plain_kwargs = tree_map_only(OnGpu, lambda t: t.held, (args, kwargs))
+        plain = _each(args, _held)
+        plain_kwargs = {key: _each(value, _held) for key, value in kwargs.items()}
         out = func(*plain, **plain_kwargs)
         if name.startswith("_local_scalar_dense"):
             return out
         known = {id(t.held): t for t in here}  # an operation in place returns the very tensor it was given
         if Gpu.capturing is not None and to_gpu:
             Gpu.capturing.keep(func, plain, plain_kwargs, here, out)
-        return tree_map_only(torch.Tensor, lambda t: known[id(t)] if id(t) in known else OnGpu(t) if to_gpu else t, out)
+        return _each(out, lambda t: known[id(t)] if id(t) in known else OnGpu(t) if to_gpu else t)
 
     def _crosses(self, func, down: bool) -> None:
         Gpu.waits += down
@@ -102,6 +108,33 @@ class Gpu(TorchDispatchMode):
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({func})")
 
 
+# An operation is given tensors, numbers, and lists of either, and gives tensors or lists of them: torch's own walk over trees
+# of any kind takes longer than the operation.
+
+
+def _tensors(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for one in value for t in _tensors(one)] if isinstance(value, list | tuple) else []
+
+
+def _each(value, change: Callable):
+    """``value`` with every tensor changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    return type(value)([_each(one, change) for one in value]) if type(value) in (list, tuple) else value
+
+
+def _held(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.held if isinstance(tensor, OnGpu) else tensor
+
+
+@cache
+def _name(func) -> str:
+    return str(func).removeprefix("aten.")
+
+
+@cache
 def _is_view(func) -> bool:
     """Whether it only looks at the same memory in another way."""
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
@@ -117,16 +150,17 @@ class Graph:
 
     def keep(self, func, args, kwargs, here, out) -> None:
         held = {id(t.held) for t in here}
-        # a number of the CPU is part of a captured kernel for good
-        args, kwargs = tree_map_only(torch.Tensor, lambda t: t if id(t) in held else t.clone(), (args, kwargs))
-        self._operations.append((func, args, kwargs, [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]))
+
+        def fixed(tensor: torch.Tensor) -> torch.Tensor:  # a number of the CPU is part of a captured kernel for good
+            return tensor if id(tensor) in held else tensor.clone()
+
+        kwargs = {key: _each(value, fixed) for key, value in kwargs.items()}
+        self._operations.append((func, _each(args, fixed), kwargs, _tensors(out)))
 
     def replay(self) -> None:
         sent = Gpu.sent
         for func, args, kwargs, before in self._operations:
-            for new, old in zip(
-                [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)], before, strict=True
-            ):
+            for new, old in zip(_tensors(func(*args, **kwargs)), before, strict=True):
                 if new.data_ptr() != old.data_ptr():
                     old.copy_(new)
         Gpu.sent = sent + 1
