@@ -117,7 +117,7 @@ def gradients(comparison: Comparison, frame: pd.DataFrame, rate: float | None) -
 
 def differences(comparison: Comparison, report: Report) -> Chart:
     """Differences against the strength, where arms differ in it; else an arm a row."""
-    spec, table = comparison.spec, effects_table(report, comparison)
+    spec, table = comparison.spec, effects_table(report)
     points = dose.doses(report, spec.arms)
     if len(points) < 2:
         finding = compare.forest_finding(report, spec.arms)
@@ -242,7 +242,7 @@ def _per_byte(report: Report) -> str:
     )
 
 
-def effects_table(report: Report, comparison: Comparison) -> pd.DataFrame:
+def effects_table(report: Report) -> pd.DataFrame:
     """The same as numbers, one row a seed, for a spreadsheet."""
     return pd.DataFrame(
         [

@@ -10,7 +10,18 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from wisca_app.figures import words
-from wisca_app.figures.template import Theme, blend, figure, layer_ticks, log_ticks, see_through, unit
+from wisca_app.figures.template import (
+    UNFADED,
+    Theme,
+    area,
+    blend,
+    colour_bar,
+    figure,
+    layer_ticks,
+    log_axis,
+    see_through,
+    unit,
+)
 from wisca_core.circuits.columns import Column
 
 FEW = 100  # cells up to which each shows its number
@@ -79,23 +90,20 @@ def head_map(
         colours,
         _ends(column, low, high, changes),
     )
-    ink_on = [_contrast(theme, _at(colours, s)) if math.isfinite(v) else theme.quiet for s, v in zip(share, z)]
-    fig.add_trace(
-        go.Scatter(
-            x=x,
-            y=at["y"],
-            mode="text+markers" if small else "markers",
-            text=[text if math.isfinite(v) else "×" for text, v in zip(shown, values)] if small else None,
-            textfont=dict(size=11, color=ink_on),
-            marker=dict(symbol="square", size=max(4, row - 2), color="rgba(0,0,0,0)"),
-            customdata=[
-                [int(r.layer), int(r.head), int(r.expert), f"{_who(r)}<br>{column.title} {text}"]
-                for r, text in zip(at.itertuples(), shown)
-            ],
-            hovertemplate="%{customdata[3]}<br>click to open<extra></extra>",
-            selected=dict(marker=dict(opacity=1)),
-            unselected=dict(marker=dict(opacity=1)),
-        )
+    ink_on = [_contrast(theme, blend(*colours, s)) if math.isfinite(v) else theme.quiet for s, v in zip(share, z)]
+    fig.add_scatter(
+        x=x,
+        y=at["y"],
+        mode="text+markers" if small else "markers",
+        text=[text if math.isfinite(v) else "×" for text, v in zip(shown, values)] if small else None,
+        textfont=dict(size=11, color=ink_on),
+        marker=dict(symbol="square", size=max(4, row - 2), color="rgba(0,0,0,0)"),
+        customdata=[
+            [int(r.layer), int(r.head), int(r.expert), f"{_who(r)}<br>{column.title} {text}"]
+            for r, text in zip(at.itertuples(), shown)
+        ],
+        hovertemplate="%{customdata[3]}<br>click to open<extra></extra>",
+        **UNFADED,
     )
     if selected is not None:
         chosen = at[(at["layer"] == selected[0]) & (at["head"] == selected[1]) & (at["expert"] == selected[2])]
@@ -110,7 +118,7 @@ def head_map(
                     y1=r.y + span,
                     line=dict(color=colour, width=width),
                 )
-    _brackets(fig, place, theme, n)
+    _brackets(fig, place, theme)
     ticks = layer_ticks(list(range(n)))
     every = max(1, math.ceil(14 / row))
     fig.update_xaxes(
@@ -155,10 +163,6 @@ def _colours(theme: Theme, ink: str) -> tuple[str, str]:
     return (strong, pale) if ink == "low" else (pale, strong)
 
 
-def _at(colours: tuple[str, str], share: float) -> str:
-    return blend(*colours, float(share))
-
-
 def _contrast(theme: Theme, fill: str) -> str:
     red, green, blue = (int(fill[i : i + 2], 16) for i in (1, 3, 5))
     is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
@@ -166,7 +170,7 @@ def _contrast(theme: Theme, fill: str) -> str:
     return dark if is_light else light
 
 
-def _brackets(fig: go.Figure, place: pd.DataFrame, theme: Theme, n: int) -> None:
+def _brackets(fig: go.Figure, place: pd.DataFrame, theme: Theme) -> None:
     """A line at the left of the heads that share a key head, and its number."""
     if float(place["y"].max()) + 1 <= len(place):
         return
@@ -217,39 +221,26 @@ def _cells(
         edges.append(lane + 0.5)
         lines.append(line)
     gap = 2 if row >= 10 else 0
-    fig.add_trace(
-        go.Heatmap(
-            z=np.array(lines),
-            x=np.arange(n + 1) - 0.5,
-            y=edges,
-            zmin=0,
-            zmax=1,
-            colorscale=[[0, colours[0]], [1, colours[1]]],
-            xgap=gap,
-            ygap=gap,
-            hoverinfo="skip",
-            hoverongaps=False,
-            colorbar=dict(
-                orientation="h",
-                x=1,
-                xanchor="right",
-                yref="container",
-                y=1,
-                yanchor="top",
-                ypad=4,
-                xpad=0,
-                lenmode="pixels",
-                len=190,
-                thickness=8,
-                outlinewidth=0,
-                tickvals=[0, 1] if len(ends) > 1 else [0.5],
-                ticktext=ends,
-                tickangle=0,
-                ticks="",
-                ticklabeloverflow="allow",
-                tickfont=dict(size=12, color=theme.text),
-            ),
-        )
+    fig.add_heatmap(
+        z=np.array(lines),
+        x=np.arange(n + 1) - 0.5,
+        y=edges,
+        zmin=0,
+        zmax=1,
+        colorscale=[[0, colours[0]], [1, colours[1]]],
+        xgap=gap,
+        ygap=gap,
+        hoverinfo="skip",
+        hoverongaps=False,
+        colorbar=colour_bar(
+            190,
+            ypad=4,
+            tickvals=[0, 1] if len(ends) > 1 else [0.5],
+            ticktext=ends,
+            tickangle=0,
+            ticklabeloverflow="allow",
+            tickfont=dict(size=12, color=theme.text),
+        ),
     )
 
 
@@ -283,43 +274,36 @@ def scatter(
     in_ink = np.array([key in marked for key in keys], bool)
     for chosen, colour in ((~in_ink, see_through(theme.quiet, 0.75)), (in_ink, theme.ink)):
         part = kept[chosen]
-        fig.add_trace(
-            go.Scatter(
-                x=part[across.name],
-                y=part[up.name],
-                mode="markers",
-                marker=dict(size=8, color=colour, line=dict(width=1, color=theme.page)),
-                customdata=[
-                    [
-                        int(r.layer),
-                        int(r.head),
-                        int(r.expert),
-                        f"{_who(r)}<br>{across.title} {number(across, getattr(r, across.name))}<br>{up.title} {number(up, getattr(r, up.name))}",
-                    ]
-                    for r in part.itertuples()
-                ],
-                hovertemplate="%{customdata[3]}<br>click to open<extra></extra>",
-                selected=dict(marker=dict(opacity=1)),
-                unselected=dict(marker=dict(opacity=1)),
-            )
+        fig.add_scatter(
+            x=part[across.name],
+            y=part[up.name],
+            mode="markers",
+            marker=dict(size=8, color=colour, line=dict(width=1, color=theme.page)),
+            customdata=[
+                [
+                    int(r.layer),
+                    int(r.head),
+                    int(r.expert),
+                    f"{_who(r)}<br>{across.title} {number(across, getattr(r, across.name))}<br>{up.title} {number(up, getattr(r, up.name))}",
+                ]
+                for r in part.itertuples()
+            ],
+            hovertemplate="%{customdata[3]}<br>click to open<extra></extra>",
+            **UNFADED,
         )
     if selected in keys:
         row = kept.iloc[keys.index(selected)]
-        fig.add_trace(
-            go.Scatter(
-                x=[row[across.name]],
-                y=[row[up.name]],
-                mode="markers",
-                marker=dict(symbol="square-open", size=16, color=theme.ink, line=dict(width=1.6)),
-                hoverinfo="skip",
-            )
+        fig.add_scatter(
+            x=[row[across.name]],
+            y=[row[up.name]],
+            mode="markers",
+            marker=dict(symbol="square-open", size=16, color=theme.ink, line=dict(width=1.6)),
+            hoverinfo="skip",
         )
     for column, update in ((across, fig.update_xaxes), (up, fig.update_yaxes)):
         values = kept[column.name].to_numpy()
         if column.log and len(values):
-            low, high = values.min() / 1.08, values.max() * 1.08
-            ticks, texts = log_ticks(low, high)
-            update(type="log", tickvals=ticks, ticktext=texts, range=[math.log10(low), math.log10(high)])
+            update(**log_axis(values.min() / 1.08, values.max() * 1.08))
     fig.update_xaxes(title=dict(text=f"{across.title}, {across.unit}", standoff=10))
     fig.update_layout(margin=dict(l=48, r=12, t=34, b=52))
     unit(fig, f"{up.title}, {up.unit}", dx=-44)
@@ -336,21 +320,17 @@ def spectrum(own: np.ndarray, middle: np.ndarray, *, pair: str, theme: Theme) ->
         (own, dict(color=theme.ink, width=1.6), "lines+markers"),
     ):
         kept = values[np.isfinite(values) & (values > floor)]
-        fig.add_trace(
-            go.Scatter(
-                x=np.arange(1, len(kept) + 1),
-                y=kept,
-                mode=mode,
-                line=line,
-                marker=dict(size=4, color=theme.ink),
-                hovertemplate="number %{x}: %{y:.3g}<extra></extra>",
-            )
+        fig.add_scatter(
+            x=np.arange(1, len(kept) + 1),
+            y=kept,
+            mode=mode,
+            line=line,
+            marker=dict(size=4, color=theme.ink),
+            hovertemplate="number %{x}: %{y:.3g}<extra></extra>",
         )
     shown = np.concatenate([v[np.isfinite(v) & (v > floor)] for v in (own, middle)])
     if len(shown):
-        low, high = shown.min() / 1.15, shown.max() * 1.3
-        ticks, texts = log_ticks(low, high, 4)
-        fig.update_yaxes(type="log", tickvals=ticks, ticktext=texts, range=[math.log10(low), math.log10(high)])
+        fig.update_yaxes(**log_axis(shown.min() / 1.15, shown.max() * 1.3, 4))
     fig.update_xaxes(nticks=4)
     fig.update_layout(margin=dict(l=46, r=6, t=30, b=24))
     unit(fig, f"singular value of {pair}, by number", dx=-44)
@@ -361,39 +341,24 @@ def over_steps(steps: list[int], table: pd.DataFrame, column: Column, *, theme: 
     """``table``: columns step, own (the chosen head), middle, low, high (10 to 90 % of all heads)."""
     fig = figure(theme, 260)
     x = table["step"]
-    fig.add_trace(go.Scatter(x=x, y=table["high"], mode="lines", line_width=0, hoverinfo="skip"))
-    fig.add_trace(
-        go.Scatter(
-            x=x,
-            y=table["low"],
-            mode="lines",
-            line_width=0,
-            fill="tonexty",
-            fillcolor=see_through(theme.quiet, 0.18),
-            hoverinfo="skip",
-        )
-    )
+    fig.add_scatter(**area(x, table["low"], table["high"], see_through(theme.quiet, 0.18)))
     for name, line in (
         ("middle", dict(color=theme.quiet, width=1.4, dash="dot")),
         ("own", dict(color=theme.ink, width=1.8)),
     ):
-        fig.add_trace(
-            go.Scatter(
-                x=x,
-                y=table[name],
-                mode="lines+markers" if name == "own" else "lines",
-                line=line,
-                marker=dict(size=6, color=theme.ink),
-                customdata=[number(column, v) for v in table[name]],
-                hovertemplate=f"step %{{x:,}}: {'this head' if name == 'own' else 'median head'} %{{customdata}}<extra></extra>",
-            )
+        fig.add_scatter(
+            x=x,
+            y=table[name],
+            mode="lines+markers" if name == "own" else "lines",
+            line=line,
+            marker=dict(size=6, color=theme.ink),
+            customdata=[number(column, v) for v in table[name]],
+            hovertemplate=f"step %{{x:,}}: {'this head' if name == 'own' else 'median head'} %{{customdata}}<extra></extra>",
         )
     values = table[["own", "low", "high"]].to_numpy().ravel()
     values = values[np.isfinite(values)]
     if column.log and len(values) and values.min() > 0:
-        low, high = values.min() / 1.1, values.max() * 1.1
-        ticks, texts = log_ticks(low, high, 5)
-        fig.update_yaxes(type="log", tickvals=ticks, ticktext=texts, range=[math.log10(low), math.log10(high)])
+        fig.update_yaxes(**log_axis(values.min() / 1.1, values.max() * 1.1, 5))
     fig.update_xaxes(
         title=dict(text="step", standoff=8), tickvals=steps, ticktext=[words.axis_number(s) for s in steps]
     )

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from wisca_app.figures import words
-from wisca_app.figures.template import Theme, figure, log_ticks, octave_ticks, see_through, unit
+from wisca_app.figures.template import Theme, area, figure, log_axis, log_ticks, octave_ticks, see_through, unit
 from wisca_core.comparison.arm_words import title, titles
 from wisca_core.comparison.report import Report, interval, is_clear, signed_number, stands
 from wisca_core.comparison.spec import Arm
@@ -101,11 +101,7 @@ def curves(
             texts = [_gap_words(names[arm.name], row, unit_of_loss, digits) for row in rows.itertuples()]
             _line(sub, rows, names[arm.name], colour, dash, 2, "%{customdata}<extra></extra>", texts=texts)
     sub.add_hline(y=0, line=dict(color=theme.border, width=1), row=2, col=1, layer="below")
-    low, high = _loss_range(bands)
-    ticks, texts = log_ticks(low, high)
-    sub.update_yaxes(
-        type="log", tickvals=ticks, ticktext=texts, range=[math.log10(low), math.log10(high)], row=1, col=1
-    )
+    sub.update_yaxes(**log_axis(*_loss_range(bands)), row=1, col=1)
     span = _span(gaps)
     marks = signed_ticks(span)
     sub.update_yaxes(range=[-span, span], tickvals=marks, ticktext=[_signed_tick(v) for v in marks], row=2, col=1)
@@ -163,41 +159,25 @@ def _gap_words(name: str, row, unit_of_loss: str, digits: int) -> str:
     return f"{name}<br>step {row.step:,.0f}: {signed_number(row.mean, digits)} {unit_of_loss}{between}<br>{words.plural(row.n, 'seed')}"
 
 
-def _line(fig, rows, name, colour, dash, row, hover, legend=False, texts=None) -> None:
-    fig.add_trace(
-        go.Scatter(
-            x=rows["step"],
-            y=rows["mean"],
-            mode="lines",
-            name=name,
-            line=dict(color=colour, dash=dash, width=1.8),
-            showlegend=legend,
-            customdata=texts if texts is not None else [name] * len(rows),
-            hovertemplate=hover,
-            legendgroup=name,
-        ),
+def _line(fig, rows, name, colour, dash, row, hover, legend=False, texts=None, width=1.8) -> None:
+    """``row``: of the panels, None where there is one."""
+    fig.add_scatter(
+        x=rows["step"],
+        y=rows["mean"],
+        mode="lines",
+        name=name,
+        line=dict(color=colour, dash=dash, width=width),
+        showlegend=legend,
+        customdata=texts if texts is not None else [name] * len(rows),
+        hovertemplate=hover,
+        legendgroup=name,
         row=row,
-        col=1,
+        col=row and 1,
     )
 
 
 def _band(fig, rows, colour, row) -> None:
-    x = [*rows["step"], *rows["step"][::-1]]
-    y = [*rows["high"], *rows["low"][::-1]]
-    fig.add_trace(
-        go.Scatter(
-            x=x,
-            y=y,
-            mode="lines",
-            fill="toself",
-            fillcolor=see_through(colour, 0.16),
-            line=dict(width=0),
-            hoverinfo="skip",
-            showlegend=False,
-        ),
-        row=row,
-        col=1,
-    )
+    fig.add_scatter(**area(rows["step"], rows["low"], rows["high"], see_through(colour, 0.16)), row=row, col=1)
 
 
 def curves_finding(report: Report | None, arms: Sequence[Arm], rate: float | None) -> str:
@@ -245,34 +225,28 @@ def forest(report: Report, arms: Sequence[Arm], theme: Theme) -> go.Figure:
         rate = "" if e.rate is None or len({x.rate for x in effects}) == 1 else f"<br>rate {e.rate:g}"
         ticktext.append(names[e.arm].replace(", ", ",<br>") + rate)
         if e.loss.n > 1:
-            fig.add_trace(
-                go.Scatter(
-                    x=[e.loss.low, e.loss.high],
-                    y=[i + 0.1] * 2,
-                    mode="lines",
-                    line=dict(color=colour, width=3),
-                    hoverinfo="skip",
-                )
+            fig.add_scatter(
+                x=[e.loss.low, e.loss.high],
+                y=[i + 0.1] * 2,
+                mode="lines",
+                line=dict(color=colour, width=3),
+                hoverinfo="skip",
             )
         said = f"{names[e.arm]}: {signed_number(e.loss.mean, digits)} {nats}<br>95 % {interval(e, digits)}<br>better in {e.n_better} of {e.loss.n}"
         if e.loss.n:
             mark = dict(symbol="diamond", size=11, color=colour, line=dict(color=theme.page, width=1))
-            fig.add_trace(
-                go.Scatter(
-                    x=[e.loss.mean], y=[i + 0.1], mode="markers", marker=mark, hovertemplate=said + "<extra></extra>"
-                )
+            fig.add_scatter(
+                x=[e.loss.mean], y=[i + 0.1], mode="markers", marker=mark, hovertemplate=said + "<extra></extra>"
             )
         ring = dict(symbol="circle-open", size=7, color=colour, line=dict(width=1.3))
         texts = [f"seed {s}: {signed_number(d, digits)} {nats}" for s, d in zip(e.seeds, e.differences)]
-        fig.add_trace(
-            go.Scatter(
-                x=e.differences,
-                y=[i - 0.17] * len(texts),
-                mode="markers",
-                marker=ring,
-                customdata=texts,
-                hovertemplate="%{customdata}<extra></extra>",
-            )
+        fig.add_scatter(
+            x=e.differences,
+            y=[i - 0.17] * len(texts),
+            mode="markers",
+            marker=ring,
+            customdata=texts,
+            hovertemplate="%{customdata}<extra></extra>",
         )
     fig.update_yaxes(
         tickvals=list(range(len(effects))), ticktext=ticktext, range=[-0.5, len(effects) - 0.5], showgrid=False
@@ -314,20 +288,10 @@ def ratio(bands: pd.DataFrame, arms: Sequence[Arm], pair: str, theme: Theme, ste
     fig = figure(theme, 240 + _top(arms), showlegend=True, legend=LEGEND)
     names, looks = labels(arms), styles(arms, theme)
     for arm in arms:
-        colour, dash = looks[arm.name]
         rows = bands[bands["arm"] == arm.name].sort_values("step")
         texts = [f"{names[arm.name]}<br>step {r.step:,.0f}: {words.side(pair, r.mean)}" for r in rows.itertuples()]
-        fig.add_trace(
-            go.Scatter(
-                x=rows["step"],
-                y=rows["mean"],
-                mode="lines",
-                name=names[arm.name],
-                customdata=texts,
-                line=dict(color=colour, dash=dash, width=1.8),
-                hovertemplate="%{customdata}<extra></extra>",
-            )
-        )
+        hover = "%{customdata}<extra></extra>"
+        _line(fig, rows, names[arm.name], *looks[arm.name], None, hover, legend=True, texts=texts)
     low, high = (min(bands["mean"].min(), 0), max(bands["mean"].max(), 0)) if len(bands) else (0, 3)
     ticks, texts = octave_ticks(low - 0.3, high + 0.3)
     fig.update_yaxes(tickvals=ticks, ticktext=texts, range=[low - 0.3, high + 0.3])
@@ -344,18 +308,9 @@ def gradients(bands: pd.DataFrame, arms: Sequence[Arm], theme: Theme, steps: int
     fig = figure(theme, 220 + _top(arms), showlegend=True, legend=LEGEND)
     names, looks = labels(arms), styles(arms, theme)
     for arm in arms:
-        colour, dash = looks[arm.name]
         rows = bands[(bands["arm"] == arm.name) & (bands["mean"] > 0)].sort_values("step")
-        fig.add_trace(
-            go.Scatter(
-                x=rows["step"],
-                y=rows["mean"],
-                mode="lines",
-                name=names[arm.name],
-                line=dict(color=colour, dash=dash, width=1.5),
-                hovertemplate=names[arm.name] + "<br>step %{x:,}: %{y:.3g}<extra></extra>",
-            )
-        )
+        hover = "%{customdata}<br>step %{x:,}: %{y:.3g}<extra></extra>"
+        _line(fig, rows, names[arm.name], *looks[arm.name], None, hover, legend=True, width=1.5)
     values = bands.loc[bands["mean"] > 0, "mean"]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.1, 10.0)
     ticks, texts = log_ticks(0.9 * low, 1.1 * high)

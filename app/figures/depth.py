@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_app.figures import words
-from wisca_app.figures.template import Drawing, Theme, drawing, layer_ticks, log_ticks
+from wisca_app.figures.template import Drawing, Theme, drawing, layer_ticks, log_ticks, unit
 
 FEW = 8  # heads a layer up to which each is a dot; above, a bar says more
 THIN = 0.02  # of the axis: a bar under it is not seen
@@ -59,7 +59,11 @@ def depth(
         )
         part = usable[usable["role"] == role]
         per_layer = int(heads[heads["role"] == role].groupby("layer").size().max())
-        (_dots if per_layer <= FEW else _bars)(fig, part, role, axis, theme, n_layers, unit_name, high - low)
+        if per_layer <= FEW:
+            for when in ("before", "after"):
+                _points(fig, part, when, role, axis, theme, 6 if n_layers <= 40 else 4, unit_name)
+        else:
+            _bars(fig, part, role, axis, theme, n_layers, unit_name, high - low)
         what = words.ROLES[role].capitalize() + (" gains" if role in gains else "")
         name = (
             f"{what}, one set a layer"
@@ -68,17 +72,7 @@ def depth(
             if unit_name == "layer"
             else f"{what}, {words.plural(per_layer, unit_name)} a layer"
         )
-        fig.add_annotation(
-            text=name,
-            xref=f"x{axis} domain",
-            yref=f"y{axis} domain",
-            x=0,
-            y=1,
-            xanchor="left",
-            yanchor="bottom",
-            yshift=8,
-            font=dict(size=13, color=theme.word[role]),
-        )
+        unit(fig, name, axis, dx=0, font=dict(size=13, color=theme.word[role]))
     return fig
 
 
@@ -108,13 +102,6 @@ def _points(
         customdata=part["head"].to_numpy(np.int32),
         hovertemplate=f"{words.ROLES[role]}{number}, layer %{{x}}, {column}<br>%{{y:,.4~g}}<extra></extra>",
     )
-
-
-def _dots(
-    fig: Drawing, part: pd.DataFrame, role: str, axis: str, theme: Theme, n_layers: int, unit_name: str, span: float
-) -> None:
-    for column in ("before", "after"):
-        _points(fig, part, column, role, axis, theme, 6 if n_layers <= 40 else 4, unit_name)
 
 
 def _bars(

@@ -50,49 +50,41 @@ def dose(points: Sequence[tuple[float, Effect]], report: Report, useful: float, 
         )
     fig.add_hline(y=0, line=dict(color=theme.quiet, width=1), layer="below")
     means = sorted([*((s, e.loss.mean) for s, e in points), (0.0, 0.0)])
-    fig.add_trace(
-        go.Scatter(
-            x=[s for s, _ in means],
-            y=[m for _, m in means],
-            mode="lines",
-            line=dict(color=theme.quiet, width=1),
-            hoverinfo="skip",
-        )
+    fig.add_scatter(
+        x=[s for s, _ in means],
+        y=[m for _, m in means],
+        mode="lines",
+        line=dict(color=theme.quiet, width=1),
+        hoverinfo="skip",
     )
     for strength, e in points:
         texts = [f"seed {s}: {signed_number(d, report.digits)} {report.unit}" for s, d in zip(e.seeds, e.differences)]
-        fig.add_trace(
-            go.Scatter(
-                x=[strength - 0.13] * len(texts),
-                y=e.differences,
-                mode="markers",
-                customdata=texts,
-                marker=dict(size=4, color=see_through(theme.text, 0.6)),
-                hovertemplate="%{customdata}<extra></extra>",
-            )
+        fig.add_scatter(
+            x=[strength - 0.13] * len(texts),
+            y=e.differences,
+            mode="markers",
+            customdata=texts,
+            marker=dict(size=4, color=see_through(theme.text, 0.6)),
+            hovertemplate="%{customdata}<extra></extra>",
         )
         if e.loss.n > 1:
-            fig.add_trace(
-                go.Scatter(
-                    x=[strength] * 2,
-                    y=[e.loss.low, e.loss.high],
-                    mode="lines",
-                    line=dict(color=theme.ink, width=2.5),
-                    hoverinfo="skip",
-                )
+            fig.add_scatter(
+                x=[strength] * 2,
+                y=[e.loss.low, e.loss.high],
+                mode="lines",
+                line=dict(color=theme.ink, width=2.5),
+                hoverinfo="skip",
             )
         said = (
             f"strength {strength:g}: {signed_number(e.loss.mean, report.digits)} {report.unit}"
             f"<br>95 % {interval(e, report.digits)}<br>better in {e.n_better} of {e.loss.n}"
         )
         mark = dict(symbol="diamond", size=9, color=theme.ink, line=dict(color=theme.page, width=1))
-        fig.add_trace(
-            go.Scatter(
-                x=[strength], y=[e.loss.mean], mode="markers", marker=mark, hovertemplate=said + "<extra></extra>"
-            )
+        fig.add_scatter(
+            x=[strength], y=[e.loss.mean], mode="markers", marker=mark, hovertemplate=said + "<extra></extra>"
         )
     ring = dict(symbol="circle", size=10, color=theme.page, line=dict(color=theme.quiet, width=1.8))
-    fig.add_trace(go.Scatter(x=[0], y=[0], mode="markers", marker=ring, hovertemplate="baseline<extra></extra>"))
+    fig.add_scatter(x=[0], y=[0], mode="markers", marker=ring, hovertemplate="baseline<extra></extra>")
     names = {-1.0: "inverse rates", 0.0: "baseline", 1.0: "WISCA's rates"}
     ticks = sorted({0.0, *(s for s, _ in points)})
     shown = [_HALVES.get(s, words.minus(f"{s:g}")) + (f"<br>{names[s]}" if s in names else "") for s in ticks]
@@ -153,35 +145,29 @@ def sweep(
             for r, s, v in zip(rows["rate"], rows["seed"], rows["final"])
         ]
         dots = dict(size=4, color=see_through(colour, 0.7))
-        sub.add_trace(
-            go.Scatter(
-                x=rows["rate"],
-                y=rows["final"],
-                mode="markers",
-                marker=dots,
-                customdata=texts,
-                hovertemplate="%{customdata}<extra></extra>",
-            ),
+        sub.add_scatter(
+            x=rows["rate"],
+            y=rows["final"],
+            mode="markers",
+            marker=dots,
+            customdata=texts,
+            hovertemplate="%{customdata}<extra></extra>",
             row=1,
             col=1,
         )
-        sub.add_trace(
-            go.Scatter(
-                x=mean.index,
-                y=mean,
-                mode="lines",
-                line=dict(color=colour, dash=dash, width=1.8),
-                hovertemplate=names[arm.name] + "<br>rate %{x:g}: %{y:.3f}<extra></extra>",
-            ),
+        sub.add_scatter(
+            x=mean.index,
+            y=mean,
+            mode="lines",
+            line=dict(color=colour, dash=dash, width=1.8),
+            hovertemplate=names[arm.name] + "<br>rate %{x:g}: %{y:.3f}<extra></extra>",
             row=1,
             col=1,
         )
         best = tested.get(arm.name, float(mean.idxmin()))
         if best in mean:
             ring = dict(symbol="circle", size=10, color=theme.page, line=dict(color=colour, width=1.8))
-            sub.add_trace(
-                go.Scatter(x=[best], y=[mean[best]], mode="markers", marker=ring, hoverinfo="skip"), row=1, col=1
-            )
+            sub.add_scatter(x=[best], y=[mean[best]], mode="markers", marker=ring, hoverinfo="skip", row=1, col=1)
         sub.add_annotation(
             x=math.log10(mean.index[-1]),
             y=float(mean.iloc[-1]),
@@ -194,26 +180,22 @@ def sweep(
             col=1,
         )
         ends = bracket(mean)
-        sub.add_trace(
-            go.Scatter(
-                x=ends,
-                y=[-i] * len(ends),
-                mode="lines+markers",
-                line=dict(color=colour, width=1.5),
-                marker=dict(symbol="line-ns", size=8, line=dict(color=colour, width=1.5)),
-                hoverinfo="skip",
-            ),
+        sub.add_scatter(
+            x=ends,
+            y=[-i] * len(ends),
+            mode="lines+markers",
+            line=dict(color=colour, width=1.5),
+            marker=dict(symbol="line-ns", size=8, line=dict(color=colour, width=1.5)),
+            hoverinfo="skip",
             row=2,
             col=1,
         )
-        sub.add_trace(
-            go.Scatter(
-                x=[best],
-                y=[-i],
-                mode="markers",
-                hoverinfo="skip",
-                marker=dict(symbol="circle", size=7, color=theme.page, line=dict(color=colour, width=1.5)),
-            ),
+        sub.add_scatter(
+            x=[best],
+            y=[-i],
+            mode="markers",
+            hoverinfo="skip",
+            marker=dict(symbol="circle", size=7, color=theme.page, line=dict(color=colour, width=1.5)),
             row=2,
             col=1,
         )

@@ -113,22 +113,18 @@ def scores(tasks: pd.DataFrame, theme: Theme) -> go.Figure:
         rows = tasks[tasks["model"] == model]
         places = [names.index(task) + (0.14 if number else -0.14) * (len(models) > 1) for task in rows["task"]]
         filled = number or len(models) == 1
-        fig.add_trace(
-            go.Scatter(
-                x=rows["score"],
-                y=places,
-                mode="markers",
-                name=_escape(model),
-                error_x=dict(array=rows["standard_error"].fillna(0), color=theme.quiet, thickness=1.2, width=0),
-                marker=dict(
-                    symbol="circle" if filled else "circle-open", size=9, color=theme.ink, line=dict(width=1.6)
-                ),
-                customdata=[
-                    f"{_escape(t)}<br>score {s:.3f}, standard error {_or_nan(e):.3f}, n {words.count(int(n))}"
-                    for t, s, e, n in zip(rows["task"], rows["score"], rows["standard_error"], rows["n"])
-                ],
-                hovertemplate="%{customdata}<extra></extra>",
-            )
+        fig.add_scatter(
+            x=rows["score"],
+            y=places,
+            mode="markers",
+            name=_escape(model),
+            error_x=dict(array=rows["standard_error"].fillna(0), color=theme.quiet, thickness=1.2, width=0),
+            marker=dict(symbol="circle" if filled else "circle-open", size=9, color=theme.ink, line=dict(width=1.6)),
+            customdata=[
+                f"{_escape(t)}<br>score {s:.3f}, standard error {_or_nan(e):.3f}, n {words.count(int(n))}"
+                for t, s, e, n in zip(rows["task"], rows["score"], rows["standard_error"], rows["n"])
+            ],
+            hovertemplate="%{customdata}<extra></extra>",
         )
     fig.update_xaxes(range=[-0.02, 1.02], showgrid=True, title=dict(text="score", standoff=8))
     fig.update_yaxes(
@@ -159,17 +155,15 @@ def heads(rows: pd.DataFrame, measure: str, theme: Theme) -> go.Figure:
     """``rows``: layer, head and ``measure`` of one model. Depth runs left to right; ink is the end that matters."""
     table = rows.pivot_table(index="head", columns="layer", values=measure)
     fig = figure(theme, max(170, 60 + 20 * len(table)))
-    fig.add_trace(
-        go.Heatmap(
-            z=table.to_numpy(),
-            x=list(table.columns),
-            y=list(table.index),
-            colorscale=[[0, theme.middle], [0.5, blend(theme.middle, theme.ink, 0.45)], [1, theme.ink]],
-            xgap=2,
-            ygap=2,
-            colorbar=dict(thickness=8, len=0.9, outlinewidth=0, nticks=3, tickfont=dict(size=12, color=theme.text)),
-            hovertemplate="layer %{x}, head %{y}: %{z:.3g}<extra></extra>",
-        )
+    fig.add_heatmap(
+        z=table.to_numpy(),
+        x=list(table.columns),
+        y=list(table.index),
+        colorscale=[[0, theme.middle], [0.5, blend(theme.middle, theme.ink, 0.45)], [1, theme.ink]],
+        xgap=2,
+        ygap=2,
+        colorbar=dict(thickness=8, len=0.9, outlinewidth=0, nticks=3, tickfont=dict(size=12, color=theme.text)),
+        hovertemplate="layer %{x}, head %{y}: %{z:.3g}<extra></extra>",
     )
     fig.update_yaxes(autorange="reversed", showgrid=False, tickvals=layer_ticks([int(i) for i in table.index], 8))
     fig.update_xaxes(tickvals=layer_ticks([int(i) for i in table.columns]), title=dict(text="layer", standoff=10))
@@ -200,16 +194,14 @@ def over_models(rows: pd.DataFrame, measure: str, theme: Theme) -> go.Figure:
         ("median", grouped.median(), "dash"),
         ("least", grouped.min(), "dot"),
     ):
-        fig.add_trace(
-            go.Scatter(
-                x=list(range(len(models))),
-                y=values.reindex(models),
-                name=f"{name} of the heads",
-                mode="lines+markers",
-                line=dict(color=theme.ink, width=1.6, dash=dash),
-                marker=dict(size=6),
-                hovertemplate="%{y:.3g}<extra></extra>",
-            )
+        fig.add_scatter(
+            x=list(range(len(models))),
+            y=values.reindex(models),
+            name=f"{name} of the heads",
+            mode="lines+markers",
+            line=dict(color=theme.ink, width=1.6, dash=dash),
+            marker=dict(size=6),
+            hovertemplate="%{y:.3g}<extra></extra>",
         )
     fig.update_xaxes(tickvals=list(range(len(models))), ticktext=[_escape(m.rpartition("/")[2]) for m in models])
     fig.update_layout(margin=dict(l=52, r=12, t=64, b=44))
@@ -223,16 +215,14 @@ def activations(rows: pd.DataFrame, theme: Theme) -> go.Figure:
     for number, model in enumerate(models):
         part = rows[rows["model"] == model]
         dash = "solid" if number == len(models) - 1 else "dot"
-        fig.add_trace(
-            go.Scatter(
-                x=part["layer"],
-                y=part["largest_activation"],
-                name=_escape(model),
-                mode="lines+markers",
-                line=dict(color=theme.ink, width=1.6, dash=dash),
-                marker=dict(size=6),
-                hovertemplate="layer %{x}: %{y:.3g}<extra></extra>",
-            )
+        fig.add_scatter(
+            x=part["layer"],
+            y=part["largest_activation"],
+            name=_escape(model),
+            mode="lines+markers",
+            line=dict(color=theme.ink, width=1.6, dash=dash),
+            marker=dict(size=6),
+            hovertemplate="layer %{x}: %{y:.3g}<extra></extra>",
         )
     fig.update_yaxes(rangemode="tozero")
     fig.update_xaxes(

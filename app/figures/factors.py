@@ -5,7 +5,7 @@ import pandas as pd
 
 from wisca_app.figures import words
 from wisca_app.figures.chart import Chart
-from wisca_app.figures.template import Drawing, Theme, blend, drawing, layer_ticks, octave_ticks, unit
+from wisca_app.figures.template import Drawing, Theme, blend, drawing, layer_ticks, level, octave_ticks, unit
 from wisca_app.figures.words import plain_text
 from wisca_core.architecture.site import SiteKey
 from wisca_core.patterns.blocks import titles, unit_of
@@ -147,7 +147,7 @@ def _panel(fig: Drawing, rows: pd.DataFrame, axis: str, domain: tuple[float, flo
     hover = [_hover(row) for row in rows.itertuples()]
     for chosen, symbol in ((used, "square"), (~used, "square-open")):
         middle = (low + high) / 2
-        if (chosen & ~span).any() or (chosen & span).any():
+        if chosen.any():
             fig.add_scatter(
                 x=x[chosen],
                 y=middle[chosen],
@@ -172,8 +172,7 @@ def _panel(fig: Drawing, rows: pd.DataFrame, axis: str, domain: tuple[float, flo
     fig.update_layout(
         **{f"yaxis{axis}": dict(range=[bottom, top], tickvals=ticks, ticktext=text, domain=list(domain), anchor="x")}
     )
-    line = dict(color=theme.quiet, width=1, dash="dot")
-    fig.add_shape(type="line", xref="x domain", yref=f"y{axis}", x0=0, x1=1, y0=0, y1=0, line=line)
+    level(fig, 0, axis, color=theme.quiet, width=1, dash="dot")
 
 
 def _places(rows: pd.DataFrame) -> np.ndarray:

@@ -5,6 +5,7 @@ import pandas as pd
 
 from wisca_app.figures import words
 from wisca_core.pairs import SIDES
+from wisca_core.words import join_names
 
 # Two parts of the depth count as different from this ratio of their medians on (a quarter of an octave).
 STEEPER = 2**0.25
@@ -65,10 +66,8 @@ def _the(side: str) -> str:
     return side if side.isupper() else f"the {side}"
 
 
-def beside_title(change: np.ndarray, names: tuple[str, str]) -> str:
-    """What two models differ in. ``change``: octaves of each cell that both have. ``names``: of the open one and of the
-    other, foreign.
-    """
+def beside_title(change: np.ndarray) -> str:
+    """What two models differ in. ``change``: octaves of each cell that both have."""
     known = np.abs(change[np.isfinite(change)])
     if not len(known):
         return "No cell has a ratio in both"
@@ -139,23 +138,8 @@ def depth_title(heads: pd.DataFrame, unit: str = "head") -> str:
         change = np.log2((usable["after"] / usable["before"]).to_numpy(dtype=float)) if len(usable) else np.zeros(0)
         if len(change) and abs(np.median(change)) > 0.007:
             moves["go up" if np.median(change) > 0 else "come down"].append(plural.get(role, role))
-    parts = [f"{_and(roles)} {verb}" for verb, roles in moves.items() if roles]
+    parts = [f"{join_names(roles)} {verb}" for verb, roles in moves.items() if roles]
     return f"{whole} over depth: " + (", ".join(parts) if parts else "nothing moves with these options")
-
-
-def _and(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
-def histogram_title(factors: list[tuple[float, float]]) -> str:
-    """``factors``: smallest and largest factor of each side."""
-    if all(low == high == 1 for low, high in factors):
-        return "Nothing moves with these options"
-    return (
-        "Same shape, shifted"
-        if all(low == high for low, high in factors)
-        else "Each channel is shifted by its own factor"
-    )
 
 
 def channel_title(before: np.ndarray, turns: np.ndarray | None, kind: str = "Channels of the head") -> str:

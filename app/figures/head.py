@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_app.figures import words
-from wisca_app.figures.template import Drawing, Theme, drawing, legible, log_ticks, unit
+from wisca_app.figures.template import Drawing, Theme, drawing, legible, log_axis, log_ticks, unit
 from wisca_core.planning.head import HeadDetail
 
 MOST_CHANNELS = 1000  # points drawn of a feed-forward block, which may have tens of thousands of channels
@@ -131,10 +131,8 @@ def channels(detail: HeadDetail, *, theme: Theme) -> Drawing:
     if not len(known):
         fig.add_annotation(text="no channel has a finite norm above zero", xref="paper", yref="paper", x=0.5, y=0.5)
         return fig
-    low, high = np.log10(known.min()) - 0.12, np.log10(known.max()) + 0.12
-    ticks, labels = log_ticks(10**low, 10**high)
-    fig.update_layout(yaxis=dict(type="log", range=[low, high], tickvals=ticks, ticktext=labels))
-    _name_curves(fig, detail, values, theme, rotary)
+    fig.update_layout(yaxis=log_axis(known.min() / 10**0.12, known.max() * 10**0.12))
+    _name_curves(fig, detail, values, theme)
     if rotary:
         first, last = np.log10(turns[shown].min()), np.log10(turns[shown].max())
         ticks, labels = log_ticks(10**first, 10 ** max(last, first + 0.5), most=5)
@@ -148,22 +146,14 @@ def channels(detail: HeadDetail, *, theme: Theme) -> Drawing:
             )
         )
     else:
-        fig.update_layout(
-            xaxis=dict(
-                title=dict(
-                    text={"a": "rank channel", "up": "channels, the heaviest first"}.get(
-                        detail.roles[0].role, "channel of the head"
-                    ),
-                    standoff=14,
-                ),
-                nticks=6,
-            )
-        )
+        names = {"a": "rank channel", "up": "channels, the heaviest first"}
+        name = names.get(detail.roles[0].role, "channel of the head")
+        fig.update_layout(xaxis=dict(title=dict(text=name, standoff=14), nticks=6))
     unit(fig, f"L1 norm of {'a rotary pair' if rotary else 'a channel'}", dx=-40, dy=12)
     return fig
 
 
-def _name_curves(fig: Drawing, detail: HeadDetail, values: list[np.ndarray], theme: Theme, rotary: bool) -> None:
+def _name_curves(fig: Drawing, detail: HeadDetail, values: list[np.ndarray], theme: Theme) -> None:
     """Names at the two dotted curves, above the upper and below the lower one."""
     if len(detail.roles) != 2 or any(not np.isfinite(v).any() for v in values):
         return
@@ -219,9 +209,7 @@ def spectrum(detail: HeadDetail, *, theme: Theme) -> Drawing:
     known = np.concatenate(seen)
     known = known[np.isfinite(known)]
     if len(known):
-        low, high = np.log10(known.min()) - 0.08, np.log10(known.max()) + 0.1
-        ticks, labels = log_ticks(10**low, 10**high)
-        fig.update_layout(yaxis=dict(type="log", range=[low, high], tickvals=ticks, ticktext=labels))
+        fig.update_layout(yaxis=log_axis(known.min() / 10**0.08, known.max() * 10**0.1))
         _name_product(fig, seen, theme)
     fig.update_layout(
         xaxis=dict(title=dict(text="number of the singular value", standoff=14), nticks=6, rangemode="tozero")

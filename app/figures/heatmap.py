@@ -4,7 +4,19 @@ import numpy as np
 import pandas as pd
 
 from wisca_app.figures import words
-from wisca_app.figures.template import OCTAVES, Drawing, Theme, drawing, layer_ticks, octave_ticks, scale, see_through
+from wisca_app.figures.template import (
+    OCTAVES,
+    Drawing,
+    Theme,
+    colour_bar,
+    drawing,
+    layer_ticks,
+    level,
+    octave_ticks,
+    scale,
+    see_through,
+    unit,
+)
 from wisca_core.pairs import SIDES
 
 # px: above the map (colour bar), a strip's heading, below, the layers' panel
@@ -177,22 +189,7 @@ def _finish(fig: Drawing, last: str, n_layers: int, pair: str, theme: Theme, spa
             colorscale=scale(theme, *words.PAIR_ROLES[pair]),
             cmin=-span,
             cmax=span,
-            colorbar=dict(
-                orientation="h",
-                x=1,
-                xanchor="right",
-                yref="container",
-                y=1,
-                yanchor="top",
-                ypad=2,
-                xpad=0,
-                lenmode="pixels",
-                len=BAR,
-                thickness=8,
-                outlinewidth=0,
-                showticklabels=False,
-                ticks="",
-            ),
+            colorbar=colour_bar(BAR, ypad=2, showticklabels=False),
         ),
     )
 
@@ -347,16 +344,7 @@ def _layers(
         fillcolor=theme.middle,
     )
     if sized:
-        fig.add_shape(
-            type="line",
-            xref="x domain",
-            yref=f"y{axis}",
-            x0=0,
-            x1=1,
-            y0=size,
-            y1=size,
-            line=dict(color=theme.quiet, width=1, dash="dot"),
-        )
+        level(fig, size, axis, color=theme.quiet, width=1, dash="dot")
         fig.add_annotation(
             text=f"size alone, {words.ratio(size)}",
             xref="x domain",
@@ -409,17 +397,7 @@ def _layers(
             )
         }
     )
-    fig.add_annotation(
-        text=f"whole layer: {left} heavier above, {right} below",
-        xref="paper",
-        x=0,
-        xanchor="left",
-        xshift=-22,
-        yref=f"y{axis} domain",
-        y=1,
-        yanchor="bottom",
-        yshift=5,
-    )
+    unit(fig, f"whole layer: {left} heavier above, {right} below", axis, dx=-22, dy=5, across="")
 
 
 def _room_above(values: np.ndarray, size: float) -> bool:

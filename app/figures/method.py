@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_app.figures import words
-from wisca_app.figures.template import Drawing, Theme, blend, drawing, legible, log_ticks, octave_ticks, unit
+from wisca_app.figures.template import Drawing, Theme, blend, drawing, legible, log_axis, octave_ticks, unit
 from wisca_core.landscape import Descent
 
 REACH = 2.8  # both axes of the landscape go from 0 to here
@@ -139,10 +139,9 @@ def losses(table: pd.DataFrame, *, theme: Theme) -> Drawing:
         hovertemplate="the rates, step %{x}<br>%{y:.4f} nats<extra></extra>",
     )
     values = table[["baseline", "wisca", "rates"]].to_numpy()
-    low, high = np.log10(values.min() * 0.98), np.log10(values.max() * 1.02)
-    ticks, labels = log_ticks(10**low, 10**high, most=5)
+    low, high = values.min() * 0.98, values.max() * 1.02
     last = {name: float(np.log10(table[name].iloc[-1])) for name in ("wisca", "baseline")}
-    apart = 0.05 * (high - low) / 2
+    apart = 0.05 * np.log10(high / low) / 2
     up = 1 if last["wisca"] >= last["baseline"] else -1
     for name, text, shift in (("wisca", "WISCA<br>= the rates", up), ("baseline", "baseline", -up)):
         fig.add_annotation(
@@ -155,9 +154,7 @@ def losses(table: pd.DataFrame, *, theme: Theme) -> Drawing:
             align="left",
             font=dict(size=12, color=theme.ink if name == "wisca" else theme.text),
         )
-    fig.update_layout(
-        xaxis=dict(title=dict(text="step")), yaxis=dict(type="log", range=[low, high], tickvals=ticks, ticktext=labels)
-    )
+    fig.update_layout(xaxis=dict(title=dict(text="step")), yaxis=log_axis(low, high, most=5))
     unit(fig, "loss, nats per byte", dx=-36)
     return fig
 

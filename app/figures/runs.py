@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from wisca_app.figures import words
-from wisca_app.figures.template import CONFIG, Theme, figure, log_ticks, see_through, unit
+from wisca_app.figures.template import CONFIG, Theme, area, figure, log_ticks, see_through, unit
 from wisca_app.figures.words import plain_text
 
 # A legend of more names than this covers the chart; hovering still names every line.
@@ -121,18 +121,10 @@ def _positive(values: np.ndarray, log: bool) -> np.ndarray:
 def _band(fig: go.Figure, one: Curve, colour: str, log: bool) -> None:
     if one.low is None or len(one.x) < 2:
         return
-    edges = (_positive(one.high, log), _positive(one.low, log)[::-1])
-    known = np.isfinite(np.concatenate(edges))
-    fig.add_scatter(
-        x=np.concatenate([one.x, one.x[::-1]])[known].astype(np.float32),
-        y=np.concatenate(edges)[known].astype(np.float32),
-        mode="lines",
-        line=dict(width=0),
-        fill="toself",
-        fillcolor=see_through(colour, 0.14) if colour.startswith("#") else colour,
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    fill = see_through(colour, 0.14) if colour.startswith("#") else colour
+    band = area(one.x, _positive(one.low, log), _positive(one.high, log), fill)
+    known = np.isfinite(band["y"])
+    fig.add_scatter(**band | {axis: band[axis][known].astype(np.float32) for axis in "xy"})
 
 
 def _line(fig: go.Figure, one: Curve, style: dict, theme: Theme, log: bool, together: bool) -> None:
@@ -189,8 +181,13 @@ def _axis(fig: go.Figure, letter: str, lines: Sequence[Curve], log: bool, title:
         place(type="log", range=[np.log10(low) - pad, np.log10(high) + pad], tickvals=ticks, ticktext=labels)
     elif letter == "x":
         pad = 0.005 * (high - low) or 0.5
-        ticks = whole_ticks(low, high)
-        place(range=[low - pad, high + pad], tickvals=ticks, ticktext=[words.axis_number(t) for t in ticks])
+        place(range=[low - pad, high + pad], **whole_axis(low, high))
+
+
+def whole_axis(low: float, high: float, most: int = 6) -> dict:
+    """Plotly's words for an axis with the ticks of ``whole_ticks``."""
+    ticks = whole_ticks(low, high, most)
+    return dict(tickvals=ticks, ticktext=[words.axis_number(t) for t in ticks])
 
 
 def whole_ticks(low: float, high: float, most: int = 6) -> list[float]:

@@ -8,9 +8,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from wisca_app.figures import words
-from wisca_app.figures.runs import plain_text, whole_ticks
-from wisca_app.figures.template import Theme, figure, see_through, unit
+from wisca_app.figures.runs import whole_axis
+from wisca_app.figures.template import Theme, area, figure, see_through, unit
+from wisca_app.figures.words import plain_text
 from wisca_core.runs.distributions import Distribution
 
 _BANDS = (("lowest", "highest", 0.14), ("q05", "q95", 0.22), ("q25", "q75", 0.34))
@@ -40,17 +40,8 @@ def fans(panels: Sequence[tuple[str, Distribution]], theme: Theme) -> go.Figure:
         order = np.argsort(one.step, kind="stable")
         step, name = one.step[order], plain_text(title)
         for low, high, alpha in _BANDS:
-            grid.add_scatter(
-                x=np.concatenate([step, step[::-1]]),
-                y=np.concatenate([one.column(high)[order], one.column(low)[order][::-1]]),
-                mode="lines",
-                line=dict(width=0),
-                fill="toself",
-                fillcolor=see_through(theme.quiet, alpha),
-                hoverinfo="skip",
-                showlegend=False,
-                **where,
-            )
+            band = area(step, one.column(low)[order], one.column(high)[order], see_through(theme.quiet, alpha))
+            grid.add_scatter(**band, **where)
         figures = np.stack(
             [one.column(name)[order] for name in ("lowest", "q05", "q25", "q75", "q95", "highest", "l2")]
         )
@@ -68,8 +59,7 @@ def fans(panels: Sequence[tuple[str, Distribution]], theme: Theme) -> go.Figure:
             **where,
         )
     steps = np.concatenate([one.step for _, one in panels])
-    ticks = whole_ticks(float(steps.min()), float(steps.max()), most=5)
-    grid.update_xaxes(tickvals=ticks, ticktext=[words.axis_number(t) for t in ticks])
+    grid.update_xaxes(**whole_axis(float(steps.min()), float(steps.max()), most=5))
     for k in range(max(0, n - across), n):
         grid.update_xaxes(
             title=dict(text="step", standoff=14), showticklabels=True, row=k // across + 1, col=k % across + 1
@@ -87,15 +77,7 @@ def over_layers(wide: pd.DataFrame, y_title: str, theme: Theme) -> go.Figure:
     steps = wide.index.to_numpy(dtype=float)
     if wide.shape[1] >= 8:
         low, high = wide.quantile(0.05, axis=1).to_numpy(), wide.quantile(0.95, axis=1).to_numpy()
-        fig.add_scatter(
-            x=np.concatenate([steps, steps[::-1]]),
-            y=np.concatenate([high, low[::-1]]),
-            mode="lines",
-            line=dict(width=0),
-            fill="toself",
-            fillcolor=see_through(theme.quiet, 0.16),
-            hoverinfo="skip",
-        )
+        fig.add_scatter(**area(steps, low, high, see_through(theme.quiet, 0.16)))
     for layer in wide.columns:
         fig.add_scatter(
             x=steps,
@@ -114,9 +96,6 @@ def over_layers(wide: pd.DataFrame, y_title: str, theme: Theme) -> go.Figure:
             marker=dict(size=5),
             hovertemplate="median layer, step %{x:,}: %{y:.5~g}<extra></extra>",
         )
-    ticks = whole_ticks(float(steps.min()), float(steps.max()))
-    fig.update_xaxes(
-        title=dict(text="step", standoff=14), tickvals=ticks, ticktext=[words.axis_number(t) for t in ticks]
-    )
+    fig.update_xaxes(title=dict(text="step", standoff=14), **whole_axis(float(steps.min()), float(steps.max())))
     unit(fig, plain_text(y_title), dx=-44)
     return fig

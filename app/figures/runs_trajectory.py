@@ -5,8 +5,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from wisca_app.figures import words
-from wisca_app.figures.runs import whole_ticks
-from wisca_app.figures.template import Theme, figure, octave_ticks, see_through, unit
+from wisca_app.figures.runs import whole_axis, whole_ticks
+from wisca_app.figures.template import Theme, figure, level, octave_ticks, see_through, unit
 from wisca_app.figures.words import plain_text
 
 
@@ -88,23 +88,14 @@ def trajectory(
         ends[1] = 0.0
     pad = max(0.08 * (ends[1] - ends[0]), 0.08)
     low, high = ends[0] - pad, ends[1] + pad
-    values, labels = _ratio_ticks(pair, low, high)
+    values, labels = _ratio_ticks(low, high)
     fig.update_layout(
         xaxis=dict(anchor="y2" if loss else "y", title=dict(text="step", standoff=14)),
         yaxis=dict(domain=[0.42, 1] if loss else [0, 1], range=[low, high], tickvals=values, ticktext=labels),
     )
     unit(fig, f"{words.ROLES[left]} over {words.ROLES[right]}", dx=-44)
     if np.isfinite(size) and low < size < high:
-        fig.add_shape(
-            type="line",
-            xref="x domain",
-            yref="y",
-            x0=0,
-            x1=1,
-            y0=size,
-            y1=size,
-            line=dict(color=theme.quiet, width=1, dash="dot"),
-        )
+        level(fig, size, color=theme.quiet, width=1, dash="dot")
         fig.add_annotation(
             text="size alone",
             xref="x domain",
@@ -116,9 +107,7 @@ def trajectory(
             font=dict(size=11),
         )
     if low < 0 < high:
-        fig.add_shape(
-            type="line", xref="x domain", yref="y", x0=0, x1=1, y0=0, y1=0, line=dict(color=theme.border, width=1.4)
-        )
+        level(fig, 0, color=theme.border, width=1.4)
     x_low, x_high = float(steps.min()), float(steps.max())
     if loss:
         name, at, y = loss
@@ -133,29 +122,16 @@ def trajectory(
             hovertemplate=f"{plain_text(name)}, step %{{x:,}}<br>%{{y:.4~g}}<extra></extra>",
         )
         fig.update_layout(yaxis2=dict(domain=[0, 0.3], anchor="x", nticks=4))
-        fig.add_annotation(
-            text=plain_text(name),
-            xref="x domain",
-            yref="y2 domain",
-            x=0,
-            y=1,
-            xanchor="left",
-            yanchor="bottom",
-            xshift=-44,
-            yshift=8,
-        )
+        unit(fig, plain_text(name), "2", dx=-44, across="")
         inside = at[np.isfinite(at)]
         if len(inside):
             x_low, x_high = min(x_low, float(inside.min())), max(x_high, float(inside.max()))
     space = 0.012 * (x_high - x_low) or 1.0
-    ticks = whole_ticks(x_low, x_high)
-    fig.update_xaxes(
-        range=[x_low - space, x_high + space], tickvals=ticks, ticktext=[words.axis_number(t) for t in ticks]
-    )
+    fig.update_xaxes(range=[x_low - space, x_high + space], **whole_axis(x_low, x_high))
     return fig
 
 
-def _ratio_ticks(pair: str, low: float, high: float) -> tuple[list[float], list[str]]:
+def _ratio_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     """Whole octaves; where there are fewer than three, round ratios of the heavier side."""
     values, labels = octave_ticks(low, high)
     if len(values) >= 3:

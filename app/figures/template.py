@@ -18,6 +18,8 @@ from wisca_app.figures import words
 
 FONT = "Source Sans, sans-serif"
 OCTAVES = 4.5  # half the widest span of a ratio's colours: with g = 6, less would hide all structure
+# Of points that can be clicked: plotly would fade those that are not.
+UNFADED = dict(selected=dict(marker=dict(opacity=1)), unselected=dict(marker=dict(opacity=1)))
 
 # Modebar on hover with one button. toImage saves PNG at twice the size.
 CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]], "toImageButtonOptions": {"format": "png", "scale": 2}}
@@ -330,10 +332,10 @@ def _merge(into: dict, values: dict) -> None:
 
 
 def unit(
-    fig: "go.Figure | Drawing", text: str, axis: str = "", dx: int = -40, dy: int = 8, across: str | None = None
+    fig: "go.Figure | Drawing", text: str, axis: str = "", dx: int = -40, dy: int = 8, across: str | None = None, **more
 ) -> None:
     """The y axis' unit, level above the axis (``axis``: "" or "2", "3", ...), instead of a turned title. ``across``: its
-    x axis, where that is another number's.
+    x axis, where that is another number's. ``more``: of plotly's annotation.
     """
     fig.add_annotation(
         text=text,
@@ -345,7 +347,52 @@ def unit(
         yanchor="bottom",
         xshift=dx,
         yshift=dy,
+        **more,
     )
+
+
+def level(fig: "go.Figure | Drawing", y: float, axis: str = "", **line) -> None:
+    """A line across the whole plot at ``y``; ``line``: of plotly's."""
+    fig.add_shape(type="line", xref="x domain", yref=f"y{axis}", x0=0, x1=1, y0=y, y1=y, line=line)
+
+
+def area(x: np.ndarray | pd.Series, low: np.ndarray | pd.Series, high: np.ndarray | pd.Series, colour: str) -> dict:
+    """The area between two curves as plotly's words for a scatter: it has no edge, no name and no hover text."""
+    return dict(
+        x=np.concatenate([x, x[::-1]]),
+        y=np.concatenate([high, low[::-1]]),
+        mode="lines",
+        line=dict(width=0),
+        fill="toself",
+        fillcolor=colour,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def colour_bar(length: int, **more) -> dict:
+    """Plotly's words for a level colour bar at the top right, ``length`` px long; ``more``: of its ticks."""
+    return dict(
+        orientation="h",
+        x=1,
+        xanchor="right",
+        yref="container",
+        y=1,
+        yanchor="top",
+        xpad=0,
+        lenmode="pixels",
+        len=length,
+        thickness=8,
+        outlinewidth=0,
+        ticks="",
+        **more,
+    )
+
+
+def log_axis(low: float, high: float, most: int = 6) -> dict:
+    """Plotly's words for a log axis from ``low`` to ``high``, both positive, with the ticks of ``log_ticks``."""
+    ticks, labels = log_ticks(low, high, most)
+    return dict(type="log", range=[math.log10(low), math.log10(high)], tickvals=ticks, ticktext=labels)
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> tuple[list[float], list[str]]:

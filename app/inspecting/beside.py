@@ -82,7 +82,7 @@ def _draw(shown: DrawnPair, other: str, theme: Theme) -> None:
     common = both.assign(change=both["log2_ratio"] - both["log2_beside"]).dropna(subset="change")
     names = (title(shown.model.checkpoint.source), title(other))
     names = names if names[0] != names[1] else (f"{names[0]} (open)", f"{names[1]} (beside)")
-    said = findings.beside_title(common["change"].to_numpy(), names)
+    said = findings.beside_title(common["change"].to_numpy())
     left, right = words.PAIR_ROLES[shown.pair]
     st.space("small")
     n_layers = int(max(both["layer"].max() + 1, shown.n_layers))

@@ -177,7 +177,7 @@ def _chart(shown: DrawnRuns, metric: str, theme: Theme, height: int) -> Chart | 
 def _lines(shown: DrawnRuns, metric: str) -> tuple[list[Curve], list[str], int]:
     """The lines of a chart, a run that each is of, and how many points were logged behind them."""
     window, n, out, of = _chosen_window(), 0, [], []
-    scale = _time_unit(shown)[0] if shown.x == "time" else 1.0
+    scale = _time_unit()[0] if shown.x == "time" else 1.0
     for title, members in shown.groups.items():
         having = tuple(run for run in members if metric in run.series)
         if shown.as_band and len(having) > 1:
@@ -198,14 +198,14 @@ def _lines(shown: DrawnRuns, metric: str) -> tuple[list[Curve], list[str], int]:
     return out, of, n
 
 
-def _time_unit(shown: DrawnRuns) -> tuple[float, str]:
+def _time_unit() -> tuple[float, str]:
     span = state.note("window span") or (0.0, 0.0)
     return (3600.0, "hours") if span[1] > 3 * 3600 else (60.0, "minutes") if span[1] > 300 else (1.0, "seconds")
 
 
 def _x_title(shown: DrawnRuns) -> str:
     if shown.x == "time":
-        return f"{_time_unit(shown)[1]} since the start"
+        return f"{_time_unit()[1]} since the start"
     return X_LABELS.get(shown.x, shown.x).lower() if shown.x in X_LABELS else shown.x
 
 
