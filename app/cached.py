@@ -28,7 +28,6 @@ from wisca_core.circuits.check import FactorCheck, factor_check
 from wisca_core.circuits.measure import Circuits
 from wisca_core.comparison.prepare import Facts, prepare
 from wisca_core.comparison.spec import Spec
-from wisca_core.equivalence.proof import Proof
 from wisca_core.model import Model, open_model
 from wisca_core.patterns.table import Patterns
 from wisca_core.planning.decide import Decision, decide
@@ -85,27 +84,12 @@ def with_pairs(model: Model, pairs: list[str]) -> Model:
     return model.with_pairs(pairs) if "mlp" in pairs and "mlp" in model.pairs else model
 
 
-def pairs_of(model: Model) -> tuple[str, ...]:
-    """The pairs that it has, in order; feed-forward pairs too, which are not among its sites until they are asked for."""
-    return model.pairs
-
-
 def feed_forward_refusals(model: Model) -> tuple[Refusal, ...]:
     """Why its feed-forward pairs are refused, as far as they are; nothing of it was asked for yet."""
     if model.checkpoint.adapter_json or not model.sites.sites:
         return ()
     known = {refusal.what for refusal in model.sites.refusals}
     return tuple(r for r in model.with_pairs(PAIRS).sites.refusals if r.what not in known)
-
-
-def proved_model(model: Model, proof: Proof | None) -> Model:
-    """What of it may be rescaled: all of it while there is no proof, else the sites whose rule holds."""
-    return model.proved(proof)
-
-
-def bytes_to_measure(model: Model) -> int:
-    """What the measuring pass reads."""
-    return model.n_bytes_to_read
 
 
 def may_be_discovered(model: Model) -> bool:
@@ -329,19 +313,10 @@ def device() -> str:
     return f"{torch.cuda.get_device_name(0)}; {cpu}" if torch.cuda.is_available() else cpu
 
 
+@st.cache_resource(max_entries=16, show_spinner="Measuring the heads", hash_funcs=BY_KEY)
 def circuits(model: Model) -> Circuits:
-    """The circuits of every head; measures now where nobody has. Raises WiscaError."""
-    return _circuits(model.key, model)
-
-
-@st.cache_resource(max_entries=16, show_spinner="Measuring the heads")
-def _circuits(key: str, _model: Model) -> Circuits:
-    return heads_store.measured_circuits(_model.checkpoint, _model.sites)
-
-
-def heads_table(model: Model) -> pd.DataFrame:
-    """All columns of every head; not to be changed."""
-    return circuits(model).table
+    """The circuits of every head, not to be changed; measures now where nobody has. Raises WiscaError."""
+    return heads_store.measured_circuits(model.checkpoint, model.sites)
 
 
 def heads_bytes(model: Model) -> int:
@@ -354,14 +329,10 @@ def heads_wait(model: Model) -> bool:
     return heads_bytes(model) > JOB_BYTES // 5 and heads_store.cached_circuits(model.checkpoint, model.sites) is None
 
 
+@st.cache_data(max_entries=256, show_spinner=False, hash_funcs=BY_KEY)
 def rescale_check(model: Model, block: str, layer: int) -> FactorCheck | None:
     """What a random rescale does to the heads of one layer; reads its weights again."""
-    return _rescale_check(model.key, block, layer, model)
-
-
-@st.cache_data(max_entries=256, show_spinner=False)
-def _rescale_check(key: str, block: str, layer: int, _model: Model) -> FactorCheck | None:
-    return factor_check(_model.checkpoint, _model.sites, block, layer)
+    return factor_check(model.checkpoint, model.sites, block, layer)
 
 
 def kept_matrices(model: Model) -> pd.DataFrame | None:

@@ -14,7 +14,7 @@ from wisca_app.figures import words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.open_model import title
-from wisca_app.parts import is_phone
+from wisca_app.parts import is_phone, quiet
 from wisca_app.report.document import figure_document
 from wisca_core.spreadsheet import csv_bytes
 
@@ -62,7 +62,7 @@ def heading(
                 if chart is not None:
                     _page(chart)
         if how_to_read:
-            st.markdown(f":small[:gray[{how_to_read}]]")
+            quiet(how_to_read)
 
 
 def csv(table: pd.DataFrame, name: str, of: str = "") -> None:

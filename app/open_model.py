@@ -119,7 +119,7 @@ def _measure(model: str, opened: Model) -> None:
         job = None
     what = "attention and feed-forward weights, most of the model" if is_mlp else "attention weights"
     st.markdown(
-        f":gray[One pass over the {what}: {words.size(cached.bytes_to_measure(opened))} to read. "
+        f":gray[One pass over the {what}: {words.size(opened.n_bytes_to_read)} to read. "
         "Every view afterwards is arithmetic on what it finds.]"
     )
     if is_mlp:

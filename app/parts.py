@@ -1,6 +1,9 @@
-"""Parts of a page that are drawn again by themselves: a control redraws what depends on it, and nothing else."""
+"""What pages are put together from: parts that are drawn again by themselves (a control redraws what depends on it, and
+nothing else), and widgets that look and behave alike wherever they stand.
+"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import streamlit as st
 
@@ -31,3 +34,18 @@ def primary() -> str:
     read: there it is an outline.
     """
     return "secondary" if st.context.theme.type == "dark" else "primary"
+
+
+def one_of(label: str, options: Iterable, key: str, said: Mapping | None = None, **more: Any) -> Any:
+    """Buttons of which one is always pressed, which is remembered while other pages are looked at. ``said``: what each
+    option is called, where it is not called itself; ``options`` may be that mapping. ``more``: of st.segmented_control.
+    """
+    said = options if said is None and isinstance(options, Mapping) else said
+    if said is not None:
+        more["format_func"] = said.get
+    return st.segmented_control(label, list(options), required=True, key=key, persist_state="session", **more)
+
+
+def quiet(text: str) -> None:
+    """Markdown in small grey letters: what explains, beside what is said."""
+    st.markdown(f":small[:gray[{text}]]")

@@ -7,13 +7,13 @@ from wisca_app.figures import words
 from wisca_app.job_progress import bar
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title
-from wisca_app.parts import is_phone
+from wisca_app.parts import is_phone, quiet
 from wisca_core import jobs
 
 
 def draw() -> None:
     with st.container(gap="xxsmall"):
-        st.markdown(":small[:gray[Open model]]")
+        quiet("Open model")
         model = normal(state.get("model"))
         st.markdown(f"**{words.markdown_text(title(model))}**" if model else "none")
     if not is_phone() and st.button("Open another", key="open_another", width="stretch"):
@@ -26,7 +26,7 @@ def _running() -> None:
     active = [job.id for job in jobs.every() if job.is_active]
     if active:
         st.space("small")
-        st.markdown(":small[:gray[Jobs]]")
+        quiet("Jobs")
         st.fragment(_watch_all, run_every=1.0)(active)
 
 

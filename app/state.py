@@ -66,14 +66,17 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return read
 
 
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"\d{1,6}", text):
-        raise ValueError(text)
-    return int(text)
+def _matching(pattern: str, kind: Callable[[str], Any] = str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(text)
+        return kind(text)
+
+    return read
 
 
-def _expert(text: str) -> int:
-    return -1 if text == "-1" else _whole(text)
+_whole = _matching(r"\d{1,6}", int)
+_read_block = _matching(r"\w+\.\w+(:[\w.-]+)?")
 
 
 def _read_pairs(text: str) -> list[str]:
@@ -83,20 +86,11 @@ def _read_pairs(text: str) -> list[str]:
     return pairs
 
 
-def _read_strength(text: str) -> float:
-    value = round(float(text), 2)
-    if not 0 <= value <= 1:
-        raise ValueError(text)
-    return value
-
-
 def _read_span(text: str) -> tuple[int, int]:
-    first, last = (
-        re.fullmatch(r"(\d{1,6})-(\d{1,6})", text).groups() if re.fullmatch(r"\d{1,6}-\d{1,6}", text) else (1, 0)
-    )
-    if int(first) > int(last):
+    first, last = map(_whole, text.split("-"))
+    if first > last:
         raise ValueError(text)
-    return int(first), int(last)
+    return first, last
 
 
 def _read_names(text: str) -> list[str]:
@@ -106,21 +100,14 @@ def _read_names(text: str) -> list[str]:
     return names
 
 
-def _between(low: float, high: float) -> Callable[[str], float]:
+def _between(low: float, high: float, digits: int = 3) -> Callable[[str], float]:
     def read(text: str) -> float:
-        value = round(float(text), 3)
+        value = round(float(text), digits)
         if not low <= value <= high:
             raise ValueError(text)
         return value
 
     return read
-
-
-def _read_smoothing(text: str) -> float:
-    value = round(float(text), 3)
-    if not 0 <= value <= 0.999:
-        raise ValueError(text)
-    return value
 
 
 def _read_window(text: str) -> tuple[float, float]:
@@ -130,24 +117,6 @@ def _read_window(text: str) -> tuple[float, float]:
     return first, last
 
 
-def _read_kept(text: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{32}", text):
-        raise ValueError(text)
-    return text
-
-
-def _read_block(text: str) -> str:
-    if not re.fullmatch(r"\w+\.\w+(:[\w.-]+)?", text):
-        raise ValueError(text)
-    return text
-
-
-def _read_model_type(text: str) -> str:
-    if not re.fullmatch(r"[\w.-]{1,100}", text):
-        raise ValueError(text)
-    return text
-
-
 def _read_rate(text: str) -> float:
     value = float(text)
     if not 0 < value < math.inf:
@@ -155,20 +124,14 @@ def _read_rate(text: str) -> float:
     return value
 
 
-def _read_stop(text: str) -> int:
-    if text not in ("1", "2", "3", "4", "5"):
-        raise ValueError(text)
-    return int(text)
-
-
 CHOICES: dict[str, Choice] = {
     "model": Choice(default_model, str, str),
     # the declaration it was opened with, by its name under WISCA_HOME/sites; "" for none
-    "sites": Choice(_constant(""), _read_kept, str),
+    "sites": Choice(_constant(""), _matching(r"[0-9a-f]{32}"), str),
     # Open a model: the file whose pairs are being declared, "" for none
     "declaring": Choice(_constant(""), str, str),
     # the stop of the guided path
-    "tour": Choice(_constant(None), _read_stop, str),
+    "tour": Choice(_constant(None), _matching("[1-5]", int), str),
     # Open a model: the folder that is looked into, "" for the one the open model lies in
     "folder": Choice(_constant(""), str, str),
     # Inspect: a second model that is drawn beside it, "" for none
@@ -177,7 +140,7 @@ CHOICES: dict[str, Choice] = {
     "pairs": Choice(lambda: list(DEFAULT_PAIRS), _read_pairs, ",".join),
     "granularity": Choice(_constant("tensor"), _one_of(*GRANULARITIES), str),
     "norm": Choice(_constant("l1"), _one_of(*PLAN_NORMS), str),
-    "strength": Choice(_constant(1.0), _read_strength, "{:g}".format),
+    "strength": Choice(_constant(1.0), _between(0, 1, digits=2), "{:g}".format),
     "layers": Choice(lambda: note("layer span"), _read_span, lambda span: f"{span[0]}-{span[1]}"),
     "exact": Choice(_constant(False), lambda text: _one_of("yes")(text) == "yes", lambda on: "yes"),
     "exclude": Choice(list, _read_names, ",".join),
@@ -194,7 +157,7 @@ CHOICES: dict[str, Choice] = {
     "group": Choice(lambda: _first_place(1), _whole, str),
     # Heads: the selected head of ``layer``, and the columns that are drawn
     "head": Choice(_constant(None), _whole, str),
-    "expert": Choice(_constant(None), _expert, str),
+    "expert": Choice(_constant(None), _matching(r"-1|\d{1,6}", int), str),
     "heads_block": Choice(_constant(""), _read_block, str),
     "column": Choice(_constant("qk_stable_rank"), _one_of(*NUMBERS), str),
     "across": Choice(_constant("qk_stable_rank"), _one_of(*NUMBERS), str),
@@ -215,7 +178,7 @@ CHOICES: dict[str, Choice] = {
     "limit": Choice(_constant(200), _whole, str),
     "inside": Choice(_constant(True), lambda text: _one_of("no")(text) != "no", lambda on: "no"),
     # Architectures
-    "architecture": Choice(lambda: note("own architecture") or None, _read_model_type, str),
+    "architecture": Choice(lambda: note("own architecture") or None, _matching(r"[\w.-]{1,100}"), str),
     "search": Choice(_constant(""), str, str),
     "verdict": Choice(_constant("all"), _one_of("all", *VERDICTS), str),
     "kinds": Choice(_constant("causal"), _one_of("causal", "all"), str),
@@ -232,7 +195,7 @@ CHOICES: dict[str, Choice] = {
     "runs_search": Choice(_constant(""), str, str),
     "runs_chosen": Choice(list, lambda text: text.split("\n"), "\n".join),
     "x": Choice(_constant("step"), str, str),
-    "smoothing": Choice(_constant(0.0), _read_smoothing, "{:g}".format),
+    "smoothing": Choice(_constant(0.0), _between(0, 0.999), "{:g}".format),
     "together": Choice(_constant("configuration"), _one_of("configuration", "seed", "none"), str),
     "shape": Choice(_constant("band"), _one_of("band", "lines"), str),
     "log_axes": Choice(list, lambda text: [_one_of("x", "y")(axis) for axis in text.split(",")], ",".join),

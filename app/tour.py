@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from wisca_app import state
-from wisca_app.parts import primary
+from wisca_app.parts import primary, quiet
 
 COMPARISON = "sample-compare-answer-g8-w64"
 
@@ -138,7 +138,7 @@ def draw() -> None:
     is_here = state.note("page") == _path(stop.page)
     is_last = is_here and number == len(STOPS)
     with st.container(border=True, gap="xsmall", key="tour"):
-        st.markdown(f":small[:gray[Guided path, stop {number} of {len(STOPS)}]]")
+        quiet(f"Guided path, stop {number} of {len(STOPS)}")
         st.markdown(f"**{stop.title}.** {stop.said}" if is_here else f"The path waits at **{stop.title.lower()}**.")
         with st.container(horizontal=True, gap="xsmall"):
             if not is_here and st.button("Back to the path", key="tour return", type=primary()):

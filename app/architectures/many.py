@@ -9,6 +9,7 @@ from wisca_app.figures import coverage as pictured
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme
 from wisca_app.heading import heading, show
+from wisca_app.parts import one_of, quiet
 from wisca_core.census.coverage import Coverage
 from wisca_core.census.entry import ABSENT, LABELS, NOT_REACHED, OPEN, PARTLY, PROVED, REFUSED
 from wisca_core.verdicts import versions
@@ -79,13 +80,13 @@ def draw_table(census: Census) -> None:
             width=170,
             **_KEPT,
         )
-        st.segmented_control("Of", list(_KINDS), key="kinds", required=True, format_func=_KINDS.get, **_KEPT)
+        one_of("Of", _KINDS, "kinds")
     found = _matching_rows(census.table)
     if not len(found):
         st.markdown(":gray[No architecture fits. Clear the search or choose another verdict.]")
         return
     if len(found) < len(census.table):
-        st.markdown(f":small[:gray[{words.count(len(found))} of {words.count(len(census.table))} shown]]")
+        quiet(f"{words.count(len(found))} of {words.count(len(census.table))} shown")
     shown = found.rename(
         columns={
             "architecture": "Architecture",

@@ -8,6 +8,7 @@ from wisca_app.cached import Census
 from wisca_app.figures import words
 from wisca_app.messages import plain
 from wisca_app.open_model import glance
+from wisca_app.parts import quiet
 from wisca_core.architecture.families import families
 from wisca_core.census import row_file, row_text, rule_lines
 from wisca_core.census.entry import LABELS, Entry
@@ -97,10 +98,10 @@ def draw(census: Census, chosen: Entry | None) -> None:
         for remark in chosen.remarks:
             plain(remark)
         if chosen.n_trials:
-            st.markdown(
-                f":small[:gray[Proved on a miniature{' when this version of wisca was made' if chosen.is_released else ''}: {words.plural(chosen.n_trials, 'rescaled copy', 'rescaled copies')}, "
+            quiet(
+                f"Proved on a miniature{' when this version of wisca was made' if chosen.is_released else ''}: {words.plural(chosen.n_trials, 'rescaled copy', 'rescaled copies')}, "
                 f"{words.plural(chosen.n_cases, 'input')} each, float64. Largest difference {words.digits(chosen.max_rel, 2)} of the largest output; "
-                f"a factor on one side alone moves it by at least {words.digits(chosen.liveness, 2)}.]]"
+                f"a factor on one side alone moves it by at least {words.digits(chosen.liveness, 2)}."
             )
         _places(chosen)
         if family:

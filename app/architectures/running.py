@@ -7,6 +7,7 @@ from wisca_app.cached import Census
 from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages
+from wisca_app.parts import quiet
 from wisca_core import jobs
 from wisca_core.census.entry import NOT_REACHED, OPEN
 
@@ -38,8 +39,8 @@ def draw(census: Census) -> None:
             if not is_first and st.button("Prove all again", key="prove_again"):
                 _start(True)
         minutes = max(1, round((missing or n) * SECONDS_EACH / 120))
-        st.markdown(
-            f":small[:gray[Each rule on a miniature of that architecture, at three granularities: about {words.plural(minutes, 'minute')} on two free cores.]]"
+        quiet(
+            f"Each rule on a miniature of that architecture, at three granularities: about {words.plural(minutes, 'minute')} on two free cores."
         )
 
 

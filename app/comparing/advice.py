@@ -4,6 +4,7 @@ import streamlit as st
 
 from wisca_app import state
 from wisca_app.figures import words
+from wisca_app.parts import quiet
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.report import Report, signed_number
 
@@ -29,7 +30,7 @@ def draw(comparison: Comparison, found: Report, start: dict[str, float]) -> None
                 state.go("rescale")
         with st.expander("The rates, to copy", key="compare rates to copy"):
             _to_copy(spec.model.source == "lora", start)
-        st.markdown(f":small[:gray[{RULE.format(useful=spec.useful_nats)}]]")
+        quiet(RULE.format(useful=spec.useful_nats))
 
 
 def _to_copy(is_lora: bool, start: dict[str, float]) -> None:
@@ -47,7 +48,7 @@ def _to_copy(is_lora: bool, start: dict[str, float]) -> None:
         label_visibility="collapsed",
     )
     said_so = f"Rates at the start of these runs: {multipliers_in_words(multipliers)}."
-    st.markdown(f':small[:gray[{said_so} By `by="rates"` they are renewed as training goes.]]')
+    quiet(f'{said_so} By `by="rates"` they are renewed as training goes.')
     st.code(pytorch(multipliers) if which == "PyTorch" else megatron(multipliers), language="python", wrap_lines=True)
 
 

@@ -12,6 +12,7 @@ from wisca_app.comparing import fields
 from wisca_app.figures import words
 from wisca_app.open_model import glance, normal
 from wisca_app.open_model import title as model_title
+from wisca_app.parts import one_of, quiet
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.prepare import shares_a_rate as shares_a_rate_of
@@ -62,8 +63,8 @@ def source() -> str:
     if chosen == own == "decoder" and found is not None and state.get("model") != state.default_model():
         what = "is refused" if found.refusal else "was not made to predict the next token"
         what = "is an adapter" if found.checkpoint.adapter_json else what
-        st.markdown(
-            f":small[:gray[{words.markdown_text(model_title(normal(state.get('model'))))} {what}; a small decoder stands in for it.]]"
+        quiet(
+            f"{words.markdown_text(model_title(normal(state.get('model'))))} {what}; a small decoder stands in for it."
         )
     return chosen
 
@@ -85,14 +86,8 @@ def shares_a_rate(source: str) -> str:
 
 
 def paper_setup() -> str:
-    return st.segmented_control(
-        "Set-up",
-        list(SETUPS),
-        default=next(iter(SETUPS)),
-        required=True,
-        key="compare setup",
-        format_func=lambda name: SETUPS[name].title,
-        **KEPT,
+    return one_of(
+        "Set-up", list(SETUPS), "compare setup", format_func=lambda name: SETUPS[name].title, default=next(iter(SETUPS))
     )
 
 
@@ -118,8 +113,8 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
     if kind in ("shrunk", "whole", "lora"):
         model["path"] = _open_place()
         longest = min(longest, _positions())
-        st.markdown(
-            f":small[:gray[The open model: {words.markdown_text(model_title(model['path']))}. Another one is opened in the sidebar.]]"
+        quiet(
+            f"The open model: {words.markdown_text(model_title(model['path']))}. Another one is opened in the sidebar."
         )
     if kind == "paper":
         model["setup"] = preset.model.setup
@@ -132,15 +127,8 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
             )
             model["n_layers"] = int(st.number_input("Layers", value=4, key="compare shrunk layers", width=110, **KEPT))
         elif kind == "whole":
-            model["weights"] = st.segmented_control(
-                "Weights",
-                ["fresh", "continued"],
-                default="fresh",
-                required=True,
-                key="compare weights from",
-                format_func={"fresh": "From scratch", "continued": "Continued"}.get,
-                **KEPT,
-            )
+            said = {"fresh": "From scratch", "continued": "Continued"}
+            model["weights"] = one_of("Weights", said, "compare weights from", default="fresh")
         elif kind == "lora":
             out["lora"] = _lora(preset)
         context = st.number_input("Context", value=longest, step=32, key=f"compare context {kind}", width=120, **KEPT)
@@ -293,15 +281,7 @@ def _text(kind: str, preset: Spec, model: dict) -> dict[str, Any]:
             data["split"] = st.text_input("Split", d.split, key="compare split", width=100, **KEPT)
         if kind != "decoder":
             default = "tokenizer" if before or d.tokens == "tokenizer" else "bytes"
-            data["tokens"] = st.segmented_control(
-                "Tokens",
-                list(_TOKENS),
-                default=default,
-                required=True,
-                key=f"compare tokens {kind} {before}",
-                format_func=_TOKENS.get,
-                **KEPT,
-            )
+            data["tokens"] = one_of("Tokens", _TOKENS, f"compare tokens {kind} {before}", default=default)
         if kind == "paper":
             data["tokenizer"] = st.text_input(
                 "Folder with its tokenizer", key="compare tokenizer", width=320, **KEPT
@@ -361,7 +341,7 @@ def own_arm(kind: str, every: int) -> list[dict[str, Any]]:
             "" if waits else " From a ratio of: only of Balance at strength 1."
         )
         if greyed:
-            st.markdown(f":small[:gray[{greyed.strip()}]]")
+            quiet(greyed.strip())
         with _row():
             exact = st.checkbox("Powers of two only", key="compare own exact", **KEPT)
             kept = st.checkbox("Carry the optimiser's state along", True, key="compare own state", **KEPT)
@@ -389,9 +369,7 @@ def _row() -> DeltaGenerator:
 def _one(label: str, options: Iterable[str], key: str, **more: Any) -> str:
     """Of an arm of one's own; at first the first."""
     options = list(options)
-    return st.segmented_control(
-        label, options, default=options[0], required=True, key=f"compare own {key}", **more, **KEPT
-    )
+    return one_of(label, options, f"compare own {key}", default=options[0], **more)
 
 
 def _granularity(pairs: list[str]) -> str:

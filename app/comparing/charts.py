@@ -6,8 +6,10 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.comparing import values
 from wisca_app.figures import compare, words
+from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import show
+from wisca_app.parts import one_of, quiet
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.report import Report
@@ -33,43 +35,19 @@ def draw_ratios(
 ) -> None:
     pairs = values.pairs(comparison)
     state.follow("compare_pair", pairs[-1] if len(pairs) > 2 else "qk", pairs)
-    pair = st.segmented_control(
-        "Pair",
-        pairs,
-        required=True,
-        key="compare_pair",
-        format_func=words.PAIR_LABELS.get,
-        label_visibility="collapsed",
-        persist_state="session",
-    )
-    one = values.ratios(comparison, frame, rate, pair)
-    if one is not None:
-        show(one, theme, f"{prefix}ratio chart")
+    pair = one_of("Pair", pairs, "compare_pair", said=words.PAIR_LABELS, label_visibility="collapsed")
+    draw_one(values.ratios(comparison, frame, rate, pair), theme, f"{prefix}ratio chart")
 
 
-def draw_gradients(
-    comparison: Comparison, frame: pd.DataFrame, rate: float | None, theme: Theme, prefix: str = ""
-) -> None:
-    one = values.gradients(comparison, frame, rate)
-    if one is not None:
-        show(one, theme, f"{prefix}gradient chart")
-
-
-def draw_dose(comparison: Comparison, report: Report, theme: Theme) -> None:
-    """Differences against the strength, where arms differ in it; else an arm a row."""
-    show(values.differences(comparison, report), theme, "dose chart")
-
-
-def draw_pilot(comparison: Comparison, frame: pd.DataFrame, report: Report | None, theme: Theme) -> None:
-    """Final loss against the rate, of the runs that chose it: ``frame`` holds theirs, of the pilot where there is one."""
-    one = values.sweep(comparison, frame, report)
-    if one is not None:
-        show(one, theme, "rates chart")
+def draw_one(chart: Chart | None, theme: Theme, key: str) -> None:
+    """The chart, nothing where nothing of it is there yet."""
+    if chart is not None:
+        show(chart, theme, key)
 
 
 def draw_table(comparison: Comparison, report: Report) -> None:
     st.subheader("All arms", anchor=False)
-    st.markdown(f":small[:gray[{values.how_to_read(report)}]]")
+    quiet(values.how_to_read(report))
     st.dataframe(values.shown_table(report, comparison), hide_index=True, alt="Every arm against the baseline")
 
 
@@ -106,9 +84,7 @@ def _choose_rate(comparison: Comparison, report: Report | None) -> float | None:
     if own is None or len(rates) == 1:
         return own
     state.follow("compare_rate", own, rates)
-    return st.segmented_control(
-        "Learning rate", rates, required=True, key="compare_rate", format_func="{:g}".format, persist_state="session"
-    )
+    return one_of("Learning rate", rates, "compare_rate", format_func="{:g}".format)
 
 
 def draw_log(comparison: Comparison, prefix: str = "") -> None:

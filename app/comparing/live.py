@@ -5,11 +5,12 @@ start every second.
 import streamlit as st
 
 from wisca_app import state
-from wisca_app.comparing import charts
+from wisca_app.comparing import charts, values
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.job_progress import latest
 from wisca_app.messages import errors_as_messages
+from wisca_app.parts import quiet
 from wisca_core.comparison import folder
 from wisca_core.comparison.estimate import duration
 from wisca_core.comparison.folder import Comparison
@@ -71,12 +72,13 @@ def _watch(path: str, had_curve: bool) -> None:
             if st.button("Cancel", key="compare cancel"):
                 folder.ask(comparison.path, "cancel")
             if folder.stop_request(comparison.path):
-                st.markdown(":small[:gray[Stopping at the next step.]]")
+                quiet("Stopping at the next step.")
         st.space("small")
         frame = folder.curves(comparison)
         theme = theme_of(st.context.theme.type)
         if comparison.spec.pilot.seeds:
-            charts.draw_pilot(comparison, folder.curves(comparison, of_pilot=True), None, theme)
+            pilot = folder.curves(comparison, of_pilot=True)
+            charts.draw_one(values.sweep(comparison, pilot, None), theme, "rates chart")
         if frame.empty:
             coming = "once the rates are chosen" if comparison.n_coming else "in a few seconds"
             st.markdown(f":gray[The first curves come {coming}.]")
@@ -87,7 +89,7 @@ def _watch(path: str, had_curve: bool) -> None:
         st.space("small")
         charts.draw_ratios(comparison, frame, rate, theme, "live ")
         st.space("small")
-        charts.draw_gradients(comparison, frame, rate, theme, "live ")
+        charts.draw_one(values.gradients(comparison, frame, rate), theme, "live gradient chart")
         charts.draw_runs(comparison)
         charts.draw_log(comparison, "live ")
         state.share()

@@ -7,6 +7,7 @@ from wisca_app.comparing import choosing, live
 from wisca_app.figures import words
 from wisca_app.job_progress import latest
 from wisca_app.messages import errors_as_messages, plain
+from wisca_app.parts import quiet
 from wisca_app.reading import opening
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
@@ -31,7 +32,7 @@ def draw(name: str, comparison: Comparison | None) -> None:
         plain(str(path))
         if comparison is not None:
             n = sum(cell.state == "done" for cell in comparison.cells)
-            st.markdown(f":small[:gray[{n} of {words.plural(len(comparison.cells), 'run')} finished.]]")
+            quiet(f"{n} of {words.plural(len(comparison.cells), 'run')} finished.")
         if st.button("Delete it for good", key="compare delete yes"):
             with errors_as_messages("It cannot be deleted"):
                 freed = folder.remove(path)

@@ -6,13 +6,14 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app import state
-from wisca_app.comparing import advice, charts, choosing, setup, weights
+from wisca_app.comparing import advice, charts, choosing, setup, values, weights
 from wisca_app.comparing.facts import facts
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
+from wisca_app.heading import show
 from wisca_app.job_progress import explain, latest
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import primary
+from wisca_app.parts import primary, quiet
 from wisca_app.report.comparison import document_of
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
@@ -41,7 +42,7 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
         pilot = folder.curves(comparison, of_pilot=True) if comparison.spec.pilot.seeds else frame.iloc[:0]
         if len(pilot):
             st.space("small")
-            charts.draw_pilot(comparison, pilot, None, theme)
+            charts.draw_one(values.sweep(comparison, pilot, None), theme, "rates chart")
         if len(frame):
             st.space("small")
             charts.draw_curves(comparison, frame, None, theme)
@@ -59,13 +60,13 @@ def draw(comparison: Comparison, is_sample: bool) -> None:
             st.markdown(":small[**How this comparison came about**]")
             plain(comparison.spec.note)
     for remark in (for_scale(comparison.spec), *remarks(found)):
-        st.markdown(f":small[:gray[{words.markdown_text(remark)}]]")
+        quiet(words.markdown_text(remark))
     st.space("small")
     rate = charts.draw_curves(comparison, frame, found, theme)
     st.space("small")
     charts.draw_ratios(comparison, frame, rate, theme)
     st.space("small")
-    charts.draw_gradients(comparison, frame, rate, theme)
+    charts.draw_one(values.gradients(comparison, frame, rate), theme, "gradient chart")
     st.space("small")
     charts.draw_table(comparison, found)
     weights.draw(comparison)
@@ -126,10 +127,10 @@ def _answer_charts(comparison: Comparison, frame: pd.DataFrame, found: Report, t
     has_rates = bool(found.sweeps)
     left, right = st.columns(2, gap="large") if has_rates else (st.container(), None)
     with left:
-        charts.draw_dose(comparison, found, theme)
+        show(values.differences(comparison, found), theme, "dose chart")
     if right is not None:
         with right:
-            charts.draw_pilot(comparison, pilot, found, theme)
+            charts.draw_one(values.sweep(comparison, pilot, found), theme, "rates chart")
 
 
 def _start(frame: pd.DataFrame, baseline: str) -> dict[str, float]:
@@ -169,22 +170,8 @@ def _actions(comparison: Comparison, frame: pd.DataFrame, found: Report | None, 
 def _quote(comparison: Comparison, found: Report) -> str:
     """The sentence with what it is about, so that it can stand alone."""
     note = f"Note: {comparison.spec.note}" if comparison.spec.note else ""
-    return " ".join(
-        filter(
-            None,
-            [
-                found.sentence,
-                found.decides_more,
-                found.identical,
-                f"{found.subject}.",
-                found.reading,
-                *found.beside,
-                "Validation loss.",
-                facts(comparison),
-                note,
-            ],
-        )
-    )
+    answer = [found.sentence, found.decides_more, found.identical, f"{found.subject}.", found.reading, *found.beside]
+    return " ".join(filter(None, [*answer, "Validation loss.", facts(comparison), note]))
 
 
 def _exports(comparison: Comparison, frame: pd.DataFrame) -> None:
@@ -228,4 +215,4 @@ def _exports(comparison: Comparison, frame: pd.DataFrame) -> None:
         language="bash",
         wrap_lines=True,
     )
-    st.markdown(":small[:gray[Final weights are further down, where the comparison kept them.]]")
+    quiet("Final weights are further down, where the comparison kept them.")

@@ -13,7 +13,7 @@ from wisca_app.comparing import asking, fields
 from wisca_app.comparing.asking import KEPT
 from wisca_app.figures import compare, words
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import primary
+from wisca_app.parts import one_of, primary, quiet
 from wisca_core import jobs, storage
 from wisca_core.comparison import execution_plan, folder
 from wisca_core.comparison.data import check_text
@@ -154,8 +154,8 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
     arms = [{**asdict(arm), "every": arm.every and every} for arm in arms]
     if every >= steps > 0 and any(arm["every"] for arm in [*arms, *own]):
         with slots[""]:
-            st.markdown(
-                f":small[:gray[Rescale every {words.count(every)} steps in a run of {words.count(steps)}: after the start it never happens.]]"
+            quiet(
+                f"Rescale every {words.count(every)} steps in a run of {words.count(steps)}: after the start it never happens."
             )
     if optimiser == "sgd":  # its momentum follows a change of basis; the squares of the others cannot
         arms = [arm if method(arm["method"]).by_factors else {**arm, "optimizer_state": "transport"} for arm in arms]
@@ -198,17 +198,7 @@ def _preset(source: str) -> Spec:
         return PRESETS["lora"]
     if source == "paper":
         return PRESETS[asking.paper_setup()]
-    return PRESETS[
-        st.segmented_control(
-            "Start from",
-            list(_PRESETS),
-            default="default",
-            required=True,
-            key="compare preset",
-            format_func=_PRESETS.get,
-            **KEPT,
-        )
-    ]
+    return PRESETS[one_of("Start from", _PRESETS, "compare preset", default="default")]
 
 
 def _arms(source: str, preset: Spec, asked: dict) -> list[Arm]:
@@ -233,7 +223,7 @@ def _arms(source: str, preset: Spec, asked: dict) -> list[Arm]:
         "Gram: the full change of basis of a head (or of A and B) instead of one factor.",
     )
     if one_rate:
-        st.markdown(f":small[:gray[No arm of learning rates alone here: {words.markdown_text(one_rate)}.]]")
+        quiet(f"No arm of learning rates alone here: {words.markdown_text(one_rate)}.")
     return [known[arm] for arm in chosen]
 
 
@@ -295,12 +285,12 @@ def _explain(spec: Spec, found: Estimate, on: str) -> None:
         if found.n_trained < found.n_parameters
         else ""
     )
-    st.markdown(
-        f":small[:gray[{words.markdown_text(found.title)}.{trained} Seeing a true difference of {found.effect_nats:g} {unit(spec)} four times out of "
+    quiet(
+        f"{words.markdown_text(found.title)}.{trained} Seeing a true difference of {found.effect_nats:g} {unit(spec)} four times out of "
         f"five takes {words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they "
         f"did before ({found.spread_words}). "
         f"{words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 conclude nothing, 4 to 7 are preliminary. "
-        f"Time is for {on}, {pace}.]]"
+        f"Time is for {on}, {pace}."
     )
     if not found.is_measured:
         st.markdown(
@@ -309,7 +299,7 @@ def _explain(spec: Spec, found: Estimate, on: str) -> None:
         )
     kept = f"{'with' if spec.save_weights else 'without'} the final weights of every run"
     free = words.size(shutil.disk_usage(storage.folder("comparisons")).free)
-    st.markdown(f":small[:gray[Disk: about {words.size(found.disk_bytes)} {kept}; {free} are free there.]]")
+    quiet(f"Disk: about {words.size(found.disk_bytes)} {kept}; {free} are free there.")
 
 
 def _has_tokenizer(spec: Spec) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from wisca_app.messages import plain
+from wisca_app.parts import one_of
 from wisca_core.architecture.declaration import Declaration, attention, feed_forward
 from wisca_core.architecture.families import layout_names
 from wisca_core.architecture.layer import ROPES
@@ -96,9 +97,7 @@ def _names(said: dict, row: Mapping, key: str) -> None:
     every = {name for names in choices.values() for name in names}
     named = {name for name in every if row.get(name)}
     fits = next((one for one, names in choices.items() if set(names) == named), next(iter(choices)))
-    chosen = st.segmented_control(
-        "Projections", list(choices), default=fits, key=f"{key} names", **_KEPT, required=True
-    )
+    chosen = one_of("Projections", list(choices), f"{key} names", default=fits)
     said["names"] = chosen
     for name in every - set(choices[chosen]):
         said.pop(name, None)

@@ -13,7 +13,7 @@ from wisca_app.declaring import fields, found, kept
 from wisca_app.figures import words
 from wisca_app.messages import errors_as_messages, plain, say
 from wisca_app.open_model import normal, title
-from wisca_app.parts import primary
+from wisca_app.parts import primary, quiet
 from wisca_core.architecture.declaration import Declaration
 from wisca_core.architecture.declaration_files import parse_declarations, read_declarations, toml
 from wisca_core.architecture.declared_sites import declared_sites
@@ -60,7 +60,7 @@ def draw(model: str) -> None:
 
 def _about(opened: Model) -> None:
     about = f"{title(opened.checkpoint.source)}, {words.parameters(opened.checkpoint.n_parameters)}"
-    st.markdown(f":small[:gray[{words.markdown_text(about)}]]")
+    quiet(words.markdown_text(about))
     st.title("Say where its pairs lie.", anchor=False)
     st.markdown(
         "No family row knows this file. Its names and shapes suggest what stands below: read it against your own code, "

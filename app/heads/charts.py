@@ -12,6 +12,7 @@ from wisca_app.figures.template import Theme
 from wisca_app.heading import bare, heading, show
 from wisca_app.heads.drawn_heads import NAMES, DrawnHeads, boxes, key, mark, select_head_from_chart
 from wisca_app.inspecting.facts import heads
+from wisca_app.parts import quiet
 from wisca_core.circuits.columns import BY_NAME, Column
 from wisca_core.circuits.findings import headline
 from wisca_core.patterns.summary import times
@@ -102,7 +103,7 @@ def draw_panel(shown: DrawnHeads, theme: Theme) -> None:
                 st.markdown(f":small[{value}]", width="stretch")
                 st.markdown(f":small[:gray[{moves}]]" if moves == "stays" else f":small[{moves}]", width="content")
     if row["note"]:
-        st.markdown(f":small[:gray[{words.markdown_text(row['note'])}]]")
+        quiet(words.markdown_text(row["note"]))
     for pair, name in (("qk", "QK"), ("ov", "OV")):
         spectra = shown.circuits.spectra[pair]
         own = spectra[row.name]  # in the order of the whole table
@@ -117,7 +118,7 @@ def draw_panel(shown: DrawnHeads, theme: Theme) -> None:
                 alt=f"Singular values of the {name} circuit of this head; dotted: the median head.",
             )
             bare(one, theme, f"spectrum {pair}")
-    st.markdown(":small[:gray[Singular values: dots this head, dotted the median head.]]")
+    quiet("Singular values: dots this head, dotted the median head.")
 
 
 def _median(spectra: np.ndarray) -> np.ndarray:
@@ -175,13 +176,13 @@ def draw_scatter(shown: DrawnHeads, theme: Theme) -> None:
 
 def draw_patterns(shown: DrawnHeads) -> None:
     st.subheader("Patterns", anchor=False)
-    st.markdown(":small[:gray[Each with its number and its mark; none is a fault by itself.]]")
+    quiet("Each with its number and its mark; none is a fault by itself.")
     for one in shown.found:
         with st.container(gap=None):
             with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
                 st.markdown(f"**{one.title}**", help=f"{one.known} {words.markdown_text(one.source)}", width="content")
                 st.markdown(one.count, width="content")
-            st.markdown(f":small[:gray[{words.markdown_text(one.sentence)}]]")
+            quiet(words.markdown_text(one.sentence))
 
 
 def draw_check(shown: DrawnHeads) -> str:

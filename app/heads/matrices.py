@@ -10,6 +10,7 @@ from wisca_app.heads.drawn_heads import DrawnHeads
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_app.open_model import normal, title
+from wisca_app.parts import quiet
 from wisca_app.state import get
 from wisca_core import jobs
 from wisca_core.circuits.matrices import MATRIX_COLUMNS
@@ -61,8 +62,8 @@ def _ask(model) -> None:
     if job is not None and job.state != "done":
         explain(job, "Measuring the matrices did not finish")
     n_bytes = sum(t.n_bytes for t in model.checkpoint.tensors)
-    st.markdown(
-        f":small[:gray[Norm, spectral norm, stable rank, outliers and kurtosis of embeddings, attention, feed-forward and head: reads all {words.size(n_bytes)} a few times.]]"
+    quiet(
+        f"Norm, spectral norm, stable rank, outliers and kurtosis of embeddings, attention, feed-forward and head: reads all {words.size(n_bytes)} a few times."
     )
     if st.button("Measure every matrix"):
         jobs.start("matrices", {"model": name} | declared, f"Matrices of {title(name)}", exclusive=f"matrices {name}")

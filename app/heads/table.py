@@ -23,7 +23,7 @@ def draw(shown: DrawnHeads) -> None:
     heading(
         "All heads",
         f"{word} {column.title} first, {len(table):,} heads. {draw_check(shown)}",
-        cached.heads_table(shown.model),
+        cached.circuits(shown.model).table,
         "heads",
     )
     has_expert = bool((table["expert"] >= 0).any())

@@ -12,6 +12,7 @@ from wisca_app.heading import show
 from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import ask_to_download, is_here, normal, title
+from wisca_app.parts import quiet
 from wisca_core.patterns.blocks import block_of
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
@@ -107,8 +108,8 @@ def _draw(shown: DrawnPair, other: str, theme: Theme) -> None:
     a, b = shown.model.sites.attention, opened.sites.attention
     # an adapter alone says nothing of heads
     if a and b and (a.n_layers, a.n_heads, a.n_kv_heads) != (b.n_layers, b.n_heads, b.n_kv_heads):
-        st.markdown(
-            f":small[:gray[They are of different shapes: {words.plural(a.n_layers, 'layer')} and {words.count(b.n_layers)}, "
+        quiet(
+            f"They are of different shapes: {words.plural(a.n_layers, 'layer')} and {words.count(b.n_layers)}, "
             f"{words.plural(a.n_heads, 'query head')} on {words.count(a.n_kv_heads)} and {words.count(b.n_heads)} on {words.count(b.n_kv_heads)}; "
-            "layers of one number need not correspond.]]"
+            "layers of one number need not correspond."
         )

@@ -2,29 +2,21 @@
 
 import streamlit as st
 
-from wisca_app import cached, state
+from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.figures.heatmap import VIEWS
 from wisca_app.inspecting.drawn_pair import NORMS, DrawnPair
+from wisca_app.parts import one_of
 from wisca_core.planning.options import Options
 
 _GRANULARITIES = {"tensor": "one factor a matrix", "group": "one factor a KV group", "channel": "one factor a channel"}
 
 
 def draw(shown: DrawnPair) -> None:
-    pairs = cached.pairs_of(shown.model)
+    pairs = shown.model.pairs
     with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         if len(pairs) > 1:
-            st.segmented_control(
-                "Pair",
-                pairs,
-                key="pair",
-                required=True,
-                format_func=words.PAIR_LABELS.get,
-                persist_state="session",
-                label_visibility="collapsed",
-                help=words.tip("pair"),
-            )
+            one_of("Pair", pairs, "pair", said=words.PAIR_LABELS, label_visibility="collapsed", help=words.tip("pair"))
         if len(shown.blocks) > 1:
             st.selectbox(
                 "Block",
@@ -44,26 +36,15 @@ def draw(shown: DrawnPair) -> None:
 def _view(shown: DrawnPair) -> None:
     state.follow("shown_view", shown.own_view, shown.views)
     if len(shown.views) > 1:
-        st.segmented_control(
-            "View",
-            shown.views,
-            key="shown_view",
-            required=True,
-            format_func=VIEWS.get,
-            persist_state="session",
-            label_visibility="collapsed",
-            help=words.tip("size"),
-        )
+        one_of("View", shown.views, "shown_view", said=VIEWS, label_visibility="collapsed", help=words.tip("size"))
 
 
 def _norm(shown: DrawnPair) -> None:
-    st.segmented_control(
+    one_of(
         "Norm of the charts",
         NORMS,
-        key="shown_norm",
-        required=True,
-        format_func=words.NORM_LABELS.get,
-        persist_state="session",
+        "shown_norm",
+        said=words.NORM_LABELS,
         help="; ".join(f"{words.NORM_LABELS[n]}: {words.NORM_SYMBOLS[n]}" for n in NORMS).replace("|", "\\|"),
     )
     if shown.after:

@@ -12,6 +12,7 @@ from wisca_app.inspecting import searching
 from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_app.inspecting.facts import facts
 from wisca_app.messages import plain
+from wisca_app.parts import quiet
 from wisca_core.architecture.refusals import lines
 from wisca_core.model import Model
 from wisca_core.pairs import SIDES
@@ -27,7 +28,7 @@ def draw(shown: DrawnPair) -> None:
     model = shown.model
     for remark in (*model.sites.remarks, *model.checkpoint.remarks):
         plain(remark)
-    st.markdown(f":small[:gray[{_never(shown)}]]")
+    quiet(_never(shown))
     refusals = lines((*model.sites.refusals, *cached.feed_forward_refusals(model)))
     left_alone = int((shown.decision.fate >= ZERO).sum())
     if left_alone <= MOST:
@@ -55,11 +56,7 @@ def _never(shown: DrawnPair) -> str:
     )
     if shown.pair == "mlp":
         return "Not covered: gates, routers, embeddings and norms. Biases of up enter no norm and follow its factors."
-    mlp = (
-        "; feed-forward pairs are looked at when MLP is chosen above"
-        if "mlp" in cached.pairs_of(shown.model)
-        else ", the MLP"
-    )
+    mlp = "; feed-forward pairs are looked at when MLP is chosen above" if "mlp" in shown.model.pairs else ", the MLP"
     return f"Not covered: embeddings and norms outside attention{mlp}. {first}"
 
 
@@ -80,7 +77,7 @@ def _without_ratio(shown: DrawnPair) -> list[str]:
 
 def draw_refused(model: Model) -> None:
     """The reason, and what the files hold."""
-    st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
+    quiet(words.markdown_text(facts(model)))
     st.title("This model is not covered; its tensors can still be looked at.", anchor=False)
     plain(model.refusal or "No pair was found in it whose scale can be moved.")
     searching.draw(model)

@@ -144,7 +144,7 @@ class DrawnPair:
 
 def options_of(model: Model) -> Options:
     """What Rescale's options make of this model."""
-    options = state.options(model.sites, cached.pairs_of(model))
+    options = state.options(model.sites, model.pairs)
     if model.checkpoint.look_only:
         options = replace(options, strength=0.0)  # nothing moves, so there is no after
     return options

@@ -10,6 +10,7 @@ from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import show
 from wisca_app.inspecting.drawn_pair import DrawnPair
+from wisca_app.parts import quiet
 from wisca_core.planning.head import HeadDetail
 from wisca_core.words import times
 
@@ -94,14 +95,14 @@ def _channels(detail: HeadDetail, theme: Theme) -> None:
     show(one, theme, "channels")
     if rotary and not np.isfinite(detail.turns).all():
         still = words.plural(int((~np.isfinite(detail.turns)).sum()), "channel")
-        st.markdown(f":small[:gray[{still} without rotation: in the CSV only.]]")
+        quiet(f"{still} without rotation: in the CSV only.")
 
 
 def _spectrum(detail: HeadDetail, theme: Theme) -> None:
     finding = findings.spectrum_title(detail.spectrum)
     if not detail.spectrum:
         st.subheader(finding, anchor=False)
-        st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
+        quiet(words.markdown_text(detail.spectrum_note))
         return
     left, right = (words.coloured_word(role.role) for role in detail.roles)
     one = Chart(
@@ -113,7 +114,7 @@ def _spectrum(detail: HeadDetail, theme: Theme) -> None:
         alt=f"Singular values of both matrices and their product. {finding}.",
     )
     show(one, theme, "spectrum")
-    st.markdown(f":small[:gray[{words.markdown_text(detail.spectrum_note)}]]")
+    quiet(words.markdown_text(detail.spectrum_note))
 
 
 def _matrices(shown: DrawnPair, layer: int, group: int) -> None:

@@ -12,7 +12,7 @@ from wisca_app.heading import number
 from wisca_app.inspecting import report
 from wisca_app.inspecting.drawn_pair import options_of
 from wisca_app.inspecting.facts import facts
-from wisca_app.parts import primary
+from wisca_app.parts import primary, quiet
 from wisca_core.model import Model
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.summary import PairSummary, summaries
@@ -32,7 +32,7 @@ def draw(model: Model) -> None:
     gains = {site.key.pair for site in model.sites.sites if site.live == "gains"}
     with st.container(gap="xsmall"):
         with st.container(gap="xxsmall"):
-            st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
+            quiet(words.markdown_text(facts(model)))
             st.title(verdict(found, groups, gains), anchor=False)
             if model.checkpoint.look_only:
                 st.markdown(f"**Look only:** {words.markdown_text(model.checkpoint.look_only)}")

@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app.figures import words
-from wisca_app.parts import part
+from wisca_app.parts import one_of, part
 from wisca_core.exactness import POSITIONS, SCALED, score_change
 
 RULES = (
@@ -23,22 +23,8 @@ RULES = (
 @part
 def head() -> None:
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        position = st.segmented_control(
-            "Positions",
-            list(POSITIONS),
-            required=True,
-            key="toy_position",
-            format_func=POSITIONS.get,
-            persist_state="session",
-        )
-        scaled = st.segmented_control(
-            "Scaled by 4 and ¼",
-            list(SCALED),
-            required=True,
-            key="toy_scaled",
-            format_func=SCALED.get,
-            persist_state="session",
-        )
+        position = one_of("Positions", POSITIONS, "toy_position")
+        scaled = one_of("Scaled by 4 and ¼", SCALED, "toy_scaled")
     change = score_change(position, scaled)
     st.markdown(
         f"The scores of a head of 8 channels move by **{words.digits(change, 2)}** of the largest: "

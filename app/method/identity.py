@@ -11,6 +11,7 @@ from wisca_app.figures import method, words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import show
+from wisca_app.parts import quiet
 from wisca_core import storage
 
 FILE = Path(__file__).with_name("identity.json")  # written by tests/benchmarks/identity.py
@@ -65,9 +66,9 @@ def draw(theme: Theme) -> None:
 
 def optimisers(group_size: int = 8) -> None:
     st.subheader("Which rates, for which optimiser", anchor=False)
-    st.markdown(
-        ":small[:gray[m = √(|Wq| / |Wk|), and √(|Wo| / |Wv|). Weight decay a step is unchanged, epsilon counts times c, the "
-        "gradient in the clipped norm as g/c.]]"
+    quiet(
+        "m = √(|Wq| / |Wk|), and √(|Wo| / |Wv|). Weight decay a step is unchanged, epsilon counts times c, the "
+        "gradient in the clipped norm as g/c."
     )
     st.dataframe(
         optimisers_table(group_size, f"With {group_size} heads on 1"),

@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from wisca_app.figures import words
+from wisca_app.parts import quiet
 
 # arXiv:2508.16676 (ACL 2026 Findings): as reported there, never ours
 REPORTED = (
@@ -36,9 +37,9 @@ NAMES = {
 
 def paper() -> None:
     st.subheader("The paper's figures", anchor=False)
-    st.markdown(
-        ":small[:gray[Baseline → balanced, as reported. At g = 1 WISCA starts as nothing, yet that model improves too. What "
-        "this installation measured is on Compare.]]"
+    quiet(
+        "Baseline → balanced, as reported. At g = 1 WISCA starts as nothing, yet that model improves too. What "
+        "this installation measured is on Compare."
     )
     st.dataframe(
         pd.DataFrame(REPORTED, columns=["Experiment", "Figure", "Reported", "g"]),
@@ -58,4 +59,4 @@ def terms() -> None:
 def sources() -> None:
     st.subheader("Sources", anchor=False)
     for one in SOURCES:
-        st.markdown(f":small[:gray[{words.markdown_text(one)}]]")
+        quiet(words.markdown_text(one))

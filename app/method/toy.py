@@ -8,7 +8,7 @@ from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import number, show
 from wisca_app.open_model import glance
-from wisca_app.parts import part
+from wisca_app.parts import part, quiet
 from wisca_core.landscape import Descent, descend, largest_rate, start
 
 
@@ -22,10 +22,10 @@ def landscape(theme: Theme) -> None:
         number("Steps to the valley, balanced", _steps(balanced), width=240)
         number(f"Steps to the valley, {ratio:g}×", _steps(unbalanced), width=240)
         q, k = ratio**0.5, ratio**-0.5
-        st.markdown(
-            ":small[:gray[Both starts have the same product, so the same loss. Arrived means (QK − C)² below 0.001. At "
+        quiet(
+            "Both starts have the same product, so the same loss. Arrived means (QK − C)² below 0.001. At "
             f"the valley the curvature is 2 (Q² + K²): the balanced start bears a rate of {largest_rate(1, 1):.2f}, this "
-            f"one {largest_rate(q, k):.2f}.]]"
+            f"one {largest_rate(q, k):.2f}."
         )
     with right:
         said = finding(balanced, unbalanced)

@@ -10,7 +10,7 @@ from wisca_app.declaring import form
 from wisca_app.figures import words
 from wisca_app.messages import plain
 from wisca_app.open_model import ask_to_download, is_here, normal, title
-from wisca_app.parts import primary
+from wisca_app.parts import primary, quiet
 from wisca_core.errors import WiscaError
 
 
@@ -75,7 +75,7 @@ def _say_failure() -> None:
     with st.container(border=True, gap="xsmall"):
         st.markdown(":material/error: **That could not be opened**")
         plain(message if model in message else f"{model}\n{message}")
-        st.markdown(f":small[:gray[{_next_step(model)}]]")
+        quiet(_next_step(model))
         now_open = normal(state.get("model"))
         if now_open:
             plain(f"{title(now_open)} stays open.")

@@ -15,6 +15,7 @@ from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title
 from wisca_app.opening import recent
 from wisca_app.opening.ask import go
+from wisca_app.parts import quiet
 from wisca_core import storage
 from wisca_core.checkpoint.nearby import Near, below, downloaded_models
 from wisca_core.planning.options import Options, default_pairs
@@ -28,7 +29,7 @@ def _heading(text: str, how: str = "") -> None:
     with st.container(gap="xxsmall"):
         st.subheader(text, anchor=False)
         if how:
-            st.markdown(f":small[:gray[{how}]]")
+            quiet(how)
 
 
 def _row(label: str, beside: str, key: str, icon: str = "", image: str = "") -> bool:
@@ -142,7 +143,7 @@ def folders() -> None:
     with errors_as_messages("This folder cannot be listed"):
         found = below(here)
         if not found:
-            st.markdown(":small[:gray[Neither a model nor a folder is in it.]]")
+            quiet("Neither a model nor a folder is in it.")
         for i, near in enumerate(found[:MOST_NEAR]):
             icon = ":material/draft:" if near.kind == "file" else ":material/folder:"
             if _row(words.markdown_text(near.path.name), f":gray[{_about(near)}]", f"near {i} {near.path}", icon):
@@ -152,7 +153,7 @@ def folders() -> None:
                     go(str(near.path))
                 state.rerun()
         if len(found) > MOST_NEAR:
-            st.markdown(f":small[:gray[and {words.count(len(found) - MOST_NEAR)} more: write the path above]]")
+            quiet(f"and {words.count(len(found) - MOST_NEAR)} more: write the path above")
 
 
 def _folder() -> Path:
@@ -211,7 +212,7 @@ def storage_popover() -> None:
             format_func=lambda name: f"{name}, {words.size(sizes[name])}",
             key="to_clean",
         )
-        st.markdown(":small[:gray[What a running job uses stays. Exported models are in exports.]]")
+        quiet("What a running job uses stays. Exported models are in exports.")
         if st.button("Remove these", key="clean", disabled=not chosen):
             freed = storage.clean(chosen)
             st.toast(f"{words.size(freed)} removed.")

@@ -10,7 +10,7 @@ from wisca_app.figures.template import Theme
 from wisca_app.heading import show
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import primary
+from wisca_app.parts import one_of, primary
 from wisca_app.reading.drawn_runs import DrawnRuns, checkpoint_folder
 from wisca_core import jobs
 from wisca_core.runs import Run
@@ -81,9 +81,7 @@ def _draw(found: Trajectory, shown: DrawnRuns | None, theme: Theme) -> list[Char
     if state.get("moved_layer") not in numbers:
         state.put("moved_layer", None)
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        st.segmented_control(
-            "Pair", found.pairs, key="moved_pair", required=True, format_func=words.PAIR_LABELS.get, **_KEPT
-        )
+        one_of("Pair", found.pairs, "moved_pair", said=words.PAIR_LABELS)
         if len(names) > 1:
             st.selectbox(
                 "Block",

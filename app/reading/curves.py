@@ -12,6 +12,7 @@ from wisca_app.figures.chart import Chart
 from wisca_app.figures.runs import CONFIG, MOST_NAMED, Curve, curves, styles
 from wisca_app.figures.template import DARK, LIGHT, Theme
 from wisca_app.heading import show
+from wisca_app.parts import one_of
 from wisca_app.reading.drawn_runs import MOST_CURVES, X_LABELS, DrawnRuns, axes
 from wisca_app.reading.planned import comparison
 from wisca_core.runs.drawing import half_life
@@ -34,24 +35,14 @@ def controls(shown: DrawnRuns) -> None:
                 **_KEPT,
             )
             if len(shown.runs) > 1:
-                st.segmented_control(
+                one_of(
                     "Together",
-                    list(_TOGETHER),
-                    key="together",
-                    required=True,
-                    format_func=_TOGETHER.get,
-                    **_KEPT,
+                    _TOGETHER,
+                    "together",
                     help="By configuration: runs that differ in nothing but their seed are one group.",
                 )
                 if state.get("together") != "none":
-                    st.segmented_control(
-                        "As",
-                        ["band", "lines"],
-                        key="shape",
-                        required=True,
-                        format_func={"band": "Mean and band", "lines": "Lines"}.get,
-                        **_KEPT,
-                    )
+                    one_of("As", {"band": "Mean and band", "lines": "Lines"}, "shape")
             st.segmented_control("Log axes", ["x", "y"], selection_mode="multi", key="log_axes", **_KEPT)
         with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
             st.slider(

@@ -12,6 +12,7 @@ from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.heading import heading
 from wisca_app.messages import plain
+from wisca_app.parts import quiet
 from wisca_app.reading.drawn_runs import DrawnRuns
 from wisca_app.reading.planned import arms, comparison, link, where
 from wisca_core.runs.groups import (
@@ -156,10 +157,7 @@ def pairs(shown: DrawnRuns) -> str:
             b if b != state.get("from_group") else next(title for title in titles if title != state.get("from_group")),
         )
     st.subheader("Paired difference", anchor=False)
-    st.markdown(
-        ":small[:gray[Runs of one seed are compared with each other, so that what the seed does falls out. 95 % t "
-        "interval.]]"
-    )
+    quiet("Runs of one seed are compared with each other, so that what the seed does falls out. 95 % t interval.")
     with st.container(horizontal=True, gap="medium"):
         st.selectbox("From", titles, key="from_group", width=300, **_KEPT)
         st.selectbox("To", titles, key="to_group", width=300, **_KEPT)
@@ -190,7 +188,7 @@ def settings(shown: DrawnRuns) -> pd.DataFrame | None:
     if table.empty:
         said = sum(bool(run.config) for run in shown.runs)
         if said > 1:
-            st.markdown(f":small[:gray[The settings of the {words.count(said)} runs that say them do not differ.]]")
+            quiet(f"The settings of the {words.count(said)} runs that say them do not differ.")
         return None
     out = table.reset_index(drop=True)
     out.insert(0, next(name for name in ("Run", "Name of the run", "") if name not in out), table.index)

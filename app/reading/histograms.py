@@ -13,6 +13,7 @@ from wisca_app.figures.runs_distributions import fans, over_layers
 from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure
 from wisca_app.figures.template import Theme
 from wisca_app.heading import show
+from wisca_app.parts import one_of
 from wisca_app.reading.drawn_runs import DrawnRuns
 from wisca_core.runs import Run
 from wisca_core.runs.distributions import FIGURES, families
@@ -52,7 +53,7 @@ def _histograms(run: Run, theme: Theme, of: str) -> list[Chart]:
             format_func=lambda name: f"{name} ({words.plural(len(found[name]), 'layer')})" if "*" in name else name,
             **_KEPT,
         )
-        st.segmented_control("Show", list(_VIEWS), key="histogram_view", required=True, format_func=_VIEWS.get, **_KEPT)
+        one_of("Show", _VIEWS, "histogram_view")
     family, view = state.get("histogram_family"), state.get("histogram_view")
     members = {layer: run.distributions[name] for layer, name in found[family].items()}
     data = pd.concat(

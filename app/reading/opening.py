@@ -6,6 +6,7 @@ from wisca_app import cached, state, uploads
 from wisca_app.figures import words
 from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages, plain
+from wisca_app.parts import quiet
 from wisca_app.reading.drawn_runs import DrawnRuns, forget_choices, paths
 from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.writing import csv_pieces
@@ -111,7 +112,7 @@ def remarks(shown: DrawnRuns) -> list[str]:
 
 def say_remarks(lines: list[str]) -> None:
     if not lines:
-        st.markdown(":small[:gray[Everything in these logs was read; no step repeats or goes back.]]")
+        quiet("Everything in these logs was read; no step repeats or goes back.")
         return
     with st.expander(f"Read and not read: {words.plural(len(lines), 'remark')}"):
         for line in lines[:_MOST_REMARKS]:

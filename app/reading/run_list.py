@@ -7,6 +7,7 @@ from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme
 from wisca_app.messages import plain
+from wisca_app.parts import quiet
 from wisca_app.reading.curves import looks
 from wisca_app.reading.drawn_runs import DrawnRuns, matching_runs
 from wisca_core.runs.groups import ends, lower_is_better, seed_of
@@ -76,7 +77,7 @@ def _list(shown: DrawnRuns, theme: Theme, key: str) -> None:
         placeholder="",
         alt="The runs that were read; tick those to be shown.",
     )
-    st.markdown(":small[:gray[Tick rows to show those alone; nothing ticked shows all. Colours stay as they are.]]")
+    quiet("Tick rows to show those alone; nothing ticked shows all. Colours stay as they are.")
     ticked, before = list(event.selection.rows), state.note(f"ticked {key}") or []
     if ticked != before:
         state.note(f"ticked {key}", ticked)

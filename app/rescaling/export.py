@@ -12,7 +12,7 @@ from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_app.open_model import normal, title
-from wisca_app.parts import primary
+from wisca_app.parts import primary, quiet
 from wisca_app.rescaling import kept_plan
 from wisca_core import jobs, storage
 from wisca_core.architecture.declaration import NAME as DECLARED
@@ -106,7 +106,7 @@ def _say_preview(model: Model, out: str) -> None:
         f"{words.plural(len(seen.copied), 'file')} copied unchanged, "
         "`wisca_report.json`, a picture and a section of README.md added."
     )
-    st.markdown(f":small[:gray[{words.size(seen.n_bytes)} to write, {words.size(free)} free.]]")
+    quiet(f"{words.size(seen.n_bytes)} to write, {words.size(free)} free.")
     if seen.left_out:
         with st.expander(f"Left out: {words.plural(len(seen.left_out), 'file')}", key="left_out"):
             plain("\n".join(f"{name}: {why}" for name, why in seen.left_out))
@@ -145,7 +145,7 @@ def _say_job(job: Job) -> None:
     st.markdown(f"**Exported** :gray-badge[:material/check: {(job.finished or 0) - (job.started or 0):.1f} s]")
     st.code(str(folder), language=None, wrap_lines=True)
     for other in (job.result or {}).get("adapters") or ():
-        st.markdown(":small[:gray[Its adapter, which fits only this folder:]]")
+        quiet("Its adapter, which fits only this folder:")
         st.code(str(other), language=None, wrap_lines=True)
     _say_download(folder)
 
@@ -163,7 +163,7 @@ def _say_download(folder: Path) -> None:
     with st.popover("To the hub", type="tertiary"):
         st.markdown("Nothing leaves this machine by itself. With a token that may write, in a terminal:")
         st.code(f"hf upload OWNER/NAME {shlex.quote(str(folder))}", language="bash", wrap_lines=True)
-        st.markdown(":small[:gray[README.md is its card: read it first. `hf auth login` keeps the token.]]")
+        quiet("README.md is its card: read it first. `hf auth login` keeps the token.")
     with st.expander("Single files", key="single_files"):
         for file in files[:200]:
             st.markdown(

@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from wisca_app import cached, state
+from wisca_app import state
 from wisca_app.figures import words
+from wisca_app.parts import one_of
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.model import Model
 from wisca_core.planning.options import PLAN_NORMS, default_pairs
@@ -15,7 +16,7 @@ _KEPT = {"persist_state": "session"}
 
 def draw(model: Model) -> None:
     sites = model.sites
-    pairs = list(cached.pairs_of(model))
+    pairs = list(model.pairs)
     adapter = pairs == ["lora"]
     if adapter and state.get("granularity") == "group":  # one factor a module either way
         state.put("granularity", "tensor")
@@ -38,23 +39,19 @@ def draw(model: Model) -> None:
                 if "mlp" in pairs
                 else None,
             )
-            st.segmented_control(
+            one_of(
                 "Granularity",
                 [g for g in GRANULARITIES if not (adapter and g == "group")],
-                required=True,
-                key="granularity",
-                format_func=(_ADAPTED if adapter else _GRANULARITIES).get,
-                **_KEPT,
+                "granularity",
+                said=(_ADAPTED if adapter else _GRANULARITIES),
                 help="How many channels share one factor: all of a matrix, those of one KV group, or as few as "
                 "exactness allows (rotary pairs share one).",
             )
-            st.segmented_control(
+            one_of(
                 "Norm",
                 PLAN_NORMS,
-                required=True,
-                key="norm",
-                format_func=words.NORM_LABELS.get,
-                **_KEPT,
+                "norm",
+                said=words.NORM_LABELS,
                 help="What is made equal on both sides. "
                 + "; ".join(f"{words.NORM_LABELS[n]}: {words.NORM_SYMBOLS[n]}" for n in PLAN_NORMS).replace("|", "\\|"),
             )

@@ -6,12 +6,13 @@ from wisca_app import cached, state
 from wisca_app.architectures import many, one, running
 from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
+from wisca_app.parts import quiet
 
 census = cached.census("all")
 chosen = one.settle(census)
 proof = one.own_proof(chosen)
 shown = cached.census(state.get("kinds"))
-st.markdown(f":small[:gray[{words.markdown_text(many.facts(shown))}]]")
+quiet(words.markdown_text(many.facts(shown)))
 st.title(words.markdown_text(one.title(chosen, proof) if chosen else shown.coverage.sentence), anchor=False)
 st.markdown(words.markdown_text(one.beside(chosen, proof, shown)))
 st.space("small")

@@ -6,6 +6,7 @@ from wisca_app import state
 from wisca_app.comparing import choosing, live, managing, result, setup
 from wisca_app.comparing.facts import facts
 from wisca_app.figures import words
+from wisca_app.parts import quiet
 
 wanted = state.note("comparison to show")
 if wanted:
@@ -29,9 +30,7 @@ with row:
     managing.draw(chosen, comparison)
 if comparison is None:
     state.stop()
-st.markdown(
-    f":small[:gray[{words.markdown_text(f'{comparison.path.name}: {comparison.spec.name}. {facts(comparison)}')}]]"
-)
+quiet(words.markdown_text(f"{comparison.path.name}: {comparison.spec.name}. {facts(comparison)}"))
 managing.say_never_began(comparison)
 if live.is_going(comparison):
     live.draw(comparison)

@@ -7,6 +7,7 @@ from wisca_app.evaluating import asking, result
 from wisca_app.figures import evaluation, words
 from wisca_app.figures.template import theme_of
 from wisca_app.messages import plain
+from wisca_app.parts import quiet
 
 model, name = asking.subject()
 if not model:
@@ -16,12 +17,12 @@ job = asking.newest(model)
 found = job.result if job is not None and job.state == "done" else None
 if found:
     facts = [one["class"] + ", run in " + one["dtype"] + " on " + one["device"] for one in found["models"][:1]]
-    st.markdown(f":small[:gray[{words.markdown_text(', '.join([name, *facts]))}]]")
+    quiet(words.markdown_text(", ".join([name, *facts])))
     heading, sentence = evaluation.headline(found)
     st.title(words.markdown_text(heading), anchor=False)
     st.markdown(words.markdown_text(sentence))
 else:
-    st.markdown(f":small[:gray[{words.markdown_text(name)}]]")
+    quiet(words.markdown_text(name))
     st.title("How well does this model predict?", anchor=False)
     st.markdown("Perplexity of a text, tasks it was not trained for, and a second model on the same documents.")
 if job is not None and found is None:

@@ -6,11 +6,12 @@ from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.heads import beside, charts, matrices, opening, table
 from wisca_app.heads.drawn_heads import drawn_heads
+from wisca_app.parts import quiet
 
 model = opening.ready_heads()
 view = drawn_heads(model)
 theme = theme_of(st.context.theme.type)
-st.markdown(f":small[:gray[{words.markdown_text(charts.facts(view))}]]")
+quiet(words.markdown_text(charts.facts(view)))
 charts.draw_title(view)
 with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
     charts.controls(view)

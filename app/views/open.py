@@ -8,6 +8,7 @@ from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.messages import errors_as_messages
 from wisca_app.opening import ask, lists
+from wisca_app.parts import quiet
 
 if state.get("declaring"):
     form.draw(state.get("declaring"))
@@ -27,4 +28,4 @@ with right:
     lists.upload()
 with errors_as_messages("The folder cannot be cleaned"):
     lists.storage_popover()
-st.markdown(f":small[:gray[Device: {words.markdown_text(cached.device())}]]")
+quiet(f"Device: {words.markdown_text(cached.device())}")

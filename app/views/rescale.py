@@ -11,6 +11,7 @@ from wisca_app.figures.template import theme_of
 from wisca_app.heading import show
 from wisca_app.messages import plain
 from wisca_app.open_model import ready
+from wisca_app.parts import quiet
 from wisca_app.rescaling import export, options, proof, table, training
 from wisca_app.rescaling.verdict import facts, is_worth_it, metrics, sentence, what_applies
 from wisca_core.architecture.refusals import lines
@@ -18,8 +19,8 @@ from wisca_core.planning.rates import equivalent_rates, median_rates
 from wisca_core.words import without_site_name
 
 found = ready(state.get("pairs"))
-model = cached.proved_model(found, proof.proof_so_far(found))  # where a rule was refused, the others go on
-st.markdown(f":small[:gray[{words.markdown_text(facts(model))}]]")
+model = found.proved(proof.proof_so_far(found))  # where a rule was refused, the others go on
+quiet(words.markdown_text(facts(model)))
 if model.checkpoint.look_only or model.refusal or not model.sites.sites:
     st.title("This model cannot be rescaled.", anchor=False)
     plain(
@@ -34,7 +35,7 @@ if model.checkpoint.look_only or model.refusal or not model.sites.sites:
 
 head = st.container()  # filled when the options are known
 options.draw(found)
-chosen = state.options(model.sites, cached.pairs_of(found))
+chosen = state.options(model.sites, found.pairs)
 decision = cached.decision(model, chosen)
 rows = cached.rows(model, chosen)
 asked = rows[rows["pair"].isin(chosen.pairs) & rows["layer"].between(*state.clamped_layers(model.sites))]
@@ -44,7 +45,7 @@ with head:
     rates = median_rates(equivalent_rates(decision))
     if rates and decision.changed_sites.any():
         st.markdown(rates_line.line(rates, "this plan"), help=rates_line.tip(rates, chosen.granularity))
-    st.markdown(f":small[:gray[{what_applies(decision)} Nothing is written until you export.]]")
+    quiet(f"{what_applies(decision)} Nothing is written until you export.")
 metrics(decision)
 st.space("small")
 

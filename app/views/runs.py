@@ -7,6 +7,7 @@ from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages
+from wisca_app.parts import quiet
 from wisca_app.reading import checkpoint_ratios, curves, ends, histograms, opening, run_list
 from wisca_app.reading.drawn_runs import drawn_runs
 from wisca_app.report import runs
@@ -20,7 +21,7 @@ if view is None:
     above.title("Open the logs of a training.", anchor=False)
     opening.ask(is_open=True)
     state.stop()
-st.markdown(f":small[:gray[{words.markdown_text(opening.facts(view))}]]")
+quiet(words.markdown_text(opening.facts(view)))
 title, sentence = ends.headline(view)
 st.title(words.markdown_text(title), anchor=False)
 st.markdown(words.markdown_text(sentence))
