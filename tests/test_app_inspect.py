@@ -12,6 +12,7 @@ from dashboard_page import charts, metrics, page, texts
 from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
+from wisca_app import clicks
 from wisca_app.figures import words
 from wisca_app.inspecting import selection
 from wisca_core.architecture.find import find_sites
@@ -378,15 +379,17 @@ class Session(dict):
 def test_a_click_selects_the_cell_its_point_names(monkeypatch, data):
     session = Session({"map 0": {"selection": {"points": [{"x": 0.2, "y": 5}, {"customdata": data}]}}})
     monkeypatch.setattr(selection, "state", session)
+    monkeypatch.setattr(clicks, "state", session)
     selection.select_group_from_chart("map")
     assert (session["layer"], session["group"]) == (3, 1)
-    assert selection.key("map") == "map 0" and selection.key("balance") == "balance 1"  # the other charts start afresh
+    assert clicks.key("map") == "map 0" and clicks.key("balance") == "balance 1"  # the other charts start afresh
 
 
 def test_a_click_that_unselects_or_hits_a_line_changes_nothing(monkeypatch):
     for points in ([], [{"x": 1, "y": 2}]):
         session = Session({"map 0": {"selection": {"points": points}}})
         monkeypatch.setattr(selection, "state", session)
+        monkeypatch.setattr(clicks, "state", session)
         selection.select_group_from_chart("map")
         assert "layer" not in session
 
@@ -394,6 +397,7 @@ def test_a_click_that_unselects_or_hits_a_line_changes_nothing(monkeypatch):
 def test_a_row_of_the_table_selects_its_pair(monkeypatch):
     session = Session({"most_unbalanced 0": {"selection": {"rows": [1]}}})
     monkeypatch.setattr(selection, "state", session)
+    monkeypatch.setattr(clicks, "state", session)
     selection.select_group_from_table([(0, 0), (5, 2)], "most_unbalanced")
     assert (session["layer"], session["group"]) == (5, 2)
     session["most_unbalanced 0"] = {"selection": {"rows": []}}

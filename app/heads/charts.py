@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from wisca_app import cached, state
+from wisca_app import cached, clicks, state
 from wisca_app.figures import circuits as figures
 from wisca_app.figures import words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import bare, heading, show
-from wisca_app.heads.drawn_heads import NAMES, DrawnHeads, boxes, key, mark, select_head_from_chart
+from wisca_app.heads.drawn_heads import NAMES, DrawnHeads, boxes, mark, select_head_from_chart
 from wisca_app.inspecting.facts import heads
 from wisca_app.parts import quiet
 from wisca_core.circuits.columns import BY_NAME, Column
@@ -58,8 +58,14 @@ def controls(shown: DrawnHeads) -> None:
 
 
 def chart(one: Chart, theme: Theme, name: str, source: str = "") -> None:
-    clicks = {"on_select": lambda: select_head_from_chart(source), "selection_mode": "points"} if source else {}
-    show(one, theme, key(source) if source else name, **clicks)
+    if source:
+        show(one, theme, clicks.key(source), **_selects(source))
+    else:
+        show(one, theme, name)
+
+
+def _selects(source: str) -> dict:
+    return {"on_select": lambda: select_head_from_chart(source), "selection_mode": "points"}
 
 
 def map_of(table: pd.DataFrame, column: Column, selected: tuple[int, int, int] | None = None) -> Chart:
@@ -170,8 +176,7 @@ def draw_scatter(shown: DrawnHeads, theme: Theme) -> None:
                 label_visibility="collapsed",
                 width=200,
             )
-    clicks = {"on_select": lambda: select_head_from_chart("heads scatter"), "selection_mode": "points"}
-    bare(one, theme, key("heads scatter"), **clicks)
+    bare(one, theme, clicks.key("heads scatter"), **_selects("heads scatter"))
 
 
 def draw_patterns(shown: DrawnHeads) -> None:

@@ -1,12 +1,11 @@
 """What Heads draws: the table of one block, the columns that are looked at, and the head that is selected."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from wisca_app import cached, state
+from wisca_app import cached, clicks, state
 from wisca_core.circuits.columns import BY_NAME, MOVED, UNMOVED, Column
 from wisca_core.circuits.findings import Finding, findings
 from wisca_core.circuits.measure import Circuits
@@ -61,34 +60,22 @@ def _selected_head(table: pd.DataFrame, column: Column) -> tuple[int, int, int]:
     return wanted
 
 
-def key(source: str) -> str:
-    """The widget key of a chart or table that can be clicked; a new one where the selection came from elsewhere."""
-    return f"{source} {state.note(f'turn {source}') or 0}"
-
-
 def select_head_from_chart(source: str) -> None:
     """Callback of a chart whose points carry (layer, head, expert, ...)."""
-    for point in _part(_part(state.get(key(source)), "selection"), "points") or []:
-        data = _part(point, "customdata")
-        if data is not None:
-            values = list(data.values()) if isinstance(data, dict) else list(data)
-            select(tuple(int(value) for value in values[:3]), source)
-            return
+    if point := clicks.point(source):
+        select(tuple(int(value) for value in point[:3]), source)
 
 
 def select_head_from_table(rows: list[tuple[int, int, int]], source: str) -> None:
     """Callback of a table whose lines are these heads."""
-    lines = _part(_part(state.get(key(source)), "selection"), "rows") or []
-    if lines and lines[0] < len(rows):
-        select(rows[lines[0]], source)
+    if head := clicks.row(source, rows):
+        select(head, source)
 
 
 def select(head: tuple[int, int, int], by: str = "") -> None:
     for name, value in zip(("layer", "head", "expert"), head):
         state.put(name, value)
-    for source in _SOURCES:
-        if source != by:
-            state.note(f"turn {source}", (state.note(f"turn {source}") or 0) + 1)
+    clicks.renew(_SOURCES, by)
 
 
 def boxes(shown: DrawnHeads) -> None:
@@ -124,7 +111,3 @@ def _select_from_boxes(table: pd.DataFrame) -> None:
 def mark(column: Column) -> None:
     """The tag beside a column: whether a rescale moves it."""
     st.badge("moves under a rescale" if column.moves else "stays under a rescale", color="gray")
-
-
-def _part(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)

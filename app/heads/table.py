@@ -3,11 +3,11 @@
 import pandas as pd
 import streamlit as st
 
-from wisca_app import cached
+from wisca_app import cached, clicks
 from wisca_app.figures import circuits as figures
 from wisca_app.heading import heading
 from wisca_app.heads.charts import draw_check
-from wisca_app.heads.drawn_heads import DrawnHeads, key, select_head_from_table
+from wisca_app.heads.drawn_heads import DrawnHeads, select_head_from_table
 from wisca_core.circuits.columns import BY_NAME
 
 # the rest is in the CSV: what stays and what moves are to be seen at once
@@ -42,7 +42,7 @@ def draw(shown: DrawnHeads) -> None:
         hide_index=True,
         height=320,
         selection_mode="single-row",
-        key=key("heads table"),
+        key=clicks.key("heads table"),
         on_select=lambda: select_head_from_table(rows, "heads table"),
         alt="Every head with the numbers that a rescale leaves and those that it moves",
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from wisca_app import cached, state
+from wisca_app import cached, clicks, state
 from wisca_app.figures import balance, depth, findings, heatmap, words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Drawing, Theme
@@ -19,8 +19,8 @@ from wisca_core.planning.rates import rate, span
 def chart(one: Chart, theme: Theme, key: str, source: str = "", fig: Drawing | None = None) -> None:
     """``source``: of the selection, where a click in it selects a group."""
     if source:
-        clicks = {"selection_mode": "points", "on_select": lambda: selection.select_group_from_chart(source)}
-        show(one, theme, selection.key(source), fig, **clicks)
+        selects = {"selection_mode": "points", "on_select": lambda: selection.select_group_from_chart(source)}
+        show(one, theme, clicks.key(source), fig, **selects)
     else:
         show(one, theme, key, fig)
 
@@ -133,7 +133,7 @@ def draw_most_unbalanced(shown: DrawnPair) -> None:
         view,
         hide_index=True,
         selection_mode="single-row",
-        key=selection.key("most_unbalanced"),
+        key=clicks.key("most_unbalanced"),
         column_config={
             "Layer": st.column_config.NumberColumn(width=52),
             "Group": st.column_config.NumberColumn(width=56),

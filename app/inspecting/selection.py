@@ -1,15 +1,10 @@
-"""Which layer and KV group is looked at closely: chosen by a click in a chart, a row of a table, or two boxes.
-
-A chart keeps its own clicked point in the browser. When the selection comes from elsewhere that point is stale, and a
-click on it would unselect instead of select; the chart then gets a new key, which is a fresh chart.
-"""
+"""Which layer and KV group is looked at closely: chosen by a click in a chart, a row of a table, or two boxes."""
 
 from collections.abc import Callable
-from typing import Any
 
 import streamlit as st
 
-from wisca_app import state
+from wisca_app import clicks, state
 from wisca_app.figures import words
 from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_core.patterns.verdict import by_imbalance
@@ -56,47 +51,25 @@ def _box(label: str, values: list[int], key: str, say: Callable[[int], str], wid
         key=key,
         width=width,
         format_func=say,
-        on_change=_clear_other_selections,
+        on_change=lambda: clicks.renew(SOURCES),
         label_visibility="collapsed",
         persist_state="session",
     )
 
 
-def key(source: str) -> str:
-    """The widget key of a chart or table that can be clicked."""
-    return f"{source} {state.note(f'turn {source}') or 0}"
-
-
 def select_group_from_chart(source: str) -> None:
     """Callback of a chart: the point's customdata is (layer, group, ...)."""
-    points = _part(_part(state.get(key(source)), "selection"), "points") or []
-    for point in points:
-        data = _part(point, "customdata")
-        if data is not None:
-            values = list(data.values()) if isinstance(data, dict) else list(data)
-            return _select(int(values[0]), int(values[1]), source)
-    return None
+    if point := clicks.point(source):
+        _select(int(point[0]), int(point[1]), source)
 
 
 def select_group_from_table(rows: list[tuple[int, int]], source: str) -> None:
     """Callback of a table whose lines are these (layer, group)."""
-    lines = _part(_part(state.get(key(source)), "selection"), "rows") or []
-    if lines and lines[0] < len(rows):
-        _select(*rows[lines[0]], source)
+    if row := clicks.row(source, rows):
+        _select(*row, source)
 
 
 def _select(layer: int, group: int, source: str) -> None:
     state.put("layer", layer)
     state.put("group", group)
-    _clear_other_selections(source)
-
-
-def _clear_other_selections(by: str = "") -> None:
-    for source in SOURCES:
-        if source != by:
-            state.note(f"turn {source}", (state.note(f"turn {source}") or 0) + 1)
-
-
-def _part(value: Any, name: str) -> Any:
-    """Streamlit gives selections as dicts with attributes, plotly's typed arrays as dicts."""
-    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+    clicks.renew(SOURCES, source)
