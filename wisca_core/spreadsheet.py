@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from wisca_core.errors import OutputRefused
+from wisca_core.storage import replace_file
 
 # A cell that begins with one of these is read as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -24,6 +25,11 @@ def csv_bytes(table: pd.DataFrame) -> bytes:
         .to_csv(index=False, lineterminator="\n")
         .encode("utf-8", "backslashreplace")
     )
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write ``csv_bytes`` whole or not at all, in place of the file that was there. Raises OutputRefused."""
+    replace_file(path, csv_bytes(table))
 
 
 def safe_cell(value: object) -> object:

@@ -92,19 +92,14 @@ def sizes() -> dict[str, int]:
     return {name: _n_bytes(folder(name)) for name in FOLDERS}
 
 
-def clean(names: Collection[str], *, keep_running: bool = True) -> int:
+def clean(names: Collection[str]) -> int:
     """Empty the named folders and return the bytes freed.
 
     What is in use stays: a job folder whose lock is held, and in the other folders whatever the arguments of such a job
     name. Links are removed, never followed. Files being written beside their final name stay for ten minutes.
-
-    ``keep_running=False`` refuses the whole clean (BadOption, nothing removed) while a job runs, instead of keeping
-    its files.
     """
     tops = [folder(name) for name in dict.fromkeys(names)]
     running = [entry for entry in _entries(folder("jobs")) if is_held(entry / "lock")]
-    if running and not keep_running:
-        raise BadOption(f"job {running[0].name} is still running; cancel it or wait for it. Nothing was removed.")
     texts = [text for entry in running for text in _texts(_plain_json(entry / "spec.json"))]
     freed = 0
     for top in tops:
@@ -188,7 +183,7 @@ def replace_file(path: Path, content: bytes) -> None:
         with atomic_file(path) as file:
             file.write(content)
     except OSError as error:
-        raise OutputRefused(f"{path} cannot be written: {_reason(error)}.") from error
+        raise OutputRefused(f"{path} cannot be written: {_reason(error)}. Nothing was left behind.") from error
 
 
 def write_json(path: str | Path, format: str, version: int, payload: Mapping[str, Any]) -> None:
@@ -207,12 +202,7 @@ def write_json(path: str | Path, format: str, version: int, payload: Mapping[str
         f"{json.dumps(str(key))}: {_dumps(value)}"
         for key, value in {"format": format, "version": version, **payload}.items()
     )
-    path = Path(path)
-    try:
-        with atomic_file(path) as file:
-            file.write((text + "\n}\n").encode("utf-8"))
-    except OSError as error:
-        raise OutputRefused(f"{path} cannot be written: {_reason(error)}. Nothing was left behind.") from error
+    replace_file(Path(path), (text + "\n}\n").encode("utf-8"))
 
 
 @contextmanager

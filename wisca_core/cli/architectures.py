@@ -12,10 +12,10 @@ from wisca_core.census.entry import OPEN, PAIRS, PARTLY, PROVED, VERDICTS, Entry
 from wisca_core.census.known import check_type, short_rule
 from wisca_core.census.table import COLUMNS, in_words, is_open
 from wisca_core.census.table import table as frame_of
-from wisca_core.cli.terminal import bar, document, indented_lines, say, table
-from wisca_core.errors import BadOption, Cancelled, OutputRefused
+from wisca_core.cli.terminal import bar, document, indented_lines, say, say_lines, table
+from wisca_core.errors import BadOption, Cancelled
 from wisca_core.progress import Progress
-from wisca_core.spreadsheet import check_replaceable, csv_bytes
+from wisca_core.spreadsheet import check_replaceable, write_csv
 from wisca_core.verdicts import versions
 from wisca_core.words import plural
 
@@ -40,7 +40,7 @@ def run(
     else:
         found = entries(names)
     if csv:
-        _write_csv(csv, found)
+        write_csv(csv, frame_of(found))
     if name:
         return _one(found[0], json)
     counts = coverage(found)
@@ -109,16 +109,9 @@ def say_counts(counts: Coverage) -> None:
         [(pair.upper(), *(f"{counts.n(pair, v):,}" for v in shown)) for pair in PAIRS],
         numbers=range(1, len(shown) + 1),
     )
-    if counts.reasons:
-        say("Refused, with the reason:")
-        say(
-            indented_lines(
-                [f"{pair.upper()}, {_names(r.model_types)}: {r.text}" for pair, r in counts.reasons], most=1000
-            )
-        )
-    if counts.not_reached:
-        say("Not reached:")
-        say(indented_lines([f"{_names(r.model_types)}: {r.text}" for r in counts.not_reached], most=1000))
+    refused = [f"{pair.upper()}, {_names(r.model_types)}: {r.text}" for pair, r in counts.reasons]
+    say_lines("Refused, with the reason:", refused, most=1000)
+    say_lines("Not reached:", [f"{_names(r.model_types)}: {r.text}" for r in counts.not_reached], most=1000)
     if counts.worst[0]:
         say(f"Largest difference of anything proved: {counts.worst[1]:.1e} of the largest output, {counts.worst[0]}.")
     if counts.slowest:
@@ -154,9 +147,7 @@ def _one(found: Entry, json: bool) -> int:
         if family
         else "  no row covers this architecture" + (", a rule was found by trial" if found.family else "")
     )
-    if found.remarks:
-        say("Remarks:")
-        say(indented_lines(found.remarks))
+    say_lines("Remarks:", found.remarks)
     if any(pair.places for pair in found.pairs):
         say()
         rows = [
@@ -233,14 +224,3 @@ def _counts(c: Coverage) -> dict:
         "slowest": [{"architecture": name, "seconds": seconds} for name, seconds in c.slowest],
         "seconds": c.seconds,
     }
-
-
-def _write_csv(path: Path, found: tuple[Entry, ...]) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(csv_bytes(frame_of(found)))
-        beside.replace(path)
-    except OSError as error:
-        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wisca_core.cli import models
-from wisca_core.cli.terminal import bar, document, indented_lines, say, table
+from wisca_core.cli.terminal import bar, document, indented_lines, say, say_lines, table
 from wisca_core.evaluation.seeds import is_comparison
 from wisca_core.evaluation.whole import Evaluation, EvaluationOptions, evaluate
 from wisca_core.words import in_bytes
@@ -21,12 +21,11 @@ def run(
 ) -> int:
     """0; raises where nothing of it can be evaluated."""
     asked = replace(asked, tasks=tuple(name for given in asked.tasks for name in given.split(",") if name))
-    names = [name for name in (model, other, *drafts) if name and name.startswith("hub:")]
-    for name in names:
-        models.open_after_asking(name, yes)  # asks before a download
-    options = {key: value for key, value in asked.__dict__.items()}
+    for name in (model, other, *drafts):
+        if name and name.startswith("hub:"):
+            models.open_after_asking(name, yes)  # asks before a download
     with bar() as progress:
-        found = evaluate(model, other, drafts=drafts, out=out, progress=progress, **options)
+        found = evaluate(model, other, drafts=drafts, out=out, progress=progress, **vars(asked))
     if json:
         document("wisca-evaluate", {**found.result, "folder": str(found.folder) if found.folder else None})
         return 0
@@ -96,9 +95,7 @@ def _say(found: Evaluation, by_seed: bool) -> None:
     if result["same"] and result["same"]["flipped"]:
         flipped = result["same"]["flipped"]
         say(indented_lines([f"flipped: {d['task']}, document {d['number']}" for d in flipped], 10))
-    if found.refused:
-        say("Not evaluated:")
-        say(indented_lines([f"{one.what}: {one.reason}" for one in found.refused]))
+    say_lines("Not evaluated:", [f"{one.what}: {one.reason}" for one in found.refused])
     if result["report"]:
         say(f"Kept in {result['report']}")
     if found.folder:

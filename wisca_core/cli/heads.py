@@ -11,9 +11,8 @@ from wisca_core.circuits.columns import BY_NAME, COLUMNS, MOVED, UNMOVED
 from wisca_core.circuits.findings import findings, headline
 from wisca_core.circuits.table import as_table, matrices
 from wisca_core.cli import models
-from wisca_core.cli.inspect import write_csv
-from wisca_core.cli.terminal import bar, document, indented_lines, note, say, table
-from wisca_core.spreadsheet import check_replaceable
+from wisca_core.cli.terminal import bar, document, note, say, say_lines, table
+from wisca_core.spreadsheet import check_replaceable, write_csv
 
 N_SHOWN = 10
 # one line a head: the rest is in the CSV
@@ -66,7 +65,8 @@ def run(model: str, csv: Path | None, every_matrix: bool, json: bool, yes: bool)
             say(f"{one.title}: {one.count}. {one.sentence}")
         say()
         _say_heads(found)
-    _say_left(found)
+    say_lines(f"Without a circuit, {len(found.attrs['refused']):,}:", found.attrs["refused"])
+    say_lines("Remarks:", found.attrs["remarks"])
     if csv and len(found):
         say(f"{len(found):,} heads written to {csv}")
     return 0 if len(found) else 1
@@ -113,15 +113,6 @@ def _matrices(checkpoint, csv: Path | None, json: bool) -> int:
     for remark in found.attrs["remarks"]:
         say(remark)
     return 0
-
-
-def _say_left(found: pd.DataFrame) -> None:
-    if found.attrs["refused"]:
-        say(f"Without a circuit, {len(found.attrs['refused']):,}:")
-        say(indented_lines(found.attrs["refused"]))
-    if found.attrs["remarks"]:
-        say("Remarks:")
-        say(indented_lines(found.attrs["remarks"]))
 
 
 def _number(value: float) -> str:

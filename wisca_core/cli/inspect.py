@@ -15,7 +15,7 @@ from wisca_core.architecture.guessing import guess
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
-from wisca_core.cli.terminal import bar, document, indented_lines, note, say, table
+from wisca_core.cli.terminal import bar, document, note, say, say_lines, table
 from wisca_core.errors import DeclarationError, check_choice
 from wisca_core.pairs import MATRICES, SIDES
 from wisca_core.patterns.blocks import unit_of
@@ -27,8 +27,7 @@ from wisca_core.planning.decide import decide
 from wisca_core.planning.options import PLAN_NORMS, Options, default_pairs
 from wisca_core.planning.rates import PairRates, equivalent_rates, layer_rates, median_rates, span
 from wisca_core.planning.rates import sentence as rates_in_words
-from wisca_core.spreadsheet import check_replaceable, csv_bytes
-from wisca_core.storage import replace_file
+from wisca_core.spreadsheet import check_replaceable, write_csv
 from wisca_core.words import side, times
 
 N_WORST = 10
@@ -48,6 +47,7 @@ CSV_COLUMNS = (
 )
 # of full balance, one factor a matrix; behind the columns that earlier versions wrote
 RATE_CSV_COLUMNS = ("left_rate_low", "left_rate_high", "right_rate_low", "right_rate_high")
+LAYER_COLUMNS = ["pair", "block", "layer", "log2_ratio", "log2_size", *RATE_CSV_COLUMNS]  # in JSON
 
 
 def run(
@@ -101,9 +101,9 @@ def run(
                 "pairs": {name: _pair(s) for name, s in verdicts.items()},
                 "rates": [asdict(one) for one in median_rates(rates)],
                 "rates_norm": decision.options.norm,
-                "layers": _records(layers[["pair", "block", "layer", "log2_ratio", "log2_size", *RATE_CSV_COLUMNS]]),
-                "worst": _records(worst),
-                "groups": _records(groups[list(CSV_COLUMNS)]),
+                "layers": layers[LAYER_COLUMNS].to_dict("records"),
+                "worst": worst.to_dict("records"),
+                "groups": groups[list(CSV_COLUMNS)].to_dict("records"),
             },
         )
         return 0
@@ -203,12 +203,8 @@ def _say_worst(worst: pd.DataFrame) -> None:
 
 
 def _say_left(sites: Sites, remarks: list[str]) -> None:
-    if sites.refusals:
-        say(f"Refused, {len(sites.refusals):,}:")
-        say(indented_lines(refusals.lines(sites.refusals)))
-    if remarks:
-        say("Remarks:")
-        say(indented_lines(remarks))
+    say_lines(f"Refused, {len(sites.refusals):,}:", refusals.lines(sites.refusals))
+    say_lines("Remarks:", remarks)
 
 
 def _say_not_rescalable(checkpoint: Checkpoint, sites: Sites, remarks: list[str]) -> None:
@@ -257,16 +253,8 @@ def _pair(s: PairSummary) -> dict:
     return {"sentence": sentence(s)} | {name: value for name, value in asdict(s).items() if not name.endswith("_after")}
 
 
-def _records(frame: pd.DataFrame) -> list[dict]:
-    return frame.to_dict("records")
-
-
 def _tensors(checkpoint: Checkpoint) -> list[dict]:
     return [
         {"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file, "n_bytes": t.n_bytes}
         for t in checkpoint.stored or checkpoint.tensors
     ]
-
-
-def write_csv(path: Path, groups: pd.DataFrame) -> None:
-    replace_file(path, csv_bytes(groups))

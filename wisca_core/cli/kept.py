@@ -6,6 +6,7 @@ from dataclasses import asdict
 from wisca_core import jobs as work
 from wisca_core import storage
 from wisca_core.cli.terminal import confirm, document, note, say, table
+from wisca_core.words import in_bytes
 
 KILL_AFTER_SECONDS = 10.0
 
@@ -18,19 +19,13 @@ def run_clean(names: list[str], yes: bool, json: bool) -> int:
     before = storage.sizes()
     if not json:
         say(str(storage.home()))
-        table(
-            ("folder", "size", "holds"),
-            [(n, _size(size), storage.FOLDERS[n]) for n, size in before.items()],
-            numbers=(1,),
-        )
+        rows = [(name, in_bytes(size), storage.FOLDERS[name]) for name, size in before.items()]
+        table(("folder", "size", "holds"), rows, numbers=(1,))
     freed = None
     if chosen:
         n_bytes = sum(before[name] for name in chosen)
-        question = f"Remove {_size(n_bytes)} in {', '.join(chosen)}?"
-        if yes or confirm(
-            question,
-            f"{_size(n_bytes)} in {', '.join(chosen)} would be removed, and nobody can be asked here. Add --yes.",
-        ):
+        what = f"{in_bytes(n_bytes)} in {', '.join(chosen)}"
+        if yes or confirm(f"Remove {what}?", f"{what} would be removed, and nobody can be asked here. Add --yes."):
             freed = storage.clean(chosen)
         else:
             note("Nothing was removed.")
@@ -45,7 +40,7 @@ def run_clean(names: list[str], yes: bool, json: bool) -> int:
             },
         )
     elif freed is not None:
-        say(f"{_size(freed)} freed. What a running job uses was kept." if freed < n_bytes else f"{_size(freed)} freed.")
+        say(f"{in_bytes(freed)} freed." + (" What a running job uses was kept." if freed < n_bytes else ""))
     return 0
 
 
@@ -72,10 +67,3 @@ def run_jobs(cancel: str | None, json: bool) -> int:
         ]
         table(("job", "state", "done", "created", "title"), rows, numbers=(2,))
     return 0
-
-
-def _size(n_bytes: int) -> str:
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.1f} {unit}"
-    return f"{n_bytes} B"

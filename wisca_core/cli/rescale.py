@@ -12,7 +12,7 @@ from wisca_core.architecture.find import pairs_to_find
 from wisca_core.architecture.site import Refusal, SiteKey, Sites, granularity_of
 from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
-from wisca_core.cli.terminal import bar, document, indented_lines, say, table
+from wisca_core.cli.terminal import bar, document, indented_lines, say, say_lines, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
 from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, not_covered
 from wisca_core.equivalence.proof import Proof, check_covers, proved_only
@@ -395,13 +395,8 @@ def _say_plan(
     )
     for line in _effects(decision):
         say(f"  {line}")
-    if plan.refusals:
-        say(f"Refused and left as they are, {len(plan.refusals):,}:")
-        say(indented_lines(_lines(plan.refusals)))
-    remarks = [*checkpoint.remarks, *sites.remarks]
-    if remarks:
-        say("Remarks:")
-        say(indented_lines(remarks))
+    say_lines(f"Refused and left as they are, {len(plan.refusals):,}:", _lines(plan.refusals))
+    say_lines("Remarks:", [*checkpoint.remarks, *sites.remarks])
 
 
 def _median(heavier: str, ratio: float, pair: str) -> str:
@@ -455,9 +450,7 @@ def _say_files(files: ExportPreview, out: Path | None) -> None:
     for file, name in files.rewritten:
         if file != name:
             say(f"  {file} becomes {name}")
-    if files.left_out:
-        say(f"Left out, {len(files.left_out):,}:")
-        say(indented_lines([f"{name}: {reason}" for name, reason in files.left_out]))
+    say_lines(f"Left out, {len(files.left_out):,}:", [f"{name}: {reason}" for name, reason in files.left_out])
 
 
 def _say_done(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wisca_core.cli.terminal import bar, document, indented_lines, note, say, table
+from wisca_core.cli.terminal import bar, document, note, say, say_lines, table
 from wisca_core.errors import BadOption
 from wisca_core.runs import Logs, Run, read
 from wisca_core.runs.groups import (
@@ -90,12 +90,8 @@ def _say(logs: Logs, metric: str) -> None:
         say(f"and {len(runs) - MOST_RUNS:,} more (--json lists all)\n")
     _say_groups(runs, metric, lower)
     _say_settings(runs)
-    lines = [f"{one.name}: {remark}" for one in runs for remark in one.remarks] + [
-        f"{path}: {why}" for path, why in logs.problems
-    ]
-    if lines:
-        say("Read and not read:")
-        say(indented_lines(lines))
+    remarks = [f"{one.name}: {remark}" for one in runs for remark in one.remarks]
+    say_lines("Read and not read:", [*remarks, *(f"{path}: {why}" for path, why in logs.problems)])
 
 
 def _say_groups(runs: Sequence[Run], metric: str, lower: bool) -> None:
@@ -104,15 +100,7 @@ def _say_groups(runs: Sequence[Run], metric: str, lower: bool) -> None:
         return
     stats = group_statistics(ends_table(groups, metric, lower))
     rows = [
-        [
-            row.group,
-            str(row.runs),
-            str(row.not_finite),
-            _number(row.mean),
-            _number(row.sd),
-            _number(row.low),
-            _number(row.high),
-        ]
+        [row.group, str(row.runs), str(row.not_finite), *map(_number, (row.mean, row.sd, row.low, row.high))]
         for row in stats.itertuples()
     ]
     say(f"Final {metric} by configuration, runs that differ in their seed only together; 95 % t interval of the mean:")

@@ -78,6 +78,12 @@ def indented_lines(lines: Sequence[str], most: int = MOST_LISTED) -> str:
     return "\n".join(f"  {line}" for line in [*lines[:most], *more])
 
 
+def say_lines(heading: str, lines: Sequence[str], most: int = MOST_LISTED) -> None:
+    """The lines, indented below their heading; nothing where there are none."""
+    if lines:
+        say(f"{heading}\n{indented_lines(lines, most)}")
+
+
 def document(format: str, payload: Mapping[str, Any]) -> None:
     """The one JSON document of a command on stdout; numbers that JSON cannot hold become null."""
     text = json.dumps(

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from wisca_core.checkpoint import Declared
-from wisca_core.cli.terminal import bar, document, indented_lines, say, table
-from wisca_core.errors import BadOption, OutputRefused, WiscaError, check_choice
+from wisca_core.cli.terminal import bar, document, say, say_lines, table
+from wisca_core.errors import BadOption, WiscaError, check_choice
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.table import NORMS
 from wisca_core.runs import read
 from wisca_core.runs.groups import loss_metric
-from wisca_core.runs.table import Run
-from wisca_core.spreadsheet import check_replaceable, csv_bytes
+from wisca_core.spreadsheet import check_replaceable, write_csv
 from wisca_core.trajectories import COLUMNS, Trajectory, advice, drifts, trajectory
 from wisca_core.words import side
 
@@ -41,7 +40,7 @@ def run(
         curve = _curve(folder, logs, progress)
     readings = advice(found, norm, every, curve)
     if csv:
-        _write_csv(csv, found, norm)
+        write_csv(csv, found.tables[norm])
     if json:
         document(
             "wisca-trajectory",
@@ -61,12 +60,8 @@ def run(
     _say(found, norm)
     for reading in readings:
         say(reading.text)
-    if found.remarks:
-        say("\nLabels:")
-        say(indented_lines(found.remarks))
-    if found.refusals:
-        say("\nNot covered:")
-        say(indented_lines([f"{r.what}: {r.reason}" for r in found.refusals]))
+    say_lines("\nLabels:", found.remarks)
+    say_lines("\nNot covered:", [f"{r.what}: {r.reason}" for r in found.refusals])
     if csv:
         say(f"\n{len(found.tables[norm]):,} rows written to {csv}")
     return 0
@@ -80,15 +75,11 @@ def _curve(folder: Path, logs: Path | None, progress) -> tuple[str, np.ndarray, 
         if logs is not None:
             raise
         return None
-    one = _only(runs)
+    one = runs[0] if len(runs) == 1 else None
     if one is None and logs is not None:
         raise BadOption(f"{logs} holds {len(runs)} runs; name the log of the one training the checkpoints are of.")
     metric = loss_metric(one) if one else None
     return (metric, one.series[metric].step, one.series[metric].value) if metric else None
-
-
-def _only(runs: tuple[Run, ...]) -> Run | None:
-    return runs[0] if len(runs) == 1 else None
 
 
 def _say(found: Trajectory, norm: str) -> None:
@@ -117,14 +108,3 @@ def _say(found: Trajectory, norm: str) -> None:
             ["median", *(side(pair, part[step].median(), "equal", "×") if step in part else "" for step in shown)]
         )
         table(["Layer", *(f"step {step:,}" for step in shown)], rows, numbers=range(1, len(shown) + 1))
-
-
-def _write_csv(path: Path, found: Trajectory, norm: str) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(csv_bytes(found.tables[norm]))
-        beside.replace(path)
-    except OSError as error:
-        raise OutputRefused(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from wisca_core.checkpoint import Declared
 from wisca_core.cli import models
-from wisca_core.cli.terminal import bar, document, indented_lines, say
+from wisca_core.cli.terminal import bar, document, indented_lines, say, say_lines
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof
 from wisca_core.words import plural, without_site_name
@@ -69,6 +69,4 @@ def say_check(check: FullCheck) -> None:
 
 def say_not_checked(reasons: tuple[str, ...]) -> None:
     """What no figure above covers."""
-    if reasons:
-        say("Not checked:")
-        say(indented_lines(reasons))
+    say_lines("Not checked:", reasons)
