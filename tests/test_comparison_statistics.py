@@ -13,7 +13,7 @@ from small_comparison import fill, with_pilot
 from wisca_core import storage
 from wisca_core.comparison import folder, statistics
 from wisca_core.comparison.presets import ARMS
-from wisca_core.comparison.report import outward, report, signed_number, stands
+from wisca_core.comparison.report import outward, report, stands
 from wisca_core.comparison.reporting import write_report
 from wisca_core.comparison.spec import Arm, OptimiserSpec, PilotSpec, Spec
 from wisca_core.comparison.statistics import (
@@ -22,11 +22,11 @@ from wisca_core.comparison.statistics import (
     first_reach,
     holm,
     paired_interval,
-    seeds_to_narrow,
     seeds_to_see,
     sign_flip,
 )
 from wisca_core.errors import SpecError, UnequalStart, UnreadableInput
+from wisca_core.words import signed_number
 
 ARM_NAMES = ("baseline", "wisca", "inverse", "placebo")
 
@@ -100,8 +100,6 @@ def test_the_bootstrap_begins_with_8_seeds_and_is_repeatable():
 
 
 def test_seeds_that_are_needed():
-    # t(0.975, 3) / 2 = 1.591 of the spread with 4 seeds, t(0.975, 4) / sqrt(5) = 1.242 with 5
-    assert seeds_to_narrow(1.0, 1.6) == 4 and seeds_to_narrow(1.0, 1.5) == 5
     # measured before: about 20 seeds at 300 steps (spread 0.07), 6 at 900 and more (0.028), to see -0.044
     assert seeds_to_see(-0.044, 0.028) == 6
     assert 18 <= seeds_to_see(0.044, 0.07) <= 24

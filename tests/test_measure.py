@@ -16,7 +16,7 @@ from wisca_core.patterns import measure as module
 from wisca_core.patterns.measure import measure
 from wisca_core.patterns.store import cached_patterns, measured_patterns, n_bytes_to_read
 from wisca_core.patterns.summary import PairSummary, layer_ratios, sentence, summaries
-from wisca_core.patterns.table import LOST_BITS, Patterns, header_digest, norm, size_ratio
+from wisca_core.patterns.table import LOST_BITS, Patterns, header_digest, norm
 from wisca_core.planning.decide import decide
 from wisca_core.planning.head import head_detail
 from wisca_core.planning.options import Options
@@ -64,7 +64,6 @@ def test_a_channel_by_hand(tmp_path):
         9 / 8,
     ]
     assert float(norm("l2", stats, 2.0)) == 2 * 22**0.5
-    assert [size_ratio(name, 12, 3) for name in ("l1", "l2", "rms", "mean", "max")] == [4, 2, 1, 1, None]
 
 
 def test_zeros_and_values_that_are_not_finite_are_counted_and_never_repaired(tmp_path):

@@ -1,8 +1,27 @@
 """Student's t interval of a mean, once: its half width for comparisons, evaluations and groups of runs."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 CONFIDENCE = 0.95
+
+
+def mean_interval(values: Sequence[float], level: float = CONFIDENCE) -> tuple[float, float, float, float]:
+    """(mean, standard deviation (n - 1), low, high) with the t interval of the mean at ``level``; NaN where the values
+    are too few.
+
+    >>> mean_interval([2.0])
+    (2.0, nan, nan, nan)
+    """
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    if n < 2:
+        return (float(values.mean()) if n else math.nan), math.nan, math.nan, math.nan
+    mean, sd = float(values.mean()), float(values.std(ddof=1))
+    half = half_width(sd / math.sqrt(n), n - 1, level)
+    return mean, sd, mean - half, mean + half
 
 
 def half_width(error: float, freedom: float, level: float = CONFIDENCE) -> float:

@@ -38,3 +38,14 @@ MODEL_PAIRS = tuple(name for name, kind in KINDS.items() if kind.of_model)
 SIDES = {name: kind.sides for name, kind in KINDS.items()}
 MATRICES = {name: kind.matrices for name, kind in KINDS.items()}
 LABELS = {name: kind.label for name, kind in KINDS.items()}
+# of a side: several of its matrices in a sentence
+PLURALS = {
+    "query": "queries",
+    "key": "keys",
+    "value": "values",
+    "output": "outputs",
+    "up": "up projections",
+    "down": "down projections",
+    "A": "A",
+    "B": "B",
+}

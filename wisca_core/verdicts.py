@@ -7,7 +7,7 @@ deciding are added, so that a rule that was changed is proved anew.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
@@ -37,21 +37,10 @@ _WITH_ROW = ("census",)  # kinds whose key holds the row of the family: another 
 _PACKAGE = Path(__file__).parent
 
 
-def verdict_of(kind: str, key: object, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """The kept verdict of that kind and key, or what ``make`` gives, which is then kept.
-
-    ``kind``: a word, the beginning of the file's name. ``key``: plain JSON values that say what the verdict is about.
-    A full disk only costs the next verdict. Raises what ``make`` raises; nothing is then kept.
-    """
-    found = kept_verdict(kind, key)
-    if found is None:
-        found = dict(make())
-        keep(kind, key, found)
-    return found
-
-
 def kept_verdict(kind: str, key: object) -> dict[str, Any] | None:
-    """The kept verdict, None where there is none (any more)."""
+    """The kept verdict, None where there is none (any more). ``kind``: a word, the beginning of the file's name. ``key``:
+    plain JSON values that say what the verdict is about.
+    """
     try:
         return read_json(_path(kind, key), f"wisca-{kind}", VERSION)
     except UnreadableInput:

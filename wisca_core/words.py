@@ -87,6 +87,18 @@ def plural(n: int, one: str, many: str = "") -> str:
     return f"{int(n):,} {one if n == 1 else many or one + 's'}"
 
 
+def signed_number(value: float, digits: int = 3) -> str:
+    """Decimals with a sign and a true minus; zero unsigned.
+
+    >>> signed_number(0.0456), signed_number(-0.0001), signed_number(-0.0001, 4)
+    ('+0.046', '0', '−0.0001')
+    """
+    if math.isnan(value):
+        return "unknown"
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return "0" if float(f"{value:.{digits}f}") == 0 else text
+
+
 def in_bytes(n: int) -> str:
     """A size in decimal units.
 

@@ -6,7 +6,8 @@ from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.parts import quiet
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.report import Report, signed_number
+from wisca_core.comparison.report import Report
+from wisca_core.words import signed_number
 
 RULE = (
     "The rule, fixed beforehand: no answer while the baseline is best at an end of the rates tried; “helps” if the interval "

@@ -7,7 +7,8 @@ from wisca_app.figures.chart import Chart
 from wisca_core.comparison import statistics
 from wisca_core.comparison.arm_words import in_words
 from wisca_core.comparison.folder import Comparison
-from wisca_core.comparison.report import Report, digits_of, interval, signed_number, unit
+from wisca_core.comparison.report import Report, digits_of, interval, unit
+from wisca_core.words import signed_number
 
 _SHOWN = [
     "Arm",

@@ -13,10 +13,10 @@ from plotly.subplots import make_subplots
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme, area, figure, log_axis, log_ticks, octave_ticks, see_through, unit
 from wisca_core.comparison.arm_words import title, titles
-from wisca_core.comparison.report import Report, interval, is_clear, signed_number, stands
+from wisca_core.comparison.report import Report, interval, is_clear, stands
 from wisca_core.comparison.spec import Arm
 from wisca_core.comparison.statistics import Effect
-from wisca_core.words import join_names
+from wisca_core.words import join_names, signed_number
 
 _DASHES = ("longdash", "longdashdot", "dash", "dot", "4px 2px 1px 2px", "8px 2px 2px 2px", "2px 2px")
 LEGEND = dict(

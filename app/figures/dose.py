@@ -10,10 +10,10 @@ from plotly.subplots import make_subplots
 from wisca_app.figures import words
 from wisca_app.figures.compare import labels, signed_ticks, styles
 from wisca_app.figures.template import Theme, figure, legible, see_through, unit
-from wisca_core.comparison.report import Report, interval, is_clear, signed_number
+from wisca_core.comparison.report import Report, interval, is_clear
 from wisca_core.comparison.spec import Arm
 from wisca_core.comparison.statistics import Effect, paired_interval
-from wisca_core.words import join_names
+from wisca_core.words import join_names, signed_number
 
 _HALVES = {0.5: "½", -0.5: "−½", 1.5: "1½", -1.5: "−1½"}
 

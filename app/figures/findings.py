@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_app.figures import words
-from wisca_core.pairs import SIDES
+from wisca_core.pairs import PLURALS, SIDES
 from wisca_core.words import join_names
 
 # Two parts of the depth count as different from this ratio of their medians on (a quarter of an octave).
@@ -122,22 +122,12 @@ def balance_title(groups: pd.DataFrame) -> str:
 def depth_title(heads: pd.DataFrame, unit: str = "head") -> str:
     """Which way each role's heads move. ``heads``: columns role, before, after. ``unit``: what a row is."""
     moves: dict[str, list[str]] = {"come down": [], "go up": []}
-    plural = {
-        "q": "queries",
-        "k": "keys",
-        "v": "values",
-        "o": "outputs",
-        "a": "A",
-        "b": "B",
-        "up": "up projections",
-        "down": "down projections",
-    }
     whole = f"Every {'adapted part' if unit == 'part' else 'feed-forward block' if unit == 'layer' else unit}"
     for role, part in heads.groupby("role", sort=False):
         usable = part[(part["before"] > 0) & np.isfinite(part["before"]) & np.isfinite(part["after"])]
         change = np.log2((usable["after"] / usable["before"]).to_numpy(dtype=float)) if len(usable) else np.zeros(0)
         if len(change) and abs(np.median(change)) > 0.007:
-            moves["go up" if np.median(change) > 0 else "come down"].append(plural.get(role, role))
+            moves["go up" if np.median(change) > 0 else "come down"].append(PLURALS[words.ROLES[role]])
     parts = [f"{join_names(roles)} {verb}" for verb, roles in moves.items() if roles]
     return f"{whole} over depth: " + (", ".join(parts) if parts else "nothing moves with these options")
 

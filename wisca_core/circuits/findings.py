@@ -11,6 +11,7 @@ import pandas as pd
 
 from wisca_core.circuits.columns import BY_NAME
 from wisca_core.circuits.measure import Circuits
+from wisca_core.words import plural
 
 RANK_ONE = 1.5
 DEAD = 0.1
@@ -170,7 +171,7 @@ def _loud(circuits: Circuits) -> Finding:
     n = len(by_channel)
     if n:
         shown = [
-            f"{channel} (up to {row.times:.0f} times, {_layers(row.layers)})"
+            f"{channel} (up to {row.times:.0f} times, {plural(row.layers, 'layer')})"
             for channel, row in by_channel.head(3).iterrows()
         ]
         words = (
@@ -185,7 +186,7 @@ def _loud(circuits: Circuits) -> Finding:
     return Finding(
         "loud",
         "Outlier channels",
-        "none" if not n else f"{n} channel{'' if n == 1 else 's'}",
+        plural(n, "channel") if n else "none",
         words,
         (),
         "A few channels of the stream with large gains and activations are known in trained models; they cost precision when a model is quantised.",
@@ -196,22 +197,19 @@ def _loud(circuits: Circuits) -> Finding:
 def headline(circuits: Circuits) -> str:
     """One sentence with numbers on what the heads compute, none of which a rescale moves."""
     table = circuits.table
-    for name in ("apart", "rank_one", "dead", "far_out"):
-        one = next(f for f in findings(circuits) if f.name == name)
-        if one.count == "none":
-            continue
-        if name == "apart":
-            layers = sorted({layer for _, layer, _, _ in one.heads})
-            part = table[table["layer"].isin(layers[:1])]
-            qk, ov = part["qk_stable_rank"], part["ov_stable_rank"]
-            if qk.notna().any() and ov.notna().any():
-                return f"Layer {layers[0]} stands apart: stable rank {_span(qk)} in QK, {_span(ov)} in OV."
-        if name == "rank_one":
-            return f"{one.count[0].upper()}{one.count[1:]} of {len(table):,} score along nearly one direction: QK stable rank below {RANK_ONE:g}."
-        if name == "dead":
-            return f"{one.count[0].upper()}{one.count[1:]} of {len(table):,} do nearly nothing: both circuits below {DEAD:g} of their layer's median."
-        if name == "far_out":
-            return f"The logit bound of {one.count} lies {FAR_OUT:g} times above the median."
+    found = {one.name: one for one in findings(circuits) if one.count != "none"}
+    if "apart" in found:
+        layer = min(layer for _, layer, _, _ in found["apart"].heads)
+        part = table[table["layer"] == layer]
+        qk, ov = part["qk_stable_rank"], part["ov_stable_rank"]
+        if qk.notna().any() and ov.notna().any():
+            return f"Layer {layer} stands apart: stable rank {_span(qk)} in QK, {_span(ov)} in OV."
+    if "rank_one" in found:
+        return f"{found['rank_one'].count} of {len(table):,} score along nearly one direction: QK stable rank below {RANK_ONE:g}."
+    if "dead" in found:
+        return f"{found['dead'].count} of {len(table):,} do nearly nothing: both circuits below {DEAD:g} of their layer's median."
+    if "far_out" in found:
+        return f"The logit bound of {found['far_out'].count} lies {FAR_OUT:g} times above the median."
     qk, ov = table["qk_stable_rank"].median(), table["ov_stable_rank"].median()
     parts = [f"{value:.1f} in {name}" for value, name in ((qk, "QK"), (ov, "OV")) if np.isfinite(value)]
     return (
@@ -226,12 +224,8 @@ def _span(values: pd.Series) -> str:
     return f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
 
 
-def _layers(n: int) -> str:
-    return f"{n} layer{'' if n == 1 else 's'}"
-
-
 def _heads(n: int) -> str:
-    return "none" if not n else f"{n:,} head{'' if n == 1 else 's'}"
+    return plural(n, "head") if n else "none"
 
 
 def _places(found: pd.DataFrame) -> tuple[tuple[str, int, int, int], ...]:

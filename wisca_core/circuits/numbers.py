@@ -99,11 +99,6 @@ def logit_bound_any(
     return out
 
 
-def soft_cap(bound: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """What a soft cap ``cap * tanh(logit / cap)`` leaves of it."""
-    return bound if not cap else cap * torch.tanh(bound / cap)
-
-
 def copying(reads: torch.Tensor, writes: torch.Tensor) -> torch.Tensor:
     """Sum of the eigenvalues of ``writes @ reads.T`` over the sum of their moduli; (batch, n, d) each, n the same stream.
 

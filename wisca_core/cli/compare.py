@@ -13,6 +13,7 @@ from wisca_core.comparison.presets import PRESETS, with_model
 from wisca_core.comparison.spec import Spec
 from wisca_core.comparison.spec_reading import load_spec, spec_from
 from wisca_core.errors import BadOption, OutputRefused, SpecError, UnreadableInput, check_choice
+from wisca_core.words import signed_number
 
 if TYPE_CHECKING:
     from wisca_core.comparison.execution_plan import ExecutionPlan
@@ -196,7 +197,7 @@ def counts(spec: Spec) -> str:
 
 def _say(comparison: Comparison, report) -> None:
     from wisca_core.comparison.arm_words import titles
-    from wisca_core.comparison.report import interval, remarks, signed_number, verdict
+    from wisca_core.comparison.report import interval, remarks, verdict
 
     readings, names, digits = (
         {(e.arm, e.rate): verdict(e) for e in report.main},

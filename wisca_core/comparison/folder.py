@@ -47,7 +47,6 @@ CORPUS, EXECUTOR, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
     "wisca-metrics",
 )
 
-STATES = ("running", "paused", "done", "cancelled", "failed")
 CELL_STATES = ("waiting", "running", "done", "failed")
 
 # Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; the pairs are log2 of the left side's
@@ -101,8 +100,8 @@ class Addition:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a folder says at one moment. ``spec.seeds`` holds the added ones too. ``state``: one of STATES, "new" before
-    the first start, "interrupted" where its process ended without a word.
+    """What a folder says at one moment. ``spec.seeds`` holds the added ones too. ``state``: running, paused, done,
+    cancelled, failed, "new" before the first start, "interrupted" where its process ended without a word.
     """
 
     path: Path

@@ -34,7 +34,7 @@ from wisca_core.comparison.statistics import (
 from wisca_core.errors import UnreadableInput
 from wisca_core.intervals import CONFIDENCE
 from wisca_core.untrusted import read_regular
-from wisca_core.words import join_names
+from wisca_core.words import join_names, signed_number
 
 # Final losses nearer to each other than this are of one and the same training, as far as single precision tells.
 SAME_NATS = 1e-4
@@ -254,18 +254,6 @@ def is_clear(effect: Effect) -> bool:
 def stands(effect: Effect) -> bool:
     """Whether it is clear after the correction too."""
     return is_clear(effect) and effect.p_corrected < 1 - CONFIDENCE
-
-
-def signed_number(value: float, digits: int = 3) -> str:
-    """Decimals with a sign and a true minus; zero unsigned.
-
-    >>> signed_number(0.0456), signed_number(-0.0001), signed_number(-0.0001, 4)
-    ('+0.046', '0', '−0.0001')
-    """
-    if math.isnan(value):
-        return "unknown"
-    text = f"{value:+.{digits}f}".replace("-", "−")
-    return "0" if float(f"{value:.{digits}f}") == 0 else text
 
 
 def interval(effect: Effect, digits: int = 3) -> str:

@@ -6,6 +6,7 @@ and the count of better seeds stand beside it. Fewer than 4 seeds conclude nothi
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from scipy import stats
 
 from wisca_core.comparison.folder import Comparison
 from wisca_core.errors import UnequalStart
-from wisca_core.intervals import CONFIDENCE, half_width
+from wisca_core.intervals import CONFIDENCE, mean_interval
 
 # Equal starts are checked in float32, where a rescale moves the loss by rounding only.
 START_TOLERANCE = 1e-5
@@ -25,6 +26,7 @@ FEWEST_FLIPS, MOST_FLIPS = 6, 40
 # What no figure here is written finer than: an interval inside it says that nothing is there, however clear of zero.
 NOTHING_NATS = 0.0005
 RESAMPLES = 10_000
+POWER = 0.8  # four times out of five
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,13 @@ def paired_interval(differences: Sequence[float]) -> Interval:
     >>> i.mean, round(i.low, 3), round(i.high, 3), round(i.p, 4)
     (2.5, 0.446, 4.554, 0.0305)
     """
-    d = np.asarray(differences, float)
-    n = len(d)
+    n = len(differences)
+    mean, sd, low, high = mean_interval(differences)
     if n < 2:
-        nan = math.nan
-        return Interval(n, float(d.mean()) if n else nan, nan, nan, nan, nan)
-    mean, sd = float(d.mean()), float(d.std(ddof=1))
+        return Interval(n, mean, sd, low, high, math.nan)
     error = sd / math.sqrt(n)
-    half = half_width(error, n - 1)
     p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else (1.0 if mean == 0 else 0.0)
-    return Interval(n, mean, sd, mean - half, mean + half, p)
+    return Interval(n, mean, sd, low, high, p)
 
 
 def bootstrap(differences: Sequence[float]) -> tuple[float, float] | None:
@@ -150,32 +149,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return out
 
 
-def seeds_to_narrow(sd: float, wanted: float) -> int:
-    """Fewest seeds whose 95 % t interval has half the width ``wanted``, if the spread stays ``sd``."""
-    return _fewest(lambda n: half_width(sd / math.sqrt(n), n - 1) <= wanted)
-
-
-def seeds_to_see(effect: float, sd: float, power: float = 0.8) -> int:
-    """Fewest seeds (at least 4) whose paired t test finds a true difference ``effect`` with probability ``power``."""
+def seeds_to_see(effect: float, sd: float) -> int:
+    """Fewest seeds (at least 4) whose paired t test finds a true difference ``effect`` with probability 0.8."""
 
     def enough(n: int) -> bool:
         critical, shift = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1), abs(effect) / sd * math.sqrt(n)
         # scipy gives NaN for the far tail on the other side, which is nothing
-        return stats.nct.sf(critical, n - 1, shift) + np.nan_to_num(stats.nct.cdf(-critical, n - 1, shift)) >= power
+        return stats.nct.sf(critical, n - 1, shift) + np.nan_to_num(stats.nct.cdf(-critical, n - 1, shift)) >= POWER
 
-    return FEWEST if sd == 0 else max(FEWEST, _fewest(enough))
-
-
-def _fewest(enough) -> int:
-    low, high = 2, 2
-    while not enough(high):
-        low, high = high, high * 2
-        if high > 1_000_000:
-            return high
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
-    return high
+    if sd == 0:
+        return FEWEST
+    most = FEWEST
+    while not enough(most) and most <= 1_000_000:
+        most *= 2
+    return bisect_left(range(most), True, lo=FEWEST, key=enough)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -77,12 +77,6 @@ def norm(name: str, stats: "pd.DataFrame | dict", factor: np.ndarray | float = 1
     return values[name]() * factor
 
 
-def size_ratio(name: str, n_left: float, n_right: float) -> float | None:
-    """The part of a norm ratio that only says how many entries each side has; None for max, which has no such law."""
-    ratio = n_left / n_right
-    return {"l1": ratio, "l2": ratio**0.5, "rms": 1.0, "mean": 1.0, "max": None}[name]
-
-
 def header_digest(checkpoint: Checkpoint) -> str:
     """xxh3 over name, dtype and shape of every stored tensor, sorted by name."""
     digest = xxhash.xxh3_128()
@@ -274,7 +268,6 @@ class Segments:
     order: np.ndarray
     starts: np.ndarray
     ids: np.ndarray  # segment number of each start, ascending
-    n_segments: int
 
     @classmethod
     def of(cls, segment: np.ndarray, chosen: np.ndarray) -> "Segments":
@@ -284,7 +277,7 @@ class Segments:
             by = np.argsort(kept, kind="stable")
             rows, kept = rows[by], kept[by]
         starts = np.flatnonzero(np.r_[True, kept[1:] != kept[:-1]]) if len(kept) else np.zeros(0, np.int64)
-        return cls(rows, starts, kept[starts], int(segment.max()) + 1 if len(segment) else 0)
+        return cls(rows, starts, kept[starts])
 
     def constant(self, values: np.ndarray) -> bool:
         """Whether ``values`` (one a row) is one value within every segment."""

@@ -6,21 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from wisca_core.pairs import LABELS, PLURALS, SIDES
 from wisca_core.patterns.blocks import titles, unit_of
-from wisca_core.patterns.summary import SIDES, PairSummary, times
+from wisca_core.patterns.summary import PairSummary
+from wisca_core.words import times
 
-_PLURALS = {
-    "query": "queries",
-    "key": "keys",
-    "value": "values",
-    "output": "outputs",
-    "up": "up projections",
-    "down": "down projections",
-    "A": "A",
-    "B": "B",
-}
 SURELY_NOT_LEVEL = 1.5  # a worst place beyond it would contradict a "level" that does not say of what
-_LABELS = {"qk": "QK", "vo": "VO", "mlp": "MLP", "lora": "LoRA"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ def verdict(found: Iterable[PairSummary], groups: pd.DataFrame, gains: Iterable[
     for pair, several in by_pair.items():
         known = [s for s in several if np.isfinite(s.ratio)]
         if not known:
-            clauses.append(f"no ratio of {_PLURALS[SIDES[pair][0]]} to {_PLURALS[SIDES[pair][1]]} is known")
+            clauses.append(f"no ratio of {PLURALS[SIDES[pair][0]]} to {PLURALS[SIDES[pair][1]]} is known")
             by_size.append(False)
             continue
         most = max(known, key=lambda s: s.ratio)
@@ -94,7 +85,7 @@ def verdict(found: Iterable[PairSummary], groups: pd.DataFrame, gains: Iterable[
     if far is not None and len(groups) > 1 and times(2 ** abs(far.log2_ratio)) != "1.00×":
         inside = titles(groups.loc[groups["pair"] == far.pair, "block"])[far.block]
         inside = f"expert {far.group}" if unit_of(far.pair, far.block) == "expert" else inside
-        where = f"; worst pair: {_LABELS[far.pair]} in layer {far.layer}{inside and ', '}{inside}, {times(2 ** abs(far.log2_ratio))}"
+        where = f"; worst pair: {LABELS[far.pair]} in layer {far.layer}{inside and ', '}{inside}, {times(2 ** abs(far.log2_ratio))}"
     return f"{text[:1].upper()}{text[1:]}{where}."
 
 
@@ -112,13 +103,13 @@ def _clause(s: PairSummary, several: bool, gains: bool, verb: str) -> str:
         return " ".join(filter(None, [f"{heavy} gains", verb, size, f"the {light} gains"]))
     if s.pair == "lora":
         return f"{heavy} weighs {size} {light}"
-    return " ".join(filter(None, [_PLURALS[heavy], verb, size, "their", _PLURALS[light]]))
+    return " ".join(filter(None, [PLURALS[heavy], verb, size, "their", PLURALS[light]]))
 
 
 def _level(pairs: list[str], gains: set[str], others: bool) -> str:
     names = []
     for pair in pairs:
         left, right = SIDES[pair]
-        what = (f"{left} gains", f"{right} gains") if pair in gains else (_PLURALS[left], _PLURALS[right])
+        what = (f"{left} gains", f"{right} gains") if pair in gains else (PLURALS[left], PLURALS[right])
         names.append(" and ".join(what))
     return f"{', '.join(names)} {'are level' if others or len(names) == 1 else 'are each level'}"

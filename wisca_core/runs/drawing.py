@@ -24,7 +24,6 @@ TOKEN_METRICS = (
     "total_tokens",
     "consumed tokens",
 )
-X_AXES = ("step", "tokens", "time")  # or the name of a metric
 
 
 def token_metric(run: Run) -> str | None:

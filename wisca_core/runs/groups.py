@@ -6,15 +6,16 @@ conclusion.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from wisca_core.intervals import half_width
+from wisca_core.intervals import half_width, mean_interval
 from wisca_core.runs.table import Run, Series
 from wisca_core.untrusted import printable
+from wisca_core.words import plural, signed_number
 
 # The last part of a setting's name that says which seed it was.
 SEED_NAMES = ("seed", "random_seed", "rng_seed", "data_seed", "torch_seed")
@@ -261,7 +262,7 @@ def _gap(
     """
     pairs = paired_difference(groups, a, b, metric, lower)
     if pairs.n >= 4:
-        _, _, low, high = interval(pairs.differences, level)
+        _, _, low, high = mean_interval(pairs.differences, level)
         return pairs.n, low, high
     sides = [
         np.array([e.final for run in groups[t] if metric in run.series for e in [ends(run.series[metric], lower)]])
@@ -389,53 +390,26 @@ STATS_COLUMNS = {
 }
 
 
-def group_statistics(table: pd.DataFrame, value: str = "final") -> pd.DataFrame:
-    """One row a group of ``ends_table``, columns STATS_COLUMNS."""
+def group_statistics(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a group of ``ends_table``, of its final values; columns STATS_COLUMNS."""
     rows = []
     for title, part in table.groupby("group", sort=False):
-        values = part[value].to_numpy(float)
+        values = part["final"].to_numpy(float)
         finite = values[np.isfinite(values)]
-        mean, sd, low, high = interval(finite)
-        rows.append(
-            (
-                title,
-                len(finite),
-                len(values) - len(finite),
-                mean,
-                sd,
-                low,
-                high,
-                finite.min() if len(finite) else math.nan,
-                finite.max() if len(finite) else math.nan,
-            )
-        )
+        ends = (finite.min(), finite.max()) if len(finite) else (math.nan, math.nan)
+        rows.append((title, len(finite), len(values) - len(finite), *mean_interval(finite), *ends))
     return pd.DataFrame(rows, columns=list(STATS_COLUMNS))
-
-
-def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float, float]:
-    """(mean, standard deviation, low, high) with the t interval of the mean at ``level``; NaN where values are too few."""
-    values = np.asarray(list(values), dtype=float)
-    n = len(values)
-    if n == 0:
-        return (math.nan,) * 4
-    mean = float(values.mean())
-    if n == 1:
-        return mean, math.nan, math.nan, math.nan
-    sd = float(values.std(ddof=1))
-    half = half_width(sd / math.sqrt(n), n - 1, level)
-    return mean, sd, mean - half, mean + half
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Group b minus group a in one value, seed by seed. ``seeds`` both have (one run each); ``left_out`` (seed or run,
-    reason).
+    """Group b minus group a in the final value, seed by seed. ``seeds`` both have (one run each); ``left_out`` (seed or
+    run, reason).
     """
 
     a: str
     b: str
     metric: str
-    value: str  # final | best
     seeds: tuple[str, ...]
     differences: tuple[float, ...]
     mean: float
@@ -449,9 +423,9 @@ class PairedDifference:
 
 
 def paired_difference(
-    groups: Mapping[str, Sequence[Run]], a: str, b: str, metric: str, lower: bool, value: str = "final"
+    groups: Mapping[str, Sequence[Run]], a: str, b: str, metric: str, lower: bool
 ) -> PairedDifference:
-    """The difference between two groups over the seeds they share, 95 % t interval.
+    """The difference between the final values of two groups over the seeds they share, 95 % t interval.
 
     Final values at different steps are no pair.
     """
@@ -475,19 +449,19 @@ def paired_difference(
             left_out.append((f"seed {seed}", f"only in {a if values[0] else b}"))
         elif any(len(v) > 1 for v in values):
             left_out.append((f"seed {seed}", "more than one run has it"))
-        elif value == "final" and values[0][0].final_step != values[1][0].final_step:
+        elif values[0][0].final_step != values[1][0].final_step:
             steps = f"{values[0][0].final_step:,.9g} and {values[1][0].final_step:,.9g}"
             left_out.append((f"seed {seed}", f"the runs end at different steps, {steps}"))
-        elif not all(math.isfinite(getattr(v[0], value)) for v in values):
+        elif not all(math.isfinite(v[0].final) for v in values):
             left_out.append((f"seed {seed}", "a value is not finite"))
         else:
             seeds.append(seed)
-            diffs.append(getattr(values[1][0], value) - getattr(values[0][0], value))
-    mean, _, low, high = interval(diffs)
-    return PairedDifference(a, b, metric, value, tuple(seeds), tuple(diffs), mean, low, high, tuple(left_out))
+            diffs.append(values[1][0].final - values[0][0].final)
+    mean, _, low, high = mean_interval(diffs)
+    return PairedDifference(a, b, metric, tuple(seeds), tuple(diffs), mean, low, high, tuple(left_out))
 
 
-def paired_sentence(p: PairedDifference, digits: int = 3, n_pairs: int = 1) -> str:
+def paired_sentence(p: PairedDifference, n_pairs: int = 1) -> str:
     """What the paired difference says, and no more: the mean with its interval, or that too few seeds are shared.
     ``n_pairs``: how many groups could have been set against ``p.a``, since looking at several finds something by chance.
     """
@@ -500,21 +474,16 @@ def paired_sentence(p: PairedDifference, digits: int = 3, n_pairs: int = 1) -> s
         if any(why == "has no seed" for _, why in p.left_out):
             return f"{p.metric} cannot be compared in pairs: not all of these runs say their seed."
         return f"No seed is in both groups, so {p.metric} cannot be compared in pairs."
-    number = f"{_signed_number(p.mean, digits)}"
-    seeds = f"{p.n} shared seed{'s' if p.n > 1 else ''}"
+    number = signed_number(p.mean)
+    seeds = plural(p.n, "shared seed")
     if p.n < 4:
         least = "too few to conclude anything (4 are the least)"
-        return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric}, {seeds}; {least}."
-    span = f"95 % {_signed_number(p.low, digits)} to {_signed_number(p.high, digits)}"
+        return f"{p.b} minus {p.a}: {number} in final {p.metric}, {seeds}; {least}."
+    span = f"95 % {signed_number(p.low)} to {signed_number(p.high)}"
     caution = " Preliminary: fewer than 8 seeds." if p.n < 8 else ""
     if n_pairs > 1:
         caution += f" The interval is uncorrected: this is one of {n_pairs} pairs with {p.a}."
     if p.low <= 0 <= p.high:
-        found = f"{p.b} minus {p.a} is {number} in {p.value} {p.metric} ({span})"
+        found = f"{p.b} minus {p.a} is {number} in final {p.metric} ({span})"
         return f"Not distinguishable: {found}, {seeds}.{caution}"
-    return f"{p.b} minus {p.a}: {number} in {p.value} {p.metric} ({span}), {seeds}.{caution}"
-
-
-def _signed_number(value: float, digits: int) -> str:
-    text = f"{abs(value):.{digits}f}"
-    return text if float(text) == 0 else ("−" if value < 0 else "+") + text
+    return f"{p.b} minus {p.a}: {number} in final {p.metric} ({span}), {seeds}.{caution}"

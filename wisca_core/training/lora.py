@@ -13,12 +13,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import nn
 
 from wisca_core.architecture.site import Grid, Leg, Refusal, Site, SiteKey
-from wisca_core.rescale import Scaling, along_axis, times_, work_dtype
 from wisca_core.wrappers import unwrapped_name
 
 _PARTS = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".lora_embedding_A.", ".lora_embedding_B.")
@@ -189,9 +187,3 @@ def follow(site: Site, found: Sequence[Adapter], copies: Mapping[str, Sequence[s
                         )
                     )
     return replace(site, legs=tuple(legs)), columns
-
-
-def times_rows_(magnitude: torch.Tensor, growth: np.ndarray) -> None:
-    scaling = Scaling({0: growth})
-    factor = torch.from_numpy(growth).to(magnitude.device)
-    times_(magnitude.detach(), [along_axis(factor, 0, magnitude.dim())], 0.0, work_dtype(magnitude.dtype, scaling))
