@@ -8,15 +8,17 @@ from wisca_core.progress import Progress
 from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.growing import PIECE_BYTES, Growing, Lines, Replaced
 from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.tabular import RowBuffer
 from wisca_core.untrusted import printable
 
 
 class FileReader:
     """Reads one file in pieces. A reader of its kind says what ``_begin`` starts with, what ``_consume`` takes of a piece,
-    and its ``runs``.
+    and its ``runs``; rows that it hands over one by one wait in ``_rows``.
     """
 
     piece_bytes = PIECE_BYTES
+    _rows: RowBuffer | None = None
 
     def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
@@ -37,6 +39,8 @@ class FileReader:
             self._out.release()
             self._begin()
             return self.advance(progress)
+        if self._rows is not None:
+            self._rows.settle()
         return True
 
     def _read(self) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,5 @@
 """JSON lines: one object a line."""
 
-from collections.abc import Iterator
-
 from wisca_core.runs.file_reader import LineReader
 from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.table import Run
@@ -16,10 +14,6 @@ class JsonLines(LineReader):
         super()._begin()
         self._table = Tabular(self._out, self.source.run, self._ask.step_column, printable(self.source.path))
         self._rows = RowBuffer(self._table)
-
-    def _read(self) -> Iterator[tuple[int, int]]:
-        yield from super()._read()
-        self._rows.settle()
 
     def runs(self) -> tuple[Run, ...]:
         if self._lines.n_too_long:

@@ -12,10 +12,8 @@ from pathlib import Path
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.metric_files import MetricFiles, Point, files_in
-from wisca_core.runs.source import Ask, Source
-from wisca_core.runs.sqlite_file import Database, open_database, stamp
+from wisca_core.runs.sqlite_file import Database, DatabaseReader
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import plain_number
 from wisca_core.untrusted import open_regular, printable
@@ -62,37 +60,13 @@ def _plain(text: object) -> object:
     return int(number) if number == math.floor(number) and text.lstrip("+-").isdigit() else number
 
 
-class MlflowDatabase:
-    """All runs of one mlflow.db; new values are read by their row number."""
-
-    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
-        self.source, self._room = source, room
-        self._stamp: tuple = ()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._out = SourceRuns(self._room, self.source.run)
-        self._last = 0
-        self._names: dict[str, str] = {}
-        self._titles: set[str] = set()
-
-    def advance(self, progress: Progress) -> bool:
-        now = stamp(self.source.path)
-        if now == self._stamp:
-            return False
-        with open_database(self.source.path) as database:
-            self._read(database, progress)
-        self._stamp = now
-        return True
+class MlflowDatabase(DatabaseReader):
+    """All runs of one mlflow.db."""
 
     def runs(self) -> tuple[Run, ...]:
         return self._out.runs("mlflow", str(self.source.path))
 
-    def _read(self, database: Database, progress: Progress) -> None:
-        highest = database.one("select coalesce(max(rowid), 0) from metrics")[0]
-        if highest < self._last:  # another database in its place
-            self._out.release()
-            self._begin()
+    def _read(self, database: Database, highest: int, progress: Progress) -> None:
         deleted = set()
         found = database.rows(
             "select r.run_uuid, r.name, r.lifecycle_stage, e.name from runs r left join experiments e "
@@ -101,10 +75,9 @@ class MlflowDatabase:
         for number, name, stage, experiment in found:
             if stage == "deleted":
                 deleted.add(number)
-            elif number not in self._names:
+            else:
                 title = f"{experiment}/{name or number}" if experiment not in (None, "Default") else f"{name or number}"
-                self._names[number] = title if title not in self._titles else f"{title} ({str(number)[:6]})"
-                self._titles.add(self._names[number])
+                self._name(str(number), title)
         if deleted:
             n = len(deleted)
             self._out.notes[:] = [f"{n:,} deleted {'run is' if n == 1 else 'runs are'} left out."]
@@ -112,8 +85,8 @@ class MlflowDatabase:
         for number, key, value in database.rows("select run_uuid, key, value from params"):
             settings.setdefault(number, {})[str(key)] = _plain(value)
         for number, values in settings.items():
-            if number in self._names:
-                self._out.config(self._names[number], values)
+            if str(number) in self._names:
+                self._out.config(self._names[str(number)], values)
         # a client logs from several threads at once: rows lie in the order in which those came through
         statement = (
             "select run_uuid, key, value, timestamp, step, is_nan from metrics where rowid > ? and rowid <= ? "
@@ -125,7 +98,7 @@ class MlflowDatabase:
         for n, (number, key, value, when, step, is_nan) in enumerate(found):
             if n % 20_000 == 0:
                 progress(f"reading {printable(self.source.path.name, 60)}", n, n_new)
-            if number not in self._names:
+            if str(number) not in self._names:
                 self._out.damaged(n=int(number not in deleted))
             elif not isinstance(step, (int, float)):
                 self._out.counts["no_step"] += 1
@@ -134,7 +107,7 @@ class MlflowDatabase:
                 if abs(number_) >= _INFINITE:
                     number_ = math.copysign(math.inf, number_)
                 wall = when / 1000 if isinstance(when, (int, float)) else math.nan
-                self._out.point(self._names[number], str(key), float(step), number_, wall)
+                self._out.point(self._names[str(number)], str(key), float(step), number_, wall)
             else:
                 self._out.text(str(key))
 

@@ -5,7 +5,6 @@ The spec beside the metrics, or the nearest above them inside what was opened, i
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from wisca_core.errors import UnreadableInput
@@ -49,10 +48,6 @@ class OwnRun(LineReader):
             if folder == self.source.root or folder == folder.parent:
                 return None
             folder = folder.parent
-
-    def _read(self) -> Iterator[tuple[int, int]]:
-        yield from super()._read()
-        self._rows.settle()
 
     def runs(self) -> tuple[Run, ...]:
         return self._out.runs("own", str(self.source.path.parent), self._table.usable, self._table.step_column)

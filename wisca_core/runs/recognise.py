@@ -51,6 +51,7 @@ LOOKED_FOR = (
     "of nanoGPT, "
     "nanochat or Megatron-LM, and runs of this project"
 )
+_TABLES, _ROWS, _TEXTS = (".csv", ".tsv"), (".jsonl", ".ndjson"), (".log", ".txt", ".out", ".stdout")
 MOST_ENTRIES = 100_000
 MAX_DEPTH = 12
 _NO_DISKS = ("/proc", "/sys", "/dev")
@@ -199,22 +200,9 @@ def _worth_a_look(name: str, is_run: bool) -> bool:
     if name in ("debug.log", "debug-internal.log"):  # W&B's own, also where a link to them lies
         return False
     ending = os.path.splitext(name)[1].lower()
-    if is_run and ending not in RUN_ENDINGS:  # what W&B and SwanLab keep beside their run file is the same run again
-        return False
-    return ending in (
-        ".csv",
-        ".tsv",
-        ".jsonl",
-        ".ndjson",
-        ".parquet",
-        ".db",
-        ".sqlite",
-        *RUN_ENDINGS,
-        ".log",
-        ".txt",
-        ".out",
-        ".stdout",
-    )
+    if is_run:  # what W&B and SwanLab keep beside their run file is the same run again
+        return ending in RUN_ENDINGS
+    return ending in (*_TABLES, *_ROWS, ".parquet", ".db", ".sqlite", *RUN_ENDINGS, *_TEXTS)
 
 
 def _kind(path: Path, sure: bool) -> tuple[str, str]:
@@ -252,21 +240,21 @@ def _kind(path: Path, sure: bool) -> tuple[str, str]:
     if ending in RUN_ENDINGS:
         return "", f"named {ending}, but does not begin as one does."
     if not start.strip():  # beside logs, an empty text file is nothing to speak of
-        return "", "" if sure and ending in (".log", ".txt", ".out", ".stdout") else "an empty file."
+        return "", "" if sure and ending in _TEXTS else "an empty file."
     if b"\0" in start[:_SNIFF]:
         return "", "not text."
-    if ending in (".csv", ".tsv"):
+    if ending in _TABLES:
         return (
             ("csv", "")
             if not sure or _csv_has_step(start)
             else ("", "a table without a step column; name it itself to open it.")
         )
     rows = [json_row(line) for line in start[:_SNIFF].splitlines()[:8]]
-    if ending in (".jsonl", ".ndjson") or (rows and rows[0] is not None and ending != ".json"):
+    if ending in _ROWS or (rows and rows[0] is not None and ending != ".json"):
         first = next((row for row in rows if row is not None), None)
         if first is not None and first.get("format") == own.METRICS_FORMAT:
             return "own", ""
-        if first is None and ending not in (".jsonl", ".ndjson"):
+        if first is None and ending not in _ROWS:
             return "", "not lines of JSON."
         numbers = first is not None and any(
             isinstance(v, (int, float)) and not isinstance(v, bool) for v in first.values()

@@ -1,4 +1,6 @@
-"""Foreign SQLite files, opened read-only: plain tables only, and no statement that never ends."""
+"""Foreign SQLite files, opened read-only: plain tables only, and no statement that never ends; and what their readers
+have in common.
+"""
 
 import sqlite3
 import time
@@ -8,6 +10,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from wisca_core.errors import UnreadableInput
+from wisca_core.progress import Progress
+from wisca_core.runs.collect import MemoryBudget, SourceRuns
+from wisca_core.runs.source import Ask, Source
 from wisca_core.untrusted import open_regular, printable
 
 # Seconds a statement may compute without giving a row.
@@ -75,7 +80,47 @@ def open_database(path: Path) -> Iterator[Database]:
             connection.close()
 
 
-def stamp(path: Path) -> tuple:
+class DatabaseReader:
+    """The runs of one file whose table ``metrics`` only grows: each look reads the rows behind the last one, ``_last``."""
+
+    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
+        self.source, self._room, self._ask = source, room, ask
+        self._stamp: tuple = ()
+        self._begin()
+
+    def _begin(self) -> None:
+        """As if nothing had been read yet."""
+        self._out = SourceRuns(self._room, self.source.run)
+        self._last = 0
+        self._names: dict[str, str] = {}
+        self._titles: set[str] = set()
+
+    def advance(self, progress: Progress) -> bool:
+        now = _stamp(self.source.path)
+        if now == self._stamp:
+            return False
+        with open_database(self.source.path) as database:
+            highest = database.one("select coalesce(max(rowid), 0) from metrics")[0]
+            if highest < self._last:  # another database in its place
+                self._out.release()
+                self._begin()
+            self._read(database, highest, progress)
+        self._stamp = now
+        return True
+
+    def _read(self, database: Database, highest: int, progress: Progress) -> None:
+        """Take what is new; ``highest``: the number of the last row."""
+        raise NotImplementedError
+
+    def _name(self, run_id: str, title: str) -> str:
+        """What the run is called; runs of one title are told apart by the start of their ids."""
+        if run_id not in self._names:
+            self._names[run_id] = title if title not in self._titles else f"{title} ({run_id[:6]})"
+            self._titles.add(self._names[run_id])
+        return self._names[run_id]
+
+
+def _stamp(path: Path) -> tuple:
     """What changes when somebody writes to the file or its log."""
     out = []
     for one in (path, path.with_name(path.name + "-wal")):

@@ -3,11 +3,9 @@
 from dataclasses import replace
 
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.columns import seconds
 from wisca_core.runs.json_rows import json_row
-from wisca_core.runs.source import Ask, Source
-from wisca_core.runs.sqlite_file import Database, open_database, stamp
+from wisca_core.runs.sqlite_file import Database, DatabaseReader
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import RowBuffer, Tabular
 from wisca_core.untrusted import printable
@@ -24,29 +22,12 @@ def is_trackio(database: Database) -> bool:
     return {"run_name", "step", "metrics", "timestamp"} <= database.columns("metrics")
 
 
-class Trackio:
+class Trackio(DatabaseReader):
     """The runs of one project file."""
 
-    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
-        self.source, self._room, self._ask = source, room, ask
-        self._begin()
-
     def _begin(self) -> None:
-        self._out = SourceRuns(self._room, self.source.run)
-        self._last = 0
-        self._stamp = None
-        self._names: dict[str, str] = {}
-        self._titles: set[str] = set()
+        super()._begin()
         self._rows: dict[str, RowBuffer] = {}
-
-    def advance(self, progress: Progress) -> bool:
-        now = stamp(self.source.path)
-        if now == self._stamp:
-            return False
-        with open_database(self.source.path) as database:
-            self._read(database, progress)
-        self._stamp = now
-        return True
 
     def runs(self) -> tuple[Run, ...]:
         tables = {name: rows.table for name, rows in self._rows.items()}
@@ -59,12 +40,8 @@ class Trackio:
             for run in found
         )
 
-    def _read(self, database: Database, progress: Progress) -> None:
+    def _read(self, database: Database, highest: int, progress: Progress) -> None:
         columns = database.columns("metrics")
-        highest = database.one("select coalesce(max(rowid), 0) from metrics")[0]
-        if highest < self._last:
-            self._out.release()
-            self._begin()
         id_column = "run_id" if "run_id" in columns else "run_name"
         if "config" in database.columns("configs"):
             key = "run_id" if "run_id" in database.columns("configs") else "run_name"
@@ -72,7 +49,7 @@ class Trackio:
                 config = _json(text)
                 if config is not None:
                     own = {k: v for k, v in config.items() if not str(k).startswith("_")}
-                    self._out.config(self._name(run_id, name), own)
+                    self._out.config(self._of_project(run_id, name), own)
         query = (
             f"select rowid, {id_column}, run_name, step, timestamp, metrics from metrics where rowid > ? order by rowid"
         )
@@ -85,11 +62,11 @@ class Trackio:
                 self._out.damaged()
             elif not isinstance(step, (int, float)):
                 self._out.counts["no_step"] += 1
-            elif self._out.takes(self._name(run_id, name)):
+            elif self._out.takes(called := self._of_project(run_id, name)):
                 row = {
                     key: _SPELLED.get(value, value) if isinstance(value, str) else value for key, value in row.items()
                 }
-                self._of(self._name(run_id, name)).add(row | {OWN: step, "_timestamp": seconds(when)})
+                self._of(called).add(row | {OWN: step, "_timestamp": seconds(when)})
         for rows in self._rows.values():
             rows.settle()
 
@@ -106,14 +83,8 @@ class Trackio:
             self._rows[name] = RowBuffer(table)
         return self._rows[name]
 
-    def _name(self, run_id: object, name: object) -> str:
-        """Runs of one name are told apart by the start of their ids."""
-        key = str(run_id)
-        if key not in self._names:
-            title = f"{self.source.run}/{name}"
-            self._names[key] = title if title not in self._titles else f"{title} ({key[:6]})"
-            self._titles.add(self._names[key])
-        return self._names[key]
+    def _of_project(self, run_id: object, name: object) -> str:
+        return self._name(str(run_id), f"{self.source.run}/{name}")
 
 
 def _json(text: object) -> dict | None:

@@ -3,8 +3,6 @@
 The step is what ``define_metric`` says, else a step that the rows name (``train/global_step``), else W&B's own counter.
 """
 
-from collections.abc import Iterator
-
 from wisca_core.runs.json_rows import json_value
 from wisca_core.runs.record_log import RecordLog, text
 from wisca_core.runs.table import Run
@@ -23,10 +21,6 @@ class Wandb(RecordLog):
             self._out, self.source.run, self._ask.step_column, printable(self.source.path), key=False, own="_step"
         )
         self._rows = RowBuffer(self._table)
-
-    def _read(self) -> Iterator[tuple[int, int]]:
-        yield from super()._read()
-        self._rows.settle()
 
     def runs(self) -> tuple[Run, ...]:
         self._out.counts["cut"] = int(self._is_cut())
