@@ -2,25 +2,22 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers import Trainer, TrainerCallback
 
-from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.errors import BadOption
-from wisca_core.planning.schedule import Schedule
 from wisca_core.storage import read_json, write_json
-from wisca_core.training.averages import held_copies
-from wisca_core.training.choices import choices_from
-from wisca_core.training.scaler import STATE_VERSION, Scaler
+from wisca_core.training.scaler import STATE_VERSION, OfTrainer
 from wisca_core.training.telemetry import scalars
 
 FORMAT, VERSION = "wisca-training-state", 1
 IN_TRAINER_STATE = "wisca_state"
 
 
-class WiscaCallback(TrainerCallback):
+class WiscaCallback(OfTrainer, TrainerCallback):
     """``Trainer(..., callbacks=[WiscaCallback(every=250)])``, or ``WiscaCallback(every=250).attach(trainer)`` to have
     the ratios in everything ``report_to`` names. Options: ``Schedule``'s and ``Choices``'; ``also``: other copies of
     the weights, beside those that other callbacks of the trainer hold (TRL's synced reference model), which follow by
@@ -34,25 +31,8 @@ class WiscaCallback(TrainerCallback):
     the rescaled ones.
     """
 
-    def __init__(
-        self,
-        *,
-        every: int | None = 250,
-        at_start: bool = True,
-        start: int | float = 0,
-        stop: int | float | None = None,
-        also: Sequence[object] | None = None,
-        pairs: str | Sequence[str] = DEFAULT_PAIRS,
-        **choices,
-    ):
-        self.schedule = Schedule(every, at_start, start, stop)
-        self.choices = choices_from(pairs, choices)
-        self._options = dict(every=every, at_start=at_start, start=start, stop=stop, pairs=pairs, **choices)
-        self._also = also
-        self._has_fractions = any(isinstance(one, float) for one in (start, stop))
-        self._to_log: dict[str, float] = {}
-        self._number = 1
-        self.scaler: Scaler | None = None
+    _to_log: Mapping[str, float] = MappingProxyType({})
+    _number = 1
 
     def attach(self, trainer) -> "WiscaCallback":
         """Put it ahead of the trainer's own integrations, so that TensorBoard, W&B and the others get the ratios.
@@ -88,16 +68,11 @@ class WiscaCallback(TrainerCallback):
                 )
         if trainer is not None:
             _write_with_the_model(trainer)
-        held = held_copies(callbacks, model, self.choices.sites)
-        before, self.scaler = self.scaler, None
-        if before is not None:
-            before.remove()
         folder = Path(args.output_dir)
-        self.scaler = Scaler(
+        before = self._begin(
             model,
             optimizer,
-            **self._options,
-            also=[*(self._also or ()), *held] if held else self._also,
+            callbacks,
             n_steps=state.max_steps if self._has_fractions else None,
             first_step=state.global_step,
             replicated=args.world_size > 1,

@@ -1,12 +1,6 @@
 """A callback for Lightning."""
 
-from collections.abc import Sequence
-
-from wisca_core.architecture.site import DEFAULT_PAIRS
-from wisca_core.planning.schedule import Schedule
-from wisca_core.training.averages import held_copies
-from wisca_core.training.choices import choices_from
-from wisca_core.training.scaler import Scaler
+from wisca_core.training.scaler import OfTrainer
 from wisca_core.training.telemetry import scalars
 
 try:
@@ -15,7 +9,7 @@ except ImportError:  # the older package name
     from pytorch_lightning import Callback
 
 
-class LightningWisca(Callback):
+class LightningWisca(OfTrainer, Callback):
     """``Trainer(callbacks=[LightningWisca(every=250)])``. The LightningModule holds a transformers model, or
     what ``sites=`` declares, in any attribute.
 
@@ -26,39 +20,17 @@ class LightningWisca(Callback):
     weights at that of the rescaled ones.
     """
 
-    def __init__(
-        self,
-        *,
-        every: int | None = 250,
-        at_start: bool = True,
-        start: int | float = 0,
-        stop: int | float | None = None,
-        also: Sequence[object] | None = None,
-        pairs: str | Sequence[str] = DEFAULT_PAIRS,
-        **choices,
-    ):
-        self.schedule = Schedule(every, at_start, start, stop)
-        self.choices = choices_from(pairs, choices)
-        self._options = dict(every=every, at_start=at_start, start=start, stop=stop, pairs=pairs, **choices)
-        self._also = also
-        self._has_fractions = any(isinstance(one, float) for one in (start, stop))
-        self._resumed: dict | None = None
-        self.scaler: Scaler | None = None
+    _resumed: dict | None = None
 
     def on_train_start(self, trainer, pl_module) -> None:
         def log(step, done) -> None:
             for logger in trainer.loggers:
                 logger.log_metrics(scalars(done), step=step)
 
-        held = held_copies(trainer.callbacks, pl_module, self.choices.sites)
-        before, self.scaler = self.scaler, None
-        if before is not None:
-            before.remove()
-        self.scaler = Scaler(
+        before = self._begin(
             pl_module,
             list(trainer.optimizers),
-            **self._options,
-            also=[*(self._also or ()), *held] if held else self._also,
+            trainer.callbacks,
             n_steps=trainer.estimated_stepping_batches if self._has_fractions else None,
             first_step=trainer.global_step,
             on_rescale=log,

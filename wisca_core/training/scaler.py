@@ -12,6 +12,7 @@ from wisca_core.errors import BadOption
 from wisca_core.planning.factors import Factors
 from wisca_core.planning.schedule import Schedule
 from wisca_core.training import distributed
+from wisca_core.training.averages import held_copies
 from wisca_core.training.choices import choices_from
 from wisca_core.training.rates import Rates, own_rates
 from wisca_core.training.rescaling import Rescale, Rescaler
@@ -209,6 +210,40 @@ class Scaler:
         self.kept = {factors.granularity: factors for factors in found}
         if self._rates is not None:
             self._rates.set(Factors.from_json(state["rates"], "the scaler's state"))
+
+
+class OfTrainer:
+    """What the callbacks for trainers have in common: their options, and a scaler for each training."""
+
+    def __init__(
+        self,
+        *,
+        every: int | None = 250,
+        at_start: bool = True,
+        start: int | float = 0,
+        stop: int | float | None = None,
+        also: Sequence[object] | None = None,
+        pairs: str | Sequence[str] = DEFAULT_PAIRS,
+        **choices,
+    ):
+        self.schedule = Schedule(every, at_start, start, stop)
+        self.choices = choices_from(pairs, choices)
+        self._options = dict(every=every, at_start=at_start, start=start, stop=stop, pairs=pairs, **choices)
+        self._also = also
+        self._has_fractions = any(isinstance(one, float) for one in (start, stop))
+        self.scaler: Scaler | None = None
+
+    def _begin(self, model: nn.Module, optimizer: object, callbacks: Sequence[object], **more) -> Scaler | None:
+        """A new scaler, for which copies of the weights that other ``callbacks`` hold follow; returns the one of the
+        training before, which has ended. ``more``: of Scaler.
+        """
+        held = held_copies(callbacks, model, self.choices.sites)
+        before, self.scaler = self.scaler, None
+        if before is not None:
+            before.remove()
+        also = [*(self._also or ()), *held] if held else self._also
+        self.scaler = Scaler(model, optimizer, **self._options, also=also, **more)
+        return before
 
 
 def _count(optimizer, counted: list[int]):
