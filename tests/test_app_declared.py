@@ -11,7 +11,7 @@ from declared_models import GPT, MODELS, Llama
 from declared_words import CASES, EINSUM
 from safetensors.torch import load_file, save_file
 
-from wisca_app.declaring import fields, found, kept
+from wisca_app.declaring import fields, kept
 from wisca_app.rescaling.proof import in_words
 from wisca_core import storage
 from wisca_core.architecture.declaration_files import read_declarations, toml
@@ -240,7 +240,6 @@ FOLLOWER = {"pair": "qk", "tensor": "x", "axis": 0, "like": "q", "side": "left"}
 def test_words_that_no_widget_shows_are_kept():
     row = {"kind": "attention", "layer": "h.{i}", "qkv": "c", "out": "o", "n_heads": 2, "follow": [FOLLOWER]}
     assert fields.declaration(row)["follow"] == (tuple(sorted(FOLLOWER.items())),)
-    assert found.spans([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
 
 
 def test_an_uploaded_state_dict_with_its_sites_toml_opens_the_form(nanogpt):

@@ -122,10 +122,8 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
         if kind == "decoder":
             model |= _decoder(preset)
         elif kind == "shrunk":
-            model["width"] = int(
-                st.number_input("Width", value=64, step=8, key="compare shrunk width", width=120, **KEPT)
-            )
-            model["n_layers"] = int(st.number_input("Layers", value=4, key="compare shrunk layers", width=110, **KEPT))
+            model["width"] = st.number_input("Width", value=64, step=8, key="compare shrunk width", width=120, **KEPT)
+            model["n_layers"] = st.number_input("Layers", value=4, key="compare shrunk layers", width=110, **KEPT)
         elif kind == "whole":
             said = {"fresh": "From scratch", "continued": "Continued"}
             model["weights"] = one_of("Weights", said, "compare weights from", default="fresh")
@@ -133,12 +131,7 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
             out["lora"] = _lora(preset)
         context = st.number_input("Context", value=longest, step=32, key=f"compare context {kind}", width=120, **KEPT)
         batch_size = st.number_input("Batch", value=preset.batch_size, key=f"compare batch {kind}", width=110, **KEPT)
-    return {
-        **out,
-        "model": model,
-        "data": _text(kind, preset, model) | {"context": int(context)},
-        "batch_size": int(batch_size),
-    }
+    return {**out, "model": model, "data": _text(kind, preset, model) | {"context": context}, "batch_size": batch_size}
 
 
 def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
@@ -180,15 +173,13 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
                 "Device", list(_DEVICES), key="compare device", width=130, format_func=_DEVICES.get, **KEPT
             )
         if kind in ("whole", "paper"):
-            out["processes_per_cell"] = int(
-                st.number_input(
-                    "Processes a run",
-                    value=1,
-                    key="compare ranks",
-                    width=150,
-                    **KEPT,
-                    help="A model too large for one GPU is spread over several (FSDP2).",
-                )
+            out["processes_per_cell"] = st.number_input(
+                "Processes a run",
+                value=1,
+                key="compare ranks",
+                width=150,
+                **KEPT,
+                help="A model too large for one GPU is spread over several (FSDP2).",
             )
     out["save_weights"] = st.toggle(
         "Keep the final weights",
@@ -198,7 +189,7 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
         help="Of every run, as a model folder: to be looked at on Inspect and to be taken away. Otherwise the "
         "curves alone stay.",
     )
-    return out, executor, None if workers is None or executor == "ray" else int(workers)
+    return out, executor, None if executor == "ray" else workers
 
 
 def executors() -> list[str]:
@@ -224,15 +215,12 @@ def _positions() -> int:
 def _decoder(preset: Spec) -> dict[str, int]:
     m = preset.model
     width = st.number_input("Width", value=m.width, step=8, key="compare width", width=120, **KEPT)
-    layers = st.number_input("Layers", value=m.n_layers, key="compare layers", width=110, **KEPT)
-    heads = st.number_input("Query heads", value=m.n_heads, key="compare heads", width=120, **KEPT)
-    kv = st.number_input("KV heads", value=m.n_kv_heads, key="compare kv", width=110, **KEPT)
     return {
-        "width": int(width),
-        "n_layers": int(layers),
-        "n_heads": int(heads),
-        "n_kv_heads": int(kv),
-        "mlp_width": 3 * int(width),
+        "width": width,
+        "n_layers": st.number_input("Layers", value=m.n_layers, key="compare layers", width=110, **KEPT),
+        "n_heads": st.number_input("Query heads", value=m.n_heads, key="compare heads", width=120, **KEPT),
+        "n_kv_heads": st.number_input("KV heads", value=m.n_kv_heads, key="compare kv", width=110, **KEPT),
+        "mlp_width": 3 * width,
     }
 
 
@@ -250,7 +238,7 @@ def _lora(preset: Spec) -> dict[str, Any]:
     )
     rslora = st.checkbox("rsLoRA", known.rslora, key="compare rslora", **KEPT)
     return {
-        "r": int(r),
+        "r": r,
         "alpha": float(alpha),
         "targets": [t for t in targets.replace(",", " ").split() if t],
         "rslora": rslora,
@@ -288,7 +276,7 @@ def _text(kind: str, preset: Spec, model: dict) -> dict[str, Any]:
             ).strip()
     if data["source"] == "hub":
         mb = st.number_input("Megabytes of text, at most", value=200, key="compare megabytes", width=200, **KEPT)
-        data["max_bytes"] = int(mb) * MEGABYTE
+        data["max_bytes"] = mb * MEGABYTE
     return data
 
 

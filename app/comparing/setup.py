@@ -141,15 +141,13 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
                 )
         with below:
             slots[fields.OWN] = st.container()
-            own = asking.own_arm(source, int(every))
-    every, seeds, pilot = (
-        rule.read(int(value), field)
-        for rule, value, field in (
-            (EVERY, every, "every"),
-            (N_SEEDS, seeds, "seeds"),
-            (N_PILOT_SEEDS, pilot, "pilot.seeds"),
-        )
-    )
+            own = asking.own_arm(source, every)
+    for rule, value, field in (
+        (EVERY, every, "every"),
+        (N_SEEDS, seeds, "seeds"),
+        (N_PILOT_SEEDS, pilot, "pilot.seeds"),
+    ):
+        rule.read(value, field)
     asking.check(asked, workers)
     arms = [{**asdict(arm), "every": arm.every and every} for arm in arms]
     if every >= steps > 0 and any(arm["every"] for arm in [*arms, *own]):
@@ -165,15 +163,15 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
             **trained,
             "name": f"{asking.title(asked['model'])}, {words.count(steps)} steps"[:120],
             "arms": [asdict(ARMS["baseline"]), *arms, *own],
-            "steps": int(steps),
+            "steps": steps,
             "seeds": list(range(1, seeds + 1)),
-            "detect_nats": float(effect),
+            "detect_nats": effect,
             "useful_nats": preset.useful_nats,
             "pilot": _pilot(pilot, seeds, arms, preset),
             "optimiser": {
                 "name": optimiser,
                 "learning_rates": _rates(rates),
-                "warmup_steps": min(preset.optimiser.warmup_steps, int(steps) // 10),
+                "warmup_steps": min(preset.optimiser.warmup_steps, steps // 10),
                 "weight_decay": preset.optimiser.weight_decay,
             },
         }

@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 
 import pandas as pd
 import streamlit as st
@@ -12,6 +11,7 @@ from wisca_app.messages import plain
 from wisca_core.architecture.refusals import lines
 from wisca_core.architecture.site import PAIRS, Site, Sites
 from wisca_core.checkpoint import Checkpoint
+from wisca_core.words import ranges
 
 
 def draw(checkpoint: Checkpoint, sites: Sites) -> None:
@@ -46,22 +46,11 @@ def pairs(checkpoint: Checkpoint, sites: Sites) -> pd.DataFrame:
         sides = tuple(_side(checkpoint, site, side) for side in ("left", "right"))
         rows[(words.PAIR_LABELS[site.key.pair], site.block, _cut(site), *sides)].append(site.key.layer)
     table = pd.DataFrame(
-        [(pair, block, spans(layers), *rest) for (pair, block, *rest), layers in rows.items()],
+        [(pair, block, ranges(layers).replace("-", "–"), *rest) for (pair, block, *rest), layers in rows.items()],
         columns=["Pair", "Block", "Layers", "Channels", "Left", "Right"],
     )
     is_telling = bool((table.groupby("Pair")["Block"].nunique() > 1).any())
     return table if is_telling else table.drop(columns="Block")
-
-
-def spans(layers: Iterable[int]) -> str:
-    """[0, 1, 2, 5] -> "0–2, 5"."""
-    out: list[list[int]] = []
-    for layer in sorted(set(layers)):
-        if out and out[-1][1] == layer - 1:
-            out[-1][1] = layer
-        else:
-            out.append([layer, layer])
-    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in out)
 
 
 def _side(checkpoint: Checkpoint, site: Site, side: str) -> str:

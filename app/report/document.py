@@ -56,32 +56,28 @@ def document(
     *,
     facts: str = "",
     said: Sequence[str] = (),
-    only: Theme | None = None,
     fonts: Sequence[str] = tuple(FONTS),
 ) -> bytes:
-    """``facts``: the small line above the title; ``said``: what stands under it. ``only``: the one theme that its charts
-    can be drawn in; both where None. UTF-8, beginning with BEGINS.
-    """
+    """``facts``: the small line above the title; ``said``: what stands under it. UTF-8, beginning with BEGINS."""
     figures: list[dict] = []
-    subject = html.unescape(re.sub("<[^>]*>", "", inline(facts))).split(", ")[0]
+    subject = html.unescape(_untagged(facts)).split(", ")[0]
     body = [f'<p class="quiet">{inline(facts)}</p>' if facts else "", f"<h1>{inline(title)}</h1>"]
     body += [f"<p>{inline(one)}</p>" for one in said]
     for section in sections:
         body.append(f"<section><h2>{inline(section.heading)}</h2>" if section.heading else "<section>")
         body += [f"<p>{inline(one)}</p>" for one in section.said]
         for part in section.parts:
-            body.append(_chart(part, figures, only, subject, title) if isinstance(part, Chart) else _table(part))
+            body.append(_chart(part, figures, subject, title) if isinstance(part, Chart) else _table(part))
         if section.remarks:
             body.append(f"<ul>{''.join(f'<li>{html.escape(one)}</li>' for one in section.remarks)}</ul>")
         body.append("</section>")
-    name = re.sub("<[^>]*>", "", inline(title))
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         # nothing is fetched, whatever a name in it may say
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; "
         "style-src 'unsafe-inline'; img-src data: blob:; font-src data:\">"
-        f'<meta name="color-scheme" content="{only.name if only else "light dark"}">'
-        f"<title>{name}</title><style>{''.join(map(_font, fonts))}{_colours(only)}{_file('report.css')}</style>"
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{_untagged(title)}</title><style>{''.join(map(_font, fonts))}{_colours()}{_file('report.css')}</style>"
     )
     script = ""
     if figures:
@@ -116,20 +112,24 @@ def inline(text: str) -> str:
     return re.sub("[\ue000-\ue07f]", lambda m: html.escape(chr(ord(m[0]) - 0xE000)), text)
 
 
-def _chart(chart: Chart, figures: list[dict], only: Theme | None, subject: str, title: str) -> str:
-    light, dark = (_plain(chart.draw(theme)) for theme in ((only, only) if only else (LIGHT, DARK)))
-    said = re.sub("<[^>]*>", "", inline(chart.finding))
+def _untagged(text: str) -> str:
+    """The words of a caption alone, as HTML."""
+    return re.sub("<[^>]*>", "", inline(text))
+
+
+def _chart(chart: Chart, figures: list[dict], subject: str, title: str) -> str:
+    light, dark = (_plain(chart.draw(theme)) for theme in (LIGHT, DARK))
     figures.append(
         {
             **light,
             "dark": list(_differences(light, dark)),
-            "title": said,
+            "title": _untagged(chart.finding),
             "subject": html.escape(subject, quote=False),
             "name": chart.name,
             "drag": light["layout"].get("dragmode", False),
         }
     )
-    alt = html.escape(html.unescape(re.sub("<[^>]*>", "", inline(f"{chart.alt or chart.finding}"))), quote=True)
+    alt = html.escape(html.unescape(_untagged(chart.alt or chart.finding)), quote=True)
     height = light["layout"].get("height") or 400
     drawn = f'<div class="chart" role="img" aria-label="{alt}" style="height:{height}px"></div>'
     below = ""
@@ -222,13 +222,11 @@ def _font(family: str) -> str:
     return f'@font-face{{font-family:"{family}";font-weight:200 900;src:url(data:font/woff2;base64,{data}) format("woff2")}}'
 
 
-def _colours(only: Theme | None) -> str:
+def _colours() -> str:
     def of(theme: Theme) -> str:
         names = ("page", "sidebar", "ink", "text", "border")
         roles = {colour: theme.word[role] for role, colour in words.MARKDOWN_COLOURS.items()}
         values = {name: getattr(theme, name) for name in names} | roles
         return ":root{" + ";".join(f"--{name}:{value}" for name, value in values.items()) + "}"
 
-    if only:
-        return of(only)
     return f"{of(LIGHT)}@media screen and (prefers-color-scheme: dark){{{of(DARK)}}}"

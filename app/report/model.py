@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,9 @@ def _balance(model: Model, options: Options, decision: Decision) -> Section:
             "", model, options, decision, pair, options.norm if options.norm != "rms" else "l2", block
         )
         where = f"{words.PAIR_LABELS[pair]}{', ' + words.title(shown.title) if shown.title else ''}"
-        parts.append(_with_pair(map_of(shown, shown.own_view), markdown_text(where), pair, block))
+        parts.append(_with_pair(map_of(shown, shown.own_view), markdown_text(where), block))
         if number < 2:
-            parts.append(_with_pair(balance_of(shown), markdown_text(where), pair, block))
+            parts.append(_with_pair(balance_of(shown), markdown_text(where), block))
         far = most_unbalanced_cells(shown.groups, rows)
         table = pd.DataFrame(
             {
@@ -130,16 +130,10 @@ def _balance(model: Model, options: Options, decision: Decision) -> Section:
     return Section("Where the weight lies", parts=tuple(parts), remarks=remarks)
 
 
-def _with_pair(chart: Chart, where: str, pair: str, block: str) -> Chart:
+def _with_pair(chart: Chart, where: str, block: str) -> Chart:
     """With the pair in front of its finding: in a file there is no control above it."""
-    return Chart(
-        f"{where}: {chart.finding[:1].lower()}{chart.finding[1:]}",
-        chart.how,
-        chart.table,
-        f"{chart.name}-{block}",
-        chart.draw,
-        chart.alt,
-    )
+    said = f"{where}: {chart.finding[:1].lower()}{chart.finding[1:]}"
+    return replace(chart, finding=said, name=f"{chart.name}-{block}")
 
 
 def _heads(circuits: Circuits) -> Section:
