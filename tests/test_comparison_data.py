@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from wisca_core.comparison.data import DOCUMENT, batch, check_text, load_corpus, windows
+from wisca_core.comparison.data import batch, check_text, load_corpus, windows
 from wisca_core.comparison.spec import DataSpec, Spec
+from wisca_core.comparison.tokens import DOCUMENT
 from wisca_core.errors import SpecError, UnreadableInput
 
 

@@ -1,4 +1,4 @@
-"""Student's t interval of a mean, once: its half width for comparisons, evaluations and groups of runs."""
+"""Student's t interval of a mean, once, for comparisons, evaluations and groups of runs; and the error of a ratio of sums."""
 
 import math
 from collections.abc import Sequence
@@ -22,6 +22,15 @@ def mean_interval(values: Sequence[float], level: float = CONFIDENCE) -> tuple[f
     mean, sd = float(values.mean()), float(values.std(ddof=1))
     half = half_width(sd / math.sqrt(n), n - 1, level)
     return mean, sd, mean - half, mean + half
+
+
+def ratio_error(sums: np.ndarray, counts: np.ndarray) -> float:
+    """Standard error of ``sums.sum() / counts.sum()`` from the spread of its parts (windows, say); NaN under two."""
+    n = len(sums)
+    if n < 2:
+        return math.nan
+    left = sums - sums.sum() / counts.sum() * counts
+    return float(math.sqrt(n / (n - 1) * (left**2).sum()) / counts.sum())
 
 
 def half_width(error: float, freedom: float, level: float = CONFIDENCE) -> float:

@@ -20,21 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from wisca_core.comparison.spec import MOST_BYTES, DataSpec, Spec
-from wisca_core.comparison.tokens import DOCUMENT, N_TOKENS, byte_stream, token_stream, tokenizer_of
+from wisca_core.comparison.tokens import byte_stream, token_stream, tokenizer_of
 from wisca_core.errors import SpecError, UnreadableInput
 from wisca_core.untrusted import named_path, open_named, read_regular
-
-__all__ = [
-    "DOCUMENT",
-    "N_TOKENS",
-    "Corpus",
-    "batch",
-    "check_text",
-    "keep_corpus",
-    "kept_corpus",
-    "load_corpus",
-    "windows",
-]
 
 HELD_OUT_ONE_IN = 20
 

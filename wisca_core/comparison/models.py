@@ -14,9 +14,9 @@ from torch import nn
 
 from wisca_core.checkpoint import Checkpoint, open_checkpoint, parse_config
 from wisca_core.checkpoint.folder import MAX_CONFIG_BYTES
-from wisca_core.comparison.data import DOCUMENT, N_TOKENS
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import LoraSpec, ModelSpec, OptimiserSpec, Spec
+from wisca_core.comparison.tokens import DOCUMENT, N_TOKENS
 from wisca_core.errors import BadOption, ConfigMismatch
 from wisca_core.untrusted import named_path, read_json_object
 

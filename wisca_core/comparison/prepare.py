@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wisca_core.architecture.site import Refusal, Site, Sites, granularity_of
-from wisca_core.comparison.data import N_TOKENS
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, Spec
 from wisca_core.comparison.spec_checks import refuse_coinciding
+from wisca_core.comparison.tokens import N_TOKENS
 from wisca_core.errors import ConfigMismatch, NothingToRescale, ProofFailed, SpecError, UnknownArchitecture
 from wisca_core.pairs import DEFAULT_PAIRS, MODEL_PAIRS
 

@@ -1,9 +1,7 @@
 """Arms and comparisons with a name: what may be asked for in one word."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, DataSpec, ModelSpec, OptimiserSpec, PilotSpec, Spec
@@ -68,37 +66,31 @@ def _of_paper(name: str) -> Spec:
 _STRENGTHS = {"minus_1": -1.0, "minus_half": -0.5, "half": 0.5, "full": 1.0, "one_and_half": 1.5}
 _DOSES = tuple(Arm(name, kind="rates", clip_norm="plain", strength=strength) for name, strength in _STRENGTHS.items())
 
+# pilot and test together within ten minutes on two quiet cores
+_DEFAULT = Spec(
+    "default",
+    arms=tuple(ARMS[name] for name in BASE),
+    optimiser=OptimiserSpec(learning_rates=(2e-3, 4e-3, 8e-3)),
+    pilot=PilotSpec((101, 102, 103), ("baseline", "wisca")),
+    seeds=tuple(range(1, 9)),
+    steps=500,
+    evaluate_every=50,
+    save_weights=False,
+)
 PRESETS: dict[str, Spec] = {
-    # pilot and test together within ten minutes on two quiet cores
-    "default": Spec(
-        "default",
-        arms=tuple(ARMS[name] for name in BASE),
-        optimiser=OptimiserSpec(learning_rates=(2e-3, 4e-3, 8e-3)),
-        pilot=PilotSpec((101, 102, 103), ("baseline", "wisca")),
-        seeds=tuple(range(1, 9)),
-        steps=500,
-        evaluate_every=50,
-        save_weights=False,
+    "default": _DEFAULT,
+    "dose": replace(
+        _DEFAULT, name="dose", arms=(ARMS["baseline"], *_DOSES), pilot=PilotSpec((101, 102, 103), ("baseline",))
     ),
-    "dose": Spec(
-        "dose",
-        arms=(ARMS["baseline"], *_DOSES),
-        optimiser=OptimiserSpec(learning_rates=(2e-3, 4e-3, 8e-3)),
-        pilot=PilotSpec((101, 102, 103), ("baseline",)),
-        seeds=tuple(range(1, 9)),
-        steps=500,
-        evaluate_every=50,
-        save_weights=False,
-    ),
-    "thorough": Spec(
-        "thorough",
+    "thorough": replace(
+        _DEFAULT,
+        name="thorough",
         arms=tuple(ARMS[n] for n in (*BASE, "rates_weighted", "inverse_rates", "init_only", "placebo")),
         optimiser=OptimiserSpec(learning_rates=(2e-3, 4e-3, 8e-3, 16e-3)),
         pilot=PilotSpec((101, 102, 103, 104), ("baseline", "wisca")),
         seeds=tuple(range(1, 21)),
         steps=1200,
         evaluate_every=100,
-        save_weights=False,
     ),
     "lora": Spec(
         "lora",
@@ -123,19 +115,15 @@ def with_model(spec: Spec, model: str | Path | None) -> Spec:
         return check_spec(replace(spec, data=replace(spec.data, tokenizer=str(Path(model).absolute()))))
     if model is not None and spec.model.source == "decoder":
         raise SpecError("model", str(model), "nothing: this preset has a model of its own")
-    return check_spec(
-        replace(spec, model=replace(spec.model, path=str(Path(model).absolute()))) if model is not None else spec
-    )
+    if model is not None:
+        spec = replace(spec, model=replace(spec.model, path=str(Path(model).absolute())))
+    return check_spec(spec)
 
 
-def twin_of(name: str, spec: Spec, partition: Callable[[Arm], Any] | None = None) -> str:
+def twin_of(name: str, spec: Spec) -> str:
     """The name of an earlier known arm that does the same in this comparison, "" where there is none."""
     arms = LORA_ARMS if spec.model.source == "lora" else ARMS
-    use = partition or partition_by_spec(spec)
+    use = partition_by_spec(spec)
     wanted = effect(arms[name], spec, use)
-    for other, arm in arms.items():
-        if other == name:
-            return ""
-        if effect(arm, spec, use) == wanted:
-            return other
-    return ""
+    first = next(other for other, arm in arms.items() if effect(arm, spec, use) == wanted)
+    return first if first != name else ""

@@ -34,7 +34,7 @@ from wisca_core.comparison.statistics import (
 from wisca_core.errors import UnreadableInput
 from wisca_core.intervals import CONFIDENCE
 from wisca_core.untrusted import read_regular
-from wisca_core.words import join_names, signed_number
+from wisca_core.words import join_names, plural, signed_number
 
 # Final losses nearer to each other than this are of one and the same training, as far as single precision tells.
 SAME_NATS = 1e-4
@@ -289,8 +289,8 @@ class _Wording:
     spec: Spec
     unit: str
     digits: int
-    end: str = ""
-    at_rates: str = "each arm at its own best rate"
+    end: str
+    at_rates: str
 
     def answer(self, effect: Effect, grade: str) -> str:
         """The rule."""
@@ -312,9 +312,9 @@ class _Wording:
     def sentence(self, effect: Effect, grade: str, before: str = "") -> str:
         """What may be quoted. ``before``: of a comparison that was extended, what it said as it was fixed beforehand."""
         if grade == "none":
-            return f"Nothing can be concluded from {_seeds(effect)}; at least {FEWEST} are needed."
+            return f"Nothing can be concluded from {plural(effect.loss.n, 'seed')}; at least {FEWEST} are needed."
         if before:
-            figures = f"{self.figures(effect)}, {_seeds(effect)}"
+            figures = f"{self.figures(effect)}, {plural(effect.loss.n, 'seed')}"
             return f"Extended after looking, so only a hint: {figures}. As it was fixed beforehand: {before}"
         text = self._answered(effect, self.answer(effect, grade))
         return f"Preliminary. {text}" if grade == "preliminary" else text
@@ -332,7 +332,7 @@ class _Wording:
         where = where or (
             f", at the one rate tried ({rates[0]:g})" if len(rates) == 1 else f", at rate {effect.rate:g}"
         )
-        n = f"{_seeds(effect)}{where}"
+        n = f"{plural(effect.loss.n, 'seed')}{where}"
         if effect.loss.is_nothing:
             return f"No useful gain: under 0.001 {self.unit} either way, {n}."
         if answer == "helps":
@@ -428,10 +428,6 @@ class _Wording:
             for e in main
             if e is not first and is_clear(e) and not (len(doses) > 2 and e.arm in doses)
         )
-
-
-def _seeds(effect: Effect) -> str:
-    return f"{effect.loss.n} seed{'' if effect.loss.n == 1 else 's'}"
 
 
 def _fixed_seeds_sentence(comparison: Comparison, curves: pd.DataFrame) -> str:
@@ -551,7 +547,7 @@ def remarks(report: Report) -> list[str]:
     out += [f"{arm}: {n} of {of} runs diverged." for arm, n, of in report.diverged]
     out += [f"No result from {cell}: {reason}" for cell, reason in report.missing]
     if report.n_unfinished:
-        out.append(f"{report.n_unfinished} run{' is' if report.n_unfinished == 1 else 's are'} not finished.")
+        out.append(f"{plural(report.n_unfinished, 'run is', 'runs are')} not finished.")
     return out
 
 

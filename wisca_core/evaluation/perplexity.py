@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from wisca_core.evaluation.subjects import Subject
+from wisca_core.intervals import ratio_error
 from wisca_core.progress import Progress
 
 LARGEST_BATCH = 64
@@ -121,7 +122,7 @@ def summary(scored: TokenScores, n_tokens: int, n_bytes: int) -> dict[str, Any]:
     """The row of a model: see the keys. Errors are standard errors over windows, as if windows were independent."""
     total, count = float(scored.nats.sum()), int(scored.counts.sum())
     mean = total / count
-    error = _error(scored)
+    error = ratio_error(scored.nats, scored.counts)
     to_bits = n_tokens / n_bytes / math.log(2) if n_bytes else math.nan
     perplexity = math.exp(mean) if mean < 700 else math.inf
     return {
@@ -137,13 +138,3 @@ def summary(scored: TokenScores, n_tokens: int, n_bytes: int) -> dict[str, Any]:
         "batch_size": max(scored.batches, default=0),
         "seconds": scored.seconds,
     }
-
-
-def _error(scored: TokenScores) -> float:
-    """Standard error of the mean over tokens, from the spread of the windows (a ratio of two sums)."""
-    n = len(scored.nats)
-    if n < 2:
-        return math.nan
-    mean = scored.nats.sum() / scored.counts.sum()
-    left = scored.nats - mean * scored.counts
-    return float(math.sqrt(n / (n - 1) * (left**2).sum()) / scored.counts.sum())

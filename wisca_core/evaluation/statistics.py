@@ -12,7 +12,7 @@ from scipy import stats
 
 from wisca_core.comparison.statistics import RESAMPLES
 from wisca_core.evaluation.tasks import Document
-from wisca_core.intervals import CONFIDENCE, half_width
+from wisca_core.intervals import CONFIDENCE, half_width, ratio_error
 
 
 def task_row(documents: Sequence[Document]) -> dict[str, Any]:
@@ -103,8 +103,7 @@ def windows_row(first: Any, second: Any) -> dict[str, Any]:
     n = len(counts)
     gap = second.nats - first.nats
     mean = float(gap.sum() / counts.sum())
-    error = float(math.sqrt(n / (n - 1) * ((gap - mean * counts) ** 2).sum()) / counts.sum()) if n > 1 else math.nan
-    half = half_width(error, n - 1)
+    half = half_width(ratio_error(gap, counts), n - 1)
     return {
         "n": n,
         "difference_nats": mean,
