@@ -33,33 +33,33 @@ Examples:
 """,
 )
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="Model folder, .safetensors file, or hub:owner/name[@revision].", show_default=False
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Download a hub: model without asking.")]
-Sites = Annotated[
-    Path | None,
-    typer.Option(
-        "--sites", metavar="TOML", help="Declared pairs of a model of your own ([[attention]], [[feed_forward]])."
-    ),
-]
-Build = Annotated[
-    str | None,
-    typer.Option(
-        "--build", metavar="MODULE:FUNCTION", help="Your function that makes a small model to prove --sites on."
-    ),
-]
-Forward = Annotated[
-    str | None,
-    typer.Option(
-        "--forward", metavar="MODULE:FUNCTION", help="Your function (model, ids) that calls what --build makes."
-    ),
-]
-Unproved = Annotated[bool, typer.Option("--unproved", help="Take --sites as they are; the report says so first.")]
+
+def option(kind, name: str, metavar: str, help: str, default: str | bool = True):
+    """The type of a parameter that is an option. ``default``: what help says of it, where it is not the value itself."""
+    return Annotated[kind, typer.Option(name, metavar=metavar, help=help, show_default=default)]
+
+
+def flag(name: str, help: str, kind=bool, default: str | bool = True):
+    """The same of one that is there or not."""
+    return Annotated[kind, typer.Option(name, help=help, show_default=default)]
+
+
+def argument(kind, metavar: str, help: str, default: str | bool = True):
+    """The type of a parameter that is an argument."""
+    return Annotated[kind, typer.Argument(metavar=metavar, help=help, show_default=default)]
+
+
+Model = argument(str, "MODEL", "Model folder, .safetensors file, or hub:owner/name[@revision].", False)
+Json = flag("--json", "Print one JSON document on stdout.")
+Yes = flag("--yes", "Download a hub: model without asking.")
+Sites = option(
+    Path | None, "--sites", "TOML", "Declared pairs of a model of your own ([[attention]], [[feed_forward]])."
+)
+Build = option(str | None, "--build", "MODULE:FUNCTION", "Your function that makes a small model to prove --sites on.")
+Forward = option(
+    str | None, "--forward", "MODULE:FUNCTION", "Your function (model, ids) that calls what --build makes."
+)
+Unproved = flag("--unproved", "Take --sites as they are; the report says so first.")
 
 
 def _version(asked: bool) -> None:
@@ -82,15 +82,10 @@ def _wisca(
 @app.command("dashboard")
 @ending
 def _dashboard(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Model folder, .safetensors file, or hub:owner/name[@revision].",
-            show_default="the bundled sample",
-        ),
-    ] = None,
-    port: Annotated[int, typer.Option("--port", metavar="N", help="Port on this machine.")] = 8501,
+    model: argument(
+        str | None, "MODEL", "Model folder, .safetensors file, or hub:owner/name[@revision].", "the bundled sample"
+    ) = None,
+    port: option(int, "--port", "N", "Port on this machine.") = 8501,
 ) -> int:
     """Open the dashboard in the browser, on 127.0.0.1 only; Ctrl-C ends it."""
     from wisca_core.cli.dashboard import run
@@ -102,16 +97,9 @@ def _dashboard(
 @ending
 def _inspect(
     model: Model,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table of KV groups as CSV.")
-    ] = None,
-    norm: Annotated[str, typer.Option("--norm", metavar="l1|l2|max|rms|mean", help="Norm that is compared.")] = "l1",
-    pairs: Annotated[
-        str | None,
-        typer.Option(
-            "--pairs", metavar="qk,vo,mlp", help="Pairs to look at; mlp reads most of the model.", show_default="qk,vo"
-        ),
-    ] = None,
+    csv: option(Path | None, "--csv", "FILE", "Write the table of KV groups as CSV.") = None,
+    norm: option(str, "--norm", "l1|l2|max|rms|mean", "Norm that is compared.") = "l1",
+    pairs: option(str | None, "--pairs", "qk,vo,mlp", "Pairs to look at; mlp reads most of the model.", "qk,vo") = None,
     sites: Sites = None,
     json: Json = False,
     yes: Yes = False,
@@ -130,12 +118,8 @@ def _inspect(
 @ending
 def _heads(
     model: Model,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table with all its columns as CSV.")
-    ] = None,
-    matrices: Annotated[
-        bool, typer.Option("--matrices", help="Every matrix of the model instead, each by itself; reads all of it.")
-    ] = False,
+    csv: option(Path | None, "--csv", "FILE", "Write the table with all its columns as CSV.") = None,
+    matrices: flag("--matrices", "Every matrix of the model instead, each by itself; reads all of it.") = False,
     json: Json = False,
     yes: Yes = False,
 ) -> int:
@@ -151,39 +135,22 @@ def _heads(
 @app.command("report")
 @ending
 def _report(
-    model: Annotated[
+    model: argument(
         str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Model folder, .safetensors file, hub:owner/name[@revision], or the folder of a comparison.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The HTML file.", show_default="MODEL-wisca.html here")
-    ] = None,
-    pairs: Annotated[
-        str | None, typer.Option("--pairs", metavar="qk,vo,mlp", help="Pairs to report.", show_default="qk,vo")
-    ] = None,
-    granularity: Annotated[
-        str | None,
-        typer.Option(
-            "--granularity", metavar="tensor|group|channel", help="What shares one factor.", show_default="tensor"
-        ),
-    ] = None,
-    norm: Annotated[
-        str | None, typer.Option("--norm", metavar="l1|l2|max|rms", help="Norm to balance.", show_default="l1")
-    ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Factors as powers of two.")] = False,
-    heads: Annotated[
-        bool, typer.Option("--heads/--no-heads", help="Measure what each head computes; one more pass.")
-    ] = True,
-    evaluation: Annotated[
-        Path | None, typer.Option("--evaluation", metavar="DIR", help="What wisca evaluate --out left.")
-    ] = None,
-    comparison: Annotated[
-        Path | None, typer.Option("--comparison", metavar="DIR", help="The folder of a comparison.")
-    ] = None,
+        "MODEL",
+        "Model folder, .safetensors file, hub:owner/name[@revision], or the folder of a comparison.",
+        False,
+    ),
+    out: option(Path | None, "--out", "FILE", "The HTML file.", "MODEL-wisca.html here") = None,
+    pairs: option(str | None, "--pairs", "qk,vo,mlp", "Pairs to report.", "qk,vo") = None,
+    granularity: option(
+        str | None, "--granularity", "tensor|group|channel", "What shares one factor.", "tensor"
+    ) = None,
+    norm: option(str | None, "--norm", "l1|l2|max|rms", "Norm to balance.", "l1") = None,
+    exact: flag("--exact", "Factors as powers of two.") = False,
+    heads: flag("--heads/--no-heads", "Measure what each head computes; one more pass.") = True,
+    evaluation: option(Path | None, "--evaluation", "DIR", "What wisca evaluate --out left.") = None,
+    comparison: option(Path | None, "--comparison", "DIR", "The folder of a comparison.") = None,
     json: Json = False,
     yes: Yes = False,
 ) -> int:
@@ -199,82 +166,43 @@ def _report(
 @ending
 def _rescale(
     model: Model,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="New folder for the rescaled model.", show_default=False)
-    ] = None,
-    pairs: Annotated[
-        str | None, typer.Option("--pairs", metavar="qk,vo,mlp", help="Pairs to balance.", show_default="qk,vo")
-    ] = None,
-    granularity: Annotated[
+    out: argument(Path | None, "OUT", "New folder for the rescaled model.", False) = None,
+    pairs: option(str | None, "--pairs", "qk,vo,mlp", "Pairs to balance.", "qk,vo") = None,
+    granularity: option(
         str | None,
-        typer.Option(
-            "--granularity",
-            metavar="tensor|group|channel",
-            help="What shares one factor; one a pair: qk=channel,vo=tensor.",
-            show_default="tensor",
-        ),
-    ] = None,
-    norm: Annotated[
-        str | None, typer.Option("--norm", metavar="l1|l2|max|rms", help="Norm to balance.", show_default="l1")
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option("--strength", metavar="S", help="0 changes nothing, 1 balances fully.", show_default="1"),
-    ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            "--layers",
-            metavar="0-3,7",
-            help="Layers, both ends included; encoder:0-3 picks a stack.",
-            show_default="all",
-        ),
-    ] = None,
-    exclude: Annotated[
+        "--granularity",
+        "tensor|group|channel",
+        "What shares one factor; one a pair: qk=channel,vo=tensor.",
+        "tensor",
+    ) = None,
+    norm: option(str | None, "--norm", "l1|l2|max|rms", "Norm to balance.", "l1") = None,
+    strength: option(float | None, "--strength", "S", "0 changes nothing, 1 balances fully.", "1") = None,
+    layers: option(
+        str | None, "--layers", "0-3,7", "Layers, both ends included; encoder:0-3 picks a stack.", "all"
+    ) = None,
+    exclude: option(
+        list[str] | None, "--exclude", "SITE", "Leave a pair alone, like decoder.3.self.qk; may be repeated."
+    ) = None,
+    exact: flag("--exact", "Round factors to powers of two, which round no weight.") = False,
+    adapter: option(
         list[str] | None,
-        typer.Option("--exclude", metavar="SITE", help="Leave a pair alone, like decoder.3.self.qk; may be repeated."),
-    ] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Round factors to powers of two, which round no weight.")
-    ] = False,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--adapter",
-            metavar="ADAPTER",
-            help="A LoRA adapter of MODEL that follows its new weights; may be repeated.",
-        ),
-    ] = None,
-    adapter_out: Annotated[
-        list[Path] | None,
-        typer.Option("--adapter-out", metavar="DIR", help="New folder of each adapter.", show_default="OUT-NAME"),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", metavar="BASE", help="Where MODEL is a LoRA adapter: its base, to prove it on."),
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="Apply a saved plan instead of options.")
-    ] = None,
-    save_plan: Annotated[
-        Path | None, typer.Option("--save-plan", metavar="FILE", help="Save the plan as JSON.")
-    ] = None,
-    undo: Annotated[
-        Path | None,
-        typer.Option("--undo", metavar="REPORT", help="Take back the rescale whose wisca_report.json this is."),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 1 and write nothing where any pair is refused.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen and write no model.")] = False,
-    check: Annotated[
+        "--adapter",
+        "ADAPTER",
+        "A LoRA adapter of MODEL that follows its new weights; may be repeated.",
+    ) = None,
+    adapter_out: option(list[Path] | None, "--adapter-out", "DIR", "New folder of each adapter.", "OUT-NAME") = None,
+    base: option(str | None, "--base", "BASE", "Where MODEL is a LoRA adapter: its base, to prove it on.") = None,
+    plan: option(Path | None, "--plan", "FILE", "Apply a saved plan instead of options.") = None,
+    save_plan: option(Path | None, "--save-plan", "FILE", "Save the plan as JSON.") = None,
+    undo: option(Path | None, "--undo", "REPORT", "Take back the rescale whose wisca_report.json this is.") = None,
+    strict: flag("--strict", "Exit 1 and write nothing where any pair is refused.") = False,
+    dry_run: flag("--dry-run", "Show what would happen and write no model.") = False,
+    check: flag(
+        "--check/--no-check",
+        "Run both models on the same tokens before the export is kept.",
         bool | None,
-        typer.Option(
-            "--check/--no-check",
-            help="Run both models on the same tokens before the export is kept.",
-            show_default="where the memory allows",
-        ),
-    ] = None,
+        "where the memory allows",
+    ) = None,
     sites: Sites = None,
     build: Build = None,
     forward: Forward = None,
@@ -299,11 +227,9 @@ def _rescale(
 @app.command("verify")
 @ending
 def _verify(
-    before: Annotated[str, typer.Argument(metavar="BEFORE", help="The original model.", show_default=False)],
-    after: Annotated[str, typer.Argument(metavar="AFTER", help="The model compared with it.", show_default=False)],
-    weights_only: Annotated[
-        bool, typer.Option("--weights-only", help="Compare weights and prove the rule, run no full model.")
-    ] = False,
+    before: argument(str, "BEFORE", "The original model.", False),
+    after: argument(str, "AFTER", "The model compared with it.", False),
+    weights_only: flag("--weights-only", "Compare weights and prove the rule, run no full model.") = False,
     sites: Sites = None,
     build: Build = None,
     forward: Forward = None,
@@ -324,30 +250,16 @@ def _verify(
 @app.command("architectures")
 @ending
 def _architectures(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="NAME", help="One architecture: the model_type of config.json.", show_default="all"),
-    ] = None,
-    prove: Annotated[
-        bool, typer.Option("--prove", help="Prove on miniatures what has no kept result for the installed versions.")
-    ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Prove what has a kept result too.")] = False,
-    everything: Annotated[
-        bool,
-        typer.Option(
-            "--all", help="Encoders, encoder-decoders, vision and speech too, not only causal language models."
-        ),
-    ] = False,
-    granularity: Annotated[
-        str | None,
-        typer.Option(
-            "--granularity",
-            metavar="tensor|group|channel",
-            help="What is proved; several with commas.",
-            show_default="all three",
-        ),
-    ] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the table as CSV.")] = None,
+    name: argument(str | None, "NAME", "One architecture: the model_type of config.json.", "all") = None,
+    prove: flag("--prove", "Prove on miniatures what has no kept result for the installed versions.") = False,
+    again: flag("--again", "Prove what has a kept result too.") = False,
+    everything: flag(
+        "--all", "Encoders, encoder-decoders, vision and speech too, not only causal language models."
+    ) = False,
+    granularity: option(
+        str | None, "--granularity", "tensor|group|channel", "What is proved; several with commas.", "all three"
+    ) = None,
+    csv: option(Path | None, "--csv", "FILE", "Write the table as CSV.") = None,
     json: Json = False,
 ) -> int:
     """Show which architectures are covered, by which rule, and what was proved of each.
@@ -362,25 +274,11 @@ def _architectures(
 @app.command("runs")
 @ending
 def _runs(
-    paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH...", help="Log files, or folders with logs below them.", show_default=False),
-    ],
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write every value as one long table.")
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", metavar="NAME", help="Metric to sum up.", show_default="the loss")
-    ] = None,
-    step_column: Annotated[
-        str | None,
-        typer.Option(
-            "--step-column", metavar="NAME", help="Step column of tables and JSON lines.", show_default="guessed"
-        ),
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Print a line whenever a run has new values, until Ctrl-C.")
-    ] = False,
+    paths: argument(list[str], "PATH...", "Log files, or folders with logs below them.", False),
+    csv: option(Path | None, "--csv", "FILE", "Write every value as one long table.") = None,
+    metric: option(str | None, "--metric", "NAME", "Metric to sum up.", "the loss") = None,
+    step_column: option(str | None, "--step-column", "NAME", "Step column of tables and JSON lines.", "guessed") = None,
+    follow: flag("--follow", "Print a line whenever a run has new values, until Ctrl-C.") = False,
     json: Json = False,
 ) -> int:
     """Read training logs: TensorBoard, Trainer, CSV, JSONL, parquet, trackio, W&B, nanoGPT and Megatron text."""
@@ -392,23 +290,11 @@ def _runs(
 @app.command("trajectory")
 @ending
 def _trajectory(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Folder of checkpoints: checkpoint-500, step_1000, ...", show_default=False),
-    ],
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the ratio of every KV group and step as CSV.")
-    ] = None,
-    norm: Annotated[str, typer.Option("--norm", metavar="l1|l2|max|rms|mean", help="Norm that is compared.")] = "l1",
-    every: Annotated[
-        int, typer.Option("--every", metavar="N", help="Steps between two rescalings the reading speaks of.")
-    ] = 250,
-    logs: Annotated[
-        Path | None,
-        typer.Option(
-            "--logs", metavar="PATH", help="Log with the loss of this training.", show_default="beside the checkpoints"
-        ),
-    ] = None,
+    folder: argument(Path, "DIR", "Folder of checkpoints: checkpoint-500, step_1000, ...", False),
+    csv: option(Path | None, "--csv", "FILE", "Write the ratio of every KV group and step as CSV.") = None,
+    norm: option(str, "--norm", "l1|l2|max|rms|mean", "Norm that is compared.") = "l1",
+    every: option(int, "--every", "N", "Steps between two rescalings the reading speaks of.") = 250,
+    logs: option(Path | None, "--logs", "PATH", "Log with the loss of this training.", "beside the checkpoints") = None,
     sites: Sites = None,
     json: Json = False,
 ) -> int:
@@ -422,62 +308,34 @@ def _trajectory(
 @app.command("compare")
 @ending
 def _compare(
-    spec: Annotated[
-        Path | None, typer.Argument(metavar="SPEC", help="Comparison spec, TOML or JSON.", show_default=False)
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the comparison.", show_default=False)
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset", metavar="default|dose|thorough|lora|tinyllama|qwen2|qwen15_moe", help="A spec that is built in."
-        ),
-    ] = None,
-    model: Annotated[
+    spec: argument(Path | None, "SPEC", "Comparison spec, TOML or JSON.", False) = None,
+    out: option(Path | None, "--out", "DIR", "Folder of the comparison.", False) = None,
+    preset: option(
+        str | None, "--preset", "default|dose|thorough|lora|tinyllama|qwen2|qwen15_moe", "A spec that is built in."
+    ) = None,
+    model: option(
         Path | None,
-        typer.Option(
-            "--model",
-            metavar="DIR",
-            help="Model folder, for --preset lora; its tokenizer, for a set-up of the paper.",
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison in DIR.")] = False,
-    add_seeds: Annotated[
-        int | None,
-        typer.Option("--add-seeds", metavar="N", help="Train N further seeds; the result is marked as extended."),
-    ] = None,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Show time, memory and the seeds needed, and start nothing.")
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", metavar="N", help="Processes side by side.", show_default="one a core or a GPU"),
-    ] = None,
-    executor: Annotated[
+        "--model",
+        "DIR",
+        "Model folder, for --preset lora; its tokenizer, for a set-up of the paper.",
+        False,
+    ) = None,
+    resume: flag("--resume", "Go on with the comparison in DIR.") = False,
+    add_seeds: option(
+        int | None, "--add-seeds", "N", "Train N further seeds; the result is marked as extended."
+    ) = None,
+    estimate: flag("--estimate", "Show time, memory and the seeds needed, and start nothing.") = False,
+    workers: option(int | None, "--workers", "N", "Processes side by side.", "one a core or a GPU") = None,
+    executor: option(
         str,
-        typer.Option(
-            "--executor",
-            metavar="auto|processes|replicas|ray",
-            help="How runs are trained: one by one in each process, several at once in each (the default on GPUs), or on a Ray cluster.",
-        ),
-    ] = "auto",
-    device: Annotated[
-        str | None,
-        typer.Option(
-            "--device", metavar="auto|cpu|cuda|cuda:N", help="Instead of the spec's device.", show_default=False
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            "--precision",
-            metavar="float32|bfloat16|float64",
-            help="Instead of the spec's precision.",
-            show_default=False,
-        ),
-    ] = None,
+        "--executor",
+        "auto|processes|replicas|ray",
+        "How runs are trained: one by one in each process, several at once in each (the default on GPUs), or on a Ray cluster.",
+    ) = "auto",
+    device: option(str | None, "--device", "auto|cpu|cuda|cuda:N", "Instead of the spec's device.", False) = None,
+    precision: option(
+        str | None, "--precision", "float32|bfloat16|float64", "Instead of the spec's precision.", False
+    ) = None,
     json: Json = False,
 ) -> int:
     """Train arms with and without a rescale on the same seeds, and say what the differences allow one to say.
@@ -492,61 +350,28 @@ def _compare(
 @app.command("evaluate")
 @ending
 def _evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Causal model, folder of checkpoints, or folder of a comparison (its arms, by seed).",
-            show_default=False,
-        ),
-    ],
-    other: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL2", help="A second model on the same text and documents.", show_default=False),
-    ] = None,
-    text: Annotated[
-        str, typer.Option("--text", metavar="FILE", help="Text in UTF-8.", show_default="held-out bundled text")
-    ] = "",
-    tasks: Annotated[
+    model: argument(
+        str, "MODEL", "Causal model, folder of checkpoints, or folder of a comparison (its arms, by seed).", False
+    ),
+    other: argument(str | None, "MODEL2", "A second model on the same text and documents.", False) = None,
+    text: option(str, "--text", "FILE", "Text in UTF-8.", "held-out bundled text") = "",
+    tasks: option(
         list[str] | None,
-        typer.Option(
-            "--tasks",
-            metavar="NAMES",
-            help="docs-continuation, docs-order, a .jsonl file, FOLDER:NAME, or a task of lm-evaluation-harness; several with commas.",
-        ),
-    ] = None,
-    draft: Annotated[
-        list[str] | None,
-        typer.Option("--draft", metavar="MODEL", help="A draft for assisted generation with MODEL; may be repeated."),
-    ] = None,
-    inside: Annotated[
-        bool, typer.Option("--inside", help="Attention logits, entropy, first token and activations, head by head.")
-    ] = False,
-    window: Annotated[
-        int, typer.Option("--window", metavar="N", help="Tokens of a window.", show_default="context, at most 1024")
-    ] = 0,
-    stride: Annotated[
-        int, typer.Option("--stride", metavar="N", help="Tokens from window to window.", show_default="window: packed")
-    ] = 0,
-    limit: Annotated[
-        int, typer.Option("--limit", metavar="N", help="Windows, and documents a task, at most.", show_default="all")
-    ] = 0,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", help="Windows and answers at a time.", show_default="fastest; 8")
-    ] = 0,
-    device: Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where it runs.")] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype",
-            metavar="float32|bfloat16|float16",
-            help="In what it runs.",
-            show_default="as stored; float32 on a CPU",
-        ),
-    ] = "",
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="New folder that keeps every row.", show_default=False)
-    ] = None,
+        "--tasks",
+        "NAMES",
+        "docs-continuation, docs-order, a .jsonl file, FOLDER:NAME, or a task of lm-evaluation-harness; several with commas.",
+    ) = None,
+    draft: option(
+        list[str] | None, "--draft", "MODEL", "A draft for assisted generation with MODEL; may be repeated."
+    ) = None,
+    inside: flag("--inside", "Attention logits, entropy, first token and activations, head by head.") = False,
+    window: option(int, "--window", "N", "Tokens of a window.", "context, at most 1024") = 0,
+    stride: option(int, "--stride", "N", "Tokens from window to window.", "window: packed") = 0,
+    limit: option(int, "--limit", "N", "Windows, and documents a task, at most.", "all") = 0,
+    batch_size: option(int, "--batch-size", "N", "Windows and answers at a time.", "fastest; 8") = 0,
+    device: option(str, "--device", "auto|cpu|cuda|cuda:N", "Where it runs.") = "auto",
+    dtype: option(str, "--dtype", "float32|bfloat16|float16", "In what it runs.", "as stored; float32 on a CPU") = "",
+    out: option(Path | None, "--out", "DIR", "New folder that keeps every row.", False) = None,
     json: Json = False,
     yes: Yes = False,
 ) -> int:
@@ -564,10 +389,8 @@ def _evaluate(
 @app.command("clean")
 @ending
 def _clean(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAMES", help="Folders to empty, or all.", show_default=False)
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    names: argument(list[str] | None, "NAMES", "Folders to empty, or all.", False) = None,
+    yes: flag("--yes", "Remove without asking.") = False,
     json: Json = False,
 ) -> int:
     """Show what is kept under WISCA_HOME, and empty the named folders."""
@@ -579,10 +402,7 @@ def _clean(
 @app.command("jobs")
 @ending
 def _jobs(
-    cancel: Annotated[
-        str | None, typer.Option("--cancel", metavar="ID", help="Ask a job to stop; by force after 10 s.")
-    ] = None,
-    json: Json = False,
+    cancel: option(str | None, "--cancel", "ID", "Ask a job to stop; by force after 10 s.") = None, json: Json = False
 ) -> int:
     """List the jobs of the dashboard, newest first."""
     from wisca_core.cli.kept import run_jobs
