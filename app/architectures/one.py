@@ -8,7 +8,7 @@ from wisca_app.cached import Census
 from wisca_app.figures import words
 from wisca_app.messages import plain
 from wisca_app.open_model import glance
-from wisca_app.parts import quiet
+from wisca_app.parts import pick, quiet
 from wisca_core.architecture.families import families
 from wisca_core.census import row_file, row_text, rule_lines
 from wisca_core.census.entry import LABELS, Entry
@@ -76,14 +76,7 @@ def own_proof(chosen: Entry | None) -> Proof | None:
 
 def draw(census: Census, chosen: Entry | None) -> None:
     with st.container(border=True):
-        st.selectbox(
-            "Look one up",
-            list(census.by_name),
-            key="architecture",
-            placeholder="model_type of config.json",
-            width=420,
-            persist_state="session",
-        )
+        pick("Look one up", list(census.by_name), "architecture", placeholder="model_type of config.json", width=420)
         if chosen is None:
             return
         if chosen.not_reached:

@@ -12,7 +12,7 @@ from wisca_app.comparing import fields
 from wisca_app.figures import words
 from wisca_app.open_model import glance, normal
 from wisca_app.open_model import title as model_title
-from wisca_app.parts import one_of, quiet
+from wisca_app.parts import one_of, pick, quiet
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.prepare import shares_a_rate as shares_a_rate_of
@@ -51,15 +51,7 @@ _KINDS = {"balance": "Balance", "rates": "Rates alone", "inverse": "Inverse", "p
 def source() -> str:
     """What kind of model is trained: at first the open one, made smaller, where it is somebody's own language model."""
     own, found = _own_source(), glance()
-    chosen = st.selectbox(
-        "Model",
-        list(_MODELS),
-        list(_MODELS).index(own),
-        key=f"compare model, at first {own}",
-        format_func=_MODELS.get,
-        width=280,
-        **KEPT,
-    )
+    chosen = pick("Model", _MODELS, f"compare model, at first {own}", index=list(_MODELS).index(own), width=280)
     if chosen == own == "decoder" and found is not None and state.get("model") != state.default_model():
         what = "is refused" if found.refusal else "was not made to predict the next token"
         what = "is an adapter" if found.checkpoint.adapter_json else what
@@ -140,13 +132,12 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
     """
     out: dict[str, Any] = {}
     with st.container(horizontal=True, gap="medium"):
-        executor = st.selectbox(
+        executor = pick(
             "Runs go",
             executors(),
-            key="compare executor",
-            format_func=_EXECUTORS.get,
+            "compare executor",
+            said=_EXECUTORS,
             width=260,
-            **KEPT,
             help="All runs of a comparison go the same way: their differences would hold a change of it too.",
         )
         workers = st.number_input(
@@ -160,18 +151,15 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
             **KEPT,
             help="Side by side; by default one a core, or one a GPU.",
         )
-        out["precision"] = st.selectbox(
+        out["precision"] = pick(
             "Precision",
             PRECISIONS,
-            key="compare precision",
+            "compare precision",
             width=140,
-            **KEPT,
             help="Of a training step. Validation is always computed without rounding to bfloat16.",
         )
         if cached.has_gpu():
-            out["device"] = st.selectbox(
-                "Device", list(_DEVICES), key="compare device", width=130, format_func=_DEVICES.get, **KEPT
-            )
+            out["device"] = pick("Device", _DEVICES, "compare device", width=130)
         if kind in ("whole", "paper"):
             out["processes_per_cell"] = st.number_input(
                 "Processes a run",
@@ -250,15 +238,7 @@ def _text(kind: str, preset: Spec, model: dict) -> dict[str, Any]:
     before = kind == "lora" or model.get("weights") == "continued"
     data: dict[str, Any] = {}
     with st.container(horizontal=True, gap="medium"):
-        data["source"] = st.selectbox(
-            "Text",
-            list(_TEXTS),
-            list(_TEXTS).index(d.source),
-            key=f"compare source {kind}",
-            format_func=_TEXTS.get,
-            width=260,
-            **KEPT,
-        )
+        data["source"] = pick("Text", _TEXTS, f"compare source {kind}", index=list(_TEXTS).index(d.source), width=260)
         if data["source"] in ("text", "jsonl"):
             data["path"] = st.text_input("Path on this machine", key="compare path", width=320, **KEPT).strip()
         if data["source"] == "hub":
@@ -368,9 +348,7 @@ def _granularity(pairs: list[str]) -> str:
     if chosen != "by pair":
         return chosen
     each = {
-        pair: st.selectbox(
-            words.PAIR_LABELS[pair], GRANULARITIES, key=f"compare own granularity {pair}", width=120, **KEPT
-        )
+        pair: pick(words.PAIR_LABELS[pair], GRANULARITIES, f"compare own granularity {pair}", width=120)
         for pair in pairs
     }
     return ",".join(f"{pair}={word}" for pair, word in each.items())

@@ -9,6 +9,7 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.messages import errors_as_messages, plain
+from wisca_app.parts import pick
 from wisca_core import jobs, storage
 from wisca_core.comparison import folder
 from wisca_core.errors import WiscaError
@@ -60,14 +61,7 @@ def draw() -> str:
     at_work = {str(job.arguments.get("comparison")) for job in jobs.every() if job.is_active}
     labels = {name: _label(name, at_work) for name in names} | {"new": "A new comparison"}
     labels |= {name: f"{printable(name, 60)}, not on this machine" for name in asked}
-    return st.selectbox(
-        "Comparison",
-        [*asked, *names, "new"],
-        key="comparison",
-        format_func=labels.get,
-        width=520,
-        persist_state="session",
-    )
+    return pick("Comparison", [*asked, *names, "new"], "comparison", said=labels, width=520)
 
 
 def draw_new(kind: str = "secondary") -> None:

@@ -13,7 +13,7 @@ from wisca_app.comparing import asking, fields
 from wisca_app.comparing.asking import KEPT
 from wisca_app.figures import compare, words
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import one_of, primary, quiet
+from wisca_app.parts import one_of, pick, primary, quiet
 from wisca_core import jobs, storage
 from wisca_core.comparison import execution_plan, folder
 from wisca_core.comparison.data import check_text
@@ -108,9 +108,7 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
                 steps = st.number_input(
                     "Steps", value=preset.steps, step=100, key=f"compare steps {name}", width=126, **KEPT
                 )
-                optimiser = st.selectbox(
-                    "Optimiser", OPTIMISERS, key="compare optimiser", format_func=_OPTIMISERS.get, width=176, **KEPT
-                )
+                optimiser = pick("Optimiser", OPTIMISERS, "compare optimiser", said=_OPTIMISERS, width=176)
                 rates = st.text_input(
                     "Learning rates",
                     ", ".join(f"{r:g}" for r in preset.optimiser.learning_rates),

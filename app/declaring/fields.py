@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from wisca_app.messages import plain
-from wisca_app.parts import one_of
+from wisca_app.parts import one_of, pick
 from wisca_core.architecture.declaration import Declaration, attention, feed_forward
 from wisca_core.architecture.families import layout_names
 from wisca_core.architecture.layer import ROPES
@@ -177,7 +177,7 @@ def _number(label: str, value: int | None, key: str, placeholder: str, tip: str 
 def _choice(label: str, options, value: str | None, key: str, shown=str) -> str:
     options = list(options)
     at = options.index(value) if value in options else 0
-    return st.selectbox(label, options, index=at, key=key, **_KEPT, format_func=shown, width=_WIDTH)
+    return pick(label, options, key, format_func=shown, index=at, width=_WIDTH)
 
 
 def declaration(row: Mapping, stands_in: tuple | None = None) -> Declaration:

@@ -8,7 +8,7 @@ from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title
-from wisca_app.parts import primary
+from wisca_app.parts import pick, primary
 from wisca_core import jobs
 from wisca_core.evaluation.bundled_tasks import N_ITEMS
 from wisca_core.evaluation.tasks import harness_is_here
@@ -40,12 +40,11 @@ def draw(model: str) -> None:
         st.subheader("Evaluate", anchor=False)
         comparisons = with_weights()
         if comparisons:
-            st.selectbox(
+            pick(
                 "What",
                 ["", *comparisons],
-                key="evaluated",
+                "evaluated",
                 format_func=lambda name: f"All arms of {name.removeprefix('sample-')}" if name else "The open model",
-                persist_state="session",
                 help="The arms of a comparison are evaluated together: a seed is one observation.",
             )
         left, right = st.columns(2, gap="medium")

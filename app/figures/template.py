@@ -49,37 +49,23 @@ class Theme:
         return hash(self.name)
 
 
-LIGHT = Theme(
+def _theme(name: str, roles: dict[str, tuple[str, str, str]], **colours: str) -> Theme:
+    """``roles``: role -> its colour, that of the end of a scale, that of words."""
+    role, end, word = ({key: of[i] for key, of in roles.items()} for i in range(3))
+    return Theme(name, role, end, word, **colours)
+
+
+LIGHT = _theme(
     "light",
-    role={
-        "q": "#2158A4",
-        "k": "#C57924",
-        "v": "#0A9686",
-        "o": "#79375A",
-        "up": "#4A5BB5",
-        "down": "#9C7A10",
-        "a": "#17808F",
-        "b": "#A8482F",
-    },
-    end={
-        "q": "#12366B",
-        "k": "#7E4706",
-        "v": "#04584F",
-        "o": "#4B1D36",
-        "up": "#27347D",
-        "down": "#5E4800",
-        "a": "#0A4A54",
-        "b": "#652414",
-    },
-    word={
-        "q": "#2158A4",
-        "k": "#96560F",
-        "v": "#08766A",
-        "o": "#79375A",
-        "up": "#4A5BB5",
-        "down": "#7F630B",
-        "a": "#12707D",
-        "b": "#A8482F",
+    {
+        "q": ("#2158A4", "#12366B", "#2158A4"),
+        "k": ("#C57924", "#7E4706", "#96560F"),
+        "v": ("#0A9686", "#04584F", "#08766A"),
+        "o": ("#79375A", "#4B1D36", "#79375A"),
+        "up": ("#4A5BB5", "#27347D", "#4A5BB5"),
+        "down": ("#9C7A10", "#5E4800", "#7F630B"),
+        "a": ("#17808F", "#0A4A54", "#12707D"),
+        "b": ("#A8482F", "#652414", "#A8482F"),
     },
     page="#FCFBF9",
     middle="#EFECE6",
@@ -90,37 +76,17 @@ LIGHT = Theme(
     grid="#EAE7E1",
     border="#D9D5CC",
 )
-DARK = Theme(
+DARK = _theme(
     "dark",
-    role={
-        "q": "#6AA3F5",
-        "k": "#E6902B",
-        "v": "#45D3B7",
-        "o": "#BC75A3",
-        "up": "#8C9BF0",
-        "down": "#D9B33C",
-        "a": "#4FC3D2",
-        "b": "#E58468",
-    },
-    end={
-        "q": "#A9CBFF",
-        "k": "#FFC27A",
-        "v": "#9BF2DF",
-        "o": "#E3A0CC",
-        "up": "#BFC8FF",
-        "down": "#F5DC8A",
-        "a": "#A5E9F2",
-        "b": "#F8BFAC",
-    },
-    word={
-        "q": "#8AB6F8",
-        "k": "#EDA654",
-        "v": "#62DAC2",
-        "o": "#CF95BB",
-        "up": "#8C9BF0",
-        "down": "#D9B33C",
-        "a": "#4FC3D2",
-        "b": "#E58468",
+    {
+        "q": ("#6AA3F5", "#A9CBFF", "#8AB6F8"),
+        "k": ("#E6902B", "#FFC27A", "#EDA654"),
+        "v": ("#45D3B7", "#9BF2DF", "#62DAC2"),
+        "o": ("#BC75A3", "#E3A0CC", "#CF95BB"),
+        "up": ("#8C9BF0", "#BFC8FF", "#8C9BF0"),
+        "down": ("#D9B33C", "#F5DC8A", "#D9B33C"),
+        "a": ("#4FC3D2", "#A5E9F2", "#4FC3D2"),
+        "b": ("#E58468", "#F8BFAC", "#E58468"),
     },
     page="#14161A",
     middle="#22262C",

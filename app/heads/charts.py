@@ -12,7 +12,7 @@ from wisca_app.figures.template import Theme
 from wisca_app.heading import bare, heading, show
 from wisca_app.heads.drawn_heads import NAMES, DrawnHeads, boxes, mark, select_head_from_chart
 from wisca_app.inspecting.facts import heads
-from wisca_app.parts import quiet
+from wisca_app.parts import pick, quiet
 from wisca_core.circuits.columns import BY_NAME, Column
 from wisca_core.circuits.findings import headline
 from wisca_core.patterns.summary import times
@@ -36,20 +36,18 @@ def draw_title(shown: DrawnHeads) -> None:
 def controls(shown: DrawnHeads) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if len(shown.blocks) > 1:
-            st.selectbox(
+            pick(
                 "Where",
                 list(shown.blocks),
-                key="heads_block",
-                persist_state="session",
+                "heads_block",
                 format_func=lambda block: words.title(shown.blocks[block]) or block,
                 label_visibility="collapsed",
                 width=220,
             )
-        st.selectbox(
+        pick(
             "Column",
             NAMES,
-            key="column",
-            persist_state="session",
+            "column",
             format_func=lambda name: BY_NAME[name].title,
             label_visibility="collapsed",
             width=230,
@@ -167,11 +165,10 @@ def draw_scatter(shown: DrawnHeads, theme: Theme) -> None:
     heading(one.finding, one.how, one.table, one.name, chart=one)
     with st.container(horizontal=True):
         for label, name in (("across", "across"), ("up", "up")):
-            st.selectbox(
+            pick(
                 label,
                 NAMES,
-                key=name,
-                persist_state="session",
+                name,
                 format_func=lambda one, label=label: f"{label}: {BY_NAME[one].title}",
                 label_visibility="collapsed",
                 width=200,

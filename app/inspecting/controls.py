@@ -6,7 +6,7 @@ from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.figures.heatmap import VIEWS
 from wisca_app.inspecting.drawn_pair import NORMS, DrawnPair
-from wisca_app.parts import one_of
+from wisca_app.parts import one_of, pick
 from wisca_core.planning.options import Options
 
 _GRANULARITIES = {"tensor": "one factor a matrix", "group": "one factor a KV group", "channel": "one factor a channel"}
@@ -18,13 +18,12 @@ def draw(shown: DrawnPair) -> None:
         if len(pairs) > 1:
             one_of("Pair", pairs, "pair", said=words.PAIR_LABELS, label_visibility="collapsed", help=words.tip("pair"))
         if len(shown.blocks) > 1:
-            st.selectbox(
+            pick(
                 "Block",
                 list(shown.blocks),
-                key="block",
+                "block",
                 format_func=lambda one: words.title(shown.blocks[one]),
                 width=240,
-                persist_state="session",
                 label_visibility="collapsed",
                 help="Pairs of one kind sit in several places of this model; each is looked at by itself.",
             )

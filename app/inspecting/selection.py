@@ -7,6 +7,7 @@ import streamlit as st
 from wisca_app import clicks, state
 from wisca_app.figures import words
 from wisca_app.inspecting.drawn_pair import DrawnPair
+from wisca_app.parts import pick
 from wisca_core.patterns.verdict import by_imbalance
 
 SOURCES = ("map", "balance", "most_unbalanced")
@@ -45,15 +46,14 @@ def boxes(shown: DrawnPair) -> None:
 
 
 def _box(label: str, values: list[int], key: str, say: Callable[[int], str], width: int) -> None:
-    st.selectbox(
+    pick(
         label,
         values,
-        key=key,
-        width=width,
+        key,
         format_func=say,
+        width=width,
         on_change=lambda: clicks.renew(SOURCES),
         label_visibility="collapsed",
-        persist_state="session",
     )
 
 

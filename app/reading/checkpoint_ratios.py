@@ -10,7 +10,7 @@ from wisca_app.figures.template import Theme
 from wisca_app.heading import show
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import one_of, primary
+from wisca_app.parts import one_of, pick, primary
 from wisca_app.reading.drawn_runs import DrawnRuns, checkpoint_folder
 from wisca_core import jobs
 from wisca_core.runs import Run
@@ -83,22 +83,8 @@ def _draw(found: Trajectory, shown: DrawnRuns | None, theme: Theme) -> list[Char
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         one_of("Pair", found.pairs, "moved_pair", said=words.PAIR_LABELS)
         if len(names) > 1:
-            st.selectbox(
-                "Block",
-                list(names),
-                key="moved_block",
-                format_func=lambda one: words.title(names[one]),
-                width=230,
-                **_KEPT,
-            )
-        st.selectbox(
-            "Layer and its KV groups",
-            numbers,
-            key="moved_layer",
-            placeholder="all, with the median",
-            width=230,
-            **_KEPT,
-        )
+            pick("Block", list(names), "moved_block", format_func=lambda one: words.title(names[one]), width=230)
+        pick("Layer and its KV groups", numbers, "moved_layer", placeholder="all, with the median", width=230)
     st.space("small")
     layer = state.get("moved_layer")
     groups = found.tables["l1"]

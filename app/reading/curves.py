@@ -12,7 +12,7 @@ from wisca_app.figures.chart import Chart
 from wisca_app.figures.runs import CONFIG, MOST_NAMED, Curve, curves, styles
 from wisca_app.figures.template import DARK, LIGHT, Theme
 from wisca_app.heading import show
-from wisca_app.parts import one_of
+from wisca_app.parts import one_of, pick
 from wisca_app.reading.drawn_runs import MOST_CURVES, X_LABELS, DrawnRuns, axes
 from wisca_app.reading.planned import comparison
 from wisca_core.runs.drawing import half_life
@@ -26,13 +26,8 @@ def controls(shown: DrawnRuns) -> None:
     with st.container(border=True):
         st.multiselect("Metrics", shown.everything, key="curves", max_selections=MOST_CURVES, **_KEPT)
         with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-            st.selectbox(
-                "Against",
-                axes(shown.runs, shown.everything),
-                key="x",
-                format_func=lambda x: X_LABELS.get(x, x),
-                width=190,
-                **_KEPT,
+            pick(
+                "Against", axes(shown.runs, shown.everything), "x", format_func=lambda x: X_LABELS.get(x, x), width=190
             )
             if len(shown.runs) > 1:
                 one_of(
@@ -61,7 +56,7 @@ def controls(shown: DrawnRuns) -> None:
                 names = list(shown.groups) if shown.as_band else [run.name for run in shown.runs]
                 if state.get("highlight") not in names:
                     state.put("highlight", None)
-                st.selectbox("Bring out", names, key="highlight", placeholder="none", width=230, **_KEPT)
+                pick("Bring out", names, "highlight", placeholder="none", width=230)
 
 
 def _window(shown: DrawnRuns) -> None:

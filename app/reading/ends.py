@@ -12,7 +12,7 @@ from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.heading import heading
 from wisca_app.messages import plain
-from wisca_app.parts import quiet
+from wisca_app.parts import pick, quiet
 from wisca_app.reading.drawn_runs import DrawnRuns
 from wisca_app.reading.planned import arms, comparison, link, where
 from wisca_core.runs.groups import (
@@ -27,8 +27,9 @@ from wisca_core.runs.groups import (
     standing,
 )
 
-_KEPT = {"persist_state": "session"}
 _MOST_ROWS = 2000
+_OF_GROUPS = ["Group", "Runs", "Not finite", "Mean", "SD", "95 % low", "95 % high", "Lowest", "Highest"]
+_OF_RUNS = ["Run", "Group", "Seed", "Final", "At step", "Best", "Best at", "Values"]
 
 
 def headline(shown: DrawnRuns) -> tuple[str, str]:
@@ -96,19 +97,7 @@ def draw(shown: DrawnRuns) -> list[tuple[str, pd.DataFrame]]:
     grouped = len(shown.groups) < len(table)
     if grouped:
         stats = group_statistics(table)
-        view = pd.DataFrame(
-            {
-                "Group": stats["group"],
-                "Runs": stats["runs"],
-                "Not finite": stats["not_finite"],
-                "Mean": stats["mean"],
-                "SD": stats["sd"],
-                "95 % low": stats["low"],
-                "95 % high": stats["high"],
-                "Lowest": stats["min"],
-                "Highest": stats["max"],
-            }
-        )
+        view = stats.set_axis(_OF_GROUPS, axis=1)
         heading(
             f"Final {words.markdown_text(metric)} by group",
             "Mean over the runs with a finite value, with its 95 % t interval.",
@@ -117,18 +106,7 @@ def draw(shown: DrawnRuns) -> list[tuple[str, pd.DataFrame]]:
         )
         _frame(view, "Final values by group")
         out.append((f"Final {metric} by group", view))
-    view = pd.DataFrame(
-        {
-            "Run": table["run"],
-            "Group": table["group"],
-            "Seed": table["seed"],
-            "Final": table["final"],
-            "At step": table["final_step"],
-            "Best": table["best"],
-            "Best at": table["best_step"],
-            "Values": table["points"],
-        }
-    )
+    view = table[["run", "group", *table.columns[2:]]].set_axis(_OF_RUNS, axis=1)
     view = view if grouped else view.drop(columns="Group")
     heading(
         f"Final and best {words.markdown_text(metric)}",
@@ -159,8 +137,8 @@ def pairs(shown: DrawnRuns) -> str:
     st.subheader("Paired difference", anchor=False)
     quiet("Runs of one seed are compared with each other, so that what the seed does falls out. 95 % t interval.")
     with st.container(horizontal=True, gap="medium"):
-        st.selectbox("From", titles, key="from_group", width=300, **_KEPT)
-        st.selectbox("To", titles, key="to_group", width=300, **_KEPT)
+        pick("From", titles, "from_group", width=300)
+        pick("To", titles, "to_group", width=300)
     a, b = state.get("from_group"), state.get("to_group")
     if a == b:
         st.markdown(":gray[Choose two different groups.]")

@@ -13,12 +13,11 @@ from wisca_app.figures.runs_distributions import fans, over_layers
 from wisca_app.figures.runs_trajectory import trajectory as trajectory_figure
 from wisca_app.figures.template import Theme
 from wisca_app.heading import show
-from wisca_app.parts import one_of
+from wisca_app.parts import one_of, pick
 from wisca_app.reading.drawn_runs import DrawnRuns
 from wisca_core.runs import Run
 from wisca_core.runs.distributions import FIGURES, families
 
-_KEPT = {"persist_state": "session"}
 MOST_PANELS = 12
 _RATIO = "wisca/log2_ratio/"
 _VIEWS = {"values": "Values", "rms": "RMS", "l2": "L2 norm", "l1": "L1 norm"}
@@ -33,7 +32,7 @@ def draw(shown: DrawnRuns, theme: Theme) -> list[Chart]:
     if state.get("histograms_of") not in having:
         state.put("histograms_of", next(iter(having)))
     if len(having) > 1:
-        st.selectbox("Run", list(having), key="histograms_of", width=320, **_KEPT)
+        pick("Run", list(having), "histograms_of", width=320)
     run = having[state.get("histograms_of")]
     return [*_histograms(run, theme, shown.short), *_of_ratios(run, theme, shown.short)]
 
@@ -45,13 +44,12 @@ def _histograms(run: Run, theme: Theme, of: str) -> list[Chart]:
     if state.get("histogram_family") not in found:
         state.put("histogram_family", max(found, key=lambda name: (len(found[name]), "grad" not in name)))
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        st.selectbox(
+        pick(
             "Histograms of",
             list(found),
-            key="histogram_family",
-            width=380,
+            "histogram_family",
             format_func=lambda name: f"{name} ({words.plural(len(found[name]), 'layer')})" if "*" in name else name,
-            **_KEPT,
+            width=380,
         )
         one_of("Show", _VIEWS, "histogram_view")
     family, view = state.get("histogram_family"), state.get("histogram_view")

@@ -6,7 +6,7 @@ from wisca_app import cached, state, uploads
 from wisca_app.figures import words
 from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import quiet
+from wisca_app.parts import pick, quiet
 from wisca_app.reading.drawn_runs import DrawnRuns, forget_choices, paths
 from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.writing import csv_pieces
@@ -83,11 +83,10 @@ def follow(shown: DrawnRuns) -> None:
                 options = ["", *columns]
                 if state.get("step_column") not in options:
                     state.put("step_column", "")
-                st.selectbox(
+                pick(
                     "Column that counts the steps",
                     options,
-                    key="step_column",
-                    persist_state="session",
+                    "step_column",
                     format_func=lambda name: (
                         name or (f"guessed: {taken}" if taken else "guessed: none, rows are counted")
                     ),
