@@ -8,6 +8,7 @@ from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Spec
 from wisca_core.untrusted import printable
+from wisca_core.words import join_names
 
 
 def facts(comparison: Comparison) -> str:
@@ -35,7 +36,7 @@ def _rates(comparison: Comparison) -> str:
         return ", ".join(f"{rate:g}" for rate in spec.optimiser.learning_rates)
     if not chosen:
         return "rates that its pilot is to choose"
-    return f"{' and '.join(f'{rate:g}' for rate in sorted(set(chosen.values())))}, chosen by pilot runs"
+    return f"{join_names([f'{rate:g}' for rate in sorted(set(chosen.values()))])}, chosen by pilot runs"
 
 
 def _model(spec: Spec) -> str:

@@ -19,6 +19,7 @@ from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.paper import for_scale
 from wisca_core.comparison.report import Report, remarks, report
+from wisca_core.words import join_names
 
 _STOPPED = {
     "new": "Not started yet.",
@@ -199,7 +200,7 @@ def _exports(comparison: Comparison, frame: pd.DataFrame) -> None:
     if missing:
         them = "it" if len(missing) == 1 else "them"
         st.markdown(
-            f":small[Not on this machine: {words.markdown_text(' and '.join(missing))}. Put {them} beside the spec before it is run.]"
+            f":small[Not on this machine: {words.markdown_text(join_names(missing))}. Put {them} beside the spec before it is run.]"
         )
     st.download_button(
         "All curves as CSV",

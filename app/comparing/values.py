@@ -8,7 +8,7 @@ from wisca_core.comparison import statistics
 from wisca_core.comparison.arm_words import in_words
 from wisca_core.comparison.folder import Comparison
 from wisca_core.comparison.report import Report, digits_of, interval, unit
-from wisca_core.words import signed_number
+from wisca_core.words import join_names, signed_number
 
 _SHOWN = [
     "Arm",
@@ -232,7 +232,7 @@ def _loss(value: float, digits: int) -> str:
 
 def _own_best(rates: tuple[float, ...]) -> str:
     """The rates chosen for the seeds: "own best, 0.001"."""
-    return f"own best, {' and '.join(f'{rate:g}' for rate in sorted(set(rates)))}" if rates else "own best"
+    return f"own best, {join_names([f'{rate:g}' for rate in sorted(set(rates))])}" if rates else "own best"
 
 
 def _per_byte(report: Report) -> str:

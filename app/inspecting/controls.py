@@ -8,6 +8,7 @@ from wisca_app.figures.heatmap import VIEWS
 from wisca_app.inspecting.drawn_pair import NORMS, DrawnPair
 from wisca_app.parts import one_of, pick
 from wisca_core.planning.options import Options
+from wisca_core.words import join_names
 
 _GRANULARITIES = {"tensor": "one factor a matrix", "group": "one factor a KV group", "channel": "one factor a channel"}
 
@@ -54,7 +55,7 @@ def _norm(shown: DrawnPair) -> None:
 def describe(options: Options) -> str:
     """The options of Rescale in one line."""
     parts = [
-        " and ".join(words.PAIR_LABELS[pair] for pair in options.pairs),
+        join_names([words.PAIR_LABELS[pair] for pair in options.pairs]),
         _GRANULARITIES.get(options.granularity, f"granularity {options.granularity}"),
         f"{words.NORM_LABELS[options.norm]} norm",
         "full strength" if options.strength == 1 else f"strength {options.strength:g}",

@@ -4,6 +4,7 @@ from wisca_app import cached
 from wisca_app.figures import words
 from wisca_app.open_model import title
 from wisca_core.model import Model
+from wisca_core.words import join_names
 
 
 def facts(model: Model) -> str:
@@ -14,7 +15,7 @@ def facts(model: Model) -> str:
     parts = [title(checkpoint.source), kind]
     parts.append(words.parameters(checkpoint.n_parameters))
     dtypes = sorted({t.dtype for t in checkpoint.stored or checkpoint.tensors} & set(words.DTYPES))
-    parts.append(" and ".join(words.DTYPES[d] for d in dtypes))
+    parts.append(join_names([words.DTYPES[d] for d in dtypes]))
     if a is not None:
         parts += [words.plural(a.n_layers, "layer"), heads(a.n_heads, a.n_kv_heads)]
     refused = sum(r.what != "model" for r in (*sites.refusals, *cached.feed_forward_refusals(model)))

@@ -14,7 +14,7 @@ from wisca_core.checkpoint.hub import PREFIX, n_bytes_missing
 from wisca_core.cli.terminal import bar, confirm
 from wisca_core.errors import BadOption, Cancelled, HubError
 from wisca_core.progress import Progress
-from wisca_core.words import in_bytes, plural
+from wisca_core.words import in_bytes, join_names, plural
 
 
 def open_after_asking(model: str, yes: bool, declared: Declared | None = None) -> Checkpoint:
@@ -87,7 +87,7 @@ def facts(checkpoint: Checkpoint, sites: Sites) -> str:
         )
         parts += [plural(a.n_layers, "layer"), f"{heads} of {a.head_dim}"]
     parts += [
-        " and ".join(dtypes(checkpoint)),
+        join_names(dtypes(checkpoint)),
         f"{plural(len(sites.sites), 'pair')} found, {len(sites.refusals):,} refused",
     ]
     return ", ".join(filter(None, parts))

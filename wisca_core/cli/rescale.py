@@ -44,7 +44,7 @@ from wisca_core.progress import Progress
 from wisca_core.rescale import scalings
 from wisca_core.rescale_adapter import adapters_near, fitted_layers, follow
 from wisca_core.storage import read_json
-from wisca_core.words import in_bytes, plural, side, without_site_name
+from wisca_core.words import in_bytes, join_names, plural, side, without_site_name
 
 
 @dataclass(frozen=True)
@@ -413,7 +413,7 @@ def _left_sides(plan: Plan, sites: Sites) -> str:
     pairs = {SiteKey.parse(name).pair for name in names}
     sides = [left for pair, (left, _) in SIDES.items() if pair in pairs]
     others = f"other{'' if len(sides) == 1 else 's'}"
-    said = f"{' and '.join(sides)} side{'' if len(sides) == 1 else 's'}, the inverse on the {others}"
+    said = f"{join_names(sides)} side{'' if len(sides) == 1 else 's'}, the inverse on the {others}"
     squared = [name for name in names if sites[name].exponent("right") == 2]
     if len(squared) == len(names):
         return said.replace("the inverse", "the inverse square")

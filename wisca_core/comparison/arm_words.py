@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from wisca_core.comparison.spec import Arm
 from wisca_core.methods import method
 from wisca_core.pairs import LABELS
+from wisca_core.words import join_names
 
 _TITLES = {
     "baseline": "Baseline",
@@ -57,7 +58,7 @@ def in_words(arm: Arm) -> str:
 
 
 def _pairs(arm: Arm) -> str:
-    return " and ".join("LoRA's A and B" if pair == "lora" else LABELS[pair] for pair in arm.pairs)
+    return join_names(["LoRA's A and B" if pair == "lora" else LABELS[pair] for pair in arm.pairs])
 
 
 def _span(arm: Arm) -> list[str]:

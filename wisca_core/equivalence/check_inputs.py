@@ -79,7 +79,7 @@ def inputs_for(model, folder: Path) -> CheckInputs:
     counted += [f"{k:,} {noun}{'' if k == 1 else 's'}" for noun, k in n.items() if k]
     drawn = [f"{noun}s" for noun, k in n.items() if k]
     sources = [source] if source else []
-    sources += [f"random {' and '.join(drawn)}"] if drawn else []
+    sources += [f"random {join_names(drawn)}"] if drawn else []
     longest = max((case.shape[1] for case in cases if case.shape), default=0)
     return CheckInputs(tuple(cases), "; ".join(sources), join_names(counted), n_tokens, longest)
 

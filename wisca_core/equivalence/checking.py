@@ -36,6 +36,7 @@ from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
 from wisca_core.storage import folder, workplace
 from wisca_core.untrusted import locate
+from wisca_core.words import join_names
 
 if TYPE_CHECKING:
     from wisca_core.equivalence.check_inputs import CheckInputs
@@ -134,7 +135,7 @@ def compare_folder(
             control = difference(first, _run(model, given, (EAGER,))[EAGER]).max_rel
     progress("running the control: the same weights rounded at random", 3, 3)
     not_checked = [
-        f"attention kernels other than {' and '.join(kernels)}",
+        f"attention kernels other than {join_names(kernels)}",
         *([f"contexts beyond {given.longest} tokens"] if given.longest else []),
         *first.not_run,
         "quantised copies made before: their scales were chosen for the old weights",

@@ -23,6 +23,7 @@ from wisca_core.equivalence.trial import discover
 from wisca_core.errors import Cancelled, WiscaError
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import along_axis
+from wisca_core.words import join_names
 
 BIT_IDENTICAL = "bit-identical"
 ROUNDING = "equivalent up to rounding"
@@ -121,10 +122,13 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
         _run(before, after, sites, progress) if run_models else (None, "outputs of the models: not asked for")
     )
     not_checked = not_covered(proof, check) if check else (*proof.not_checked, not_run)
-    reasons = [
-        f"{found.n_changed} of {n} tensors changed; one factor a tie group ({found.n_factors:,} groups, factors {found.smallest:.4g} to "
-        f"{found.largest:.4g}) explains every value within one unit in the last place; all other tensors are bit-equal."
-    ]
+    how = "no value moved by more than one unit in the last place"  # as after a rescale and its undo
+    if found.n_factors:
+        how = (
+            f"one factor a tie group ({found.n_factors:,} groups, factors {found.smallest:.4g} to {found.largest:.4g}) "
+            "explains every value within one unit in the last place"
+        )
+    reasons = [f"{found.n_changed} of {n} tensors changed; {how}; all other tensors are bit-equal."]
     verdict = ROUNDING
     if check is not None and check.bit_identical and found.exact:
         verdict = BIT_IDENTICAL
@@ -273,7 +277,7 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
             lo, hi = low[site.name], high[site.name]
             bad = np.flatnonzero(lo > hi)
             if len(bad):
-                names = " and ".join(dict.fromkeys(leg.tensor for leg in site.legs if leg.measured))
+                names = join_names(list(dict.fromkeys(leg.tensor for leg in site.legs if leg.measured)))
                 found.unexplained.append(
                     f"{site.name}: no single factor explains both sides of tie group {bad[0]} ({names}; the values "
                     f"allow {lo[bad[0]]:.6g} from below and {hi[bad[0]]:.6g} from above)."

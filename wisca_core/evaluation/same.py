@@ -7,6 +7,7 @@ from typing import Any
 
 from wisca_core.evaluation.subjects import Subject
 from wisca_core.evaluation.tasks import Document
+from wisca_core.words import join_names
 
 # Nats a token by which weights that were rounded once may move a window before it is said to be more than rounding.
 # Chosen with room, by the bits of the dtype; not measured.
@@ -64,7 +65,7 @@ def _words(verdict, text, pairs, flipped, largest, bound, is_export, exact) -> s
         parts.append(f"{text['n_windows_equal']:,} of {text['n']:,} windows give the same nats to the last bit")
     if pairs:
         parts.append(f"{len(pairs) - len(flipped):,} of {len(pairs):,} documents are answered alike")
-    said = " and ".join(parts) or "nothing was compared"
+    said = join_names(parts) or "nothing was compared"
     ends = {
         "identical": ".",
         "same answers": f"; no answer differs, the largest likelihood by {largest:.1e} nats.",

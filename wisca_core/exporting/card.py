@@ -8,6 +8,7 @@ from wisca_core.architecture.site import DEFAULT_PAIRS, SiteKey
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof
 from wisca_core.planning.plan import Plan
+from wisca_core.words import join_names
 
 _START, _END = "<!-- wisca:begin -->", "<!-- wisca:end -->"
 
@@ -33,7 +34,7 @@ def with_section(
     o = plan.options
     adapter = o.pairs == ("lora",)
     kinds = {SiteKey.parse(name).pair for name in plan.factors.by_site} or set(o.pairs)
-    attention = " and ".join(pair.upper() for pair in o.pairs if pair in DEFAULT_PAIRS and pair in kinds)
+    attention = join_names([pair.upper() for pair in o.pairs if pair in DEFAULT_PAIRS and pair in kinds])
     parts = [f"{attention} pairs of the attention weights"] if attention else []
     parts += ["up and down projections of the feed-forward blocks"] if "mlp" in kinds else []
     what = "rank channels of the LoRA adapter" if adapter else " and the ".join(parts)
