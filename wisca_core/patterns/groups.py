@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_core.patterns.blocks import block_of
-from wisca_core.patterns.table import Patterns, Segments
+from wisca_core.patterns.table import Patterns, Segments, log2_size
 
 GROUP_COLUMNS = {
     "site": "index of the site",
@@ -34,7 +34,6 @@ def group_table(patterns: Patterns, norm: str) -> pd.DataFrame:
     place = segments.ids[left] // 2
     site = place // most
     columns = site_columns(patterns)
-    size = {"l1": np.log2(n[left] / n[right]), "l2": np.log2(n[left] / n[right]) / 2}
     with np.errstate(divide="ignore", invalid="ignore"):
         return pd.DataFrame(
             {
@@ -46,7 +45,7 @@ def group_table(patterns: Patterns, norm: str) -> pd.DataFrame:
                 "left": before[left],
                 "right": before[right],
                 "log2_ratio": np.log2(before[left] / before[right]),
-                "log2_size": size.get(norm, np.full(len(site), np.nan if norm == "max" else 0.0)),
+                "log2_size": log2_size(norm, n[left], n[right]),
             }
         )
 

@@ -8,6 +8,7 @@ from pandas.api.typing import DataFrameGroupBy
 
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import titles
+from wisca_core.patterns.table import log2_size
 from wisca_core.words import LEVEL, heavier_side, times
 
 NEAR = 1.1  # under this ratio two sides are level to a reader, who would otherwise be told that one is 1.01× heavier
@@ -97,10 +98,10 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
 
 def _size(of_layer: DataFrameGroupBy, norm: str) -> pd.Series:
     """log2_size of each layer. Adapted layers differ in shape, so entries are added before they are compared."""
-    if norm not in ("l1", "l2") or "n_left" not in of_layer.obj:
+    if "n_left" not in of_layer.obj:
         return of_layer["log2_size"].first()
     n = of_layer[["n_left", "n_right"]].sum()
-    return np.log2(n["n_left"] / n["n_right"]).rename("log2_size") / (1 if norm == "l1" else 2)
+    return log2_size(norm, n["n_left"], n["n_right"]).rename("log2_size")
 
 
 def furthest(groups: pd.DataFrame, n: int) -> pd.DataFrame:

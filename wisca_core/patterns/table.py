@@ -59,6 +59,8 @@ NORMS = MappingProxyType(
         "mean": "mean |w|",
     }
 )
+# how each grows with the number of entries, as a power of it; the largest value has no such law
+_SIZE_POWER = MappingProxyType({"l1": 1.0, "l2": 0.5, "rms": 0.0, "mean": 0.0, "max": np.nan})
 
 
 def norm(name: str, stats: "pd.DataFrame | dict", factor: np.ndarray | float = 1.0) -> np.ndarray:
@@ -75,6 +77,11 @@ def norm(name: str, stats: "pd.DataFrame | dict", factor: np.ndarray | float = 1
         "mean": lambda: np.asarray(stats["l1"]) / n,
     }
     return values[name]() * factor
+
+
+def log2_size(name: str, n_left: np.ndarray, n_right: np.ndarray) -> np.ndarray:
+    """The part of log2(left / right) of that norm which only says how many entries each side has, octaves; NaN for max."""
+    return _SIZE_POWER[name] * np.log2(n_left / n_right) + 0.0  # no -0
 
 
 def header_digest(checkpoint: Checkpoint) -> str:
