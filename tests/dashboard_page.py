@@ -2,12 +2,16 @@
 
 import base64
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Block
 
+# AppTest reads the metadata of every installed package for each new page, which takes longer than the page; once will do
+manifest_scanner.scan_component_manifests = cache(manifest_scanner.scan_component_manifests)
 DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
 
 
