@@ -3,8 +3,8 @@
 ``small_model`` builds each kind once a session; a test that changes one works on a copy (``edited``).
 """
 
+import gc
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -51,20 +51,23 @@ def pytest_runtest_call(item):
         raise
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: half a million objects that no later garbage collection need look through."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def wisca_home(tmp_path_factory) -> Path:
     """WISCA_HOME for the whole run, so that proofs are made once; a test that needs an empty one sets its own."""
     home = tmp_path_factory.mktemp("wisca-home")
-    before = os.environ.get("WISCA_HOME")
-    os.environ["WISCA_HOME"] = str(home)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more only cost time on models this small
-    yield home
+    torch.set_num_threads(1)  # more only cost time on models this small, most of it in waiting for one another
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WISCA_HOME", str(home))
+        patch.setenv("OMP_NUM_THREADS", "1")  # of the processes that a test starts
+        yield home
     torch.set_num_threads(threads)
-    if before is None:
-        del os.environ["WISCA_HOME"]
-    else:
-        os.environ["WISCA_HOME"] = before
 
 
 @pytest.fixture
