@@ -1,6 +1,7 @@
 """A rescale as learning rates, in a line whose colours are the legend, and what stands behind its question mark."""
 
 from wisca_app.figures import words
+from wisca_core.patterns.blocks import site_unit
 from wisca_core.planning.rates import MATRICES, PairRates, rate, span
 
 SAME_RATE = 1.05  # under this factor a learning rate is called the same
@@ -22,12 +23,12 @@ def line(rates: list[PairRates], lead: str) -> str:
 
 
 def _hardly(rates: list[PairRates]) -> str:
-    """What is said where the median layer keeps its rates; some layers may have others."""
+    """What is said where the median keeps its rates; some layers may have others."""
     one = max(rates, key=_most)
     if _most(one) < SAME_RATE:
         return "each learning rate by less than 5 %: it is hardly another training"
     sides = (f"{name}'s by {said}" for name, said in zip(_words(one), (span(*one.left_span), span(*one.right_span))))
-    return f"no learning rate of the median layer by 5 %, but {' and '.join(sides)} over the layers"
+    return f"no learning rate of the median {site_unit(one.pair, one.block)} by 5 %, but {' and '.join(sides)} over the layers"
 
 
 def _most(one: PairRates) -> float:
@@ -54,9 +55,10 @@ def tip(rates: list[PairRates], granularity: str) -> str:
         for one in rates[:4]
     )
     one = max(rates, key=lambda r: max(r.left, r.right))
+    units = words.join_names(list(dict.fromkeys(site_unit(r.pair, r.block) for r in rates)))
     said = words.tip("rates").removesuffix(words.HOME).strip()
     return (
-        f"{said}\n\nOf the median layer, now; over {'rows and ' * (granularity != 'tensor')}"
+        f"{said}\n\nOf the median {units}, now; over {'rows and ' * (granularity != 'tensor')}"
         f"layers: {spans}. With SGD the squares ({MATRICES[one.pair][0]} {rate(one.left**2)}). Adafactor with "
         f"scale_parameter: no effect. AdamW and Muon: as Adam.\n\n{words.HOME}"
     )

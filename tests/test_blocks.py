@@ -25,6 +25,7 @@ from wisca_core.patterns.summary import furthest, layer_ratios, sentence, summar
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
 from wisca_core.planning.plan import make_plan
+from wisca_core.planning.rates import equivalent_rates, median_rates
 from wisca_core.planning.rows import plan_rows
 
 ALL = ("qk", "vo", "mlp")
@@ -174,6 +175,14 @@ def test_experts_take_the_place_of_the_group(moe):
     assert experts["left"].tolist()[4:] == pytest.approx(up) and experts["right"].tolist()[4:] == pytest.approx(down)
     layers = layer_ratios(groups, "l1").set_index(["block", "layer"])["log2_ratio"]
     assert layers["decoder.experts", 1] == pytest.approx(np.log2(sum(up) / sum(down)))
+    # a layer's sum is led by its one heavy expert; what is said first, rates and ratio, is of the median expert
+    one, (rate,) = (
+        summaries(experts, "l1")["mlp"],
+        median_rates(equivalent_rates(decision)[lambda r: r["block"] == "decoder.experts"]),
+    )
+    median = float(np.median(experts["log2_ratio"]))
+    assert one.unit == "expert" and one.ratio == pytest.approx(2 ** abs(median)) and one.n_layers == 2
+    assert layers["decoder.experts", 1] > 2 and abs(median) < 0.5 and rate.left == pytest.approx(2 ** (median / 2))
     far = furthest(groups, 1).iloc[0]
     assert (far["name"], far["group"], far["block"]) == ("decoder.1.none.mlp.e2", 2, "decoder.experts")
     heads = decision.heads()

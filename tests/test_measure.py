@@ -428,7 +428,8 @@ def test_a_balanced_model_is_called_level_and_no_part_is_larger_than_its_whole()
         and sentence(summary("", 1.0, "", 1.0, "", 1.0)) == "Query and key are level in the median layer."
     )
     assert (
-        sentence(summary("A", 1.05, "", 1.0, "A", 1.05, "lora")) == "A and B are level in the median layer (A 1.05×)."
+        sentence(summary("A", 1.05, "", 1.0, "A", 1.05, "lora"))
+        == "A and B are level in the median adapted layer (A 1.05×)."
     )
     # 4.0 of 3.9 is no part of it
     more = summary("output", 3.9, "output", 4.0, "value", 1.03, "vo")

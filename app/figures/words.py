@@ -40,7 +40,7 @@ DTYPES = {
 
 # Every term of the pages in a sentence, with its formula: what stands behind the question marks.
 TERMS = {
-    "ratio": "Norm of the left side over that of the right one, as L1: sum |Wq| / sum |Wk|; the median layer's.",
+    "ratio": "Norm of the left side over that of the right one, as L1: sum |Wq| / sum |Wk|; of the median layer, expert or adapted layer.",
     "query side": "Wq of the query heads that share a key head. With |W| = sum of |w|, the ratio is |Wq| / |Wk|.",
     "size": "How often the one side has more entries: g query heads share a KV head, so Wq has g times the entries of Wk.",
     "rest": "The ratio divided by its size part: initialisation or training. One checkpoint cannot tell which.",

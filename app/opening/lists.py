@@ -108,7 +108,7 @@ def remember(opened: cached.Model) -> None:
 
 
 def _recent(model: str, opened: cached.Model) -> recent.Recent:
-    from wisca_core.patterns.summary import layer_ratios
+    from wisca_core.patterns.summary import site_ratios
 
     groups = cached.decision(opened, Options(default_pairs(opened.sites))).groups("l1")
     a = opened.sites.attention
@@ -117,8 +117,7 @@ def _recent(model: str, opened: cached.Model) -> recent.Recent:
         if a
         else words.plural(len(opened.sites.sites), "pair")
     )
-    layers = layer_ratios(groups, "l1")
-    median = layers.groupby("pair", sort=False)["log2_ratio"].median()
+    median = site_ratios(groups, "l1").groupby("pair", sort=False)["log2_ratio"].median()
     return recent.Recent(
         model,
         facts,

@@ -18,7 +18,7 @@ from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, note, say, say_lines, table
 from wisca_core.errors import DeclarationError, check_choice
 from wisca_core.pairs import MATRICES, SIDES
-from wisca_core.patterns.blocks import unit_of
+from wisca_core.patterns.blocks import site_unit, unit_of
 from wisca_core.patterns.groups import group_table
 from wisca_core.patterns.store import measured_patterns
 from wisca_core.patterns.summary import PairSummary, furthest, layer_ratios, sentence, summaries
@@ -28,7 +28,7 @@ from wisca_core.planning.options import PLAN_NORMS, Options, default_pairs
 from wisca_core.planning.rates import PairRates, equivalent_rates, layer_rates, median_rates, span
 from wisca_core.planning.rates import sentence as rates_in_words
 from wisca_core.spreadsheet import check_replaceable, write_csv
-from wisca_core.words import side, times
+from wisca_core.words import join_names, side, times
 
 N_WORST = 10
 MOST_TENSORS = 100
@@ -125,13 +125,14 @@ def run(
 
 
 def _say_rates(rates: list[PairRates]) -> None:
-    """What balancing does to a training, in the median layer; a line a block where there are several."""
+    """What balancing does to a training, of the median site; a line a block where there are several."""
     blocks = dict.fromkeys(one.block for one in rates)
     for block in blocks:
         said = rates_in_words([one for one in rates if one.block == block])
         say(f"{block}: {said}" if len(blocks) > 1 else said)
     if rates:
-        say("Median layer; with SGD the squares of these, with Adafactor's scale_parameter no effect.\n")
+        units = join_names(list(dict.fromkeys(site_unit(one.pair, one.block) for one in rates)))
+        say(f"Median {units}; with SGD the squares of these, with Adafactor's scale_parameter no effect.\n")
 
 
 def _only(sites: Sites, asked: Options) -> Sites:

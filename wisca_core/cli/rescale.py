@@ -385,7 +385,9 @@ def _say_plan(
         rows.append((" / ".join(SIDES[s.pair]) + (f", {s.title}" if s.title else ""), *medians, *within))
     units = {unit_of(s.pair, s.block) for s in pairs.values()}
     counted = f"{units.pop()}s" if len(units) == 1 else "places"
-    table(("pair", "median layer before", "after", f"{counted} within 2× before", "after"), rows)
+    medians = {s.unit for s in pairs.values()}
+    median = f"median {medians.pop()} before" if len(medians) == 1 else "median before"
+    table(("pair", median, "after", f"{counted} within 2× before", "after"), rows)
     factors = [
         f for fs in plan.factors.by_site.values() for f in fs if f != 1
     ]  # of the left side: every rule has exponent 1 there

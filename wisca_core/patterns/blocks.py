@@ -31,6 +31,12 @@ def unit_of(pair: str, block: str) -> str:
     return "expert" if _split_block(block)[1] == "experts" else "layer" if pair == "mlp" else "KV group"
 
 
+def site_unit(pair: str, block: str) -> str:
+    """What one pair of that kind is a pair of: "layer", "expert" or "adapted layer", of which a layer has several."""
+    unit = unit_of(pair, block)
+    return "layer" if unit == "KV group" else unit
+
+
 def titles(blocks: Iterable[str]) -> dict[str, str]:
     """block -> its name among the blocks of one pair, in words of a sentence; "" where it is the only one.
 

@@ -7,7 +7,7 @@ import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
 
 from wisca_core.pairs import SIDES
-from wisca_core.patterns.blocks import titles
+from wisca_core.patterns.blocks import site_unit, titles
 from wisca_core.patterns.table import log2_size
 from wisca_core.words import LEVEL, heavier_side, times
 
@@ -16,11 +16,11 @@ NEAR = 1.1  # under this ratio two sides are level to a reader, who would otherw
 
 @dataclass(frozen=True)
 class PairSummary:
-    """One kind of pair in one block, over its layers. Ratios are >= 1 and go with ``heavier``, a word of SIDES or ""
-    where balanced.
+    """One kind of pair in one block, over its sites: its layers, or the experts or adapted layers in them. Ratios are >= 1
+    and go with ``heavier``, a word of SIDES or "" where balanced.
 
-    ``title``: the block in words, "" where it is the only one of the pair. ``ratio``: of the median layer, each layer
-    taken as the norm of all its channels. ``size``: the part that only says how many entries each side has, None where the norm has no such law. ``rest``: ratio / size, >= 1, and
+    ``title``: the block in words, "" where it is the only one of the pair. ``ratio``: of the median site, each taken as
+    the norm of all its channels. ``size``: the part that only says how many entries each side has, None where the norm has no such law. ``rest``: ratio / size, >= 1, and
     ``rest_heavier`` the side it leans to. ``n_cells``: (layer, KV group or expert) cells measured; ``within_2x``,
     ``within_2x_after``: of these, how many are within a factor 2.
     """
@@ -43,8 +43,13 @@ class PairSummary:
     n_unusable: int  # cells whose ratio is not finite
 
     @property
+    def unit(self) -> str:
+        """What its ratio is the median of: "layer", "expert" or "adapted layer"."""
+        return site_unit(self.pair, self.block)
+
+    @property
     def is_level(self) -> bool:
-        """Whether the median layer is near enough to balance to be called so in words."""
+        """Whether the median site is near enough to balance to be called so in words."""
         return self.ratio < NEAR
 
     @property
@@ -59,26 +64,34 @@ def summaries(groups: pd.DataFrame, norm: str) -> dict[str, PairSummary]:
     """
     if "left_after" not in groups:
         groups = groups.assign(left_after=groups["left"], right_after=groups["right"], log2_after=groups["log2_ratio"])
-    layers = dict(iter(layer_ratios(groups, norm).groupby(["pair", "block"], sort=False)))
+    sites = dict(iter(site_ratios(groups, norm).groupby(["pair", "block"], sort=False)))
     out = {}
     for pair, of_pair in groups.groupby("pair", sort=False):
         names = titles(of_pair["block"].unique())
         for block, part in of_pair.groupby("block", sort=False):
             out[f"{pair} {block}" if len(names) > 1 else pair] = _summary(
-                pair, block, names[block], part, layers[pair, block]
+                pair, block, names[block], part, sites[pair, block]
             )
     return out
 
 
-_KEYS = ["pair", "block", "layer"]
+def site_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
+    """One row a site: pair, block, name, log2_ratio, log2_size and, of a plan's table, log2_after of that norm over all its
+    KV groups together, in octaves.
+    """
+    return _ratios(groups, norm, ["pair", "block", "name"])
 
 
 def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
     """One row a (pair, block, layer): log2_ratio, log2_size and, of a plan's table, log2_after of that norm over all KV
-    groups (experts) together, in octaves.
+    groups (experts, adapted layers) together, in octaves.
     """
+    return _ratios(groups, norm, ["pair", "block", "layer"])
+
+
+def _ratios(groups: pd.DataFrame, norm: str, names: list[str]) -> pd.DataFrame:
     columns = [name for name in ("left", "right", "left_after", "right_after") if name in groups]
-    number = groups.groupby(_KEYS, sort=False).ngroup().to_numpy()  # in order; three words a row are compared but once
+    number = groups.groupby(names, sort=False).ngroup().to_numpy()  # in order; three words a row are compared but once
     if norm in ("l2", "rms"):  # of equally large groups
         sides = (groups[columns] ** 2).groupby(number).sum() ** 0.5
     else:
@@ -87,7 +100,7 @@ def layer_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
     # a norm that is not known in one group is not known of the layer: pandas would leave it out and give the rest
     unknown = groups[columns].isna().groupby(number).any()
     sides = sides.mask(unknown)
-    keys = groups[_KEYS].iloc[np.unique(number, return_index=True)[1]].reset_index(drop=True)
+    keys = groups[names].iloc[np.unique(number, return_index=True)[1]].reset_index(drop=True)
     size = _size(groups.groupby(number), norm)
     with np.errstate(divide="ignore", invalid="ignore"):
         out = keys.assign(log2_ratio=np.log2(sides["left"] / sides["right"]), log2_size=size)
@@ -115,10 +128,10 @@ def furthest(groups: pd.DataFrame, n: int) -> pd.DataFrame:
     return out.iloc[np.argsort(-out["log2_away"].abs().to_numpy(), kind="stable")[:n]].reset_index(drop=True)
 
 
-def _summary(pair: str, block: str, title: str, groups: pd.DataFrame, layers: pd.DataFrame) -> PairSummary:
-    ratio = _median(layers["log2_ratio"])
-    after = _median(layers["log2_after"])
-    size = float(layers["log2_size"].median())
+def _summary(pair: str, block: str, title: str, groups: pd.DataFrame, sites: pd.DataFrame) -> PairSummary:
+    ratio = _median(sites["log2_ratio"])
+    after = _median(sites["log2_after"])
+    size = float(sites["log2_size"].median())
     rest = ratio - (0.0 if np.isnan(size) else size)
     cells, cells_after = groups["log2_ratio"], groups["log2_after"]
     return PairSummary(
@@ -133,7 +146,7 @@ def _summary(pair: str, block: str, title: str, groups: pd.DataFrame, layers: pd
         rest_heavier=heavier_side(pair, rest),
         ratio_after=2 ** abs(after),
         heavier_after=heavier_side(pair, after),
-        n_layers=len(layers),
+        n_layers=groups["layer"].nunique(),
         n_cells=len(groups),
         within_2x=int((cells.abs() <= 1 + 1e-9).sum()),
         within_2x_after=int((cells_after.abs() <= 1 + 1e-9).sum()),
@@ -160,9 +173,9 @@ def _verdict(s: PairSummary) -> str:
     left, right = SIDES[s.pair]
     if s.is_level:
         exactly = f" ({s.heavier} {times(s.ratio)})" if s.heavier else ""
-        first = f"{left if left.isupper() else left.capitalize()} and {right} are level in the median layer{exactly}"
+        first = f"{left if left.isupper() else left.capitalize()} and {right} are level in the median {s.unit}{exactly}"
     else:
-        first = f"The {s.heavier} side is {times(s.ratio)} heavier in the median layer"
+        first = f"The {s.heavier} side is {times(s.ratio)} heavier in the median {s.unit}"
     if s.size is None or not s.size_heavier:
         return first + "."
     if s.is_level and s.rest_heavier not in ("", s.size_heavier):

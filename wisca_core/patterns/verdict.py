@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from wisca_core.pairs import LABELS, PLURALS, SIDES
-from wisca_core.patterns.blocks import titles, unit_of
+from wisca_core.patterns.blocks import site_unit, titles, unit_of
 from wisca_core.patterns.summary import PairSummary
 from wisca_core.words import times
 
@@ -79,7 +79,7 @@ def verdict(found: Iterable[PairSummary], groups: pd.DataFrame, gains: Iterable[
     if level:
         clauses.append(_level(level, gains, bool(clauses)))
         if far is not None and far.pair in level and abs(far.log2_ratio) > np.log2(SURELY_NOT_LEVEL):
-            clauses[-1] += " in the median layer"
+            clauses[-1] += f" in the median {site_unit(far.pair, far.block)}"
     text = ", ".join(clauses) or "nothing was measured"
     where = ""
     if far is not None and len(groups) > 1 and times(2 ** abs(far.log2_ratio)) != "1.00×":

@@ -30,7 +30,8 @@ RATE_COLUMNS = {
 
 @dataclass(frozen=True)
 class PairRates:
-    """Of one pair in one block: factors on Adam's learning rate in the median layer, and their span over the layers.
+    """Of one pair in one block: factors on Adam's learning rate of the median site (layer, expert, adapted layer), and their span over
+    all of them.
 
     ``left``, ``right``: medians, one the inverse of the other (behind ReLU squared its square root).
     """
