@@ -193,6 +193,11 @@ def test_the_version_is_printed(capsys):
     assert re.fullmatch(r"wisca \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 
 
+def test_a_model_goes_by_its_own_type_and_its_rule_is_named_beside_it(small_model, capsys):
+    assert main(["inspect", str(small_model("mixtral"))]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("mixtral, rule llama, ")
+
+
 # --- inspect ----------------------------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,7 @@ class Model:
     def __repr__(self) -> str:
         n = len(self.sites.sites)
         refused = f", {len(self.refusals)} refused" if self.refusals else ""
-        return f"Model({self.checkpoint.source!r}: {self.sites.family or self.sites.model_type or 'unknown'}, {n} pairs{refused})"
+        return f"Model({self.checkpoint.source!r}: {self.sites.architecture or 'unknown'}, {n} pairs{refused})"
 
     @cached_property
     def key(self) -> str:

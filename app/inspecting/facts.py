@@ -10,8 +10,7 @@ from wisca_core.words import join_names
 def facts(model: Model) -> str:
     """The small line above the title: foreign names in it."""
     a, sites, checkpoint = model.sites.attention, model.sites, model.checkpoint
-    rule = f", rule {sites.family}" if sites.family and sites.model_type and sites.family != sites.model_type else ""
-    kind = "a class of your own" if checkpoint.declared else f"{sites.model_type or sites.family}{rule}"
+    kind = "a class of your own" if checkpoint.declared else sites.architecture
     parts = [title(checkpoint.source), kind]
     parts.append(words.parameters(checkpoint.n_parameters))
     dtypes = sorted({t.dtype for t in checkpoint.stored or checkpoint.tensors} & set(words.DTYPES))

@@ -250,6 +250,12 @@ class Sites:
     remarks: tuple[str, ...] = ()
     discovered: "Family | None" = None  # the row that was found by trial, where no file has one
 
+    @property
+    def architecture(self) -> str:
+        """Model type and, where it goes by another name, the rule: "mixtral, rule llama"; "" where neither is known."""
+        rule = f"rule {self.family}" if self.family and self.model_type and self.family != self.model_type else ""
+        return ", ".join(filter(None, (self.model_type or self.family, rule)))
+
     def only(self, keep: Callable[[Site], bool]) -> "Sites":
         """The same with the sites that ``keep`` is true of."""
         return replace(self, sites=tuple(site for site in self.sites if keep(site)))

@@ -239,8 +239,8 @@ def _say_guess(checkpoint: Checkpoint) -> None:
 def _facts(checkpoint: Checkpoint, sites: Sites) -> dict:
     attention = asdict(sites.attention) if sites.attention else {}
     return {
-        "architecture": sites.family,
-        "model_type": sites.model_type,
+        "architecture": sites.model_type or sites.family,
+        "rule": sites.family,
         "n_parameters": checkpoint.n_parameters,
         "n_tensors": len(checkpoint.tensors),
         "dtypes": models.dtypes(checkpoint),

@@ -77,7 +77,7 @@ def _ask(model: str) -> None:
 
 def facts(checkpoint: Checkpoint, sites: Sites) -> str:
     """Architecture, size, layers, heads, dtypes and pairs in one line."""
-    parts = [sites.family or sites.model_type or "unknown architecture", parameters(checkpoint.n_parameters)]
+    parts = [sites.architecture or "unknown architecture", parameters(checkpoint.n_parameters)]
     a = sites.attention
     if a is not None:
         heads = (
