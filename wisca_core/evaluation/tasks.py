@@ -171,20 +171,19 @@ def _evaluate(subject: Subject, task: Task, progress: Progress, batch_size: int,
     step = f"{task.name} with {subject.name}"
     progress(f"starting {step}", 0, 0)
     with _silence():
-        from lm_eval import simple_evaluate
+        from lm_eval.evaluator import evaluate
 
         try:
-            return simple_evaluate(
-                model=_watched_model(subject, step, progress, batch_size),
-                tasks=[_config(task) if task.items else task.name],
-                task_manager=_manager(task.place),
-                num_fewshot=0,
+            # not simple_evaluate, which then looks for git, the network and all installed packages
+            loaded = _manager(task.place).load([_config(task) if task.items else task.name])
+            for one in loaded["tasks"].values():
+                one.set_config("num_fewshot", 0)
+            return evaluate(
+                _watched_model(subject, step, progress, batch_size),
+                loaded,
                 limit=limit or None,
                 bootstrap_iters=0,
                 log_samples=True,
-                random_seed=None,
-                numpy_random_seed=None,
-                torch_random_seed=None,
             )
         except WiscaError:
             raise
