@@ -51,6 +51,39 @@ def pytest_runtest_call(item):
         raise
 
 
+# These take longest, so they come first, and no worker is left with one of them while the other has nothing to do.
+LONGEST = (
+    "test_families",
+    "test_browser",
+    "test_comparison_training",
+    "test_training_distributed",
+    "test_comparison_cluster",
+    "test_comparison_replicas",
+    "test_app_evaluate",
+    "test_pretend_gpu",
+    "test_comparison_models",
+    "test_app_architectures",
+    "test_app_rescale",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file at a time to a worker, so that what its tests share is made once; the types of test_families in four parts."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, name = nodeid.partition("::")
+            return f"{file} {len(name.partition('[')[2]) % 4}" if file.endswith("test_families.py") else file
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: half a million objects that no later garbage collection need look through."""
     gc.collect()
