@@ -10,6 +10,8 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.messages import errors_as_messages
 
+KEPT: dict[str, Any] = {"persist_state": "session"}  # what was asked stays while another page is looked at
+
 
 def part(draw: Callable[..., None]) -> Callable[..., None]:
     """``draw`` as a fragment. What is chosen in it is written into the address, and an error of the library inside it is
@@ -50,7 +52,12 @@ def pick(label: str, options: Iterable, key: str, said: Mapping | None = None, *
 
 def _kept(options: Iterable, said: Mapping | None) -> dict[str, Any]:
     said = options if said is None and isinstance(options, Mapping) else said
-    return {"persist_state": "session"} | ({} if said is None else {"format_func": said.get})
+    return KEPT | ({} if said is None else {"format_func": said.get})
+
+
+def number(label: str, value: float | None, key: str, width: int, **more: Any) -> Any:
+    """A field for a number, remembered in the same way. ``more``: of st.number_input."""
+    return st.number_input(label, value=value, key=key, width=width, **KEPT, **more)
 
 
 def quiet(text: str) -> None:

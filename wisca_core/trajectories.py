@@ -22,7 +22,7 @@ from wisca_core.architecture.declaration import Declaration, as_declarations
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.site import Refusal
 from wisca_core.checkpoint import Declared, open_checkpoint
-from wisca_core.errors import UnreadableInput, UnsafeInput, WiscaError
+from wisca_core.errors import UnreadableInput, WiscaError
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import titles
 from wisca_core.patterns.groups import group_table
@@ -198,9 +198,6 @@ def trajectory(
                 )
                 continue
             patterns = measured_patterns(checkpoint, found, progress)
-        except UnsafeInput as error:
-            refusals.append(Refusal(one.label, str(error)))
-            continue
         except WiscaError as error:
             if error.exit_code == 130:
                 raise

@@ -9,12 +9,11 @@ from wisca_app.figures import coverage as pictured
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme
 from wisca_app.heading import heading, show
-from wisca_app.parts import one_of, pick, quiet
+from wisca_app.parts import KEPT, one_of, pick, quiet
 from wisca_core.census.coverage import Coverage
 from wisca_core.census.entry import ABSENT, LABELS, NOT_REACHED, OPEN, PARTLY, PROVED, REFUSED
 from wisca_core.verdicts import versions
 
-_KEPT = {"persist_state": "session"}
 _VERDICTS = {
     "all": "All",
     PROVED: "Proved",
@@ -71,7 +70,7 @@ def draw_table(census: Census) -> None:
         of="wisca",
     )
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        st.text_input("Search", key="search", placeholder="name, rule or reason", width=260, **_KEPT)
+        st.text_input("Search", key="search", placeholder="name, rule or reason", width=260, **KEPT)
         pick(
             "Attention",
             [v for v in _VERDICTS if v == "all" or (census.table["attention"] == v).any() or v == state.get("verdict")],

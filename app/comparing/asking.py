@@ -12,7 +12,7 @@ from wisca_app.comparing import fields
 from wisca_app.figures import words
 from wisca_app.open_model import glance, normal
 from wisca_app.open_model import title as model_title
-from wisca_app.parts import one_of, pick, quiet
+from wisca_app.parts import KEPT, number, one_of, pick, quiet
 from wisca_core.architecture.site import DEFAULT_PAIRS, GRANULARITIES
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.prepare import shares_a_rate as shares_a_rate_of
@@ -23,7 +23,6 @@ from wisca_core.pairs import MODEL_PAIRS, PAIRS
 from wisca_core.planning.options import PLAN_NORMS
 
 MEGABYTE = 1_000_000
-KEPT: dict[str, Any] = {"persist_state": "session"}
 _MODELS = {
     "decoder": "A small decoder",
     "shrunk": "The open model, smaller",
@@ -114,15 +113,15 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
         if kind == "decoder":
             model |= _decoder(preset)
         elif kind == "shrunk":
-            model["width"] = st.number_input("Width", value=64, step=8, key="compare shrunk width", width=120, **KEPT)
-            model["n_layers"] = st.number_input("Layers", value=4, key="compare shrunk layers", width=110, **KEPT)
+            model["width"] = number("Width", 64, "compare shrunk width", 120, step=8)
+            model["n_layers"] = number("Layers", 4, "compare shrunk layers", 110)
         elif kind == "whole":
             said = {"fresh": "From scratch", "continued": "Continued"}
             model["weights"] = one_of("Weights", said, "compare weights from", default="fresh")
         elif kind == "lora":
             out["lora"] = _lora(preset)
-        context = st.number_input("Context", value=longest, step=32, key=f"compare context {kind}", width=120, **KEPT)
-        batch_size = st.number_input("Batch", value=preset.batch_size, key=f"compare batch {kind}", width=110, **KEPT)
+        context = number("Context", longest, f"compare context {kind}", 120, step=32)
+        batch_size = number("Batch", preset.batch_size, f"compare batch {kind}", 110)
     return {**out, "model": model, "data": _text(kind, preset, model) | {"context": context}, "batch_size": batch_size}
 
 
@@ -140,15 +139,14 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
             width=260,
             help="All runs of a comparison go the same way: their differences would hold a change of it too.",
         )
-        workers = st.number_input(
+        workers = number(
             "Processes",
-            value=None,
+            None,
+            "compare workers",
+            150,
             step=1,
-            key="compare workers",
-            width=150,
             placeholder="auto",
             disabled=executor == "ray",
-            **KEPT,
             help="Side by side; by default one a core, or one a GPU.",
         )
         out["precision"] = pick(
@@ -161,12 +159,11 @@ def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
         if cached.has_gpu():
             out["device"] = pick("Device", _DEVICES, "compare device", width=130)
         if kind in ("whole", "paper"):
-            out["processes_per_cell"] = st.number_input(
+            out["processes_per_cell"] = number(
                 "Processes a run",
-                value=1,
-                key="compare ranks",
-                width=150,
-                **KEPT,
+                1,
+                "compare ranks",
+                150,
                 help="A model too large for one GPU is spread over several (FSDP2).",
             )
     out["save_weights"] = st.toggle(
@@ -202,20 +199,20 @@ def _positions() -> int:
 
 def _decoder(preset: Spec) -> dict[str, int]:
     m = preset.model
-    width = st.number_input("Width", value=m.width, step=8, key="compare width", width=120, **KEPT)
+    width = number("Width", m.width, "compare width", 120, step=8)
     return {
         "width": width,
-        "n_layers": st.number_input("Layers", value=m.n_layers, key="compare layers", width=110, **KEPT),
-        "n_heads": st.number_input("Query heads", value=m.n_heads, key="compare heads", width=120, **KEPT),
-        "n_kv_heads": st.number_input("KV heads", value=m.n_kv_heads, key="compare kv", width=110, **KEPT),
+        "n_layers": number("Layers", m.n_layers, "compare layers", 110),
+        "n_heads": number("Query heads", m.n_heads, "compare heads", 120),
+        "n_kv_heads": number("KV heads", m.n_kv_heads, "compare kv", 110),
         "mlp_width": 3 * width,
     }
 
 
 def _lora(preset: Spec) -> dict[str, Any]:
     known = preset.lora
-    r = st.number_input("Rank", value=known.r, key="compare rank", width=100, **KEPT)
-    alpha = st.number_input("Alpha", value=known.alpha, key="compare alpha", width=110, **KEPT)
+    r = number("Rank", known.r, "compare rank", 100)
+    alpha = number("Alpha", known.alpha, "compare alpha", 110)
     targets = st.text_input(
         "Layers it is put on",
         "",
@@ -255,7 +252,7 @@ def _text(kind: str, preset: Spec, model: dict) -> dict[str, Any]:
                 "Folder with its tokenizer", key="compare tokenizer", width=320, **KEPT
             ).strip()
     if data["source"] == "hub":
-        mb = st.number_input("Megabytes of text, at most", value=200, key="compare megabytes", width=200, **KEPT)
+        mb = number("Megabytes of text, at most", 200, "compare megabytes", 200)
         data["max_bytes"] = mb * MEGABYTE
     return data
 
@@ -359,17 +356,7 @@ def _part_of_the_run(repeats: bool, has_trigger: bool) -> dict[str, Any]:
     a ratio.
     """
     asked = [
-        st.number_input(
-            label,
-            value=None,
-            step=step,
-            key=f"compare own {label}",
-            placeholder=none,
-            width=150,
-            disabled=not applies,
-            **KEPT,
-            help=said,
-        )
+        number(label, None, f"compare own {label}", 150, step=step, placeholder=none, disabled=not applies, help=said)
         for label, step, none, applies, said in (
             ("From step", 100, "the first", repeats, "Of an arm that acts during the run."),
             ("Up to step", 100, "the last", repeats, "Of an arm that acts during the run."),

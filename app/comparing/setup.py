@@ -10,10 +10,9 @@ from streamlit.delta_generator import DeltaGenerator
 
 from wisca_app import cached, state
 from wisca_app.comparing import asking, fields
-from wisca_app.comparing.asking import KEPT
 from wisca_app.figures import compare, words
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import one_of, pick, primary, quiet
+from wisca_app.parts import KEPT, number, one_of, pick, primary, quiet
 from wisca_core import jobs, storage
 from wisca_core.comparison import execution_plan, folder
 from wisca_core.comparison.data import check_text
@@ -101,13 +100,9 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
             arms = _arms(source, preset, asked)
             slots[fields.ARMS] = st.container()
             with st.container(horizontal=True, gap="medium"):
-                every = st.number_input(
-                    "Rescale every, steps", value=_every(preset), key=f"compare every {name}", width=150, **KEPT
-                )
-                seeds = st.number_input("Seeds", value=len(preset.seeds), key=f"compare seeds {name}", width=84, **KEPT)
-                steps = st.number_input(
-                    "Steps", value=preset.steps, step=100, key=f"compare steps {name}", width=126, **KEPT
-                )
+                every = number("Rescale every, steps", _every(preset), f"compare every {name}", 150)
+                seeds = number("Seeds", len(preset.seeds), f"compare seeds {name}", 84)
+                steps = number("Steps", preset.steps, f"compare steps {name}", 126, step=100)
                 optimiser = pick("Optimiser", OPTIMISERS, "compare optimiser", said=_OPTIMISERS, width=176)
                 rates = st.text_input(
                     "Learning rates",
@@ -118,22 +113,20 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
                     help="Several, separated by commas. Pilot runs choose each arm's best among them, and go on to higher or "
                     "lower ones while the best is an end of them.",
                 )
-                pilot = st.number_input(
+                pilot = number(
                     "Pilot seeds",
-                    value=len(preset.pilot.seeds),
-                    key=f"compare pilot {name}",
-                    width=110,
-                    **KEPT,
+                    len(preset.pilot.seeds),
+                    f"compare pilot {name}",
+                    110,
                     help="Seeds that only choose the rates; they are not tested. With none, every arm is tested at every rate.",
                 )
-                effect = st.number_input(
+                effect = number(
                     "Effect to see, nats",
-                    value=preset.detect_nats,
+                    preset.detect_nats,
+                    f"compare effect {name}",
+                    150,
                     step=0.001,
                     format="%.6g",
-                    key=f"compare effect {name}",
-                    width=150,
-                    **KEPT,
                     help="The smallest true difference you would want to notice, in nats a byte (with a tokenizer: a token). The paper's on TinyLlama is 0.044 a "
                     "token in training loss, with LoRA 0.007: other units, so no more than an order of size.",
                 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from wisca_app.messages import plain
-from wisca_app.parts import one_of, pick
+from wisca_app.parts import KEPT, number, one_of, pick
 from wisca_core.architecture.declaration import Declaration, attention, feed_forward
 from wisca_core.architecture.families import layout_names
 from wisca_core.architecture.layer import ROPES
@@ -51,7 +51,6 @@ _NUMBERS = {
     "rope_blocks": ("Rotary blocks", "Equal parts that turn by themselves: the axes of a picture."),
 }
 _WIDTH = 150
-_KEPT = {"persist_state": "session"}  # what was written stays while another page is looked at
 
 
 def draw(row: Mapping, key: str) -> dict:
@@ -63,7 +62,7 @@ def draw(row: Mapping, key: str) -> dict:
         "Path of a layer",
         row["layer"],
         key=f"{key} layer",
-        **_KEPT,
+        **KEPT,
         placeholder="model.layers.{i}.attn",
         help="What stands before the names below, with {i} in place of the layer's number, {e} in place of an expert's.",
     ).strip()
@@ -76,7 +75,7 @@ def draw(row: Mapping, key: str) -> dict:
         said["activation"] = _choice("Activation", HOMOGENEOUS, row.get("activation"), f"{key} activation")
     if said["names"] == "gate and up in one":
         said["up_first"] = st.toggle(
-            "Up lies before the gate", bool(row.get("up_first")), key=f"{key} up first", **_KEPT
+            "Up lies before the gate", bool(row.get("up_first")), key=f"{key} up first", **KEPT
         )
     with st.expander("Further words", key=f"{key} further"):
         _further(said, row, key)
@@ -104,7 +103,7 @@ def _names(said: dict, row: Mapping, key: str) -> None:
     with st.container(horizontal=True, gap="small"):
         for name in (*choices[chosen], "out" if row["kind"] == "attention" else "down"):
             said[name] = st.text_input(
-                LABELS[name], row.get(name, ""), key=f"{key} {name}", **_KEPT, width=_WIDTH
+                LABELS[name], row.get(name, ""), key=f"{key} {name}", **KEPT, width=_WIDTH
             ).strip()
 
 
@@ -131,7 +130,7 @@ def _heads(said: dict, row: Mapping, key: str) -> None:
     with st.container(horizontal=True, gap="small"):
         named = {
             side: st.text_input(
-                f"Norm on {side}", norms.get(side, ""), key=f"{key} norm {side}", **_KEPT, width=_WIDTH
+                f"Norm on {side}", norms.get(side, ""), key=f"{key} norm {side}", **KEPT, width=_WIDTH
             ).strip()
             for side in "qk"
         }
@@ -140,7 +139,7 @@ def _heads(said: dict, row: Mapping, key: str) -> None:
         "Matrices are stored [in, out]",
         bool(row.get("conv1d")),
         key=f"{key} conv1d",
-        **_KEPT,
+        **KEPT,
         help="As GPT-2's Conv1D does.",
     )
 
@@ -152,25 +151,23 @@ def _further(said: dict, row: Mapping, key: str) -> None:
             if name in words:
                 value = row.get(name, "")
                 text = value if isinstance(value, str) else ",".join(map(str, value))
-                said[name] = st.text_input(label, text, key=f"{key} {name}", **_KEPT, help=tip, width=_WIDTH).strip()
+                said[name] = st.text_input(label, text, key=f"{key} {name}", **KEPT, help=tip, width=_WIDTH).strip()
         for name, (label, tip) in _NUMBERS.items():
             if name in words:
                 said[name] = _number(label, row.get(name), f"{key} {name}", "", tip)
     for name, label in _TOGGLES.items():
         if name in words:
-            said[name] = st.toggle(label, bool(row.get(name)), key=f"{key} {name}", **_KEPT)
+            said[name] = st.toggle(label, bool(row.get(name)), key=f"{key} {name}", **KEPT)
     if row["kind"] == "feed_forward":
         said["conv1d"] = st.toggle(
-            "Matrices are stored [in, out]", bool(row.get("conv1d")), key=f"{key} conv1d", **_KEPT
+            "Matrices are stored [in, out]", bool(row.get("conv1d")), key=f"{key} conv1d", **KEPT
         )
     if row.get("follow"):
         plain(f"follow, kept as it was written: {row['follow']}")
 
 
 def _number(label: str, value: int | None, key: str, placeholder: str, tip: str | None = None) -> int | None:
-    given = st.number_input(
-        label, value=value, step=1, key=key, **_KEPT, placeholder=placeholder, help=tip, width=_WIDTH
-    )
+    given = number(label, value, key, _WIDTH, step=1, placeholder=placeholder, help=tip)
     return int(given) if given is not None else None
 
 

@@ -8,7 +8,7 @@ from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
 from wisca_app.open_model import normal, title
-from wisca_app.parts import pick, primary
+from wisca_app.parts import KEPT, pick, primary
 from wisca_core import jobs
 from wisca_core.evaluation.bundled_tasks import N_ITEMS
 from wisca_core.evaluation.tasks import harness_is_here
@@ -49,18 +49,10 @@ def draw(model: str) -> None:
             )
         left, right = st.columns(2, gap="medium")
         with left:
+            st.text_input("Beside it", key="other", placeholder="a second model, or an export of this one", **KEPT)
+            st.text_input("Text", key="text", placeholder="held-out bundled text", **KEPT)
             st.text_input(
-                "Beside it",
-                key="other",
-                placeholder="a second model, or an export of this one",
-                persist_state="session",
-            )
-            st.text_input("Text", key="text", placeholder="held-out bundled text", persist_state="session")
-            st.text_input(
-                "Drafts",
-                key="draft",
-                placeholder="small models of the same tokens, a comma between them",
-                persist_state="session",
+                "Drafts", key="draft", placeholder="small models of the same tokens, a comma between them", **KEPT
             )
         with right:
             options = list(N_ITEMS)
@@ -70,19 +62,13 @@ def draw(model: str) -> None:
                 key="tasks",
                 accept_new_options=True,
                 disabled=not harness_is_here(),
-                persist_state="session",
+                **KEPT,
                 help="Bundled ones, a task of lm-evaluation-harness by name (boolq, piqa; needs the network), or the path of a .jsonl file with question, choices and answer.",
             )
             if not harness_is_here():
                 plain("Tasks need lm-evaluation-harness: pip install 'wisca[eval]'.")
-            st.number_input(
-                "Windows and documents at most",
-                key="limit",
-                step=50,
-                persist_state="session",
-                help="0 for all of them.",
-            )
-            st.checkbox("Look inside while it runs", key="inside", persist_state="session")
+            st.number_input("Windows and documents at most", key="limit", step=50, **KEPT, help="0 for all of them.")
+            st.checkbox("Look inside while it runs", key="inside", **KEPT)
         with errors_as_messages("The evaluation cannot be started"):
             if st.button("Evaluate", type=primary(), key="evaluate"):
                 _start(model)

@@ -5,7 +5,7 @@ import pandas as pd
 
 from wisca_app.figures import words
 from wisca_app.figures.heatmap import has_size
-from wisca_app.figures.template import Drawing, Theme, drawing, log_ticks, see_through, unit
+from wisca_app.figures.template import Drawing, Theme, drawing, log_axis, see_through, unit
 from wisca_core.pairs import SIDES
 from wisca_core.words import LEVEL
 
@@ -118,27 +118,14 @@ def balance(
     _name_line(fig, "equal norms", 0.0, (low_x, high_x, low_y, high_y), theme)
     if size is not None:
         _name_line(fig, f"size alone, {words.ratio(size)}", size * np.log10(2), (low_x, high_x, low_y, high_y), theme)
-    ticks_x, labels_x = log_ticks(10**low_x, 10**high_x, most=4)
-    ticks_y, labels_y = log_ticks(10**low_y, 10**high_y, most=5)
     fig.update_layout(
         xaxis=dict(
-            type="log",
-            range=[low_x, high_x],
-            tickvals=ticks_x,
-            ticktext=labels_x,
+            **log_axis(10**low_x, 10**high_x, most=4),
             constrain="domain",
             showgrid=True,
             title=dict(text=f"{matrices[1]}, {words.NORM_SYMBOLS[norm]}{inside}"),
         ),
-        yaxis=dict(
-            type="log",
-            range=[low_y, high_y],
-            tickvals=ticks_y,
-            ticktext=labels_y,
-            scaleanchor="x",
-            scaleratio=1,
-            constrain="domain",
-        ),
+        yaxis=dict(**log_axis(10**low_y, 10**high_y, most=5), scaleanchor="x", scaleratio=1, constrain="domain"),
     )
     unit(fig, f"{matrices[0]}, {words.NORM_SYMBOLS[norm]}{inside}", dx=-36, dy=10)
     return fig

@@ -7,7 +7,7 @@ after is a dot or filled. No streamlit here: a figure is made from a table and a
 import math
 from base64 import b64encode
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partialmethod
 
 import numpy as np
 import pandas as pd
@@ -222,23 +222,14 @@ class Drawing(BaseFigure):
 
     __hash__ = object.__hash__
 
-    def _trace(self, kind: str, values: dict) -> None:
+    def _add(self, kind: str, /, **values) -> None:
         self.data.append({"type": kind, **_plain(values)})
 
-    def add_scatter(self, **values) -> None:
-        self._trace("scatter", values)
-
-    def add_scattergl(self, **values) -> None:
-        self._trace("scattergl", values)
-
-    def add_bar(self, **values) -> None:
-        self._trace("bar", values)
-
-    def add_heatmap(self, **values) -> None:
-        self._trace("heatmap", values)
-
-    def add_contour(self, **values) -> None:
-        self._trace("contour", values)
+    add_scatter = partialmethod(_add, "scatter")
+    add_scattergl = partialmethod(_add, "scattergl")
+    add_bar = partialmethod(_add, "bar")
+    add_heatmap = partialmethod(_add, "heatmap")
+    add_contour = partialmethod(_add, "contour")
 
     def add_annotation(self, **values) -> None:
         self.layout.setdefault("annotations", []).append(_plain(values))

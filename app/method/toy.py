@@ -8,7 +8,7 @@ from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.heading import number, show
 from wisca_app.open_model import glance
-from wisca_app.parts import part, quiet
+from wisca_app.parts import KEPT, part, quiet
 from wisca_core.landscape import Descent, descend, largest_rate, start
 
 
@@ -16,8 +16,8 @@ from wisca_core.landscape import Descent, descend, largest_rate, start
 def landscape(theme: Theme) -> None:
     left, right = st.columns([1, 2.4], gap="medium")
     with left:
-        ratio = st.slider("Start: |Q| / |K|", 1.0, 16.0, step=0.5, key="toy_ratio", persist_state="session")
-        rate = st.slider("Learning rate", 0.02, 0.5, step=0.01, key="toy_rate", persist_state="session")
+        ratio = st.slider("Start: |Q| / |K|", 1.0, 16.0, step=0.5, key="toy_ratio", **KEPT)
+        rate = st.slider("Learning rate", 0.02, 0.5, step=0.01, key="toy_rate", **KEPT)
         balanced, unbalanced = descend(*start(1.0), rate), descend(*start(ratio), rate)
         number("Steps to the valley, balanced", _steps(balanced), width=240)
         number(f"Steps to the valley, {ratio:g}×", _steps(unbalanced), width=240)

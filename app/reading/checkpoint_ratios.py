@@ -10,7 +10,7 @@ from wisca_app.figures.template import Theme
 from wisca_app.heading import show
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import one_of, pick, primary
+from wisca_app.parts import KEPT, one_of, pick, primary
 from wisca_app.reading.drawn_runs import DrawnRuns, checkpoint_folder
 from wisca_core import jobs
 from wisca_core.runs import Run
@@ -19,7 +19,6 @@ from wisca_core.runs.groups import loss_metric
 from wisca_core.trajectories import Trajectory, advice, drifts
 from wisca_core.untrusted import printable as fit_for_a_line
 
-_KEPT = {"persist_state": "session"}
 _MOST_POINTS = 2000
 EVERY = 250
 
@@ -33,7 +32,7 @@ def draw(shown: DrawnRuns | None, theme: Theme) -> list[Chart]:
             "A folder with checkpoint-500, step_1000, ...",
             key="checkpoints",
             placeholder=folder or "/runs/my-run",
-            **_KEPT,
+            **KEPT,
         )
     if not folder:
         st.markdown(":gray[No checkpoints lie beside these logs. Name their folder to see how the pairs moved.]")

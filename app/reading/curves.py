@@ -12,19 +12,18 @@ from wisca_app.figures.chart import Chart
 from wisca_app.figures.runs import CONFIG, MOST_NAMED, Curve, curves, styles
 from wisca_app.figures.template import DARK, LIGHT, Theme
 from wisca_app.heading import show
-from wisca_app.parts import one_of, pick
+from wisca_app.parts import KEPT, one_of, pick
 from wisca_app.reading.drawn_runs import MOST_CURVES, X_LABELS, DrawnRuns, axes
 from wisca_app.reading.planned import comparison
 from wisca_core.runs.drawing import half_life
 from wisca_core.runs.groups import ends_table, group_statistics, lower_is_better
 
-_KEPT = {"persist_state": "session"}
 _TOGETHER = {"configuration": "Configuration", "seed": "Seed", "none": "Single runs"}
 
 
 def controls(shown: DrawnRuns) -> None:
     with st.container(border=True):
-        st.multiselect("Metrics", shown.everything, key="curves", max_selections=MOST_CURVES, **_KEPT)
+        st.multiselect("Metrics", shown.everything, key="curves", max_selections=MOST_CURVES, **KEPT)
         with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
             pick(
                 "Against", axes(shown.runs, shown.everything), "x", format_func=lambda x: X_LABELS.get(x, x), width=190
@@ -38,7 +37,7 @@ def controls(shown: DrawnRuns) -> None:
                 )
                 if state.get("together") != "none":
                     one_of("As", {"band": "Mean and band", "lines": "Lines"}, "shape")
-            st.segmented_control("Log axes", ["x", "y"], selection_mode="multi", key="log_axes", **_KEPT)
+            st.segmented_control("Log axes", ["x", "y"], selection_mode="multi", key="log_axes", **KEPT)
         with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
             st.slider(
                 "Smoothing",
@@ -47,7 +46,7 @@ def controls(shown: DrawnRuns) -> None:
                 step=0.005,
                 key="smoothing",
                 width=230,
-                **_KEPT,
+                **KEPT,
                 help="A mean over the past, in which a value k points back weighs strength to the k. "
                 "Nothing later enters.",
             )
@@ -88,7 +87,7 @@ def _window(shown: DrawnRuns) -> None:
         key="window",
         width=300,
         help="Drawn anew with every point that fits.",
-        **_KEPT,
+        **KEPT,
     )
 
 

@@ -6,7 +6,7 @@ from wisca_app import cached, state, uploads
 from wisca_app.figures import words
 from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import pick, quiet
+from wisca_app.parts import KEPT, pick, quiet
 from wisca_app.reading.drawn_runs import DrawnRuns, forget_choices, paths
 from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.writing import csv_pieces
@@ -30,7 +30,7 @@ def _ask_paths() -> None:
         st.text_area(
             "Files or folders on this machine, one a line",
             key="logs",
-            persist_state="session",
+            **KEPT,
             height=96,
             help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, mlflow.db and mlruns, "
             "DVCLive folders, trackio .db, W&B and SwanLab run files, W&B exports, console logs of nanoGPT, nanochat, torchtune, "
@@ -74,7 +74,7 @@ def facts(shown: DrawnRuns) -> str:
 def follow(shown: DrawnRuns) -> None:
     """Look for new points every few seconds while the switch is on; the page is drawn again when there are any."""
     with st.container(horizontal=True, gap="medium", vertical_alignment="center"):
-        st.toggle("Follow files that grow", key="follow", persist_state="session")
+        st.toggle("Follow files that grow", key="follow", **KEPT)
         tables = [run for run in shown.logs.runs if run.columns and run.kind not in ("own", "trainer_state")]
         columns = list(dict.fromkeys(name for run in tables for name in run.columns))
         if tables:

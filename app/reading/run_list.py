@@ -7,7 +7,7 @@ from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.figures.template import Theme
 from wisca_app.messages import plain
-from wisca_app.parts import quiet
+from wisca_app.parts import KEPT, quiet
 from wisca_app.reading.curves import looks
 from wisca_app.reading.drawn_runs import DrawnRuns, matching_runs
 from wisca_core.runs.groups import ends, lower_is_better, seed_of
@@ -25,11 +25,7 @@ def draw(shown: DrawnRuns, theme: Theme) -> None:
     with st.expander(f"Runs: {words.count(len(shown.runs))} of {words.count(n)} shown", key="runs_listed"):
         with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
             st.text_input(
-                "Search names and settings",
-                key="runs_search",
-                placeholder="learning_rate 0.01",
-                persist_state="session",
-                width=320,
+                "Search names and settings", key="runs_search", placeholder="learning_rate 0.01", **KEPT, width=320
             )
             if len(shown.runs) < n:
                 st.button("Show all", key="show_all_runs", type="tertiary", on_click=_show_all)

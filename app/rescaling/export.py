@@ -12,7 +12,7 @@ from wisca_app.figures import words
 from wisca_app.job_progress import explain, follow, latest
 from wisca_app.messages import plain
 from wisca_app.open_model import normal, title
-from wisca_app.parts import primary, quiet
+from wisca_app.parts import KEPT, primary, quiet
 from wisca_app.rescaling import kept_plan
 from wisca_core import jobs, storage
 from wisca_core.architecture.declaration import NAME as DECLARED
@@ -43,7 +43,7 @@ def draw(model: Model, options: Options, decision: Decision, proof: Proof | None
         value=fits,
         disabled=not fits,
         key="export_check",
-        persist_state="session",
+        **KEPT,
         help="Compares the written weights with the original on the same tokens; a contradiction stops the export.",
     )
     reason = _why_not(decision, proof, out)

@@ -4,14 +4,13 @@ import streamlit as st
 
 from wisca_app import state
 from wisca_app.figures import words
-from wisca_app.parts import one_of
+from wisca_app.parts import KEPT, one_of
 from wisca_core.architecture.site import GRANULARITIES
 from wisca_core.model import Model
 from wisca_core.planning.options import PLAN_NORMS, default_pairs
 
 _GRANULARITIES = {"tensor": "Tensor", "group": "KV group", "channel": "Channel"}
 _ADAPTED = {"tensor": "Module", "channel": "Rank channel"}
-_KEPT = {"persist_state": "session"}
 
 
 def draw(model: Model) -> None:
@@ -34,7 +33,7 @@ def draw(model: Model) -> None:
                 selection_mode="multi",
                 key="pairs",
                 format_func=words.PAIR_LABELS.get,
-                **_KEPT,
+                **KEPT,
                 help="MLP pairs are found and measured only when they are chosen: that reads most of the model."
                 if "mlp" in pairs
                 else None,
@@ -63,15 +62,15 @@ def draw(model: Model) -> None:
                 step=0.05,
                 key="strength",
                 width=190,
-                **_KEPT,
+                **KEPT,
                 help="1 balances fully, 0 changes nothing.",
             )
             if low < high:
-                st.slider("Layers", low, high, key="layers", width=190, **_KEPT)
+                st.slider("Layers", low, high, key="layers", width=190, **KEPT)
             st.toggle(
                 "Exact: powers of two only",
                 key="exact",
-                **_KEPT,
+                **KEPT,
                 help="Multiplying by a power of two changes no digit of a bf16 or float32 weight.",
             )
-        st.multiselect("Leave out", names, key="exclude", placeholder="no pair is left out", **_KEPT)
+        st.multiselect("Leave out", names, key="exclude", placeholder="no pair is left out", **KEPT)

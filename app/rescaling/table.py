@@ -63,11 +63,10 @@ def draw(rows: pd.DataFrame) -> None:
     selected = [int(i) for i in event.selection.rows if i < len(rows)]
     names = list(dict.fromkeys(rows["name"].iloc[selected]))
     if names:
-        st.button(f"Leave out {words.plural(len(names), 'pair')}", on_click=_leave_out, args=(names,), key="leave_out")
-
-
-def _leave_out(names: list[str]) -> None:
-    state.put("exclude", list(dict.fromkeys([*state.get("exclude"), *names])))
+        out = list(dict.fromkeys([*state.get("exclude"), *names]))
+        st.button(
+            f"Leave out {words.plural(len(names), 'pair')}", on_click=state.put, args=("exclude", out), key="leave_out"
+        )
 
 
 def sides(rows: pd.DataFrame) -> tuple[str, str]:

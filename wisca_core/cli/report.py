@@ -5,6 +5,7 @@ import logging
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _of_model(
         circuits = None
         if found.sites.sites:
             if asked.pairs is None:
-                options = Options(default_pairs(found.sites), *_rest(options))
+                options = replace(options, pairs=default_pairs(found.sites))
             options.check_against(found.sites)
             found.measured(progress)
             if not checkpoint.look_only:
@@ -82,10 +83,6 @@ def _of_model(
     reports = _reports("model")
     results = reports.OtherResults(circuits, evaluation, comparison)
     return reports.document_of(found, options, proof, results, f"wisca report {shlex.quote(model)}")
-
-
-def _rest(options: Options) -> tuple:
-    return options.granularity, options.norm, options.strength, options.layers, options.exact, options.exclude
 
 
 def _result(evaluation: Path | None) -> Mapping[str, Any] | None:
