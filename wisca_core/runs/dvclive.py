@@ -28,9 +28,6 @@ class DvcLive(MetricFiles):
         self._columns: dict[str, list[str]] = {}
         super()._begin()
 
-    def _name_of_run(self) -> str:
-        return self.source.run
-
     def _settings(self) -> dict[str, object]:
         try:
             content = parse_yaml(read_regular(self.source.path / "params.yaml", MAX_PARAMETER_BYTES), "params.yaml")

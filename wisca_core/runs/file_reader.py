@@ -1,8 +1,8 @@
-"""What the readers of one growing file have in common: each look reads on where the last one ended, or from the start
-where the file was replaced.
+"""What the readers of growing files have in common: each look reads on where the last one ended, or from the start
+where a file was replaced.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import MemoryBudget, SourceRuns
@@ -14,7 +14,8 @@ from wisca_core.untrusted import printable
 
 class FileReader:
     """Reads one file in pieces. A reader of its kind says what ``_begin`` starts with, what ``_consume`` takes of a piece,
-    and its ``runs``; rows that it hands over one by one wait in ``_rows``.
+    and its ``runs``; rows that it hands over one by one wait in ``_rows``. One of several files says which they are and
+    how each is read.
     """
 
     piece_bytes = PIECE_BYTES
@@ -26,26 +27,34 @@ class FileReader:
 
     def _begin(self) -> None:
         """As if nothing had been read yet."""
-        self._out = SourceRuns(self._room, self.source.run)
+        self._out = SourceRuns(self._room, self._name_of_run())
         self._file = Growing(self.source.path, self.piece_bytes)
 
+    def _name_of_run(self) -> str:
+        return self.source.run
+
     def advance(self, progress: Progress) -> bool:
-        if not self._file.has_changed():
-            return False
+        changed = False
         try:
-            for done, size in self._read():
-                progress(f"reading {printable(self.source.path.name, 60)}", done, size)
+            for file in self._growing():
+                if file.has_changed():
+                    changed = True
+                    for done, size in self._read(file):
+                        progress(f"reading {printable(file.path.name, 60)}", done, size)
         except Replaced:
             self._out.release()
             self._begin()
             return self.advance(progress)
-        if self._rows is not None:
+        if changed and self._rows is not None:
             self._rows.settle()
-        return True
+        return changed
 
-    def _read(self) -> Iterator[tuple[int, int]]:
+    def _growing(self) -> Iterable[Growing]:
+        return (self._file,)
+
+    def _read(self, file: Growing) -> Iterator[tuple[int, int]]:
         """Take what is new; yields as Growing.pieces does."""
-        yield from self._file.pieces(self._consume)
+        yield from file.pieces(self._consume)
 
     def _consume(self, data: bytes, at_end: bool) -> int:
         """Take what is whole in ``data``; how many of its bytes are done with. Raises Replaced, UnreadableInput."""
@@ -59,7 +68,7 @@ class LineReader(FileReader):
         super()._begin()
         self._lines = Lines(self._file, self._ask.live)
 
-    def _read(self) -> Iterator[tuple[int, int]]:
+    def _read(self, file: Growing) -> Iterator[tuple[int, int]]:
         yield from self._lines.read(self._take)
 
     def _take(self, lines: list[bytes]) -> None:

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from wisca_core.progress import Progress
-from wisca_core.runs.collect import MemoryBudget, SourceRuns
-from wisca_core.runs.growing import Growing, Lines, Replaced
-from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.file_reader import FileReader
+from wisca_core.runs.growing import Growing, Lines
 from wisca_core.runs.table import Run
-from wisca_core.untrusted import printable
 
 MOST_FILES = 20_000
 
@@ -24,19 +22,12 @@ class Point(NamedTuple):
     time: float
 
 
-class MetricFiles:
+class MetricFiles(FileReader):
     """One run in a folder; ``top``: where its metrics lie in it, each named by its path there."""
 
     kind: ClassVar[str]
     top: ClassVar[Path]
     ending: ClassVar[str] = ""
-
-    def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
-        self.source, self._room = source, room
-        self._begin()
-
-    def _name_of_run(self) -> str:
-        raise NotImplementedError
 
     def _settings(self) -> dict[str, object]:
         raise NotImplementedError
@@ -49,31 +40,22 @@ class MetricFiles:
         return False
 
     def _begin(self) -> None:
-        self._name = self._name_of_run()
-        self._out = SourceRuns(self._room, self._name)
-        self._files: dict[Path, tuple[Growing, Lines]] = {}
-        self._out.config(self._name, self._settings())
+        super()._begin()
+        self._lines: dict[Path, Lines] = {}
+        self._out.config(self._out.run, self._settings())
 
     def advance(self, progress: Progress) -> bool:
-        changed = False
-        top = self.source.path / self.top
-        try:
-            for path in files_in(top, self.ending):
-                if path not in self._files:
-                    file = Growing(path)
-                    self._files[path] = (file, Lines(file, patient=True))
-                file, lines = self._files[path]
-                if not file.has_changed():
-                    continue
-                changed = True
-                metric = path.relative_to(top).as_posix().removesuffix(self.ending)
-                for done, size in lines.read(lambda found, metric=metric: self._take(metric, found)):
-                    progress(f"reading {printable(path.name, 60)}", done, size)
-        except Replaced:
-            self._out.release()
-            self._begin()
-            return self.advance(progress)
-        return changed or not self._files
+        return super().advance(progress) or not self._lines
+
+    def _growing(self) -> Iterator[Growing]:
+        for path in files_in(self.source.path / self.top, self.ending):
+            if path not in self._lines:
+                self._lines[path] = Lines(Growing(path), patient=True)
+            yield self._lines[path].file
+
+    def _read(self, file: Growing) -> Iterator[tuple[int, int]]:
+        metric = file.path.relative_to(self.source.path / self.top).as_posix().removesuffix(self.ending)
+        yield from self._lines[file.path].read(lambda found: self._take(metric, found))
 
     def runs(self) -> tuple[Run, ...]:
         return self._out.runs(self.kind, str(self.source.path))
@@ -92,7 +74,7 @@ class MetricFiles:
         if not any(math.isnan(point.time) for point in points):
             points.sort(key=lambda point: point.time)  # a client that logs from several threads mixes up the lines
         for point in points:
-            self._out.point(self._name, metric, point.step, point.value, point.time)
+            self._out.point(self._out.run, metric, point.step, point.value, point.time)
 
 
 def files_in(folder: Path, ending: str = "") -> Iterator[Path]:

@@ -10,19 +10,17 @@ import json
 import re
 import struct
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from google_crc32c import value as crc32c
 
-from wisca_core.progress import Progress
-from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.distributions import figures_of
-from wisca_core.runs.growing import Growing, Replaced
+from wisca_core.runs.file_reader import FileReader
+from wisca_core.runs.growing import Growing
 from wisca_core.runs.messages import DecodeError, message
-from wisca_core.runs.source import Source
 from wisca_core.runs.table import Run
-from wisca_core.untrusted import printable
 
 _LENGTH, _CHECKED = struct.Struct("<Q"), struct.Struct("<QI")
 _CHECK = struct.Struct("<I")
@@ -46,47 +44,32 @@ def masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-class TensorBoard:
+class TensorBoard(FileReader):
     """The event files of one folder as one run, in the order of their names, which begin with their start times."""
 
-    def __init__(self, source: Source, room: MemoryBudget, ask=None) -> None:
-        self.source = source
-        self._room = room
-        self._begin()
-
     def _begin(self) -> None:
-        self._out = SourceRuns(self._room, self.source.run)
+        super()._begin()
         self._files: dict[Path, Growing] = {}
         self._cut: dict[Path, int] = {}
         self._searched: dict[Path, int] = {}
         self._plugins: dict[bytes, bytes] = {}
         self._points: dict[bytes, tuple[array, array, array]] = {}
 
-    def advance(self, progress: Progress) -> bool:
-        files = sorted(self.source.path.glob("*tfevents*")) if self.source.path.is_dir() else [self.source.path]
-        for path in files:
+    def _growing(self) -> list[Growing]:
+        paths = sorted(self.source.path.glob("*tfevents*")) if self.source.path.is_dir() else [self.source.path]
+        for path in paths:
             self._files.setdefault(path, Growing(path))
-        changed = False
-        try:
-            for path in files:
-                file = self._files[path]
-                if not file.has_changed():
-                    continue
-                changed = True
-                self._cut[path] = 0
-                for done, size in file.pieces(lambda data, at_end, path=path: self._consume(path, data, at_end)):
-                    progress(f"reading {printable(path.name, 60)}", done, size)
-        except Replaced:
-            self._out.release()
-            self._begin()
-            return self.advance(progress)
-        return changed
+        return [self._files[path] for path in paths]
+
+    def _read(self, file: Growing) -> Iterator[tuple[int, int]]:
+        self._cut[file.path] = 0
+        yield from file.pieces(lambda data, at_end: self._take_records(file.path, data, at_end))
 
     def runs(self) -> tuple[Run, ...]:
         self._out.counts["cut"] = sum(map(bool, self._cut.values()))
         return self._out.runs("tensorboard", str(self.source.path))
 
-    def _consume(self, path: Path, data: bytes, at_end: bool) -> int:
+    def _take_records(self, path: Path, data: bytes, at_end: bool) -> int:
         """Take the whole records of ``data``; how many bytes are done with."""
         at, end = 0, len(data)
         while at + _HEADER <= end:
