@@ -32,7 +32,8 @@ def _draw(comparison: Comparison, kept: list[Cell]) -> None:
         return f"{names[cell.arm]}{rate}, seed {cell.seed}"
 
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
-        one = st.selectbox("Run", kept, _first_treated(kept), format_func=label, key="compare weights", width=320)
+        treated = next((i for i, cell in enumerate(kept) if cell.arm != kept[0].arm), 0)
+        one = st.selectbox("Run", kept, treated, format_func=label, key="compare weights", width=320)
         others = [cell for cell in kept if cell is not one]
         pair = next((i for i, c in enumerate(others) if (c.seed, c.rate) == (one.seed, one.rate)), 0)
         other = (
@@ -56,7 +57,3 @@ def _open(one: Cell, other: Cell | None) -> None:
     state.open_model(str(one.folder / "model"))
     state.put("beside", str(other.folder / "model") if other else "")
     state.go("inspect")
-
-
-def _first_treated(kept: list[Cell]) -> int:
-    return next((i for i, cell in enumerate(kept) if cell.arm != kept[0].arm), 0)

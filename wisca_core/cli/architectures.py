@@ -14,7 +14,6 @@ from wisca_core.census.table import COLUMNS, in_words, is_open
 from wisca_core.census.table import table as frame_of
 from wisca_core.cli.terminal import bar, document, indented_lines, say, say_lines, table
 from wisca_core.errors import BadOption, Cancelled
-from wisca_core.progress import Progress
 from wisca_core.spreadsheet import check_replaceable, write_csv
 from wisca_core.verdicts import versions
 from wisca_core.words import plural
@@ -34,7 +33,8 @@ def run(
     if prove or again:
         try:
             with bar() as progress:
-                found = census(names, asked, _of_all(progress), again=again)
+                # one bar over the whole census; the names that are being proved would begin a new one each
+                found = census(names, asked, lambda _, *so_far: progress("proving architectures", *so_far), again=again)
         except KeyboardInterrupt:
             raise Cancelled("cancelled. What was proved before stays.") from None
     else:
@@ -68,11 +68,6 @@ def _granularities(written: str | None) -> tuple[str, ...]:
             f"granularity: {written!r} was given; choose from {', '.join(GRANULARITIES)}, with commas between several."
         )
     return names
-
-
-def _of_all(progress: Progress) -> Progress:
-    """One bar over the whole census; the names that are being proved would begin a new one each."""
-    return lambda step, done, total: progress("proving architectures", done, total)
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
