@@ -18,7 +18,7 @@ from wisca_core.planning.decide import decide
 from wisca_core.planning.options import Options
 
 
-def control(shown: DrawnPair) -> None:
+def control() -> None:
     """Where the other model is named."""
     other = normal(state.get("beside"))
     with st.popover("Another model beside it", type="tertiary", key="beside_choose"):

@@ -24,7 +24,7 @@ def draw(model: Model) -> None:
     with right:
         panel.draw(view, theme, selected)
     overview.numbers(model)
-    beside.control(view)
+    beside.control()
     beside.draw(view, theme)
     st.space("small")
     left, right = st.columns([1.1, 1], gap="medium")

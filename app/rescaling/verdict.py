@@ -115,8 +115,8 @@ def _medians(chosen: list[PairSummary]) -> None:
         {
             "Pair": [words.PAIR_LABELS[s.pair] for s in chosen],
             "Block": [words.title(s.title) for s in chosen],
-            "Median before": [_side(s, s.ratio, s.heavier) for s in chosen],
-            "after": [_side(s, s.ratio_after, s.heavier_after) for s in chosen],
+            "Median before": [_side(s.ratio, s.heavier) for s in chosen],
+            "after": [_side(s.ratio_after, s.heavier_after) for s in chosen],
             "Within 2× before": [f"{words.count(s.within_2x)} of {words.count(s.n_cells)}" for s in chosen],
             "Within 2× after": [f"{words.count(s.within_2x_after)} of {words.count(s.n_cells)}" for s in chosen],
         }
@@ -124,7 +124,7 @@ def _medians(chosen: list[PairSummary]) -> None:
     st.dataframe(table, hide_index=True, key="medians", alt="Median ratio of each block before and after")
 
 
-def _side(s: PairSummary, ratio: float, heavier: str) -> str:
+def _side(ratio: float, heavier: str) -> str:
     return f"{heavier} {times(ratio)}" if heavier else "level" if ratio == ratio else "none"
 
 

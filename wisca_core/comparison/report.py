@@ -166,7 +166,7 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
         arm=first.arm,
         windows=_windows(comparison, curves),
         decides_more=said.decides_more(first, dict(sweeps).get(base, ())) if grade != "none" else "",
-        identical=said.identical(main, final),
+        identical=said.identical(final),
         clipped=tuple(shares.items()),
         sweeps=sweeps,
         tested=tuple(
@@ -388,7 +388,7 @@ class _Wording:
             f"{gain:.{self.digits}f} {self.unit}."
         )
 
-    def identical(self, main: Sequence[Effect], final: Mapping) -> str:
+    def identical(self, final: Mapping) -> str:
         """WISCA against the arm of its own learning rates, by the seeds that both have at one rate."""
         arms = self.spec.arms
         wisca = next((a for a in arms if a.kind == "balance" and a.strength == 1), None)

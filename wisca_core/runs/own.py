@@ -26,7 +26,6 @@ class OwnRun(LineReader):
         asked = self._ask.step_column or "step"
         self._table = Tabular(self._out, self.source.run, asked, printable(self.source.path))
         self._rows = RowBuffer(self._table)
-        self._headed = False
         spec = self._spec()
         if spec:
             self._out.config(

@@ -142,7 +142,7 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     names = {site.name for site in kept}
     columns = tuple(c for c in columns if c.site in names)
     if not kept:
-        _refuse(found, refused, checkpoint, bool(adapters) and "lora" not in choices.pairs)
+        _refuse(refused, checkpoint, bool(adapters) and "lora" not in choices.pairs)
     replicated = replicated or any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in parameters.values())
     groups = distributed.agreement_groups(model, parameters.values(), replicated)
     proof = None
@@ -451,7 +451,7 @@ def _unusable(site: Site, parameters: Mapping[str, torch.Tensor], choices: Choic
     return ""
 
 
-def _refuse(found: Sites, refused: Iterable[Refusal], checkpoint: Checkpoint, has_ranks: bool) -> None:
+def _refuse(refused: Iterable[Refusal], checkpoint: Checkpoint, has_ranks: bool) -> None:
     refused = list(dict.fromkeys(refused))
     whole = next((r for r in refused if r.what == "model"), None)
     if whole:

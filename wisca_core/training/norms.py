@@ -77,12 +77,12 @@ def layout(live: Live, granularity: str) -> Layout:
     return Layout(first, np.repeat(np.arange(len(sites)), np.diff(first)), tuple(parts[0]), tuple(parts[1]), n)
 
 
-def sides(live: Live, where: Layout, norm_name: str, read: Callable[[str], torch.Tensor]) -> dict[str, np.ndarray]:
+def sides(where: Layout, norm_name: str, read: Callable[[str], torch.Tensor]) -> dict[str, np.ndarray]:
     """The statistics ``patterns.table.norm`` needs, each (2, n_cells) float64: left and right. ``read``: name ->
     local tensor.
     """
     stat = STAT_OF[norm_name]
-    return {"n": where.n, stat: _table(live, where.parts, where.n_cells, stat, read)}
+    return {"n": where.n, stat: _table(where.parts, where.n_cells, stat, read)}
 
 
 def largest_half(live: Live, where: Layout, read: Callable[[str], torch.Tensor]) -> np.ndarray:
@@ -90,12 +90,10 @@ def largest_half(live: Live, where: Layout, read: Callable[[str], torch.Tensor])
     none.
     """
     parts = tuple(p for p in where.parts + where.others if live.parameters[p.leg.tensor].dtype == torch.float16)
-    return _table(live, parts, where.n_cells, "max", read)
+    return _table(parts, where.n_cells, "max", read)
 
 
-def _table(
-    live: Live, parts: tuple[LocalLeg, ...], n_cells: int, stat: str, read: Callable[[str], torch.Tensor]
-) -> np.ndarray:
+def _table(parts: tuple[LocalLeg, ...], n_cells: int, stat: str, read: Callable[[str], torch.Tensor]) -> np.ndarray:
     by_key: dict[tuple, list[tuple[LocalLeg, torch.Tensor]]] = {}
     device = None
     for part in parts:

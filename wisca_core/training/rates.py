@@ -272,7 +272,7 @@ def balancing(
     where the model is spread over ranks. Raises BadOption for a strength that overflows.
     """
     first = next(iter(live.parameters.values()))
-    read = norms.sides(live, where, choices.norm, lambda name: distributed.local(live.parameters[name]))
+    read = norms.sides(where, choices.norm, lambda name: distributed.local(live.parameters[name]))
     table = distributed.agree(np.stack(list(read.values())), live.groups, distributed.local(first).device)
     stats = dict(zip(read, table))
     left, right = norm(choices.norm, stats)
@@ -282,7 +282,7 @@ def balancing(
     for i, site in enumerate(live.sites.sites):
         cell = slice(i, i + 1)
         if fate[i] != PLANNED:
-            skipped[site.name] = reason_of(site, fate[cell], left[cell], right[cell])
+            skipped[site.name] = reason_of(site, fate[cell], left[cell])
             continue
         (own,) = before.by_site.get(site.name, (1.0,))
         if choices.when is not None and abs(math.log2(full[i] / own)) * exponents[i] < math.log2(choices.when):

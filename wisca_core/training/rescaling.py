@@ -238,7 +238,7 @@ class Rescaler:
         return {s.name: factors.get(s.name, (1.0,) * s.n_cells(self.choices.granularity)) for s in sites}
 
     def _stats(self) -> dict[str, np.ndarray]:
-        stats = norms.sides(self.live, self.layout, self.choices.norm, self._read)
+        stats = norms.sides(self.layout, self.choices.norm, self._read)
         return dict(zip(stats, distributed.agree(np.stack(list(stats.values())), self.live.groups, self._device)))
 
     def _say_decay(self, factors: Factors) -> None:
@@ -303,7 +303,7 @@ class Rescaler:
         out = []
         for i, site in enumerate(sites):
             cells = slice(where.first[i], where.first[i + 1])
-            reason = reason_of(site, fate[cells], left[cells], right[cells])
+            reason = reason_of(site, fate[cells], left[cells])
             if reason:
                 skipped[site.name] = reason
             # a NaN somewhere in the pair: the whole pair is left alone
@@ -349,7 +349,7 @@ class Rescaler:
         forget_caches(self.live)
 
 
-def reason_of(site, fate: np.ndarray, left: np.ndarray, right: np.ndarray) -> str:
+def reason_of(site, fate: np.ndarray, left: np.ndarray) -> str:
     if (fate == NON_FINITE).any():
         side = "left" if not np.isfinite(left).all() else "right"
         names = ", ".join(leg.tensor for leg in site.measured_legs(side))
