@@ -160,7 +160,7 @@ class Treatment:
                 l1[part.cell] += totals[part.leg.tensor]
             stats = {"n": layout.n, "l1": l1.reshape(2, -1)}
         else:
-            stats = norms.sides(live, layout, "l1", lambda name: distributed.local(live.parameters[name]))
+            stats = norms.sides(layout, "l1", lambda name: distributed.local(live.parameters[name]))
         pairs = {site.name: site.key.pair for site in live.sites.sites}
         found: dict[str, list[float]] = {}
         for name, ratio in norms.ratios(live.sites, layout, stats, "l1").items():

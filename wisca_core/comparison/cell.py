@@ -78,7 +78,7 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
     )
     last = ranks.rows_of_rank(final_windows(spec, corpus).to(place.device))
     run = begin(spec, cell, place)
-    model, optimisers, treatment, recent = run.model, run.optimisers, run.treatment, run.recent
+    model, optimisers, treatment = run.model, run.optimisers, run.treatment
     began = saved = time.monotonic()
     before = run.seconds
 
@@ -89,7 +89,7 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
     with metrics(cell) as log:
         if run.step == 0:
             treatment.at(0)
-            log.write(row(spec, 0, None, measured(validation), 0.0, None, treatment.ratios(), before))
+            write_row(log, spec, run, measured(validation), 0.0, None, treatment.ratios())
         for step in range(run.step + 1, spec.steps + 1):
             rate = learning_rate(spec.optimiser, cell.rate, step, spec.steps)
             for group in (group for one in optimisers for group in one.param_groups):
@@ -101,7 +101,7 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
                 loss = loss_nats(model, rows)
             value = ranks.mean(loss.item(), place.device)
             check_finite(value, step, spec)
-            recent.append(value)
+            run.recent.append(value)
             loss.backward()
             norm = ranks.number(treatment.clip_(model.parameters(), spec.optimiser.clip))
             run.clipped.append(0 < spec.optimiser.clip < norm)
@@ -117,22 +117,7 @@ def train(spec: Spec, cell: Cell, corpus: Corpus, stop: Callable[[], bool], plac
             if is_logged:
                 val_loss = measured(validation) if evaluates(spec, step) else None
                 final = measured(last) if step == spec.steps else None
-                log.write(
-                    row(
-                        spec,
-                        step,
-                        sum(recent) / len(recent),
-                        val_loss,
-                        rate,
-                        norm,
-                        ratios,
-                        run.seconds,
-                        final,
-                        run.clipped,
-                    )
-                )
-                recent.clear()
-                run.clipped.clear()
+                write_row(log, spec, run, val_loss, rate, norm, ratios, final)
             stops, is_time = ranks.first_rank_value((stop(), time.monotonic() - saved > CHECKPOINT_SECONDS))
             if step < spec.steps and (stops or is_time):
                 keep([run])
@@ -164,37 +149,39 @@ def metrics(cell: Cell) -> TextIO:
     )
 
 
-def row(
+def write_row(
+    log: TextIO,
     spec: Spec,
-    step: int,
-    train_loss: float | None,
+    run: CellRun,
     val_loss: float | None,
     rate: float,
     norm: float | None,
     ratios: dict[str, float],
-    seconds: float,
     final_loss: float | None = None,
-    clipped: Sequence[bool] = (),
-) -> str:
-    """One line of a cell's metrics. Raises CellFailed for a validation loss that is not finite."""
+) -> None:
+    """One line of its metrics at the step it is at; ``recent`` and ``clipped`` begin anew. Raises CellFailed for a
+    validation loss that is not finite.
+    """
     for loss in (val_loss, final_loss):
         if loss is not None and not math.isfinite(loss):
-            raise CellFailed(f"the validation loss became {loss} at step {step:,}.")
+            raise CellFailed(f"the validation loss became {loss} at step {run.step:,}.")
     found = {
-        "step": step,
-        "train_loss": _round(train_loss),
+        "step": run.step,
+        "train_loss": _round(sum(run.recent) / len(run.recent)) if run.recent else None,
         "val_loss": _round(val_loss),
         "lr": rate,
         "grad_norm": _round(norm),
-        "tokens": step * spec.batch_size * spec.data.context,
-        "seconds": round(seconds, 2),
+        "tokens": run.step * spec.batch_size * spec.data.context,
+        "seconds": round(run.seconds, 2),
         **{pair: _round(value) for pair, value in ratios.items()},
     }
-    if clipped:
-        found["clipped"] = round(sum(clipped) / len(clipped), 4)
+    if run.clipped:
+        found["clipped"] = round(sum(run.clipped) / len(run.clipped), 4)
     if final_loss is not None:
         found["final_loss"] = _round(final_loss)
-    return json.dumps(found) + "\n"
+    log.write(json.dumps(found) + "\n")
+    run.recent.clear()
+    run.clipped.clear()
 
 
 def check_finite(loss: float, step: int, spec: Spec) -> None:

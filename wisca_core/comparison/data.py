@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from wisca_core.comparison.hub_text import hub_documents
 from wisca_core.comparison.spec import MOST_BYTES, DataSpec, Spec
 from wisca_core.comparison.tokens import byte_stream, token_stream, tokenizer_of
 from wisca_core.errors import SpecError, UnreadableInput
@@ -250,12 +251,6 @@ def _row_text(data: DataSpec, line: bytes, i: int) -> bytes:
     return value.encode("utf-8", "surrogatepass")
 
 
-def _hub(data: DataSpec) -> list[tuple[str, bytes]]:
-    from wisca_core.comparison.hub_text import hub_documents
-
-    return hub_documents(data)
-
-
 def _read(path: str) -> bytes:
     return read_regular(_file(path)[0], MOST_BYTES)
 
@@ -287,4 +282,4 @@ def _cannot_be_read(file: Path, error: OSError) -> UnreadableInput:
     return UnreadableInput(f"data.path: {str(file)!r} cannot be read: {(error.strerror or str(error)).lower()}.")
 
 
-_DOCUMENTS = {"bundled": _bundled_documents, "text": _text, "jsonl": _jsonl, "hub": _hub}
+_DOCUMENTS = {"bundled": _bundled_documents, "text": _text, "jsonl": _jsonl, "hub": hub_documents}

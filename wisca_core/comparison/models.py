@@ -6,8 +6,6 @@ trains, so a resumed run is the unbroken one.
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,30 +13,24 @@ from torch import nn
 from wisca_core.checkpoint import Checkpoint, open_checkpoint, parse_config
 from wisca_core.checkpoint.folder import MAX_CONFIG_BYTES
 from wisca_core.comparison.paper import SETUPS
+from wisca_core.comparison.shrunk import shrunk_config, without_dropout
 from wisca_core.comparison.spec import LoraSpec, ModelSpec, OptimiserSpec, Spec
-from wisca_core.comparison.tokens import DOCUMENT, N_TOKENS
-from wisca_core.errors import BadOption, ConfigMismatch
+from wisca_core.comparison.tokens import DOCUMENT, N_TOKENS, tokenizer_of
+from wisca_core.equivalence.loadable import loadable
+from wisca_core.equivalence.miniature import load, quiet
+from wisca_core.equivalence.model_config import config_object
+from wisca_core.errors import BadOption, ConfigMismatch, UnknownArchitecture
+from wisca_core.storage import workplace
 from wisca_core.untrusted import named_path, read_json_object
 
 
+@quiet()
 def build_model(spec: Spec, seed: int) -> nn.Module:
     """A float32 language model; the same seed gives the same weights (and the same adapters).
 
     Raises ConfigMismatch, UnknownArchitecture, UnsupportedCheckpoint, BadOption.
     """
-    from wisca_core.equivalence.miniature import quiet
-
-    with quiet():
-        return _build(spec, seed)
-
-
-def _build(spec: Spec, seed: int) -> nn.Module:
     m = spec.model
-    if m.source == "decoder":
-        from transformers import LlamaForCausalLM
-
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(model_config(spec)).eval()
     if not m.is_trained_before:
         torch.manual_seed(seed)
         return _fresh(model_config(spec))
@@ -53,12 +45,9 @@ def model_config(spec: Spec):
     """The transformers config that the cells of ``spec`` train."""
     from transformers import LlamaConfig
 
-    from wisca_core.comparison.shrunk import shrunk_config, without_dropout
-    from wisca_core.equivalence.model_config import config_object
-
     m: ModelSpec = spec.model
     if m.source == "decoder":
-        vocabulary = N_TOKENS if spec.data.tokens == "bytes" else vocabulary_of(spec)
+        vocabulary = N_TOKENS if spec.data.tokens == "bytes" else len(tokenizer_of(spec))
         return LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=m.width,
@@ -76,15 +65,10 @@ def model_config(spec: Spec):
         )
     if m.source == "paper":
         return config_object(SETUPS[m.setup].config)
-    config = own_config(m)
+    config = parse_config(starting_point(m)[0])
     if m.source == "shrunk":
         config = shrunk_config(config, m.width, m.n_layers, N_TOKENS if spec.data.tokens == "bytes" else None)
     return config_object(without_dropout(config))
-
-
-def own_config(m: ModelSpec) -> Mapping[str, Any]:
-    """config.json of the model at ``m.path``. Raises WiscaError for what cannot be trained here."""
-    return parse_config(starting_point(m)[0])
 
 
 def starting_point(m: ModelSpec) -> tuple[str, Checkpoint | None]:
@@ -99,17 +83,9 @@ def starting_point(m: ModelSpec) -> tuple[str, Checkpoint | None]:
     return checkpoint.config_json, checkpoint if m.is_trained_before else None
 
 
-def vocabulary_of(spec: Spec) -> int:
-    from wisca_core.comparison.tokens import tokenizer_of
-
-    return len(tokenizer_of(spec))
-
-
 def language_model_class(config):
     """transformers' own causal language model for ``config``. Raises UnknownArchitecture."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    from wisca_core.errors import UnknownArchitecture
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnknownArchitecture(
@@ -126,19 +102,14 @@ def _fresh(config) -> nn.Module:
         try:
             return cls._from_config(config, attn_implementation=kernel, dtype=torch.float32).eval()
         except ValueError as error:  # a class without that kernel says so
-            if kernel == "eager":
-                raise ConfigMismatch(
-                    f"{cls.__name__} cannot be built from this config: {' '.join(str(error).split())[:300]}"
-                ) from error
-    raise AssertionError
+            failed = error
+    raise ConfigMismatch(
+        f"{cls.__name__} cannot be built from this config: {' '.join(str(failed).split())[:300]}"
+    ) from failed
 
 
 def _pretrained(spec: Spec) -> nn.Module:
     """The model in the folder or file, its weights as float32."""
-    from wisca_core.equivalence.loadable import loadable
-    from wisca_core.equivalence.miniature import load
-    from wisca_core.storage import workplace
-
     wanted = language_model_class(model_config(spec))
     with workplace(spec.model.path) as place:
         folder = loadable(open_checkpoint(spec.model.path), place / "model")

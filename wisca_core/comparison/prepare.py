@@ -12,7 +12,7 @@ from wisca_core.architecture.site import Refusal, Site, Sites, granularity_of
 from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Arm, Spec
 from wisca_core.comparison.spec_checks import refuse_coinciding
-from wisca_core.comparison.tokens import N_TOKENS
+from wisca_core.comparison.tokens import N_TOKENS, tokenizer_of
 from wisca_core.errors import ConfigMismatch, NothingToRescale, ProofFailed, SpecError, UnknownArchitecture
 from wisca_core.pairs import DEFAULT_PAIRS, MODEL_PAIRS
 
@@ -158,8 +158,6 @@ def _n_trained(spec: Spec, model, n: int) -> int:
 
 
 def _check_tokens(spec: Spec, config) -> None:
-    from wisca_core.comparison.models import vocabulary_of
-
     vocabulary, longest = config.vocab_size, getattr(config, "max_position_embeddings", None)
     if longest and spec.data.context > longest:
         raise SpecError("data.context", spec.data.context, f"at most {longest}, the positions this model has")
@@ -175,7 +173,7 @@ def _check_tokens(spec: Spec, config) -> None:
                 f"tokenizer: the weights at model.path know {vocabulary:,} tokens of their own, which are no bytes",
             )
     elif spec.model.source != "paper" or spec.data.tokenizer:
-        n = vocabulary_of(spec)
+        n = len(tokenizer_of(spec))
         if n > vocabulary:
             raise SpecError(
                 "data.tokenizer",

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from wisca_core.comparison.paper import SETUPS
 from wisca_core.comparison.spec import Spec
+from wisca_core.equivalence import tokenizer
 from wisca_core.errors import SpecError
 from wisca_core.untrusted import named_path
 
@@ -55,26 +57,19 @@ def tokenizer_folder(spec: Spec) -> Path:
     """Where the tokenizer lies. Raises SpecError."""
     folder = spec.data.tokenizer or (spec.model.path if spec.model.source != "decoder" else "")
     if not folder:
+        paper = SETUPS[spec.model.setup] if spec.model.source == "paper" else None
         raise SpecError(
             "data.tokenizer",
             "",
             "a folder with a tokenizer (tokenizer.json), because data.tokens is tokenizer"
-            + (f"; that of {_hub_id(spec)} is published with the model" if spec.model.source == "paper" else ""),
+            + (f"; that of {paper.hub_id} is published with the model" if paper else ""),
         )
     path = named_path(folder)
     return path if path.is_dir() else path.parent
 
 
-def _hub_id(spec: Spec) -> str:
-    from wisca_core.comparison.paper import SETUPS
-
-    return SETUPS[spec.model.setup].hub_id
-
-
 def tokenizer_of(spec: Spec):
     """transformers' tokenizer of the folder. Raises SpecError, UnreadableInput."""
-    from wisca_core.equivalence import tokenizer
-
     folder = tokenizer_folder(spec)
     if not tokenizer.has_tokenizer(folder):
         field = "data.tokenizer" if spec.data.tokenizer else "data.tokens"

@@ -15,6 +15,8 @@ from torch import nn
 from wisca_core.comparison.arms import Treatment
 from wisca_core.comparison.folder import Cell, remove_checkpoint
 from wisca_core.comparison.spec import Spec
+from wisca_core.comparison.tokens import tokenizer_folder
+from wisca_core.equivalence.tokenizer import FILES
 from wisca_core.errors import UnreadableInput
 
 
@@ -62,9 +64,6 @@ def _with_tokenizer(spec: Spec, folder: Path) -> None:
     """So that the model can be run elsewhere: the files its tokens came from."""
     if spec.data.tokens != "tokenizer":
         return
-    from wisca_core.comparison.tokens import tokenizer_folder
-    from wisca_core.equivalence.tokenizer import FILES
-
     for name in (*FILES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt"):
         source = tokenizer_folder(spec) / name
         if source.is_file():

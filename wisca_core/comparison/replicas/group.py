@@ -91,9 +91,7 @@ class _Replicas:
         with ExitStack() as files:
             self.logs = {run.cell.name: files.enter_context(single.metrics(run.cell)) for run in self.runs}
             if step == 0 and self.runs:
-                self._log(
-                    0, self._validated(validation, 0), [None] * len(self.runs), [None] * len(self.runs), self._ratios()
-                )
+                self._log(0, self._validated(validation, 0), [None] * len(self.runs), self._ratios())
             pending: list[torch.Tensor] = []
             lengths: list[torch.Tensor] = []
             while self.runs and step < spec.steps:
@@ -110,10 +108,8 @@ class _Replicas:
                     alive = self._looked_at(torch.stack(pending).tolist(), torch.stack(lengths).tolist(), step)
                     pending.clear()
                     lengths.clear()
-                    means = [sum(run.recent) / len(run.recent) if alive[i] else None for i, run in enumerate(self.runs)]
-                    found = norms.tolist()
+                    found = [norm for norm, lives in zip(norms.tolist(), alive) if lives]
                     if not all(alive):
-                        means, found = ([v for v, lives in zip(values, alive) if lives] for values in (means, found))
                         self._leave(alive)
                         if not self.runs:
                             break
@@ -124,7 +120,7 @@ class _Replicas:
                     self.treat(step)
                     if is_logged:
                         final = self.stack.mean_losses(last) if step == spec.steps else None
-                        self._log(step, self._validated(validation, step), means, found, ratios, final)
+                        self._log(step, self._validated(validation, step), found, ratios, final)
                 if keeps and self.runs:
                     self.stack.publish([step] * len(self.runs), self._rates(step))
                     single.keep(self.runs)
@@ -201,24 +197,16 @@ class _Replicas:
         self,
         step: int,
         val_losses: list,
-        means: list,
         norms: list,
         ratios: list[dict[str, float]],
         finals: list[float] | None = None,
     ) -> None:
         rates = self._rates(step) if step else [0.0] * len(self.runs)
         written = []
-        for run, *values in zip(self.runs, means, val_losses, rates, norms, ratios, finals or [None] * len(self.runs)):
+        for run, *values in zip(self.runs, val_losses, rates, norms, ratios, finals or [None] * len(self.runs)):
 
             def write(run: CellRun = run, values: list = values) -> CellRun:
-                train_loss, val_loss, rate, norm, found, final = values
-                self.logs[run.cell.name].write(
-                    single.row(
-                        *(self.spec, step, train_loss, val_loss, rate, norm, found, run.seconds), *(final, run.clipped)
-                    )
-                )
-                run.recent.clear()
-                run.clipped.clear()
+                single.write_row(self.logs[run.cell.name], self.spec, run, *values)
                 return run
 
             written.append(_alone(run.cell, self.ended, write) is not None)

@@ -251,6 +251,10 @@ class Stack:
         sums = [self.leaves[name].detach().abs().flatten(1).sum(1, dtype=torch.float64) for name in self.leaves]
         return dict(zip(self.leaves, torch.stack(sums).cpu()))
 
+    def parts(self, group: _ParameterGroup) -> list[torch.Tensor]:
+        """Its columns of the values, the gradients and both moments."""
+        return [b[:, group.start : group.stop] for b in (self.values, self.gradients, *self.moments)]
+
     def _all(self, buffer: torch.Tensor, one: _Slice) -> torch.Tensor:
         return buffer[:, one.start : one.stop].view(self.n, *one.shape)
 
@@ -300,9 +304,7 @@ def _numbers(group: _ParameterGroup, rate: float, step: int) -> tuple[float, ...
 
 
 def _adamw(stack: Stack, group: _ParameterGroup, numbers: torch.Tensor) -> None:
-    values, gradient, mean, square = (
-        b[:, group.start : group.stop] for b in (stack.values, stack.gradients, *stack.moments)
-    )
+    values, gradient, mean, square = stack.parts(group)
     beta1, beta2 = group.options["betas"]
     if group.options.get("fused") and not stack.for_gpu:
         # torch's kernel goes over memory once; a captured graph cannot take rates as numbers, so a GPU has the lines below
@@ -333,17 +335,13 @@ def _adamw(stack: Stack, group: _ParameterGroup, numbers: torch.Tensor) -> None:
 
 
 def _sgd(stack: Stack, group: _ParameterGroup, numbers: torch.Tensor) -> None:
-    values, gradient, momentum = (
-        b[:, group.start : group.stop] for b in (stack.values, stack.gradients, stack.moments[0])
-    )
+    values, gradient, momentum, _ = stack.parts(group)
     momentum.mul_(group.options["momentum"]).add_(gradient)
     _add_(values, momentum, numbers[0][:, None])
 
 
 def _muon(stack: Stack, group: _ParameterGroup, numbers: torch.Tensor) -> None:
-    values, gradient, momentum = (
-        b[:, group.start : group.stop] for b in (stack.values, stack.gradients, stack.moments[0])
-    )
+    values, gradient, momentum, _ = stack.parts(group)
     beta = group.options["momentum"]
     momentum.lerp_(gradient, 1 - beta)
     wanted = torch.lerp(gradient, momentum, beta) if group.options["nesterov"] else momentum
