@@ -86,9 +86,9 @@ def checkpoint_of(model: Any) -> Checkpoint:
     return found
 
 
-def open_subject(model: Any, device: str = "auto", dtype: str = "", attention: str = "sdpa", name: str = "") -> Subject:
+def open_subject(model: Any, device: str = "auto", dtype: str = "", name: str = "") -> Subject:
     """Load a causal language model. ``dtype``: "" for the stored one, on a CPU float32 where that has 16 bits (the weights
-    are the same, and CPUs are slow at 16 bits); ``attention``: eager where the class has no other.
+    are the same, and CPUs are slow at 16 bits).
 
     Raises UnsupportedCheckpoint for another kind of model, ConfigMismatch where its weights do not load, UnreadableInput
     where nothing turns text into its tokens, DeviceMissing.
@@ -103,7 +103,7 @@ def open_subject(model: Any, device: str = "auto", dtype: str = "", attention: s
             "perplexity and no choice among answers. Give a decoder (a ...ForCausalLM)."
         )
     place = device_of(device)
-    loaded, attention = _load(checkpoint, cls, config, _dtype(checkpoint, dtype, place), attention)
+    loaded, attention = _load(checkpoint, cls, config, _dtype(checkpoint, dtype, place))
     loaded = loaded.to(place).eval()
     tokenizer, tokens = _tokenizer(checkpoint, loaded)
     return Subject(
@@ -158,16 +158,16 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return TORCH_DTYPES.get(max(checkpoint.tensors, key=lambda tensor: tensor.n_bytes).dtype, torch.float32)
 
 
-def _load(checkpoint: Checkpoint, cls, config, dtype: torch.dtype, attention: str):
+def _load(checkpoint: Checkpoint, cls, config, dtype: torch.dtype):
     with workplace(str(checkpoint.path)) as place:  # one file of several, or one under another name, is what was opened
         folder = loadable(checkpoint, place / "model")
         if os.path.lexists(checkpoint.path / GENERATION_CONFIG):
             os.symlink(locate(checkpoint.path, GENERATION_CONFIG), folder / GENERATION_CONFIG)
-        return _load_from(folder, checkpoint, cls, config, dtype, attention)
+        return _load_from(folder, checkpoint, cls, config, dtype)
 
 
-def _load_from(folder: Path, checkpoint: Checkpoint, cls, config, dtype: torch.dtype, attention: str):
-    for one in dict.fromkeys((attention, "eager")):
+def _load_from(folder: Path, checkpoint: Checkpoint, cls, config, dtype: torch.dtype):
+    for one in ("sdpa", "eager"):
         try:
             with quiet(), torch.random.fork_rng(devices=[]):
                 model, info = cls.from_pretrained(

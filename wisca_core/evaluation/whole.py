@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ class _Work:
     def models(self, model: Any, other: Any, drafts: Sequence[Any]) -> None:
         opened = [self._open(one) for one in (*_expand(model), *([other] if other is not None else []))]
         if len({s.name for s in opened}) < len(opened):
-            opened = [_rename(s, f"{s.name} ({i + 1})") for i, s in enumerate(opened)]
+            opened = [replace(s, name=f"{s.name} ({i + 1})") for i, s in enumerate(opened)]
         same = all(same_tokens(opened[0], one) for one in opened[1:])
         scored = self._perplexities(opened, same)
         documents = [self._tasks(subject) for subject in opened]
@@ -382,12 +382,6 @@ def _expand(model: Any) -> list[Any]:
         return [found.path for found in find_checkpoints(place)] or [model]
     except WiscaError:
         return [model]
-
-
-def _rename(subject: Subject, name: str) -> Subject:
-    from dataclasses import replace
-
-    return replace(subject, name=name)
 
 
 def _text_name(text: Text) -> str:

@@ -35,17 +35,15 @@ def seed_of(run: Run) -> str | None:
     """The run's seed as text: a setting named seed, else a part of its name such as seed-3 or s3; None where neither is
     there.
     """
-    for name in sorted(
-        run.config,
-        key=lambda name: (
-            name.count("."),
-            SEED_NAMES.index(n) if (n := name.rsplit(".", 1)[-1].lower()) in SEED_NAMES else 99,
-        ),
-    ):
-        if name.rsplit(".", 1)[-1].lower() in SEED_NAMES and run.config[name] is not None:
-            return _cell(run.config[name])
+    named = [name for name, value in run.config.items() if value is not None and _last(name) in SEED_NAMES]
+    if named:
+        return _cell(run.config[min(named, key=lambda name: (name.count("."), SEED_NAMES.index(_last(name))))])
     found = _SEED_IN_NAME.findall(run.name)
     return str(int(found[-1])) if found else None
+
+
+def _last(setting: str) -> str:
+    return setting.rsplit(".", 1)[-1].lower()
 
 
 def differences(runs: Sequence[Run], *, incidental: bool = False) -> pd.DataFrame:
@@ -82,16 +80,14 @@ def by_configuration(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
     tell the groups apart, else the name without its seed.
     """
     table = differences(runs)
-    kept = [name for name in table.columns if name.rsplit(".", 1)[-1].lower() not in SEED_NAMES]
+    kept = [name for name in table.columns if _last(name) not in SEED_NAMES]
     cells = table[kept].to_numpy() if kept else np.zeros((len(runs), 0), dtype=object)
     members: dict[tuple[str, ...], list[int]] = {}
     stems = [_SEED_IN_NAME.sub("", run.name).strip("-_/., ()") or "all runs" for run in runs]
     for k, run in enumerate(runs):
-        if run.config and _settings_say_seed(run) and not _SEED_IN_NAME.search(run.name):
-            key = ("", *cells[k])
-        else:
-            key = (stems[k], *cells[k])
-        members.setdefault(key, []).append(k)
+        says_seed = any(_last(name) in SEED_NAMES for name in run.config)
+        stem = "" if says_seed and not _SEED_IN_NAME.search(run.name) else stems[k]
+        members.setdefault((stem, *cells[k]), []).append(k)
     parts: list[list[int]] = []
     for group in members.values():
         parts += _apart(group, runs, stems)
@@ -111,10 +107,6 @@ def _stem(part: Sequence[int], runs: Sequence[Run], stems: Sequence[str]) -> str
     """What the names of a group's runs share: "trial" of trial-1 and trial-2, whose settings say the seeds 1 and 2."""
     found = {re.sub(rf"[-_./ ]0*{re.escape(seed_of(runs[k]) or ' ')}$", "", stems[k]) for k in part}
     return found.pop() if len(part) > 1 and len(found) == 1 else stems[part[0]]
-
-
-def _settings_say_seed(run: Run) -> bool:
-    return any(name.rsplit(".", 1)[-1].lower() in SEED_NAMES for name in run.config)
 
 
 def _apart(group: Sequence[int], runs: Sequence[Run], stems: Sequence[str]) -> list[list[int]]:
@@ -272,12 +264,10 @@ def _gap(
     if min(len(x), len(y)) < 4:
         return None
     parts = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
-    error = math.sqrt(sum(parts))
-    if error == 0:
-        return min(len(x), len(y)), float(y.mean() - x.mean()), float(y.mean() - x.mean())
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(x) - 1) + parts[1] ** 2 / (len(y) - 1))
-    half = half_width(error, freedom, level)
-    middle = float(y.mean() - x.mean())
+    half, middle = 0.0, float(y.mean() - x.mean())
+    if any(parts):
+        freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(x) - 1) + parts[1] ** 2 / (len(y) - 1))
+        half = half_width(math.sqrt(sum(parts)), freedom, level)
     return min(len(x), len(y)), middle - half, middle + half
 
 

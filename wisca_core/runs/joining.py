@@ -10,7 +10,7 @@ By its folders alone one thing is known: what SummaryWriter.add_hparams and add_
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -155,7 +155,8 @@ def _as_one(parts: Sequence[Run]) -> Run:
         settings |= {name: value for name, value in run.config.items() if name not in settings}
     also = tuple(dict.fromkeys(kind for run in parts for kind in (run.kind, *run.also)))[1:]
     counts = {key: sum(run.counts.get(key, 0) for run in parts) for key in first.counts}
-    said = f"one training in {len(parts)} logs, which have the same values at the same steps: {_kinds_in_words(parts)}."
+    kinds = ", ".join(dict.fromkeys(run.kind.replace("_", " ") for run in parts))
+    said = f"one training in {len(parts)} logs, which have the same values at the same steps: {kinds}."
     return replace(
         first,
         series=MappingProxyType({metric: replace(one, run=first.name) for metric, one in series.items()}),
@@ -165,10 +166,6 @@ def _as_one(parts: Sequence[Run]) -> Run:
         distributions=MappingProxyType(distributions),
         also=also,
     )
-
-
-def _kinds_in_words(parts: Iterable[Run]) -> str:
-    return ", ".join(dict.fromkeys(run.kind.replace("_", " ") for run in parts))
 
 
 def _below(runs: Sequence[Run]) -> list[Run]:
