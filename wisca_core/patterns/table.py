@@ -3,12 +3,9 @@
 Rows are in the order of ``sites``, their legs, and each leg's indices; numpy arrays underneath, pandas frames outside.
 """
 
-import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -18,9 +15,6 @@ import xxhash
 
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
-from wisca_core.errors import UnreadableInput
-from wisca_core.storage import atomic_file
-from wisca_core.untrusted import open_named
 
 T = TypeVar("T")
 
@@ -229,43 +223,6 @@ class Patterns:
         for name in sorted(tensors):
             digest.update(f"{name}\0{self.digests[name]}\n".encode())
         return digest.hexdigest()
-
-    def save(self, path: Path) -> None:
-        """Write an .npz beside and rename it; the sites are not in it (they follow from names and config)."""
-        words = {
-            "format": "wisca-patterns",
-            "version": 1,
-            "digests": dict(self.digests),
-            "header": self.header,
-            "dtypes": dict(self.dtypes),
-        }
-        with atomic_file(path) as file:
-            np.savez(file, words=np.frombuffer(json.dumps(words).encode(), dtype=np.uint8), **self.rows)
-
-    @classmethod
-    def load(cls, path: Path, sites: Sites) -> "Patterns | None":
-        """A saved table, or None where it is of another version, damaged, or of other sites (it is then measured
-        again).
-        """
-        try:
-            with open_named(path) as raw, np.load(raw, allow_pickle=False) as file:
-                words = json.loads(file["words"].tobytes())
-                rows = {name: file[name] for name in file.files if name != "words"}
-            if (words["format"], words["version"]) != ("wisca-patterns", 1) or not {*PLACE, *STATS} <= rows.keys():
-                return None
-            n_rows = sum(len(leg.index.indices()) for site in sites.sites for leg in site.legs)
-            touched = {leg.tensor for site in sites.sites for leg in site.legs}
-            if any(len(column) != n_rows for column in rows.values()) or touched != words["digests"].keys():
-                return None
-            return cls(
-                sites,
-                MappingProxyType(rows),
-                MappingProxyType(words["digests"]),
-                words["header"],
-                MappingProxyType(words["dtypes"]),
-            )
-        except (UnreadableInput, OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-            return None
 
 
 @dataclass(frozen=True, eq=False)
