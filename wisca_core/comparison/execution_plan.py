@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wisca_core import storage
@@ -11,6 +11,7 @@ from wisca_core.comparison.executors import EXECUTORS, TOGETHER
 from wisca_core.comparison.folder import EXECUTOR, Comparison
 from wisca_core.comparison.spec import Spec
 from wisca_core.errors import BadOption, DeviceMissing, PlanMismatch
+from wisca_core.words import plural
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ExecutionPlan:
         """ "2 processes of one thread", "2 processes on 2 GPUs, up to 16 runs at once in each"."""
         if self.executor == "ray":
             return "the workers of a Ray cluster"
-        where = f" on {len(self.gpus)} GPU{'' if len(self.gpus) == 1 else 's'}" if self.gpus else " of one thread"
+        where = f" on {plural(len(self.gpus), 'GPU')}" if self.gpus else " of one thread"
         each = (
             f", up to {self.at_once} runs at once in each"
             if self.at_once > 1
@@ -45,8 +46,7 @@ class ExecutionPlan:
             else ""
         )
         ranks = f", {self.n_ranks} of them for each run" if self.n_ranks > 1 else ""
-        n = self.workers * self.n_ranks
-        return f"{n} process{'' if n == 1 else 'es'}{where}{each}{ranks}"
+        return f"{plural(self.workers * self.n_ranks, 'process', 'processes')}{where}{each}{ranks}"
 
 
 def cores() -> int:
@@ -102,8 +102,6 @@ def plan_for(comparison: Comparison, executor: str = "auto", workers: int | None
         raise PlanMismatch(f"{began}; --executor {executor} was given. {rest}")
     spec = comparison.spec
     if spec.device == "auto" and known["device"] == "cpu":
-        from dataclasses import replace
-
         spec = replace(spec, device="cpu")
     way = choose(spec, known["executor"], workers, left)
     if way.device != known["device"]:

@@ -64,18 +64,16 @@ def one_of(*values: str) -> Rule:
     return Rule(lambda v: isinstance(v, str) and v in values, "one of " + ", ".join(values))
 
 
-TEXT = Rule(lambda v: isinstance(v, str) and len(v) <= 4096 and "\0" not in v, "text of at most 4,096 characters")
+def text(pattern: str, allowed: str) -> Rule:
+    return Rule(lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None, allowed)
+
+
+TEXT = text(r"[^\0]{0,4096}", "text of at most 4,096 characters")
 YES_NO = Rule(lambda v: isinstance(v, bool), "true or false")
-NAME = Rule(
-    lambda v: isinstance(v, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", v) is not None,
-    "a lower-case word of letters, digits and _ (at most 32)",
-)
+NAME = text(r"[a-z][a-z0-9_]{0,31}", "a lower-case word of letters, digits and _ (at most 32)")
 OTHER = Rule(lambda v: v == "" or NAME.fits(v), "the name of another arm, or nothing")
-NOTE = Rule(lambda v: isinstance(v, str) and len(v) <= 2000 and "\0" not in v, "text of at most 2,000 characters")
-DEVICE = Rule(
-    lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", v) is not None,
-    "auto, cpu, cuda or cuda:N",
-)
+NOTE = text(r"[^\0]{0,2000}", "text of at most 2,000 characters")
+DEVICE = text(r"auto|cpu|cuda(:\d{1,3})?", "auto, cpu, cuda or cuda:N")
 EVERY = Rule(
     lambda v: v is None or whole(1, 10**9).fits(v), "a whole number of steps from 1, or nothing for once at the start"
 )
@@ -103,9 +101,7 @@ GRANULARITY = Rule(
 RATE = number(0, 100, above=True)
 SEED = whole(0, 10**9)
 N_SEEDS, N_PILOT_SEEDS = whole(1, 1000), whole(0, 1000)  # how many: each is a training of every arm
-MODULE = Rule(
-    lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,120}", v) is not None, "the name of a linear layer"
-)
+MODULE = text(r"[A-Za-z0-9_.]{1,120}", "the name of a linear layer")
 PAIR_LIST = Rule(
     lambda v: isinstance(v, (list, tuple)) and bool(v) and all(p in PAIRS for p in v),
     f"a list of {', '.join(PAIRS)}",
