@@ -387,7 +387,7 @@ def test_what_came_with_it_is_not_about_other_rows_or_versions(made, tmp_path, m
         family = families()["llama"]
         monkeypatch.setattr(came, "families", lambda: {"llama": replace(family, rope="interleaved")})
     else:
-        monkeypatch.setattr(came.metadata, "version", lambda name: "1.2.3")
+        monkeypatch.setattr(came, "version", lambda name: "1.2.3")
     came.ground_digest.cache_clear()
     try:
         assert not kept.entry("llama").is_released and kept.entry("llama")["qk"].verdict == OPEN
@@ -397,8 +397,8 @@ def test_what_came_with_it_is_not_about_other_rows_or_versions(made, tmp_path, m
 
 def test_a_build_of_torch_for_another_device_proves_the_same(monkeypatch):
     here = came.ground_digest("llama")
-    version = came.metadata.version
-    monkeypatch.setattr(came.metadata, "version", lambda name: version(name).partition("+")[0] + "+cu130")
+    version = came.version
+    monkeypatch.setattr(came, "version", lambda name: version(name).partition("+")[0] + "+cu130")
     came.ground_digest.cache_clear()
     assert came.ground_digest("llama") == here
     came.ground_digest.cache_clear()

@@ -527,6 +527,8 @@ def test_what_is_too_large_to_be_timed_is_reckoned_and_says_so(monkeypatch, caps
         "wisca_core.comparison.estimate.measure_step",
         lambda spec, device: pytest.fail("a billion parameters were built"),
     )
+    # without a net it would ask for the text six times, over 23 s
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     spec = PRESETS["tinyllama"]
     found, facts = estimate(spec, 2), prepare(spec)
     # 8 x 512 tokens, 6 a parameter and 12 a layer, channel and position for the scores

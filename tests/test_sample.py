@@ -121,7 +121,7 @@ def test_no_file_of_the_sample_names_a_place_on_somebodys_machine():
         assert not re.search(r"/(home|Users|root|tmp|usr|opt|var)/", file.read_text()), file
 
 
-def test_the_script_makes_a_loadable_run_and_never_writes_over_one(tmp_path):
+def test_the_script_makes_a_loadable_run_and_never_writes_over_one(script, monkeypatch, tmp_path):
     command = [sys.executable, str(SCRIPT), "--steps", "3", "--out", str(tmp_path / "run")]
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
@@ -139,8 +139,9 @@ def test_the_script_makes_a_loadable_run_and_never_writes_over_one(tmp_path):
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 3] and rows[1]["val_loss"] < rows[0]["val_loss"]
 
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode != 0 and "holds a finished run" in again.stderr
+    monkeypatch.setattr(sys, "argv", command[1:])
+    with pytest.raises(SystemExit, match="holds a finished run"):
+        script.main()
 
 
 def test_an_interrupted_run_continues_to_the_same_weights(script, monkeypatch, tmp_path):

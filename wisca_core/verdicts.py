@@ -55,7 +55,13 @@ def keep(kind: str, key: object, verdict: Mapping[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Of everything a verdict depends on."""
-    return {name: metadata.version(name) for name in ("wisca", "torch", "transformers")}
+    return {name: version(name) for name in ("wisca", "torch", "transformers")}
+
+
+@lru_cache(maxsize=8)  # to look it up anew for each of the census' 541 types took a second
+def version(package: str) -> str:
+    """What is installed of a package; PackageNotFoundError where nothing is."""
+    return metadata.version(package)
 
 
 def digest(*values: object) -> str:

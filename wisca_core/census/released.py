@@ -7,7 +7,7 @@ transformers and torch are still those it was proved with; anything else counts 
 """
 
 from functools import lru_cache
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 
 import xxhash
@@ -15,7 +15,7 @@ import xxhash
 from wisca_core.architecture.families import FILES, families
 from wisca_core.census.entry import Entry
 from wisca_core.storage import read_json, write_json
-from wisca_core.verdicts import deciding_code, digest
+from wisca_core.verdicts import deciding_code, digest, version
 
 FORMAT, VERSION = "wisca-census-released", 1
 _FILE = Path(__file__).with_name("released.json")
@@ -56,7 +56,7 @@ def ground_digest(model_type: str) -> str:
     family = families().get(model_type)
     # a tower is read by the row of another type, which only its config names
     rows = "" if family and not family.towers else _rows(tuple(FILES))
-    versions = {name: metadata.version(name).partition("+")[0] for name in ("torch", "transformers")}
+    versions = {name: version(name).partition("+")[0] for name in ("torch", "transformers")}
     return digest(model_type, repr(family), rows, versions, deciding_code(rows=False))
 
 
