@@ -27,25 +27,36 @@ def server(tmp_path_factory):
         yield address, int(address.rpartition(":")[2])
 
 
-@pytest.fixture
-def page(server):
+@pytest.fixture(scope="module")
+def playwright():
     from playwright.sync_api import sync_playwright
 
-    path = pages.browser_path()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
-        page = context.new_page()
-        page.set_default_timeout(90_000)
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.on(
-            "console", lambda m: page.problems.append(m.text) if m.type == "error" and "404" not in m.text else None
-        )
-        yield page
-        assert not page.problems, page.problems
-        assert page.locator(".stException").count() == 0
-        browser.close()
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(playwright):
+    """One for all tests: each has a context of its own, with its own storage and cache."""
+    browser = playwright.chromium.launch(
+        executable_path=pages.browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
+    )
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(server, browser):
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(90_000)
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" and "404" not in m.text else None)
+    yield page
+    assert not page.problems, page.problems
+    assert page.locator(".stException").count() == 0
+    context.close()
 
 
 def test_from_the_first_screen_to_a_verified_download(page, server, tmp_path):
@@ -106,16 +117,10 @@ def test_a_phone_in_the_dark_sees_both_pages_without_sideways_scrolling(page, se
             assert page.locator(".js-plotly-plot").first.bounding_box()["y"] < 844 - 72
 
 
-def test_every_page_opens_without_a_fault(server):
+def test_every_page_opens_without_a_fault(server, browser):
     """At 1280 px; ``python tests/pages.py`` does all widths and themes."""
-    from playwright.sync_api import sync_playwright
-
     address, _ = server
-    path = pages.browser_path()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        found = {where: faults for where, _, faults in pages.opened(browser, address, 1280, "light") if faults}
-        browser.close()
+    found = {where: faults for where, _, faults in pages.opened(browser, address, 1280, "light") if faults}
     assert not found and len(pages.paths()) >= 7
 
 
@@ -158,16 +163,13 @@ def test_the_guided_path_is_walked_stop_by_stop_and_left(page, server):
     page.get_by_role("heading", name=re.compile("Queries\\s+weigh")).first.wait_for()
 
 
-def test_on_a_phone_every_choice_of_the_sidebar_closes_it_and_no_button_stands_over_a_chart(server):
-    from playwright.sync_api import sync_playwright
-
+def test_on_a_phone_every_choice_of_the_sidebar_closes_it_and_no_button_stands_over_a_chart(
+    server, playwright, browser
+):
     address, _ = server
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=pages.browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
-        phone = {name: value for name, value in playwright.devices["Pixel 5"].items() if name != "default_browser_type"}
-        page = browser.new_context(**phone).new_page()
+    phone = {name: value for name, value in playwright.devices["Pixel 5"].items() if name != "default_browser_type"}
+    with browser.new_context(**phone) as context:
+        page = context.new_page()
         page.set_default_timeout(90_000)
         page.goto(address)
         pages.settled(page)
@@ -177,7 +179,6 @@ def test_on_a_phone_every_choice_of_the_sidebar_closes_it_and_no_button_stands_o
             page.get_by_role("link", name=link).click()
             page.get_by_role("heading", name=re.compile(heading.replace(" ", "\\s+"))).first.wait_for()
             page.get_by_test_id("stExpandSidebarButton").wait_for()  # there while the sidebar is closed
-        browser.close()
 
 
 # colour of the outline round what has the keyboard's focus, or round the field or label that stands for it
