@@ -5,7 +5,6 @@
 
 import gc
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from installed import IS_OLDER
 from safetensors.torch import load_file, save_file
 
 from wisca_core import jobs
@@ -30,14 +30,6 @@ _CLASSES = {
 }
 
 
-def _transformers_is_older() -> bool:
-    """Than the one that constraints.txt pins."""
-    pinned = re.search(
-        r"^transformers==(\d+)\.(\d+)", (Path(__file__).parents[1] / "constraints.txt").read_text(), re.M
-    )
-    return tuple(map(int, version("transformers").split(".")[:2])) < tuple(map(int, pinned.groups()))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """An older transformers lacks some model types and cannot run others. What is promised of them there is a refusal by
@@ -46,7 +38,7 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     except (UnknownArchitecture, ConfigMismatch) as refusal:
-        if _transformers_is_older():
+        if IS_OLDER:
             pytest.skip(f"transformers {version('transformers')}: {refusal}")
         raise
 

@@ -173,7 +173,7 @@ def test_experts_take_the_place_of_the_group(moe):
     path = "model.layers.1.mlp.experts.{}.{}_proj.weight"
     up, down = ([l1(tensors, path.format(e, m)) for e in range(4)] for m in ("up", "down"))
     assert experts["left"].tolist()[4:] == pytest.approx(up) and experts["right"].tolist()[4:] == pytest.approx(down)
-    layers = layer_ratios(groups, "l1").set_index(["block", "layer"])["log2_ratio"]
+    layers = layer_ratios(groups[groups["pair"] == "mlp"], "l1").set_index(["block", "layer"])["log2_ratio"]
     assert layers["decoder.experts", 1] == pytest.approx(np.log2(sum(up) / sum(down)))
     # a layer's sum is led by its one heavy expert; what is said first, rates and ratio, is of the median expert
     one, (rate,) = (

