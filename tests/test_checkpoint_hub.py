@@ -45,7 +45,7 @@ class Answer(BaseHTTPRequestHandler):
                 self.answer(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": []}).encode())
             else:
                 self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        elif path == f"/api/models/owner/name/tree/{COMMIT}":
+        elif re.fullmatch(f"/api/models/owner/name/tree/({COMMIT}|main|v1)", path):  # older versions ask by name
             tree = [
                 {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
                 for name, content in self.server.files.items()
