@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,7 @@ def _module(path: Path) -> str:
 MODULES = {_module(path): path for folder in ("wisca_core", "app") for path in (ROOT / folder).rglob("*.py")}
 
 
+@cache
 def _inside(module: str) -> set[str]:
     """Modules of ours that one imports anywhere in it; what only a type checker sees is left out."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
@@ -63,6 +65,7 @@ def _inside(module: str) -> set[str]:
     return {name for name in out if name.split(".")[0] in ("wisca_core", "wisca_app")} - {module}
 
 
+@cache
 def _imports(path: Path) -> set[str]:
     """Every module it imports, ours and others'."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import training_ranks
 
 WORKER = Path(__file__).with_name("training_ranks.py")
 # torchrun's store listens on all interfaces whatever address it is given, so it gets a network of its own: loopback and
@@ -25,31 +26,18 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
-def launch(kind: str, model: Path, out: Path, n_ranks: int) -> list[dict]:
-    """What every rank wrote. torchrun runs in a network namespace where the machine allows one, else on 127.0.0.1."""
-    arguments = [str(WORKER), kind, str(model), str(out)]
-    command = [sys.executable, *arguments]
-    if n_ranks > 1:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        run = [
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(n_ranks),
-            "--master_addr",
-            "127.0.0.1",
-            "--master_port",
-            str(port),
-            *arguments,
-        ]
-        own_network = (
-            subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
-            if os.path.exists("/usr/bin/unshare")
-            else False
-        )
-        command = ["unshare", "-rn", sys.executable, "-c", ALONE, *run] if own_network else [sys.executable, *run]
+def launch(kind: str, model: Path, out: Path) -> list[dict]:
+    """What both ranks wrote. torchrun runs in a network namespace where the machine allows one, else on 127.0.0.1."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    run = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+    run += ["--master_port", str(port), str(WORKER), kind, str(model), str(out)]
+    own_network = (
+        os.path.exists("/usr/bin/unshare")
+        and subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
+    )
+    command = ["unshare", "-rn", sys.executable, "-c", ALONE, *run] if own_network else [sys.executable, *run]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
@@ -59,7 +47,7 @@ def launch(kind: str, model: Path, out: Path, n_ranks: int) -> list[dict]:
     }
     done = subprocess.run(command, capture_output=True, text=True, timeout=420, env=environment, cwd=out.parent)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return [torch.load(f"{out}.{rank}.pt") for rank in range(n_ranks)]
+    return [torch.load(f"{out}.{rank}.pt") for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +57,20 @@ def model(small_model) -> Path:
 
 @pytest.fixture(scope="module")
 def one(model, tmp_path_factory) -> dict:
-    return launch("one", model, tmp_path_factory.mktemp("one") / "out", 1)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_ranks, "FOLDER", str(model))
+        patch.setattr(training_ranks, "OUT", str(tmp_path_factory.mktemp("one") / "out"))
+        return training_ranks.one()
 
 
 @pytest.fixture(scope="module")
 def ranks(model, one, tmp_path_factory) -> list[dict]:
-    return launch("ranks", model, tmp_path_factory.mktemp("ranks") / "out", 2)
+    return launch("ranks", model, tmp_path_factory.mktemp("ranks") / "out")
 
 
 @pytest.fixture(scope="module")
 def zero(model, one, tmp_path_factory) -> list[dict]:
-    return launch("zero", model, tmp_path_factory.mktemp("zero") / "out", 2)
+    return launch("zero", model, tmp_path_factory.mktemp("zero") / "out")
 
 
 def apart(found: dict, expected: dict) -> float:

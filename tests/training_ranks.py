@@ -1,10 +1,9 @@
-"""What test_training_distributed.py starts on every rank with torchrun: rescale, train on, and write what one process
-wrote before.
+"""What test_training_distributed.py starts on every rank with torchrun: rescale, train on, and write what a single process,
+``one()``, gives as well.
 
 torchrun ... training_ranks.py KIND MODEL_FOLDER OUT
 
-KIND: one (a single process, the reference) | ranks (DDP, FSDP2 in two ways, tensor parallel, on 2 ranks) | zero
-(DeepSpeed ZeRO-1, 2, 3)
+KIND: ranks (DDP, FSDP2 in two ways, tensor parallel, on 2 ranks) | zero (DeepSpeed ZeRO-1, 2, 3)
 """
 
 import json
@@ -20,7 +19,7 @@ from wisca_core.equivalence.float64 import in_float64
 from wisca_core.errors import BadOption
 from wisca_core.training import Rescale, Scaler, rescale_
 
-KIND, FOLDER, OUT = sys.argv[1:]
+FOLDER = OUT = ""  # the model, and the beginning of the names of what is written
 STEPS = 5
 CHOICES = {
     "tensor": {},
@@ -428,13 +427,13 @@ def zero() -> dict:
 
 
 if __name__ == "__main__":
+    kind, FOLDER, OUT = sys.argv[1:]
     torch.set_num_threads(1)
-    if KIND == "ranks":
+    if kind == "ranks":
         dist.init_process_group("gloo")
-    found = {"one": one, "ranks": ranks, "zero": zero}[KIND]()
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    found = {"ranks": ranks, "zero": zero}[kind]()
+    rank = dist.get_rank()
     torch.save(found, f"{OUT}.{rank}.pt")
     print(json.dumps({"rank": rank, "cases": list(found)}), flush=True)
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    dist.barrier()
+    dist.destroy_process_group()
