@@ -471,12 +471,14 @@ def test_two_tokenizers_compare_in_bits_a_byte_only(byte_model, book):
     assert found.result["windows"] is None and "bits a byte do" in " ".join(found.sentences)
 
 
-def test_the_command_prints_rows_and_json(byte_model, book, tmp_path, capsys):
+def test_the_command_prints_rows_and_json(byte_model, book, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no repository, which libraries may look for and complain of
     command = ["evaluate", str(byte_model()), "--text", str(book), "--window", "64", "--limit", "3", "--inside"]
     assert main([*command, "--tasks", "docs-order"]) == 0
-    said = capsys.readouterr().out
+    said, beside = capfd.readouterr()
     assert "bits a byte" in said and "docs-order" in said and "largest attention logit" in said
+    assert "git" not in beside
     assert main([*command, "--json", "--out", str(tmp_path / "kept")]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(capfd.readouterr().out)
     assert told["format"] == "wisca-evaluate" and told["perplexity"][0]["n_windows"] == 3
     assert (tmp_path / "kept" / "spec.json").is_file() and open_checkpoint(byte_model()).kind == "safetensors"
