@@ -11,13 +11,13 @@ from pathlib import Path
 
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.equivalence.checking import compare_folder
-from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed
+from wisca_core.equivalence.full_check import FullCheck, why_not_checked
 from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import Proof, check_covers
 from wisca_core.equivalence.proving import prove as prove_sites
 from wisca_core.equivalence.verify import Verification
 from wisca_core.equivalence.verify import verify as verify_checkpoints
-from wisca_core.errors import BadOption, UnsupportedCheckpoint
+from wisca_core.errors import BadOption
 from wisca_core.exporting.export import export as write_export
 from wisca_core.exporting.pair import AdapterExport, export_pair
 from wisca_core.exporting.place import refuse_place
@@ -138,7 +138,7 @@ def export(
     a LoRA adapter, to prove it on. ``adapters``: LoRA adapters of this model, which then follow its new weights into
     ``adapter_outs`` (OUT-NAME), proved with it.
 
-    Raises ProofFailed, PlanMismatch, NothingToRescale, UnsupportedCheckpoint, OutputRefused (``out`` exists, is inside
+    Raises ProofFailed, PlanMismatch, NothingToRescale, CheckNotRun, UnsupportedCheckpoint, OutputRefused (``out`` exists, is inside
     the model, disk full), CheckpointChanged, Cancelled; in every case nothing is left behind.
 
     >>> import wisca_core as wisca
@@ -197,19 +197,6 @@ def _beside(
             f"adapter_outs: {len(places)} were given for {len(opened)} adapters; give one for each, or none."
         )
     return [AdapterExport(a, place, prove_pair(base, sites, a, progress)) for a, place in zip(opened, places)]
-
-
-def why_not_checked(checkpoint: Checkpoint, check: bool | None) -> str:
-    """ "" where the full check is to run. Raises UnsupportedCheckpoint where it was asked for and does not fit."""
-    if check is False:
-        return "not asked for"
-    needed, free = memory_needed(checkpoint), memory_free()
-    if free is None or needed <= free:
-        return ""
-    reason = f"it needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
-    if check:
-        raise UnsupportedCheckpoint(f"the full check was asked for, but {reason}. Nothing was written.")
-    return reason
 
 
 def verify(before: AnyModel, after: AnyModel, *, run_models: bool = True, progress: Progress = silent) -> Verification:

@@ -16,7 +16,7 @@ from wisca_app.parts import KEPT, primary, quiet
 from wisca_app.rescaling import kept_plan
 from wisca_core import jobs, storage
 from wisca_core.architecture.declaration import NAME as DECLARED
-from wisca_core.equivalence.full_check import memory_free, memory_needed
+from wisca_core.equivalence.full_check import why_too_large
 from wisca_core.equivalence.proof import Proof
 from wisca_core.exporting.preview import n_bytes_free, preview
 from wisca_core.jobs import Job
@@ -113,10 +113,9 @@ def _say_preview(model: Model, out: str) -> None:
 
 
 def _fits(model: Model) -> bool:
-    if model.checkpoint.declared is not None:
-        return False  # nothing here can run it
-    free = memory_free()
-    return free is None or memory_needed(model.checkpoint) < free
+    return model.checkpoint.declared is None and not why_too_large(
+        model.checkpoint
+    )  # nothing here can run a declared one
 
 
 def _why_not(decision: Decision, proof: Proof | None, out: str) -> str:

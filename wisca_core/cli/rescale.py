@@ -14,7 +14,7 @@ from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, indented_lines, say, say_lines, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
-from wisca_core.equivalence.full_check import FullCheck, memory_free, memory_needed, not_covered
+from wisca_core.equivalence.full_check import FullCheck, not_covered, why_not_checked
 from wisca_core.equivalence.proof import Proof, check_covers, proved_only
 from wisca_core.equivalence.proving import prove
 from wisca_core.errors import (
@@ -180,7 +180,7 @@ def run(
 
     report, checked, not_run = None, None, "a dry run writes nothing that could be run"
     if not dry_run:
-        not_run = _why_not_run(checkpoint, check)
+        not_run = why_not_checked(checkpoint, check)
         report, checked, not_run = _export(checkpoint, sites, plan, out, proof, beside, not_run, check)
     if save_plan:
         plans.save_plan(plan, save_plan)
@@ -303,19 +303,6 @@ def _decide(patterns: Patterns, options: Options, saved: Plan | None) -> tuple[D
         return plans.decision_of(saved, patterns), saved
     decision = decide(patterns, options)
     return decision, plans.make_plan(decision)
-
-
-def _why_not_run(checkpoint: Checkpoint, check: bool | None) -> str:
-    """ "" where the full check is to run. Raises CheckNotRun where it was asked for and does not fit."""
-    if check is False:
-        return "--no-check was given"
-    needed, free = memory_needed(checkpoint), memory_free()
-    if free is None or needed <= free:
-        return ""
-    reason = f"it needs about {in_bytes(needed)} of memory, {in_bytes(free)} are free"
-    if check:
-        raise CheckNotRun(f"the full check was asked for, but {reason}. Nothing was written.")
-    return reason
 
 
 def _export(

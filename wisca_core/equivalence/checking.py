@@ -20,15 +20,7 @@ from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, open_checkpoint
 from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.adapter_check import compare_adapters
-from wisca_core.equivalence.full_check import (
-    EAGER,
-    SDPA,
-    FullCheck,
-    memory_free,
-    memory_needed,
-    random_rounding,
-    stored_dtype,
-)
+from wisca_core.equivalence.full_check import EAGER, SDPA, FullCheck, random_rounding, stored_dtype, why_too_large
 from wisca_core.equivalence.loadable import loadable
 from wisca_core.errors import Cancelled, CheckNotRun, OutputRefused, UnknownArchitecture, WiscaError
 from wisca_core.planning.plan import Plan
@@ -85,11 +77,8 @@ def compare_folder(
     from wisca_core.equivalence.outputs import FEATURES, difference
 
     started = time.perf_counter()
-    needed, free = memory_needed(checkpoint), memory_free()
-    if free is not None and needed > free:
-        raise CheckNotRun(
-            f"the full check needs about {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Not run."
-        )
+    if reason := why_too_large(checkpoint):
+        raise CheckNotRun(f"the full check was not run: {reason}.")
     dtype = stored_dtype(checkpoint, sites)
     with workplace(str(checkpoint.path)) as place:
         before = loadable(checkpoint, place / "before", progress)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.equivalence.proof import OTHER_KERNELS, Proof
+from wisca_core.errors import CheckNotRun
 from wisca_core.planning.plan import Plan
+from wisca_core.words import in_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -150,6 +152,26 @@ def memory_free() -> int | None:
         return None
     except OSError:
         return None
+
+
+def why_too_large(checkpoint: Checkpoint) -> str:
+    """Why the memory does not suffice for the check, with the figures; "" where it does, or nobody knows."""
+    needed, free = memory_needed(checkpoint), memory_free()
+    if free is None or needed <= free:
+        return ""
+    return f"it needs about {in_bytes(needed)} of memory, {in_bytes(free)} are free"
+
+
+def why_not_checked(checkpoint: Checkpoint, asked: bool | None) -> str:
+    """ "" where the full check is to run: where it is ``asked`` for, or None and the memory suffices. Raises CheckNotRun
+    where it was asked for and does not fit.
+    """
+    if asked is False:
+        return "not asked for"
+    reason = why_too_large(checkpoint)
+    if reason and asked:
+        raise CheckNotRun(f"the full check was asked for, but {reason}. Nothing was written.")
+    return reason
 
 
 def stored_dtype(checkpoint: Checkpoint, sites: Sites) -> str:
