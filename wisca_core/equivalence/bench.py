@@ -84,7 +84,8 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
     from wisca_core.equivalence.outputs import difference, first_move, outputs
 
     shapes = {t.name: t.shape for t in small.tensors}
-    parameters = _as_stored(small, sites, model)
+    parameters = _as_stored(small, model)
+    paired = {leg.tensor for site in sites.sites for leg in site.legs}
 
     def written(trial: Trial, granularity: str) -> Path:
         changed = place / "changed"
@@ -93,7 +94,8 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
 
     @contextmanager
     def changed_model(trial: Trial, granularity: str):
-        if parameters is None:
+        scaling = scalings(sites, trial.factors, granularity, shapes, trial.side)
+        if not (paired if trial.from_disk else scaling.keys()) <= parameters.keys():
             changed = written(trial, granularity)
             try:
                 other = load(changed)
@@ -109,7 +111,6 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
             finally:
                 shutil.rmtree(changed)
         else:
-            scaling = scalings(sites, trial.factors, granularity, shapes, trial.side)
             after = {name: rescaled_rows(parameters[name].detach(), one) for name, one in scaling.items()}
         before = {name: parameters[name].detach().clone() for name in after}
         try:
@@ -141,9 +142,9 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
     )
 
 
-def _as_stored(small: Checkpoint, sites: Sites, model) -> dict[str, torch.Tensor] | None:
-    """Tensor name -> the loaded model's parameter, of every tensor that is one, bit for bit; None where a tensor of a pair is
-    not: some are put together or turned as they are loaded.
+def _as_stored(small: Checkpoint, model) -> dict[str, torch.Tensor]:
+    """Tensor name -> the loaded model's parameter, of every tensor that is one, bit for bit: some are put together or turned
+    as they are loaded, and what changes those is loaded again.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     plain = {}
@@ -152,8 +153,7 @@ def _as_stored(small: Checkpoint, sites: Sites, model) -> dict[str, torch.Tensor
             held = parameters.get(name)
             if held is not None and held.dtype == torch.float64 and torch.equal(held, reader.tensor(name)):
                 plain[name] = held
-    names = {leg.tensor for site in sites.sites for leg in site.legs}
-    return plain if names <= plain.keys() else None
+    return plain
 
 
 def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = True) -> Verdict:
