@@ -176,7 +176,7 @@ def test_the_feed_forward_is_a_pair_of_an_arm_and_its_ratio_is_logged_in_all(tmp
     drift = {arm.name: abs(at[arm.name, 2].mlp) for arm in arms}
     assert max(drift["mlp"], drift["both"]) < 0.1 * min(drift["baseline"], drift["rates"], drift["wisca"])
     assert abs(at["mlp", 2].qk) > 0.5 > 0.05 > abs(at["both", 2].qk)
-    assert in_words(both) == "QK and VO and MLP balanced by channel every 3 steps"
+    assert in_words(both) == "QK, VO and MLP balanced by channel every 3 steps"
     # a comparison that asks for none of it does not measure it
     assert small().watched == ("qk", "vo")
 

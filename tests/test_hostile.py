@@ -188,12 +188,11 @@ def test_specs_that_nest_or_count_without_end_are_refused(tmp_path, text):
         {"factors": [5e-324]},
         {"site": ["decoder.0.self.qk"]},
         {"site": {"a": 1}},
-        {"granularity": None},
         {"factors": 1},
     ],
 )
 def test_a_plan_of_a_stranger_that_is_none_is_refused_before_it_is_used(tmp_path, change):
-    site = {"site": "decoder.0.self.qk", "granularity": "tensor", "factors": [2.0]} | change
+    site = {"site": "decoder.0.self.qk", "factors": [2.0]} | change
     options = {
         "pairs": ["qk"],
         "granularity": "tensor",
