@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from installed import IS_OLDER
 from safetensors.torch import save_file
 from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -56,14 +57,32 @@ NOT_PROVED = {
     "fast_vlm": "timm",
     "gemma3n": "timm",
     "perception_lm": "timm",
-    "gemma4_assistant": "layer types",
-    "gemma4_unified_assistant": "layer types",
+    "gemma4_assistant": "does not run" if IS_OLDER else "layer types",
+    "gemma4_unified_assistant": "no width" if IS_OLDER else "layer types",
     "kosmos-2": "does not run",
     "sam": "does not run",
     "sam_hq": "does not run",
     "instructblipvideo": "does not run",
     "xclip": "does not run",
 }
+
+
+# What an older transformers builds or runs otherwise than its rows say, and the words of the refusal that is promised then.
+NOT_YET = {
+    "cohere_asr": "does not repeat its own outputs",
+    "git": "does not run",
+    "granite_speech": "the weights hold attention tensors of 0",
+    "mllama": "does not run",
+    "parakeet_encoder": "does not repeat its own outputs",
+}
+
+
+def _is_refused_yet(model_type, checkpoint, sites) -> bool:
+    reasons = [refusal.reason for refusal in sites.refusals]
+    if sites.sites and not reasons:
+        found = prove(checkpoint, sites)
+        reasons = [] if found.passed else [found.reason]
+    return any(NOT_YET[model_type] in reason for reason in reasons)
 
 
 def _is_wholly_refused(model_type) -> bool:
@@ -134,6 +153,8 @@ def test_every_supported_model_type_is_proved(model_type, small_model):
     """
     checkpoint = open_checkpoint(small_model(model_type))
     sites = find_sites(checkpoint, pairs=("qk", "vo", "mlp"))
+    if IS_OLDER and model_type in NOT_YET and _is_refused_yet(model_type, checkpoint, sites):
+        return
     for refusal in sites.refusals:
         assert not any(words in refusal.reason for words in MISFITS), refusal
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -183,11 +204,11 @@ def test_no_rescale_moves_what_heads_compute(model_type, small_model, tmp_path):
         assert (np.abs(other / one - 1)[np.isfinite(one)] > 1e-9).all(), column.name
 
 
-@pytest.mark.parametrize("pair, at_least", [("qk", 172), ("vo", 169)])
-def test_nearly_all_of_the_causal_language_models_have_the_pair(pair, at_least):
+@pytest.mark.parametrize("pair, at_most", [("qk", 17), ("vo", 20)])
+def test_nearly_all_of_the_causal_language_models_have_the_pair(pair, at_most):
     """What the tests above hold each type to, counted; transformers 5.23 has 189."""
     without = {name for names in WITHOUT[pair].values() for name in names}
-    assert len(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(ALONE) - without) >= at_least
+    assert len(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - (set(ALONE) - without)) <= at_most
 
 
 def test_every_other_row_is_of_a_part_of_a_model_that_is_proved():
