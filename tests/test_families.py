@@ -79,9 +79,9 @@ NOT_YET = {
 
 def _is_refused_yet(model_type, checkpoint, sites) -> bool:
     reasons = [refusal.reason for refusal in sites.refusals]
-    if sites.sites and not reasons:
+    if sites.sites:
         found = prove(checkpoint, sites)
-        reasons = [] if found.passed else [found.reason]
+        reasons += [] if found.passed else [found.reason]
     return any(NOT_YET[model_type] in reason for reason in reasons)
 
 
