@@ -31,7 +31,13 @@ _CLASSES = {
 
 
 # what a refusal says that is about the library, not about a checkpoint
-_OF_THE_LIBRARY = ("has no model type", "does not know", "refuses its own defaults", "does not run on")
+_OF_THE_LIBRARY = (
+    "has no model type",
+    "does not know",
+    "refuses its own defaults",
+    "does not run on",
+    "cannot be built: ",
+)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -152,7 +152,7 @@ def test_pipes_and_devices_in_place_of_files_are_refused_and_never_waited_for(tm
             with pytest.raises(UnreadableInput, match="regular file|no file"):
                 takes(Path(path))
     model = open_model(small_model("llama"))
-    kept = store._path(model.checkpoint, model.sites)
+    kept = store.place(model.checkpoint, model.sites.sites)
     kept.unlink(missing_ok=True)
     os.mkfifo(kept)  # in place of a kept measurement: it is measured again
     assert store.cached_patterns(model.checkpoint, model.sites) is None

@@ -139,7 +139,7 @@ def killed_export(folder: Path) -> Once:
 def killed_measuring(folder: Path) -> Once:
     """kill -9 while the weights are measured and the table is kept."""
     work = Export(folder)
-    path = store._path(work.model.checkpoint, work.model.sites)
+    path = store.place(work.model.checkpoint, work.model.sites.sites)
     path.unlink(missing_ok=True)
     started = time.monotonic()
     digests = dict(store.measured_patterns(work.model.checkpoint, work.model.sites).digests)
@@ -238,7 +238,7 @@ def full_disk(folder: Path) -> Once:
     """No file may grow beyond a random size: the export refuses and leaves nothing; measuring goes on without a kept table."""
     work = Export(folder)
     largest = max(map(len, work.reference.values()))
-    kept = store._path(work.model.checkpoint, work.model.sites)
+    kept = store.place(work.model.checkpoint, work.model.sites.sites)
 
     def limited(n_bytes: int, do: Callable[[], object]) -> int:
         def inside() -> None:
