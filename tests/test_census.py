@@ -4,7 +4,6 @@ kept, and the command that shows it.
 
 import csv
 import json
-import sys
 import textwrap
 from dataclasses import replace
 
@@ -192,49 +191,44 @@ def test_a_wrong_rule_is_refused_at_the_granularities_where_it_is_wrong(monkeypa
 
 # --- the pool ---------------------------------------------------------------------------------------------------------
 
-WORKER = """
-    import json, os, signal, sys, time
+ANSWERS = """
+    import os, signal, sys, time
     {first}
-    print(json.dumps({{"ready": True}}), flush=True)
-    for line in sys.stdin:
-        name = json.loads(line)["model_type"]
-        if name == "gpt2":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if name == "bert":
-            time.sleep(60)
-        if name == "opt":
-            print("no answer", flush=True)
-        if name == "xlnet":
-            print("{{}}", flush=True)
-            continue
-        if name == "bloom":
-            sys.exit("out of luck")
-        print({answer!r}.replace("NAME", name), flush=True)
+    def answers(asked):
+        for name, _ in asked:
+            if name == "gpt2":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if name == "bert":
+                time.sleep(60)
+            if name == "bloom":
+                sys.exit("out of luck")
+            print("what a library prints")
+            yield {{"opt": "no answer", "xlnet": "{{}}"}}.get(name, {answer!r}.replace("NAME", name)).encode()
 """
 
 
 @pytest.fixture
-def command(tmp_path):
-    """A worker that crashes on gpt2, hangs on bert, babbles on opt, leaves on bloom and proves everything else."""
+def function(tmp_path, monkeypatch):
+    """What crashes on gpt2, hangs on bert, babbles on opt and xlnet, leaves on bloom and proves everything else."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def command(first: str = "pass"):
-        script = tmp_path / "worker.py"
+    def function(first: str = "pass"):
         pairs = tuple(Pair(pair, PROVED) for pair in PAIRS)
         answer = json.dumps(Entry("NAME", pairs=pairs, granularities=("channel",), n_trials=1, when=1.0).to_json())
-        script.write_text(textwrap.dedent(WORKER.format(first=first, answer=answer)))
-        return (sys.executable, str(script))
+        (tmp_path / "stand_in.py").write_text(textwrap.dedent(ANSWERS.format(first=first, answer=answer)))
+        return "stand_in:answers"
 
-    return command
+    return function
 
 
-def test_a_type_that_crashes_hangs_or_babbles_is_not_reached_and_the_others_are(command):
+def test_a_type_that_crashes_hangs_or_babbles_is_not_reached_and_the_others_are(function):
     seen = []
     found = census(
         ("gpt2", "llama", "bert", "opt", "xlnet", "bloom", "qwen2"),
         ("channel",),
         lambda *step: seen.append(step),
         limit_seconds=2,
-        command=command(),
+        function=function(),
     )
     assert [e.model_type for e in found] == ["gpt2", "llama", "bert", "opt", "xlnet", "bloom", "qwen2"]
     why = {e.model_type: e.not_reached for e in found}
@@ -254,7 +248,7 @@ def test_a_type_that_crashes_hangs_or_babbles_is_not_reached_and_the_others_are(
     assert left == ["gpt2", "bert", "opt", "xlnet", "bloom"] and kept.lacks("llama", ALL)
 
 
-def test_a_cancel_ends_the_processes_and_keeps_what_was_proved(command):
+def test_a_cancel_ends_the_processes_and_keeps_what_was_proved(function):
     calls = []
 
     def cancel_after_one(step, done, total):
@@ -263,13 +257,13 @@ def test_a_cancel_ends_the_processes_and_keeps_what_was_proved(command):
             raise Cancelled("cancelled.")
 
     with pytest.raises(Cancelled):
-        census(("llama", "bert", "qwen2"), ("channel",), cancel_after_one, n_workers=1, command=command())
+        census(("llama", "bert", "qwen2"), ("channel",), cancel_after_one, n_workers=1, function=function())
     assert [kept.lacks(name, ("channel",)) for name in ("llama", "bert", "qwen2")] == [False, True, True]
 
 
-def test_a_worker_that_cannot_start_is_an_error_not_a_verdict(command):
+def test_a_worker_that_cannot_start_is_an_error_not_a_verdict(function):
     with pytest.raises(WiscaError, match=r"cannot start: its process ended with exit code 1 \(no torch\)"):
-        census(("llama",), ("channel",), command=command("sys.exit('no torch')"))
+        census(("llama",), ("channel",), function=function("sys.exit('no torch')"))
     assert entry("llama").verdict == OPEN
 
 
@@ -472,8 +466,8 @@ def test_exit_codes_are_those_of_the_other_commands(capsys):
     assert "tensor, group, channel" in capsys.readouterr().err
 
 
-def test_prove_runs_the_pool_and_shows_its_result(command, monkeypatch, capsys):
-    monkeypatch.setattr(pool, "COMMAND", command())
+def test_prove_runs_the_pool_and_shows_its_result(function, monkeypatch, capsys):
+    monkeypatch.setattr(pool, "FUNCTION", function())
     assert main(["architectures", "qwen2", "--prove", "--granularity", "channel", "--json"]) == 0
     assert the_document(capsys)["pairs"]["qk"]["verdict"] == PROVED
     assert main(["architectures", "gpt2", "--prove"]) == 1

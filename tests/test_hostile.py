@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, models
 
 from wisca_app import gate
 from wisca_app.figures.words import markdown_text
-from wisca_core import apart, processes, untrusted
+from wisca_core import apart, untrusted
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.comparison import folder
 from wisca_core.comparison.data import check_text
@@ -357,7 +357,7 @@ def test_a_process_apart_that_hangs_or_dies_is_named_and_the_next_one_answers(mo
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     while apart._idle:
-        processes.end(apart._idle.pop()[1])
+        apart._idle.pop()[1].end()
     for how, why in (("hangs", "took over"), ("aborts", "SIGABRT"), ("exits", "ended the process")):
         answer = apart.pieces("strangers:ends", how, "that file", cpu_seconds=0.3)
         assert next(answer) == b"first"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: each floor may import those below it, and modules of one floor each other. Every module stands on one.
 FLOORS = (
-    "errors pairs intervals words threads processes",
+    "errors pairs intervals words threads processes answering",
     "storage spreadsheet untrusted wrappers apart",
     "progress verdicts",
     "checkpoint",

@@ -1,5 +1,5 @@
 """Processes of our own: how one is started, how it ended in words, and its end. What it is asked, how long it may take and
-what is made of its end stand where it is started: jobs, the workers and ranks of a comparison, the census, and ``apart``.
+what is made of its end stand where it is started: jobs, the workers and ranks of a comparison, and ``answering``.
 """
 
 import atexit

@@ -3,10 +3,11 @@
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.families import Family, families
@@ -23,6 +24,13 @@ from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace
 
 LONGEST_REASON = 400
+
+
+def answers(asked: list) -> Iterator[bytes]:
+    """[[type, granularities], ...] -> the entry of each as JSON: what a process of the census is asked."""
+    torch.set_num_threads(1)
+    for one in asked:
+        yield json.dumps(judge_type(*one).to_json()).encode()
 
 
 def judge_type(model_type: str, granularities: Iterable[str] = GRANULARITIES, progress: Progress = silent) -> Entry:

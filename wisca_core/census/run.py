@@ -1,6 +1,7 @@
 """The census itself: prove what has no kept result, keep each as it comes."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from wisca_core.architecture.site import GRANULARITIES
@@ -24,7 +25,7 @@ def census(
     again: bool = False,
     n_workers: int = N_WORKERS,
     limit_seconds: float = LIMIT_SECONDS,
-    command: Sequence[str] | None = None,
+    function: str | None = None,
 ) -> tuple[Entry, ...]:
     """Prove every type that has no kept result at these granularities (``again``: every type) and return what is then
     known, in the order of ``model_types``.
@@ -42,14 +43,14 @@ def census(
     def failed(name: str, why: str, seconds: float) -> None:
         keep(unreached_entry(name, why, asked, seconds))
 
-    def answered(name: str, answer: dict, seconds: float) -> None:
+    def answered(name: str, answer: bytes, seconds: float) -> None:
         try:
-            keep(Entry.from_json(answer))
+            keep(Entry.from_json(json.loads(answer)))
         except (KeyError, TypeError, ValueError):
             failed(name, "its process gave an answer that is none", seconds)
 
     if tasks:
-        pool.run(tasks, asked, answered, failed, progress, n_workers, limit_seconds, command or pool.COMMAND)
+        pool.run(tasks, asked, answered, failed, progress, n_workers, limit_seconds, function or pool.FUNCTION)
     return entries(names)
 
 
