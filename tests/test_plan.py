@@ -316,6 +316,7 @@ def test_effects_are_counts_of_stored_values(tmp_path):
         "rounded": 0,
         "lost": 0,
         "gains": 0,
+        "mixed": 0,
         "overflow": 0,
     }
     assert exact.bit_identical

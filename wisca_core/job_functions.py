@@ -67,7 +67,7 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     out, ran = Path(arguments["out"]), check if arguments.get("check") else None
     adapters = [open_checkpoint(path, progress=progress) for path in arguments.get("adapters", ())]
     proof = prove(checkpoint, sites, progress)
-    check_covers(proof, sites, [name for name in plan.factors.by_site if name in sites])
+    check_covers(proof, sites, [name for name in plan.sites if name in sites])
     sites = proved_only(sites, proof)
     if adapters:
         beside = [

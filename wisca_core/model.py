@@ -139,8 +139,10 @@ class Model:
         if plan is None:
             return group_table(self.patterns, norm)
         from wisca_core.planning.plan import decision_of
+        from wisca_core.rescale_basis import with_bases
 
-        return decision_of(plan, self.with_pairs(plan.options.pairs).patterns).groups(norm)
+        patterns = self.with_pairs(plan.options.pairs).patterns
+        return with_bases(decision_of(plan, patterns), self.checkpoint).groups(norm)
 
     def layers(self, norm: str = "l1", plan: Plan | None = None) -> pd.DataFrame:
         """One row a (pair, block, layer): log2_ratio, log2_size and, with a ``plan``, log2_after, in octaves."""

@@ -1,16 +1,31 @@
-"""Changes of basis onto tensors: (left, right) -> (S^-1 left, right S) over the channels of one KV group, in place."""
+"""Changes of basis onto tensors: (left, right) -> (S^-1 left, right S) over the channels of one KV group; decided for a
+checkpoint, and applied to live tensors and to those of an export. torch is loaded where one is.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from wisca_core.architecture.site import Leg, Site
-from wisca_core.methods import Method
+from wisca_core.architecture.site import Leg, Refusal, Site, Sites
+from wisca_core.checkpoint import Checkpoint, Reader
+from wisca_core.checkpoint.writer import Change
+from wisca_core.methods import Method, method
 from wisca_core.pairs import MATRICES
+from wisca_core.patterns.measure import measure
+from wisca_core.planning.bases import Bases, inverse, is_invertible
+from wisca_core.planning.decide import Decision
+from wisca_core.planning.factors import Factors
+from wisca_core.progress import Progress, silent
+from wisca_core.rescale import changes, scalings
 
-Basis = tuple[torch.Tensor, torch.Tensor]  # (S, S^-1), float64 (head_dim, head_dim)
+if TYPE_CHECKING:
+    import torch
+
+    Basis = tuple[torch.Tensor, torch.Tensor]  # (S, S^-1), float64 (head_dim, head_dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +38,8 @@ class LegRows:
 
 def groups_of(site: Site) -> list[list[LegRows]]:
     """Per KV group, what each leg holds of it. Every row lists the same channels in the same order."""
+    import torch
+
     labels = site.labels("group")
     out = []
     for group in range(int(labels.max()) + 1):
@@ -66,3 +83,87 @@ def change_(tensor: torch.Tensor, rows: LegRows, basis: Basis, is_gradient: bool
 def _rows(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
     """(len(index), rest), float64, a copy."""
     return tensor.detach().index_select(axis, index.to(tensor.device)).movedim(axis, 0).reshape(len(index), -1).double()
+
+
+@dataclass(frozen=True, eq=False)
+class BasisChange:
+    """The changes of basis of one tensor, and the factors on the rest of it, as the writer of weight files takes them: of
+    the whole tensor at once, since they mix its rows.
+    """
+
+    parts: tuple[tuple[LegRows, Basis], ...]
+    factors: Change | None = None
+    is_whole = True
+
+    def __call__(self, tensor: torch.Tensor, first_row: int = 0) -> torch.Tensor:
+        out = self.factors(tensor, 0) if self.factors else tensor.clone()
+        for rows, basis in self.parts:
+            change_(out, rows, basis)
+        return out
+
+
+def all_changes(checkpoint: Checkpoint, sites: Sites, factors: Factors, bases: Bases) -> dict[str, Change]:
+    """What a plan's factors and bases do to each tensor of the checkpoint, for ``write_weights`` and ``Reader``."""
+    shapes = {tensor.name: tensor.shape for tensor in checkpoint.tensors}
+    out: dict[str, Change] = changes(scalings(sites, factors.by_site, factors.granularity, shapes))
+    if not bases:
+        return out
+    import torch
+
+    parts: dict[str, list[tuple[LegRows, Basis]]] = {}
+    for name, matrices in bases.sites.items():
+        inverses = inverse(matrices)
+        for number, group in enumerate(groups_of(sites[name])):
+            basis = torch.from_numpy(matrices[number]), torch.from_numpy(inverses[number])
+            for rows in group:
+                parts.setdefault(rows.leg.tensor, []).append((rows, basis))
+    return out | {name: BasisChange(tuple(of), out.get(name)) for name, of in parts.items()}
+
+
+def with_bases(decision: Decision, checkpoint: Checkpoint, progress: Progress = silent) -> Decision:
+    """The decision with the changes of basis that its options ask for, where it has none yet, and the table of what the
+    weights will then be. Reads the weights of those pairs, and once more all that change. The same decision where the
+    method is one of factors. Raises CheckpointChanged, UnreadableInput, Cancelled.
+    """
+    sites, chosen = decision.patterns.sites, method(decision.options.method)
+    if chosen.by_factors:
+        return decision
+    if not decision.bases:
+        found, left = {}, []
+        asked = [s for s in sites.sites if chosen.changes_basis_of(s.key.pair) and decision.options.chooses(s.key)]
+        with Reader(checkpoint) as reader:
+            for number, site in enumerate(asked):
+                progress("finding the changes of basis", number, len(asked))
+                basis = _basis_of_site(chosen, site, reader)
+                if isinstance(basis, str):
+                    left.append(Refusal(site.name, f"{basis}; left as it is"))
+                else:
+                    found[site.name] = basis
+        decision = replace(decision, bases=Bases(found), not_changed=tuple(left))
+    factors = Factors(decision.cells.granularity, tuple(decision.factors_by_site.items()))
+    with Reader(checkpoint, all_changes(checkpoint, sites, factors, decision.bases)) as changed:
+        return replace(decision, after=measure(checkpoint, sites, progress, changed))
+
+
+def _basis_of_site(chosen: Method, site: Site, reader: Reader) -> np.ndarray | str:
+    """S of each KV group, or why there is none."""
+    import torch
+
+    if reason := chosen.why_not(site):
+        return reason
+    tensors = {leg.tensor: reader.tensor(leg.tensor) for leg in site.legs}
+    found = []
+    for rows in groups_of(site):
+        basis = basis_of(chosen, site.key.pair, tensors, rows)
+        if isinstance(basis, str):
+            return basis
+        found.append(basis[0])
+        for one in rows:
+            change_(tensors[one.leg.tensor], one, basis)
+    bad = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), "")
+    if bad:
+        return f"{bad} is not finite, or a value would leave the range of its dtype"
+    out = torch.stack(found).numpy()
+    return (
+        out if is_invertible(out) else "some directions are so much weaker than others that it could not be taken back"
+    )

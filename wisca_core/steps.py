@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wisca_core.checkpoint import Checkpoint
+from wisca_core.equivalence.basis_proof import bases_proved
 from wisca_core.equivalence.checking import compare_folder
 from wisca_core.equivalence.full_check import FullCheck, why_not_checked
 from wisca_core.equivalence.pair_proof import prove_pair
@@ -21,11 +22,13 @@ from wisca_core.errors import BadOption
 from wisca_core.exporting.export import export as write_export
 from wisca_core.exporting.pair import AdapterExport, export_pair
 from wisca_core.exporting.place import refuse_place
+from wisca_core.methods import method as of_name
 from wisca_core.model import Model, open_model
 from wisca_core.planning.decide import decide
 from wisca_core.planning.options import LayerRange, Options, default_pairs, parse_layers, parse_pairs
 from wisca_core.planning.plan import Plan, check_not_empty, decision_of, make_plan, undo_plan
 from wisca_core.progress import Progress, silent
+from wisca_core.rescale_basis import with_bases
 
 AnyModel = Model | str | os.PathLike
 
@@ -64,8 +67,8 @@ def plan(
     ``pairs``: of qk, vo, mlp and lora, names or text such as "qk,vo"; None: the paper's QK and VO, or all that a model without
     those has. ``granularity``: "tensor", "group" (a KV group) or "channel". ``norm``: "l1" (the paper's), "l2", "max" or
     "rms". ``strength``: 1 balances fully, 0 changes nothing. ``layers``: "0-3,7", "encoder:0-3". ``exact``: factors are
-    powers of two, which round no bf16 or fp32 weight. ``exclude``: names of sites. ``method``: "wisca", or
-    another that gives factors (``wisca_core.methods``).
+    powers of two, which round no bf16 or fp32 weight. ``exclude``: names of sites. ``method``: "wisca", or "gram", the full
+    change of basis of VO and LoRA pairs (``bases``, one a KV group) after which the Gram matrices of both sides are equal.
 
     What was not proved is among the refusals. Measures the weights where nobody has. Raises BadOption.
 
@@ -88,7 +91,9 @@ def plan(
     )
     options.check_against(opened.sites)
     opened.measured(progress)
-    return make_plan(decide(opened.proved(prove_sites(opened.checkpoint, opened.sites, progress)).patterns, options))
+    proved = opened.proved(prove_sites(opened.checkpoint, opened.sites, progress))
+    sites = bases_proved(opened.checkpoint, proved.sites, of_name(method))
+    return make_plan(with_bases(decide(proved.patterns.of(sites), options), opened.checkpoint, progress))
 
 
 def undo(report: str | os.PathLike) -> Plan:
@@ -154,7 +159,7 @@ def export(
     refuse_place(opened.checkpoint, out)
     decision_of(plan, opened.measured(progress))  # raises PlanMismatch where the weights are not those it was made for
     proof = prove(opened, base=base, progress=progress)
-    names = list(plan.factors.by_site)
+    names = plan.sites
     check_covers(proof, opened.sites, names)
     sites = opened.proved(proof).sites
     beside = _beside(opened.checkpoint, sites, adapters, adapter_outs, out, progress)

@@ -224,14 +224,22 @@ def _documents(folder: Path) -> dict[str, Reader]:
     import wisca_core as wisca
     from wisca_core.comparison.presets import PRESETS
     from wisca_core.comparison.spec_reading import load_spec
+    from wisca_core.methods import method
+    from wisca_core.planning.bases import Bases
     from wisca_core.planning.plan import load_plan, save_plan, undo_plan
 
     model = wisca.open(_llama(folder / "model"))
     plan = wisca.plan(model)
     save_plan(plan, folder / "plan.json")
+    wisca.plan(model, pairs="vo", method="gram").bases.write(folder / "plan.json")
     spec = {"format": "wisca-comparison", "version": 1} | PRESETS["default"].to_json()
     report = {"format": "wisca-report", "version": 1, "plan": plan.to_json(), "fingerprint_after": "0" * 32}
+
+    def bases(at: Path) -> object:
+        return Bases.read(at / "plan.json").check(model.sites, method("gram"))
+
     return {
+        "bases": Reader({"plan.bases": (folder / "plan.bases").read_bytes()}, bases),
         "plan": Reader({"plan.json": (folder / "plan.json").read_bytes()}, lambda at: load_plan(at / "plan.json")),
         "report": Reader({"report.json": json.dumps(report).encode()}, lambda at: undo_plan(at / "report.json")),
         "spec": Reader({"spec.json": json.dumps(spec).encode()}, lambda at: load_spec(at / "spec.json")),

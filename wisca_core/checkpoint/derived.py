@@ -48,6 +48,31 @@ class DerivedTensor:
         return self._kept[part.name]
 
 
+@dataclass(eq=False)
+class ChangedTensor:
+    """One tensor as a change leaves it, made whole whenever it is read. ``read`` gives stored rows, ``made`` those of one
+    with a recipe.
+    """
+
+    info: TensorInfo
+    change: Callable[[torch.Tensor, int], torch.Tensor]
+    read: Callable[[int, int], torch.Tensor]
+    made: DerivedTensor | None = None
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start`` to ``stop`` of axis 0, in the stored dtype."""
+        total = self.info.shape[0] if self.info.shape else 1
+        before = self.made.rows(0, total) if self.made else self.read(0, total)
+        return self.change(before.reshape(self.info.shape), 0)[start:stop]
+
+    def blocks(self, n_rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, rows) over the whole tensor, ``n_rows`` at a time."""
+        total = self.info.shape[0] if self.info.shape else 1
+        whole = self.rows(0, total)
+        for start in range(0, total, n_rows):
+            yield start, whole[start : start + n_rows]
+
+
 def _scaled_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """Stored rows times a scale for each block of rows and columns. Settings: rows and columns of a block."""
     weight, (block_rows, block_columns) = made.recipe.parts[0], map(int, made.recipe.settings)

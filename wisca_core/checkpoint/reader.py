@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from wisca_core.checkpoint.checkpoint import Checkpoint, TensorInfo
@@ -21,7 +22,7 @@ from wisca_core.untrusted import locate, open_regular, printable
 if TYPE_CHECKING:
     import torch
 
-    from wisca_core.checkpoint.derived import DerivedTensor
+    from wisca_core.checkpoint.derived import ChangedTensor, DerivedTensor
 
 DISK_BYTES = 8 * 2**20  # one read, or what is asked for ahead of smaller ones, which lose the kernel's read-ahead
 MOST_THREADS = 4  # that read and compute at once: more wait for memory
@@ -62,12 +63,13 @@ class Reader:
     CheckpointChanged where a file is not, in size and mtime, what it was when the checkpoint was opened, and
     UnsupportedCheckpoint where torch has no dtype for the values (``raw`` reads those too).
 
-    Tensors with a recipe are made of their stored parts as they are read.
+    Tensors with a recipe are made of their stored parts as they are read, and those with one of the ``changes`` (as
+    ``write_weights`` takes them) are what would be written.
 
     ``blocks`` iterators each have their own buffer, so several may run at once; ``rows`` calls share one.
     """
 
-    def __init__(self, checkpoint: Checkpoint):
+    def __init__(self, checkpoint: Checkpoint, changes: Mapping[str, Callable] | None = None):
         if sys.byteorder != "little":
             raise UnsupportedCheckpoint(
                 "this machine is big-endian; weights are stored little-endian and not converted here"
@@ -75,6 +77,7 @@ class Reader:
         self.checkpoint = checkpoint
         self._alias = dict(checkpoint.aliases)
         self.made = _derived_tensors(checkpoint, self._part) if checkpoint.recipes else {}
+        self.made |= _changed_tensors(checkpoint, changes, self._part, self.made) if changes else {}
         self._stamp = dict(zip(checkpoint.weight_files, checkpoint.stamps))
         self._fd: dict[str, int] = {}
         self._spare: list[bytearray] = []
@@ -224,6 +227,15 @@ def _derived_tensors(checkpoint: Checkpoint, read) -> dict[str, DerivedTensor]:
     from wisca_core.checkpoint.derived import DerivedTensor
 
     return {name: DerivedTensor(checkpoint.by_name[name], recipe, read) for name, recipe in checkpoint.recipes}
+
+
+def _changed_tensors(checkpoint: Checkpoint, changes: Mapping[str, Callable], read, made) -> dict[str, ChangedTensor]:
+    from wisca_core.checkpoint.derived import ChangedTensor
+
+    return {
+        name: ChangedTensor(checkpoint.by_name[name], change, partial(read, checkpoint.by_name[name]), made.get(name))
+        for name, change in changes.items()
+    }
 
 
 def _row_layout(info: TensorInfo) -> tuple[int, int]:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     import torch
 
 # (block in stored dtype, its first row) -> block of the same shape and dtype. One that has ``stored`` too, (rows as an array,
-# 16-bit values as integers; name of the dtype; first row) -> the same, may be asked by several threads at once, without torch
+# 16-bit values as integers; name of the dtype; first row) -> the same, may be asked by several threads at once, without torch.
+# One with ``is_whole`` is given the whole tensor as its block
 Change = Callable[["torch.Tensor", int], "torch.Tensor"]
 _STORED = {"F64": np.float64, "F32": np.float32, "BF16": np.uint16, "F16": np.uint16}
 _BLOCK = 1 << 17  # values that stay in a core's cache
@@ -192,7 +193,9 @@ def _changed_blocks(tensor: TensorInfo, reader: Reader, change: Change) -> Itera
         return
     import torch
 
-    for first, block in reader.blocks(tensor.name, max_elements=1 << 20):
+    is_whole = getattr(change, "is_whole", False)
+    blocks = [(0, reader.tensor(tensor.name))] if is_whole else reader.blocks(tensor.name, max_elements=1 << 20)
+    for first, block in blocks:
         yield change(block, first).contiguous().view(torch.uint8).numpy()
 
 

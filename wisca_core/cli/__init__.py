@@ -184,6 +184,13 @@ def _rescale(
         list[str] | None, "--exclude", "SITE", "Leave a pair alone, like decoder.3.self.qk; may be repeated."
     ) = None,
     exact: flag("--exact", "Round factors to powers of two, which round no weight.") = False,
+    method: option(
+        str | None,
+        "--method",
+        "wisca|gram",
+        "gram: VO and LoRA pairs by full changes of basis, not by factors.",
+        "wisca",
+    ) = None,
     adapter: option(
         list[str] | None,
         "--adapter",
@@ -218,7 +225,7 @@ def _rescale(
     from wisca_core.cli.models import site_options
     from wisca_core.cli.rescale import AdapterOptions, TypedOptions, run
 
-    options = TypedOptions(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact)
+    options = TypedOptions(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact, method)
     company = AdapterOptions(tuple(adapter or ()), tuple(adapter_out or ()), base)
     own = site_options(sites, build, forward, unproved)
     return run(model, out, options, company, plan, undo, save_plan, strict, dry_run, check, json, yes, own)

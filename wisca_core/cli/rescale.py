@@ -14,6 +14,7 @@ from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, indented_lines, say, say_lines, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
+from wisca_core.equivalence.basis_proof import bases_proved, check_bases
 from wisca_core.equivalence.full_check import FullCheck, not_covered, why_not_checked
 from wisca_core.equivalence.proof import Proof, check_covers, proved_only
 from wisca_core.equivalence.proving import prove
@@ -28,9 +29,10 @@ from wisca_core.errors import (
     UnreadableInput,
 )
 from wisca_core.exporting.export import export
-from wisca_core.exporting.pair import AdapterExport, export_pair
+from wisca_core.exporting.pair import AdapterExport, check_followable, export_pair
 from wisca_core.exporting.place import refuse_place
 from wisca_core.exporting.preview import ExportPreview, n_bytes_free, preview
+from wisca_core.methods import method
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import unit_of
 from wisca_core.patterns.store import measured_patterns
@@ -43,6 +45,7 @@ from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress
 from wisca_core.rescale import scalings
 from wisca_core.rescale_adapter import adapters_near, fitted_layers, follow
+from wisca_core.rescale_basis import with_bases
 from wisca_core.storage import read_json
 from wisca_core.words import in_bytes, join_names, plural, side, without_site_name
 
@@ -58,6 +61,7 @@ class TypedOptions:
     layers: str | None
     exclude: tuple[str, ...]
     exact: bool
+    method: str | None = None
 
     def names(self) -> list[str]:
         """Names of the options that were typed."""
@@ -79,6 +83,7 @@ class TypedOptions:
             layers=layers,
             exact=self.exact,
             exclude=self.exclude,
+            method=defaults.method if self.method is None else self.method,
         )
 
 
@@ -145,9 +150,11 @@ def run(
         patterns = measured_patterns(checkpoint, sites, progress)
         proof = prove(checkpoint, sites, progress, base)
     if sites.sites:
-        check_covers(proof, sites, [name for name in saved.factors.by_site if name in sites] if saved else ())
+        check_covers(proof, sites, [name for name in saved.sites if name in sites] if saved else ())
     sites = proved_only(sites, proof)  # what was not proved is refused by name, the rest goes on
-    decision, plan = _decide(patterns.of(sites), options, saved)
+    with bar() as progress:
+        decision, plan = _decide(checkpoint, patterns, sites, options, saved, progress)
+        of_bases = check_bases(checkpoint, sites, plan)
     if strict and plan.refusals:
         lines = indented_lines(_lines(plan.refusals))
         n = plural(len(plan.refusals), "refusal")
@@ -171,11 +178,11 @@ def run(
     with bar() as progress:
         together = [_prove_with(checkpoint, sites, adapter, progress) for adapter in adapters]
     if not json:
-        say_proof(proof)
-        for one in together:
-            say_proof(one)
+        for one in (proof, of_bases, *together):
+            if one is not None:
+                say_proof(one)
     for one in together:
-        check_covers(one, sites, list(plan.factors.by_site))
+        check_covers(one, sites, plan.sites)
     beside = [AdapterExport(*three) for three in zip(adapters, places, together)]
 
     report, checked, not_run = None, None, "a dry run writes nothing that could be run"
@@ -196,8 +203,9 @@ def run(
                 "saved_plan": str(save_plan) if save_plan else None,
                 "options": plan.to_json()["options"],
                 "granularities": dict(Counter(plan.factors.used_granularities(sites).values())),
-                "n_factors_changed": plan.n_changed,
-                "n_pairs_changed": len(plan.factors.sites),
+                "n_factors_changed": plan.factors.n_changed,
+                "n_bases_changed": plan.n_changed - plan.factors.n_changed,
+                "n_pairs_changed": len(plan.sites),
                 "pairs": {pair: {"sentence": sentence(s)} | asdict(s) for pair, s in pairs.items()},
                 "effects": decision.effects,
                 "bit_identical_expected": decision.bit_identical,
@@ -205,6 +213,7 @@ def run(
                 "remarks": [*checkpoint.remarks, *sites.remarks],
                 "files": asdict(files),
                 "proof": proof.to_json(),
+                "basis_proof": of_bases.to_json() if of_bases else None,
                 "adapters": [
                     {"path": str(a.path), "out": str(place), "follows": line, "proof": one.to_json()}
                     for a, place, line, one in zip(adapters, places, following, together)
@@ -257,6 +266,7 @@ def _open_company(
 
 def _what_follows(base: Checkpoint, sites: Sites, plan: Plan, adapter: Checkpoint) -> str:
     """What follows, in words; raises early what the export would raise late."""
+    check_followable(plan)
     shapes = {t.name: t.shape for t in base.tensors}
     scaling = scalings(sites, plan.factors.by_site, plan.factors.granularity, shapes)
     n = len(fitted_layers(base, sites, scaling, adapter))
@@ -298,10 +308,14 @@ def _check_replaceable(path: Path, out: Path | None) -> None:
         raise OutputRefused(f"{path} cannot be written: its folder does not exist.")
 
 
-def _decide(patterns: Patterns, options: Options, saved: Plan | None) -> tuple[Decision, Plan]:
+def _decide(
+    checkpoint: Checkpoint, patterns: Patterns, sites: Sites, options: Options, saved: Plan | None, progress: Progress
+) -> tuple[Decision, Plan]:
     if saved is not None:
-        return plans.decision_of(saved, patterns), saved
-    decision = decide(patterns, options)
+        decision = plans.decision_of(saved, patterns.of(sites))
+        return with_bases(decision, checkpoint, progress), saved
+    proved = patterns.of(bases_proved(checkpoint, sites, method(options.method)))
+    decision = with_bases(decide(proved, options), checkpoint, progress)
     return decision, plans.make_plan(decision)
 
 
@@ -355,6 +369,7 @@ def _say_plan(
     o = plan.options
     layers = f", layers {', '.join(map(str, o.layers))}" if o.layers else ""
     exact = ", powers of two" if o.exact else ""
+    exact += f", method {o.method}" if plan.bases else ""
     say(
         f"{title}: pairs {', '.join(o.pairs)}, granularity {o.granularity}, norm {o.norm}, "
         f"strength {o.strength:g}{layers}{exact}",
@@ -379,9 +394,17 @@ def _say_plan(
         f for fs in plan.factors.by_site.values() for f in fs if f != 1
     ]  # of the left side: every rule has exponent 1 there
     n_pairs, n_factors = plural(len(sites.sites), "pair"), plural(len(factors), "factor")
-    say(
-        f"{len(plan.factors.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the {_left_sides(plan, sites)}"
-    )
+    if factors:
+        say(
+            f"{len(plan.factors.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the {_left_sides(plan, sites)}"
+        )
+    if plan.bases:
+        shapes = Counter(matrices.shape[1] for matrices in plan.bases.sites.values() for _ in matrices)
+        matrices = join_names([f"{plural(n, 'matrix', 'matrices')} S of {d} x {d}" for d, n in shapes.items()])
+        say(
+            f"{len(plan.bases.sites):,} of {n_pairs} change their basis, by {matrices}: the left side becomes S^-1 left, the "
+            "right one right S"
+        )
     for line in _effects(decision):
         say(f"  {line}")
     say_lines(f"Refused and left as they are, {len(plan.refusals):,}:", _lines(plan.refusals))
@@ -422,6 +445,8 @@ def _effects(decision: Decision) -> list[str]:
         )
     elif not all(math.frexp(f)[0] == 0.5 for f in decision.factor):
         lines.append("each product is rounded once in its stored dtype, F32 or F64")
+    if e["mixed"]:
+        lines.append(f"stored values mixed over the channels of their group, each rounded once: {e['mixed']:,}")
     lines.append(f"values that lose bits below the smallest normal number: {e['lost']:,}")
     if e["gains"]:
         lines.append(f"gains stored as gain - 1, rounded in any case: {e['gains']:,}")

@@ -49,11 +49,11 @@ def say_proof(proof: Proof) -> None:
         say(indented_lines([f"{name}: {without_site_name(reason)}" for name, reason in proof.refused]))
     say(f"  {proof.what}")
     say(
-        f"  largest relative difference {proof.max_rel:.1e} in float64 over {plural(proof.n_cases, 'case')}, "
-        f"factors up to {proof.largest_factor:g}"
+        f"  largest relative difference {proof.max_rel:.1e} in float64 over {plural(proof.n_cases, 'case')}"
+        + (f", factors up to {proof.largest_factor:g}" if proof.largest_factor > 1 else "")
     )
     say(
-        f"  scaling one side alone moves the {'products' if proof.kind == 'Proof by products' else 'outputs'} by at least {proof.liveness:.1e}"
+        f"  {'scaling' if proof.largest_factor > 1 else 'changing'} one side alone moves the {'products' if proof.kind == 'Proof by products' else 'outputs'} by at least {proof.liveness:.1e}"
     )
     say(f"  cases: {', '.join(proof.cases)}")
 

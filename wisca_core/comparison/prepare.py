@@ -183,7 +183,7 @@ def _check_tokens(spec: Spec, config) -> None:
 
 
 def _check_arms(spec: Spec, found: Sites, checkpoint) -> None:
-    from wisca_core.equivalence.basis_proof import prove_basis
+    from wisca_core.equivalence.basis_proof import check_basis
     from wisca_core.methods import method
 
     sites = found.sites
@@ -215,7 +215,7 @@ def _check_arms(spec: Spec, found: Sites, checkpoint) -> None:
             if wrong := chosen.why_not(site):
                 raise SpecError(f"arms[{i}].method", arm.method, f"{Arm.method} for this model. {site.name}: {wrong}")
         if mixed:
-            prove_basis(checkpoint, chosen)
+            check_basis(checkpoint, chosen)
     if not have:
         raise NothingToRescale("model: it has no pair that can be rescaled.")
     refuse_coinciding(spec, cells)

@@ -25,7 +25,7 @@ from wisca_core.equivalence.loadable import loadable
 from wisca_core.errors import Cancelled, CheckNotRun, OutputRefused, UnknownArchitecture, WiscaError
 from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress, silent
-from wisca_core.rescale import changes, scalings
+from wisca_core.rescale_basis import all_changes
 from wisca_core.storage import folder, workplace
 from wisca_core.untrusted import locate
 from wisca_core.words import join_names
@@ -246,10 +246,7 @@ def _worst(found: Iterable["Difference"]) -> "Difference":
 
 
 def _write_plan(checkpoint: Checkpoint, sites: Sites, plan: Plan, out: Path, progress: Progress) -> None:
-    shapes = {t.name: t.shape for t in checkpoint.tensors}
-    write_weights(
-        checkpoint, changes(scalings(sites, plan.factors.by_site, plan.factors.granularity, shapes)), out, progress
-    )
+    write_weights(checkpoint, all_changes(checkpoint, sites, plan.factors, plan.bases), out, progress)
     _finish_folder(checkpoint, out)
 
 

@@ -15,19 +15,25 @@ from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import pairs_to_find
 from wisca_core.architecture.site import PAIRS, Leg, Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
+from wisca_core.equivalence.basis_proof import prove_basis
 from wisca_core.equivalence.checking import compare_folder
 from wisca_core.equivalence.full_check import FullCheck, not_covered
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.trial import discover
-from wisca_core.errors import Cancelled, WiscaError
+from wisca_core.errors import Cancelled, PlanMismatch, UnreadableInput, WiscaError
+from wisca_core.methods import method
+from wisca_core.planning.bases import BASES, Bases
+from wisca_core.planning.factors import Factors
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import along_axis
-from wisca_core.words import join_names
+from wisca_core.rescale_basis import all_changes
+from wisca_core.words import join_names, plural
 
 BIT_IDENTICAL = "bit-identical"
 ROUNDING = "equivalent up to rounding"
 DIFFERENT = "not equivalent"
+MIXING = method("gram")  # the method whose changes of basis an export may have been made by
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     layout = _compare_layout(before, after)
     if layout:
         return _different(layout, before, 0, sites)
-    found = _compare_weights(before, after, sites, progress)
+    bases = _bases_beside(after, sites)
+    found = _compare_weights(before, after, sites, progress, bases)
     n = len(before.tensors)
     if found.unexplained:
         return _different(found.unexplained, before, found.n_changed, sites)
@@ -105,6 +112,14 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     changed = {sites[name].key.pair for name in found.changed_sites}
     pairs = changed | set(pairs_to_find(changed))
     proof = prove(before, sites.only(lambda site: site.key.pair in pairs), progress)
+    mixed = [name for name in bases.sites if name in found.changed_sites]
+    proved = ""
+    if any(sites[name].key.pair != "lora" for name in mixed):
+        of_bases = prove_basis(before, MIXING)
+        proved = f" (exact on a miniature, {of_bases.max_rel:.1e})"
+        if not of_bases.passed:
+            reason = f"a full change of basis is not exact for this model: {of_bases.reason}"
+            return _different([reason], before, found.n_changed, sites)
     unproved = sorted({label(sites[name]) for name in found.changed_sites if not proof.covers(sites[name])})
     if unproved:
         reasons = dict(proof.refused)
@@ -128,6 +143,9 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
             f"one factor a tie group ({found.n_factors:,} groups, factors {found.smallest:.4g} to {found.largest:.4g}) "
             "explains every value within one unit in the last place"
         )
+    if mixed:
+        n_bases = sum(len(bases.sites[name]) for name in mixed)
+        how = f"{plural(n_bases, 'change')} of basis, which lie in {BASES} beside them{proved}, and then {how}"
     reasons = [f"{found.n_changed} of {n} tensors changed; {how}; all other tensors are bit-equal."]
     verdict = ROUNDING
     if check is not None and check.bit_identical and found.exact:
@@ -150,6 +168,18 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
         check,
         not_checked,
     )
+
+
+def _bases_beside(after: Checkpoint, sites: Sites) -> Bases:
+    """The changes of basis that an export says it was made by; none where it says nothing that could be so. They prove
+    nothing: the weights have to be what they make of the others, to the last place.
+    """
+    try:
+        found = Bases.read(after.path / BASES)
+        found.check(sites, MIXING)
+    except (UnreadableInput, PlanMismatch):
+        return Bases()
+    return found
 
 
 def _run(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress) -> tuple[FullCheck | None, str]:
@@ -232,7 +262,9 @@ class _WeightChanges:
     )  # names of the sites with a factor other than 1, or else of all whose bits differ
 
 
-def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress) -> _WeightChanges:
+def _compare_weights(
+    before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress, bases: Bases
+) -> _WeightChanges:
     legs: dict[str, list[tuple[Site, Leg]]] = {}
     for site in sites.sites:
         for leg in site.legs:
@@ -245,7 +277,8 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
     total = sum(t.n_bytes for t in before.tensors)
     done = 0
     both = _with_aliases(before).keys() & _with_aliases(after).keys()
-    with Reader(before) as a, Reader(after) as b:
+    mixing = all_changes(before, sites, Factors("channel"), bases)
+    with Reader(before) as stored, Reader(before, mixing) as a, Reader(after) as b:
         for name in sorted(
             both - before.by_name.keys()
         ):  # an alias in the first, perhaps a tensor of its own in the second
@@ -257,9 +290,9 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
                 continue
             progress("comparing weights", done, total)
             done += tensor.n_bytes
-            if _bits_equal(a, b, tensor.name):
+            if tensor.name not in mixing and _bits_equal(a, b, tensor.name):
                 continue
-            found.n_changed += 1
+            found.n_changed += not _bits_equal(stored, b, tensor.name)
             if tensor.name not in legs:
                 found.unexplained.append(f"{tensor.name} differs and is in no pair that may be rescaled.")
                 continue
@@ -288,11 +321,15 @@ def _compare_weights(before: Checkpoint, after: Checkpoint, sites: Sites, progre
             return found
         every = np.concatenate(list(factors.values())) if factors else np.ones(1)
         moved = every[every != 1]
-        found.changed_sites = frozenset({name for name, f in factors.items() if (f != 1).any()} or touched)
+        found.changed_sites = frozenset(
+            {*bases.sites, *(name for name, f in factors.items() if (f != 1).any())} or touched
+        )
         found.n_factors = len(moved)
         found.smallest, found.largest = (float(moved.min()), float(moved.max())) if len(moved) else (1.0, 1.0)
         found.powers_of_two = bool((np.frexp(every)[0] == 0.5).all())
-        found.exact = found.powers_of_two and all(_exactly(a, b, name, legs[name], factors) for name in changed)
+        found.exact = (
+            found.powers_of_two and not bases and all(_exactly(a, b, name, legs[name], factors) for name in changed)
+        )
     return found
 
 

@@ -7,6 +7,7 @@ import re
 from wisca_core.architecture.site import DEFAULT_PAIRS, SiteKey
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof
+from wisca_core.planning.bases import BASES
 from wisca_core.planning.plan import Plan
 from wisca_core.words import join_names
 
@@ -33,7 +34,7 @@ def with_section(
         readme = readme[: readme.index(_START)] + readme[readme.index(_END) + len(_END) :]
     o = plan.options
     adapter = o.pairs == ("lora",)
-    kinds = {SiteKey.parse(name).pair for name in plan.factors.by_site} or set(o.pairs)
+    kinds = {SiteKey.parse(name).pair for name in plan.sites} or set(o.pairs)
     attention = join_names([pair.upper() for pair in o.pairs if pair in DEFAULT_PAIRS and pair in kinds])
     parts = [f"{attention} pairs of the attention weights"] if attention else []
     parts += ["up and down projections of the feed-forward blocks"] if "mlp" in kinds else []
@@ -46,9 +47,8 @@ def with_section(
         "",
         f"The {what} were rescaled (WISCA, arXiv 2508.16676; granularity "
         f"{o.granularity}, norm {o.norm}, "
-        f"strength {o.strength:g}{layers}{exact}): {plan.n_changed} factors. The function is meant to be unchanged; "
-        f"whether training from "
-        "here goes better is not claimed.",
+        f"strength {o.strength:g}{layers}{exact}): {plan.factors.n_changed} factors{_bases(plan)}. The function is meant to be "
+        "unchanged; whether training from here goes better is not claimed.",
         "",
         f"- Rule `{proof.rule}`, {proof.kind.lower()} ({proof.what}): largest relative difference {proof.max_rel:.1e} "
         f"in float64.",
@@ -77,6 +77,14 @@ def with_section(
     readme = with_header(readme, source)
     head = readme.rstrip("\n") + "\n\n" if readme.strip() else ""
     return head + "\n".join(lines)
+
+
+def _bases(plan: Plan) -> str:
+    """Of pairs that are changed by more than factors, in words."""
+    if not plan.bases:
+        return ""
+    n = sum(map(len, plan.bases.sites.values()))
+    return f", and {n} full changes of basis (method {plan.options.method}), which lie in `{BASES}`"
 
 
 def with_header(readme: str, source: str) -> str:

@@ -11,6 +11,7 @@ import xxhash
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.writer import without_aliases, write_weights
+from wisca_core.equivalence.basis_proof import check_bases
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof, check_covers
 from wisca_core.errors import CheckNotRun, OutputRefused, ProofFailed
@@ -21,7 +22,7 @@ from wisca_core.exporting.preview import REPORT, n_bytes_free, preview
 from wisca_core.patterns.table import header_digest
 from wisca_core.planning.plan import Plan, check_not_empty
 from wisca_core.progress import Progress, silent
-from wisca_core.rescale import changes, scalings
+from wisca_core.rescale_basis import all_changes
 from wisca_core.storage import hide_path, write_json
 from wisca_core.untrusted import locate, read_regular
 from wisca_core.verdicts import versions
@@ -46,23 +47,23 @@ def export(
     left behind.
     """
     checkpoint.check_rescalable()
-    check_covers(proof, sites, list(plan.factors.by_site))
+    check_covers(proof, sites, plan.sites)
+    of_bases = check_bases(checkpoint, sites, plan)
     check_not_empty(plan)
     out = Path(os.path.abspath(out))
     refuse_place(checkpoint, out)
     with claim_folder(out) as beside:
         _refuse_full_disk(checkpoint, out)
-        report = _write(checkpoint, sites, plan, proof, check, beside, progress)
+        report = _write(checkpoint, sites, plan, proof, of_bases, check, beside, progress)
         appear(beside, out)
     return out / report
 
 
-def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progress) -> str:
+def _write(checkpoint, sites, plan, proof, of_bases, check, beside: Path, progress: Progress) -> str:
     files = preview(checkpoint)
-    shapes = {t.name: t.shape for t in checkpoint.tensors}
-    digests = write_weights(
-        checkpoint, changes(scalings(sites, plan.factors.by_site, plan.factors.granularity, shapes)), beside, progress
-    )
+    changes = all_changes(checkpoint, sites, plan.factors, plan.bases)
+    digests = write_weights(checkpoint, changes, beside, progress)
+    plan.bases.write(beside / REPORT)
     for name in files.copied:
         progress("copying the other files", 0, 0)
         target = beside / name
@@ -82,8 +83,10 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
     before = (
         read_regular(card, 1 << 24).decode("utf-8", "surrogateescape") if card.is_file() else ""
     )  # bytes: line ends stay as they are
-    (beside / PICTURE).write_text(factors_svg(plan), encoding="utf-8")
-    after = with_section(before, plan, proof, checked, not_run, checkpoint.source, PICTURE)
+    picture = PICTURE if plan.factors.sites else ""
+    if picture:
+        (beside / picture).write_text(factors_svg(plan), encoding="utf-8")
+    after = with_section(before, plan, proof, checked, not_run, checkpoint.source, picture)
     card.write_bytes(after.encode("utf-8", "surrogateescape"))
     write_json(
         beside / REPORT,
@@ -98,6 +101,7 @@ def _write(checkpoint, sites, plan, proof, check, beside: Path, progress: Progre
             "fingerprint_after": fingerprint_after(checkpoint, plan, digests),
             "plan": plan.to_json(),
             "proof": proof.to_json(),
+            "basis_proof": of_bases.to_json() if of_bases else None,
             "full_check": checked.to_json() if checked else None,
             "full_check_not_run": not_run or None,
             "refused": [f"{r.what}: {r.reason}" for r in plan.refusals],

@@ -14,7 +14,7 @@ from wisca_core.checkpoint.folder import ADAPTER_CONFIG
 from wisca_core.checkpoint.writer import write_weights
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import TOLERANCE, Proof
-from wisca_core.errors import OutputRefused, ProofFailed
+from wisca_core.errors import BadOption, OutputRefused, ProofFailed
 from wisca_core.exporting.export import export
 from wisca_core.exporting.place import appear, claim_folder, refuse_place
 from wisca_core.exporting.preview import REPORT, preview
@@ -53,6 +53,7 @@ def export_pair(
     The adapters are written first, under temporary names; they are renamed once the base stands. Raises what ``export``
     and ``follow`` raise; in every case nothing is left behind.
     """
+    check_followable(plan)
     out = Path(os.path.abspath(out))
     scaling = scalings(sites, plan.factors.by_site, plan.factors.granularity, {t.name: t.shape for t in base.tensors})
     places = [Path(os.path.abspath(one.out)) for one in beside]
@@ -79,6 +80,15 @@ def export_pair(
                 shutil.rmtree(place, ignore_errors=True)
             raise
     return (report, *(place / REPORT for place in places))
+
+
+def check_followable(plan: Plan) -> None:
+    """Raises BadOption where adapters cannot follow this plan of their base."""
+    if plan.bases:
+        raise BadOption(
+            f"method: adapters follow factors alone, and {plan.options.method!r} changes the basis of what they are added to. "
+            "Merge them into the base first, or use method 'wisca'."
+        )
 
 
 def _write(

@@ -11,6 +11,7 @@ from pathlib import Path
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.checkpoint.writer import rewritten_files, written_name
 from wisca_core.errors import WiscaError
+from wisca_core.planning.bases import BASES
 from wisca_core.untrusted import locate, read_regular
 
 # Other copies of the weights, which would still be the old ones, and optimiser state, which would no longer fit.
@@ -48,7 +49,7 @@ def preview(checkpoint: Checkpoint) -> ExportPreview:
         if name in checkpoint.weight_files:
             continue
         adapter = base in ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
-        if base == REPORT:
+        if base in (REPORT, BASES):
             left_out.append((name, "the report of an earlier rescale; a new one is written"))
         elif adapter and not checkpoint.adapter_json:
             left_out.append(

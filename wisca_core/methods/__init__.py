@@ -18,9 +18,9 @@ class Method:
     """Which sites, what they are changed by, and what may follow.
 
     ``pairs``: those it takes; others that are asked for are balanced by ``wisca``. ``by_factors``: it gives one factor a
-    tie group (``log2_factors``), which a plan, a checkpoint and learning rates can say; else one change of basis a KV
-    group (``basis``), of live models alone, without strength, trigger or powers of two, which momentum can follow and
-    squares of single gradients cannot. ``words``: how an arm does it, "" for the paper's way.
+    tie group (``log2_factors``), which learning rates and adapters of the model can follow; else one change of basis a KV
+    group (``basis``), without strength, trigger or powers of two, which momentum can follow and squares of single
+    gradients, learning rates and adapters cannot. ``words``: how an arm does it, "" for the paper's way.
     """
 
     name: str
@@ -32,13 +32,13 @@ class Method:
         return not self.by_factors and pair in self.pairs
 
     def misfit(self, options) -> str:
-        """Why these options of a live rescale or an arm do not go with it; "" where they do."""
+        """Why these options of a plan, a live rescale or an arm do not go with it; "" where they do."""
         if self.by_factors:
             return ""
         for name, is_plain in (
             ("exact", not options.exact),
             ("strength", options.strength == 1),
-            ("when", options.when is None),
+            ("when", getattr(options, "when", None) is None),
         ):
             if not is_plain:
                 return f"a full change of basis knows no {name}"

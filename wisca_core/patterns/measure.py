@@ -38,8 +38,11 @@ _LEAST = np.uint16((127 - 63) << 7)  # 2^-63
 _SAFE = {"BF16": (np.uint16(0x33D7), np.uint16(0x5863)), "F16": (np.uint16(0), np.uint16(0x7BFF))}  # 1e-7 to 1e15; all
 
 
-def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Patterns:
-    """Read every tensor that has a leg once, in file order, and return the table of channels.
+def measure(
+    checkpoint: Checkpoint, sites: Sites, progress: Progress = silent, opened: Reader | None = None
+) -> Patterns:
+    """Read every tensor that has a leg once, in file order, and return the table of channels. ``opened``: a Reader to read
+    by, whose ``changes`` are then measured; else the stored weights are.
 
     Adds the rows' memory (about 60 bytes a channel and leg) and a few buffers of a block, whatever the size of the
     checkpoint. Raises CheckpointChanged, UnreadableInput, Cancelled.
@@ -53,8 +56,11 @@ def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -
     progress("measuring", 0, total)
     spare: SimpleQueue[_Buffers] = SimpleQueue()
     # tensors made as they are read: torch's own threads cost far more on small blocks than they bring
-    with Reader(checkpoint) as reader, one_thread() if checkpoint.recipes else nullcontext():
-        n = 1 if checkpoint.recipes else n_threads()
+    with (
+        nullcontext(opened) if opened else Reader(checkpoint) as reader,
+        one_thread() if reader.made else nullcontext(),
+    ):
+        n = 1 if reader.made else n_threads()
         for _ in range(n):
             spare.put(_Buffers())
 

@@ -1,6 +1,6 @@
 """Factors from norms, and every "after" from factors: arithmetic on the table of channels, never on the weights."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +10,7 @@ from wisca_core.architecture.site import Refusal
 from wisca_core.methods import method
 from wisca_core.patterns.groups import group_segments, group_table, segment_norms, site_columns
 from wisca_core.patterns.table import LOST_BITS, SMALLEST_NORMAL, Cells, Patterns, Segments, norm
+from wisca_core.planning.bases import Bases
 from wisca_core.planning.options import Options
 
 # what became of a cell
@@ -23,6 +24,9 @@ class Decision:
     ``full``: the factor that balances the cell fully; ``factor``: what strength and exact mode make of it, 1.0 where
     the cell is left alone; ``fate``: PLANNED, NOT_CHOSEN, ZERO, NON_FINITE or OVERFLOW of each cell. Arrays over
     ``cells``.
+
+    ``bases``: what a method that changes the basis does to its pairs, ``not_changed`` those it was asked for and leaves;
+    their "after" is no arithmetic on the table, so ``after`` is the table of the changed weights, measured.
     """
 
     patterns: Patterns
@@ -31,6 +35,9 @@ class Decision:
     full: np.ndarray
     factor: np.ndarray
     fate: np.ndarray
+    bases: Bases = field(default_factory=Bases)
+    not_changed: tuple[Refusal, ...] = ()
+    after: Patterns | None = None
 
     @cached_property
     def row_factor(self) -> np.ndarray:
@@ -60,6 +67,15 @@ class Decision:
         return int((self.factor != 1).sum())
 
     @cached_property
+    def factors_by_site(self) -> dict[str, tuple[float, ...]]:
+        """Of the sites with a factor other than 1: one a cell."""
+        first = self.cells.first
+        return {
+            self.patterns.sites.sites[i].name: tuple(self.factor[first[i] : first[i + 1]].tolist())
+            for i in np.flatnonzero(self.changed_sites)
+        }
+
+    @cached_property
     def changed_sites(self) -> np.ndarray:
         """bool, one a site."""
         out = np.zeros(len(self.patterns.sites.sites), bool)
@@ -72,7 +88,7 @@ class Decision:
         out = []
         for cell in np.flatnonzero(self.fate >= ZERO):
             out.append(Refusal(self._cell_name(cell), _reason(self, cell)))
-        return tuple(out)
+        return (*out, *self.not_changed)
 
     def _cell_name(self, cell: int) -> str:
         site = self.patterns.sites.sites[self.cells.site[cell]]
@@ -86,7 +102,8 @@ class Decision:
     def effects(self) -> dict[str, int]:
         """What the factors will do to the stored values, counted before anything is written.
 
-        ``values``: stored values multiplied by a factor other than 1; ``rounded``: of those, 16-bit values whose factor
+        ``values``: stored values multiplied by a factor other than 1; ``mixed``: stored values that a change of basis mixes
+        over the channels of their group, one rounding each; ``rounded``: of those, 16-bit values whose factor
         is no power of two (one rounding each); ``lost``: values that lose bits below the smallest normal number (F16:
         exact up to 2^-12, else an upper bound); ``gains``: values of norms stored as gain - 1, which round in any case;
         ``overflow``: values in cells that are left alone because they would overflow.
@@ -96,11 +113,19 @@ class Decision:
         power = np.frexp(f)[0] == 0.5
         return {
             "values": int(stored["n"][touched].sum()),
+            "mixed": self._n_mixed(),
             "rounded": int(stored["n_short"][touched & ~power].sum()),
             "lost": self._n_lost((stored["low"] < 1 / f) & (f < 1)),
             "gains": int(stored["n_offset"][touched].sum()),
             "overflow": int(stored["n"][:, self.fate == OVERFLOW].sum()),
         }
+
+    def _n_mixed(self) -> int:
+        if not self.bases:
+            return 0
+        legs = self.patterns.legs
+        mixed = np.array([site.name in self.bases.sites for site in self.patterns.sites.sites])[legs["site"]]
+        return int(self.patterns.rows["n"][mixed[self.patterns.leg_of_row]].sum())
 
     def _n_lost(self, below: np.ndarray) -> int:
         """Values that lose bits, among the cells whose smallest value falls below the normal numbers: (2, n_cells)
@@ -126,7 +151,7 @@ class Decision:
         """
         e = self.effects
         half = self.patterns.legs["dtype"].eq("F16").any() if len(self.patterns.legs) else False
-        return bool((np.frexp(self.factor)[0] == 0.5).all()) and not (e["lost"] or e["gains"] or half)
+        return bool((np.frexp(self.factor)[0] == 0.5).all()) and not (e["mixed"] or e["lost"] or e["gains"] or half)
 
     def groups(self, norm_name: str | None = None) -> pd.DataFrame:
         """One row a (site, KV group): columns GROUP_COLUMNS, and left_after, right_after and log2_after:
@@ -144,6 +169,8 @@ class Decision:
         """That norm of each segment of rows, before and after; ``key`` names the segments."""
         patterns = self.patterns
         before = segment_norms(patterns, name, key, segments)
+        if self.after is not None:
+            return before, segment_norms(self.after, name, key, segments)
         within = patterns.keep((*key, "in one cell", self.cells.granularity), lambda: segments.constant(self.cells.row))
         if not within:
             of_granularity = (*key, "parts", self.cells.granularity)
@@ -201,7 +228,8 @@ def decide(patterns: Patterns, options: Options) -> Decision:
     cells = patterns.cells(options.granularity)
     sites = patterns.sites.sites
     left, right = norm(options.norm, cells.sides) if len(sites) else np.zeros((2, 0))
-    chosen = np.array([options.chooses(site.key) for site in sites], bool)[cells.site]
+    mixes = method(options.method).changes_basis_of
+    chosen = np.array([options.chooses(s.key) and not mixes(s.key.pair) for s in sites], bool)[cells.site]
     a, b = _exponents(patterns)
     full, factor, fate = balance(left, right, (a + b)[cells.site], chosen, options)
     return _without_overflow(Decision(patterns, options, cells, full, factor, fate))
@@ -210,9 +238,13 @@ def decide(patterns: Patterns, options: Options) -> Decision:
 def balance(
     left: np.ndarray, right: np.ndarray, exponents: np.ndarray, chosen: np.ndarray, options: Options
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(full, factor, fate) of cells with these norms, as Decision has them; ``exponents`` is a + b of each cell."""
+    """(full, factor, fate) of cells with these norms, as Decision has them; ``exponents`` is a + b of each cell. The pairs
+    that a method which changes the basis leaves are balanced by the paper's.
+    """
+    by = method(options.method)
+    by = by if by.by_factors else method(Options.method)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        log2_full = method(options.method).log2_factors(left, right, exponents)
+        log2_full = by.log2_factors(left, right, exponents)
         log2_s = log2_full * options.strength
     fate = np.full(len(left), PLANNED)
     fate[(left == 0) | (right == 0)] = ZERO

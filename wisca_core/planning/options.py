@@ -34,8 +34,8 @@ class Options:
 
     ``pairs``: of qk, vo, mlp and lora, names or text such as "qk,vo". ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to
     powers of two. ``layers``: numbers, ranges or text such as "0-3,7"; empty means all. ``granularity``: one for all pairs, or a mapping of pairs ({"qk": "channel", "vo": "tensor"}; the
-    others "tensor"), kept as the text "qk=channel,vo=tensor". ``exclude``: site names to leave alone. ``method``: of ``methods.NAMES``, one
-    that gives factors. Raises BadOption.
+    others "tensor"), kept as the text "qk=channel,vo=tensor". ``exclude``: site names to leave alone. ``method``: of ``methods.NAMES``;
+    "gram" gives VO and LoRA pairs the full change of basis that makes the Gram matrices of their two sides equal. Raises BadOption.
     """
 
     pairs: tuple[str, ...] = DEFAULT_PAIRS
@@ -61,15 +61,9 @@ class Options:
         if not isinstance(self.exact, bool):
             raise BadOption(f"exact: {self.exact!r} was given; True or False is needed.")
         check_choice("method", self.method, NAMES)
-        self._check_method()
+        if misfit := method(self.method).misfit(self):
+            raise BadOption(f"method: {self.method!r} was given; {misfit}. Leave one of them out.")
         self._check_strength()
-
-    def _check_method(self) -> None:
-        if not method(self.method).by_factors:
-            raise BadOption(
-                f"method: {self.method!r} was given; it changes a basis, which no plan of factors can say. "
-                f"Load the model, rescale it with wisca.rescale_(model, method={self.method!r}), and save it."
-            )
 
     def _check_strength(self) -> None:
         if not is_number(self.strength) or not 0 <= self.strength <= 1:  # NaN too

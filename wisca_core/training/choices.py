@@ -22,8 +22,7 @@ class Choices(Options):
     that amount to it (``rates.py``); ``strength`` may then be any number, and -1 is the inverse.
     ``when``: a pair is left as it is until one side is at least so many times heavier than the other.
     ``optimizer_state``: "transport" continues the same momentum in the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained
-    is left alone ("refuse") or done all the same ("scale"). ``method``: of ``methods.NAMES``; "gram" gives VO and LoRA pairs
-    the full change of basis that makes the Gram matrices of their two sides equal. ``optimizer_rules``: for classes without a rule,
+    is left alone ("refuse") or done all the same ("scale"). ``optimizer_rules``: for classes without a rule,
     class or its name -> state name -> power of c where W becomes c W (-1 for means of gradients, -2 for means of their
     squares). ``sites``: for a class of your own, declared with ``wisca.attention`` and ``wisca.feed_forward``; ``build``: a
     function that makes a small model of the class to prove them on (None: a float64 copy of the model); ``forward``:
@@ -75,10 +74,6 @@ class Choices(Options):
             raise BadOption(
                 f"method: {self.method!r} is proved on classes of transformers alone; leave it out with declared sites."
             )
-
-    def _check_method(self) -> None:
-        if misfit := method(self.method).misfit(self):
-            raise BadOption(f"method: {self.method!r} was given; {misfit}. Leave one of them out.")
 
     def _check_strength(self) -> None:
         if self.by != "rates":

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal, Site
-from wisca_core.equivalence.basis_proof import prove_basis
+from wisca_core.equivalence.basis_proof import check_basis
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.errors import BadOption, PlanMismatch, ProofFailed
 from wisca_core.methods import method
@@ -146,7 +146,7 @@ class Rescaler:
                     "gradients cannot be mixed. Give optimizer_state='leave', or use SGD, or method='wisca'."
                 )
         if any(site.key.pair != "lora" for site in sites):  # nothing stands between an adapter's two sides
-            prove_basis(self.live.checkpoint, self.method)
+            check_basis(self.live.checkpoint, self.method)
 
     def _check_averages(self) -> None:
         """Looking through all that lives takes longer than a rescale: at most a hundredth of the time is spent on it."""
@@ -171,6 +171,11 @@ class Rescaler:
                     f"plan: a {type(given).__name__} was given; a Plan or the factors of a rescale are needed."
                 )
             given.check(live.sites)
+            if isinstance(plan, Plan) and plan.bases:
+                raise PlanMismatch(
+                    f"plan: a live model takes a plan's factors alone, and this one changes the basis of {len(plan.bases.sites)} "
+                    "pairs. Export it, or give method='gram' instead of a plan."
+                )
         copies = [copy_tensors(copy, live) for copy in self.also]
         stats = self._stats()
         ratios = norms.ratios(live.sites, self.layout, stats, self.choices.norm)
