@@ -9,20 +9,16 @@ network. GPUs under Ray have not been run.
 """
 
 import os
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wisca_core.comparison import folder
-from wisca_core.comparison.folder import Cell
-from wisca_core.errors import BadOption, Cancelled, DeviceMissing, OutputRefused
-
-if TYPE_CHECKING:
-    from wisca_core.comparison.execution_plan import ExecutionPlan
+from wisca_core.errors import BadOption, DeviceMissing, OutputRefused
 
 LOOK_SECONDS = 0.25
-PATIENCE_SECONDS = 30.0
 
 
 def connect() -> dict[str, int]:
@@ -55,48 +51,36 @@ def _look_for(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
-def spread(
-    path: Path, way: "ExecutionPlan", cells: list[Cell], look: Callable[[], None], record_death: Callable[[int], bool]
-) -> None:
-    """Train ``cells``; ``look()`` is called meanwhile, ``record_death(code)`` when a worker ended without a word: whether its
-    cell gets another try.
-    """
+@contextmanager
+def tasks(path: Path, device: str) -> Iterator[tuple[Callable, Callable, Callable]]:
+    """How the executor starts a cell, asks which have ended, and stops them."""
     import ray
 
     token = path / f".cluster-{os.urandom(8).hex()}"
     token.touch()
-    resources = {"num_cpus": 0, "num_gpus": 1} if way.device == "cuda" else {"num_cpus": 1}
+    resources = {"num_cpus": 0, "num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
     # retries are ours: they count as attempts of a cell, whichever way it is trained
     task = ray.remote(max_retries=0, **resources)(train_cell)
-
-    def submit(cell: Cell):
-        return task.remote(str(path), cell.name, token.name, way.device)
-
-    running = {submit(cell): cell for cell in cells}
     try:
-        while running:
-            ended, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
-            for one in ended:
-                cell = running.pop(one)
-                try:
-                    ray.get(one)
-                except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, OutputRefused):
-                        raise error.cause from None
-                    raise
-                except ray.exceptions.RayError:  # the worker or its machine is gone
-                    if record_death(-9) and not folder.stop_request(path):
-                        running[submit(cell)] = cell
-            look()
-    except (Cancelled, KeyboardInterrupt) as stopped:
-        folder.ask(path, "cancel" if isinstance(stopped, Cancelled) else "pause")
-        _stop(list(running), PATIENCE_SECONDS)
-        raise
-    except BaseException:
-        _stop(list(running), 0.0)
-        raise
+        yield lambda cell: task.remote(str(path), cell.name, token.name, device), _ended, _stop
     finally:
         token.unlink(missing_ok=True)
+
+
+def _ended(running: Iterable) -> Iterator[tuple[object, int]]:
+    import ray
+
+    for one in ray.wait(list(running), timeout=LOOK_SECONDS)[0]:
+        code = 0
+        try:
+            ray.get(one)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, OutputRefused):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError:  # the worker or its machine is gone
+            code = -signal.SIGKILL
+        yield one, code
 
 
 def train_cell(path: str, name: str, token: str, device: str) -> int:
@@ -114,12 +98,9 @@ def train_cell(path: str, name: str, token: str, device: str) -> int:
     return work(here, device, lambda: bool(folder.stop_request(here)), only=name)
 
 
-def _stop(tasks: list, patience: float) -> None:
+def _stop(*running: object, patience: float = 0.0) -> None:
     """For the tasks to write their checkpoints; then by force."""
     import ray
 
-    if not tasks:
-        return
-    _, left = ray.wait(tasks, num_returns=len(tasks), timeout=patience)
-    for one in left:
+    for one in ray.wait(list(running), num_returns=len(running), timeout=patience)[1] if running else ():
         ray.cancel(one, force=True)

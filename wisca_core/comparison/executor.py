@@ -9,7 +9,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from wisca_core import storage
@@ -122,37 +123,43 @@ def _train(path: Path, way: ExecutionPlan, look: Callable[[], None]) -> None:
     for cell in todo:
         folder.write_cell_status(cell, state="waiting", reason="", attempts=0)
     if way.executor == "ray":
-        from wisca_core.comparison.cluster import spread
+        from wisca_core.comparison import cluster
 
-        spread(path, way, todo, look, lambda code: _record_death(path, code))
+        with cluster.tasks(path, way.device) as (start, ended, stop):
+            _supervise(path, todo, start, ended, stop, look)
     else:
-        _side_by_side(path, way, len(todo), look)
+        # a number decides a process's GPUs
+        _supervise(path, range(min(way.workers, len(todo))), partial(_start, path, way), _ended, end, look)
 
 
-def _side_by_side(path: Path, way: ExecutionPlan, n_todo: int, look: Callable[[], None]) -> None:
-    """Processes until every cell is trained, or all have ended; a number decides a process's GPUs."""
-    processes: dict[int, subprocess.Popen] = {}
+def _supervise(path: Path, what: Iterable, start: Callable, ended: Callable, stop: Callable, look: Callable) -> None:
+    """See each of ``what`` to its end: ``start`` makes a process or task of it; ``ended`` gives those that are no more, within
+    a moment, each with its exit code, negative where it ended without a word; ``stop`` ends them, within its ``patience``.
+    """
+    running = {}
     try:
-        for number in range(min(way.workers, n_todo)):
-            processes[number] = _start(path, way, number)
-        while processes:
-            time.sleep(LOOK_SECONDS)
-            for number, one in [(n, p) for n, p in processes.items() if p.poll() is not None]:
-                del processes[number]
+        for one in what:
+            running[start(one)] = one
+        while running:
+            for process, code in ended(running):
+                one = running.pop(process)
                 # a device that failed may be there again for a fresh process; one that is not there stays without
-                has_more = one.returncode == LOST or (
-                    one.returncode not in (0, NO_DEVICE) and _record_death(path, one.returncode)
-                )
+                has_more = code == LOST or (code not in (0, NO_DEVICE) and _record_death(path, code))
                 if has_more and not folder.stop_request(path):
-                    processes[number] = _start(path, way, number)
+                    running[start(one)] = one
             look()
     except (Cancelled, KeyboardInterrupt) as stopped:
         folder.ask(path, "cancel" if isinstance(stopped, Cancelled) else "pause")
-        end(*processes.values(), patience=PATIENCE_SECONDS)
+        stop(*running, patience=PATIENCE_SECONDS)
         raise
     except BaseException:
-        end(*processes.values())
+        stop(*running)
         raise
+
+
+def _ended(processes: Iterable[subprocess.Popen]) -> list[tuple[subprocess.Popen, int]]:
+    time.sleep(LOOK_SECONDS)
+    return [(one, one.returncode) for one in processes if one.poll() is not None]
 
 
 def _start(path: Path, way: ExecutionPlan, number: int) -> subprocess.Popen:
