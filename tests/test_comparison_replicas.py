@@ -383,7 +383,7 @@ def test_a_device_that_fails_ends_its_cells_with_the_reason_and_the_rest_go_on_i
 
     def start(*_):
         started.append(1)
-        return subprocess.Popen(["sh", "-c", f"exit {next(codes)}"])
+        return (subprocess.Popen(["sh", "-c", f"exit {next(codes)}"]),)
 
     monkeypatch.setattr(executor, "_start", start)
     assert executor.run(path, 1).state == "failed" and len(started) == 2
@@ -452,7 +452,7 @@ def test_where_there_are_gpus_each_has_a_process_that_sees_no_other(tmp_path, sm
 def test_all_arms_are_trained_in_the_way_the_comparison_began(tmp_path, small, monkeypatch):
     path = folder.create(tmp_path / "c", small(steps=4))
     monkeypatch.setattr(
-        executor, "_start", lambda where, *_: (folder.ask(where, "pause"), subprocess.Popen(["true"]))[1]
+        executor, "_start", lambda where, *_: (folder.ask(where, "pause"), (subprocess.Popen(["true"]),))[1]
     )
     assert executor.run(path, 1, executor="replicas").state == "paused"
     written = json.loads((path / "executor.json").read_text())
@@ -482,13 +482,13 @@ def test_a_killed_process_of_replicas_loses_nothing(tmp_path, small, monkeypatch
     def killed_in_mid_run(*given):
         # watched from here and not from the progress function: that one looks four times a second, in which a model of
         # this size may train its last step
-        process = start(*given)
+        (process,) = start(*given)
         started.append(process)
         while len(started) == 1 and process.poll() is None:
             if folder.read(path).steps_done >= 40:
                 process.kill()
             time.sleep(0.002)
-        return process
+        return (process,)
 
     monkeypatch.setattr(executor, "_start", killed_in_mid_run)
     comparison = executor.run(path, 1, executor="replicas")

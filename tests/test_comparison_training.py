@@ -15,7 +15,7 @@ import pytest
 import torch
 from small_comparison import MODEL, TEXT, never, numbers, small_spec, train_all
 
-from wisca_core import jobs, storage
+from wisca_core import jobs, processes, storage
 from wisca_core.cli import main
 from wisca_core.comparison import cell as cell_module
 from wisca_core.comparison import executor, folder, statistics
@@ -411,15 +411,11 @@ def test_one_failing_cell_leaves_the_others_alone_and_the_command_says_so(tmp_pa
 def test_a_comparison_that_is_asked_to_pause_stops_and_says_so(tmp_path, small, monkeypatch):
     path = folder.create(tmp_path / "c", small())
     monkeypatch.setattr(
-        executor,
-        "_start",
-        lambda where, *_: (folder.ask(where, "pause"), subprocess.Popen([sys.executable, "-c", ""]))[1],
+        executor, "_start", lambda where, *_: (folder.ask(where, "pause"), (subprocess.Popen(["true"]),))[1]
     )
     assert executor.run(path, 1).state == "paused"
     monkeypatch.setattr(
-        executor,
-        "_start",
-        lambda where, *_: (folder.ask(where, "cancel"), subprocess.Popen([sys.executable, "-c", ""]))[1],
+        executor, "_start", lambda where, *_: (folder.ask(where, "cancel"), (subprocess.Popen(["true"]),))[1]
     )
     assert executor.run(path, 1).state == "cancelled"
 
@@ -438,11 +434,24 @@ def test_ctrl_c_pauses_and_says_how_to_go_on(tmp_path, small, monkeypatch, capsy
 
 def test_workers_that_all_end_early_are_a_failure_not_a_finished_comparison(tmp_path, small, monkeypatch):
     path = folder.create(tmp_path / "c", small())
-    monkeypatch.setattr(
-        executor, "_start", lambda where, *_: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
-    )
+    monkeypatch.setattr(executor, "_start", lambda *_: (subprocess.Popen(["sh", "-c", "exit 3"]),))
     stopped = executor.run(path, 1)
     assert stopped.state == "failed" and "4 cells were not run" in stopped.message
+
+
+def test_ranks_end_together_as_the_one_that_had_a_word(monkeypatch):
+    monkeypatch.setattr(executor, "RANKS_SECONDS", 2.0)
+
+    def ranks(*commands):
+        return tuple(subprocess.Popen(["sh", "-c", command]) for command in commands)
+
+    waits, told, sound = ranks("exec sleep 60", "exit 3"), ranks("exit 3", "sleep 1; exit 75"), ranks("true", "true")
+    trains = ranks("true", "exec sleep 60")
+    processes.end(*sound, told[0], waits[1], trains[0], patience=10)
+    assert list(executor._ended([waits, told, sound, trains])) == [(waits, 3), (told, 75), (sound, 0)]
+    assert waits[0].returncode == -signal.SIGKILL and trains[1].poll() is None
+    executor._stop(trains)
+    assert trains[1].returncode == -signal.SIGKILL
 
 
 def test_two_processes_do_not_run_one_comparison(tmp_path, small):

@@ -9,8 +9,9 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from wisca_core import storage
@@ -29,6 +30,10 @@ from wisca_core.progress import Progress, silent
 ATTEMPTS = 2
 LOOK_SECONDS = 0.25
 PATIENCE_SECONDS = 30.0  # for workers to write their checkpoints
+RANKS_SECONDS = 5.0  # for ranks that wait for one that is gone: they may have a word on why
+STORE = ".ranks-"
+
+Ranks = tuple[subprocess.Popen, ...]  # one process, or several that train each cell together
 
 
 def run(path: Path, workers: int | None = None, progress: Progress = silent, executor: str = "auto") -> Comparison:
@@ -128,21 +133,25 @@ def _train(path: Path, way: ExecutionPlan, look: Callable[[], None]) -> None:
         with cluster.tasks(path, way.device) as (start, ended, stop):
             _supervise(path, todo, start, ended, stop, look)
     else:
-        # a number decides a process's GPUs
-        _supervise(path, range(min(way.workers, len(todo))), partial(_start, path, way), _ended, end, look)
+        try:
+            # a number decides a worker's GPUs
+            _supervise(path, range(min(way.workers, len(todo))), partial(_start, path, way), _ended, _stop, look)
+        finally:
+            for store in path.glob(f"{STORE}*"):
+                store.unlink(missing_ok=True)
 
 
 def _supervise(path: Path, what: Iterable, start: Callable, ended: Callable, stop: Callable, look: Callable) -> None:
-    """See each of ``what`` to its end: ``start`` makes a process or task of it; ``ended`` gives those that are no more, within
-    a moment, each with its exit code, negative where it ended without a word; ``stop`` ends them, within its ``patience``.
+    """See each of ``what`` to its end: ``start`` makes a worker (processes, or a task of a cluster) of it; ``ended`` gives those
+    that are no more, within a moment, each with its exit code; ``stop`` ends them, by themselves within ``patience`` or by force.
     """
     running = {}
     try:
         for one in what:
             running[start(one)] = one
         while running:
-            for process, code in ended(running):
-                one = running.pop(process)
+            for worker, code in ended(running):
+                one = running.pop(worker)
                 # a device that failed may be there again for a fresh process; one that is not there stays without
                 has_more = code == LOST or (code not in (0, NO_DEVICE) and _record_death(path, code))
                 if has_more and not folder.stop_request(path):
@@ -157,24 +166,44 @@ def _supervise(path: Path, what: Iterable, start: Callable, ended: Callable, sto
         raise
 
 
-def _ended(processes: Iterable[subprocess.Popen]) -> list[tuple[subprocess.Popen, int]]:
-    time.sleep(LOOK_SECONDS)
-    return [(one, one.returncode) for one in processes if one.poll() is not None]
-
-
-def _start(path: Path, way: ExecutionPlan, number: int) -> subprocess.Popen:
+def _start(path: Path, way: ExecutionPlan, number: int) -> Ranks:
+    """For several, what torchrun does, without its store, which listens on every interface: they meet in a file of the
+    comparison's folder, so they are on one machine.
+    """
     environment = os.environ | ONE_THREAD
     gpus = way.gpus_of(number)
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(visible, gpus))
-    module = (
-        ["wisca_core.comparison.worker"] if way.n_ranks == 1 else ["wisca_core.comparison.launch", str(way.n_ranks)]
-    )
-    options = ["--executor", way.executor, "--device", "cuda" if gpus else "cpu", "--at-once", str(way.at_once)]
-    with (path / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            program(*module, path, *options), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        )
+    options = ["--executor", way.executor, "--device", "cuda" if gpus else "cpu", "--at-once", way.at_once]
+    places = [{}]
+    if way.n_ranks > 1:
+        options += ["--store", path / f"{STORE}{os.urandom(6).hex()}"]
+        places = [{"RANK": str(n), "LOCAL_RANK": str(n), "WORLD_SIZE": str(way.n_ranks)} for n in range(way.n_ranks)]
+    command, ranks = program("wisca_core.comparison.worker", path, *options), []
+    try:
+        with (path / "log.txt").open("ab") as log:
+            for place in places:
+                given = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment | place}
+                ranks.append(subprocess.Popen(command, **given))
+    except BaseException:
+        end(*ranks)
+        raise
+    return tuple(ranks)
+
+
+def _ended(workers: Iterable[Ranks]) -> Iterator[tuple[Ranks, int]]:
+    time.sleep(LOOK_SECONDS)
+    for ranks in list(workers):
+        codes = [code for one in ranks if (code := one.poll()) is not None]
+        if any(codes):
+            end(*ranks, patience=RANKS_SECONDS)
+            codes += [one.returncode for one in ranks]
+        if len(codes) >= len(ranks):
+            yield ranks, LOST if LOST in codes else next(filter(None, codes), 0)
+
+
+def _stop(*workers: Ranks, patience: float = 0.0) -> None:
+    end(*chain(*workers), patience=patience)
 
 
 def _record_death(path: Path, code: int) -> bool:

@@ -6,7 +6,6 @@ What is done on CUDA here was written without a GPU at hand; on CPU it runs on g
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,8 +116,3 @@ def _options():
 def leave() -> None:
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def store_in(folder: Path) -> Path:
-    """A file of its own for the ranks of one launch to meet in; torch removes it when all have left."""
-    return folder / f".ranks-{os.urandom(6).hex()}"

@@ -2,7 +2,8 @@
 
 It takes any cell that is not finished and that nobody holds, or with ``--at-once N`` up to N of them together. It
 ends when there is none, when it is asked to pause or cancel, or when the process that started it is gone; an unfinished
-cell then has a checkpoint.
+cell then has a checkpoint. ``torchrun -m wisca_core.comparison.worker FOLDER`` works as well, and over several machines,
+where the network is yours alone.
 """
 
 import argparse
