@@ -21,6 +21,7 @@ from wisca_core.planning.decide import Decision
 from wisca_core.planning.factors import Factors
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
+from wisca_core.threads import one_thread
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +61,9 @@ def basis_of(method: Method, pair: str, tensors: Mapping[str, torch.Tensor], row
         if one.leg.measured:
             for index in one.indices:
                 block = _rows(tensors[one.leg.tensor], one.leg.axis, index)
-                if not block.isfinite().all():
-                    return f"{one.leg.tensor} is not finite"
                 grams[one.leg.side] = grams[one.leg.side] + block @ block.T
+            if not grams[one.leg.side].isfinite().all():
+                return f"{one.leg.tensor} is not finite"
     return method.basis(grams["left"], grams["right"], MATRICES[pair])
 
 
@@ -131,7 +132,7 @@ def with_bases(decision: Decision, checkpoint: Checkpoint, progress: Progress = 
     if not decision.bases:
         found, left = {}, []
         asked = [s for s in sites.sites if chosen.changes_basis_of(s.key.pair) and decision.options.chooses(s.key)]
-        with Reader(checkpoint) as reader:
+        with Reader(checkpoint) as reader, one_thread():  # more only wait for one another on matrices this small
             for number, site in enumerate(asked):
                 progress("finding the changes of basis", number, len(asked))
                 basis = _basis_of_site(chosen, site, reader)
