@@ -675,13 +675,12 @@ def test_a_lora_on_experts_is_refused_where_their_pairs_are_rescaled(small_model
 
 
 def test_options_that_do_not_belong_are_named(small):
-    from wisca_core.cli.rescale import AdapterOptions, TypedOptions, run
+    from wisca_core.cli.rescale import AdapterOptions, run
 
     base, make = small
-    asked = TypedOptions(None, None, None, None, None, (), False)
 
     def attempt(model, company):
-        run(str(model), None, asked, company, None, None, None, False, True, None, True, True)
+        run(str(model), None, {}, company, None, None, None, False, True, None, True, True)
 
     for model, company, message in (
         (make(), AdapterOptions((str(make()),)), "is an adapter itself"),

@@ -482,7 +482,9 @@ def test_a_wrong_use_exits_with_2_and_leaves_nothing(arguments, words, model, tm
 def test_a_failed_proof_stops_before_anything_is_written(model, tmp_path, capsys, monkeypatch):
     real = rescale.prove
     monkeypatch.setattr(
-        rescale, "prove", lambda *a: replace(real(*a), passed=False, reason="the outputs differ by 3.0e-01.")
+        rescale,
+        "prove",
+        lambda *a, **of: replace(real(*a, **of), passed=False, reason="the outputs differ by 3.0e-01."),
     )
     assert main(["rescale", str(model), str(tmp_path / "out")]) == 1
     assert "the outputs differ by 3.0e-01. Nothing was written." in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+import wisca_core as wisca
 from wisca_core.checkpoint import Reader, open_checkpoint
 from wisca_core.cli import main
 from wisca_core.errors import UnsafeInput
@@ -155,6 +156,10 @@ def test_an_index_that_names_an_absent_tensor_refuses_only_the_pair_that_needs_i
     told = json.loads(capsys.readouterr().out)
     assert [r["what"] for r in told["refused"]] == ["decoder.0.self.qk"] and lost in told["refused"][0]["reason"]
     assert told["full_check"] is None and f"1 missing: {lost}" in told["full_check_not_run"]
+    done = wisca.export(tmp_path / "m", wisca.plan(tmp_path / "m"), tmp_path / "by the library")
+    assert done.check is None and f"1 missing: {lost}" in done.not_run
+    assert main(["rescale", str(tmp_path / "m"), str(tmp_path / "asked"), "--exact", "--check"]) == 2
+    assert "was asked for and cannot be run" in capsys.readouterr().err and not (tmp_path / "asked").exists()
     report = json.loads((tmp_path / "out" / "wisca_report.json").read_text())
     assert (
         report["full_check_not_run"] == told["full_check_not_run"]

@@ -8,17 +8,14 @@ from wisca_core.architecture.declaration_files import open_declared
 from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import pairs_to_find
 from wisca_core.checkpoint import open_checkpoint
-from wisca_core.equivalence.checking import compare_folder, full_check
-from wisca_core.equivalence.pair_proof import prove_pair
-from wisca_core.equivalence.proof import check_covers, proved_only
+from wisca_core.equivalence.checking import full_check
 from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.trial import discover
-from wisca_core.errors import CheckNotRun
-from wisca_core.exporting.export import export
-from wisca_core.exporting.pair import AdapterExport, export_pair
+from wisca_core.model import Model
 from wisca_core.patterns.store import measured_patterns
 from wisca_core.planning.plan import decision_of, load_plan
 from wisca_core.progress import Progress
+from wisca_core.steps import export
 
 
 def measure_job(arguments: dict, progress: Progress, folder: Path) -> dict:
@@ -54,35 +51,15 @@ def export_job(arguments: dict, progress: Progress, folder: Path) -> dict:
     adapters: their new folders}.
     """
     checkpoint, sites, plan = _open_plan(arguments, progress)
-    checks, not_run = [], []
-
-    def check(written: Path, progress: Progress):
-        try:
-            checks.append(compare_folder(checkpoint, sites, plan, written, progress))
-        except CheckNotRun as error:
-            not_run.append(str(error))
-            raise
-        return checks[-1]
-
-    out, ran = Path(arguments["out"]), check if arguments.get("check") else None
-    adapters = [open_checkpoint(path, progress=progress) for path in arguments.get("adapters", ())]
-    proof = prove(checkpoint, sites, progress)
-    check_covers(proof, sites, [name for name in plan.sites if name in sites])
-    sites = proved_only(sites, proof)
-    if adapters:
-        beside = [
-            AdapterExport(a, out.with_name(f"{out.name}-{a.path.name}"), prove_pair(checkpoint, sites, a, progress))
-            for a in adapters
-        ]
-        report, *others = export_pair(checkpoint, sites, plan, out, proof, beside, ran, progress)
-    else:
-        report, others = export(checkpoint, sites, plan, out, proof, ran, progress), []
+    check = None if arguments.get("check") else False
+    adapters = arguments.get("adapters", ())
+    done = export(Model(checkpoint, sites), plan, arguments["out"], check=check, adapters=adapters, progress=progress)
     return {
-        "out": str(report.parent),
-        "report": str(report),
-        "check": checks[0].to_json() if checks else None,
-        "check_not_run": not_run[0] if not_run else None,
-        "adapters": [str(other.parent) for other in others],
+        "out": str(done.folder),
+        "report": str(done.report),
+        "check": done.check.to_json() if done.check else None,
+        "check_not_run": None if done.check or check is False else done.not_run,
+        "adapters": [str(folder) for folder in done.adapters],
     }
 
 

@@ -79,7 +79,8 @@ class Model:
 
     def with_pairs(self, pairs: Iterable[str]) -> Model:
         """The model with what ``pairs`` need looked for: feed-forward pairs are among its sites only once asked for."""
-        if "mlp" not in pairs or self.checkpoint.adapter_json or self.whole is not None:
+        has = any(site.key.pair == "mlp" for site in self.sites.sites)
+        if "mlp" not in pairs or has or self.checkpoint.adapter_json or self.whole is not None:
             return self
         return self.keep("with mlp", lambda: Model(self.checkpoint, sites_of(self.checkpoint, pairs_to_find(PAIRS))))
 
@@ -158,7 +159,7 @@ class Model:
 
 
 def open_model(
-    model: str | os.PathLike | Model,
+    model: str | os.PathLike | Checkpoint | Model,
     *,
     pairs: Iterable[str] | str = (),
     search: bool = False,
@@ -184,7 +185,8 @@ def open_model(
     if isinstance(model, Model):
         return model.with_pairs(asked)
     declared = Declared(as_declarations(sites), build, forward, unproved) if sites else None
-    checkpoint = open_checkpoint(model, progress=progress, declared=declared)
+    opened = isinstance(model, Checkpoint)
+    checkpoint = model if opened else open_checkpoint(model, progress=progress, declared=declared)
     trial = None
     if search:
         from wisca_core.equivalence.trial import discover as trial

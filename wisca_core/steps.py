@@ -4,21 +4,21 @@ A model may be given as what ``open`` returns or as what it takes. Each function
 needs; nothing has to be kept matching by hand.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint
 from wisca_core.equivalence.basis_proof import bases_proved
-from wisca_core.equivalence.checking import compare_folder
 from wisca_core.equivalence.full_check import FullCheck, why_not_checked
-from wisca_core.equivalence.pair_proof import prove_pair
 from wisca_core.equivalence.proof import Proof, check_covers
 from wisca_core.equivalence.proving import prove as prove_sites
-from wisca_core.equivalence.verify import Verification
-from wisca_core.equivalence.verify import verify as verify_checkpoints
-from wisca_core.errors import BadOption
+from wisca_core.errors import BadOption, CheckNotRun, ConfigMismatch, ProofFailed, UnknownArchitecture
 from wisca_core.exporting.export import export as write_export
 from wisca_core.exporting.pair import AdapterExport, export_pair
 from wisca_core.exporting.place import refuse_place
@@ -30,7 +30,10 @@ from wisca_core.planning.plan import Plan, check_not_empty, decision_of, make_pl
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale_basis import with_bases
 
-AnyModel = Model | str | os.PathLike
+if TYPE_CHECKING:
+    from wisca_core.equivalence.verify import Verification
+
+AnyModel = Model | Checkpoint | str | os.PathLike
 
 
 def prove(model: AnyModel, *, base: AnyModel | None = None, progress: Progress = silent) -> Proof:
@@ -46,7 +49,11 @@ def prove(model: AnyModel, *, base: AnyModel | None = None, progress: Progress =
     """
     opened = open_model(model, progress=progress)
     on = None if base is None else open_model(base, progress=progress).checkpoint
-    return prove_sites(opened.checkpoint, opened.sites, progress, on)
+
+    def make() -> Proof:
+        return prove_sites(opened.checkpoint, opened.sites, progress, on)
+
+    return opened.keep(("proof", str(on.path) if on else ""), make)
 
 
 def plan(
@@ -91,7 +98,7 @@ def plan(
     )
     options.check_against(opened.sites)
     opened.measured(progress)
-    proved = opened.proved(prove_sites(opened.checkpoint, opened.sites, progress))
+    proved = opened.proved(prove(opened, progress=progress))
     sites = bases_proved(opened.checkpoint, proved.sites, of_name(method))
     return make_plan(with_bases(decide(proved.patterns.of(sites), options), opened.checkpoint, progress))
 
@@ -139,7 +146,7 @@ def export(
 ) -> Exported:
     """Write the model with ``plan`` applied into the new folder ``out``, proved to be the same function.
 
-    ``check``: run both models on the same tokens before the folder is kept (None: where the memory allows). ``base``: of
+    ``check``: run both models on the same tokens before the folder is kept (None: where it can be done). ``base``: of
     a LoRA adapter, to prove it on. ``adapters``: LoRA adapters of this model, which then follow its new weights into
     ``adapter_outs`` (OUT-NAME), proved with it.
 
@@ -166,20 +173,38 @@ def export(
     for one in beside:
         check_covers(one.proof, sites, names)
     not_run = why_not_checked(opened.checkpoint, check)
-    checks: list[FullCheck] = []
+    checked: list[FullCheck | str] = []
 
-    def compared(written: Path, progress: Progress) -> FullCheck:
-        checks.append(compare_folder(opened.checkpoint, sites, plan, written, progress))
-        return checks[-1]
+    def compared(written: Path, progress: Progress) -> FullCheck | str:
+        checked.append(_compare(opened.checkpoint, sites, plan, written, check is True, progress))
+        return checked[-1]
 
     ran = None if not_run else compared
     if beside:
         report, *others = export_pair(opened.checkpoint, sites, plan, out, proof, beside, ran, progress)
     else:
         report, others = write_export(opened.checkpoint, sites, plan, out, proof, ran, progress), []
-    return Exported(
-        report.parent, report, proof, checks[0] if checks else None, not_run, tuple(other.parent for other in others)
-    )
+    found = checked[0] if checked else not_run
+    done, not_run = (None, found) if isinstance(found, str) else (found, "")
+    return Exported(report.parent, report, proof, done, not_run, tuple(other.parent for other in others))
+
+
+def _compare(
+    checkpoint: Checkpoint, sites: Sites, plan: Plan, written: Path, is_asked: bool, progress: Progress
+) -> FullCheck | str:
+    """The check, or why it could not be run where it was not asked for."""
+    from wisca_core.equivalence.checking import compare_folder  # torch: an export itself needs none
+
+    try:
+        return compare_folder(checkpoint, sites, plan, written, progress)
+    except CheckNotRun as error:
+        if is_asked:
+            raise CheckNotRun(
+                f"the full check was asked for and cannot be run: {error} Nothing was written."
+            ) from error
+        return str(error)
+    except (ConfigMismatch, UnknownArchitecture) as error:  # the original could be run, the copy cannot
+        raise ProofFailed(f"{error} Nothing was written; an export without the full check runs no model.") from error
 
 
 def _beside(
@@ -201,6 +226,10 @@ def _beside(
         raise BadOption(
             f"adapter_outs: {len(places)} were given for {len(opened)} adapters; give one for each, or none."
         )
+    if not opened:
+        return []
+    from wisca_core.equivalence.pair_proof import prove_pair  # torch and peft
+
     return [AdapterExport(a, place, prove_pair(base, sites, a, progress)) for a, place in zip(opened, places)]
 
 
@@ -215,5 +244,7 @@ def verify(before: AnyModel, after: AnyModel, *, run_models: bool = True, progre
     >>> wisca.verify(sample, sample).verdict
     'bit-identical'
     """
+    from wisca_core.equivalence.verify import verify as verify_checkpoints
+
     first, second = open_model(before, progress=progress), open_model(after, progress=progress)
     return verify_checkpoints(first.checkpoint, second.checkpoint, progress, run_models)

@@ -155,10 +155,10 @@ def _report(
     yes: Yes = False,
 ) -> int:
     """Write one HTML file that needs no network: balance, heads, plan, proof, rates and what was measured."""
+    from wisca_core.cli.models import typed_options
     from wisca_core.cli.report import run
-    from wisca_core.cli.rescale import TypedOptions
 
-    asked = TypedOptions(pairs, granularity, norm, None, None, (), exact)
+    asked = typed_options(pairs=pairs, granularity=granularity, norm=norm, exact=exact)
     return run(model, out, asked, heads, evaluation, comparison, json, yes)
 
 
@@ -222,10 +222,19 @@ def _rescale(
     What the factors will do is shown before anything is written. Exit 1 where nothing can be rescaled, or a proof or
     check fails.
     """
-    from wisca_core.cli.models import site_options
-    from wisca_core.cli.rescale import AdapterOptions, TypedOptions, run
+    from wisca_core.cli.models import site_options, typed_options
+    from wisca_core.cli.rescale import AdapterOptions, run
 
-    options = TypedOptions(pairs, granularity, norm, strength, layers, tuple(exclude or ()), exact, method)
+    options = typed_options(
+        pairs=pairs,
+        granularity=granularity,
+        norm=norm,
+        strength=strength,
+        layers=layers,
+        exclude=tuple(exclude or ()),
+        exact=exact,
+        method=method,
+    )
     company = AdapterOptions(tuple(adapter or ()), tuple(adapter_out or ()), base)
     own = site_options(sites, build, forward, unproved)
     return run(model, out, options, company, plan, undo, save_plan, strict, dry_run, check, json, yes, own)

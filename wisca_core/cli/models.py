@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from wisca_core.architecture.declaration_files import read_declarations
 from wisca_core.architecture.discovery import Discovery
@@ -13,6 +14,7 @@ from wisca_core.checkpoint import Checkpoint, Declared, hub_size, open_checkpoin
 from wisca_core.checkpoint.hub import PREFIX, n_bytes_missing
 from wisca_core.cli.terminal import bar, confirm
 from wisca_core.errors import BadOption, Cancelled, HubError
+from wisca_core.planning.options import parse_layers
 from wisca_core.progress import Progress
 from wisca_core.words import in_bytes, join_names, plural
 
@@ -23,6 +25,14 @@ def open_after_asking(model: str, yes: bool, declared: Declared | None = None) -
         _ask(model)
     with bar() as progress:
         return open_checkpoint(model, progress=progress, declared=declared)
+
+
+def typed_options(**options: Any) -> dict[str, Any]:
+    """Those that were typed, for ``Options``, whose defaults the others have. Raises BadOption."""
+    typed = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    if "layers" in typed and not parse_layers(typed["layers"]):
+        raise BadOption("layers: nothing was given; write layers like 0-3,7, or leave the option out for all of them.")
+    return typed
 
 
 def site_options(

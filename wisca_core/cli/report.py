@@ -12,7 +12,6 @@ from typing import Any
 from wisca_core.circuits import store
 from wisca_core.cli import models
 from wisca_core.cli.dashboard import INSTALLED, main_file
-from wisca_core.cli.rescale import TypedOptions
 from wisca_core.cli.terminal import bar, document, say
 from wisca_core.comparison import folder
 from wisca_core.equivalence.proof import Proof
@@ -30,7 +29,7 @@ from wisca_core.words import in_bytes
 def run(
     model: str,
     out: Path | None,
-    asked: TypedOptions,
+    asked: Mapping[str, Any],
     heads: bool,
     evaluation: Path | None,
     comparison: Path | None,
@@ -39,7 +38,7 @@ def run(
 ) -> int:
     """0 once it is written. Raises WiscaError."""
     main_file()  # the charts are the dashboard's: where that is not installed, there is nothing to draw with
-    options = asked.options()
+    options = Options(**asked)
     place = named_path(out or f"{_name(model)}-wisca.html").absolute()
     begins = _reports("document").BEGINS
     check_replaceable(place, begins, "report of this project")
@@ -58,7 +57,7 @@ def run(
 def _of_model(
     model: str,
     options: Options,
-    asked: TypedOptions,
+    asked: Mapping[str, Any],
     heads: bool,
     evaluation: Mapping[str, Any] | None,
     comparison: Path | None,
@@ -66,13 +65,11 @@ def _of_model(
 ) -> bytes:
     checkpoint = models.open_after_asking(model, yes)  # asks before a download
     with bar() as progress:
-        found = open_model(
-            checkpoint.source, pairs=options.pairs if asked.pairs else (), search=True, progress=progress
-        )
+        found = open_model(checkpoint, pairs=asked.get("pairs", ()), search=True, progress=progress)
         proof: Proof | None = None
         circuits = None
         if found.sites.sites:
-            if asked.pairs is None:
+            if "pairs" not in asked:
                 options = replace(options, pairs=default_pairs(found.sites))
             options.check_against(found.sites)
             found.measured(progress)

@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from wisca_core.architecture import refusals
 from wisca_core.architecture.discovery import sites_of
@@ -15,76 +16,29 @@ from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, indented_lines, say, say_lines, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
 from wisca_core.equivalence.basis_proof import bases_proved, check_bases
-from wisca_core.equivalence.full_check import FullCheck, not_covered, why_not_checked
+from wisca_core.equivalence.full_check import FullCheck, not_covered
 from wisca_core.equivalence.proof import Proof, check_covers, proved_only
-from wisca_core.equivalence.proving import prove
-from wisca_core.errors import (
-    BadOption,
-    CheckNotRun,
-    ConfigMismatch,
-    OutputRefused,
-    ProofFailed,
-    StrictRefusal,
-    UnknownArchitecture,
-    UnreadableInput,
-)
-from wisca_core.exporting.export import export
-from wisca_core.exporting.pair import AdapterExport, check_followable, export_pair
+from wisca_core.errors import BadOption, OutputRefused, StrictRefusal, UnreadableInput
+from wisca_core.exporting.pair import check_followable
 from wisca_core.exporting.place import refuse_place
 from wisca_core.exporting.preview import ExportPreview, n_bytes_free, preview
 from wisca_core.methods import method
+from wisca_core.model import Model
 from wisca_core.pairs import SIDES
 from wisca_core.patterns.blocks import unit_of
-from wisca_core.patterns.store import measured_patterns
 from wisca_core.patterns.summary import PairSummary, sentence, summaries
 from wisca_core.patterns.table import Patterns
 from wisca_core.planning import plan as plans
 from wisca_core.planning.decide import Decision, decide
-from wisca_core.planning.options import Options, default_pairs, parse_layers, parse_pairs
+from wisca_core.planning.options import Options, default_pairs
 from wisca_core.planning.plan import Plan
 from wisca_core.progress import Progress
 from wisca_core.rescale import scalings
 from wisca_core.rescale_adapter import adapters_near, fitted_layers, follow
 from wisca_core.rescale_basis import with_bases
+from wisca_core.steps import export, prove
 from wisca_core.storage import read_json
 from wisca_core.words import in_bytes, join_names, plural, side, without_site_name
-
-
-@dataclass(frozen=True)
-class TypedOptions:
-    """The options as they were typed; None, () and False where they were not."""
-
-    pairs: str | None
-    granularity: str | None
-    norm: str | None
-    strength: float | None
-    layers: str | None
-    exclude: tuple[str, ...]
-    exact: bool
-    method: str | None = None
-
-    def names(self) -> list[str]:
-        """Names of the options that were typed."""
-        return [f"--{field.name}" for field in fields(self) if getattr(self, field.name) not in (None, (), False)]
-
-    def options(self) -> Options:
-        """Raises BadOption."""
-        layers = parse_layers(self.layers or "")
-        if self.layers is not None and not layers:
-            raise BadOption(
-                "layers: nothing was given; write layers like 0-3,7, or leave the option out for all of them."
-            )
-        defaults = Options()
-        return Options(
-            pairs=defaults.pairs if self.pairs is None else parse_pairs(self.pairs),
-            granularity=defaults.granularity if self.granularity is None else self.granularity,
-            norm=defaults.norm if self.norm is None else self.norm,
-            strength=defaults.strength if self.strength is None else self.strength,
-            layers=layers,
-            exact=self.exact,
-            exclude=self.exclude,
-            method=defaults.method if self.method is None else self.method,
-        )
 
 
 @dataclass(frozen=True)
@@ -111,7 +65,7 @@ class AdapterOptions:
 def run(
     model: str,
     out: Path | None,
-    asked: TypedOptions,
+    asked: Mapping[str, Any],
     company: AdapterOptions,
     plan_file: Path | None,
     undo: Path | None,
@@ -123,10 +77,12 @@ def run(
     yes: bool,
     declared: Declared | None = None,
 ) -> int:
-    """0 once it is done. Raises WiscaError, whose exit code is the command's; nothing is then left behind."""
+    """0 once it is done. Raises WiscaError, whose exit code is the command's; nothing is then left behind. ``asked``: the
+    options that were typed.
+    """
     _check_usage(out, asked, plan_file, undo, dry_run)
     company.check()
-    options = asked.options()
+    options = Options(**asked)
     saved = plans.load_plan(plan_file) if plan_file else plans.undo_plan(undo) if undo else None
     if save_plan:
         _check_replaceable(save_plan, out)
@@ -142,13 +98,14 @@ def run(
         sites = sites_of(
             checkpoint, pairs_to_find(saved.options.pairs if saved else options.pairs), progress, search=models.search
         )
-    if asked.pairs is None:
+    if "pairs" not in asked:
         options = replace(options, pairs=default_pairs(sites))
     if saved is None:
         options.check_against(sites)
+    opened = Model(checkpoint, sites)
     with bar() as progress:
-        patterns = measured_patterns(checkpoint, sites, progress)
-        proof = prove(checkpoint, sites, progress, base)
+        patterns = opened.measured(progress)
+        proof = prove(opened, base=base, progress=progress)
     if sites.sites:
         check_covers(proof, sites, [name for name in saved.sites if name in sites] if saved else ())
     sites = proved_only(sites, proof)  # what was not proved is refused by name, the rest goes on
@@ -183,12 +140,14 @@ def run(
                 say_proof(one)
     for one in together:
         check_covers(one, sites, plan.sites)
-    beside = [AdapterExport(*three) for three in zip(adapters, places, together)]
 
     report, checked, not_run = None, None, "a dry run writes nothing that could be run"
     if not dry_run:
-        not_run = why_not_checked(checkpoint, check)
-        report, checked, not_run = _export(checkpoint, sites, plan, out, proof, beside, not_run, check)
+        with bar() as progress:
+            done = export(
+                opened, plan, out, check=check, base=base, adapters=adapters, adapter_outs=places, progress=progress
+            )
+        report, checked, not_run = done.report, done.check, done.not_run
     if save_plan:
         plans.save_plan(plan, save_plan)
     if json:
@@ -225,9 +184,9 @@ def run(
         )
         return 0
     _say_done(report, save_plan, proof, checked, not_run)
-    for one in beside if report else ():
+    for place in places if report else ():
         say(
-            f"Adapter written to {one.out}; it fits {report.parent} only, and its adapter_config.json names that folder",
+            f"Adapter written to {place}; it fits {report.parent} only, and its adapter_config.json names that folder",
             style="bold",
         )
     return 0
@@ -282,13 +241,14 @@ def _left_behind(checkpoint: Checkpoint, adapters: list[Checkpoint]) -> list[str
 
 
 def _check_usage(
-    out: Path | None, asked: TypedOptions, plan_file: Path | None, undo: Path | None, dry_run: bool
+    out: Path | None, asked: Mapping[str, Any], plan_file: Path | None, undo: Path | None, dry_run: bool
 ) -> None:
     if plan_file and undo:
         raise BadOption("--plan and --undo were both given; a rescale applies one of them.")
     source = "--plan" if plan_file else "--undo" if undo else ""
-    if source and asked.names():
-        raise BadOption(f"{source} holds its own options; {', '.join(asked.names())} cannot be given with it.")
+    if source and asked:
+        names = ", ".join(f"--{name}" for name in asked)
+        raise BadOption(f"{source} holds its own options; {names} cannot be given with it.")
     if out is None and not dry_run:
         raise BadOption(
             "OUT is missing: name a new folder for the rescaled model, or add --dry-run to see what would happen."
@@ -317,47 +277,6 @@ def _decide(
     proved = patterns.of(bases_proved(checkpoint, sites, method(options.method)))
     decision = with_bases(decide(proved, options), checkpoint, progress)
     return decision, plans.make_plan(decision)
-
-
-def _export(
-    checkpoint: Checkpoint,
-    sites: Sites,
-    plan: Plan,
-    out: Path,
-    proof: Proof,
-    beside: list[AdapterExport],
-    not_run: str,
-    asked: bool | None,
-) -> tuple[Path, FullCheck | None, str]:
-    """(report, full check, why it was not run). ``not_run``: why it is not to be run, "" where it is; ``asked``: that it
-    must be.
-    """
-    checks: list[FullCheck] = []
-    reasons = [not_run] if not_run else []
-
-    def check(written: Path, progress) -> FullCheck:
-        from wisca_core.equivalence.checking import compare_folder
-
-        try:
-            checks.append(compare_folder(checkpoint, sites, plan, written, progress))
-        except CheckNotRun as error:
-            if asked:
-                raise CheckNotRun(
-                    f"the full check was asked for and cannot be run: {error} Nothing was written."
-                ) from error
-            reasons.append(str(error))
-            raise
-        except (ConfigMismatch, UnknownArchitecture) as error:  # the original could be run, the copy cannot
-            raise ProofFailed(f"{error} Nothing was written; --no-check exports without running the models.") from error
-        return checks[-1]
-
-    with bar() as progress:
-        ran = None if not_run else check
-        if beside:
-            report = export_pair(checkpoint, sites, plan, out, proof, beside, ran, progress)[0]
-        else:
-            report = export(checkpoint, sites, plan, out, proof, ran, progress)
-    return report, checks[0] if checks else None, " ".join(reasons)
 
 
 def _say_plan(

@@ -14,7 +14,7 @@ from wisca_core.checkpoint.writer import without_aliases, write_weights
 from wisca_core.equivalence.basis_proof import check_bases
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof, check_covers
-from wisca_core.errors import CheckNotRun, OutputRefused, ProofFailed
+from wisca_core.errors import OutputRefused, ProofFailed
 from wisca_core.exporting.card import with_section
 from wisca_core.exporting.picture import PICTURE, factors_svg
 from wisca_core.exporting.place import appear, claim_folder, refuse_place
@@ -36,13 +36,13 @@ def export(
     plan: Plan,
     out: Path,
     proof: Proof,
-    check: Callable[[Path, Progress], FullCheck] | None = None,
+    check: Callable[[Path, Progress], FullCheck | str] | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Write the rescaled checkpoint into the new folder ``out`` and return the path of its wisca_report.json.
 
     ``check`` is run on the folder while it still has its temporary name; a check that contradicts the plan stops the
-    export, one that raises CheckNotRun is said in the report and does not. Raises ProofFailed, NothingToRescale,
+    export, as does whatever it raises; why one could not be run is said in the report. Raises ProofFailed, NothingToRescale,
     OutputRefused (exists, is inside the model, disk full, taken), CheckpointChanged, Cancelled; in every case nothing is
     left behind.
     """
@@ -71,12 +71,9 @@ def _write(checkpoint, sites, plan, proof, of_bases, check, beside: Path, progre
         shutil.copyfile(locate(checkpoint.path, name), target)  # a real file, never a link
     with Reader(checkpoint):
         pass  # raises CheckpointChanged where a weight file is no longer what it was
-    checked, not_run = None, ""
-    try:
-        with hide_path(beside, "the rescaled weights"):
-            checked = check(beside, progress) if check else None
-    except CheckNotRun as error:
-        not_run = str(error)
+    with hide_path(beside, "the rescaled weights"):
+        checked = check(beside, progress) if check else None
+    not_run, checked = (checked, None) if isinstance(checked, str) else ("", checked)
     if checked is not None and not checked.agrees(plan):
         raise ProofFailed(f"the full check contradicts the plan: {checked.words()} Nothing was written.")
     card = beside / "README.md"

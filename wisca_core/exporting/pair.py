@@ -45,7 +45,7 @@ def export_pair(
     out: Path,
     proof: Proof,
     beside: Sequence[AdapterExport],
-    check: Callable[[Path, Progress], FullCheck] | None = None,
+    check: Callable[[Path, Progress], FullCheck | str] | None = None,
     progress: Progress = silent,
 ) -> tuple[Path, ...]:
     """``export`` of the base, and every adapter followed into a folder of its own. The paths of the reports, base first.
