@@ -9,9 +9,9 @@ from installed import TRANSFORMERS
 
 from wisca_core.equivalence.example import example_config
 from wisca_core.equivalence.float64 import in_float64
-from wisca_core.equivalence.inputs import PADDED_LENGTHS, cases, has_cache, takes
+from wisca_core.equivalence.inputs import PADDED_LENGTHS, cases, has_cache, row_cases, takes
 from wisca_core.equivalence.miniature import build_miniature, load, model_class
-from wisca_core.equivalence.outputs import difference, outputs, text_outputs
+from wisca_core.equivalence.outputs import case_outputs, difference, outputs
 from wisca_core.equivalence.small_config import VOCAB_SIZE, shrink
 
 
@@ -160,7 +160,7 @@ def test_a_tower_that_cannot_be_fed_is_named_and_the_language_part_still_compare
 def test_given_ids_of_an_encoder_decoder_are_read_by_both_halves(built):
     model = load(built("t5"))
     ids = torch.randint(10, 50, (2, 9), generator=torch.Generator().manual_seed(3))
-    result = text_outputs(model, ids)
+    result = case_outputs(model, row_cases(model, ids))
     assert (result.kind, result.causal) == ("logits", False)
     with torch.no_grad(), in_float64():
         assert torch.equal(result.cases["row 1"], model(input_ids=ids[1:], decoder_input_ids=ids[1:]).logits[0])

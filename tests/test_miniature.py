@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from wisca_core.equivalence import inputs as inputs_module
 from wisca_core.equivalence.float64 import SHORT, in_float64
 from wisca_core.equivalence.miniature import MAX_PARAMETERS, build_miniature, load, model_class
-from wisca_core.equivalence.outputs import Difference, Outputs, difference, outputs, text_outputs
+from wisca_core.equivalence.outputs import Difference, Outputs, case_outputs, difference, outputs
 from wisca_core.equivalence.small_config import MAX_POSITIONS, VOCAB_SIZE, shrink
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
@@ -678,6 +678,9 @@ def test_outputs_are_logits_or_the_last_hidden_state_and_leave_padding_out(tmp_p
 
 
 def test_given_token_ids_are_a_case_a_row_and_agree_with_a_plain_call(tmp_path):
+    def text_outputs(model, ids):
+        return case_outputs(model, inputs_module.row_cases(model, ids))
+
     ids = torch.randint(10, 50, (2, 9), generator=torch.Generator().manual_seed(3))
     model = load(built(tmp_path / "g", GPT2), dtype=torch.float32)
     result = text_outputs(model, ids)

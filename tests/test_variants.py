@@ -108,7 +108,7 @@ def test_a_miniature_edited_in_memory_moves_as_one_written_and_loaded(model_type
     """In memory where every parameter that changes is the stored tensor; Mixtral's experts are put together as they are
     loaded, its attention is not.
     """
-    from wisca_core.equivalence.bench import Trial, _apply, _as_stored, open_bench
+    from wisca_core.equivalence.bench import Trial, _as_stored, open_bench, write_changed
     from wisca_core.equivalence.outputs import difference, outputs
 
     checkpoint = open_checkpoint(small_model(model_type))
@@ -122,7 +122,7 @@ def test_a_miniature_edited_in_memory_moves_as_one_written_and_loaded(model_type
     for factors, side in ((every, None), (every, "left"), (attention, None), (attention, "left")):
         here, there = (bench.moved(Trial("", factors, side, from_disk=d), "channel") for d in (False, True))
         written = tmp_path / f"written-{len(factors)}-{side}"
-        _apply(checkpoint, sites, factors, "channel", side, written)
+        write_changed(checkpoint, sites, factors, "channel", side, written)
         loaded = difference(outputs(load(checkpoint.path), seed=2), outputs(load(written), seed=2))
         assert here == there == loaded and (here.max_rel < BOUND) == (side is None)
     assert bench.moved(Trial("", {}), "channel").max_rel < BOUND  # put back

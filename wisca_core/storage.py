@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import secrets
@@ -22,7 +23,7 @@ import stat
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -205,6 +206,19 @@ def write_json(path: str | Path, format: str, version: int, payload: Mapping[str
     replace_file(Path(path), (text + "\n}\n").encode("utf-8"))
 
 
+def plain(value: Any) -> Any:
+    """Plain JSON values; numbers that JSON cannot hold become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "item"):  # numpy's numbers
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into that appears as ``path`` when the block ends, whole or not at all, whoever else writes it."""
@@ -238,6 +252,29 @@ def read_json(path: str | Path, format: str, version: int) -> dict[str, Any]:
     except ValueError as error:
         found = "it is empty" if not content.strip() else str(error)
         raise UnreadableInput(f"{path} is not a {format} file: {found}. It is damaged or was cut short.") from error
+    return _payload(document, path, format, version)
+
+
+def read_rows(path: str | Path, format: str, version: int) -> list[dict[str, Any]]:
+    """The rows of a file that is only appended to, a JSON object a line behind a first one with this format and version;
+    a last line cut short by a kill is left out. Raises UnreadableInput as ``read_json`` does.
+    """
+    path = Path(path)
+    lines = [line for line in _content(path).splitlines() if line.strip()]
+    found = []
+    for i, line in enumerate(lines):
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError):
+            if i < len(lines) - 1:
+                raise UnreadableInput(f"{path}, line {i + 1}, is not JSON. It is damaged.") from None
+    _payload(found[0] if found else None, path, format, version)
+    if not all(isinstance(row, dict) for row in found):
+        raise UnreadableInput(f"{path} has a line that is no JSON object. It is damaged.")
+    return found[1:]
+
+
+def _payload(document: object, path: Path, format: str, version: int) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != format:
         found = document.get("format") if isinstance(document, dict) else None
         shown = f"format {str(found)[:60]!r}" if found is not None else 'no "format"'
@@ -301,6 +338,17 @@ def is_held(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def last_status(read: Callable[[], dict[str, Any]], active: Collection[str], lock: Path) -> tuple[dict[str, Any], bool]:
+    """(what ``read`` gives, whether its process ended without a word): a "state" of ``active`` while nobody holds the lock."""
+    status = read()
+    if status["state"] not in active or is_held(lock):
+        return status, False
+    # It may have ended between the two looks. A last status is written before the lock is let go of, so with the lock
+    # free a second reading is final.
+    status = read()
+    return status, status["state"] in active
 
 
 @contextmanager

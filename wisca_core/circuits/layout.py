@@ -88,8 +88,11 @@ def heads_of(sites: Sites, checkpoint: Checkpoint) -> list[Head]:
     reasons = _reasons(sites)
     out: list[Head] = []
     for place, pairs in attentions.items():
-        queries = {number: list(_meetings(site, shapes)) for number, site in enumerate(pairs["qk"])}
-        values = [one for site in pairs["vo"] for one in _values(site, shapes)]
+        queries = {
+            number: [Meeting(q, k, site) for q, k in _met(site, "left", shapes)]
+            for number, site in enumerate(pairs["qk"])
+        }
+        values = [(v, o, site) for site in pairs["vo"] for o, v in _met(site, "right", shapes)]
         out += _join_heads(place, queries, values, reasons, _n_heads(place, sites))
     order = {block: i for i, block in enumerate(dict.fromkeys(head.block for head in out))}
     return sorted(out, key=lambda head: (order[head.block], head.layer, head.expert, head.head))
@@ -174,22 +177,15 @@ def _layer_of(tensor: str, home: str, layer: int) -> int:
     return int(own[0]) if own and other and own[0] != other[0] and int(other[0]) == layer else layer
 
 
-def _meetings(site: Site, shapes: dict) -> Iterator[Meeting]:
-    """Each query head with the key rows that have its channels."""
-    keys = {carried: rows for rows, carried in _rows(site, "right", shapes)}
-    for q, channels in _rows(site, "left", shapes):
-        k = keys.get(channels)
-        if k is not None:
-            yield Meeting(q, k, site)
-
-
-def _values(site: Site, shapes: dict) -> Iterator[tuple[HeadRows, HeadRows, Site]]:
-    """Each head's columns of Wo with the value rows that have its channels."""
-    values = {carried: rows for rows, carried in _rows(site, "left", shapes)}
-    for o, channels in _rows(site, "right", shapes):
-        v = values.get(channels)
-        if v is not None:
-            yield v, o, site
+def _met(site: Site, side: str, shapes: dict) -> Iterator[tuple[HeadRows, HeadRows]]:
+    """Each head of that side with the rows (or columns) of the other side that have its channels: queries with keys, columns
+    of Wo with values.
+    """
+    others = {carried: rows for rows, carried in _rows(site, "right" if side == "left" else "left", shapes)}
+    for one, channels in _rows(site, side, shapes):
+        other = others.get(channels)
+        if other is not None:
+            yield one, other
 
 
 def _rows(site: Site, side: str, shapes: dict) -> Iterator[tuple[HeadRows, bytes]]:

@@ -6,7 +6,6 @@ are: no markup is read in them, and control characters are written out.
 
 import functools
 import json
-import math
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from wisca_core.errors import BadOption, Cancelled, WiscaError
 from wisca_core.progress import Progress, silent
+from wisca_core.storage import plain
 
 CANCELLED = 130
 BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell reports for a program that the end of a pipe stopped
@@ -86,9 +86,7 @@ def say_lines(heading: str, lines: Sequence[str], most: int = MOST_LISTED) -> No
 
 def document(format: str, payload: Mapping[str, Any]) -> None:
     """The one JSON document of a command on stdout; numbers that JSON cannot hold become null."""
-    text = json.dumps(
-        {"format": format, "version": 1, **_plain(payload)}, indent=2, ensure_ascii=False, allow_nan=False
-    )
+    text = json.dumps({"format": format, "version": 1, **plain(payload)}, indent=2, ensure_ascii=False, allow_nan=False)
     _stdout().write(text.encode("utf-8", "backslashreplace").decode() + "\n")
 
 
@@ -182,15 +180,3 @@ def _printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if hasattr(value, "item"):  # numpy's numbers
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -35,7 +35,7 @@ from wisca_core.comparison.spec import FORMAT, VERSION, PilotSpec, Spec
 from wisca_core.comparison.spec_reading import spec_from
 from wisca_core.errors import OutputRefused, SpecError, UnreadableInput
 from wisca_core.pairs import PAIRS
-from wisca_core.untrusted import named_path, open_named, read_regular
+from wisca_core.untrusted import named_path, open_named
 
 CORPUS, EXECUTOR, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
     "wisca-comparison-corpus",
@@ -242,10 +242,10 @@ def read(path: str | Path) -> Comparison:
             f"{path} is no comparison: it has no spec.json. Start one with: wisca compare SPEC --out {path}"
         )
     spec = spec_from(storage.read_json(path / "spec.json", FORMAT, VERSION))
-    additions = _additions(path)
-    for addition in additions:
-        spec = replace(spec, seeds=spec.seeds + addition.seeds)
     try:
+        additions = _additions(path)
+        for addition in additions:
+            spec = replace(spec, seeds=spec.seeds + addition.seeds)
         status = _status(path)
         pilot = pilots.read_pilot(path, spec)
         cells = tuple(_cell(path, spec, *one) for one in order(spec, pilot))
@@ -272,16 +272,9 @@ def read(path: str | Path) -> Comparison:
 
 def _status(path: Path) -> dict[str, Any]:
     """What status.json says, and "interrupted" where it says "running" and nobody is at it any more."""
-    status = _status_file(path)
-    if status["state"] == "running" and not storage.is_held(path / "lock"):
-        # it may have ended between the two looks; with the lock free a second reading is final
-        status = _status_file(path)
-        if status["state"] == "running":
-            status |= {
-                "state": "interrupted",
-                "message": "its process ended without a word; resuming continues from the last checkpoints",
-            }
-    return status
+    status, is_left = storage.last_status(lambda: _status_file(path), ("running",), path / "lock")
+    message = "its process ended without a word; resuming continues from the last checkpoints"
+    return status | {"state": "interrupted", "message": message} if is_left else status
 
 
 def _status_file(path: Path) -> dict[str, Any]:
@@ -424,30 +417,10 @@ def write_cell_status(cell: Cell, **more: Any) -> None:
 
 
 def rows(cell_folder: Path, behind: int | None = None) -> list[dict]:
-    """The rows of a cell's metrics; a last line cut short by a kill is left out. Raises UnreadableInput for another
-    format.
-    """
+    """The rows of a cell's metrics, up to the step ``behind``. Raises UnreadableInput for another format."""
     path = cell_folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = read_regular(path, storage.MAX_JSON_BYTES).decode("utf-8", "replace").splitlines()
-    out = []
-    for i, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if i == len(lines) - 1:
-                break
-            raise UnreadableInput(f"{path}, line {i + 1}, is not JSON. It is damaged.") from None
-        if i == 0:
-            if row.get("format") != METRICS or row.get("version") != 1:
-                raise UnreadableInput(
-                    f"{path} begins with format {str(row.get('format'))[:60]!r}, version {row.get('version')}; "
-                    f"expected {METRICS} version 1."
-                )
-        elif behind is None or row["step"] <= behind:
-            out.append(row)
-    return out
+    found = storage.read_rows(path, METRICS, 1) if path.exists() else []
+    return [row for row in found if behind is None or row["step"] <= behind]
 
 
 def final_loss(cell: Cell) -> float:
@@ -473,13 +446,7 @@ def curves(comparison: Comparison, of_pilot: bool = False):
 
 def log_lines(comparison: Comparison, most: int = 60) -> list[str]:
     """The last lines of what the training processes printed."""
-    try:
-        with open_named(comparison.path / "log.txt") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 20_000))
-            text = file.read().decode("utf-8", "replace")
-    except (UnreadableInput, OSError):
-        return []
+    text = _end_of(comparison.path / "log.txt", 20_000).decode("utf-8", "replace")
     return [line for line in text.splitlines() if line.strip()][-most:]
 
 
@@ -541,14 +508,7 @@ def _cell(path: Path, spec: Spec, arm: str, rate: float, seed: int) -> Cell:
 
 
 def _last_row(path: Path) -> dict:
-    try:
-        with open_named(path) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 4096))
-            lines = file.read().split(b"\n")
-    except (UnreadableInput, OSError):
-        return {}
-    for line in reversed(lines):
+    for line in reversed(_end_of(path, 4096).split(b"\n")):
         try:
             row = json.loads(line)
         except ValueError:
@@ -557,16 +517,18 @@ def _last_row(path: Path) -> dict:
     return {}
 
 
+def _end_of(path: Path, n_bytes: int) -> bytes:
+    """At most so many bytes; none where it cannot be read."""
+    try:
+        with open_named(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - n_bytes))
+            return file.read()
+    except (UnreadableInput, OSError):
+        return b""
+
+
 def _additions(path: Path) -> tuple[Addition, ...]:
     file = path / "additions.jsonl"
-    if not file.exists():
-        return ()
-    try:
-        head, *found = [json.loads(line) for line in read_regular(file, 1 << 20).splitlines() if line.strip()]
-        if (head.get("format"), head.get("version")) != (ADDITIONS, 1):
-            raise ValueError(f"format {head.get('format')!r}, version {head.get('version')}")
-        return tuple(
-            Addition(tuple(map(int, row["seeds"])), int(row["n_finished"]), float(row["when"])) for row in found
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreadableInput(f"{file} is no {ADDITIONS} file of version 1: {error}.") from error
+    found = storage.read_rows(file, ADDITIONS, 1) if file.exists() else []
+    return tuple(Addition(tuple(map(int, row["seeds"])), int(row["n_finished"]), float(row["when"])) for row in found)

@@ -1,7 +1,6 @@
 """The report of a comparison as a file, and the whole of it as a job."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ def write_report(comparison: Comparison) -> "Report":
     )  # scipy and pandas: two seconds that the start of a job need not wait for
 
     found = report(comparison, folder.curves(comparison))
-    storage.write_json(comparison.path / "report.json", FORMAT, 1, _plain(dataclasses.asdict(found)))
+    storage.write_json(comparison.path / "report.json", FORMAT, 1, storage.plain(dataclasses.asdict(found)))
     return found
 
 
@@ -36,11 +35,3 @@ def compare_job(arguments: dict[str, Any], progress: Progress, job_folder: Path)
     )
     write_report(comparison)
     return {"state": comparison.state}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,7 +6,6 @@ not hang on the values, and B is zero in a fresh adapter.
 """
 
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,11 +14,11 @@ from wisca_core.architecture.adapter import adapted_layers
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
-from wisca_core.checkpoint.writer import write_weights
+from wisca_core.equivalence.bench import write_changed
 from wisca_core.equivalence.proof import ALIVE, OCTAVES, PRODUCT, TOLERANCE, Proof, kept_proof, label, proof_of
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
-from wisca_core.rescale import Scaling, changes, rescaled_rows, scalings
+from wisca_core.rescale import Scaling, rescaled_rows, scalings
 from wisca_core.storage import workplace
 from wisca_core.verdicts import digest, versions
 
@@ -158,7 +157,7 @@ def on_miniature(
         for number, side in enumerate((None, "left")):
             progress("proving the adapter on a miniature", number, 2)
             out = place / f"changed-{number}"
-            write_changed(small, sites, extreme(sites, 5), side, out)
+            write_changed(small, sites, extreme(sites, 5), "channel", side, out)
             results[side] = difference(reference, outputs(load_adapted(original, out), seed=2))
         if not results["left"].max_rel > ALIVE:
             raise ProofFailed(
@@ -167,13 +166,3 @@ def on_miniature(
     words = f"rank {RANK} on {', '.join(sorted(targets))}"
     cases = tuple(f"miniature, {case}" for case in reference.cases)
     return results[None].max_rel, f"the miniature's {results[None].worst_case}", results["left"].max_rel, words, cases
-
-
-def write_changed(
-    checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], side: str | None, out: Path
-) -> None:
-    """The adapter with these factors of every channel, as a folder."""
-    out.mkdir()
-    shapes = {t.name: t.shape for t in checkpoint.tensors}
-    write_weights(checkpoint, changes(scalings(sites, factors, "channel", shapes, side)), out)
-    (out / "adapter_config.json").write_text(checkpoint.adapter_json, encoding="utf-8")

@@ -89,7 +89,7 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
 
     def written(trial: Trial, granularity: str) -> Path:
         changed = place / "changed"
-        _apply(small, sites, trial.factors, granularity, trial.side, changed)
+        write_changed(small, sites, trial.factors, granularity, trial.side, changed)
         return changed
 
     @contextmanager
@@ -236,10 +236,14 @@ def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = T
     )
 
 
-def _apply(
+def write_changed(
     checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], granularity: str, side: str | None, out: Path
 ) -> None:
+    """The model or adapter with these factors, on one side or on both, as a folder."""
     out.mkdir()
     shapes = {t.name: t.shape for t in checkpoint.tensors}
     write_weights(checkpoint, changes(scalings(sites, factors, granularity, shapes, side)), out)
-    (out / "config.json").write_text(checkpoint.config_json, encoding="utf-8")
+    name, config = (
+        ("adapter_config", checkpoint.adapter_json) if checkpoint.adapter_json else ("config", checkpoint.config_json)
+    )
+    (out / f"{name}.json").write_text(config, encoding="utf-8")

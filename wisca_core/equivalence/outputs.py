@@ -11,16 +11,7 @@ from typing import Any
 import torch
 
 from wisca_core.equivalence.float64 import in_float64
-from wisca_core.equivalence.inputs import (
-    TOWERS,
-    Case,
-    cached_steps,
-    cases,
-    does_not_run,
-    has_cache,
-    has_decoder,
-    row_cases,
-)
+from wisca_core.equivalence.inputs import TOWERS, Case, cached_steps, cases, does_not_run, has_cache, has_decoder
 from wisca_core.equivalence.undisturbed import seed_torch
 from wisca_core.errors import UnknownArchitecture
 from wisca_core.threads import one_thread
@@ -67,14 +58,6 @@ def outputs(model, seed: int) -> Outputs:
     lift = in_float64() if next(model.parameters()).dtype == torch.float64 else nullcontext()
     with one_thread(), torch.no_grad(), lift:
         return _outputs(model, seed)
-
-
-def text_outputs(model, ids: torch.Tensor) -> Outputs:
-    """The outputs on given token ids, one case a row; ``ids``: (rows, length), int64.
-
-    float64 models are run in true float64. UnknownArchitecture where the model does not run on token ids.
-    """
-    return case_outputs(model, row_cases(model, ids))
 
 
 def case_outputs(model, given: Iterable[Case], seed: int = 0) -> Outputs:

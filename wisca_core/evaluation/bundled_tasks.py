@@ -4,7 +4,6 @@
 words in another order. The text is that of the installed Python, so the items change with its version, which is recorded.
 """
 
-import hashlib
 import random
 from functools import lru_cache
 
@@ -69,8 +68,3 @@ def _others(name: str, draw: random.Random, lines: tuple[tuple[str, str], ...], 
         if abs(i - at) > 2 and abs(len(other.encode()) - size) <= max(6, size // 4) and other != line
     ]
     return draw.sample(near, 3) if len(near) >= 3 else None
-
-
-def sha256(name: str) -> str:
-    """Of the items, so that scores on different ones are never pooled."""
-    return hashlib.sha256(repr(items(name)).encode("utf-8", "surrogatepass")).hexdigest()

@@ -8,7 +8,6 @@ Not covered: going on with an evaluation that was stopped; its rows are there to
 """
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from wisca_core.errors import OutputRefused
 from wisca_core.evaluation.subjects import Subject
 from wisca_core.exporting.preview import REPORT
-from wisca_core.storage import write_json
+from wisca_core.storage import plain, write_json
 from wisca_core.untrusted import named_path
 
 FORMAT, VERSION = "wisca-evaluation", 1
@@ -78,14 +77,3 @@ def land(second: Subject, result: Mapping[str, Any]) -> Path | None:
     except OutputRefused:
         return None
     return path
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON values; numbers that JSON cannot hold become None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,7 +20,7 @@ from wisca_core.evaluation.subjects import LONGEST, Subject, open_subject, same_
 from wisca_core.evaluation.tasks import Document, Task, find_task, run_task
 from wisca_core.evaluation.text import Text, Tokens, Windows
 from wisca_core.progress import Progress, silent
-from wisca_core.storage import write_json
+from wisca_core.storage import plain, write_json
 from wisca_core.trajectories import find_checkpoints
 from wisca_core.untrusted import named_path
 
@@ -128,7 +128,7 @@ def evaluation_tables(
             work.comparison(model)
         else:
             work.models(model, other, drafts)
-        return landing.plain(work.result())
+        return plain(work.result())
     finally:
         rows.close()
 
@@ -180,7 +180,7 @@ class _Work:
         if not any(self.tables[name] for name in ("perplexity", "tasks", "heads", "drafts")) and self.refused:
             raise ConfigMismatch(f"nothing could be evaluated. {self.refused[0]['what']}: {self.refused[0]['reason']}")
         if len(opened) == 2 and self.same and self.same["is_export"]:
-            found = landing.land(opened[1], landing.plain(self.result()))
+            found = landing.land(opened[1], plain(self.result()))
             self.report = str(found) if found else None
 
     def _open(self, model: Any) -> Subject:

@@ -127,13 +127,9 @@ def _job_in(path: Path) -> Job:
     if path.is_symlink():
         raise UnreadableInput(f"{path} is a link, not a job's folder.")
     spec = storage.read_json(path / "spec.json", SPEC_FORMAT, SPEC_VERSION)
-    status = _status(path)
-    if status["state"] in ACTIVE and not storage.is_held(path / "lock"):
-        # The worker may have finished between the two looks. It writes its last status before it lets go of the lock,
-        # so with the lock free a second reading is final.
-        status = _status(path)
-        if status["state"] in ACTIVE:
-            status |= _silent_end(path, status)
+    status, is_lost = storage.last_status(lambda: _status(path), ACTIVE, path / "lock")
+    if is_lost:
+        status |= _silent_end(path, status)
     result = None
     if status["state"] == "done":
         result = storage.read_json(path / "result.json", RESULT_FORMAT, RESULT_VERSION)["result"]

@@ -34,7 +34,6 @@ from wisca_core.training.choices import Choices
 from wisca_core.training.lora import clean
 
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-# what wrappers put into parameter names
 
 
 @dataclass(frozen=True, eq=False)

@@ -431,10 +431,9 @@ class Rates:
         return self.renew()
 
     def renew(self) -> Rescale:
-        """Measure, and from the next step on train at the rates of now. With ``when`` a pair that has not moved so far from where ``before`` balances it keeps its factor. Collective
-        where the model is spread over ranks.
-
-            The result's ``factors`` are empty, because no weight is changed; it has ``rates``.
+        """Measure, and from the next step on train at the rates of now; with ``when``, of pairs that have moved so far from
+        where the factors before balance them. The result's ``factors`` are empty, because no weight is changed; it has
+        ``rates``. Collective where the model is spread over ranks.
         """
         distributed.reshard(self.model)
         if not self.live.is_current():

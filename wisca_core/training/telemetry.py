@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from wisca_core.errors import OutputRefused, UnreadableInput
-from wisca_core.storage import MAX_JSON_BYTES
+from wisca_core.errors import OutputRefused
+from wisca_core.storage import read_rows
 from wisca_core.training.choices import Choices
 from wisca_core.training.rescaling import Rescale
-from wisca_core.untrusted import read_regular
 
 FORMAT, VERSION = "wisca-telemetry", 1
 
@@ -85,20 +84,7 @@ class Telemetry:
 
 def read(path: Path) -> list[dict]:
     """The rows behind the header. Raises UnreadableInput naming the file, also for a newer version."""
-    try:
-        header, *rows = [
-            json.loads(line) for line in read_regular(Path(path), MAX_JSON_BYTES).splitlines() if line.strip()
-        ]
-        found = (header.get("format"), header.get("version"))
-    except (UnreadableInput, ValueError, AttributeError) as error:
-        raise UnreadableInput(f"{path} is no {FORMAT} file: {error}.") from error
-    if found[0] != FORMAT:
-        raise UnreadableInput(f"{path} has format {found[0]!r}; expected {FORMAT!r}.")
-    if found[1] != VERSION:
-        raise UnreadableInput(
-            f"{path} is {FORMAT} version {found[1]}; version {VERSION} is read here. Update wisca to read a newer one."
-        )
-    return rows
+    return read_rows(path, FORMAT, VERSION)
 
 
 def scalars(done: Rescale) -> dict[str, float]:
