@@ -8,6 +8,7 @@ it is read.
 Not covered: compressed chunks, chunks written as safetensors, state that other libraries add as objects of their own.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,21 +26,19 @@ MAX_METADATA_BYTES = 200_000_000
 MAX_CHUNKS = 4096  # of one tensor
 _OPTIMISER = ("optim", "optimizer", "optimizers", "optimiser", "opt")
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
+_OF_METADATA = (
+    "Metadata",
+    "TensorStorageMetadata",
+    "TensorProperties",
+    "ChunkStorageMetadata",
+    "BytesStorageMetadata",
+    "MetadataIndex",
+    "StorageMeta",
+)
+_OBJECTS = (*_OF_METADATA, "_StorageInfo")
 # (module, name) -> what it is here; whatever else a pickle asks for is refused
 _KNOWN = {
-    **{
-        (_METADATA, name): name
-        for name in (
-            "Metadata",
-            "TensorStorageMetadata",
-            "TensorProperties",
-            "ChunkStorageMetadata",
-            "BytesStorageMetadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "_MEM_FORMAT_ENCODING",
-        )
-    },
+    **{(_METADATA, name): name for name in (*_OF_METADATA, "_MEM_FORMAT_ENCODING")},
     (_FILES, "_StorageInfo"): "_StorageInfo",
     ("torch", "Size"): "Size",
     ("torch.serialization", "_get_layout"): "layout",
@@ -51,16 +50,6 @@ _KNOWN = {
     },
     **{("torch", of_torch): f"dtype {name}" for name, of_torch in TORCH_NAMES.items()},
 }
-_OBJECTS = (
-    "Metadata",
-    "TensorStorageMetadata",
-    "TensorProperties",
-    "ChunkStorageMetadata",
-    "BytesStorageMetadata",
-    "MetadataIndex",
-    "StorageMeta",
-    "_StorageInfo",
-)
 
 
 @dataclass(frozen=True)
@@ -173,7 +162,7 @@ def _call(function: object, arguments: object) -> object:
 
 
 def _new(kind: object, arguments: object) -> object:
-    if type(kind) is _KnownName and kind.what == "Size" or type(kind) is _KnownName and kind.what in _OBJECTS:
+    if type(kind) is _KnownName and kind.what in ("Size", *_OBJECTS):
         return _call(kind, arguments)
     raise NotPlain("it makes an object of an unknown class")
 
@@ -269,9 +258,6 @@ def _part(
 
 def _check_tiling(name: str, shape: tuple[int, ...], chunks: tuple, what: str) -> None:
     """The chunks lie inside the tensor, do not overlap, and together are all of it."""
-    total = 1
-    for n in shape:
-        total *= n
     covered = 0
     for offset, size in chunks:
         if (
@@ -282,10 +268,7 @@ def _check_tiling(name: str, shape: tuple[int, ...], chunks: tuple, what: str) -
             raise UnreadableInput(
                 f"{what}: a chunk of {printable(name)} at {printable(offset)} lies outside its shape {printable(shape)}."
             )
-        n_values = 1
-        for n in size:
-            n_values *= n
-        covered += n_values
+        covered += math.prod(size)
     boxes = sorted(chunks)
     along_first = all(a[0][:1] != b[0][:1] for a, b in pairwise(boxes))
     pairs = pairwise(boxes) if along_first else ((a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
@@ -294,7 +277,7 @@ def _check_tiling(name: str, shape: tuple[int, ...], chunks: tuple, what: str) -
         if shape
         else len(boxes) > 1
     )
-    if overlap or covered != total:
+    if overlap or covered != math.prod(shape):
         raise UnreadableInput(
-            f"{what}: the chunks of {printable(name)} {'overlap' if overlap else f'hold {covered:,} of {total:,} values'}. Copy the folder again."
+            f"{what}: the chunks of {printable(name)} {'overlap' if overlap else f'hold {covered:,} of {math.prod(shape):,} values'}. Copy the folder again."
         )

@@ -108,16 +108,9 @@ def read_torch_file(folder: Path, name: str) -> TorchFile:
         status = os.fstat(file.fileno())
         _refuse_other_formats(read_exactly(file, min(status.st_size, 512), what), what)
         records = _records(path, status.st_size, what)
-        top = _top_folder(records, what)
-        program = _record(file, records, f"{top}/data.pkl", what)
-        order = _record(file, records, f"{top}/byteorder", what) if f"{top}/byteorder" in records else b"little"
-    if order != b"little":
-        raise UnreadableInput(
-            f"{what}: byte order {printable(order.decode('ascii', 'replace'))}, expected little. "
-            f"Save it again on an ordinary machine."
-        )
+        storages, program = _storages_and_program(file, records, what)
     entries, remarks = _model_part(_program(program, what))
-    tensors, aliases = _tensors(entries, records, f"{top}/data/", name, what)
+    tensors, aliases = _tensors(entries, records, storages, name, what)
     return TorchFile(tensors, aliases, status.st_size, status.st_mtime_ns, remarks)
 
 
@@ -151,12 +144,8 @@ def read_torch_tensor(folder: Path, name: str, start: int, n_bytes: int, key: st
                 f"{what}: should lie at bytes {start} to {start + n_bytes}, which the file does not have. Copy it again."
             )
         records = _records(path, n_bytes, what, start)
-        top = _top_folder(records, what)
-        program = _record(file, records, f"{top}/data.pkl", what)
-        order = _record(file, records, f"{top}/byteorder", what) if f"{top}/byteorder" in records else b"little"
-    if order != b"little":
-        raise UnreadableInput(f"{what}: byte order {printable(order.decode('ascii', 'replace'))}, expected little.")
-    (tensor,) = _tensors({key: _program(program, what)}, records, f"{top}/data/", name, what)[0]
+        storages, program = _storages_and_program(file, records, what)
+    (tensor,) = _tensors({key: _program(program, what)}, records, storages, name, what)[0]
     return tensor
 
 
@@ -268,14 +257,23 @@ def _records(path: Path, size: int, what: str, start: int = 0) -> dict[str, tupl
     return out
 
 
-def _top_folder(records: dict[str, tuple[int, int]], what: str) -> str:
+def _storages_and_program(file: io.FileIO, records: dict[str, tuple[int, int]], what: str) -> tuple[str, bytes]:
+    """(what the names of storages begin with, the pickle that describes the tensors)."""
     folders = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")]
     if len(folders) != 1:
         raise UnreadableInput(
             f"{what}: a zip with {len(folders)} data.pkl records, expected one: not weights saved by torch.save. "
             f"Give the model's pytorch_model.bin."
         )
-    return folders[0]
+    (top,) = folders
+    program = _record(file, records, f"{top}/data.pkl", what)
+    order = _record(file, records, f"{top}/byteorder", what) if f"{top}/byteorder" in records else b"little"
+    if order != b"little":
+        raise UnreadableInput(
+            f"{what}: byte order {printable(order.decode('ascii', 'replace'))}, expected little. "
+            f"Save it again on an ordinary machine."
+        )
+    return f"{top}/data/", program
 
 
 def _record(file: io.FileIO, records: dict[str, tuple[int, int]], name: str, what: str) -> bytes:

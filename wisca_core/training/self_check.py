@@ -86,18 +86,18 @@ class ModelCall:
         """Every floating value it gives, float64, on the host."""
         forget_caches(live)
         seed_all(3)
-        out = everything(_whole(self.call(self.module)))
+        out = everything(_each(self.call(self.module), lambda t: t.full_tensor() if distributed.is_dtensor(t) else t))
         distributed.reshard(live.model)
         return out.double().cpu()
 
 
-def _whole(value: object) -> object:
-    """DTensors put together, wherever they lie in what a call gives."""
+def _each(value: object, act: Callable[[torch.Tensor], torch.Tensor]) -> object:
+    """The same with ``act`` done to every tensor, wherever it lies in what a call takes or gives."""
     if isinstance(value, torch.Tensor):
-        return value.full_tensor() if distributed.is_dtensor(value) else value
+        return act(value)
     if isinstance(value, Mapping):
-        return {name: _whole(inner) for name, inner in value.items()}
-    return type(value)(map(_whole, value)) if type(value) in (tuple, list) else value
+        return {name: _each(inner, act) for name, inner in value.items()}
+    return type(value)(_each(inner, act) for inner in value) if type(value) in (tuple, list) else value
 
 
 def caller(
@@ -134,7 +134,9 @@ def _ways(live: Live, forward, batch: object, device: torch.device) -> Iterator[
         is_own = not isinstance(batch, FromLoader)
         words = "the batch that was given" if is_own else "the trainer's data"
         yield (
-            lambda: _with(_to_device(batch() if callable(batch) else batch, device), forward if is_own else None),
+            lambda: _with(
+                _each(batch() if callable(batch) else batch, lambda t: t.to(device)), forward if is_own else None
+            ),
             words,
             is_own,
         )
@@ -174,20 +176,9 @@ def _as_transformers(inner: nn.Module, device: torch.device) -> Callable[[nn.Mod
     if case is None:
         raise LookupError("no input of it is known")
     dtype = next(p.dtype for p in inner.parameters() if p.is_floating_point())
-    given = {
-        name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for name, value in _to_device(dict(case.inputs), device).items()
-    }
+    given = _each(dict(case.inputs), lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))
     given |= {"use_cache": False} if has_cache(inner) else {}
     return lambda module: module(**given)
-
-
-def _to_device(value: object, device: torch.device) -> object:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {name: _to_device(inner, device) for name, inner in value.items()}
-    return type(value)(_to_device(inner, device) for inner in value) if type(value) in (tuple, list) else value
 
 
 @dataclass(frozen=True, eq=False)
