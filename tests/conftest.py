@@ -115,6 +115,23 @@ def own_home(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 @pytest.fixture
+def proved_before(wisca_home, own_home) -> Iterator[None]:
+    """``own_home`` begins with the proofs that the whole run has made so far, and gives it those that it makes: for tests that
+    ask for something else than that one is made.
+    """
+
+    def take(source: Path, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        for path in source.glob("proof-*.json"):
+            if not (target / path.name).exists():
+                shutil.copy(path, target)
+
+    take(wisca_home / "proofs", own_home / "proofs")
+    yield
+    take(own_home / "proofs", wisca_home / "proofs")
+
+
+@pytest.fixture
 def known_speed(own_home, monkeypatch) -> None:
     """A step of any comparison takes 0.05 s on every machine."""
     monkeypatch.setattr("wisca_core.comparison.estimate.measure_step", lambda spec, device: 0.05)

@@ -24,7 +24,7 @@ from wisca_core.comparison.report import report
 from wisca_core.comparison.spec import Arm, OptimiserSpec, PilotSpec, Spec
 from wisca_core.errors import OutputRefused, UnreadableInput
 
-pytestmark = pytest.mark.usefixtures("known_speed")
+pytestmark = pytest.mark.usefixtures("known_speed", "proved_before")
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

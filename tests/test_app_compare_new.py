@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 from wisca_app.comparing import fields
 from wisca_core.comparison import folder
 
-pytestmark = pytest.mark.usefixtures("known_speed")
+pytestmark = pytest.mark.usefixtures("known_speed", "proved_before")
 
 
 def test_before_the_start_time_memory_and_seeds_are_said():

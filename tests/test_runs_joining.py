@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wisca_core.errors import BadOption
-from wisca_core.runs import read
+from wisca_core.runs import Logs, read
 from wisca_core.runs.groups import by_configuration, seed_of
 
 _TRAIN = """
@@ -26,13 +26,15 @@ def train(folder, seed, rate, report, **more):
                                          num_attention_heads=2, num_key_value_heads=1, head_dim=4))
     rows = [{"input_ids": torch.randint(0, 16, (8,)), "labels": torch.randint(0, 16, (8,))} for _ in range(8)]
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tb")
-    arguments = TrainingArguments(output_dir=str(folder), max_steps=40, logging_steps=10, save_steps=40, seed=seed,
-                                  eval_strategy="steps", eval_steps=20, per_device_train_batch_size=2,
-                                  report_to=report, use_cpu=True, disable_tqdm=True, learning_rate=rate, **more)
+    steps = dict(max_steps=40, logging_steps=10, save_steps=40, eval_steps=20)
+    arguments = TrainingArguments(output_dir=str(folder), seed=seed, eval_strategy="steps",
+                                  per_device_train_batch_size=2, report_to=report, use_cpu=True, disable_tqdm=True,
+                                  learning_rate=rate, **steps | more)
     Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows[:2]).train()
 for rate in ("1e-3", "1e-2"):
     for seed in (1, 2, 3):
         train(out / "six" / f"lr{rate}" / f"seed-{seed}", seed, float(rate), ["tensorboard"] if seed == 1 else [])
+train(out / "steps", 5, 0.05, ["tensorboard"], max_steps=6, logging_steps=1, save_steps=2, eval_steps=3)
 os.environ["WANDB_DIR"], os.environ["TRACKIO_DIR"] = str(out / "all"), str(out / "all" / "trackio")
 (out / "all").mkdir()
 train(out / "all", 5, 0.01, ["tensorboard", "wandb", "trackio"], run_name="mine", project="proj")
@@ -101,6 +103,42 @@ def test_two_trainings_of_one_seed_stay_two_each_with_its_own_logs(trained, tmp_
         shutil.copytree(trained / "six" / "lr1e-2" / "seed-1", tmp_path / name)
     runs = read([tmp_path]).runs
     assert sorted(run.name for run in runs) == ["a", "b"] and all(run.also == ("tensorboard",) for run in runs)
+
+
+def test_trainer_state_gives_the_history_of_the_newest_checkpoint_once(trained):
+    (state,) = read([trained / "steps"]).runs  # its TensorBoard events are the same training, and joined
+    (events,) = read([trained / "steps" / "tb"]).runs
+    assert (state.kind, state.also, events.kind) == ("trainer_state", ("tensorboard",), "tensorboard")
+    assert state.source.endswith("checkpoint-6/trainer_state.json")
+    assert state.series["loss"].step.tolist() == [1, 2, 3, 4, 5, 6]
+    assert state.series["eval_loss"].step.tolist() == [3, 6]
+    history = json.loads(Path(state.source).read_text())["log_history"]
+    assert state.series["loss"].value.tolist() == [row["loss"] for row in history if "loss" in row]
+    assert state.config["max_steps"] == 6
+    assert events.series["train/loss"].step.tolist() == [1, 2, 3, 4, 5, 6]
+    assert seed_of(events) == "5"  # out of the arguments that the Trainer writes as text
+    assert events.series["train/loss"].value == pytest.approx(state.series["loss"].value, rel=1e-6)
+
+
+def test_the_whole_history_is_read_when_one_checkpoint_is_named(trained):
+    run = read([trained / "steps" / "checkpoint-4"]).runs[0]
+    assert run.series["loss"].step.tolist() == [1, 2, 3, 4]
+
+
+def test_a_newer_checkpoint_replaces_the_history(trained, tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_bytes(
+        (trained / "steps" / "checkpoint-2" / "trainer_state.json").read_bytes()
+    )
+    logs = Logs([tmp_path])
+    logs.poll()
+    assert logs.runs[0].series["loss"].step.tolist() == [1, 2]
+    (tmp_path / "checkpoint-6").mkdir()
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_bytes(
+        (trained / "steps" / "checkpoint-6" / "trainer_state.json").read_bytes()
+    )
+    assert logs.poll()
+    assert len(logs.runs) == 1 and logs.runs[0].series["loss"].step.tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_add_hparams_and_add_scalars_belong_to_the_run_above_them(tmp_path):

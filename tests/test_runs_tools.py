@@ -1,6 +1,7 @@
-"""Logs written by the tools themselves: transformers' Trainer, Lightning's CSVLogger, trackio, W&B offline."""
+"""Logs written by the tools themselves: Lightning's CSVLogger, trackio, W&B offline; those of transformers' Trainer are in
+test_runs_joining.py.
+"""
 
-import json
 import math
 import os
 import subprocess
@@ -11,74 +12,6 @@ import pytest
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs import Logs, read
-from wisca_core.runs.groups import seed_of
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """Six steps of transformers' Trainer: trainer_state.json in three checkpoints, TensorBoard events beside them."""
-    out = tmp_path_factory.mktemp("trainer")
-    script = """
-import sys, torch, transformers
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
-transformers.utils.logging.set_verbosity_error()
-torch.set_num_threads(1)
-torch.manual_seed(0)
-model = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-                                     num_attention_heads=4,
-                                     num_key_value_heads=2, head_dim=4))
-rows = [{"input_ids": torch.randint(0, 16, (8,)), "labels": torch.randint(0, 16, (8,))} for _ in range(12)]
-arguments = TrainingArguments(output_dir=sys.argv[1], max_steps=6, logging_steps=1, save_steps=2,
-                              eval_strategy="steps", eval_steps=3, seed=5,
-                              per_device_train_batch_size=2, report_to=["tensorboard"], use_cpu=True,
-                              disable_tqdm=True, learning_rate=0.05)
-Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows[:2]).train()
-"""
-    subprocess.run(
-        [sys.executable, "-c", script, str(out)],
-        check=True,
-        capture_output=True,
-        env=os.environ | {"TENSORBOARD_LOGGING_DIR": str(out / "tb")},
-    )
-    return out
-
-
-def test_trainer_state_gives_the_history_of_the_newest_checkpoint_once(trained):
-    (state,) = read([trained]).runs  # its TensorBoard events are the same training, and joined
-    (events,) = read([trained / "tb"]).runs
-    assert (state.kind, state.also, events.kind) == ("trainer_state", ("tensorboard",), "tensorboard")
-    assert state.source.endswith("checkpoint-6/trainer_state.json")
-    assert state.series["loss"].step.tolist() == [1, 2, 3, 4, 5, 6] and state.series["eval_loss"].step.tolist() == [
-        3,
-        6,
-    ]
-    history = json.loads(Path(state.source).read_text())["log_history"]
-    assert state.series["loss"].value.tolist() == [row["loss"] for row in history if "loss" in row]
-    assert state.config["max_steps"] == 6
-    assert events.series["train/loss"].step.tolist() == [1, 2, 3, 4, 5, 6]
-    assert seed_of(events) == "5"  # out of the arguments that the Trainer writes as text
-    assert events.series["train/loss"].value == pytest.approx(state.series["loss"].value, rel=1e-6)
-
-
-def test_the_whole_history_is_read_when_one_checkpoint_is_named(trained):
-    run = read([trained / "checkpoint-4"]).runs[0]
-    assert run.series["loss"].step.tolist() == [1, 2, 3, 4]
-
-
-def test_a_newer_checkpoint_replaces_the_history(trained, tmp_path):
-    (tmp_path / "checkpoint-2").mkdir()
-    (tmp_path / "checkpoint-2" / "trainer_state.json").write_bytes(
-        (trained / "checkpoint-2" / "trainer_state.json").read_bytes()
-    )
-    logs = Logs([tmp_path])
-    logs.poll()
-    assert logs.runs[0].series["loss"].step.tolist() == [1, 2]
-    (tmp_path / "checkpoint-6").mkdir()
-    (tmp_path / "checkpoint-6" / "trainer_state.json").write_bytes(
-        (trained / "checkpoint-6" / "trainer_state.json").read_bytes()
-    )
-    assert logs.poll()
-    assert len(logs.runs) == 1 and logs.runs[0].series["loss"].step.tolist() == [1, 2, 3, 4, 5, 6]
 
 
 def test_lightnings_csv_logger(tmp_path):

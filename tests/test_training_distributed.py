@@ -26,13 +26,13 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
-def launch(kind: str, model: Path, out: Path) -> list[dict]:
-    """What both ranks wrote. torchrun runs in a network namespace where the machine allows one, else on 127.0.0.1."""
+def launch(model: Path, out: Path) -> dict[str, list[dict]]:
+    """Kind -> what both ranks wrote. torchrun runs in a network namespace where the machine allows one, else on 127.0.0.1."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     run = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
-    run += ["--master_port", str(port), str(WORKER), kind, str(model), str(out)]
+    run += ["--master_port", str(port), str(WORKER), str(model), str(out)]
     own_network = (
         os.path.exists("/usr/bin/unshare")
         and subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
@@ -47,7 +47,7 @@ def launch(kind: str, model: Path, out: Path) -> list[dict]:
     }
     done = subprocess.run(command, capture_output=True, text=True, timeout=420, env=environment, cwd=out.parent)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return [torch.load(f"{out}.{rank}.pt") for rank in range(2)]
+    return {kind: [torch.load(f"{out}.{kind}.{rank}.pt") for rank in range(2)] for kind in training_ranks.KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,18 @@ def one(model, tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def ranks(model, one, tmp_path_factory) -> list[dict]:
-    return launch("ranks", model, tmp_path_factory.mktemp("ranks") / "out")
+def launched(model, one, tmp_path_factory) -> dict[str, list[dict]]:
+    return launch(model, tmp_path_factory.mktemp("ranks") / "out")
 
 
 @pytest.fixture(scope="module")
-def zero(model, one, tmp_path_factory) -> list[dict]:
-    return launch("zero", model, tmp_path_factory.mktemp("zero") / "out")
+def ranks(launched) -> list[dict]:
+    return launched["ranks"]
+
+
+@pytest.fixture(scope="module")
+def zero(launched) -> list[dict]:
+    return launched["zero"]
 
 
 def apart(found: dict, expected: dict) -> float:

@@ -1,13 +1,15 @@
 """What test_training_distributed.py starts on every rank with torchrun: rescale, train on, and write what a single process,
 ``one()``, gives as well.
 
-torchrun ... training_ranks.py KIND MODEL_FOLDER OUT
+torchrun ... training_ranks.py MODEL_FOLDER OUT
 
-KIND: ranks (DDP, FSDP2 in two ways, tensor parallel, on 2 ranks) | zero (DeepSpeed ZeRO-1, 2, 3)
+Each of KINDS in processes of its own: ranks (DDP, FSDP2 in two ways, tensor parallel, on 2 ranks), zero (DeepSpeed ZeRO-1, 2, 3).
 """
 
 import json
+import os
 import sys
+import traceback
 import warnings
 
 import torch
@@ -426,14 +428,46 @@ def zero() -> dict:
     return out
 
 
-if __name__ == "__main__":
-    kind, FOLDER, OUT = sys.argv[1:]
-    torch.set_num_threads(1)
-    if kind == "ranks":
-        dist.init_process_group("gloo")
-    found = {"ranks": ranks, "zero": zero}[kind]()
-    rank = dist.get_rank()
-    torch.save(found, f"{OUT}.{rank}.pt")
+KINDS = {"ranks": ranks, "zero": zero}
+
+
+def of_kind(kind: str) -> None:
+    """One kind on all ranks, which meet in a file: the store of torchrun would know the ranks of the kind before."""
+    rank, n_ranks = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    dist.init_process_group("gloo", init_method=f"file://{OUT}.{kind}.store", rank=rank, world_size=n_ranks)
+    found = KINDS[kind]()
+    assert (dist.get_rank(), dist.get_world_size()) == (rank, n_ranks)
+    torch.save(found, f"{OUT}.{kind}.{rank}.pt")
     print(json.dumps({"rank": rank, "cases": list(found)}), flush=True)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def apart(work) -> None:
+    """In a fork: Accelerate and DeepSpeed keep for a whole process what they set up, and to start another one imports
+    torch and transformers anew, which takes as long as a kind.
+    """
+    number = os.fork()
+    if not number:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+    if code:
+        sys.exit(f"ended with {code}")
+
+
+if __name__ == "__main__":
+    from transformers import Trainer, TrainingArguments  # noqa: F401  before the forks
+
+    FOLDER, OUT = sys.argv[1:]
+    torch.set_num_threads(1)
+    for kind in KINDS:
+        apart(lambda: of_kind(kind))
