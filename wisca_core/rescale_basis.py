@@ -103,10 +103,14 @@ class BasisChange:
         return out
 
 
-def all_changes(checkpoint: Checkpoint, sites: Sites, factors: Factors, bases: Bases) -> dict[str, Change]:
-    """What a plan's factors and bases do to each tensor of the checkpoint, for ``write_weights`` and ``Reader``."""
+def all_changes(
+    checkpoint: Checkpoint, sites: Sites, factors: Factors, bases: Bases, only_side: str | None = None
+) -> dict[str, Change]:
+    """What a plan's factors and bases do to each tensor of the checkpoint, for ``write_weights`` and ``Reader``.
+    ``only_side`` as in ``scalings``.
+    """
     shapes = {tensor.name: tensor.shape for tensor in checkpoint.tensors}
-    out: dict[str, Change] = changes(scalings(sites, factors.by_site, factors.granularity, shapes))
+    out: dict[str, Change] = changes(scalings(sites, factors.by_site, factors.granularity, shapes, only_side))
     if not bases:
         return out
     import torch
@@ -116,7 +120,7 @@ def all_changes(checkpoint: Checkpoint, sites: Sites, factors: Factors, bases: B
         inverses = inverse(matrices)
         for number, group in enumerate(groups_of(sites[name])):
             basis = torch.from_numpy(matrices[number]), torch.from_numpy(inverses[number])
-            for rows in group:
+            for rows in (rows for rows in group if only_side in (None, rows.leg.side)):
                 parts.setdefault(rows.leg.tensor, []).append((rows, basis))
     return out | {name: BasisChange(tuple(of), out.get(name)) for name, of in parts.items()}
 

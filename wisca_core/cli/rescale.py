@@ -15,7 +15,7 @@ from wisca_core.checkpoint import Checkpoint, Declared
 from wisca_core.cli import models
 from wisca_core.cli.terminal import bar, document, indented_lines, say, say_lines, table
 from wisca_core.cli.verify import say_check, say_not_checked, say_proof
-from wisca_core.equivalence.basis_proof import bases_proved, check_bases
+from wisca_core.equivalence.basis_proof import bases_proved, check_basis
 from wisca_core.equivalence.full_check import FullCheck, not_covered
 from wisca_core.equivalence.proof import Proof, check_covers, proved_only
 from wisca_core.errors import BadOption, OutputRefused, StrictRefusal, UnreadableInput
@@ -111,7 +111,8 @@ def run(
     sites = proved_only(sites, proof)  # what was not proved is refused by name, the rest goes on
     with bar() as progress:
         decision, plan = _decide(checkpoint, patterns, sites, options, saved, progress)
-        of_bases = check_bases(checkpoint, sites, plan)
+        mixed = [sites[name] for name in plan.bases.sites]
+        of_bases = check_basis(checkpoint, mixed, method(plan.options.method), "Nothing was written.")
     if strict and plan.refusals:
         lines = indented_lines(_lines(plan.refusals))
         n = plural(len(plan.refusals), "refusal")

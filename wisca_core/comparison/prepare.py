@@ -214,8 +214,7 @@ def _check_arms(spec: Spec, found: Sites, checkpoint) -> None:
         for site in mixed:
             if wrong := chosen.why_not(site):
                 raise SpecError(f"arms[{i}].method", arm.method, f"{Arm.method} for this model. {site.name}: {wrong}")
-        if mixed:
-            check_basis(checkpoint, chosen)
+        check_basis(checkpoint, mixed, chosen)
     if not have:
         raise NothingToRescale("model: it has no pair that can be rescaled.")
     refuse_coinciding(spec, cells)

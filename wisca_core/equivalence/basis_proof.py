@@ -4,17 +4,22 @@ single factors are: an output gate or a norm behind the attention lets single fa
 Nothing stands between the two sides of a LoRA adapter, so its rank channels need no such proof.
 """
 
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from wisca_core.architecture.find import find_sites
-from wisca_core.architecture.site import Refusal, Sites
+from wisca_core.architecture.site import Refusal, Site, Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint, parse_config
 from wisca_core.equivalence.proof import ALIVE, OTHER_KERNELS, TOLERANCE, Proof, label, proof_of
 from wisca_core.errors import ProofFailed
-from wisca_core.methods import Method, method
-from wisca_core.planning.plan import Plan
+from wisca_core.methods import Method
+from wisca_core.planning.bases import Bases
+from wisca_core.planning.factors import Factors
+from wisca_core.rescale_basis import all_changes
 from wisca_core.storage import workplace
 from wisca_core.verdicts import digest, versions
 
@@ -32,35 +37,44 @@ def prove_basis(checkpoint: Checkpoint, chosen: Method) -> Proof:
     return proof_of("basis", key, chosen.name, lambda: _prove(checkpoint.config_json, chosen))
 
 
-def check_basis(checkpoint: Checkpoint, chosen: Method, nothing: str = "The model is unchanged.") -> Proof:
-    """The proof. Raises ProofFailed, ending in ``nothing``, where a full change of basis of the VO pairs is not exact for this
-    structure.
-    """
-    proof = prove_basis(checkpoint, chosen)
-    if not proof.passed:
-        raise ProofFailed(f"a full change of basis of VO is not exact for this model: {proof.reason} {nothing}")
-    return proof
-
-
-def check_bases(checkpoint: Checkpoint, sites: Sites, plan: Plan) -> Proof | None:
-    """``check_basis`` of what the plan changes, None where it is nothing that needs a proof."""
-    if all(sites[name].key.pair == "lora" for name in plan.bases.sites):
+def check_basis(
+    checkpoint: Checkpoint, sites: Iterable[Site], chosen: Method, nothing: str = "The model is unchanged."
+) -> Proof | None:
+    """The proof that these may be changed, None where none of them needs one. Raises ProofFailed, which ends in ``nothing``."""
+    sites = [site for site in sites if site.key.pair != "lora"]
+    if not sites:
         return None
-    return check_basis(checkpoint, method(plan.options.method), "Nothing was written.")
+    proof = prove_basis(checkpoint, chosen)
+    for site in sites:
+        if reason := _why_not(proof, site):
+            raise ProofFailed(f"{site.name}: {reason} {nothing}")
+    return proof
 
 
 def bases_proved(checkpoint: Checkpoint, sites: Sites, chosen: Method) -> Sites:
     """The sites without those whose basis the method would change and for which that is not proved; these become refusals."""
-
-    def is_asked(site) -> bool:
-        return site.key.pair != "lora" and chosen.changes_basis_of(site.key.pair)
-
-    asked = [site for site in sites.sites if is_asked(site)]
-    if not asked or (proof := prove_basis(checkpoint, chosen)).passed:
+    asked = [s for s in sites.sites if s.key.pair != "lora" and chosen.changes_basis_of(s.key.pair)]
+    if not asked:
         return sites
-    reason = f"a full change of basis is not exact for this model: {proof.reason}"
-    refused = tuple(Refusal(site.name, reason) for site in asked)
-    return replace(sites.only(lambda site: not is_asked(site)), refusals=(*sites.refusals, *refused))
+    proof = prove_basis(checkpoint, chosen)
+    refused = {site.name: why for site in asked if (why := _why_not(proof, site))}
+    return replace(
+        sites.only(lambda site: site.name not in refused),
+        refusals=(*sites.refusals, *(Refusal(name, why) for name, why in refused.items())),
+    )
+
+
+def _why_not(proof: Proof, site: Site) -> str:
+    if proof.covers(site):
+        return ""
+    return f"a full change of basis is not exact here: {dict(proof.refused).get(label(site), proof.reason)}"
+
+
+def _far_from_diagonal(site: Site, rng: np.random.Generator) -> np.ndarray:
+    labels = site.labels("group")
+    n_groups = int(labels.max()) + 1
+    n = len(labels) // n_groups
+    return np.eye(n) + 0.5 / n**0.5 * rng.standard_normal((n_groups, n, n))
 
 
 def _proof(**said) -> Proof:
@@ -71,69 +85,63 @@ def _proof(**said) -> Proof:
 
 
 def _prove(config_json: str, chosen: Method) -> Proof:
-    """On a miniature with random weights, in float64, with S far from diagonal. Raises ProofFailed where none can be made."""
-    import torch
-
+    """On a miniature with random weights, written and read again as an export is, in float64, with S far from diagonal.
+    Raises ProofFailed where none can be made.
+    """
+    from wisca_core.equivalence.bench import write_folder
     from wisca_core.equivalence.miniature import build_miniature, load, quiet
     from wisca_core.equivalence.outputs import difference, outputs
     from wisca_core.equivalence.small_config import shrink
-    from wisca_core.rescale_basis import change_, groups_of
 
     started = time.perf_counter()
-    with workplace("the miniature") as place, torch.no_grad(), quiet():
-        build_miniature(shrink(parse_config(config_json)), place, seed=1)
-        found = find_sites(open_checkpoint(place))
-        sites = [s for s in found.sites if s.key.pair == "vo"]
-        why = next(
-            (f"{s.name}: {w}." for s in sites if (w := chosen.why_not(s))), "" if sites else "it has no VO pair."
-        )
-        if why:
-            raise ProofFailed(why)
-        reference = outputs(load(place), seed=2)
-        moved = {}
-        for side in (None, "left"):
-            model = load(place)
-            tensors = _by_disk_name(model, {leg.tensor for site in sites for leg in site.legs})
-            generator = torch.Generator().manual_seed(3)
-            for rows in (rows for site in sites for rows in groups_of(site)):
-                d = rows[0].indices.shape[1]
-                noise = torch.randn(d, d, generator=generator, dtype=torch.float64)
-                s = torch.eye(d, dtype=torch.float64) + 0.5 * noise / d**0.5
-                for one in rows:
-                    if side in (None, one.leg.side):
-                        change_(tensors[one.leg.tensor], one, (s, torch.linalg.inv(s)))
-            moved[side] = difference(reference, outputs(model, seed=2)).max_rel
-    reason = ""
-    if not moved[None] <= TOLERANCE:
-        reason = f"on a miniature the outputs differ by {moved[None]:.1e} relative; {TOLERANCE:.0e} is the bound."
-    elif not moved["left"] > ALIVE:
-        reason = "on a miniature a change of one side alone does not move the outputs, so nothing is proved."
-    labels = tuple(dict.fromkeys(label(site) for site in sites))
+    rng = np.random.default_rng(3)
+    with workplace("the miniature") as place, quiet():
+        original = place / "original"
+        original.mkdir()
+        build_miniature(shrink(parse_config(config_json)), original, seed=1)
+        small = open_checkpoint(original)
+        found = find_sites(small)
+        by_label: dict[str, list[Site]] = {}
+        for site in found.sites:
+            if site.key.pair == "vo":
+                by_label.setdefault(label(site), []).append(site)
+        if not by_label:
+            raise ProofFailed("it has no VO pair.")
+        reference = outputs(load(original), seed=2)
+
+        def moved(sites: list[Site], side: str | None) -> float:
+            bases = Bases({site.name: _far_from_diagonal(site, rng) for site in sites})
+            write_folder(small, all_changes(small, found, Factors("tensor"), bases, side), place / "changed")
+            try:
+                return difference(reference, outputs(load(place / "changed"), seed=2)).max_rel
+            finally:
+                shutil.rmtree(place / "changed")
+
+        proved, refused = {}, {}
+        for name, sites in by_label.items():
+            reason = next((f"{why}." for site in sites if (why := chosen.why_not(site))), "")
+            if not reason:
+                off, alive = moved(sites, None), moved(sites, "left")
+                if not off <= TOLERANCE:
+                    reason = f"on a miniature the outputs differ by {off:.1e} relative; {TOLERANCE:.0e} is the bound."
+                elif not alive > ALIVE:
+                    reason = "on a miniature a change of one side alone does not move the outputs."
+            if reason:
+                refused[name] = reason
+            else:
+                proved[name] = off, alive
     a = found.attention
     return _proof(
-        passed=not reason,
+        passed=not refused,
         rule=chosen.name,
         what=f"{BASIS}{a.n_layers} layers, width {a.hidden_size}, {a.n_heads} query heads on {a.n_kv_heads} KV heads",
-        n_cases=2 * len(reference.cases),
+        n_cases=2 * len(by_label) * len(reference.cases),
         cases=tuple(reference.cases),
-        max_rel=moved[None],
-        liveness=moved["left"],
+        max_rel=max((off for off, _ in proved.values()), default=float("inf")),
+        liveness=min((alive for _, alive in proved.values()), default=0.0),
         seconds=time.perf_counter() - started,
-        reason=reason,
+        reason="; ".join(dict.fromkeys(refused.values())),
         not_checked=(OTHER_KERNELS,),
-        proved=() if reason else labels,
-        refused=tuple((one, reason) for one in labels) if reason else (),
+        proved=tuple(proved),
+        refused=tuple(refused.items()),
     )
-
-
-def _by_disk_name(model, names: Iterable[str]) -> dict:
-    """Tensors under the names they have on disk: a bare model's lack the prefix of the whole one's."""
-    held = dict(model.named_parameters(remove_duplicate=False))
-    prefix = getattr(model, "base_model_prefix", "")
-    out = {}
-    for name in names:
-        found = next((n for n in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if n in held), None)
-        if found is None:
-            raise ProofFailed(f"{name} is not among the parameters of {type(model).__name__}, so nothing is proved.")
-        out[name] = held[found]
-    return out

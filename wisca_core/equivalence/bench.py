@@ -1,7 +1,7 @@
 """A rule judged on a miniature: every pair by itself and for life, then all together, in true float64."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from wisca_core.architecture.site import Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, open_checkpoint
-from wisca_core.checkpoint.writer import write_weights
+from wisca_core.checkpoint.writer import Change, write_weights
 from wisca_core.equivalence.proof import ALIVE, OCTAVES, TOLERANCE, label
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress
@@ -240,9 +240,14 @@ def write_changed(
     checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], granularity: str, side: str | None, out: Path
 ) -> None:
     """The model or adapter with these factors, on one side or on both, as a folder."""
-    out.mkdir()
     shapes = {t.name: t.shape for t in checkpoint.tensors}
-    write_weights(checkpoint, changes(scalings(sites, factors, granularity, shapes, side)), out)
+    write_folder(checkpoint, changes(scalings(sites, factors, granularity, shapes, side)), out)
+
+
+def write_folder(checkpoint: Checkpoint, by_tensor: Mapping[str, Change], out: Path) -> None:
+    """The model or adapter with some tensors changed, as the new folder ``out``."""
+    out.mkdir()
+    write_weights(checkpoint, by_tensor, out)
     name, config = (
         ("adapter_config", checkpoint.adapter_json) if checkpoint.adapter_json else ("config", checkpoint.config_json)
     )

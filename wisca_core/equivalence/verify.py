@@ -15,13 +15,13 @@ from wisca_core.architecture.discovery import sites_of
 from wisca_core.architecture.find import pairs_to_find
 from wisca_core.architecture.site import PAIRS, Leg, Site, Sites
 from wisca_core.checkpoint import Checkpoint, Reader, TensorInfo
-from wisca_core.equivalence.basis_proof import prove_basis
+from wisca_core.equivalence.basis_proof import check_basis
 from wisca_core.equivalence.checking import compare_folder
 from wisca_core.equivalence.full_check import FullCheck, not_covered
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.equivalence.proving import prove
 from wisca_core.equivalence.trial import discover
-from wisca_core.errors import Cancelled, PlanMismatch, UnreadableInput, WiscaError
+from wisca_core.errors import Cancelled, PlanMismatch, ProofFailed, UnreadableInput, WiscaError
 from wisca_core.methods import method
 from wisca_core.planning.bases import BASES, Bases
 from wisca_core.planning.factors import Factors
@@ -113,13 +113,10 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     pairs = changed | set(pairs_to_find(changed))
     proof = prove(before, sites.only(lambda site: site.key.pair in pairs), progress)
     mixed = [name for name in bases.sites if name in found.changed_sites]
-    proved = ""
-    if any(sites[name].key.pair != "lora" for name in mixed):
-        of_bases = prove_basis(before, MIXING)
-        proved = f" (exact on a miniature, {of_bases.max_rel:.1e})"
-        if not of_bases.passed:
-            reason = f"a full change of basis is not exact for this model: {of_bases.reason}"
-            return _different([reason], before, found.n_changed, sites)
+    try:
+        of_bases = check_basis(before, [sites[name] for name in mixed], MIXING, "")
+    except ProofFailed as error:
+        return _different([str(error)], before, found.n_changed, sites)
     unproved = sorted({label(sites[name]) for name in found.changed_sites if not proof.covers(sites[name])})
     if unproved:
         reasons = dict(proof.refused)
@@ -144,6 +141,7 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
             "explains every value within one unit in the last place"
         )
     if mixed:
+        proved = f" (exact on a miniature, {of_bases.max_rel:.1e})" if of_bases else ""
         n_bases = sum(len(bases.sites[name]) for name in mixed)
         how = f"{plural(n_bases, 'change')} of basis, which lie in {BASES} beside them{proved}, and then {how}"
     reasons = [f"{found.n_changed} of {n} tensors changed; {how}; all other tensors are bit-equal."]

@@ -11,7 +11,7 @@ import xxhash
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.checkpoint.writer import without_aliases, write_weights
-from wisca_core.equivalence.basis_proof import check_bases
+from wisca_core.equivalence.basis_proof import check_basis
 from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof, check_covers
 from wisca_core.errors import OutputRefused, ProofFailed
@@ -19,6 +19,7 @@ from wisca_core.exporting.card import with_section
 from wisca_core.exporting.picture import PICTURE, factors_svg
 from wisca_core.exporting.place import appear, claim_folder, refuse_place
 from wisca_core.exporting.preview import REPORT, n_bytes_free, preview
+from wisca_core.methods import method
 from wisca_core.patterns.table import header_digest
 from wisca_core.planning.plan import Plan, check_not_empty
 from wisca_core.progress import Progress, silent
@@ -48,7 +49,8 @@ def export(
     """
     checkpoint.check_rescalable()
     check_covers(proof, sites, plan.sites)
-    of_bases = check_bases(checkpoint, sites, plan)
+    mixed = [sites[name] for name in plan.bases.sites]
+    of_bases = check_basis(checkpoint, mixed, method(plan.options.method), "Nothing was written.")
     check_not_empty(plan)
     out = Path(os.path.abspath(out))
     refuse_place(checkpoint, out)

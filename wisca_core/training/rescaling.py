@@ -145,8 +145,7 @@ class Rescaler:
                     f"optimizer: method={name!r} mixes channels, and the squares {type(optimizer).__name__} keeps of single "
                     "gradients cannot be mixed. Give optimizer_state='leave', or use SGD, or method='wisca'."
                 )
-        if any(site.key.pair != "lora" for site in sites):  # nothing stands between an adapter's two sides
-            check_basis(self.live.checkpoint, self.method)
+        check_basis(self.live.checkpoint, sites, self.method)
 
     def _check_averages(self) -> None:
         """Looking through all that lives takes longer than a rescale: at most a hundredth of the time is spent on it."""
