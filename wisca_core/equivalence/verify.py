@@ -173,7 +173,9 @@ def _bases_beside(after: Checkpoint, sites: Sites) -> Bases:
     nothing: the weights have to be what they make of the others, to the last place.
     """
     try:
-        found = Bases.read(after.path / BASES)
+        mixed = [site.labels("group") for site in sites.sites if MIXING.changes_basis_of(site.key.pair)]
+        n_values = sum(len(labels) ** 2 // (int(labels.max()) + 1) for labels in mixed)
+        found = Bases.read(after.path / BASES, most_bytes=8 * n_values + 2**20)  # what these pairs can have, no more
         found.check(sites, MIXING)
     except (UnreadableInput, PlanMismatch):
         return Bases()

@@ -16,9 +16,9 @@ from wisca_core.equivalence.full_check import FullCheck
 from wisca_core.equivalence.proof import Proof, check_covers
 from wisca_core.errors import OutputRefused, ProofFailed
 from wisca_core.exporting.card import with_section
-from wisca_core.exporting.picture import PICTURE, factors_svg
+from wisca_core.exporting.picture import factors_svg
 from wisca_core.exporting.place import appear, claim_folder, refuse_place
-from wisca_core.exporting.preview import REPORT, n_bytes_free, preview
+from wisca_core.exporting.preview import PICTURE, REPORT, n_bytes_free, preview
 from wisca_core.methods import method
 from wisca_core.patterns.table import header_digest
 from wisca_core.planning.plan import Plan, check_not_empty

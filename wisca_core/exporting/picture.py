@@ -7,7 +7,6 @@ from wisca_core.architecture.site import SiteKey
 from wisca_core.pairs import LABELS, MATRICES
 from wisca_core.planning.plan import Plan
 
-PICTURE = "wisca_factors.svg"
 WIDTH, PANEL, LEFT, TOP, END = 720, 140, 48, 44, 36
 # ink and text, as the dashboard has them; a circle is ink, since the panels name their pair
 _STYLE = (

@@ -23,7 +23,7 @@ _WEIGHTS = re.compile(
 _HARMLESS = re.compile(r"^(training_args\.bin|scheduler\.pt|rng_state(_\d+)?\.pth)$")
 _SKIPPED_FOLDERS = (".git", ".cache", "__pycache__")
 
-REPORT = "wisca_report.json"
+REPORT, PICTURE = "wisca_report.json", "wisca_factors.svg"
 MAX_FILES = 10_000
 
 
@@ -49,7 +49,7 @@ def preview(checkpoint: Checkpoint) -> ExportPreview:
         if name in checkpoint.weight_files:
             continue
         adapter = base in ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
-        if base in (REPORT, BASES):
+        if base in (REPORT, BASES, PICTURE):
             left_out.append((name, "the report of an earlier rescale; a new one is written"))
         elif adapter and not checkpoint.adapter_json:
             left_out.append(

@@ -76,13 +76,13 @@ class Bases:
                 file.write(save({name: np.ascontiguousarray(matrices) for name, matrices in self.sites.items()}))
 
     @classmethod
-    def read(cls, beside: Path, digest: str = "") -> "Bases":
+    def read(cls, beside: Path, digest: str = "", most_bytes: int = MAX_BYTES) -> "Bases":
         """Those that were written beside ``beside``, which have this digest where one is given. Raises UnreadableInput,
         PlanMismatch.
         """
         path = place(beside)
         try:
-            found = cls(load(read_regular(path, MAX_BYTES)))
+            found = cls(load(read_regular(path, most_bytes)))
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UnreadableInput(f"{path} holds no changes of basis: {printable(error)}.") from None
         if digest and found.digest != digest:
