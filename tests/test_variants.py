@@ -108,21 +108,22 @@ def test_a_miniature_edited_in_memory_moves_as_one_written_and_loaded(model_type
     """In memory where every parameter that changes is the stored tensor; Mixtral's experts are put together as they are
     loaded, its attention is not.
     """
-    from wisca_core.equivalence.bench import Trial, _as_stored, open_bench, write_changed
+    from wisca_core.equivalence.bench import Trial, _as_stored, open_bench, write_folder
     from wisca_core.equivalence.outputs import difference, outputs
+    from wisca_core.rescale import changes, scalings
 
     checkpoint = open_checkpoint(small_model(model_type))
     sites = find_sites(checkpoint, pairs=("qk", "vo", "mlp"))
     plain = _as_stored(checkpoint, load(checkpoint.path)).keys()
     others = {leg.tensor for site in sites.sites for leg in site.legs} - plain
     assert bool(others) == (model_type == "mixtral") and all("experts" in name for name in others)
-    bench = open_bench(checkpoint, sites, tmp_path)
+    bench, shapes = open_bench(checkpoint, sites, tmp_path), {t.name: t.shape for t in checkpoint.tensors}
     every = {s.name: np.linspace(0.5, 2.0, s.n_cells("channel")) for s in sites.sites}
     attention = {name: own for name, own in every.items() if not name.endswith(".mlp") and ".e" not in name}
     for factors, side in ((every, None), (every, "left"), (attention, None), (attention, "left")):
         here, there = (bench.moved(Trial("", factors, side, from_disk=d), "channel") for d in (False, True))
         written = tmp_path / f"written-{len(factors)}-{side}"
-        write_changed(checkpoint, sites, factors, "channel", side, written)
+        write_folder(checkpoint, changes(scalings(sites, factors, "channel", shapes, side)), written)
         loaded = difference(outputs(load(checkpoint.path), seed=2), outputs(load(written), seed=2))
         assert here == there == loaded and (here.max_rel < BOUND) == (side is None)
     assert bench.moved(Trial("", {}), "channel").max_rel < BOUND  # put back

@@ -14,11 +14,11 @@ from wisca_core.architecture.adapter import adapted_layers
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import Sites
 from wisca_core.checkpoint import Checkpoint, open_checkpoint
-from wisca_core.equivalence.bench import write_changed
+from wisca_core.equivalence.bench import write_folder
 from wisca_core.equivalence.proof import ALIVE, OCTAVES, PRODUCT, TOLERANCE, Proof, kept_proof, label, proof_of
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
-from wisca_core.rescale import Scaling, rescaled_rows, scalings
+from wisca_core.rescale import Scaling, changes, rescaled_rows, scalings
 from wisca_core.storage import workplace
 from wisca_core.verdicts import digest, versions
 
@@ -153,12 +153,13 @@ def on_miniature(
                 "the adapter does not fit this base model."
             )
         reference = outputs(load_adapted(original, adapter), seed=2)
-        results = {}
+        results, shapes = {}, {t.name: t.shape for t in small.tensors}
         for number, side in enumerate((None, "left")):
             progress("proving the adapter on a miniature", number, 2)
             out = place / f"changed-{number}"
-            write_changed(small, sites, extreme(sites, 5), "channel", side, out)
-            results[side] = difference(reference, outputs(load_adapted(original, out), seed=2))
+            scaling = scalings(sites, extreme(sites, 5), "channel", shapes, side)
+            changed = write_folder(small, changes(scaling), out)
+            results[side] = difference(reference, outputs(load_adapted(original, changed), seed=2))
         if not results["left"].max_rel > ALIVE:
             raise ProofFailed(
                 "scaling A alone does not move the outputs of the miniature, so the adapter is not run and nothing is proved."

@@ -65,17 +65,24 @@ def open_bench(small: Checkpoint, sites: Sites, place: Path) -> Bench:
     repeat its own outputs."""
     from wisca_core.equivalence.inputs import takes
     from wisca_core.equivalence.miniature import load
-    from wisca_core.equivalence.outputs import difference, outputs
+    from wisca_core.equivalence.outputs import outputs
 
     model = load(small.path)
-    reference = outputs(model, seed=2)
-    repeat = difference(reference, outputs(model, seed=2))
+    reference = repeated_outputs(lambda: outputs(model, seed=2))
+    return _bench(small, sites, place, reference, takes(model), model)
+
+
+def repeated_outputs(run: Callable):
+    """The Outputs that ``run`` gives. ProofFailed where it gives others when it is called again."""
+    from wisca_core.equivalence.outputs import difference
+
+    reference = run()
+    repeat = difference(reference, run())
     if repeat.max_rel > TOLERANCE:
         raise ProofFailed(
             f"the miniature does not repeat its own outputs ({repeat.max_rel:.1e} relative in {repeat.worst_case})."
         )
-
-    return _bench(small, sites, place, reference, takes(model), model)
+    return reference
 
 
 def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tuple[str, ...], model) -> Bench:
@@ -88,9 +95,8 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
     paired = {leg.tensor for site in sites.sites for leg in site.legs}
 
     def written(trial: Trial, granularity: str) -> Path:
-        changed = place / "changed"
-        write_changed(small, sites, trial.factors, granularity, trial.side, changed)
-        return changed
+        scaling = scalings(sites, trial.factors, granularity, shapes, trial.side)
+        return write_folder(small, changes(scaling), place / "changed")
 
     @contextmanager
     def changed_model(trial: Trial, granularity: str):
@@ -236,15 +242,7 @@ def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = T
     )
 
 
-def write_changed(
-    checkpoint: Checkpoint, sites: Sites, factors: dict[str, np.ndarray], granularity: str, side: str | None, out: Path
-) -> None:
-    """The model or adapter with these factors, on one side or on both, as a folder."""
-    shapes = {t.name: t.shape for t in checkpoint.tensors}
-    write_folder(checkpoint, changes(scalings(sites, factors, granularity, shapes, side)), out)
-
-
-def write_folder(checkpoint: Checkpoint, by_tensor: Mapping[str, Change], out: Path) -> None:
+def write_folder(checkpoint: Checkpoint, by_tensor: Mapping[str, Change], out: Path) -> Path:
     """The model or adapter with some tensors changed, as the new folder ``out``."""
     out.mkdir()
     write_weights(checkpoint, by_tensor, out)
@@ -252,3 +250,4 @@ def write_folder(checkpoint: Checkpoint, by_tensor: Mapping[str, Change], out: P
         ("adapter_config", checkpoint.adapter_json) if checkpoint.adapter_json else ("config", checkpoint.config_json)
     )
     (out / f"{name}.json").write_text(config, encoding="utf-8")
+    return out
