@@ -182,7 +182,7 @@ class Console(LineReader):
             self._out.notes.append(
                 "the Trainer prints no step, so its lines are counted from 0; trainer_state.json has the steps."
             )
-        out = self._out.runs("console", str(self.source.path))
+        out = super().runs()
         self._out.notes[:] = notes
         return out
 

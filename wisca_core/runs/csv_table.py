@@ -17,8 +17,7 @@ from wisca_core.runs.arrow_cells import cells
 from wisca_core.runs.columns import MAX_COLUMNS, is_step_name
 from wisca_core.runs.file_reader import FileReader
 from wisca_core.runs.growing import Replaced
-from wisca_core.runs.table import Run
-from wisca_core.runs.tabular import Tabular, plain_number
+from wisca_core.runs.tabular import plain_number
 from wisca_core.untrusted import parse_yaml, printable, read_regular
 
 MAX_CONFIG_BYTES = 256 << 10
@@ -33,7 +32,7 @@ class Csv(FileReader):
 
     def _begin(self) -> None:
         super()._begin()
-        self._table = Tabular(self._out, self.source.run, self._ask.step_column, printable(self.source.path))
+        self._table = self._tabular()
         self._header: list[str] = []
         self._marks: list[bytes] = []
         self._numeric: set[str] = set()
@@ -45,9 +44,6 @@ class Csv(FileReader):
             self._out.config(self.source.run, config)
         if why:
             self._out.notes.append(why)
-
-    def runs(self) -> tuple[Run, ...]:
-        return self._out.runs("csv", str(self.source.path), self._table.usable, self._table.step_column)
 
     def _consume(self, data: bytes, at_end: bool) -> int:
         if self._open_tail:

@@ -22,7 +22,7 @@ def is_run_folder(folder: Path, names: set[str]) -> bool:
 class DvcLive(MetricFiles):
     """One run."""
 
-    kind, top, ending = "dvclive", METRICS, ".tsv"
+    top, ending = METRICS, ".tsv"
 
     def _begin(self) -> None:
         self._columns: dict[str, list[str]] = {}

@@ -8,17 +8,19 @@ from wisca_core.progress import Progress
 from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.growing import PIECE_BYTES, Growing, Lines, Replaced
 from wisca_core.runs.source import Ask, Source
-from wisca_core.runs.tabular import RowBuffer
+from wisca_core.runs.table import Run
+from wisca_core.runs.tabular import RowBuffer, Tabular
 from wisca_core.untrusted import printable
 
 
 class FileReader:
-    """Reads one file in pieces. A reader of its kind says what ``_begin`` starts with, what ``_consume`` takes of a piece,
-    and its ``runs``; rows that it hands over one by one wait in ``_rows``. One of several files says which they are and
-    how each is read.
+    """Reads one file in pieces. A reader of its kind says what ``_begin`` starts with and what ``_consume`` takes of a piece;
+    named cells go through ``_table``, rows that it hands over one by one wait in ``_rows``. One of several files says which
+    they are and how each is read.
     """
 
     piece_bytes = PIECE_BYTES
+    _table: Tabular | None = None
     _rows: RowBuffer | None = None
 
     def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
@@ -32,6 +34,15 @@ class FileReader:
 
     def _name_of_run(self) -> str:
         return self.source.run
+
+    def _tabular(self, **more) -> Tabular:
+        """Over what the file gives; ``more``: of Tabular."""
+        return Tabular(self._out, self.source.run, self._ask.step_column, printable(self.source.path), **more)
+
+    def runs(self) -> tuple[Run, ...]:
+        table = self._table
+        of_table = (table.usable, table.step_column, table.remarks()) if table else ()
+        return self._out.runs(self.source.kind, str(self.source.path), *of_table)
 
     def advance(self, progress: Progress) -> bool:
         changed = False

@@ -3,8 +3,7 @@
 from wisca_core.runs.file_reader import LineReader
 from wisca_core.runs.json_rows import json_row
 from wisca_core.runs.table import Run
-from wisca_core.runs.tabular import RowBuffer, Tabular
-from wisca_core.untrusted import printable
+from wisca_core.runs.tabular import RowBuffer
 
 
 class JsonLines(LineReader):
@@ -12,14 +11,14 @@ class JsonLines(LineReader):
 
     def _begin(self) -> None:
         super()._begin()
-        self._table = Tabular(self._out, self.source.run, self._ask.step_column, printable(self.source.path))
+        self._table = self._tabular()
         self._rows = RowBuffer(self._table)
 
     def runs(self) -> tuple[Run, ...]:
         if self._lines.n_too_long:
             self._out.damaged(n=self._lines.n_too_long)
             self._lines.n_too_long = 0
-        return self._out.runs("jsonl", str(self.source.path), self._table.usable, self._table.step_column)
+        return super().runs()
 
     def _take(self, lines: list[bytes]) -> None:
         for line in lines:

@@ -10,8 +10,6 @@ from wisca_core.untrusted import parse_json_object
 class JsonList(WholeJson):
     """One list."""
 
-    kind = "json"
-
     def _fill(self, content: bytes, out: SourceRuns, what: str) -> Tabular:
         rows = parse_json_object(b'{"rows":' + content + b"}", what, unique_keys=False)["rows"]
         if not isinstance(rows, list):

@@ -1,7 +1,6 @@
 """What the readers of JSON have in common: an object out of a line, and a file of bounded size that is read whole."""
 
 import json
-from typing import ClassVar
 
 from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
@@ -35,8 +34,6 @@ def json_value(text: str) -> object:
 class WholeJson:
     """One file that is read whole, and again where it changed."""
 
-    kind: ClassVar[str]
-
     def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask
         self._file, self._out, self._table = Growing(source.path), SourceRuns(room, source.run), None
@@ -57,7 +54,7 @@ class WholeJson:
 
     def runs(self) -> tuple[Run, ...]:
         usable, step = (self._table.usable, self._table.step_column) if self._table else ((), "")
-        return self._out.runs(self.kind, str(self.source.path), usable, step)
+        return self._out.runs(self.source.kind, str(self.source.path), usable, step)
 
 
 def _whole_file(file: Growing) -> bytes:

@@ -9,7 +9,6 @@ from typing import ClassVar, NamedTuple
 from wisca_core.progress import Progress
 from wisca_core.runs.file_reader import FileReader
 from wisca_core.runs.growing import Growing, Lines
-from wisca_core.runs.table import Run
 
 MOST_FILES = 20_000
 
@@ -25,7 +24,6 @@ class Point(NamedTuple):
 class MetricFiles(FileReader):
     """One run in a folder; ``top``: where its metrics lie in it, each named by its path there."""
 
-    kind: ClassVar[str]
     top: ClassVar[Path]
     ending: ClassVar[str] = ""
 
@@ -56,9 +54,6 @@ class MetricFiles(FileReader):
     def _read(self, file: Growing) -> Iterator[tuple[int, int]]:
         metric = file.path.relative_to(self.source.path / self.top).as_posix().removesuffix(self.ending)
         yield from self._lines[file.path].read(lambda found: self._take(metric, found))
-
-    def runs(self) -> tuple[Run, ...]:
-        return self._out.runs(self.kind, str(self.source.path))
 
     def _take(self, metric: str, lines: list[bytes]) -> None:
         points: list[Point] = []

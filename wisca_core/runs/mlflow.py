@@ -14,7 +14,6 @@ from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.metric_files import MetricFiles, Point, files_in
 from wisca_core.runs.sqlite_file import Database, DatabaseReader
-from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import plain_number
 from wisca_core.untrusted import open_regular, printable
 
@@ -62,9 +61,6 @@ def _plain(text: object) -> object:
 
 class MlflowDatabase(DatabaseReader):
     """All runs of one mlflow.db."""
-
-    def runs(self) -> tuple[Run, ...]:
-        return self._out.runs("mlflow", str(self.source.path))
 
     def _read(self, database: Database, highest: int, progress: Progress) -> None:
         deleted = set()
@@ -115,7 +111,7 @@ class MlflowDatabase(DatabaseReader):
 class MlflowFolder(MetricFiles):
     """One run of the folder store."""
 
-    kind, top = "mlflow_folder", Path("metrics")
+    top = Path("metrics")
 
     def _name_of_run(self) -> str:
         return name_of(self.source.path) or self.source.path.name

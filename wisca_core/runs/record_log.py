@@ -10,6 +10,7 @@ from typing import ClassVar
 from wisca_core.errors import UnreadableInput
 from wisca_core.runs.file_reader import FileReader
 from wisca_core.runs.messages import DecodeError, message
+from wisca_core.runs.table import Run
 from wisca_core.untrusted import printable
 
 _BLOCK, _CHUNK = 32768, struct.Struct("<IHB")
@@ -35,9 +36,9 @@ class RecordLog(FileReader):
         """A message, whole."""
         raise NotImplementedError
 
-    def _is_cut(self) -> bool:
-        """Whether a record at the end lacks its rest."""
-        return self._cut or self._parts is not None
+    def runs(self) -> tuple[Run, ...]:
+        self._out.counts["cut"] = int(self._cut or self._parts is not None)  # a record at the end lacks its rest
+        return super().runs()
 
     def _consume(self, data: bytes, at_end: bool) -> int:
         base = self._file.offset

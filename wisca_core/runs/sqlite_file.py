@@ -13,6 +13,7 @@ from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.source import Ask, Source
+from wisca_core.runs.table import Run
 from wisca_core.untrusted import open_regular, printable
 
 # Seconds a statement may compute without giving a row.
@@ -107,6 +108,9 @@ class DatabaseReader:
             self._read(database, highest, progress)
         self._stamp = now
         return True
+
+    def runs(self) -> tuple[Run, ...]:
+        return self._out.runs(self.source.kind, str(self.source.path))
 
     def _read(self, database: Database, highest: int, progress: Progress) -> None:
         """Take what is new; ``highest``: the number of the last row."""

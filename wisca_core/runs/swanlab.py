@@ -22,9 +22,8 @@ class SwanLab(RecordLog):
         self._run = self.source.run
 
     def runs(self) -> tuple[Run, ...]:
-        self._out.counts["cut"] = int(self._is_cut())
         self._out.config(self._run, self._settings())
-        return self._out.runs("swanlab", str(self.source.path))
+        return super().runs()
 
     def _take(self, found) -> None:
         if found.HasField("start"):

@@ -67,7 +67,7 @@ class TensorBoard(FileReader):
 
     def runs(self) -> tuple[Run, ...]:
         self._out.counts["cut"] = sum(map(bool, self._cut.values()))
-        return self._out.runs("tensorboard", str(self.source.path))
+        return super().runs()
 
     def _take_records(self, path: Path, data: bytes, at_end: bool) -> int:
         """Take the whole records of ``data``; how many bytes are done with."""

@@ -21,8 +21,6 @@ _SETTINGS = (
 class TrainerState(WholeJson):
     """One file; the newest of a run holds the whole history."""
 
-    kind = "trainer_state"
-
     def _fill(self, content: bytes, out: SourceRuns, what: str) -> Tabular:
         state = parse_json_object(content, what, unique_keys=False)
         history = state.get("log_history")

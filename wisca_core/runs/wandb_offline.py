@@ -5,9 +5,7 @@ The step is what ``define_metric`` says, else a step that the rows name (``train
 
 from wisca_core.runs.json_rows import json_value
 from wisca_core.runs.record_log import RecordLog, text
-from wisca_core.runs.table import Run
-from wisca_core.runs.tabular import RowBuffer, Tabular
-from wisca_core.untrusted import printable
+from wisca_core.runs.tabular import RowBuffer
 
 
 class Wandb(RecordLog):
@@ -17,16 +15,8 @@ class Wandb(RecordLog):
 
     def _begin(self) -> None:
         super()._begin()
-        self._table = Tabular(
-            self._out, self.source.run, self._ask.step_column, printable(self.source.path), key=False, own="_step"
-        )
+        self._table = self._tabular(key=False, own="_step")
         self._rows = RowBuffer(self._table)
-
-    def runs(self) -> tuple[Run, ...]:
-        self._out.counts["cut"] = int(self._is_cut())
-        return self._out.runs(
-            "wandb", str(self.source.path), self._table.usable, self._table.step_column, self._table.remarks()
-        )
 
     def _take(self, found) -> None:
         if found.HasField("history"):
