@@ -6,6 +6,7 @@
 import gc
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -86,10 +87,23 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
+_n_frozen = 0  # modules that were imported when it was done last
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """What was imported stays: half a million objects that no later garbage collection need look through, nor the search for
+    averaged models with which each rescale of a training begins. Libraries import on while tests run.
+    """
+    global _n_frozen
+    if len(sys.modules) > _n_frozen + 20:
+        gc.collect()
+        gc.freeze()
+        _n_frozen = len(sys.modules)
+
+
 def pytest_collection_finish() -> None:
-    """What was imported stays: half a million objects that no later garbage collection need look through."""
-    gc.collect()
-    gc.freeze()
+    pytest_runtest_teardown()
 
 
 @pytest.fixture(scope="session", autouse=True)

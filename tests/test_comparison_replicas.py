@@ -474,7 +474,7 @@ def test_all_arms_are_trained_in_the_way_the_comparison_began(tmp_path, small, m
 
 
 def test_a_killed_process_of_replicas_loses_nothing(tmp_path, small, monkeypatch):
-    spec = small(steps=400, log_every=10, evaluate_every=20)
+    spec = small(steps=200, log_every=10, evaluate_every=20)
     whole, _ = at_once(tmp_path / "whole", spec)
     path = folder.create(tmp_path / "c", spec)
     start, started = executor._start, []

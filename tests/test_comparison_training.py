@@ -338,7 +338,7 @@ def test_final_weights_are_a_model_folder(tmp_path, small):
 
 def test_a_worker_killed_in_mid_run_and_then_the_whole_comparison_lose_nothing(tmp_path, small):
     """kill -9 on the worker, then on the process that runs the comparison, then --resume: the numbers of an unbroken run."""
-    spec = small(steps=600, seeds=(1,), evaluate_every=60, log_every=10)
+    spec = small(steps=300, seeds=(1,), evaluate_every=60, log_every=10)
     whole = train_all(tmp_path / "whole", spec)
     path = folder.create(tmp_path / "broken", spec)
     # started from elsewhere, so that nothing here is its parent
@@ -370,7 +370,7 @@ def _until(condition, seconds: float) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.05)
+        time.sleep(0.005)
 
 
 def test_a_worker_that_dies_gets_one_more_try_and_its_cell_then_fails_with_a_reason(tmp_path, small):

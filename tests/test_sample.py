@@ -3,8 +3,8 @@
 import importlib.util
 import json
 import re
+import runpy
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -121,12 +121,11 @@ def test_no_file_of_the_sample_names_a_place_on_somebodys_machine():
         assert not re.search(r"/(home|Users|root|tmp|usr|opt|var)/", file.read_text()), file
 
 
-def test_the_script_makes_a_loadable_run_and_never_writes_over_one(script, monkeypatch, tmp_path):
-    command = [sys.executable, str(SCRIPT), "--steps", "3", "--out", str(tmp_path / "run")]
-    made = subprocess.run(command, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
+def test_the_script_makes_a_loadable_run_and_never_writes_over_one(script, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--steps", "3", "--out", str(tmp_path / "run")])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
     spec = json.loads((tmp_path / "run" / "spec.json").read_text())
-    assert spec["data"]["sha256"] in made.stdout and spec["checkpoints"] == [0, 3]
+    assert spec["data"]["sha256"] in capsys.readouterr().out and spec["checkpoints"] == [0, 3]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoint-0",
         "checkpoint-3",
@@ -139,7 +138,6 @@ def test_the_script_makes_a_loadable_run_and_never_writes_over_one(script, monke
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 3] and rows[1]["val_loss"] < rows[0]["val_loss"]
 
-    monkeypatch.setattr(sys, "argv", command[1:])
     with pytest.raises(SystemExit, match="holds a finished run"):
         script.main()
 

@@ -6,6 +6,7 @@ torchrun ... training_ranks.py MODEL_FOLDER OUT
 Each of KINDS in processes of its own: ranks (DDP, FSDP2 in two ways, tensor parallel, on 2 ranks), zero (DeepSpeed ZeRO-1, 2, 3).
 """
 
+import gc
 import json
 import os
 import sys
@@ -465,8 +466,12 @@ def apart(work) -> None:
 
 
 if __name__ == "__main__":
-    from transformers import Trainer, TrainingArguments  # noqa: F401  before the forks
+    # before the forks, both of which import it, and then nothing that garbage collections need look through again
+    import deepspeed  # noqa: F401
+    from transformers import Trainer, TrainingArguments  # noqa: F401
 
+    gc.collect()
+    gc.freeze()
     FOLDER, OUT = sys.argv[1:]
     torch.set_num_threads(1)
     for kind in KINDS:

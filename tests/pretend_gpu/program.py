@@ -4,6 +4,7 @@ python program.py FOLDER
 """
 
 import copy
+import gc
 import json
 import sys
 import warnings
@@ -31,6 +32,8 @@ from wisca_core.comparison.replicas import group as replicas  # noqa: E402
 from wisca_core.comparison.spec import OptimiserSpec, Spec  # noqa: E402
 from wisca_core.training import rescale_  # noqa: E402
 
+gc.collect()
+gc.freeze()  # a rescale begins with a search for averaged models, which need not go through all that was imported
 TOP = Path(sys.argv[1])
 COLUMNS = ("train_loss", "val_loss", "grad_norm", "qk", "vo")
 
