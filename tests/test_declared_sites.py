@@ -11,7 +11,7 @@ from torch import nn
 import wisca_core as wisca
 from wisca_core.architecture.declaration_files import read_declarations, toml
 from wisca_core.architecture.declared_sites import declared_sites
-from wisca_core.equivalence.declared_proof import as_checkpoint
+from wisca_core.checkpoint.live import module_checkpoint
 from wisca_core.errors import BadOption, DeclarationError, NothingToRescale, ProofFailed, UnreadableInput
 from wisca_core.training import telemetry
 
@@ -508,7 +508,7 @@ def test_experts_are_pairs_of_their_own():
             return sum(expert(x) for expert in self.experts)
 
     sites = declared_sites(
-        as_checkpoint(made(Experts)), [wisca.feed_forward("experts.{e}", gate="w1", up="w3", down="w2")], ("mlp",)
+        module_checkpoint(made(Experts)), [wisca.feed_forward("experts.{e}", gate="w1", up="w3", down="w2")], ("mlp",)
     )
     assert [site.name for site in sites.sites] == [f"decoder.0.none.mlp.e{i}" for i in range(3)]
 

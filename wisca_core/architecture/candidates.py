@@ -109,16 +109,9 @@ def _common(path: str, names: dict[str, str], o_path: str, o: str) -> tuple[str,
     return o_path, {role: inner + name for role, name in names.items()} | {"o": o}
 
 
-def guesses(checkpoint: Checkpoint, attention: AttentionNames) -> Iterator[tuple[str, Iterator[FamilyGuess]]]:
-    """("vo", rows that differ in the layout), then by ``qk_guesses`` what remains open."""
-    base = _base(attention)
-    is_fused = attention.modules["q"] == attention.modules["k"]
-    layouts = ("concat", "per_group", "per_head") if is_fused else ("separate", "gated_q")
-    yield "vo", (FamilyGuess({**base, "layout": layout, "rope": "none"}, f"layout {layout}") for layout in layouts)
-
-
-def _base(attention: AttentionNames) -> dict[str, object]:
-    return {
+def vo_guesses(attention: AttentionNames) -> Iterator[FamilyGuess]:
+    """Rows that differ in the layout; by ``qk_guesses`` then what remains open."""
+    base = {
         **NUMBERS,
         "head_dim": HEAD_DIM,
         "rope_theta": "rope_parameters.rope_theta or rope_theta or 10000.0",
@@ -126,7 +119,11 @@ def _base(attention: AttentionNames) -> dict[str, object]:
         "layer": attention.layer,
         **attention.modules,
         "inert": [*attention.extra, "rotary_emb.inv_freq"],
+        "rope": "none",
     }
+    is_fused = attention.modules["q"] == attention.modules["k"]
+    for layout in ("concat", "per_group", "per_head") if is_fused else ("separate", "gated_q"):
+        yield FamilyGuess({**base, "layout": layout}, f"layout {layout}")
 
 
 def qk_guesses(

@@ -234,7 +234,7 @@ def _part(
         for layer in layers if part.when != "True" else [layer_at(i) for i in range(n_layers)]:
             stage, inside = places[layer.number]
             found += mlp_sites(layer, root + beside.format(s=stage, i=inside))
-    _remark(part, config, layers, n_layers, present, root, remarks)
+    _remark(part, layers, n_layers, present, remarks)
     if not layers:
         return numbers(weights, part, numbers_at[0], 0, "").attention(n_layers), found
     return layers[0].attention(n_layers), found
@@ -245,18 +245,15 @@ def _with_readers(layers: list[Layer]) -> Iterable[tuple[Layer, list[Layer]]]:
     by_number = {layer.number: layer for layer in layers}
     readers: dict[int, list[Layer]] = {number: [] for number in by_number}
     for layer in layers:
-        if layer.family.kv_source:
-            source = evaluate(layer.family.kv_source, dict(layer.config) | {"layer": layer.number})
-            if source is not None and source != layer.number and source in by_number:
-                readers[source].append(layer)
-                del readers[layer.number]
+        source = _source(layer)
+        if source in by_number:
+            readers[source].append(layer)
+            del readers[layer.number]
     for number, found in readers.items():
         yield by_number[number], found
 
 
-def _remark(
-    part: Family, config: Mapping, layers: list[Layer], n_layers: int, present: list[int], root: str, remarks: list[str]
-) -> None:
+def _remark(part: Family, layers: list[Layer], n_layers: int, present: list[int], remarks: list[str]) -> None:
     normed = [layer for layer in layers if norm_of(layer)]
     if normed:
         norm = normed[0].family.norm
@@ -268,7 +265,7 @@ def _remark(
         remarks.append(
             f"{part.sub_norm}, {len(layers)} layers: the norm absorbs the scale of Wv; its gain is balanced against Wo instead."
         )
-    shared = [layer.number for layer in layers if _is_reader(layer)]
+    shared = [layer.number for layer in layers if _source(layer) is not None]
     if shared:
         remarks.append(
             f"Layers {ranges(shared)} read the keys and values of an earlier layer; their queries follow its factors."
@@ -284,11 +281,12 @@ def _remark(
         )
 
 
-def _is_reader(layer: Layer) -> bool:
+def _source(layer: Layer) -> int | None:
+    """The layer whose keys and values it reads, None where it has its own."""
     if not layer.family.kv_source:
-        return False
+        return None
     source = evaluate(layer.family.kv_source, dict(layer.config) | {"layer": layer.number})
-    return source is not None and source != layer.number
+    return None if source == layer.number else source
 
 
 def _places(part: Family, config: Mapping) -> list[tuple[int, int]]:

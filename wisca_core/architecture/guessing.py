@@ -3,12 +3,11 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from wisca_core.architecture.candidates import AttentionNames, find_attention
 from wisca_core.architecture.declaration import Declaration, attention, feed_forward
 from wisca_core.architecture.declaration_files import toml
-from wisca_core.checkpoint import Checkpoint, TensorInfo
+from wisca_core.checkpoint import Checkpoint
 from wisca_core.errors import DeclarationError
 from wisca_core.wrappers import unwrapped_name
 
@@ -137,11 +136,9 @@ def _as_checkpoint(model: object) -> Checkpoint:
         raise DeclarationError(
             f"guess: a {type(model).__name__} was given; a torch module or an opened file is needed."
         )
-    tensors = [
-        TensorInfo(unwrapped_name(name), "F32", tuple(p.shape), "", 0, 0)
-        for name, p in model.named_parameters(remove_duplicate=False)
-    ]
-    return Checkpoint(Path(), type(model).__name__, "live", "", tuple(tensors), ())
+    from wisca_core.checkpoint.live import module_checkpoint
+
+    return module_checkpoint(model)
 
 
 def _numbers(model: object, layer: str) -> dict[str, int]:

@@ -72,22 +72,20 @@ def _queries(layer: Layer, first: int, size: int, is_shared: bool) -> list[Leg]:
     return _legs(layer, layer.module("q"), 0, n * step, Grid(first, sizes, strides), channel, "left", "q")
 
 
-def _content(key: SiteKey, layer: Layer) -> list[Site]:
+def _unfolded(layer: Layer, first: int, size: int, side: str, role: str) -> list[Leg]:
+    """``size`` rows of each head from its ``first`` on, of what comes out of the narrow stream: content keys, then values."""
     _, nope, _, value, _ = _sizes(layer)
+    n, sizes = layer.n_heads, (layer.n_heads, 1, size)
+    index, channel = Grid(first, sizes, (nope + value, 0, 1)), Grid(0, sizes, (size, 0, 1))
+    return _legs(layer, layer.prefix + layer.family.latent.kv_b, 0, n * (nope + value), index, channel, side, role)
+
+
+def _content(key: SiteKey, layer: Layer) -> list[Site]:
+    n, nope = layer.n_heads, _sizes(layer)[1]
     if not nope:
         return []
-    n, sizes = layer.n_heads, (layer.n_heads, 1, nope)
     q = _queries(layer, 0, nope, is_shared=False)
-    k = _legs(
-        layer,
-        layer.prefix + layer.family.latent.kv_b,
-        0,
-        n * (nope + value),
-        Grid(0, sizes, (nope + value, 0, 1)),
-        Grid(0, sizes, (nope, 0, 1)),
-        "right",
-        "k",
-    )
+    k = _unfolded(layer, 0, nope, "right", "k")
     return [Site(key, n * nope, n, (*q, *k), (), (Grid(0, (n, nope), (nope, 1)),), "weights", layer.family.name)]
 
 
@@ -115,17 +113,8 @@ def _rotary(key: SiteKey, layer: Layer) -> list[Site]:
 
 def _values(key: SiteKey, layer: Layer) -> list[Site]:
     _, nope, _, value, _ = _sizes(layer)
-    n, sizes = layer.n_heads, (layer.n_heads, 1, value)
-    channel = Grid(0, sizes, (value, 0, 1))
-    v = _legs(
-        layer,
-        layer.prefix + layer.family.latent.kv_b,
-        0,
-        n * (nope + value),
-        Grid(nope, sizes, (nope + value, 0, 1)),
-        channel,
-        "left",
-        "v",
-    )
-    o = _legs(layer, layer.module("o"), 1, n * value, Grid(0, sizes, (value, 0, 1)), channel, "right", "o")
+    n = layer.n_heads
+    v = _unfolded(layer, nope, value, "left", "v")
+    channel = Grid(0, (n, 1, value), (value, 0, 1))
+    o = _legs(layer, layer.module("o"), 1, n * value, channel, channel, "right", "o")
     return [Site(key, n * value, n, (*v, *o), (), (Grid(0, (n, value), (value, 1)),), "weights", layer.family.name)]

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ from wisca_core.architecture.declared_paths import root_of
 from wisca_core.architecture.declared_sites import declared_sites
 from wisca_core.architecture.layer import ROPES
 from wisca_core.architecture.site import Site, Sites
-from wisca_core.checkpoint import TORCH_DTYPES, Checkpoint, TensorInfo
+from wisca_core.checkpoint import Checkpoint, TensorInfo
+from wisca_core.checkpoint.live import module_checkpoint
 from wisca_core.equivalence.bench import NOT_RUN, Bench, Trial, judge
 from wisca_core.equivalence.float64 import in_float64
 from wisca_core.equivalence.full_check import memory_free
@@ -95,7 +95,7 @@ def prove_declared(
             raise DeclarationError(
                 f"the model cannot be made random in float64: {_words(error)}. Give another build=."
             ) from error
-        checkpoint = as_checkpoint(inner)
+        checkpoint = module_checkpoint(inner)
         pairs = tuple(dict.fromkeys(site.key.pair for site in sites.sites))
         wanted = {label(site) for site in sites.sites}
         try:
@@ -152,18 +152,6 @@ def submodule(model: nn.Module, root: str) -> nn.Module:
         if unwrapped_name(f"{path}." if path else "") == root:
             found = module
     return found
-
-
-def as_checkpoint(model: nn.Module) -> Checkpoint:
-    """The module in the words of a checkpoint."""
-    names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-    tensors = tuple(
-        TensorInfo(
-            unwrapped_name(name), names.get(p.dtype, str(p.dtype)), tuple(p.shape), "", 0, p.numel() * p.element_size()
-        )
-        for name, p in model.named_parameters(remove_duplicate=False)
-    )
-    return Checkpoint(Path(), type(model).__name__, "live", "", tensors, ())
 
 
 def _call_build(build: Build) -> tuple[nn.Module, tuple[Declaration, ...] | None]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from wisca_core.architecture.candidates import FamilyGuess, find_attention, guesses, qk_guesses
+from wisca_core.architecture.candidates import FamilyGuess, find_attention, qk_guesses, vo_guesses
 from wisca_core.architecture.discovery import NAME, Discovery, keep
 from wisca_core.architecture.families import row
 from wisca_core.architecture.find import find_sites
@@ -47,12 +47,7 @@ def _discover(checkpoint: Checkpoint, progress: Progress) -> Discovery:
             raise ConfigMismatch(
                 "transformers' own class of this model type names its projections in another way than the weights do."
             )
-        bench = None
-        settled: FamilyGuess | None = None
-        tried, nearest = 0, float("inf")
-        for _, rows in guesses(small, inside):
-            bench, settled, n, best = _first_that_holds(small, rows, ("vo",), place, bench, progress)
-            tried, nearest = tried + n, min(nearest, best)
+        bench, settled, tried, nearest = _first_that_holds(small, vo_guesses(inside), ("vo",), place, None, progress)
         if settled is None:
             raise ProofFailed(_nothing("value and output", tried, nearest))
         bench, found, n, best = _first_that_holds(

@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,7 +23,8 @@ from wisca_core.architecture.declared_sites import declared_sites
 from wisca_core.architecture.families import families
 from wisca_core.architecture.find import find_sites
 from wisca_core.architecture.site import DEFAULT_PAIRS, Refusal, Site, Sites
-from wisca_core.checkpoint import RESCALABLE, TORCH_DTYPES, Checkpoint, TensorInfo
+from wisca_core.checkpoint import RESCALABLE, Checkpoint
+from wisca_core.checkpoint.live import DTYPE_NAMES, full_shape, live_checkpoint
 from wisca_core.equivalence.declared_proof import names_of, prove_declared, submodule
 from wisca_core.equivalence.proof import Proof, label
 from wisca_core.equivalence.proving import prove
@@ -32,8 +32,6 @@ from wisca_core.errors import DeclarationError, NothingToRescale, PlanMismatch, 
 from wisca_core.training import distributed, lora, own_code, zero
 from wisca_core.training.choices import Choices
 from wisca_core.training.lora import clean
-
-_DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +64,6 @@ class Live:
             module._parameters.get(attribute) is self.parameters[name]
             for name, (module, attribute) in self.places.items()
         )
-
-
-def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
-    """Of the whole parameter, also where ZeRO-3 has taken it apart."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Live:
@@ -340,13 +333,7 @@ def _storage(tensor: torch.Tensor) -> object:
 
 
 def _as_checkpoint(inner: nn.Module, held: _ModelTensors, has_config: bool) -> Checkpoint:
-    """The live model in the words of a checkpoint, so that one set of rules reads both."""
-    tensors = [
-        TensorInfo(name, _DTYPE_NAMES.get(t.dtype, str(t.dtype)), full_shape(t), "", 0, t.numel() * t.element_size())
-        for name, t in held.names.items()
-    ]
-    config = _config_json(inner) if has_config else ""
-    return Checkpoint(Path(), type(inner).__name__, "live", config, tuple(tensors), ())
+    return live_checkpoint(held.names.items(), type(inner).__name__, _config_json(inner) if has_config else "")
 
 
 def _config_json(inner: nn.Module) -> str:
@@ -443,7 +430,7 @@ def _unusable(site: Site, parameters: Mapping[str, torch.Tensor], choices: Choic
             return f"{leg.tensor} is on the meta device (offloaded); it cannot be edited in place"
         if leg.fixed and (distributed.is_dtensor(tensor) or zero.is_partitioned(tensor)):
             return f"{leg.tensor} holds several experts or heads on an axis of their own and is sharded; that is not supported"
-        if _DTYPE_NAMES.get(tensor.dtype) not in RESCALABLE:
+        if DTYPE_NAMES.get(tensor.dtype) not in RESCALABLE:
             return f"{leg.tensor} is {tensor.dtype}; only {', '.join(RESCALABLE)} can be rescaled"
         if not tensor.requires_grad and choices.frozen == "refuse":
             return f"{leg.tensor} is frozen (requires_grad is False). frozen='scale' rescales frozen parameters too"
