@@ -119,7 +119,7 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
     _check_layout(stored, what)
     arch = str(keys.get("general.architecture", ""))
     family = FAMILIES.get(arch)
-    config = _config(keys, arch, family, stored)
+    config = _config(keys, arch, family)
     tensors, recipes = _view(stored, entries, config if family else {}, family)
     kinds = sorted({_type_name(kind) for _, _, kind, _ in entries})
     return Checkpoint(
@@ -308,7 +308,7 @@ def _check_layout(stored: tuple[TensorInfo, ...], what: str) -> None:
         position, before = tensor.offset + tensor.n_bytes, tensor.name
 
 
-def _config(keys: Mapping[str, object], arch: str, family: GgufFamily | None, stored: tuple[TensorInfo, ...]) -> dict:
+def _config(keys: Mapping[str, object], arch: str, family: GgufFamily | None) -> dict:
     """config.json as far as the rules need it; one that no rule knows where the architecture has no row."""
     if family is None:
         return {"model_type": f"gguf {arch[:60]}"}

@@ -22,6 +22,17 @@ from wisca_core.progress import Progress
 
 N_DRAFTED = 5
 PROMPT, NEW = 32, 48  # tokens
+_GREEDY = {
+    "do_sample": False,
+    "max_new_tokens": NEW,
+    "min_new_tokens": NEW,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "use_cache": True,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+}
 
 
 def check_draft(target: Subject, draft: Subject) -> None:
@@ -45,7 +56,7 @@ def draft_rows(target: Subject, draft: Subject, prompts: list[np.ndarray], progr
         ids = torch.from_numpy(prompt[None]).to(target.device)
         steps = _generate_with_draft(target, draft, ids)
         with torch.inference_mode():
-            alone = target.model.generate(ids, **_options(target))
+            alone = target.model.generate(ids, **_GREEDY)
         same += torch.equal(steps["text"], alone)
         n_drafted, n_kept, n_runs = (sum(column) for column in zip(*steps["runs"]))
         if n_drafted:
@@ -71,20 +82,6 @@ def draft_rows(target: Subject, draft: Subject, prompts: list[np.ndarray], progr
     }
 
 
-def _options(target: Subject) -> dict[str, Any]:
-    return {
-        "do_sample": False,
-        "max_new_tokens": NEW,
-        "min_new_tokens": NEW,
-        "eos_token_id": None,
-        "pad_token_id": 0,
-        "use_cache": True,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-    }
-
-
 def _generate_with_draft(target: Subject, draft: Subject, ids: torch.Tensor) -> dict[str, Any]:
     runs: list[tuple[int, int, int]] = []
     config = draft.model.generation_config
@@ -93,7 +90,7 @@ def _generate_with_draft(target: Subject, draft: Subject, ids: torch.Tensor) -> 
     config.assistant_confidence_threshold = 0.0
     try:
         with _count_runs(runs), quiet(), torch.inference_mode():  # it warns of how transformers calls itself
-            text = target.model.generate(ids, assistant_model=draft.model, **_options(target))
+            text = target.model.generate(ids, assistant_model=draft.model, **_GREEDY)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UnsupportedCheckpoint(
             f"{target.name} does not generate with {draft.name} as its draft: {' '.join(str(error).split())[:300]}"

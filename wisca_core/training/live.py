@@ -88,7 +88,7 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     wants_base = any(pair != "lora" for pair in choices.pairs)
     chosen = tuple(site for site in found.sites if choices.chooses(site.key))
     refused = [r for r in found.refusals if wants_base and (r.what == "model" or choices.options.asks(r.what))]
-    adapters = lora.adapters(inner, held.names)
+    adapters = lora.adapters(inner)
     sites, columns = [], []
     own = {} if choices.sites else _own_code(inner, chosen)  # declared ones are proved on that very code
     outside = own_code.prompt_encoder(model)

@@ -81,7 +81,7 @@ def is_adapter(name: str) -> bool:
     return any(part in name for part in _PARTS)
 
 
-def adapters(inner: nn.Module, base: Mapping[str, torch.Tensor]) -> tuple[Adapter, ...]:
+def adapters(inner: nn.Module) -> tuple[Adapter, ...]:
     """Every LoRA of the model; none where peft was never imported."""
     import sys
 
