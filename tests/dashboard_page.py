@@ -10,9 +10,15 @@ from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Block
 
+from wisca_core.architecture.find import find_sites
+from wisca_core.architecture.site import DEFAULT_PAIRS
+from wisca_core.checkpoint import open_checkpoint
+from wisca_core.equivalence.proving import prove
+
 # AppTest reads the metadata of every installed package for each new page, which takes longer than the page; once will do
 manifest_scanner.scan_component_manifests = cache(manifest_scanner.scan_component_manifests)
 DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
+SAMPLE = Path(__file__).parents[1] / "sample_runs" / "gqa-docs" / "checkpoint-3600"  # which the dashboard opens first
 
 
 def page(view: str = "", **address: str | Path) -> AppTest:
@@ -25,6 +31,13 @@ def page(view: str = "", **address: str | Path) -> AppTest:
         at.switch_page(f"views/{view}.py").run()
     assert not at.exception
     return at
+
+
+def proved(folder: Path, pairs: tuple[str, ...] = DEFAULT_PAIRS) -> Path:
+    """``folder``, with a proof that is kept: where Rescale finds none it starts a process, which takes ten times as long."""
+    checkpoint = open_checkpoint(folder)
+    assert prove(checkpoint, find_sites(checkpoint, pairs=pairs)).passed
+    return folder
 
 
 def texts(part: AppTest | Block) -> str:

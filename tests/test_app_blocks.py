@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dashboard_page import charts, page, texts
+from dashboard_page import charts, page, proved, texts
 from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
@@ -194,6 +194,6 @@ def test_a_rule_that_is_refused_is_named_and_the_others_go_on(small_model, tmp_p
 
 
 def test_relu_squared_is_said_in_the_plan(small_model):
-    at = page("rescale", model=small_model("nemotron"), pairs="mlp")
+    at = page("rescale", model=proved(small_model("nemotron"), ("qk", "vo", "mlp")), pairs="mlp")
     table = plan_table(at)
     assert np.allclose(table["On W down"], table["On W up"] ** -2) and "behind ReLU squared its square" in texts(at)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dashboard_page import charts, page, texts
+from dashboard_page import charts, page, proved, texts
 from safetensors.torch import load_file, save_file
 
 from wisca_core.equivalence.adapter_miniature import build_adapter, load_adapted
@@ -87,7 +87,7 @@ def test_two_adapters_stand_side_by_side(adapter, tmp_path):
 
 
 def test_rescale_plans_an_adapter_by_module_and_rank_channel(adapter):
-    at = page("rescale", model=adapter)
+    at = page("rescale", model=proved(adapter))
     assert at.title[0].value.startswith("3 of 4 pairs would change")
     assert at.segmented_control(key="pairs").value == ["lora"]
     assert [option.content for option in at.segmented_control(key="granularity").proto.options] == [
@@ -111,7 +111,7 @@ def test_a_base_offers_the_adapters_that_belong_to_it(base, adapter, tmp_path):
 
     shutil.copytree(base, tmp_path / "model")
     shutil.copytree(adapter, tmp_path / "model" / "mine")
-    at = page("rescale", model=tmp_path / "model")
+    at = page("rescale", model=proved(tmp_path / "model"))
     box = next(box for box in at.multiselect if box.label == "LoRA adapters that go with it")
     assert box.value == [str(tmp_path / "model" / "mine")]
     box.set_value([]).run()

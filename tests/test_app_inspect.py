@@ -8,7 +8,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
-from dashboard_page import charts, metrics, page, texts
+from dashboard_page import charts, metrics, page, proved, texts
 from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
@@ -128,7 +128,7 @@ def test_a_level_pair_is_called_level_beside_one_that_is_not(llama, edited):
 def test_the_verdict_is_followed_by_what_balancing_is_for_a_training_and_where_to_go(llama):
     decided = decide(look_at(llama), Options())
     qk, vo = median_rates(equivalent_rates(decided))
-    at = page(model=llama)
+    at = page(model=proved(llama))
     line = next(m for m in at.markdown if m.value.startswith("With Adam"))
     assert f":blue[**Wq**] at {rate(qk.left)} and :orange[**Wk**] at {rate(qk.right)}" in line.value
     assert f":violet[**Wo**] at {rate(vo.right)} and :green[**Wv**] at {rate(vo.left)} the learning rate" in line.value

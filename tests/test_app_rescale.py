@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
-from dashboard_page import decoded, metrics, page, texts
+from dashboard_page import decoded, metrics, page, proved, texts
 from streamlit.testing.v1 import AppTest
 
 from wisca_app import cached, downloads
@@ -55,7 +55,7 @@ def proofs(tmp_path_factory, llama):
 
 
 @pytest.fixture(autouse=True)
-def proved(own_home, proofs):
+def proved_already(own_home, proofs):
     for path in proofs:
         shutil.copy(path, storage.folder("proofs"))
 
@@ -251,7 +251,7 @@ def test_fp16_is_never_promised_bit_identity_on_powers_of_two_alone(llama, tmp_p
     from transformers import LlamaForCausalLM
 
     LlamaForCausalLM.from_pretrained(llama).half().save_pretrained(tmp_path / "half")
-    at = page("rescale", model=tmp_path / "half", exact="yes")
+    at = page("rescale", model=proved(tmp_path / "half"), exact="yes")
     assert "bit-identical" not in at.title[0].value
     assert "the full check decides" in texts(at)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
-from dashboard_page import DASHBOARD, page, texts
+from dashboard_page import DASHBOARD, SAMPLE, page, proved, texts
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -200,6 +200,7 @@ def test_an_upload_is_named_by_its_file(llama):
 
 
 def test_going_back_in_the_browser_takes_the_choices_of_that_address(monkeypatch):
+    proved(SAMPLE)
     at = page(granularity="group")
     at.switch_page("views/rescale.py").run()  # a link brings no address along: what was chosen is kept
     assert at.segmented_control(key="granularity").value == "group"

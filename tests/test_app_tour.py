@@ -1,14 +1,15 @@
 """The guided path: its five stops are walked, left and come back to, and it stands in the address."""
 
 import pytest
-from dashboard_page import page, texts
+from dashboard_page import SAMPLE, page, proved, texts
 
 from wisca_app import state, tour
 
 
 @pytest.fixture(autouse=True)
-def at_home(own_home):
-    """Nothing kept from other tests."""
+def at_home(own_home, proved_before):
+    """Nothing kept from other tests but the proof of the sample."""
+    proved(SAMPLE)
 
 
 def click(at, key: str):
