@@ -285,23 +285,8 @@ def test_a_job_that_failed_says_why_and_can_be_started_again(llama, monkeypatch)
 
 
 def _failed_job(model: Path) -> jobs.Job:
-    return jobs.Job(
-        "1",
-        "measure",
-        "t",
-        "failed",
-        "",
-        0,
-        0,
-        0.0,
-        None,
-        None,
-        None,
-        {"class": "X", "message": HOSTILE},
-        model,
-        {},
-        None,
-    )
+    error = {"class": "X", "message": HOSTILE}
+    return jobs.Job(id="1", kind="measure", title="t", state="failed", created=0.0, error=error, folder=model)
 
 
 def test_a_running_job_shows_its_title_as_text_and_can_be_cancelled():

@@ -20,7 +20,7 @@ from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import Scaling, changes, rescaled_rows, scalings
 from wisca_core.storage import workplace
-from wisca_core.verdicts import digest, versions
+from wisca_core.verdicts import digest
 
 N_INPUTS = 33
 
@@ -84,7 +84,6 @@ def _prove(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None, progre
         liveness=alive,
         largest_factor=2.0**OCTAVES,
         seconds=time.perf_counter() - started,
-        versions=versions(),
         reason=reason,
         not_checked=not_checked,
         proved=labels if passed else (),

@@ -34,7 +34,6 @@ from wisca_core.errors import Cancelled, DeclarationError, ProofFailed, WiscaErr
 from wisca_core.progress import Progress, silent
 from wisca_core.rescale import rescaled_rows, scalings
 from wisca_core.threads import one_thread
-from wisca_core.verdicts import versions
 from wisca_core.words import in_bytes
 from wisca_core.wrappers import unwrapped_name
 
@@ -129,7 +128,6 @@ def prove_declared(
         liveness=verdict.alive,
         largest_factor=2.0**OCTAVES,
         seconds=time.perf_counter() - started,
-        versions=versions(),
         reason=" ".join(f"{name}: {why}" for name, why in refused),
         not_checked=(
             "masks, caches and whatever else the calls of the proof do not use",

@@ -20,7 +20,7 @@ from wisca_core.progress import Progress, silent
 from wisca_core.rescale import changes, scalings
 from wisca_core.rescale_adapter import copies, follow
 from wisca_core.storage import workplace
-from wisca_core.verdicts import digest, versions
+from wisca_core.verdicts import digest
 
 
 def prove_pair(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progress = silent) -> Proof:
@@ -101,7 +101,6 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         liveness=alone,
         largest_factor=2.0**OCTAVES,
         seconds=time.perf_counter() - started,
-        versions=versions(),
         reason=reason,
         proved=tuple(sorted(labels)) if passed else (),
         refused=() if passed else tuple((name, reason) for name in sorted(labels)),

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from wisca_core.architecture.site import Refusal, Site, Sites
 from wisca_core.errors import Cancelled, ProofFailed, WiscaError
@@ -22,7 +22,7 @@ OWN_CODE = "the model's own code: "  # and those of one of declared sites
 UNPROVED = "nothing: "  # and those of what stands in the place of one where none was made
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Proof:
     """``max_rel``: largest difference relative to max |output| over all cases and factor sets. ``liveness``: the
     smallest relative change when only one side of one site is scaled. ``reason``: why it failed, "" where it passed.
@@ -32,14 +32,14 @@ class Proof:
 
     passed: bool
     rule: str
-    what: str  # the miniature in words
-    n_cases: int
-    cases: tuple[str, ...]
-    max_rel: float
-    liveness: float
-    largest_factor: float
-    seconds: float
-    versions: Mapping[str, str]
+    what: str = ""  # the miniature in words
+    n_cases: int = 0
+    cases: tuple[str, ...] = ()
+    max_rel: float = float("inf")
+    liveness: float = 0.0
+    largest_factor: float = 1.0
+    seconds: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=versions)
     reason: str = ""
     not_checked: tuple[str, ...] = ()
     proved: tuple[str, ...] = ()
@@ -92,8 +92,7 @@ def proof_of(kind: str, key: object, rule: str, make: Callable[[], Proof]) -> Pr
     except Cancelled:
         raise
     except WiscaError as error:
-        nothing = float("inf"), 0.0, 0.0
-        proof = Proof(False, rule, "", 0, (), *nothing, time.perf_counter() - started, versions(), str(error))
+        proof = Proof(passed=False, rule=rule, seconds=time.perf_counter() - started, reason=str(error))
     keep(kind, key, proof.to_json())
     return proof
 

@@ -29,7 +29,7 @@ from wisca_core.equivalence.proof import (
 from wisca_core.errors import ProofFailed
 from wisca_core.progress import Progress, silent
 from wisca_core.storage import workplace
-from wisca_core.verdicts import digest, versions
+from wisca_core.verdicts import digest
 
 
 def prove(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent, base: Checkpoint | None = None) -> Proof:
@@ -71,13 +71,6 @@ def _prove_declared(checkpoint: Checkpoint, sites: Sites, progress: Progress) ->
         passed=False,
         rule=NAME,
         what=f"{UNPROVED}the sites were declared and taken as they are",
-        n_cases=0,
-        cases=(),
-        max_rel=float("inf"),
-        liveness=0.0,
-        largest_factor=1.0,
-        seconds=0.0,
-        versions=versions(),
         not_checked=("whether the declared sites are right",),
     )
     if declared.build is None and declared.is_unproved:
@@ -156,7 +149,6 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
         liveness=verdict.alive,
         largest_factor=2.0**OCTAVES,
         seconds=time.perf_counter() - started,
-        versions=versions(),
         reason="; ".join(dict.fromkeys(reason for _, reason in verdict.refused)),
         not_checked=(OTHER_KERNELS, "sequences longer than 33 tokens in the miniature", *bench.not_run),
         proved=verdict.proved,

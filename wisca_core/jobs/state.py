@@ -19,7 +19,7 @@ ACTIVE = ("queued", "running")
 FINAL = ("done", "failed", "cancelled")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What a job's folder says at one moment.
 
@@ -30,20 +30,20 @@ class Job:
     """
 
     id: str
-    kind: str
+    kind: str = ""
     title: str
     state: str
-    step: str
-    done: float
-    total: float
+    step: str = ""
+    done: float = 0.0
+    total: float = 0.0
     created: float
-    started: float | None
-    updated: float | None
-    finished: float | None
+    started: float | None = None
+    updated: float | None = None
+    finished: float | None = None
     error: dict[str, str] | None = field(hash=False)
     folder: Path
-    arguments: dict[str, Any] = field(hash=False)
-    result: dict[str, Any] | None = field(hash=False)
+    arguments: dict[str, Any] = field(default_factory=dict, hash=False)
+    result: dict[str, Any] | None = field(default=None, hash=False)
     exclusive: str | None = None
 
     @property
@@ -104,23 +104,8 @@ def _read(path: Path) -> Job | None:
         message = f"{error} Remove the job; nothing else depends on it."
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         message = f"{path} holds a value that does not belong there ({type(error).__name__}: {error}). Remove the job."
-    return Job(
-        id=path.name,
-        kind="",
-        title=path.name,
-        state="damaged",
-        step="",
-        done=0.0,
-        total=0.0,
-        created=created,
-        started=None,
-        updated=None,
-        finished=None,
-        error={"class": "UnreadableInput", "message": message},
-        folder=path,
-        arguments={},
-        result=None,
-    )
+    error = {"class": "UnreadableInput", "message": message}
+    return Job(id=path.name, title=path.name, state="damaged", created=created, error=error, folder=path)
 
 
 def _job_in(path: Path) -> Job:
