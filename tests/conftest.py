@@ -54,19 +54,31 @@ def pytest_runtest_call(item):
         raise
 
 
-# These take longest, so they come first, and no worker is left with one of them while the other has nothing to do.
+# These take longest, so they come first, and no worker is left with one of them while the others have nothing to do. The
+# browser's tests mostly wait, so they begin, beside those that compute.
 LONGEST = (
-    "test_families",
     "test_browser",
-    "test_comparison_training",
-    "test_training_distributed",
+    "test_families",
     "test_comparison_cluster",
-    "test_comparison_replicas",
-    "test_app_evaluate",
+    "test_training_distributed",
+    "test_comparison_training",
     "test_pretend_gpu",
-    "test_comparison_models",
-    "test_app_architectures",
+    "test_comparison_replicas",
+    "test_adapter",
     "test_app_rescale",
+    "test_app_compare",
+    "test_real_model",
+    "test_variants",
+    "test_faults",
+    "test_inputs",
+    "test_full_check",
+    "test_app_evaluate",
+    "test_comparison_models",
+    "test_runs_joining",
+    "test_mistakes",
+    "test_gpu_script",
+    "test_app_inspect",
+    "test_front_door",
 )
 
 
