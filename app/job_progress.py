@@ -5,6 +5,7 @@ import streamlit as st
 from wisca_app import state
 from wisca_app.figures import words
 from wisca_app.messages import errors_as_messages, say
+from wisca_app.parts import primary
 from wisca_core import jobs
 from wisca_core.jobs import Job
 
@@ -16,6 +17,19 @@ def latest(kind: str, **arguments: str | bool | list[str] | None) -> Job | None:
     for job in jobs.every():
         if job.kind == kind and all(job.arguments.get(name) == value for name, value in arguments.items()):
             return job
+    return None
+
+
+def measuring(job: Job | None, heading: str) -> Job | None:
+    """That job while it is under way, None where one is to be started: there is none, or it did not finish and the person
+    asks for another. Else ends the page here.
+    """
+    st.header(heading)
+    if job is None or job.is_active:
+        return job
+    explain(job, "Measuring did not finish")
+    if not st.button("Measure again", type=primary()):
+        state.stop()
     return None
 
 

@@ -9,9 +9,8 @@ import streamlit as st
 from wisca_app import cached, state, uploads
 from wisca_app.declaring import kept
 from wisca_app.figures import words
-from wisca_app.job_progress import explain, follow, latest
+from wisca_app.job_progress import explain, follow, latest, measuring
 from wisca_app.messages import plain
-from wisca_app.parts import primary
 from wisca_core import jobs, storage
 from wisca_core.errors import WiscaError
 from wisca_core.model import Model
@@ -96,6 +95,21 @@ def _fetch(model: str) -> None:
     state.stop()
 
 
+def ask_for_another(choice: str, where: str, button: str) -> None:
+    """A field for the path of a second model, which becomes that choice, and a button that takes it away again."""
+    with st.form(f"{choice} form", border=False):
+        written = st.text_input(where, placeholder="/models/the-other-one", key=f"{choice} written")
+        if st.form_submit_button(button) and written.strip():
+            choose(choice, normal(written))
+    if state.get(choice) and st.button("Take it away", key=f"{choice} away"):
+        choose(choice, "")
+
+
+def choose(choice: str, model: str) -> None:
+    state.put(choice, model)
+    state.rerun()
+
+
 def ask_to_download(model: str, place: str) -> jobs.Job | None:
     """Its size on the hub and a button; the download's job once that is pressed. Raises HubError."""
     size = cached.size_on_hub(model)
@@ -111,12 +125,7 @@ def _measure(model: str, opened: Model) -> None:
     job = latest("measure", model=model, pairs=with_mlp(opened), sites=declared.get("sites"))
     if job is not None and job.state == "done":
         return  # it could not be kept (a full disk): measure here, with patience
-    st.header("Measuring the feed-forward weights" if is_mlp else "Measuring the weights")
-    if job is not None and not job.is_active:
-        explain(job, "Measuring did not finish")
-        if not st.button("Measure again", type=primary()):
-            state.stop()
-        job = None
+    job = measuring(job, "Measuring the feed-forward weights" if is_mlp else "Measuring the weights")
     what = "attention and feed-forward weights, most of the model" if is_mlp else "attention weights"
     st.markdown(
         f":gray[One pass over the {what}: {words.size(opened.n_bytes_to_read)} to read. "

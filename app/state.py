@@ -49,8 +49,8 @@ class Choice:
     """``read``: text of the address -> value, ValueError for anything else; ``write``: value -> text."""
 
     default: Callable[[], Any]
-    read: Callable[[str], Any]
-    write: Callable[[Any], str]
+    read: Callable[[str], Any] = str
+    write: Callable[[Any], str] = str
 
 
 def _constant(value: Any) -> Callable[[], Any]:
@@ -125,91 +125,91 @@ def _read_rate(text: str) -> float:
 
 
 CHOICES: dict[str, Choice] = {
-    "model": Choice(default_model, str, str),
+    "model": Choice(default_model),
     # the declaration it was opened with, by its name under WISCA_HOME/sites; "" for none
-    "sites": Choice(_constant(""), _matching(r"[0-9a-f]{32}"), str),
+    "sites": Choice(_constant(""), _matching(r"[0-9a-f]{32}")),
     # Open a model: the file whose pairs are being declared, "" for none
-    "declaring": Choice(_constant(""), str, str),
+    "declaring": Choice(_constant("")),
     # the stop of the guided path
-    "tour": Choice(_constant(None), _matching("[1-5]", int), str),
+    "tour": Choice(_constant(None), _matching("[1-5]", int)),
     # Open a model: the folder that is looked into, "" for the one the open model lies in
-    "folder": Choice(_constant(""), str, str),
+    "folder": Choice(_constant("")),
     # Inspect: a second model that is drawn beside it, "" for none
-    "beside": Choice(_constant(""), str, str),
+    "beside": Choice(_constant("")),
     # Rescale, and the "after" of Inspect
     "pairs": Choice(lambda: list(DEFAULT_PAIRS), _read_pairs, ",".join),
-    "granularity": Choice(_constant("tensor"), _one_of(*GRANULARITIES), str),
-    "norm": Choice(_constant("l1"), _one_of(*PLAN_NORMS), str),
+    "granularity": Choice(_constant("tensor"), _one_of(*GRANULARITIES)),
+    "norm": Choice(_constant("l1"), _one_of(*PLAN_NORMS)),
     "strength": Choice(_constant(1.0), _between(0, 1, digits=2), "{:g}".format),
     "layers": Choice(lambda: note("layer span"), _read_span, lambda span: f"{span[0]}-{span[1]}"),
     "exact": Choice(_constant(False), lambda text: _one_of("yes")(text) == "yes", lambda on: "yes"),
     "exclude": Choice(list, _read_names, ",".join),
     # Inspect
     # what was not chosen follows the verdict to the place that is furthest from balance
-    "pair": Choice(lambda: note("own pair"), _one_of(*PAIRS), str),
+    "pair": Choice(lambda: note("own pair"), _one_of(*PAIRS)),
     # where in the model the pair sits, where it has several blocks: decoder.cross, decoder.experts ...
-    "block": Choice(lambda: note("own block"), _read_block, str),
-    "shown_norm": Choice(_constant("l1"), _one_of(*NORMS), str),
+    "block": Choice(lambda: note("own block"), _read_block),
+    "shown_norm": Choice(_constant("l1"), _one_of(*NORMS)),
     # of the map; where none was chosen yet it follows the model: divided out where size is most of the ratio
-    "shown_view": Choice(lambda: note("own shown_view"), _one_of("size", "stored", "after"), str),
+    "shown_view": Choice(lambda: note("own shown_view"), _one_of("size", "stored", "after")),
     # the cell looked at; the most unbalanced one stands in no address
-    "layer": Choice(lambda: _first_place(0), _whole, str),
-    "group": Choice(lambda: _first_place(1), _whole, str),
+    "layer": Choice(lambda: _first_place(0), _whole),
+    "group": Choice(lambda: _first_place(1), _whole),
     # Heads: the selected head of ``layer``, and the columns that are drawn
-    "head": Choice(_constant(None), _whole, str),
-    "expert": Choice(_constant(None), _matching(r"-1|\d{1,6}", int), str),
-    "heads_block": Choice(_constant(""), _read_block, str),
-    "column": Choice(_constant("qk_stable_rank"), _one_of(*NUMBERS), str),
-    "across": Choice(_constant("qk_stable_rank"), _one_of(*NUMBERS), str),
-    "up": Choice(_constant("ov_stable_rank"), _one_of(*NUMBERS), str),
-    "heads_beside": Choice(_constant(""), str, str),
+    "head": Choice(_constant(None), _whole),
+    "expert": Choice(_constant(None), _matching(r"-1|\d{1,6}", int)),
+    "heads_block": Choice(_constant(""), _read_block),
+    "column": Choice(_constant("qk_stable_rank"), _one_of(*NUMBERS)),
+    "across": Choice(_constant("qk_stable_rank"), _one_of(*NUMBERS)),
+    "up": Choice(_constant("ov_stable_rank"), _one_of(*NUMBERS)),
+    "heads_beside": Choice(_constant("")),
     # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"; any text, because the
     # page says of one that is not here that it is not. Only names that are listed are ever looked up on disk.
-    "comparison": Choice(_constant(""), str, str),
+    "comparison": Choice(_constant("")),
     # its curves: what was not chosen follows the comparison
     "compare_rate": Choice(lambda: note("own compare_rate"), _read_rate, "{:g}".format),
-    "compare_pair": Choice(lambda: note("own compare_pair"), _one_of(*PAIRS), str),
+    "compare_pair": Choice(lambda: note("own compare_pair"), _one_of(*PAIRS)),
     # Evaluate
-    "evaluated": Choice(_constant(""), str, str),
-    "other": Choice(_constant(""), str, str),
-    "text": Choice(_constant(""), str, str),
-    "draft": Choice(_constant(""), str, str),
+    "evaluated": Choice(_constant("")),
+    "other": Choice(_constant("")),
+    "text": Choice(_constant("")),
+    "draft": Choice(_constant("")),
     "tasks": Choice(lambda: ["docs-continuation", "docs-order"], lambda text: text.split("\n"), "\n".join),
-    "limit": Choice(_constant(200), _whole, str),
+    "limit": Choice(_constant(200), _whole),
     "inside": Choice(_constant(True), lambda text: _one_of("no")(text) != "no", lambda on: "no"),
     # Architectures
-    "architecture": Choice(lambda: note("own architecture") or None, _matching(r"[\w.-]{1,100}"), str),
-    "search": Choice(_constant(""), str, str),
-    "verdict": Choice(_constant("all"), _one_of("all", *VERDICTS), str),
-    "kinds": Choice(_constant("causal"), _one_of("causal", "all"), str),
+    "architecture": Choice(lambda: note("own architecture") or None, _matching(r"[\w.-]{1,100}")),
+    "search": Choice(_constant("")),
+    "verdict": Choice(_constant("all"), _one_of("all", *VERDICTS)),
+    "kinds": Choice(_constant("causal"), _one_of("causal", "all")),
     # Method
     "toy_ratio": Choice(_constant(12.0), _between(1, 16), "{:g}".format),
     "toy_rate": Choice(_constant(0.23), _between(0.02, 0.5), "{:g}".format),
-    "toy_position": Choice(_constant("rotary"), _one_of(*POSITIONS), str),
-    "toy_scaled": Choice(_constant("pair"), _one_of(*SCALED), str),
+    "toy_position": Choice(_constant("rotary"), _one_of(*POSITIONS)),
+    "toy_scaled": Choice(_constant("pair"), _one_of(*SCALED)),
     # Runs
-    "logs": Choice(lambda: str(SAMPLE) if sample_checkpoints() else "", str, str),
-    "step_column": Choice(_constant(""), str, str),
+    "logs": Choice(lambda: str(SAMPLE) if sample_checkpoints() else ""),
+    "step_column": Choice(_constant("")),
     "follow": Choice(_constant(True), lambda text: _one_of("no")(text) != "no", lambda on: "no"),
     "curves": Choice(list, lambda text: text.split("\n"), "\n".join),
-    "runs_search": Choice(_constant(""), str, str),
+    "runs_search": Choice(_constant("")),
     "runs_chosen": Choice(list, lambda text: text.split("\n"), "\n".join),
-    "x": Choice(_constant("step"), str, str),
+    "x": Choice(_constant("step")),
     "smoothing": Choice(_constant(0.0), _between(0, 0.999), "{:g}".format),
-    "together": Choice(_constant("configuration"), _one_of("configuration", "seed", "none"), str),
-    "shape": Choice(_constant("band"), _one_of("band", "lines"), str),
+    "together": Choice(_constant("configuration"), _one_of("configuration", "seed", "none")),
+    "shape": Choice(_constant("band"), _one_of("band", "lines")),
     "log_axes": Choice(list, lambda text: [_one_of("x", "y")(axis) for axis in text.split(",")], ",".join),
     "window": Choice(lambda: note("window span"), _read_window, lambda span: f"{span[0]:.9g}..{span[1]:.9g}"),
-    "highlight": Choice(_constant(None), str, str),
-    "from_group": Choice(_constant(None), str, str),
-    "to_group": Choice(_constant(None), str, str),
-    "histograms_of": Choice(_constant(None), str, str),
-    "histogram_family": Choice(_constant(None), str, str),
-    "histogram_view": Choice(_constant("values"), _one_of("values", "rms", "l2", "l1"), str),
-    "checkpoints": Choice(_constant(""), str, str),
-    "moved_pair": Choice(_constant("qk"), _one_of(*PAIRS), str),
-    "moved_block": Choice(_constant(""), _read_block, str),
-    "moved_layer": Choice(_constant(None), _whole, str),
+    "highlight": Choice(_constant(None)),
+    "from_group": Choice(_constant(None)),
+    "to_group": Choice(_constant(None)),
+    "histograms_of": Choice(_constant(None)),
+    "histogram_family": Choice(_constant(None)),
+    "histogram_view": Choice(_constant("values"), _one_of("values", "rms", "l2", "l1")),
+    "checkpoints": Choice(_constant("")),
+    "moved_pair": Choice(_constant("qk"), _one_of(*PAIRS)),
+    "moved_block": Choice(_constant(""), _read_block),
+    "moved_layer": Choice(_constant(None), _whole),
 }
 
 

@@ -14,7 +14,7 @@ from wisca_app.figures.template import Theme
 from wisca_app.heads.charts import chart
 from wisca_app.heads.drawn_heads import DrawnHeads
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.open_model import normal, title
+from wisca_app.open_model import ask_for_another, choose, normal, title
 from wisca_core.errors import UnreadableInput
 from wisca_core.trajectories import find_checkpoints
 
@@ -22,27 +22,15 @@ MOST_STEPS = 12
 _PLACE = ["block", "layer", "head", "expert"]
 
 
-def choose(shown: DrawnHeads) -> None:
+def control(shown: DrawnHeads) -> None:
     """Which model stands beside it: another checkpoint of the same training at a press, or a path."""
     with st.popover("Another checkpoint beside it", type="tertiary"):
         own = normal(str(shown.model.checkpoint.path))
         others = [path for _, path in _siblings(shown) if path != own]
         for path in others[-6:]:
             if st.button(title(path), key=f"heads beside {path}"):
-                _put(path)
-        with st.form("heads beside form", border=False):
-            written = st.text_input(
-                "Path on this machine", placeholder="/models/the-other-one", key="heads beside written"
-            )
-            if st.form_submit_button("Show the change") and written.strip():
-                _put(normal(written))
-        if state.get("heads_beside") and st.button("Take it away", key="heads beside away"):
-            _put("")
-
-
-def _put(model: str) -> None:
-    state.put("heads_beside", model)
-    state.rerun()
+                choose("heads_beside", path)
+        ask_for_another("heads_beside", "Path on this machine", "Show the change")
 
 
 def draw(shown: DrawnHeads, theme: Theme) -> None:

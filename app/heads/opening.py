@@ -6,10 +6,9 @@ from wisca_app import cached, state
 from wisca_app.declaring import kept
 from wisca_app.figures import words
 from wisca_app.heads.drawn_heads import DrawnHeads
-from wisca_app.job_progress import explain, follow, latest
+from wisca_app.job_progress import follow, latest, measuring
 from wisca_app.messages import plain
 from wisca_app.open_model import normal, ready, title
-from wisca_app.parts import primary
 from wisca_core import jobs
 from wisca_core.model import Model
 
@@ -40,12 +39,7 @@ def _measure(model: Model) -> None:
     job = latest("heads", model=name, sites=declared.get("sites"))
     if job is not None and job.state == "done":
         return  # it could not be kept: measure here, with patience
-    st.header("Measuring the heads")
-    if job is not None and not job.is_active:
-        explain(job, "Measuring did not finish")
-        if not st.button("Measure again", type=primary()):
-            state.stop()
-        job = None
+    job = measuring(job, "Measuring the heads")
     st.markdown(f":gray[One more pass over the attention weights: {words.size(cached.heads_bytes(model))} to read.]")
     follow(job or jobs.start("heads", {"model": name} | declared, f"Heads of {title(name)}", exclusive=f"heads {name}"))
     state.stop()

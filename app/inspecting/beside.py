@@ -11,7 +11,7 @@ from wisca_app.figures.template import Theme
 from wisca_app.heading import show
 from wisca_app.inspecting.drawn_pair import DrawnPair
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.open_model import ask_to_download, is_here, normal, title
+from wisca_app.open_model import ask_for_another, ask_to_download, is_here, normal, title
 from wisca_app.parts import quiet
 from wisca_core.patterns.blocks import block_of
 from wisca_core.planning.decide import decide
@@ -20,16 +20,8 @@ from wisca_core.planning.options import Options
 
 def control() -> None:
     """Where the other model is named."""
-    other = normal(state.get("beside"))
     with st.popover("Another model beside it", type="tertiary", key="beside_choose"):
-        with st.form("beside form", border=False):
-            written = st.text_input(
-                "Path on this machine, or hub:owner/name", placeholder="/models/the-other-one", key="beside written"
-            )
-            if st.form_submit_button("Show it beside") and written.strip():
-                _choose(normal(written))
-        if other and st.button("Take it away", key="beside away"):
-            _choose("")
+        ask_for_another("beside", "Path on this machine, or hub:owner/name", "Show it beside")
 
 
 def draw(shown: DrawnPair, theme: Theme) -> None:
@@ -38,11 +30,6 @@ def draw(shown: DrawnPair, theme: Theme) -> None:
     if other:
         with errors_as_messages("The model beside it cannot be shown"):
             _draw(shown, other, theme)
-
-
-def _choose(model: str) -> None:
-    state.put("beside", model)
-    state.rerun()
 
 
 def _draw(shown: DrawnPair, other: str, theme: Theme) -> None:

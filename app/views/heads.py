@@ -15,7 +15,7 @@ quiet(words.markdown_text(charts.facts(view)))
 charts.draw_title(view)
 with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
     charts.controls(view)
-    beside.choose(view)
+    beside.control(view)
 left, right = st.columns([2.13, 1], gap="medium")
 with left:
     charts.draw_map(view, theme)

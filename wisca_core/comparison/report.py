@@ -105,18 +105,13 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
     kinds = {arm.name: arm.kind for arm in spec.arms}
     question = _question(spec)
     effects = [effect_of(arm, rate, spec.seeds, final, base, curves) for rate in rates for arm in arms]
-    best: list[Effect] = []
     if spec.has_pilot:
-        own = {arm: dict.fromkeys(spec.seeds, comparison.pilot.rate(spec, arm)) for arm in [base, *arms]}
-        best = corrected_effects([effect_of(arm, None, spec.seeds, final, base, curves, own) for arm in arms], question)
-    elif len(rates) > 1:
-        chosen = {arm: best_rates(table, arm, rates, spec.seeds) for arm in [base, *arms]}
-        best = corrected_effects(
-            [effect_of(arm, None, spec.seeds, final, base, curves, chosen) for arm in arms], question
-        )
+        chosen = {arm: dict.fromkeys(spec.seeds, comparison.pilot.rate(spec, arm)) for arm in [base, *arms]}
     else:
-        effects = corrected_effects(effects, question)
-    main = best or effects
+        chosen = {arm: best_rates(table, arm, rates, spec.seeds) for arm in [base, *arms] if len(rates) > 1}
+    best = [effect_of(arm, None, spec.seeds, final, base, curves, chosen) for arm in arms if chosen]
+    main = corrected_effects(best or effects, question)
+    best, effects = (main, effects) if best else ([], main)
     first = next(e for e in main if e.arm == question)
     noise = [d for e in main if kinds[e.arm] == "placebo" for d in e.differences]
     grade = "none" if first.loss.n < FEWEST else "preliminary" if first.loss.n < FIRM else "full"
@@ -282,9 +277,7 @@ def placebo_words(noise: tuple[float, float]) -> str:
 
 @dataclass(frozen=True)
 class _Wording:
-    """The words about one comparison. ``end``: of the rates tried, where
-    the baseline is best at it.
-    """
+    """The words about one comparison. ``end``: of the rates tried, where the baseline is best at it."""
 
     spec: Spec
     unit: str
