@@ -14,7 +14,7 @@ from wisca_app.figures import words
 from wisca_app.figures.chart import Chart
 from wisca_app.figures.template import Theme
 from wisca_app.open_model import title
-from wisca_app.parts import is_phone, quiet
+from wisca_app.parts import is_phone, quiet, take_away
 from wisca_app.report.document import figure_document
 from wisca_core.spreadsheet import csv_bytes
 
@@ -67,30 +67,19 @@ def heading(
 
 def csv(table: pd.DataFrame, name: str, of: str = "") -> None:
     """The download of a table, under a name that tells it and what it is about; made when it is asked for."""
-    st.download_button(
-        "CSV",
-        lambda: csv_bytes(table),
-        f"{telling_name(name, of)}.csv",
-        "text/csv",
-        type="tertiary",
-        on_click="ignore",
-        key=f"{name} csv",
-    )
+    take_away("CSV", lambda: csv_bytes(table), f"{telling_name(name, of)}.csv", f"{name} csv")
 
 
 def _page(chart: Chart) -> None:
     """The download of a chart as a page of its own, with what it is about."""
     name = telling_name(chart.name, chart.of)
     saved, model = replace(chart, name=name), state.get("model")
-    st.download_button(
+    take_away(
         "HTML",
         lambda: figure_document(saved, words.markdown_text(chart.of or title(model))),
         f"{name}.html",
-        "text/html",
-        type="tertiary",
-        on_click="ignore",
-        key=f"{chart.name} html",
-        help="This chart as a file that needs no network, light and dark; from there as PNG or SVG, with its title.",
+        f"{chart.name} html",
+        "This chart as a file that needs no network, light and dark; from there as PNG or SVG, with its title.",
     )
 
 

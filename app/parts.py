@@ -63,3 +63,13 @@ def number(label: str, value: float | None, key: str, width: int, **more: Any) -
 def quiet(text: str) -> None:
     """Markdown in small grey letters: what explains, beside what is said."""
     st.markdown(f":small[:gray[{text}]]")
+
+
+def take_away(label: str, made: Callable[[], bytes], name: str, key: str, help: str = "", **more: Any) -> None:
+    """A button that gives a file called ``name`` (.csv, .html, .json), made when it is pressed; the page stays as it is.
+    ``more``: of st.download_button.
+    """
+    ending = name.rpartition(".")[2]
+    kind = "application/json" if ending == "json" else f"text/{ending}"
+    more = {"type": "tertiary"} | more
+    st.download_button(label, made, name, kind, on_click="ignore", key=key, help=help or None, **more)

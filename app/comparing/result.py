@@ -13,7 +13,7 @@ from wisca_app.figures.template import theme_of
 from wisca_app.heading import show
 from wisca_app.job_progress import explain, latest
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import primary, quiet
+from wisca_app.parts import primary, quiet, take_away
 from wisca_app.report.comparison import document_of
 from wisca_core.comparison import folder
 from wisca_core.comparison.folder import Comparison
@@ -176,44 +176,17 @@ def _quote(comparison: Comparison, found: Report) -> str:
 
 
 def _exports(comparison: Comparison, frame: pd.DataFrame) -> None:
-    st.download_button(
-        "Report as HTML",
-        lambda: document_of(comparison),
-        f"{comparison.path.name}.html",
-        "text/html",
-        on_click="ignore",
-        key="compare report",
-        type="tertiary",
-        help="The answer, its charts and arms in one file that needs no network.",
-    )
+    name = comparison.path.name
+    said = "The answer, its charts and arms in one file that needs no network."
+    take_away("Report as HTML", lambda: document_of(comparison), f"{name}.html", "compare report", said)
     document, missing = folder.spec_to_go(comparison.path)
     spec = json.dumps(document, indent=1).encode()
-    st.download_button(
-        "Spec, to run it again",
-        spec,
-        f"{comparison.path.name}-spec.json",
-        "application/json",
-        on_click="ignore",
-        key="compare spec",
-        type="tertiary",
-    )
+    take_away("Spec, to run it again", lambda: spec, f"{name}-spec.json", "compare spec")
     if missing:
         them = "it" if len(missing) == 1 else "them"
         st.markdown(
             f":small[Not on this machine: {words.markdown_text(join_names(missing))}. Put {them} beside the spec before it is run.]"
         )
-    st.download_button(
-        "All curves as CSV",
-        lambda: frame.to_csv(index=False).encode(),
-        f"{comparison.path.name}-curves.csv",
-        "text/csv",
-        on_click="ignore",
-        key="compare metrics",
-        type="tertiary",
-    )
-    st.code(
-        f"wisca compare {comparison.path.name}-spec.json --out {comparison.path.name}-again",
-        language="bash",
-        wrap_lines=True,
-    )
+    take_away("All curves as CSV", lambda: frame.to_csv(index=False).encode(), f"{name}-curves.csv", "compare metrics")
+    st.code(f"wisca compare {name}-spec.json --out {name}-again", language="bash", wrap_lines=True)
     quiet("Final weights are further down, where the comparison kept them.")

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import streamlit as st
-
 from wisca_app import cached, state
 from wisca_app.comparing.choosing import place
 from wisca_app.heading import telling_name
 from wisca_app.job_progress import latest
 from wisca_app.open_model import normal
+from wisca_app.parts import take_away
 from wisca_app.report.model import OtherResults, document_of
 from wisca_core.comparison import folder
 from wisca_core.equivalence.proving import prove
@@ -19,15 +18,12 @@ from wisca_core.planning.options import Options
 
 def button(model: Model, options: Options) -> None:
     name, comparison = normal(state.get("model")), state.get("comparison")
-    st.download_button(
+    take_away(
         "Report",
         lambda: _report(model, options, name, comparison),
         f"{telling_name('wisca')}.html",
-        "text/html",
-        type="tertiary",
-        on_click="ignore",
-        key="report",
-        help="Balance, heads, plan, proof, learning rates, and the evaluation and comparison of this model, in one file that "
+        "report",
+        "Balance, heads, plan, proof, learning rates, and the evaluation and comparison of this model, in one file that "
         "needs no network. Seconds, since the rule is proved first.",
     )
 

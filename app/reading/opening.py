@@ -6,7 +6,7 @@ from wisca_app import cached, state, uploads
 from wisca_app.figures import words
 from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages, plain
-from wisca_app.parts import KEPT, pick, quiet
+from wisca_app.parts import KEPT, pick, quiet, take_away
 from wisca_app.reading.drawn_runs import DrawnRuns, forget_choices, paths
 from wisca_core.runs.recognise import KINDS
 from wisca_core.runs.writing import csv_pieces
@@ -124,14 +124,8 @@ def download(shown: DrawnRuns) -> None:
     """All values as one long table, or the command that writes it."""
     n = sum(len(run) for run in shown.runs)
     if n <= MOST_DOWNLOADED:
-        st.download_button(
-            "All values as CSV",
-            lambda: b"".join(csv_pieces(shown.runs)),
-            f"{telling_name('values', shown.short)}.csv",
-            "text/csv",
-            on_click="ignore",
-            key="runs csv",
-        )
+        name = f"{telling_name('values', shown.short)}.csv"
+        take_away("All values as CSV", lambda: b"".join(csv_pieces(shown.runs)), name, "runs csv", type="secondary")
     else:
         with st.popover("All values as CSV"):
             st.markdown(f"{words.count(n)} rows are too many for a page. This writes them:")

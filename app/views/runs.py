@@ -7,7 +7,7 @@ from wisca_app.figures import words
 from wisca_app.figures.template import theme_of
 from wisca_app.heading import telling_name
 from wisca_app.messages import errors_as_messages
-from wisca_app.parts import quiet
+from wisca_app.parts import quiet, take_away
 from wisca_app.reading import checkpoint_ratios, curves, ends, histograms, opening, run_list
 from wisca_app.reading.drawn_runs import drawn_runs
 from wisca_app.report import runs
@@ -49,12 +49,11 @@ if settings is not None:
     tables.append(("Settings that differ", settings))
 with st.container(horizontal=True, gap="small"):
     opening.download(view)
-    st.download_button(
+    take_away(
         "This page as HTML",
         lambda: runs.document_of(opening.facts(view), title, [sentence, compared], charts, tables, lines),
         f"{telling_name('runs', view.short)}.html",
-        "text/html",
-        on_click="ignore",
-        key="runs html",
-        help="Curves and tables as they are now, in one file that needs no network, light and dark.",
+        "runs html",
+        "Curves and tables as they are now, in one file that needs no network, light and dark.",
+        type="secondary",
     )
