@@ -185,7 +185,7 @@ def sent() -> dict:
         )
         return Gpu.sent - before
 
-    return {"replicas": (of(60, together) - of(40, together)) / 20, "alone": (of(14, alone) - of(10, alone)) / 4 / 2}
+    return {"replicas": (of(30, together) - of(20, together)) / 10, "alone": (of(14, alone) - of(10, alone)) / 4 / 2}
 
 
 def a_worker() -> dict:
