@@ -467,9 +467,11 @@ def apart(work) -> None:
 
 if __name__ == "__main__":
     # before the forks, both of which import it, and then nothing that garbage collections need look through again
-    import deepspeed  # noqa: F401
+    import deepspeed
     from transformers import Trainer, TrainingArguments  # noqa: F401
 
+    # an operator that sums in inference alone, on CPUs: where it was never used, g++ compiles it for more than a minute
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     gc.collect()
     gc.freeze()
     FOLDER, OUT = sys.argv[1:]
