@@ -279,10 +279,10 @@ def test_only_feed_forward_pairs_of_a_model_with_relu_squared(small_model, edite
 def wrong_mlp(real):
     """The proof with the feed-forward rule refused."""
 
-    def prove(*arguments) -> Proof:
+    def prove(*arguments, **more) -> Proof:
         from dataclasses import replace
 
-        proof = real(*arguments)
+        proof = real(*arguments, **more)
         kept = tuple(name for name in proof.proved if not name.endswith(".mlp"))
         return replace(
             proof,
