@@ -21,7 +21,7 @@ from wisca_core.planning.bases import Bases
 from wisca_core.planning.factors import Factors
 from wisca_core.rescale_basis import all_changes
 from wisca_core.storage import workplace
-from wisca_core.verdicts import digest, versions
+from wisca_core.verdicts import digest
 
 BASIS = "a full change of basis on "  # how the words of such a proof begin
 
@@ -32,7 +32,7 @@ def prove_basis(checkpoint: Checkpoint, chosen: Method) -> Proof:
     """
     if checkpoint.declared is not None:
         reason = "it is proved on classes of transformers alone, and its pairs were declared."
-        return replace(_proof(), reason=reason)
+        return Proof(passed=False, rule=chosen.name, what=f"{BASIS}nothing", reason=reason)
     key = digest(parse_config(checkpoint.config_json), chosen.name)
     return proof_of("basis", key, chosen.name, lambda: _prove(checkpoint.config_json, chosen))
 
@@ -75,13 +75,6 @@ def _far_from_diagonal(site: Site, rng: np.random.Generator) -> np.ndarray:
     n_groups = int(labels.max()) + 1
     n = len(labels) // n_groups
     return np.eye(n) + 0.5 / n**0.5 * rng.standard_normal((n_groups, n, n))
-
-
-def _proof(**said) -> Proof:
-    nothing = dict(
-        passed=False, rule="", what=f"{BASIS}nothing", n_cases=0, cases=(), max_rel=float("inf"), liveness=0.0
-    )
-    return Proof(**(nothing | dict(largest_factor=1.0, seconds=0.0, versions=versions()) | said))
 
 
 def _prove(config_json: str, chosen: Method) -> Proof:
@@ -131,7 +124,7 @@ def _prove(config_json: str, chosen: Method) -> Proof:
             else:
                 proved[name] = off, alive
     a = found.attention
-    return _proof(
+    return Proof(
         passed=not refused,
         rule=chosen.name,
         what=f"{BASIS}{a.n_layers} layers, width {a.hidden_size}, {a.n_heads} query heads on {a.n_kv_heads} KV heads",

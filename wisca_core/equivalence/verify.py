@@ -78,20 +78,17 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     sites = sites_of(before, pairs_to_find(PAIRS), progress, search=discover)
     layout = _compare_layout(before, after)
     if layout:
-        return _different(layout, before, 0, sites)
+        return _different(layout, before, 0)
     bases = _bases_beside(after, sites)
     found = _compare_weights(before, after, sites, progress, bases)
     n = len(before.tensors)
     if found.unexplained:
-        return _different(found.unexplained, before, found.n_changed, sites)
+        return _different(found.unexplained, before, found.n_changed)
     if not found.n_changed:
         same_config = _function_config(before) == _function_config(after)
         if not same_config:
             return _different(
-                ["every tensor is bit-equal, but config.json differs in more than names and versions."],
-                before,
-                0,
-                sites,
+                ["every tensor is bit-equal, but config.json differs in more than names and versions."], before, 0
             )
         return Verification(
             BIT_IDENTICAL,
@@ -107,7 +104,7 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
             ("outputs: equal weights need no run",),
         )
     if _function_config(before) != _function_config(after):
-        return _different(["config.json differs in more than names and versions."], before, found.n_changed, sites)
+        return _different(["config.json differs in more than names and versions."], before, found.n_changed)
     # those of the pairs that changed: the others, refused or not, do not matter, and their proof is the one a rescale kept
     changed = {sites[name].key.pair for name in found.changed_sites}
     pairs = changed | set(pairs_to_find(changed))
@@ -116,7 +113,7 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     try:
         of_bases = check_basis(before, [sites[name] for name in mixed], MIXING, "")
     except ProofFailed as error:
-        return _different([str(error)], before, found.n_changed, sites)
+        return _different([str(error)], before, found.n_changed)
     unproved = sorted({label(sites[name]) for name in found.changed_sites if not proof.covers(sites[name])})
     if unproved:
         reasons = dict(proof.refused)
@@ -127,7 +124,6 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
             ],
             before,
             found.n_changed,
-            sites,
         )
     sites = sites.only(lambda site: site.name in found.changed_sites)
     check, not_run = (
@@ -191,7 +187,7 @@ def _run(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress
         return None, f"outputs of the models: {error}"
 
 
-def _different(reasons: list[str], before: Checkpoint, n_changed: int, sites: Sites) -> Verification:
+def _different(reasons: list[str], before: Checkpoint, n_changed: int) -> Verification:
     shown = reasons[:10] + ([f"and {len(reasons) - 10} more"] if len(reasons) > 10 else [])
     return Verification(
         DIFFERENT,

@@ -40,7 +40,6 @@ def head_detail(
                         weight,
                         factor,
                         {c: decision.patterns.rows[c][rows] for c in ("n_zero", "n_nonfinite")},
-                        site,
                         pairing,
                     )
                 )
@@ -88,9 +87,7 @@ def _group_weight(reader: Reader, leg: Leg, group: int) -> torch.Tensor:
     return weight.reshape(len(index), -1) + leg.offset
 
 
-def _role(
-    leg: Leg, weight: torch.Tensor, factor: np.ndarray, counts: dict, site: Site, pairing: np.ndarray
-) -> RoleDetail:
+def _role(leg: Leg, weight: torch.Tensor, factor: np.ndarray, counts: dict, pairing: np.ndarray) -> RoleDetail:
     size = weight.abs()
     after = size * torch.from_numpy(factor)[:, None]
     edges, percent, percent_after = _histograms(size, after)
