@@ -143,7 +143,10 @@ class Model:
         from wisca_core.rescale_basis import with_bases
 
         patterns = self.with_pairs(plan.options.pairs).patterns
-        return with_bases(decision_of(plan, patterns), self.checkpoint).groups(norm)
+        decision = decision_of(plan, patterns)
+        if plan.bases:  # what they leave is measured, once a plan
+            decision = self.keep(("after", plan), lambda: with_bases(decision, self.checkpoint))
+        return decision.groups(norm)
 
     def layers(self, norm: str = "l1", plan: Plan | None = None) -> pd.DataFrame:
         """One row a (pair, block, layer): log2_ratio, log2_size and, with a ``plan``, log2_after, in octaves."""

@@ -33,6 +33,9 @@ class Bases:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Bases) and self.digest == other.digest
 
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     def __bool__(self) -> bool:
         return bool(self.sites)
 
