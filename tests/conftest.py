@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from wisca_core import jobs
 from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 from wisca_core.model import Model, open_model
+from wisca_core.processes import collect_seldom
 
 # model_type -> how far its default config is from a structure worth testing; the class it is saved as
 _CLASSES = {
@@ -97,6 +98,10 @@ def pytest_xdist_make_scheduler(config, log):
             return f"{file} {len(name.partition('[')[2]) % 4}" if file.endswith("test_families.py") else file
 
     return Scheduling(config, log)
+
+
+def pytest_configure() -> None:
+    collect_seldom()
 
 
 _n_frozen = 0  # modules that were imported when it was done last

@@ -21,6 +21,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SIZES = {1280: 900, 390: 844}
+# no graphics processor is there to be looked for, and its stand-in costs more than drawing without
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 # Deep links of Streamlit ask for these twice; nothing is missing.
 HARMLESS = ("_stcore/health", "host-config", "404")
 
@@ -108,19 +110,24 @@ def faults(page, errors: list[str]) -> list[str]:
     return out + (["the page says that it cannot be shown"] if cannot else [])
 
 
-def opened(browser, address: str, width: int, scheme: str) -> Iterator[tuple[str, object, list[str]]]:
-    """(path, page, faults) of every page at one width and theme."""
-    context = browser.new_context(viewport={"width": width, "height": SIZES[width]}, color_scheme=scheme)
-    page, errors = context.new_page(), []
+def listened(page) -> list[str]:
+    """What the console of a new page says from now on; its time limit is that of a busy machine."""
+    errors: list[str] = []
     page.set_default_timeout(90_000)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    return errors
+
+
+def opened(page, errors: list[str], address: str, width: int, scheme: str) -> Iterator[tuple[str, list[str]]]:
+    """(path, faults) of every page at one width and theme, as ``page`` shows it; ``errors``: what its console says."""
+    page.set_viewport_size({"width": width, "height": SIZES[width]})
+    page.emulate_media(color_scheme=scheme)
     for path in paths():
         errors.clear()
         page.goto(address + path)
         settled(page)
-        yield path or "/inspect", page, faults(page, errors)
-    context.close()
+        yield path or "/inspect", faults(page, errors)
 
 
 def main(address: str, folder: Path) -> int:
@@ -129,12 +136,12 @@ def main(address: str, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     wrong = 0
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
+        page = browser.new_page()
+        errors = listened(page)
         for scheme in ("light", "dark"):
             for width in SIZES:
-                for path, page, found in opened(browser, address.rstrip("/"), width, scheme):
+                for path, found in opened(page, errors, address.rstrip("/"), width, scheme):
                     page.screenshot(path=str(folder / f"{path.strip('/')}-{scheme}-{width}.png"), timeout=90_000)
                     wrong += bool(found)
                     print(f"{path} {scheme} {width}: {'; '.join(found) or 'in order'}", flush=True)

@@ -37,26 +37,35 @@ def playwright():
 
 @pytest.fixture(scope="module")
 def browser(playwright):
-    """One for all tests: each has a context of its own, with its own storage and cache."""
-    browser = playwright.chromium.launch(
-        executable_path=pages.browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
-    )
+    browser = playwright.chromium.launch(executable_path=pages.browser_path(), args=pages.FLAGS)
     yield browser
     browser.close()
 
 
+@pytest.fixture(scope="module")
+def tab(browser):
+    """(page, what its console said) of one tab for all tests: a new one compiles charts and frame anew, twice the work of
+    opening a page.
+    """
+    page = browser.new_page()
+    yield page, pages.listened(page)
+
+
 @pytest.fixture
-def page(server, browser):
-    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
-    page = context.new_page()
-    page.set_default_timeout(90_000)
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" and "404" not in m.text else None)
+def page(server, tab):
+    """The tab as if it were new: empty, wide, light, and without what a page has stored."""
+    page, errors = tab
+    page.set_viewport_size({"width": 1280, "height": 1000})
+    page.emulate_media(color_scheme="light")
     yield page
-    assert not page.problems, page.problems
-    assert page.locator(".stException").count() == 0
-    context.close()
+    found = [text for text in errors if "404" not in text]
+    n_exceptions = page.locator(".stException").count()
+    page.context.clear_cookies()
+    if page.url.startswith("http"):
+        page.evaluate("localStorage.clear(), sessionStorage.clear()")
+    page.goto("about:blank")
+    errors.clear()
+    assert not found and not n_exceptions, found
 
 
 def test_from_the_first_screen_to_a_verified_download(page, server, tmp_path):
@@ -117,10 +126,10 @@ def test_a_phone_in_the_dark_sees_both_pages_without_sideways_scrolling(page, se
             assert page.locator(".js-plotly-plot").first.bounding_box()["y"] < 844 - 72
 
 
-def test_every_page_opens_without_a_fault(server, browser):
+def test_every_page_opens_without_a_fault(page, server, tab):
     """At 1280 px; ``python tests/pages.py`` does all widths and themes."""
     address, _ = server
-    found = {where: faults for where, _, faults in pages.opened(browser, address, 1280, "light") if faults}
+    found = {where: faults for where, faults in pages.opened(*tab, address, 1280, "light") if faults}
     assert not found and len(pages.paths()) >= 7
 
 

@@ -1,15 +1,13 @@
-"""Every supported model type is proved: here, or by the census that came with this very code and these versions.
-
-Where the released census is about what runs here (``released_entry``: the row, every file that decides, the versions), to
-prove all types again would repeat it. Then an eighth is proved anew, drawn by the digest itself, so that every change draws
-another one, and must say what the census says; of the others the census must say what is asked of a proof. Where it is about
-other code or versions, or lacks a type, all or that type are proved here."""
+"""Every supported model type is proved: here, or by the census that came with this very code and these versions
+(``census_here``). What is proved anew must say what the census says; of the others it must say what is asked of a proof.
+"""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from census_here import is_proved_here
 from installed import IS_OLDER
 from safetensors.torch import save_file
 from transformers.models.auto import modeling_auto as auto
@@ -189,10 +187,6 @@ def test_every_supported_model_type_is_proved(model_type, small_model):
     assert (
         0 <= found.max_rel < BOUND and found.liveness > 1e-6 and len(found.cases) >= 1 and found.largest_factor == 1024
     )
-
-
-def is_proved_here(model_type) -> bool:
-    return came.released_entry(model_type) is None or int(came.ground_digest(model_type), 16) % 8 == 0
 
 
 def check_entry(model_type, entry) -> None:

@@ -183,7 +183,7 @@ def test_it_opens_offline_in_a_real_browser(written, tmp_path):
 
     path, said, asked = pages.browser_path(), [], []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = playwright.chromium.launch(executable_path=path, args=pages.FLAGS)
         for scheme, width in (("light", 1280), ("dark", 390)):
             context = browser.new_context(
                 viewport={"width": width, "height": 844}, color_scheme=scheme, offline=True, accept_downloads=True

@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from pages import browser_path, serving, settled  # noqa: E402
+from pages import FLAGS, browser_path, serving, settled  # noqa: E402
 
 TURNS = 4
 MAP = 8, 2  # layers and KV groups of the sample
@@ -78,9 +78,7 @@ def main() -> None:
         serving(Path(home)) as (address, server),
         sync_playwright() as playwright,
     ):
-        browser = playwright.chromium.launch(
-            executable_path=browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(60_000)
         measure(page, server.pid, address)

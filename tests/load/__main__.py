@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from pages import browser_path, serving  # noqa: E402
+from pages import FLAGS, browser_path, serving  # noqa: E402
 
 import wisca_core as wisca  # noqa: E402
 
@@ -178,9 +178,7 @@ class Crowd:
 
         by_minute: list[float] = []
         async with async_playwright() as playwright:
-            browser = await playwright.chromium.launch(
-                executable_path=browser_path(), args=["--no-sandbox", "--disable-dev-shm-usage"]
-            )
+            browser = await playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
             await self.by_one(browser)
             print(f"{len(self.alone)} pages seen by one person alone, median {self._median():.1f} s", flush=True)
             self.waits.clear()
