@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from streamlit import config
 from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Block
@@ -17,6 +18,9 @@ from wisca_core.equivalence.proving import prove
 
 # AppTest reads the metadata of every installed package for each new page, which takes longer than the page; once will do
 manifest_scanner.scan_component_manifests = cache(manifest_scanner.scan_component_manifests)
+# as in app/.streamlit/config.toml, which is read where the dashboard is started
+config.set_option("browser.gatherUsageStats", False)
+config.set_option("runner.magicEnabled", False)
 DASHBOARD = Path(__file__).parents[1] / "app" / "dashboard.py"
 SAMPLE = Path(__file__).parents[1] / "sample_runs" / "gqa-docs" / "checkpoint-3600"  # which the dashboard opens first
 

@@ -127,7 +127,7 @@ print(comparison.state, comparison.workers, comparison.message, [(c.state, c.att
 
 
 def test_a_ray_worker_killed_in_mid_run_loses_nothing(tmp_path, small):
-    spec = small(steps=600, evaluate_every=60)
+    spec = small(steps=300, evaluate_every=60)
     whole = alone(tmp_path / "alone", spec)
     path = folder.create(tmp_path / "c", spec)
     with tempfile.TemporaryDirectory(prefix="ray") as short:  # the paths of its sockets have at most 107 characters

@@ -109,6 +109,8 @@ def test_the_proof_of_its_structure(proof):
 def test_rescaled_exported_and_reloaded_it_computes_the_same(granularity, exact, minilm, proof, look, tmp_path):
     options = Options(granularity=granularity, exact=exact)
     decision = decide(minilm.patterns, options)
+    # the models are run by the full check and by verify at one granularity, and by transformers alone at all three
+    checked = granularity == "group"
     if exact:  # within half an octave everywhere, so powers of two come from outside
         octaves = np.random.default_rng(4).integers(-3, 4, len(decision.factor))
         decision = replace(decision, factor=np.exp2(octaves.astype(np.float64)))
@@ -120,25 +122,25 @@ def test_rescaled_exported_and_reloaded_it_computes_the_same(granularity, exact,
         plan,
         tmp_path / "out",
         proof,
-        lambda folder, progress: compare_folder(minilm.checkpoint, minilm.sites, plan, folder, progress),
+        (lambda folder, progress: compare_folder(minilm.checkpoint, minilm.sites, plan, folder, progress))
+        if checked
+        else None,
     )
     out = report.parent
-    check = json.loads(report.read_text())["full_check"]
-    assert (
-        check["outputs"] == "last hidden state"
-        and check["tokens"].startswith("Python's documentation")
-        and check["n_tokens"] == 1016
-    )
-    found = verify(minilm.checkpoint, open_checkpoint(out), run_models=exact)
+    if checked:
+        check = json.loads(report.read_text())["full_check"]
+        assert (
+            check["outputs"] == "last hidden state"
+            and check["tokens"].startswith("Python's documentation")
+            and check["n_tokens"] == 1016
+        )
+        assert check["bit_identical"] if exact else float(check["max_rel"]) < min(1e-5, 10 * check["control_max_rel"])
+    found = verify(minilm.checkpoint, open_checkpoint(out), run_models=exact and checked)
     if exact:
-        assert check["bit_identical"] and found.verdict == BIT_IDENTICAL and decision.bit_identical
+        assert found.powers_of_two and (found.verdict == BIT_IDENTICAL or not checked) and decision.bit_identical
         assert torch.equal(embeddings(MODEL, torch.float32), embeddings(out, torch.float32))
     else:
-        assert (
-            found.verdict == ROUNDING
-            and float(check["max_rel"]) < 1e-5
-            and float(check["max_rel"]) < 10 * check["control_max_rel"]
-        )
+        assert found.verdict == ROUNDING
         before, after = (embeddings(folder, torch.float64) for folder in (MODEL, out))
         assert ((before - after).abs().max() / before.abs().max()).item() < 1e-6
     after = look(out)
