@@ -26,13 +26,13 @@ SAMPLE = Path(__file__).parents[1] / "sample_runs" / "gqa-docs" / "checkpoint-36
 
 
 def page(view: str = "", **address: str | Path) -> AppTest:
-    """The dashboard at an address ("model" is one of its names), then ``view`` where it is not the first one."""
+    """The dashboard opened at an address: a page, and what stands behind it ("model" is one of its names)."""
     at = AppTest.from_file(str(DASHBOARD), default_timeout=90)
     for name, value in address.items():
         at.query_params[name] = str(value) if isinstance(value, Path) else value
-    at.run()
     if view:
-        at.switch_page(f"views/{view}.py").run()
+        at.switch_page(f"views/{view}.py")
+    at.run()
     assert not at.exception
     return at
 

@@ -1,10 +1,11 @@
 """Comparisons small enough for a test, how a test trains one, and finished ones whose losses a test decides."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
-from wisca_core.comparison import folder
+from wisca_core.comparison import folder, worker
 from wisca_core.comparison.cell import train
 from wisca_core.comparison.data import load_corpus
 from wisca_core.comparison.presets import ARMS
@@ -46,6 +47,12 @@ def train_all(path: Path, spec: Spec) -> folder.Comparison:
         assert train(spec, cell, corpus, never)
         folder.write_cell_status(cell, state="done")
     return folder.read(path)
+
+
+def work_here(path: Path, way: Any, number: int) -> tuple[subprocess.Popen]:
+    """``executor._start`` of one worker whose process is not what a test is about: it would import everything anew."""
+    code = worker.work(path, "cpu", lambda: bool(folder.stop_request(path)), way.executor, way.at_once)
+    return (subprocess.Popen(["sh", "-c", f"exit {code}"]),)
 
 
 def numbers(cell: folder.Cell) -> list[dict]:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_comparison import never, numbers, train_all
+from small_comparison import never, numbers, train_all, work_here
 
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.cli import main
@@ -215,6 +215,7 @@ def test_the_lora_preset_runs_from_the_command_line(tmp_path, base, text, monkey
         data=replace(preset.data, source="text", path=str(text), context=16, validation_windows=4),
     )
     monkeypatch.setitem(PRESETS, "lora", quick)
+    monkeypatch.setattr(executor, "_start", work_here)
     assert (
         main(
             [

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_comparison import MODEL, TEXT, never, numbers, small_spec, train_all
+from small_comparison import MODEL, TEXT, never, numbers, small_spec, train_all, work_here
 
 from wisca_core import jobs, processes, storage
 from wisca_core.cli import main
@@ -269,7 +269,8 @@ def test_the_share_of_clipped_steps_and_the_final_loss_on_more_windows_are_logge
     assert table["final"].iloc[0] == rows[-1]["final_loss"]
 
 
-def test_the_pilot_runs_first_and_the_rest_follows_at_its_rates(tmp_path, small):
+def test_the_pilot_runs_first_and_the_rest_follows_at_its_rates(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(executor, "_start", work_here)
     spec = small(
         arms=(ARMS["baseline"], replace(ARMS["wisca"], every=3), Arm("rates", kind="rates", every=3, rate_of="wisca")),
         optimiser=OptimiserSpec(warmup_steps=2, learning_rates=(1e-3, 1e-2)),
@@ -391,7 +392,8 @@ def test_a_worker_that_dies_gets_one_more_try_and_its_cell_then_fails_with_a_rea
     assert not executor._record_death(path, -9)  # nobody was training: nothing to restart for
 
 
-def test_one_failing_cell_leaves_the_others_alone_and_the_command_says_so(tmp_path, small, capsys):
+def test_one_failing_cell_leaves_the_others_alone_and_the_command_says_so(tmp_path, small, monkeypatch, capsys):
+    monkeypatch.setattr(executor, "_start", work_here)
     spec = small(
         optimiser=OptimiserSpec(learning_rates=(0.01, 100.0), warmup_steps=0, weight_decay=10.0), seeds=(1,), steps=60
     )
