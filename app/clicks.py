@@ -17,7 +17,7 @@ def key(source: str) -> str:
 
 def point(source: str) -> list | None:
     """In a callback of a chart: what the point that was clicked carries, None where none is."""
-    for one in _selected(source, "points"):
+    for one in _selection(source, "points"):
         data = _part(one, "customdata")
         if data is not None:
             return list(data.values()) if isinstance(data, dict) else list(data)
@@ -26,7 +26,7 @@ def point(source: str) -> list | None:
 
 def row(source: str, rows: list) -> Any:
     """In a callback of a table whose lines are ``rows``: the one that was clicked, None where none is."""
-    lines = _selected(source, "rows")
+    lines = _selection(source, "rows")
     return rows[lines[0]] if lines and lines[0] < len(rows) else None
 
 
@@ -37,7 +37,7 @@ def renew(sources: Iterable[str], by: str = "") -> None:
             state.note(f"turn {source}", (state.note(f"turn {source}") or 0) + 1)
 
 
-def _selected(source: str, what: str) -> list:
+def _selection(source: str, what: str) -> list:
     return _part(_part(state.get(key(source)), "selection"), what) or []
 
 

@@ -42,15 +42,15 @@ def one_of(label: str, options: Iterable, key: str, said: Mapping | None = None,
     """Buttons of which one is always pressed, which is remembered while other pages are looked at. ``said``: what each
     option is called, where it is not called itself; ``options`` may be that mapping. ``more``: of st.segmented_control.
     """
-    return st.segmented_control(label, list(options), required=True, key=key, **_kept(options, said), **more)
+    return st.segmented_control(label, list(options), required=True, key=key, **_options(options, said), **more)
 
 
 def pick(label: str, options: Iterable, key: str, said: Mapping | None = None, **more: Any) -> Any:
     """The same as a list that opens. ``more``: of st.selectbox."""
-    return st.selectbox(label, list(options), key=key, **_kept(options, said), **more)
+    return st.selectbox(label, list(options), key=key, **_options(options, said), **more)
 
 
-def _kept(options: Iterable, said: Mapping | None) -> dict[str, Any]:
+def _options(options: Iterable, said: Mapping | None) -> dict[str, Any]:
     said = options if said is None and isinstance(options, Mapping) else said
     return KEPT | ({} if said is None else {"format_func": said.get})
 

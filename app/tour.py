@@ -74,7 +74,7 @@ def take() -> None:
     if number is not None:
         state.forget(_TO_GO)
         _arrive(number)
-    elif state.is_history() and (passed := _passed()):
+    elif state.is_history() and (passed := _stop_on_the_way_back()):
         _arrive(passed)
     elif is_fresh:
         stop = STOPS[state.get("tour") - 1]
@@ -85,7 +85,7 @@ def take() -> None:
             state.go(stop.page)
 
 
-def _passed() -> int | None:
+def _stop_on_the_way_back() -> int | None:
     """The stop that the Back button leads to. Streamlit takes two steps to another page with other choices; the one in
     between has the page of the stop that was left, and the choices of the next.
     """
@@ -159,7 +159,7 @@ def _go(number: int, page: str = "") -> None:
     page = page or (STOPS[number - 1].page if number != _LEFT else "")
     if not page or state.note("page") == _path(page):
         state.rerun()
-    _arrive(number)  # so that the step between the two pages is one that ``_passed`` knows
+    _arrive(number)  # so that the step between the two pages is one that ``_stop_on_the_way_back`` knows
     state.go(page)
 
 

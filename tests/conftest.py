@@ -5,6 +5,7 @@
 
 import gc
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -102,6 +103,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_configure() -> None:
     collect_seldom()
+    # some images forbid it, and then each of the hundred processes of a run compiles the library anew
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 _n_frozen = 0  # modules that were imported when it was done last

@@ -60,7 +60,7 @@ def document(
 ) -> bytes:
     """``facts``: the small line above the title; ``said``: what stands under it. UTF-8, beginning with BEGINS."""
     figures: list[dict] = []
-    subject = html.unescape(_untagged(facts)).split(", ")[0]
+    subject = html.unescape(_plain_words(facts)).split(", ")[0]
     body = [f'<p class="quiet">{inline(facts)}</p>' if facts else "", f"<h1>{inline(title)}</h1>"]
     body += [f"<p>{inline(one)}</p>" for one in said]
     for section in sections:
@@ -77,7 +77,7 @@ def document(
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; "
         "style-src 'unsafe-inline'; img-src data: blob:; font-src data:\">"
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{_untagged(title)}</title><style>{''.join(map(_font, fonts))}{_colours()}{_file('report.css')}</style>"
+        f"<title>{_plain_words(title)}</title><style>{''.join(map(_font, fonts))}{_colours()}{_file('report.css')}</style>"
     )
     script = ""
     if figures:
@@ -112,7 +112,7 @@ def inline(text: str) -> str:
     return re.sub("[\ue000-\ue07f]", lambda m: html.escape(chr(ord(m[0]) - 0xE000)), text)
 
 
-def _untagged(text: str) -> str:
+def _plain_words(text: str) -> str:
     """The words of a caption alone, as HTML."""
     return re.sub("<[^>]*>", "", inline(text))
 
@@ -123,13 +123,13 @@ def _chart(chart: Chart, figures: list[dict], subject: str, title: str) -> str:
         {
             **light,
             "dark": list(_differences(light, dark)),
-            "title": _untagged(chart.finding),
+            "title": _plain_words(chart.finding),
             "subject": html.escape(subject, quote=False),
             "name": chart.name,
             "drag": light["layout"].get("dragmode", False),
         }
     )
-    alt = html.escape(html.unescape(_untagged(chart.alt or chart.finding)), quote=True)
+    alt = html.escape(html.unescape(_plain_words(chart.alt or chart.finding)), quote=True)
     height = light["layout"].get("height") or 400
     drawn = f'<div class="chart" role="img" aria-label="{alt}" style="height:{height}px"></div>'
     below = ""

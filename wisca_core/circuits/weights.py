@@ -52,16 +52,16 @@ class AttentionWeights:
             if other == 0:
                 one = self.reader.rows(name, at, at + 1)[0]
             else:
-                one = self._kept(name).select(other, at)
+                one = self._whole_tensor(name).select(other, at)
             return one.movedim(axis - (axis > other), 0)[index]
         if axis == 0:
             low, high = int(rows.index.min()), int(rows.index.max()) + 1
             return self.reader.rows(name, low, high)[index - low]
         if self.sizes.get(name, 0) > KEPT_BYTES:
             return torch.cat([block[:, index].clone() for _, block in self.reader.blocks(name, _BLOCK)]).T
-        return self._kept(name).index_select(axis, index).movedim(axis, 0)
+        return self._whole_tensor(name).index_select(axis, index).movedim(axis, 0)
 
-    def _kept(self, name: str) -> torch.Tensor:
+    def _whole_tensor(self, name: str) -> torch.Tensor:
         if name not in self._whole:
             self._whole[name] = self.reader.tensor(name)
         return self._whole[name]

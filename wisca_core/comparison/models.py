@@ -34,7 +34,7 @@ def build_model(spec: Spec, seed: int) -> nn.Module:
     if not m.is_trained_before:
         torch.manual_seed(seed)
         return _fresh(model_config(spec))
-    model = _pretrained(spec)
+    model = _pretrained_model(spec)
     if m.source == "lora":
         torch.manual_seed(seed)
         return with_adapters(model, spec.lora).eval()
@@ -108,7 +108,7 @@ def _fresh(config) -> nn.Module:
     ) from failed
 
 
-def _pretrained(spec: Spec) -> nn.Module:
+def _pretrained_model(spec: Spec) -> nn.Module:
     """The model in the folder or file, its weights as float32."""
     wanted = language_model_class(model_config(spec))
     with workplace(spec.model.path) as place:
