@@ -151,6 +151,11 @@ def test_verify_believes_the_weights_and_not_the_file(done, tmp_path):
     for name, change in (("one side", one_side), ("one value", one_value)):
         found = wisca.verify(model, changed(name, change), run_models=False)
         assert found.verdict == DIFFERENT and side in found.reasons[0], (name, found.reasons)
+    # right weights, beside a file that cannot say by what they were made
+    shutil.copytree(out.folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / BASES).write_bytes(b"nothing")
+    found = wisca.verify(model, tmp_path / "damaged", run_models=False)
+    assert found.verdict == DIFFERENT and found.reasons[0].startswith(f"{BASES} says") and len(found.reasons) > 1
     # a change of basis of rotary pairs, explained by a file that says so
     untouched = tmp_path / "rotary"
     shutil.copytree(model.checkpoint.path, untouched)

@@ -163,7 +163,7 @@ def _recipe(
     known = checkpoint.by_name
     method = str(stated.get("quant_method", "")).lower()
     if last == "weight" and tensor.dtype in ("F8_E4M3", "F8_E5M2") and len(tensor.shape) == 2:
-        return _scaled(tensor, stem, checkpoint, stated)
+        return _with_scale(tensor, stem, checkpoint, stated)
     if (
         last == "weight"
         and tensor.dtype == "I8"
@@ -180,11 +180,11 @@ def _recipe(
         and len(tensor.shape) == 2
         and f"{stem}.weight_zero_point" not in known
     ):
-        return _scaled(tensor, stem, checkpoint, stated)
+        return _with_scale(tensor, stem, checkpoint, stated)
     if last == "weight" and tensor.dtype == "U8":
         return _four_bits(tensor, checkpoint, small)
     if last == "weight_packed" and tensor.dtype == "I32" and len(tensor.shape) == 2:
-        return _packed(tensor, stem, checkpoint, stated, small)
+        return _compressed_tensors(tensor, stem, checkpoint, stated, small)
     if last == "qweight" and tensor.dtype == "I32" and len(tensor.shape) == 2:
         others = [known.get(f"{stem}.{name}") for name in ("qzeros", "scales", "g_idx")]
         if method == "gptq":
@@ -194,7 +194,7 @@ def _recipe(
     return None
 
 
-def _scaled(tensor: TensorInfo, stem: str, checkpoint: Checkpoint, stated: dict):
+def _with_scale(tensor: TensorInfo, stem: str, checkpoint: Checkpoint, stated: dict):
     """Both names of the scale hold what the stored values are multiplied by, whatever "inv" suggests."""
     rows, columns = tensor.shape
     for name in ("weight_scale_inv", "weight_scale"):
@@ -298,7 +298,7 @@ def _four_bits(tensor: TensorInfo, checkpoint: Checkpoint, small: dict[str, byte
     return tensor.name, tuple(shape), recipe, {tensor.name, state, *(p.name for p in parts)}
 
 
-def _packed(tensor: TensorInfo, stem: str, checkpoint: Checkpoint, stated: dict, small: dict[str, bytes]):
+def _compressed_tensors(tensor: TensorInfo, stem: str, checkpoint: Checkpoint, stated: dict, small: dict[str, bytes]):
     known = checkpoint.by_name
     groups = stated.get("config_groups")
     weights = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []

@@ -5,6 +5,7 @@ The weights decide, the outputs are shown beside: outputs alone cannot tell a ro
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -79,11 +80,11 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     layout = _compare_layout(before, after)
     if layout:
         return _different(layout, before, 0)
-    bases = _bases_beside(after, sites)
+    bases, not_used = _bases_beside(after, sites)
     found = _compare_weights(before, after, sites, progress, bases)
     n = len(before.tensors)
     if found.unexplained:
-        return _different(found.unexplained, before, found.n_changed)
+        return _different([*not_used, *found.unexplained], before, found.n_changed)
     if not found.n_changed:
         same_config = _function_config(before) == _function_config(after)
         if not same_config:
@@ -164,18 +165,20 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     )
 
 
-def _bases_beside(after: Checkpoint, sites: Sites) -> Bases:
-    """The changes of basis that an export says it was made by; none where it says nothing that could be so. They prove
-    nothing: the weights have to be what they make of the others, to the last place.
+def _bases_beside(after: Checkpoint, sites: Sites) -> tuple[Bases, tuple[str, ...]]:
+    """The changes of basis that an export says it was made by, none where it says nothing that could be so; and then why. They
+    prove nothing: the weights have to be what they make of the others, to the last place.
     """
+    if not os.path.lexists(after.path / BASES):
+        return Bases(), ()
     try:
         mixed = [site.labels("group") for site in sites.sites if MIXING.changes_basis_of(site.key.pair)]
         n_values = sum(len(labels) ** 2 // (int(labels.max()) + 1) for labels in mixed)
         found = Bases.read(after.path / BASES, most_bytes=8 * n_values + 2**20)  # what these pairs can have, no more
         found.check(sites, MIXING)
-    except (UnreadableInput, PlanMismatch):
-        return Bases()
-    return found
+    except (UnreadableInput, PlanMismatch) as error:
+        return Bases(), (f"{BASES} says by which changes of basis it was made, and cannot be used: {error}",)
+    return found, ()
 
 
 def _run(before: Checkpoint, after: Checkpoint, sites: Sites, progress: Progress) -> tuple[FullCheck | None, str]:
