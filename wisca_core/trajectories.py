@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -94,8 +95,19 @@ class Trajectory:
         """block -> its name among the blocks of the pair, "" where it is the only one."""
         return titles(block for of, block in self.places if of == pair)
 
+    @cached_property
+    def _layers(self) -> dict[str, pd.DataFrame]:
+        return {}
+
     def layers(self, norm: str) -> pd.DataFrame:
-        """One row a (step, pair, block, layer): log2_ratio and log2_size of all KV groups together, octaves."""
+        """One row a (step, pair, block, layer): log2_ratio and log2_size of all KV groups together, octaves. Made once; not to
+        be changed.
+        """
+        if norm not in self._layers:
+            self._layers[norm] = self._layers_of(norm)
+        return self._layers[norm]
+
+    def _layers_of(self, norm: str) -> pd.DataFrame:
         table = self.tables[norm]
         parts = [
             layer_ratios(part, norm)[["pair", "block", "layer", "log2_ratio", "log2_size"]].assign(step=step)

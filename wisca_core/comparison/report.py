@@ -27,6 +27,7 @@ from wisca_core.comparison.statistics import (
     check_starts,
     clipped_shares,
     corrected_effects,
+    curves_by_cell,
     effect_of,
     finals,
     seeds_to_see,
@@ -104,12 +105,13 @@ def report(comparison: Comparison, curves: pd.DataFrame) -> Report:
     final = {(r.arm, r.rate, r.seed): r.final for r in table.itertuples()}
     kinds = {arm.name: arm.kind for arm in spec.arms}
     question = _question(spec)
-    effects = [effect_of(arm, rate, spec.seeds, final, base, curves) for rate in rates for arm in arms]
+    by_cell = curves_by_cell(curves)
+    effects = [effect_of(arm, rate, spec.seeds, final, base, by_cell) for rate in rates for arm in arms]
     if spec.has_pilot:
         chosen = {arm: dict.fromkeys(spec.seeds, comparison.pilot.rate(spec, arm)) for arm in [base, *arms]}
     else:
         chosen = {arm: best_rates(table, arm, rates, spec.seeds) for arm in [base, *arms] if len(rates) > 1}
-    best = [effect_of(arm, None, spec.seeds, final, base, curves, chosen) for arm in arms if chosen]
+    best = [effect_of(arm, None, spec.seeds, final, base, by_cell, chosen) for arm in arms if chosen]
     main = corrected_effects(best or effects, question)
     best, effects = (main, effects) if best else ([], main)
     first = next(e for e in main if e.arm == question)

@@ -18,6 +18,8 @@ from wisca_core.comparison.folder import Comparison
 from wisca_core.errors import UnequalStart
 from wisca_core.intervals import CONFIDENCE, mean_interval
 
+Curve = Sequence[tuple[float, float]]  # (step, loss)
+
 # Equal starts are checked in float32, where a rescale moves the loss by rounding only.
 START_TOLERANCE = 1e-5
 FEWEST, FIRM = 4, 8
@@ -273,7 +275,7 @@ def effect_of(
     seeds: Sequence[int],
     final: Mapping,
     base: str,
-    curves: pd.DataFrame,
+    curves: Mapping,
     chosen: Mapping | None = None,
 ) -> Effect:
     rates = {s: (rate, rate) if chosen is None else (chosen[arm].get(s), chosen[base].get(s)) for s in seeds}
@@ -284,7 +286,7 @@ def effect_of(
     # exp of a diverged loss may overflow; the difference of losses still says what happened
     with np.errstate(over="ignore", invalid="ignore"):
         perplexity = paired_interval([float(np.exp(pairs[s][0]) - np.exp(pairs[s][1])) for s in used])
-    saved = [_steps_saved(curves, arm, base, rates[s], s) for s in used]
+    saved = [_steps_saved(curves.get((arm, rates[s][0], s), []), curves[base, rates[s][1], s]) for s in used]
     reached = [x for x in saved if x is not None]
     return Effect(
         arm=arm,
@@ -314,17 +316,13 @@ def corrected_effects(effects: list[Effect], question: str) -> list[Effect]:
     return [e if e.arm == question else replace(e, p_corrected=next(p)) for e in effects]
 
 
-def _steps_saved(curves: pd.DataFrame, arm: str, base: str, rates: tuple[float, float], seed: int) -> float | None:
-    baseline = _curve(curves, base, rates[1], seed)
+def _steps_saved(curve: Curve, baseline: Curve) -> float | None:
     level = baseline[-1][1]  # of the same windows as the curves
-    theirs, own = (
-        first_reach(_curve(curves, arm, rates[0], seed), level),
-        first_reach(_curve(curves, base, rates[1], seed), level),
-    )
+    theirs, own = first_reach(curve, level), first_reach(baseline, level)
     return None if theirs is None or own is None else own - theirs
 
 
-def first_reach(curve: Sequence[tuple[float, float]], level: float) -> float | None:
+def first_reach(curve: Curve, level: float) -> float | None:
     """The step, interpolated, at which a curve of (step, loss) first comes down to ``level``; None where it never does.
 
     >>> first_reach([(0, 5.0), (100, 3.0), (200, 2.0)], 2.5)
@@ -340,8 +338,7 @@ def first_reach(curve: Sequence[tuple[float, float]], level: float) -> float | N
     return None
 
 
-def _curve(curves: pd.DataFrame, arm: str, rate: float, seed: int) -> list[tuple[float, float]]:
-    rows = curves[
-        (curves["arm"] == arm) & (curves["rate"] == rate) & (curves["seed"] == seed) & curves["val_loss"].notna()
-    ]
-    return list(zip(rows["step"], rows["val_loss"]))
+def curves_by_cell(curves: pd.DataFrame) -> dict[tuple[str, float, int], Curve]:
+    """(arm, rate, seed) -> its validation losses, of ``folder.curves``."""
+    cells = curves[curves["val_loss"].notna()].groupby(["arm", "rate", "seed"])
+    return {cell: list(zip(rows["step"], rows["val_loss"])) for cell, rows in cells}
