@@ -150,6 +150,23 @@ def own_home(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 @pytest.fixture
+def jobs_here(monkeypatch) -> None:
+    """Jobs are done in this process, at once, where that one is started is not what a test is about: it would import everything
+    anew, and so would the process in which it tries the tokenizer.
+    """
+    from wisca_core.jobs import control, worker
+    from wisca_core.progress import FolderProgress
+
+    def run(folder: Path, descriptor: int, log: int) -> None:
+        progress = FolderProgress(folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(worker.signal, "signal", lambda *_: None)
+            progress.finish(*worker._work(folder, progress))
+
+    monkeypatch.setattr(control, "_spawn", run)
+
+
+@pytest.fixture
 def proved_before(wisca_home, own_home) -> Iterator[None]:
     """``own_home`` begins with the proofs that the whole run has made so far, and gives it those that it makes: for tests that
     ask for something else than that one is made.

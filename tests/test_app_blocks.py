@@ -146,7 +146,7 @@ def plan_table(at: AppTest):
     return next(d.value for d in at.main.dataframe if "What it changes" in d.value)
 
 
-def test_feed_forward_pairs_in_the_plan_the_proof_and_the_export(moe, tmp_path):
+def test_feed_forward_pairs_in_the_plan_the_proof_and_the_export(moe, jobs_here, tmp_path):
     prove(open_checkpoint(moe), find_sites(open_checkpoint(moe), pairs=("qk", "vo", "mlp")))
     at = page("rescale", model=moe, pairs="qk,vo,mlp", exact="yes")
     table = plan_table(at)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("own_home")
 MODEL, OTHER = SAMPLE / "checkpoint-3600", SAMPLE / "checkpoint-600"
 
 
-def test_before_an_evaluation_the_page_asks(own_home):
+def test_before_an_evaluation_the_page_asks(own_home, jobs_here):
     at = page("evaluate", model=MODEL)
     assert "How well does this model predict?" in texts(at)
     at.multiselect("tasks").set_value([])
@@ -33,7 +33,7 @@ def test_before_an_evaluation_the_page_asks(own_home):
     assert (job.folder / "metrics.jsonl").read_text().count("window") == 2 * 2
 
 
-def test_two_models_with_tasks_and_heads(own_home):
+def test_two_models_with_tasks_and_heads(own_home, jobs_here):
     arguments = {"model": str(MODEL), "other": str(OTHER), "text": "", "tasks": ["docs-order", "boolqq"], "drafts": []}
     job = jobs.start("evaluate", arguments | {"inside": True, "limit": 4}, "Evaluate")
     assert jobs.wait(job.id, 300).state == "done"
@@ -71,7 +71,7 @@ def small_comparison_with_weights(home: Path) -> Path:
     return place
 
 
-def test_a_failed_evaluation_says_why(own_home, tmp_path):
+def test_a_failed_evaluation_says_why(own_home, jobs_here, tmp_path):
     (tmp_path / "empty.txt").touch()
     job = jobs.start("evaluate", {"model": str(MODEL), "text": str(tmp_path / "empty.txt")}, "Evaluate")
     assert jobs.wait(job.id, 300).state == "failed"

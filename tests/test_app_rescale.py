@@ -312,7 +312,7 @@ def test_full_check_and_export_run_as_jobs_and_write_the_plan_that_is_shown(llam
         assert torch.equal(new.tensor(name), wanted.reshape(32, 32))
 
 
-def test_an_export_into_a_folder_that_exists_is_refused_with_words(llama, tmp_path):
+def test_an_export_into_a_folder_that_exists_is_refused_with_words(llama, jobs_here, tmp_path):
     (tmp_path / "there").mkdir()
     at = page("rescale", model=llama)
     at.toggle(key="export_check").set_value(False).run()
