@@ -62,8 +62,8 @@ class Census:
 
 
 def model(model: str, sites: str = "", unproved: bool = False) -> Model:
-    """Raises WiscaError. A model of the hub is taken from its cache, or downloaded: ask first. ``sites``: the name of a kept
-    declaration, "" for none; ``unproved``: its pairs are taken as they are.
+    """Raises WiscaError. A model of the hub is taken from its cache, or downloaded: ask first. ``sites``: the name of a
+    kept declaration, "" for none; ``unproved``: its pairs are taken as they are.
     """
     found = _open(model, _stamp(model), sites, unproved)
     if found.sites.discovered is None and is_unknown(found.checkpoint):
@@ -158,16 +158,16 @@ def plan(model: Model, options: Options) -> Plan:
 
 @st.cache_resource(max_entries=96, show_spinner=False)
 def once(key: str, _make: Callable[[], T]) -> T:
-    """What ``make()`` gave for this key (a figure, a table of a page), which names everything that it depends on; not to
-    be changed.
+    """What ``make()`` gave for this key (a figure, a table of a page), which names everything that it depends on; not
+    to be changed.
     """
     return _make()
 
 
 def set_aside_modules() -> None:
     """Last of a run. Streamlit collects garbage after every redraw of a fragment, and walks through everything that the
-    modules hold for it: 0.1 s of processor time with torch and pandas, half of a redraw. They are taken out of its reach,
-    once more where a page has loaded others.
+    modules hold for it: 0.1 s of processor time with torch and pandas, half of a redraw. They are taken out of its
+    reach, once more where a page has loaded others.
     """
     _set_aside(len(sys.modules))
 
@@ -223,7 +223,9 @@ def _band(paths, step_column, key, metric, x, smoothing, window, most, _runs) ->
 
 
 def trajectory_waits(folder: str) -> bool:
-    """Whether measuring its checkpoints is more than two seconds of work that nobody has done yet. Raises WiscaError."""
+    """Whether measuring its checkpoints is more than two seconds of work that nobody has done yet. Raises
+    WiscaError.
+    """
     return _trajectory_bytes(folder, content_key(folder)) > JOB_BYTES
 
 

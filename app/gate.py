@@ -1,4 +1,6 @@
-"""What stands before Streamlit's server: only its own pages talk to it, and what a closed page uploaded is forgotten."""
+"""What stands before Streamlit's server: only its own pages talk to it, and what a closed page uploaded is
+forgotten.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,8 +14,8 @@ RECONNECT_SECONDS = 125.0
 
 
 class Gate:
-    """ASGI middleware. A request that names an origin comes from a page: it has to be one of this very address and port,
-    where Streamlit takes any port of this machine, behind which a program of somebody else may serve pages.
+    """ASGI middleware. A request that names an origin comes from a page: it has to be one of this very address and
+    port, where Streamlit takes any port of this machine, behind which a program of somebody else may serve pages.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
@@ -36,7 +38,9 @@ class Gate:
 
 
 def forget(sessions: set[str]) -> None:
-    """Drop the uploads of those of ``sessions`` that did not come back; Streamlit would keep them until others close."""
+    """Drop the uploads of those of ``sessions`` that did not come back; Streamlit would keep them until others
+    close.
+    """
     files = runtime.get_instance().uploaded_file_mgr
     for session in sessions & _closed_sessions():
         files.remove_session_files(session)

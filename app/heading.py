@@ -51,8 +51,8 @@ def heading(
     chart: Chart | None = None,
 ) -> None:
     """Finding, downloads and, where it needs a word, how to read it. Both texts are ours, the table's names are not.
-    ``tip``: what stands behind a question mark. ``of``: what it is about, "" for the open model. ``chart``: what is below, to take
-    away.
+    ``tip``: what stands behind a question mark. ``of``: what it is about, "" for the open model. ``chart``: what is
+    below, to take away.
     """
     with st.container(gap="xxsmall"):
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", wrap=False):

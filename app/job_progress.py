@@ -21,8 +21,8 @@ def latest(kind: str, **arguments: str | bool | list[str] | None) -> Job | None:
 
 
 def measuring(job: Job | None, heading: str) -> Job | None:
-    """That job while it is under way, None where one is to be started: there is none, or it did not finish and the person
-    asks for another. Else ends the page here.
+    """That job while it is under way, None where one is to be started: there is none, or it did not finish and the
+    person asks for another. Else ends the page here.
     """
     st.header(heading)
     if job is None or job.is_active:

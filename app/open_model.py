@@ -33,7 +33,9 @@ def normal(written: str) -> str:
 
 
 def title(model: str) -> str:
-    """A short name for it, one line, still foreign: the last two parts of a path, the hub id, an upload's weight file."""
+    """A short name for it, one line, still foreign: the last two parts of a path, the hub id, an upload's weight
+    file.
+    """
     if model.startswith("hub:"):
         return printable(model.removeprefix("hub:"))
     folder = next((one for one in (Path(model), Path(model).parent) if one.parent == storage.home() / "uploads"), None)
@@ -138,7 +140,9 @@ def _measure(model: str, opened: Model) -> None:
 
 
 def start_measuring(model: str, is_mlp: bool = False, declared: Mapping[str, str] | None = None) -> jobs.Job:
-    """``declared``: what the job is told of its declaration. Raises OutputRefused where it is being measured already."""
+    """``declared``: what the job is told of its declaration. Raises OutputRefused where it is being measured
+    already.
+    """
     arguments = {"model": model} | ({"pairs": _MLP} if is_mlp else {}) | dict(declared or {})
     what = f"{title(model)}, MLP" if is_mlp else title(model)
     return jobs.start("measure", arguments, f"Measure {what}", exclusive=f"measure {model}{' mlp' if is_mlp else ''}")

@@ -14,8 +14,8 @@ KEPT: dict[str, Any] = {"persist_state": "session"}  # what was asked stays whil
 
 
 def part(draw: Callable[..., None]) -> Callable[..., None]:
-    """``draw`` as a fragment. What is chosen in it is written into the address, and an error of the library inside it is
-    a message in its place.
+    """``draw`` as a fragment. What is chosen in it is written into the address, and an error of the library inside it
+    is a message in its place.
     """
 
     def drawn(*arguments: object) -> None:
@@ -32,8 +32,8 @@ def is_phone() -> bool:
 
 
 def primary() -> str:
-    """The type of the button that matters most. In dark Streamlit would write white on the primary colour, which cannot be
-    read: there it is an outline.
+    """The type of the button that matters most. In dark Streamlit would write white on the primary colour, which cannot
+    be read: there it is an outline.
     """
     return "secondary" if st.context.theme.type == "dark" else "primary"
 
@@ -66,8 +66,8 @@ def quiet(text: str) -> None:
 
 
 def take_away(label: str, made: Callable[[], bytes], name: str, key: str, help: str = "", **more: Any) -> None:
-    """A button that gives a file called ``name`` (.csv, .html, .json), made when it is pressed; the page stays as it is.
-    ``more``: of st.download_button.
+    """A button that gives a file called ``name`` (.csv, .html, .json), made when it is pressed; the page stays as it
+    is. ``more``: of st.download_button.
     """
     ending = name.rpartition(".")[2]
     kind = "application/json" if ending == "json" else f"text/{ending}"

@@ -8,8 +8,8 @@ SAME_RATE = 1.05  # under this factor a learning rate is called the same
 
 
 def line(rates: list[PairRates], lead: str) -> str:
-    """ "With Adam, balancing is training :blue[**Wq**] at 2.8× and :orange[**Wk**] at 0.36× the learning rate."; of a pair
-    in several places the one furthest from balance speaks. ``lead``: what it is that is such a training.
+    """ "With Adam, balancing is training :blue[**Wq**] at 2.8× and :orange[**Wk**] at 0.36× the learning rate."; of a
+    pair in several places the one furthest from balance speaks. ``lead``: what it is that is such a training.
     """
     moved = [one for one in rates if max(one.left, one.right) >= SAME_RATE]
     if not moved:
@@ -28,7 +28,10 @@ def _hardly(rates: list[PairRates]) -> str:
     if _most(one) < SAME_RATE:
         return "each learning rate by less than 5 %: it is hardly another training"
     sides = (f"{name}'s by {said}" for name, said in zip(_words(one), (span(*one.left_span), span(*one.right_span))))
-    return f"no learning rate of the median {site_unit(one.pair, one.block)} by 5 %, but {' and '.join(sides)} over the layers"
+    return (
+        f"no learning rate of the median {site_unit(one.pair, one.block)} by 5 %, but {' and '.join(sides)} over "
+        "the layers"
+    )
 
 
 def _most(one: PairRates) -> float:

@@ -163,8 +163,8 @@ CHOICES: dict[str, Choice] = {
     "across": Choice(_constant("qk_stable_rank"), _one_of(*NUMBERS)),
     "up": Choice(_constant("ov_stable_rank"), _one_of(*NUMBERS)),
     "heads_beside": Choice(_constant("")),
-    # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"; any text, because the
-    # page says of one that is not here that it is not. Only names that are listed are ever looked up on disk.
+    # Compare: the folder's name under WISCA_HOME/comparisons, "sample-" and a bundled one, or "new"; any text, because
+    # the page says of one that is not here that it is not. Only names that are listed are ever looked up on disk.
     "comparison": Choice(_constant("")),
     # its curves: what was not chosen follows the comparison
     "compare_rate": Choice(lambda: note("own compare_rate"), _read_rate, "{:g}".format),
@@ -221,8 +221,8 @@ def _first_place(part: int) -> int | None:
 
 
 def carry() -> None:
-    """Before Streamlit writes the address of a page: one that a link leads to comes without choices. They go along, in the
-    same step for the Back button; written afterwards, they would be a second one.
+    """Before Streamlit writes the address of a page: one that a link leads to comes without choices. They go along, in
+    the same step for the Back button; written afterwards, they would be a second one.
     """
     run = get_script_run_ctx()
     is_led = run is not None and not run.is_history_navigation and run.page_script_hash != note("page key")
@@ -281,16 +281,16 @@ def share() -> None:
 
 
 def go(view: str) -> NoReturn:
-    """To another page, with all that is chosen: what was chosen just now stands in the address of this one first, so that
-    Back leads here.
+    """To another page, with all that is chosen: what was chosen just now stands in the address of this one first, so
+    that Back leads here.
     """
     share()
     st.switch_page(f"views/{view}.py", query_params=st.query_params.to_dict())
 
 
 def rerun() -> None:
-    """Draw the page anew with what was chosen in it. The browser knows nothing of that yet: the address that it tells is
-    the one from before, however long the page takes.
+    """Draw the page anew with what was chosen in it. The browser knows nothing of that yet: the address that it tells
+    is the one from before, however long the page takes.
     """
     note("own rerun", True)
     st.rerun()
@@ -395,8 +395,8 @@ def leave_out_mlp() -> None:
 
 
 def options(sites: Sites, has: tuple[str, ...] = ()) -> Options:
-    """The options of Rescale as a value, layers brought into what this model has. ``has``: its pairs, where ``sites`` are
-    not all of them.
+    """The options of Rescale as a value, layers brought into what this model has. ``has``: its pairs, where ``sites``
+    are not all of them.
     """
     span = layer_span(sites)
     chosen = clamped_layers(sites)

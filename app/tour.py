@@ -1,7 +1,7 @@
 """A guided path of five stops over the bundled sample: what each page answers, in the order of the question.
 
-The stop stands in the address (?tour=2). It can be left at any time, and what was open before is open again then; opening a
-model ends it.
+The stop stands in the address (?tour=2). It can be left at any time, and what was open before is open again then;
+opening a model ends it.
 """
 
 from dataclasses import dataclass, field
@@ -28,14 +28,16 @@ class Stop:
 STOPS = (
     Stop(
         "A small model, measured",
-        "The title is the verdict: which matrix of each pair is heavier, and how much of that is mere size. The line below "
+        "The title is the verdict: which matrix of each pair is heavier, and how much of that is mere size. The line "
+        "below "
         "it says what balancing would be for a training. The map shows every pair, layers across.",
         "inspect",
         {"pair": None, "shown_view": "size", "layer": None, "group": None},
     ),
     Stop(
         "A head out of balance",
-        "Now as stored, size and all. The framed cell is the one furthest from balance; the panel beside the map (below "
+        "Now as stored, size and all. The framed cell is the one furthest from balance; the panel beside the map "
+        "(below "
         "it on a phone) gives its ratio and how large its weights are, before and after. Click another one.",
         "inspect",
         {"pair": None, "shown_view": "stored", "layer": None, "group": None},
@@ -43,21 +45,25 @@ STOPS = (
     Stop(
         "Balanced, and proved",
         "Each pair takes a factor on one side and its inverse on the other; here powers of two, so that no bit of any "
-        "output moves. [Proof](#proof), near the foot of this page, runs a miniature of this very architecture with random "
+        "output moves. [Proof](#proof), near the foot of this page, runs a miniature of this very architecture with "
+        "random "
         "weights, both ways, in float64.",
         "rescale",
         {"exact": True},
     ),
     Stop(
         "What it does to a training",
-        "The function is the same, the training is not: it is one at other learning rates. Here it was tried against the "
-        "baseline, seed by seed, on a smaller model with 8 query heads on one KV head. The title is what these runs allow one to say; below stands what to do with it.",
+        "The function is the same, the training is not: it is one at other learning rates. Here it was tried against "
+        "the "
+        "baseline, seed by seed, on a smaller model with 8 query heads on one KV head. The title is what these runs "
+        "allow one to say; below stands what to do with it.",
         "compare",
         {"comparison": COMPARISON},
     ),
     Stop(
         "Your own model",
-        "Name a folder or hub:owner/name. Weights are read where they lie and never changed; nothing of it is run to look at it. "
+        "Name a folder or hub:owner/name. Weights are read where they lie and never changed; nothing of it is run to "
+        "look at it. "
         "Inspect then gives the same verdict on yours.",
         "open",
     ),
@@ -97,8 +103,8 @@ def _stop_on_the_way_back() -> int | None:
 
 
 def _arrive(number: int) -> None:
-    """``number``: of the stop, _LEFT for none. What another stop has chosen goes with it; who comes back to a stop finds
-    what they chose themselves where the stop leaves it open.
+    """``number``: of the stop, _LEFT for none. What another stop has chosen goes with it; who comes back to a stop
+    finds what they chose themselves where the stop leaves it open.
     """
     own = STOPS[number - 1].choices if number != _LEFT and number == state.get("tour") else {}
     for name in {name for stop in STOPS for name in stop.choices}:
@@ -154,7 +160,9 @@ def draw() -> None:
 
 
 def _go(number: int, page: str = "") -> None:
-    """``number``: of the stop, _LEFT for none. ``page``: of its view, where it is not that of the stop; of none this one."""
+    """``number``: of the stop, _LEFT for none. ``page``: of its view, where it is not that of the stop; of none this
+    one.
+    """
     state.note(_TO_GO, number)
     page = page or (STOPS[number - 1].page if number != _LEFT else "")
     if not page or state.note("page") == _path(page):

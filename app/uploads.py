@@ -32,7 +32,8 @@ def keep(files: Sequence[tuple[str, bytes]], endings: tuple[str, ...] = ENDINGS)
     for name, _ in files:
         if not re.fullmatch(r"[\w-][\w .-]{0,119}", name, re.ASCII) or not name.endswith(endings):
             raise UnsafeInput(
-                f"{printable(name)} is not a plain file name ending in {', '.join(filter(None, endings)) or 'anything'}. "
+                f"{printable(name)} is not a plain file name ending in "
+                f"{', '.join(filter(None, endings)) or 'anything'}. "
                 f"Nothing was kept."
             )
     id = secrets.token_hex(8)

@@ -1,7 +1,8 @@
-"""A language model of one's own class, trained with WISCA by declared sites: python sample_runs/nanogpt_like.py [steps] [every]
+"""A language model of one's own class, trained with WISCA by declared sites: python sample_runs/nanogpt_like.py [steps]
+[every]
 
-No class of transformers anywhere: a GPT of 60 lines, bytes of Python's own documentation, AdamW. The two lines that matter are the declaration and
-``scaler.step()``; the sites are proved on the model itself before the first step.
+No class of transformers anywhere: a GPT of 60 lines, bytes of Python's own documentation, AdamW. The two lines that
+matter are the declaration and ``scaler.step()``; the sites are proved on the model itself before the first step.
 """
 
 import pydoc_data.topics
@@ -84,7 +85,8 @@ def main(steps: int = 300, every: int = 50) -> float:
         optimizer.zero_grad()
         done = scaler.step()
         if done is not None:
-            print(f"step {step + 1:5}  loss {loss.item():.3f}  " + "  ".join(f"{n.removeprefix('decoder.')} {r:.2f}" for n, r in done.ratios.items()))
+            print(f"step {step + 1:5}  loss {loss.item():.3f}  " + "  ".join(f"{n.removeprefix('decoder.')} "
+            f"{r:.2f}" for n, r in done.ratios.items()))
     return loss.item()
 
 

@@ -45,8 +45,8 @@ _OF_THE_LIBRARY = (
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """An older transformers lacks some model types and cannot run others. What is promised of them there is a refusal by
-    name, and a test that ends in one says so instead of failing.
+    """An older transformers lacks some model types and cannot run others. What is promised of them there is a refusal
+    by name, and a test that ends in one says so instead of failing.
     """
     try:
         return (yield)
@@ -56,8 +56,8 @@ def pytest_runtest_call(item):
         raise
 
 
-# These take longest, so they come first, and no worker is left with one of them while the others have nothing to do. The
-# browser's tests mostly wait, so they begin, beside those that compute.
+# These take longest, so they come first, and no worker is left with one of them while the others have nothing to do.
+# The browser's tests mostly wait, so they begin, beside those that compute.
 LONGEST = (
     "test_browser",
     "test_families",
@@ -90,7 +90,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file at a time to a worker, so that what its tests share is made once; the types of test_families in four parts."""
+    """A file at a time to a worker, so that what its tests share is made once; the types of test_families in four
+    parts.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -113,8 +115,8 @@ _n_frozen = 0  # modules that were imported when it was done last
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
-    """What was imported stays: half a million objects that no later garbage collection need look through, nor the search for
-    averaged models with which each rescale of a training begins. Libraries import on while tests run.
+    """What was imported stays: half a million objects that no later garbage collection need look through, nor the
+    search for averaged models with which each rescale of a training begins. Libraries import on while tests run.
     """
     global _n_frozen
     if len(sys.modules) > _n_frozen + 20:
@@ -151,8 +153,8 @@ def own_home(tmp_path, monkeypatch) -> Iterator[Path]:
 
 @pytest.fixture
 def jobs_here(monkeypatch) -> None:
-    """Jobs are done in this process, at once, where that one is started is not what a test is about: it would import everything
-    anew, and so would the process in which it tries the tokenizer.
+    """Jobs are done in this process, at once, where that one is started is not what a test is about: it would import
+    everything anew, and so would the process in which it tries the tokenizer.
     """
     from wisca_core.jobs import control, worker
     from wisca_core.progress import FolderProgress
@@ -168,8 +170,8 @@ def jobs_here(monkeypatch) -> None:
 
 @pytest.fixture
 def proved_before(wisca_home, own_home) -> Iterator[None]:
-    """``own_home`` begins with the proofs that the whole run has made so far, and gives it those that it makes: for tests that
-    ask for something else than that one is made.
+    """``own_home`` begins with the proofs that the whole run has made so far, and gives it those that it makes: for
+    tests that ask for something else than that one is made.
     """
 
     def take(source: Path, target: Path) -> None:
@@ -236,8 +238,8 @@ def small_model(tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_llama() -> Callable[..., Path]:
-    """tiny_llama(folder, n_layers, change=None) -> folder. As transformers initialises and writes it, bf16, four query heads
-    on two KV heads; ``change(model)`` in place.
+    """tiny_llama(folder, n_layers, change=None) -> folder. As transformers initialises and writes it, bf16, four query
+    heads on two KV heads; ``change(model)`` in place.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -16,7 +16,8 @@ from wisca_core.architecture.site import DEFAULT_PAIRS
 from wisca_core.checkpoint import open_checkpoint
 from wisca_core.equivalence.proving import prove
 
-# AppTest reads the metadata of every installed package for each new page, which takes longer than the page; once will do
+# AppTest reads the metadata of every installed package for each new page, which takes longer than the page; once will
+# do
 manifest_scanner.scan_component_manifests = cache(manifest_scanner.scan_component_manifests)
 # as in app/.streamlit/config.toml, which is read where the dashboard is started
 config.set_option("browser.gatherUsageStats", False)
@@ -38,15 +39,17 @@ def page(view: str = "", **address: str | Path) -> AppTest:
 
 
 def proved(folder: Path, pairs: tuple[str, ...] = DEFAULT_PAIRS) -> Path:
-    """``folder``, with a proof that is kept: where Rescale finds none it starts a process, which takes ten times as long."""
+    """``folder``, with a proof that is kept: where Rescale finds none it starts a process, which takes ten times as
+    long.
+    """
     checkpoint = open_checkpoint(folder)
     assert prove(checkpoint, find_sites(checkpoint, pairs=pairs)).passed
     return folder
 
 
 def texts(part: AppTest | Block) -> str:
-    """All words of a page or of a part of it (``at.main``), without the backslashes and word joiners that keep Markdown from
-    reading them.
+    """All words of a page or of a part of it (``at.main``), without the backslashes and word joiners that keep Markdown
+    from reading them.
     """
     assert not part.get("exception")
     kinds = ("text", "markdown", "title", "header", "subheader", "code")

@@ -1,4 +1,6 @@
-"""Small models as people write them themselves, for declared sites: every one in the style of a code base, none copied."""
+"""Small models as people write them themselves, for declared sites: every one in the style of a code base, none
+copied.
+"""
 
 import math
 

@@ -33,7 +33,9 @@ class Einsum(nn.Module):
 
 
 class Projected(nn.Module):
-    """nn.Linear each; ``owns``: keys and values of its own; ``extra``: what else its output reads; ``norms``: one a head."""
+    """nn.Linear each; ``owns``: keys and values of its own; ``extra``: what else its output reads; ``norms``: one a
+    head.
+    """
 
     def __init__(self, owns=True, extra=0, norms=False):
         super().__init__()

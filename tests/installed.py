@@ -1,5 +1,5 @@
-"""The installed transformers beside the one that constraints.txt pins: the rows name model types of the pinned one, and an
-older one lacks the newest of them."""
+"""The installed transformers beside the one that constraints.txt pins: the rows name model types of the pinned one, and
+an older one lacks the newest of them."""
 
 import re
 from importlib.metadata import version

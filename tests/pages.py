@@ -2,8 +2,8 @@
 
     python tests/pages.py http://127.0.0.1:8501 FOLDER
 
-opens each page of a running dashboard at 1280 and 390 px, light and dark, writes a picture of each into FOLDER and prints
-what it found; the suite opens each once at 1280 px.
+opens each page of a running dashboard at 1280 and 390 px, light and dark, writes a picture of each into FOLDER and
+prints what it found; the suite opens each once at 1280 px.
 """
 
 import os
@@ -42,7 +42,9 @@ def browser_path() -> str:
 
 @contextmanager
 def serving(home: Path) -> Iterator[tuple[str, subprocess.Popen]]:
-    """(address, process) of a dashboard started as the README says; its WISCA_HOME and its server.log lie in ``home``."""
+    """(address, process) of a dashboard started as the README says; its WISCA_HOME and its server.log lie in
+    ``home``.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -162,7 +162,9 @@ KINDS = {
 
 
 def real_folder(kind: str, place: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """``place``, with the model of KINDS written there. Biases and gains are moved off their start, as training does."""
+    """``place``, with the model of KINDS written there. Biases and gains are moved off their start, as training
+    does.
+    """
     model_class, config = KINDS[kind]
     torch.manual_seed(0)
     model = model_class(config())

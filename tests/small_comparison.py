@@ -90,7 +90,9 @@ def fill(path: Path, final, start=lambda arm, seed: 5.5, missing=(), middle=None
 
 
 def with_pilot(path, pilot_loss, final, grid=(1e-3, 2e-3, 4e-3), arms=None, added=2, seeds=(1, 2, 3, 4), clipped=None):
-    """A comparison whose pilot runs end at ``pilot_loss(arm, rate)`` and its tested ones at ``final(arm, rate, seed)``."""
+    """A comparison whose pilot runs end at ``pilot_loss(arm, rate)`` and its tested ones at
+    ``final(arm, rate, seed)``.
+    """
     spec = Spec(
         "piloted",
         arms=arms or (ARMS["baseline"], ARMS["wisca"], Arm("rates", kind="rates", clip_norm="plain", rate_of="wisca")),

@@ -345,7 +345,9 @@ def test_base_and_adapter_are_proved_together(small_model, tmp_path, model_type,
 
 
 def test_followers_are_what_was_worked_out_by_hand(tmp_path):
-    """W is 2 x 2; rows times (2, 3), columns times (5, 7) in turn; DoRA's magnitude by the growth of W + 2 B A's rows."""
+    """W is 2 x 2; rows times (2, 3), columns times (5, 7) in turn; DoRA's magnitude by the growth of W + 2 B A's
+    rows.
+    """
     weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
     a, b = torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     base = tmp_path / "base"
@@ -644,7 +646,9 @@ def test_starts_that_are_followed_leave_the_base_as_it_is(small_model, start):
 
 
 def test_a_product_that_cancels_is_no_difference(small_model, tmp_path):
-    """B A of peft's orthogonal start is zero but for rounding: relative to itself every follower of it would be wrong."""
+    """B A of peft's orthogonal start is zero but for rounding: relative to itself every follower of it would be
+    wrong.
+    """
     from peft import LoraConfig, get_peft_model
 
     from wisca_core.equivalence.miniature import load

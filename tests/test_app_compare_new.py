@@ -13,8 +13,8 @@ pytestmark = pytest.mark.usefixtures("known_speed", "proved_before")
 
 def test_before_the_start_time_memory_and_seeds_are_said():
     at = page("compare", comparison="new")
-    # 2 arms x 3 rates x 3 pilot seeds, and 3 arms x 8 seeds. Spread 0.063: (1.960 + 0.842)^2 (0.063 / 0.044)^2 = 16.1 for a
-    # known spread, and three more for the t distribution
+    # 2 arms x 3 rates x 3 pilot seeds, and 3 arms x 8 seeds. Spread 0.063: (1.960 + 0.842)^2 (0.063 / 0.044)^2 = 16.1
+    # for a known spread, and three more for the t distribution
     assert metrics(at)["Runs"] == "42" and metrics(at)["Seeds needed"] == "19"
     # 42 runs of 500 steps at 0.05 s, and what evaluating adds, on the cores there are: minutes, not seconds
     assert "min" in metrics(at)["Time, about"] and metrics(at)["Parameters"] == "201 k"

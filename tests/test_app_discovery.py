@@ -1,4 +1,6 @@
-"""Inspect on a model type that no file has: the offer to look for a rule, and what the page shows once one was tried."""
+"""Inspect on a model type that no file has: the offer to look for a rule, and what the page shows once one was
+tried.
+"""
 
 from pathlib import Path
 

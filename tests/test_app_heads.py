@@ -101,7 +101,8 @@ def test_the_check_of_a_page_sees_a_wrong_mark(small_model):
     assert factor_check(checkpoint, sites_of(checkpoint), "decoder.self", 99) is None
 
 
-# --- the figures by themselves -----------------------------------------------------------------------------------------
+# --- the figures by themselves
+# -----------------------------------------------------------------------------------------
 
 
 def table(n_layers=3, n_heads=4, n_kv=2, **columns):

@@ -1,4 +1,6 @@
-"""The Method page: its sliders, the head that can be tried, the two trainings that are one; and the arithmetic behind."""
+"""The Method page: its sliders, the head that can be tried, the two trainings that are one; and the arithmetic
+behind.
+"""
 
 import numpy as np
 import pandas as pd

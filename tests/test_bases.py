@@ -1,4 +1,6 @@
-"""A checkpoint whose V and O pairs get a full change of basis: the same function, said, taken back, and not believed on its word."""
+"""A checkpoint whose V and O pairs get a full change of basis: the same function, said, taken back, and not believed on
+its word.
+"""
 
 import json
 import shutil

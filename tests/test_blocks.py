@@ -1,4 +1,6 @@
-"""Several blocks in a layer, experts and feed-forward pairs: told apart in every table, and rescaled only where proved."""
+"""Several blocks in a layer, experts and feed-forward pairs: told apart in every table, and rescaled only where
+proved.
+"""
 
 import json
 import shutil

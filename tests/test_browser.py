@@ -44,8 +44,8 @@ def browser(playwright):
 
 @pytest.fixture(scope="module")
 def tab(browser):
-    """(page, what its console said) of one tab for all tests: a new one compiles charts and frame anew, twice the work of
-    opening a page.
+    """(page, what its console said) of one tab for all tests: a new one compiles charts and frame anew, twice the work
+    of opening a page.
     """
     page = browser.new_page()
     yield page, pages.listened(page)
@@ -194,7 +194,7 @@ def test_on_a_phone_every_choice_of_the_sidebar_closes_it_and_no_button_stands_o
 FOCUS = """() => { for (let e = document.activeElement, i = 0; e && i < 4; e = e.parentElement, i++) {
     const s = getComputedStyle(e), r = e.getBoundingClientRect();
     if (s.outlineStyle == 'solid' && parseFloat(s.outlineWidth) >= 2 && r.width > 8 && r.height > 8) return s.outlineColor;
-} return document.activeElement.outerHTML.slice(0, 200) }"""
+} return document.activeElement.outerHTML.slice(0, 200) }"""  # noqa: E501
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
@@ -234,7 +234,7 @@ def test_back_leads_from_a_page_to_the_one_before_with_its_choices_in_one_step(p
 
 # of the first tile of the picture: its architecture, and where it stands in its chart
 TILE = """g => { const t = g.data.find(t => t.customdata && t.name != 'chosen'), f = g._fullLayout, first = v => (v._inputArray ?? v)[0];
-return [first(t.customdata), f.xaxis._offset + f.xaxis.d2p(first(t.x)), f.yaxis._offset + f.yaxis.d2p(first(t.y))] }"""
+return [first(t.customdata), f.xaxis._offset + f.xaxis.d2p(first(t.x)), f.yaxis._offset + f.yaxis.d2p(first(t.y))] }"""  # noqa: E501
 
 
 def test_a_click_on_a_tile_of_the_picture_looks_its_architecture_up(page, server):

@@ -97,7 +97,8 @@ def test_what_no_input_runs_is_counted_and_never_called_proved_by_itself():
     found = Entry("mllama", pairs=(with_tower, plain, replace(plain, pair="mlp")), n_trials=1)
     assert (
         found.sentence
-        == "mllama is covered: QK, VO and MLP are exact, down to single channels; 1 further place is run by no input tried here."
+        == "mllama is covered: QK, VO and MLP are exact, down to single channels; 1 further place is run by no input "
+        "tried here."
     )
     alone = pair_of("qk", (held("vision.self", (), "not run", True),), ALL)
     assert in_words(alone) == REFUSED and alone.reasons == ("not run",) and alone.finest == ""
@@ -121,7 +122,8 @@ def test_counts_and_reasons_over_types(made):
     assert not any("bert" in names for names in by_reason.values())
     assert [(r.text, r.model_types) for r in found.not_reached] == [("it took longer than 1 s", ("bert",))]
     assert found.sentence == (
-        "Of 5 architectures, in their default configs, QK is exact on 1, VO on 2 and the MLP pair on 3; the others are refused by name, and 1 was not "
+        "Of 5 architectures, in their default configs, QK is exact on 1, VO on 2 and the MLP pair on 3; the others are "
+        "refused by name, and 1 was not "
         "reached. 1 more was not tried here yet."
     )
 

@@ -1,4 +1,6 @@
-"""Distributed checkpoints (torch.distributed.checkpoint) and training checkpoints, read without running a line of them."""
+"""Distributed checkpoints (torch.distributed.checkpoint) and training checkpoints, read without running a line of
+them.
+"""
 
 import io
 import json
@@ -34,7 +36,7 @@ layout = {2: [Shard(0), Shard(1)], 1: [Shard(0)]}
 state = {name: distribute_tensor(t, mesh, [layout[t.dim()][i % len(layout[t.dim()])]]) for i, (name, t) in enumerate(sorted(whole.items()))}
 dcp.save({"model": state, "optimizer": {"state": {"exp_avg": torch.ones(3)}, "lr": 0.1}}, checkpoint_id=folder)
 dist.destroy_process_group()
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")

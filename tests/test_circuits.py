@@ -127,7 +127,8 @@ def test_a_layer_that_is_all_zero_is_dead(small_model, edited):
     assert dead.count == "6 heads" and {layer for _, layer, *_ in dead.heads} == {1}
 
 
-# --- against plain dense matrices ---------------------------------------------------------------------------------------
+# --- against plain dense matrices
+# ---------------------------------------------------------------------------------------
 
 
 def dense(folder, layer, head, n_heads, n_kv, gain_plus=0.0):
@@ -195,7 +196,8 @@ def test_the_effective_rank_keeps_its_digits_where_a_gram_matrix_loses_them():
     assert abs(float(gram[0]) / (small / math.sqrt(2)) - 1) > 0.1
 
 
-# --- what the real classes compute --------------------------------------------------------------------------------------
+# --- what the real classes compute
+# --------------------------------------------------------------------------------------
 
 RUN = {
     "llama": {"num_key_value_heads": 8},
@@ -217,8 +219,8 @@ RUN = {
 
 @pytest.mark.parametrize("model_type", RUN)
 def test_norm_scale_and_bound_are_those_of_the_model_that_runs(model_type, small_model, monkeypatch):
-    """Hooks on the real classes: what a projection reads has unit RMS once the norm's bias and gain are taken off, and no
-    logit is beyond the bound of its head at any distance.
+    """Hooks on the real classes: what a projection reads has unit RMS once the norm's bias and gain are taken off, and
+    no logit is beyond the bound of its head at any distance.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -332,7 +334,8 @@ def test_every_family_of_the_norms_is_one():
         assert family in named and (not model_type or model_type in families()), key
 
 
-# --- heads of other kinds -----------------------------------------------------------------------------------------------
+# --- heads of other kinds
+# -----------------------------------------------------------------------------------------------
 
 
 def test_under_a_qk_norm_the_circuit_is_of_the_gains(small_model):
@@ -389,7 +392,9 @@ def test_experts_that_bring_queries_are_heads_of_their_own(small_model):
 
 
 def test_transposed_and_fused_matrices_give_the_heads_of_the_separate_ones(small_model, tmp_path):
-    """GPT-2 keeps [in, 3 out]; the same numbers as separate projections of a BART-like layout give the same circuits."""
+    """GPT-2 keeps [in, 3 out]; the same numbers as separate projections of a BART-like layout give the same
+    circuits.
+    """
     folder = small_model("gpt2")
     table, t = wisca.heads(folder), load_file(folder / "model.safetensors")
     fused, gain = t["transformer.h.0.attn.c_attn.weight"], t["transformer.h.0.ln_1.weight"]
@@ -400,7 +405,8 @@ def test_transposed_and_fused_matrices_give_the_heads_of_the_separate_ones(small
     assert row["qk_norm"] == pytest.approx(float((q @ k.T).norm()), rel=1e-12)
 
 
-# --- tables, patterns, matrices, the command ----------------------------------------------------------------------------
+# --- tables, patterns, matrices, the command
+# ----------------------------------------------------------------------------
 
 
 def sample():

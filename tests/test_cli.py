@@ -505,7 +505,10 @@ def test_ctrl_c_during_the_export_leaves_nothing_behind(model, tmp_path):
     out = tmp_path / "out"
     # a disk that takes a second for a file: there is a moment to interrupt
     # (a shell without job control starts what is in its background with interrupts ignored)
-    slow = "import os, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); sync = os.fsync; os.fsync = lambda file: (time.sleep(1), sync(file)); "
+    slow = (
+        "import os, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); sync = os.fsync; "
+        "os.fsync = lambda file: (time.sleep(1), sync(file)); "
+    )
     running = subprocess.Popen(
         [*START[:2], slow + START[2], "rescale", str(model), str(out)],
         stdout=subprocess.PIPE,
@@ -657,7 +660,11 @@ def test_text_that_a_spreadsheet_would_run_is_escaped_and_numbers_are_not():
 
 
 def test_a_proof_that_holds_for_some_pairs_says_which_are_left_and_each_name_once(capsys):
-    why = "vision.0.cross.qk: scaling one side alone does not move the outputs, so this pair is not run and nothing is proved."
+    why = (
+        "vision.0.cross.qk: scaling one side alone does not move the outputs, so this pair is not run and nothing "
+        "is "
+        "proved."
+    )
     figures = dict(n_cases=4, cases=("length 7",), max_rel=0.0, liveness=0.1, largest_factor=1024.0, seconds=1.0)
     proof = Proof(
         passed=False,

@@ -1,4 +1,6 @@
-"""One cell on two processes, and cells on the workers of a Ray cluster: the numbers of one process, whoever is killed."""
+"""One cell on two processes, and cells on the workers of a Ray cluster: the numbers of one process, whoever is
+killed.
+"""
 
 import os
 import subprocess
@@ -32,7 +34,8 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 def in_a_network_of_its_own(*arguments: str, **more) -> subprocess.Popen:
     allowed = subprocess.run(["unshare", "-rn", "true"], capture_output=True, text=True)
     assert allowed.returncode == 0, (
-        f"this machine allows no network namespace (unshare -rn: {allowed.stderr.strip()}), and without one it would listen on all interfaces"
+        f"this machine allows no network namespace (unshare -rn: {allowed.stderr.strip()}), and without one it would "
+        "listen on all interfaces"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1", **more}
     return subprocess.Popen(
@@ -123,7 +126,7 @@ def kill(message, done, total):
 
 comparison = executor.run(path, None, kill, executor="ray")
 print(comparison.state, comparison.workers, comparison.message, [(c.state, c.attempts, c.reason) for c in comparison.cells], flush=True)
-"""
+"""  # noqa: E501
 
 
 def test_a_ray_worker_killed_in_mid_run_loses_nothing(tmp_path, small):

@@ -1,4 +1,6 @@
-"""What a comparison can train: shrunk and whole open models, adapters on them, the paper's set-ups; and what is refused before the first cell."""
+"""What a comparison can train: shrunk and whole open models, adapters on them, the paper's set-ups; and what is refused
+before the first cell.
+"""
 
 import json
 import shutil
@@ -39,7 +41,9 @@ SAMPLE = Path(__file__).parents[1] / "sample_runs" / "gqa-docs" / "checkpoint-36
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A byte-level Llama of 2 layers, 4 query heads on 2 KV heads, every parameter random, stored in bf16 as real ones are."""
+    """A byte-level Llama of 2 layers, 4 query heads on 2 KV heads, every parameter random, stored in bf16 as real ones
+    are.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from wisca_core.equivalence.miniature import randomise_
@@ -131,7 +135,8 @@ def test_all_lora_arms_of_a_seed_start_equal_and_leave_the_pair_alone_while_b_is
     assert starts["val_loss"].max() - starts["val_loss"].min() < 1e-6 * starts["val_loss"].min()
     statistics.check_starts(curves)
     assert starts["lora"].isna().all()  # |A| over zero is no ratio, and no factor was made of it
-    # half of the width in heads: the base starts an octave out of balance and the base arm was balanced before step 0's row
+    # half of the width in heads: the base starts an octave out of balance and the base arm was balanced before step 0's
+    # row
     assert (
         np.allclose(starts.loc["base", ["qk", "vo"]].astype(float), 0, atol=1e-6)
         and abs(starts.loc["lora_ab", "qk"]) > 0.5
@@ -462,7 +467,9 @@ def test_a_full_change_of_basis_keeps_the_function_and_makes_both_gram_matrices_
 
 
 def test_momentum_follows_a_full_change_of_basis(base):
-    """The same next step in both coordinates: SGD on W' = S^-1 W with momentum carried equals S^-1 of nothing else than g' = S g."""
+    """The same next step in both coordinates: SGD on W' = S^-1 W with momentum carried equals S^-1 of nothing else than
+    g' = S g.
+    """
     from wisca_core.equivalence.miniature import load
     from wisca_core.training import rescale_
 
@@ -577,7 +584,9 @@ def test_so_many_bytes_and_no_more_are_read(text, tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A stand-in for the library ``datasets``: load_dataset reads a parquet file of this machine and notes how it was asked."""
+    """A stand-in for the library ``datasets``: load_dataset reads a parquet file of this machine and notes how it was
+    asked.
+    """
     pd.DataFrame({"story": [f"Once upon a time there was the number {i}. " * 5 for i in range(60)]}).to_parquet(
         tmp_path / "train.parquet"
     )

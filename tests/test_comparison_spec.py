@@ -1,4 +1,6 @@
-"""Specs of comparisons: what is left out has its default, and every wrong value is named with its field and what is allowed."""
+"""Specs of comparisons: what is left out has its default, and every wrong value is named with its field and what is
+allowed.
+"""
 
 import json
 from dataclasses import replace
@@ -129,7 +131,8 @@ def test_an_arm_takes_the_options_of_a_live_rescale():
     arm = spec.arm("own")
     assert arm.granularity == "qk=channel,vo=tensor" and spec_from(spec.to_json()) == spec
     assert in_words(arm) == (
-        "QK and VO balanced by qk=channel,vo=tensor every 5 steps from 25% of the run up to 50% of the run where one side "
+        "QK and VO balanced by qk=channel,vo=tensor every 5 steps from 25% of the run up to 50% of the run where one "
+        "side "
         "is 1.5 times heavier"
     )
     chosen = choices_of(arm)
@@ -164,7 +167,8 @@ def test_arms_that_coincide_are_refused():
 
 def test_toml_and_json_give_the_same_spec_and_a_written_one_reads_back(tmp_path):
     (tmp_path / "a.toml").write_text(
-        f'format = "{FORMAT}"\nversion = {VERSION}\nsteps = 50\nseeds = [3, 4]\narms = ["baseline", {{name = "mine", every = 7, norm = "l2"}}]\n'
+        f'format = "{FORMAT}"\nversion = {VERSION}\nsteps = 50\nseeds = [3, 4]\narms = ["baseline", {{name = "mine", '
+        f'every = 7, norm = "l2"}}]\n'
         "[optimiser]\nlearning_rates = [0.001, 0.002]\nwarmup_steps = 5\n"
         '[data]\nsource = "text"\npath = "book.txt"\n'
     )

@@ -131,7 +131,8 @@ def test_four_seeds_are_preliminary_and_an_interval_over_zero_is_no_detectable_d
     r = report_of(made(tmp_path / "c", plus(wisca=[-0.01, 0.02, 0.0, 0.01])))
     # mean 0.005, sd 0.0129099, t = 3.182446: half the width 0.0205426
     assert r.sentence == (
-        "Preliminary. No useful gain: loss +0.005 nats per byte (95 % −0.016 to +0.026), 4 seeds, at the one rate tried (0.001)."
+        "Preliminary. No useful gain: loss +0.005 nats per byte (95 % −0.016 to +0.026), 4 seeds, at the one rate "
+        "tried (0.001)."
     )
     assert (
         r.grade == "preliminary"
@@ -147,7 +148,8 @@ def test_eight_seeds_with_a_clear_gain(tmp_path):
     d = [-0.05, -0.04, -0.06, -0.05, -0.045, -0.055, -0.05, -0.05]
     r = report_of(made(tmp_path / "c", plus(wisca=d), seeds=range(1, 9)))
     assert r.grade == "full" and r.sentence.startswith(
-        "Not settled: −0.050 nats per byte (95 % −0.055 to −0.045), 8 seeds, at the one rate tried (0.001); whether it is"
+        "Not settled: −0.050 nats per byte (95 % −0.055 to −0.045), 8 seeds, at the one rate tried (0.001); whether it "
+        "is"
     )
     assert r.effects[0].n_better == 8 and r.effects[0].bootstrap is not None and r.answer == "not settled"
     # all 8 have one sign: of 256 patterns two are as far from zero
@@ -251,7 +253,8 @@ def test_the_own_best_rate_is_chosen_without_the_seed_it_is_judged_on():
 
 
 def test_each_arm_at_its_own_best_rate(tmp_path):
-    # baseline is best at 1e-3 (2.0), the arm at 3e-3 (1.9): it loses nothing by being compared at 1e-3 only, gains 0.1 at its own
+    # baseline is best at 1e-3 (2.0), the arm at 3e-3 (1.9): it loses nothing by being compared at 1e-3 only, gains 0.1
+    # at its own
     losses = {("baseline", 1e-3): 2.0, ("baseline", 3e-3): 2.3, ("wisca", 1e-3): 2.2, ("wisca", 3e-3): 1.9}
     r = report_of(
         made(
@@ -410,7 +413,8 @@ def test_a_preliminary_result_does_not_name_fewer_seeds_than_it_asks_for(tmp_pat
     assert "takes about 8 seeds. Four seeds have misled before; 8 or more are needed" in r.reading
 
 
-# --- the exact test, the rule, and what stands beside it ---------------------------------------------------------------
+# --- the exact test, the rule, and what stands beside it
+# ---------------------------------------------------------------
 
 
 def test_the_sign_flip_test_counts_patterns():
@@ -545,7 +549,8 @@ def test_clipping_that_binds_is_said_and_counted_by_steps(tmp_path):
     assert shares.keys() == {"baseline", "wisca"} and math.isclose(shares["wisca"], 0.85)
     said = [remark for remark in report_of(comparison).remarks if remark.startswith("Clipping at 1 touches")]
     assert said == [
-        "Clipping at 1 touches 85% of the steps and is measured in the rescaled coordinates: a part of the difference is "
+        "Clipping at 1 touches 85% of the steps and is measured in the rescaled coordinates: a part of the difference "
+        "is "
         "what clipping looks at."
     ]
 

@@ -1,4 +1,6 @@
-"""Cells are trained as promised: equal starts, resumed runs at the same numbers, failures on their own, one folder that says all."""
+"""Cells are trained as promised: equal starts, resumed runs at the same numbers, failures on their own, one folder that
+says all.
+"""
 
 import json
 import os
@@ -119,8 +121,8 @@ def test_the_rate_warms_up_and_comes_down_to_a_tenth():
 
 @pytest.mark.parametrize("pairs", [("qk", "vo"), ("mlp",), ("qk", "vo", "mlp")], ids="+".join)
 def test_rates_train_as_the_rescale_does(small, pairs):
-    """The identity, in float64 without the cast of the norms: every loss to 1e-11 over 8 steps with clipping that binds,
-    an epsilon that matters and decay; with the ordinary clip norm it is another training.
+    """The identity, in float64 without the cast of the norms: every loss to 1e-11 over 8 steps with clipping that
+    binds, an epsilon that matters and decay; with the ordinary clip norm it is another training.
     """
 
     def losses(arm: Arm, optimiser: OptimiserSpec) -> list[float]:
@@ -338,12 +340,17 @@ def test_final_weights_are_a_model_folder(tmp_path, small):
 
 
 def test_a_worker_killed_in_mid_run_and_then_the_whole_comparison_lose_nothing(tmp_path, small):
-    """kill -9 on the worker, then on the process that runs the comparison, then --resume: the numbers of an unbroken run."""
+    """kill -9 on the worker, then on the process that runs the comparison, then --resume: the numbers of an unbroken
+    run.
+    """
     spec = small(steps=300, seeds=(1,), evaluate_every=60, log_every=10)
     whole = train_all(tmp_path / "whole", spec)
     path = folder.create(tmp_path / "broken", spec)
     # started from elsewhere, so that nothing here is its parent
-    code = "import sys; from pathlib import Path; from wisca_core.comparison import executor; executor.run(Path(sys.argv[1]), 1)"
+    code = (
+        "import sys; from pathlib import Path; from wisca_core.comparison import executor; "
+        "executor.run(Path(sys.argv[1]), 1)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], start_new_session=True)
     try:
         _until(lambda: folder.read(path).cells[0].step >= 40, 90)

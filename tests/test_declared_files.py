@@ -100,7 +100,8 @@ def test_without_code_nothing_is_written_unless_it_is_said(nanogpt, tmp_path, ca
     assert main(["rescale", "out/ckpt.pt", "new", "--sites", "sites.toml"]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith(
-        "error: no proof was made: declared sites of a file are proved on the model's own code. Give --build module:function, "
+        "error: no proof was made: declared sites of a file are proved on the model's own code. Give --build "
+        "module:function, "
     )
     assert said.endswith("or say --unproved to take them as they are. Nothing was written.")
     assert not (tmp_path / "new").exists()

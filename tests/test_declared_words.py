@@ -1,5 +1,6 @@
-"""Declared sites say what a family's row can say: heads as an axis, keys and values of another layer, an output that reads
-more than the heads, experts below each other, a norm a head. Each proved on a small model, and refused where it is said wrong.
+"""Declared sites say what a family's row can say: heads as an axis, keys and values of another layer, an output that
+reads more than the heads, experts below each other, a norm a head. Each proved on a small model, and refused where it
+is said wrong.
 """
 
 import pytest

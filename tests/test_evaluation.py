@@ -1,4 +1,6 @@
-"""Evaluation: windows, perplexity, tasks through the real harness, paired statistics, drafts, a look inside. No network."""
+"""Evaluation: windows, perplexity, tasks through the real harness, paired statistics, drafts, a look inside. No
+network.
+"""
 
 import json
 import math
@@ -51,7 +53,9 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def byte_model(tmp_path_factory):
-    """byte_model(seed=0, **config changes) -> folder of a random decoder on bytes, with no tokenizer, as comparisons leave it."""
+    """byte_model(seed=0, **config changes) -> folder of a random decoder on bytes, with no tokenizer, as comparisons
+    leave it.
+    """
     made = {}
 
     def make(seed=0, **changes):

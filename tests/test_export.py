@@ -52,7 +52,9 @@ def run(opened, plan, out, **more):
 
 @pytest.fixture(scope="module")
 def source(small_model, tmp_path_factory) -> Path:
-    """A sharded bf16 folder as people have them: metadata, nested folders, links, other copies of the weights, states."""
+    """A sharded bf16 folder as people have them: metadata, nested folders, links, other copies of the weights,
+    states.
+    """
     folder = tmp_path_factory.mktemp("people") / "model"
     small = small_model("llama", torch.bfloat16, num_key_value_heads=8, attention_bias=True)
     tensors = load_file(small / "model.safetensors")

@@ -1,5 +1,6 @@
 """Every supported model type is proved: here, or by the census that came with this very code and these versions
-(``census_here``). What is proved anew must say what the census says; of the others it must say what is asked of a proof.
+(``census_here``). What is proved anew must say what the census says; of the others it must say what is asked of a
+proof.
 """
 
 import json
@@ -46,7 +47,8 @@ MISFITS = (
 )
 
 
-# Towers that take inputs of their own inside another model, which is proved in their place (with timm installed, gemma3n).
+# Towers that take inputs of their own inside another model, which is proved in their place (with timm installed,
+# gemma3n).
 NOT_ALONE = (
     "blip_2_qformer",
     "gemma3n_audio",
@@ -57,7 +59,8 @@ NOT_ALONE = (
     "t5gemma2_encoder",
     "video_llama_3_vision",
 )
-# No miniature of these is built or run here, and why in the words of the refusal; a checkpoint of them is looked at, not rescaled.
+# No miniature of these is built or run here, and why in the words of the refusal; a checkpoint of them is looked at,
+# not rescaled.
 NOT_PROVED = {
     "align": "parameters",
     "fast_vlm": "timm",
@@ -73,7 +76,8 @@ NOT_PROVED = {
 }
 
 
-# What an older transformers builds or runs otherwise than its rows say, and the words of the refusal that is promised then.
+# What an older transformers builds or runs otherwise than its rows say, and the words of the refusal that is promised
+# then.
 NOT_YET = {
     "cohere_asr": "does not repeat its own outputs",
     "git": "does not run",
@@ -141,7 +145,9 @@ ALONE = [t for t in sorted(families()) if t not in (*REFUSED, *NOT_ALONE, *NOT_P
 
 
 def _of_every_row() -> list[str]:
-    """Every causal language model, and of the rows without one the first type; the census proves each type of each row."""
+    """Every causal language model, and of the rows without one the first type; the census proves each type of each
+    row.
+    """
     chosen = [t for t in ALONE if t in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
     rows = {families()[t].name for t in chosen}
     for t in ALONE:
@@ -235,7 +241,9 @@ def _one_of_every_row() -> list[str]:
 
 @pytest.mark.parametrize("model_type", _one_of_every_row())
 def test_no_rescale_moves_what_heads_compute(model_type, small_model, tmp_path):
-    """Extreme factors at the finest granularity: the columns that are said to stay do, and those that are said to move do."""
+    """Extreme factors at the finest granularity: the columns that are said to stay do, and those that are said to move
+    do.
+    """
     checkpoint = open_checkpoint(small_model(model_type))
     sites = find_sites(checkpoint)
     rng = np.random.default_rng(1)

@@ -1,5 +1,5 @@
-"""Tensors that the proof's inputs never reach: those of global tokens (Longformer, LED) and of entities (LUKE) follow the
-pairs they share keys or Wo with. Each model is run here on what does reach them.
+"""Tensors that the proof's inputs never reach: those of global tokens (Longformer, LED) and of entities (LUKE) follow
+the pairs they share keys or Wo with. Each model is run here on what does reach them.
 """
 
 import numpy as np

@@ -1,4 +1,6 @@
-"""A few hundred damaged files through every reader; ``python tests/fuzz`` does the same with as many as are asked for."""
+"""A few hundred damaged files through every reader; ``python tests/fuzz`` does the same with as many as are asked
+for.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,6 @@
-"""The script for a machine with a GPU, at toy size on the CPU: that it runs, writes as it goes, and lets no part stop another."""
+"""The script for a machine with a GPU, at toy size on the CPU: that it runs, writes as it goes, and lets no part stop
+another.
+"""
 
 import json
 import os

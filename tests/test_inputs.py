@@ -54,10 +54,14 @@ def test_a_model_is_run_on_what_it_takes(model_type, built):
 
 # What needs a rule, a row or inputs of its own; plain decoders and encoders are built and run by the tests of families.
 SPECIAL = (
-    "gemma3n_text gemma4_text mimo_v2_flash zamba zamba2 jamba nemotron_h granitemoehybrid falcon_h1 longcat_flash qwen4_exp_text blt cpmant "
-    "xlnet xlm reformer hrm_text dbrx xmod roc_bert moonshine musicgen led nllb-moe switch_transformers t5gemma speech_to_text whisper big_bird "
-    "longformer funnel canine layoutlmv3 luke mobilebert perceiver deit beit dinov2 dinov3_vit swinv2 hiera pvt segformer vit_mae yolos videomae "
-    "wavlm wav2vec2-bert audio-spectrogram-transformer siglip2 clap blip-2 gemma4 llama4 idefics3 llava_next qwen2_5_vl mllama"
+    "gemma3n_text gemma4_text mimo_v2_flash zamba zamba2 jamba nemotron_h granitemoehybrid falcon_h1 longcat_flash "
+    "qwen4_exp_text blt cpmant "
+    "xlnet xlm reformer hrm_text dbrx xmod roc_bert moonshine musicgen led nllb-moe switch_transformers t5gemma "
+    "speech_to_text whisper big_bird "
+    "longformer funnel canine layoutlmv3 luke mobilebert perceiver deit beit dinov2 dinov3_vit swinv2 hiera pvt "
+    "segformer vit_mae yolos videomae "
+    "wavlm wav2vec2-bert audio-spectrogram-transformer siglip2 clap blip-2 gemma4 llama4 idefics3 llava_next "
+    "qwen2_5_vl mllama"
 ).split()
 
 
@@ -174,7 +178,9 @@ def test_given_ids_of_an_encoder_decoder_are_read_by_both_halves(built):
 
 
 def test_sparse_blocks_are_reached_within_the_lengths_tried(built):
-    """BigBird attends to everything below (5 + 2 random blocks) blocks: a proof there would say nothing of the sparse form."""
+    """BigBird attends to everything below (5 + 2 random blocks) blocks: a proof there would say nothing of the sparse
+    form.
+    """
     model = load(built("big_bird"))
     outputs(model, seed=1)
     assert model.bert.attention_type == "block_sparse"

@@ -176,7 +176,8 @@ def test_many_small_blocks_give_the_same_table_as_one(small_model, monkeypatch):
     assert one.digests == many.digests
 
 
-SHAPES = [  # kept axes: lines of a matrix, of one too narrow for the fast way, of odd width, experts along each axis, gains
+# kept axes: lines of a matrix, of one too narrow for the fast way, of odd width, experts along each axis, gains
+SHAPES = [
     ((300, 512), (0,)),
     ((300, 512), (1,)),
     ((700, 130), (1,)),
@@ -196,7 +197,9 @@ SHAPES = [  # kept axes: lines of a matrix, of one too narrow for the fast way, 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape, axes", SHAPES, ids=str)
 def test_blocks_with_zeros_tiny_huge_and_broken_values_equal_float64(shape, axes, dtype, monkeypatch):
-    """Along any axes: pruned weights, dead lines, lines that float32 squares lose, an infinity, a NaN; block by block."""
+    """Along any axes: pruned weights, dead lines, lines that float32 squares lose, an infinity, a NaN; block by
+    block.
+    """
     generator = torch.Generator().manual_seed(7)
     w = 0.02 * torch.randn(shape, generator=generator, dtype=torch.float64)
     w[torch.rand(shape, generator=generator) < 0.3] = 0
@@ -435,7 +438,8 @@ def test_a_balanced_model_is_called_level_and_no_part_is_larger_than_its_whole()
     more = summary("output", 3.9, "output", 4.0, "value", 1.03, "vo")
     assert (
         sentence(more)
-        == "The output side is 3.9× heavier in the median layer; size alone would make it 4.0×, and the rest leans 1.03× to the value side."
+        == "The output side is 3.9× heavier in the median layer; size alone would make it 4.0×, and the rest leans "
+        "1.03× to the value side."
     )
     part = summary("query", 4.3, "query", 4.0, "query", 1.08)
     assert (

@@ -51,7 +51,8 @@ def test_the_installed_dashboard_starts(wheel, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "from wisca_core.cli import dashboard\n"
-        f"assert str(dashboard.main_file()) == {str(tmp_path / 'site' / 'wisca_app' / 'main.py')!r}, dashboard.main_file()\n"
+        f"assert str(dashboard.main_file()) == {str(tmp_path / 'site' / 'wisca_app' / 'main.py')!r}, "
+        "dashboard.main_file()\n"
         "from wisca_core.cli import main\n"
         f"sys.exit(main(['dashboard', '--port', '{port}']))"
     )

@@ -1,4 +1,6 @@
-"""What the code for GPUs does, on a GPU that is pretended: see pretend_gpu/device.py for what that shows and what not."""
+"""What the code for GPUs does, on a GPU that is pretended: see pretend_gpu/device.py for what that shows and what
+not.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""Folders of every kind of model as transformers writes them, taken the whole way: rescale with its full check, verify."""
+"""Folders of every kind of model as transformers writes them, taken the whole way: rescale with its full check,
+verify.
+"""
 
 import json
 

@@ -1,4 +1,6 @@
-"""all-MiniLM-L6-v2, a real trained encoder: looked at, rescaled at every granularity, exported, reloaded and compared."""
+"""all-MiniLM-L6-v2, a real trained encoder: looked at, rescaled at every granularity, exported, reloaded and
+compared.
+"""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,6 @@
-"""Reports and single charts as files: whole without a network, in both themes, and harmless whatever is written in them."""
+"""Reports and single charts as files: whole without a network, in both themes, and harmless whatever is written in
+them.
+"""
 
 import json
 import re

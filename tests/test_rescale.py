@@ -143,8 +143,8 @@ def test_a_power_of_two_and_back_gives_the_very_bits(dtype, seed, octave):
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
 def test_stored_bytes_are_multiplied_to_the_same_bits_as_tensors(dtype, offset):
-    """All 65,536 patterns of 16 bits, 200 octaves of the others; factors of every kind, among them ones and one that has no
-    float32, along both axes.
+    """All 65,536 patterns of 16 bits, 200 octaves of the others; factors of every kind, among them ones and one that
+    has no float32, along both axes.
     """
     of_torch, bits = TORCH_DTYPES[dtype], {2: torch.int16, 4: torch.int32, 8: torch.int64}
     generator = torch.Generator().manual_seed(0)

@@ -85,7 +85,8 @@ torch.save(model.layers[1].weight.detach().double(), sys.argv[1] + "/weight.pt")
 
 def test_a_row_of_figures_by_hand_and_what_is_none():
     row = dict(zip(FIGURES, figures_of([0.0, 1.0, 2.0, 4.0], [2, 0, 2])))
-    # half of [0, 1], half of [2, 4]: the quarter lies in the middle of the first, the three quarters in that of the last
+    # half of [0, 1], half of [2, 4]: the quarter lies in the middle of the first, the three quarters in that of the
+    # last
     assert (row["count"], row["lowest"], row["q25"], row["q75"], row["highest"]) == (4, 0.0, 0.5, 3.0, 4.0)
     assert (row["l1"], row["l2"]) == (2 * 0.5 + 2 * 3.0, pytest.approx((2 * 0.25 + 2 * 9.0) ** 0.5))
     for edges, counts in (([0, 1], [0]), ([0, 1], [-1, 2]), ([0, 1, 2], [float("nan"), 1]), ([1, 0], [1]), ([], [])):

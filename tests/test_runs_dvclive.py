@@ -1,4 +1,6 @@
-"""DVCLive's folders, laid out as its version 3.49.1 wrote them (the package brings seventy others, so it is not installed here)."""
+"""DVCLive's folders, laid out as its version 3.49.1 wrote them (the package brings seventy others, so it is not
+installed here).
+"""
 
 import math
 

@@ -1,5 +1,5 @@
-"""One training in several logs is one run, and no two that differ in more than their seed are pooled: folders written by
-transformers' Trainer with its trackers, by SummaryWriter and by Lightning.
+"""One training in several logs is one run, and no two that differ in more than their seed are pooled: folders written
+by transformers' Trainer with its trackers, by SummaryWriter and by Lightning.
 """
 
 import json

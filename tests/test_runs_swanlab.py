@@ -1,4 +1,6 @@
-"""SwanLab's run files. The bytes are what its version 0.10.3 wrote, offline; it cannot be installed beside protobuf 7."""
+"""SwanLab's run files. The bytes are what its version 0.10.3 wrote, offline; it cannot be installed beside protobuf
+7.
+"""
 
 import base64
 import math
@@ -10,8 +12,8 @@ from wisca_core.errors import UnreadableInput
 from wisca_core.runs import Logs, read
 from wisca_core.runs.groups import seed_of
 
-# swanlab.init(project="sweep", experiment_name="trial-2", config=...); log({"train/loss": 2 / (k + 1)}, step=10 * k) for
-# k of 4; log({"bad": nan}, step=5); log({"note": Text("hello")}, step=6); finish()
+# swanlab.init(project="sweep", experiment_name="trial-2", config=...); log({"train/loss": 2 / (k + 1)}, step=10 * k)
+# for k of 4; log({"bad": nan}, step=5); log({"note": Text("hello")}, step=6); finish()
 WRITTEN = zlib.decompress(
     base64.b85decode(
         "c-pm;TSyd97{{I2i{oguEEOgcgFR%%?#^X*-"

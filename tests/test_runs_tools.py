@@ -1,5 +1,5 @@
-"""Logs written by the tools themselves: Lightning's CSVLogger, trackio, W&B offline; those of transformers' Trainer are in
-test_runs_joining.py.
+"""Logs written by the tools themselves: Lightning's CSVLogger, trackio, W&B offline; those of transformers' Trainer are
+in test_runs_joining.py.
 """
 
 import math

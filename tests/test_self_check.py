@@ -1,4 +1,6 @@
-"""The outputs before and after a live rescale: what no proof saw is taken back to the bit, and nothing else is touched."""
+"""The outputs before and after a live rescale: what no proof saw is taken back to the bit, and nothing else is
+touched.
+"""
 
 import random
 

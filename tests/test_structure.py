@@ -9,7 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# From the ground up: each floor may import those below it, and modules of one floor each other. Every module stands on one.
+# From the ground up: each floor may import those below it, and modules of one floor each other. Every module stands on
+# one.
 FLOORS = (
     "errors pairs intervals words threads processes answering",
     "storage spreadsheet untrusted wrappers apart",
@@ -201,7 +202,9 @@ def test_session_state_and_caches_are_each_touched_in_one_file():
 
 
 def test_no_number_is_bounded_by_its_widget():
-    """Streamlit keeps a number out of bounds in the browser and goes on with the one before, as if nothing were wrong."""
+    """Streamlit keeps a number out of bounds in the browser and goes on with the one before, as if nothing were
+    wrong.
+    """
     for path in (ROOT / "app").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "number_input":

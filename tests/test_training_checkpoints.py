@@ -55,7 +55,8 @@ def test_a_scalar_beside_the_model_does_not_hide_its_weights(tmp_path):
         name = "transformer.h.1.attn.c_attn.weight"
         assert torch.equal(read.tensor(name), model.state_dict()[name])
     assert checkpoint.remarks == (
-        "Of a training checkpoint, 'model' was read; not looked at: optimizer, model_args, iter_num, best_val_loss, config.",
+        "Of a training checkpoint, 'model' was read; not looked at: optimizer, model_args, iter_num, best_val_loss, "
+        "config.",
     )
 
 

@@ -27,7 +27,9 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 def launch(model: Path, out: Path) -> dict[str, list[dict]]:
-    """Kind -> what both ranks wrote. torchrun runs in a network namespace where the machine allows one, else on 127.0.0.1."""
+    """Kind -> what both ranks wrote. torchrun runs in a network namespace where the machine allows one, else on
+    127.0.0.1.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

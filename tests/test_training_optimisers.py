@@ -1,5 +1,5 @@
-"""The state of more optimisers carried over: with powers of two a rescale and the rates that amount to it are one training
-bit for bit, whatever the optimiser keeps.
+"""The state of more optimisers carried over: with powers of two a rescale and the rates that amount to it are one
+training bit for bit, whatever the optimiser keeps.
 """
 
 import pytest

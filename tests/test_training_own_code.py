@@ -115,7 +115,8 @@ def a_parametrization(model, monkeypatch):
 
 
 OWN = {
-    an_attention_function: "attn_implementation='squashing' is .*squashing, an attention function that transformers does not",
+    an_attention_function: "attn_implementation='squashing' is .*squashing, an attention function that transformers "
+    "does not",
     a_linear_class: r"self_attn\.q_proj is a .*Clamped, not transformers' own",
     a_forward_of_the_instance: r"self_attn has the forward .*own_forward instead of LlamaAttention's",
     a_forward_of_the_class: r"self_attn has the forward .*own_forward instead of LlamaAttention's",

@@ -1,4 +1,6 @@
-"""A rescale as learning rates: the same training as by weights, to the last digits of float64, and nobody sees a split."""
+"""A rescale as learning rates: the same training as by weights, to the last digits of float64, and nobody sees a
+split.
+"""
 
 import json
 import logging
@@ -53,8 +55,9 @@ OPTIMISERS = {
 
 @pytest.mark.parametrize("kind", OPTIMISERS)
 def test_steps_at_rates_are_steps_of_rescaled_weights(make, kind):
-    """Sixty steps (of the variants fifteen), rescaled at every third of them, with biases, a decay, an epsilon that matters, a scheduler and clipping that binds: every
-    training loss, and the weights once the factors are taken back, within 1e-12.
+    """Sixty steps (of the variants fifteen), rescaled at every third of them, with biases, a decay, an epsilon that
+    matters, a scheduler and clipping that binds: every training loss, and the weights once the factors are taken back,
+    within 1e-12.
     """
     models = [make(), make()]
     optimizers = [OPTIMISERS[kind](m.parameters()) for m in models]
@@ -603,8 +606,8 @@ def test_under_accelerate_with_schedulers_both_ways_are_one_training(make, sched
 
 
 def test_trls_sft_of_a_lora_adapter_at_rates(make, tmp_path):
-    """B is zero at first, so there is nothing to balance; from the first renewal after that A and B have their rates, and
-    the products B A come to what a rescale of A and B comes to: within 1e-5, because it is float32 on both ways.
+    """B is zero at first, so there is nothing to balance; from the first renewal after that A and B have their rates,
+    and the products B A come to what a rescale of A and B comes to: within 1e-5, because it is float32 on both ways.
     """
     import peft
     from datasets import Dataset

@@ -1,5 +1,5 @@
-"""What lives beside the weights: averages and references that have to follow, copies inside optimisers, and the state of
-a run wherever its checkpoints go.
+"""What lives beside the weights: averages and references that have to follow, copies inside optimisers, and the state
+of a run wherever its checkpoints go.
 """
 
 import copy

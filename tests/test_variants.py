@@ -1,4 +1,6 @@
-"""Variants within a family, proved, and representative ones the whole way: find, plan, export, reload, float64 logits."""
+"""Variants within a family, proved, and representative ones the whole way: find, plan, export, reload, float64
+logits.
+"""
 
 import json
 import shutil

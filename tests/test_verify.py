@@ -1,4 +1,6 @@
-"""Verdicts on two checkpoints: right exports are explained value by value, and every small wrong is not, with its name."""
+"""Verdicts on two checkpoints: right exports are explained value by value, and every small wrong is not, with its
+name.
+"""
 
 import re
 import shutil

@@ -2,7 +2,8 @@
 
     python tests/training_compiled.py
 
-does it with inductor, which compiles C++ first (a minute or two); the suite does it with the same graphs left uncompiled.
+does it with inductor, which compiles C++ first (a minute or two); the suite does it with the same graphs left
+uncompiled.
 """
 
 import sys

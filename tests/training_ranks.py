@@ -1,9 +1,10 @@
-"""What test_training_distributed.py starts on every rank with torchrun: rescale, train on, and write what a single process,
-``one()``, gives as well.
+"""What test_training_distributed.py starts on every rank with torchrun: rescale, train on, and write what a single
+process, ``one()``, gives as well.
 
 torchrun ... training_ranks.py MODEL_FOLDER OUT
 
-Each of KINDS in processes of its own: ranks (DDP, FSDP2 in two ways, tensor parallel, on 2 ranks), zero (DeepSpeed ZeRO-1, 2, 3).
+Each of KINDS in processes of its own: ranks (DDP, FSDP2 in two ways, tensor parallel, on 2 ranks), zero (DeepSpeed
+ZeRO-1, 2, 3).
 """
 
 import gc
@@ -288,7 +289,9 @@ def ranks() -> dict:
 
 
 def by_accelerate(model, optimizer):
-    """Accelerate's own preparation for FSDP2. It chooses that on accelerators only and DDP on CPUs, so its choice is set."""
+    """Accelerate's own preparation for FSDP2. It chooses that on accelerators only and DDP on CPUs, so its choice is
+    set.
+    """
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.utils import DistributedType
 

@@ -1,5 +1,5 @@
-"""A process of ours that answers requests, one after the other, until it is asked no more: both its sides. What is asked,
-and what is made of an end without an answer, stand where it is started: ``apart`` and the census.
+"""A process of ours that answers requests, one after the other, until it is asked no more: both its sides. What is
+asked, and what is made of an end without an answer, stand where it is started: ``apart`` and the census.
 """
 
 import json
@@ -30,8 +30,8 @@ _PIECE, _DONE, _ERROR = b"P", b"D", b"E"
 
 
 class Answerer:
-    """One such process, with one thread. It stays in our process group, which may be ended as a whole, and ends with its
-    input, so that it outlives whoever started it by one answer at most. ``log``: where it prints.
+    """One such process, with one thread. It stays in our process group, which may be ended as a whole, and ends with
+    its input, so that it outlives whoever started it by one answer at most. ``log``: where it prints.
     """
 
     def __init__(self, log: int | IO[bytes] = subprocess.DEVNULL) -> None:
@@ -40,7 +40,8 @@ class Answerer:
         self.asked = time.monotonic()
 
     def ask(self, function: str, argument: object, cpu_seconds: float = 0.0, memory_bytes: int = 0) -> None:
-        """What ``function`` ("module:name", of ours, from a plain JSON value to an iterator of bytes) yields on ``argument``.
+        """What ``function`` ("module:name", of ours, from a plain JSON value to an iterator of bytes) yields on
+        ``argument``.
 
         A function ``ready`` of its module is called first. Then the kernel ends the process where one piece takes over
         ``cpu_seconds`` of the processor, and gives it ``memory_bytes`` beyond what it has by then; 0: no limit.
@@ -54,8 +55,9 @@ class Answerer:
     def answer(self) -> Iterator[bytes]:
         """The pieces of the answer to what it was asked last.
 
-        Raises the WiscaError that the function raised, after which it can be asked again; EOFError, with the exit code, where
-        it ended; TimeoutError where nothing came for SILENT_SECONDS; OverflowError, with its bytes, for a piece over PIECE_BYTES.
+        Raises the WiscaError that the function raised, after which it can be asked again; EOFError, with the exit code,
+        where it ended; TimeoutError where nothing came for SILENT_SECONDS; OverflowError, with its bytes, for a piece
+        over PIECE_BYTES.
         """
         while True:
             kind, n = _HEAD.unpack(self._receive(_HEAD.size))
@@ -120,7 +122,9 @@ def main() -> None:
 
 
 def _within_limits(found: Iterator[bytes], cpu_seconds: float, memory_bytes: int) -> Iterator[bytes]:
-    """Each piece within ``cpu_seconds``, all within ``memory_bytes`` more; the kernel ends the process at the first, whatever it does."""
+    """Each piece within ``cpu_seconds``, all within ``memory_bytes`` more; the kernel ends the process at the first,
+    whatever it does.
+    """
     before = resource.getrlimit(resource.RLIMIT_AS)
     if memory_bytes and sys.platform == "linux":
         with open("/proc/self/statm", encoding="ascii") as file:

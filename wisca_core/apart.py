@@ -1,9 +1,10 @@
 """What a stranger made, read in a process that may die: for readers whose time and memory nothing else bounds (parquet,
-whose pages unpack to any size; tokenizers, which may abort or never end). A limit takes that process, and the caller gets
-a named error; Ctrl-C is heard while it works.
+whose pages unpack to any size; tokenizers, which may abort or never end). A limit takes that process, and the caller
+gets a named error; Ctrl-C is heard while it works.
 
-A process costs half a second to start, so one is kept for the next file; it ends with the process that started it. Other
-readers read with bounds of their own and need none. Not covered: systems other than Linux, where only time is limited.
+A process costs half a second to start, so one is kept for the next file; it ends with the process that started it.
+Other readers read with bounds of their own and need none. Not covered: systems other than Linux, where only time is
+limited.
 """
 
 import os

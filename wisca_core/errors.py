@@ -96,7 +96,9 @@ class CheckNotRun(WiscaError):
 
 
 class OutputRefused(WiscaError):
-    """The output folder exists, is the input, is taken by another export, or the disk is full; nothing was left behind."""
+    """The output folder exists, is the input, is taken by another export, or the disk is full; nothing was left
+    behind.
+    """
 
 
 class CheckpointChanged(WiscaError):

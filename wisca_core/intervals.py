@@ -1,4 +1,6 @@
-"""Student's t interval of a mean, once, for comparisons, evaluations and groups of runs; and the error of a ratio of sums."""
+"""Student's t interval of a mean, once, for comparisons, evaluations and groups of runs; and the error of a ratio of
+sums.
+"""
 
 import math
 from collections.abc import Sequence
@@ -34,8 +36,8 @@ def ratio_error(sums: np.ndarray, counts: np.ndarray) -> float:
 
 
 def half_width(error: float, freedom: float, level: float = CONFIDENCE) -> float:
-    """Half of the interval that covers the mean with probability ``level``: the t quantile times ``error``, the standard
-    error, in its unit. NaN under one degree of freedom. scipy is imported when it is first used.
+    """Half of the interval that covers the mean with probability ``level``: the t quantile times ``error``, the
+    standard error, in its unit. NaN under one degree of freedom. scipy is imported when it is first used.
 
     >>> round(half_width(1.0, 3), 3), half_width(1.0, 0)
     (3.182, nan)

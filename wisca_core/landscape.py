@@ -1,8 +1,8 @@
 """The smallest model with a scale to move: two numbers, Q and K, trained so that their product hits C.
 
-Every point of the valley QK = C is the same model. With L = (QK - C)^2 the curvature across the valley is 2 (Q^2 + K^2):
-least where |Q| = |K|, so a balanced start bears the largest learning rate, 1 / (Q^2 + K^2) at the valley. At a small rate
-steepness helps, and the unbalanced start is the faster one.
+Every point of the valley QK = C is the same model. With L = (QK - C)^2 the curvature across the valley is 2 (Q^2 +
+K^2): least where |Q| = |K|, so a balanced start bears the largest learning rate, 1 / (Q^2 + K^2) at the valley. At a
+small rate steepness helps, and the unbalanced start is the faster one.
 """
 
 from dataclasses import dataclass

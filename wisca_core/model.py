@@ -172,13 +172,15 @@ def open_model(
     unproved: bool = False,
     progress: Progress = silent,
 ) -> Model:
-    """Open a model folder, one weight file beside its config.json, or ``hub:owner/name[@revision]``; nothing of it is run.
+    """Open a model folder, one weight file beside its config.json, or ``hub:owner/name[@revision]``; nothing of it is
+    run.
 
-    ``pairs``: what will be looked at, where that is more than QK and VO: "mlp", "qk,mlp" or a tuple. ``search``: look for
-    a rule by trial where no file has the model type (seconds to a minute). ``sites``: the pairs of a file of your own class,
-    as ``wisca.attention`` and ``wisca.feed_forward`` declare them; ``build``: makes a small model of the class to prove them
-    on, ``forward(model, ids)`` calls it; ``unproved``: take them as they are. A model without a rule opens too: its
-    ``sites`` are empty and ``refusal`` says why. Raises UnreadableInput (UnsafeInput, HubError), UnsupportedCheckpoint.
+    ``pairs``: what will be looked at, where that is more than QK and VO: "mlp", "qk,mlp" or a tuple. ``search``: look
+    for a rule by trial where no file has the model type (seconds to a minute). ``sites``: the pairs of a file of your
+    own class, as ``wisca.attention`` and ``wisca.feed_forward`` declare them; ``build``: makes a small model of the
+    class to prove them on, ``forward(model, ids)`` calls it; ``unproved``: take them as they are. A model without a
+    rule opens too: its ``sites`` are empty and ``refusal`` says why. Raises UnreadableInput (UnsafeInput, HubError),
+    UnsupportedCheckpoint.
 
     >>> import wisca_core as wisca
     >>> wisca.open("sample_runs/gqa-docs/checkpoint-3600")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class PairKind:
     """``roles``: of its legs, left and right. ``sides``, ``matrices``: what people call these. ``is_default``: the
-    paper's, balanced where nothing else is asked for. ``of_model``: part of a model by itself (a LoRA adapter's is not).
+    paper's, balanced where nothing else is asked for. ``of_model``: part of a model by itself (a LoRA adapter's is
+    not).
     """
 
     name: str

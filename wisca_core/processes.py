@@ -1,5 +1,5 @@
-"""Processes of our own: how one is started, how it ended in words, and its end. What it is asked, how long it may take and
-what is made of its end stand where it is started: jobs, the workers and ranks of a comparison, and ``answering``.
+"""Processes of our own: how one is started, how it ended in words, and its end. What it is asked, how long it may take
+and what is made of its end stand where it is started: jobs, the workers and ranks of a comparison, and ``answering``.
 """
 
 import atexit
@@ -15,15 +15,15 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALL
 
 
 def program(module: str, *arguments: object) -> list[str]:
-    """The command that runs a module of ours. -P: the current folder may be somebody's downloaded model, and a torch.py in
-    it must not be imported.
+    """The command that runs a module of ours. -P: the current folder may be somebody's downloaded model, and a torch.py
+    in it must not be imported.
     """
     return [sys.executable, "-P", "-m", module, *map(str, arguments)]
 
 
 def collect_seldom() -> None:
-    """For a process that ends with its work: what libraries bring along as they are imported, over a million objects, is
-    not searched for cycles again and again, nor once more at the end. With transformers that is a second and a half.
+    """For a process that ends with its work: what libraries bring along as they are imported, over a million objects,
+    is not searched for cycles again and again, nor once more at the end. With transformers that is a second and a half.
     """
     gc.set_threshold(*gc.get_threshold()[:2], 1000)
     atexit.register(gc.freeze)
@@ -35,7 +35,9 @@ def how_it_ended(code: int) -> str:
 
 
 def end(*processes: subprocess.Popen, patience: float = 0.0) -> None:
-    """All of them have ended, by themselves within ``patience`` seconds in all or by force, and their pipes are closed."""
+    """All of them have ended, by themselves within ``patience`` seconds in all or by force, and their pipes are
+    closed.
+    """
     until = time.monotonic() + patience
     for one in processes:
         with suppress(subprocess.TimeoutExpired):

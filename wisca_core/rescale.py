@@ -26,8 +26,8 @@ _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float3
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """What one tensor is multiplied by: ``along[axis]`` float64 of that axis' length (``along[axes]`` of the shape along
-    several, where an expert or a head is fixed), and the offset of its stored values.
+    """What one tensor is multiplied by: ``along[axis]`` float64 of that axis' length (``along[axes]`` of the shape
+    along several, where an expert or a head is fixed), and the offset of its stored values.
     """
 
     along: Mapping[int | tuple[int, ...], np.ndarray]
@@ -104,8 +104,8 @@ def work_dtype(stored: torch.dtype, scaling: Scaling) -> torch.dtype:
 
 
 def along_axis(vector: torch.Tensor, axis: int | tuple[int, ...], n_dims: int) -> torch.Tensor:
-    """A view of ``vector`` (an array's is an array) that multiplies axis ``axis`` (ascending axes, of its shape) of a tensor of ``n_dims``
-    dimensions.
+    """A view of ``vector`` (an array's is an array) that multiplies axis ``axis`` (ascending axes, of its shape) of a
+    tensor of ``n_dims`` dimensions.
     """
     shape = [1] * n_dims
     for one, n in zip((axis,) if isinstance(axis, int) else axis, vector.shape):
@@ -170,8 +170,9 @@ def changes(scaling: Mapping[str, Scaling]) -> dict[str, Change]:
 
 
 def rescaled_stored_rows(block: np.ndarray, dtype: str, scaling: Scaling, first_row: int = 0) -> np.ndarray:
-    """``rescaled_rows`` of stored values: ``block`` has whole rows from ``first_row`` of axis 0, uint16 for BF16 and F16, else
-    float32 and float64; so has what is returned, a new array. The bits are those that torch gives, but for NaNs.
+    """``rescaled_rows`` of stored values: ``block`` has whole rows from ``first_row`` of axis 0, uint16 for BF16 and
+    F16, else float32 and float64; so has what is returned, a new array. The bits are those that torch gives, but for
+    NaNs.
     """
     parts = [along_axis(part, axis, block.ndim) for axis, part in scaling.rows(first_row, len(block))]
     work = np.float32 if block.itemsize == 2 and scaling.fits_float32 else np.float64

@@ -2,12 +2,13 @@
 the same arithmetic.
 
 A linear layer with LoRA computes (W + scaling B A) x. Where the base's rescale multiplies W's output channels by s and
-its input channels by f, B's rows (and the bias of B) are multiplied by s and A's columns by f. DoRA's magnitude m of each
-output row becomes m s |(W + scaling B A) f| / |W + scaling B A|, rows at a time. Tensors of the base that the adapter
-brings along (modules_to_save, biases) are multiplied like the base's own. Left alone, the adapter would no longer fit.
+its input channels by f, B's rows (and the bias of B) are multiplied by s and A's columns by f. DoRA's magnitude m of
+each output row becomes m s |(W + scaling B A) f| / |W + scaling B A|, rows at a time. Tensors of the base that the
+adapter brings along (modules_to_save, biases) are multiplied like the base's own. Left alone, the adapter would no
+longer fit.
 
-peft names layers as they are in memory, the base's file may name them otherwise: ``equivalence.memory_names`` says which
-is which. What of the adapter meets no tensor of the base is refused, but for heads that the base does not have.
+peft names layers as they are in memory, the base's file may name them otherwise: ``equivalence.memory_names`` says
+which is which. What of the adapter meets no tensor of the base is refused, but for heads that the base does not have.
 """
 
 import json
@@ -53,8 +54,8 @@ def follow(base: Checkpoint, sites: Sites, scaling: Mapping[str, Scaling], adapt
     """What the adapter's tensors are multiplied by so that it fits the base rescaled by ``scaling`` (base tensor ->
     Scaling, of ``sites``). Reads the base's weights only for DoRA on rescaled columns.
 
-    Raises ConfigMismatch where the adapter is not one of this base, UnsupportedCheckpoint where a layer that is rescaled
-    carries something no rule covers.
+    Raises ConfigMismatch where the adapter is not one of this base, UnsupportedCheckpoint where a layer that is
+    rescaled carries something no rule covers.
     """
     if not adapter.adapter_json:
         raise ConfigMismatch(f"{adapter.path} is a model, not a LoRA adapter. Give an adapter's folder.")
@@ -81,7 +82,9 @@ def follow(base: Checkpoint, sites: Sites, scaling: Mapping[str, Scaling], adapt
 def fitted_layers(
     base: Checkpoint, sites: Sites, changed: Mapping[str, Scaling], adapter: Checkpoint
 ) -> tuple[FittedLayer, ...]:
-    """Every adapted layer with its matrix of the base, checked by name and shape; only those in ``changed`` need a rule."""
+    """Every adapted layer with its matrix of the base, checked by name and shape; only those in ``changed`` need a
+    rule.
+    """
     out_axis, names = _output_axes(sites), memory_names(base)
     found = []
     for one in adapted_layers(adapter):
@@ -119,18 +122,23 @@ def _refuse_kind(adapter: Checkpoint) -> None:
     config = adapter.adapter
     if config.get("peft_type") != "LORA":
         raise UnsupportedCheckpoint(
-            f"{adapter.path} is no LoRA (peft_type {printable(config.get('peft_type'), 40)!r}); it cannot follow its base."
+            f"{adapter.path} is no LoRA (peft_type {printable(config.get('peft_type'), 40)!r}); it cannot follow its "
+            "base."
         )
     start = config.get("init_lora_weights", True)
     if str(start).lower() not in _PLAIN_START:
         raise UnsupportedCheckpoint(
-            f"{adapter.path} was begun from its base's weights (init_lora_weights {printable(start, 40)!r}), which peft takes off the base again when "
-            f"it is loaded. Convert it to a plain LoRA first (save_pretrained with path_initial_model_for_weight_conversion)."
+            f"{adapter.path} was begun from its base's weights (init_lora_weights {printable(start, 40)!r}), which "
+            "peft takes off the base again when "
+            "it is loaded. Convert it to a plain LoRA first (save_pretrained with "
+            "path_initial_model_for_weight_conversion)."
         )
 
 
 def _output_axes(sites: Sites) -> dict[str, int]:
-    """Matrix -> the stored axis of its outputs, from the roles of its legs; left out where they do not say or disagree."""
+    """Matrix -> the stored axis of its outputs, from the roles of its legs; left out where they do not say or
+    disagree.
+    """
     out: dict[str, set[int | None]] = {}
     for site in sites.sites:
         for leg in site.legs:
@@ -154,7 +162,8 @@ def path_in_base(module: str, adapter: Checkpoint) -> str:
         return re.sub(r"(?<=\.)\d{1,6}(?=\.)", lambda found: str(layers[int(found[0])]), bare, count=1)
     except (TypeError, ValueError, IndexError) as error:
         raise ConfigMismatch(
-            f"layer_replication in adapter_config.json of {adapter.path} is {printable(ranges, 80)}, which gives no layer "
+            f"layer_replication in adapter_config.json of {adapter.path} is {printable(ranges, 80)}, which gives no "
+            "layer "
             f"for {printable(module, 120)}; pairs of first and last layer are expected."
         ) from error
 
@@ -166,13 +175,15 @@ def _base_matrix(base: Checkpoint, names: MemoryNames, module: str, said: str, c
         return found[0]
     if not found:
         raise ConfigMismatch(
-            f"the adapter is on {printable(said)}; the base {base.path} has no tensor of that name. This adapter belongs to "
+            f"the adapter is on {printable(said)}; the base {base.path} has no tensor of that name. This adapter "
+            "belongs to "
             "another base."
         )
     if not any(name in changed for name in found):
         return ""
     raise UnsupportedCheckpoint(
-        f"the adapter is on {printable(said)}, which is made of {len(found)} tensors of the base ({printable(found[0])} ...), and "
+        f"the adapter is on {printable(said)}, which is made of {len(found)} tensors of the base "
+        f"({printable(found[0])} ...), and "
         "they are rescaled: an adapter on it has no rule; leave their pairs out (--exclude)."
     )
 
@@ -207,7 +218,8 @@ def _scaling(adapter: Checkpoint, module: str, rank: int) -> float:
     for pattern, own in patterns.items() if isinstance(patterns, dict) else ():
         if len(pattern) > 200 or not _PLAIN_PATTERN.fullmatch(pattern):
             raise UnsupportedCheckpoint(
-                f"{adapter.path}: alpha_pattern {printable(pattern, 60)!r} is no plain name, so DoRA on rescaled columns has no "
+                f"{adapter.path}: alpha_pattern {printable(pattern, 60)!r} is no plain name, so DoRA on rescaled "
+                "columns has no "
                 "alpha. Leave VO and MLP out."
             )
         try:
@@ -226,8 +238,8 @@ def _scaling(adapter: Checkpoint, module: str, rank: int) -> float:
 
 
 def copies(base: Checkpoint, adapter: Checkpoint) -> dict[str, tuple[str, ...]]:
-    """The adapter's own copies of base tensors (modules_to_save, biases): name -> the base's tensor it stands for; several
-    where it stands for a tensor computed from them, () where it is a head that the base does not have.
+    """The adapter's own copies of base tensors (modules_to_save, biases): name -> the base's tensor it stands for;
+    several where it stands for a tensor computed from them, () where it is a head that the base does not have.
 
     ConfigMismatch where a copy is of no tensor of the base and no such head.
     """
@@ -245,7 +257,8 @@ def copies(base: Checkpoint, adapter: Checkpoint) -> dict[str, tuple[str, ...]]:
         is_head = bare.split(".")[0] not in parts and not re.search(r"\.\d+\.", bare)
         if not found and not is_head:
             raise ConfigMismatch(
-                f"{printable(tensor.name)} of the adapter {adapter.path} stands for no tensor of the base {base.path}: none has "
+                f"{printable(tensor.name)} of the adapter {adapter.path} stands for no tensor of the base {base.path}: "
+                "none has "
                 "that name, in the file or in memory. This adapter belongs to another base."
             )
         out[tensor.name] = found
@@ -260,7 +273,8 @@ def _copies(base: Checkpoint, scaling: Mapping[str, Scaling], adapter: Checkpoin
             continue
         if len(names) > 1:
             raise UnsupportedCheckpoint(
-                f"{printable(copy)} of the adapter stands for {len(names)} tensors of the base ({printable(names[0])} ...), which "
+                f"{printable(copy)} of the adapter stands for {len(names)} tensors of the base ({printable(names[0])} "
+                "...), which "
                 "are rescaled: it has no rule; leave their pairs out (--exclude)."
             )
         if base.by_name[names[0]].shape != tensor.shape or tensor.dtype not in RESCALABLE:

@@ -88,8 +88,8 @@ def _rows(tensor: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class BasisChange:
-    """The changes of basis of one tensor, and the factors on the rest of it, as the writer of weight files takes them: of
-    the whole tensor at once, since they mix its rows.
+    """The changes of basis of one tensor, and the factors on the rest of it, as the writer of weight files takes them:
+    of the whole tensor at once, since they mix its rows.
     """
 
     parts: tuple[tuple[LegRows, Basis], ...]

@@ -38,7 +38,8 @@ def safe_cell(value: object) -> object:
 
 
 def check_replaceable(path: Path, head: str, kind: str = "") -> None:
-    """Raises OutputRefused where ``path`` is a file that does not begin with ``head`` (ASCII): it is no table of that kind.
+    """Raises OutputRefused where ``path`` is a file that does not begin with ``head`` (ASCII): it is no table of that
+    kind.
 
     ``kind``: what such a table is called, where its head says little.
     """

@@ -69,13 +69,15 @@ def plan(
     method: str = Options.method,
     progress: Progress = silent,
 ) -> Plan:
-    """The factors that balance the model, as a value: ``factors``, one a tie group of each site, and ``refusals`` with reasons.
+    """The factors that balance the model, as a value: ``factors``, one a tie group of each site, and ``refusals`` with
+    reasons.
 
-    ``pairs``: of qk, vo, mlp and lora, names or text such as "qk,vo"; None: the paper's QK and VO, or all that a model without
-    those has. ``granularity``: "tensor", "group" (a KV group) or "channel". ``norm``: "l1" (the paper's), "l2", "max" or
-    "rms". ``strength``: 1 balances fully, 0 changes nothing. ``layers``: "0-3,7", "encoder:0-3". ``exact``: factors are
-    powers of two, which round no bf16 or fp32 weight. ``exclude``: names of sites. ``method``: "wisca", or "gram", the full
-    change of basis of VO and LoRA pairs (``bases``, one a KV group) after which the Gram matrices of both sides are equal.
+    ``pairs``: of qk, vo, mlp and lora, names or text such as "qk,vo"; None: the paper's QK and VO, or all that a model
+    without those has. ``granularity``: "tensor", "group" (a KV group) or "channel". ``norm``: "l1" (the paper's), "l2",
+    "max" or "rms". ``strength``: 1 balances fully, 0 changes nothing. ``layers``: "0-3,7", "encoder:0-3". ``exact``:
+    factors are powers of two, which round no bf16 or fp32 weight. ``exclude``: names of sites. ``method``: "wisca", or
+    "gram", the full change of basis of VO and LoRA pairs (``bases``, one a KV group) after which the Gram matrices of
+    both sides are equal.
 
     What was not proved is among the refusals. Measures the weights where nobody has. Raises BadOption.
 
@@ -150,8 +152,8 @@ def export(
     a LoRA adapter, to prove it on. ``adapters``: LoRA adapters of this model, which then follow its new weights into
     ``adapter_outs`` (OUT-NAME), proved with it.
 
-    Raises ProofFailed, PlanMismatch, NothingToRescale, CheckNotRun, UnsupportedCheckpoint, OutputRefused (``out`` exists, is inside
-    the model, disk full), CheckpointChanged, Cancelled; in every case nothing is left behind.
+    Raises ProofFailed, PlanMismatch, NothingToRescale, CheckNotRun, UnsupportedCheckpoint, OutputRefused (``out``
+    exists, is inside the model, disk full), CheckpointChanged, Cancelled; in every case nothing is left behind.
 
     >>> import wisca_core as wisca
     >>> model = wisca.open("sample_runs/gqa-docs/checkpoint-3600")

@@ -147,8 +147,8 @@ def remove_entry(entry: Path, *, patience: float = 0.2) -> int | None:
 
 @contextmanager
 def workplace(words: str, *, prefix: str = "wisca-", within: Path | None = None) -> Iterator[Path]:
-    """An empty folder for the block, in the system's temporary folder or ``within``; removed behind it. ``hide_path`` holds
-    for it: the person reads ``words``.
+    """An empty folder for the block, in the system's temporary folder or ``within``; removed behind it. ``hide_path``
+    holds for it: the person reads ``words``.
     """
     with tempfile.TemporaryDirectory(prefix=prefix, dir=within) as place, hide_path(place, words):
         yield Path(place)
@@ -156,8 +156,8 @@ def workplace(words: str, *, prefix: str = "wisca-", within: Path | None = None)
 
 @contextmanager
 def hide_path(place: str | Path, words: str) -> Iterator[None]:
-    """A WiscaError that leaves the block never names ``place``, a folder of ours, or what lies in it: it says ``words``,
-    and the name of a file of a checkpoint.
+    """A WiscaError that leaves the block never names ``place``, a folder of ours, or what lies in it: it says
+    ``words``, and the name of a file of a checkpoint.
     """
     try:
         yield
@@ -221,7 +221,9 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into that appears as ``path`` when the block ends, whole or not at all, whoever else writes it."""
+    """A file to write into that appears as ``path`` when the block ends, whole or not at all, whoever else writes
+    it.
+    """
     beside = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
@@ -256,8 +258,8 @@ def read_json(path: str | Path, format: str, version: int) -> dict[str, Any]:
 
 
 def read_rows(path: str | Path, format: str, version: int) -> list[dict[str, Any]]:
-    """The rows of a file that is only appended to, a JSON object a line behind a first one with this format and version;
-    a last line cut short by a kill is left out. Raises UnreadableInput as ``read_json`` does.
+    """The rows of a file that is only appended to, a JSON object a line behind a first one with this format and
+    version; a last line cut short by a kill is left out. Raises UnreadableInput as ``read_json`` does.
     """
     path = Path(path)
     lines = [line for line in _content(path).splitlines() if line.strip()]
@@ -341,7 +343,9 @@ def is_held(path: Path) -> bool:
 
 
 def last_status(read: Callable[[], dict[str, Any]], active: Collection[str], lock: Path) -> tuple[dict[str, Any], bool]:
-    """(what ``read`` gives, whether its process ended without a word): a "state" of ``active`` while nobody holds the lock."""
+    """(what ``read`` gives, whether its process ended without a word): a "state" of ``active`` while nobody holds the
+    lock.
+    """
     status = read()
     if status["state"] not in active or is_held(lock):
         return status, False

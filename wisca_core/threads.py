@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside it torch computes on one thread: sums have one order, so that the same model gives the same bits twice, and on
-    small matrices threads cost far more than they bring.
+    """Inside it torch computes on one thread: sums have one order, so that the same model gives the same bits twice,
+    and on small matrices threads cost far more than they bring.
     """
     import torch
 

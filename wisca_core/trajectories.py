@@ -100,8 +100,8 @@ class Trajectory:
         return {}
 
     def layers(self, norm: str) -> pd.DataFrame:
-        """One row a (step, pair, block, layer): log2_ratio and log2_size of all KV groups together, octaves. Made once; not to
-        be changed.
+        """One row a (step, pair, block, layer): log2_ratio and log2_size of all KV groups together, octaves. Made once;
+        not to be changed.
         """
         if norm not in self._layers:
             self._layers[norm] = self._layers_of(norm)
@@ -222,21 +222,24 @@ def trajectory(
         if content in contents:
             other = contents[content]
             remarks.append(
-                f"{printable(one.label, 80)} and {printable(other.label, 80)} hold byte-identical attention weights: a label "
+                f"{printable(one.label, 80)} and {printable(other.label, 80)} hold byte-identical attention weights: a "
+                "label "
                 f"is wrong, one is a copy of the other, "
                 "or these weights were frozen between the two."
             )
         contents.setdefault(content, one)
         if one.step in reused:
             remarks.append(
-                f"{printable(one.label, 80)} and {printable(reused[one.step], 80)} both say step {one.step:,}; both are drawn "
+                f"{printable(one.label, 80)} and {printable(reused[one.step], 80)} both say step {one.step:,}; both "
+                "are drawn "
                 f"there."
             )
         reused[one.step] = one.label
         stated = _stated_step(one.path)
         if stated is not None and stated != one.step:
             remarks.append(
-                f"{printable(one.label, 80)} says step {stated:,} in its trainer_state.json; it is drawn at {one.step:,}, "
+                f"{printable(one.label, 80)} says step {stated:,} in its trainer_state.json; it is drawn at "
+                f"{one.step:,}, "
                 f"as it is called."
             )
         used.append(one)
@@ -293,8 +296,8 @@ class Drift:
 
 
 def drifts(trajectory: Trajectory, norm: str) -> tuple[Drift, ...]:
-    """How each pair moved in each block, layers grouped by direction and beginning; steady layers last. Empty for a single
-    step.
+    """How each pair moved in each block, layers grouped by direction and beginning; steady layers last. Empty for a
+    single step.
     """
     out = []
     table = trajectory.layers(norm)

@@ -245,8 +245,8 @@ def check_json_values(raw: bytes, what: str) -> bytes:
 
 
 def parse_toml(raw: bytes, what: str) -> dict:
-    """The table in a TOML file; UnreadableInput also where it nests deeper than MAX_JSON_DEPTH: dotted names nest without
-    a bracket, and whoever prints or compares a deeper value ends the process.
+    """The table in a TOML file; UnreadableInput also where it nests deeper than MAX_JSON_DEPTH: dotted names nest
+    without a bracket, and whoever prints or compares a deeper value ends the process.
     """
     try:
         document = tomllib.loads(raw.decode("utf-8"))

@@ -1,4 +1,5 @@
-"""Verdicts kept between runs: a proof, a rule found by trial, an entry of the census, each until what decided it changes.
+"""Verdicts kept between runs: a proof, a rule found by trial, an entry of the census, each until what decided it
+changes.
 
 A verdict is found again only under the same versions and the same code. The key of its maker says what it is about (a
 config, the whole structure of its sites); here the installed versions and a digest of every file that has a part in
@@ -21,8 +22,8 @@ from wisca_core.storage import folder, read_json, write_json
 
 VERSION = 3
 
-# Rooms and files whose code has a part in a verdict: what a site is, how weights are read, multiplied and written, how a
-# miniature is made, run and judged.
+# Rooms and files whose code has a part in a verdict: what a site is, how weights are read, multiplied and written, how
+# a miniature is made, run and judged.
 DECIDING = (
     "architecture",
     "census",
@@ -38,8 +39,8 @@ _PACKAGE = Path(__file__).parent
 
 
 def kept_verdict(kind: str, key: object) -> dict[str, Any] | None:
-    """The kept verdict, None where there is none (any more). ``kind``: a word, the beginning of the file's name. ``key``:
-    plain JSON values that say what the verdict is about.
+    """The kept verdict, None where there is none (any more). ``kind``: a word, the beginning of the file's name.
+    ``key``: plain JSON values that say what the verdict is about.
     """
     try:
         return read_json(_path(kind, key), f"wisca-{kind}", VERSION)

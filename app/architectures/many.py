@@ -63,7 +63,8 @@ def _select_from_chart(key: str) -> None:
 def draw_table(census: Census) -> None:
     heading(
         "Every architecture",
-        "Behind a verdict: the finest granularity at which the pair was proved, and how many places (cross-attention, a tower) no input tried here runs. Difference: relative to the largest output, in float64. "
+        "Behind a verdict: the finest granularity at which the pair was proved, and how many places (cross-attention, "
+        "a tower) no input tried here runs. Difference: relative to the largest output, in float64. "
         "All of it is the census's, on default configs; what Rescale proves of a model of yours is not counted here.",
         census.table,
         "every architecture",

@@ -53,7 +53,10 @@ def beside(chosen: Entry | None, proof: Proof | None, census: Census) -> str:
         own = "Rescale proves the open model's own"
         if proof is not None:
             own = f"that of the open model was proved by itself and passed{'' if proof.passed else ' in part'}"
-        about = f"This speaks of its default config{', as it was tried when this version of wisca was made' if chosen.is_released else ''}; {own}. "
+        about = (
+            "This speaks of its default "
+            f"config{', as it was tried when this version of wisca was made' if chosen.is_released else ''}; {own}. "
+        )
     return about + census.coverage.sentence
 
 
@@ -92,8 +95,10 @@ def draw(census: Census, chosen: Entry | None) -> None:
             plain(remark)
         if chosen.n_trials:
             quiet(
-                f"Proved on a miniature{' when this version of wisca was made' if chosen.is_released else ''}: {words.plural(chosen.n_trials, 'rescaled copy', 'rescaled copies')}, "
-                f"{words.plural(chosen.n_cases, 'input')} each, float64. Largest difference {words.digits(chosen.max_rel, 2)} of the largest output; "
+                f"Proved on a miniature{' when this version of wisca was made' if chosen.is_released else ''}: "
+                f"{words.plural(chosen.n_trials, 'rescaled copy', 'rescaled copies')}, "
+                f"{words.plural(chosen.n_cases, 'input')} each, float64. Largest difference "
+                f"{words.digits(chosen.max_rel, 2)} of the largest output; "
                 f"a factor on one side alone moves it by at least {words.digits(chosen.liveness, 2)}."
             )
         _places(chosen)

@@ -40,7 +40,8 @@ def draw(census: Census) -> None:
                 _start(True)
         minutes = max(1, round((missing or n) * SECONDS_EACH / 120))
         quiet(
-            f"Each rule on a miniature of that architecture, at three granularities: about {words.plural(minutes, 'minute')} on two free cores."
+            "Each rule on a miniature of that architecture, at three granularities: about "
+            f"{words.plural(minutes, 'minute')} on two free cores."
         )
 
 

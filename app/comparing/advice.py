@@ -10,7 +10,8 @@ from wisca_core.comparison.report import Report
 from wisca_core.words import signed_number
 
 RULE = (
-    "The rule, fixed beforehand: no answer while the baseline is best at an end of the rates tried; “helps” if the interval "
+    "The rule, fixed beforehand: no answer while the baseline is best at an end of the rates tried; “helps” if the "
+    "interval "
     "lies below 0; “no useful gain” if it lies above −{useful:g}; else “not settled”."
 )
 
@@ -59,7 +60,8 @@ def steps(found: Report, is_lora: bool) -> list[tuple[str, str]]:
     first = (
         f"{found.decides_more} Balancing changed it by {signed_number(mean, found.digits)}."
         if found.decides_more
-        else "Sweep it until the best lies inside the rates you tried. A gain at a rate that is too low can turn into a loss "
+        else "Sweep it until the best lies inside the rates you tried. A gain at a rate that is too low can turn into "
+        "a loss "
         "at a better one."
     )
     pairs = "A's and B's" if is_lora else "Wq's, Wk's, Wv's and Wo's"
@@ -107,11 +109,13 @@ for name, p in model.named_parameters():
 optimizer = AdamW([
     dict(params=ps, lr=x * lr, weight_decay=wd / x if decays else 0.0)
     for (x, decays), ps in groups.items()
-], lr=lr)"""
+], lr=lr)"""  # noqa: E501
 
 
 def megatron(multipliers: dict[str, float]) -> str:
-    """Overrides for Megatron-Core, whose attention keeps q, k and v in one tensor: Wo is what can have a rate of its own."""
+    """Overrides for Megatron-Core, whose attention keeps q, k and v in one tensor: Wo is what can have a rate of its
+    own.
+    """
     m = 1 / multipliers.get("vo", 1.0)
     return f"""from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.optimizer_config import ParamKey

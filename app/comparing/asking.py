@@ -1,4 +1,6 @@
-"""The questions behind a comparison's spec: which model, which text, an arm of one's own. Each returns plain values as a spec has them."""
+"""The questions behind a comparison's spec: which model, which text, an arm of one's own. Each returns plain values as
+a spec has them.
+"""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -126,8 +128,8 @@ def model_and_text(kind: str, preset: Spec) -> dict[str, Any]:
 
 
 def how(kind: str) -> tuple[dict[str, Any], str, int | None]:
-    """precision, device, processes_per_cell and save_weights of a spec; the executor; the number of processes, None for as
-    many as fit the machine.
+    """precision, device, processes_per_cell and save_weights of a spec; the executor; the number of processes, None for
+    as many as fit the machine.
     """
     out: dict[str, Any] = {}
     with st.container(horizontal=True, gap="medium"):
@@ -183,7 +185,9 @@ def executors() -> list[str]:
 
 
 def _open_place() -> str:
-    """The folder or file of the open model on this machine. Raises SpecError where none is open, WiscaError where it cannot be."""
+    """The folder or file of the open model on this machine. Raises SpecError where none is open, WiscaError where it
+    cannot be.
+    """
     model = normal(state.get("model"))
     if not model:
         raise SpecError("model.path", "", "an open model: open one in the sidebar")
@@ -352,8 +356,8 @@ def _granularity(pairs: list[str]) -> str:
 
 
 def _part_of_the_run(repeats: bool, has_trigger: bool) -> dict[str, Any]:
-    """when, start and stop of an arm. ``repeats``: whether it acts during the run; ``has_trigger``: whether it may wait for
-    a ratio.
+    """when, start and stop of an arm. ``repeats``: whether it acts during the run; ``has_trigger``: whether it may wait
+    for a ratio.
     """
     asked = [
         number(label, None, f"compare own {label}", 150, step=step, placeholder=none, disabled=not applies, help=said)

@@ -20,7 +20,9 @@ _STATES = {"waiting": "waiting", "running": "running", "done": "finished", "fail
 def draw_curves(
     comparison: Comparison, frame: pd.DataFrame, report: Report | None, theme: Theme, prefix: str = ""
 ) -> float | None:
-    """Returns the learning rate that is shown, None where each arm has one of its own. ``frame``: of folder.curves, read once a page. ``prefix``: of the keys, so that a live page and a finished one are not the same widgets."""
+    """Returns the learning rate that is shown, None where each arm has one of its own. ``frame``: of folder.curves,
+    read once a page. ``prefix``: of the keys, so that a live page and a finished one are not the same widgets.
+    """
     rate = _choose_rate(comparison, report)
     one = values.curves(comparison, frame, report, rate)
     if one is None:

@@ -49,8 +49,8 @@ def comparison_names() -> list[str]:
 
 
 def draw() -> str:
-    """The selector; returns the chosen name, "new" for a comparison that is still to be started. The name may be one that
-    is not ``is_here``: it then stands in the list as what was asked for, and nothing else is shown in its place.
+    """The selector; returns the chosen name, "new" for a comparison that is still to be started. The name may be one
+    that is not ``is_here``: it then stands in the list as what was asked for, and nothing else is shown in its place.
     """
     names = comparison_names()
     chosen = state.get("comparison") or next((name for name in names if not _is_empty(name)), "new")
@@ -83,7 +83,8 @@ def say_missing(name: str) -> None:
     n = len(comparison_names())
     there = f"{words.plural(n, 'comparison is', 'comparisons are')} in the list above" if n else "There is none yet"
     st.markdown(
-        f"{there}. A comparison is looked for by its folder's name under {words.markdown_text(str(storage.folder('comparisons')))}; it may have "
+        f"{there}. A comparison is looked for by its folder's name under "
+        f"{words.markdown_text(str(storage.folder('comparisons')))}; it may have "
         "been deleted, or the address may come from another machine."
     )
 
@@ -105,8 +106,8 @@ def _label(name: str, at_work: Set[str]) -> str:
     except WiscaError:
         return f"{name}, cannot be read"
     state_word = "running" if str(where) in at_work else _STATES.get(state_now, state_now)
-    # notes and commands name folders, people know titles: both can be typed to find it. Of a name that the page gave, the
-    # rest behind the time repeats the title.
+    # notes and commands name folders, people know titles: both can be typed to find it. Of a name that the page gave,
+    # the rest behind the time repeats the title.
     given = re.match(r"\d{8}-\d{6}(?=-)", name)
     return (
         f"{given[0] if given else name.removeprefix(_SAMPLE)}: {title}, {'bundled' if is_sample(name) else state_word}"

@@ -103,7 +103,8 @@ def pointer(error: WiscaError) -> str:
 
 
 def sentence(error: WiscaError) -> str:
-    """Beside the field: what is wrong with it, in the form's own words. What was written there is in it, letter by letter.
+    """Beside the field: what is wrong with it, in the form's own words. What was written there is in it, letter by
+    letter.
 
     >>> sentence(SpecError("model.n_kv_heads", 3, "a divisor of n_heads = 8"))
     'KV heads: 3 cannot be used. Allowed is a divisor of query heads = 8.'

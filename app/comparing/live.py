@@ -1,5 +1,5 @@
-"""A comparison that runs: how far it is, its curves so far, and how to stop it. Looked at anew every two seconds, at the
-start every second.
+"""A comparison that runs: how far it is, its curves so far, and how to stop it. Looked at anew every two seconds, at
+the start every second.
 """
 
 import streamlit as st

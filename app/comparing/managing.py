@@ -48,6 +48,7 @@ def say_never_began(comparison: Comparison) -> None:
     job = latest("compare", comparison=str(comparison.path))
     if comparison.state == "failed" or (comparison.state == "new" and job is not None and job.state == "failed"):
         st.markdown(
-            "It stopped before its first step, so nothing is lost. Put right what is named below and start it again, set up a new one, or "
+            "It stopped before its first step, so nothing is lost. Put right what is named below and start it again, "
+            "set up a new one, or "
             "delete it here."
         )

@@ -117,7 +117,8 @@ def _metrics(comparison: Comparison, found: Report) -> None:
                 "Clipped steps",
                 f"{share:.0%}",
                 width=130,
-                help="Of the baseline: steps whose gradient was longer than the limit. A rescale changes the norm that is looked at.",
+                help="Of the baseline: steps whose gradient was longer than the limit. A rescale changes the norm that "
+                "is looked at.",
             )
         st.metric("Windows", words.count(found.windows), width=130, help="That the final loss is the mean of.")
 
@@ -185,7 +186,8 @@ def _exports(comparison: Comparison, frame: pd.DataFrame) -> None:
     if missing:
         them = "it" if len(missing) == 1 else "them"
         st.markdown(
-            f":small[Not on this machine: {words.markdown_text(join_names(missing))}. Put {them} beside the spec before it is run.]"
+            f":small[Not on this machine: {words.markdown_text(join_names(missing))}. Put {them} beside the spec "
+            "before it is run.]"
         )
     take_away("All curves as CSV", lambda: frame.to_csv(index=False).encode(), f"{name}-curves.csv", "compare metrics")
     st.code(f"wisca compare {name}-spec.json --out {name}-again", language="bash", wrap_lines=True)

@@ -64,8 +64,8 @@ def start(spec: Spec, executor: str = "auto", workers: int | None = None) -> Non
 
 
 def go_on(place: Path, executor: str = "auto", workers: int | None = None) -> None:
-    """Train what is not finished, in the background; "auto" is the way in which it began. Raises OutputRefused where that
-    is being done.
+    """Train what is not finished, in the background; "auto" is the way in which it began. Raises OutputRefused where
+    that is being done.
     """
     title = f"Compare: {folder.read(place).spec.name}"
     jobs.start(
@@ -77,8 +77,8 @@ def go_on(place: Path, executor: str = "auto", workers: int | None = None) -> No
 
 
 def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]:
-    """The spec, the executor, the number of processes. ``slots``: gains the place for what is wrong with an arm, a field in
-    the open (""), and those of each fold, above its header so that it is seen where the fold is closed.
+    """The spec, the executor, the number of processes. ``slots``: gains the place for what is wrong with an arm, a
+    field in the open (""), and those of each fold, above its header so that it is seen where the fold is closed.
 
     No number is bounded by its widget: Streamlit keeps a number out of bounds in the browser and goes on with the one
     before. The rules of the spec judge all of them.
@@ -110,7 +110,8 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
                     key=f"compare rates {name}",
                     width=140,
                     **KEPT,
-                    help="Several, separated by commas. Pilot runs choose each arm's best among them, and go on to higher or "
+                    help="Several, separated by commas. Pilot runs choose each arm's best among them, and go on to "
+                    "higher or "
                     "lower ones while the best is an end of them.",
                 )
                 pilot = number(
@@ -118,7 +119,8 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
                     len(preset.pilot.seeds),
                     f"compare pilot {name}",
                     110,
-                    help="Seeds that only choose the rates; they are not tested. With none, every arm is tested at every rate.",
+                    help="Seeds that only choose the rates; they are not tested. With none, every arm is tested at "
+                    "every rate.",
                 )
                 effect = number(
                     "Effect to see, nats",
@@ -127,7 +129,8 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
                     150,
                     step=0.001,
                     format="%.6g",
-                    help="The smallest true difference you would want to notice, in nats a byte (with a tokenizer: a token). The paper's on TinyLlama is 0.044 a "
+                    help="The smallest true difference you would want to notice, in nats a byte (with a tokenizer: a "
+                    "token). The paper's on TinyLlama is 0.044 a "
                     "token in training loss, with LoRA 0.007: other units, so no more than an order of size.",
                 )
         with below:
@@ -144,7 +147,8 @@ def _draw_form(slots: dict[str, DeltaGenerator]) -> tuple[Spec, str, int | None]
     if every >= steps > 0 and any(arm["every"] for arm in [*arms, *own]):
         with slots[""]:
             quiet(
-                f"Rescale every {words.count(every)} steps in a run of {words.count(steps)}: after the start it never happens."
+                f"Rescale every {words.count(every)} steps in a run of {words.count(steps)}: after the start it never "
+                "happens."
             )
     if optimiser == "sgd":  # its momentum follows a change of basis; the squares of the others cannot
         arms = [arm if method(arm["method"]).by_factors else {**arm, "optimizer_state": "transport"} for arm in arms]
@@ -208,7 +212,8 @@ def _arms(source: str, preset: Spec, asked: dict) -> list[Arm]:
         key=f"compare arms {preset.name}",
         format_func=lambda arm: compare.label(replace(known[arm], every=None) if arm == "wisca" else known[arm]),
         **KEPT,
-        help="Placebo: factors of 1.001 in turn, which change rounding only. Inverse: each pair is held as far out of balance again as it began. "
+        help="Placebo: factors of 1.001 in turn, which change rounding only. Inverse: each pair is held as far out of "
+        "balance again as it began. "
         "Gram: the full change of basis of a head (or of A and B) instead of one factor.",
     )
     if one_rate:
@@ -254,7 +259,8 @@ def _estimate(spec: Spec, way: execution_plan.ExecutionPlan) -> Estimate:
     if not found.fits:
         free = words.size(found.free_bytes or 0)
         st.markdown(
-            f"This needs {words.size(found.memory_bytes)} of memory and {free} are free. Make the model, the batch or the context smaller."
+            f"This needs {words.size(found.memory_bytes)} of memory and {free} are free. Make the model, the batch or "
+            "the context smaller."
         )
     return found
 
@@ -267,7 +273,8 @@ def _explain(spec: Spec, found: Estimate, on: str) -> None:
     pace = (
         "at the pace of a few steps just taken"
         if found.is_measured
-        else f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix product reaches here"
+        else f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix "
+        "product reaches here"
     )
     trained = (
         f" {words.count(found.n_trained)} of the parameters are trained."
@@ -275,15 +282,19 @@ def _explain(spec: Spec, found: Estimate, on: str) -> None:
         else ""
     )
     quiet(
-        f"{words.markdown_text(found.title)}.{trained} Seeing a true difference of {found.effect_nats:g} {unit(spec)} four times out of "
-        f"five takes {words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired differences spread as they "
+        f"{words.markdown_text(found.title)}.{trained} Seeing a true difference of {found.effect_nats:g} {unit(spec)} "
+        "four times out of "
+        f"five takes {words.plural(found.seeds_needed, 'seed')} at {words.count(spec.steps)} steps, if paired "
+        "differences spread as they "
         f"did before ({found.spread_words}). "
-        f"{words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 conclude nothing, 4 to 7 are preliminary. "
+        f"{words.plural(len(spec.seeds), 'seed')} planned: {enough}. Fewer than 4 conclude nothing, 4 to 7 are "
+        "preliminary. "
         f"Time is for {on}, {pace}."
     )
     if not found.is_measured:
         st.markdown(
-            f"On one GPU that trains at {GPU_FLOPS / 1e12:.0f} TFLOP/s all runs would take about {duration(found.gpu_seconds)}, one after the other, and "
+            f"On one GPU that trains at {GPU_FLOPS / 1e12:.0f} TFLOP/s all runs would take about "
+            f"{duration(found.gpu_seconds)}, one after the other, and "
             f"{words.size(found.gpu_bytes)} of its memory. That rate is an assumption: nothing was run."
         )
     kept = f"{'with' if spec.save_weights else 'without'} the final weights of every run"
@@ -298,8 +309,10 @@ def _has_tokenizer(spec: Spec) -> bool:
 
     setup = SETUPS[spec.model.setup]
     st.markdown(
-        f"It needs the tokenizer of {words.markdown_text(setup.hub_id)} in a folder of this machine, TinyStories (from the hub through the library "
-        "datasets, or as a JSONL file here), and a GPU of that size. Steps, batch and rate are not the paper's, which are not restated here."
+        f"It needs the tokenizer of {words.markdown_text(setup.hub_id)} in a folder of this machine, TinyStories (from "
+        "the hub through the library "
+        "datasets, or as a JSONL file here), and a GPU of that size. Steps, batch and rate are not the paper's, which "
+        "are not restated here."
     )
     try:
         return bool(tokenizer_folder(spec))

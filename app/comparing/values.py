@@ -35,7 +35,8 @@ def curves(comparison: Comparison, frame: pd.DataFrame, report: Report | None, r
     first = words.markdown_text(compare.labels(spec.arms)[_first(comparison)])
     return Chart(
         words.markdown_text(finding),
-        "Above: validation loss after the first tenth of the steps, the mean of the seeds that have the step, bands from "
+        "Above: validation loss after the first tenth of the steps, the mean of the seeds that have the step, bands "
+        "from "
         "lowest to highest seed. Below: each run minus the baseline of its own "
         f"seed, with the 95\u00a0% interval of {first}; under zero is better.",
         bands.merge(gaps, on=["arm", "step"], how="left", suffixes=("", "_difference")),
@@ -85,7 +86,8 @@ def ratios(comparison: Comparison, frame: pd.DataFrame, rate: float | None, pair
     start = " There is no ratio while B is zero." if pair == "lora" else ""
     return Chart(
         words.markdown_text(finding),
-        "Sum of |w| of one matrix over that of the other, median over layers, mean of the seeds; measured before the rescale of a "
+        "Sum of |w| of one matrix over that of the other, median over layers, mean of the seeds; measured before the "
+        "rescale of a "
         f"step.{frozen}{start}",
         table,
         f"{pair}-ratios-over-steps",
@@ -127,7 +129,8 @@ def differences(comparison: Comparison, report: Report) -> Chart:
         noise = " Grey band: the placebo's spread." if report.noise else ""
         return Chart(
             words.markdown_text(finding),
-            f"Final loss minus the baseline of the same seed{own}. Rings: seeds. Bar: 95\u00a0% interval, diamond: mean.{noise}",
+            f"Final loss minus the baseline of the same seed{own}. Rings: seeds. Bar: 95\u00a0% interval, diamond: "
+            f"mean.{noise}",
             table,
             "differences",
             lambda theme: compare.forest(report, spec.arms, theme),
@@ -175,7 +178,8 @@ def sweep(comparison: Comparison, frame: pd.DataFrame, report: Report | None) ->
 def how_to_read(report: Report) -> str:
     """The line above the table."""
     return (
-        f"Loss in {report.unit}{_per_byte(report)}. Steps saved: how much earlier the arm reaches the baseline's final loss, "
+        f"Loss in {report.unit}{_per_byte(report)}. Steps saved: how much earlier the arm reaches the baseline's final "
+        "loss, "
         "median of the seeds; where not every seed does, how many do. Bootstrap from 8 seeds on."
     )
 
@@ -212,7 +216,8 @@ def shown_table(report: Report, comparison: Comparison) -> pd.DataFrame:
                 "Bootstrap": f"{signed_number(e.bootstrap[0], digits)} to {signed_number(e.bootstrap[1], digits)}"
                 if e.bootstrap
                 else "–",
-                "Perplexity": f"{signed_number(e.perplexity.mean)} ({signed_number(e.perplexity.low)} to {signed_number(e.perplexity.high)})"
+                "Perplexity": f"{signed_number(e.perplexity.mean)} ({signed_number(e.perplexity.low)} to "
+                f"{signed_number(e.perplexity.high)})"
                 if e.loss.n > 1
                 else "–",
                 "Better": f"{e.n_better} of {e.loss.n}",

@@ -21,7 +21,10 @@ def draw(comparison: Comparison) -> None:
 def _why_none(comparison: Comparison) -> str:
     if not comparison.spec.save_weights:
         return "None were kept: this comparison was set up to keep the curves alone."
-    return "They are not in this folder, although its spec keeps them: they were left out or removed since. Run from its spec, it keeps them again."
+    return (
+        "They are not in this folder, although its spec keeps them: they were left out or removed since. Run from "
+        "its spec, it keeps them again."
+    )
 
 
 def _draw(comparison: Comparison, kept: list[Cell]) -> None:

@@ -1,5 +1,5 @@
-"""The words of one declaration as widgets: the usual ones, and the rest folded away. What a widget cannot show (followers,
-where a norm's gains lie) is kept as it came.
+"""The words of one declaration as widgets: the usual ones, and the rest folded away. What a widget cannot show
+(followers, where a norm's gains lie) is kept as it came.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,8 @@ def draw(row: Mapping, key: str) -> dict:
         key=f"{key} layer",
         **KEPT,
         placeholder="model.layers.{i}.attn",
-        help="What stands before the names below, with {i} in place of the layer's number, {e} in place of an expert's.",
+        help="What stands before the names below, with {i} in place of the layer's number, {e} in place of an "
+        "expert's.",
     ).strip()
     _names(said, row, key)
     if kind == "attention":

@@ -1,5 +1,5 @@
-"""The declaration of a file of one's own class as a form: proposed from names and shapes, read and corrected by a person,
-with what it finds below it, and confirmed. Nothing is used before.
+"""The declaration of a file of one's own class as a form: proposed from names and shapes, read and corrected by a
+person, with what it finds below it, and confirmed. Nothing is used before.
 """
 
 import os
@@ -166,7 +166,9 @@ def _rows(now: Mapping) -> list[dict]:
 
 
 def _read_declarations(rows: Sequence[Mapping], stands_in: Mapping) -> tuple[tuple[Declaration, ...], str]:
-    """The declarations, and what is wrong with the first that is none. Head counts that nobody gave are stood in for."""
+    """The declarations, and what is wrong with the first that is none. Head counts that nobody gave are stood in
+    for.
+    """
     out = []
     for row in rows:
         try:

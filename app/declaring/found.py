@@ -1,4 +1,6 @@
-"""What a declaration finds in a file, before anybody confirms it: its pairs with their shapes, and the tensors there are."""
+"""What a declaration finds in a file, before anybody confirms it: its pairs with their shapes, and the tensors there
+are.
+"""
 
 import re
 from collections import Counter, defaultdict

@@ -1,5 +1,5 @@
-"""Declarations that a person confirmed: files under WISCA_HOME/sites, named by what they say, so that an address can name
-one and a job can read it.
+"""Declarations that a person confirmed: files under WISCA_HOME/sites, named by what they say, so that an address can
+name one and a job can read it.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,8 @@ def read(name: str) -> tuple[Declaration, ...]:
         return ()
     if not path(name).is_file():
         raise UnreadableInput(
-            f"the declaration {name} that this address names is not kept on this machine (any more). Open the file again on "
+            f"the declaration {name} that this address names is not kept on this machine (any more). Open the file "
+            "again on "
             "the page Open another, and declare its pairs or give your sites.toml."
         )
     return read_declarations(path(name))

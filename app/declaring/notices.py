@@ -39,13 +39,15 @@ def line(model: Model) -> None:
 
 
 def accepts_unproved(model: Model, command: str) -> bool:
-    """On Rescale: that nothing is proved, how it would be, and whether the person takes it all the same. ``command``: the
-    line that proves and writes.
+    """On Rescale: that nothing is proved, how it would be, and whether the person takes it all the same. ``command``:
+    the line that proves and writes.
     """
     st.markdown("**Not proved** :gray-badge[:material/close: declared]")
     plain(
-        "These pairs are as you declared them. A wrong rotary layout, a norm on q and k or another order of the heads would "
-        "change what the model computes. The proof runs the model's own code, which this page never does. In a terminal, "
+        "These pairs are as you declared them. A wrong rotary layout, a norm on q and k or another order of the heads "
+        "would "
+        "change what the model computes. The proof runs the model's own code, which this page never does. In a "
+        "terminal, "
         "where FUNCTION makes a small model of the class with the same head counts:"
     )
     st.code(command, language=None, wrap_lines=True)

@@ -63,7 +63,8 @@ def draw(model: str) -> None:
                 accept_new_options=True,
                 disabled=not harness_is_here(),
                 **KEPT,
-                help="Bundled ones, a task of lm-evaluation-harness by name (boolq, piqa; needs the network), or the path of a .jsonl file with question, choices and answer.",
+                help="Bundled ones, a task of lm-evaluation-harness by name (boolq, piqa; needs the network), or the "
+                "path of a .jsonl file with question, choices and answer.",
             )
             if not harness_is_here():
                 plain("Tasks need lm-evaluation-harness: pip install 'wisca[eval]'.")
@@ -101,7 +102,8 @@ def watch(job: Job) -> None:
         follow(job)
     elif job.state == "cancelled":
         st.markdown(
-            f":gray[Cancelled. What was scored until then is in {words.markdown_text(str(job.folder / 'metrics.jsonl'))}.]"
+            ":gray[Cancelled. What was scored until then is in "
+            f"{words.markdown_text(str(job.folder / 'metrics.jsonl'))}.]"
         )
     else:
         explain(job, "The evaluation did not finish")

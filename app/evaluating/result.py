@@ -15,7 +15,10 @@ from wisca_app.messages import plain
 def draw(result: dict[str, Any], theme: Theme) -> None:
     if result["perplexity"]:
         read = result["text"] or {}
-        how = f"{words.markdown_text(read.get('name', ''))}: {words.size(read.get('n_bytes', 0))} read. Perplexities of different tokenizers do not compare; bits a byte do. Errors are over windows, taken as independent."
+        how = (
+            f"{words.markdown_text(read.get('name', ''))}: {words.size(read.get('n_bytes', 0))} read. Perplexities "
+            "of different tokenizers do not compare; bits a byte do. Errors are over windows, taken as independent."
+        )
         _table("Text", how, evaluation.table(result["perplexity"], evaluation.PERPLEXITY), "perplexity")
     if result["seeds"]:
         _table(

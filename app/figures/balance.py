@@ -26,8 +26,9 @@ def balance(
 ) -> Drawing:
     """``groups``: rows of one pair, columns layer, group, left, right, left_after, right_after, log2_size, log2_ratio.
 
-    ``lanes``: names of the groups, where they have names instead of numbers. ``matrices``: what the left and the right side are made of. Points carry customdata [layer, group]. Groups with a
-    zero or non-finite norm have no place on log axes and are left out.
+    ``lanes``: names of the groups, where they have names instead of numbers. ``matrices``: what the left and the right
+    side are made of. Points carry customdata [layer, group]. Groups with a zero or non-finite norm have no place on log
+    axes and are left out.
     """
     left, right = SIDES[pair]
     inside = {"KV group": " in the group", "head": " of the head", "expert": " of the expert"}.get(unit_name, "")
@@ -193,8 +194,8 @@ def _arrow(
     points: np.ndarray,
     theme: Theme,
 ) -> None:
-    """From ring to dot of the selected group; a ring in ink where nothing moves. Its name stands beside its ring, in ink.
-    ``box``: ends of the axes, log10. ``points``: of all groups, (n, 2), parts of the axes.
+    """From ring to dot of the selected group; a ring in ink where nothing moves. Its name stands beside its ring, in
+    ink. ``box``: ends of the axes, log10. ``points``: of all groups, (n, 2), parts of the axes.
     """
     tail, head = (
         (np.log10(row["right"]), np.log10(row["left"])),

@@ -11,10 +11,10 @@ from wisca_app.figures.template import CONFIG, Theme
 
 @dataclass(frozen=True, eq=False)
 class Chart:
-    """``finding``: its title, computed; ``how`` to read it; both the Markdown of the pages, foreign names escaped. ``table``:
-    its numbers. ``name``: of the files that are saved of it. ``draw``: the figure in a theme, from values alone. ``alt``:
-    what it shows, for those who do not see it. ``tip``: what stands behind its question mark. ``of``: what it is about, ""
-    for the open model. ``config``: plotly's.
+    """``finding``: its title, computed; ``how`` to read it; both the Markdown of the pages, foreign names escaped.
+    ``table``: its numbers. ``name``: of the files that are saved of it. ``draw``: the figure in a theme, from values
+    alone. ``alt``: what it shows, for those who do not see it. ``tip``: what stands behind its question mark. ``of``:
+    what it is about, "" for the open model. ``config``: plotly's.
     """
 
     finding: str

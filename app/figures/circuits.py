@@ -1,4 +1,5 @@
-"""Heads as circuits: a map over layers and heads of any column, two columns against each other, spectra, and over steps.
+"""Heads as circuits: a map over layers and heads of any column, two columns against each other, spectra, and over
+steps.
 
 Neutral ink: a circuit has no role. Ink is the end of a column that a reader looks for.
 """
@@ -60,8 +61,8 @@ def head_map(
     selected: tuple[int, int, int] | None = None,
     changes: bool = False,
 ) -> go.Figure:
-    """``table``: rows of one block. ``changes``: the values are log2 of how a column differs between two models; ink is a
-    large change either way. Each point carries customdata [layer, head, expert, words].
+    """``table``: rows of one block. ``changes``: the values are log2 of how a column differs between two models; ink is
+    a large change either way. Each point carries customdata [layer, head, expert, words].
     """
     place = lanes(table)
     layers = sorted(table["layer"].unique().tolist())
@@ -264,7 +265,9 @@ def scatter(
     marked: set[tuple[int, int, int]],
     selected: tuple[int, int, int] | None,
 ) -> go.Figure:
-    """Two columns against each other, one point a head. ``marked``: (layer, head, expert) in ink; the others are grey."""
+    """Two columns against each other, one point a head. ``marked``: (layer, head, expert) in ink; the others are
+    grey.
+    """
     fig = figure(theme, 400, clickmode="event+select")
     kept = table[np.isfinite(table[across.name]) & np.isfinite(table[up.name])]
     for column in (across, up):
@@ -284,7 +287,8 @@ def scatter(
                     int(r.layer),
                     int(r.head),
                     int(r.expert),
-                    f"{_who(r)}<br>{across.title} {number(across, getattr(r, across.name))}<br>{up.title} {number(up, getattr(r, up.name))}",
+                    f"{_who(r)}<br>{across.title} {number(across, getattr(r, across.name))}<br>{up.title} "
+                    f"{number(up, getattr(r, up.name))}",
                 ]
                 for r in part.itertuples()
             ],
@@ -353,7 +357,8 @@ def over_steps(steps: list[int], table: pd.DataFrame, column: Column, *, theme: 
             line=line,
             marker=dict(size=6, color=theme.ink),
             customdata=[number(column, v) for v in table[name]],
-            hovertemplate=f"step %{{x:,}}: {'this head' if name == 'own' else 'median head'} %{{customdata}}<extra></extra>",
+            hovertemplate=f"step %{{x:,}}: {'this head' if name == 'own' else 'median head'} "
+            f"%{{customdata}}<extra></extra>",
         )
     values = table[["own", "low", "high"]].to_numpy().ravel()
     values = values[np.isfinite(values)]
@@ -375,7 +380,10 @@ def map_title(table: pd.DataFrame, column: Column) -> str:
     at = values.idxmin() if column.ink == "low" else values.idxmax()
     row, word = table.loc[at], "lowest" if column.ink == "low" else "highest"
     expert = f", expert {row['expert']}" if row["expert"] >= 0 else ""
-    return f"{column.title} is {word} in layer {row['layer']}{expert}, head {row['head']}: {number(column, row[column.name])}"
+    return (
+        f"{column.title} is {word} in layer {row['layer']}{expert}, head {row['head']}: "
+        f"{number(column, row[column.name])}"
+    )
 
 
 def change_title(table: pd.DataFrame, column: Column) -> str:
@@ -387,6 +395,7 @@ def change_title(table: pd.DataFrame, column: Column) -> str:
         return f"{column.title} is the same in every head"
     row = table.loc[values.idxmax()]
     return (
-        f"{column.title} differs {2 ** values.median():.2f}× in the median head, most in layer {row['layer']}, head {row['head']}: "
+        f"{column.title} differs {2 ** values.median():.2f}× in the median head, most in layer {row['layer']}, head "
+        f"{row['head']}: "
         f"{2 ** values.max():.2f}×"
     )

@@ -115,8 +115,8 @@ def curves(
 
 
 def _loss_range(bands: pd.DataFrame) -> tuple[float, float]:
-    """Of the loss panel: what comes after the first tenth of the run fills it, since the fall at the start would flatten
-    the bands and what lies between the arms; the start is cut off above.
+    """Of the loss panel: what comes after the first tenth of the run fills it, since the fall at the start would
+    flatten the bands and what lies between the arms; the start is cut off above.
     """
     late = bands[bands["step"] > bands["step"].max() / 10] if len(bands) else bands
     shown = late if len(late) else bands
@@ -156,7 +156,10 @@ def _gap_words(name: str, row, unit_of_loss: str, digits: int) -> str:
         if math.isfinite(row.low)
         else ""
     )
-    return f"{name}<br>step {row.step:,.0f}: {signed_number(row.mean, digits)} {unit_of_loss}{between}<br>{words.plural(row.n, 'seed')}"
+    return (
+        f"{name}<br>step {row.step:,.0f}: {signed_number(row.mean, digits)} "
+        f"{unit_of_loss}{between}<br>{words.plural(row.n, 'seed')}"
+    )
 
 
 def _line(fig, rows, name, colour, dash, row, hover, legend=False, texts=None, width=1.8) -> None:
@@ -232,7 +235,10 @@ def forest(report: Report, arms: Sequence[Arm], theme: Theme) -> go.Figure:
                 line=dict(color=colour, width=3),
                 hoverinfo="skip",
             )
-        said = f"{names[e.arm]}: {signed_number(e.loss.mean, digits)} {nats}<br>95 % {interval(e, digits)}<br>better in {e.n_better} of {e.loss.n}"
+        said = (
+            f"{names[e.arm]}: {signed_number(e.loss.mean, digits)} {nats}<br>95 % {interval(e, digits)}<br>better "
+            f"in {e.n_better} of {e.loss.n}"
+        )
         if e.loss.n:
             mark = dict(symbol="diamond", size=11, color=colour, line=dict(color=theme.page, width=1))
             fig.add_scatter(
@@ -337,12 +343,15 @@ def gradient_finding(bands: pd.DataFrame, arms: Sequence[Arm], steps: int) -> st
             f"{'Late in the run' if is_late else 'So far'} the gradients of all arms are within 10 % of the baseline's"
         )
     word = "larger" if means[far] > means[base] else "smaller"
-    return f"Gradients of {labels(arms)[far]} are {words.times(others[far])} {word} than the baseline's {'late in the run' if is_late else 'so far'}"
+    return (
+        f"Gradients of {labels(arms)[far]} are {words.times(others[far])} {word} than the baseline's "
+        f"{'late in the run' if is_late else 'so far'}"
+    )
 
 
 def ratio_finding(bands: pd.DataFrame, arms: Sequence[Arm], pair: str) -> str:
-    """Of the baseline at the end and, where there is one, of the first arm that balances this pair again and again: how far
-    it goes between two rescales.
+    """Of the baseline at the end and, where there is one, of the first arm that balances this pair again and again: how
+    far it goes between two rescales.
     """
 
     def of(arm: Arm) -> pd.Series:

@@ -24,12 +24,15 @@ BLOCKS = {
 
 
 def chart(table: pd.DataFrame, chosen: str) -> Chart:
-    """``table``: the census's, columns of wisca_core.census.table. ``chosen``: the architecture that is framed, "" for none."""
+    """``table``: the census's, columns of wisca_core.census.table. ``chosen``: the architecture that is framed, "" for
+    none.
+    """
     shown = _positions(table)
     said = finding(table)
     return Chart(
         said,
-        "A tile is an architecture, neighbours have the same rule. Filled: QK and VO proved; half: in part; hollow: not. "
+        "A tile is an architecture, neighbours have the same rule. Filled: QK and VO proved; half: in part; hollow: "
+        "not. "
         "Click one to look it up.",
         table,
         "architectures",

@@ -19,7 +19,9 @@ _HALVES = {0.5: "½", -0.5: "−½", 1.5: "1½", -1.5: "−1½"}
 
 
 def doses(report: Report, arms: Sequence[Arm]) -> list[tuple[float, Effect]]:
-    """(strength, effect), ascending: arms that differ from each other in their strength alone, at the baseline's rate."""
+    """(strength, effect), ascending: arms that differ from each other in their strength alone, at the baseline's
+    rate.
+    """
     found: dict[tuple, dict[float, Effect]] = {}
     by_name = {arm.name: arm for arm in arms}
     for e in report.main:
@@ -32,8 +34,8 @@ def doses(report: Report, arms: Sequence[Arm]) -> list[tuple[float, Effect]]:
 
 
 def dose(points: Sequence[tuple[float, Effect]], report: Report, useful: float, theme: Theme) -> go.Figure:
-    """Difference to the baseline against the strength: diamond and 95 % bar, seeds as dots at its left, the baseline a ring
-    at 0, and where a useful gain would lie.
+    """Difference to the baseline against the strength: diamond and 95 % bar, seeds as dots at its left, the baseline a
+    ring at 0, and where a useful gain would lie.
     """
     fig = figure(theme, 360)
     ends = [v for _, e in points for v in (*e.differences, e.loss.low, e.loss.high) if math.isfinite(v)]
@@ -127,8 +129,8 @@ def sweep(
     unit_of_loss: str,
     digits: int = 3,
 ) -> go.Figure:
-    """Final loss against the learning rate: runs as dots, means as lines, a ring at the rate tested; below it a bracket an
-    arm, from the rate under its best to the one above.
+    """Final loss against the learning rate: runs as dots, means as lines, a ring at the rate tested; below it a bracket
+    an arm, from the rate under its best to the one above.
     """
     fair = table[~table["diverged"]]
     shown = [arm for arm in arms if arm.name in set(fair["arm"])]
@@ -249,7 +251,10 @@ def sweep_finding(table: pd.DataFrame, arms: Sequence[Arm]) -> str:
     ends = bracket(means[base])
     best = float(means[base].idxmin())
     if best in (ends[0], ends[-1]) and len(means[base]) > 1:
-        return f"The baseline is best at the {'highest' if best == ends[-1] else 'lowest'} rate tried: no bracket, no answer"
+        return (
+            f"The baseline is best at the {'highest' if best == ends[-1] else 'lowest'} rate tried: no bracket, no "
+            "answer"
+        )
     other = next((arm.name for arm in arms if arm.kind == "balance" and len(means[arm.name])), "")
     both = [rate for rate in means[base].index if other and rate in means[other]]
     if not other or not both:

@@ -19,9 +19,11 @@ SHOWN = {
     "first_token": "Share on the first token",
 }
 HOW = {
-    "largest_logit": "The largest score before softmax. Tens are common; hundreds say that softmax picks single tokens.",
+    "largest_logit": "The largest score before softmax. Tens are common; hundreds say that softmax picks single "
+    "tokens.",
     "entropy": "Nats, the mean over queries. Near 0 a head looks at one place; it cannot exceed the log of the window.",
-    "first_token": "The share of attention that goes to the first token of a window, the mean over queries: a sink near 1.",
+    "first_token": "The share of attention that goes to the first token of a window, the mean over queries: a sink "
+    "near 1.",
 }
 
 
@@ -95,8 +97,8 @@ def inside_chart(rows: pd.DataFrame, model: str, measure: str) -> Chart:
 
 
 def scores(tasks: pd.DataFrame, theme: Theme) -> go.Figure:
-    """``tasks``: rows of wisca_core.evaluation. First model rings, second filled; the area between the two constant answers
-    is tinted, chance is a dotted line.
+    """``tasks``: rows of wisca_core.evaluation. First model rings, second filled; the area between the two constant
+    answers is tinted, chance is a dotted line.
     """
     names = list(dict.fromkeys(tasks["task"]))
     models = list(dict.fromkeys(tasks["model"]))
@@ -142,7 +144,8 @@ def score_finding(tasks: pd.DataFrame) -> str:
     between = int(tasks["between_constants"].sum())
     if between:
         return (
-            f"{between} of {words.plural(len(tasks), 'score')} {'lies' if between == 1 else 'lie'} between the constant answers"
+            f"{between} of {words.plural(len(tasks), 'score')} {'lies' if between == 1 else 'lie'} between the "
+            "constant answers"
             if len(tasks) > 1
             else "The score lies between the constant answers"
         )
@@ -185,7 +188,9 @@ def head_finding(rows: pd.DataFrame, measure: str) -> str:
 
 
 def over_models(rows: pd.DataFrame, measure: str, theme: Theme) -> go.Figure:
-    """``rows``: model, layer, head, ``measure``, models in the order of a training: the median head and the widest span."""
+    """``rows``: model, layer, head, ``measure``, models in the order of a training: the median head and the widest
+    span.
+    """
     models = list(dict.fromkeys(rows["model"]))
     grouped = rows.groupby("model", sort=False)[measure]
     fig = figure(theme, 260, showlegend=True, legend=LEGEND)
@@ -271,7 +276,8 @@ def headline(result: Mapping[str, Any]) -> tuple[str, str]:
 
 def _difference(windows: Mapping[str, Any]) -> str:
     return (
-        f"{_signed_value(windows['difference_nats'])} nats a token (95 % {_signed_value(windows['low'])} to {_signed_value(windows['high'])} over "
+        f"{_signed_value(windows['difference_nats'])} nats a token (95 % {_signed_value(windows['low'])} to "
+        f"{_signed_value(windows['high'])} over "
         f"{words.plural(windows['n'], 'window')}), perplexity times {windows['perplexity_ratio']:.3f}."
     )
 

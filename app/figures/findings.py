@@ -15,7 +15,8 @@ def map_title(groups: pd.DataFrame, pair: str, unit: str = "KV group", view: str
     """What the map shows in one of its views: which side the cells lean to and where most, what stands out apart from
     size, or what is left after balancing.
 
-    ``groups``: columns layer, log2_ratio, and log2_size or log2_after where the view needs it. ``unit``: what a cell is.
+    ``groups``: columns layer, log2_ratio, and log2_size or log2_after where the view needs it. ``unit``: what a cell
+    is.
     """
     if view == "stored":
         return _leaning(groups, pair, unit)

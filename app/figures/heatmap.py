@@ -47,10 +47,11 @@ def heatmap(
     """Cells of one pair in one ``view`` (a name of VIEWS), and the ratio of each layer as a whole below them.
 
     ``groups``: rows of one pair, columns layer, group, log2_ratio, log2_size, log2_after (octaves, left over right),
-    left_rate and right_rate (factors on Adam's rate). ``layers``: the octaves without group, one row a layer. ``after``:
-    whether there is one. ``unit_name``: what a row is. ``selected``: (layer, group). ``lanes``: names of the rows, where
-    they have names instead of numbers. A cell without a ratio bears a cross; a (layer, group) without a row stays blank.
-    Each cell's overlay point carries customdata [layer, group, ...], since plotly reports no click on a heatmap.
+    left_rate and right_rate (factors on Adam's rate). ``layers``: the octaves without group, one row a layer.
+    ``after``: whether there is one. ``unit_name``: what a row is. ``selected``: (layer, group). ``lanes``: names of the
+    rows, where they have names instead of numbers. A cell without a ratio bears a cross; a (layer, group) without a row
+    stays blank. Each cell's overlay point carries customdata [layer, group, ...], since plotly reports no click on a
+    heatmap.
     """
     n_groups = int(groups["group"].max()) + 1 if len(groups) else 1
     octaves = in_view(groups, view)
@@ -89,8 +90,8 @@ def beside_maps(
     unit_name: str,
     lanes: tuple[str, ...] = (),
 ) -> Drawing:
-    """Maps of several models (and their difference) on one axis and one scale: (heading, groups, octaves) each. Headings
-    are foreign text.
+    """Maps of several models (and their difference) on one axis and one scale: (heading, groups, octaves) each.
+    Headings are foreign text.
     """
     n_groups = [int(groups["group"].max()) + 1 if len(groups) else 1 for _, groups, _ in strips]
     span = span_of(np.concatenate([octaves for _, _, octaves in strips]))

@@ -1,4 +1,6 @@
-"""Pictures of the method: the valley of the toy loss, what grouped queries do to the ratio, two trainings that are one."""
+"""Pictures of the method: the valley of the toy loss, what grouped queries do to the ratio, two trainings that are
+one.
+"""
 
 import numpy as np
 import pandas as pd

@@ -18,8 +18,8 @@ PANELS_A_ROW = 2
 
 
 def fans(panels: Sequence[tuple[str, Distribution]], theme: Theme) -> go.Figure:
-    """A panel each, (title, histograms over steps): the median as a line, around it half of all values, nine tenths, and
-    all. One scale for all panels.
+    """A panel each, (title, histograms over steps): the median as a line, around it half of all values, nine tenths,
+    and all. One scale for all panels.
     """
     n = len(panels)
     across = min(PANELS_A_ROW, n)

@@ -27,9 +27,9 @@ CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage"]], "toImageButtonO
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one mode, "#RRGGBB". ``role``, ``end`` and ``word`` by role (q k v o up down a b); ``end``: of a diverging
-    scale; ``word``: of words in the role's colour, with the contrast that text needs (those of q k v o stand in
-    .streamlit/config.toml too).
+    """Colours of one mode, "#RRGGBB". ``role``, ``end`` and ``word`` by role (q k v o up down a b); ``end``: of a
+    diverging scale; ``word``: of words in the role's colour, with the contrast that text needs (those of q k v o stand
+    in .streamlit/config.toml too).
     """
 
     name: str  # light | dark
@@ -291,8 +291,8 @@ def _merge(into: dict, values: dict) -> None:
 def unit(
     fig: "go.Figure | Drawing", text: str, axis: str = "", dx: int = -40, dy: int = 8, across: str | None = None, **more
 ) -> None:
-    """The y axis' unit, level above the axis (``axis``: "" or "2", "3", ...), instead of a turned title. ``across``: its
-    x axis, where that is another number's. ``more``: of plotly's annotation.
+    """The y axis' unit, level above the axis (``axis``: "" or "2", "3", ...), instead of a turned title. ``across``:
+    its x axis, where that is another number's. ``more``: of plotly's annotation.
     """
     fig.add_annotation(
         text=text,
@@ -375,8 +375,8 @@ def log_ticks(low: float, high: float, most: int = 6) -> tuple[list[float], list
 
 
 def _with_low_end(values: list[float], low: float, span: float) -> list[float]:
-    """``values``, where they leave a sixth of the axis free above ``low`` with a round one near it; others that would then
-    crowd give way. ``span``: of the axis, log10.
+    """``values``, where they leave a sixth of the axis free above ``low`` with a round one near it; others that would
+    then crowd give way. ``span``: of the axis, log10.
     """
     if values and math.log10(values[0] / low) <= span / 6:
         return values

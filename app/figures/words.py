@@ -40,17 +40,21 @@ DTYPES = {
 
 # Every term of the pages in a sentence, with its formula: what stands behind the question marks.
 TERMS = {
-    "ratio": "Norm of the left side over that of the right one, as L1: sum |Wq| / sum |Wk|; of the median layer, expert or adapted layer.",
+    "ratio": "Norm of the left side over that of the right one, as L1: sum |Wq| / sum |Wk|; of the median layer, "
+    "expert or adapted layer.",
     "query side": "Wq of the query heads that share a key head. With |W| = sum of |w|, the ratio is |Wq| / |Wk|.",
-    "size": "How often the one side has more entries: g query heads share a KV head, so Wq has g times the entries of Wk.",
+    "size": "How often the one side has more entries: g query heads share a KV head, so Wq has g times the entries of "
+    "Wk.",
     "rest": "The ratio divided by its size part: initialisation or training. One checkpoint cannot tell which.",
-    "pair": "Two matrices between which a scale can be moved: (cW1)(W2/c) = W1 W2. QK: Wq and Wk. VO: Wv and Wo. MLP: up and down.",
+    "pair": "Two matrices between which a scale can be moved: (cW1)(W2/c) = W1 W2. QK: Wq and Wk. VO: Wv and Wo. MLP: "
+    "up and down.",
     "KV group": "A KV head with the g query heads that read it; its Wq rows, Wk rows, Wv rows and Wo columns.",
     "channel": "One row of Wq with the row of Wk that it meets in the product q·k; rotary pairs share one factor.",
     "exact": "Factors are powers of two: w × 2ᵏ changes only the exponent of a floating-point number, no digit.",
     "largest": "The cell furthest from balance: the largest of |W1| / |W2| either way, over all layers and groups.",
     "outlying": "Cells more than 2× from the median cell of their pair, either way.",
-    "rates": "A matrix kept as cW trains under Adam as W at lr/c. Balancing keeps Wq at 1/m and Wk at m, m = √(|Wq| / |Wk|).",
+    "rates": "A matrix kept as cW trains under Adam as W at lr/c. Balancing keeps Wq at 1/m and Wk at m, m = √(|Wq| / "
+    "|Wk|).",
 }
 
 # Where they all stand; beside every page of the app.

@@ -1,4 +1,6 @@
-"""Another checkpoint beside this one, the change of a column head by head; and a column over the checkpoints of a training."""
+"""Another checkpoint beside this one, the change of a column head by head; and a column over the checkpoints of a
+training.
+"""
 
 from pathlib import Path
 
@@ -61,7 +63,8 @@ def _draw(shown: DrawnHeads, theirs: pd.DataFrame, other: str, theme: Theme) -> 
     said = figures.change_title(change, column)
     one = Chart(
         said,
-        f"{words.markdown_text(title(other))} over the open model, head by head. Ink: a large change either way; the number says which.",
+        f"{words.markdown_text(title(other))} over the open model, head by head. Ink: a large change either way; the "
+        "number says which.",
         both.assign(log2_change=octaves)[[*_PLACE, column.name, f"{column.name}_other", "log2_change"]],
         "heads-beside",
         lambda theme: figures.head_map(change, column, theme=theme, selected=shown.selected, changes=True),
@@ -125,7 +128,8 @@ def draw_steps(shown: DrawnHeads, theme: Theme) -> None:
         first, last = (figures.number(shown.column, steps["middle"].iloc[i]) for i in (0, -1))
         one = Chart(
             f"{shown.column.title} over the training: the median head went from {first} to {last}",
-            f"Ink: layer {shown.selected[0]}, head {shown.selected[1]}. Dotted: the median head, its band 10 to 90 % of all."
+            f"Ink: layer {shown.selected[0]}, head {shown.selected[1]}. Dotted: the median head, its band 10 to 90 % "
+            "of all."
             + (f" {words.plural(waiting, 'checkpoint')} not measured yet; open them here." if waiting else ""),
             steps,
             "heads-over-steps",

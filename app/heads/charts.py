@@ -71,7 +71,8 @@ def map_of(table: pd.DataFrame, column: Column, selected: tuple[int, int, int] |
     said = figures.map_title(table, column)
     return Chart(
         said,
-        f"{words.title(column.meaning).replace('|', chr(92) + '|')}. Ink: the {'low' if column.ink == 'low' else 'high'} end.",
+        f"{words.title(column.meaning).replace('|', chr(92) + '|')}. Ink: the "
+        f"{'low' if column.ink == 'low' else 'high'} end.",
         table[["layer", "head", "kv_head", "expert", column.name]],
         f"heads-{column.name}",
         lambda theme: figures.head_map(table, column, theme=theme, selected=selected),
@@ -193,6 +194,7 @@ def draw_check(shown: DrawnHeads) -> str:
     if check is None:
         return ""
     return (
-        f"Checked here on layer {shown.selected[0]}: a random rescale of {words.plural(check.n_heads, 'head')} leaves the left columns "
+        f"Checked here on layer {shown.selected[0]}: a random rescale of {words.plural(check.n_heads, 'head')} leaves "
+        "the left columns "
         f"equal to {check.stays:.0e} and moves every number on the right."
     )

@@ -100,7 +100,9 @@ def boxes(shown: DrawnHeads) -> None:
 
 
 def _select_from_boxes(table: pd.DataFrame) -> None:
-    """Callback of the boxes. A layer without the head that was selected gives its first one, a head its first expert."""
+    """Callback of the boxes. A layer without the head that was selected gives its first one, a head its first
+    expert.
+    """
     found = table
     for name, key in _BOX.items():
         same = found[found[name] == state.get(key)]

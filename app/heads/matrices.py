@@ -25,7 +25,8 @@ def draw(shown: DrawnHeads) -> None:
     moves = int(table["moves"].sum())
     heading(
         f"Every matrix: {words.count(len(table))}, a rescale moves {words.count(moves)} of them",
-        "Each taken alone, largest norm first. Numbers of a matrix that moves say where the coordinates are, not only what it does; sort by any.",
+        "Each taken alone, largest norm first. Numbers of a matrix that moves say where the coordinates are, not only "
+        "what it does; sort by any.",
         table,
         "matrices",
     )
@@ -63,7 +64,8 @@ def _ask(model) -> None:
         explain(job, "Measuring the matrices did not finish")
     n_bytes = sum(t.n_bytes for t in model.checkpoint.tensors)
     quiet(
-        f"Norm, spectral norm, stable rank, outliers and kurtosis of embeddings, attention, feed-forward and head: reads all {words.size(n_bytes)} a few times."
+        "Norm, spectral norm, stable rank, outliers and kurtosis of embeddings, attention, feed-forward and head: "
+        f"reads all {words.size(n_bytes)} a few times."
     )
     if st.button("Measure every matrix"):
         jobs.start("matrices", {"model": name} | declared, f"Matrices of {title(name)}", exclusive=f"matrices {name}")

@@ -97,6 +97,7 @@ def _draw(shown: DrawnPair, other: str, theme: Theme) -> None:
     if a and b and (a.n_layers, a.n_heads, a.n_kv_heads) != (b.n_layers, b.n_heads, b.n_kv_heads):
         quiet(
             f"They are of different shapes: {words.plural(a.n_layers, 'layer')} and {words.count(b.n_layers)}, "
-            f"{words.plural(a.n_heads, 'query head')} on {words.count(a.n_kv_heads)} and {words.count(b.n_heads)} on {words.count(b.n_kv_heads)}; "
+            f"{words.plural(a.n_heads, 'query head')} on {words.count(a.n_kv_heads)} and {words.count(b.n_heads)} on "
+            f"{words.count(b.n_kv_heads)}; "
             "layers of one number need not correspond."
         )

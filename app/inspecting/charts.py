@@ -170,7 +170,8 @@ def depth_of(shown: DrawnPair, heads: pd.DataFrame) -> Chart:
     unit = "adapted part" if shown.lanes else shown.head_unit
     return Chart(
         finding,
-        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one {shown.head_unit}, log axis.{' Outline before, filled after.' if shown.after else ''}"
+        f"{words.NORM_SYMBOLS[shown.norm].capitalize()} of one {shown.head_unit}, log "
+        f"axis.{' Outline before, filled after.' if shown.after else ''}"
         + (" Bars span 10–90 % of a layer with the median as a notch; dots beyond a bar lie far out." if bars else ""),
         depth.columns(heads),
         "heads",

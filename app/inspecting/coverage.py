@@ -47,7 +47,10 @@ def draw(shown: DrawnPair) -> None:
 
 def _never(shown: DrawnPair) -> str:
     if shown.lanes:
-        return "Not covered: the base model, which stays as it is. Scaling, biases, magnitudes and saved modules of the adapter are copied."
+        return (
+            "Not covered: the base model, which stays as it is. Scaling, biases, magnitudes and saved modules of "
+            "the adapter are copied."
+        )
     biases = any(not leg.measured for site in shown.model.sites.sites if site.key.pair != "mlp" for leg in site.legs)
     first = (
         "Biases enter no norm; those of q, k and v follow the factors."

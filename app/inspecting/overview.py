@@ -1,5 +1,6 @@
-"""Inspect's first screen above the map: what this model is, one verdict over all pairs, what it means for a training and
-where to go next; and the few numbers behind it, which stand below the map: a phone's first screen shows the map then.
+"""Inspect's first screen above the map: what this model is, one verdict over all pairs, what it means for a training
+and where to go next; and the few numbers behind it, which stand below the map: a phone's first screen shows the map
+then.
 """
 
 import numpy as np

@@ -23,7 +23,8 @@ def button(model: Model, options: Options) -> None:
         lambda: _report(model, options, name, comparison),
         f"{telling_name('wisca')}.html",
         "report",
-        "Balance, heads, plan, proof, learning rates, and the evaluation and comparison of this model, in one file that "
+        "Balance, heads, plan, proof, learning rates, and the evaluation and comparison of this model, in one file "
+        "that "
         "needs no network. Seconds, since the rule is proved first.",
     )
 

@@ -21,8 +21,10 @@ def draw(model: Model) -> None:
     if job is not None and job.state not in ("done", "cancelled"):
         explain(job, "The search for a rule failed")
     quiet(
-        "No row of the family files is about this model type. Rows can be made from its tensor names and shapes and tried "
-        "under the proof, on a miniature of its own config; only one that keeps the function is used. Some seconds to a minute."
+        "No row of the family files is about this model type. Rows can be made from its tensor names and shapes and "
+        "tried "
+        "under the proof, on a miniature of its own config; only one that keeps the function is used. Some seconds to "
+        "a minute."
     )
     if st.button("Look for a rule by trial", key="discover"):
         with errors_as_messages("The search could not be started"):

@@ -14,8 +14,8 @@ SOURCES = ("map", "balance", "most_unbalanced")
 
 
 def settle(shown: DrawnPair) -> tuple[int, int]:
-    """The selected (layer, group) brought into what this pair has; at first the most unbalanced one, which is then in no
-    address.
+    """The selected (layer, group) brought into what this pair has; at first the most unbalanced one, which is then in
+    no address.
     """
     groups = shown.groups
     place = state.get("layer"), state.get("group")

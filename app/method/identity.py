@@ -1,4 +1,6 @@
-"""Balancing is the same training at other learning rates: two trajectories that are one, and the table of optimisers."""
+"""Balancing is the same training at other learning rates: two trajectories that are one, and the table of
+optimisers.
+"""
 
 from pathlib import Path
 
@@ -45,7 +47,8 @@ def draw(theme: Theme) -> None:
             "identity-loss",
             lambda theme: method.losses(table, theme=theme),
             alt="Loss of the baseline, of WISCA and of the same rates; the last two are one line.",
-            tip=f"A decoder of 2 layers, width 64, 8 query heads on 1 KV head, AdamW at {what['rate']:g}, renewed every "
+            tip=f"A decoder of 2 layers, width 64, 8 query heads on 1 KV head, AdamW at {what['rate']:g}, renewed "
+            "every "
             f"{what['every']} steps, in float64 throughout.",
             of="wisca",
         )
@@ -79,7 +82,9 @@ def optimisers(group_size: int = 8) -> None:
 
 
 def optimisers_table(ratio: float, heading: str) -> pd.DataFrame:
-    """What the rates are under each optimiser. ``ratio``: of the norms, m squared; ``heading``: of the column with it."""
+    """What the rates are under each optimiser. ``ratio``: of the norms, m squared; ``heading``: of the column with
+    it.
+    """
     m = ratio**0.5
     return pd.DataFrame(
         {

@@ -24,7 +24,8 @@ def landscape(theme: Theme) -> None:
         q, k = ratio**0.5, ratio**-0.5
         quiet(
             "Both starts have the same product, so the same loss. Arrived means (QK − C)² below 0.001. At "
-            f"the valley the curvature is 2 (Q² + K²): the balanced start bears a rate of {largest_rate(1, 1):.2f}, this "
+            f"the valley the curvature is 2 (Q² + K²): the balanced start bears a rate of {largest_rate(1, 1):.2f}, "
+            "this "
             f"one {largest_rate(q, k):.2f}."
         )
     with right:
@@ -37,7 +38,8 @@ def landscape(theme: Theme) -> None:
         )
         one = Chart(
             said,
-            "Lines join equal loss, a factor 4 apart. Bold: the valley, where every point is the same model. Each dot is "
+            "Lines join equal loss, a factor 4 apart. Bold: the valley, where every point is the same model. Each dot "
+            "is "
             "one gradient step.",
             table,
             "landscape",
@@ -80,7 +82,8 @@ def draw_group_sizes(theme: Theme) -> None:
     g = [1, 2, 4, 8, 16, 32]
     one = Chart(
         "What grouped queries do",
-        "g query heads share one key head, so Wq has g times the entries and is g times heavier in the L1 sum before any "
+        "g query heads share one key head, so Wq has g times the entries and is g times heavier in the L1 sum before "
+        "any "
         "training; Adam's rate on it is then √g.",
         pd.DataFrame({"g": g, "ratio": g, "adam_rate": [n**0.5 for n in g]}),
         "grouped-queries",

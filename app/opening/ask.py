@@ -21,7 +21,8 @@ def field() -> None:
                 "Path on this machine, or hub:owner/name",
                 key="written",
                 placeholder="/models/my-model",
-                help="A folder with config.json and weights, sharded or not; a weight file, of a class of your own too; a "
+                help="A folder with config.json and weights, sharded or not; a weight file, of a class of your own "
+                "too; a "
                 "LoRA adapter; a GGUF file.",
             )
             asked = st.form_submit_button("Open", type=primary())
@@ -32,8 +33,8 @@ def field() -> None:
 
 
 def go(model: str, sites: str = "") -> None:
-    """Open it and show it on Inspect, a file of one's own class once its pairs are declared (``sites``: the name of that);
-    where it cannot be opened the old one stays, and the page says why.
+    """Open it and show it on Inspect, a file of one's own class once its pairs are declared (``sites``: the name of
+    that); where it cannot be opened the old one stays, and the page says why.
     """
     state.forget("could not open")
     state.forget("wanted from hub")

@@ -1,4 +1,6 @@
-"""What can be opened with one press: what was opened before, what lies near, the samples, the hub's cache, an upload."""
+"""What can be opened with one press: what was opened before, what lies near, the samples, the hub's cache, an
+upload.
+"""
 
 import os
 from pathlib import Path

@@ -16,8 +16,9 @@ MOST_LAYERS, MOST_GROUPS = 48, 8  # of a strip
 
 @dataclass(frozen=True)
 class Recent:
-    """``model``: as it is opened. ``pairs``: (pair, log2 ratio of the median layer, expert or adapted layer). ``strip``: octaves of the first
-    pair, one list a row, None where there is none. ``sites``: the name of the declaration it is opened with.
+    """``model``: as it is opened. ``pairs``: (pair, log2 ratio of the median layer, expert or adapted layer).
+    ``strip``: octaves of the first pair, one list a row, None where there is none. ``sites``: the name of the
+    declaration it is opened with.
     """
 
     model: str

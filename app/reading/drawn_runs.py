@@ -28,8 +28,8 @@ OF_THESE_LOGS = (
 @dataclass(frozen=True, eq=False)
 class DrawnRuns:
     """``found``: all that were read and meet the search, ``runs``: those of them that are shown. ``groups``: title ->
-    runs, single runs each under their name where nothing is put together; ``all_groups``: the same of all that were read.
-    ``metrics``: those drawn; empty where the logs hold none.
+    runs, single runs each under their name where nothing is put together; ``all_groups``: the same of all that were
+    read. ``metrics``: those drawn; empty where the logs hold none.
     """
 
     logs: Logs

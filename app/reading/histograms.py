@@ -113,7 +113,10 @@ def _of_ratios(run: Run, theme: Theme, of: str) -> list[Chart]:
         where = family.removeprefix(_RATIO)
         last = layers.groupby("layer")["log2_ratio"].last().median()
         finding = f"{words.PAIR_LABELS[pair]} as it was logged ends at {words.side(pair, last)} in the median layer"
-        how = f"{words.markdown_text(where)}. Bold: the median layer; quiet: every layer. Ratio of the logged norm, log axis."
+        how = (
+            f"{words.markdown_text(where)}. Bold: the median layer; quiet: every layer. Ratio of the logged norm, "
+            "log axis."
+        )
         one = Chart(
             finding,
             how,

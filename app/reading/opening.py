@@ -32,8 +32,10 @@ def _ask_paths() -> None:
             key="logs",
             **KEPT,
             height=96,
-            help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, mlflow.db and mlruns, "
-            "DVCLive folders, trackio .db, W&B and SwanLab run files, W&B exports, console logs of nanoGPT, nanochat, torchtune, "
+            help="TensorBoard folders, trainer_state.json, Lightning's metrics.csv, CSV, JSONL, parquet, mlflow.db and "
+            "mlruns, "
+            "DVCLive folders, trackio .db, W&B and SwanLab run files, W&B exports, console logs of nanoGPT, nanochat, "
+            "torchtune, "
             "torchtitan and Megatron-LM, and runs of this project.",
         )
         st.form_submit_button("Open", on_click=forget_choices)

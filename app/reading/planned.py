@@ -1,4 +1,6 @@
-"""The comparison that the open logs are the runs of: its page says what may be concluded, corrected for several arms."""
+"""The comparison that the open logs are the runs of: its page says what may be concluded, corrected for several
+arms.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Sections of words, charts and tables as one HTML file that asks no network for anything.
 
-plotly.js lies in it once, compressed; the figures follow the reader's light or dark theme, and print in light. Text is the
-Markdown of the pages: ours, with foreign names escaped by ``words.markdown_text``.
+plotly.js lies in it once, compressed; the figures follow the reader's light or dark theme, and print in light. Text is
+the Markdown of the pages: ours, with foreign names escaped by ``words.markdown_text``.
 """
 
 import gzip
@@ -42,7 +42,9 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """``said``: paragraphs; ``remarks``: lines of a list whose text need not be ours, so it is shown letter by letter."""
+    """``said``: paragraphs; ``remarks``: lines of a list whose text need not be ours, so it is shown letter by
+    letter.
+    """
 
     heading: str
     said: tuple[str, ...] = ()
@@ -77,7 +79,8 @@ def document(
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; "
         "style-src 'unsafe-inline'; img-src data: blob:; font-src data:\">"
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{_plain_words(title)}</title><style>{''.join(map(_font, fonts))}{_colours()}{_file('report.css')}</style>"
+        f"<title>{_plain_words(title)}</title>"
+        f"<style>{''.join(map(_font, fonts))}{_colours()}{_file('report.css')}</style>"
     )
     script = ""
     if figures:
@@ -219,7 +222,10 @@ def _font(family: str) -> str:
     if not found:
         return ""
     data = b64encode(found[0].read_bytes()).decode()
-    return f'@font-face{{font-family:"{family}";font-weight:200 900;src:url(data:font/woff2;base64,{data}) format("woff2")}}'
+    return (
+        f'@font-face{{font-family:"{family}";font-weight:200 900;src:url(data:font/woff2;base64,{data}) '
+        f'format("woff2")}}'
+    )
 
 
 def _colours() -> str:

@@ -1,4 +1,6 @@
-"""A model as a report: its balance, its heads, the plan and its proof, what that is for a training, and what was measured."""
+"""A model as a report: its balance, its heads, the plan and its proof, what that is for a training, and what was
+measured.
+"""
 
 import time
 from collections.abc import Mapping
@@ -49,8 +51,8 @@ HEAD_COLUMNS = ("qk_stable_rank", "ov_stable_rank", "logit_bound")
 
 @dataclass(frozen=True, eq=False)
 class OtherResults:
-    """What was measured of the model besides its weights. ``circuits``: of its heads. ``evaluation``: the result of one.
-    ``comparison``: the folder of one.
+    """What was measured of the model besides its weights. ``circuits``: of its heads. ``evaluation``: the result of
+    one. ``comparison``: the folder of one.
     """
 
     circuits: Circuits | None = None
@@ -59,8 +61,8 @@ class OtherResults:
 
 
 def document_of(found: Model, options: Options, proof: Proof | None, results: OtherResults, command: str = "") -> bytes:
-    """The report. ``found``: with the pairs of ``options``; ``proof``: of it, None where nobody made one; ``command``: that
-    makes this report again. Raises WiscaError.
+    """The report. ``found``: with the pairs of ``options``; ``proof``: of it, None where nobody made one; ``command``:
+    that makes this report again. Raises WiscaError.
     """
     if not found.sites.sites:
         return _refusal_document(found)
@@ -219,7 +221,8 @@ def _rates(decision: Decision) -> Section | None:
         "The same as learning rates",
         (
             rates_line.line(medians, "this plan"),
-            ":small[:gray[Of now: the heavier side trains faster and grows heavier, so they are renewed as a training goes. "
+            ":small[:gray[Of now: the heavier side trains faster and grows heavier, so they are renewed as a training "
+            "goes. "
             "Every tensor of a side follows, biases too.]]",
         ),
         (

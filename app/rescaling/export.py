@@ -124,7 +124,10 @@ def _why_not(decision: Decision, proof: Proof | None, out: str) -> str:
     if proof is None:
         return "The proof by miniature is not finished yet."
     if not proof.passed and proof.rule == DECLARED:
-        return "Nothing has proved these pairs: write it from the command line with --build, or say that you take it without."
+        return (
+            "Nothing has proved these pairs: write it from the command line with --build, or say that you take it "
+            "without."
+        )
     if not any(map(proof.covers, decision.patterns.sites.sites)):
         return "The proof by miniature failed, and a failed proof stops the export."
     return "" if out else "Give a folder."

@@ -28,7 +28,9 @@ def proof_so_far(found: Model) -> Proof | None:
 
 
 def draw(found: Model, model: Model, options: Options, decision: Decision) -> Proof | None:
-    """Draws the block; returns the miniature's proof, None while there is none. ``model``: what of ``found`` is proved."""
+    """Draws the block; returns the miniature's proof, None while there is none. ``model``: what of ``found`` is
+    proved.
+    """
     st.subheader("Proof", anchor="proof")
     proof = _miniature(found, options)
     check = _full_check(model, options, decision)
@@ -101,12 +103,15 @@ def in_words(proof: Proof) -> tuple[str, str]:
 
 
 def _base(model: Model) -> str:
-    """The base model of an adapter, as the person wrote it; the path that the adapter itself names is never followed."""
+    """The base model of an adapter, as the person wrote it; the path that the adapter itself names is never
+    followed.
+    """
     written = st.text_input(
         "Base model, to prove it there too",
         key=f"base of {model.checkpoint.path}",
         placeholder=str(model.checkpoint.adapter.get("base_model_name_or_path") or "a path on this machine"),
-        help="The adapter is proved by its products B A. With its base model's config.json it is also run on a miniature of "
+        help="The adapter is proved by its products B A. With its base model's config.json it is also run on a "
+        "miniature of "
         "that base, through peft.",
     ).strip()
     with errors_as_messages("The base model cannot be opened"):
@@ -169,9 +174,11 @@ def _full_check(model: Model, options: Options, decision: Decision) -> FullCheck
     needed, free = memory_needed(model.checkpoint), memory_free()
     fits = free is None or needed < free
     if check is None:
+        what = "This checkpoint before and after on the same tokens, in its own dtype"
+        if model.checkpoint.adapter_json:
+            what = "Every product B A before and after on the same inputs"
         st.markdown(
-            f":gray[{'Every product B A before and after on the same inputs' if model.checkpoint.adapter_json else 'This checkpoint before and after on the same tokens, in its own dtype'}: "
-            f"about {words.size(needed)} of memory"
+            f":gray[{what}: about {words.size(needed)} of memory"
             + (f", {words.size(free)} free" if free is not None else "")
             + (".]" if fits else ": not enough.]")
         )

@@ -34,8 +34,8 @@ def line(model: Model, options: Options) -> str:
 
 
 def command(model: str, options: Options, sites: str = "") -> str:
-    """The line that does what this page does; options at their default are left away. ``sites``: the path of a declaration,
-    which it proves.
+    """The line that does what this page does; options at their default are left away. ``sites``: the path of a
+    declaration, which it proves.
     """
     plain, parts = Options(), ["wisca", "rescale", model, "OUT"]
     if sites:
@@ -65,8 +65,8 @@ def _arguments(options: Options) -> list[str]:
 
 
 def in_training(options: Options, sites: Sequence[Declaration] = ()) -> str:
-    """One line for each kind of loop, with these options, before the first step and after every 250. ``sites``: of a class
-    of one's own.
+    """One line for each kind of loop, with these options, before the first step and after every 250. ``sites``: of a
+    class of one's own.
     """
     options = replace(options, pairs=tuple(pair for pair in options.pairs if pair in PAIRS) or DEFAULT_PAIRS)
     layers = [f"layers={','.join(map(str, options.layers))!r}"] if options.layers else []

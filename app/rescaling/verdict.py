@@ -18,7 +18,8 @@ from wisca_core.words import times
 ENDS = (("low", "high"), ("high", "low"))  # one side is slowest where the other is fastest
 MOST_METRICS = 3  # medians that stand as numbers in a row
 TIPS = {
-    "Within 2× after": "Cells (KV groups, experts, adapted parts, feed-forward blocks) of the chosen pairs whose two norms "
+    "Within 2× after": "Cells (KV groups, experts, adapted parts, feed-forward blocks) of the chosen pairs whose two "
+    "norms "
     "are within a factor 2 of each other afterwards.",
     "Weights overflow": "Weights that would leave the range of their dtype: their pairs are left alone.",
     "16-bit rounded": "16-bit weights that a factor rounds once, as it is no power of two.",
@@ -37,8 +38,8 @@ def facts(model: Model) -> str:
 
 
 def largest(decision: Decision) -> float:
-    """How far the chosen part furthest from balance is from it, octaves; NaN where none has a ratio. A part is what these
-    options give one factor: how its heads differ among themselves is beyond them.
+    """How far the chosen part furthest from balance is from it, octaves; NaN where none has a ratio. A part is what
+    these options give one factor: how its heads differ among themselves is beyond them.
     """
     rates = equivalent_rates(decision, full=True)
     names = {s.name for s in decision.patterns.sites.sites if decision.options.chooses(s.key)}
@@ -53,8 +54,8 @@ def is_worth_it(decision: Decision) -> bool:
 
 
 def sentence(decision: Decision, is_declared: bool = False) -> str:
-    """ "219 of 224 pairs would change, by powers of two; every output stays bit-identical." ``is_declared``: nothing has
-    proved its pairs.
+    """ "219 of 224 pairs would change, by powers of two; every output stays bit-identical." ``is_declared``: nothing
+    has proved its pairs.
     """
     changed, found = int(decision.changed_sites.sum()), len(decision.patterns.sites.sites)
     if not changed:

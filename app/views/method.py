@@ -9,7 +9,8 @@ theme = theme_of(st.context.theme.type)
 with st.container(gap="xxsmall"):
     st.title("Same function, different slope: why balance might help.", anchor=False)
     st.markdown(
-        "Two numbers, Q and K, are trained so that their product hits C. Every point of the valley QK = C is the *same* "
+        "Two numbers, Q and K, are trained so that their product hits C. Every point of the valley QK = C is the "
+        "*same* "
         "model, yet the ground around it is not the same: where |Q| = |K| the contours are widest apart."
     )
 toy.landscape(theme)

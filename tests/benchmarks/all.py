@@ -1,14 +1,15 @@
-"""The table of speed and memory: what a person waits for, from process start, each line beside a reference in the same run.
+"""The table of speed and memory: what a person waits for, from process start, each line beside a reference in the same
+run.
 
     python tests/benchmarks/all.py [--only NAME ...] [--out FOLDER] [--rounds N]
 
-Names: inspect, f16, zeros, growth, rescale, runs, what-if, csv, proofs. Models and logs are made in a temporary folder (up to
-6 GB, TMPDIR says where) and thrown away. Writes table.md and table.json to --out (here by default).
+Names: inspect, f16, zeros, growth, rescale, runs, what-if, csv, proofs. Models and logs are made in a temporary folder
+(up to 6 GB, TMPDIR says where) and thrown away. Writes table.md and table.json to --out (here by default).
 
-Ours and the reference run in turns, ``--rounds`` times; of each the least wall and CPU seconds count, because whatever else
-runs on the machine can only add to them. CPU seconds are of the process and all it waited for; memory is the peak of anonymous
-memory of the whole process tree. A time is met where the wall or the CPU seconds are within the goal: what takes so much CPU
-on a busy machine takes no longer on two quiet cores.
+Ours and the reference run in turns, ``--rounds`` times; of each the least wall and CPU seconds count, because whatever
+else runs on the machine can only add to them. CPU seconds are of the process and all it waited for; memory is the peak
+of anonymous memory of the whole process tree. A time is met where the wall or the CPU seconds are within the goal: what
+takes so much CPU on a busy machine takes no longer on two quiet cores.
 """
 
 import argparse
@@ -145,7 +146,9 @@ class Place:
         return self.top / f"home-{self._homes}"
 
     def model(self, kind: str) -> Path:
-        """bf16, f16 or zeros: 2 GB, 22 layers. Zeros: a third is zero, a tenth so small that its square leaves float32."""
+        """bf16, f16 or zeros: 2 GB, 22 layers. Zeros: a third is zero, a tenth so small that its square leaves
+        float32.
+        """
         folder = self.top / kind
         if folder.is_dir():
             return folder
@@ -491,7 +494,8 @@ def machine() -> str:
     )
     cores = len(os.sched_getaffinity(0))
     return (
-        f"{time.strftime('%Y-%m-%d')}, {cores} cores of {model or platform.machine()}, Python {platform.python_version()}, "
+        f"{time.strftime('%Y-%m-%d')}, {cores} cores of {model or platform.machine()}, Python "
+        f"{platform.python_version()}, "
         f"numpy {np.__version__}; load {os.getloadavg()[0]:.1f} at the start"
     )
 

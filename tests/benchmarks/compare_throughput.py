@@ -1,12 +1,14 @@
 """Total tokens per second of a comparison's cells, by every way there is to train them, as ratios within one run.
 
-    python tests/benchmarks/compare_throughput.py [--rounds N] [--steps N] [--model default|wide] [--device auto|cpu|cuda] [--busy]
+    python tests/benchmarks/compare_throughput.py [--rounds N] [--steps N] [--model default|wide] [--device
+    auto|cpu|cuda] [--busy]
 
-Every way has its processes waiting from the start; a round lets one way after the other train for some steps, so that other
-work on the machine meets all of them, and a ratio is the median over the rounds of the ratio within a round. Start-up,
-validation and rescales are left out. "a CPU second" counts the processors' time of all processes of a way, which other work
-disturbs less; threads that wait in a loop count as busy there. ``--busy`` leaves out the ways of several threads, which crawl where others
-want the cores too, and compares one thread with one thread. Ratios over 1 are for us.
+Every way has its processes waiting from the start; a round lets one way after the other train for some steps, so that
+other work on the machine meets all of them, and a ratio is the median over the rounds of the ratio within a round.
+Start-up, validation and rescales are left out. "a CPU second" counts the processors' time of all processes of a way,
+which other work disturbs less; threads that wait in a loop count as busy there. ``--busy`` leaves out the ways of
+several threads, which crawl where others want the cores too, and compares one thread with one thread. Ratios over 1 are
+for us.
 """
 
 import argparse
@@ -267,7 +269,8 @@ def on_cpu(spec: Spec, options: argparse.Namespace) -> None:
     compare([one, hf, stacked, *wide], spec, options)
     for what, which in (("", 0), (" in CPU time", 1)):
         print(
-            f"  one thread{what}: plain over HF Trainer {one.over(hf, which):.2f}, replicas over HF Trainer {stacked.over(hf, which):.2f}, "
+            f"  one thread{what}: plain over HF Trainer {one.over(hf, which):.2f}, replicas over HF Trainer "
+            f"{stacked.over(hf, which):.2f}, "
             f"replicas over plain {stacked.over(one, which):.2f}"
         )
     if wide:
@@ -312,7 +315,8 @@ def main() -> None:
         given.model = model
         spec = replace(PRESETS["default"], model=MODELS[given.model])
         print(
-            f"width {spec.model.width}, {spec.model.n_layers} layers, batch {spec.batch_size} x {spec.data.context}; {given.rounds} rounds of "
+            f"width {spec.model.width}, {spec.model.n_layers} layers, batch {spec.batch_size} x {spec.data.context}; "
+            f"{given.rounds} rounds of "
             f"{given.steps} steps; torch {torch.__version__}",
             flush=True,
         )

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/first_curve.py [--rounds N] [--port N]
 
-The dashboard, its worker processes and a headless Chromium share this machine, each round with a WISCA_HOME of its own. Two
-numbers: when the first points stand there, and when two arms have a line of two points. Rendering without a GPU counts.
+The dashboard, its worker processes and a headless Chromium share this machine, each round with a WISCA_HOME of its own.
+Two numbers: when the first points stand there, and when two arms have a line of two points. Rendering without a GPU
+counts.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).parents[2]
 # Whether n arms of the first chart have at least two points; the chart's own data are asked, not its picture.
 LINES = """n => { const p = document.querySelector('.js-plotly-plot');
-return p && p.data && p.data.filter(d => d.name && d.showlegend !== false && (d.x?.length ?? d.x?._inputArray?.length ?? 0) > 1).length >= n }"""
+return p && p.data && p.data.filter(d => d.name && d.showlegend !== false && (d.x?.length ?? d.x?._inputArray?.length ?? 0) > 1).length >= n }"""  # noqa: E501
 
 
 def one(port: int, browser) -> tuple[float, float]:

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/gpu.py OUT [--minutes 8] [--parts live,throughput,rescale,comparison,inspect] [--toy]
 
-OUT/gpu.json is written after each part, and OUT/compare-gpu is the comparison's folder, which can be bundled as it is. Each part
-is a process with a time of its own, so that one that fails or hangs does not stop the others. ``--toy`` runs all of it on the
-CPU at the size of a test. Needs torch >= 2.10, transformers >= 5.0, numpy, pandas, scipy, safetensors, xxhash, typer, rich;
-neither streamlit nor plotly.
+OUT/gpu.json is written after each part, and OUT/compare-gpu is the comparison's folder, which can be bundled as it is.
+Each part is a process with a time of its own, so that one that fails or hangs does not stop the others. ``--toy`` runs
+all of it on the CPU at the size of a test. Needs torch >= 2.10, transformers >= 5.0, numpy, pandas, scipy, safetensors,
+xxhash, typer, rich; neither streamlit nor plotly.
 """
 
 import argparse

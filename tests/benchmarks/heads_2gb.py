@@ -1,9 +1,10 @@
-"""Time and memory of the circuits of every head of a 2 GB bf16 checkpoint. By hand: python tests/benchmarks/heads_2gb.py
+"""Time and memory of the circuits of every head of a 2 GB bf16 checkpoint. By hand: python
+tests/benchmarks/heads_2gb.py
 
-Reference: the singular values of one head's whole product Wq^T Wk, times the heads and their two circuits. Ours: open, find
-the pairs, measure every head, on a whole model (22 layers, 704 heads) and on a checkpoint of attention tensors only (100
-layers, 3,200 heads). Each runs in a process of its own after the file was read once; wall, CPU (over two workers) and
-anonymous memory beyond the imports.
+Reference: the singular values of one head's whole product Wq^T Wk, times the heads and their two circuits. Ours: open,
+find the pairs, measure every head, on a whole model (22 layers, 704 heads) and on a checkpoint of attention tensors
+only (100 layers, 3,200 heads). Each runs in a process of its own after the file was read once; wall, CPU (over two
+workers) and anonymous memory beyond the imports.
 """
 
 import json

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/identity.py app/method/identity.json
 
-Baseline; WISCA every 20 steps with transported optimiser state; and no weight touched but the learning rates that amount
-to it (``by="rates"``), all from the same start on the same batches. transformers' norms cast to float32 even in a float64
-model; with such casts two runs that are equal in law drift apart, and eager attention does so to its softmax; here neither happens. One seed: it shows that two
-trainings are one, not which is better. About two minutes on a quiet core.
+Baseline; WISCA every 20 steps with transported optimiser state; and no weight touched but the learning rates that
+amount to it (``by="rates"``), all from the same start on the same batches. transformers' norms cast to float32 even in
+a float64 model; with such casts two runs that are equal in law drift apart, and eager attention does so to its softmax;
+here neither happens. One seed: it shows that two trainings are one, not which is better. About two minutes on a quiet
+core.
 """
 
 import copy

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/perplexity.py [MODEL] [WINDOWS]
 
-Both score the same packed windows of the bundled text; three rounds in turn, the best of each counts. Prints the two paces,
-their ratio, and the largest difference of a window.
+Both score the same packed windows of the bundled text; three rounds in turn, the best of each counts. Prints the two
+paces, their ratio, and the largest difference of a window.
 """
 
 import sys

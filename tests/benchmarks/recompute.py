@@ -86,7 +86,8 @@ def main() -> None:
         bare = median_ms(lambda: np.bincount(cells.row, rows["l1"]))
         ours = median_ms(lambda: after(patterns, options))
         print(
-            f"{options.granularity:8s} {options.norm:4s} exact={options.exact!s:5s} {ours:6.1f} ms, {ours / bare:4.1f} bare passes of {bare:.1f} ms; "
+            f"{options.granularity:8s} {options.norm:4s} exact={options.exact!s:5s} {ours:6.1f} ms, {ours / bare:4.1f} "
+            f"bare passes of {bare:.1f} ms; "
             f"first use of the granularity {first:.0f} ms more"
         )
 

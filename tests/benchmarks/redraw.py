@@ -2,8 +2,8 @@
 
     python tests/benchmarks/redraw.py
 
-The server's own time from /proc (user and system; the browser's is not in it), less what it takes while nothing happens.
-The goals: 90 ms a control, 150 ms a click on a cell. The reference is the first load of the page.
+The server's own time from /proc (user and system; the browser's is not in it), less what it takes while nothing
+happens. The goals: 90 ms a control, 150 ms a click on a cell. The reference is the first load of the page.
 """
 
 import os

@@ -1,8 +1,8 @@
 """``python tests/faults [--times N] [--kind NAME ...] [--seed S]``
 
-Faults at random moments of real work: kill -9, a disk that is full at any byte, two writers, a source that changes. After
-each, what is there has to be whole or absent, nothing is left beside it, and the same work done again gives the same
-bytes. Exit code 1 where anything else was found.
+Faults at random moments of real work: kill -9, a disk that is full at any byte, two writers, a source that changes.
+After each, what is there has to be whole or absent, nothing is left beside it, and the same work done again gives the
+same bytes. Exit code 1 where anything else was found.
 """
 
 import argparse

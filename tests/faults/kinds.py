@@ -1,5 +1,5 @@
-"""Each kind: ``KINDS[name](folder)`` prepares the work and gives ``once(random, number) -> outcome in words``; Fault where
-what is left is neither whole nor absent.
+"""Each kind: ``KINDS[name](folder)`` prepares the work and gives ``once(random, number) -> outcome in words``; Fault
+where what is left is neither whole nor absent.
 """
 
 import json
@@ -235,7 +235,9 @@ def killed_evaluation(folder: Path) -> Once:
 
 
 def full_disk(folder: Path) -> Once:
-    """No file may grow beyond a random size: the export refuses and leaves nothing; measuring goes on without a kept table."""
+    """No file may grow beyond a random size: the export refuses and leaves nothing; measuring goes on without a kept
+    table.
+    """
     work = Export(folder)
     largest = max(map(len, work.reference.values()))
     kept = store.place(work.model.checkpoint, work.model.sites.sites)
@@ -264,7 +266,9 @@ def full_disk(folder: Path) -> Once:
 
 
 def two_writers(folder: Path) -> Once:
-    """Two exports to one folder at once, from one WISCA_HOME or two: one is whole, the other says so and leaves nothing."""
+    """Two exports to one folder at once, from one WISCA_HOME or two: one is whole, the other says so and leaves
+    nothing.
+    """
     work = Export(folder)
 
     def once(choose: random.Random, number: int) -> str:

@@ -2,7 +2,8 @@
 
 Mutates sound files for every reader of files from outside and reports, by reader, what became of them. A reader may
 return, or raise one of our named errors; anything else is a fault: another exception, over 5 s of the processor, over
-500 MB more memory, a process that dies. Faults are kept as folders in DIR, each kind once. Exit code 1 where there is any.
+500 MB more memory, a process that dies. Faults are kept as folders in DIR, each kind once. Exit code 1 where there is
+any.
 """
 
 import argparse

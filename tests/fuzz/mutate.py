@@ -5,11 +5,14 @@ import re
 
 # what parsers stumble on: sizes and numbers at their limits, names that are paths or no text, nests, early ends
 NUMBERS = (
-    b"-1", b"0", b"NaN", b"Infinity", b"1e999", b"-1e999", b"9" * 401, b"18446744073709551616", b"1.5", b"true", b"null",
+    b"-1", b"0", b"NaN", b"Infinity", b"1e999", b"-1e999", b"9" * 401, b"18446744073709551616", b"1.5",
+    b"true", b"null",
 )  # fmt: skip
 TOKENS = (
-    b"\0", b"\xff\xfe", b"\r", b"\r\n", b'"', b"'", b"{", b"[" * 500, b"]", b"{}", b'""', b"\\ud800", b"../../x", b"/etc/passwd",
-    b"\xe2\x80\xae", b"a" * 5000, b"&a [*a, *a]", b"&b [*b]", b"%", b",", b"\n" * 50, b"=", b"<script>", b"\x80\x04.", b"PK\x03\x04",
+    b"\0", b"\xff\xfe", b"\r", b"\r\n", b'"', b"'", b"{", b"[" * 500, b"]", b"{}", b'""', b"\\ud800", b"../../x",
+    b"/etc/passwd",
+    b"\xe2\x80\xae", b"a" * 5000, b"&a [*a, *a]", b"&b [*b]", b"%", b",", b"\n" * 50, b"=", b"<script>", b"\x80\x04.",
+    b"PK\x03\x04",
 )  # fmt: skip
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 _WORD = re.compile(rb"[A-Za-z_][\w.]{1,40}")

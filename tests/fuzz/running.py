@@ -71,7 +71,8 @@ def report(tally: dict[str, Tally]) -> str:
     for name, one in tally.items():
         refused = sum(one.refused.values())
         lines.append(
-            f"{name:<14}{one.inputs:>7,}{one.read:>8,}{refused:>8,}{one.slowest:>7.2f}s{one.most_mb:>6} MB{len(one.faults):>8}"
+            f"{name:<14}{one.inputs:>7,}{one.read:>8,}{refused:>8,}{one.slowest:>7.2f}s{one.most_mb:>6} "
+            f"MB{len(one.faults):>8}"
         )
     lines += [f"{name}: {kind}\n    {folder}" for name, one in tally.items() for kind, folder in one.faults.items()]
     lines.append(

@@ -1,4 +1,6 @@
-"""What is mutated: for each reader a few sound files, written by the real library where there is one, and how it is read."""
+"""What is mutated: for each reader a few sound files, written by the real library where there is one, and how it is
+read.
+"""
 
 import json
 import struct
@@ -13,7 +15,9 @@ import torch
 
 @dataclass(frozen=True)
 class Reader:
-    """``files``: name in the folder -> contents; only those in ``mutated`` (default all) are changed. ``read(folder)``."""
+    """``files``: name in the folder -> contents; only those in ``mutated`` (default all) are changed.
+    ``read(folder)``.
+    """
 
     files: dict[str, bytes]
     read: Callable[[Path], object]

@@ -1,9 +1,10 @@
 """``python tests/load [--sessions 25] [--minutes 10] [--seed 0]``
 
 So many people on one dashboard, each with a model of their own, in a real browser: they open addresses, follow the
-navigation, reload, go back, change the norm, and now and then export. Found wrong: a page that is not, word for word, what
-one person alone was shown under the same address; an exception; an export whose weights differ from one made alone; a
-process of the server that is gone. Reported with it: the server's memory by the minute. Exit code 1 where anything is wrong.
+navigation, reload, go back, change the norm, and now and then export. Found wrong: a page that is not, word for word,
+what one person alone was shown under the same address; an exception; an export whose weights differ from one made
+alone; a process of the server that is gone. Reported with it: the server's memory by the minute. Exit code 1 where
+anything is wrong.
 """
 
 import argparse
@@ -58,7 +59,8 @@ def megabytes(pid: int) -> float:
 def address_of(url: str) -> str:
     """Path and query, options sorted: what says what is shown."""
     parts = urlsplit(url)
-    return f"{parts.path.rstrip('/')}?{urlencode(sorted(parse_qs(parts.query, keep_blank_values=True).items()), doseq=True)}"
+    options = sorted(parse_qs(parts.query, keep_blank_values=True).items())
+    return f"{parts.path.rstrip('/')}?{urlencode(options, doseq=True)}"
 
 
 class Crowd:

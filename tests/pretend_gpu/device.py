@@ -1,9 +1,9 @@
 """A CUDA GPU that is none: tensors that say "cuda:0" and are computed on the CPU.
 
-It finds what breaks on every GPU and on no CPU: an operation that mixes the two places, a step that waits for the GPU or
-copies from the host while it is captured as a graph, a graph that is replayed with numbers of the step it was captured
-in, a checkpoint or a metric left on the GPU. It shows neither speed, nor the rounding of CUDA's kernels, nor that there
-is a kernel for everything, nor bfloat16: torch switches autocast off where it finds no GPU.
+It finds what breaks on every GPU and on no CPU: an operation that mixes the two places, a step that waits for the GPU
+or copies from the host while it is captured as a graph, a graph that is replayed with numbers of the step it was
+captured in, a checkpoint or a metric left on the GPU. It shows neither speed, nor the rounding of CUDA's kernels, nor
+that there is a kernel for everything, nor bfloat16: torch switches autocast off where it finds no GPU.
 """
 
 import contextlib
@@ -56,7 +56,8 @@ class OnGpu(torch.Tensor):
 
     def numpy(self):
         raise TypeError(
-            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory "
+            "first."
         )
 
 
@@ -85,7 +86,8 @@ class Gpu(TorchDispatchMode):
                 self._crosses(func, not to_gpu)
         elif here and any(t.dim() for t in given if not isinstance(t, OnGpu)):
             raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})"
+                "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+                f"({func})"
             )
         elif here and name.startswith(_WAITS):
             self._crosses(func, True)
@@ -108,8 +110,8 @@ class Gpu(TorchDispatchMode):
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({func})")
 
 
-# An operation is given tensors, numbers, and lists of either, and gives tensors or lists of them: torch's own walk over trees
-# of any kind takes longer than the operation.
+# An operation is given tensors, numbers, and lists of either, and gives tensors or lists of them: torch's own walk over
+# trees of any kind takes longer than the operation.
 
 
 def _tensors(value) -> list[torch.Tensor]:

@@ -50,7 +50,8 @@ _HARMLESS = frozenset(
         "runtime_config",
         "lora_bias",
         "ensure_weight_tying",  # of embeddings and heads, which no pair reads through
-        "target_parameters",  # refused module by module: there A and B hold the ranks of many experts in different orders
+        # refused module by module: there A and B hold the ranks of many experts in different orders
+        "target_parameters",
         "qalora_group_size",  # of use_qalora, which is refused
         # what the adapter was filled with before its first step
         "init_lora_weights",
@@ -110,7 +111,8 @@ def _kind(config: dict) -> tuple[str, str]:
     odd = [key for key, value in config.items() if key not in _HARMLESS and value]
     if odd:
         return kind, (
-            f"adapter_config.json sets {', '.join(printable(key, 60) for key in odd[:4])}: a variant of LoRA without a rule, "
+            f"adapter_config.json sets {', '.join(printable(key, 60) for key in odd[:4])}: a variant of LoRA without a "
+            "rule, "
             f"so nothing of it is rescaled."
         )
     return kind, ""
@@ -159,7 +161,11 @@ def _why_unknown(one: AdaptedLayer, checkpoint: Checkpoint, ranks: set[int], tar
     of = re.sub(r"(\.base_layer)+$", "", one.module)
     for target in targets if isinstance(targets, (list, tuple)) else ():
         if f".{of}".endswith(f".{str(target).rpartition('.')[0]}"):
-            return "a LoRA on a parameter (target_parameters): its A and B hold many experts in different orders; left as it is"
+            return (
+                "a LoRA on a parameter (target_parameters): its A and B hold many experts in different orders; "
+                "left "
+                "as it is"
+            )
     if len(a.shape) != 2 or len(b.shape) != 2:
         return f"A is {_by(a.shape)} and B is {_by(b.shape)}: a LoRA on a convolution, which has no rule; left as it is"
     if not (a.n_elements and b.n_elements):
@@ -167,7 +173,10 @@ def _why_unknown(one: AdaptedLayer, checkpoint: Checkpoint, ranks: set[int], tar
     if a.shape[0] != b.shape[1]:
         return f"A is {_by(a.shape)} and B is {_by(b.shape)}; they do not meet in rank channels"
     if a.shape[0] not in ranks:
-        return f"A and B have {a.shape[0]} rank channels, adapter_config.json gives r = {printable(checkpoint.adapter.get('r'), 20)}; left as it is"
+        return (
+            f"A and B have {a.shape[0]} rank channels, adapter_config.json gives r = "
+            f"{printable(checkpoint.adapter.get('r'), 20)}; left as it is"
+        )
     for tensor in (a, b):
         if tensor.dtype not in RESCALABLE:
             return f"{tensor.name} is stored as {tensor.dtype}; left as it is"
@@ -186,7 +195,9 @@ def _site(key: SiteKey, one: AdaptedLayer, checkpoint: Checkpoint) -> Site:
 
 
 def _keys(modules: list[str]) -> dict[str, SiteKey]:
-    """Names of the sites: decoder.3.none.lora:self_attn.q_proj; where two would be equal, the stack is the whole path."""
+    """Names of the sites: decoder.3.none.lora:self_attn.q_proj; where two would be equal, the stack is the whole
+    path.
+    """
     keys = {module: _key(module) for module in modules}
     count = Counter(map(str, keys.values()))
     out = {m: _key(m, whole=True) if count[str(key)] > 1 else key for m, key in keys.items()}
@@ -221,7 +232,8 @@ def _remarks(checkpoint: Checkpoint, modules: tuple[AdaptedLayer, ...]) -> list[
     config = checkpoint.adapter
     base = config.get("base_model_name_or_path")
     out = [
-        f"A LoRA adapter of {printable(base, 80) if base else 'a base model it does not name'}: rank {printable(config.get('r', 'unknown'), 20)}. Its rank "
+        f"A LoRA adapter of {printable(base, 80) if base else 'a base model it does not name'}: rank "
+        f"{printable(config.get('r', 'unknown'), 20)}. Its rank "
         f"channels are balanced, A against B; the base model stays as it is."
     ]
     if config.get("use_dora"):
@@ -231,6 +243,7 @@ def _remarks(checkpoint: Checkpoint, modules: tuple[AdaptedLayer, ...]) -> list[
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         out.append(
-            f"Copied unchanged, they are no LoRA (modules_to_save, biases): {', '.join(printable(n, 80) for n in others[:3])}{more}."
+            "Copied unchanged, they are no LoRA (modules_to_save, biases): "
+            f"{', '.join(printable(n, 80) for n in others[:3])}{more}."
         )
     return out

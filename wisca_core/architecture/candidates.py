@@ -1,7 +1,8 @@
-"""Rows for a model type that no file has: read off the names and shapes of its tensors, and off usual keys of config.json.
+"""Rows for a model type that no file has: read off the names and shapes of its tensors, and off usual keys of
+config.json.
 
-Nothing here is known to be right. Every row is tried under the proof by miniature (``equivalence.discovery``), the finest
-ties first, and the first that holds is used; where none does the model is refused.
+Nothing here is known to be right. Every row is tried under the proof by miniature (``equivalence.discovery``), the
+finest ties first, and the first that holds is used; where none does the model is refused.
 """
 
 import re
@@ -30,7 +31,8 @@ _NORMS = (
 NUMBERS = {
     "n_layers": "num_hidden_layers or n_layer or n_layers or num_layers",
     "n_heads": "num_attention_heads or n_head or n_heads or num_heads",
-    "n_kv_heads": "num_key_value_heads or num_kv_heads or n_head_kv or n_kv_heads or num_attention_heads or n_head or n_heads or num_heads",
+    "n_kv_heads": "num_key_value_heads or num_kv_heads or n_head_kv or n_kv_heads or num_attention_heads or n_head or "
+    "n_heads or num_heads",
     "hidden_size": "hidden_size or n_embd or d_model or dim",
 }
 HEAD_DIM = f"head_dim or ({NUMBERS['hidden_size']}) // ({NUMBERS['n_heads']})"

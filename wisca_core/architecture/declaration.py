@@ -1,9 +1,10 @@
 """What a person says of a model that no family file knows: the words of a family's row, for tensors that are there.
 
-A declaration is data: which tensors write and read the channels of a pair, how many heads there are, how they lie in the
-matrices, what rotates. Here are its words and what they may be; ``declared_paths`` finds its tensors, ``declared_layer``
-reads the sizes off their shapes, ``declared_sites`` makes the pairs, ``declaration_files`` reads and writes it.
-Nothing here is known to be right: it is proved on the model itself (``equivalence.declared_proof``) before it is used.
+A declaration is data: which tensors write and read the channels of a pair, how many heads there are, how they lie in
+the matrices, what rotates. Here are its words and what they may be; ``declared_paths`` finds its tensors,
+``declared_layer`` reads the sizes off their shapes, ``declared_sites`` makes the pairs, ``declaration_files`` reads and
+writes it. Nothing here is known to be right: it is proved on the model itself (``equivalence.declared_proof``) before
+it is used.
 """
 
 import re
@@ -84,21 +85,22 @@ def attention(
 
     ``q``, ``k``, ``v``, ``out``: modules below it; ``qkv``, or ``kv`` beside ``q``: one that holds several. A parameter
     without a module is named as it is (nn.MultiheadAttention's "in_proj_weight"); ``qkv_bias``: one bias [q; k; v] of
-    matrices that are apart (its "in_proj_bias"); ``kv_a``, ``kv_b``: of latent attention, beside the last matrix of ``q``. ``n_kv_heads``: None as many as
-    ``n_heads``. ``layout`` of what is fused: "concat" ([q; k; v]), "per_head" ([head][q, k, v]), "per_group" ([group][its
-    q's, k, v]) and the others of ``rows/defaults.toml``. ``conv1d``: matrices are stored [in, out]; ``heads_axis``: as [in,
-    heads, width], ``out`` as [out, heads, width] (in a training unless they are sharded); ``out_extra``: ``out`` reads further channels behind the heads'.
-    ``kv_layer``: these ``layers`` have ``q`` and ``out`` alone and read the keys and values of that one, whose own declaration
-    stands beside.
+    matrices that are apart (its "in_proj_bias"); ``kv_a``, ``kv_b``: of latent attention, beside the last matrix of
+    ``q``. ``n_kv_heads``: None as many as ``n_heads``. ``layout`` of what is fused: "concat" ([q; k; v]), "per_head"
+    ([head][q, k, v]), "per_group" ([group][its q's, k, v]) and the others of ``rows/defaults.toml``. ``conv1d``:
+    matrices are stored [in, out]; ``heads_axis``: as [in, heads, width], ``out`` as [out, heads, width] (in a training
+    unless they are sharded); ``out_extra``: ``out`` reads further channels behind the heads'. ``kv_layer``: these
+    ``layers`` have ``q`` and ``out`` alone and read the keys and values of that one, whose own declaration stands
+    beside.
 
     ``rope``: "half" (channel i turns with i + r/2), "interleaved" (2i with 2i + 1) or "none" (learned, ALiBi, no
     position); ``rope_channels``: r of a head, None all; ``rope_blocks``: equal parts that turn by themselves (axes of a
     picture). ``qk_norm``: ("q_norm", "k_norm"), norms with gains behind the projections, or a mapping with q, k and
-    before_rope (True), per ("head", "width", "rows": read off the shape), offset (1.0 where gain - 1 is stored); {h} in a
-    name is a head's number where each has a norm of its own.
+    before_rope (True), per ("head", "width", "rows": read off the shape), offset (1.0 where gain - 1 is stored); {h} in
+    a name is a head's number where each has a norm of its own.
     ``sub_norm``: a norm between the heads and ``out``. ``follow``: further tensors that meet a pair's channels, as in
-    ``rows/defaults.toml``. ``layers``: only these, as numbers or "0-3,7". ``stack``, ``attention`` ("cross"), ``part``: how
-    the pairs are named.
+    ``rows/defaults.toml``. ``layers``: only these, as numbers or "0-3,7". ``stack``, ``attention`` ("cross"), ``part``:
+    how the pairs are named.
 
     Raises DeclarationError.
 
@@ -113,12 +115,14 @@ def attention(
         is_number = isinstance(kv_layer, int) and not isinstance(kv_layer, bool) and 0 <= kv_layer < _MOST
         if given != {"q"} or not layers or not is_number:
             raise DeclarationError(
-                f"{title}: kv_layer={kv_layer!r} was given; it is the number of a layer, for layers= that have q and out of "
+                f"{title}: kv_layer={kv_layer!r} was given; it is the number of a layer, for layers= that have q and "
+                "out of "
                 "their own and neither k nor v."
             )
     elif given not in ({"q", "k", "v"}, {"q", "kv"}, {"qkv"}, {"q", "kv_a", "kv_b"}):
         raise DeclarationError(
-            f"{title}: give q, k and v, or q and kv, or qkv, or q, kv_a and kv_b, each the name of a module below the layer."
+            f"{title}: give q, k and v, or q and kv, or qkv, or q, kv_a and kv_b, each the name of a module below the "
+            "layer."
         )
     if not out:
         raise DeclarationError(f"{title}: out, the module that reads the heads, is not named.")
@@ -161,11 +165,12 @@ def feed_forward(
     stack: str = "decoder",
     part: str = "",
 ) -> Declaration:
-    """Declare the pair of up and down of every feed-forward whose tensors lie under ``layer``; {e} is an expert's number.
+    """Declare the pair of up and down of every feed-forward whose tensors lie under ``layer``; {e} is an expert's
+    number.
 
     ``gate``: the module behind whose activation ``up`` is multiplied; ``fused``: gate and up in one matrix, the gate
-    first (``up_first``: not). ``by_rows``: every expert's rows lie one below the other, of ``down`` too, which is multiplied
-    from the left. Without a gate there is a pair only behind an ``activation`` of "relu", "relu2" and the
+    first (``up_first``: not). ``by_rows``: every expert's rows lie one below the other, of ``down`` too, which is
+    multiplied from the left. Without a gate there is a pair only behind an ``activation`` of "relu", "relu2" and the
     like. Raises DeclarationError.
 
     >>> import wisca_core as wisca
@@ -191,7 +196,8 @@ def _check_names(title: str, stack: object, attention: object, part: object) -> 
     fits = isinstance(stack, str) and re.fullmatch(r"\w+", stack) and attention in ("self", "cross")
     if not fits or not isinstance(part, str) or not re.fullmatch(r"[\w.-]*", part):
         raise DeclarationError(
-            f"{title}: stack={stack!r}, attention={attention!r}, part={part!r} make no name of a pair; stack is a word, attention "
+            f"{title}: stack={stack!r}, attention={attention!r}, part={part!r} make no name of a pair; stack is a "
+            "word, attention "
             "'self' or 'cross', part of letters, digits, '.', '-' and '_'."
         )
 
@@ -228,7 +234,8 @@ def _norm_words(title: str, given: object) -> tuple:
     )
     if unknown or is_wrong:
         raise DeclarationError(
-            f"{title}: qk_norm={given!r} was given; needed is ('q_norm', 'k_norm') or a mapping with q, k and, where they "
+            f"{title}: qk_norm={given!r} was given; needed is ('q_norm', 'k_norm') or a mapping with q, k and, where "
+            "they "
             "differ from the usual, per, before_rope and offset."
         )
     return tuple(sorted(words.items()))
@@ -255,7 +262,8 @@ def _followers(title: str, given: object) -> tuple:
             )
         if not fits:
             raise DeclarationError(
-                f"{title}: follow={given!r} was given; a list of mappings with {', '.join(needed)} and, where they are needed, "
+                f"{title}: follow={given!r} was given; a list of mappings with {', '.join(needed)} and, where they are "
+                "needed, "
                 "heads_axis and offset (rows/defaults.toml explains them)."
             )
     return tuple(tuple(sorted(one.items())) for one in given)

@@ -26,13 +26,15 @@ def parse_declarations(text: bytes, path: str) -> tuple[Declaration, ...]:
     found = (data.pop("format", None), data.pop("version", None))
     if found != (FORMAT, VERSION):
         raise UnreadableInput(
-            f'{path} begins with format {found[0]!r}, version {found[1]!r}; format = "{FORMAT}" and version = {VERSION} are '
+            f'{path} begins with format {found[0]!r}, version {found[1]!r}; format = "{FORMAT}" and version = '
+            f"{VERSION} are "
             "read here."
         )
     unknown = data.keys() - MAKERS.keys()
     if unknown or not any(data.values()):
         raise DeclarationError(
-            f"{path}: {', '.join(sorted(unknown)) or 'no table'} was found; [[attention]] and [[feed_forward]] are known."
+            f"{path}: {', '.join(sorted(unknown)) or 'no table'} was found; [[attention]] and [[feed_forward]] are "
+            "known."
         )
     out = []
     for kind, make in MAKERS.items():
@@ -52,8 +54,8 @@ def parse_declarations(text: bytes, path: str) -> tuple[Declaration, ...]:
 
 
 def open_declared(arguments: Mapping, progress: Progress = silent) -> Checkpoint:
-    """The model that the arguments of a job name: {model, sites: path of a declaration, unproved: bool}, the last two only
-    where one was made. Raises UnreadableInput, UnsupportedCheckpoint, DeclarationError.
+    """The model that the arguments of a job name: {model, sites: path of a declaration, unproved: bool}, the last two
+    only where one was made. Raises UnreadableInput, UnsupportedCheckpoint, DeclarationError.
     """
     declared = None
     if arguments.get("sites"):

@@ -1,4 +1,6 @@
-"""A declared layer with every size read off its shapes, so that one declaration serves a model and a small copy of it."""
+"""A declared layer with every size read off its shapes, so that one declaration serves a model and a small copy of
+it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -51,7 +53,8 @@ def declared_layer(weights: Weights, one: Declaration, place: LayerPath) -> Laye
             turned = "" if one["conv1d"] else f" Stored [in, out] it has {columns[role]:,}: conv1d=True?"
             turned = turned if turned and columns[role] % n == 0 and rows[role] % n else ""
             raise DeclarationError(
-                f"{one.title}: {place.prefix}{modules[role]} has {rows[role]:,} rows; {heads} query and {kv_heads} key/value "
+                f"{one.title}: {place.prefix}{modules[role]} has {rows[role]:,} rows; {heads} query and {kv_heads} "
+                "key/value "
                 f"heads (layout {layout}) do not divide them. Check n_heads, n_kv_heads and layout.{turned}"
             )
         return left // n
@@ -68,22 +71,26 @@ def declared_layer(weights: Weights, one: Declaration, place: LayerPath) -> Laye
     known |= {"hidden_size": columns["q"], "kv_hidden": columns["k"], "v_hidden": columns["v"], "out_hidden": rows["o"]}
     if columns["o"] != heads * value_dim and not (one["out_extra"] and columns["o"] > heads * value_dim):
         raise DeclarationError(
-            f"{one.title}: {place.prefix}{modules['o']} reads {columns['o']:,} channels; {heads} heads of {value_dim} are "
-            f"{heads * value_dim:,}. Check n_heads, n_kv_heads{', conv1d' if rows['o'] == heads * value_dim else ''} and layout."
+            f"{one.title}: {place.prefix}{modules['o']} reads {columns['o']:,} channels; {heads} heads of {value_dim} "
+            "are "
+            f"{heads * value_dim:,}. Check n_heads, n_kv_heads{', conv1d' if rows['o'] == heads * value_dim else ''} "
+            "and layout."
         )
     for role in "qkv":  # a head_dim that was said, against what is there
         sharing = [r for r in "qkv" if modules[r] == modules[role]]
         needed = sum({"q": n_q * head_dim, "k": kv_heads * head_dim, "v": kv_heads * value_dim}[r] for r in sharing)
         if needed != rows[role]:
             raise DeclarationError(
-                f"{one.title}: {place.prefix}{modules[role]} has {rows[role]:,} rows; {heads} query and {kv_heads} key/value "
+                f"{one.title}: {place.prefix}{modules[role]} has {rows[role]:,} rows; {heads} query and {kv_heads} "
+                "key/value "
                 f"heads of {head_dim} need {needed:,}. Check n_heads, n_kv_heads, head_dim and layout."
             )
     rope = one["rope"] or "none"
     turning = one["rope_channels"] or head_dim
     if rope != "none" and turning % (2 * (one["rope_blocks"] or 1)):
         raise DeclarationError(
-            f"{one.title}: its heads have {turning} channel{'' if turning == 1 else 's'}, and channels rotate two by two. Check "
+            f"{one.title}: its heads have {turning} channel{'' if turning == 1 else 's'}, and channels rotate two by "
+            "two. Check "
             "n_heads, or say how many rotate (rope_channels=)."
         )
     if turning > head_dim:
@@ -91,7 +98,8 @@ def declared_layer(weights: Weights, one: Declaration, place: LayerPath) -> Laye
     for follower in one["follow"] or ():
         if place.prefix + dict(follower)["tensor"] not in weights:
             raise DeclarationError(
-                f"{one.title}: {place.prefix}{dict(follower)['tensor']}, which follow= names, is no tensor of the model."
+                f"{one.title}: {place.prefix}{dict(follower)['tensor']}, which follow= names, is no tensor of the "
+                "model."
             )
     family = row(
         NAME,
@@ -155,8 +163,10 @@ def _latent_layer(weights: Weights, one: Declaration, place: LayerPath) -> Layer
     if not fits or min(nope, rope) < 0 or value < 1 or shapes["o"][1] != heads * value:
         shown = ", ".join(f"{names[role]} {in_words(shape)}" for role, shape in shapes.items())
         raise DeclarationError(
-            f"{one.title}: {shown} do not make {heads} heads of latent attention: rows of q are heads of content and rotary "
-            "channels, of kv_b heads of content keys and values, of kv_a its stream and one rotary key. Check n_heads and names."
+            f"{one.title}: {shown} do not make {heads} heads of latent attention: rows of q are heads of content and "
+            "rotary "
+            "channels, of kv_b heads of content keys and values, of kv_a its stream and one rotary key. Check n_heads "
+            "and names."
         )
     if one["rope"] and rope % 2:
         raise DeclarationError(f"{one.title}: its rotary key has {rope} channels, and channels rotate two by two.")
@@ -204,7 +214,8 @@ def _norm(weights: Weights, one: Declaration, place: LayerPath, known: Mapping) 
             fits[(width,)] = "width"
         if words.get("per", fits.get(shape)) != fits.get(shape) or shape not in fits:
             raise DeclarationError(
-                f"{one.title}: the gain {place.prefix}{words[role]}.weight is {in_words(shape)}; {n} heads of {width} have a "
+                f"{one.title}: the gain {place.prefix}{words[role]}.weight is {in_words(shape)}; {n} heads of {width} "
+                "have a "
                 f"gain of {width} that all share, of {n * width}, or of {n} x {width}."
             )
         found = fits[shape]

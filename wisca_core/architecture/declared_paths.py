@@ -31,7 +31,8 @@ def root_of(names: Iterable[str], declarations: Sequence[Declaration]) -> str:
     if len(roots or ()) != 1:
         shown = ", ".join(f"{root!r}" for root in sorted(roots or ()))
         raise DeclarationError(
-            f"sites: the paths are found below {len(roots)} places of the model ({shown}); write them from the top of the "
+            f"sites: the paths are found below {len(roots)} places of the model ({shown}); write them from the top of "
+            "the "
             "model on."
             if roots
             else "sites: no one part of the model holds every declared path; write them from the top of the model on."

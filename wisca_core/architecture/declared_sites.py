@@ -18,8 +18,8 @@ from wisca_core.errors import DeclarationError
 def declared_sites(
     checkpoint: Checkpoint, declarations: Sequence[Declaration], pairs: Iterable[str] = DEFAULT_PAIRS
 ) -> Sites:
-    """The sites that these declarations describe in this model, of these pairs; tensors that cannot be rescaled (shared,
-    quantised) as refusals.
+    """The sites that these declarations describe in this model, of these pairs; tensors that cannot be rescaled
+    (shared, quantised) as refusals.
 
     Raises DeclarationError for a path that matches nothing or several places, a module that is not there, heads that
     do not divide its rows, two declarations that claim the same rows.
@@ -86,8 +86,10 @@ def _check_readers(one: Declaration, layer: Layer, reading: Iterable[Layer]) -> 
         theirs, ours = ((x.n_kv_heads, x.head_dim, x.value_dim, x.rope, x.rope_width) for x in (reader, layer))
         if theirs != ours:
             raise DeclarationError(
-                f"{one.title}: layer {reader.number} reads the keys and values of layer {layer.number}, but is declared with "
-                f"{theirs[0]} key/value heads of {theirs[1]} and {theirs[2]}, rope {theirs[3]!r} in {theirs[4]} channels; "
+                f"{one.title}: layer {reader.number} reads the keys and values of layer {layer.number}, but is "
+                "declared with "
+                f"{theirs[0]} key/value heads of {theirs[1]} and {theirs[2]}, rope {theirs[3]!r} in {theirs[4]} "
+                "channels; "
                 f"there are {ours[0]} of {ours[1]} and {ours[2]}, rope {ours[3]!r} in {ours[4]}."
             )
 
@@ -102,7 +104,8 @@ def _with_bias(layer: Layer, one: Declaration, site: Site | Refusal) -> Site | R
         firsts[role], at = at, at + heads * layer.width(role)
     if layer.weights.shape(name) != (at,):
         raise DeclarationError(
-            f"{one.title}: {name} is {in_words(layer.weights.shape(name) or ())}; one bias of q, k and v has {at:,} values."
+            f"{one.title}: {name} is {in_words(layer.weights.shape(name) or ())}; one bias of q, k and v has {at:,} "
+            "values."
         )
     legs = []
     for role, side in (("q", "left"), ("k", "right")) if site.key.pair == "qk" else (("v", "left"),):
@@ -124,14 +127,17 @@ def _check_apart(found: Sequence[tuple[Declaration, Site | Refusal]]) -> None:
             for other, its, theirs in claims.setdefault(place, []):
                 if its is not site and len(np.intersect1d(rows, theirs)):
                     raise DeclarationError(
-                        f"{one.title} and {other.title} both claim the same rows of {leg.tensor} ({site.name}, {its.name})."
+                        f"{one.title} and {other.title} both claim the same rows of {leg.tensor} ({site.name}, "
+                        f"{its.name})."
                         if other is not one
-                        else f"{one.title}: {leg.tensor} is claimed twice ({site.name}, {its.name}). Check the names of its modules."
+                        else f"{one.title}: {leg.tensor} is claimed twice ({site.name}, {its.name}). Check the names "
+                        "of its modules."
                     )
             claims[place].append((one, site, rows))
         if site.name in names:
             raise DeclarationError(
-                f"{one.title} and {names[site.name].title} both make a pair named {site.name}; give one of them another "
+                f"{one.title} and {names[site.name].title} both make a pair named {site.name}; give one of them "
+                "another "
                 "stack= or part=."
             )
         names[site.name] = one

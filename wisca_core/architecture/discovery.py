@@ -37,7 +37,8 @@ def sites_of(
     search: Search | None = None,
 ) -> Sites:
     """``find_sites``, and for a model type that no file has the rule found by trial: the kept one, or the one that
-    ``search`` finds (``equivalence.trial.discover``: rows are tried under the proof). The result's remarks then say "discovered", or the refusal why nothing held.
+    ``search`` finds (``equivalence.trial.discover``: rows are tried under the proof). The result's remarks then say
+    "discovered", or the refusal why nothing held.
     """
     found = find_sites(checkpoint, pairs=pairs)
     if not is_unknown(checkpoint):
@@ -49,7 +50,11 @@ def sites_of(
         only = found.refusals[0]
         return replace(found, refusals=(Refusal(only.what, f"{only.reason} {discovery.words}"),))
     sites = find_sites(checkpoint, discovery.family, pairs)
-    said = f'Discovered: no file has a rule for model_type "{sites.model_type}"; this one was found by trial and holds on a miniature ({discovery.words}).'
+    said = (
+        f'Discovered: no file has a rule for model_type "{sites.model_type}"; this one was found by trial and '
+        "holds "
+        f"on a miniature ({discovery.words})."
+    )
     return replace(sites, remarks=(said, *sites.remarks))
 
 

@@ -1,5 +1,5 @@
-"""The small arithmetic in the family files: names of config.json keys, ``and``, ``or``, ``not``, + - * / // % **, ``a.b``,
-``a[i]``, comparisons, ``in``, ``x if y else z`` and the functions of ``_FUNCTIONS``.
+"""The small arithmetic in the family files: names of config.json keys, ``and``, ``or``, ``not``, + - * / // % **,
+``a.b``, ``a[i]``, comparisons, ``in``, ``x if y else z`` and the functions of ``_FUNCTIONS``.
 
 Only our own data files are ever evaluated; values of config.json are operands, never code.
 """
@@ -29,7 +29,9 @@ _EQUALITY = {ast.Eq: operator.eq, ast.NotEq: operator.ne}
 
 
 def evaluate(expression: str, names: Mapping[str, object]) -> object:
-    """Value of ``expression``; a missing name is None. Raises ConfigMismatch when an operand is no number or is zero."""
+    """Value of ``expression``; a missing name is None. Raises ConfigMismatch when an operand is no number or is
+    zero.
+    """
     try:
         return _value(_parse(expression), names)
     except (TypeError, ZeroDivisionError, AttributeError, OverflowError, LookupError) as error:

@@ -21,8 +21,9 @@ from wisca_core.words import ranges
 
 
 def pairs_to_find(pairs: Iterable[str]) -> tuple[str, ...]:
-    """The pairs to look for where ``pairs`` are to be balanced: the paper's two together, so that one table and one proof
-    serve every choice among them, and feed-forward pairs, which are most of a model, only where they are asked for.
+    """The pairs to look for where ``pairs`` are to be balanced: the paper's two together, so that one table and one
+    proof serve every choice among them, and feed-forward pairs, which are most of a model, only where they are asked
+    for.
     """
     return (*DEFAULT_PAIRS, "mlp") if "mlp" in pairs else DEFAULT_PAIRS
 
@@ -32,8 +33,8 @@ def find_sites(checkpoint: Checkpoint, family: Family | None = None, pairs: Iter
     instead of the one that the family files have for the model type.
 
     Never raises for a model it does not know or whose config.json and weights disagree: the result then has no sites
-    and a refusal of ``model``, so that the tensors can still be looked at. Raises DeclarationError where sites were declared
-    that do not fit.
+    and a refusal of ``model``, so that the tensors can still be looked at. Raises DeclarationError where sites were
+    declared that do not fit.
     """
     if checkpoint.adapter_json:
         return adapter_sites(checkpoint)
@@ -52,7 +53,8 @@ def find_sites(checkpoint: Checkpoint, family: Family | None = None, pairs: Iter
 def _family(checkpoint: Checkpoint, config: dict, model_type: str) -> Family:
     if not checkpoint.config_json:
         raise UnknownArchitecture(
-            "there is no config.json beside the weights; put the model's own config.json there, or declare its pairs (wisca "
+            "there is no config.json beside the weights; put the model's own config.json there, or declare its pairs "
+            "(wisca "
             "inspect FILE --sites sites.toml)."
         )
     quantised = quantisation(checkpoint)
@@ -263,7 +265,8 @@ def _remark(part: Family, layers: list[Layer], n_layers: int, present: list[int]
         )
     if part.sub_norm and layers:
         remarks.append(
-            f"{part.sub_norm}, {len(layers)} layers: the norm absorbs the scale of Wv; its gain is balanced against Wo instead."
+            f"{part.sub_norm}, {len(layers)} layers: the norm absorbs the scale of Wv; its gain is balanced against Wo "
+            "instead."
         )
     shared = [layer.number for layer in layers if _source(layer) is not None]
     if shared:
@@ -276,7 +279,8 @@ def _remark(part: Family, layers: list[Layer], n_layers: int, present: list[int]
     beyond = [layer for layer in present if layer >= n_layers]
     if beyond:
         remarks.append(
-            f"The weights hold {len(beyond)} further layers ({beyond[0]} to {beyond[-1]}) beyond the {n_layers} of config.json; "
+            f"The weights hold {len(beyond)} further layers ({beyond[0]} to {beyond[-1]}) beyond the {n_layers} of "
+            "config.json; "
             "the model does not run them, and they are left as they are."
         )
 

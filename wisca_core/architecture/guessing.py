@@ -38,8 +38,8 @@ class Guess:
 
 
 def guess(model: object) -> Guess:
-    """What the names and shapes of a torch module, or of an opened file, suggest; ``print`` it, correct it, and write it
-    down as your own: it is never used by itself. Raises DeclarationError where nothing is named like an attention.
+    """What the names and shapes of a torch module, or of an opened file, suggest; ``print`` it, correct it, and write
+    it down as your own: it is never used by itself. Raises DeclarationError where nothing is named like an attention.
 
     >>> import wisca_core as wisca
     >>> from torch import nn
@@ -57,7 +57,8 @@ def guess(model: object) -> Guess:
     found = find_attention(checkpoint) or _fused_otherwise(checkpoint)
     if found is None:
         raise DeclarationError(
-            "no layer has tensors named like query, key, value and output projections, so nothing can be proposed; write "
+            "no layer has tensors named like query, key, value and output projections, so nothing can be proposed; "
+            "write "
             "wisca.attention(...) by hand."
         )
     layer = found.root + found.layer.rstrip(".")
@@ -105,7 +106,9 @@ def _fewest(q_rows: int, k_rows: int) -> tuple[int, int]:
 
 
 def _fused_otherwise(checkpoint: Checkpoint) -> AttentionNames | None:
-    """One matrix of three under names that discovery does not try: litgpt's attn, torch's own in_proj_weight, timm's qkv."""
+    """One matrix of three under names that discovery does not try: litgpt's attn, torch's own in_proj_weight, timm's
+    qkv.
+    """
     names = {t.name for t in checkpoint.tensors}
     for fused, out in _FUSED:
         for name in sorted(names):

@@ -73,7 +73,9 @@ def _queries(layer: Layer, first: int, size: int, is_shared: bool) -> list[Leg]:
 
 
 def _unfolded(layer: Layer, first: int, size: int, side: str, role: str) -> list[Leg]:
-    """``size`` rows of each head from its ``first`` on, of what comes out of the narrow stream: content keys, then values."""
+    """``size`` rows of each head from its ``first`` on, of what comes out of the narrow stream: content keys, then
+    values.
+    """
     _, nope, _, value, _ = _sizes(layer)
     n, sizes = layer.n_heads, (layer.n_heads, 1, size)
     index, channel = Grid(first, sizes, (nope + value, 0, 1)), Grid(0, sizes, (size, 0, 1))

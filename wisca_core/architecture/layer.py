@@ -21,7 +21,9 @@ class Refused(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The tensors of a checkpoint by name, and their names in order. ``told_by``: what gives the numbers they are held to."""
+    """The tensors of a checkpoint by name, and their names in order. ``told_by``: what gives the numbers they are held
+    to.
+    """
 
     checkpoint: Checkpoint
     names: tuple[str, ...]
@@ -53,12 +55,14 @@ class Weights:
         tensor = self.checkpoint.by_name.get(name)
         if tensor is None:
             raise Refused(
-                f"{name} is missing from the weights. Check whether a shard is missing or {self.told_by} belongs to another model."
+                f"{name} is missing from the weights. Check whether a shard is missing or {self.told_by} belongs to "
+                "another model."
             )
         if tensor.shape != shape:
             found = " x ".join(map(str, tensor.shape)) or "a single number"
             raise Refused(
-                f"{name} is {found}; {what}, {' x '.join(map(str, shape))} is expected. Check {check} in {self.told_by}."
+                f"{name} is {found}; {what}, {' x '.join(map(str, shape))} is expected. Check {check} in "
+                f"{self.told_by}."
             )
         if tensor.dtype not in RESCALABLE:
             raise Refused(f"{name} is stored as {tensor.dtype}; only {', '.join(RESCALABLE)} can be rescaled.")
@@ -158,8 +162,8 @@ class Layer:
         return (Grid(0, (self.n_kv_heads, width), (width, 1)),)
 
     def rotary_ties(self, n_heads: int, width: int) -> tuple[Grid, ...]:
-        """Each rotary pair shares one factor: (i, i + r/2) half-split in each of its blocks, (2i, 2i + 1) interleaved; the
-        rest of a head of ``width`` is free.
+        """Each rotary pair shares one factor: (i, i + r/2) half-split in each of its blocks, (2i, 2i + 1) interleaved;
+        the rest of a head of ``width`` is free.
         """
         if not self.rope_width:
             return ()

@@ -1,7 +1,7 @@
 """Feed-forward pairs of one layer: row i of up against column i of down.
 
-Behind a gate, ``down(act(gate x) * (up x))``, any activation is exact; without one only ReLU (and its square, where down
-follows with the second power). Experts are found one by one, as modules of their own or as slices of 3-D tensors.
+Behind a gate, ``down(act(gate x) * (up x))``, any activation is exact; without one only ReLU (and its square, where
+down follows with the second power). Experts are found one by one, as modules of their own or as slices of 3-D tensors.
 """
 
 import re
@@ -21,9 +21,10 @@ HOMOGENEOUS = {"relu": 1, "relu2": 2, "relu_squared": 2, "squared_relu": 2, "lap
 # names of a layer's one feed-forward block; any other (shared_expert, dense_mlp) is said in the site's name
 _USUAL = {"mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "experts", "DenseReluDense", ""}
 _ROUTER = re.compile(r"(^|\.)(gate|\w*router\w*)\.")
-# what may lie beside the matrices: an output bias, routers, the blocks that are found by themselves, a norm behind the block
+# what may lie beside the matrices: an output bias, routers, blocks found by themselves, a norm behind the block
 _BESIDE = re.compile(
-    r"(bias$|gate|router|experts?|shared\w*|\w*gating|act\w*|e_score\w*|layer_?norm|output\.LayerNorm|balancing\w*)(\.|_|$)",
+    r"(bias$|gate|router|experts?|shared\w*|\w*gating|act\w*|e_score\w*|layer_?norm|output\.LayerNorm|"
+    r"balancing\w*)(\.|_|$)",
     re.I,
 )
 
@@ -176,7 +177,8 @@ def _exponent(layer: Layer) -> int:
     activation = evaluate(layer.family.activation, layer.config)
     if activation not in HOMOGENEOUS:
         raise Refused(
-            f"{str(activation or 'an unnamed activation')[:40]} stands between up and down without a gate; it does not pass a factor on "
+            f"{str(activation or 'an unnamed activation')[:40]} stands between up and down without a gate; it does not "
+            "pass a factor on "
             f"(only ReLU and its square do)."
         )
     return HOMOGENEOUS[activation]
@@ -190,5 +192,6 @@ def _check_explained(layer: Layer, prefix: str, names: _Names) -> None:
         rest = name.removeprefix(prefix)
         if not rest.startswith(own) and not _BESIDE.match(rest):
             raise Refused(
-                f"{name} is not part of what is known of this feed-forward block; it may change what an exact factor is."
+                f"{name} is not part of what is known of this feed-forward block; it may change what an exact factor "
+                "is."
             )

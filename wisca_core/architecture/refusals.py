@@ -7,8 +7,8 @@ from wisca_core.architecture.site import Refusal, SiteKey
 
 
 def lines(refusals: Iterable[Refusal]) -> list[str]:
-    """ "decoder.0.none.mlp and 27 more like it: gelu stands between up and down ...". Reasons that differ in numbers only
-    count as one; the first is written out.
+    """ "decoder.0.none.mlp and 27 more like it: gelu stands between up and down ...". Reasons that differ in numbers
+    only count as one; the first is written out.
     """
     found: dict[tuple, list[Refusal]] = {}
     for refusal in refusals:

@@ -32,7 +32,9 @@ def granularity_of(granularity: str, pair: str) -> str:
 
 @dataclass(frozen=True)
 class Grid:
-    """A strided block of indices: ``start + sum(coordinate * stride)`` over all coordinates below ``sizes``, row-major."""
+    """A strided block of indices: ``start + sum(coordinate * stride)`` over all coordinates below ``sizes``,
+    row-major.
+    """
 
     start: int
     sizes: tuple[int, ...]
@@ -63,12 +65,14 @@ class Leg:
     """One tensor's part in a site: which of its indices along ``axis`` carry which channels.
 
     ``index`` and ``channel`` are grids over the same coordinates (KV group, query head in the group, channel in the
-    head; a layout may need several for the group); a leg with one head a group has size 1 before the last. Applying factor ``s`` multiplies the *effective*
-    value ``stored + offset`` by ``s ** exponent`` on the left and ``s ** -exponent`` on the right.
+    head; a layout may need several for the group); a leg with one head a group has size 1 before the last. Applying
+    factor ``s`` multiplies the *effective* value ``stored + offset`` by ``s ** exponent`` on the left and
+    ``s ** -exponent`` on the right.
 
     ``measured`` legs enter the norm; biases and other terms that merely have to follow do not.
     ``offset`` is 1.0 where the stored value is gain - 1 (Gemma's norms), else 0.0.
-    ``fixed`` is at most one (axis, index) on another axis: the expert of a 3-D tensor, the head of a gain (heads, width).
+    ``fixed`` is at most one (axis, index) on another axis: the expert of a 3-D tensor, the head of a gain (heads,
+    width).
     """
 
     tensor: str
@@ -106,7 +110,9 @@ class Leg:
         return tuple(sorted((self.axis, *(axis for axis, _ in self.fixed))))
 
     def flat(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Its indices among all of ``axes``, row-major, in a tensor of that shape; int64, order of ``index.indices()``."""
+        """Its indices among all of ``axes``, row-major, in a tensor of that shape; int64, order of
+        ``index.indices()``.
+        """
         index = self.index.indices()
         if not self.fixed:
             return index

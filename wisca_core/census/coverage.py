@@ -48,11 +48,16 @@ class Coverage:
         )
         if self.n_released:
             which = "All of it was" if self.n_released == proved else f"{self.n_released} of them were"
-            waiting += f" {which} tried when this version of wisca was made, with the same transformers and torch, not on this machine."
+            waiting += (
+                f" {which} tried when this version of wisca was made, with the same transformers and torch, "
+                "not "
+                "on this machine."
+            )
         n = len_of(self.not_reached)
         missed = f", and {n} {'was' if n == 1 else 'were'} not reached" if n else ""
         return (
-            f"Of {proved} architectures, in their default configs, QK is exact on {self.n('qk')}, VO on {self.n('vo')} and the MLP pair on {self.n('mlp')}; "
+            f"Of {proved} architectures, in their default configs, QK is exact on {self.n('qk')}, VO on {self.n('vo')} "
+            f"and the MLP pair on {self.n('mlp')}; "
             f"the others are refused by name{missed}.{waiting}"
         )
 

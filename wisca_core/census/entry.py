@@ -10,7 +10,8 @@ from wisca_core.words import join_names
 
 FINEST = {"tensor": "whole tensors", "group": "KV groups", "channel": "single channels"}
 
-# Verdicts. What the model holds and no input tried here runs (a tower that needs a picture) is passed over, and counted.
+# Verdicts. What the model holds and no input tried here runs (a tower that needs a picture) is passed over, and
+# counted.
 PROVED = "proved"  # every place of the pair, at every granularity that was tried
 PARTLY = "partly"  # some places or granularities; the others are refused
 REFUSED = "refused"
@@ -26,8 +27,8 @@ LABELS = {pair: pairs.LABELS[pair] for pair in PAIRS}
 @dataclass(frozen=True)
 class Place:
     """Where in the model a pair sits, "decoder.self". ``n_sites``: of the miniature. ``finest``: the names of the
-    partitions that exactness allows, over its sites; ``held``: the granularities at which it was proved. ``reason``: why
-    it was not at the others; ``is_idle``: no input tried here runs it, so nothing is known.
+    partitions that exactness allows, over its sites; ``held``: the granularities at which it was proved. ``reason``:
+    why it was not at the others; ``is_idle``: no input tried here runs it, so nothing is known.
     """
 
     name: str
@@ -83,10 +84,10 @@ def pair_of(pair: str, places: tuple[Place, ...], asked: tuple[str, ...]) -> Pai
 @dataclass(frozen=True)
 class Entry:
     """One model type. ``family``: the row that covers it, "" for none. ``not_reached``: why nothing could be proved.
-    ``max_rel``: the largest difference of what was proved, ``liveness``: the smallest change by a one-sided factor, both
-    relative to the outputs of the miniature; ``n_trials`` rescaled miniatures of ``n_cases`` inputs each. ``when``:
-    seconds since 1970, 0 where the census has not tried it yet; ``is_released``: it was tried when this version was made,
-    not here.
+    ``max_rel``: the largest difference of what was proved, ``liveness``: the smallest change by a one-sided factor,
+    both relative to the outputs of the miniature; ``n_trials`` rescaled miniatures of ``n_cases`` inputs each.
+    ``when``: seconds since 1970, 0 where the census has not tried it yet; ``is_released``: it was tried when this
+    version was made, not here.
     """
 
     model_type: str
@@ -130,7 +131,11 @@ class Entry:
         if self.not_reached:
             return f"{self.model_type} was not reached: no proof could be made, so nothing of it is scaled."
         if any(pair.verdict == OPEN for pair in self.pairs):
-            return f"{self.model_type} {'has a rule' if self.family else 'has no rule of its own'}; the census has not tried it here yet."
+            return (
+                f"{self.model_type} {'has a rule' if self.family else 'has no rule of its own'}; the census has "
+                "not "
+                "tried it here yet."
+            )
         if not exact and not partly:
             return f"{self.model_type} is refused: nothing of it can be rescaled exactly."
         finest = max((self[pair].finest for pair in PAIRS if self[pair].finest), key=GRANULARITIES.index)

@@ -34,8 +34,8 @@ def answers(asked: list) -> Iterator[bytes]:
 
 
 def judge_type(model_type: str, granularities: Iterable[str] = GRANULARITIES, progress: Progress = silent) -> Entry:
-    """What the proof says of this type. Never raises for a type that cannot be built or whose rule fails: the entry says
-    so. ``granularities``: from GRANULARITIES; the finest is tried with every control, the others by their outputs.
+    """What the proof says of this type. Never raises for a type that cannot be built or whose rule fails: the entry
+    says so. ``granularities``: from GRANULARITIES; the finest is tried with every control, the others by their outputs.
     """
     asked = tuple(name for name in GRANULARITIES if name in set(granularities))
     started = time.perf_counter()
@@ -105,7 +105,9 @@ def _proved_entry(model_type: str, family: Family | None, asked: tuple[str, ...]
 def _verdicts(
     config: Mapping[str, object], asked: tuple[str, ...], progress: Progress
 ) -> tuple[Sites, dict[str, Verdict], int, tuple[str, ...]]:
-    """(sites, verdict at each granularity, cases a trial, towers that no case reaches) of the miniature of a small config."""
+    """(sites, verdict at each granularity, cases a trial, towers that no case reaches) of the miniature of a small
+    config.
+    """
     from wisca_core.equivalence.miniature import build_miniature
 
     with workplace("the miniature") as place:
@@ -121,7 +123,9 @@ def _verdicts(
 
 
 def _variants(model_type: str, asked: tuple[str, ...], progress: Progress) -> list[str]:
-    """What the proof says of other legal values than the default ones, each at the finest granularity, a sentence each."""
+    """What the proof says of other legal values than the default ones, each at the finest granularity, a sentence
+    each.
+    """
     from wisca_core.equivalence.small_config import shrink
 
     out = []

@@ -133,7 +133,8 @@ def _short(part: Family) -> str:
 def rule_lines(family: Family) -> tuple[str, ...]:
     """The whole rule in sentences: where the tensors lie, what ties their channels, what is refused and why."""
     lines = [
-        f"Tower {tower.config}, where config.json has one: the rule of its own model type, tensors below {_roots(tower.roots).rstrip('.') or 'the top'}."
+        f"Tower {tower.config}, where config.json has one: the rule of its own model type, tensors below "
+        f"{_roots(tower.roots).rstrip('.') or 'the top'}."
         for tower in family.towers
     ]
     for part in family.parts or (() if family.towers else (family,)):
@@ -156,7 +157,8 @@ def _part_lines(part: Family, is_one_of_several: bool) -> list[str]:
         order = "before the rotation" if n.before_rope else "after the rotation, so that every channel is free"
         biases = ", biases follow" if n.bias else ""
         lines.append(
-            f"Norms on q and k ({n.q}, {n.k}){when}, {order}: their gains carry the scale instead of Wq and Wk; {PER[n.per]}, {stored}{biases}."
+            f"Norms on q and k ({n.q}, {n.k}){when}, {order}: their gains carry the scale instead of Wq and Wk; "
+            f"{PER[n.per]}, {stored}{biases}."
         )
     if part.latent:
         lines.append(

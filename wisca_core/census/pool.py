@@ -44,9 +44,9 @@ def run(
     limit_seconds: float,
     function: str = FUNCTION,
 ) -> None:
-    """Give every task to a process, which has ``function`` answer [[task, granularities]]; ``on_answer(task, answer, seconds)``
-    as each comes back, ``on_failure(task, why, seconds)`` where its process ended or took longer than ``limit_seconds``;
-    both in this process. No order is promised.
+    """Give every task to a process, which has ``function`` answer [[task, granularities]];
+    ``on_answer(task, answer, seconds)`` as each comes back, ``on_failure(task, why, seconds)`` where its process ended
+    or took longer than ``limit_seconds``; both in this process. No order is promised.
 
     Cancelled (raised by ``progress``) ends all processes. WiscaError where no process can be started.
     """

@@ -1,4 +1,6 @@
-"""``python -m wisca_core.census.release``: write anew the results of the census that come with a version, from what is kept."""
+"""``python -m wisca_core.census.release``: write anew the results of the census that come with a version, from what is
+kept.
+"""
 
 import sys
 

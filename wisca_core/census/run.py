@@ -30,8 +30,8 @@ def census(
     """Prove every type that has no kept result at these granularities (``again``: every type) and return what is then
     known, in the order of ``model_types``.
 
-    What was proved before a cancel stays. A type that crashes its process or takes longer than ``limit_seconds`` is "not
-    reached". BadOption for a granularity that is none, UnknownArchitecture for a name that is none.
+    What was proved before a cancel stays. A type that crashes its process or takes longer than ``limit_seconds`` is
+    "not reached". BadOption for a granularity that is none, UnknownArchitecture for a name that is none.
     """
     names = tuple(dict.fromkeys(map(check_type, model_types)))
     asked = tuple(name for name in GRANULARITIES if name in set(granularities))

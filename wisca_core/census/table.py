@@ -15,7 +15,8 @@ COLUMNS = {
     "attention": "verdict over QK and VO",
     **{pair: "verdict; behind it the finest granularity at which it was proved" for pair in PAIRS},
     "reasons": "why pairs are refused, or the type was not reached",
-    "max_rel": "largest difference of what was proved, relative to the largest output, float64; empty where nothing was",
+    "max_rel": "largest difference of what was proved, relative to the largest output, float64; empty where nothing "
+    "was",
     "liveness": "smallest move of the outputs by a factor on one side alone, relative",
     "n_trials": "rescaled miniatures that were run",
     "seconds": "of the whole proof; empty where none was made",
@@ -45,7 +46,9 @@ def table(entries: Iterable[Entry]) -> pd.DataFrame:
 
 
 def in_words(pair: Pair) -> str:
-    """ "proved, channel", "partly, group", "refused"; "proved, channel; 2 not run" where no input reached two towers."""
+    """ "proved, channel", "partly, group", "refused"; "proved, channel; 2 not run" where no input reached two
+    towers.
+    """
     if pair.verdict not in (PROVED, PARTLY):
         return pair.verdict
     return f"{pair.verdict}, {pair.finest}" + (f"; {pair.n_idle} not run" if pair.n_idle else "")

@@ -104,8 +104,8 @@ class Recipe:
 @dataclass(frozen=True)
 class Declared:
     """What a person says of a file that no family row knows: ``sites`` (``architecture.declaration``), and what proves
-    them: ``build()`` makes a small model of their own code, ``forward(model, ids)`` calls it. ``is_unproved``: that they
-    take the sites as they are.
+    them: ``build()`` makes a small model of their own code, ``forward(model, ids)`` calls it. ``is_unproved``: that
+    they take the sites as they are.
     """
 
     sites: tuple
@@ -123,8 +123,8 @@ class Checkpoint:
     when it was looked at. ``remarks`` are sentences for the person: what was skipped or passed over.
 
     ``recipes``: of the tensors that are made of others when they are read (dequantised, put together from shards); what
-    lies in the files is then ``stored``. ``look_only``: why the values may be looked at but never rescaled, "" where they
-    may be.
+    lies in the files is then ``stored``. ``look_only``: why the values may be looked at but never rescaled, "" where
+    they may be.
 
     ``declared``: in the place of a config.json, None where nothing was.
 
@@ -159,8 +159,8 @@ class Checkpoint:
 
     @property
     def place(self) -> Path:
-        """What ``open_checkpoint`` opens as this very checkpoint on this machine: its folder, or the one file of it that was
-        named.
+        """What ``open_checkpoint`` opens as this very checkpoint on this machine: its folder, or the one file of it
+        that was named.
         """
         name = Path(self.source).name
         return self.path / name if name in self.weight_files and self.index_file is None else self.path

@@ -1,8 +1,8 @@
 """Tensors that are made when they are read: weights of a quantised checkpoint, or of one that is stored in shards.
 
-Each kind of recipe is one function ``(parts, settings, read, start, stop)`` -> rows ``start`` to ``stop`` of the tensor;
-``read(part, first, last)`` gives rows of a stored part. Nothing here decides whether a recipe applies: ``quantised`` and
-the readers of other formats do.
+Each kind of recipe is one function ``(parts, settings, read, start, stop)`` -> rows ``start`` to ``stop`` of the
+tensor; ``read(part, first, last)`` gives rows of a stored part. Nothing here decides whether a recipe applies:
+``quantised`` and the readers of other formats do.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,8 +50,8 @@ class DerivedTensor:
 
 @dataclass(eq=False)
 class ChangedTensor:
-    """One tensor as a change leaves it, made whole whenever it is read. ``read`` gives stored rows, ``made`` those of one
-    with a recipe.
+    """One tensor as a change leaves it, made whole whenever it is read. ``read`` gives stored rows, ``made`` those of
+    one with a recipe.
     """
 
     info: TensorInfo
@@ -95,8 +95,8 @@ def _int8_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
 def _four_bit_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
     """bitsandbytes' 4 bits: two values a byte, the first one high, looked up in a table of 16 and multiplied by their
     block's largest value; these may be stored as bytes themselves, looked up and scaled by blocks in turn. Settings:
-    values a block, largest values a block of those (0: stored plainly), their mean. Parts: bytes, largest, table, and for
-    the latter their scales and table.
+    values a block, largest values a block of those (0: stored plainly), their mean. Parts: bytes, largest, table, and
+    for the latter their scales and table.
     """
     block, outer, mean = made.recipe.settings
     columns = made.info.shape[1]
@@ -111,8 +111,8 @@ def _four_bit_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
 
 
 def _packed_rows(made: DerivedTensor, start: int, stop: int) -> torch.Tensor:
-    """compressed-tensors' packed integers: along the rows, lowest bits first, 2^(bits - 1) added. Settings: bits, inputs
-    a scale. Parts: words, scales.
+    """compressed-tensors' packed integers: along the rows, lowest bits first, 2^(bits - 1) added. Settings: bits,
+    inputs a scale. Parts: words, scales.
     """
     bits, group = map(int, made.recipe.settings)
     words, columns = made.read(made.recipe.parts[0], start, stop), made.info.shape[1]

@@ -1,9 +1,9 @@
 """A distributed checkpoint (torch.distributed.checkpoint): a folder of ``.metadata`` and ``__0_0.distcp`` files.
 
-``.metadata`` is a pickle, and unpickling it runs whatever it says; here it is read as data, against an exact list of the
-names that torch itself writes. It gives, for every tensor, its shape and chunks, and for every chunk a range of bytes in
-which torch.save wrote one plain tensor. Nothing of the optimiser is read. A tensor is put together from its chunks when
-it is read.
+``.metadata`` is a pickle, and unpickling it runs whatever it says; here it is read as data, against an exact list of
+the names that torch itself writes. It gives, for every tensor, its shape and chunks, and for every chunk a range of
+bytes in which torch.save wrote one plain tensor. Nothing of the optimiser is read. A tensor is put together from its
+chunks when it is read.
 
 Not covered: compressed chunks, chunks written as safetensors, state that other libraries add as objects of their own.
 """
@@ -236,7 +236,9 @@ def _numbers(value: object) -> tuple[int, ...]:
 def _part(
     folder: Path, below: str, name: str, dtype: str, chunk: tuple, places: dict, files: dict, what: str
 ) -> TensorInfo:
-    """One chunk as it lies in its file, checked against what the metadata says of it; its file is noted in ``files``."""
+    """One chunk as it lies in its file, checked against what the metadata says of it; its file is noted in
+    ``files``.
+    """
     offset, size = chunk
     if (name, offset) not in places:
         raise UnreadableInput(
@@ -251,7 +253,8 @@ def _part(
     part = read_torch_tensor(folder, file, first, length, name)
     if (part.dtype, part.shape) != (dtype, size):
         raise UnreadableInput(
-            f"{what}: the chunk of {printable(name)} at {printable(offset)} is {part.dtype} {part.shape}, expected {dtype} {size}."
+            f"{what}: the chunk of {printable(name)} at {printable(offset)} is {part.dtype} {part.shape}, expected "
+            f"{dtype} {size}."
         )
     return part
 
@@ -266,7 +269,8 @@ def _check_tiling(name: str, shape: tuple[int, ...], chunks: tuple, what: str) -
             or any(o + n > whole for o, n, whole in zip(offset, size, shape))
         ):
             raise UnreadableInput(
-                f"{what}: a chunk of {printable(name)} at {printable(offset)} lies outside its shape {printable(shape)}."
+                f"{what}: a chunk of {printable(name)} at {printable(offset)} lies outside its shape "
+                f"{printable(shape)}."
             )
         covered += math.prod(size)
     boxes = sorted(chunks)
@@ -279,5 +283,6 @@ def _check_tiling(name: str, shape: tuple[int, ...], chunks: tuple, what: str) -
     )
     if overlap or covered != math.prod(shape):
         raise UnreadableInput(
-            f"{what}: the chunks of {printable(name)} {'overlap' if overlap else f'hold {covered:,} of {math.prod(shape):,} values'}. Copy the folder again."
+            f"{what}: the chunks of {printable(name)} "
+            f"{'overlap' if overlap else f'hold {covered:,} of {math.prod(shape):,} values'}. Copy the folder again."
         )

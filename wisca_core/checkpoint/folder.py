@@ -82,7 +82,8 @@ def look_through(folder: Path, file: str | None, source: str, progress: Progress
     for k, name in enumerate(files, 1):
         if not os.path.lexists(folder / name):
             raise UnreadableInput(
-                f"{printable(folder)}: shard {k} of {len(files)} missing: {printable(name)}, named in {choice.index}, is not "
+                f"{printable(folder)}: shard {k} of {len(files)} missing: {printable(name)}, named in {choice.index}, "
+                "is not "
                 f"in the folder. Download it and put it beside the others."
             )
         if choice.kind == "safetensors":
@@ -172,7 +173,8 @@ def _choose(folder: Path) -> WeightFiles:
             if inside:
                 more = " How the checkpoints of one training moved, wisca trajectory says." if kind == "model" else ""
                 raise UnreadableInput(
-                    f"{printable(folder)}: no weights of its own; there are {kind}s in {_name_list(inside)}. Open one of "
+                    f"{printable(folder)}: no weights of its own; there are {kind}s in {_name_list(inside)}. Open one "
+                    "of "
                     f"them.{more}"
                 ) from error
         raise
@@ -196,7 +198,8 @@ def choose(names: Sequence[str], what: str) -> WeightFiles:
         choice = WeightFiles("safetensors", (safe[0],))
     elif safe:
         raise UnreadableInput(
-            f"{what}: {len(safe)} .safetensors files ({_name_list(safe)}) and no single index that says how they belong "
+            f"{what}: {len(safe)} .safetensors files ({_name_list(safe)}) and no single index that says how they "
+            "belong "
             f"together. Add model.safetensors.index.json, or give the path of one file."
         )
     elif "pytorch_model.bin" in names:
@@ -208,7 +211,8 @@ def choose(names: Sequence[str], what: str) -> WeightFiles:
     elif gguf := [name for name in names if name.endswith(".gguf")]:
         if len(gguf) > 1 or _is_shard(gguf[0]):
             raise UnsupportedCheckpoint(
-                f"{what}: {len(gguf)} GGUF files ({_name_list(gguf)}), copies or parts of a model. Give the path of one whole file."
+                f"{what}: {len(gguf)} GGUF files ({_name_list(gguf)}), copies or parts of a model. Give the path of "
+                "one whole file."
             )
         choice = WeightFiles("gguf", tuple(gguf))
     elif adapter := next((name for name in _ADAPTERS if name in names), None):
@@ -232,7 +236,8 @@ def choose(names: Sequence[str], what: str) -> WeightFiles:
         remarks.append(f"Read from {choice.index or choice.files[0]}; not looked at: {_name_list(passed_over)}.")
     if ADAPTER_CONFIG in names and not choice.adapter:
         remarks.append(
-            f"A LoRA adapter lies in this folder ({ADAPTER_CONFIG}). It fits these weights only as they are: rescale both "
+            f"A LoRA adapter lies in this folder ({ADAPTER_CONFIG}). It fits these weights only as they are: rescale "
+            "both "
             f"together (--adapter), or the pair breaks."
         )
     return replace(choice, remarks=tuple(remarks))
@@ -306,7 +311,9 @@ def _read_index(folder: Path, index: str) -> dict[str, str]:
 
 
 def _each_once(tensors: list[TensorInfo], expected: dict[str, str]) -> tuple[list[TensorInfo], str]:
-    """(tensors, every name once; why they may only be looked at). Of a name in several shards, the one the index means."""
+    """(tensors, every name once; why they may only be looked at). Of a name in several shards, the one the index
+    means.
+    """
     by_name: dict[str, TensorInfo] = {}
     twice = []
     for tensor in tensors:
@@ -317,7 +324,8 @@ def _each_once(tensors: list[TensorInfo], expected: dict[str, str]) -> tuple[lis
     if not twice:
         return tensors, ""
     return list(by_name.values()), (
-        f"{_name_list(sorted(set(twice)))} {'is' if len(twice) == 1 else 'are'} in more than one shard, and which of them a "
+        f"{_name_list(sorted(set(twice)))} {'is' if len(twice) == 1 else 'are'} in more than one shard, and which of "
+        "them a "
         "program reads is not said."
     )
 

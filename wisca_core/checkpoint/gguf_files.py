@@ -54,7 +54,9 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class GgufFamily:
-    """``model_type`` of transformers; ``reordered``: the converter interleaves the two halves of every head of q and k."""
+    """``model_type`` of transformers; ``reordered``: the converter interleaves the two halves of every head of q and
+    k.
+    """
 
     model_type: str
     reordered: bool = False
@@ -113,7 +115,8 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
         keys, entries, data = header.read()
     if keys.get("split.count", 1) != 1:
         raise UnsupportedCheckpoint(
-            f"{what}: one of {printable(keys['split.count'], 20)} parts of a GGUF model, which are not joined here. Join them with llama-gguf-split first."
+            f"{what}: one of {printable(keys['split.count'], 20)} parts of a GGUF model, which are not joined here. "
+            "Join them with llama-gguf-split first."
         )
     stored = tuple(_tensor_info(entry, name, data, status.st_size, sizes, what) for entry in entries)
     _check_layout(stored, what)
@@ -133,7 +136,8 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
         remarks=tuple(_remarks(arch, family)),
         recipes=tuple(recipes),
         stored=stored,
-        look_only=f"a GGUF file (llama.cpp; {', '.join(kinds)}): its values are measured as they unpack, and are never rescaled. Rescale the original "
+        look_only=f"a GGUF file (llama.cpp; {', '.join(kinds)}): its values are measured as they unpack, and are never "
+        "rescaled. Rescale the original "
         "model and convert it again.",
     )
 
@@ -141,7 +145,8 @@ def read_gguf(folder: Path, name: str, source: str) -> Checkpoint:
 def _remarks(arch: str, family: GgufFamily | None) -> list[str]:
     if family is None:
         return [
-            f"general.architecture is {printable(arch, 60)!r}; its tensors have no names of transformers here and are listed as they are."
+            f"general.architecture is {printable(arch, 60)!r}; its tensors have no names of transformers here and are "
+            "listed as they are."
         ]
     return (
         ["llama.cpp's converter interleaves the halves of each query and key head; that is undone here."]
@@ -285,12 +290,14 @@ def _tensor_info(
     values, n_bytes = sizes[kind]
     if min(shape) < 1 or math.prod(shape) > 2**48 or shape[-1] % values:
         raise UnreadableInput(
-            f"{what}: tensor {printable(name)} has the impossible shape {printable(shape)} for {_type_name(kind)}. {_AGAIN}"
+            f"{what}: tensor {printable(name)} has the impossible shape {printable(shape)} for {_type_name(kind)}. "
+            f"{_AGAIN}"
         )
     total = math.prod(shape) // values * n_bytes
     if data + offset + total > size:
         raise UnreadableInput(
-            f"{what}: ends early: tensor {printable(name)} needs the file to have {data + offset + total:,} bytes, it has {size:,}. {_AGAIN}"
+            f"{what}: ends early: tensor {printable(name)} needs the file to have {data + offset + total:,} bytes, it "
+            f"has {size:,}. {_AGAIN}"
         )
     if kind in _PLAIN:
         return TensorInfo(name, _PLAIN[kind], shape, file, data + offset, total)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_INSTRUCTIONS = 4_000_000  # a tensor takes about 30
-# A value that is used in many places is written once, so a few hundred bytes can describe a tuple whose hash or text never
-# ends. What is handed on has at most this many values with every repetition written out, and holds nothing of itself.
+# A value that is used in many places is written once, so a few hundred bytes can describe a tuple whose hash or text
+# never ends. What is handed on has at most this many values with every repetition written out, and holds nothing of
+# itself.
 MAX_VALUES = 8 * MAX_INSTRUCTIONS
 
 
@@ -48,8 +49,8 @@ _MARK = object()
 def interpret(program: bytes, rules: Rules) -> object:
     """The value the pickle describes, made of dicts, lists, tuples, numbers, strings and the records of ``rules``.
 
-    NotPlain where it does more; ValueError, IndexError, KeyError, TypeError, AttributeError or OverflowError where it is
-    damaged.
+    NotPlain where it does more; ValueError, IndexError, KeyError, TypeError, AttributeError or OverflowError where it
+    is damaged.
     """
     stack: list = []
     memo: dict[int, object] = {}

@@ -13,8 +13,8 @@ MOST = 200  # entries looked at below one folder
 
 @dataclass(frozen=True)
 class Near:
-    """``kind``: "model", "adapter", "file" (weights by themselves) or "folder" (no model in it). ``n_files``: weight files,
-    of a folder the folders in it.
+    """``kind``: "model", "adapter", "file" (weights by themselves) or "folder" (no model in it). ``n_files``: weight
+    files, of a folder the folders in it.
     """
 
     path: Path

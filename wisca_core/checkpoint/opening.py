@@ -18,8 +18,8 @@ def open_checkpoint(model: str | Path, *, progress: Progress = silent, declared:
     """Looks a checkpoint through without reading its weights.
 
     ``model``: a folder, one weight file beside its config.json, or ``hub:owner/name[@revision]``; anything that does
-    not begin with ``hub:`` is a path. A download goes into the cache of huggingface_hub. ``declared``: what a person says of
-    its pairs.
+    not begin with ``hub:`` is a path. A download goes into the cache of huggingface_hub. ``declared``: what a person
+    says of its pairs.
 
     Raises UnreadableInput (UnsafeInput, HubError) or UnsupportedCheckpoint; nothing is ever executed or guessed.
     """
@@ -38,7 +38,8 @@ def _checkpoint_at(source: str, progress: Progress) -> Checkpoint:
     except (OSError, UnreadableInput) as error:
         hint = f" For a model on the hub write hub:{source}." if re.fullmatch(r"[\w.-]+/[\w.-]+", source) else ""
         raise UnreadableInput(
-            f"{printable(source)}: cannot be opened: {getattr(error, 'strerror', None) or printable(error).rstrip('.')}. "
+            f"{printable(source)}: cannot be opened: "
+            f"{getattr(error, 'strerror', None) or printable(error).rstrip('.')}. "
             f"Give a model folder, a .safetensors file beside its config.json, or hub:owner/name.{hint}"
         ) from None
     if stat.S_ISDIR(mode):

@@ -1,9 +1,9 @@
 """Is a checkpoint quantised, and how: its stored values are then not the weights, and are not rescaled.
 
-Where the format is simple and its scales are there, the weights can be looked at: ``quantised_view`` gives the checkpoint with
-every quantised matrix under its own name, made from the stored parts as it is read. Named only: AWQ other than its
-"gemm" layout, GPTQ of 3 bits, packed integers with zero points, NVFP4, and expert matrices of MXFP4 (beside which the
-attention of such a model is plain and is looked at).
+Where the format is simple and its scales are there, the weights can be looked at: ``quantised_view`` gives the
+checkpoint with every quantised matrix under its own name, made from the stored parts as it is read. Named only: AWQ
+other than its "gemm" layout, GPTQ of 3 bits, packed integers with zero points, NVFP4, and expert matrices of MXFP4
+(beside which the attention of such a model is plain and is looked at).
 """
 
 from dataclasses import replace
@@ -40,7 +40,9 @@ _DTYPES = {"F4": "4-bit floats", "F6_E2M3": "6-bit floats", "F6_E3M2": "6-bit fl
 
 
 def quantisation(checkpoint: Checkpoint) -> str | None:
-    """What quantised the weights, in words with where it was seen; None where they are plain numbers, or read as such."""
+    """What quantised the weights, in words with where it was seen; None where they are plain numbers, or read as
+    such.
+    """
     if checkpoint.look_only:
         return None
     config = checkpoint.config
@@ -79,8 +81,8 @@ def _quantization_config(config: dict) -> dict:
 
 
 def quantised_view(checkpoint: Checkpoint) -> Checkpoint:
-    """The same with its quantised matrices under their own names, to be looked at, never rescaled; unchanged where it is
-    not quantised or not every matrix has a known recipe.
+    """The same with its quantised matrices under their own names, to be looked at, never rescaled; unchanged where it
+    is not quantised or not every matrix has a known recipe.
     """
     words = quantisation(checkpoint)
     if words is None or checkpoint.adapter_json:
@@ -124,7 +126,8 @@ def quantised_view(checkpoint: Checkpoint) -> Checkpoint:
             else ""
         )
         + (
-            f"its {len(experts) // 2:,} quantised expert matrices are not unpacked; what is plain beside them is measured, and never rescaled. "
+            f"its {len(experts) // 2:,} quantised expert matrices are not unpacked; what is plain beside them is "
+            "measured, and never rescaled. "
             if experts
             else ""
         )

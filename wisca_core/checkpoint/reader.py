@@ -155,8 +155,8 @@ class Reader:
                 self._spare.append(buffer)
 
     def raw(self, name: str, most: int = 0) -> Iterator[memoryview]:
-        """The stored bytes in order, in pieces of ``most`` bytes (8 MB), the last with what is left; each is read-only and
-        valid until the next step. Of a tensor that is made, pieces are whole rows of axis 0.
+        """The stored bytes in order, in pieces of ``most`` bytes (8 MB), the last with what is left; each is read-only
+        and valid until the next step. Of a tensor that is made, pieces are whole rows of axis 0.
         """
         info = self._info(name)
         if info.name in self.made:
@@ -251,7 +251,8 @@ def _torch_dtype(info: TensorInfo) -> torch.dtype:
         return TORCH_DTYPES[info.dtype]
     except KeyError:
         raise UnsupportedCheckpoint(
-            f"{printable(info.name)} is stored as {info.dtype}, a packed quantised format that is not read as numbers here."
+            f"{printable(info.name)} is stored as {info.dtype}, a packed quantised format that is not read as numbers "
+            "here."
         ) from None
 
 

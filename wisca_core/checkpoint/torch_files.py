@@ -29,7 +29,8 @@ MODEL_KEYS = ("state_dict", "model_state_dict", "model", "module")  # where a tr
 _CONVERT = (
     "If you trust the file, convert it, which runs the code in it: python -c "
     '"import torch; from safetensors.torch import save_file; '
-    "d = torch.load('FILE', map_location='cpu', weights_only=False); d = d.state_dict() if hasattr(d, 'state_dict') else d; "
+    "d = torch.load('FILE', map_location='cpu', weights_only=False); d = d.state_dict() if hasattr(d, 'state_dict') "
+    "else d; "
     f"d = next((d[k] for k in {MODEL_KEYS} if isinstance(d.get(k), dict)), d); "
     "save_file({k: t.detach().clone().contiguous() for k, t in d.items() if torch.is_tensor(t)}, 'model.safetensors')\""
 )
@@ -141,7 +142,8 @@ def read_torch_tensor(folder: Path, name: str, start: int, n_bytes: int, key: st
     with open_regular(path) as file:
         if start < 0 or n_bytes < 22 or start + n_bytes > os.fstat(file.fileno()).st_size:
             raise UnreadableInput(
-                f"{what}: should lie at bytes {start} to {start + n_bytes}, which the file does not have. Copy it again."
+                f"{what}: should lie at bytes {start} to {start + n_bytes}, which the file does not have. Copy it "
+                "again."
             )
         records = _records(path, n_bytes, what, start)
         storages, program = _storages_and_program(file, records, what)
@@ -224,13 +226,15 @@ def _records(path: Path, size: int, what: str, start: int = 0) -> dict[str, tupl
         with _BoundedFile(path, start, size) as file, zipfile.ZipFile(file) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise UnsafeInput(
-                    f"{what}: a TorchScript program, which contains code: refused. Expected weights saved by torch.save. {_CONVERT}"
+                    f"{what}: a TorchScript program, which contains code: refused. Expected weights saved by "
+                    f"torch.save. {_CONVERT}"
                 )
             for record in sorted(archive.infolist(), key=lambda record: record.header_offset):
                 name = record.filename
                 if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1:
                     raise UnsafeInput(
-                        f"{what}: record {printable(name)} is compressed or encrypted; torch never writes that: refused. "
+                        f"{what}: record {printable(name)} is compressed or encrypted; torch never writes that: "
+                        "refused. "
                         f"Expected uncompressed records, as torch.save writes them. Download the file again."
                     )
                 file.seek(record.header_offset)
@@ -378,7 +382,8 @@ def _tensors(
             if owner != name:
                 if tensor != owned:
                     raise UnreadableInput(
-                        f"{what}: tensors {printable(owner)} and {written} are different views of one storage: refused. "
+                        f"{what}: tensors {printable(owner)} and {written} are different views of one storage: "
+                        "refused. "
                         f"Save contiguous copies ({{name: t.clone() for name, t in state_dict.items()}})."
                     )
                 aliases.append((name, owner))

@@ -1,8 +1,8 @@
 """Weight files written again with some tensors changed: same names, shapes, dtypes, order, shards and metadata.
 
 A changed tensor has the size of the old one, so in a safetensors file no offset moves: the header and every untouched
-byte are copied (by the kernel where it can), and only the changed tensors are computed, on several cores. Torch files become
-safetensors with the same split.
+byte are copied (by the kernel where it can), and only the changed tensors are computed, on several cores. Torch files
+become safetensors with the same split.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from wisca_core.untrusted import locate, open_regular
 if TYPE_CHECKING:
     import torch
 
-# (block in stored dtype, its first row) -> block of the same shape and dtype. One that has ``stored`` too, (rows as an array,
-# 16-bit values as integers; name of the dtype; first row) -> the same, may be asked by several threads at once, without torch.
-# One with ``is_whole`` is given the whole tensor as its block
+# (block in stored dtype, its first row) -> block of the same shape and dtype. One that has ``stored`` too, (rows as an
+# array, 16-bit values as integers; name of the dtype; first row) -> the same, may be asked by several threads at once,
+# without torch. One with ``is_whole`` is given the whole tensor as its block
 Change = Callable[["torch.Tensor", int], "torch.Tensor"]
 _STORED = {"F64": np.float64, "F32": np.float32, "BF16": np.uint16, "F16": np.uint16}
 _BLOCK = 1 << 17  # values that stay in a core's cache
@@ -49,8 +49,8 @@ def write_weights(
     *,
     as_read: bool = False,
 ) -> dict[str, str]:
-    """Write every weight file of ``checkpoint`` into the folder ``out`` with ``changes`` applied. ``as_read``: under the
-    names that the tensors were read by, where a safetensors file has others, which wrappers left.
+    """Write every weight file of ``checkpoint`` into the folder ``out`` with ``changes`` applied. ``as_read``: under
+    the names that the tensors were read by, where a safetensors file has others, which wrappers left.
 
     Returns tensor name -> xxh3 of the written bytes for the changed tensors. Raises CheckpointChanged, Cancelled,
     OSError (disk full); what was written until then stays in ``out``, which the caller throws away.
@@ -80,8 +80,8 @@ def write_weights(
 
 @contextmanager
 def _pool(is_parallel: bool) -> Iterator[ThreadPoolExecutor | None]:
-    """Threads for arithmetic on stored bytes. Where torch is to multiply there are none, nor any of its own: on small blocks
-    they cost far more than they bring.
+    """Threads for arithmetic on stored bytes. Where torch is to multiply there are none, nor any of its own: on small
+    blocks they cost far more than they bring.
     """
     if is_parallel:
         pool = ThreadPoolExecutor(n_threads())
@@ -105,8 +105,8 @@ def without_aliases(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def written_name(checkpoint: Checkpoint, file: str) -> str:
-    """The name a weight file is written under: its own, or for what becomes safetensors the one transformers looks for, in
-    the same split.
+    """The name a weight file is written under: its own, or for what becomes safetensors the one transformers looks for,
+    in the same split.
     """
     if checkpoint.kind == "safetensors":
         return file
@@ -117,7 +117,9 @@ def written_name(checkpoint: Checkpoint, file: str) -> str:
 
 
 def rewritten_files(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The weight files that are written again, each under ``written_name``; a distributed checkpoint becomes one file."""
+    """The weight files that are written again, each under ``written_name``; a distributed checkpoint becomes one
+    file.
+    """
     return checkpoint.weight_files[:1] if checkpoint.kind == "dcp" else checkpoint.weight_files
 
 
@@ -251,7 +253,8 @@ def _copy_range(source: int, start: int, target: int, at: int, count: int) -> No
             data = os.pread(source, min(count, _COPY_BYTES), start)
             if not data:
                 raise CheckpointChanged(
-                    f"a weight file ended {count:,} bytes early while it was copied. Open the checkpoint again once nothing writes to it."
+                    f"a weight file ended {count:,} bytes early while it was copied. Open the checkpoint again once "
+                    "nothing writes to it."
                 )
             _write_all(target, data, at)
             n = len(data)

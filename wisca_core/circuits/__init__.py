@@ -1,4 +1,5 @@
-"""What each attention head computes, from its weights alone: its QK and its OV circuit, which no rescale of the pairs moves.
+"""What each attention head computes, from its weights alone: its QK and its OV circuit, which no rescale of the pairs
+moves.
 
 >>> from wisca_core.circuits.table import heads
 >>> table = heads("sample_runs/gqa-docs/checkpoint-3600")

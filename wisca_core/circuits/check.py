@@ -19,8 +19,8 @@ OCTAVES = 3.0
 
 @dataclass(frozen=True)
 class FactorCheck:
-    """``stays``: the largest relative change of a column that is said to stay; ``moves``: the smallest of one that is said to
-    move; over ``n_heads`` heads, factors up to 2^3 both ways on every cell.
+    """``stays``: the largest relative change of a column that is said to stay; ``moves``: the smallest of one that is
+    said to move; over ``n_heads`` heads, factors up to 2^3 both ways on every cell.
     """
 
     n_heads: int

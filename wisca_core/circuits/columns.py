@@ -60,7 +60,8 @@ UNMOVED = (
         "Logit bound",
         "logits",
         False,
-        "the largest attention logit that inputs of unit RMS can reach at distance 0, biases of q and k, scale and soft cap included, what is added to logits for position left out; an upper bound",
+        "the largest attention logit that inputs of unit RMS can reach at distance 0, biases of q and k, scale and "
+        "soft cap included, what is added to logits for position left out; an upper bound",
         log=True,
     ),
     Column(

@@ -18,14 +18,15 @@ DEAD = 0.1
 FAR_OUT = 3.0
 LOUD = 6.0
 APART = 2.0
-# compared between neighbouring layers; the norms of a trained model rise and fall with depth by themselves, so ranks only
+# compared between neighbouring layers; the norms of a trained model rise and fall with depth by themselves, so ranks
+# only
 _APART_COLUMNS = ("qk_stable_rank", "ov_stable_rank")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``count``: "3 heads", "layer 0" or "none"; ``sentence``: where, with number and mark; ``heads``: (block, layer, head,
-    expert) of those meant; ``known``: what it is known to go with, ``source`` where that is said.
+    """``count``: "3 heads", "layer 0" or "none"; ``sentence``: where, with number and mark; ``heads``: (block, layer,
+    head, expert) of those meant; ``known``: what it is known to go with, ``source`` where that is said.
     """
 
     name: str
@@ -61,7 +62,8 @@ def _rank_one(table: pd.DataFrame) -> Finding:
         _heads(len(found)),
         words,
         _places(found),
-        "Such a head scores tokens along one direction. Attention to one fixed token behaves so: an attention sink acts like a "
+        "Such a head scores tokens along one direction. Attention to one fixed token behaves so: an attention sink "
+        "acts like a "
         "bias of the keys.",
         "Gu et al. 2024, arXiv:2410.10781",
     )
@@ -78,7 +80,8 @@ def _dead(table: pd.DataFrame) -> Finding:
         f"Both circuits below {DEAD:g} of their layer's median norm: {_where(found)}."
         if len(found)
         else (
-            f"The weakest head keeps {least:.2f} of its layer's median in one of its circuits; the mark is {DEAD:g} in both."
+            f"The weakest head keeps {least:.2f} of its layer's median in one of its circuits; the mark is {DEAD:g} in "
+            "both."
             if np.isfinite(least)
             else "No head has both circuits."
         )
@@ -135,7 +138,8 @@ def _apart(table: pd.DataFrame) -> Finding:
     meant = table[[(b, n) in set(places) for b, n in zip(table["block"], table["layer"])]]
     count = "none" if not layers else f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
     words = (
-        f"{'; '.join(lines[:3])}{f'; and {len(lines) - 3} more' if len(lines) > 3 else ''}: more than {APART:g} times apart."
+        f"{'; '.join(lines[:3])}{f'; and {len(lines) - 3} more' if len(lines) > 3 else ''}: more than {APART:g} times "
+        "apart."
         if lines
         else f"No layer's median rank is more than {APART:g} times apart from both its neighbours'."
     )
@@ -175,7 +179,8 @@ def _loud(circuits: Circuits) -> Finding:
             for channel, row in by_channel.head(3).iterrows()
         ]
         words = (
-            f"Channels of the stream that the circuits of a layer read or write {LOUD:g} times as strongly as the median one: "
+            f"Channels of the stream that the circuits of a layer read or write {LOUD:g} times as strongly as the "
+            "median one: "
             f"{', '.join(shown)}{f' and {n - 3} more' if n > 3 else ''}."
         )
     else:
@@ -189,7 +194,8 @@ def _loud(circuits: Circuits) -> Finding:
         plural(n, "channel") if n else "none",
         words,
         (),
-        "A few channels of the stream with large gains and activations are known in trained models; they cost precision when a model is quantised.",
+        "A few channels of the stream with large gains and activations are known in trained models; they cost "
+        "precision when a model is quantised.",
         "Kovaleva et al. 2021, arXiv:2105.06990; Dettmers et al. 2022, arXiv:2208.07339",
     )
 
@@ -205,9 +211,15 @@ def headline(circuits: Circuits) -> str:
         if qk.notna().any() and ov.notna().any():
             return f"Layer {layer} stands apart: stable rank {_span(qk)} in QK, {_span(ov)} in OV."
     if "rank_one" in found:
-        return f"{found['rank_one'].count} of {len(table):,} score along nearly one direction: QK stable rank below {RANK_ONE:g}."
+        return (
+            f"{found['rank_one'].count} of {len(table):,} score along nearly one direction: QK stable rank below "
+            f"{RANK_ONE:g}."
+        )
     if "dead" in found:
-        return f"{found['dead'].count} of {len(table):,} do nearly nothing: both circuits below {DEAD:g} of their layer's median."
+        return (
+            f"{found['dead'].count} of {len(table):,} do nearly nothing: both circuits below {DEAD:g} of their "
+            "layer's median."
+        )
     if "far_out" in found:
         return f"The logit bound of {found['far_out'].count} lies {FAR_OUT:g} times above the median."
     qk, ov = table["qk_stable_rank"].median(), table["ov_stable_rank"].median()

@@ -1,5 +1,6 @@
-"""What stands before and behind the product of a head's matrices: the norm that its inputs come out of, and the scale, the
-soft cap and the rotary factor of its logits. Data with a reason in ``inputs.toml``; what is not known is said, not guessed.
+"""What stands before and behind the product of a head's matrices: the norm that its inputs come out of, and the scale,
+the soft cap and the rotary factor of its logits. Data with a reason in ``inputs.toml``; what is not known is said, not
+guessed.
 """
 
 import math
@@ -26,8 +27,8 @@ _BIASES = ("bias", "beta")
 
 @dataclass(frozen=True)
 class InputNorm:
-    """The norm a projection reads. ``gain`` and ``bias`` are tensors, "" for none; ``offset`` is added to the stored gain;
-    ``centred``: it takes the mean away first (LayerNorm); ``stream``: it normalises the residual stream.
+    """The norm a projection reads. ``gain`` and ``bias`` are tensors, "" for none; ``offset`` is added to the stored
+    gain; ``centred``: it takes the mean away first (LayerNorm); ``stream``: it normalises the residual stream.
     """
 
     name: str
@@ -40,8 +41,8 @@ class InputNorm:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one head's logits: ``scale`` times q.k, at most ``cap`` (None for no soft cap); ``turn``: what the rotation multiplies
-    q.k by where it also stretches (YaRN); ``note``: what the bound leaves out.
+    """Of one head's logits: ``scale`` times q.k, at most ``cap`` (None for no soft cap); ``turn``: what the rotation
+    multiplies q.k by where it also stretches (YaRN); ``note``: what the bound leaves out.
     """
 
     scale: float
@@ -187,12 +188,15 @@ class Inputs:
                 else f"{len(table) - len(bare):,} of {len(table):,} heads"
             )
             out.append(
-                f"The norm before the projections is folded in for {which}; for the others it is not known which one their inputs "
-                "pass, so their circuits are of the matrices as stored and their logit bounds hold for inputs of unit RMS behind that norm."
+                f"The norm before the projections is folded in for {which}; for the others it is not known which one "
+                "their inputs "
+                "pass, so their circuits are of the matrices as stored and their logit bounds hold for inputs of unit "
+                "RMS behind that norm."
             )
         if (table["qk_of"] == "gains").any():
             out.append(
-                "Under a QK-norm Wq^T Wk is not what a head computes: its QK columns are of the norm's gains, on queries and keys "
+                "Under a QK-norm Wq^T Wk is not what a head computes: its QK columns are of the norm's gains, on "
+                "queries and keys "
                 "of unit RMS."
             )
         return out

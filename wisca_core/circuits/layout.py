@@ -17,9 +17,9 @@ from wisca_core.patterns.blocks import block_of
 
 @dataclass(frozen=True, eq=False)
 class HeadRows:
-    """One head's channels in one tensor. ``index`` along ``axis`` and ``channel`` in the site, int64 (width,); ``bias``:
-    the same channels' in the bias, None without one; ``offset`` is added to what is stored. A tensor of one number a
-    channel is a diagonal matrix. ``site`` and ``side``: whose factor of a rescale its channels would take.
+    """One head's channels in one tensor. ``index`` along ``axis`` and ``channel`` in the site, int64 (width,);
+    ``bias``: the same channels' in the bias, None without one; ``offset`` is added to what is stored. A tensor of one
+    number a channel is a diagonal matrix. ``site`` and ``side``: whose factor of a rescale its channels would take.
     """
 
     tensor: str
@@ -61,8 +61,8 @@ class Meeting:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """One query head. ``qk``: its meetings (two under latent attention), none where the pair is refused; ``v`` and ``o``
-    None there. ``notes``: why something is missing, in words.
+    """One query head. ``qk``: its meetings (two under latent attention), none where the pair is refused; ``v`` and
+    ``o`` None there. ``notes``: why something is missing, in words.
     """
 
     block: str
@@ -170,16 +170,16 @@ def _one_for_all(site: Site) -> bool:
 
 
 def _layer_of(tensor: str, home: str, layer: int) -> int:
-    """The layer a tensor lies in: that of ``home``, a tensor of layer ``layer``, but where the first numbers of their names
-    differ (a later layer that reads this one's keys).
+    """The layer a tensor lies in: that of ``home``, a tensor of layer ``layer``, but where the first numbers of their
+    names differ (a later layer that reads this one's keys).
     """
     own, other = re.search(r"\d+", tensor), re.search(r"\d+", home)
     return int(own[0]) if own and other and own[0] != other[0] and int(other[0]) == layer else layer
 
 
 def _met(site: Site, side: str, shapes: dict) -> Iterator[tuple[HeadRows, HeadRows]]:
-    """Each head of that side with the rows (or columns) of the other side that have its channels: queries with keys, columns
-    of Wo with values.
+    """Each head of that side with the rows (or columns) of the other side that have its channels: queries with keys,
+    columns of Wo with values.
     """
     others = {carried: rows for rows, carried in _rows(site, "right" if side == "left" else "left", shapes)}
     for one, channels in _rows(site, side, shapes):

@@ -1,4 +1,6 @@
-"""Every matrix of a model by itself: norm, spectral norm, stable rank, outliers, kurtosis. A rescale moves most of them."""
+"""Every matrix of a model by itself: norm, spectral norm, stable rank, outliers, kurtosis. A rescale moves most of
+them.
+"""
 
 import math
 import re
@@ -123,7 +125,9 @@ Blocks = Callable[[], Iterator[torch.Tensor]]
 
 
 def _each(reader: Reader, tensor: TensorInfo) -> Iterator[tuple[str, tuple[int, int], Blocks]]:
-    """(name, (rows, columns), its rows in float32 blocks) of a matrix, or of each expert of a tensor that holds several."""
+    """(name, (rows, columns), its rows in float32 blocks) of a matrix, or of each expert of a tensor that holds
+    several.
+    """
     if len(tensor.shape) == 3 and tensor.shape[1] > 4 and tensor.shape[2] > 4:
         for expert in _spread(list(range(tensor.shape[0]))):
 

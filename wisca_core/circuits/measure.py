@@ -36,9 +36,9 @@ class Circuits:
     """What one pass over the heads of a checkpoint found.
 
     ``table``: one row a query head, the columns of ``COLUMNS``; float64, NaN where there is no number and ``note`` says
-    why. ``spectra``: "qk" and "ov" -> singular values (n_heads, widest head), float32, descending, NaN behind a head's own.
-    ``channels``: stream channels that stand out, one row each: block, layer, circuit (query, key, value, output), channel,
-    times (the median channel's). ``remarks``: sentences on what is not covered.
+    why. ``spectra``: "qk" and "ov" -> singular values (n_heads, widest head), float32, descending, NaN behind a head's
+    own. ``channels``: stream channels that stand out, one row each: block, layer, circuit (query, key, value, output),
+    channel, times (the median channel's). ``remarks``: sentences on what is not covered.
     """
 
     table: pd.DataFrame
@@ -53,8 +53,8 @@ CHANNEL_COLUMNS = ("block", "layer", "circuit", "channel", "times")
 def measure(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> Circuits:
     """The circuits of every head of ``sites``; reads each attention's matrices once.
 
-    Adds the memory of one attention's output matrix in its stored dtype and a few float64 matrices of one head for each of
-    at most two workers. Raises CheckpointChanged, UnreadableInput, Cancelled.
+    Adds the memory of one attention's output matrix in its stored dtype and a few float64 matrices of one head for each
+    of at most two workers. Raises CheckpointChanged, UnreadableInput, Cancelled.
     """
     every = attentions(heads_of(sites, checkpoint))
     inputs = Inputs(sites, checkpoint)
@@ -96,8 +96,9 @@ class _AttentionHeads:
 
 @dataclass(frozen=True, eq=False)
 class _Factor:
-    """One side of a circuit with the norm before it folded in. ``matrix`` (n, width); ``bias`` (width,); ``size``: length
-    of the longest input; ``l1`` of what is stored; ``stream``: whether its inputs are the residual stream's channels.
+    """One side of a circuit with the norm before it folded in. ``matrix`` (n, width); ``bias`` (width,); ``size``:
+    length of the longest input; ``l1`` of what is stored; ``stream``: whether its inputs are the residual stream's
+    channels.
     """
 
     matrix: torch.Tensor

@@ -1,9 +1,9 @@
 """The arithmetic of one batch of heads: small matrices in, numbers out; float64 throughout.
 
-A circuit is a product of two tall factors, ``left (n, d) @ right (m, d).T``. It is never formed: with the QR factors R of
-both, its singular values are those of the small ``R_left @ R_right.T``. Householder QR keeps an error of each column in
-proportion to that column, so a factor on a column of one side and its inverse on the other's leaves the digits alone; from
-Gram matrices the small singular values, and with them the effective rank, would lose half of theirs.
+A circuit is a product of two tall factors, ``left (n, d) @ right (m, d).T``. It is never formed: with the QR factors R
+of both, its singular values are those of the small ``R_left @ R_right.T``. Householder QR keeps an error of each column
+in proportion to that column, so a factor on a column of one side and its inverse on the other's leaves the digits
+alone; from Gram matrices the small singular values, and with them the effective rank, would lose half of theirs.
 """
 
 import torch
@@ -31,8 +31,8 @@ def stable_rank(values: torch.Tensor) -> torch.Tensor:
 
 
 def effective_rank(values: torch.Tensor) -> torch.Tensor:
-    """exp of the entropy of the singular values as shares of their sum (Roy and Vetterli 2007, eq. 2); NaN where all are
-    zero.
+    """exp of the entropy of the singular values as shares of their sum (Roy and Vetterli 2007, eq. 2); NaN where all
+    are zero.
     """
     share = values / values.sum(-1, keepdim=True)
     return torch.special.entr(share).sum(-1).exp()
@@ -47,9 +47,10 @@ def logit_bound(
     right_size: float,
     top: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The largest ``(left.T x + left_bias) . (right.T y + right_bias)`` that is possible, at most, for ``|x| <= left_size``
-    and ``|y| <= right_size``, before the model's scale. Reached without biases; with them the terms are added as if all
-    could be reached at once. Biases (batch, d); ``top``: the largest singular value, where it is known already.
+    """The largest ``(left.T x + left_bias) . (right.T y + right_bias)`` that is possible, at most, for
+    ``|x| <= left_size`` and ``|y| <= right_size``, before the model's scale. Reached without biases; with them the
+    terms are added as if all could be reached at once. Biases (batch, d); ``top``: the largest singular value, where it
+    is known already.
     """
     top = spectrum(left, right).amax(-1) if top is None else top
     return (
@@ -69,11 +70,12 @@ def logit_bound_any(
     right_size: float,
     pairs: torch.Tensor,
 ) -> torch.Tensor:
-    """The same where each rotary pair may turn by any angle. ``pairs`` (n_pairs, 2): its channels; the others stand still.
+    """The same where each rotary pair may turn by any angle. ``pairs`` (n_pairs, 2): its channels; the others stand
+    still.
 
-    A pair adds at most |q_p| |k_p|, so the sum is at most |q| |k| over the turning channels, whatever common factor a pair's
-    q is multiplied and its k divided by. The factor that makes both matrices of a pair equally strong is taken: the bound
-    is then one of the circuit, not of the coordinates, and never above the sum of the pairs' own bounds.
+    A pair adds at most |q_p| |k_p|, so the sum is at most |q| |k| over the turning channels, whatever common factor a
+    pair's q is multiplied and its k divided by. The factor that makes both matrices of a pair equally strong is taken:
+    the bound is then one of the circuit, not of the coordinates, and never above the sum of the pairs' own bounds.
     """
     d = left.shape[-1]
     turning = pairs.reshape(-1)
@@ -100,7 +102,8 @@ def logit_bound_any(
 
 
 def copying(reads: torch.Tensor, writes: torch.Tensor) -> torch.Tensor:
-    """Sum of the eigenvalues of ``writes @ reads.T`` over the sum of their moduli; (batch, n, d) each, n the same stream.
+    """Sum of the eigenvalues of ``writes @ reads.T`` over the sum of their moduli; (batch, n, d) each, n the same
+    stream.
 
     The nonzero eigenvalues are those of the small ``reads.T @ writes``; their sum is its trace.
     """

@@ -50,7 +50,9 @@ def cached_circuits(checkpoint: Checkpoint, sites: Sites) -> Circuits | None:
 
 
 def measured_matrices(checkpoint: Checkpoint, sites: Sites, progress: Progress = silent) -> pd.DataFrame:
-    """The matrices of this checkpoint with remarks in ``attrs``: kept ones where its files are as they were, else measured."""
+    """The matrices of this checkpoint with remarks in ``attrs``: kept ones where its files are as they were, else
+    measured.
+    """
     kept = cached_matrices(checkpoint, sites)
     if kept is not None:
         return kept

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 def heads(model: str | Path | Checkpoint | Model, progress: Progress = silent) -> pd.DataFrame:
     """One row a query head, the columns of ``circuits.columns.COLUMNS``; float64, NaN where ``note`` says why.
 
-    Columns that no rescale moves: norm, spectral norm, stable and effective rank of the QK circuit Wq^T Wk and of the OV
-    circuit Wo Wv, the largest logit the weights allow, how far OV is from copying. Columns that one moves: norms, ratios and
-    equivalent learning rates. ``attrs["remarks"]``: what is not covered; ``attrs["refused"]``: pairs left out, and why.
+    Columns that no rescale moves: norm, spectral norm, stable and effective rank of the QK circuit Wq^T Wk and of the
+    OV circuit Wo Wv, the largest logit the weights allow, how far OV is from copying. Columns that one moves: norms,
+    ratios and equivalent learning rates. ``attrs["remarks"]``: what is not covered; ``attrs["refused"]``: pairs left
+    out, and why.
 
     Reads the attention weights once and keeps the result under WISCA_HOME/measurements. Raises UnreadableInput,
     UnsupportedCheckpoint, CheckpointChanged. A model without a known head gives an empty table.

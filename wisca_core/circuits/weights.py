@@ -5,8 +5,8 @@ import torch
 from wisca_core.checkpoint import Checkpoint, Reader
 from wisca_core.circuits.layout import HeadRows
 
-# A tensor whose heads are columns is kept whole up to here, in its stored dtype (Wo of the largest models has 0.5 GB); a
-# larger one is read again for each head.
+# A tensor whose heads are columns is kept whole up to here, in its stored dtype (Wo of the largest models has 0.5 GB);
+# a larger one is read again for each head.
 KEPT_BYTES = 2**30
 _BLOCK = 1 << 20
 

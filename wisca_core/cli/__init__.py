@@ -1,4 +1,5 @@
-"""The command line: ``wisca dashboard | inspect | heads | report | rescale | verify | architectures | runs | trajectory | compare | evaluate | clean | jobs``.
+"""The command line: ``wisca dashboard | inspect | heads | report | rescale | verify | architectures | runs | trajectory
+| compare | evaluate | clean | jobs``.
 
 This file declares commands and options and nothing else, so that ``--help`` does not wait for torch; what a command
 does is in the file of its name. Exit codes: 0; 1 not equivalent, or nothing of what was asked can be rescaled;
@@ -35,7 +36,9 @@ Examples:
 
 
 def option(kind, name: str, metavar: str, help: str, default: str | bool = True):
-    """The type of a parameter that is an option. ``default``: what help says of it, where it is not the value itself."""
+    """The type of a parameter that is an option. ``default``: what help says of it, where it is not the value
+    itself.
+    """
     return Annotated[kind, typer.Option(name, metavar=metavar, help=help, show_default=default)]
 
 
@@ -346,7 +349,8 @@ def _compare(
         str,
         "--executor",
         "auto|processes|replicas|ray",
-        "How runs are trained: one by one in each process, several at once in each (the default on GPUs), or on a Ray cluster.",
+        "How runs are trained: one by one in each process, several at once in each (the default on GPUs), or on a Ray "
+        "cluster.",
     ) = "auto",
     device: option(str | None, "--device", "auto|cpu|cuda|cuda:N", "Instead of the spec's device.", False) = None,
     precision: option(
@@ -375,7 +379,8 @@ def _evaluate(
         list[str] | None,
         "--tasks",
         "NAMES",
-        "docs-continuation, docs-order, a .jsonl file, FOLDER:NAME, or a task of lm-evaluation-harness; several with commas.",
+        "docs-continuation, docs-order, a .jsonl file, FOLDER:NAME, or a task of lm-evaluation-harness; several with "
+        "commas.",
     ) = None,
     draft: option(
         list[str] | None, "--draft", "MODEL", "A draft for assisted generation with MODEL; may be repeated."

@@ -55,7 +55,8 @@ def run(
         say(f"{plural(len(found), 'row')} written to {csv}")
     if not everything:
         say(
-            f"{plural(len(all_types()) - len(names), 'further architecture')} (encoders, encoder-decoders, vision, speech) have a rule: --all"
+            f"{plural(len(all_types()) - len(names), 'further architecture')} (encoders, encoder-decoders, vision, "
+            "speech) have a rule: --all"
         )
     return 0
 
@@ -111,7 +112,8 @@ def say_counts(counts: Coverage) -> None:
         say(f"Largest difference of anything proved: {counts.worst[1]:.1e} of the largest output, {counts.worst[0]}.")
     if counts.slowest:
         say(
-            f"Slowest: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in counts.slowest)}; all together {counts.seconds:.0f} s."
+            f"Slowest: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in counts.slowest)}; all together "
+            f"{counts.seconds:.0f} s."
         )
 
 
@@ -161,11 +163,14 @@ def _one(found: Entry, json: bool) -> int:
     if found.n_trials:
         here = ", when this version of wisca was made (--prove does it here)" if found.is_released else ""
         say(
-            f"Proved on {time.strftime('%Y-%m-%d', time.localtime(found.when))}{here} with {_versions()}, on a miniature of its default config: "
-            f"{found.n_trials:,} rescaled {'copy' if found.n_trials == 1 else 'copies'} on {plural(found.n_cases, 'input')} each in float64, {found.seconds:.1f} s."
+            f"Proved on {time.strftime('%Y-%m-%d', time.localtime(found.when))}{here} with {_versions()}, on a "
+            "miniature of its default config: "
+            f"{found.n_trials:,} rescaled {'copy' if found.n_trials == 1 else 'copies'} on "
+            f"{plural(found.n_cases, 'input')} each in float64, {found.seconds:.1f} s."
         )
         say(
-            f"Largest difference {found.max_rel:.1e} of the largest output; a factor on one side alone moves it by at least {found.liveness:.1e}."
+            f"Largest difference {found.max_rel:.1e} of the largest output; a factor on one side alone moves it by at "
+            f"least {found.liveness:.1e}."
         )
     if family:
         say()

@@ -33,7 +33,9 @@ def run(
     device: str | None = None,
     precision: str | None = None,
 ) -> int:
-    """0 once the comparison is finished, 1 where some of its runs failed or it was paused from elsewhere, 130 after Ctrl-C."""
+    """0 once the comparison is finished, 1 where some of its runs failed or it was paused from elsewhere, 130 after
+    Ctrl-C.
+    """
     from wisca_core.comparison.data import check_text
     from wisca_core.comparison.execution_plan import choose, plan_for
 
@@ -112,8 +114,10 @@ def _refuse_too_large(spec: Spec, way: "ExecutionPlan") -> None:
     e = estimate(spec, way.workers, lambda *_: 0.0, way=way)
     if e.device_free_bytes is not None and e.device_memory_bytes >= e.device_free_bytes:
         raise OutputRefused(
-            f"one run of a model of {e.n_parameters:,} parameters needs about {e.device_memory_bytes / 1e9:.1f} GB on its GPU; {e.device_free_bytes / 1e9:.1f} GB "
-            f"are free there. Use a smaller model, batch_size or context, or more GPUs a run (processes_per_cell). Nothing was started."
+            f"one run of a model of {e.n_parameters:,} parameters needs about {e.device_memory_bytes / 1e9:.1f} GB on "
+            f"its GPU; {e.device_free_bytes / 1e9:.1f} GB "
+            "are free there. Use a smaller model, batch_size or context, or more GPUs a run (processes_per_cell). "
+            "Nothing was started."
         )
     if not e.fits and e.free_bytes is not None:
         raise OutputRefused(
@@ -155,26 +159,32 @@ def _estimate(spec: Spec, way: "ExecutionPlan", json: bool) -> int:
     basis = (
         f"{found.seconds_per_step * 1000:.0f} ms a step, measured just now"
         if found.is_measured
-        else f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix product reaches here"
+        else f"reckoned, not measured: {found.flops_per_second / 1e9:.0f} GFLOP/s a thread, half of what a matrix "
+        "product reaches here"
     )
     say(
-        f"time    about {duration(found.seconds)} on {way.in_words} ({basis}{', one run at a time' if way.gpus else ''})"
+        f"time    about {duration(found.seconds)} on {way.in_words} "
+        f"({basis}{', one run at a time' if way.gpus else ''})"
     )
     if not found.is_measured:
         say(
-            f"gpu     about {duration(found.gpu_seconds)} for all runs one after the other, and {found.gpu_bytes / 1e9:.0f} GB a run, on a GPU that trains at "
+            f"gpu     about {duration(found.gpu_seconds)} for all runs one after the other, and "
+            f"{found.gpu_bytes / 1e9:.0f} GB a run, on a GPU that trains at "
             f"{GPU_FLOPS / 1e12:.0f} TFLOP/s: an assumption, nothing was run"
         )
     free = f", {found.free_bytes / 1e9:.1f} GB free" if found.free_bytes is not None else ""
     say(
-        f"memory  about {found.memory_bytes / 1e9:.1f} GB{free}{'' if found.fits else ': too much'}; disk {found.disk_bytes / 1e6:.0f} MB"
+        f"memory  about {found.memory_bytes / 1e9:.1f} GB{free}{'' if found.fits else ': too much'}; disk "
+        f"{found.disk_bytes / 1e6:.0f} MB"
     )
     if found.device_free_bytes is not None:
         say(
-            f"gpu     about {found.device_memory_bytes / 1e9:.1f} GB for a run, {found.device_free_bytes / 1e9:.1f} GB free"
+            f"gpu     about {found.device_memory_bytes / 1e9:.1f} GB for a run, {found.device_free_bytes / 1e9:.1f} GB "
+            "free"
         )
     say(
-        f"seeds   {found.seeds_needed} to see a difference of {found.effect_nats:g} {unit(spec)} four times out of five at {spec.steps:,} steps"
+        f"seeds   {found.seeds_needed} to see a difference of {found.effect_nats:g} {unit(spec)} four times out of "
+        f"five at {spec.steps:,} steps"
         f"; planned: {len(spec.seeds)}"
     )
     say(f"        if paired differences spread as before, {found.spread_words}")
@@ -240,7 +250,8 @@ def _say(comparison: Comparison, report) -> None:
         numbers=range(2, 7),
     )
     say(
-        f"Losses in {report.unit}{per_byte}, perplexity the same as exp. Steps saved: median, or how many seeds reach the baseline's final loss at all."
+        f"Losses in {report.unit}{per_byte}, perplexity the same as exp. Steps saved: median, or how many seeds reach "
+        "the baseline's final loss at all."
     )
     for line in remarks(report):
         say(line)

@@ -83,8 +83,10 @@ def _say(found: Evaluation, by_seed: bool) -> None:
             most = max(rows, key=lambda r: r["largest_logit"])
             sink = max(rows, key=lambda r: r["first_token"])
             say(
-                f"  {one}: largest attention logit {most['largest_logit']:.1f} (layer {most['layer']}, head {most['head']}), "
-                f"most attention on the first token {sink['first_token']:.0%} (layer {sink['layer']}, head {sink['head']})"
+                f"  {one}: largest attention logit {most['largest_logit']:.1f} (layer {most['layer']}, head "
+                f"{most['head']}), "
+                f"most attention on the first token {sink['first_token']:.0%} (layer {sink['layer']}, head "
+                f"{sink['head']})"
             )
         change = result["inside_change"]
         if change:

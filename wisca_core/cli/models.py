@@ -54,7 +54,9 @@ def site_options(
 
 
 def _own_function(named: str | None, option: str) -> Callable | None:
-    """The person's own function "module:function", or "file.py:function"; the folder they stand in is looked in first."""
+    """The person's own function "module:function", or "file.py:function"; the folder they stand in is looked in
+    first.
+    """
     if not named:
         return None
     module, _, function = named.rpartition(":")

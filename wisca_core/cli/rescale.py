@@ -43,7 +43,9 @@ from wisca_core.words import in_bytes, join_names, plural, side, without_site_na
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """Who comes along: the adapters of a base model with their new folders ("" beside OUT), or the base of an adapter."""
+    """Who comes along: the adapters of a base model with their new folders ("" beside OUT), or the base of an
+    adapter.
+    """
 
     adapters: tuple[str, ...] = ()
     outs: tuple[Path, ...] = ()
@@ -53,7 +55,8 @@ class AdapterOptions:
         """Raises BadOption."""
         if self.outs and len(self.outs) != len(self.adapters):
             raise BadOption(
-                f"--adapter-out was given {len(self.outs)} times, --adapter {len(self.adapters)} times; give one for each, or none."
+                f"--adapter-out was given {len(self.outs)} times, --adapter {len(self.adapters)} times; give one for "
+                "each, or none."
             )
 
     def places(self, out: Path | None, adapters: list[Checkpoint]) -> list[Path]:
@@ -77,8 +80,8 @@ def run(
     yes: bool,
     declared: Declared | None = None,
 ) -> int:
-    """0 once it is done. Raises WiscaError, whose exit code is the command's; nothing is then left behind. ``asked``: the
-    options that were typed.
+    """0 once it is done. Raises WiscaError, whose exit code is the command's; nothing is then left behind. ``asked``:
+    the options that were typed.
     """
     _check_usage(out, asked, plan_file, undo, dry_run)
     company.check()
@@ -316,13 +319,15 @@ def _say_plan(
     n_pairs, n_factors = plural(len(sites.sites), "pair"), plural(len(factors), "factor")
     if factors:
         say(
-            f"{len(plan.factors.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the {_left_sides(plan, sites)}"
+            f"{len(plan.factors.sites):,} of {n_pairs} change, by {n_factors}: {_span(factors)} on the "
+            f"{_left_sides(plan, sites)}"
         )
     if plan.bases:
         shapes = Counter(matrices.shape[1] for matrices in plan.bases.sites.values() for _ in matrices)
         matrices = join_names([f"{plural(n, 'matrix', 'matrices')} S of {d} x {d}" for d, n in shapes.items()])
         say(
-            f"{len(plan.bases.sites):,} of {n_pairs} change their basis, by {matrices}: the left side becomes S^-1 left, the "
+            f"{len(plan.bases.sites):,} of {n_pairs} change their basis, by {matrices}: the left side becomes S^-1 "
+            "left, the "
             "right one right S"
         )
     for line in _effects(decision):

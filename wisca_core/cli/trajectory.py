@@ -97,8 +97,8 @@ def _say(found: Trajectory, norm: str) -> None:
         )
         left, right = SIDES[pair]
         say(
-            f"\n{left.capitalize()} to {right}, {', '.join(filter(None, (found.titles(pair)[block], norm)))}: the heavier side in each layer"
-            + (f" ({len(shown)} of {len(steps)} steps)" if len(shown) < len(steps) else "")
+            f"\n{left.capitalize()} to {right}, {', '.join(filter(None, (found.titles(pair)[block], norm)))}: the "
+            "heavier side in each layer" + (f" ({len(shown)} of {len(steps)} steps)" if len(shown) < len(steps) else "")
         )
         rows = [
             [str(layer), *(side(pair, part.loc[layer].get(step, np.nan), "equal", "×") for step in shown)]

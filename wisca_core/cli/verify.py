@@ -53,7 +53,8 @@ def say_proof(proof: Proof) -> None:
         + (f", factors up to {proof.largest_factor:g}" if proof.largest_factor > 1 else "")
     )
     say(
-        f"  {'scaling' if proof.largest_factor > 1 else 'changing'} one side alone moves the {'products' if proof.kind == 'Proof by products' else 'outputs'} by at least {proof.liveness:.1e}"
+        f"  {'scaling' if proof.largest_factor > 1 else 'changing'} one side alone moves the "
+        f"{'products' if proof.kind == 'Proof by products' else 'outputs'} by at least {proof.liveness:.1e}"
     )
     say(f"  cases: {', '.join(proof.cases)}")
 

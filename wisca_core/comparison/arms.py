@@ -27,8 +27,8 @@ MOST_OCTAVES = 60.0
 
 
 class Treatment:
-    """One arm on one model. ``at(step)`` after each optimiser step, and once with 0 before the first. ``n_steps``: of the
-    run, for an arm whose start or stop is a fraction of it. ``watched``: the pairs whose ratios are measured.
+    """One arm on one model. ``at(step)`` after each optimiser step, and once with 0 before the first. ``n_steps``: of
+    the run, for an arm whose start or stop is a fraction of it. ``watched``: the pairs whose ratios are measured.
     """
 
     def __init__(
@@ -126,7 +126,9 @@ class Treatment:
         )
 
     def _even(self) -> dict[str, tuple[float, ...]]:
-        """1.001 and 1/1.001 in turn, so that nothing but rounding accumulates; pairs of adapters from when B is not zero."""
+        """1.001 and 1/1.001 in turn, so that nothing but rounding accumulates; pairs of adapters from when B is not
+        zero.
+        """
         live = self._rescaler.live
         out = {}
         for site in live.sites.sites:

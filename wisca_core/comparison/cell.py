@@ -32,7 +32,8 @@ HEADER = {
     "format": METRICS,
     "version": 1,
     "losses": "nats per token; train_loss is the mean since the row before, before each update",
-    "qk, vo, mlp, lora": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
+    "qk, vo, mlp, "
+    "lora": "log2 of the left side's L1 norm over the right one, median over the layers, before a rescale of that step",
     "clipped": "share of the steps since the row before whose gradient was longer than the limit",
     "final_loss": "validation loss on the spec's final_windows, in the last row",
     "seconds": "of training, this cell's own or that of the cells trained at once with it",
@@ -45,8 +46,8 @@ class CellFailed(Exception):
 
 @dataclass(eq=False)
 class CellRun:
-    """A cell in memory at optimiser step ``step``. ``seconds`` of training behind it; ``recent``, ``clipped``: training losses
-    since the last row, and whether each gradient was longer than the limit.
+    """A cell in memory at optimiser step ``step``. ``seconds`` of training behind it; ``recent``, ``clipped``: training
+    losses since the last row, and whether each gradient was longer than the limit.
     """
 
     cell: Cell

@@ -36,7 +36,9 @@ def connect() -> dict[str, int]:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
         except (OSError, RuntimeError, ValueError) as error:
             raise DeviceMissing(
-                f"executor: no Ray cluster was reached at {address}: {(str(error).splitlines() or [''])[0][:200].rstrip('.')}. Start one, with: ray start --head (it listens "
+                f"executor: no Ray cluster was reached at {address}: "
+                f"{(str(error).splitlines() or [''])[0][:200].rstrip('.')}. Start one, with: ray start --head (it "
+                "listens "
                 "on every interface: only where the network is yours), or set RAY_ADDRESS, "
                 "and RAY_AUTH_MODE=token where the cluster asks for a token. Nothing was started."
             ) from error
@@ -92,7 +94,8 @@ def train_cell(path: str, name: str, token: str, device: str) -> int:
     here = Path(path)
     if not (here / token).exists():
         raise OutputRefused(
-            f"{path} on the Ray node {socket.gethostname()} is not the folder it is here. Put the comparison on a file system that all nodes "
+            f"{path} on the Ray node {socket.gethostname()} is not the folder it is here. Put the comparison on a file "
+            "system that all nodes "
             "share, under the same path."
         )
     return work(here, device, lambda: bool(folder.stop_request(here)), only=name)

@@ -1,4 +1,5 @@
-"""The text of a comparison as a stream of tokens: bundled, one text file, a column of a JSONL file or of a hub data set.
+"""The text of a comparison as a stream of tokens: bundled, one text file, a column of a JSONL file or of a hub data
+set.
 
 torch is imported inside functions: whoever starts a comparison only needs to know that its data is there.
 
@@ -47,8 +48,8 @@ class Corpus:
 
 
 def check_text(spec: Spec) -> None:
-    """What can be said of a file before a comparison is made for it, without reading it through: that it is there, a file,
-    large enough for one batch, and that the first row of a JSONL file has the column. Raises UnreadableInput.
+    """What can be said of a file before a comparison is made for it, without reading it through: that it is there, a
+    file, large enough for one batch, and that the first row of a JSONL file has the column. Raises UnreadableInput.
     """
     data = spec.data
     if data.source not in ("text", "jsonl"):
@@ -63,8 +64,8 @@ def check_text(spec: Spec) -> None:
             raise _cannot_be_read(file, error) from error
         if first and len(first) < FIRST_ROW_BYTES:
             _row_text(data, first, i)
-    # One token a byte is the most there can be, and one stands before each document. Of one text a twentieth is held out;
-    # which rows of a JSONL file are depends on their numbers, so only room for both parts is asked of it.
+    # One token a byte is the most there can be, and one stands before each document. Of one text a twentieth is held
+    # out; which rows of a JSONL file are depends on their numbers, so only room for both parts is asked of it.
     window = data.context + 1
     batch_bytes = spec.batch_size * window - 1
     least = (
@@ -73,7 +74,8 @@ def check_text(spec: Spec) -> None:
     has = min(size, data.max_bytes or size)
     if has < least:
         raise UnreadableInput(
-            f"data.path: {str(file)!r} has {has:,} bytes; one batch of {spec.batch_size} and a held-out window of {window:,} tokens take at least "
+            f"data.path: {str(file)!r} has {has:,} bytes; one batch of {spec.batch_size} and a held-out window of "
+            f"{window:,} tokens take at least "
             f"{least:,}. Give more text, or a smaller context or batch_size."
         )
 

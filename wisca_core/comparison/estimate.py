@@ -46,10 +46,10 @@ GPU_FLOPS = 1e14
 @dataclass(frozen=True)
 class Estimate:
     """``memory_bytes``: of all workers together; ``free_bytes``: None where it is not known. ``is_measured``: whether
-    the time rests on steps taken; else on ``flops_per_second``, this thread's. ``gpu_seconds``, ``gpu_bytes``: all cells
-    one after the other on one GPU of GPU_FLOPS, and one cell's memory there; never measured. ``spread_nats``: assumed
-    standard deviation of a paired difference, ``spread_words`` the same with what it rests on; ``seeds_needed``: to see
-    ``effect_nats`` four times out of five with it;
+    the time rests on steps taken; else on ``flops_per_second``, this thread's. ``gpu_seconds``, ``gpu_bytes``: all
+    cells one after the other on one GPU of GPU_FLOPS, and one cell's memory there; never measured. ``spread_nats``:
+    assumed standard deviation of a paired difference, ``spread_words`` the same with what it rests on;
+    ``seeds_needed``: to see ``effect_nats`` four times out of five with it;
     ``device_memory_bytes``: of one cell on each GPU, ``device_free_bytes`` there, where it is trained on GPUs.
     """
 
@@ -87,10 +87,10 @@ def estimate(
     facts: Facts | None = None,
     way: "ExecutionPlan | None" = None,
 ) -> Estimate:
-    """``timed``: gives the seconds of a step on a device, by default ``measure_step``; not asked where the model does not
-    fit or a step is long: it is then reckoned. ``way``: how it will be trained, by default one by one on CPU; a step is
-    measured on its device, one cell at a time, so replicas on a GPU take less than is said. Raises what ``prepare``
-    raises.
+    """``timed``: gives the seconds of a step on a device, by default ``measure_step``; not asked where the model does
+    not fit or a step is long: it is then reckoned. ``way``: how it will be trained, by default one by one on CPU; a
+    step is measured on its device, one cell at a time, so replicas on a GPU take less than is said. Raises what
+    ``prepare`` raises.
     """
     facts = facts or prepare(spec)
     used = min(workers, spec.n_cells)
@@ -145,8 +145,8 @@ def _n_ranks(way: "ExecutionPlan | None") -> int:
 
 
 def flops_per_step(spec: Spec, facts: Facts) -> float:
-    """Floating-point operations of one optimiser step: 6 a parameter a token passes through (4 where it is frozen, since
-    no gradient of it is needed), and the scores of the attention.
+    """Floating-point operations of one optimiser step: 6 a parameter a token passes through (4 where it is frozen,
+    since no gradient of it is needed), and the scores of the attention.
     """
     tokens = spec.batch_size * spec.data.context
     frozen = facts.n_active if facts.n_trained < facts.n_parameters else 0
@@ -156,7 +156,9 @@ def flops_per_step(spec: Spec, facts: Facts) -> float:
 
 @lru_cache(maxsize=1)
 def thread_flops() -> float:
-    """Floating-point operations a second of a matrix product in float32 on one thread, measured for a tenth of a second."""
+    """Floating-point operations a second of a matrix product in float32 on one thread, measured for a tenth of a
+    second.
+    """
     import torch
 
     n = 384
@@ -196,7 +198,9 @@ def cell_bytes(spec: Spec, facts: Facts) -> float:
 
 
 def measure_step(spec: Spec, device: str = "cpu") -> float:
-    """Seconds of one training step of one cell, on one thread or on a GPU: the median of those that fit into a second, at least three."""
+    """Seconds of one training step of one cell, on one thread or on a GPU: the median of those that fit into a second,
+    at least three.
+    """
     import torch
 
     from wisca_core.comparison.models import build_model, build_optimisers, loss_nats

@@ -1,4 +1,6 @@
-"""Which way a comparison's cells are trained, decided once and the same for all its arms, and recorded in its folder."""
+"""Which way a comparison's cells are trained, decided once and the same for all its arms, and recorded in its
+folder.
+"""
 
 import math
 import os
@@ -17,7 +19,8 @@ from wisca_core.words import plural
 @dataclass(frozen=True)
 class ExecutionPlan:
     """``device``: "cpu" or "cuda"; ``gpus``: numbers of the GPUs in use; ``workers``: processes side by side;
-    ``at_once``: replicas in each, 0 where cells are trained one by one; ``n_ranks``: processes that a worker is made of.
+    ``at_once``: replicas in each, 0 where cells are trained one by one; ``n_ranks``: processes that a worker is made
+    of.
     """
 
     executor: str
@@ -79,7 +82,8 @@ def choose(spec: Spec, executor: str = "auto", workers: int | None = None, n_cel
     n_ranks = spec.processes_per_cell
     if numbers and len(numbers) < n_ranks:
         raise DeviceMissing(
-            f"processes_per_cell: {n_ranks} GPUs a cell were asked for; there {'is' if len(numbers) == 1 else 'are'} {len(numbers)}. "
+            f"processes_per_cell: {n_ranks} GPUs a cell were asked for; there {'is' if len(numbers) == 1 else 'are'} "
+            f"{len(numbers)}. "
             "Nothing was started."
         )
     workers = workers or max(1, (len(numbers) if numbers else cores()) // n_ranks)
@@ -97,7 +101,10 @@ def plan_for(comparison: Comparison, executor: str = "auto", workers: int | None
     if not known:
         return choose(comparison.spec, executor, workers, left)
     began = f"this comparison's runs were trained by {known['executor']} on {known['device']}"
-    rest = "All its runs are trained in one way, or their differences would hold that one too: go on as it began, or start a new comparison."
+    rest = (
+        "All its runs are trained in one way, or their differences would hold that one too: go on as it began, or "
+        "start a new comparison."
+    )
     if executor not in ("auto", known["executor"]):
         raise PlanMismatch(f"{began}; --executor {executor} was given. {rest}")
     spec = comparison.spec
@@ -137,7 +144,8 @@ def record(path: Path, way: ExecutionPlan, spec: Spec) -> None:
 def _on_cluster(spec: Spec) -> ExecutionPlan:
     if spec.processes_per_cell > 1:
         raise BadOption(
-            f"executor: ray trains a cell in one process; processes_per_cell is {spec.processes_per_cell}. Use --executor processes."
+            f"executor: ray trains a cell in one process; processes_per_cell is {spec.processes_per_cell}. Use "
+            "--executor processes."
         )
     from wisca_core.comparison.cluster import connect
 

@@ -1,8 +1,8 @@
 """Running a comparison: processes side by side, each taking the next cells; all arms of a comparison by the same code.
 
 Measured on CPU, two processes of one thread give 1.86 times the tokens of one thread, and one process with two threads
-1.39 times: models this small leave little to share between threads. Of several GPUs each has a process of its own, which
-sees no other. Which way it is done: see ``execution_plan``.
+1.39 times: models this small leave little to share between threads. Of several GPUs each has a process of its own,
+which sees no other. Which way it is done: see ``execution_plan``.
 """
 
 import os
@@ -39,10 +39,10 @@ Ranks = tuple[subprocess.Popen, ...]  # one process, or several that train each 
 def run(path: Path, workers: int | None = None, progress: Progress = silent, executor: str = "auto") -> Comparison:
     """Train every unfinished cell of the comparison in ``path`` and return what the folder then says.
 
-    ``workers``: processes side by side, default one a core or a GPU; ``executor``: one of execution_plan.EXECUTORS, or "auto".
-    Returns early, state "paused", where the folder is asked to pause. Raises Cancelled (the folder keeps everything),
-    OutputRefused where another process runs it, PlanMismatch where the text or the way of training is no longer the one
-    it began with, BadOption and DeviceMissing where it cannot be trained in that way here.
+    ``workers``: processes side by side, default one a core or a GPU; ``executor``: one of execution_plan.EXECUTORS, or
+    "auto". Returns early, state "paused", where the folder is asked to pause. Raises Cancelled (the folder keeps
+    everything), OutputRefused where another process runs it, PlanMismatch where the text or the way of training is no
+    longer the one it began with, BadOption and DeviceMissing where it cannot be trained in that way here.
     """
     path = Path(path)
     comparison = folder.read(path)
@@ -115,7 +115,8 @@ def _run(comparison: Comparison, way: ExecutionPlan, progress: Progress) -> Comp
         if left:
             status(
                 "failed",
-                f"{len(left)} cells were not run: every worker ended early. What they printed is in {path / 'log.txt'}.",
+                f"{len(left)} cells were not run: every worker ended early. What they printed is in "
+                f"{path / 'log.txt'}.",
             )
         else:
             status("done", f"{len(failed)} of {len(comparison.cells)} runs failed" if failed else "")
@@ -142,8 +143,9 @@ def _train(path: Path, way: ExecutionPlan, look: Callable[[], None]) -> None:
 
 
 def _supervise(path: Path, what: Iterable, start: Callable, ended: Callable, stop: Callable, look: Callable) -> None:
-    """See each of ``what`` to its end: ``start`` makes a worker (processes, or a task of a cluster) of it; ``ended`` gives those
-    that are no more, within a moment, each with its exit code; ``stop`` ends them, by themselves within ``patience`` or by force.
+    """See each of ``what`` to its end: ``start`` makes a worker (processes, or a task of a cluster) of it; ``ended``
+    gives those that are no more, within a moment, each with its exit code; ``stop`` ends them, by themselves within
+    ``patience`` or by force.
     """
     running = {}
     try:
@@ -242,7 +244,8 @@ def _same_corpus(comparison: Comparison) -> None:
         begun = comparison.corpus.get("model_sha256", "")
         if facts["model_sha256"] != begun:
             raise PlanMismatch(
-                f"the model in {comparison.spec.model.path} has sha256 {facts['model_sha256'][:16]}..., this comparison began from {begun[:16]}.... "
+                f"the model in {comparison.spec.model.path} has sha256 {facts['model_sha256'][:16]}..., this "
+                f"comparison began from {begun[:16]}.... "
                 "Runs from different models are never pooled: restore the model, or start a new comparison."
             )
         keep_corpus(corpus, comparison.spec, comparison.path)

@@ -49,8 +49,8 @@ CORPUS, EXECUTOR, ADDITIONS, STATUS, CELL, CELL_STATUS, METRICS = (
 
 CELL_STATES = ("waiting", "running", "done", "failed")
 
-# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; the pairs are log2 of the left side's
-# L1 norm over the right one, the median over the layers; seconds are the cell's own time.
+# Columns of ``curves``: cell, arm, rate, seed name the run; losses in nats a token; the pairs are log2 of the left
+# side's L1 norm over the right one, the median over the layers; seconds are the cell's own time.
 CURVE_COLUMNS = (
     "cell",
     "arm",
@@ -72,7 +72,8 @@ CURVE_COLUMNS = (
 @dataclass(frozen=True)
 class Cell:
     """One run: an arm at a learning rate with a seed. ``step``: optimiser steps done; ``reason``: why it failed;
-    ``seconds`` of its own training; ``attempts``: processes that ended under it; ``is_pilot``: its seed only chooses rates.
+    ``seconds`` of its own training; ``attempts``: processes that ended under it; ``is_pilot``: its seed only chooses
+    rates.
     """
 
     name: str
@@ -283,7 +284,9 @@ def _status_file(path: Path) -> dict[str, Any]:
 
 
 def heading(path: Path) -> tuple[str, str]:
-    """(name, state) of the comparison in ``path``, for lists of many: its cells are not looked at. Raises UnreadableInput."""
+    """(name, state) of the comparison in ``path``, for lists of many: its cells are not looked at. Raises
+    UnreadableInput.
+    """
     try:
         stamps = [
             file.stat().st_mtime_ns if file.exists() else 0 for file in (path / "spec.json", path / "status.json")
@@ -301,8 +304,8 @@ def _heading(path: Path, *stamps: int) -> tuple[str, str]:
 
 
 def spec_to_go(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(document, missing): the comparison's spec as it can be run from another folder, what lies on this machine named by
-    its absolute path; ``missing``: what it names that is not here, in words. Raises UnreadableInput.
+    """(document, missing): the comparison's spec as it can be run from another folder, what lies on this machine named
+    by its absolute path; ``missing``: what it names that is not here, in words. Raises UnreadableInput.
     """
     document = storage.read_json(path / "spec.json", FORMAT, VERSION)
     missing = []
@@ -430,7 +433,9 @@ def final_loss(cell: Cell) -> float:
 
 
 def curves(comparison: Comparison, of_pilot: bool = False):
-    """All rows of all tested cells, or of the pilot's, as one pandas frame with CURVE_COLUMNS; empty before the first."""
+    """All rows of all tested cells, or of the pilot's, as one pandas frame with CURVE_COLUMNS; empty before the
+    first.
+    """
     import pandas as pd
 
     found = [

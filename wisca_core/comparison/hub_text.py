@@ -59,7 +59,8 @@ def hub_documents(data: DataSpec) -> list[tuple[str, bytes]]:
         raise
     except Exception as error:  # the library raises whatever the network, the hub or a file makes of it
         raise HubError(
-            f"data.path: {data.path} ({data.split}) cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f"data.path: {data.path} ({data.split}) cannot be read: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}"
         ) from error
     if size >= MOST_BYTES and not data.max_bytes:
         raise SpecError(

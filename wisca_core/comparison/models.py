@@ -72,8 +72,9 @@ def model_config(spec: Spec):
 
 
 def starting_point(m: ModelSpec) -> tuple[str, Checkpoint | None]:
-    """(text of config.json, the looked-through weights) of the model at ``m.path``, a folder or one weight file beside its
-    config.json; None where training starts from scratch, for which a folder with a config.json is enough. Raises WiscaError.
+    """(text of config.json, the looked-through weights) of the model at ``m.path``, a folder or one weight file beside
+    its config.json; None where training starts from scratch, for which a folder with a config.json is enough. Raises
+    WiscaError.
     """
     path = named_path(m.path)
     if not m.is_trained_before and path.is_dir():
@@ -89,7 +90,8 @@ def language_model_class(config):
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnknownArchitecture(
-            f'model_type "{config.model_type}" has no causal language model in transformers, so it predicts no next token; '
+            f'model_type "{config.model_type}" has no causal language model in transformers, so it predicts no next '
+            "token; "
             "comparisons train on predicting the next token."
         )
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -117,7 +119,8 @@ def _pretrained_model(spec: Spec) -> nn.Module:
     model.name_or_path = model.config._name_or_path = spec.model.path  # what peft writes down as the base
     if not isinstance(model, wanted):
         raise ConfigMismatch(
-            f"model.path: {spec.model.path} holds a {type(model).__name__}; a {wanted.__name__}, which predicts the next token, is needed."
+            f"model.path: {spec.model.path} holds a {type(model).__name__}; a {wanted.__name__}, which predicts the "
+            "next token, is needed."
         )
     try:
         model.set_attn_implementation("sdpa")
@@ -128,7 +131,9 @@ def _pretrained_model(spec: Spec) -> nn.Module:
 
 
 def with_adapters(model: nn.Module, lora: LoraSpec) -> nn.Module:
-    """The model with LoRA adapters on frozen weights. Raises BadOption where peft is missing or a target is not there."""
+    """The model with LoRA adapters on frozen weights. Raises BadOption where peft is missing or a target is not
+    there.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:

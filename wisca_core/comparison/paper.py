@@ -4,8 +4,8 @@ Config values are those of the published config.json of each model, written down
 TinyLlama/TinyLlama_v1.1, Qwen/Qwen2-1.5B and Qwen/Qwen1.5-MoE-A2.7B on the Hugging Face hub. From the paper come the
 model, TinyStories as the text, and a rescale every 250 steps.
 
-Not covered: steps, batch, context, learning rate and schedule of the paper's runs, which are not restated here: those of
-the presets are this project's choice, and a table of a run with them stands beside the paper's, never for it. The
+Not covered: steps, batch, context, learning rate and schedule of the paper's runs, which are not restated here: those
+of the presets are this project's choice, and a table of a run with them stands beside the paper's, never for it. The
 router's auxiliary loss of the MoE model is left out of training, as in transformers' default.
 """
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setup:
-    """``title`` in words; ``config``: values of transformers' config of that model type; ``hub_id``: where its config and
-    tokenizer are published; ``paper``: (baseline, WISCA) training loss and test perplexity on TinyStories as reported.
+    """``title`` in words; ``config``: values of transformers' config of that model type; ``hub_id``: where its config
+    and tokenizer are published; ``paper``: (baseline, WISCA) training loss and test perplexity on TinyStories as
+    reported.
     """
 
     title: str
@@ -107,9 +108,18 @@ SETUPS: Mapping[str, Setup] = {
 def for_scale(spec: "Spec") -> str:
     """The paper's figure that stands beside a result of this kind."""
     if spec.model.source == "lora":
-        return "For scale: the paper's differences with LoRA are −0.007 on Alpaca and −0.001 on MetaMath, in nats a token of another model's tokenizer."
+        return (
+            "For scale: the paper's differences with LoRA are −0.007 on Alpaca and −0.001 on MetaMath, in nats a "
+            "token of another model's tokenizer."
+        )
     if spec.model.source == "paper":
         (base, _), (with_it, _) = SETUPS[spec.model.setup].paper
         change = f"{with_it - base:.3f}".replace("-", "−")
-        return f"The paper reports {change} nats of training loss for {SETUPS[spec.model.setup].title} with settings of its own."
-    return "For scale: the paper's difference on TinyLlama 1.1B is −0.044 nats of training loss a token, of another tokenizer: no figure to subtract from."
+        return (
+            f"The paper reports {change} nats of training loss for {SETUPS[spec.model.setup].title} with settings "
+            "of its own."
+        )
+    return (
+        "For scale: the paper's difference on TinyLlama 1.1B is −0.044 nats of training loss a token, of another "
+        "tokenizer: no figure to subtract from."
+    )

@@ -1,8 +1,9 @@
 """Learning rates chosen beforehand, on seeds that are tested nowhere.
 
 The best of several rates chosen on the very seeds that are tested covers the true difference too rarely where two rates
-nearly tie (0.91 of the time with 4 seeds, 0.83 with 16); chosen on seeds of their own it does not. Each arm with a pilot
-is trained at every rate of its grid; while its best rate is at an end of the grid, the grid grows by one rate there.
+nearly tie (0.91 of the time with 4 seeds, 0.83 with 16); chosen on seeds of their own it does not. Each arm with a
+pilot is trained at every rate of its grid; while its best rate is at an end of the grid, the grid grows by one rate
+there.
 """
 
 from collections.abc import Mapping, Sequence

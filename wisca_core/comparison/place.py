@@ -59,8 +59,8 @@ class Placement:
 
     @contextmanager
     def validation_step(self) -> Iterator[None]:
-        """The forward pass of validation of a transformers model: true float64 where that is the precision. Never autocast,
-        so that step 0 of all arms agrees to the digits of float32.
+        """The forward pass of validation of a transformers model: true float64 where that is the precision. Never
+        autocast, so that step 0 of all arms agrees to the digits of float32.
         """
         if self.precision == "float64":
             from wisca_core.equivalence.float64 import in_float64
@@ -106,7 +106,8 @@ def check_precision(precision: str, numbers: tuple[int, ...]) -> None:
         major, minor = torch.cuda.get_device_capability(number)
         if torch.version.hip is None and major < 8:
             raise DeviceMissing(
-                f"precision: bfloat16 was asked for; cuda:{number} is of compute capability {major}.{minor}, 8.0 is needed. "
+                f"precision: bfloat16 was asked for; cuda:{number} is of compute capability {major}.{minor}, 8.0 is "
+                "needed. "
                 'Use precision = "float32". Nothing was started.'
             )
 

@@ -1,7 +1,7 @@
 """Before the first cell: what model the spec stands for, and whether every arm has something to do on it.
 
-The model is built without memory (on torch's meta device), its pairs are found and their rules proved on a miniature, so
-that what cannot be done is said now and not once a cell.
+The model is built without memory (on torch's meta device), its pairs are found and their rules proved on a miniature,
+so that what cannot be done is said now and not once a cell.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ FEW_TOKENS = 512
 
 @dataclass(frozen=True)
 class Facts:
-    """The model in numbers. ``n_active``: parameters a token passes through; ``n_trained``: those that training changes.
-    ``mlp_width``: of what a token passes through. ``sha256``: of config.json and, where training goes on from weights,
-    of these, "" where the spec alone decides. ``refusals``: pairs left alone in every arm.
+    """The model in numbers. ``n_active``: parameters a token passes through; ``n_trained``: those that training
+    changes. ``mlp_width``: of what a token passes through. ``sha256``: of config.json and, where training goes on from
+    weights, of these, "" where the spec alone decides. ``refusals``: pairs left alone in every arm.
     """
 
     title: str
@@ -241,7 +241,9 @@ def shares_a_rate(sites: Sequence[Site]) -> str:
 
 
 def _check_looks_back(config) -> None:
-    """Raises UnknownArchitecture where a later token changes an earlier prediction: predicting it would be copying it."""
+    """Raises UnknownArchitecture where a later token changes an earlier prediction: predicting it would be copying
+    it.
+    """
     import torch
 
     from wisca_core.comparison.models import language_model_class
@@ -259,6 +261,7 @@ def _check_looks_back(config) -> None:
         one, other = (model(input_ids=ids, use_cache=False).logits[0, :-1] for ids in (a, b))
     if not torch.allclose(one, other, atol=1e-5):
         raise UnknownArchitecture(
-            f'model: with this config.json "{config.get("model_type")}" sees later tokens (an encoder), so it cannot be trained '
+            f'model: with this config.json "{config.get("model_type")}" sees later tokens (an encoder), so it cannot '
+            "be trained "
             "to predict the next one."
         )

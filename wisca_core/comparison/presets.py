@@ -110,7 +110,9 @@ PRESETS: dict[str, Spec] = {
 
 
 def with_model(spec: Spec, model: str | Path | None) -> Spec:
-    """A preset with the folder it leaves open: the model of LoRA, the tokenizer of a set-up of the paper. Raises SpecError."""
+    """A preset with the folder it leaves open: the model of LoRA, the tokenizer of a set-up of the paper. Raises
+    SpecError.
+    """
     if model is not None and spec.model.source == "paper":
         return check_spec(replace(spec, data=replace(spec.data, tokenizer=str(Path(model).absolute()))))
     if model is not None and spec.model.source == "decoder":

@@ -1,10 +1,11 @@
 """What the finished cells of a comparison allow one to say, in numbers and in words.
 
-The words follow the numbers: nothing is concluded from fewer than 4 seeds, 4 to 7 are preliminary, and what was extended
-after looking is a hint only. The rule of the answer, in this order, of the interval of the difference: where the baseline
-is best at an end of the rates tried, no answer yet; upper end below 0, it helps, where each arm had its own best rate; lower
-end above what would be of use, no useful gain; else not settled. The question is one, the arm that balances, and was there before the first run: its interval
-is not corrected for the arms beside it; those are for each other.
+The words follow the numbers: nothing is concluded from fewer than 4 seeds, 4 to 7 are preliminary, and what was
+extended after looking is a hint only. The rule of the answer, in this order, of the interval of the difference: where
+the baseline is best at an end of the rates tried, no answer yet; upper end below 0, it helps, where each arm had its
+own best rate; lower end above what would be of use, no useful gain; else not settled. The question is one, the arm that
+balances, and was there before the first run: its interval is not corrected for the arms beside it; those are for each
+other.
 """
 
 import json
@@ -48,14 +49,14 @@ class Report:
     """``effects``: every arm at every rate; ``best``: every arm at its own best rate, empty with one rate. ``main``:
     the ones the sentence and the correction are about; ``subject``: the arm of the sentence, in words; ``beside``: a
     sentence for each other arm that is clear of zero. ``unit`` of every loss, written with ``digits`` decimals;
-    ``bytes_per_token`` of the held-out text, so that a loss divided by it is one per byte. ``noise``: smallest and largest
-    paired difference of the placebo, None without one. ``grade``: none, preliminary or full. ``missing``: (cell, reason)
-    of what failed; ``n_unfinished``: cells that are neither finished nor failed. ``answer``: what the rule says: "helps",
-    "no useful gain", "not settled", "no answer yet", or "" under 4 seeds. ``decides_more``: what the learning rate does to
-    the baseline, where that is more; ``identical``: how far WISCA is from its own learning rates, where both were trained.
-    ``clipped``: arm -> share of clipped steps; ``sweeps``: arm -> (rate, mean final loss) of the runs that chose the rates,
-    ``tested``: arm -> the rate it was tested at, both empty without a choice of rates. ``arm``: the name of the sentence's;
-    ``windows``: how many the final loss is the mean of.
+    ``bytes_per_token`` of the held-out text, so that a loss divided by it is one per byte. ``noise``: smallest and
+    largest paired difference of the placebo, None without one. ``grade``: none, preliminary or full. ``missing``:
+    (cell, reason) of what failed; ``n_unfinished``: cells that are neither finished nor failed. ``answer``: what the
+    rule says: "helps", "no useful gain", "not settled", "no answer yet", or "" under 4 seeds. ``decides_more``: what
+    the learning rate does to the baseline, where that is more; ``identical``: how far WISCA is from its own learning
+    rates, where both were trained. ``clipped``: arm -> share of clipped steps; ``sweeps``: arm -> (rate, mean final
+    loss) of the runs that chose the rates, ``tested``: arm -> the rate it was tested at, both empty without a choice of
+    rates. ``arm``: the name of the sentence's; ``windows``: how many the final loss is the mean of.
     """
 
     name: str
@@ -206,7 +207,9 @@ def _sweeps(comparison: Comparison, table: pd.DataFrame) -> tuple[tuple[str, tup
 
 
 def _baseline_end(comparison: Comparison, sweeps: Mapping[str, tuple[tuple[float, float], ...]]) -> str:
-    """ "low" or "high" where the baseline's best rate is an end of those tried, "" where it lies inside or one was tried."""
+    """ "low" or "high" where the baseline's best rate is an end of those tried, "" where it lies inside or one was
+    tried.
+    """
     base = comparison.spec.baseline.name
     if comparison.spec.has_pilot:
         return comparison.pilot.at_end.get(base, "")
@@ -305,7 +308,9 @@ class _Wording:
         return f"{signed_number(effect.loss.mean, self.digits)} {self.unit} (95 % {interval(effect, self.digits)})"
 
     def sentence(self, effect: Effect, grade: str, before: str = "") -> str:
-        """What may be quoted. ``before``: of a comparison that was extended, what it said as it was fixed beforehand."""
+        """What may be quoted. ``before``: of a comparison that was extended, what it said as it was fixed
+        beforehand.
+        """
         if grade == "none":
             return f"Nothing can be concluded from {plural(effect.loss.n, 'seed')}; at least {FEWEST} are needed."
         if before:
@@ -361,7 +366,8 @@ class _Wording:
         if i.spans_zero and i.sd > 0 and self.spec.useful_nats and not i.is_nothing:
             n = self.seeds_needed(effect)
             parts.append(
-                f"With this spread ({i.sd:.{self.digits}f}), seeing a gain of {self.spec.useful_nats:g} {self.unit} four "
+                f"With this spread ({i.sd:.{self.digits}f}), seeing a gain of {self.spec.useful_nats:g} {self.unit} "
+                "four "
                 f"times out of five takes about {max(n, FIRM) if grade == 'preliminary' else n} seeds."
             )
         if grade == "preliminary":
@@ -416,7 +422,9 @@ class _Wording:
         )
 
     def beside(self, main: Sequence[Effect], first: Effect) -> tuple[str, ...]:
-        """The other arms whose interval excludes zero, each in a sentence; arms of a dose are a picture of their own."""
+        """The other arms whose interval excludes zero, each in a sentence; arms of a dose are a picture of their
+        own.
+        """
         doses = [arm.name for arm in self.spec.arms if arm.kind == "rates"]
         return tuple(
             f"Beside it, {title(self.spec.arm(e.arm))}: {self.figures(e)}, {verdict(e)}."
@@ -452,8 +460,10 @@ def _remarks(
     if k > 1:
         chance = 1 - CONFIDENCE**k
         out.append(
-            f"With no effect at all, at least one of {k} intervals excludes zero in up to {chance:.0%} of such comparisons. The "
-            f"question was one beforehand, {title(spec.arm(first.arm))}, and is not corrected for the arms beside it; their p values are, for "
+            f"With no effect at all, at least one of {k} intervals excludes zero in up to {chance:.0%} of such "
+            "comparisons. The "
+            f"question was one beforehand, {title(spec.arm(first.arm))}, and is not corrected for the arms beside it; "
+            "their p values are, for "
             "each other (Holm); no interval is."
         )
     mirrored = [e for e in main if kinds[e.arm] == "inverse"]
@@ -461,7 +471,8 @@ def _remarks(
         not e.loss.spans_zero and (e.loss.mean < 0) == (first.loss.mean < 0) for e in mirrored
     ):
         out.append(
-            "The control that is scaled the other way moves the loss in the same direction: the disturbance, not the balance, may be what acts."
+            "The control that is scaled the other way moves the loss in the same direction: the disturbance, not the "
+            "balance, may be what acts."
         )
     out += _of_clipping(comparison, shares, first)
     shared = _same_text_titles(comparison)
@@ -487,14 +498,16 @@ def _remarks(
     if dropped & failed:
         lost = ", ".join(map(str, sorted(dropped & failed)))
         out.append(
-            f"Seeds without a complete pair are left out: {lost}. If the runs failed because of the arm, this flatters it."
+            f"Seeds without a complete pair are left out: {lost}. If the runs failed because of the arm, this flatters "
+            "it."
         )
     if dropped - failed:
         out.append(f"Seeds whose runs are not finished are left out: {', '.join(map(str, sorted(dropped - failed)))}.")
     if comparison.is_extended:
         n = sum(len(a.seeds) for a in comparison.additions)
         out.append(
-            f"Extended after looking: {n} seeds were added when results could be seen, so the intervals are narrower than they should be."
+            f"Extended after looking: {n} seeds were added when results could be seen, so the intervals are narrower "
+            "than they should be."
         )
     return tuple(out)
 

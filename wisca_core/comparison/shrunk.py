@@ -21,7 +21,9 @@ LEAST_HEAD_DIM = 8
 
 @dataclass(frozen=True)
 class _Proportions:
-    """``width``: new over old; ``head``: new head_dim over the old one; ``layers``: which of the old layers are kept."""
+    """``width``: new over old; ``head``: new head_dim over the old one; ``layers``: which of the old layers are
+    kept.
+    """
 
     hidden: int
     heads: int
@@ -89,7 +91,9 @@ def without_dropout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _heads(width: float, per_kv: int, kv_heads: int, share: float) -> tuple[int, int] | None:
-    """(KV heads, head_dim) that make up ``width`` channels of queries exactly; as many KV heads as there were, or fewer."""
+    """(KV heads, head_dim) that make up ``width`` channels of queries exactly; as many KV heads as there were, or
+    fewer.
+    """
     for kv in range(kv_heads, 0, -1):
         head_dim = width / (per_kv * kv)
         if head_dim >= LEAST_HEAD_DIM and head_dim % 2 == 0 and int(head_dim * share) % 2 == 0:
@@ -117,7 +121,8 @@ def _scaled_value(key: str, value: Any, p: _Proportions) -> Any:
     if is_by_layer(key, value, p.old_layers):
         if role in ("heads", "heads_by_layer", "kv_heads", "intermediate"):
             raise ConfigMismatch(
-                f"config.json gives {key} layer by layer; such a model cannot be made smaller in proportion. Train it whole."
+                f"config.json gives {key} layer by layer; such a model cannot be made smaller in proportion. Train it "
+                "whole."
             )
         return [value[layer % p.old_layers] for layer in p.layers]
     if key == "attention_types":  # gpt_neo: [[[kinds...], repeats], ...]
@@ -190,6 +195,7 @@ def _count(full: Mapping[str, Any], role: str, default: int | None = None) -> in
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         names = ", ".join(name for name, r in ROLES.items() if r == role)
         raise ConfigMismatch(
-            f"config.json has {str(value)[:60]} for {names}; one whole number is needed to make it smaller in proportion."
+            f"config.json has {str(value)[:60]} for {names}; one whole number is needed to make it smaller in "
+            "proportion."
         )
     return value

@@ -1,8 +1,8 @@
 """What a comparison is, as a value: model, data, arms, optimiser, steps and seeds.
 
-Each field stands here with its default and with what it may be (``spec_rules``). ``spec_reading`` makes a spec from a file
-or from plain values, ``spec_checks`` says whether its parts fit together, ``presets`` holds the arms and comparisons with a
-name.
+Each field stands here with its default and with what it may be (``spec_rules``). ``spec_reading`` makes a spec from a
+file or from plain values, ``spec_checks`` says whether its parts fit together, ``presets`` holds the arms and
+comparisons with a name.
 """
 
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -77,8 +77,8 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """The adapters of a model with source "lora". ``r``: rank; the product B A is scaled by alpha / r, with ``rslora`` by
-    alpha / sqrt(r). ``targets``: names of linear layers, none for all projections of the attention. ``init``: of A,
+    """The adapters of a model with source "lora". ``r``: rank; the product B A is scaled by alpha / r, with ``rslora``
+    by alpha / sqrt(r). ``targets``: names of linear layers, none for all projections of the attention. ``init``: of A,
     "kaiming" (uniform, as LoRA's own code) or "gaussian"; B begins at zero.
     """
 
@@ -114,11 +114,11 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class OptimiserSpec:
-    """``learning_rates``: every arm is trained at each, or with pilot seeds the grid they begin with. ``warmup_steps``: a spec that names none has a tenth of its steps,
-    at most 50. ``momentum``: of sgd and muon. ``weight_decay``: on matrices,
-    decoupled; sgd has none, because a decay folded into the gradient does not follow a rescale. Muon takes the matrices
-    of the layers, AdamW the rest, both at the learning rate. ``clip``: the norm that gradients are clipped to, 0 for no
-    clipping; ``epsilon``: of AdamW.
+    """``learning_rates``: every arm is trained at each, or with pilot seeds the grid they begin with. ``warmup_steps``:
+    a spec that names none has a tenth of its steps, at most 50. ``momentum``: of sgd and muon. ``weight_decay``: on
+    matrices, decoupled; sgd has none, because a decay folded into the gradient does not follow a rescale. Muon takes
+    the matrices of the layers, AdamW the rest, both at the learning rate. ``clip``: the norm that gradients are clipped
+    to, 0 for no clipping; ``epsilon``: of AdamW.
     """
 
     name: str = of("adamw", one_of(*OPTIMISERS))
@@ -133,19 +133,20 @@ class OptimiserSpec:
 
 @dataclass(frozen=True)
 class Arm:
-    """One treatment. ``kind``: "none" (baseline), "balance" (WISCA), "rates" (the learning rates that a balance comes to,
-    on weights that are never touched: see ``training.rates``), "placebo" (factors 1.001 and 1/1.001 in turn:
+    """One treatment. ``kind``: "none" (baseline), "balance" (WISCA), "rates" (the learning rates that a balance comes
+    to, on weights that are never touched: see ``training.rates``), "placebo" (factors 1.001 and 1/1.001 in turn:
     numerical noise only), "inverse" (each pair is held as far out of balance again as it began, on the same schedule: a
     change of the same size the other way). ``every``: optimiser steps between rescales, None only at the start.
     ``pairs``: of qk, vo, mlp and, with LoRA, lora (A against B, left alone while B is zero). ``method``: "wisca", one
-    factor, or "gram", of VO and LoRA pairs the full change of basis that makes the two Gram matrices equal. ``strength``: any real
-    number, of the weights as they would be had nothing been rescaled: 1 balances, 0 does nothing, -1 is the same the
-    other way. ``clip_norm``, of a rates arm: what clipping looks at, "weighted" (each gradient as the rescaled model
-    would have it, so that the arm is WISCA but for rounding) or "plain" (what a trainer's own clipping looks at).
-    ``rate_of``: with a pilot, the arm whose chosen rate this one is trained at; where there is none, its own, and where
-    it had no pilot either, the baseline's. ``granularity``: one word, or of some pairs their own ("qk=channel,vo=tensor").
-    ``when``: a pair is left as it is until one side is at least so many times heavier than the other. ``start``, ``stop``:
-    steps, or fractions of the run. The rest are the options of a live rescale.
+    factor, or "gram", of VO and LoRA pairs the full change of basis that makes the two Gram matrices equal.
+    ``strength``: any real number, of the weights as they would be had nothing been rescaled: 1 balances, 0 does
+    nothing, -1 is the same the other way. ``clip_norm``, of a rates arm: what clipping looks at, "weighted" (each
+    gradient as the rescaled model would have it, so that the arm is WISCA but for rounding) or "plain" (what a
+    trainer's own clipping looks at). ``rate_of``: with a pilot, the arm whose chosen rate this one is trained at; where
+    there is none, its own, and where it had no pilot either, the baseline's. ``granularity``: one word, or of some
+    pairs their own ("qk=channel,vo=tensor"). ``when``: a pair is left as it is until one side is at least so many times
+    heavier than the other. ``start``, ``stop``: steps, or fractions of the run. The rest are the options of a live
+    rescale.
     """
 
     name: str = of(MISSING, NAME)
@@ -248,8 +249,8 @@ class Spec:
 
     @property
     def first_evaluation(self) -> int:
-        """After step 0. Early where nobody asked for a spacing: the loss falls fastest there, and a page that is watched
-        has a line soon.
+        """After step 0. Early where nobody asked for a spacing: the loss falls fastest there, and a page that is
+        watched has a line soon.
         """
         return self.evaluation_steps if self.evaluate_every else max(1, self.evaluation_steps // 6)
 

@@ -204,7 +204,9 @@ def _check_method(arm: Arm, i: int, optimiser: str) -> None:
 
 
 def partition_by_spec(spec: Spec) -> Callable[[Arm], Any]:
-    """What an arm's granularity comes to, as far as the spec says it without its model: one key/value head is one group."""
+    """What an arm's granularity comes to, as far as the spec says it without its model: one key/value head is one
+    group.
+    """
     one_kv = spec.model.source == "decoder" and spec.model.n_kv_heads == 1
 
     def comes_to(arm: Arm) -> str:

@@ -1,7 +1,7 @@
 """A spec from a file or from plain values, checked field by field.
 
-A spec is a TOML or JSON file that begins with ``format = "wisca-comparison"`` and ``version = 1``. Every wrong value is a
-SpecError that names the field, the value and what is allowed.
+A spec is a TOML or JSON file that begins with ``format = "wisca-comparison"`` and ``version = 1``. Every wrong value is
+a SpecError that names the field, the value and what is allowed.
 """
 
 from collections.abc import Mapping

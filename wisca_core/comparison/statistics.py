@@ -188,9 +188,9 @@ def check_starts(curves: pd.DataFrame) -> None:
 
 
 def finals(comparison: Comparison, curves: pd.DataFrame) -> pd.DataFrame:
-    """One row a finished cell: cell, arm, rate, seed, start, final (nats), diverged: the final loss is not below that of
-    the start, or, where training went on from trained weights, more than a tenth above it. The final loss is that on the
-    final windows, where the run was measured on them.
+    """One row a finished cell: cell, arm, rate, seed, start, final (nats), diverged: the final loss is not below that
+    of the start, or, where training went on from trained weights, more than a tenth above it. The final loss is that on
+    the final windows, where the run was measured on them.
     """
     done = {c.name for c in comparison.cells if c.state == "done"}
     rows = curves[curves["cell"].isin(done) & curves["val_loss"].notna()].sort_values("step")
@@ -237,8 +237,8 @@ def gaps(curves: pd.DataFrame, baseline: str, rate: float | None) -> pd.DataFram
 
 
 def clipped_shares(curves: pd.DataFrame) -> dict[str, float]:
-    """Arm -> share of its steps, over all seeds, whose gradient was longer than the limit; arms without the column, from
-    before it was logged, are left out.
+    """Arm -> share of its steps, over all seeds, whose gradient was longer than the limit; arms without the column,
+    from before it was logged, are left out.
     """
     rows = curves[curves["clipped"].notna()].sort_values("step")
     steps = (

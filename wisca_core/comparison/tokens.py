@@ -28,7 +28,9 @@ def byte_stream(texts: Sequence[bytes]) -> np.ndarray:
 
 
 def token_stream(texts: Sequence[bytes], tokenizer) -> np.ndarray:
-    """(n,) int32: every document behind the end-of-text token, where there is one. Bytes that are no UTF-8 become U+FFFD."""
+    """(n,) int32: every document behind the end-of-text token, where there is one. Bytes that are no UTF-8 become
+    U+FFFD.
+    """
     end = next((i for i in (tokenizer.eos_token_id, tokenizer.bos_token_id) if i is not None), None)
     parts: list[np.ndarray] = []
     for text in texts:

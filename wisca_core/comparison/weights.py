@@ -1,8 +1,8 @@
 """Weights of a cell on disk: what a checkpoint of an unfinished run holds, and the final model as a folder.
 
 With adapters on a frozen base only what changes is kept: A and B, and the pairs of the base that the arm rescales. The
-final folder holds the adapter, as peft writes it, for the base as it was; and, merged, the whole model, which opens like
-any other.
+final folder holds the adapter, as peft writes it, for the base as it was; and, merged, the whole model, which opens
+like any other.
 """
 
 import os

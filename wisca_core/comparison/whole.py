@@ -24,18 +24,19 @@ def compare(
     executor: str = "auto",
     progress: Progress = silent,
 ) -> "Report":
-    """Train the arms of ``spec`` on the same seeds in the new folder ``out``, and what their differences allow one to say.
+    """Train the arms of ``spec`` on the same seeds in the new folder ``out``, and what their differences allow one to
+    say.
 
-    ``spec``: the name of a preset ("default", "dose", "lora", ...), the path of a spec (TOML or JSON), its fields, or None
-    to go on with the comparison in ``out``. ``workers``: processes side by side, one a core or a GPU. Losses of the
-    report are nats a token or byte, as it says; ``report.sentence`` reads it in words. Raises SpecError, BadOption,
+    ``spec``: the name of a preset ("default", "dose", "lora", ...), the path of a spec (TOML or JSON), its fields, or
+    None to go on with the comparison in ``out``. ``workers``: processes side by side, one a core or a GPU. Losses of
+    the report are nats a token or byte, as it says; ``report.sentence`` reads it in words. Raises SpecError, BadOption,
     UnreadableInput, OutputRefused, UnequalStart, Cancelled (everything is then kept, and None goes on).
 
     >>> import wisca_core as wisca
     >>> wisca.compare("deafult", "here")
     Traceback (most recent call last):
     wisca_core.errors.BadOption: spec: 'deafult' is neither a file nor a preset; the presets are default, dose, thorough, lora, tinyllama, qwen2, qwen15_moe.
-    """
+    """  # noqa: E501
     from wisca_core.comparison.data import check_text
     from wisca_core.comparison.executor import run
     from wisca_core.comparison.reporting import write_report

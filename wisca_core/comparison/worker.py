@@ -2,8 +2,8 @@
 
 It takes any cell that is not finished and that nobody holds, or with ``--at-once N`` up to N of them together. It
 ends when there is none, when it is asked to pause or cancel, or when the process that started it is gone; an unfinished
-cell then has a checkpoint. ``torchrun -m wisca_core.comparison.worker FOLDER`` works as well, and over several machines,
-where the network is yours alone.
+cell then has a checkpoint. ``torchrun -m wisca_core.comparison.worker FOLDER`` works as well, and over several
+machines, where the network is yours alone.
 """
 
 import argparse
@@ -57,9 +57,9 @@ def work(
     store: str = "",
     only: str = "",
 ) -> int:
-    """Train what can be taken of the comparison in ``path``; an exit code. ``at_once``: cells together, where the executor
-    does that; ``only``: the name of the one cell to train. Where RANK and WORLD_SIZE are set, this is one of several
-    processes of each cell.
+    """Train what can be taken of the comparison in ``path``; an exit code. ``at_once``: cells together, where the
+    executor does that; ``only``: the name of the one cell to train. Where RANK and WORLD_SIZE are set, this is one of
+    several processes of each cell.
     """
     comparison = folder.read(path)
     if only:
@@ -178,7 +178,10 @@ def _end(path: Path, cell: Cell, error: BaseException | None, place: Placement) 
 def _reason(error: BaseException, device: str = "cpu") -> str:
     text = str(error).splitlines()[0][:300] if str(error) else ""
     if is_out_of_memory(error):
-        return f"out of memory{'' if device == 'cpu' else f' on {device}'}. Make the model, the batch or the context smaller, or use a larger machine."
+        return (
+            f"out of memory{'' if device == 'cpu' else f' on {device}'}. Make the model, the batch or the context "
+            "smaller, or use a larger machine."
+        )
     if is_device_lost(error):
         return f"the device failed: {text}. Resume once it is back; the cell goes on from its last checkpoint."
     return f"{type(error).__name__}: {text}"

@@ -25,8 +25,8 @@ def peft_is_here() -> bool:
 
 
 def inside(module: str) -> str:
-    """Path of an adapted layer inside its layer, "self_attn.q_proj" of "model.layers.3.self_attn.q_proj"; the whole path
-    where it is in no numbered layer.
+    """Path of an adapted layer inside its layer, "self_attn.q_proj" of "model.layers.3.self_attn.q_proj"; the whole
+    path where it is in no numbered layer.
     """
     return re.split(r"(?:^|\.)\d+\.", module, maxsplit=1)[-1]
 

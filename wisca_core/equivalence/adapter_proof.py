@@ -60,7 +60,10 @@ def _prove(checkpoint: Checkpoint, sites: Sites, base: Checkpoint | None, progre
         raise ProofFailed("no pair was found in this adapter, so there is no rule to prove.")
     worst, where, alive = _products(checkpoint, sites, progress)
     n = len(sites.sites)
-    what = f"{PRODUCT} of {'the one module' if n == 1 else f'all {n} modules'} at its own shape, on {N_INPUTS} random inputs"
+    what = (
+        f"{PRODUCT} of {'the one module' if n == 1 else f'all {n} modules'} at its own shape, on {N_INPUTS} random "
+        "inputs"
+    )
     cases = tuple(f"product of {name}" for name in sorted({site.key.part for site in sites.sites}))
     not_checked: tuple[str, ...] = ("the adapter on its base model, which was not given",)
     if base is not None:
@@ -134,7 +137,8 @@ def on_miniature(
 
     if not peft_is_here():
         raise ProofFailed(
-            "peft is not installed, so the adapter cannot be run on its base model. Install peft, or prove it without its base."
+            "peft is not installed, so the adapter cannot be run on its base model. Install peft, or prove it without "
+            "its base."
         )
     progress("building a miniature with an adapter", 0, 1)
     targets = {inside(one.module) for one in adapted_layers(checkpoint) if not one.unknown}
@@ -148,7 +152,8 @@ def on_miniature(
         lacking = targets - {inside(one.module) for one in adapted_layers(small) if not one.unknown}
         if lacking or sites.refusals:
             raise ProofFailed(
-                f"on a miniature of {base.config.get('model_type')} peft adapts no {sorted(lacking)[0] if lacking else sites.refusals[0].what}; "
+                f"on a miniature of {base.config.get('model_type')} peft adapts no "
+                f"{sorted(lacking)[0] if lacking else sites.refusals[0].what}; "
                 "the adapter does not fit this base model."
             )
         reference = outputs(load_adapted(original, adapter), seed=2)
@@ -161,7 +166,8 @@ def on_miniature(
             results[side] = difference(reference, outputs(load_adapted(original, changed), seed=2))
         if not results["left"].max_rel > ALIVE:
             raise ProofFailed(
-                "scaling A alone does not move the outputs of the miniature, so the adapter is not run and nothing is proved."
+                "scaling A alone does not move the outputs of the miniature, so the adapter is not run and nothing is "
+                "proved."
             )
     words = f"rank {RANK} on {', '.join(sorted(targets))}"
     cases = tuple(f"miniature, {case}" for case in reference.cases)

@@ -1,5 +1,5 @@
-"""That a full change of basis of the VO pairs drops out, proved for every structure before it is used, like the rules of
-single factors are: an output gate or a norm behind the attention lets single factors through and not this.
+"""That a full change of basis of the VO pairs drops out, proved for every structure before it is used, like the rules
+of single factors are: an output gate or a norm behind the attention lets single factors through and not this.
 
 Nothing stands between the two sides of a LoRA adapter, so its rank channels need no such proof.
 """
@@ -27,8 +27,8 @@ BASIS = "a full change of basis on "  # how the words of such a proof begin
 
 
 def prove_basis(checkpoint: Checkpoint, chosen: Method) -> Proof:
-    """The kept proof for this config, or a fresh one, which is then kept. Never raises for what does not hold: the proof has
-    then not ``passed``, and ``reason`` says why.
+    """The kept proof for this config, or a fresh one, which is then kept. Never raises for what does not hold: the
+    proof has then not ``passed``, and ``reason`` says why.
     """
     if checkpoint.declared is not None:
         reason = "it is proved on classes of transformers alone, and its pairs were declared."
@@ -40,7 +40,9 @@ def prove_basis(checkpoint: Checkpoint, chosen: Method) -> Proof:
 def check_basis(
     checkpoint: Checkpoint, sites: Iterable[Site], chosen: Method, nothing: str = "The model is unchanged."
 ) -> Proof | None:
-    """The proof that these may be changed, None where none of them needs one. Raises ProofFailed, which ends in ``nothing``."""
+    """The proof that these may be changed, None where none of them needs one. Raises ProofFailed, which ends in
+    ``nothing``.
+    """
     sites = [site for site in sites if site.key.pair != "lora"]
     if not sites:
         return None
@@ -52,7 +54,9 @@ def check_basis(
 
 
 def bases_proved(checkpoint: Checkpoint, sites: Sites, chosen: Method) -> Sites:
-    """The sites without those whose basis the method would change and for which that is not proved; these become refusals."""
+    """The sites without those whose basis the method would change and for which that is not proved; these become
+    refusals.
+    """
     asked = [s for s in sites.sites if s.key.pair != "lora" and chosen.changes_basis_of(s.key.pair)]
     if not asked:
         return sites

@@ -24,8 +24,8 @@ NOT_RUN = (
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """``factors``: site -> factor of each cell; ``side``: the one side that is scaled, None for both. ``from_disk``: the
-    rescaled miniature is written, as an export is, and read again."""
+    """``factors``: site -> factor of each cell; ``side``: the one side that is scaled, None for both. ``from_disk``:
+    the rescaled miniature is written, as an export is, and read again."""
 
     name: str
     factors: dict[str, np.ndarray]
@@ -48,8 +48,8 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A miniature with its own outputs. ``moved(trial, granularity)`` rescales it and gives the Difference of the outputs; ``lives(trial, granularity)`` how far they move at least. ``not_run``: towers that no case
-    reaches."""
+    """A miniature with its own outputs. ``moved(trial, granularity)`` rescales it and gives the Difference of the
+    outputs; ``lives(trial, granularity)`` how far they move at least. ``not_run``: towers that no case reaches."""
 
     sites: Sites
     cases: tuple[str, ...]
@@ -86,7 +86,9 @@ def repeated_outputs(run: Callable):
 
 
 def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tuple[str, ...], model) -> Bench:
-    """``model``: the miniature as it was loaded; it is edited and put back where its parameters are the stored tensors."""
+    """``model``: the miniature as it was loaded; it is edited and put back where its parameters are the stored
+    tensors.
+    """
     from wisca_core.equivalence.miniature import load
     from wisca_core.equivalence.outputs import difference, first_move, outputs
 
@@ -149,8 +151,8 @@ def _bench(small: Checkpoint, sites: Sites, place: Path, reference, inputs: tupl
 
 
 def _as_stored(small: Checkpoint, model) -> dict[str, torch.Tensor]:
-    """Tensor name -> the loaded model's parameter, of every tensor that is one, bit for bit: some are put together or turned
-    as they are loaded, and what changes those is loaded again.
+    """Tensor name -> the loaded model's parameter, of every tensor that is one, bit for bit: some are put together or
+    turned as they are loaded, and what changes those is loaded again.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     plain = {}
@@ -189,7 +191,8 @@ def judge(bench: Bench, granularity: str, progress: Progress, controls: bool = T
             worst, where = found.max_rel, f"factors both ways, {found.worst_case}"
         if not found.max_rel <= TOLERANCE:
             refused[name] = (
-                f"the outputs differ by {found.max_rel:.1e} relative (factors both ways, {found.worst_case}); {TOLERANCE:.0e} is the bound."
+                f"the outputs differ by {found.max_rel:.1e} relative (factors both ways, {found.worst_case}); "
+                f"{TOLERANCE:.0e} is the bound."
             )
         living: set[tuple] = set()
         dead: dict[tuple, str] = {}

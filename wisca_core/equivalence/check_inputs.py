@@ -1,5 +1,5 @@
-"""What the full check feeds a real model: text through the folder's tokenizer, pictures and sound drawn at random, by the
-same rules that feed its miniature.
+"""What the full check feeds a real model: text through the folder's tokenizer, pictures and sound drawn at random, by
+the same rules that feed its miniature.
 """
 
 from collections.abc import Iterable
@@ -43,8 +43,8 @@ _COUNTED = {
 
 @dataclass(frozen=True, eq=False)  # holds tensors
 class CheckInputs:
-    """``source``: where the inputs come from; ``counted``: how many there are, "1,024 tokens and 3 pictures"; ``n_tokens``:
-    positions of text with an output.
+    """``source``: where the inputs come from; ``counted``: how many there are, "1,024 tokens and 3 pictures";
+    ``n_tokens``: positions of text with an output.
     """
 
     cases: tuple[Case, ...]
@@ -60,8 +60,8 @@ class CheckInputs:
 
 
 def inputs_for(model, folder: Path) -> CheckInputs:
-    """The cases of a loaded model whose tokenizer, if any, lies in ``folder``. UnknownArchitecture where its vocabulary is
-    not known; no cases where it takes no input that is known here.
+    """The cases of a loaded model whose tokenizer, if any, lies in ``folder``. UnknownArchitecture where its vocabulary
+    is not known; no cases where it takes no input that is known here.
     """
     text: list[Case] = []
     source = ""
@@ -91,8 +91,8 @@ def _with_text(case: Case, ids: torch.Tensor) -> Case:
 
 
 def token_ids(model, folder: Path) -> tuple[torch.Tensor, str]:
-    """((rows, length) int64, where they come from): the Python documentation through the folder's tokenizer, else random
-    ids without a meaning of their own.
+    """((rows, length) int64, where they come from): the Python documentation through the folder's tokenizer, else
+    random ids without a meaning of their own.
     """
     draw = Draw(model, 0)
     positions = _positions(model)

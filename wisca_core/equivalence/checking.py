@@ -1,5 +1,5 @@
-"""The full check: the original and the rescaled checkpoint run on the same inputs, in the dtype they are stored in, with
-eager attention and with torch's own (sdpa), which most models load with.
+"""The full check: the original and the rescaled checkpoint run on the same inputs, in the dtype they are stored in,
+with eager attention and with torch's own (sdpa), which most models load with.
 
 It shows what rounding does to this model. It cannot prove a rule: a rounded right rescale moves the outputs more than a
 1 % error in one matrix does, which is why the control (the same weights rounded at random) and the miniature stand
@@ -49,7 +49,8 @@ def full_check(checkpoint: Checkpoint, sites: Sites, plan: Plan, progress: Progr
             _write_plan(checkpoint, sites, plan, after, progress)
         except OSError as error:
             raise OutputRefused(
-                f"the check writes the rescaled weights under {folder('exports')} first, which failed: {error.strerror}. It is removed again."
+                f"the check writes the rescaled weights under {folder('exports')} first, which failed: "
+                f"{error.strerror}. It is removed again."
             ) from error
         return compare_folder(checkpoint, sites, plan, after, progress)
 
@@ -63,8 +64,8 @@ def compare_folder(
     ``plan`` names the tensors that the control rounds at random; None (two given checkpoints) rounds those of all
     pairs.
 
-    CheckNotRun where the memory does not suffice or the original itself cannot be run, ConfigMismatch or UnknownArchitecture
-    where only the rescaled one cannot, Cancelled.
+    CheckNotRun where the memory does not suffice or the original itself cannot be run, ConfigMismatch or
+    UnknownArchitecture where only the rescaled one cannot, Cancelled.
     """
     checkpoint.check_rescalable()
     if checkpoint.adapter_json:
@@ -165,8 +166,8 @@ def _load(folder: Path, dtype: str):
 
 
 def _run(model, given: "CheckInputs", kernels: tuple[str, ...], all_of_them: bool = False) -> dict[str, "Outputs"]:
-    """Attention implementation -> outputs; one that the class does not have, or that does not take these inputs, is left
-    out unless it is eager, or all are asked for.
+    """Attention implementation -> outputs; one that the class does not have, or that does not take these inputs, is
+    left out unless it is eager, or all are asked for.
     """
     from wisca_core.equivalence.miniature import quiet
     from wisca_core.equivalence.outputs import case_outputs
@@ -186,7 +187,9 @@ def _run(model, given: "CheckInputs", kernels: tuple[str, ...], all_of_them: boo
 
 
 def _generate(model, given: "CheckInputs") -> list[list[int]]:
-    """What each of the first rows of text is gone on with greedily, as token ids; [] where the model does not generate."""
+    """What each of the first rows of text is gone on with greedily, as token ids; [] where the model does not
+    generate.
+    """
     from wisca_core.equivalence.miniature import quiet
     from wisca_core.equivalence.outputs import is_causal
 
@@ -217,8 +220,8 @@ def _same_from_the_start(a: list[int], b: list[int]) -> int:
 
 
 def _in_int8(model, given: "CheckInputs") -> "Outputs | None":
-    """The outputs with every matrix but the embeddings rounded to 255 steps of its largest entry, in place: the coarsest
-    thing that is commonly done to weights. None where the model has no causal language head.
+    """The outputs with every matrix but the embeddings rounded to 255 steps of its largest entry, in place: the
+    coarsest thing that is commonly done to weights. None where the model has no causal language head.
     """
     from wisca_core.equivalence.outputs import is_causal
 

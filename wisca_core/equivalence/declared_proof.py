@@ -1,8 +1,9 @@
-"""Proof of declared sites on the model in front of us: a small one that the person builds, or a float64 copy of the model
-itself, every parameter random, judged like any other rule (``bench.judge``): factors up to 2^10 both ways, several lengths,
-and each side alone must move the outputs.
+"""Proof of declared sites on the model in front of us: a small one that the person builds, or a float64 copy of the
+model itself, every parameter random, judged like any other rule (``bench.judge``): factors up to 2^10 both ways,
+several lengths, and each side alone must move the outputs.
 
-The person's own code is run, and only because they gave it. Nothing is kept: code of theirs may change between two runs.
+The person's own code is run, and only because they gave it. Nothing is kept: code of theirs may change between two
+runs.
 """
 
 import copy
@@ -44,13 +45,16 @@ Build = Callable[[], object]
 Forward = Callable[[nn.Module, object], object]
 
 _USUAL_CAUSES = {
-    "qk": "Usual causes: another rotary layout than the declared (rope=, rope_channels=), norms on q and k that were not "
-    "declared (qk_norm=; without gains there is no pair), another order of the heads (layout=, n_kv_heads=), tensors that "
+    "qk": "Usual causes: another rotary layout than the declared (rope=, rope_channels=), norms on q and k that were "
+    "not "
+    "declared (qk_norm=; without gains there is no pair), another order of the heads (layout=, n_kv_heads=), tensors "
+    "that "
     "are tied to others, or a call that returns keys and values themselves (let forward= return the outputs alone).",
     "vo": "Usual causes: another order of the heads (layout=, n_kv_heads=), a norm between the heads and the output "
     "projection (sub_norm=), tensors that are tied to others, or a call that returns keys and values themselves (let "
     "forward= return the outputs alone).",
-    "mlp": "Usual causes: gate and up taken for each other (gate=, up_first=), an activation other than the declared, a norm "
+    "mlp": "Usual causes: gate and up taken for each other (gate=, up_first=), an activation other than the declared, "
+    "a norm "
     "between up and down, or tensors that are tied to others.",
 }
 
@@ -69,8 +73,9 @@ def prove_declared(
     ``structure``: the tensors the declarations were read against, which what ``build`` makes must have by name.
 
     ``build()`` gives a small model of the same class, with the same head counts (or (model, sites) with declarations of
-    its own); ``forward(model, ids)`` calls it where ``model(ids)`` does not. Never raises for a rule that is wrong. Raises
-    DeclarationError for a build or a call that does not fit, ProofFailed where the model does not repeat its outputs.
+    its own); ``forward(model, ids)`` calls it where ``model(ids)`` does not. Never raises for a rule that is wrong.
+    Raises DeclarationError for a build or a call that does not fit, ProofFailed where the model does not repeat its
+    outputs.
     """
     started = time.perf_counter()
     with keep_random_states(), one_thread(), torch.no_grad():
@@ -176,7 +181,8 @@ def _float64_copy(model: nn.Module) -> nn.Module:
     for tensor in tensors:
         if tensor.is_meta or hasattr(tensor, "ds_id") or hasattr(tensor, "device_mesh"):
             raise DeclarationError(
-                f"the {type(model).__name__} is spread over devices or offloaded, so it cannot be copied to prove its sites on. "
+                f"the {type(model).__name__} is spread over devices or offloaded, so it cannot be copied to prove its "
+                "sites on. "
                 "Give build=, a function that makes a small model of the class."
             )
     needed = int(1.5 * sum(8 * t.numel() for t in tensors))
@@ -184,7 +190,8 @@ def _float64_copy(model: nn.Module) -> nn.Module:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_free()
     if free is not None and needed > free:
         raise DeclarationError(
-            f"a float64 copy of the {type(model).__name__} needs {in_bytes(needed)} and {in_bytes(free)} are free. Give "
+            f"a float64 copy of the {type(model).__name__} needs {in_bytes(needed)} and {in_bytes(free)} are free. "
+            "Give "
             "build=, a function that makes a small model of the class."
         )
     for parameter in model.parameters():
@@ -195,7 +202,8 @@ def _float64_copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, memo)
     except Exception as error:  # whatever the person's modules hold
         raise DeclarationError(
-            f"the {type(model).__name__} cannot be copied to prove its sites on: {_words(error)}. Give build=, a function that "
+            f"the {type(model).__name__} cannot be copied to prove its sites on: {_words(error)}. Give build=, a "
+            "function that "
             "makes a small model of the class."
         ) from error
 
@@ -216,7 +224,8 @@ def _check_its_own(small: nn.Module, model: nn.Module | None) -> None:
     shared = next(((name, held[_memory(t)]) for name, t in _tensors(small) if _memory(t) in held), None)
     if shared:
         raise DeclarationError(
-            f"build: it returns the live model, or a part of it ({shared[0]} is the memory of {shared[1]}), which a proof would "
+            f"build: it returns the live model, or a part of it ({shared[0]} is the memory of {shared[1]}), which a "
+            "proof would "
             "make random. Make a new small model in it. The model is unchanged."
         )
 
@@ -254,7 +263,9 @@ def _numberless(name: str) -> str:
 
 
 class _Caller:
-    """How the model is run: ``cases()`` gives name -> what a call is given; ``__call__`` every floating value it gives."""
+    """How the model is run: ``cases()`` gives name -> what a call is given; ``__call__`` every floating value it
+    gives.
+    """
 
     def __init__(self, model: nn.Module, forward: Forward | None):
         if forward is not None and not callable(forward):
@@ -266,7 +277,8 @@ class _Caller:
         tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
         if not tables and forward is None:
             raise DeclarationError(
-                f"{self.kind} holds no nn.Embedding, so it is not known what it takes. Say how it is called: forward=lambda "
+                f"{self.kind} holds no nn.Embedding, so it is not known what it takes. Say how it is called: "
+                "forward=lambda "
                 "model, ids: model(torch.randn(*ids.shape, 64)), or whatever its inputs are."
             )
         device = next((p.device for p in model.parameters()), "cpu")
@@ -322,7 +334,8 @@ def _bench(model: nn.Module, sites: Sites, call: _Caller) -> Bench:
     again = difference(reference, run())
     if again.max_rel > TOLERANCE:
         raise ProofFailed(
-            f"{call.kind} does not repeat its own outputs in eval mode ({again.max_rel:.1e} relative, the same inputs and "
+            f"{call.kind} does not repeat its own outputs in eval mode ({again.max_rel:.1e} relative, the same inputs "
+            "and "
             "random state), so nothing can be proved on it."
         )
     return _on(model, sites, call, reference, run)

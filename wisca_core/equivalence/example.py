@@ -1,4 +1,6 @@
-"""A typical config of each model type: the defaults of its class, and what those lack to be a model (``sizes.toml``)."""
+"""A typical config of each model type: the defaults of its class, and what those lack to be a model
+(``sizes.toml``).
+"""
 
 from typing import Any
 
@@ -7,7 +9,8 @@ from wisca_core.errors import ConfigMismatch, UnknownArchitecture
 
 
 def example_config(model_type: str, **changes: Any) -> dict[str, Any]:
-    """config.json as a plain dict, with the class of the causal language model where transformers has one for the whole model.
+    """config.json as a plain dict, with the class of the causal language model where transformers has one for the whole
+    model.
 
     >>> example_config("llama", num_key_value_heads=8)["architectures"]
     ['LlamaForCausalLM']

@@ -27,12 +27,13 @@ INPUTS = "random inputs"  # of a LoRA adapter's products, in place of tokens
 @dataclass(frozen=True)
 class FullCheck:
     """Differences of ``n_values`` outputs, the worst over ``kernels``: the attention implementations that were run.
-    ``tokens``: where the inputs come from, ``counted``: how many there are, in words. ``max_rel``: relative to max |output|
-    of the original. ``control_max_rel``: the same for the original with the touched weights rounded at random (None where
-    the outputs are bit-equal). Perplexities are per token, None where the model predicts no next token. ``n_generated``
-    tokens were generated greedily by both, ``n_same_generated`` of them are the same (up to the first that is not, in each
-    text); 0 where the model does not generate. ``int8_max_rel``: the difference of the two with every matrix rounded to int8
-    by one scale a matrix, beside ``int8_error``, what that rounding does to the original; None where it was not run.
+    ``tokens``: where the inputs come from, ``counted``: how many there are, in words. ``max_rel``: relative to max
+    |output| of the original. ``control_max_rel``: the same for the original with the touched weights rounded at random
+    (None where the outputs are bit-equal). Perplexities are per token, None where the model predicts no next token.
+    ``n_generated`` tokens were generated greedily by both, ``n_same_generated`` of them are the same (up to the first
+    that is not, in each text); 0 where the model does not generate. ``int8_max_rel``: the difference of the two with
+    every matrix rounded to int8 by one scale a matrix, beside ``int8_error``, what that rounding does to the original;
+    None where it was not run.
     """
 
     outputs: str
@@ -63,8 +64,14 @@ class FullCheck:
         if not self.comparable:
             return "the original's own outputs are not finite, so nothing could be compared."
         if self.bit_identical:
-            return f"all {self.n_values:,} {self.outputs} of {self.counted} are bit-identical in {self.dtype}{self.by_kernels}{self._further()}."
-        out = f"largest relative difference of the {self.outputs} {self.max_rel:.1e} on {self.counted} in {self.dtype}{self.by_kernels}"
+            return (
+                f"all {self.n_values:,} {self.outputs} of {self.counted} are bit-identical in "
+                f"{self.dtype}{self.by_kernels}{self._further()}."
+            )
+        out = (
+            f"largest relative difference of the {self.outputs} {self.max_rel:.1e} on {self.counted} in "
+            f"{self.dtype}{self.by_kernels}"
+        )
         if self.control_max_rel is not None:
             out += f"; the same weights rounded at random move them by {self.control_max_rel:.1e}"
         if self.top1_agreement is not None:
@@ -79,7 +86,10 @@ class FullCheck:
             out += f"; {same} {self.n_generated} greedily generated tokens are the same"
         if self.int8_max_rel is not None and self.int8_error is not None:
             moved = "equal to the bit" if self.int8_max_rel == 0 else f"{self.int8_max_rel:.1e} apart"
-            out += f"; with all matrices rounded to int8 (which moves the original by {self.int8_error:.1e}) the two are {moved}"
+            out += (
+                f"; with all matrices rounded to int8 (which moves the original by {self.int8_error:.1e}) the two "
+                f"are {moved}"
+            )
         return out
 
     @property
@@ -163,8 +173,8 @@ def why_too_large(checkpoint: Checkpoint) -> str:
 
 
 def why_not_checked(checkpoint: Checkpoint, asked: bool | None) -> str:
-    """ "" where the full check is to run: where it is ``asked`` for, or None and the memory suffices. Raises CheckNotRun
-    where it was asked for and does not fit.
+    """ "" where the full check is to run: where it is ``asked`` for, or None and the memory suffices. Raises
+    CheckNotRun where it was asked for and does not fit.
     """
     if asked is False:
         return "not asked for"

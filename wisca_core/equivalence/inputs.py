@@ -1,8 +1,9 @@
 """What a model takes in, and random inputs of it: the fixed list of named cases two models are compared on.
 
-Text: lengths 1, 7 and 33, a batch padded on the left and one padded on the right; for decoders a prefill and single-token
-steps on its cache. Encoder-decoders: the same with ids for the decoder. Pixels and sound: :mod:`.inputs_by_kind`. A model that
-reads text and is fed by another tower (``get_image_features``) runs that tower by itself.
+Text: lengths 1, 7 and 33, a batch padded on the left and one padded on the right; for decoders a prefill and
+single-token steps on its cache. Encoder-decoders: the same with ids for the decoder. Pixels and sound:
+:mod:`.inputs_by_kind`. A model that reads text and is fed by another tower (``get_image_features``) runs that tower by
+itself.
 """
 
 import inspect
@@ -37,8 +38,8 @@ SEEN_ONCE = frozenset({"mllama"})
 HASHED = {"canine": 61}
 # Their decoder reads this many streams of tokens side by side, one row each.
 STREAMS = dict.fromkeys(("musicgen", "musicgen_melody", "musicgen_decoder", "musicgen_melody_decoder"), "num_codebooks")
-# Run without a cache: the config of the first lacks the number of layers that one is made with, the steps of the others need
-# positions that only their generate() works out.
+# Run without a cache: the config of the first lacks the number of layers that one is made with, the steps of the others
+# need positions that only their generate() works out.
 WITHOUT_CACHE = frozenset({"blt", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"})
 # Towers that are run by themselves, by the method that gives their features.
 TOWERS = {"get_image_features": PIXELS, "get_audio_features": SOUND}
@@ -83,7 +84,8 @@ def cases(model, seed: int) -> Iterator[Case]:
             yield case
     if not found:
         raise UnknownArchitecture(
-            f"{type(model).__name__} takes {', '.join(list(parameters(model))[:4])} ...: neither text, pixels nor sound, so it cannot be run."
+            f"{type(model).__name__} takes {', '.join(list(parameters(model))[:4])} ...: neither text, pixels nor "
+            "sound, so it cannot be run."
         )
 
 
@@ -151,9 +153,11 @@ def text_cases(model, seed: int) -> list[Case]:
 
 
 def row_cases(model, ids: torch.Tensor, seed: int = 0) -> list[Case]:
-    """Given token ids as cases named ROW and a number, with what the model wants beside text; none where it reads no text.
+    """Given token ids as cases named ROW and a number, with what the model wants beside text; none where it reads no
+    text.
 
-    ``ids``: (rows, length), int64. Encoder-decoders get them on both sides, decoders of several streams as many rows a case.
+    ``ids``: (rows, length), int64. Encoder-decoders get them on both sides, decoders of several streams as many rows a
+    case.
     """
     method = "get_text_features" if is_two_towers(model) else "forward"
     if "input_ids" not in parameters(model, method):
@@ -175,7 +179,9 @@ def row_cases(model, ids: torch.Tensor, seed: int = 0) -> list[Case]:
 
 
 def _with_decoder(made: list, draw: "Draw", names: Mapping) -> list[Case]:
-    """The same encoder inputs, each with ids for the decoder; padded batches are padded on both halves where it can be."""
+    """The same encoder inputs, each with ids for the decoder; padded batches are padded on both halves where it can
+    be.
+    """
     out = []
     for i, (name, inputs, _) in enumerate(made):
         rows = _rows(inputs) * draw.streams
@@ -292,8 +298,8 @@ class Draw:
 
 
 def shortest(config: Any) -> int:
-    """The fewest tokens that the model treats as it treats many. BigBird turns from sparse blocks to full attention below
-    five and twice the random blocks, once and for all the calls that follow.
+    """The fewest tokens that the model treats as it treats many. BigBird turns from sparse blocks to full attention
+    below five and twice the random blocks, once and for all the calls that follow.
     """
     if getattr(config, "attention_type", "") == "block_sparse":
         return (5 + 2 * config.num_random_blocks + 1) * config.block_size

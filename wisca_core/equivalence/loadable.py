@@ -12,8 +12,9 @@ WEIGHTS = "model.safetensors"
 
 
 def loadable(checkpoint: Checkpoint, place: Path, progress: Progress = silent) -> Path:
-    """``place``, made: a folder that transformers loads this very checkpoint from, under the names it looks for: links to
-    its weight files, which were looked through, or a copy where they are of another kind or under names that wrappers left.
+    """``place``, made: a folder that transformers loads this very checkpoint from, under the names it looks for: links
+    to its weight files, which were looked through, or a copy where they are of another kind or under names that
+    wrappers left.
 
     Raises OSError (disk full), CheckpointChanged, Cancelled.
     """

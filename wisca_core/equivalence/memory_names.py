@@ -28,8 +28,8 @@ class MemoryNames:
 
     def find(self, name: str) -> tuple[str, ...]:
         """The stored tensors that ``name`` may be: in memory, in an older release's memory, as stored, or with other
-        first parts (model., transformer.). One where all is well, () where there is none; more where it is computed from
-        them or the name does not say which it is.
+        first parts (model., transformer.). One where all is well, () where there is none; more where it is computed
+        from them or the name does not say which it is.
         """
         for spelled in (name, self._rename(name)):
             if spelled in self.stored:

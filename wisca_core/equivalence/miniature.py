@@ -99,8 +99,8 @@ def build_miniature(config: Mapping[str, Any], folder: Path, seed: int, as_in_me
     """Build the model of a *small* config.json in float64, make every parameter random and save it to ``folder``.
 
     ``config``: what :func:`small_config.shrink` returned; written to config.json as it stands. The weights are
-    safetensors F64 under their on-disk names, or ``as_in_memory``, where some classes have other tensors. The same seed gives the same bytes. ConfigMismatch where the model cannot
-    be built, UnknownArchitecture where it is not small.
+    safetensors F64 under their on-disk names, or ``as_in_memory``, where some classes have other tensors. The same seed
+    gives the same bytes. ConfigMismatch where the model cannot be built, UnknownArchitecture where it is not small.
     """
     cls = model_class(config)
     with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -215,8 +215,8 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float64, allow_extra: bool 
 
 
 def _unround_(model, folder: Path, dtype: torch.dtype) -> None:
-    """The whole model in ``dtype``; parameters that its class makes in a dtype of its own were rounded to that when they
-    were loaded, and are read again.
+    """The whole model in ``dtype``; parameters that its class makes in a dtype of its own were rounded to that when
+    they were loaded, and are read again.
     """
     rounded = {name: p for name, p in model.named_parameters() if p.dtype != dtype}
     model.to(dtype)
@@ -238,8 +238,8 @@ def _cannot_build(config: Mapping[str, Any], error: Exception) -> ConfigMismatch
 
 @contextmanager
 def _plain_module() -> Iterator[None]:
-    """A miniature is in no wrapper. Before it is saved transformers looks for one of DeepSpeed's and imports DeepSpeed for
-    that, where it is installed: seconds.
+    """A miniature is in no wrapper. Before it is saved transformers looks for one of DeepSpeed's and imports DeepSpeed
+    for that, where it is installed: seconds.
     """
     from transformers import modeling_utils
 

@@ -1,4 +1,6 @@
-"""A person's config.json as a config of transformers: cleaned of what would run code, its counts checked, never trusted."""
+"""A person's config.json as a config of transformers: cleaned of what would run code, its counts checked, never
+trusted.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,8 +23,8 @@ COUNTED = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", 
 
 
 def clean(config: Mapping[str, Any], dropped: frozenset[str] = DROPPED) -> dict[str, Any]:
-    """A copy without anything that would run code, pick a kernel or quantise (``dropped``), and with only values a config
-    can hold.
+    """A copy without anything that would run code, pick a kernel or quantise (``dropped``), and with only values a
+    config can hold.
 
     UnknownArchitecture where the model type is unknown to transformers.
     """

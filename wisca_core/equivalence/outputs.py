@@ -61,7 +61,8 @@ def outputs(model, seed: int) -> Outputs:
 
 
 def case_outputs(model, given: Iterable[Case], seed: int = 0) -> Outputs:
-    """The outputs on these cases, in order, as many threads as torch has; towers that do not run are named in ``not_run``.
+    """The outputs on these cases, in order, as many threads as torch has; towers that do not run are named in
+    ``not_run``.
 
     float64 models are run in true float64. UnknownArchitecture where the model does not run.
     """
@@ -101,8 +102,8 @@ def _size(values: torch.Tensor) -> float:
 
 
 def first_move(reference: Outputs, model, seed: int, above: float) -> float:
-    """Relative difference of the first case in which ``model`` moves away from ``reference`` by more than ``above``; the
-    largest seen where none does. Most models move in the first case, so this costs a fraction of ``outputs``.
+    """Relative difference of the first case in which ``model`` moves away from ``reference`` by more than ``above``;
+    the largest seen where none does. Most models move in the first case, so this costs a fraction of ``outputs``.
     """
     lift = in_float64() if next(model.parameters()).dtype == torch.float64 else nullcontext()
     largest = 0.0

@@ -61,12 +61,14 @@ def _prove(base: Checkpoint, sites: Sites, adapter: Checkpoint, progress: Progre
         absent = lacking(sites, small_sites)
         if absent:
             raise ProofFailed(
-                f"transformers' own {sites.model_type} with this config.json has no {absent}. The weights and config.json disagree."
+                f"transformers' own {sites.model_type} with this config.json has no {absent}. The weights and "
+                "config.json disagree."
             )
         missing = kept - _copied_tensors(small, small_sites, small_adapter)
         if missing:
             raise ProofFailed(
-                f"the adapter has its own {sorted(missing)[0]} of a pair; on a miniature of {sites.model_type} peft keeps no "
+                f"the adapter has its own {sorted(missing)[0]} of a pair; on a miniature of {sites.model_type} peft "
+                "keeps no "
                 "such copy, so it is not proved that it follows."
             )
         reference = repeated_outputs(lambda: outputs(load_adapted(original, beside), seed=2))

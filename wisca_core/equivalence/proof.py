@@ -26,8 +26,8 @@ UNPROVED = "nothing: "  # and those of what stands in the place of one where non
 class Proof:
     """``max_rel``: largest difference relative to max |output| over all cases and factor sets. ``liveness``: the
     smallest relative change when only one side of one site is scaled. ``reason``: why it failed, "" where it passed.
-    ``proved`` and ``refused``: labels (``label(site)``: where in the model and which pair), the latter with the reason; it
-    has passed where none is refused.
+    ``proved`` and ``refused``: labels (``label(site)``: where in the model and which pair), the latter with the reason;
+    it has passed where none is refused.
     """
 
     passed: bool
@@ -46,12 +46,16 @@ class Proof:
     refused: tuple[tuple[str, str], ...] = ()
 
     def covers(self, site: Site) -> bool:
-        """Whether the rule of this site was proved. A proof that failed as a whole names no label, and covers nothing."""
+        """Whether the rule of this site was proved. A proof that failed as a whole names no label, and covers
+        nothing.
+        """
         return label(site) in self.proved and (self.passed or bool(self.refused))
 
     @property
     def is_made(self) -> bool:
-        """False for what stands in the place of a proof where none was wanted, or where nothing was given to make one with."""
+        """False for what stands in the place of a proof where none was wanted, or where nothing was given to make one
+        with.
+        """
         return not self.what.startswith(UNPROVED)
 
     @property

@@ -77,7 +77,8 @@ def _prove_declared(checkpoint: Checkpoint, sites: Sites, progress: Progress) ->
         return replace(words, passed=True, proved=labels)
     if declared.build is None:
         reason = (
-            "declared sites of a file are proved on the model's own code. Give --build module:function, which makes a small "
+            "declared sites of a file are proved on the model's own code. Give --build module:function, which makes a "
+            "small "
             "model of the class, or say --unproved to take them as they are."
         )
         return replace(words, reason=reason)
@@ -132,7 +133,8 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
         if missing:
             why = "; ".join(f"{r.what}: {r.reason}" for r in small_sites.refusals[:3])
             raise ProofFailed(
-                f"transformers' own {sites.model_type} with this config.json has no {missing}. The weights and config.json "
+                f"transformers' own {sites.model_type} with this config.json has no {missing}. The weights and "
+                "config.json "
                 f"disagree about the structure (a bias or norm that one has and the other lacks). {why}".strip()
             )
         bench = open_bench(small, small_sites, place)
@@ -141,8 +143,8 @@ def _prove(checkpoint: Checkpoint, sites: Sites, progress: Progress, granularity
     return Proof(
         passed=not verdict.refused,
         rule=sites.family,
-        what=f"{a.n_layers} layers, width {a.hidden_size}, {a.n_heads} query heads on {a.n_kv_heads} KV heads, random biases and gains"
-        + (f", run on {', '.join(bench.inputs)}" if bench.inputs != ("text",) else ""),
+        what=f"{a.n_layers} layers, width {a.hidden_size}, {a.n_heads} query heads on {a.n_kv_heads} KV heads, random "
+        "biases and gains" + (f", run on {', '.join(bench.inputs)}" if bench.inputs != ("text",) else ""),
         n_cases=len(bench.cases) * verdict.n_trials,
         cases=bench.cases,
         max_rel=verdict.worst,

@@ -1,4 +1,5 @@
-"""How large a miniature is: what the keys of a config count (``sizes.toml``), and the new sizes that follow from the old.
+"""How large a miniature is: what the keys of a config count (``sizes.toml``), and the new sizes that follow from the
+old.
 
 Sizes are worked out for one tower at a time; a config that only holds towers takes those of its language part.
 """
@@ -160,7 +161,9 @@ def _at(value: Any, layer: int) -> Any:
 
 
 def _other_heads(full: Mapping[str, Any], most: int, most_kv: int) -> list[tuple[int, int]]:
-    """(query heads, KV heads) that keys beside the common ones name: of window layers, of a decoder, of single layers."""
+    """(query heads, KV heads) that keys beside the common ones name: of window layers, of a decoder, of single
+    layers.
+    """
     found = []
     for key, value in full.items():
         if ROLES.get(key) == "heads" and isinstance(value, int) and value and value != most:
@@ -244,7 +247,9 @@ def is_by_layer(key: str, value: Any, n_layers: int) -> bool:
 
 
 def of_layer(own: Mapping[Any, Any] | None, layer: int) -> Any:
-    """What a per-layer dictionary says of one layer; its keys are numbers, or text ("05") where it went through JSON."""
+    """What a per-layer dictionary says of one layer; its keys are numbers, or text ("05") where it went through
+    JSON.
+    """
     return next((value for key, value in (own or {}).items() if int(key) == layer), None)
 
 

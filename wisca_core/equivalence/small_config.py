@@ -106,7 +106,8 @@ def _small(made: Any, full: Mapping[str, Any], cleaned: Mapping[str, Any], text_
     if sizes is None:
         names = ", ".join(name for name, role in ROLES.items() if role in ("hidden", "layers"))
         raise UnknownArchitecture(
-            f'the config of "{full.get("model_type")}" has no width and number of layers ({names:.160} ...); it cannot be made small.'
+            f'the config of "{full.get("model_type")}" has no width and number of layers ({names:.160} ...); it cannot '
+            "be made small."
         )
 
     def small_value(key: str, value: Any) -> Any:

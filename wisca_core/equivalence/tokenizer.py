@@ -63,7 +63,9 @@ def _apart(folder: Path, n: int) -> Iterator[bytes]:
 
 
 def _stamp(folder: Path) -> tuple:
-    """What changes with the folder's text files. UnreadableInput where one is a pipe or a device: opening it may wait."""
+    """What changes with the folder's text files. UnreadableInput where one is a pipe or a device: opening it may
+    wait.
+    """
     out = []
     for path in sorted(Path(folder).glob("*.*")):
         if path.suffix in (".json", ".txt", ".model", ".jinja") and path.exists():

@@ -14,7 +14,9 @@ from torch import nn
 
 @contextmanager
 def keep_random_states() -> Iterator[None]:
-    """torch's (of every device in use), NumPy's and Python's random numbers go on as if nothing had been drawn inside."""
+    """torch's (of every device in use), NumPy's and Python's random numbers go on as if nothing had been drawn
+    inside.
+    """
     host, numbers, python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     try:
@@ -43,14 +45,16 @@ def seed_all(seed: int) -> None:
 
 
 def eagerly() -> AbstractContextManager[None]:
-    """Inside, what was compiled runs as it was written. Importing the compiler for that would take longer than all else."""
+    """Inside, what was compiled runs as it was written. Importing the compiler for that would take longer than all
+    else.
+    """
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
 def leave_as_found(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode, without gradients and run eagerly; afterwards its modes and buffers, to the bit,
-    and all random states are those of before.
+    """Inside, the model is in eval mode, without gradients and run eagerly; afterwards its modes and buffers, to the
+    bit, and all random states are those of before.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [

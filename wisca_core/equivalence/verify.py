@@ -106,7 +106,8 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
         )
     if _function_config(before) != _function_config(after):
         return _different(["config.json differs in more than names and versions."], before, found.n_changed)
-    # those of the pairs that changed: the others, refused or not, do not matter, and their proof is the one a rescale kept
+    # those of the pairs that changed: the others, refused or not, do not matter, and their proof is the one a rescale
+    # kept
     changed = {sites[name].key.pair for name in found.changed_sites}
     pairs = changed | set(pairs_to_find(changed))
     proof = prove(before, sites.only(lambda site: site.key.pair in pairs), progress)
@@ -146,7 +147,8 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
     if check is not None and check.bit_identical and found.exact:
         verdict = BIT_IDENTICAL
         reasons.append(
-            f"every factor is a power of two and no value lost a bit; all {check.n_values:,} compared outputs are bit-equal."
+            f"every factor is a power of two and no value lost a bit; all {check.n_values:,} compared outputs are "
+            "bit-equal."
         )
     elif check is not None:
         reasons.append(check.words())
@@ -166,8 +168,8 @@ def verify(before: Checkpoint, after: Checkpoint, progress: Progress = silent, r
 
 
 def _bases_beside(after: Checkpoint, sites: Sites) -> tuple[Bases, tuple[str, ...]]:
-    """The changes of basis that an export says it was made by, none where it says nothing that could be so; and then why. They
-    prove nothing: the weights have to be what they make of the others, to the last place.
+    """The changes of basis that an export says it was made by, none where it says nothing that could be so; and then
+    why. They prove nothing: the weights have to be what they make of the others, to the last place.
     """
     if not os.path.lexists(after.path / BASES):
         return Bases(), ()

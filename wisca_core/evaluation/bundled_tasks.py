@@ -1,7 +1,9 @@
-"""Tasks that need no network: made here, by a fixed draw, from the held-out documents of the text that comparisons bundle.
+"""Tasks that need no network: made here, by a fixed draw, from the held-out documents of the text that comparisons
+bundle.
 
-``docs-continuation``: which of four lines of one document comes next. ``docs-order``: the next line, or the same with its
-words in another order. The text is that of the installed Python, so the items change with its version, which is recorded.
+``docs-continuation``: which of four lines of one document comes next. ``docs-order``: the next line, or the same with
+its words in another order. The text is that of the installed Python, so the items change with its version, which is
+recorded.
 """
 
 import random

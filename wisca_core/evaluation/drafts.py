@@ -1,4 +1,5 @@
-"""A small model as a draft for a large one: how many of its tokens the target keeps, in transformers' own assisted generation.
+"""A small model as a draft for a large one: how many of its tokens the target keeps, in transformers' own assisted
+generation.
 
 Greedy decoding, a fixed number of drafted tokens a step: what comes out is what the target alone writes, so a draft
 changes the speed and never the text, which is checked here for every prompt.
@@ -46,9 +47,9 @@ def check_draft(target: Subject, draft: Subject) -> None:
 
 
 def draft_rows(target: Subject, draft: Subject, prompts: list[np.ndarray], progress: Progress) -> dict[str, Any]:
-    """The row of a draft: acceptance (share of its tokens that the target keeps) and accepted_length (tokens written for
-    each run of the target, its own counted), each the mean over prompts with a 95 % t interval over prompts; n_same_text:
-    prompts after which the target wrote alone what it wrote with the draft.
+    """The row of a draft: acceptance (share of its tokens that the target keeps) and accepted_length (tokens written
+    for each run of the target, its own counted), each the mean over prompts with a 95 % t interval over prompts;
+    n_same_text: prompts after which the target wrote alone what it wrote with the draft.
     """
     rates, lengths, same, drafted, kept = [], [], 0, 0, 0
     for i, prompt in enumerate(prompts):
@@ -104,7 +105,9 @@ def _generate_with_draft(target: Subject, draft: Subject, ids: torch.Tensor) -> 
 
 @contextmanager
 def _count_runs(runs: list[tuple[int, int, int]]) -> Iterator[None]:
-    """Every run of the target as (tokens drafted, tokens kept, 1), told by transformers' own generator of candidates."""
+    """Every run of the target as (tokens drafted, tokens kept, 1), told by transformers' own generator of
+    candidates.
+    """
     from transformers.generation.candidate_generator import AssistedCandidateGenerator as Generator
 
     propose, judge = Generator.get_candidates, Generator.update_candidate_strategy

@@ -1,7 +1,8 @@
-"""Looking inside while a model reads the text: what its attention does, head by head, and how large its activations grow.
+"""Looking inside while a model reads the text: what its attention does, head by head, and how large its activations
+grow.
 
-One pass, one window at a time, eager attention: the scores of one layer are in memory at once. The attention function is
-our own copy of the eager one; before anything is counted, the model's outputs through it are compared with its own.
+One pass, one window at a time, eager attention: the scores of one layer are in memory at once. The attention function
+is our own copy of the eager one; before anything is counted, the model's outputs through it are compared with its own.
 
 Not covered: models whose attention does not go through transformers' attention interface, attention with sinks or
 position terms beside the scores: refused by name. Layers without softmax attention have no rows.
@@ -47,9 +48,10 @@ def look_inside(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(rows of heads, rows of layers) over at most ``most`` windows (0: all).
 
-    heads: layer, head, largest_logit (of the scores before softmax, after any soft cap), entropy (nats, mean over queries
-    but the first of each window), first_token (share of attention that goes to the first token, the same mean). layers:
-    layer, largest_activation (max |hidden state| behind the layer). UnsupportedCheckpoint where it cannot be watched.
+    heads: layer, head, largest_logit (of the scores before softmax, after any soft cap), entropy (nats, mean over
+    queries but the first of each window), first_token (share of attention that goes to the first token, the same mean).
+    layers: layer, largest_activation (max |hidden state| behind the layer). UnsupportedCheckpoint where it cannot be
+    watched.
     """
     seen = _Inside()
     model = subject.model
@@ -97,7 +99,8 @@ def _check(model, row: torch.Tensor, seen: _Inside) -> None:
     gap = float((watched - plain).abs().max() / plain.abs().max())
     if not gap <= AGREES:
         raise UnsupportedCheckpoint(
-            f"{name} cannot be looked into while it runs: through the watched attention its outputs differ by {gap:.1e} relative."
+            f"{name} cannot be looked into while it runs: through the watched attention its outputs differ by "
+            f"{gap:.1e} relative."
         )
 
 

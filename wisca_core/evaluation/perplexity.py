@@ -1,7 +1,7 @@
 """Perplexity of a text: nats of every window, their mean, its spread over windows, and bits a byte.
 
-Batches hold as many windows as go fastest: the first ones are tried with 1, 2, 4 ... at a time, and what they gave is kept.
-A second model on the same windows goes in the same batches, because rounding hangs on them.
+Batches hold as many windows as go fastest: the first ones are tried with 1, 2, 4 ... at a time, and what they gave is
+kept. A second model on the same windows goes in the same batches, because rounding hangs on them.
 """
 
 import math
@@ -23,8 +23,8 @@ LOGIT_BYTES = 1 << 30  # of one batch, in float32
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    """Sums of nats ``nats`` and counts ``counts`` of the scored tokens of every window, float64 and int64; ``batches``: how
-    many windows each batch held.
+    """Sums of nats ``nats`` and counts ``counts`` of the scored tokens of every window, float64 and int64; ``batches``:
+    how many windows each batch held.
     """
 
     nats: np.ndarray

@@ -1,4 +1,6 @@
-"""Two models that should be one function: what their answers and windows say of it, and what the export's report says."""
+"""Two models that should be one function: what their answers and windows say of it, and what the export's report
+says.
+"""
 
 import math
 import os
@@ -19,8 +21,8 @@ def same_model(
 ) -> dict[str, Any]:
     """``text``: the row of ``statistics.windows_row``; ``tasks``: (documents of the first, of the second) of each task.
 
-    {is_export, exact, verdict, words, n_documents, n_flipped, flipped, n_likelihoods_equal, largest_likelihood}. The verdict
-    is "identical" (every compared number is), "same answers", "within rounding" or "different".
+    {is_export, exact, verdict, words, n_documents, n_flipped, flipped, n_likelihoods_equal, largest_likelihood}. The
+    verdict is "identical" (every compared number is), "same answers", "within rounding" or "different".
     """
     pairs = [(one, other) for ones, others in tasks for one, other in zip(ones, others) if one.number == other.number]
     flipped = [one for one, other in pairs if one.answer != other.answer or one.score != other.score]

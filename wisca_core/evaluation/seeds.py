@@ -1,7 +1,7 @@
 """The arms of a comparison, evaluated together: the training seed is the unit, windows and documents are nested in it.
 
-What two models of one seed differ by on a thousand documents says nothing of the next seed; an interval over documents is
-too narrow for a claim about a way of training.
+What two models of one seed differ by on a thousand documents says nothing of the next seed; an interval over documents
+is too narrow for a claim about a way of training.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def is_comparison(path: str | Path) -> bool:
 
 
 def cells(path: str | Path) -> tuple[str, list[folder.Cell]]:
-    """(name of the baseline, finished cells with their weights). After a pilot, whose own runs are left out, each arm has
-    the rate that was chosen for it, and the cells' ``rate`` is None: arms are paired by their seed alone. Raises
+    """(name of the baseline, finished cells with their weights). After a pilot, whose own runs are left out, each arm
+    has the rate that was chosen for it, and the cells' ``rate`` is None: arms are paired by their seed alone. Raises
     UnreadableInput where there are none.
     """
     comparison = folder.read(named_path(path))
@@ -41,8 +41,8 @@ def cells(path: str | Path) -> tuple[str, list[folder.Cell]]:
 
 
 def seed_rows(baseline: str, values: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """``values``: {arm, rate, seed, measure, value} of every cell. A row an arm, rate and measure: mean over seeds of (arm
-    minus baseline of the same seed) with its 95 % t interval over seeds.
+    """``values``: {arm, rate, seed, measure, value} of every cell. A row an arm, rate and measure: mean over seeds of
+    (arm minus baseline of the same seed) with its 95 % t interval over seeds.
     """
     found = {(v["arm"], v["rate"], v["seed"], v["measure"]): v["value"] for v in values}
     out = []

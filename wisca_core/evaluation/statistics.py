@@ -16,9 +16,9 @@ from wisca_core.intervals import CONFIDENCE, half_width, ratio_error
 
 
 def task_row(documents: Sequence[Document]) -> dict[str, Any]:
-    """The row of one task and model: see the keys. ``chance``: expected of a blind guess; ``majority``: share of the most
-    frequent right answer, ``rarest`` of the least frequent one: what the constant answers score. NaN where the task has no
-    choices.
+    """The row of one task and model: see the keys. ``chance``: expected of a blind guess; ``majority``: share of the
+    most frequent right answer, ``rarest`` of the least frequent one: what the constant answers score. NaN where the
+    task has no choices.
     """
     scores = np.array([one.score for one in documents], float)
     n = len(scores)
@@ -96,8 +96,8 @@ def bootstrap(differences: np.ndarray) -> tuple[float, float]:
 
 
 def windows_row(first: Any, second: Any) -> dict[str, Any]:
-    """Second minus first, nats a token over the same windows, with its t interval over windows (which counts neighbours as
-    independent), and the ratio of the perplexities.
+    """Second minus first, nats a token over the same windows, with its t interval over windows (which counts neighbours
+    as independent), and the ratio of the perplexities.
     """
     counts = first.counts
     n = len(counts)

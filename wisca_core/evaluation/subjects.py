@@ -1,7 +1,7 @@
 """A model opened to be run: transformers' own class in its stored dtype, and what turns text into its tokens.
 
-Not covered: encoders and encoder-decoders (no perplexity of a text is defined for them here), adapters without their base,
-code of the person's own.
+Not covered: encoders and encoder-decoders (no perplexity of a text is defined for them here), adapters without their
+base, code of the person's own.
 """
 
 import json
@@ -31,8 +31,9 @@ LONGEST = 1024  # tokens of a window where nothing else was asked; published fig
 @dataclass(frozen=True, eq=False)
 class Subject:
     """``tokens``: "tokenizer" or "bytes". ``context``: the most positions the config names, None where it names none.
-    ``path``: what was opened, a folder or the one file of it that was named. ``attention``: the implementation it runs with; ``stored``: the dtype of its largest tensor in the file; ``source``: what
-    the person wrote. ``report``: its wisca_report.json where it is an export, else None.
+    ``path``: what was opened, a folder or the one file of it that was named. ``attention``: the implementation it runs
+    with; ``stored``: the dtype of its largest tensor in the file; ``source``: what the person wrote. ``report``: its
+    wisca_report.json where it is an export, else None.
     """
 
     name: str
@@ -75,23 +76,26 @@ class Subject:
 
 
 def checkpoint_of(model: Any) -> Checkpoint:
-    """``model``: what ``open_checkpoint`` takes, a Checkpoint, or anything with one as ``checkpoint``. Raises WiscaError."""
+    """``model``: what ``open_checkpoint`` takes, a Checkpoint, or anything with one as ``checkpoint``. Raises
+    WiscaError.
+    """
     found = getattr(model, "checkpoint", model)
     found = found if isinstance(found, Checkpoint) else open_checkpoint(found)
     if found.adapter_json:
         raise UnsupportedCheckpoint(
-            f"{found.path} is a LoRA adapter, not a model. Merge it into its base (merge_and_unload) and evaluate that folder."
+            f"{found.path} is a LoRA adapter, not a model. Merge it into its base (merge_and_unload) and evaluate that "
+            "folder."
         )
     found.check_rescalable()
     return found
 
 
 def open_subject(model: Any, device: str = "auto", dtype: str = "", name: str = "") -> Subject:
-    """Load a causal language model. ``dtype``: "" for the stored one, on a CPU float32 where that has 16 bits (the weights
-    are the same, and CPUs are slow at 16 bits).
+    """Load a causal language model. ``dtype``: "" for the stored one, on a CPU float32 where that has 16 bits (the
+    weights are the same, and CPUs are slow at 16 bits).
 
-    Raises UnsupportedCheckpoint for another kind of model, ConfigMismatch where its weights do not load, UnreadableInput
-    where nothing turns text into its tokens, DeviceMissing.
+    Raises UnsupportedCheckpoint for another kind of model, ConfigMismatch where its weights do not load,
+    UnreadableInput where nothing turns text into its tokens, DeviceMissing.
     """
     checkpoint = checkpoint_of(model)
     cls = model_class(checkpoint.config)
@@ -216,7 +220,9 @@ def _tokenizer(checkpoint: Checkpoint, model) -> tuple[Any, str]:
 
 
 def byte_tokenizer():
-    """id = byte value, 256 the mark before a document: the tokens comparisons train on, as a tokenizer of transformers."""
+    """id = byte value, 256 the mark before a document: the tokens comparisons train on, as a tokenizer of
+    transformers.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -33,8 +33,8 @@ _NAME = re.compile(r"^(?:task|group): *['\"]?([\w.+-]+)['\"]? *$", re.M)
 
 @dataclass(frozen=True)
 class Document:
-    """What one model did with one document. ``answer`` and ``gold`` are numbers of choices, None where the task has none;
-    ``score`` is the task's own; ``margin``: log likelihood of the answer over the next best choice, nats.
+    """What one model did with one document. ``answer`` and ``gold`` are numbers of choices, None where the task has
+    none; ``score`` is the task's own; ``margin``: log likelihood of the answer over the next best choice, nats.
     """
 
     task: str
@@ -162,7 +162,8 @@ def _item(file: Path, number: int, line: bytes) -> dict:
         answer = choices.index(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise UnreadableInput(
-            f"{where}: answer is {answer!r:.60}; expected a number from 0 to {len(choices) - 1}, or the text of one choice."
+            f"{where}: answer is {answer!r:.60}; expected a number from 0 to {len(choices) - 1}, or the text of one "
+            "choice."
         )
     return {"question": question, "choices": choices, "answer": answer}
 

@@ -73,7 +73,8 @@ class Text:
             )
             if len(ids) and int(ids.max()) >= most:
                 raise ConfigMismatch(
-                    f"the tokenizer of {subject.path} gives token {int(ids.max()):,}, the model has {most:,}: it is the "
+                    f"the tokenizer of {subject.path} gives token {int(ids.max()):,}, the model has {most:,}: it is "
+                    "the "
                     "tokenizer of another model."
                 )
             self.n_tokens += len(ids)
@@ -110,7 +111,9 @@ class Text:
 
 
 class Tokens:
-    """The tokens of a text, made once: what a first reader takes is kept on disk (4 bytes a token) for those after it."""
+    """The tokens of a text, made once: what a first reader takes is kept on disk (4 bytes a token) for those after
+    it.
+    """
 
     def __init__(self, text: Text, subject: Subject) -> None:
         self._text, self._subject = text, subject
@@ -134,9 +137,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Windows:
-    """``length`` tokens are read to predict one more each; windows start ``stride`` tokens apart, so that every token but
-    the first is scored once: by the whole window where it is the first, else by its last ``stride`` places. ``stride`` =
-    ``length``: packed, the windows do not overlap (but in the one token that begins each).
+    """``length`` tokens are read to predict one more each; windows start ``stride`` tokens apart, so that every token
+    but the first is scored once: by the whole window where it is the first, else by its last ``stride`` places.
+    ``stride`` = ``length``: packed, the windows do not overlap (but in the one token that begins each).
     """
 
     length: int
@@ -145,7 +148,8 @@ class Windows:
     def __post_init__(self) -> None:
         if not 1 <= self.length or not 1 <= self.stride <= self.length:
             raise BadOption(
-                f"window {self.length} and stride {self.stride} were given; a window has 1 token or more, a stride 1 to the window."
+                f"window {self.length} and stride {self.stride} were given; a window has 1 token or more, a stride 1 "
+                "to the window."
             )
 
     def words(self) -> str:

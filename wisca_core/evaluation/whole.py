@@ -31,8 +31,8 @@ N_PROMPTS = 20
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """``result``: everything as plain values, what ``--json`` prints; ``table`` gives its parts. ``refused``: what could
-    not be evaluated and why, the rest went on.
+    """``result``: everything as plain values, what ``--json`` prints; ``table`` gives its parts. ``refused``: what
+    could not be evaluated and why, the rest went on.
     """
 
     result: dict[str, Any]
@@ -95,10 +95,11 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity of ``model`` (and ``other``) on a text, tasks by name, drafts, and a look inside.
 
-    ``model``: a folder, an opened model, the folder of a comparison (its arms, by seed), or a folder of checkpoints (each
-    of them). ``text``: a file in UTF-8, "" for bundled text that nothing was trained on. ``window``, ``stride``: tokens, 0
-    for the model's context (at most 1024), packed. ``out``: a new folder that keeps every row. Whatever cannot be done is
-    refused by name under ``refused`` and the rest goes on; an error is raised where nothing can be: WiscaError.
+    ``model``: a folder, an opened model, the folder of a comparison (its arms, by seed), or a folder of checkpoints
+    (each of them). ``text``: a file in UTF-8, "" for bundled text that nothing was trained on. ``window``, ``stride``:
+    tokens, 0 for the model's context (at most 1024), packed. ``out``: a new folder that keeps every row. Whatever
+    cannot be done is refused by name under ``refused`` and the rest goes on; an error is raised where nothing can be:
+    WiscaError.
 
     >>> import wisca_core as wisca
     >>> found = wisca.evaluate("sample_runs/gqa-docs/checkpoint-3600", limit=4)
@@ -267,7 +268,8 @@ class _Work:
                 self.sentences.append(_windows_words(self.windows))
             else:
                 self.sentences.append(
-                    "The two models cut the text into different tokens: their perplexities do not compare, bits a byte do."
+                    "The two models cut the text into different tokens: their perplexities do not compare, bits a byte "
+                    "do."
                 )
         pairs = [(a, b) for a, b in zip(*documents) if a and b]
         for one, two in pairs:
@@ -331,7 +333,8 @@ class _Work:
         for row in self.tables["seeds"]:
             if "words" in row:
                 self.sentences.append(
-                    f"{row['arm']} at {'its own rate' if row['rate'] is None else format(row['rate'], 'g')}, {row['measure']}: {row['difference']:+.4f} "
+                    f"{row['arm']} at {'its own rate' if row['rate'] is None else format(row['rate'], 'g')}, "
+                    f"{row['measure']}: {row['difference']:+.4f} "
                     f"({_number(row['low'])} to {_number(row['high'])}, {row['n_pairs']} seeds): {row['words']}."
                 )
 
@@ -393,18 +396,26 @@ def _number(value: float) -> str:
 
 
 def _task_words(row: dict[str, Any]) -> str:
-    said = f"{row['model']}, {row['task']}: {row['score']:.3f} (standard error {row['standard_error']:.3f}, n = {row['n']:,})"
+    said = (
+        f"{row['model']}, {row['task']}: {row['score']:.3f} (standard error {row['standard_error']:.3f}, n = "
+        f"{row['n']:,})"
+    )
     if row["chance"] != row["chance"]:
         return f"{said}."
     said += f"; chance {row['chance']:.3f}, always the most frequent answer {row['majority']:.3f}."
     if row["between_constants"]:
-        said += f" This lies between the two constant answers ({row['rarest']:.3f} and {row['majority']:.3f}): a model that never looks at the question scores as much."
+        said += (
+            f" This lies between the two constant answers ({row['rarest']:.3f} and {row['majority']:.3f}): a "
+            "model "
+            "that never looks at the question scores as much."
+        )
     return said
 
 
 def _windows_words(row: dict[str, Any]) -> str:
     return (
-        f"Second minus first: {row['difference_nats']:+.5f} nats a token ({_number(row['low'])} to {_number(row['high'])} over "
+        f"Second minus first: {row['difference_nats']:+.5f} nats a token ({_number(row['low'])} to "
+        f"{_number(row['high'])} over "
         f"{row['n']:,} windows), perplexity times {row['perplexity_ratio']:.5f}."
     )
 

@@ -26,9 +26,9 @@ def with_section(
     source: str = "",
     picture: str = "",
 ) -> str:
-    """``readme`` with the section behind it, in place of the section of an earlier export, and with the hub's header where
-    ``source`` is a model of the hub or there is one. ``not_run``: why there is no full check, where one was to be made.
-    ``picture``: a file beside it.
+    """``readme`` with the section behind it, in place of the section of an earlier export, and with the hub's header
+    where ``source`` is a model of the hub or there is one. ``not_run``: why there is no full check, where one was to be
+    made. ``picture``: a file beside it.
     """
     if _START in readme and _END in readme:
         readme = readme[: readme.index(_START)] + readme[readme.index(_END) + len(_END) :]
@@ -47,7 +47,8 @@ def with_section(
         "",
         f"The {what} were rescaled (WISCA, arXiv 2508.16676; granularity "
         f"{o.granularity}, norm {o.norm}, "
-        f"strength {o.strength:g}{layers}{exact}): {plan.factors.n_changed} factors{_bases(plan)}. The function is meant to be "
+        f"strength {o.strength:g}{layers}{exact}): {plan.factors.n_changed} factors{_bases(plan)}. The function is "
+        "meant to be "
         "unchanged; whether training from here goes better is not claimed.",
         "",
         f"- Rule `{proof.rule}`, {proof.kind.lower()} ({proof.what}): largest relative difference {proof.max_rel:.1e} "
@@ -56,7 +57,8 @@ def with_section(
     if not proof.is_made:
         lines[2:2] = [
             "",
-            "**Not proved.** Its pairs were declared by the person who wrote this and taken as they are (`--unproved`): whether "
+            "**Not proved.** Its pairs were declared by the person who wrote this and taken as they are "
+            "(`--unproved`): whether "
             "the function is unchanged is not known.",
         ]
         lines[-1] = f"- Rule `{proof.rule}`: no proof was made."
@@ -88,9 +90,11 @@ def _bases(plan: Plan) -> str:
 
 
 def with_header(readme: str, source: str) -> str:
-    """The header that the hub reads with the model this one was made of and a tag; every line of it that was there stays.
+    """The header that the hub reads with the model this one was made of and a tag; every line of it that was there
+    stays.
 
-    A header is made only where the base is a model of the hub: of a folder nobody but its owner knows where it came from.
+    A header is made only where the base is a model of the hub: of a folder nobody but its owner knows where it came
+    from.
 
     >>> print(with_header("", "hub:owner/name@main"), end="")
     ---

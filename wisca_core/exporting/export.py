@@ -43,9 +43,9 @@ def export(
     """Write the rescaled checkpoint into the new folder ``out`` and return the path of its wisca_report.json.
 
     ``check`` is run on the folder while it still has its temporary name; a check that contradicts the plan stops the
-    export, as does whatever it raises; why one could not be run is said in the report. Raises ProofFailed, NothingToRescale,
-    OutputRefused (exists, is inside the model, disk full, taken), CheckpointChanged, Cancelled; in every case nothing is
-    left behind.
+    export, as does whatever it raises; why one could not be run is said in the report. Raises ProofFailed,
+    NothingToRescale, OutputRefused (exists, is inside the model, disk full, taken), CheckpointChanged, Cancelled; in
+    every case nothing is left behind.
     """
     checkpoint.check_rescalable()
     check_covers(proof, sites, plan.sites)
@@ -134,5 +134,6 @@ def _refuse_full_disk(checkpoint: Checkpoint, out: Path) -> None:
     needed, free = preview(checkpoint).n_bytes + SPARE_BYTES, n_bytes_free(out.parent)
     if needed > free:
         raise OutputRefused(
-            f"the disk of {out.parent} has {free / 1e9:.2f} GB free; the export needs {needed / 1e9:.2f} GB. Nothing was written."
+            f"the disk of {out.parent} has {free / 1e9:.2f} GB free; the export needs {needed / 1e9:.2f} GB. Nothing "
+            "was written."
         )

@@ -48,7 +48,8 @@ def export_pair(
     check: Callable[[Path, Progress], FullCheck | str] | None = None,
     progress: Progress = silent,
 ) -> tuple[Path, ...]:
-    """``export`` of the base, and every adapter followed into a folder of its own. The paths of the reports, base first.
+    """``export`` of the base, and every adapter followed into a folder of its own. The paths of the reports, base
+    first.
 
     The adapters are written first, under temporary names; they are renamed once the base stands. Raises what ``export``
     and ``follow`` raise; in every case nothing is left behind.
@@ -86,7 +87,8 @@ def check_followable(plan: Plan) -> None:
     """Raises BadOption where adapters cannot follow this plan of their base."""
     if plan.bases:
         raise BadOption(
-            f"method: adapters follow factors alone, and {plan.options.method!r} changes the basis of what they are added to. "
+            f"method: adapters follow factors alone, and {plan.options.method!r} changes the basis of what they are "
+            "added to. "
             "Merge them into the base first, or use method 'wisca'."
         )
 
@@ -136,8 +138,9 @@ def largest_product_change(
     base: Checkpoint, sites: Sites, scaling: dict, adapter: Checkpoint, followed: dict[str, Scaling]
 ) -> float:
     """Largest relative difference, in float64 on random inputs, between each followed product B A as it will be stored
-    and the old product with the base's factors on its rows and columns; relative to the product of the absolute values, because
-    B A itself may cancel (it does at peft's orthogonal start). Raises ProofFailed where it is more than rounding.
+    and the old product with the base's factors on its rows and columns; relative to the product of the absolute values,
+    because B A itself may cancel (it does at peft's orthogonal start). Raises ProofFailed where it is more than
+    rounding.
     """
     import torch
 
@@ -163,7 +166,8 @@ def largest_product_change(
             bound = max(TOLERANCE, 4 * torch.finfo(a.dtype).eps, 4 * torch.finfo(b.dtype).eps)
             if size == size and not moved <= bound:
                 raise ProofFailed(
-                    f"{one.adapted.module}: the followed product is off by {moved:.1e} relative, more than rounding or a value that "
+                    f"{one.adapted.module}: the followed product is off by {moved:.1e} relative, more than rounding or "
+                    "a value that "
                     "left its dtype. Nothing was written."
                 )
             worst = max(worst, moved) if moved == moved else worst

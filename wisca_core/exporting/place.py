@@ -17,7 +17,9 @@ from wisca_core.storage import is_held, take_lock
 
 
 def refuse_place(checkpoint: Checkpoint, out: Path) -> None:
-    """Raises OutputRefused where ``out`` exists or is the model or inside it; asked early, it saves a wait for a proof."""
+    """Raises OutputRefused where ``out`` exists or is the model or inside it; asked early, it saves a wait for a
+    proof.
+    """
     out, source = Path(os.path.abspath(out)), checkpoint.path
     if out == source or os.path.realpath(out) == str(source):
         raise OutputRefused(f"{out} is the model itself; it is never overwritten. Choose a new folder.")

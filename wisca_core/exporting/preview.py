@@ -16,7 +16,8 @@ from wisca_core.untrusted import locate, read_regular
 
 # Other copies of the weights, which would still be the old ones, and optimiser state, which would no longer fit.
 _WEIGHTS = re.compile(
-    r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|ot|tflite|mlmodel|npz|data|distcp)$|\.index\.json$|(^|/)\.metadata$",
+    r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|ot|tflite|mlmodel|npz|data|distcp)$|"
+    r"\.index\.json$|(^|/)\.metadata$",
     re.I,
 )
 # Of the same endings, but neither: states of a trainer that hold no weight.
@@ -40,7 +41,9 @@ class ExportPreview:
 
 
 def preview(checkpoint: Checkpoint) -> ExportPreview:
-    """Every file of the folder in exactly one of three lists. Raises UnreadableInput for a folder of over 10,000 files."""
+    """Every file of the folder in exactly one of three lists. Raises UnreadableInput for a folder of over 10,000
+    files.
+    """
     copied, left_out, n_bytes = [], [], 0
     indexes = {checkpoint.index_file} if checkpoint.kind == "safetensors" else set()
     modules = _module_folders(checkpoint.path)
@@ -55,7 +58,8 @@ def preview(checkpoint: Checkpoint) -> ExportPreview:
             left_out.append(
                 (
                     name,
-                    "a LoRA adapter of the old weights, which does not fit the new ones; rescale it with its base (--adapter)",
+                    "a LoRA adapter of the old weights, which does not fit the new ones; rescale it with its base "
+                    "(--adapter)",
                 )
             )
         elif (
@@ -90,7 +94,9 @@ def preview(checkpoint: Checkpoint) -> ExportPreview:
 
 
 def _module_folders(folder: Path) -> tuple[str, ...]:
-    """``2_Dense/`` and the like of a sentence-transformers folder: their weights are layers of their own, not copies."""
+    """``2_Dense/`` and the like of a sentence-transformers folder: their weights are layers of their own, not
+    copies.
+    """
     try:
         modules = json.loads(read_regular(locate(folder, "modules.json"), 1 << 20))
         paths = [module["path"] for module in modules if isinstance(module["path"], str)]

@@ -1,5 +1,5 @@
-"""Methods: how the two sides of a pair are brought together. A method is one file here, which ends with its ``METHOD``, and
-a name in ``NAMES``.
+"""Methods: how the two sides of a pair are brought together. A method is one file here, which ends with its ``METHOD``,
+and a name in ``NAMES``.
 """
 
 from importlib import import_module
@@ -17,9 +17,9 @@ NAMES = ("wisca", "gram")
 class Method:
     """Which sites, what they are changed by, and what may follow.
 
-    ``pairs``: those it takes; others that are asked for are balanced by ``wisca``. ``by_factors``: it gives one factor a
-    tie group (``log2_factors``), which learning rates and adapters of the model can follow; else one change of basis a KV
-    group (``basis``), without strength, trigger or powers of two, which momentum can follow and squares of single
+    ``pairs``: those it takes; others that are asked for are balanced by ``wisca``. ``by_factors``: it gives one factor
+    a tie group (``log2_factors``), which learning rates and adapters of the model can follow; else one change of basis
+    a KV group (``basis``), without strength, trigger or powers of two, which momentum can follow and squares of single
     gradients, learning rates and adapters cannot. ``words``: how an arm does it, "" for the paper's way.
     """
 
@@ -59,8 +59,8 @@ class Method:
     def basis(
         self, left: "torch.Tensor", right: "torch.Tensor", names: tuple[str, str]
     ) -> tuple["torch.Tensor", "torch.Tensor"] | str:
-        """(S, S^-1), float64 (n, n), for (left, right) -> (S^-1 left, right S), from the Gram matrices of both sides over
-        the n channels of a group; a reason in words, with the ``names`` of the sides, where there is none.
+        """(S, S^-1), float64 (n, n), for (left, right) -> (S^-1 left, right S), from the Gram matrices of both sides
+        over the n channels of a group; a reason in words, with the ``names`` of the sides, where there is none.
         """
         raise NotImplementedError(f"{self.name} gives no change of basis")
 

@@ -1,12 +1,12 @@
-"""Gram balance (arXiv 2605.31484): the full change of basis after which the Gram matrices of both sides are equal, of one KV
-head Wv Wv^T = sum over the query heads that read it of Wo^T Wo, of an adapter A A^T = B^T B.
+"""Gram balance (arXiv 2605.31484): the full change of basis after which the Gram matrices of both sides are equal, of
+one KV head Wv Wv^T = sum over the query heads that read it of Wo^T Wo, of an adapter A A^T = B^T B.
 
 Attention only sums values over positions, so (Wv, Wo) -> (S^-1 Wv, Wo S) keeps the product for any invertible S; the
 diagonal S is the ordinary VO pair. The S taken here is the geometric mean of the two Gram matrices, a point where no
 direction of a head is heavier on one side than on the other.
 
-Not covered: DoRA on the pair, adapters of expert tensors; QK, where rotary positions leave a scale and a turn per rotary
-pair only.
+Not covered: DoRA on the pair, adapters of expert tensors; QK, where rotary positions leave a scale and a turn per
+rotary pair only.
 """
 
 from typing import TYPE_CHECKING

@@ -14,8 +14,8 @@ _ORDINALS = ("first", "second", "third", "fourth")
 
 
 def block_of(key: SiteKey) -> str:
-    """``decoder.self``, ``decoder.self:rope``, ``decoder.experts``, ``decoder.none:shared_expert``. The adapted parts of a
-    layer stay together, as lines of one table.
+    """``decoder.self``, ``decoder.self:rope``, ``decoder.experts``, ``decoder.none:shared_expert``. The adapted parts
+    of a layer stay together, as lines of one table.
     """
     where = "experts" if key.expert >= 0 else key.attention
     part = f":{key.part}" if key.part and key.pair != "lora" else ""

@@ -1,10 +1,10 @@
 """One pass over the weights of every site: the statistics of each channel, and a digest of each tensor read.
 
-numpy and threads, no torch: a pass over a block that lies in the cache releases the interpreter's lock. 16-bit values are
-compared and counted as the integers they are stored as, whose order is that of their magnitudes; their sums are float32 over
-at most 256 values of a row or 64 of a column, float64 from there: of equal values, whose roundings all go one way, more would
-miss a norm by over 1e-6. F32, F64 and gains stored as gain - 1 are float64 throughout. Everything shown or
-planned later is arithmetic on what this pass returns.
+numpy and threads, no torch: a pass over a block that lies in the cache releases the interpreter's lock. 16-bit values
+are compared and counted as the integers they are stored as, whose order is that of their magnitudes; their sums are
+float32 over at most 256 values of a row or 64 of a column, float64 from there: of equal values, whose roundings all go
+one way, more would miss a norm by over 1e-6. F32, F64 and gains stored as gain - 1 are float64 throughout. Everything
+shown or planned later is arithmetic on what this pass returns.
 """
 
 import math
@@ -30,9 +30,9 @@ _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 _LANE, _COLUMN = 256, 64  # values of a row and of a column that are summed in float32 at most
 _ROWS = 255  # rows of a block whose columns are summed: their counts fit into a byte
 _MAGNITUDE = np.uint16(0x7FFF)
-# Arithmetic on numbers below float32's smallest normal one is a hundred times as slow. BF16 values below 2^-63, whose squares
-# are such numbers, are therefore summed as 2^-63 = 1e-19: beside a largest value of 1e-7 that is 1e-12 a value. Lines whose
-# largest is smaller, or so large that its square overflows, are measured in float64.
+# Arithmetic on numbers below float32's smallest normal one is a hundred times as slow. BF16 values below 2^-63, whose
+# squares are such numbers, are therefore summed as 2^-63 = 1e-19: beside a largest value of 1e-7 that is 1e-12 a value.
+# Lines whose largest is smaller, or so large that its square overflows, are measured in float64.
 _LEAST = np.uint16((127 - 63) << 7)  # 2^-63
 # smallest and largest magnitude of a line's largest value whose square is a normal number of float32
 _SAFE = {"BF16": (np.uint16(0x33D7), np.uint16(0x5863)), "F16": (np.uint16(0), np.uint16(0x7BFF))}  # 1e-7 to 1e15; all
@@ -41,8 +41,8 @@ _SAFE = {"BF16": (np.uint16(0x33D7), np.uint16(0x5863)), "F16": (np.uint16(0), n
 def measure(
     checkpoint: Checkpoint, sites: Sites, progress: Progress = silent, opened: Reader | None = None
 ) -> Patterns:
-    """Read every tensor that has a leg once, in file order, and return the table of channels. ``opened``: a Reader to read
-    by, whose ``changes`` are then measured; else the stored weights are.
+    """Read every tensor that has a leg once, in file order, and return the table of channels. ``opened``: a Reader to
+    read by, whose ``changes`` are then measured; else the stored weights are.
 
     Adds the rows' memory (about 60 bytes a channel and leg) and a few buffers of a block, whatever the size of the
     checkpoint. Raises CheckpointChanged, UnreadableInput, Cancelled.
@@ -140,7 +140,8 @@ class _AxisStats:
         *outer, (_, self.n_rows), (are_columns, self.width) = runs
         self.along = 0 if are_columns else 1
         n_lines = self.width if are_columns else self.n_rows
-        # where in the table the lines of each matrix begin: a matrix of its own for what is kept, the same for what is not
+        # where in the table the lines of each matrix begin: a matrix of its own for what is kept, the same for what is
+        # not
         first = np.zeros(1, np.int64)
         stride = n_lines * math.prod(n for kept, n in outer if kept)
         for kept, n in outer:
@@ -276,8 +277,8 @@ class _AxisStats:
         np.right_shift(pairs, np.uint32(3), out=out[1])
         for half in out:
             half &= np.uint32(0x0FFFE000)
-            # exponents count from 112 lower there. A number without a leading bit, m 2^-24, now reads f = 2^-15 + m 2^-25:
-            # it is 2 f - 2^-14, which of every other number is the larger. Positive floats compare as integers.
+            # exponents count from 112 lower there. A number without a leading bit, m 2^-24, now reads f = 2^-15 + m
+            # 2^-25: it is 2 f - 2^-14, which of every other number is the larger. Positive floats compare as integers.
             np.add(half, np.uint32(113 << 23), out=twice)
             half += np.uint32(112 << 23)
             np.subtract(twice.view(np.float32), np.float32(2.0**-14), out=twice.view(np.float32))
@@ -324,8 +325,8 @@ def _values(stored: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _below_lowest_bit(magnitude: np.ndarray, buffers: _Buffers) -> np.ndarray:
-    """2^(t + 1) - 1 for magnitudes of F16 whose lowest set bit is 2^(t - 24), t < 15, zeros taken for 2^-14; 65535 for a
-    higher one and for what is not finite, which lose nothing.
+    """2^(t + 1) - 1 for magnitudes of F16 whose lowest set bit is 2^(t - 24), t < 15, zeros taken for 2^-14; 65535 for
+    a higher one and for what is not finite, which lose nothing.
     """
     bit, exponent = (buffers(name, np.uint16, magnitude.shape) for name in ("bit", "exponent"))
     np.bitwise_or(magnitude, np.uint16(1024), out=bit)  # the leading bit, of a number that has one

@@ -61,8 +61,8 @@ def n_bytes_to_read(checkpoint: Checkpoint, sites: Sites) -> int:
 
 
 def place(checkpoint: Checkpoint, sites: object, *of: str) -> Path:
-    """Where what was measured of the checkpoint lies: named by real path, size and mtime of every weight file, the stored
-    layout, the sites and ``of``; the bytes are in the digests of the table of channels.
+    """Where what was measured of the checkpoint lies: named by real path, size and mtime of every weight file, the
+    stored layout, the sites and ``of``; the bytes are in the digests of the table of channels.
     """
     files = [(name, *stamp) for name, stamp in zip(checkpoint.weight_files, checkpoint.stamps)]
     key = json.dumps([str(checkpoint.path), files, header_digest(checkpoint), *of]) + repr(sites)

@@ -16,13 +16,13 @@ NEAR = 1.1  # under this ratio two sides are level to a reader, who would otherw
 
 @dataclass(frozen=True)
 class PairSummary:
-    """One kind of pair in one block, over its sites: its layers, or the experts or adapted layers in them. Ratios are >= 1
-    and go with ``heavier``, a word of SIDES or "" where balanced.
+    """One kind of pair in one block, over its sites: its layers, or the experts or adapted layers in them. Ratios are
+    >= 1 and go with ``heavier``, a word of SIDES or "" where balanced.
 
     ``title``: the block in words, "" where it is the only one of the pair. ``ratio``: of the median site, each taken as
-    the norm of all its channels. ``size``: the part that only says how many entries each side has, None where the norm has no such law. ``rest``: ratio / size, >= 1, and
-    ``rest_heavier`` the side it leans to. ``n_cells``: (layer, KV group or expert) cells measured; ``within_2x``,
-    ``within_2x_after``: of these, how many are within a factor 2.
+    the norm of all its channels. ``size``: the part that only says how many entries each side has, None where the norm
+    has no such law. ``rest``: ratio / size, >= 1, and ``rest_heavier`` the side it leans to. ``n_cells``: (layer, KV
+    group or expert) cells measured; ``within_2x``, ``within_2x_after``: of these, how many are within a factor 2.
     """
 
     pair: str
@@ -76,8 +76,8 @@ def summaries(groups: pd.DataFrame, norm: str) -> dict[str, PairSummary]:
 
 
 def site_ratios(groups: pd.DataFrame, norm: str) -> pd.DataFrame:
-    """One row a site: pair, block, name, log2_ratio, log2_size and, of a plan's table, log2_after of that norm over all its
-    KV groups together, in octaves.
+    """One row a site: pair, block, name, log2_ratio, log2_size and, of a plan's table, log2_after of that norm over all
+    its KV groups together, in octaves.
     """
     return _ratios(groups, norm, ["pair", "block", "name"])
 
@@ -119,7 +119,8 @@ def _size(of_layer: DataFrameGroupBy, norm: str) -> pd.Series:
 
 def furthest(groups: pd.DataFrame, n: int) -> pd.DataFrame:
     """The ``n`` KV groups furthest from the median of their pair and block, furthest first: name, layer, pair, block,
-    group, log2_ratio and log2_away (log2_ratio less that median, octaves). Groups within 0.5 % of it, or without a ratio, are left out.
+    group, log2_ratio and log2_away (log2_ratio less that median, octaves). Groups within 0.5 % of it, or without a
+    ratio, are left out.
     """
     out = groups[["name", "layer", "pair", "block", "group", "log2_ratio"]].copy()
     known = out["log2_ratio"].where(np.isfinite(out["log2_ratio"]))
@@ -169,7 +170,10 @@ def sentence(s: PairSummary) -> str:
 
 def _verdict(s: PairSummary) -> str:
     if not np.isfinite(s.ratio):
-        return f"No {SIDES[s.pair][0]} to {SIDES[s.pair][1]} ratio can be stated: every layer holds a zero or non-finite norm."
+        return (
+            f"No {SIDES[s.pair][0]} to {SIDES[s.pair][1]} ratio can be stated: every layer holds a zero or "
+            "non-finite norm."
+        )
     left, right = SIDES[s.pair]
     if s.is_level:
         exactly = f" ({s.heavier} {times(s.ratio)})" if s.heavier else ""

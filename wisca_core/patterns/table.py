@@ -74,7 +74,9 @@ def norm(name: str, stats: "pd.DataFrame | dict", factor: np.ndarray | float = 1
 
 
 def log2_size(name: str, n_left: np.ndarray, n_right: np.ndarray) -> np.ndarray:
-    """The part of log2(left / right) of that norm which only says how many entries each side has, octaves; NaN for max."""
+    """The part of log2(left / right) of that norm which only says how many entries each side has, octaves; NaN for
+    max.
+    """
     return _SIZE_POWER[name] * np.log2(n_left / n_right) + 0.0  # no -0
 
 

@@ -85,7 +85,10 @@ def verdict(found: Iterable[PairSummary], groups: pd.DataFrame, gains: Iterable[
     if far is not None and len(groups) > 1 and times(2 ** abs(far.log2_ratio)) != "1.00×":
         inside = titles(groups.loc[groups["pair"] == far.pair, "block"])[far.block]
         inside = f"expert {far.group}" if unit_of(far.pair, far.block) == "expert" else inside
-        where = f"; worst pair: {LABELS[far.pair]} in layer {far.layer}{inside and ', '}{inside}, {times(2 ** abs(far.log2_ratio))}"
+        where = (
+            f"; worst pair: {LABELS[far.pair]} in layer {far.layer}{inside and ', '}{inside}, "
+            f"{times(2 ** abs(far.log2_ratio))}"
+        )
     return f"{text[:1].upper()}{text[1:]}{where}."
 
 

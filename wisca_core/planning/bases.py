@@ -1,5 +1,5 @@
-"""Changes of basis as one value: kept beside a plan, undone, checked. A matrix a KV group is no line of JSON, so they lie in a
-file of their own beside it, in the format of safetensors.
+"""Changes of basis as one value: kept beside a plan, undone, checked. A matrix a KV group is no line of JSON, so they
+lie in a file of their own beside it, in the format of safetensors.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ MAX_BYTES = 4 * 1024**3  # 80 layers of 64 heads of 128 channels take 0.7 GB
 
 @dataclass(frozen=True, eq=False)
 class Bases:
-    """``sites``: site name -> float64 (KV groups, n, n), S of each group over its n channels: the left side becomes S^-1
-    left, the right one right S.
+    """``sites``: site name -> float64 (KV groups, n, n), S of each group over its n channels: the left side becomes
+    S^-1 left, the right one right S.
     """
 
     sites: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -53,8 +53,8 @@ class Bases:
         return Bases({name: inverse(matrices) for name, matrices in self.sites.items()})
 
     def check(self, sites: Sites, chosen: Method, of: str = "model") -> None:
-        """Raises PlanMismatch where these do not fit the pairs of this ``of``, or are none that the method ``chosen`` may
-        change, or cannot be taken back.
+        """Raises PlanMismatch where these do not fit the pairs of this ``of``, or are none that the method ``chosen``
+        may change, or cannot be taken back.
         """
         found = {site.name: site for site in sites.sites if chosen.changes_basis_of(site.key.pair)}
         for name, matrices in self.sites.items():
@@ -66,14 +66,17 @@ class Bases:
             n_groups = int(labels.max()) + 1
             if matrices.dtype != np.float64 or matrices.shape != (n_groups, *2 * (len(labels) // n_groups,)):
                 raise PlanMismatch(
-                    f"the plan's change of basis for {name} is {matrices.dtype} {matrices.shape}; this {of} has {n_groups} "
+                    f"the plan's change of basis for {name} is {matrices.dtype} {matrices.shape}; this {of} has "
+                    f"{n_groups} "
                     f"groups of {len(labels) // n_groups} channels there. It belongs to another model."
                 )
             if not is_invertible(matrices):
                 raise PlanMismatch(f"the plan's change of basis for {name} is not finite, or cannot be taken back.")
 
     def write(self, beside: Path) -> None:
-        """Into the file that belongs to the JSON file ``beside``; none where there are none. Raises OutputRefused, OSError."""
+        """Into the file that belongs to the JSON file ``beside``; none where there are none. Raises OutputRefused,
+        OSError.
+        """
         if self.sites:
             with atomic_file(place(beside)) as file:
                 file.write(save({name: np.ascontiguousarray(matrices) for name, matrices in self.sites.items()}))

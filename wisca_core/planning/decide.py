@@ -25,8 +25,8 @@ class Decision:
     the cell is left alone; ``fate``: PLANNED, NOT_CHOSEN, ZERO, NON_FINITE or OVERFLOW of each cell. Arrays over
     ``cells``.
 
-    ``bases``: what a method that changes the basis does to its pairs, ``not_changed`` those it was asked for and leaves;
-    their "after" is no arithmetic on the table, so ``after`` is the table of the changed weights, measured.
+    ``bases``: what a method that changes the basis does to its pairs, ``not_changed`` those it was asked for and
+    leaves; their "after" is no arithmetic on the table, so ``after`` is the table of the changed weights, measured.
     """
 
     patterns: Patterns
@@ -102,8 +102,8 @@ class Decision:
     def effects(self) -> dict[str, int]:
         """What the factors will do to the stored values, counted before anything is written.
 
-        ``values``: stored values multiplied by a factor other than 1; ``mixed``: stored values that a change of basis mixes
-        over the channels of their group, one rounding each; ``rounded``: of those, 16-bit values whose factor
+        ``values``: stored values multiplied by a factor other than 1; ``mixed``: stored values that a change of basis
+        mixes over the channels of their group, one rounding each; ``rounded``: of those, 16-bit values whose factor
         is no power of two (one rounding each); ``lost``: values that lose bits below the smallest normal number (F16:
         exact up to 2^-12, else an upper bound); ``gains``: values of norms stored as gain - 1, which round in any case;
         ``overflow``: values in cells that are left alone because they would overflow.
@@ -160,8 +160,8 @@ class Decision:
         return _group_table(self, norm_name or self.options.norm)
 
     def heads(self, norm_name: str | None = None) -> pd.DataFrame:
-        """One row a (leg, head): name, layer, pair, block, role, head, n, n_zero, n_nonfinite, before, after (that norm).
-        ``head`` is the expert in a block of experts.
+        """One row a (leg, head): name, layer, pair, block, role, head, n, n_zero, n_nonfinite, before, after (that
+        norm). ``head`` is the expert in a block of experts.
         """
         return _head_table(self, norm_name or self.options.norm)
 
@@ -183,9 +183,9 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The rows of each segment that are multiplied by the same: a change of the factors is a pass over these, of which there are
-    far fewer. ``order``: rows of the table by part, ``first``: where in it each part begins; ``power``: what a part is
-    multiplied by, an index into ``Decision._powers``; ``starts``: first part of each segment.
+    """The rows of each segment that are multiplied by the same: a change of the factors is a pass over these, of which
+    there are far fewer. ``order``: rows of the table by part, ``first``: where in it each part begins; ``power``: what
+    a part is multiplied by, an index into ``Decision._powers``; ``starts``: first part of each segment.
     """
 
     order: np.ndarray
@@ -238,8 +238,8 @@ def decide(patterns: Patterns, options: Options) -> Decision:
 def balance(
     left: np.ndarray, right: np.ndarray, exponents: np.ndarray, chosen: np.ndarray, options: Options
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(full, factor, fate) of cells with these norms, as Decision has them; ``exponents`` is a + b of each cell. The pairs
-    that a method which changes the basis leaves are balanced by the paper's.
+    """(full, factor, fate) of cells with these norms, as Decision has them; ``exponents`` is a + b of each cell. The
+    pairs that a method which changes the basis leaves are balanced by the paper's.
     """
     by = method(options.method)
     by = by if by.by_factors else method(Options.method)
@@ -348,7 +348,9 @@ def _group_table(decision: Decision, norm_name: str) -> pd.DataFrame:
 
 
 def _head_table(decision: Decision, norm_name: str) -> pd.DataFrame:
-    """One row a (measured leg, head): site, name, layer, pair, block, role, head, n, n_zero, n_nonfinite, before, after."""
+    """One row a (measured leg, head): site, name, layer, pair, block, role, head, n, n_zero, n_nonfinite, before,
+    after.
+    """
     patterns = decision.patterns
     segments = patterns.heads
     before, after = decision.norms(norm_name, ("heads",), segments)

@@ -1,4 +1,6 @@
-"""Factors as one value, whether planned for a checkpoint or taken by a live model: kept, multiplied, undone, checked."""
+"""Factors as one value, whether planned for a checkpoint or taken by a live model: kept, multiplied, undone,
+checked.
+"""
 
 import math
 from collections.abc import Mapping
@@ -10,8 +12,8 @@ from wisca_core.errors import PlanMismatch
 
 @dataclass(frozen=True)
 class Factors:
-    """``sites``: (site name, one factor a tie group of the site at ``granularity``, in order of first channel); the left
-    side is multiplied by it, the right side divided.
+    """``sites``: (site name, one factor a tie group of the site at ``granularity``, in order of first channel); the
+    left side is multiplied by it, the right side divided.
     """
 
     granularity: str

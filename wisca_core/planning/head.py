@@ -18,7 +18,9 @@ from wisca_core.planning.feed_forward import feed_forward_detail
 def head_detail(
     checkpoint: Checkpoint, decision: Decision, site_name: str, group: int, head_in_group: int = 0
 ) -> HeadDetail:
-    """Raises KeyError for an unknown site, IndexError for a group it does not have. A feed-forward pair is one group."""
+    """Raises KeyError for an unknown site, IndexError for a group it does not have. A feed-forward pair is one
+    group.
+    """
     sites = decision.patterns.sites
     number = next(i for i, s in enumerate(sites.sites) if s.name == site_name)
     site = sites.sites[number]
@@ -73,7 +75,9 @@ def _rows(decision: Decision, site: int, leg: int, group: int) -> np.ndarray:
 
 
 def _group_weight(reader: Reader, leg: Leg, group: int) -> torch.Tensor:
-    """(heads in the group * channels, values a channel), float64, effective values, in the order of the table's rows."""
+    """(heads in the group * channels, values a channel), float64, effective values, in the order of the table's
+    rows.
+    """
     index = leg.index.indices()[leg.groups() == group]
     if leg.fixed:
         ((axis, at),) = leg.fixed
@@ -129,7 +133,9 @@ def _histograms(size: torch.Tensor, after: torch.Tensor) -> tuple[np.ndarray, np
 
 
 def _rotary_pairs(site: Site) -> np.ndarray:
-    """(head_dim,) rotary pair of each channel of a head, fastest first; channels that do not rotate follow, one each."""
+    """(head_dim,) rotary pair of each channel of a head, fastest first; channels that do not rotate follow, one
+    each.
+    """
     layout, width, _ = site.rotary
     dim = next(leg for leg in site.legs if leg.measured).index.sizes[-1]
     out = np.arange(dim)

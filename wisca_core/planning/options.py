@@ -29,13 +29,15 @@ class LayerRange:
 
 @dataclass(frozen=True)
 class Options:
-    """Defaults are the paper's: QK and VO, one factor a matrix, L1, full balance, at every layer. What a live rescale and
-    the arms of a comparison have beyond these is declared where they are.
+    """Defaults are the paper's: QK and VO, one factor a matrix, L1, full balance, at every layer. What a live rescale
+    and the arms of a comparison have beyond these is declared where they are.
 
-    ``pairs``: of qk, vo, mlp and lora, names or text such as "qk,vo". ``strength``: 1 balances fully, 0 changes nothing. ``exact``: factors are rounded to
-    powers of two. ``layers``: numbers, ranges or text such as "0-3,7"; empty means all. ``granularity``: one for all pairs, or a mapping of pairs ({"qk": "channel", "vo": "tensor"}; the
-    others "tensor"), kept as the text "qk=channel,vo=tensor". ``exclude``: site names to leave alone. ``method``: of ``methods.NAMES``;
-    "gram" gives VO and LoRA pairs the full change of basis that makes the Gram matrices of their two sides equal. Raises BadOption.
+    ``pairs``: of qk, vo, mlp and lora, names or text such as "qk,vo". ``strength``: 1 balances fully, 0 changes
+    nothing. ``exact``: factors are rounded to powers of two. ``layers``: numbers, ranges or text such as "0-3,7"; empty
+    means all. ``granularity``: one for all pairs, or a mapping of pairs ({"qk": "channel", "vo": "tensor"}; the others
+    "tensor"), kept as the text "qk=channel,vo=tensor". ``exclude``: site names to leave alone. ``method``: of
+    ``methods.NAMES``; "gram" gives VO and LoRA pairs the full change of basis that makes the Gram matrices of their two
+    sides equal. Raises BadOption.
     """
 
     pairs: tuple[str, ...] = DEFAULT_PAIRS

@@ -22,8 +22,8 @@ FORMAT, VERSION = "wisca-plan", 1
 @dataclass(frozen=True)
 class Plan:
     """``fingerprint``: of the checkpoint it was made for, over ``tensors`` (the stored tensors it changes).
-    ``bit_identical``: what it promises of the outputs; a full check that finds otherwise contradicts it. ``bases``: of the
-    pairs that are changed by more than factors.
+    ``bit_identical``: what it promises of the outputs; a full check that finds otherwise contradicts it. ``bases``: of
+    the pairs that are changed by more than factors.
     """
 
     options: Options
@@ -50,7 +50,9 @@ class Plan:
         return replace(self, factors=factors, bases=bases, fingerprint=fingerprint, refusals=())
 
     def to_json(self) -> dict:
-        """Plain JSON values (floats are written exactly), but for ``bases``: of these their digest, and how many a site."""
+        """Plain JSON values (floats are written exactly), but for ``bases``: of these their digest, and how many a
+        site.
+        """
         options = asdict(self.options) | {"layers": [str(span) for span in self.options.layers]}
         return {
             "options": options,
@@ -66,8 +68,8 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: dict, where: Path) -> "Plan":
-        """What was written to the file ``where``, beside which its bases lie. Raises PlanMismatch naming it for anything that
-        is not a plan, UnreadableInput.
+        """What was written to the file ``where``, beside which its bases lie. Raises PlanMismatch naming it for
+        anything that is not a plan, UnreadableInput.
         """
         try:
             o = data["options"]
@@ -149,7 +151,8 @@ def decision_of(plan: Plan, patterns: Patterns) -> Decision:
     if len(stopped):
         name = patterns.sites.sites[cells.site[stopped[0]]].name
         raise PlanMismatch(
-            f"the plan's factor {factor[stopped[0]]:.6g} for {name} cannot be applied: a norm is zero or not finite, or a "
+            f"the plan's factor {factor[stopped[0]]:.6g} for {name} cannot be applied: a norm is zero or not finite, "
+            "or a "
             "value would leave the range of its dtype. Make a new plan."
         )
     return replace(decision, bases=plan.bases)

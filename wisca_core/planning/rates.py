@@ -30,8 +30,8 @@ RATE_COLUMNS = {
 
 @dataclass(frozen=True)
 class PairRates:
-    """Of one pair in one block: factors on Adam's learning rate of the median site (layer, expert, adapted layer), and their span over
-    all of them.
+    """Of one pair in one block: factors on Adam's learning rate of the median site (layer, expert, adapted layer), and
+    their span over all of them.
 
     ``left``, ``right``: medians, one the inverse of the other (behind ReLU squared its square root).
     """
@@ -77,8 +77,8 @@ def equivalent_rates(decision: Decision, *, full: bool = False) -> pd.DataFrame:
 
 
 def group_rates(groups: pd.DataFrame, sites: Sites) -> pd.DataFrame:
-    """``groups`` (as ``Decision.groups`` gives) with left_rate and right_rate: of full balance of each cell by itself, in
-    the norm of the table; NaN where it has no ratio.
+    """``groups`` (as ``Decision.groups`` gives) with left_rate and right_rate: of full balance of each cell by itself,
+    in the norm of the table; NaN where it has no ratio.
     """
     a, b = (np.array([s.exponent(side) for s in sites.sites], float)[groups["site"]] for side in ("left", "right"))
     octaves = groups["log2_ratio"].where(np.isfinite(groups["log2_ratio"])).to_numpy(dtype=float)

@@ -25,7 +25,8 @@ ROW_COLUMNS = {
     "full_high": "largest of these",
     "factor_low": "smallest factor on the left side",
     "factor_high": "largest of these",
-    "right_low": "smallest factor on the right side: the inverse of the left side's, or its square (behind ReLU squared)",
+    "right_low": "smallest factor on the right side: the inverse of the left side's, or its square (behind ReLU "
+    "squared)",
     "right_high": "largest of these",
     "changes": "what is multiplied, in words",
     "status": "planned, balanced already, left out, zero, non-finite or overflow",

@@ -31,7 +31,8 @@ class Schedule:
             )
         if not _fraction(self.start) and (not _whole(self.start) or self.start < 0):
             raise BadOption(
-                f"start: {self.start!r} was given; a whole number of optimiser steps from 0 is needed, or a fraction of the "
+                f"start: {self.start!r} was given; a whole number of optimiser steps from 0 is needed, or a fraction "
+                "of the "
                 "run below 1."
             )
         comparable = _fraction(self.stop) == _fraction(self.start) or self.start == 0
@@ -39,7 +40,8 @@ class Schedule:
             not (_whole(self.stop) or _fraction(self.stop)) or (comparable and self.stop < self.start)
         ):
             raise BadOption(
-                f"stop: {self.stop!r} was given; a whole number not below start = {self.start} is needed, a fraction of the "
+                f"stop: {self.stop!r} was given; a whole number not below start = {self.start} is needed, a fraction "
+                "of the "
                 "run below 1, or None."
             )
         if self.every is None and (not self.at_start or self.start > 0):
@@ -59,7 +61,8 @@ class Schedule:
             return self
         if n_steps is None or not math.isfinite(n_steps) or n_steps < 1:
             raise BadOption(
-                f"{', '.join(fractions)}: a fraction of the run was given, and how long the run is is not known. Give steps, "
+                f"{', '.join(fractions)}: a fraction of the run was given, and how long the run is is not known. Give "
+                "steps, "
                 "or n_steps."
             )
         return replace(self, **{name: round(part * n_steps) for name, part in fractions.items()})

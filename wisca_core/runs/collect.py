@@ -152,7 +152,9 @@ class SourceRuns:
             self.counts["used"] += len(step)
 
     def takes(self, run: str) -> bool:
-        """Whether what belongs to ``run`` is kept: that of the first MOST_RUNS is, of the others it is said that it is not."""
+        """Whether what belongs to ``run`` is kept: that of the first MOST_RUNS is, of the others it is said that it is
+        not.
+        """
         if run not in self._taken:
             if len(self._taken) >= MOST_RUNS:
                 note = f"more than {MOST_RUNS:,} runs in one log; the others are left out."
@@ -333,7 +335,8 @@ class SourceRuns:
         if back:
             first = series[next(iter(back))].first_back
             out.append(
-                f"steps go back: {_most_frequent(back)}, first from {first[0]:,g} to {first[1]:,g}; the run was continued "
+                f"steps go back: {_most_frequent(back)}, first from {first[0]:,g} to {first[1]:,g}; the run was "
+                "continued "
                 f"from an earlier "
                 "step, or several runs are in one log. Every point is kept."
             )

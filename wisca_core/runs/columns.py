@@ -79,8 +79,8 @@ def fraction(cell: object) -> float | None:
 
 @dataclass(frozen=True)
 class Roles:
-    """Names of columns. ``step`` None: rows are counted. ``exported``: names are "run - metric", a chart of W&B saved as
-    a table.
+    """Names of columns. ``step`` None: rows are counted. ``exported``: names are "run - metric", a chart of W&B saved
+    as a table.
     """
 
     step: str | None
@@ -118,7 +118,9 @@ def metric_of_export(name: str) -> tuple[str, str]:
 
 
 def tracker_step(samples: Mapping[str, np.ndarray], own: str) -> str | None:
-    """The column in which a tracker's rows name the optimiser step, beside its ``own`` counter; None where none does."""
+    """The column in which a tracker's rows name the optimiser step, beside its ``own`` counter; None where none
+    does.
+    """
     for name in STEP_NAMES[:8]:
         for one, sample in samples.items():
             finite = sample[np.isfinite(sample)]
@@ -143,7 +145,8 @@ def _guess(names: Sequence[str], samples: Mapping[str, np.ndarray]) -> tuple[str
                     wanted in STEP_NAMES[:9] and sum(_OF_ALL.sub("", o) in STEP_NAMES[:9] for o in lower.values()) == 1
                 )
                 return name, "" if sure else (
-                    f"column {printable(name, 60)!r} is taken as the step (guessed by its name); another one can be named."
+                    f"column {printable(name, 60)!r} is taken as the step (guessed by its name); another one can be "
+                    "named."
                 )
     for name, sample in samples.items():
         usable = sample[np.isfinite(sample)]
@@ -156,11 +159,13 @@ def _guess(names: Sequence[str], samples: Mapping[str, np.ndarray]) -> tuple[str
             and usable[0] >= 0
         ):
             return name, (
-                f"column {printable(name, 60)!r} is taken as the step (whole numbers that never fall); another one can be "
+                f"column {printable(name, 60)!r} is taken as the step (whole numbers that never fall); another one can "
+                "be "
                 f"named."
             )
     return None, (
-        f"no step column was found, so rows are counted from 0; a column can be named as the step: {_column_list(samples)}."
+        "no step column was found, so rows are counted from 0; a column can be named as the step: "
+        f"{_column_list(samples)}."
     )
 
 
@@ -180,8 +185,8 @@ _CLOCK = re.compile(r"\s*(?:(\d{1,6}) days?, )?(\d{1,6}):([0-5]\d):([0-5]\d(?:\.
 
 
 def seconds(value: object) -> float:
-    """A time as seconds: a number as it is, "h:mm:ss" since the start, an ISO 8601 date as seconds since 1970 (UTC where
-    it names no zone), else NaN.
+    """A time as seconds: a number as it is, "h:mm:ss" since the start, an ISO 8601 date as seconds since 1970 (UTC
+    where it names no zone), else NaN.
     """
     if isinstance(value, bool) or value is None:
         return math.nan

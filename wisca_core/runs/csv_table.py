@@ -1,8 +1,8 @@
 """CSV and TSV tables; Lightning's metrics.csv and what W&B exports are such tables.
 
-A file is read in pieces and columns, so that a gigabyte costs seconds and little memory; rows that do not fit the header
-are counted. A header that stands again, with the same columns or others, holds from there on. Not covered: line breaks
-inside quoted cells (such rows are counted as damaged), compressed files.
+A file is read in pieces and columns, so that a gigabyte costs seconds and little memory; rows that do not fit the
+header are counted. A header that stands again, with the same columns or others, holds from there on. Not covered: line
+breaks inside quoted cells (such rows are counted as damaged), compressed files.
 """
 
 import csv

@@ -1,5 +1,5 @@
-"""DVCLive's folder: ``plots/metrics/NAME.tsv`` a metric (columns timestamp where asked for, step, value) and ``params.yaml``
-(dvclive/plots/metric.py, dvclive/live.py); no dvclive needed.
+"""DVCLive's folder: ``plots/metrics/NAME.tsv`` a metric (columns timestamp where asked for, step, value) and
+``params.yaml`` (dvclive/plots/metric.py, dvclive/live.py); no dvclive needed.
 """
 
 import math

@@ -14,9 +14,9 @@ from wisca_core.untrusted import printable
 
 
 class FileReader:
-    """Reads one file in pieces. A reader of its kind says what ``_begin`` starts with and what ``_consume`` takes of a piece;
-    named cells go through ``_table``, rows that it hands over one by one wait in ``_rows``. One of several files says which
-    they are and how each is read.
+    """Reads one file in pieces. A reader of its kind says what ``_begin`` starts with and what ``_consume`` takes of a
+    piece; named cells go through ``_table``, rows that it hands over one by one wait in ``_rows``. One of several files
+    says which they are and how each is read.
     """
 
     piece_bytes = PIECE_BYTES

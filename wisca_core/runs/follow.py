@@ -119,8 +119,8 @@ class Logs:
 
 
 def read(paths: str | Path | Sequence[str | Path], step_column: str = "", progress: Progress = silent) -> Logs:
-    """All logs at ``paths``, one or several, read once as they are now. Raises UnreadableInput where there is none, BadOption for a
-    wrong ``step_column``.
+    """All logs at ``paths``, one or several, read once as they are now. Raises UnreadableInput where there is none,
+    BadOption for a wrong ``step_column``.
     """
     if not paths:
         raise UnreadableInput("no path was given. Give log files or folders of logs.")

@@ -22,7 +22,8 @@ SEED_NAMES = ("seed", "random_seed", "rng_seed", "data_seed", "torch_seed")
 _SEED_IN_NAME = re.compile(r"(?i)(?:^|[-_/., ])(?:seed|s)[-_= ]?(\d{1,9})(?=$|[-_/., )])")
 # Settings that differ between any two runs and say nothing of what was tried.
 _INCIDENTAL = re.compile(
-    r"(?i)(^|[._/])(output_dir|logging_dir|run|cell|run_name|name|id|run_id|time|date|timestamp|hostname|host|pid|wandb_id|best_metric|total_flos)$"
+    r"(?i)(^|[._/])(output_dir|logging_dir|run|cell|run_name|name|id|run_id|time|date|timestamp|hostname|host|pid|"
+    r"wandb_id|best_metric|total_flos)$"
 )
 _HIGHER_IS_BETTER = re.compile(
     r"(?i)(^|[/_. -])(acc|accuracy|f1|auc|auroc|bleu|rouge\w*|"
@@ -194,8 +195,8 @@ def is_judged(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Standing:
-    """How groups stand to each other in their final values. ``first``: the group that is apart from every other beyond what
-    their runs differ by, "" where none is; ``why`` says what that rests on or what is missing.
+    """How groups stand to each other in their final values. ``first``: the group that is apart from every other beyond
+    what their runs differ by, "" where none is; ``why`` says what that rests on or what is missing.
     """
 
     first: str
@@ -203,8 +204,8 @@ class Standing:
 
 
 def standing(groups: Mapping[str, Sequence[Run]], metric: str) -> Standing:
-    """Which group ends lowest (highest, for a score), said only where it can be: runs that end at the same step, at least
-    four shared seeds or runs a group, and every 95 % interval against the others, corrected for their number
+    """Which group ends lowest (highest, for a score), said only where it can be: runs that end at the same step, at
+    least four shared seeds or runs a group, and every 95 % interval against the others, corrected for their number
     (Bonferroni), away from zero.
     """
     lower = lower_is_better(metric)
@@ -249,8 +250,8 @@ def standing(groups: Mapping[str, Sequence[Run]], metric: str) -> Standing:
 def _gap(
     groups: Mapping[str, Sequence[Run]], a: str, b: str, metric: str, lower: bool, level: float
 ) -> tuple[int, float, float] | None:
-    """(runs, low, high) of the interval of b minus a: over shared seeds, else of two independent means (Welch); None for
-    fewer than four.
+    """(runs, low, high) of the interval of b minus a: over shared seeds, else of two independent means (Welch); None
+    for fewer than four.
     """
     pairs = paired_difference(groups, a, b, metric, lower)
     if pairs.n >= 4:
@@ -292,8 +293,8 @@ def is_cell(run: Run) -> bool:
 
 
 def first_pair(groups: Mapping[str, Sequence[Run]], titles: Sequence[str], arms: Sequence[str] = ()) -> tuple[str, str]:
-    """Which two of ``titles`` (two or more) are compared first: the baseline and the next group; of cells one that differs
-    in its arm alone. ``arms``: of a comparison, as they come first, its baseline in front.
+    """Which two of ``titles`` (two or more) are compared first: the baseline and the next group; of cells one that
+    differs in its arm alone. ``arms``: of a comparison, as they come first, its baseline in front.
     """
 
     def said(title: str) -> Mapping[str, object]:
@@ -453,7 +454,8 @@ def paired_difference(
 
 def paired_sentence(p: PairedDifference, n_pairs: int = 1) -> str:
     """What the paired difference says, and no more: the mean with its interval, or that too few seeds are shared.
-    ``n_pairs``: how many groups could have been set against ``p.a``, since looking at several finds something by chance.
+    ``n_pairs``: how many groups could have been set against ``p.a``, since looking at several finds something by
+    chance.
     """
     if p.n == 0:
         shared = [

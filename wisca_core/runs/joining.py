@@ -5,7 +5,8 @@ Joined is what the values prove: at least two of them, of a metric that only thi
 norm), agree to single precision wherever both logs have the step, and none differs. Two trainings with one seed may
 repeat each other to the last digit: a log joins the nearest folder, and no run has two logs of one kind.
 
-By its folders alone one thing is known: what SummaryWriter.add_hparams and add_scalars write in folders below their run.
+By its folders alone one thing is known: what SummaryWriter.add_hparams and add_scalars write in folders below their
+run.
 """
 
 import math
@@ -169,8 +170,8 @@ def _as_one(parts: Sequence[Run]) -> Run:
 
 
 def _below(runs: Sequence[Run]) -> list[Run]:
-    """Folders that SummaryWriter made below a run joined to it: the settings of add_hparams, whose folder has nothing but
-    values that are set against them, and add_scalars, whose folders are called by the tag and the line.
+    """Folders that SummaryWriter made below a run joined to it: the settings of add_hparams, whose folder has nothing
+    but values that are set against them, and add_scalars, whose folders are called by the tag and the line.
     """
     places = {Path(run.source): k for k, run in enumerate(runs) if run.kind == "tensorboard"}
     out: list[Run | None] = list(runs)

@@ -68,7 +68,8 @@ def _whole_file(file: Growing) -> bytes:
         size += len(data)
         if size > MAX_JSON_BYTES:
             raise UnreadableInput(
-                f"{printable(file.path)}: larger than {MAX_JSON_BYTES >> 20} MB, which is the most that is read of a JSON "
+                f"{printable(file.path)}: larger than {MAX_JSON_BYTES >> 20} MB, which is the most that is read of a "
+                "JSON "
                 f"file."
             )
         return len(data)

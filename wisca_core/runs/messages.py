@@ -1,4 +1,5 @@
-"""The parts of TensorBoard's, W&B's and SwanLab's protobuf messages that a log reader looks at; everything else is passed over.
+"""The parts of TensorBoard's, W&B's and SwanLab's protobuf messages that a log reader looks at; everything else is
+passed over.
 
 Text is declared as bytes, which lies in the same place: a damaged name then costs its letters, not its record.
 Sources: tensorflow/core/util/event.proto, core/framework/{summary,histogram,tensor,types}.proto,

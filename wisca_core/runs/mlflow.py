@@ -1,5 +1,5 @@
-"""MLflow's two local stores: the database ``mlflow.db`` (its default since 3.7) and the older folder ``mlruns``. Each run
-with its parameters, steps as logged; no mlflow needed.
+"""MLflow's two local stores: the database ``mlflow.db`` (its default since 3.7) and the older folder ``mlruns``. Each
+run with its parameters, steps as logged; no mlflow needed.
 
 Database: tables runs, params, metrics and experiments (mlflow/store/tracking/dbmodels/models.py). Folder:
 ``mlruns/EXPERIMENT/RUN/{meta.yaml, params/NAME, metrics/NAME}``, a line "time value step" a value

@@ -71,7 +71,8 @@ def check_version(head: dict, path: Path) -> None:
         )
     if version != METRICS_VERSION:
         raise UnreadableInput(
-            f"{printable(path)}: is {METRICS_FORMAT} version {printable(json.dumps(version), 40)}; this program reads version "
+            f"{printable(path)}: is {METRICS_FORMAT} version {printable(json.dumps(version), 40)}; this program reads "
+            "version "
             f"{METRICS_VERSION}. "
             "Use the program that wrote it."
         )

@@ -87,8 +87,8 @@ def names(path: str) -> Iterator[bytes]:
 
 
 def batches(path: str) -> Iterator[bytes]:
-    """Its rows in order as Arrow streams of one batch, of float64 and binary columns; how many entries are no single number
-    (not_scalar), and rows there are in all (n_rows), stand in the metadata.
+    """Its rows in order as Arrow streams of one batch, of float64 and binary columns; how many entries are no single
+    number (not_scalar), and rows there are in all (n_rows), stand in the metadata.
     """
     with _NamedErrors(path):
         file = _open(path)
@@ -119,7 +119,8 @@ def _check_ratio(path: str, n_cells: int) -> None:
     n_bytes = Path(path).stat().st_size
     if n_cells * 8 > MOST_UNPACKED * n_bytes + FREE_BYTES:
         raise UnreadableInput(
-            f"{printable(path)}: unpacks to over {MOST_UNPACKED} times its {n_bytes:,} bytes, as no log does; nothing of it is used."
+            f"{printable(path)}: unpacks to over {MOST_UNPACKED} times its {n_bytes:,} bytes, as no log does; nothing "
+            "of it is used."
         )
 
 

@@ -47,7 +47,8 @@ KINDS: dict[str, tuple[str, Callable[[Source, MemoryBudget, Ask], LogReader]]] =
 RECORD_LOGS = {"wandb": Wandb, "swanlab": SwanLab}
 RUN_ENDINGS = tuple(f".{kind}" for kind in RECORD_LOGS)
 LOOKED_FOR = (
-    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, mlflow.db, mlruns, DVCLive's folder, trackio's .db, run-*.wandb, run-*.swanlab, console logs "
+    "TensorBoard event files, trainer_state.json, CSV, TSV, JSONL, parquet, mlflow.db, mlruns, DVCLive's folder, "
+    "trackio's .db, run-*.wandb, run-*.swanlab, console logs "
     "of nanoGPT, "
     "nanochat or Megatron-LM, and runs of this project"
 )

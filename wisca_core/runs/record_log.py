@@ -1,6 +1,6 @@
-"""Files of records in the framing of a LevelDB log, which W&B and SwanLab write: seven bytes of header, then blocks of 32,768
-bytes with chunks of CRC-32 of type and bytes, length (uint16), type (1 whole, 2 first, 3 middle, 4 last); the chunks of a
-record make one protobuf message. A chunk that fails its check is counted and its record skipped.
+"""Files of records in the framing of a LevelDB log, which W&B and SwanLab write: seven bytes of header, then blocks of
+32,768 bytes with chunks of CRC-32 of type and bytes, length (uint16), type (1 whole, 2 first, 3 middle, 4 last); the
+chunks of a record make one protobuf message. A chunk that fails its check is counted and its record skipped.
 """
 
 import struct
@@ -19,8 +19,8 @@ MAX_RECORD_BYTES = 64 << 20
 
 
 class RecordLog(FileReader):
-    """One such file, one run. ``header``: its first bytes; ``expected``: what begins so, in words; ``record``: name of the
-    message in it (messages.py).
+    """One such file, one run. ``header``: its first bytes; ``expected``: what begins so, in words; ``record``: name of
+    the message in it (messages.py).
     """
 
     header: ClassVar[bytes]

@@ -74,7 +74,8 @@ def open_database(path: Path) -> Iterator[Database]:
         UnicodeDecodeError,
     ) as error:  # the last: SQLite's own message quotes the file
         raise UnreadableInput(
-            f"{printable(path)}: SQLite cannot read it: {printable(error, 200)}. Copy the file while nothing writes to it."
+            f"{printable(path)}: SQLite cannot read it: {printable(error, 200)}. Copy the file while nothing writes to "
+            "it."
         ) from None
     finally:
         if connection is not None:
@@ -82,7 +83,9 @@ def open_database(path: Path) -> Iterator[Database]:
 
 
 class DatabaseReader:
-    """The runs of one file whose table ``metrics`` only grows: each look reads the rows behind the last one, ``_last``."""
+    """The runs of one file whose table ``metrics`` only grows: each look reads the rows behind the last one,
+    ``_last``.
+    """
 
     def __init__(self, source: Source, room: MemoryBudget, ask: Ask = Ask()) -> None:
         self.source, self._room, self._ask = source, room, ask

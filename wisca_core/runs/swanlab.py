@@ -1,5 +1,5 @@
-"""SwanLab's local run files (run-ID.swanlab, any mode) and the settings beside them (files/config.yaml); no swanlab needed
-(swanlab/sdk/internal/core_python/store of version 0.10).
+"""SwanLab's local run files (run-ID.swanlab, any mode) and the settings beside them (files/config.yaml); no swanlab
+needed (swanlab/sdk/internal/core_python/store of version 0.10).
 """
 
 import math

@@ -71,8 +71,8 @@ class Run:
     """One run as one log tells it.
 
     ``config``: dotted name -> plain value (text, number, bool or None). ``columns``: what could be named as the step
-    column, tables only; ``step_column``: what was taken, "" where rows were counted. ``distributions``: histograms by name. ``also``: kinds of other logs of the
-    same training that were joined to it. ``counts``: what was read and what
+    column, tables only; ``step_column``: what was taken, "" where rows were counted. ``distributions``: histograms by
+    name. ``also``: kinds of other logs of the same training that were joined to it. ``counts``: what was read and what
     was not, keys of ``collect.COUNTS``; ``remarks``: the same and everything else worth knowing, in sentences, names in
     them still foreign.
     """
@@ -99,8 +99,8 @@ class Run:
         return replace(self, name=name, series=_of_run(self.series, name))
 
     def over(self, metric: str) -> "Run":
-        """The same run with the values of ``metric`` as its steps, each of those at the step at which it was logged; points
-        where it was not logged are left out, and counted in a remark.
+        """The same run with the values of ``metric`` as its steps, each of those at the step at which it was logged;
+        points where it was not logged are left out, and counted in a remark.
         """
         if metric not in self.series:
             return self

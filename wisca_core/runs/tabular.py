@@ -51,8 +51,8 @@ NO_TEXT = np.zeros(0, np.int64)
 
 
 class Tabular:
-    """Takes batches of columns. ``asked``, ``what``: see ``columns.roles``; ``key``: whether columns such as "seed" name
-    the run; ``untyped``: a column that begins empty may turn out to hold numbers.
+    """Takes batches of columns. ``asked``, ``what``: see ``columns.roles``; ``key``: whether columns such as "seed"
+    name the run; ``untyped``: a column that begins empty may turn out to hold numbers.
 
     ``own``: the column in which a tracker counts its own calls. It is the step only where the rows say no other and no
     other was defined. ``define``: as W&B's define_metric, patterns of metrics drawn over another column.
@@ -129,7 +129,8 @@ class Tabular:
             if self.asked not in samples:
                 named = ", ".join(printable(name, 40) for name in list(samples)[:12])
                 raise BadOption(
-                    f"step column: {printable(self.asked)!r} is no number in the first rows of {self.what}; it has {named}."
+                    f"step column: {printable(self.asked)!r} is no number in the first rows of {self.what}; it has "
+                    f"{named}."
                 )
             return Roles(self.asked, None, (), False, "")
         step = self._defined.get("*") or tracker_step(samples, self.own)
@@ -137,7 +138,8 @@ class Tabular:
             return Roles(self.own, None, (), False, "")
         told = "as its writer defined" if "*" in self._defined else "which each row names"
         note = (
-            f"steps are those of {printable(step, 60)!r}, {told}; the tracker's own counter ({printable(self.own, 40)!r}) counts "
+            f"steps are those of {printable(step, 60)!r}, {told}; the tracker's own counter "
+            f"({printable(self.own, 40)!r}) counts "
             f"calls, and can be named as the step."
         )
         return Roles(step, None, (), False, note)
@@ -145,8 +147,8 @@ class Tabular:
     # --- steps and times ----------------------------------------------------------------------------------------------
 
     def _step(self, name: str, n: int, cells: Mapping[str, ColumnCells]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(step, whether there is one, whether it is another row's) of each row: a tracker's row that names none has the
-        last one named before.
+        """(step, whether there is one, whether it is another row's) of each row: a tracker's row that names none has
+        the last one named before.
         """
         step, has, carried = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
         one = cells.get(name)
@@ -272,7 +274,8 @@ class Tabular:
                         if "runs" not in self._said:
                             self._said.add("runs")
                             self.out.notes.append(
-                                f"columns {', '.join(repr(printable(t, 40)) for t in titles)} name more than {MOST_RUNS:,} "
+                                f"columns {', '.join(repr(printable(t, 40)) for t in titles)} name more than "
+                                f"{MOST_RUNS:,} "
                                 f"runs; the rows of the others are left out."
                             )
                         known[values] = -1

@@ -17,8 +17,8 @@ from wisca_core.training.optimizer_state import States
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One tensor to be multiplied. ``vectors``: axis (or several) -> factors of the local indices, of length 1 where all
-    are equal; ``states``: (tensor, power) multiplied by the factors to that power.
+    """One tensor to be multiplied. ``vectors``: axis (or several) -> factors of the local indices, of length 1 where
+    all are equal; ``states``: (tensor, power) multiplied by the factors to that power.
     """
 
     tensor: torch.Tensor

@@ -40,7 +40,8 @@ def check_none_forgotten(live: Live) -> None:
         found = _is_forgotten(live)
     if found:
         raise BadOption(
-            "also: an AveragedModel of this model is kept and was not named, so it would be mixed with weights in other "
+            "also: an AveragedModel of this model is kept and was not named, so it would be mixed with weights in "
+            "other "
             "coordinates. Give also=[averaged] to let it follow, or also=() where it is of another training. "
             "The model is unchanged."
         )

@@ -63,7 +63,8 @@ class WiscaCallback(OfTrainer, TrainerCallback):
             both = set(self.choices.pairs) & set(other.choices.pairs)
             if both:
                 raise BadOption(
-                    f"pairs: two WiscaCallbacks of one trainer both have {', '.join(sorted(both))}; what each keeps would "
+                    f"pairs: two WiscaCallbacks of one trainer both have {', '.join(sorted(both))}; what each keeps "
+                    "would "
                     "be only a part of what was done to the weights. Give each pair to one of them."
                 )
         if trainer is not None:
@@ -98,7 +99,8 @@ class WiscaCallback(OfTrainer, TrainerCallback):
                 else "factors start anew"
             )
             warnings.warn(
-                f"wisca: this run goes on at step {state.global_step} from a checkpoint without a state of this callback; "
+                f"wisca: this run goes on at step {state.global_step} from a checkpoint without a state of this "
+                "callback; "
                 f"its {what}.",
                 RuntimeWarning,
                 stacklevel=2,
@@ -130,7 +132,8 @@ class WiscaCallback(OfTrainer, TrainerCallback):
                 self.scaler.go_back_to(kept)
             else:
                 warnings.warn(
-                    f"wisca: {beside} is missing, so it is not known by which factors the loaded best model was rescaled; "
+                    f"wisca: {beside} is missing, so it is not known by which factors the loaded best model was "
+                    "rescaled; "
                     "wisca_state.json is that of the last step.",
                     RuntimeWarning,
                     stacklevel=2,

@@ -18,17 +18,18 @@ CHECKS = ("once", "always", "never")
 class Choices(Options):
     """The options of a checkpoint's plan (``Options``), and what only a training run has.
 
-    ``by``: "weights" (the paper's way), or "rates": the weights stay, and the optimiser's steps run at the learning rates
-    that amount to it (``rates.py``); ``strength`` may then be any number, and -1 is the inverse.
+    ``by``: "weights" (the paper's way), or "rates": the weights stay, and the optimiser's steps run at the learning
+    rates that amount to it (``rates.py``); ``strength`` may then be any number, and -1 is the inverse.
     ``when``: a pair is left as it is until one side is at least so many times heavier than the other.
-    ``optimizer_state``: "transport" continues the same momentum in the new coordinates, "leave" does not touch it. ``frozen``: a pair with a parameter that is not trained
-    is left alone ("refuse") or done all the same ("scale"). ``optimizer_rules``: for classes without a rule,
-    class or its name -> state name -> power of c where W becomes c W (-1 for means of gradients, -2 for means of their
-    squares). ``sites``: for a class of your own, declared with ``wisca.attention`` and ``wisca.feed_forward``; ``build``: a
-    function that makes a small model of the class to prove them on (None: a float64 copy of the model); ``forward``:
-    ``(model, ids)`` calls the model where ``model(ids)`` does not. ``check``: outputs before and after on one batch, of the
-    first rescale ("once"), of every one ("always") or of none ("never"); ``batch``: what it is called with (a mapping, a
-    tuple, a tensor), None: of a trainer's data, or made up. Raises BadOption.
+    ``optimizer_state``: "transport" continues the same momentum in the new coordinates, "leave" does not touch it.
+    ``frozen``: a pair with a parameter that is not trained is left alone ("refuse") or done all the same ("scale").
+    ``optimizer_rules``: for classes without a rule, class or its name -> state name -> power of c where W becomes c W
+    (-1 for means of gradients, -2 for means of their squares). ``sites``: for a class of your own, declared with
+    ``wisca.attention`` and ``wisca.feed_forward``; ``build``: a function that makes a small model of the class to prove
+    them on (None: a float64 copy of the model); ``forward``: ``(model, ids)`` calls the model where ``model(ids)`` does
+    not. ``check``: outputs before and after on one batch, of the first rescale ("once"), of every one ("always") or of
+    none ("never"); ``batch``: what it is called with (a mapping, a tuple, a tensor), None: of a trainer's data, or made
+    up. Raises BadOption.
     """
 
     optimizer_state: str = "transport"
@@ -57,13 +58,15 @@ class Choices(Options):
             powers = list(rule.values()) if isinstance(rule, Mapping) else ["?"]
             if not isinstance(kind, (type, str)) or any(type(power) is not int for power in powers):
                 raise BadOption(
-                    f"optimizer_rules: {self.optimizer_rules!r} was given; needed is a class (or its name) and whole powers, "
+                    f"optimizer_rules: {self.optimizer_rules!r} was given; needed is a class (or its name) and whole "
+                    "powers, "
                     'such as {MyAdam: {"exp_avg": -1, "exp_avg_sq": -2}}.'
                 )
         if self.by == "rates":
             if self.granularity != "tensor":
                 raise BadOption(
-                    f"granularity: {self.granularity!r} was given; by='rates' has one rate a parameter, so only 'tensor'."
+                    f"granularity: {self.granularity!r} was given; by='rates' has one rate a parameter, so only "
+                    "'tensor'."
                 )
             if not method(self.method).by_factors:
                 raise BadOption(f"method: {self.method!r} mixes channels and is no set of rates. Use by='weights'.")

@@ -14,8 +14,8 @@ class LightningWisca(OfTrainer, Callback):
     what ``sites=`` declares, in any attribute.
 
     Steps are the trainer's ``global_step``: with several optimisers it counts each one's. wisca.jsonl lies in
-    ``default_root_dir``; the ratios go to the trainer's loggers; the state lies in Lightning's own checkpoints. Copies of
-    the weights that other callbacks hold (WeightAveraging, EMAWeightAveraging, StochasticWeightAveraging) follow by
+    ``default_root_dir``; the ratios go to the trainer's loggers; the state lies in Lightning's own checkpoints. Copies
+    of the weights that other callbacks hold (WeightAveraging, EMAWeightAveraging, StochasticWeightAveraging) follow by
     themselves. With ``by="rates"`` the trainer's ``gradient_clip_val`` looks at the plain norm of the gradients, by
     weights at that of the rescaled ones.
     """

@@ -1,9 +1,10 @@
-"""The sites of a live model, from its own config and parameter names, by the same rules as for checkpoints, or declared.
+"""The sites of a live model, from its own config and parameter names, by the same rules as for checkpoints, or
+declared.
 
 Names are those the model has inside its wrappers: DDP, torch.compile, activation checkpointing, FSDP2 and peft leave no
 trace in them. Every rule is proved on a miniature before it is used, and the modules of a pair must be transformers'
-own, because the proof is of those: what of somebody else's can be seen there (``own_code``) is refused by name. Declared
-sites are proved on the model's own code.
+own, because the proof is of those: what of somebody else's can be seen there (``own_code``) is refused by name.
+Declared sites are proved on the model's own code.
 
 Not covered: models with offloaded (meta) parameters; several transformers models in one.
 """
@@ -38,9 +39,10 @@ from wisca_core.training.lora import clean
 class Live:
     """A live model as the rules see it.
 
-    ``inner``: the part of the model that the names are of, inside its wrappers. ``sites``: what can be rescaled, with the legs of adapters and copies that follow; ``refusals`` in it say what
-    cannot and why. ``parameters``: tensor name of the legs -> the live tensor; ``places``: name -> (module, attribute)
-    that holds it. ``columns``: DoRA magnitudes that follow a change of their weight's columns.
+    ``inner``: the part of the model that the names are of, inside its wrappers. ``sites``: what can be rescaled, with
+    the legs of adapters and copies that follow; ``refusals`` in it say what cannot and why. ``parameters``: tensor name
+    of the legs -> the live tensor; ``places``: name -> (module, attribute) that holds it. ``columns``: DoRA magnitudes
+    that follow a change of their weight's columns.
     """
 
     model: nn.Module
@@ -141,7 +143,8 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
     if any(site.key.pair != "lora" for site in kept):
         if choices.sites and adapters and choices.build is None:
             raise DeclarationError(
-                f"the {type(inner).__name__} has LoRA adapters, so a copy of it proves nothing of the model alone. Give build=, a "
+                f"the {type(inner).__name__} has LoRA adapters, so a copy of it proves nothing of the model alone. "
+                "Give build=, a "
                 "function that makes a small model of the class."
             )
 
@@ -159,7 +162,8 @@ def describe(model: nn.Module, choices: Choices, replicated: bool = False) -> Li
         if unproved and not any(site.key.pair != "lora" for site in kept):
             how = "proof on the model" if choices.sites else "proof on a miniature"
             raise ProofFailed(
-                f"{found.model_type}: the rule {found.family} did not pass its {how}: {proof.reason} The model is unchanged."
+                f"{found.model_type}: the rule {found.family} did not pass its {how}: {proof.reason} The model is "
+                "unchanged."
             )
         refused += unproved
         names = {site.name for site in kept}
@@ -214,7 +218,8 @@ def copy_tensors(copy: object, live: Live) -> dict[str, torch.Tensor]:
             )
         if hasattr(tensor, "ds_id") or hasattr(tensor, "_hp_mapping"):
             raise PlanMismatch(
-                f"also: {name} of the copy is partitioned by DeepSpeed, where what is written into it is undone; such a "
+                f"also: {name} of the copy is partitioned by DeepSpeed, where what is written into it is undone; such "
+                "a "
                 "copy cannot follow."
             )
         if tensor is parameter or (
@@ -265,8 +270,10 @@ def _transformer(model: nn.Module) -> nn.Module:
     look(model)
     if not found:
         raise UnknownArchitecture(
-            f"{type(model).__name__} holds no transformers model, so there is no config to say which pairs are exact. For a "
-            "class of your own declare them: sites=[wisca.attention(...)]; print(wisca.guess(model)) proposes a declaration. "
+            f"{type(model).__name__} holds no transformers model, so there is no config to say which pairs are exact. "
+            "For a "
+            "class of your own declare them: sites=[wisca.attention(...)]; print(wisca.guess(model)) proposes a "
+            "declaration. "
             "The model is unchanged."
         )
     if len(found) > 1:
@@ -429,7 +436,10 @@ def _unusable(site: Site, parameters: Mapping[str, torch.Tensor], choices: Choic
         if tensor.is_meta:
             return f"{leg.tensor} is on the meta device (offloaded); it cannot be edited in place"
         if leg.fixed and (distributed.is_dtensor(tensor) or zero.is_partitioned(tensor)):
-            return f"{leg.tensor} holds several experts or heads on an axis of their own and is sharded; that is not supported"
+            return (
+                f"{leg.tensor} holds several experts or heads on an axis of their own and is sharded; that is not "
+                "supported"
+            )
         if DTYPE_NAMES.get(tensor.dtype) not in RESCALABLE:
             return f"{leg.tensor} is {tensor.dtype}; only {', '.join(RESCALABLE)} can be rescaled"
         if not tensor.requires_grad and choices.frozen == "refuse":

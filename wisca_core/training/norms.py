@@ -23,7 +23,8 @@ _ROWS = 128  # a block of rows stays in a core's cache
 @dataclass(frozen=True, eq=False)
 class LocalLeg:
     """One leg as this rank holds it. ``cells``: side * n_cells + cell of each local index along the axis, the last
-    one (2 * n_cells) for indices of other sites; None where all of the tensor (at the leg's fixed index) belongs to ``cell``.
+    one (2 * n_cells) for indices of other sites; None where all of the tensor (at the leg's fixed index) belongs to
+    ``cell``.
     """
 
     leg: Leg

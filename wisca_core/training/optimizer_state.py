@@ -6,8 +6,8 @@ are refused by name, and so are those that keep copies of the weights themselves
 the optimiser mixes it with and when is its own affair.
 
 Weight decay folded into the gradient (Adam and SGD with ``weight_decay``): the momentum is carried over rightly, its
-share of the decay included, but from then on the decay of a matrix kept as cW acts as wd * c^2 on W. No treatment of the
-state changes that; ``folds_decay`` tells where it is so.
+share of the decay included, but from then on the decay of a matrix kept as cW acts as wd * c^2 on W. No treatment of
+the state changes that; ``folds_decay`` tells where it is so.
 
 =====================================================  =============  ==================================================
 optimiser                                              its state      why; whether ``by="rates"`` serves instead
@@ -70,7 +70,8 @@ _FOLDED = frozenset(
 )
 # by the names of optimisers and their wrappers: state that is a copy or an average of the weights
 _COPYING = re.compile(r"schedule_?free|look_?ahead|ranger|prodigy|d_?adapt|^asgd$|^swa$", re.IGNORECASE)
-# bitsandbytes: its own name for what an optimiser does -> powers of state1 and state2 (absmax1, absmax2 of 8-bit blocks)
+# bitsandbytes: its own name for what an optimiser does -> powers of state1 and state2 (absmax1, absmax2 of 8-bit
+# blocks)
 _BLOCKWISE = {"adam": (-1, -2), "lion": (-1,), "momentum": (-1,), "rmsprop": (-2,), "adagrad": (-2,)}
 _BLOCK = 256
 # class -> why its state is no matter of coordinates
@@ -80,7 +81,8 @@ _NO_RULE = {
     "pytorch_optimizer.GaLore": "its momentum lies in a subspace that it finds anew in the gradients",
     "galore_torch.GaLoreAdamW": "its momentum lies in a subspace that it finds anew in the gradients",
     "galore_torch.GaLoreAdamW8bit": "its momentum lies in a subspace that it finds anew in the gradients",
-    "transformers.LayerWiseDummyOptimizer": "each layer is stepped on its own in the middle of a backward pass, so there is "
+    "transformers.LayerWiseDummyOptimizer": "each layer is stepped on its own in the middle of a backward pass, so "
+    "there is "
     "no time between steps",
 }
 _FACTORED = ("row_var", "col_var", "exp_avg_sq_row", "exp_avg_sq_col")
@@ -89,11 +91,16 @@ _MEANS = {key for rule in RULES.values() for key in rule}
 _IGNORED = ("step", "RMS", "mu_product", "qmap1", "qmap2")
 
 
-_OTHER_WAYS = " Or give optimizer_state='leave' to rescale the weights alone, or by='rates' to leave the weights and change the rates."
+_OTHER_WAYS = (
+    " Or give optimizer_state='leave' to rescale the weights alone, or by='rates' to leave the weights and "
+    "change the rates."
+)
 
 
 def chain(optimizer: object) -> list[object]:
-    """The optimiser and what it wraps, outermost first: Accelerate's, Lightning's and DeepSpeed's wrappers, Lookahead."""
+    """The optimiser and what it wraps, outermost first: Accelerate's, Lightning's and DeepSpeed's wrappers,
+    Lookahead.
+    """
     out = [optimizer]
     while True:
         names = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer")
@@ -114,8 +121,10 @@ def check_no_copies(optimizer: object) -> None:
         named = next((kind.__name__ for kind in type(one).__mro__ if _COPYING.search(kind.__name__)), None)
         if named:
             raise BadOption(
-                f"optimizer: {type(one).__module__}.{type(one).__qualname__} keeps copies of the weights themselves, which "
-                "would stay behind in other coordinates, whether its state is transported or left. Rescale once, before "
+                f"optimizer: {type(one).__module__}.{type(one).__qualname__} keeps copies of the weights themselves, "
+                "which "
+                "would stay behind in other coordinates, whether its state is transported or left. Rescale once, "
+                "before "
                 "it is made (rescale_(model)), or use an optimiser without copies."
             )
 
@@ -131,8 +140,8 @@ def folds_decay(optimizer: torch.optim.Optimizer, group: Mapping) -> bool:
 
 
 def rule_of(optimizer: torch.optim.Optimizer, own: Mapping[object, Mapping[str, int]] = {}) -> Mapping[str, int]:
-    """``own``: rules of the user's, class (or its name) -> state name -> power. Raises BadOption for an optimiser without
-    a rule.
+    """``own``: rules of the user's, class (or its name) -> state name -> power. Raises BadOption for an optimiser
+    without a rule.
     """
     name = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
     for kind in type(optimizer).__mro__:
@@ -149,8 +158,10 @@ def rule_of(optimizer: torch.optim.Optimizer, own: Mapping[object, Mapping[str, 
         return {f"{key}{i}": power for i, power in enumerate(powers, 1) for key in ("state", "absmax")}
     known = sorted({rule.rsplit(".", 1)[1] for rule in RULES})
     raise BadOption(
-        f"optimizer: there is no rule for the state of {name}, so it cannot be carried into the new coordinates; there is "
-        f"one for {', '.join(known)} and bitsandbytes' own. Give its rule, optimizer_rules={{{type(optimizer).__name__}: "
+        f"optimizer: there is no rule for the state of {name}, so it cannot be carried into the new coordinates; there "
+        "is "
+        f"one for {', '.join(known)} and bitsandbytes' own. Give its rule, "
+        f"optimizer_rules={{{type(optimizer).__name__}: "
         '{"exp_avg": -1, ...}}, where W becomes c W and the gradient g / c.' + _OTHER_WAYS
     )
 
@@ -209,8 +220,8 @@ class States:
     ) -> list[tuple[torch.Tensor, int]]:
         """(tensor, power of c) of everything kept for this parameter, its gradient among it. Changes nothing.
 
-        ``uniform``: all of it has one factor; ``axes``: along which it has several otherwise. Raises BadOption where the
-        state cannot be carried over.
+        ``uniform``: all of it has one factor; ``axes``: along which it has several otherwise. Raises BadOption where
+        the state cannot be carried over.
         """
         out = [(parameter.grad, -1)] if parameter.grad is not None else []
         if self.mode == "leave":
@@ -272,13 +283,16 @@ def _scales(
 
 
 def _check_not_a_copy(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, name: str) -> None:
-    """What an unknown optimiser keeps is a copy of the weights where it lies near them; gradients and their means do not."""
+    """What an unknown optimiser keeps is a copy of the weights where it lies near them; gradients and their means do
+    not.
+    """
     for key, value in (optimizer.state.get(parameter) or {}).items():
         if key in _MEANS or not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
             continue
         kept, weights = distributed.local(value), distributed.local(parameter)
         if kept.is_floating_point() and (kept - weights).norm() < 0.5 * weights.norm():
             raise BadOption(
-                f"optimizer: what {type(optimizer).__name__} keeps as {key!r} of {name} is a copy of the weights, which "
+                f"optimizer: what {type(optimizer).__name__} keeps as {key!r} of {name} is a copy of the weights, "
+                "which "
                 "would stay behind in other coordinates. Rescale once, before it is made (rescale_(model))."
             )

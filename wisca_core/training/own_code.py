@@ -58,7 +58,8 @@ def prompt_encoder(model: nn.Module) -> str:
             kind = getattr(getattr(config, "peft_type", None), "value", None)
             if getattr(config, "is_prompt_learning", False) and kind not in _EMBEDDED:
                 return (
-                    f"peft's prompt encoder ({kind}) feeds keys and values from outside the projections, so they do not "
+                    f"peft's prompt encoder ({kind}) feeds keys and values from outside the projections, so they do "
+                    "not "
                     "follow a rescale"
                 )
     return ""

@@ -13,11 +13,11 @@ Wq's rate times sqrt(|Wq| / |Wk|), Wk's times the inverse, and so on, renewed ev
 - ``rates.renew()`` measures the norms of now and sets the multipliers; they *replace* the ones before, because strength
   is meant in own coordinates. Any finite strength: -1 is the inverse, 0 the plain training, 1 WISCA.
 - ``optimizer.step()`` then runs with split groups. The optimiser itself is never changed, not even inside the step (it
-  runs on a stand-in that shares its state), so schedulers, ``state_dict`` and loggers never see a split, and a step that
-  raises leaves nothing behind.
+  runs on a stand-in that shares its state), so schedulers, ``state_dict`` and loggers never see a split, and a step
+  that raises leaves nothing behind.
 - ``rates.factors``: c of the left side by site, plain values to store; ``rates.set(factors)`` brings them back.
-  ``rates.multipliers``: parameter name -> m. ``rates.clip_grad_norm_(max_norm)``: torch's, with m g in the norm, as WISCA
-  clips. ``rates.remove()`` ends it.
+  ``rates.multipliers``: parameter name -> m. ``rates.clip_grad_norm_(max_norm)``: torch's, with m g in the norm, as
+  WISCA clips. ``rates.remove()`` ends it.
 
 Without a live model's sites: ``multipliers(live, factors)``, and ``InsideStep(optimizers)`` with ``set({tensor: m})``.
 """
@@ -73,9 +73,11 @@ RULES: Mapping[str, StepRule] = {
 }
 # class -> why its groups' rates cannot stand for a rescale
 REFUSED: Mapping[str, str] = {
-    "torch.Adafactor": "its step grows with the weights themselves (scale_parameter), so a rescale does nothing here and "
+    "torch.Adafactor": "its step grows with the weights themselves (scale_parameter), so a rescale does nothing here "
+    "and "
     "neither would its rates",
-    "torch.RAdam": "its first steps follow the gradient's size and its later ones do not, so no one rate stands for both",
+    "torch.RAdam": "its first steps follow the gradient's size and its later ones do not, so no one rate stands for "
+    "both",
     "torch.LBFGS": "it takes one step for all parameters together, so no parameter can have a rate of its own",
     "torch.Rprop": "it keeps a step size a weight and looks at the rate only once",
     "torch.Adadelta": "its steps take their size from the weights, so neither a rescale nor a rate does what it says",
@@ -92,7 +94,8 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Mapping) -> StepRule:
         raise BadOption(f"by: 'rates' was given; {name} has no parameter groups of its own. Use by='weights'.")
     if hasattr(type(optimizer), "__del__") or re.search(r"schedule_?free|prodigy|d_?adapt", name, re.IGNORECASE):
         raise BadOption(
-            f"by: 'rates' was given; {name} keeps numbers a parameter group, or itself, outside its state, so its groups "
+            f"by: 'rates' was given; {name} keeps numbers a parameter group, or itself, outside its state, so its "
+            "groups "
             "cannot be split for a step. Use by='weights'."
         )
     rule = _known_rule(type(optimizer), group, name)
@@ -267,9 +270,9 @@ def multipliers(live: Live, factors: Factors) -> dict[str, float]:
 def balancing(
     live: Live, where: norms.Layout, choices: Choices, before: Factors = Factors("tensor")
 ) -> tuple[Factors, dict[str, float], dict[str, str]]:
-    """(factors of the left sides at the choices' strength, ratios before, site -> why it is left alone), of the norms of
-    now. With ``when`` a pair that has not moved so far from where ``before`` balances it keeps its factor. Collective
-    where the model is spread over ranks. Raises BadOption for a strength that overflows.
+    """(factors of the left sides at the choices' strength, ratios before, site -> why it is left alone), of the norms
+    of now. With ``when`` a pair that has not moved so far from where ``before`` balances it keeps its factor.
+    Collective where the model is spread over ranks. Raises BadOption for a strength that overflows.
     """
     first = next(iter(live.parameters.values()))
     read = norms.sides(where, choices.norm, lambda name: distributed.local(live.parameters[name]))
@@ -291,7 +294,8 @@ def balancing(
         log2 = math.log2(full[i]) * choices.strength
         if abs(log2) > 100:
             raise BadOption(
-                f"strength: {choices.strength:g} was given; with it {site.name} would train at 2^{-log2:.0f} times its rate."
+                f"strength: {choices.strength:g} was given; with it {site.name} would train at 2^{-log2:.0f} times its "
+                "rate."
             )
         out.append((site.name, (2.0 ** (round(log2) if choices.exact else log2),)))
     return Factors("tensor", tuple(out)), norms.ratios(live.sites, where, stats, choices.norm), skipped
@@ -365,14 +369,17 @@ def _unfit(live: Live, groups: Iterable[Mapping]) -> dict[str, str]:
         for leg in site.legs:
             if site.name not in out and leg.offset and id(live.parameters[leg.tensor]) in decayed:
                 out[site.name] = (
-                    f"{leg.tensor} is stored as gain - {leg.offset:g} and decays; the decay pulls towards another gain than "
+                    f"{leg.tensor} is stored as gain - {leg.offset:g} and decays; the decay pulls towards another gain "
+                    "than "
                     "a rate could say. Give it weight_decay=0, or use by='weights'"
                 )
     return out
 
 
 def in_part(sites: Sites, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Site -> why no rate can stand for a rescale of it: a tensor that it holds only a part of. ``shapes``: of all tensors."""
+    """Site -> why no rate can stand for a rescale of it: a tensor that it holds only a part of. ``shapes``: of all
+    tensors.
+    """
     # factors that no two sites share: a tensor with more than one in it holds more than this side
     distinct = {site.name: (2.0 ** (0.1 + i / len(sites.sites)),) for i, site in enumerate(sites.sites)}
     whole = {
@@ -431,9 +438,9 @@ class Rates:
         return self.renew()
 
     def renew(self) -> Rescale:
-        """Measure, and from the next step on train at the rates of now; with ``when``, of pairs that have moved so far from
-        where the factors before balance them. The result's ``factors`` are empty, because no weight is changed; it has
-        ``rates``. Collective where the model is spread over ranks.
+        """Measure, and from the next step on train at the rates of now; with ``when``, of pairs that have moved so far
+        from where the factors before balance them. The result's ``factors`` are empty, because no weight is changed; it
+        has ``rates``. Collective where the model is spread over ranks.
         """
         distributed.reshard(self.model)
         if not self.live.is_current():

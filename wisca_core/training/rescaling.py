@@ -59,8 +59,8 @@ def rescale_(
 
     ``optimizer``: a torch optimiser, a wrapped one, a list of them, or None before there is one. ``plan``: these
     factors instead of balancing (``result.factors.undone()`` takes a rescale back). ``also``: other copies of the
-    weights (EMA) that get the same factors; None: there should be none, and an AveragedModel that is found is an error. ``replicated``: every rank holds this very model although no wrapper shows
-    it. Further options: see ``Choices``.
+    weights (EMA) that get the same factors; None: there should be none, and an AveragedModel that is found is an error.
+    ``replicated``: every rank holds this very model although no wrapper shows it. Further options: see ``Choices``.
 
     Raises BadOption, UnknownArchitecture, ConfigMismatch, ProofFailed, NothingToRescale, PlanMismatch,
     UnsupportedCheckpoint; the model is then unchanged.
@@ -142,13 +142,16 @@ class Rescaler:
         for optimizer in self.states.optimizers if self.states.mode == "transport" else ():
             if set(self.states.rule_of(optimizer).values()) != {-1}:
                 raise BadOption(
-                    f"optimizer: method={name!r} mixes channels, and the squares {type(optimizer).__name__} keeps of single "
+                    f"optimizer: method={name!r} mixes channels, and the squares {type(optimizer).__name__} keeps of "
+                    "single "
                     "gradients cannot be mixed. Give optimizer_state='leave', or use SGD, or method='wisca'."
                 )
         check_basis(self.live.checkpoint, sites, self.method)
 
     def _check_averages(self) -> None:
-        """Looking through all that lives takes longer than a rescale: at most a hundredth of the time is spent on it."""
+        """Looking through all that lives takes longer than a rescale: at most a hundredth of the time is spent on
+        it.
+        """
         if self._averages_named or time.monotonic() < getattr(self, "_next_look", 0.0):
             return
         started = time.monotonic()
@@ -172,7 +175,8 @@ class Rescaler:
             given.check(live.sites)
             if isinstance(plan, Plan) and plan.bases:
                 raise PlanMismatch(
-                    f"plan: a live model takes a plan's factors alone, and this one changes the basis of {len(plan.bases.sites)} "
+                    "plan: a live model takes a plan's factors alone, and this one changes the basis of "
+                    f"{len(plan.bases.sites)} "
                     "pairs. Export it, or give method='gram' instead of a plan."
                 )
         copies = [copy_tensors(copy, live) for copy in self.also]
@@ -207,8 +211,8 @@ class Rescaler:
         return Rescale(factors, ratios, skipped, self.live.sites.refusals, live.proof, check)
 
     def _less_refused(self, factors: Factors, labels: Mapping[str, str], is_given: bool) -> Factors:
-        """Without the pairs that the check found wrong, which are refused from now on. Raises ProofFailed where nothing is
-        left, or where what was given cannot be done.
+        """Without the pairs that the check found wrong, which are refused from now on. Raises ProofFailed where nothing
+        is left, or where what was given cannot be done.
         """
         wrong = {name: self.check.refused[of] for name, of in labels.items() if of in self.check.refused}
         if not wrong:
@@ -267,7 +271,8 @@ class Rescaler:
         self._warned.add("decay")
         (low, of_low, *_), (high, of_high, one, group) = (f(found, key=lambda entry: entry[0]) for f in (min, max))
         warnings.warn(
-            f"wisca: the weight decay of {type(one).__name__}, {group['weight_decay']:g}, is a part of the gradient. On a "
+            f"wisca: the weight decay of {type(one).__name__}, {group['weight_decay']:g}, is a part of the gradient. "
+            "On a "
             f"matrix kept as c W it acts as {group['weight_decay']:g} c^2 on W: from now on as {low:.3g} ({of_low}) to "
             f"{high:.3g} ({of_high}), with optimizer_state='leave' too. A decoupled decay (AdamW) stays what it was.",
             RuntimeWarning,

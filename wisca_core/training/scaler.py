@@ -29,10 +29,10 @@ class Scaler:
     rescaled weights would have.
 
     ``first_step``: optimiser steps already done (a resumed run); ``n_steps``: all steps of the run, where ``start`` or
-    ``stop`` is a fraction of it. ``loader``: a loader of the training's data; where its data set is map-style, the outputs
-    are looked at on its first samples (see ``Choices.check``). ``output``: folder or file for wisca.jsonl, None for
-    none. The schedule's options (every, at_start, start, stop) are ``Schedule``'s, the others ``Choices``'; ``also``
-    and ``replicated`` are ``rescale_``'s. Steps that a GradScaler skipped are not counted.
+    ``stop`` is a fraction of it. ``loader``: a loader of the training's data; where its data set is map-style, the
+    outputs are looked at on its first samples (see ``Choices.check``). ``output``: folder or file for wisca.jsonl, None
+    for none. The schedule's options (every, at_start, start, stop) are ``Schedule``'s, the others ``Choices``';
+    ``also`` and ``replicated`` are ``rescale_``'s. Steps that a GradScaler skipped are not counted.
 
     >>> scaler = Scaler(model, optimizer, every=250)  # doctest: +SKIP
     >>> for batch in data:  # doctest: +SKIP
@@ -126,8 +126,9 @@ class Scaler:
         return dict(self._rates.multipliers) if self._rates else {}
 
     def clip_grad_norm_(self, max_norm: float) -> torch.Tensor:
-        """``torch.nn.utils.clip_grad_norm_`` of all that the optimisers train, by the norm that WISCA clips by: the same
-        thing where weights are rescaled, with every gradient times its multiplier where rates are. Returns the norm.
+        """``torch.nn.utils.clip_grad_norm_`` of all that the optimisers train, by the norm that WISCA clips by: the
+        same thing where weights are rescaled, with every gradient times its multiplier where rates are. Returns the
+        norm.
         """
         if self._rates is not None:
             return self._rates.clip_grad_norm_(max_norm)
@@ -201,7 +202,8 @@ class Scaler:
             )
         if self._rates is None and self._as_started is not None and self._as_started == self._versions():
             raise BadOption(
-                f"the scaler rescaled the model when it was made, as at step 0, and the state is of step {state['step']}; "
+                "the scaler rescaled the model when it was made, as at step 0, and the state is of step "
+                f"{state['step']}; "
                 f"loaded weights would be rescaled twice. Make it with first_step={state['step']}, or load the weights "
                 "after it is made."
             )

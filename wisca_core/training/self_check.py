@@ -1,9 +1,9 @@
 """A live rescale looked at from outside: the outputs on one batch before and after it, beside those of the same weights
 rounded at random.
 
-The proof says that the rule is right; this catches what no proof saw: an attention function or a forward of the user's, a
-hook, a prompt encoder outside the model. It is three forwards in eval mode that leave no trace: modes, buffers and random
-states are restored, and where the outputs move too far, weights and optimiser state too, to the bit.
+The proof says that the rule is right; this catches what no proof saw: an attention function or a forward of the user's,
+a hook, a prompt encoder outside the model. It is three forwards in eval mode that leave no trace: modes, buffers and
+random states are restored, and where the outputs move too far, weights and optimiser state too, to the bit.
 
 Not covered: parameters that DeepSpeed keeps on NVMe or twice in a node; what the batch does not reach.
 """
@@ -40,8 +40,8 @@ _PRECISION = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}  # of float32
 @dataclass(frozen=True)
 class Check:
     """``moved``, ``control``: largest difference of the outputs relative to the largest output, after the rescale and
-    with the old weights rounded at random. ``inputs``: what the model was called with. ``copy_bytes``: of the copy to go
-    back to, which lay on ``copied_to``. ``not_checked``: why there is no check, "" where there is one.
+    with the old weights rounded at random. ``inputs``: what the model was called with. ``copy_bytes``: of the copy to
+    go back to, which lay on ``copied_to``. ``not_checked``: why there is no check, "" where there is one.
     """
 
     moved: float = 0.0
@@ -61,7 +61,9 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class FromLoader:
-    """A batch of a trainer's loader that reads nothing from it: the first samples of its map-style data set, collated."""
+    """A batch of a trainer's loader that reads nothing from it: the first samples of its map-style data set,
+    collated.
+    """
 
     loader: object
 
@@ -122,7 +124,8 @@ def caller(
                 tried.append(f"{inputs}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         if is_asked:
             raise BadOption(
-                f"batch: {type(outer).__name__} cannot be called with what was given ({tried[-1]}). Give a mapping of its "
+                f"batch: {type(outer).__name__} cannot be called with what was given ({tried[-1]}). Give a mapping of "
+                "its "
                 "arguments, a tuple of them, or forward=lambda model, batch: ...; the model is unchanged."
             )
     return None, None, tried[-1] if tried else "nothing is known that it could be called with; give batch="
@@ -183,8 +186,8 @@ def _as_transformers(inner: nn.Module, device: torch.device) -> Callable[[nn.Mod
 
 @dataclass(frozen=True, eq=False)
 class Copy:
-    """Everything a rescale changes, as it was: parameters, their gradients, what optimisers keep for them, other copies;
-    of what is sharded the part of this rank. ``partitioned``: DeepSpeed's parameters.
+    """Everything a rescale changes, as it was: parameters, their gradients, what optimisers keep for them, other
+    copies; of what is sharded the part of this rank. ``partitioned``: DeepSpeed's parameters.
     """
 
     tensors: tuple[tuple["torch.Tensor | zero.Fragment", torch.Tensor], ...]
@@ -241,7 +244,9 @@ class Copy:
         zero.settle_(self.partitioned)
 
     def round_(self, eps: float) -> None:
-        """The parameters, rounded at random: to their own precision, or to that of their products where it is coarser."""
+        """The parameters, rounded at random: to their own precision, or to that of their products where it is
+        coarser.
+        """
         draw = torch.randint(24, (_DRAWN,), generator=torch.Generator().manual_seed(3))
         few, many = (draw == 0).to(torch.int8) - (draw == 1).to(torch.int8), (draw % 3 - 1).to(torch.int8)
         for number, (_, (tensor, kept)) in enumerate(sorted(self.parameters.items())):
@@ -279,7 +284,8 @@ class SelfCheck:
         """Do ``change(chosen)`` and look at what it did; ``chosen``: label of a pair -> whether it is to be changed.
 
         The labels whose pairs move the outputs beyond the control are in ``refused`` with the reason, and are not
-        changed; nor are the others then where all of it ``is_one``. Raises BadOption for a batch that does not run. Collective: all ranks decide the same.
+        changed; nor are the others then where all of it ``is_one``. Raises BadOption for a batch that does not run.
+        Collective: all ranks decide the same.
         """
         started = time.perf_counter()
         kept = Copy.of(live, states, copies)
@@ -328,8 +334,10 @@ class SelfCheck:
         def refuse(names: Sequence[str], by: float) -> None:
             for name in names:
                 wrong[name] = (
-                    f"rescaling it moves the outputs on {inputs} by {by:.1e} relative; the same weights rounded at random move "
-                    f"them by {control:.1e}. Something stands there that the proof did not see (an attention function, a "
+                    f"rescaling it moves the outputs on {inputs} by {by:.1e} relative; the same weights rounded at "
+                    "random move "
+                    f"them by {control:.1e}. Something stands there that the proof did not see (an attention function, "
+                    "a "
                     "forward or a hook of your own, a prompt encoder outside the model)"
                 )
 
@@ -377,7 +385,9 @@ def _finest(live: Live, eps: float) -> float:
 
 
 class _Coarsest(TorchDispatchMode):
-    """The coarsest precision that anything inside is computed in: autocast's, or that of a cast in the model's own code."""
+    """The coarsest precision that anything inside is computed in: autocast's, or that of a cast in the model's own
+    code.
+    """
 
     def __init__(self):
         super().__init__()

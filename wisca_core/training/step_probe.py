@@ -1,8 +1,8 @@
 """What an optimiser's step does with scale, found by letting it step: for classes that no table has.
 
-A small matrix (and a vector) is trained twice by the same class with the same settings: kept as cW with gradients g / c,
-and as W at the rate, decay and epsilon that should amount to it. Twelve steps, because some optimisers begin otherwise
-than they go on. What agrees is what the class does.
+A small matrix (and a vector) is trained twice by the same class with the same settings: kept as cW with gradients g /
+c, and as W at the rate, decay and epsilon that should amount to it. Twelve steps, because some optimisers begin
+otherwise than they go on. What agrees is what the class does.
 """
 
 import copy
@@ -20,8 +20,8 @@ def agreeing_rule(
     candidates: Iterable,
     adjust: Callable[[Mapping, float, object], dict],
 ) -> object:
-    """The first of the candidates (rules for ``adjust(group, m, rule)``) by which the class steps, or in words why there
-    is none. The optimiser itself is left alone.
+    """The first of the candidates (rules for ``adjust(group, m, rule)``) by which the class steps, or in words why
+    there is none. The optimiser itself is left alone.
     """
     parameters = [p for p in group["params"] if p.dim() > 0]
     dims = sorted({min(p.dim(), 2) for p in parameters}, reverse=True)

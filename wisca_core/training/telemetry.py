@@ -4,8 +4,8 @@ The first line is ``{"format": "wisca-telemetry", "version": 1, ...}`` with the 
 refused. Each further line: step; ratios (site -> norm of the left side over the right one, before); factors (site ->
 list); rates (site -> {"left", "right"}: what the learning rates of the start's weights are multiplied by from here on,
 which is what the rescales so far amount to under Adam, or, with by="rates", what was done; [smallest, largest] where a
-side has several; SGD's is the square); skipped (site -> reason); seconds; check, where the outputs were looked at (moved and
-control, relative; what they were of; the bytes of the copy to go back to) or why not (not_checked).
+side has several; SGD's is the square); skipped (site -> reason); seconds; check, where the outputs were looked at
+(moved and control, relative; what they were of; the bytes of the copy to go back to) or why not (not_checked).
 
 With by="rates" a trainer's own clipping looks at the plain norm of the gradients, by weights at that of rescaled ones;
 ``Scaler.clip_grad_norm_`` is the same for both.

@@ -1,7 +1,8 @@
 """DeepSpeed ZeRO-1, 2 and 3: the fp32 masters and the partitioned optimiser state, through DeepSpeed's own calls.
 
-A module's parameters are only copies there: what is written into them alone is undone at the next step. Each rank multiplies
-its own part of a master and of what the optimiser keeps for it; the module's copy is then made of the masters.
+A module's parameters are only copies there: what is written into them alone is undone at the next step. Each rank
+multiplies its own part of a master and of what the optimiser keeps for it; the module's copy is then made of the
+masters.
 
 Not covered: gradients in the middle of an accumulation (rescale after an optimiser step); optimisers other than Adam,
 AdamW and SGD, whose state is no longer one number a weight once it is flattened.
@@ -66,8 +67,8 @@ def check(states: States) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Fragment:
-    """This rank's part, flat, of a parameter's fp32 master (``key`` "") or of what the optimiser keeps for it: the values
-    ``first`` to ``first + n`` of the parameter, and behind them what pads the parts to equal lengths.
+    """This rank's part, flat, of a parameter's fp32 master (``key`` "") or of what the optimiser keeps for it: the
+    values ``first`` to ``first + n`` of the parameter, and behind them what pads the parts to equal lengths.
     """
 
     parameter: torch.Tensor
@@ -97,8 +98,8 @@ class Fragment:
 
 
 def fragments(parameter: torch.Tensor, states: States) -> list[tuple[Fragment, int]]:
-    """(what this rank keeps of the parameter, the power of c that a rescale by c multiplies it by); nothing where all of it
-    lies on other ranks.
+    """(what this rank keeps of the parameter, the power of c that a rescale by c multiplies it by); nothing where all
+    of it lies on other ranks.
     """
     if is_sharded(parameter):
         import deepspeed.comm
@@ -137,7 +138,9 @@ def unreachable(parameters: Iterable[torch.Tensor]) -> str:
 
 
 def times_(name: str, parameter: torch.Tensor, scaling: Scaling, states: States) -> None:
-    """Multiply the master and the optimiser's state, each rank its part, and make the module's copy anew. Collective."""
+    """Multiply the master and the optimiser's state, each rank its part, and make the module's copy anew.
+    Collective.
+    """
     from deepspeed import zero
 
     shape = getattr(parameter, "ds_shape", parameter.shape)

@@ -12,8 +12,8 @@ from wisca_core.comparison.folder import Cell, Comparison
 from wisca_core.comparison.place import Placement, free_bytes, is_device_lost, is_out_of_memory
 from wisca_core.comparison.spec import Spec
 
-# Replicas of one process where nothing else limits them. On CPU two measured 1.12 (width 64) and 1.00 (width 128) times one
-# by one, and more gained nothing: they leave the caches.
+# Replicas of one process where nothing else limits them. On CPU two measured 1.12 (width 64) and 1.00 (width 128) times
+# one by one, and more gained nothing: they leave the caches.
 AT_ONCE = {"cpu": 2, "cuda": 64}
 
 
@@ -40,8 +40,8 @@ def train(
     take: Callable[[Path, Cell], tuple[Cell, int] | None],
     end: Callable[[Path, Cell, BaseException | None, Placement], None],
 ) -> None:
-    """Train what can be had of the comparison, up to ``at_once`` cells together. ``take``: the cell and its lock, None where
-    somebody has it; ``end``: says how it ended. Raises what ends the device for all of them.
+    """Train what can be had of the comparison, up to ``at_once`` cells together. ``take``: the cell and its lock, None
+    where somebody has it; ``end``: says how it ended. Raises what ends the device for all of them.
     """
     import torch
 

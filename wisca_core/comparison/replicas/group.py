@@ -80,7 +80,8 @@ class _Replicas:
         for run, a, b in zip(self.runs, found, own):
             if not abs(a - b) <= SAME_LOSS * abs(b) and b == b:
                 raise BadOption(
-                    f"executor: replicas compute a loss of {a:.6f} where the model of {run.cell.name} computes {b:.6f}; this model is not "
+                    f"executor: replicas compute a loss of {a:.6f} where the model of {run.cell.name} computes "
+                    f"{b:.6f}; this model is not "
                     "of a shape they know. Use --executor processes."
                 )
 
@@ -240,7 +241,9 @@ def _one_step(stack: Stack, rows: torch.Tensor, clip: float, place: Placement) -
 def _capture(
     stack: Stack, rows: torch.Tensor, clip: float, place: Placement
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """``_one_step`` as a CUDA graph: hundreds of small kernels started by one call. Where capture fails, the plain step."""
+    """``_one_step`` as a CUDA graph: hundreds of small kernels started by one call. Where capture fails, the plain
+    step.
+    """
     held = [stack.values, *stack.moments]
     before = [buffer.clone() for buffer in held]
     rows = rows.clone()

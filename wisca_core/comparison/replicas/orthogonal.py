@@ -10,7 +10,9 @@ import torch
 def orthogonalise(
     matrices: torch.Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float
 ) -> torch.Tensor:
-    """(n, rows, columns) -> bfloat16 of the same shape, each near the orthogonal matrix of the same singular vectors."""
+    """(n, rows, columns) -> bfloat16 of the same shape, each near the orthogonal matrix of the same singular
+    vectors.
+    """
     if matrices.device.type == "cpu":
         return torch.stack([newton_schulz(one, coefficients, n_steps, eps) for one in matrices])
     return newton_schulz(matrices, coefficients, n_steps, eps)

@@ -1,4 +1,5 @@
-"""Many models of one shape as one: parameters stacked along a leading axis of replicas, trained by the same few kernels.
+"""Many models of one shape as one: parameters stacked along a leading axis of replicas, trained by the same few
+kernels.
 
 All parameters of all replicas lie in one buffer (n_replicas, n_values), gradients and optimiser moments in others like
 it. Every model and every optimiser state becomes a view of its row, so whatever acts on a single cell (a rescale, a
@@ -79,7 +80,8 @@ class _ParameterGroup:
 
 class Stack:
     """``models``: of one config, on one device, each with its optimisers, built alike. Both keep working: their tensors
-    become views of the stack. ``update_`` after ``losses(...).sum().backward()`` is one optimiser step of every replica.
+    become views of the stack. ``update_`` after ``losses(...).sum().backward()`` is one optimiser step of every
+    replica.
     """
 
     def __init__(self, models: Sequence[nn.Module], optimisers: Sequence[Sequence[torch.optim.Optimizer]]):
@@ -213,8 +215,8 @@ class Stack:
 
     @torch.no_grad()
     def update_(self, clip: float) -> torch.Tensor:
-        """Clip each replica's gradient to norm ``clip`` (0: not at all) and take the optimiser's step; returns the norms before,
-        (n_replicas,).
+        """Clip each replica's gradient to norm ``clip`` (0: not at all) and take the optimiser's step; returns the
+        norms before, (n_replicas,).
         """
         # of each tensor, then of the norms, in the model's own order, as for one model
         each = [norms(self.leaves[name].grad) for name, _ in self.models[0].named_parameters()]
@@ -307,7 +309,8 @@ def _adamw(stack: Stack, group: _ParameterGroup, numbers: torch.Tensor) -> None:
     values, gradient, mean, square = stack.parts(group)
     beta1, beta2 = group.options["betas"]
     if group.options.get("fused") and not stack.for_gpu:
-        # torch's kernel goes over memory once; a captured graph cannot take rates as numbers, so a GPU has the lines below
+        # torch's kernel goes over memory once; a captured graph cannot take rates as numbers, so a GPU has the lines
+        # below
         for r, (rate, step) in enumerate(stack.coming):
             adamw(
                 [values[r]],
