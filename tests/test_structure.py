@@ -1,4 +1,6 @@
-"""The shape of the house, read from the imports: data flows one way, the library stands without the app."""
+"""The shape of the house: one layout, and, read from the imports, that data flows one way and that the library stands
+without the app.
+"""
 
 import ast
 import subprocess
@@ -6,6 +8,8 @@ import sys
 import tomllib
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -249,3 +253,11 @@ def test_every_dependency_is_imported_somewhere():
         name = requirement.split(">")[0].split("=")[0].split("<")[0].split("[")[0].strip().replace("-", "_")
         name = {"protobuf": "google"}.get(name, name)  # the one whose package is called otherwise
         assert name in used, f"{name} is required and nowhere imported"
+
+
+@pytest.mark.parametrize("asked", [["check"], ["format", "--check"]], ids=" ".join)
+def test_every_file_has_the_one_layout(asked):
+    """Lines of 120 characters at most and the rules of pyproject.toml."""
+    command = [sys.executable, "-m", "ruff", *asked, "--no-cache", "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
