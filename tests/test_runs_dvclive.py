@@ -39,3 +39,4 @@ def test_parameters_that_are_no_yaml_leave_the_metrics(tmp_path):
     (tmp_path / "live" / "params.yaml").write_text("a: &a [*a, *a]\nb: [")
     (run,) = read([tmp_path]).runs
     assert not run.config and len(run.series["train/loss"].step) == 4
+    assert any(remark.startswith("settings are passed over: params.yaml beside it") for remark in run.remarks)

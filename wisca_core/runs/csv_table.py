@@ -7,7 +7,6 @@ breaks inside quoted cells (such rows are counted as damaged), compressed files.
 
 import csv
 import re
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -18,9 +17,8 @@ from wisca_core.runs.columns import MAX_COLUMNS, is_step_name
 from wisca_core.runs.file_reader import FileReader
 from wisca_core.runs.growing import Replaced
 from wisca_core.runs.tabular import plain_number
-from wisca_core.untrusted import parse_yaml, printable, read_regular
+from wisca_core.untrusted import printable
 
-MAX_CONFIG_BYTES = 256 << 10
 _EMPTY_LINES = re.compile(rb"[\r\n]*")
 _EMPTY = ["", "null", "None", "NULL"]
 
@@ -39,11 +37,8 @@ class Csv(FileReader):
         self._delimiter = ","
         self._old_ends = False
         self._open_tail = False
-        config, why = _hparams_beside(self.source.path)
-        if config:
-            self._out.config(self.source.run, config)
-        if why:
-            self._out.notes.append(why)
+        if self.source.path.name == "metrics.csv":
+            self._out.config(self.source.run, self._settings_in(self.source.path.with_name("hparams.yaml")))
 
     def _consume(self, data: bytes, at_end: bool) -> int:
         if self._open_tail:
@@ -170,15 +165,3 @@ class Csv(FileReader):
             columns = [table.column(i) for i in range(len(names))]
             return [one.chunk(0) if one.num_chunks == 1 else one.combine_chunks() for one in columns]
         return None
-
-
-def _hparams_beside(path: Path) -> tuple[dict, str]:
-    """(settings, why they are passed over); Lightning may write Python objects in there, which are never made."""
-    beside = path.parent / "hparams.yaml"
-    if path.name != "metrics.csv" or not beside.exists():
-        return {}, ""
-    try:
-        content = parse_yaml(read_regular(beside, MAX_CONFIG_BYTES), "hparams.yaml beside it")
-    except UnreadableInput as error:
-        return {}, f"settings are passed over: {error}"
-    return (content, "") if isinstance(content, dict) else ({}, "")

@@ -5,13 +5,10 @@
 import math
 from pathlib import Path
 
-from wisca_core.errors import UnreadableInput
 from wisca_core.runs.metric_files import MetricFiles, Point, files_in
 from wisca_core.runs.tabular import plain_number
-from wisca_core.untrusted import parse_yaml, read_regular
 
 METRICS = Path("plots", "metrics")
-MAX_PARAMETER_BYTES = 1 << 20
 
 
 def is_run_folder(folder: Path, names: set[str]) -> bool:
@@ -29,11 +26,7 @@ class DvcLive(MetricFiles):
         super()._begin()
 
     def _settings(self) -> dict[str, object]:
-        try:
-            content = parse_yaml(read_regular(self.source.path / "params.yaml", MAX_PARAMETER_BYTES), "params.yaml")
-        except (UnreadableInput, OSError):
-            return {}
-        return {str(name): value for name, value in content.items()} if isinstance(content, dict) else {}
+        return {str(name): value for name, value in self._settings_in(self.source.path / "params.yaml").items()}
 
     def _is_header(self, metric: str, line: str) -> bool:
         if metric in self._columns:

@@ -3,14 +3,18 @@ where a file was replaced.
 """
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from wisca_core.errors import UnreadableInput
 from wisca_core.progress import Progress
 from wisca_core.runs.collect import MemoryBudget, SourceRuns
 from wisca_core.runs.growing import PIECE_BYTES, Growing, Lines, Replaced
 from wisca_core.runs.source import Ask, Source
 from wisca_core.runs.table import Run
 from wisca_core.runs.tabular import RowBuffer, Tabular
-from wisca_core.untrusted import printable
+from wisca_core.untrusted import parse_yaml, printable, read_regular
+
+MAX_SETTINGS_BYTES = 1 << 20
 
 
 class FileReader:
@@ -31,6 +35,19 @@ class FileReader:
         """As if nothing had been read yet."""
         self._out = SourceRuns(self._room, self._name_of_run())
         self._file = Growing(self.source.path, self.piece_bytes)
+
+    def _settings_in(self, path: Path) -> dict[str, object]:
+        """The settings of a YAML file beside the values, none where there is no such file. Where it cannot be read
+        (Lightning may write Python objects, which are never made) it is said: runs are pooled by what is known of them.
+        """
+        if not path.exists():
+            return {}
+        try:
+            content = parse_yaml(read_regular(path, MAX_SETTINGS_BYTES), f"{path.name} beside it")
+        except (UnreadableInput, OSError) as error:
+            self._out.notes.append(f"settings are passed over: {error}")
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def _name_of_run(self) -> str:
         return self.source.run

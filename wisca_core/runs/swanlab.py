@@ -4,12 +4,8 @@ needed (swanlab/sdk/internal/core_python/store of version 0.10).
 
 import math
 
-from wisca_core.errors import UnreadableInput
 from wisca_core.runs.record_log import RecordLog, text
 from wisca_core.runs.table import Run
-from wisca_core.untrusted import parse_yaml, read_regular
-
-MAX_SETTINGS_BYTES = 1 << 20
 
 
 class SwanLab(RecordLog):
@@ -37,10 +33,5 @@ class SwanLab(RecordLog):
 
     def _settings(self) -> dict[str, object]:
         """SwanLab keeps each as ``{desc, sort, value}``."""
-        try:
-            path = self.source.path.parent / "files" / "config.yaml"
-            content = parse_yaml(read_regular(path, MAX_SETTINGS_BYTES), path.name)
-        except (UnreadableInput, OSError):
-            return {}
-        found = content.items() if isinstance(content, dict) else ()
+        found = self._settings_in(self.source.path.parent / "files" / "config.yaml").items()
         return {str(name): one["value"] for name, one in found if isinstance(one, dict) and "value" in one}
